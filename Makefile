@@ -127,7 +127,7 @@ release: $(VENV)/.release ## Make wheel, sdist, chart, SBOM, checksums and, with
 	@exec $(BIN)/python -m release $(ARGS)
 
 # Debian 12 and 13 are made by debootstrap (a Debian package), so this runs as root on a Debian.
-compatibility: $(VENV)/.dev deploy-packages ## Run the clients of Debian 12 and 13, and write docs/en/compatibility.md
+compatibility: $(VENV)/.dev deploy-packages ## Run the clients of Debian 12 and 13, and write the tables of docs/*/compatibility.md
 	ENTREPOT_RECORD_COMPATIBILITY=1 $(BIN)/python -m pytest -q tests/deploy/chroot -k test_clients
 	$(BIN)/python -m tests.fakes.deployment.client_results
 

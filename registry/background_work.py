@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.config import Settings
 from registry.events.attempts import DeliveryObserver
-from registry.events.delivery import EventDelivery
+from registry.events.delivery_leader import EventDelivery
 from registry.events.pull_events import PullEvents
 from registry.router import Router
 from registry.telemetry.activity import ActivityCounts
@@ -122,7 +122,7 @@ class BackgroundWork:
     async def hand_over(self) -> None:
         """Leaves new work to other services and processes: stops the schedules, and starts no further job. Running jobs
         and downloads continue. May be called repeatedly."""
-        self._runner.take_no_more()
+        self._runner.stop_starting_jobs()
         schedules, self._schedules = self._schedules, []
         await cancel_all(schedules)
         await self._delivery.aclose()

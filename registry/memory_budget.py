@@ -190,7 +190,8 @@ class MemoryBudget:
     def _grow_if_free(self, share: Share, added_bytes: int) -> bool:
         """Grows `share` and returns True if enough of the budget is free. Otherwise changes nothing and returns False.
         Ignores the queues."""
-        if not self._is_key_counted(share) or share.size:  # otherwise `used` includes the bytes already
+        # If another share holds the same bytes, and this share holds none yet, `used` includes the bytes already.
+        if not self._is_key_counted(share) or share.size:
             if self._missing_bytes(share, added_bytes) > 0:
                 return False
             self._update_totals(share.size, share.size + added_bytes)
@@ -203,8 +204,8 @@ class MemoryBudget:
         return True
 
     def _grant_to_waiters(self) -> None:
-        """Grows waiting shares while enough of the budget is free. Starts with the large shares, because they must not
-        use the quarter of the budget that is only for small ones."""
+        """Grows waiting shares while enough of the budget is free. Starts with the large shares. The small
+        shares can still grow afterwards, because the large shares leave a quarter of the budget free for them."""
         for queue in (self._large_waiters, self._small_waiters):
             while queue and self._grow_if_free((waiter := next(iter(queue))).share, waiter.added_bytes):
                 del queue[waiter]

@@ -257,7 +257,7 @@ class ServiceFactory:
         limit neither the space of repositories nor the free space of the disk."""
         if not self.settings.quota and min_free_space(self.settings) is None:
             return registry
-        return Admission(registry, store.push_refusal, store.usage.check_room if self.settings.quota else None)
+        return Admission(registry, store.push_refusal, store.usage.check_quota if self.settings.quota else None)
 
     def _restrict(self, registry: Registry) -> Registry:
         """Returns `registry` with the settings `read_only` and `delete` applied."""

@@ -22,23 +22,23 @@ _RETRY_SECONDS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one process. A *piece of work* makes one page or answer. `at_once`: largest number of pieces in
-    progress; `at_once_for_one`: the same for one visitor. `waiting`: largest number of pieces that are in progress or
-    wait; `waiting_for_one`: the same for one visitor."""
+    """The limits of one process. A *piece of work* makes one page or answer. `max_running`: largest number of pieces in
+    progress; `max_running_per_visitor`: the same for one visitor. `max_pending`: largest number of pieces that are in
+    progress or wait; `max_pending_per_visitor`: the same for one visitor."""
 
-    at_once: int
-    at_once_for_one: int
-    waiting: int
-    waiting_for_one: int
+    max_running: int
+    max_running_per_visitor: int
+    max_pending: int
+    max_pending_per_visitor: int
 
 
 class _Visitor:
     """The work for one visitor. `pieces`: number of pieces of work that are in progress or wait. `slots`: each piece in
     progress holds one."""
 
-    def __init__(self, at_once: int) -> None:
+    def __init__(self, max_running: int) -> None:
         self.pieces = 0
-        self.slots = asyncio.Semaphore(at_once)
+        self.slots = asyncio.Semaphore(max_running)
 
 
 class VisitorLimits:
@@ -48,7 +48,7 @@ class VisitorLimits:
         """`what`: a plural noun for the pieces of work, such as "pages", for the text of the error."""
         self._limits = limits
         self._what = what
-        self._slots = asyncio.Semaphore(limits.at_once)
+        self._slots = asyncio.Semaphore(limits.max_running)
         self._visitors: dict[str, _Visitor] = {}
         self._pieces = 0
 
@@ -57,8 +57,8 @@ class VisitorLimits:
         """Waits until the process may do a piece of work for the visitor, and holds a slot for it inside the `async
         with` block. Raises TooManyRequests if too many pieces of work, for the visitor or for all visitors, are in
         progress or wait already. A cancellation gives the slot back."""
-        entry = self._visitors.setdefault(visitor, _Visitor(self._limits.at_once_for_one))
-        if entry.pieces >= self._limits.waiting_for_one or self._pieces >= self._limits.waiting:
+        entry = self._visitors.setdefault(visitor, _Visitor(self._limits.max_running_per_visitor))
+        if entry.pieces >= self._limits.max_pending_per_visitor or self._pieces >= self._limits.max_pending:
             self._forget_if_idle(visitor, entry)
             raise TooManyRequests(f"too many {self._what} are being made; wait a moment", retry_after=_RETRY_SECONDS)
         entry.pieces += 1

@@ -1,11 +1,10 @@
 """The interface of the images in the cache of mirrored content (`CachedImages`).
 
-An *image* is a group of mirrored manifests of one repository. No stored index of the repository lists its *root
-manifest*, and the root manifest has no stored subject. The other manifests of the image are the children of the root
-manifest (the manifests that it lists), its referrers, and recursively their children and referrers. To *evict* an image
-is to delete its manifests, its tags, and the repository's links to blobs that no other manifest of the repository
-refers to. (A *link* is the right of a repository to serve a blob.) The next pull fetches the image from the upstream
-again.
+An *image* is a group of mirrored manifests of one repository: a *root manifest*, its children (the manifests that it
+lists), its referrers, and recursively their children and referrers. A root manifest is a manifest that no stored index
+of the repository lists and that has no stored subject. To *evict* an image is to delete its manifests, its tags, and
+the repository's links to blobs that no other manifest of the repository refers to. (A *link* is the right of a
+repository to serve a blob.) The next pull fetches the image from the upstream again.
 
 The last pull of an image is the latest time at which a client pulled one of its manifests, or at which the mirror
 stored one. A *sighting* records when the mirror first saw a tag of the upstream point at a digest. A *cooldown* is the
@@ -30,7 +29,7 @@ IsKept = Callable[[RepositoryName], bool]
 """Returns whether the images of a repository are never evicted."""
 
 
-ServedInstead = Callable[[RepositoryName, Tag, Sequence[Sighting]], Digest | None]
+DigestDuringCooldown = Callable[[RepositoryName, Tag, Sequence[Sighting]], Digest | None]
 """Called with a mirrored repository, a tag and the tag's sightings. Returns the older digest that clients get while a
 cooldown holds back the newest digest. Returns None if no cooldown holds back the newest digest, or if clients may not
 get any digest yet. Called in a thread."""
@@ -41,7 +40,7 @@ class Cooldowns:
     """The cooldowns of all upstreams. `longest`: the longest of them, in seconds."""
 
     longest: float
-    served_instead: ServedInstead
+    served_instead: DigestDuringCooldown
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +105,8 @@ class EvictionRules:
     """The rules about images that are not evicted. `is_kept`: returns whether the images of a repository are never
     evicted. `downloading`: the digests of blobs that are being downloaded now; an image that refers to one of them
     stays. `incomplete_since`: an image that lacks some of its blobs stays if it was pulled after this time (seconds
-    since 1970), because a client may be pulling it. `cooldowns`: an image stays while clients get it because a cooldown
-    holds back a newer image, since the upstream may no longer have the older image; None: there are no cooldowns.
+    since 1970), because a client may be pulling it. `cooldowns`: while a cooldown holds back a newer image, clients get
+    the older image; the older image stays, because the upstream may no longer have it; None: there are no cooldowns.
     Images that a frozen tag points at stay in any case."""
 
     is_kept: IsKept

@@ -51,7 +51,7 @@ from storage.jobs import JSON
 from storage.leases import DigestLocks
 from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver, Metadata
 from storage.metadata.sqlite import inventory, setup
-from storage.metadata.sqlite.immutable_database import NO_ROOM, ImmutableDatabase
+from storage.metadata.sqlite.immutable_database import DISK_FULL_TEXT, ImmutableDatabase
 from storage.metadata.sqlite.sqlite_database import SqliteDatabase
 from storage.metadata.sqlite.upkeep.sqlite_snapshots import SqliteSnapshots
 from storage.partials import Partials
@@ -230,7 +230,7 @@ async def open_registry(
                 problem=reserve.disk_full_reason, refusal=reserve.low_disk_reason, free_bytes=reserve.free_bytes
             )
         else:
-            health = StorageHealth(problem=lambda: NO_ROOM, retire=immutable.retire)
+            health = StorageHealth(problem=lambda: DISK_FULL_TEXT, retire=immutable.retire)
         collector = Collector(
             metadata, blobs, partials, locks, clock, grace=grace, expire=expire, is_full=is_full, leases=leases
         )
@@ -268,7 +268,7 @@ async def open_registry(
         background_tasks: list[asyncio.Task[None]] = []
         stack.push_async_callback(cancel_all, background_tasks)
         if immutable is not None:
-            log.warning("%s (data directory %s)", NO_ROOM, layout.root)
+            log.warning("%s (data directory %s)", DISK_FULL_TEXT, layout.root)
         elif watch_disk_space:
             monitor = DiskSpaceMonitor(disk)
             await monitor.check()
@@ -334,4 +334,4 @@ def _open_database(
     except apsw.FullError:
         if may_open_read_only:
             return SqliteDatabase(*arguments, immutable=ImmutableDatabase(disk.layout))
-        raise StorageFull(NO_ROOM) from None
+        raise StorageFull(DISK_FULL_TEXT) from None

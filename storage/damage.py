@@ -59,13 +59,13 @@ class DamagedManifest:
 @dataclass(frozen=True, slots=True)
 class ManifestCheck:
     """The outcome of a check of some manifests. `last`: the row id of the last one; `count`: number of checked
-    manifests; `size`: number of bytes that were read; `wrong`: row ids of the manifests whose body does not have the
-    digest."""
+    manifests; `size`: number of bytes that were read; `damaged_rows`: row ids of the manifests whose body does not
+    have the digest."""
 
     last: int
     count: int
     size: int
-    wrong: Sequence[int]
+    damaged_rows: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)

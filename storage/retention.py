@@ -59,7 +59,7 @@ class TagPosition:
     pushed: float
     name: str
 
-    def includes(self, tag: TagFacts) -> bool:
+    def is_at_or_after(self, tag: TagFacts) -> bool:
         """Returns whether the tag is at this position or before it."""
         return (-tag.pushed, tag.name) <= (-self.pushed, self.name)
 

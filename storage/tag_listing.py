@@ -22,11 +22,16 @@ MAX_SORTED_BY_SIZE: Final = 2_000
 """Largest number of tags that are sorted by size, because each size is the sum over a tree."""
 MAX_TREE_MANIFESTS: Final = 200
 """Largest number of manifests that a call reads in one tree."""
-MAX_LOOKED_AT_MANIFESTS: Final = 20_000
+MAX_READ_MANIFESTS: Final = 20_000
 """Largest number of manifests that one call reads in all trees together. The remaining trees then count as too
 large."""
 MAX_TAGS_OF_MANIFEST: Final = 100
 """Largest number of tags of one manifest in `ManifestFacts.tags`."""
+
+BUNDLE_TYPE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
+"""Artifact types of Sigstore bundles begin with this. cosign 3 writes a bundle for signatures and for attestations."""
+BUNDLE_PREDICATE: Final = "dev.sigstore.bundle.predicateType"
+"""The annotation in which the manifest of a Sigstore bundle states the type of its statement (the predicate)."""
 
 
 class TagOrder(StrEnum):
@@ -80,6 +85,8 @@ class ManifestFacts:
       pulls of the manifests of its tree.
     - `stored_bytes`: size of the stored blobs of the tree, each counted once; None: the tree is too large to add up.
     - `referrer_types`: the artifact types of its referrers, at most 20.
+    - `bundle_predicates`: the different predicate types that the Sigstore bundles among its referrers state in their
+      annotation; an empty text for a bundle that states none. At most 20 bundles are read.
     - `referrer_tags`: the texts after the digest in the names of its referrer tags, such as `.sig`; at most 20.
     - `tags`: the tags that point at it, sorted, at most MAX_TAGS_OF_MANIFEST."""
 
@@ -92,6 +99,7 @@ class ManifestFacts:
     pulls: int
     stored_bytes: int | None
     referrer_types: tuple[str, ...]
+    bundle_predicates: tuple[str, ...]
     referrer_tags: tuple[str, ...]
     tags: tuple[Tag, ...] = ()
 
@@ -110,7 +118,7 @@ class ListedTag:
 @dataclass(frozen=True, slots=True)
 class TagPage:
     """A page of a list. `order`: the order of the list. If the query asks for SIZE, the order is nevertheless NAME if
-    more than MAX_SORTED_BY_SIZE tags match, or if their trees have more than MAX_LOOKED_AT_MANIFESTS manifests.
+    more than MAX_SORTED_BY_SIZE tags match, or if their trees have more than MAX_READ_MANIFESTS manifests.
     `next_after`: where the next page begins; None: this is the last page."""
 
     items: Sequence[ListedTag]

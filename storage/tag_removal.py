@@ -16,12 +16,12 @@ MAX_REMOVED_MANIFESTS: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class PlannedTag:
-    """A tag, and the digest that it points at. `is_named`: whether the request for the removal names the tag; False: it
-    is a referrer tag, such as `sha256-….sig`, of a manifest that is removed."""
+    """A tag, and the digest that it points at. `is_requested`: whether the request for the removal names the tag. If
+    not, it is a referrer tag, such as `sha256-….sig`, of a manifest that is removed."""
 
     name: Tag
     digest: Digest
-    is_named: bool
+    is_requested: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
-"""Rows of the table of the bench `growth` for the pages of the web UI, and for the latency of manifest requests while
-people use these pages. Each row is measured on stores of several sizes."""
+"""Rows of the benchmark `growth` that measure the web UI: the time of each page, and the latency of manifest requests
+with and without browsers that use the pages. Each row is measured on stores of several sizes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from bench.runner import Row
 LEAD_SECONDS = 1.0
 """Seconds for which the browsers click before the first manifest is requested, and again after the last one."""
 PAGES = Figure("pages", "pages/s meanwhile")
+"""The rate at which the browsers load pages while manifests are requested."""
 PAGE_P50 = Figure("page_p50", "p50 ms of a page with all its parts")
 FROM_ELSEWHERE = {"Via": "1.1 proxy"}
 """A header that marks a request as forwarded by a proxy. While a registry has no accounts, it shows the pages of admins
@@ -32,6 +33,7 @@ only to requests that come directly from its own machine."""
 
 
 def _overview_pages(trial: GrowthTrial, *, key: str, headers: Mapping[str, str], text: str) -> Sample:
+    """Returns the median time for the overview page, under the name `key`. `text`: a part of the expected page."""
     return {key: _time_pages(trial, ["/ui/overview"] * PAGE_TRIALS, [text] * PAGE_TRIALS, headers)}
 
 
@@ -76,11 +78,14 @@ def _steady_manifests(trial: GrowthTrial) -> LoadReport:
 
 
 def _manifests_alone(trial: GrowthTrial) -> Sample:
+    """Measures the latency of manifest requests while nobody uses the web UI."""
     report = _steady_manifests(trial)
     return {P99.key: report.p99, P50.key: report.p50}
 
 
 def _manifests_beside_pages(trial: GrowthTrial) -> Sample:
+    """Measures the latency of manifest requests while browsers use the web UI, and the rate and latency of the
+    pages."""
     seconds = trial.seconds + 2 * LEAD_SECONDS
     with ThreadPoolExecutor(1) as background:
         clicking = background.submit(run_page_clicks, trial.server.port, seconds, trial.store.size.repositories)
@@ -95,7 +100,8 @@ def _page_row(name: str, title: str, trial: Callable[[GrowthTrial], Sample]) -> 
 
 
 def page_rows() -> list[Row[GrowthTrial]]:
-    """Returns the rows, in the order in which they are measured."""
+    """Returns the rows, in the order in which they are measured. In a title, "all over" means that the requested
+    manifests are spread over all repositories of the store."""
     overview = partial(_overview_pages, key="overview", headers={}, text='id="now"')
     overview_of_others = partial(_overview_pages, key="overview_others", headers=FROM_ELSEWHERE, text='class="facts"')
     steady = f"manifest by tag, all over, {STEADY_RATE} requests/s"

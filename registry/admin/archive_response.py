@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from registry.asgi import Message, Receive, Scope, Send
 from registry.browse.image_archive import ImageArchive
-from registry.browse.repository_browser import acting, visitor_of
+from registry.browse.repository_browser import as_current_request, visitor_of
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.request import RequestContext
 from storage.errors import RangeInvalid, RegistryError, TooManyRequests
@@ -55,8 +55,9 @@ class RunningDownload:
             self._bytes, self._waited = 0, 0.0
 
     def slow_seconds(self, now: float) -> float:
-        """Returns how many seconds the client has needed so far to receive the current `_SLOW_BYTES`. The time in which
-        the registry fetches the bytes does not count. `now`: the time of the event loop."""
+        """Returns how many seconds the client has needed so far to receive the current portion of the archive.
+        `sending` begins a new portion after every `_SLOW_BYTES` bytes. The time in which the registry fetches the bytes
+        does not count. `now`: the time of the event loop."""
         return self._waited + (0.0 if self._waiting_since is None else now - self._waiting_since)
 
     def end(self) -> None:
@@ -146,7 +147,7 @@ class ArchiveResponse(Response):
                 return
             span = _requested_span(archive, self._request_headers)
             await send(self._start(archive, span))
-            with acting(self._request):
+            with as_current_request(self._request):
                 async with aclosing(archive.read(*(span or (0, archive.size)))) as pieces:
                     try:
                         async for piece in pieces:

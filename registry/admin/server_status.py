@@ -43,7 +43,7 @@ class WorkerStatus(BaseModel):
     answered: int = Field(description="Responses since its start")
     loop_delay: float = Field(description="By how many seconds its event loop was late at its last report")
     reported: datetime = Field(description="When it last reported")
-    hangs: bool = Field(description="It has not reported for so long that it hangs, or that the disk takes no writes")
+    hangs: bool = Field(description="It has not reported for a long time: it hangs, or the disk takes no writes")
     read_only: bool = Field(description="The full disk had no room to open the store for writing")
 
     @classmethod
@@ -65,7 +65,7 @@ class WorkerStatus(BaseModel):
 
 
 class TrafficStatus(BaseModel):
-    """What all workers that run now do together."""
+    """The traffic of all running workers together."""
 
     connections: int
     requests: int = Field(description="Requests in progress")
@@ -88,11 +88,13 @@ class UploadStatus(BaseModel):
 
     open: int
     size: int = Field(description="Bytes that have arrived and are recorded")
-    oldest: datetime | None = Field(description="When the one that waits longest last made progress")
+    oldest: datetime | None = Field(
+        description="When the upload that has been idle for the longest time last made progress"
+    )
 
 
 class FillStatus(BaseModel):
-    """The download of a blob from an upstream that is not complete. Sizes are in bytes."""
+    """An unfinished download of a blob from an upstream. Sizes are in bytes."""
 
     digest: str
     size: int
@@ -131,7 +133,7 @@ class JobStatus(BaseModel):
 
 
 class EndpointStatus(BaseModel):
-    """An endpoint of an upstream, as the worker sees it for which it works worst."""
+    """An endpoint of an upstream. `breaker` is the worst state that a worker has reported."""
 
     url: str
     breaker: Literal["closed", "open", "half-open", "unknown"] = Field(
@@ -209,7 +211,7 @@ async def read_upstreams(upkeep: UpkeepComponents, clock: Callable[[], float] = 
 
 
 async def read_fills(settings: Settings) -> list[FillStatus]:
-    """Returns the downloads from upstreams that are not complete. Raises OSError."""
+    """Returns the unfinished downloads of blobs from upstreams. Raises OSError."""
     return await asyncio.to_thread(_fills, settings)
 
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from registry.browse.models import MarksView
+from storage.tag_listing import BUNDLE_TYPE_PREFIX, ManifestFacts
 
 
 class Purpose(StrEnum):
@@ -39,8 +40,6 @@ _BY_TYPE: Final[Mapping[str, Purpose]] = MappingProxyType(
         "application/vnd.dev.cosign.artifact.att.v1+json": Purpose.ATTESTATION,
     }
 )
-_BUNDLE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
-"""Artifact types of Sigstore bundles begin with this. cosign 3 writes a bundle for signatures and for attestations."""
 _BY_TAG: Final[Mapping[str, Purpose]] = MappingProxyType(
     {".sig": Purpose.SIGNATURE, ".sbom": Purpose.SBOM, ".att": Purpose.ATTESTATION}
 )
@@ -53,10 +52,11 @@ SIGNATURE_PREDICATE: Final = "https://sigstore.dev/cosign/sign/"
 
 
 def purpose_of_type(artifact_type: str | None) -> Purpose:
-    """Returns the purpose of a referrer of this artifact type."""
+    """Returns the purpose of a referrer of this artifact type. For a Sigstore bundle, call this only if its annotation
+    does not state a predicate type (`purpose_of_predicate`)."""
     if artifact_type is None:
         return Purpose.OTHER
-    if artifact_type.startswith(_BUNDLE_PREFIX):
+    if artifact_type.startswith(BUNDLE_TYPE_PREFIX):
         return Purpose.SIGNATURE
     return _BY_TYPE.get(artifact_type, Purpose.OTHER)
 
@@ -67,19 +67,21 @@ def purpose_of_tag(suffix: str) -> Purpose:
 
 
 def purpose_of_predicate(predicate: str) -> Purpose:
-    """Returns the purpose of an attestation whose statement has this predicate type."""
-    if predicate.startswith(SIGNATURE_PREDICATE):
+    """Returns the purpose of an attestation whose statement has this predicate type. Empty: the type is unknown, as
+    for a Sigstore bundle without the annotation; cosign has written such bundles only for signatures."""
+    if not predicate or predicate.startswith(SIGNATURE_PREDICATE):
         return Purpose.SIGNATURE
     return Purpose.SBOM if predicate.startswith(_SBOM_PREDICATES) else Purpose.ATTESTATION
 
 
-def marks(types: Iterable[str], tag_suffixes: Iterable[str], predicates: Iterable[str], is_attested: bool) -> MarksView:
-    """Returns whether an image with these referrers is signed, has an SBOM and is attested. `predicates`: the predicate
-    types of BuildKit's attestations in the index. `is_attested`: whether the index has such attestations."""
+def marks(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool) -> MarksView:
+    """Returns whether an image is signed, has an SBOM and is attested, by its referrers in `facts`. `predicates`: the
+    predicate types of BuildKit's attestations in the index. `is_attested`: whether the index has such attestations."""
+    types = (kind for kind in facts.referrer_types if not kind.startswith(BUNDLE_TYPE_PREFIX))
     purposes = {
         *map(purpose_of_type, types),
-        *map(purpose_of_tag, tag_suffixes),
-        *map(purpose_of_predicate, predicates),
+        *map(purpose_of_tag, facts.referrer_tags),
+        *map(purpose_of_predicate, (*facts.bundle_predicates, *predicates)),
     }
     return MarksView(
         signed=Purpose.SIGNATURE in purposes,

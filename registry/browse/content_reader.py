@@ -36,7 +36,7 @@ _MAX_ON_LOOP_BYTES: Final = 16 * 1024
 """The size of the largest document that is parsed on the event loop. Larger ones are parsed in a thread."""
 MAX_PREDICATES: Final = 20
 """How many predicate types of attestations a summary has at most."""
-_MAX_KEPT_BYTES: Final = 8 * 1024 * 1024
+_MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
 """Roughly how many bytes of memory the cached summaries of manifests may take. The cached summaries of configs may take
 the same. A summary takes about one kilobyte; the summary of a large index takes up to 50 kilobytes."""
 _OBJECT_BYTES: Final = 256
@@ -256,7 +256,7 @@ def _bytes_of(texts: Iterable[str]) -> int:
 
 
 class _Cache(Generic[T]):
-    """A cache of the most recently used values. Together they take at most `_MAX_KEPT_BYTES`. `bytes_of` returns the
+    """A cache of the most recently used values. Together they take at most `_MAX_CACHED_BYTES`. `bytes_of` returns the
     size of a value."""
 
     def __init__(self, bytes_of: Callable[[T], int]) -> None:
@@ -276,7 +276,7 @@ class _Cache(Generic[T]):
         replaced = self._values.pop(key, None)
         self._values[key] = value, size
         self._bytes += size - (replaced[1] if replaced else 0)
-        while self._bytes > _MAX_KEPT_BYTES:
+        while self._bytes > _MAX_CACHED_BYTES:
             _, (_, dropped_bytes) = self._values.popitem(last=False)
             self._bytes -= dropped_bytes
         return value

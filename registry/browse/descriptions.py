@@ -48,7 +48,7 @@ class DescriptionPages:
     def __init__(self, descriptions: Descriptions) -> None:
         self._descriptions = descriptions
         self._rendered: OrderedDict[tuple[str, int], str] = OrderedDict()
-        self._thread = asyncio.Lock()
+        self._render_lock = asyncio.Lock()
         """Held while a description is rendered, which happens in a thread."""
 
     async def read(self, repo: RepositoryName) -> DescriptionView:
@@ -64,7 +64,7 @@ class DescriptionPages:
         """Returns the HTML that a description with this text would have. Raises RequestInvalid in the same cases as
         `put`."""
         _check(text)
-        async with self._thread:
+        async with self._render_lock:
             return await asyncio.to_thread(render_markdown, text)
 
     async def _view(self, repo: RepositoryName, description: Description | None) -> DescriptionView:
@@ -81,7 +81,7 @@ class DescriptionPages:
     async def _render(self, key: tuple[str, int], text: str) -> str:
         rendered = self._rendered.get(key)
         if rendered is None:
-            async with self._thread:
+            async with self._render_lock:
                 rendered = self._rendered.get(key)
                 if rendered is None:
                     rendered = await asyncio.to_thread(render_markdown, text)

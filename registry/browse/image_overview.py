@@ -145,7 +145,7 @@ class OverviewReader:
             platforms=platforms,
             more_platforms=summary.more_entries + len(summary.entries) - len(entries),
             created=parse_time(config.created) or parse_time(summary.created),
-            marks=marks(facts.referrer_types, facts.referrer_tags, predicates, is_attested),
+            marks=marks(facts, predicates, is_attested),
             children=own_children,
         )
 

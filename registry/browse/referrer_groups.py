@@ -23,7 +23,7 @@ from storage.content import Descriptor, Manifest
 from storage.errors import RegistryError
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
-from storage.tag_listing import TagListing
+from storage.tag_listing import BUNDLE_PREDICATE, TagListing
 
 MAX_REFERRERS: Final = 100
 """How many referrers are listed. Further ones are left out."""
@@ -195,7 +195,7 @@ def _purpose(view: ReferrerView) -> Purpose:
 def _predicates(view: ReferrerView) -> list[str]:
     """Returns the predicate types that a referrer states. For a Sigstore bundle, an annotation of the manifest states
     it."""
-    own: Iterable[str] = [view.annotations.get("dev.sigstore.bundle.predicateType", "")]
+    own: Iterable[str] = [view.annotations.get(BUNDLE_PREDICATE, "")]
     return [predicate for predicate in (*own, *(file.predicate_type for file in view.files)) if predicate]
 
 

@@ -43,9 +43,9 @@ from storage.tag_removal import TagRemovals
 from storage.tag_rules import ImmutableTags
 from storage.upstream_tags import UpstreamTags
 
-_READS: Final = Limits(at_once=4, at_once_for_one=2, waiting=200, waiting_for_one=20)
+_READS: Final = Limits(max_running=4, max_running_per_visitor=2, max_pending=200, max_pending_per_visitor=20)
 """How many reads a process runs at a time."""
-_LISTS: Final = Limits(at_once=4, at_once_for_one=1, waiting=200, waiting_for_one=20)
+_LISTS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
 """How many lists a process reads at a time. A thread reads them one after the other. Each visitor may have only one
 list in the queue of this thread, so nobody has to wait for several lists of one visitor."""
 _ANSWER_BYTES: Final = 32 * MIB
@@ -192,9 +192,9 @@ class RepositoryBrowser:
         name: str,
     ) -> ImageArchive:
         """Returns an image as a tar archive for `docker load`. The caller has to read the archive while `request` is
-        the current request (`acting`). A mirror fetches content that is not cached. The parameters and errors are those
-        of `registry.browse.image_archive.open_archive`."""
-        with acting(request):
+        the current request (`as_current_request`). A mirror fetches content that is not cached. The parameters and
+        errors are those of `registry.browse.image_archive.open_archive`."""
+        with as_current_request(request):
             return await open_archive(self._live, repo, reference, platform, name)
 
     async def description(self, request: RequestContext, repo: RepositoryName) -> DescriptionView:
@@ -236,7 +236,7 @@ class RepositoryBrowser:
         needs the right to delete, and also the right to pull, because the result has digests. The result lists the tags
         that could not be deleted. Raises Unauthorized, NameUnknown. After a cancellation, some of the tags may be
         removed."""
-        with acting(request):
+        with as_current_request(request):
             await self._registry.tags(repo, None, 1)  # checks the right to pull
             return await self._remover.remove(repo, tags, expected or {}, by)
 
@@ -254,7 +254,7 @@ class RepositoryBrowser:
             if is_list:
                 await slots.enter_async_context(self._lists.slot(visitor))
             await slots.enter_async_context(self._reads.slot(visitor))
-            with acting(request):
+            with as_current_request(request):
                 yield
 
     async def _get(self, repo: RepositoryName, reference: Reference) -> Manifest:
@@ -263,7 +263,7 @@ class RepositoryBrowser:
 
 
 @contextmanager
-def acting(request: RequestContext) -> Iterator[None]:
+def as_current_request(request: RequestContext) -> Iterator[None]:
     """Makes `request` the current request inside the `with` block, so that the registry checks the rights of its
     principal."""
     token = enter_request(request)

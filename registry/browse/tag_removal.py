@@ -1,4 +1,7 @@
-"""Removes several tags of a hosted repository, and restores removed tags (`TagRemover`)."""
+"""Removes several tags of a hosted repository, and restores removed tags (`TagRemover`).
+
+A `RemovedTag` is a tag with its digest: a tag that was removed or restored, or that a plan would remove.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,8 @@ class TagRemover:
         planned_names = {tag.name for tag in plan.tags}
         unknown = [tag for tag in dict.fromkeys(tags) if tag not in planned_names and not is_immutable(tag)]
         return RemovalPlanView(
-            tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if tag.is_named],
-            referrer_tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if not tag.is_named],
+            tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if tag.is_requested],
+            referrer_tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if not tag.is_requested],
             immutable_tags=[tag for tag in dict.fromkeys(tags) if is_immutable(tag)],
             unknown_tags=list(unknown),
             manifests=list(plan.manifests),
@@ -125,8 +128,8 @@ class _Removal:
     async def run(self, tags: Sequence[PlannedTag]) -> None:
         """Deletes the given tags, the manifests that become unused, and the referrer tags of these manifests. Repeats
         this for the manifests of the referrer tags. A manifest that stays keeps its referrer tags."""
-        batch = [tag for tag in tags if tag.is_named]
-        waiting = [tag for tag in tags if not tag.is_named]
+        batch = [tag for tag in tags if tag.is_requested]
+        waiting = [tag for tag in tags if not tag.is_requested]
         while batch:
             await self._delete_unused([tag.digest for tag in batch if await self._delete(tag)])
             batch = [tag for tag in waiting if _subject(tag) in self.manifests]

@@ -1,5 +1,5 @@
-"""Functions with which `entrepot serve` takes over from an older process of the server at a restart, and gets its
-sockets: from the older process, from systemd, or by opening them."""
+"""Functions with which `entrepot serve` takes over from an older process of the server at a restart. They also provide
+the sockets to listen on: those of the older process, those from systemd, or new ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def successor(settings: Settings, *, bound_to_loopback: bool) -> Successor:
     arguments = sys.argv[1:]
     command = sys.orig_argv[1:]
     if not arguments or command[-len(arguments) :] != arguments:
-        command = ["-m", "registry", *arguments]  # the process was not started from a command line
+        command = ["-m", "registry", *arguments]  # the interpreter was started with other arguments
     metrics = metrics_address(settings) or ""
     facts = {
         "data": str(settings.data.absolute()),
@@ -40,9 +40,9 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     from registry.server.gate.listener import ListenError, bind
 
     if str(settings.data.absolute()) != facts["data"]:
-        fail("data takes effect only at a start: stop the server and start it again")
+        fail("the setting data takes effect only at a start: stop the server and start it again")
     if settings.workers < 2:
-        fail("workers cannot become 1 in a restart: stop the server and start it again")
+        fail("the setting workers cannot become 1 in a restart: stop the server and start it again")
     # If the running server got its socket from systemd, the setting `listen` is not the socket's address.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)

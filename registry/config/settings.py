@@ -36,7 +36,6 @@ from registry.config.mirror_settings import (
     add_mirror_upstreams,
     check_upstreams,
 )
-from registry.config.page_settings import PageSettings
 from registry.config.retention_settings import RetentionRule, check_retention
 from registry.config.telemetry_settings import MetricsSettings, OtelSettings
 from registry.config.upkeep_settings import (
@@ -50,7 +49,22 @@ from registry.config.upkeep_settings import (
     check_immutable_rules,
     check_quotas,
 )
-from registry.config.worker_count import default_worker_count
+
+MAX_DEFAULT_WORKERS = 4
+"""The largest default number of workers. Each worker takes additional memory, so only the setting `workers` can give a
+higher number."""
+
+
+def default_worker_count() -> int:
+    """Returns one worker for each processor core that this process may use, from 1 to MAX_DEFAULT_WORKERS."""
+    usable_cores = len(os.sched_getaffinity(0))
+    return max(1, min(usable_cores, MAX_DEFAULT_WORKERS))
+
+
+class PageSettings(SettingsGroup):
+    """The pages for people, below `/ui`. They show each visitor what the visitor may pull."""
+
+    enabled: bool = Field(default=True, description="Serve the pages")
 
 
 class TLSSettings(SettingsGroup):

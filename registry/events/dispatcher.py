@@ -64,14 +64,14 @@ class SenderLimit:
     def __init__(self, permits: int = MAX_SHARED_SENDERS) -> None:
         self._free = permits
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Takes a permit. Returns False if no permit is free."""
         if self._free == 0:
             return False
         self._free -= 1
         return True
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Gives a permit back."""
         self._free += 1
 
@@ -207,7 +207,7 @@ class WebhookDispatcher:
         """Starts senders for the waiting queues, as many as the limits allow."""
         while self._waiting and len(self._senders) < self._settings.connections:
             has_permit = bool(self._senders)
-            if has_permit and not self._limit.take():
+            if has_permit and not self._limit.acquire():
                 return
             queue = self._waiting.popleft()
             sender = asyncio.create_task(self._send_queue(queue))
@@ -217,7 +217,7 @@ class WebhookDispatcher:
     def _on_sender_ended(self, queue: Sequence[Delivery], has_permit: bool, sender: asyncio.Task[None]) -> None:
         del self._senders[queue[0].event.content.repository]
         if has_permit:
-            self._limit.give_back()
+            self._limit.release()
         if len(queue) == EVENTS_PER_QUEUE:
             # The repository may have more events, which can be read only after the outcomes are stored.
             self._settle_at = self._time()

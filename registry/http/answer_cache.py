@@ -58,13 +58,14 @@ headers and the client's address. Returns None if the request has to bypass the 
 class CachedAnswer:
     """A cached answer. Its status is 200.
 
-    - `before` and `after`: the headers before and after the one with the request's id, which is new for each request.
+    - `headers_before_id` and `headers_after_id`: the headers before and after the one with the request's id, which is
+      new for each request.
     - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
     - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
     - `kind`, `repo` and `item`: the resource (`Exchange`)."""
 
-    before: list[Header]
-    after: list[Header]
+    headers_before_id: list[Header]
+    headers_after_id: list[Header]
     body: bytes
     principal_name: str
     is_account: bool

@@ -57,7 +57,7 @@ class DirectorySource:
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         return await asyncio.to_thread(self._directory.manifest, digest)
 
-    async def bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+    async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         digest = blob.digest
         async with self._opened(digest) as file_descriptor:
             if not await asyncio.to_thread(self._directory.has_layer, repo, digest):
@@ -175,7 +175,7 @@ class DirectoryImport:
         async for entry in read_in_thread(self._directory.repositories()):
             if isinstance(entry, BrokenEntry):
                 self._report.problem(entry.name, entry.reason)
-            elif self._repositories.takes(entry):
+            elif self._repositories.includes(entry):
                 upstream = self._router.naming.upstream_of(entry)
                 if upstream is None:
                     yield entry
@@ -195,7 +195,7 @@ class DirectoryImport:
                 self._report.problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
                 continue
             try:
-                await self._writer.bring_tag(repo, tag.tag, tag.digest, pushed=pushed_at, set_at=tag.set_at)
+                await self._writer.import_tag(repo, tag.tag, tag.digest, pushed=pushed_at, set_at=tag.set_at)
             except STOPPING:
                 raise
             except RegistryError as error:
@@ -215,7 +215,7 @@ class DirectoryImport:
                 continue
             digest, pushed_at = revision
             try:
-                await self._writer.bring_untagged(repo, digest, pushed=pushed_at)
+                await self._writer.import_untagged(repo, digest, pushed=pushed_at)
             except STOPPING:
                 raise
             except RegistryError as error:

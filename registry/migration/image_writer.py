@@ -40,7 +40,7 @@ class ContentSource(Protocol):
         """Returns the manifest, whose bytes were verified. Raises ContentBroken, and errors of the old registry."""
         ...
 
-    async def bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+    async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         """Stores a blob, which this registry does not have yet, in this registry's repository of the same name. Raises
         ContentBroken, errors of the old registry, StorageFull, StorageFailed."""
         ...
@@ -64,7 +64,7 @@ class ImageWriter:
         """A lock is held while a manifest, with all manifests and blobs below it, is stored. A manifest cannot be below
         itself, so no two tasks wait for each other."""
 
-    async def bring_tag(
+    async def import_tag(
         self,
         repo: RepositoryName,
         tag: Tag,
@@ -90,7 +90,7 @@ class ImageWriter:
             return
         condition = Condition(frozenset({current_digest})) if current_digest else Condition(negated=True)
         try:
-            await self.bring_manifest(repo, digest, (tag,), None if self._overwrite else condition)
+            await self.import_manifest(repo, digest, (tag,), None if self._overwrite else condition)
         except PreconditionFailed:
             self._report.note(repo, "the tag stays as it is: it was changed here during the import", tag=tag)
             return
@@ -98,17 +98,17 @@ class ImageWriter:
         if set_at is not None:
             await self._store.imports.save_times(repo, digest, pushed, {tag: set_at})
 
-    async def bring_untagged(self, repo: RepositoryName, digest: Digest, *, pushed: float | None = None) -> bool:
+    async def import_untagged(self, repo: RepositoryName, digest: Digest, *, pushed: float | None = None) -> bool:
         """Stores a manifest, and all manifests and blobs below it. Returns False if the repository has the manifest
-        already. Raises the errors of `bring_tag`."""
+        already. Raises the errors of `import_tag`."""
         if await self._stored_digest(repo, digest) is not None:
             return False
-        await self.bring_manifest(repo, digest)
+        await self.import_manifest(repo, digest)
         if pushed is not None:
             await self._store.imports.save_times(repo, digest, pushed, {})
         return True
 
-    async def bring_manifest(
+    async def import_manifest(
         self,
         repo: RepositoryName,
         digest: Digest,
@@ -117,13 +117,13 @@ class ImageWriter:
         depth: int = 0,
     ) -> Manifest:
         """Stores a manifest, and all manifests and blobs below it. Points `tags` at the manifest if `condition` holds.
-        Returns the manifest. Raises the errors of `bring_tag`, and PreconditionFailed."""
+        Returns the manifest. Raises the errors of `import_tag`, and PreconditionFailed."""
         if depth > MAX_NESTED_INDEXES:
             raise ContentBroken(f"its indexes are nested more than {MAX_NESTED_INDEXES} levels deep")
         async with self._manifest_locks.hold((repo, digest)):
-            return await self._bring_manifest(repo, digest, tags, condition, depth)
+            return await self._import_manifest(repo, digest, tags, condition, depth)
 
-    async def _bring_manifest(
+    async def _import_manifest(
         self, repo: RepositoryName, digest: Digest, tags: Sequence[Tag], condition: Condition | None, depth: int
     ) -> Manifest:
         is_new = False
@@ -136,7 +136,7 @@ class ImageWriter:
             return manifest
         for attempt in range(MAX_ATTEMPTS):
             if is_new or attempt:
-                await self._bring_content(repo, manifest, depth)
+                await self._import_content(repo, manifest, depth)
             try:
                 await self._store.put_manifest(repo, manifest, tags, by=self._by, condition=condition)
             except ManifestBlobUnknown as error:
@@ -154,33 +154,33 @@ class ImageWriter:
         except ManifestUnknown:
             return None
 
-    async def _bring_content(self, repo: RepositoryName, manifest: Manifest, depth: int) -> None:
+    async def _import_content(self, repo: RepositoryName, manifest: Manifest, depth: int) -> None:
         """Stores the manifests and blobs to which a manifest refers."""
         for child in manifest.manifests:
             try:
                 if child.digest in manifest.blob_children:
-                    await self._bring_blob(repo, child)
+                    await self._import_blob(repo, child)
                     continue
             except ContentBroken:
                 pass  # its media type is unknown, so it may be a manifest
             try:
-                await self.bring_manifest(repo, child.digest, depth=depth + 1)
+                await self.import_manifest(repo, child.digest, depth=depth + 1)
             except ContentBroken as error:
                 raise ContentBroken(
                     f"its child {child.digest}: {error.message}", below=(child.digest, *error.below)
                 ) from None
         blobs = {blob.digest: blob for blob in manifest.blobs}
 
-        async def bring(blob: Descriptor) -> None:
+        async def import_listed_blob(blob: Descriptor) -> None:
             try:
-                await self._bring_blob(repo, blob)
+                await self._import_blob(repo, blob)
             except ContentBroken:
                 if blob.digest not in manifest.foreign:  # clients fetch foreign layers from other servers
                     raise
 
-        await run_workers(each(iter(blobs.values())), bring, min(BLOBS_AT_A_TIME, max(len(blobs), 1)))
+        await run_workers(each(iter(blobs.values())), import_listed_blob, min(BLOBS_AT_A_TIME, max(len(blobs), 1)))
 
-    async def _bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+    async def _import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         """Stores a blob in a repository. If another repository of this registry has the blob, mounts that blob, so that
         the bytes are fetched only once."""
         async with self._blob_locks.hold(blob.digest):
@@ -193,4 +193,4 @@ class ImageWriter:
                 await self._store.mount_blob(repo, blob.digest, ALL_NAMES, self._by)
                 self._report.shared += 1
             except BlobUnknown:
-                await self._source.bring_blob(repo, blob)
+                await self._source.import_blob(repo, blob)

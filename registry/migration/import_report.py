@@ -85,7 +85,7 @@ class RepositoryFilter:
             raise ImportInvalid(str(error)) from None
         self._unmatched = dict.fromkeys([*self._include, *self._exclude])
 
-    def takes(self, repo: RepositoryName) -> bool:
+    def includes(self, repo: RepositoryName) -> bool:
         """Returns whether the repository is imported."""
         included = [pattern for pattern in self._include if pattern.matches(repo)]
         excluded = [pattern for pattern in self._exclude if pattern.matches(repo)]

@@ -96,7 +96,7 @@ class RemoteImport:
             except NameInvalid as error:
                 self._report.problem(name, error.message)
                 continue
-            if not self._repositories.takes(repo):
+            if not self._repositories.includes(repo):
                 continue
             if (upstream := self._router.naming.upstream_of(repo)) is not None:
                 self._report.problem(repo, f"its name belongs to the mirror of {upstream} here")
@@ -108,14 +108,14 @@ class RemoteImport:
         await self._report.show_progress(repo)
         try:
             digest = await self._source.resolve(repo, tag)
-            await self._writer.bring_tag(repo, tag, digest)
-            await self._bring_referrers(repo, digest, set())
+            await self._writer.import_tag(repo, tag, digest)
+            await self._import_referrers(repo, digest, set())
         except (*STOPPING, SourceDown):
             raise
         except RegistryError as error:
             self._report.problem(repo, error.message, tag=tag)
 
-    async def _bring_referrers(self, repo: RepositoryName, digest: Digest, done_subjects: set[Digest]) -> None:
+    async def _import_referrers(self, repo: RepositoryName, digest: Digest, done_subjects: set[Digest]) -> None:
         """Imports the referrers of a manifest, of its children, and of these referrers. Does nothing if the old
         registry has no referrers API: then the referrers have tags, and are imported with these tags. `done_subjects`:
         the manifests whose referrers were imported already."""
@@ -132,7 +132,7 @@ class RemoteImport:
             done_subjects.add(subject)
             async for referrer in self._source.referrers(repo, subject):
                 try:
-                    await self._writer.bring_untagged(repo, referrer)
+                    await self._writer.import_untagged(repo, referrer)
                 except ContentBroken as error:
                     self._report.problem(repo, error.message, digest=referrer)
                 else:

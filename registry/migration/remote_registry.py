@@ -201,7 +201,7 @@ class RemoteRegistry:
                 return
             after = page.items[-1].digest
 
-    async def bring_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+    async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         """Downloads a blob. If the download is interrupted, the bytes that have arrived are kept, and the next download
         continues after them."""
         try:

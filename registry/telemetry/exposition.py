@@ -47,9 +47,9 @@ class CellCollector(Collector):
 
 def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Metric:
     names = list(family.labels)
-    histogram = HistogramMetricFamily(family.name, family.text, labels=names)
+    histogram = HistogramMetricFamily(family.name, family.help_text, labels=names)
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
-        family.name, family.text, labels=names
+        family.name, family.help_text, labels=names
     )
     unlabelled: list[tuple[tuple[str, ...], Sequence[float]]] = [
         ((), totals[family.first : family.first + family.width])

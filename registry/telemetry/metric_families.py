@@ -30,7 +30,7 @@ class Family:
 
     def __init__(self, plan: CellPlan, name: str, text: str, labels: Labels | None = None, *, width: int = 1) -> None:
         self.name = name
-        self.text = text
+        self.help_text = text
         self.labels = labels or {}
         self._positions = [
             {value: position for position, value in enumerate(values)} for values in self.labels.values()

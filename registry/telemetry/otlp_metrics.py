@@ -117,6 +117,6 @@ class OtlpMetrics:
             return None
         cumulative = AggregationTemporality.CUMULATIVE
         if family.kind == "gauge":
-            return Metric(family.name, family.text, "", Gauge(points))
+            return Metric(family.name, family.help_text, "", Gauge(points))
         data = HistogramData(points, cumulative) if isinstance(family, Histogram) else Sum(points, cumulative, True)
-        return Metric(family.name, family.text, "", data)
+        return Metric(family.name, family.help_text, "", data)

@@ -50,7 +50,7 @@ class RecentClients:
         self._next_record_times: dict[object, float] = {}
         """By connection (address and port): when to record a request of it again, in seconds since 1970."""
 
-    def note(self, scope: Scope) -> None:
+    def record(self, scope: Scope) -> None:
         """Records the time of a request of a known program. Takes a fifth of a microsecond if a request of the same
         connection was recorded a moment ago."""
         connection, now = scope["client"], self._clock()

@@ -52,7 +52,7 @@ class CachedAnswer(LoggedAnswer, Protocol):
     """The cells that count requests with this answer; None until the first such request."""
 
 
-class Noted(Protocol):
+class RecordedExchange(Protocol):
     """The properties of a request to the distribution API that are recorded (`registry.http.exchange.Exchange`)."""
 
     kind: str
@@ -90,7 +90,7 @@ class RequestRecorder:
         cells[count_cell] += 1
         cells[sent_cell] += size
         if self._recent_clients is not None:
-            self._recent_clients.note(scope)
+            self._recent_clients.record(scope)
         if log.isEnabledFor(logging.INFO):
             write_cached_answer(scope, answer, request_id)
         if self.tracing is not None:
@@ -114,18 +114,18 @@ class RequestRecorder:
 
     def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
         """Records a request that the application has answered, or that was cut off."""
-        noted: Noted | None = scope["extensions"].get(REQUEST_NOTES_EXTENSION, {}).get("exchange")
-        if noted is not None:
-            route = noted.kind or "other"
+        exchange: RecordedExchange | None = scope["extensions"].get(REQUEST_NOTES_EXTENSION, {}).get("exchange")
+        if exchange is not None:
+            route = exchange.kind or "other"
             self._count(route, scope["method"], end)
             if self._recent_clients is not None:
-                self._recent_clients.note(scope)
-            if noted.cache_state:
+                self._recent_clients.record(scope)
+            if exchange.cache_state:
                 self._metrics.mirror.count_answer(
-                    self._metrics.cells.own, noted.upstream, route, noted.cache_state, end.sent_bytes
+                    self._metrics.cells.own, exchange.upstream, route, exchange.cache_state, end.sent_bytes
                 )
-            principal, repo, item = noted.name, noted.repo, noted.item
-            cache_state, request_id = noted.cache_state, noted.request_id
+            principal, repo, item = exchange.name, exchange.repo, exchange.item
+            cache_state, request_id = exchange.cache_state, exchange.request_id
         else:
             route = route_of(scope["path"])
             self._count(route, scope["method"], end)

@@ -140,7 +140,7 @@ async def _unmake_admin(request: Request, caller: Caller, shown_account: Account
 async def _set_password(request: Request, caller: Caller, shown_account: Account, form: Query) -> Response:
     """Sets the password of another person. If the form has none, generates one and shows it."""
     if caller.rights.name == shown_account.name:
-        raise Denied("you change your own password on the page about your account")
+        raise Denied('your own password can only be changed on the page "Your account"')
     generated = await change_password(caller, shown_account.name, "", form.one("password") or None)
     if generated is None:
         return redirect(account_path(shown_account.name))

@@ -1,5 +1,5 @@
-"""Responses to forms other than redirects: a question before a change that cannot be undone, a secret that is shown
-once, and an explanation of what was wrong with the form."""
+"""The pages with which the server answers a form if it does not answer with a redirect: a question before a change that
+cannot be undone, a secret that is shown once, and an explanation of what was wrong with the form."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ async def ask(request: Request, question: Question) -> Response:
             request,
             "confirm.html",
             section=question.section,
-            here=question.back,  # a change of the language leads back there, as the form cannot be sent again
+            # The page to which a change of the language leads. It is the page with the form, because opening this
+            # question again would not send the form again.
+            here=question.back,
             question=question,
             fields={**question.fields, _CONFIRMED: "yes"},
             path=request.url.path,

@@ -36,7 +36,7 @@ from registry.upkeep.eviction import read_cache_use
 from storage.access import AuditQuery
 
 OVERVIEW_PATH: Final = "/ui/overview"
-RECENT: Final = 8
+SHOWN_EVENTS: Final = 8
 """How many events or entries of the audit log the page shows."""
 SHOWN_FILLS: Final = 20
 """How many downloads from upstreams the page shows."""
@@ -118,7 +118,7 @@ async def present(request: Request) -> Response:
 async def _admin_page(request: Request, caller: Caller) -> Response:
     activity = await read_activity_for(request, caller)
     status = await read_server_status(caller.upkeep, with_cache=False)
-    entries = await caller.accounts.scan_audit(AuditQuery(), RECENT)
+    entries = await caller.accounts.scan_audit(AuditQuery(), SHOWN_EVENTS)
     has_mirrors = bool(status.upstreams)
     return await page_response(
         request,
@@ -175,4 +175,4 @@ async def _count_repositories(request: Request, caller: Caller) -> list[Reposito
 async def _events_for(caller: Caller) -> list[EventResponse]:
     """Returns the newest events of repositories that the visitor may pull, as `/api/v1/events` does. The list is empty
     for a visitor without an account."""
-    return [] if caller.principal.is_anonymous else await recent_events(caller, RECENT)
+    return [] if caller.principal.is_anonymous else await recent_events(caller, SHOWN_EVENTS)

@@ -11,14 +11,14 @@ from typing import Final
 
 from registry.visitor_limits import Limits, VisitorLimits
 
-AT_ONCE: Final = 4
+MAX_RENDERED_PAGES: Final = 4
 """How many pages a process renders at a time."""
-AT_ONCE_FOR_ONE: Final = 2
+MAX_RENDERED_PAGES_PER_VISITOR: Final = 2
 """How many pages a process renders at a time for one visitor."""
-WAITING_FOR_ONE: Final = 20
+MAX_PENDING_PAGES_PER_VISITOR: Final = 20
 """How many pages of one visitor may be rendered or wait. A browser that restarts with many tabs requests many at
 once."""
-WAITING: Final = 200
+MAX_PENDING_PAGES: Final = 200
 """How many pages of all visitors together may be rendered or wait."""
 
 
@@ -26,7 +26,12 @@ class PageLimits:
     """The limits of one process. A text identifies each visitor, such as the name of their account."""
 
     def __init__(self) -> None:
-        self._limits = VisitorLimits(Limits(AT_ONCE, AT_ONCE_FOR_ONE, WAITING, WAITING_FOR_ONE), "pages")
+        self._limits = VisitorLimits(
+            Limits(
+                MAX_RENDERED_PAGES, MAX_RENDERED_PAGES_PER_VISITOR, MAX_PENDING_PAGES, MAX_PENDING_PAGES_PER_VISITOR
+            ),
+            "pages",
+        )
 
     def page(self, visitor: str) -> AbstractAsyncContextManager[None]:
         """Waits for a slot to render a page for the visitor, and holds it inside the `async with` block. Raises

@@ -34,7 +34,7 @@ log = logging.getLogger("registry.upkeep.scrub")
 
 def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
     """Returns the arguments of a job. `rate`: bytes per second; None: the rate in the settings. `keep_going`: see
-    `Scrubber`."""
+    `continue_after_many_damaged` of `Scrubber`."""
     return {"rate": rate, "keep_going": keep_going}
 
 
@@ -53,7 +53,7 @@ def scrub_work(
                 ReadRate(arguments.get("rate") or settings.rate),
                 context,
                 quarantine_bytes=settings.quarantine_max,
-                keep_going=bool(arguments.get("keep_going")),
+                continue_after_many_damaged=bool(arguments.get("keep_going")),
                 on_damaged=refetcher.add,
                 on_scrubbed=on_scrubbed,
             )

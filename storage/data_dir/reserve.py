@@ -132,7 +132,7 @@ class Reserve:
             return True
         return use is ReserveUse.RELIEF or (use is ReserveUse.SMALL and self._length() >= self.size // 2)
 
-    def require_room(self, *, may_use_min_free: bool = False, size: int = 0) -> None:
+    def require_free_space(self, *, may_use_min_free: bool = False, size: int = 0) -> None:
         """Raises StorageFull if the reserve is not at its full size and cannot be restored now, or if too little of the
         disk would stay free (`MinFreeSpace`). Call it before new content is stored. `size`: number of bytes that will
         be stored. `may_use_min_free`: whether to skip the check of `MinFreeSpace`, for content that passed this check

@@ -28,7 +28,7 @@ from storage.upkeep.quarantine import MISSING, FoundDamage, Quarantine
 
 BATCH_SIZE: Final = 500
 """Number of blobs whose sizes are compared in one step."""
-MAY_LACK_CONTENT: Final = frozenset({ProblemCode.MANIFEST_BLOB_MISSING, ProblemCode.INDEX_CHILD_MISSING})
+MISSING_CONTENT_CODES: Final = frozenset({ProblemCode.MANIFEST_BLOB_MISSING, ProblemCode.INDEX_CHILD_MISSING})
 """Problems that do not count in a mirrored repository, because the mirror fetches content when a client requests it."""
 
 
@@ -138,7 +138,8 @@ class _Check:
         search index alone is repaired."""
         problems = await self._consistency.check_database()
         is_damaged = any(problem.code is ProblemCode.DATABASE for problem in problems)
-        may_repair &= not is_damaged  # dropping tables of a damaged database could increase the damage
+        # The repair drops tables of the search index. In a damaged database, this could increase the damage.
+        may_repair &= not is_damaged
         for problem in problems:
             repair = await self._consistency.repair(problem) if may_repair else None
             await self._note(problem, repair)
@@ -163,7 +164,7 @@ class _Check:
         while True:
             page = await self._consistency.check(area, last_key)
             for candidate in page.problems:
-                if candidate.code in MAY_LACK_CONTENT and self._options.is_mirrored(candidate.repository):
+                if candidate.code in MISSING_CONTENT_CODES and self._options.is_mirrored(candidate.repository):
                     continue
                 problem = await self._consistency.confirm(candidate)
                 if problem is not None:
@@ -222,7 +223,7 @@ class _Check:
         """Returns whether the stored bytes have the digest of the blob. `size`: the number of stored bytes. Returns
         False if the bytes do not have the version `version` any more."""
         try:
-            check = await self._blobs.check(blob.digest, size, blob.place, self._note_read)
+            check = await self._blobs.check(blob.digest, size, blob.place, self._report_read)
         except BytesMissing:
             return False
         return check.problem is None and check.version == version
@@ -239,7 +240,7 @@ class _Check:
 
     async def _check_bytes(self, blob: StoredBlob) -> None:
         """Compares the bytes of a blob with its digest. Reports or repairs the damage if there is any."""
-        damage = await self._quarantine.find(blob, self._note_read, self._note_read)
+        damage = await self._quarantine.find(blob, self._report_read, self._report_read)
         if damage is None:
             return
         if damage.version is None:  # the bytes were removed after their size was read
@@ -275,7 +276,7 @@ class _Check:
             await self._quarantine.shrink(self._options.quarantine_bytes)
         self._new_in_quarantine = 0
 
-    async def _note_read(self, count: int) -> None:
+    async def _report_read(self, count: int) -> None:
         """Reports progress while the bytes of a large blob are read, so that the check can be stopped during the
         read."""
         await self._advance(0, "hashing blobs")

@@ -99,12 +99,12 @@ class JobRunner:
         self.on_ended: Callable[[str, JobState], None] = lambda *_: None
         """Called with the kind of a job and the state in which it ended. Returns at once and raises nothing."""
 
-    def take_no_more(self) -> None:
+    def stop_starting_jobs(self) -> None:
         """Makes this runner start no more jobs. Its running jobs continue."""
         self._takes_jobs = False
 
     async def wait_until_idle(self) -> None:
-        """Waits until the running jobs of this runner have ended, with or without an error. Call `take_no_more`
+        """Waits until the running jobs of this runner have ended, with or without an error. Call `stop_starting_jobs`
         first."""
         while running := list(self._running.values()):
             await asyncio.wait(running)

@@ -103,7 +103,7 @@ class Quarantine:
         marked the blob."""
         return await self.take_out(FoundDamage(digest, place, MISSING, None))
 
-    async def look_again(self, blob: DamagedBlob, on_read: OnRead) -> bool:
+    async def check_former_place(self, blob: DamagedBlob, on_read: OnRead) -> bool:
         """Reads the bytes at the former place of a damaged blob. If the bytes there are right, for example because an
         operator has restored the file, marks the blob as healed. If they are wrong, because a crash has prevented their
         move to the quarantine, moves them to the quarantine. Returns whether the blob is healed."""

@@ -29,7 +29,7 @@ def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:
 
 
 @asynccontextmanager
-async def removals_held_back(leases: Leases) -> AsyncIterator[None]:
+async def blob_removals_blocked(leases: Leases) -> AsyncIterator[None]:
     """Waits until no process removes blobs. Until the `async with` block ends, no process can remove blobs."""
     async with AsyncExitStack() as stack:
         for _ in range(SLOT_COUNT):

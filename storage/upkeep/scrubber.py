@@ -32,7 +32,7 @@ MAX_IN_A_ROW: Final = 20
 system that is not mounted, should not take all blobs out of use."""
 PAGE_SIZE: Final = 100
 """Number of damaged blobs that one lookup reads."""
-HOLDERS_TOLD: Final = 20
+MAX_REPORTED_HOLDERS: Final = 20
 """Largest number of repositories that a step names for a damaged blob."""
 KIND: Final = "scrub"
 """The kind of the jobs that scrub."""
@@ -51,9 +51,9 @@ class Scrubber:
     """One run of scrub: completes the current round, or starts one and completes it.
 
     `rate`: limits the rate of the reads. `quarantine_bytes`: how many damaged bytes the quarantine keeps; during the
-    scrub, the quarantine may exceed this limit by an eighth. `keep_going`: whether to continue after `MAX_IN_A_ROW`
-    damaged blobs in a row. `on_damaged`: called for each damaged blob, also for blobs that were known to be damaged
-    before. `on_scrubbed`: called after each read."""
+    scrub, the quarantine may exceed this limit by an eighth. `continue_after_many_damaged`: whether to
+    continue after `MAX_IN_A_ROW` damaged blobs in a row. `on_damaged`: called for each damaged blob, also for blobs
+    that were known to be damaged before. `on_scrubbed`: called after each read."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Scrubber:
         context: JobContext,
         *,
         quarantine_bytes: int,
-        keep_going: bool = False,
+        continue_after_many_damaged: bool = False,
         on_damaged: OnDamagedBlob = lambda _: None,
         on_scrubbed: OnScrubbed = ignore_scrubbed,
     ) -> None:
@@ -72,7 +72,7 @@ class Scrubber:
         self._rate = rate
         self._context = context
         self._quarantine_bytes = quarantine_bytes
-        self._keep_going = keep_going
+        self._continue_after_many_damaged = continue_after_many_damaged
         self._on_damaged = on_damaged
         self._on_scrubbed = on_scrubbed
         self._damaged_in_a_row = 0
@@ -88,7 +88,7 @@ class Scrubber:
         """Runs until the round is complete, and returns the totals of the round. Raises JobStopped, StorageFull and
         StorageFailed; the next run then continues the round."""
         self._round = await self._damage.current_round() or await self._damage.start_round()
-        await self._look_again()
+        await self._recheck_damaged()
         await self._shrink_quarantine()
         try:
             await self._check_blobs()
@@ -108,14 +108,14 @@ class Scrubber:
             "healed": self._healed,
         }
 
-    async def _look_again(self) -> None:
+    async def _recheck_damaged(self) -> None:
         """Reads the content that is known to be damaged again, and heals it if its bytes now have the right digest."""
         after: str | None = None
         has_more = True
         while has_more:
             page = await self._damage.damaged_blobs(after, PAGE_SIZE)
             for blob in page.items:
-                if await self._quarantine.look_again(blob, self._count_reading):
+                if await self._quarantine.check_former_place(blob, self._count_reading):
                     self._healed += 1
                     self._context.step("healed", digest=blob.digest, size=blob.size)
                 else:
@@ -148,7 +148,7 @@ class Scrubber:
             damaged=so_far.damaged + (problem is not None),
         )
         await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
-        if self._damaged_in_a_row >= MAX_IN_A_ROW and not self._keep_going:
+        if self._damaged_in_a_row >= MAX_IN_A_ROW and not self._continue_after_many_damaged:
             raise StorageFailed(
                 f"the last {self._damaged_in_a_row} blobs are all damaged; look at the disk first, then go on with "
                 "`entrepot scrub --keep-going`"
@@ -157,7 +157,7 @@ class Scrubber:
     async def _tell_damage(self, blob: StoredBlob, problem: str) -> None:
         """Reports a damaged blob, and the repositories that have it. `problem`: what is wrong with its bytes."""
         self._damaged_in_a_row += 1
-        holders = await self._damage.holders(blob.digest, HOLDERS_TOLD)
+        holders = await self._damage.holders(blob.digest, MAX_REPORTED_HOLDERS)
         self._context.step(
             "damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)
         )
@@ -174,7 +174,7 @@ class Scrubber:
         """Checks the manifests that the round has not checked yet."""
         while check := await self._damage.check_manifests(self._round.after_manifest, self._round.until_manifest):
             damaged = 0
-            for row in check.wrong:
+            for row in check.damaged_rows:
                 if (manifest := await self._damage.mark_manifest(row)) is not None:
                     damaged += 1
                     self._context.step(

@@ -87,7 +87,7 @@ class SearchIndexer:
             await asyncio.sleep(PAUSE_SECONDS)
         return batches
 
-    async def look_again(self) -> None:
+    async def read_incomplete_again(self) -> None:
         """Reads the manifests again that could not be read completely when they were indexed, and stores the labels of
         the manifests that can be read now. Raises StorageFull, StorageFailed. A cancellation leaves the index
         usable."""
@@ -210,7 +210,7 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
                 while has_slot:
                     await indexer.run()
                     if checks % CHECKS_PER_LOOK_AGAIN == 0:
-                        await indexer.look_again()
+                        await indexer.read_incomplete_again()
                         may_rebuild = True
                     checks += 1
                     await asyncio.sleep(CHECK_SECONDS)

@@ -1,14 +1,26 @@
-"""Checks that docs/en/compatibility.md has the recorded results of the compatibility tests."""
+"""Checks that the pages about compatibility have the recorded results of the compatibility tests."""
 
 from __future__ import annotations
 
-from tests.fakes.deployment.client_results import CLIENTS, PAGE, RESULTS, clients_of, load, page
+import pytest
+
+from tests.fakes.deployment.client_results import (
+    CLIENTS,
+    LANGUAGES,
+    RESULTS,
+    clients_of,
+    load,
+    page_file,
+    with_results,
+)
 from tests.fakes.deployment.debian_root import RELEASES
 
 
-def test_page() -> None:
-    """The page is the one that `make compatibility` generates from the recorded results."""
-    assert PAGE.read_text() == page()
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_page(language: str) -> None:
+    """The table of clients is the one that `make compatibility` generates from the recorded results."""
+    page = page_file(language).read_text()
+    assert with_results(page, language) == page
 
 
 def test_every_client_was_tried() -> None:

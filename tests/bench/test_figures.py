@@ -47,7 +47,8 @@ def test_spread_of_no_samples_is_an_error() -> None:
 
 
 def test_ratio_is_of_medians() -> None:
-    """The ratio is that of the medians, so one outlier on either side does not change it."""
+    """`median_ratio` divides the median of the first samples by the median of the second samples, so one outlier among
+    the samples does not change the ratio."""
     assert median_ratio([10, 20, 9000], [5, 4, 6]) == 4
 
 
@@ -57,14 +58,14 @@ def test_ratio_to_zero() -> None:
     assert median_ratio([0], [0]) == 1
 
 
-def test_goals_name_rows_and_figures_that_are_measured() -> None:
+def test_every_goal_names_a_measured_row_and_figure() -> None:
     """Every goal names an existing row and figure, so no goal is skipped because of a typing error."""
     measured = {(row.name, figure.key) for row in all_rows() for figure in row.figures} | {("memory-peak", "pss")}
     assert {(goal.row, goal.key) for goal in REGISTRY_GOALS} <= measured
 
 
 def test_names_of_rows_differ() -> None:
-    """Each row has a different name for the option `--only`."""
+    """No two rows have the same name, so that the option `--only` can select each row by its name."""
     names = [row.name for row in all_rows()]
     assert len(set(names)) == len(names)
 
@@ -79,7 +80,8 @@ def test_goal_is_judged_by_the_ratio_of_medians() -> None:
 
 
 def test_an_older_version_sets_the_goals() -> None:
-    """In a comparison with an older version, each cost may be up to a tenth higher. Rates have no goal."""
+    """In a comparison with an older version, each cost may be up to 10 % above that of the older version. Rates have no
+    goal."""
     measured = RowSamples("row", "a row", (RATE, CPU))
     measured.samples = {"Entrepot": [{"rate": 1, "cpu": 1.2}], "Entrepot old": [{"rate": 9, "cpu": 1}]}
     (goal,) = no_slower_goals([measured], "Entrepot old")
@@ -136,8 +138,8 @@ def test_plots_are_complete_with_and_without_figures() -> None:
 
 
 def test_time_withheld_by_the_host_is_stored_and_printed() -> None:
-    """The JSON document has the withheld CPU time of each row. The note below the table names only rows for which it is
-    large."""
+    """The JSON document has, for each row, the CPU time that the host withheld from the virtual machine (steal time).
+    The note below the table names only rows for which the steal time is large."""
     quiet, disturbed = row_samples([1], [2]), row_samples([1, 1, 1], [2])
     for sample, share in zip(disturbed.samples["Entrepot"], (0.0, 7.25, 3.5), strict=True):
         sample[STEAL.key] = share

@@ -159,7 +159,7 @@ def test_docker_registry_is_set_up_as_a_mirror(tmp_path: Path) -> None:
     assert config["http"]["addr"] == "127.0.0.1:5000"
 
 
-def test_goals_name_rows_and_figures_that_are_measured() -> None:
+def test_every_goal_names_a_measured_row_and_figure() -> None:
     """Every goal names an existing row and figure, so no goal is skipped because of a typing error."""
     measured = {(row.name, figure.key) for row in all_mirror_rows() for figure in row.figures}
     assert {(goal.row, goal.key) for goal in MIRROR_GOALS} <= measured

@@ -216,7 +216,7 @@ async def test_seconds_of_a_job_leave_out_the_queue(filled: tuple[UpkeepStore, S
         content.wait_for_job(queued.id, 0.01)
 
 
-def test_goals_name_rows_and_figures_that_are_measured() -> None:
+def test_every_goal_names_a_measured_row_and_figure() -> None:
     """Every goal of the bench `upkeep` names an existing row and figure. The names of the rows differ."""
     measured = [(row.name, figure.key) for row in upkeep_rows() for figure in row.figures]
     assert {(goal.row, goal.key) for goal in upkeep_goals("10", "1,000")} <= set(measured)

@@ -142,9 +142,9 @@ KINDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Registry]]] = {
     "routed": _routed,
     "routed, with a default upstream": _routed_with_default,
     "stored": _stored,
-    "stored, by two": _stored_twice,
+    "stored, opened twice": _stored_twice,
     "stored in objects": _in_objects,
-    "stored in objects, by two": _in_objects_twice,
+    "stored in objects, opened twice": _in_objects_twice,
 }
 
 

@@ -31,9 +31,10 @@ RULES = ImmutableTags(
 V1, LATEST = Tag("v1"), Tag("latest")
 
 
-@pytest.fixture(params=["memory", "stored", pytest.param("stored, by two", marks=pytest.mark.slow)])
+@pytest.fixture(params=["memory", "stored", pytest.param("stored, opened twice", marks=pytest.mark.slow)])
 async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
-    """Yields a registry with the rules `RULES`."""
+    """Yields a registry with the rules `RULES`. "stored, opened twice": one data directory is opened by two registries,
+    and the calls alternate between them."""
     if request.param == "memory":
         yield MemoryRegistry(immutable_tags=RULES)
         return
@@ -46,13 +47,13 @@ async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 
 async def test_other_content_is_denied(registry: Registry, repo: RepositoryName) -> None:
-    """A push of another manifest to an immutable tag is denied and moves none of its tags. The error names the manifest
-    at which the tag points."""
+    """A push is denied if one of its tags is immutable and points at another manifest. The push then moves none of its
+    tags, even those that are not immutable. The error names the manifest at which the immutable tag points."""
     first = await push_image(registry, repo, "first", "v1", "latest")
     with pytest.raises(Denied) as denied:
         await push_image(registry, repo, "second", "latest", "v1")
     assert denied.value.message == f"team/app:v1 is immutable and points at {first.digest}; push another tag"
-    for tag in (V1, LATEST):  # one tag of the push is immutable, so no tag was moved
+    for tag in (V1, LATEST):
         assert (await registry.resolve_manifest(repo, tag)).digest == first.digest
 
 
@@ -73,8 +74,9 @@ async def test_a_condition_is_checked_first(registry: Registry, repo: Repository
 
 
 async def test_an_immutable_tag_cannot_be_deleted(registry: Registry, repo: RepositoryName) -> None:
-    """An immutable tag cannot be deleted. The manifest at which it points, and the manifests that this index lists,
-    cannot be deleted either. Other tags and manifests can."""
+    """An immutable tag and the manifest at which the tag points cannot be deleted. If this manifest is an index, the
+    manifests that the index lists, also those of nested indexes, cannot be deleted either. Other tags and manifests can
+    be deleted."""
     child = await push_image(registry, repo, "child")
     inner = index_of([child.descriptor])
     await registry.put_manifest(repo, inner, by=BY)
@@ -105,8 +107,8 @@ async def test_deleting_a_missing_immutable_tag(registry: Registry, repo: Reposi
     ("name", "tag"), [("team/app", "latest"), ("team/app", "release-10"), ("other", "v1"), ("docker.io/x/y", "always")]
 )
 async def test_other_tags_move(registry: Registry, name: str, tag: str) -> None:
-    """Tags that no rule matches can move and be deleted: a pattern must match the whole repository name and the whole
-    tag. Rules do not apply to mirrored repositories, because their tags follow the upstream."""
+    """Tags that no rule matches can move and be deleted. A rule matches only if its patterns match the whole repository
+    name and the whole tag. Rules do not apply to mirrored repositories, because their tags follow the upstream."""
     repo = RepositoryName(name)
     await push_image(registry, repo, "first", tag)
     second = await push_image(registry, repo, "second", tag)

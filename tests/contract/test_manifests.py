@@ -260,8 +260,8 @@ async def test_a_sparse_manifest_needs_no_stored_content(registry: Registry, rep
 
 @pytest.mark.parametrize("media_type", [FOREIGN, NONDISTRIBUTABLE])
 async def test_foreign_layers_may_be_missing(registry: Registry, repo: RepositoryName, media_type: str) -> None:
-    """A manifest is accepted without its layers that may not be distributed. Its config and other layers must be
-    stored."""
+    """A manifest is accepted even if its foreign layers (layers that the registry need not have, because their license
+    forbids their distribution) are not stored. The config and all other layers must be stored."""
     foreign = descriptor_of(b"windows", media_type)
     with pytest.raises(ManifestBlobUnknown) as refused:
         await registry.put_manifest(repo, image_of(descriptor_of(b"config"), [foreign]), [LATEST], by=BY)
@@ -282,7 +282,8 @@ async def test_an_unknown_subject_is_accepted(registry: Registry, repo: Reposito
 
 
 async def test_a_manifest_pushed_twice(registry: Registry, repo: RepositoryName) -> None:
-    """A second put of the same manifest succeeds. It sets its new tag, and the old tag stays."""
+    """A second put of the same manifest succeeds. If the second put has another tag, this tag is added, and the old tag
+    stays."""
     manifest = await push_image(registry, repo, "one", "latest")
     await registry.put_manifest(repo, manifest, [LATEST], by=BY)
     await registry.put_manifest(repo, manifest, [Tag("second")], by=BY)
@@ -292,7 +293,8 @@ async def test_a_manifest_pushed_twice(registry: Registry, repo: RepositoryName)
 
 
 async def test_a_tag_moves(registry: Registry, repo: RepositoryName) -> None:
-    """A put moves an existing tag to its manifest. The older manifest is still found by digest and by its other tag."""
+    """A put with an existing tag moves the tag to the new manifest. The older manifest is still found by digest and by
+    its other tag."""
     older = await push_image(registry, repo, "older", "latest", "v1")
     newer = await push_image(registry, repo, "newer", "latest")
     await assert_is(registry, repo, LATEST, newer)
@@ -349,40 +351,55 @@ async def test_nested_names_are_repositories_of_their_own(registry: Registry) ->
 # Conditions (RFC 9110, section 13.1)
 
 
-@pytest.mark.parametrize("case", ["absent", "another", "none of these"])
+@pytest.mark.parametrize(
+    "case", ["If-None-Match: *, no tag", "If-Match, one digest matches", "If-None-Match, no digest matches"]
+)
 async def test_a_condition_that_holds(registry: Registry, repo: RepositoryName, case: str) -> None:
-    """A put succeeds if the tag meets the condition."""
+    """A put succeeds if the tag meets the condition. The cases name the request header that sets the condition, and the
+    state of the tag before the put."""
     old = await push_image(registry, repo, "old", "old")
     manifest = await push_image(registry, repo, "new")
     tag, condition = {
-        "absent": (Tag("fresh"), Condition(negated=True)),
-        "another": (Tag("old"), Condition(frozenset({digest_of(b"other"), old.digest}))),
-        "none of these": (Tag("old"), Condition(frozenset({digest_of(b"other")}), negated=True)),
+        "If-None-Match: *, no tag": (Tag("fresh"), Condition(negated=True)),
+        "If-Match, one digest matches": (Tag("old"), Condition(frozenset({digest_of(b"other"), old.digest}))),
+        "If-None-Match, no digest matches": (
+            Tag("old"),
+            Condition(frozenset({digest_of(b"other")}), negated=True),
+        ),
     }[case]
     await registry.put_manifest(repo, manifest, [tag], by=BY, condition=condition)
     await assert_is(registry, repo, tag, manifest)
 
 
 async def test_if_match_anything(registry: Registry, repo: RepositoryName) -> None:
-    """The condition of `If-Match: *` requires only that the tag exists."""
+    """The condition of `If-Match: *` requires only that the tag exists, whatever its manifest is."""
     manifest = await push_image(registry, repo, "old", "latest")
     await registry.put_manifest(repo, manifest, [LATEST], by=BY, condition=Condition())
     with pytest.raises(PreconditionFailed):
         await registry.put_manifest(repo, manifest, [Tag("fresh")], by=BY, condition=Condition())
 
 
-@pytest.mark.parametrize("case", ["exists", "moved", "no tag", "one of these", "unknown repository"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "If-None-Match: *, tag exists",
+        "If-Match, no digest matches",
+        "If-Match, no tag",
+        "If-None-Match, the digest matches",
+        "If-Match: *, unknown repository",
+    ],
+)
 async def test_a_condition_that_does_not_hold(registry: Registry, repo: RepositoryName, case: str) -> None:
     """A put whose tag does not meet the condition is refused. It stores no manifest, sets no tag, and creates no
     repository."""
     old = await push_image(registry, repo, "old", "old")
     manifest = index_of([], annotations={"made": "now"})
     name, tag, condition = {
-        "exists": (repo, "old", Condition(negated=True)),
-        "moved": (repo, "old", Condition(frozenset({digest_of(b"other")}))),
-        "no tag": (repo, "fresh", Condition(frozenset({old.digest}))),
-        "one of these": (repo, "old", Condition(frozenset({old.digest}), negated=True)),
-        "unknown repository": (NOWHERE, "old", Condition()),
+        "If-None-Match: *, tag exists": (repo, "old", Condition(negated=True)),
+        "If-Match, no digest matches": (repo, "old", Condition(frozenset({digest_of(b"other")}))),
+        "If-Match, no tag": (repo, "fresh", Condition(frozenset({old.digest}))),
+        "If-None-Match, the digest matches": (repo, "old", Condition(frozenset({old.digest}), negated=True)),
+        "If-Match: *, unknown repository": (NOWHERE, "old", Condition()),
     }[case]
     with pytest.raises(PreconditionFailed):
         await registry.put_manifest(name, manifest, [Tag(tag), Tag("more")], by=BY, condition=condition)
@@ -394,7 +411,8 @@ async def test_a_condition_that_does_not_hold(registry: Registry, repo: Reposito
 
 
 async def test_a_condition_is_for_the_first_tag(registry: Registry, repo: RepositoryName) -> None:
-    """If a put sets several tags, only the first tag has to meet the condition. If it does, the put sets all tags."""
+    """If a put sets several tags, only the first tag has to meet the condition. The put then sets all tags, or is
+    refused and sets none."""
     await push_image(registry, repo, "old", "there")
     manifest = await push_image(registry, repo, "new")
     absent = Condition(negated=True)

@@ -19,7 +19,8 @@ Auth = tuple[str, str] | None
 
 @dataclass
 class AdminSite:
-    """A running server with the admin account `root`. `name` returns a new name at each call."""
+    """A running server with the admin account `root`. `folder`: the folder with the server's data directory. `name`
+    returns a new name at each call."""
 
     server: RegistryServer
     folder: Path
@@ -38,7 +39,8 @@ class AdminSite:
         headers: dict[str, str] | None = None,
         **query: Any,
     ) -> httpx2.Response:
-        """Sends one request on a new connection, which any of the worker processes may accept."""
+        """Sends one request on a new connection, which any of the worker processes may accept. `auth`: name and
+        password; None: without credentials. `query`: the parameters of the URL."""
         with plain_client(f"{self.server.url}/api/v1", timeout=60) as client:
             return client.request(method, path, json=body, auth=auth, headers=headers, params=query or None)
 
@@ -51,7 +53,7 @@ class AdminSite:
         return answer.json() if answer.content else None
 
     def user(self, **more: Any) -> tuple[str, str]:
-        """Adds a user, and returns its name and password."""
+        """Adds a user, and returns its name and password. `more`: further fields of the request."""
         name = self.name()
         self.call_ok("POST", "/users", {"name": name, "password": PASSWORD, **more})
         return name, PASSWORD
@@ -62,12 +64,13 @@ class AdminSite:
         return name
 
     def token(self, account: str, **more: Any) -> str:
-        """Adds an API token, and returns its secret."""
+        """Adds an API token, and returns its secret. `more`: further fields of the request."""
         secret: str = self.call_ok("POST", "/tokens", {"account": account, **more})["secret"]
         return secret
 
     def command(self, *args: str, stdin_text: str | None = None) -> str:
-        """Runs `entrepot` on the data directory of this server, and returns its output."""
+        """Runs `entrepot` on the data directory of this server, and returns its output. `stdin_text`: the text that the
+        command gets on stdin."""
         return entrepot_output(*args, folder=self.folder, stdin_text=stdin_text)
 
 

@@ -194,7 +194,7 @@ class CachedAnswerClient(AsgiClient):
             await super()._run(scope, connection)
             return
         answer, request = found
-        headers = [*answer.before, (REQUEST_ID, request.encode()), *answer.after]
+        headers = [*answer.headers_before_id, (REQUEST_ID, request.encode()), *answer.headers_after_id]
         await connection.send({"type": "http.response.start", "status": 200, "headers": headers})
         await connection.send({"type": "http.response.body", "body": answer.body})
         RequestReports(self.app).report_cached(scope, answer, request)

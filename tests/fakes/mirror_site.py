@@ -81,9 +81,9 @@ class BackgroundGet:
     def _until(self, condition: Callable[[], bool]) -> BackgroundGet:
         with self._changed:
             assert self._changed.wait_for(lambda: self._ended or condition(), TIMEOUT), (
-                f"nothing after {len(self.body)}"
+                f"timed out; {len(self.body)} bytes of the body received"
             )
-        assert condition(), f"it ended with status {self.status} after {len(self.body)} bytes"
+        assert condition(), f"the response ended with status {self.status} after {len(self.body)} bytes"
         return self
 
     def _run(self, path: str, headers: Mapping[str, str], hold: threading.Event | None) -> None:
@@ -184,7 +184,7 @@ class MirrorSite:
         headers: Mapping[str, str] | None = None,
     ) -> BackgroundGet:
         """Requests the blob, or `path`. `span`: a range such as `0-99` for the Range header. `worker`: the process id
-        of the worker that must accept the connection; None: any worker."""
+        of the worker that must accept the connection; None: any worker. `hold`: see `BackgroundGet`."""
         all_headers = {**(headers or {}), **({"Range": f"bytes={span}"} if span else {})}
         return BackgroundGet(self._connect(worker, slow=hold is not None), path or self.path, all_headers, hold)
 
@@ -198,7 +198,7 @@ class MirrorSite:
             answer = self.get(span=f"{len(body)}-").wait_for_end()
             assert answer.status in (0, 206), answer
             body += answer.body
-        raise AssertionError(f"20 answers brought {len(body)} bytes")
+        raise AssertionError(f"only {len(body)} bytes after 20 responses")
 
     def _connect(self, worker: int | None, *, slow: bool) -> http.client.HTTPConnection:
         for _ in range(200):
@@ -215,8 +215,9 @@ class MirrorSite:
         raise AssertionError(f"no connection came to worker {worker}")
 
     def count_requests(self, kind: HubRequestKind | None = None, *, match: str = "", far: Hub | None = None) -> int:
-        """Returns how many requests the upstream has received. Requests that it answered with 401 do not count. HEAD
-        requests for manifests do not count either, because Docker Hub does not count them."""
+        """Returns how many requests the fake Hub `far` has received, or `self.hub` if `far` is None. Requests that the
+        Hub answered with 401 do not count. HEAD requests for manifests do not count either, because Docker Hub does not
+        count them."""
         found = [seen for seen in (far or self.hub).requests(kind, match=match) if seen.status != 401]
         return sum(1 for seen in found if (seen.kind, seen.method) != ("manifest", "HEAD"))
 
@@ -243,7 +244,7 @@ class MirrorSite:
             for fd in open_files(pid, state):
                 if re.search(r"OFDLCK .* WRITE .* 0 0$", Path(f"/proc/{pid}/fdinfo/{fd}").read_text(), re.MULTILINE):
                     return pid
-        raise AssertionError("nobody owns it")
+        raise AssertionError("no worker owns the partial blob")
 
     def _state(self) -> Path:
         layout = Layout(self.server.data)

@@ -52,7 +52,7 @@ async def scrub(
     registry: StoredRegistry,
     *,
     rate: float = 1e12,
-    keep_going: bool = False,
+    continue_after_many_damaged: bool = False,
     quarantine_bytes: int = 1 << 30,
     on_damaged: Callable[[Digest], None] = lambda _: None,
     monotonic: Callable[[], float] | None = None,
@@ -68,7 +68,7 @@ async def scrub(
             ReadRate(rate, monotonic, sleep),
             context,
             quarantine_bytes=quarantine_bytes,
-            keep_going=keep_going,
+            continue_after_many_damaged=continue_after_many_damaged,
             on_damaged=on_damaged,
         )
         return await scrubber.run()

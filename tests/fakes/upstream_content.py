@@ -1,9 +1,10 @@
 """Content for the upstreams of tests: blobs, manifests and tags with the same bytes in every run.
 
-`UpstreamContent.add(repo, tree, *tags)` adds an `ImageTree`: a manifest with all manifests and blobs to which it
-refers. `noise_image` makes an image with layers of any size, for clients that do not unpack layers; `index_of` makes an
-index; `image_tree_of` makes a tree from a real image of tests/fakes/client_images.py; `ubuntu` makes an image that
-docker can run. Noise (random bytes) takes no memory: even 2 GiB are stored as a seed.
+`UpstreamContent.add(repo, tree, *tags)` adds the `ImageTree` `tree` to a repository. An `ImageTree` is a manifest with
+all manifests and blobs to which it refers. `noise_image` makes an image with layers of any size, for clients that do
+not unpack layers; `index_of` makes an index; `image_tree_of` makes a tree from a real image of
+tests/fakes/client_images.py; `ubuntu` makes an image that docker can run. Noise (random bytes) takes no memory: even 2
+GiB are stored as a seed.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ class UpstreamRepository:
     manifests: dict[str, tuple[bytes, str]] = field(default_factory=dict)
     """Body and media type by digest."""
     tags: dict[str, str] = field(default_factory=dict)
+    """The digest of the manifest, by tag."""
 
 
 @dataclass
@@ -151,7 +153,7 @@ class UpstreamContent:
     repositories: dict[str, UpstreamRepository] = field(default_factory=dict)
 
     def add(self, repo: str, tree: ImageTree, *tags: str) -> ImageTree:
-        """Adds an image tree to `repo`, sets the tags to it, and returns it."""
+        """Adds the image tree `tree` to `repo`, makes the tags point at its manifest, and returns the tree."""
         repository = self.repositories.setdefault(repo, UpstreamRepository())
         repository.blobs.update(tree.blobs)
         repository.manifests.update(tree.manifests)
@@ -166,9 +168,9 @@ class UpstreamContent:
         repositories: dict[str, Any] = {}
         for name, repository in self.repositories.items():
             for digest, blob in repository.blobs.items():
-                noise = isinstance(blob.body, Noise)
+                is_noise = isinstance(blob.body, Noise)
                 blobs[digest] = [blob.body.seed, blob.body.size] if isinstance(blob.body, Noise) else digest
-                if not noise:
+                if not is_noise:
                     _write(folder / _file_name(digest), blob.read())
             for digest, (body, _) in repository.manifests.items():
                 _write(folder / _file_name(digest), body)

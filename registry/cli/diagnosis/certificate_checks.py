@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 CHECK: Final = "certificate"
-SOON_FRACTION: Final = 1 / 10
+EXPIRY_WARNING_FRACTION: Final = 1 / 10
 """A warning appears when the remaining lifetime of a certificate is less than this fraction of its whole lifetime, and
-also less than `SOON_DAYS` days."""
-SOON_DAYS: Final = 21.0
+also less than `EXPIRY_WARNING_DAYS` days."""
+EXPIRY_WARNING_DAYS: Final = 21.0
 _RENEW: Final = "renew it, and see why that did not happen by itself; the server reads new files without a restart"
 
 
@@ -71,7 +71,7 @@ def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
         else:
             days_left = (ends - moment).total_seconds() / 86400
             lifetime = (ends - begins).total_seconds() / 86400
-            if number == 0 and days_left < min(SOON_DAYS, lifetime * SOON_FRACTION):
+            if number == 0 and days_left < min(EXPIRY_WARNING_DAYS, lifetime * EXPIRY_WARNING_FRACTION):
                 what = f"{name} expires in {days_left:.0f} days, on {ends:%Y-%m-%d %H:%M} UTC"
                 yield warning(CHECK, what, "clients refuse it from then on", _RENEW)
 

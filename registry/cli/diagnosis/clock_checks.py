@@ -17,13 +17,13 @@ CHECK: Final = "clock"
 TOLERANCE_SECONDS: Final = 30.0
 """A difference of up to this many seconds is no finding: it includes the time that a response takes, and Date headers
 have whole seconds."""
-WRONG_SECONDS: Final = 300.0
+LOGIN_FAILURE_SECONDS: Final = 300.0
 """Above this difference, logins at upstreams fail, because the tokens of upstreams are often valid for only five
 minutes."""
 _FUTURE_SECONDS: Final = 60.0
 """If the time of a file is more than this many seconds in the future, the clock has been set back since the file was
 written."""
-OLDEST: Final = 1_767_225_600.0
+EARLIEST_PLAUSIBLE_TIME: Final = 1_767_225_600.0
 """The beginning of 2026, in seconds since 1970. The clock must be later, because this program is newer than that."""
 _STEP: Final = "set the clock, and let a service keep it right: timedatectl set-ntp true"
 
@@ -36,7 +36,7 @@ def clock_findings(now: float, dates: Mapping[str, tuple[str, float]]) -> list[F
 
 
 def _against_program(now: float) -> Iterator[Finding]:
-    if now < OLDEST:
+    if now < EARLIEST_PLAUSIBLE_TIME:
         why = "certificates and tokens are not valid yet; what is pushed now looks old to retention"
         clock_text = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
         yield problem(CHECK, f"the clock says {clock_text} UTC, but this program is newer", why, _STEP)
@@ -56,7 +56,7 @@ def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Findi
         return
     direction = "ahead of" if difference > 0 else "behind"
     what = f"the clock is {_duration(abs(difference))} {direction} {url}"
-    if abs(difference) > WRONG_SECONDS:
+    if abs(difference) > LOGIN_FAILURE_SECONDS:
         why = "logins at upstreams and by tokens fail, and certificates look expired or not valid yet"
         yield problem(CHECK, what, why, _STEP)
     else:

@@ -33,9 +33,9 @@ _SHORT_DIGEST = len("sha256:") + 12
 
 
 async def read_status(settings: Settings, stored: StoredRegistry) -> dict[str, Any]:
-    """Returns the state of the mirrors as JSON types, in two lists: "upstreams" has the endpoints (URLs), the numbers
-    of cached objects, the rate limit, and the tags that are frozen or held back by a cooldown, of each upstream in the
-    settings; "fills" has the unfinished downloads from all upstreams."""
+    """Returns the state of the mirrors as JSON types, in two lists. "upstreams" has an entry for each upstream in the
+    settings: its endpoints (URLs), the numbers of cached objects, the rate limit, and the tags that are frozen or held
+    back by a cooldown. "fills" has the unfinished downloads from all upstreams."""
     with open_inventory(settings.data) as inventory:
         upstreams = [await _upstream_status(upstream, stored, inventory) for upstream in settings.upstream]
     return {"upstreams": upstreams, "fills": _fills(settings.data)}
@@ -67,7 +67,9 @@ async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory
 async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
     """Returns the frozen tags of the upstream, in the form `REPOSITORY:TAG`, in order."""
     prefix, frozen_tags = f"{upstream.name}/", list[str]()
-    after = f"{prefix}:"  # sorts before all tags of the upstream
+    # The store compares repositories first and then tags. So the name of the upstream with an empty tag sorts before
+    # all tags of the upstream.
+    after = f"{prefix}:"
     while True:
         page = await tags.frozen_tags(after, 1000)
         frozen_tags += [str(frozen) for frozen in page.items if frozen.repository.startswith(prefix)]

@@ -12,11 +12,11 @@ from registry.cli.options import ConfigOption, DataOption
 from registry.cli.upkeep.import_run import ExcludeOption, IncludeOption, OverwriteOption, run_import
 from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
-HELP = """Take over the directory of a registry:2 or registry:3 (CNCF Distribution) with all its images.
+HELP = """Import all images from the directory of a registry:2 or registry:3 (CNCF Distribution).
 
-Brings every repository with its tags, its untagged manifests and its signatures. Files are hard-linked where that is
+Imports every repository with its tags, its untagged manifests and its signatures. Files are hard-linked where that is
 possible and safe, otherwise copied; each is checked against its digest. Nothing in the old directory is changed. What
-is broken there is listed, and the exit code is then 1. A second run brings only what changed."""
+is broken there is listed, and the exit code is then 1. A second run imports only what changed."""
 EXAMPLES = (
     "\b\nExamples:\n  entrepot import-registry /var/lib/docker-registry --data /srv/entrepot\n"
     "  entrepot import-registry /srv/registry --include 'team/**' --exclude 'team/tmp-*'"
@@ -36,7 +36,7 @@ def import_registry(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Takes over the directory at `path`."""
+    """Imports the registry whose directory is `path`."""
     arguments = {
         "path": str(path.absolute()),
         "include": include or [],

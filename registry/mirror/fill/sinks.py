@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from registry.mirror.fill.pieces import Piece
 from registry.mirror.upstream_client import RangesUnsupported
-from storage.errors import RegistryError, UpstreamUnavailable
+from storage.errors import UpstreamUnavailable
 from storage.partials import Partial
 
-RefusedEndpoints = Mapping[str, RegistryError]
+RefusedEndpoints = Mapping[str, UpstreamUnavailable]
 """The endpoints whose bytes are not accepted, because they sent corrupt bytes before, with the error to raise for
 each."""
 

@@ -27,9 +27,9 @@ empty dictionary."""
 class RenderableAnswer(Protocol):
     """A complete response with status 200, as the application has cached it."""
 
-    before: Headers
+    headers_before_id: Headers
     """Headers before X-Request-Id."""
-    after: Headers
+    headers_after_id: Headers
     """Headers after X-Request-Id. One of the headers is Content-Length."""
     body: bytes
     rendered: Any
@@ -57,10 +57,10 @@ def render(answer: RenderableAnswer, request_id: str, default_headers: Headers) 
     """Returns the bytes of the complete response, which begins with `default_headers`. Stores the parts that are always
     the same in `answer.rendered`. Raises RuntimeError if a header of the cached response is not valid."""
     if answer.rendered is None:
-        check_response_headers(answer.before + answer.after)
+        check_response_headers(answer.headers_before_id + answer.headers_after_id)
         answer.rendered = (
-            b"".join([*header_lines(answer.before), b"x-request-id: "]),
-            b"".join([b"\r\n", *header_lines(answer.after), b"\r\n", answer.body]),
+            b"".join([*header_lines(answer.headers_before_id), b"x-request-id: "]),
+            b"".join([b"\r\n", *header_lines(answer.headers_after_id), b"\r\n", answer.body]),
         )
     before, after = answer.rendered
     return b"".join([STATUS_LINES[200], *header_lines(default_headers), before, request_id.encode("ascii"), after])

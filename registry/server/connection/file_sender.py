@@ -82,8 +82,9 @@ class FileSender:
         self._read_ahead: ReadAhead | None = None
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._mapped_file: MappedFile | None = None
-        self._is_local = is_local_peer(sock) if is_local is None else is_local
-        """Whether the client is on this machine. Its file is then sent from the mapping, and not by sendfile."""
+        self._uses_mapping = is_local_peer(sock) if is_local is None else is_local
+        """Whether the file is sent from the mapping, and not by sendfile. True at first if the client is on this
+        machine."""
         self._released_up_to = 0  # offset up to which the mapping's pages were released
         # Offset up to which a thread has read the file for this sender. The bytes before this offset are sent without
         # asking whether their pages are still in memory. Otherwise the sender could read the same bytes again and again
@@ -117,7 +118,7 @@ class FileSender:
             self._released_up_to = offset
             # A mapping has zeros between the end of the file and the end of the last page. These zeros must not be
             # sent. So a file that is too short is sent by sendfile, which stops at the end of the file.
-            self._is_local = self._is_local and os.fstat(self._file).st_size >= self._end_offset
+            self._uses_mapping = self._uses_mapping and os.fstat(self._file).st_size >= self._end_offset
             self._step()
             error = await self._ended
         finally:
@@ -182,14 +183,14 @@ class FileSender:
 
     def _send(self, count: int) -> int:
         """Sends up to `count` bytes of the file. Returns how many the kernel has accepted; 0 at the end of the file."""
-        if self._is_local and self._mapped_file is not None:
+        if self._uses_mapping and self._mapped_file is not None:
             try:
                 return self._send_mapped(self._mapped_file, count)
             except OSError as error:
                 if error.errno != errno.EFAULT:
                     raise
                 # The file was truncated, or the disk cannot read it. sendfile tells which: it sends 0 bytes or fails.
-                self._is_local = False
+                self._uses_mapping = False
         return os.sendfile(self._sock.fileno(), self._file, self._next_offset, count)
 
     def _send_mapped(self, mapped: MappedFile, count: int) -> int:

@@ -80,7 +80,7 @@ class LiveChanges:
         self._wanted_since = time.monotonic()
         self._restarts.append(reply)
 
-    def go_on_with(self, renewal: Renewal, replies: list[Reply]) -> None:
+    def continue_renewal(self, renewal: Renewal, replies: list[Reply]) -> None:
         """Continues a restart that the old version of the program has begun."""
         self._renewal = renewal
         self._replies = replies

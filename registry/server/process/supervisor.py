@@ -351,4 +351,4 @@ class Supervisor:
             if self._control is None
             else [self._control.reply_to(socket.socket(fileno=file)) for file in handover.waiting]
         )
-        self._changes.go_on_with(Renewal(self._pool, kept_workers, self._pool.fork, surplus_workers), replies)
+        self._changes.continue_renewal(Renewal(self._pool, kept_workers, self._pool.fork, surplus_workers), replies)

@@ -32,7 +32,8 @@ from storage.errors import RegistryError
 from storage.names import Digest
 
 CHUNK_BYTES: Final = 1 << 20
-"""Number of bytes of a file that are read, and largest number that are decompressed, at a time."""
+"""Number of bytes that are read from a file at once. Also the largest number of bytes that one call of the
+decompressor returns."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 """The first bytes of a layer that is compressed with gzip, and of one that is compressed with zstd."""
 
@@ -49,22 +50,23 @@ class FoundImage:
 
 @dataclass(slots=True)
 class FoundContent:
-    """The images and other content of a file source. `made`: manifests that are not in the source but were made from
-    its content. `files`: by digest, the file names of the blobs whose files are not named after the digest."""
+    """The images and other content of a file source. `generated_manifests`: manifests that are not in the source but
+    were made from its content. `file_names`: by digest, the file names of the blobs whose files are not named after the
+    digest."""
 
     source: FileSource
     images: list[FoundImage] = field(default_factory=list)
-    made: dict[Digest, bytes] = field(default_factory=dict)
-    files: dict[Digest, str] = field(default_factory=dict)
+    generated_manifests: dict[Digest, bytes] = field(default_factory=dict)
+    file_names: dict[Digest, str] = field(default_factory=dict)
 
     def file_of(self, digest: Digest) -> str:
         """Returns the name of the file with a blob."""
-        return self.files.get(digest) or blob_file(digest)
+        return self.file_names.get(digest) or blob_file(digest)
 
     def manifest(self, digest: Digest, media_type: str) -> Manifest | None:
         """Reads a manifest, checks its digest, and returns it; None if the file does not contain the manifest. Blocks.
         Raises ImageFileFailed."""
-        body = self.made.get(digest) or read_small(self.source, blob_file(digest))
+        body = self.generated_manifests.get(digest) or read_small(self.source, blob_file(digest))
         if body is None:
             return None
         try:
@@ -154,9 +156,9 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
             separators=(",", ":"),
         ).encode()
         digest = digest_of(body)
-        content.made[digest] = body
-        content.files[config_descriptor.digest] = config_file
-        content.files.update((layers_by_file[name].descriptor.digest, name) for name in layers)
+        content.generated_manifests[digest] = body
+        content.file_names[config_descriptor.digest] = config_file
+        content.file_names.update((layers_by_file[name].descriptor.digest, name) for name in layers)
         content.images.append(FoundImage(digest, OCI_MANIFEST, tuple(map(str, names))))
 
 
@@ -212,7 +214,8 @@ def _check_diff_ids(source: FileSource, config_file: str, config: bytes, layers:
         raise ImageFileFailed(f"{source.label}: the config {config_file} states no layers") from error
     if len(stated_digests) != len(layers):
         raise ImageFileFailed(
-            f"{source.label}: the config {config_file} has {len(stated_digests)} layers, not {len(layers)}"
+            f"{source.label}: the config {config_file} has {len(stated_digests)} layers, but {DOCKER_FILE} "
+            f"lists {len(layers)}"
         )
     for digest, layer in zip(stated_digests, layers, strict=True):
         if layer.diff_id is not None and layer.diff_id != digest:

@@ -35,7 +35,7 @@ def decide(
         return Decision(True, "it is immutable")
     if tag.subject is not None:
         return Decision(True, f"belongs to {tag.subject}, which is here")
-    if rule.keep_last and not tag.is_referrer and (newest is None or newest.includes(tag)):
+    if rule.keep_last and not tag.is_referrer and (newest is None or newest.is_at_or_after(tag)):
         return Decision(True, f"one of the newest {rule.keep_last}")
     for pattern in rule.keep_tags:
         if fnmatchcase(tag.name, pattern):

@@ -84,8 +84,9 @@ class RetentionWork:
                 await context.report()
             counts["tags_deleted"] += deleted
             counts["tags_kept"] += len(page) - deleted
-        # The limits are computed after the tags were deleted. So the manifests of these tags are deleted immediately if
-        # the rule says so.
+        # The clock is read again, because the tags were deleted after `now`. Otherwise these deletions would be newer
+        # than the limits, and a rule that deletes untagged manifests immediately would keep the manifests of these tags
+        # until its next run.
         limits = unused_limits(rule.rule, self._clock())
         if limits is not None:
             counts["manifests_deleted"] += await self._delete_untagged(context, repo, limits)

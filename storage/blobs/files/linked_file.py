@@ -49,7 +49,7 @@ class LinkedFile:
     def _publish(self) -> str | None:
         """Makes the link. Returns why it cannot be made; None if it was made. Raises OSError."""
         system, layout = self._disk.system, self._disk.layout
-        self._disk.reserve.require_room()
+        self._disk.reserve.require_free_space()
         system.sync(self._fd)  # the other program may not have synced its file
         directory = layout.upload(UploadID.random())
         link = directory / "1"

@@ -75,7 +75,7 @@ def open_file_pair(
     unusable bytes were just deleted; the caller should try again soon. `boot`: id of the machine's present boot. Raises
     StorageFull, OSError."""
     if not paths.state.exists():
-        reserve.require_room(size=size)
+        reserve.require_free_space(size=size)
     state_fd = _open_or_create(system, paths.state)
     if state_fd is None:
         return None

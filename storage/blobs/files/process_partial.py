@@ -319,7 +319,7 @@ class ProcessPartial:
                 self._being_written.add(*part)
         try:
             # The size of the whole blob was compared with the free space before the download began.
-            self._reserve.require_room(may_use_min_free=True)
+            self._reserve.require_free_space(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)
                 self._store_progress()

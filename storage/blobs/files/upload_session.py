@@ -166,7 +166,7 @@ class FileUploadSession:
 
         def write() -> Digest | None:
             if chunks:
-                self._disk.reserve.require_room()
+                self._disk.reserve.require_free_space()
                 file.append(chunks, start)
                 for chunk in chunks:
                     self._running_digest.update(chunk)

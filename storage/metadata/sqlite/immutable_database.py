@@ -31,7 +31,9 @@ from storage.errors import StorageFull
 from storage.metadata.sqlite.commit_thread import Change
 
 T = TypeVar("T")
-NO_ROOM = "the disk is full, and there is no room to open the database for writing; until there is, only reads work"
+DISK_FULL_TEXT = (
+    "the disk is full, and there is no room to open the database for writing; until there is, only reads work"
+)
 """Text of the StorageFull that refuses changes."""
 _NO_ROOM_TO_READ = "the disk is full, and there is no room to open the database, whose write-ahead log is not empty"
 """Text of the StorageFull that refuses to open the database even for reading."""
@@ -55,7 +57,7 @@ class ImmutableDatabase:
         self._lock = os.open(layout.metadata_lock, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if not try_flock(self._lock, shared=True):
-                raise StorageFull(NO_ROOM)
+                raise StorageFull(DISK_FULL_TEXT)
             if _size(Path(f"{layout.metadata}-wal")):
                 raise StorageFull(_NO_ROOM_TO_READ)
             uri = f"file:{quote(str(layout.metadata))}?immutable=1"
@@ -94,7 +96,7 @@ class ImmutableDatabase:
         """Refuses the change without calling it: returns a future that raises StorageFull. `durable` and `reserve_use`
         have no effect; they are here because `CommitThread.run` has them."""
         refused: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
-        refused.set_exception(StorageFull(NO_ROOM))
+        refused.set_exception(StorageFull(DISK_FULL_TEXT))
         return refused
 
     def has_same_rights(self, before: object, after: object) -> bool:

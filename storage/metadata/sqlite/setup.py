@@ -22,7 +22,7 @@ from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.access.account_table import SELECT_HAS_HAD_ACCOUNT
 from storage.metadata.sqlite.database import connect, create, is_full, migrate, newest_table_version
-from storage.metadata.sqlite.immutable_database import NO_ROOM, ImmutableDatabase
+from storage.metadata.sqlite.immutable_database import DISK_FULL_TEXT, ImmutableDatabase
 
 
 def prepare_database(layout: Layout, system: System, free_space: Callable[[], None]) -> None:
@@ -36,7 +36,7 @@ def prepare_database(layout: Layout, system: System, free_space: Callable[[], No
     try:
         _create_or_migrate(layout, system, free_space)
     except apsw.FullError:
-        raise StorageFull(NO_ROOM) from None
+        raise StorageFull(DISK_FULL_TEXT) from None
     except apsw.Error as error:
         raise DataDirectoryError(f"{layout.metadata} cannot be used: {error}") from None
 

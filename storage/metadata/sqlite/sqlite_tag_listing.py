@@ -20,8 +20,10 @@ from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.version_lists import VersionLists
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import (
-    MAX_LOOKED_AT_MANIFESTS,
+    BUNDLE_PREDICATE,
+    BUNDLE_TYPE_PREFIX,
     MAX_PAGE_TAGS,
+    MAX_READ_MANIFESTS,
     MAX_SORTED_BY_SIZE,
     MAX_TAGS_OF_MANIFEST,
     MAX_TREE_MANIFESTS,
@@ -78,6 +80,14 @@ WITH named AS (
 SELECT (SELECT count(*) FROM named), (SELECT coalesce(sum(size), 0) FROM stored)"""
 _NEXT_TYPE: Final = """
 SELECT min(artifact_type) FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type > ?3"""
+_MAX_BUNDLE_ANNOTATIONS: Final = 8 * 1024
+"""The predicate type of a Sigstore bundle is read if its annotations take at most this number of bytes."""
+_BUNDLE_PREDICATES: Final = f"""
+SELECT DISTINCT ifnull(json_extract(annotations, '$."{BUNDLE_PREDICATE}"'), '') FROM (
+  SELECT iif(octet_length(annotations) <= {_MAX_BUNDLE_ANNOTATIONS}, CAST(annotations AS TEXT), '{{}}') AS annotations
+    FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type >= ?3 AND artifact_type < ?4
+   LIMIT {_MAX_REFERRERS})
+ ORDER BY 1"""
 _REFERRER_TAGS: Final = f"""
 SELECT substr(name, ?4) FROM tag WHERE repository = ?1 AND name > ?2 AND name < ?3 LIMIT {_MAX_REFERRERS}"""
 _TAGS_OF: Final = f"SELECT name FROM tag WHERE manifest = ?1 ORDER BY name LIMIT {MAX_TAGS_OF_MANIFEST}"
@@ -205,13 +215,13 @@ def _by_size(sizes: Sequence[tuple[int, str]], query: TagQuery, after: TagCursor
 class _FactsReader:
     """Reads the facts about tags and manifests of one repository, for one call. A *tree* is a manifest with all
     manifests that it lists, directly or through other indexes. In total, the call reads at most `_MAX_BLOB_ROWS`
-    references to blobs, and at most `MAX_LOOKED_AT_MANIFESTS` manifests of trees."""
+    references to blobs, and at most `MAX_READ_MANIFESTS` manifests of trees."""
 
     def __init__(self, db: apsw.Connection, repository: int) -> None:
         self._db = db
         self._repository = repository
         self._remaining_rows = _MAX_BLOB_ROWS
-        self._remaining_manifests = MAX_LOOKED_AT_MANIFESTS
+        self._remaining_manifests = MAX_READ_MANIFESTS
         self._trees: dict[int, tuple[str, bool]] = {}
         self._sizes: dict[int, int | None] = {}
         self._manifests: dict[int, ManifestFacts | None] = {}
@@ -249,6 +259,7 @@ class _FactsReader:
             pulls=pulls,
             stored_bytes=self.stored_bytes(row_id),
             referrer_types=self._referrer_types(digest),
+            bundle_predicates=self._bundle_predicates(digest),
             referrer_tags=self._referrer_tags(digest),
             tags=tuple(Tag(name) for (name,) in _rows(self._db, _TAGS_OF, row_id)) if with_tags else (),
         )
@@ -290,6 +301,12 @@ class _FactsReader:
                 break
             types.append(artifact_type)
         return tuple(types)
+
+    def _bundle_predicates(self, digest: str) -> tuple[str, ...]:
+        types = BUNDLE_TYPE_PREFIX, f"{BUNDLE_TYPE_PREFIX}\U0010ffff"
+        return tuple(
+            predicate for (predicate,) in _rows(self._db, _BUNDLE_PREDICATES, self._repository, digest, *types)
+        )
 
     def _referrer_tags(self, digest: str) -> tuple[str, ...]:
         prefix = digest.replace(":", "-", 1)

@@ -31,7 +31,7 @@ from storage.leases import Leases
 from storage.names import ALGORITHMS, Digest
 from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, with_backup_errors
 from storage.upkeep.backup.file_copies import CHUNK_BYTES, BlobDamaged, FileCopier, run_together
-from storage.upkeep.removal_gate import removals_held_back
+from storage.upkeep.removal_gate import blob_removals_blocked
 from storage.upkeep.reporter import Reporter
 
 BATCH_SIZE: Final = 500
@@ -91,7 +91,7 @@ async def make_backup(
         backup = _Backup(snapshots, blobs, directory, copier, options, reporter)
         async with AsyncExitStack() as removal_stack:
             await reporter.report(message="waiting until no blob is being removed")
-            await removal_stack.enter_async_context(removals_held_back(leases))
+            await removal_stack.enter_async_context(blob_removals_blocked(leases))
             name = await copier.run(lambda: directory.add_snapshot(clock()))
             manifest = await backup.copy(name, clock())
         await copier.run(lambda: directory.complete_snapshot(manifest))
@@ -228,7 +228,7 @@ class _Backup:
         async with aclosing(reader):
             if reader.file is not None and reader.file.offset == 0:
                 fd = reader.file.fd
-                await self._copier.bring_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
+                await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
             elif reader.data is not None:
                 await self._copier.write_bytes(reader.data, blob.digest, temporary, final)
                 self._note_bytes(blob.size)

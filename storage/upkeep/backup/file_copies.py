@@ -67,7 +67,7 @@ class FileCopier:
         """Runs a blocking call in a thread. The future gets BackupFailed instead of an OSError."""
         return run_in_thread(self._threads, lambda: with_backup_errors(self._failure, call))
 
-    async def bring_file(
+    async def copy_file(
         self, fd: int, digest: Digest, size: int, temporary: Path, final: Path, on_bytes: Callable[[int], object]
     ) -> None:
         """Creates the file `final` with the bytes of the open file `fd`. The file has the name `temporary` until its

@@ -80,8 +80,8 @@ async def restore_backup(
         snapshot = choose_snapshot(await copier.run(backups.snapshots), options.snapshot, backups.root)
         stack.enter_context(_directory_in_restore(layout, snapshot.name, system))
         restore = _Restore(snapshots, backups, snapshot, layout, copier, system, reporter)
-        await restore.bring_database()
-        counts = await restore.bring_blobs()
+        await restore.restore_database()
+        counts = await restore.restore_blobs()
         if counts.damaged and not options.skip_damaged:
             raise BackupFailed(
                 f"{len(counts.damaged)} blobs of this backup are missing or damaged, among them {counts.damaged[0]}; "
@@ -180,7 +180,7 @@ class _Restore:
         self._counts = _Counts()
         self._new_database = layout.root / "restored.db"
 
-    async def bring_database(self) -> None:
+    async def restore_database(self) -> None:
         """Copies the database and checks the copy. Until `complete`, the copy does not have the name that a server
         uses. Raises BackupFailed."""
         source = self._backups.database(self._snapshot.name)
@@ -201,21 +201,21 @@ class _Restore:
             if database.is_too_new:
                 raise BackupFailed("a newer Entrepot made this backup; restore it with the `entrepot` of that version")
 
-    async def bring_blobs(self) -> _Counts:
+    async def restore_blobs(self) -> _Counts:
         """Restores the blobs and checks them. Returns their counts."""
         await self._reporter.report(0, total=self._snapshot.totals.size, unit="bytes", message="restoring blobs")
         with self._snapshots.open(self._new_database) as database:
-            await self._bring_blobs_of(database)
+            await self._restore_blobs_of(database)
         return self._counts
 
-    async def _bring_blobs_of(self, database: DatabaseSnapshot) -> None:
+    async def _restore_blobs_of(self, database: DatabaseSnapshot) -> None:
         after = ""
         while batch := await self._copier.run(partial(database.blobs, after, BATCH_SIZE)):
             after = batch[-1].digest
-            await run_together(self._bring(blob) for blob in batch)
+            await run_together(self._restore_blob(blob) for blob in batch)
             await self._reporter.report(self._done_bytes)
 
-    async def _bring(self, blob: SnapshotBlob) -> None:
+    async def _restore_blob(self, blob: SnapshotBlob) -> None:
         final = self._layout.blob(blob.digest)
         if final.is_file() and final.stat().st_size == blob.size:  # its bytes were checked before
             self._counts.present += 1
@@ -226,7 +226,7 @@ class _Restore:
             fd = await self._copier.open_file(self._backups.blob(blob.digest))
             try:
                 temporary = self._layout.trash / f"{blob.digest.encoded}.restored"
-                await self._copier.bring_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
+                await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
             finally:
                 os.close(fd)
         except BlobDamaged as error:

@@ -28,7 +28,10 @@ class CuttingProxy:
         self.sent = 0  # bytes from clients to the server
         self.received = 0  # bytes from the server to clients
         self.cuts = 0
-        self.request_lines: list[str] = []  # requests such as `GET /v2/`; only those with which a received piece began
+        self.request_lines: list[str] = []
+        """The method and path of each recorded request, such as `GET /v2/`. The proxy looks for a request only at the
+        start of each piece that it receives (the bytes of one `recv`), so a request in the middle of a piece is not
+        recorded."""
         self.slow = threading.Event()  # set once an upload is slowed down
         self._full_speed = threading.Event()
         self._start(threading.Thread(target=self._accept, daemon=True))

@@ -1,5 +1,5 @@
 """The results of the compatibility tests: which steps work with which container client. tests/deploy/compatibility
-records them; docs/en/compatibility.md shows them.
+records them; the page `compatibility` of the book shows them.
 
 The results of each Debian release are in a file in tests/data/compatibility. `make compatibility` records them again.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from tests.fakes.deployment.debian_root import RELEASES
 from tests.fakes.server_process import ROOT
 
 RESULTS = ROOT / "tests" / "data" / "compatibility"
-PAGE = ROOT / "docs" / "en" / "compatibility.md"
 STEPS = ("push", "pull", "mirror")
+PODMAN_SETTINGS = "`--tls-verify=false` for plain HTTP; `registries.conf` for the mirror (`entrepot client podman`)"
+CTR_SETTINGS = "`--plain-http` of `ctr`; the mirror by `entrepot client containerd`"
 
 
 @dataclass(frozen=True)
@@ -34,57 +36,53 @@ class ClientToTry:
 CLIENTS = {
     "docker": ClientToTry(STEPS, "the mirror by `entrepot client docker`"),
     "BuildKit": ClientToTry(STEPS, "as docker"),
-    "podman": ClientToTry(
-        STEPS, "`--tls-verify=false` for plain HTTP; `registries.conf` for the mirror (`entrepot client podman`)"
-    ),
+    "podman": ClientToTry(STEPS, PODMAN_SETTINGS),
     "buildah": ClientToTry(STEPS, "as podman"),
     "skopeo": ClientToTry(STEPS, "as podman"),
-    "containerd": ClientToTry(STEPS, "`--plain-http` of `ctr`; the mirror by `entrepot client containerd`"),
+    "containerd": ClientToTry(STEPS, CTR_SETTINGS),
     "Helm": ClientToTry(("push", "pull"), "`--plain-http` for plain HTTP"),
     "oras": ClientToTry(("push", "pull"), "`--plain-http` for plain HTTP", without="bookworm"),
     "oras in Python": ClientToTry(("push", "pull"), "`insecure` for plain HTTP"),
     "cosign": ClientToTry(("push", "pull"), "none: it signs and verifies images here", without="bookworm"),
 }
 
-_TOP = """# Compatibility
 
-`make compatibility` writes the first table: real clients on plain Debian 12 and 13 push, pull what somebody else has
-pushed, and pull an image of Docker Hub through the mirror. `make test-deploy` runs the same clients, and fails if one
-does not work any more.
+@dataclass(frozen=True)
+class TableWords:
+    """The words of the table in one language."""
 
-## Clients
+    yes: str
+    no: str
+    bundled: str
+    """The version of a program that comes with another one, such as `in docker 26.1.5`."""
+    names: Mapping[str, str]
+    """The names of clients that differ from those in `CLIENTS`."""
+    settings: Mapping[str, str]
+    """The texts in `ClientToTry.settings` that differ from those in `CLIENTS`."""
 
-| Client | Version | On | Push | Pull | Mirror | Settings |
-|---|---|---|---|---|---|---|
-"""
-_BOTTOM = """
-*Mirror*: a name of Docker Hub, such as `ubuntu:18.04`, comes through the registry, with the file that the command
-prints. Clients without a setting for that have no entry; they can name the registry's address instead
-(`registry.example.com/docker.io/library/ubuntu`). docker trusts plain HTTP on the registry's own machine. With TLS, no
-client needs a setting to push and pull.
 
-BuildKit is the one in docker. Helm is Helm's own code in the Python package `helm-python-sdk`, whose version this is.
-*oras in Python* is the package `oras`. k3s, kind and Kubernetes pull with containerd.
-
-## Clients that were not tried
-
-The tests cannot run crane, regctl, nerdctl, and the programs `helm` and `buildkitd`: neither Debian 12 or 13 nor PyPI
-has them. They use the same API.
-
-## Python
-
-| Python | Tried |
-|---|---|
-| 3.11 | every test, on Debian 12 |
-| 3.12 | `make check`, by hand before a release: `make check VENV=.venv-3.12 PYTHON=python3.12` |
-| 3.13 | the quick tests, the server, `pip install` and all clients above, on Debian 13 |
-
-3.14 could not be tried yet.
-
-## Systems
-
-Linux on amd64. Debian 12 and 13 are tried with nothing but Python and make.
-"""
+LANGUAGES = {
+    "en": TableWords("yes", "no", "in {}", {}, {}),
+    "zh": TableWords(
+        "是",
+        "否",
+        "{} 自带",
+        {"oras in Python": "Python 版 oras"},
+        {
+            "the mirror by `entrepot client docker`": "镜像加速：`entrepot client docker`",  # noqa: RUF001
+            "as docker": "同 docker",
+            PODMAN_SETTINGS: "明文 HTTP：`--tls-verify=false`；镜像加速：`registries.conf`（`entrepot client podman`）",  # noqa: RUF001
+            "as podman": "同 podman",
+            CTR_SETTINGS: "`ctr` 的 `--plain-http`；镜像加速：`entrepot client containerd`",  # noqa: RUF001
+            "`--plain-http` for plain HTTP": "明文 HTTP：`--plain-http`",  # noqa: RUF001
+            "`insecure` for plain HTTP": "明文 HTTP：`insecure`",  # noqa: RUF001
+            "none: it signs and verifies images here": "无；用它对这里的镜像签名和验证",  # noqa: RUF001
+        },
+    ),
+}
+"""The words of each language in which the page exists."""
+_TABLE = re.compile(r"(?:\A|\n)(\|[^\n]*\n\|---[^\n]*\n)((?:\|[^\n]*\n)*)")
+"""A Markdown table: its heading, and its rows."""
 
 
 def debian_release() -> str:
@@ -118,19 +116,34 @@ def load(file: Path) -> list[ClientResult]:
     return [ClientResult(**row) for row in json.loads(file.read_text())]
 
 
-def page() -> str:
-    """Returns the text of docs/en/compatibility.md."""
-    rows = [(result, name) for name in RELEASES for result in load(RESULTS / f"{name}.json")]
-    rows.sort(key=lambda row: list(CLIENTS).index(row[0].client))
-    return _TOP + "".join(map(_line, *zip(*rows, strict=True))) + _BOTTOM
+def page_file(language: str) -> Path:
+    """Returns the page about compatibility."""
+    return ROOT / "docs" / language / "compatibility.md"
 
 
-def _line(result: ClientResult, debian: str) -> str:
-    cell_text = {"works": "yes", "fails": "no", None: ""}
-    cells = [result.client, result.version, f"Debian {RELEASES[debian]}"]
-    cells += [cell_text[result.steps.get(step)] for step in STEPS]
-    return f"| {' | '.join([*cells, CLIENTS[result.client].settings])} |\n"
+def with_results(page: str, language: str) -> str:
+    """Returns the text of the page with the recorded results as the rows of its first table."""
+    found = _TABLE.search(page)
+    assert found, "the page has no table"
+    return page[: found.start(2)] + _rows(LANGUAGES[language]) + page[found.end(2) :]
+
+
+def _rows(words: TableWords) -> str:
+    results = [(result, release) for release in RELEASES for result in load(RESULTS / f"{release}.json")]
+    results.sort(key=lambda row: list(CLIENTS).index(row[0].client))
+    return "".join(_row(result, release, words) for result, release in results)
+
+
+def _row(result: ClientResult, release: str, words: TableWords) -> str:
+    cell_texts = {"works": words.yes, "fails": words.no, None: ""}
+    version, settings = result.version, CLIENTS[result.client].settings
+    if version.startswith("in "):
+        version = words.bundled.format(version.removeprefix("in "))
+    cells = [words.names.get(result.client, result.client), version, f"Debian {RELEASES[release]}"]
+    cells += [cell_texts[result.steps.get(step)] for step in STEPS]
+    return f"| {' | '.join([*cells, words.settings.get(settings, settings)])} |\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    for each in LANGUAGES:
+        page_file(each).write_text(with_results(page_file(each).read_text(), each))

@@ -207,10 +207,12 @@ class HubServer:
         return self.registry.answer(request, target, record, self.url("cdn")), True
 
     async def _send(self, connection: HubConnection, answer: HubAnswer, fault: Fault, record: RecordedRequest) -> None:
-        """Sends the body, and stalls or breaks off as the fault says."""
-        stalls = sorted({answer.start + each for each in (fault.stall_after, fault.drop_after) if each is not None})
+        """Sends the body. If the fault requires it, stalls in the middle or closes the connection."""
+        interruption_offsets = sorted(
+            {answer.start + each for each in (fault.stall_after, fault.drop_after) if each is not None}
+        )
         position = answer.start
-        for stop in [*(each for each in stalls if each < answer.stop), answer.stop]:
+        for stop in [*(each for each in interruption_offsets if each < answer.stop), answer.stop]:
             for piece in answer.body.pieces(position, stop):
                 # Reads the rate again for every piece, because the test may change it during the response.
                 await connection.send(piece, record, self.switches.rate)

@@ -1,5 +1,6 @@
 """Tests that interrupt a scrub (the job that reads all blobs and moves damaged ones to the quarantine), by SIGKILL
-before a durable step or by a power cut after one. Damaged bytes are never served, and no undamaged blob is lost."""
+before a durable step or by a power cut after such a step. A *durable step* is one change of the disk, such as a write,
+a sync, a rename, or a commit of the database. Damaged bytes are never served, and no undamaged blob is lost."""
 
 from __future__ import annotations
 
@@ -37,16 +38,18 @@ async def _is_served(registry: StoredRegistry, name: str) -> bool:
 
 
 async def _check(data: Path, boot: str, *, kept: tuple[int, ...] = (1,), thorough: bool) -> None:
-    """Checks that the next scrub completes the work, and that a new push of the image replaces the damaged blobs. With
-    `thorough`, also checks that the collector finds all garbage. `kept`: the possible numbers of blobs in the
+    """Checks that each blob that is recorded as damaged has no place from which it could be served, that the next scrub
+    completes the work, and that a new push of the image replaces the damaged blobs. With `thorough`, also checks that
+    garbage collection deletes all files that are no longer needed. `kept`: the possible numbers of blobs in the
     quarantine."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=boot) as registry:
         for blob in (await registry.damage.damaged_blobs(None, 10)).items:
-            assert await registry.damage.place_of(blob.digest) == ""
+            assert await registry.damage.place_of(blob.digest) == ""  # the database names no place of the bytes
         await scrub(registry, quarantine_bytes=QUARANTINE_BYTES)
         await assert_consistent(registry)
         damaged = {blob.digest for blob in (await registry.damage.damaged_blobs(None, 10)).items}
+        # `make_damaged_store` damages the blobs of `DAMAGE`. It damages the blob "last" too, and records this damage.
         assert damaged == {digest(name) for name in (*DAMAGE, "last")}
         assert [await _is_served(registry, name) for name in BODIES] == [name == "whole" for name in BODIES]
         assert not any(file_of(registry, each).exists() for each in damaged)
@@ -63,7 +66,8 @@ async def _check(data: Path, boot: str, *, kept: tuple[int, ...] = (1,), thoroug
 
 @pytest.mark.slow
 def test_scrub_killed_before_a_durable_step(memory_folder: Path) -> None:
-    """The next scrub completes the work, and a new push replaces the damaged blobs."""
+    """After a scrub was killed before a durable step, the next scrub completes the work, and a new push replaces the
+    damaged blobs."""
     asyncio.run(make_damaged_store(memory_folder / "start"))
 
     async def check(data: Path, _: int) -> None:
@@ -75,8 +79,9 @@ def test_scrub_killed_before_a_durable_step(memory_folder: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_power_cut_after_each_durable_step_of_scrub(memory_folder: Path) -> None:
-    """The next scrub completes the work, and a new push replaces the damaged blobs. Of all disks that a power cut after
-    any durable step could leave, the test checks every third one."""
+    """After a power cut, the next scrub completes the work, and a new push replaces the damaged blobs. A power cut
+    after a durable step can leave the disk in several states. To save time, the test checks only every third of these
+    states, and all states after the last step."""
     await make_damaged_store(memory_folder / "start")
 
     async def check(data: Path, number: int) -> None:

@@ -215,11 +215,11 @@ class EchoApp:
 
 @dataclass
 class EchoCachedAnswer:
-    """A response from the application's cache, as the server expects it: the body, and the headers `before` and `after`
-    the request id that the server adds."""
+    """A response from the application's cache, as the server expects it: the body, and the headers before and after the
+    request id that the server adds."""
 
-    before: list[tuple[bytes, bytes]]
-    after: list[tuple[bytes, bytes]]
+    headers_before_id: list[tuple[bytes, bytes]]
+    headers_after_id: list[tuple[bytes, bytes]]
     body: bytes
     rendered: Any = None
 

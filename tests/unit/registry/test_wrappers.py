@@ -32,6 +32,7 @@ TAG = Tag("1")
 
 
 def calls_of(*protocols: type) -> list[str]:
+    """Returns the names of the public methods of the protocols."""
     return [
         name for protocol in protocols for name, _ in inspect.getmembers(protocol, inspect.isfunction) if name[0] != "_"
     ]
@@ -71,8 +72,8 @@ async def outcome(registry: Registry, name: str) -> str:
 
 @pytest.mark.parametrize("wrapper", [RefusingRegistry, ForwardingRegistry, Restricted, Observed, Guarded, Router])
 def test_each_wrapper_defines_all_methods(wrapper: type) -> None:
-    """Each wrapper defines every method of the interface, because the method of the Protocol itself would return
-    None."""
+    """Each wrapper defines every method of the interface. A wrapper would inherit a method that it does not define from
+    the Protocol `Registry`, and the methods of the Protocol do nothing and return None."""
     for name in calls_of(Registry):
         assert getattr(wrapper, name).__module__ != "storage.interface", name
 
@@ -103,8 +104,8 @@ class RecordingRegistry(RefusingRegistry):
 @pytest.mark.parametrize("name", calls_of(Registry))
 async def test_a_call_has_its_action_and_arguments(name: str) -> None:
     """A `Call` has the action (pull, push or delete) of the Protocol that declares its method, so that no wrapper
-    treats a write as a read. It has the name of the repository. `invoke_on` makes the same call, with the same
-    arguments, on another registry."""
+    treats a write as a read. A `Call` also has the name of the repository. `invoke_on` makes the same call, with the
+    same arguments, on another registry."""
     protocols = {Reader: Action.PULL, Lister: Action.PULL, Writer: Action.PUSH, Deleter: Action.DELETE}
     first_registry, second_registry = RecordingRegistry(), RecordingRegistry()
     await outcome(first_registry, name)
@@ -144,8 +145,8 @@ async def test_only_restricted_calls_are_refused(name: str, read_only: bool, del
 async def test_observed_registry_returns_the_same_and_logs_each_call(
     name: str, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each call returns what the inner registry returns. At the level DEBUG, it writes one line with its operation and
-    outcome."""
+    """Each call returns what the inner registry returns. At the level DEBUG, the wrapper writes one log line for each
+    call, with the operation and the outcome."""
     with caplog.at_level(level, "registry.calls"):
         failed = await outcome(Observed(MemoryRegistry()), name)
     assert failed == await outcome(MemoryRegistry(), name)

@@ -190,7 +190,7 @@ async def test_lists_of_jobs(store: StoredRegistry) -> None:
 
 
 async def test_a_runner_that_stops_completes_its_job(store: StoredRegistry) -> None:
-    """After `take_no_more`, a runner completes its running job, and leaves later jobs to other processes."""
+    """After `stop_starting_jobs`, a runner completes its running job, and leaves later jobs to other processes."""
     has_begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def work(_: JobContext) -> object:
@@ -202,7 +202,7 @@ async def test_a_runner_that_stops_completes_its_job(store: StoredRegistry) -> N
     task = asyncio.create_task(runner.run())
     job = await store.jobs.add("count", {}, actor="alice")
     await has_begun.wait()
-    runner.take_no_more()
+    runner.stop_starting_jobs()
     later = await store.jobs.add("other", {}, actor="alice")
     may_end.set()
     await runner.wait_until_idle()

@@ -27,9 +27,9 @@ def open_files_below(data: Path) -> list[str]:
     return [target for target in map(os.path.realpath, links) if target.startswith(str(data))]
 
 
-async def test_a_locked_database(tmp_path: Path) -> None:
-    """While another program has locked the database, opening the store waits. The event loop keeps running: the test
-    ends the lock from it."""
+async def test_opening_waits_for_a_locked_database(tmp_path: Path) -> None:
+    """While another program has locked the database, opening the store waits. The event loop keeps running meanwhile:
+    this test runs on the same loop, and closes the connection that holds the lock."""
     prepare_data_dir(tmp_path)
     locking_connection = lock_database(tmp_path)
     context = open_registry(tmp_path)
@@ -42,9 +42,9 @@ async def test_a_locked_database(tmp_path: Path) -> None:
     await context.__aexit__(None, None, None)
 
 
-async def test_a_cancelled_open(tmp_path: Path) -> None:
-    """If opening the store is cancelled while SQLite waits for a lock, it ends when the lock ends. It leaves no file
-    open."""
+async def test_a_cancelled_open_leaves_no_file_open(tmp_path: Path) -> None:
+    """If the task that opens the store is cancelled while SQLite waits for a lock, the task ends when the lock is
+    released. No file stays open."""
     prepare_data_dir(tmp_path)
     open_files_before = open_files_below(tmp_path)
     locking_connection = lock_database(tmp_path)

@@ -31,7 +31,7 @@ MAX_ROWS: Final = 3_000
 
 MAX_SECONDS: Final = 0.1
 """Longest time of one statement of a search. The other searches of the process wait meanwhile."""
-STEPS_PER_LOOK: Final = 1000
+STEPS_PER_CLOCK_CHECK: Final = 1000
 """Number of steps of SQLite's virtual machine between two checks of the clock. A full-text index takes some steps for
 each page that it reads."""
 
@@ -40,7 +40,7 @@ each page that it reads."""
 def time_limit(db: apsw.Connection) -> Iterator[None]:
     """Makes statements inside the `with` block raise apsw.InterruptError after `MAX_SECONDS`."""
     deadline = time.monotonic() + MAX_SECONDS
-    db.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_LOOK)
+    db.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_CLOCK_CHECK)
     try:
         yield
     finally:

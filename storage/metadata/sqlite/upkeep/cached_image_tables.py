@@ -27,7 +27,7 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import EventAction
 from storage.upstream_tags import Sighting
 
-MAX_LOOKS: Final = 20
+MAX_CHECKED_MANIFESTS: Final = 20
 """Largest number of manifests that one transaction checks."""
 MAX_LINKS: Final = 200
 """Largest number of links that one transaction removes. A *link* is a row that lets a repository serve a blob."""
@@ -96,26 +96,26 @@ class Image:
     last_pulled: float
 
 
-def find_image(db: apsw.Connection, manifest: int, gone: Collection[int] = ()) -> Image | None:
+def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Collection[int] = ()) -> Image | None:
     """Returns the image whose root is `manifest`; None if the manifest belongs to another image, because a stored index
-    lists it or its subject is stored. `gone`: row ids of manifests that count as not stored."""
+    lists it or its subject is stored. `excluded_manifests`: row ids of manifests that count as not stored."""
     row: Any = db.execute(_ROW, (manifest,)).get
-    if row is None or manifest in gone:
+    if row is None or manifest in excluded_manifests:
         return None
     repository, name, digest, subject = row
-    if not set(_column(db, _INDEXES, manifest)) <= set(gone):
+    if not set(_column(db, _INDEXES, manifest)) <= set(excluded_manifests):
         return None
-    if subject is not None and not set(_column(db, _SUBJECT, manifest)) <= set(gone):
+    if subject is not None and not set(_column(db, _SUBJECT, manifest)) <= set(excluded_manifests):
         return None
     family, removable = [manifest], [manifest]
     for member in family:  # also visits the manifests that are appended during the loop
         for dependent in _column(db, _DEPENDENTS, member):
-            if dependent in family or dependent in gone:
+            if dependent in family or dependent in excluded_manifests:
                 continue
             family.append(dependent)
             if member in removable and not _tags(db, dependent):
                 indexes = set(_column(db, _INDEXES, dependent))
-                if indexes <= {*removable, *gone}:
+                if indexes <= {*removable, *excluded_manifests}:
                     removable.append(dependent)
     last_pulled = db.execute(_LAST_PULLED, (json.dumps(family),)).get
     return Image(
@@ -167,7 +167,7 @@ def evict_next(
 ) -> EvictedImage | bool:
     """Implements `CachedImages.evict_next`. Returns the evicted image. If it has evicted none, returns True if there
     are more images to check, otherwise False."""
-    for _ in range(MAX_LOOKS):
+    for _ in range(MAX_CHECKED_MANIFESTS):
         front = _front(db, upstreams, started)
         if front is None:
             return False

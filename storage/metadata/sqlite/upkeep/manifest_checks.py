@@ -94,7 +94,7 @@ def check(db: apsw.Connection, after: Key | None) -> CheckedPage:
     return CheckedPage(checked, problems, (rows[checked - 1][0],) if rows else None)
 
 
-def look(db: apsw.Connection, problem: Problem) -> Problem | None:
+def recheck(db: apsw.Connection, problem: Problem) -> Problem | None:
     """Checks the manifest of the problem again. Returns the problem as it is now; None if the manifest does not have it
     any more."""
     return next((current for current in problems_of(db, int(problem.key[0])) if current == problem), None)

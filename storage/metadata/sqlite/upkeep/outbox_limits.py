@@ -23,7 +23,7 @@ _IS_WAITED_FOR: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = 
 _IS_NEWEST: Final = "e.id = (SELECT max(id) FROM event)"
 _OLDEST_KEPT: Final = f"SELECT e.id, e.at FROM event e WHERE e.kept = 1 ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"
 _LAST_IN_LIST: Final = "SELECT e.id FROM event e WHERE e.kept = 1 ORDER BY e.id DESC LIMIT 1 OFFSET ?"
-_NEEDLESS: Final = f"""
+_UNNEEDED_EVENTS: Final = f"""
 SELECT e.id FROM event e WHERE e.kept = 0 AND NOT {_IS_WAITED_FOR} AND NOT {_IS_NEWEST}
  ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"""
 _COUNTS: Final = """
@@ -36,13 +36,13 @@ SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDE
 @dataclass(frozen=True, slots=True)
 class Excess:
     """The events and deliveries that exceed the limits. `kept`: numbers of the events to remove from the list, because
-    they are too old or the list is too long. `needless`: numbers of events that are not in the list and have no
+    they are too old or the list is too long. `unneeded_events`: numbers of events that are not in the list and have no
     deliveries left. `deliveries`: the deliveries to delete, each as the name of the webhook and the number of the
     event. `dropped`: for each webhook, how many of these deliveries are pending, and how many are dead letters
     (deliveries that were given up). `bool(excess)` is False if nothing exceeds the limits."""
 
     kept: Sequence[int]
-    needless: Sequence[int]
+    unneeded_events: Sequence[int]
     deliveries: Sequence[tuple[str, int]]
     dropped: Sequence[DroppedDeliveries]
 
@@ -50,10 +50,10 @@ class Excess:
     def is_complete(self) -> bool:
         """Whether this object contains all events and deliveries that exceed the limits."""
         most_dropped = max((max(counts.pending, counts.dead) for counts in self.dropped), default=0)
-        return max(len(self.kept), len(self.needless)) < MAX_DELETED_EVENTS and most_dropped < MAX_DROPPED
+        return max(len(self.kept), len(self.unneeded_events)) < MAX_DELETED_EVENTS and most_dropped < MAX_DROPPED
 
     def __bool__(self) -> bool:
-        return bool(self.kept or self.needless or self.deliveries)
+        return bool(self.kept or self.unneeded_events or self.deliveries)
 
 
 def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
@@ -68,8 +68,8 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
         if excess_pending or excess_dead:
             deliveries += [*excess_pending, *excess_dead]
             dropped.append(DroppedDeliveries(webhook, len(excess_pending), len(excess_dead)))
-    needless: list[int] = [number for (number,) in db.execute(_NEEDLESS)]
-    return Excess(_old_events(db, limits), needless, deliveries, dropped)
+    unneeded_events: list[int] = [number for (number,) in db.execute(_UNNEEDED_EVENTS)]
+    return Excess(_old_events(db, limits), unneeded_events, deliveries, dropped)
 
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
@@ -97,7 +97,7 @@ def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) 
 def delete_excess(db: apsw.Connection, excess: Excess) -> None:
     """Deletes the events and deliveries that `find_excess` found."""
     db.executemany("DELETE FROM event_delivery WHERE webhook = ? AND event = ?", excess.deliveries)
-    event_numbers = [(number,) for number in (*excess.kept, *excess.needless)]
+    event_numbers = [(number,) for number in (*excess.kept, *excess.unneeded_events)]
     db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_IS_WAITED_FOR} AND NOT {_IS_NEWEST}", event_numbers)
     if excess.kept:  # events with pending deliveries were not deleted above, and are only removed from the list
         db.executemany("UPDATE event SET kept = 0 WHERE id = ?", [(number,) for number in excess.kept])

@@ -49,8 +49,8 @@ def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Rest
     repository = lookups.repository_id(db, repo)
     walk = _Walk(db, repo, repository)
     deleted = walk.deleted_below(digest)
-    kept_manifest = deleted_manifests.find(db, repository, digest)
-    target = kept_manifest.manifest if kept_manifest is not None else _stored(db, repository, digest)
+    deleted_manifest = deleted_manifests.find(db, repository, digest)
+    target = deleted_manifest.manifest if deleted_manifest else _stored(db, repository, digest)
     if target is None:
         raise not_restorable(repo, digest)
     plan = RestorePlan(target, deleted)
@@ -103,8 +103,8 @@ class _Walk:
 
     def _listed_in(self, digest: Digest) -> list[Digest]:
         """Returns the digests that an index lists; an empty list if the index cannot be parsed."""
-        kept_manifest = deleted_manifests.find(self._db, self._repository, digest)
-        index = kept_manifest.manifest if kept_manifest is not None else _stored(self._db, self._repository, digest)
+        deleted_manifest = deleted_manifests.find(self._db, self._repository, digest)
+        index = deleted_manifest.manifest if deleted_manifest else _stored(self._db, self._repository, digest)
         return [child.digest for child in index.manifests] if index is not None and index.is_readable else []
 
     def _check_limits(self, top: Digest) -> None:

@@ -60,7 +60,7 @@ class SqliteConsistency:
         return await self._scan(lambda db: check(db, after))
 
     async def confirm(self, problem: Problem) -> Problem | None:
-        return await self._scan(lambda db: _look(db, problem))
+        return await self._scan(lambda db: _recheck(db, problem))
 
     async def repair(self, problem: Problem) -> str | None:
         if problem.code is ProblemCode.SEARCH_INDEX:
@@ -68,7 +68,7 @@ class SqliteConsistency:
         now = self._clock()
 
         def repair_current(db: apsw.Connection) -> str | None:
-            current = _look(db, problem)
+            current = _recheck(db, problem)
             if current is None:
                 return "it was gone meanwhile"
             repair_text = None
@@ -167,8 +167,8 @@ def _number(value: Any) -> int:
     return int(value)
 
 
-def _look(db: apsw.Connection, problem: Problem) -> Problem | None:
+def _recheck(db: apsw.Connection, problem: Problem) -> Problem | None:
     """Checks the rows of the problem again. Returns the problem as it is now; None if it does not exist any more."""
     if problem.area in _TABLE_AREAS:
-        return _TABLE_AREAS[problem.area].look(db, problem.key, problem.code)
-    return manifest_checks.look(db, problem)
+        return _TABLE_AREAS[problem.area].recheck(db, problem.key, problem.code)
+    return manifest_checks.recheck(db, problem)

@@ -45,7 +45,7 @@ class SqliteTagRemovals:
 
 def _plan(db: apsw.Connection, repository: int, named: Sequence[Tag]) -> TagRemovalPlan:
     rows = _rows(db, _TAGS, repository, named)
-    planned_tags = [PlannedTag(Tag(name), Digest(digest), is_named=True) for name, digest, _ in rows]
+    planned_tags = [PlannedTag(Tag(name), Digest(digest), is_requested=True) for name, digest, _ in rows]
     removed_names = {tag.name for tag in planned_tags}
     roots = [row_id for _, _, row_id in rows]
     unused: set[int] = set()
@@ -57,7 +57,7 @@ def _plan(db: apsw.Connection, repository: int, named: Sequence[Tag]) -> TagRemo
         ]
         if not referring:
             break
-        planned_tags += [PlannedTag(Tag(name), Digest(digest), is_named=False) for name, digest, _ in referring]
+        planned_tags += [PlannedTag(Tag(name), Digest(digest), is_requested=False) for name, digest, _ in referring]
         removed_names |= {tag.name for tag in planned_tags}
         roots = [row_id for _, _, row_id in referring]
     return TagRemovalPlan(

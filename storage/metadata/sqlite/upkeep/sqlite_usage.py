@@ -44,5 +44,5 @@ class SqliteUsage:
     async def recount(self, name: str) -> ScopeUse | None:
         return await self._scans.run(lambda db: usage_tables.recount(db, name))
 
-    async def check_room(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
-        usage_tables.check_room(self._db, repo, size, digest)
+    async def check_quota(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
+        usage_tables.check_quota(self._db, repo, size, digest)

@@ -48,7 +48,7 @@ class TableCheck:
         problems = [problem for row in rows for problem in self._problems(row)]
         return CheckedPage(len(rows), problems, self._key(rows[-1]) if len(rows) == PAGE_ROWS else None)
 
-    def look(self, db: apsw.Connection, key: Key, code: ProblemCode) -> Problem | None:
+    def recheck(self, db: apsw.Connection, key: Key, code: ProblemCode) -> Problem | None:
         """Checks the row with this key. Returns its problem with this code; None if there is none."""
         conditions = " AND ".join(f"{column} = ?" for column in self.key)
         rows = self._rows(db, f"SELECT * FROM {self.table} WHERE {conditions}", key)

@@ -22,9 +22,8 @@ BATCH_ROWS: Final = 500
 """Largest number of rows that one transaction counts or deletes."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
-_ROWS_PER_STEP: Final = 5
-"""Cost of a call of `_count_member`, in addition to the rows that it counts. The unit is the cost of counting one
-row."""
+_COUNT_CALL_COST: Final = 5
+"""Cost of one call of `_count_member`, without the rows that it counts. The unit is the cost of counting one row."""
 _COLUMNS: Final = "name, prefixes, excluded, upstream, max_bytes, max_tags, blobs, bytes, tags, complete"
 _CONFIGURED: Final = "prefixes <> '[]'"
 """SQL condition that is true for the scopes in the settings. The other scopes are being deleted."""
@@ -84,6 +83,7 @@ def count_batch(db: apsw.Connection) -> bool:
     scope_id, prefixes, excluded, upstream, position = scope
     rows = 0
     while rows < BATCH_ROWS:
+        # The columns have the last link, tag and manifest that were counted. NULL: all were counted.
         member: Any = db.execute(
             "SELECT repository, links_to, tags_to, manifests_to FROM usage_member WHERE scope = ? "
             "AND (links_to IS NOT NULL OR tags_to IS NOT NULL OR manifests_to IS NOT NULL) LIMIT 1",
@@ -91,7 +91,7 @@ def count_batch(db: apsw.Connection) -> bool:
         ).get
         if member is None:
             break
-        rows += _ROWS_PER_STEP + _count_member(db, scope_id, upstream, *member)
+        rows += _COUNT_CALL_COST + _count_member(db, scope_id, upstream, *member)
     if not rows and not _add_members(db, scope_id, json.loads(prefixes), json.loads(excluded), position):
         db.execute("UPDATE usage_scope SET complete = 1 WHERE id = ?", (scope_id,))
     return True
@@ -239,7 +239,7 @@ def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
     return ScopeUse(stored.definition, blobs, size, tags, stored.is_complete)
 
 
-def check_room(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
+def check_quota(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
     """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo`, unless the scope has the
     blob with this digest."""
     rows: list[Any] = db.execute(

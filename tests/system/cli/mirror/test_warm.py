@@ -1,5 +1,5 @@
-"""Tests of `entrepot mirror warm`, which fetches images into the cache of a mirror, with a fake upstream, and of the
-same work by schedule in a server."""
+"""Tests of warming: fetching images from an upstream (here a fake one) into the cache of a mirror. The command
+`entrepot mirror warm` does this once. A running server does this on a schedule."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def test_warm_from_the_settings(tmp_path: Path, upstream: Hub) -> None:
 
 
 def test_warm_when_the_upstream_is_off(tmp_path: Path, upstream: Hub) -> None:
-    """If the upstream is down, the error is one line. It is an error as well if a stale cached tag cannot be checked at
-    the upstream."""
+    """If the upstream is down, the command fails with an error of one line. The command also fails if the tag is cached
+    but is stale and cannot be checked at the upstream."""
     upstream.refuse()
     result = run_mirror(tmp_path, "warm", "app:1")
     assert result.returncode == 1
@@ -175,7 +175,7 @@ def test_next_run_continues_an_interrupted_warm(tmp_path: Path, upstream: Hub, i
 
 
 def test_warm_fetches_corrupt_bytes_again(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """If the upstream sends a layer with corrupt bytes once, the command fetches it again and succeeds."""
+    """If the upstream sends a layer with corrupt bytes once, the command fetches the layer again and succeeds."""
     upstream.fault(on="blob", match=images["amd64"].layers[1].digest, corrupt=5)
     assert output_of(tmp_path, "warm", "app:1", *FOR_AMD64)[0].startswith(
         "app:1: 2 manifests, 3 blobs: 3.0 MiB fetched"
@@ -243,7 +243,7 @@ def was_requested(upstream: Hub, image: ImageTree) -> bool:
 
 def warming_workers(server: RegistryServer) -> list[int]:
     """Returns the process ids of the workers that hold a lock on the file `locks/turns` (see fdinfo in proc(5)). The
-    worker that runs the schedule holds one. During a download, other workers may hold one as well."""
+    worker that runs the schedule holds such a lock. During a download, other workers may hold such a lock as well."""
     found = []
     for pid in server.worker_pids():
         for fd in Path(f"/proc/{pid}/fd").iterdir():

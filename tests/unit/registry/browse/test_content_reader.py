@@ -41,7 +41,7 @@ def test_a_summary_names_a_limited_number_of_predicates() -> None:
 async def test_summaries_take_a_limited_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The summaries that were used most recently stay in memory. With the same limit, more small summaries than large
     ones fit."""
-    monkeypatch.setattr(content_reader, "_MAX_KEPT_BYTES", 100_000)
+    monkeypatch.setattr(content_reader, "_MAX_CACHED_BYTES", 100_000)
     reader = ContentReader(MemoryRegistry())
     small, large = [index(number, 1) for number in range(100)], [index(number) for number in range(100)]
     for manifest in small + large:

@@ -101,6 +101,24 @@ async def test_marks_by_referrers(site: Site, artifact_type: str, mark: str | No
     assert [name for name, is_set in row["marks"].items() if is_set] == ([mark] if mark else [])
 
 
+@pytest.mark.parametrize(
+    ("predicate", "mark"),
+    [
+        ("https://sigstore.dev/cosign/sign/v1", "signed"),
+        ("https://spdx.dev/Document", "sbom"),
+        ("https://slsa.dev/provenance/v1", "attested"),
+    ],
+)
+async def test_marks_by_sigstore_bundles(site: Site, predicate: str, mark: str) -> None:
+    """The annotation of a Sigstore bundle decides which mark the row of its image gets."""
+    image = await site.image("v1")
+    kind = "application/vnd.dev.sigstore.bundle.v0.3+json"
+    annotations = {"dev.sigstore.bundle.predicateType": predicate}
+    await site.image(config=b"{}", subject=image.digest, artifactType=kind, annotations=annotations)
+    [row] = await get_rows(site)
+    assert [name for name, is_set in row["marks"].items() if is_set] == [mark]
+
+
 async def test_marks_by_cosigns_old_tags(site: Site) -> None:
     """Tags that older versions of cosign push become marks of the image that they name. They are rows of their own only
     if the request includes `referrer_tags`."""

@@ -119,7 +119,7 @@ def test_names_follow_the_conventions(metrics: Metrics) -> None:
     for family in metrics.plan.families:
         assert family.name.startswith("entrepot_")
         assert family.name.endswith("_total") == (family.kind == "counter"), family.name
-        assert family.text.endswith("."), family.name
+        assert family.help_text.endswith("."), family.name
         assert "repository" not in family.labels
 
 

@@ -36,10 +36,10 @@ def test_a_client_is_found_by_program_and_address() -> None:
     recent = RecentClients(clock)
     for port, (program, agent) in enumerate(AGENTS.items()):
         assert recent.last_seen("192.0.2.1", program) is None
-        recent.note(request("192.0.2.1", agent, port))
+        recent.record(request("192.0.2.1", agent, port))
         assert recent.last_seen("192.0.2.1", program) == clock.now
         assert recent.last_seen("192.0.2.2", program) is None
-    recent.note(request("2001:db8::1", AGENTS["docker"]))
+    recent.record(request("2001:db8::1", AGENTS["docker"]))
     assert recent.last_seen("2001:db8::2", "docker") == clock.now
     assert recent.last_seen("2001:db8:0:1::1", "docker") is None
     clock.now += RECENT_SECONDS
@@ -51,11 +51,11 @@ def test_requests_on_an_open_connection_are_recorded_again() -> None:
     connections than it can remember."""
     clock = Clock()
     recent, docker_request = RecentClients(clock), request("192.0.2.1", AGENTS["docker"])
-    recent.note(docker_request)
+    recent.record(docker_request)
     clock.now += 60
-    recent.note(docker_request)
+    recent.record(docker_request)
     for port in range(5000):
-        recent.note(request("192.0.2.9", b"curl/8", port))
+        recent.record(request("192.0.2.9", b"curl/8", port))
     assert recent.last_seen("192.0.2.1", "docker") == clock.now
 
 
@@ -63,9 +63,9 @@ def test_requests_of_other_programs_are_not_recorded() -> None:
     """Requests of other programs, requests without a User-Agent, and requests over a Unix socket, which have no
     address, are not recorded."""
     recent = RecentClients()
-    recent.note(request("192.0.2.1", b"Mozilla/5.0 docker/29"))
-    recent.note({"client": ("192.0.2.1", 1), "headers": []})
-    recent.note({"client": None, "headers": [(b"user-agent", b"docker/29")]})
+    recent.record(request("192.0.2.1", b"Mozilla/5.0 docker/29"))
+    recent.record({"client": ("192.0.2.1", 1), "headers": []})
+    recent.record({"client": None, "headers": [(b"user-agent", b"docker/29")]})
     assert {recent.last_seen("192.0.2.1", program) for program in AGENTS} == {None}
 
 
@@ -74,7 +74,7 @@ def test_worker_processes_share_the_records() -> None:
     recent = RecentClients()
     child = os.fork()
     if not child:
-        recent.note(request("192.0.2.1", AGENTS["docker"]))
+        recent.record(request("192.0.2.1", AGENTS["docker"]))
         os._exit(0)
     os.waitpid(child, 0)
     assert recent.last_seen("192.0.2.1", "docker") is not None

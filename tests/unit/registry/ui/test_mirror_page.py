@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry.single_flight import cancel_and_wait
-from registry.ui.page_limits import AT_ONCE_FOR_ONE
+from registry.ui.page_limits import MAX_RENDERED_PAGES_PER_VISITOR
 from storage.jobs import JobState
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.page_store import add_cached, add_index
@@ -210,7 +210,7 @@ async def test_an_upstream_that_hangs(tmp_path: Path) -> None:
             data = {"reference": "ubuntu:24.04"}
             forms = [
                 asyncio.create_task(browser.post("/ui/mirror/refresh", data=data, headers=FROM_PAGE))
-                for _ in range(AT_ONCE_FOR_ONE + 1)
+                for _ in range(MAX_RENDERED_PAGES_PER_VISITOR + 1)
             ]
             (job,) = (await server.store.jobs.jobs(None, 1)).items
             while job.state is JobState.QUEUED:

@@ -161,7 +161,7 @@ async def test_a_docker_hub_that_is_not_the_default_upstream(tmp_path: Path) -> 
 async def test_too_many_pages_of_one_visitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a visitor requests too many pages at a time, the 429 is a page that is the same for everyone, so it need not
     be rendered."""
-    monkeypatch.setattr(page_limits, "WAITING_FOR_ONE", 0)
+    monkeypatch.setattr(page_limits, "MAX_PENDING_PAGES_PER_VISITOR", 0)
     async with site(tmp_path) as server, server.browser() as browser:
         first, second = [await browser.get("/ui/setup") for _ in range(2)]
         assert (first.status_code, first.text) == (429, second.text)

@@ -13,7 +13,7 @@ import jinja2
 import pytest
 
 from registry.ui.page_files import HTMX, PageFiles
-from registry.ui.page_limits import AT_ONCE_FOR_ONE, WAITING_FOR_ONE, PageLimits
+from registry.ui.page_limits import MAX_PENDING_PAGES_PER_VISITOR, MAX_RENDERED_PAGES_PER_VISITOR, PageLimits
 from registry.ui.rendering import TEMPLATES, PageRenderer, format_size, make_environment, short_digest
 from storage.errors import TooManyRequests
 from tests.fakes.server_process import ROOT
@@ -137,33 +137,33 @@ async def test_the_pages_of_one_visitor_are_limited() -> None:
             await finish.wait()
 
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(WAITING_FOR_ONE):
+        for _ in range(MAX_PENDING_PAGES_PER_VISITOR):
             tasks.create_task(page("alice"))
         for _ in range(5):
             await asyncio.sleep(0)
-        assert running == AT_ONCE_FOR_ONE
+        assert running == MAX_RENDERED_PAGES_PER_VISITOR
         with pytest.raises(TooManyRequests):
             await page("alice")
         tasks.create_task(page("bob"))
         for _ in range(5):
             await asyncio.sleep(0)
-        assert running == AT_ONCE_FOR_ONE + 1
+        assert running == MAX_RENDERED_PAGES_PER_VISITOR + 1
         finish.set()
-    assert running == WAITING_FOR_ONE + 1
+    assert running == MAX_PENDING_PAGES_PER_VISITOR + 1
     await page("alice")
 
 
 async def test_a_cancelled_page_releases_its_slot() -> None:
     """A cancelled page releases its slot. A cancelled request that waits for a slot leaves the queue."""
     limits = PageLimits()
-    for _ in range(WAITING_FOR_ONE * 2):
+    for _ in range(MAX_PENDING_PAGES_PER_VISITOR * 2):
         async with asyncio.TaskGroup() as tasks:
 
             async def wait() -> None:
                 async with limits.page("alice"):
                     await asyncio.Event().wait()
 
-            pages = [tasks.create_task(wait()) for _ in range(AT_ONCE_FOR_ONE + 1)]
+            pages = [tasks.create_task(wait()) for _ in range(MAX_RENDERED_PAGES_PER_VISITOR + 1)]
             await asyncio.sleep(0)
             for each in pages:
                 each.cancel()

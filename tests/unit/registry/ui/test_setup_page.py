@@ -17,8 +17,8 @@ async def test_the_page_shows_requests_from_the_visitors_address(tmp_path: Path)
     async with site(tmp_path, accounts=False) as server, server.browser() as browser:
         recent = server.app.app.telemetry.recent_clients
         assert recent is not None
-        recent.note({"client": ("192.0.2.2", 1), "headers": [(b"user-agent", b"docker/29")]})
-        recent.note({"client": ("192.0.2.1", 1), "headers": [(b"user-agent", b"containerd/v2.3.0")]})
+        recent.record({"client": ("192.0.2.2", 1), "headers": [(b"user-agent", b"docker/29")]})
+        recent.record({"client": ("192.0.2.1", 1), "headers": [(b"user-agent", b"containerd/v2.3.0")]})
         for client, is_seen in {"docker": False, "ci": False, "containerd": True, "k3s": True, "podman": False}.items():
             page = (await browser.get(f"/ui/setup?client={client}")).text
             assert (SEEN in page, NOT_SEEN in page) == (is_seen, not is_seen), client
@@ -33,7 +33,7 @@ async def test_only_admins_see_requests_from_other_addresses(tmp_path: Path) -> 
     async with site(tmp_path) as server, server.browser() as browser:
         recent = server.app.app.telemetry.recent_clients
         assert recent is not None
-        recent.note({"client": ("192.0.2.2", 1), "headers": [(b"user-agent", b"containerd/v2.3.0")]})
+        recent.record({"client": ("192.0.2.2", 1), "headers": [(b"user-agent", b"containerd/v2.3.0")]})
         for name in (None, "alice"):
             if name is not None:
                 await server.log_in(browser, name)

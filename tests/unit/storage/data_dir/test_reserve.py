@@ -72,7 +72,7 @@ def test_the_reserve_is_allocated_when_it_is_created(tmp_path: Path, reserve: Re
     assert allocated_bytes(tmp_path / "reserve") >= reserve.size == RESERVE_BYTES
     assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
     assert reserve.disk_full_reason() is None
-    reserve.require_room()
+    reserve.require_free_space()
 
 
 def test_a_sparse_reserve_is_allocated(tmp_path: Path, quota: QuotaSystem) -> None:
@@ -107,20 +107,21 @@ def test_the_reserve_is_released_in_steps_and_restored(tmp_path: Path, reserve: 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_nothing_is_stored_until_the_reserve_has_its_full_size(code: int, quota: QuotaSystem, reserve: Reserve) -> None:
     """After a change, the reserve is extended as far as there is free space. Until it has its full size, changes that
-    store content are refused, small changes may use one half of the reserve, and changes that free space may use all of
-    it. When there is free space again, the next check extends the reserve to its full size."""
+    store content are refused, small changes may use one half of the reserve, and changes that free space may use the
+    whole reserve. When there is free space again, the next check extends the reserve to its full size."""
     quota.max_bytes, quota.code = RESERVE_BYTES * 3 // 4, code
     reserve.spend(lambda: None, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, True, True]
     assert "disk is full" in str(reserve.disk_full_reason())
     quota.max_bytes = RESERVE_BYTES // 4
-    with pytest.raises(StorageFull):  # so the whole reserve is released
+    # The change fails at each of its attempts. The whole reserve is released for the last attempt.
+    with pytest.raises(StorageFull):
         reserve.spend(_refuse, StorageFull)
     assert [reserve.allows(need) for need in ReserveUse] == [False, False, True]
     with pytest.raises(StorageFull):
-        reserve.require_room()
+        reserve.require_free_space()
     quota.max_bytes = RESERVE_BYTES
-    reserve.require_room()
+    reserve.require_free_space()
     assert reserve.is_whole
     assert reserve.disk_full_reason() is None
 
@@ -193,7 +194,7 @@ async def test_deletes_use_the_reserve_and_pushes_do_not(tmp_path: Path) -> None
     async with open_registry(data, system=FullDiskOutsideReserve(data / "reserve")) as registry:
         with pytest.raises(StorageFull):
             await registry.put_manifest(APP, manifest, [Tag("2")], by=by)
-        assert (data / "reserve").stat().st_size == RESERVE_BYTES, "it was not given up for that"
+        assert (data / "reserve").stat().st_size == RESERVE_BYTES, "the refused push must not use the reserve"
         await registry.delete_tag(APP, Tag("1"), by=by)
         await registry.delete_manifest(APP, manifest.digest, by=by)
         assert not (await registry.repositories(None, 10)).items
@@ -239,7 +240,7 @@ async def outcome_of(change: UncancellableFuture[object]) -> object:
     """Waits up to 10 s for a change, and returns its result or its error. A change cannot be cancelled, so a change
     that takes longer is left running."""
     await asyncio.wait([change], timeout=10)
-    assert change.done(), "nobody ends the wait"
+    assert change.done(), "the change did not end within 10 s"
     return change.exception() or change.result()
 
 
@@ -249,7 +250,8 @@ def _insert(name: str) -> Callable[[apsw.Connection], object]:
 
 async def test_a_refused_change_does_not_touch_the_database(data: Path) -> None:
     """On a full disk, a change that stores content is refused before it touches the database. So a fault of the
-    database at this time has no effect, and later changes succeed."""
+    database at this time has no effect. A later change of the kind `ReserveUse.RELIEF`, which may use the whole
+    reserve, succeeds."""
     system = FaultySystem()
     with running_commit_thread(data, system) as writer:
         system.full = system.broken = True
@@ -284,7 +286,8 @@ class FailsAfterCommit(FaultySystem):
 
 
 async def test_error_after_the_commit_does_not_fail_the_change(data: Path) -> None:
-    """If an error occurs after the commit, when the reserve is extended again, the committed change still succeeds."""
+    """If an error occurs after the commit, when the reserve is extended again, the committed change still succeeds. The
+    first change is of the kind `ReserveUse.RELIEF`, which may use the whole reserve, so it gets a second attempt."""
     system = FailsAfterCommit()
     with running_commit_thread(data, system) as writer:
         assert await outcome_of(writer.run(_insert("a"), reserve_use=ReserveUse.RELIEF)) == []
@@ -294,9 +297,9 @@ async def test_error_after_the_commit_does_not_fail_the_change(data: Path) -> No
 
 
 async def test_unreadable_version_after_the_commit_does_not_fail_the_change(data: Path) -> None:
-    """If the data version of the database cannot be read after the commit, the changes succeed and are not made a
-    second time."""
-    layout, versions = layout_of(data), iter([0])
+    """If the data version of the database (a counter of changes by other processes) cannot be read after the commit,
+    the change succeeds and is not made a second time."""
+    layout, versions = layout_of(data), iter([0])  # the second `next(versions)` raises StopIteration
     with (
         closing(Reserve(layout.reserve, System())) as reserve,
         closing(CommitThread(layout, System(), lambda: next(versions), reserve)) as writer,
@@ -346,10 +349,10 @@ def test_a_file_system_without_preallocation_has_no_reserve(
     with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as reserve:
         reserve.establish()
         for _ in range(3):
-            reserve.require_room()
+            reserve.require_free_space()
         assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
         assert reserve.disk_full_reason() is None
         assert reserve.spend(lambda: "done", StorageFull) == "done"
     with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as other_reserve:
-        other_reserve.require_room()
+        other_reserve.require_free_space()
     assert caplog.text.count("cannot reserve space") == 2, "one for each process"

@@ -48,11 +48,16 @@ class TwoWorkers:
         self._last_epoch = first.epoch()
 
     def epoch_changed(self) -> bool:
-        """Returns whether the epoch has changed since the last call. Checks that both workers have the same epoch."""
+        """Returns whether the epoch has changed since the last call of this method or of `note_epoch`. Checks that both
+        workers have the same epoch."""
         epoch = self.first.epoch()
         assert self.second.epoch() == epoch
         epoch_before, self._last_epoch = self._last_epoch, epoch
         return epoch != epoch_before
+
+    def note_epoch(self) -> None:
+        """Makes the present epoch the one with which the next call of `epoch_changed` compares."""
+        self.epoch_changed()
 
     def audit_entries(self, **query: str | float) -> list[tuple[str, str]]:
         """Returns the action and the target of each entry of the audit log, oldest first."""

@@ -33,7 +33,7 @@ from tests.unit.storage.metadata.account_views import (
 async def workers(data: Path) -> AsyncIterator[TwoWorkers]:
     async with two_workers(data) as opened:
         await add_people(opened.first)
-        opened.epoch_changed()
+        opened.note_epoch()
         yield opened
 
 
@@ -194,7 +194,7 @@ async def test_processes_that_race_for_the_first_key_get_the_same_key(data: Path
 async def test_a_rotated_key_is_accepted_until_it_expires(workers: TwoWorkers) -> None:
     """After a rotation, the new key signs and is first in the list. The old key is accepted until it expires."""
     await workers.first.ensure_key(lambda: signing_key("k1"), by=BY_ROOT)
-    workers.epoch_changed()
+    workers.note_epoch()
     workers.clock.now += 10
     await workers.second.rotate_key(signing_key("k2"), keep=300.0, by=BY_ROOT)
     assert workers.epoch_changed()

@@ -1,5 +1,6 @@
 """Accounts, groups and grants in the store. Two workers use the same database, and each sees the changes of the other
-one. The *epoch* is a number in the database that grows with each change of rights."""
+one. The *epoch* is a number in the database that grows with each change of rights. `workers.epoch_changed()` compares
+the epoch with that at its last call or at the last call of `workers.note_epoch()`."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ async def workers(data: Path) -> AsyncIterator[TwoWorkers]:
 
 async def test_the_first_account_closes_the_registry_for_good(data: Path, workers: TwoWorkers) -> None:
     """Without accounts, the registry is open to everybody. From the commit of the first account on, every process
-    treats the registry as closed. It stays closed if the account is removed and after a restart."""
+    treats the registry as closed. The registry stays closed if the account is removed, and after a restart."""
     assert not workers.second.has_had_account()
     await workers.first.add_group(DEV, by=BY_ROOT)
     assert not workers.second.has_had_account()
@@ -121,10 +122,10 @@ async def test_accounts_are_listed_by_name_in_pages(workers: TwoWorkers) -> None
 
 async def test_changes_of_an_account_increase_the_version_and_the_epoch(workers: TwoWorkers) -> None:
     """A new password, disabling, enabling and a change of the admin flag increase the account's version and the epoch.
-    If an account already has the requested state, they stay the same."""
+    If an account already has the requested state, its version and the epoch stay the same."""
     await add_people(workers.first)
     versions = [workers.second.account(BOB).version]
-    workers.epoch_changed()
+    workers.note_epoch()
     await workers.first.set_password(BOB, "$new", by=BY_ROOT)
     assert workers.epoch_changed()
     versions.append(workers.second.account(BOB).version)
@@ -152,13 +153,13 @@ async def test_changes_of_an_account_increase_the_version_and_the_epoch(workers:
 
 async def test_a_new_account_inherits_nothing_from_a_removed_one(workers: TwoWorkers) -> None:
     """When an account is removed, its API tokens, memberships and grants are deleted. A new account of the same name
-    has none of them. Its version is higher than every version of the old account."""
+    has none of them. The version of the new account is higher than every version of the old account."""
     await add_people(workers.first)
     await workers.first.put_grant(grant("user:bob", "team/**", "pull"), by=BY_ROOT)
     await workers.first.add_token(api_token("t1", BOB), b"hash", by=BY_ROOT)
     await workers.first.set_enabled(BOB, False, by=BY_ROOT)
     version = workers.first.account(BOB).version
-    workers.epoch_changed()
+    workers.note_epoch()
     await workers.second.remove_account(BOB, by=BY_ROOT)
     assert workers.epoch_changed()
     with pytest.raises(AccountUnknown):
@@ -176,9 +177,9 @@ async def test_a_new_account_inherits_nothing_from_a_removed_one(workers: TwoWor
 
 async def test_a_stronger_password_hash_ends_no_login(workers: TwoWorkers) -> None:
     """When the hash of the same password is replaced by a stronger one, the account's version and the epoch stay the
-    same, so logins stay valid. If the stored hash has changed meanwhile, it is not replaced."""
+    same, so logins stay valid. `replace_hash` does nothing if the stored hash is not the expected old hash."""
     await add_people(workers.first)
-    workers.epoch_changed()
+    workers.note_epoch()
     version = workers.first.account(BOB).version
     await workers.first.replace_hash(BOB, "$bob", "$better")
     assert workers.second.password_hash(BOB) == "$better"
@@ -193,7 +194,7 @@ async def test_members_of_groups(workers: TwoWorkers) -> None:
     added twice is in the group once."""
     await add_people(workers.first)
     external_user = AccountName("somebody.far")
-    workers.epoch_changed()
+    workers.note_epoch()
     await workers.first.add_member(DEV, external_user, by=BY_ROOT)
     assert workers.epoch_changed()
     await workers.second.add_member(DEV, external_user, by=BY_ROOT)
@@ -211,7 +212,7 @@ async def test_members_of_groups(workers: TwoWorkers) -> None:
     for group in (NOBODY, ALICE):
         with pytest.raises(AccountUnknown):
             await workers.first.add_member(group, BOB, by=BY_ROOT)
-    workers.epoch_changed()
+    workers.note_epoch()
     await workers.first.remove_member(ops, external_user, by=BY_ROOT)
     assert workers.epoch_changed()
     with pytest.raises(AccountUnknown):
@@ -223,7 +224,7 @@ async def test_grants_of_a_removed_group_are_deleted(workers: TwoWorkers) -> Non
     """When a group is removed, its members and grants are deleted. A new group of the same name has none of them."""
     await add_people(workers.first)
     await workers.first.put_grant(grant("group:dev", "team/**", "pull"), by=BY_ROOT)
-    workers.epoch_changed()
+    workers.note_epoch()
     await workers.first.remove_group(DEV, by=BY_ROOT)
     assert workers.epoch_changed()
     assert workers.second.groups_of(BOB) == ()
@@ -247,7 +248,7 @@ async def test_grants_are_stored_by_subject_and_pattern(workers: TwoWorkers) -> 
         grant("user:somebody.far", "team/**", "*"),
     ]
     for each in grants:
-        workers.epoch_changed()
+        workers.note_epoch()
         await workers.first.put_grant(each, by=BY_ROOT)
         assert workers.epoch_changed()
     assert workers.second.grants() == grants
@@ -256,7 +257,7 @@ async def test_grants_are_stored_by_subject_and_pattern(workers: TwoWorkers) -> 
         grants[1],
     ]
     assert workers.second.grants([]) == []
-    workers.epoch_changed()
+    workers.note_epoch()
     await workers.first.put_grant(grants[3], by=BY_ROOT)
     assert not workers.epoch_changed()
     await workers.first.put_grant(grant("robot:ci", "team/app", "pull,delete"), by=BY_ROOT)
@@ -271,14 +272,15 @@ async def test_grants_are_stored_by_subject_and_pattern(workers: TwoWorkers) -> 
 
 @pytest.mark.parametrize("subject", ["group:nobody", "robot:nobody"])
 async def test_grants_to_subjects_that_do_not_exist(workers: TwoWorkers, subject: str) -> None:
-    """A grant to a group or robot is refused if the store has no such group or robot. It is also refused if the name
-    belongs to an account or group of another kind."""
+    """A grant to a group or robot is refused if the store has no such group or robot. A grant is also refused if the
+    name belongs to an account or group of another kind. The error then says how to write the subject, such as "ci is a
+    robot: write robot:ci"."""
     await add_people(workers.first)
-    workers.epoch_changed()
+    workers.note_epoch()
     with pytest.raises(AccountUnknown):
         await workers.first.put_grant(grant(subject, "team/**", "pull"), by=BY_ROOT)
     for subject_of_wrong_kind in ("user:ci", "user:dev", "group:alice", "robot:bob"):
-        with pytest.raises(AccountInvalid, match="write"):
+        with pytest.raises(AccountInvalid, match=r"is a \w+: write \w+:"):
             await workers.first.put_grant(grant(subject_of_wrong_kind, "team/**", "pull"), by=BY_ROOT)
     assert not workers.epoch_changed()
     assert workers.second.grants() == []

@@ -167,11 +167,11 @@ async def test_a_page_reads_a_limited_number_of_manifests(
         children = [await push_image(store, APP, f"{name}{number}") for number in range(3)]
         await store.put_manifest(APP, index_of([each.descriptor for each in children]), [Tag(name)], by=BY)
     await push_image(store, APP, "c", "c")
-    monkeypatch.setattr(sqlite_tag_listing, "MAX_LOOKED_AT_MANIFESTS", 6)
+    monkeypatch.setattr(sqlite_tag_listing, "MAX_READ_MANIFESTS", 6)
     page = await store.tag_listing.page(APP, TagQuery(order=TagOrder.SIZE), None, 10)
     assert (page.order, [listed_tag.name for listed_tag in page.items]) == (TagOrder.NAME, ["a", "b", "c"])
     assert [listed_tag.manifest.stored_bytes is None for listed_tag in page.items] == [False, True, True]
-    monkeypatch.setattr(sqlite_tag_listing, "MAX_LOOKED_AT_MANIFESTS", 10)
+    monkeypatch.setattr(sqlite_tag_listing, "MAX_READ_MANIFESTS", 10)
     page = await store.tag_listing.page(APP, TagQuery(order=TagOrder.SIZE), None, 10)
     assert (page.order, page.items[0].name) == (TagOrder.SIZE, "c")
 

@@ -51,7 +51,7 @@ async def test_signatures_are_removed_with_their_image(store: StoredRegistry) ->
     await push_image(store, APP, "second", f"{first.digest.replace(':', '-')}.sig")
     await push_image(store, APP, "third", f"{prefix}-x", f"{prefix}x")
     plan = await store.tag_removals.plan(APP, [Tag("v1")])
-    assert [tag.is_named for tag in plan.tags] == [True, False, False]
+    assert [tag.is_requested for tag in plan.tags] == [True, False, False]
     assert len(plan.manifests) == 3
 
 

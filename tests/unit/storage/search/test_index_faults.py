@@ -137,7 +137,7 @@ async def test_many_manifests_wait_for_one_config(searched: SearchedStore, monke
     await push_blob(searched.store, MIRRORED, config)
     await searched.index()
     assert len(await searched.labels("purple")) == 2
-    await searched.store.search_indexer.look_again()
+    await searched.store.search_indexer.read_incomplete_again()
     assert len(await searched.labels("purple")) == 5
 
 
@@ -176,7 +176,7 @@ async def test_a_config_that_cannot_be_read(searched: SearchedStore) -> None:
     await searched.index()
     assert (await searched.labels("red"), await searched.labels("blue")) == ([], ["team/app:second"])
     file_of(searched.store, blob.digest).write_bytes(config)
-    await searched.store.search_indexer.look_again()
+    await searched.store.search_indexer.read_incomplete_again()
     assert (await searched.labels("red"), await searched.labels("dark")) == (["team/app:first"], [])
 
 
@@ -218,7 +218,7 @@ async def test_a_blob_that_the_repository_gets_later(searched: SearchedStore) ->
     await searched.index()
     labels_before = await searched.labels("red")
     await searched.store.mount_blob(MIRRORED, descriptor_of(config_with("red")).digest, APP, by=BY)
-    await searched.store.search_indexer.look_again()
+    await searched.store.search_indexer.read_incomplete_again()
     assert (labels_before, len(await searched.labels("red"))) == (["team/app:v1"], 2)
 
 
@@ -229,7 +229,7 @@ async def test_config_of_a_repaired_manifest_is_indexed(searched: SearchedStore)
     run_sql(searched, "UPDATE manifest SET body = ? WHERE digest = ?", b"{}" + image.body[2:], image.digest)
     await scrub(searched.store)
     await searched.index()
-    await searched.store.search_indexer.look_again()
+    await searched.store.search_indexer.read_incomplete_again()
     labels_before = await searched.labels("red")
     await searched.store.put_manifest(APP, image, by=BY)
     async with background(searched):
@@ -248,10 +248,10 @@ async def test_a_config_that_clients_may_not_read(searched: SearchedStore) -> No
     indexer = SearchIndexer(store.search_index, store.metadata, store.blobs, may_read)
     await push_colored(searched, "red", "v1")
     await indexer.run()
-    await indexer.look_again()
+    await indexer.read_incomplete_again()
     labels_before = await searched.labels("red")
     allowed.add(APP)
-    await indexer.look_again()
+    await indexer.read_incomplete_again()
     assert (labels_before, await searched.labels("red")) == ([], ["team/app:v1"])
 
 

@@ -105,7 +105,7 @@ async def test_time_of_a_search_is_limited(searched: SearchedStore, monkeypatch:
     )
     with monkeypatch.context() as patched:
         patched.setattr(search_scope, "MAX_SECONDS", -1.0)
-        patched.setattr(search_scope, "STEPS_PER_LOOK", 1)
+        patched.setattr(search_scope, "STEPS_PER_CLOCK_CHECK", 1)
         for find in searches:
             page = await find()
             assert (list(page.items), page.is_complete) == ([], False)

@@ -1,5 +1,6 @@
-"""Claims of partial blobs within one process. A *partial blob* is a file with the bytes of a mirror's download that
-have arrived. One of its claims is the *owner*, which downloads the blob. The other claims are readers."""
+"""Claims of partial blobs within one process. A *partial blob* is a blob that a mirror is still downloading. It has two
+files: the bytes that have arrived, and the state. One of its claims is the *owner*, which downloads the blob. The other
+claims are *readers*."""
 
 from __future__ import annotations
 
@@ -84,8 +85,9 @@ async def test_claims_with_different_sizes_are_separate(registry: StoredRegistry
 
 
 async def test_the_owner_sees_that_readers_wait(registry: StoredRegistry) -> None:
-    """The owner sees whether readers wait for the blob, until these readers close it. The owner itself does not count
-    as waiting. Readers see whether the download has begun."""
+    """`has_waiters` returns whether another claim of the partial blob waits for bytes. A claim waits from its call of
+    `add_waiter` until it is closed. `has_started` returns whether the owner has begun the download. The next owner has
+    not begun."""
     owner, first, second = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
     owner.add_waiter()
     assert not owner.has_waiters
@@ -161,16 +163,16 @@ async def test_partials_from_before_a_reboot_are_deleted_at_once(data: Path) -> 
     assert files_below(data / "partials") == []
 
 
-async def test_many_claims_at_once_have_one_owner_and_one_file(registry: StoredRegistry) -> None:
-    """If a blob is claimed a hundred times at the same time, one claim is the owner. All claims together have two files
-    open."""
+async def test_concurrent_claims_have_one_owner_and_share_open_files(registry: StoredRegistry) -> None:
+    """If a blob is claimed a hundred times at the same time, exactly one claim is the owner. The claims share the open
+    files: the process opens each of the two files of the partial blob only once."""
     open_files_before = len(os.listdir("/proc/self/fd"))
     partials = await asyncio.gather(*(registry.partials.claim(DIGEST, SIZE) for _ in range(100)))
     assert sum(partial.is_owner for partial in partials) == 1
     assert len(os.listdir("/proc/self/fd")) == open_files_before + 2
     for partial in partials:
         partial.close()
-        partial.close()
+        partial.close()  # the second call has no effect
     assert len(os.listdir("/proc/self/fd")) == open_files_before
 
 
@@ -191,25 +193,26 @@ async def test_a_cancelled_claim_leaves_nothing_open(registry: StoredRegistry) -
     partial.close()
 
 
-async def test_followers_learn_why_an_owner_gave_up(data: Path) -> None:
-    """When an owner gives up, it reports the reason, and followers in all processes can read it. A count tells them
-    whether the reason is new. The downloaded bytes stay. The reason of the next owner replaces the previous one."""
+async def test_readers_see_why_the_owner_gave_up(data: Path) -> None:
+    """When an owner gives up, it reports the reason. Readers in all processes can get this reason and the number of
+    reports so far, which shows whether the reason is new. A report by a reader is ignored. The downloaded bytes stay.
+    The reason that the next owner reports replaces the previous reason."""
     async with open_registry(data, boot=BOOT) as first, open_registry(data, boot=BOOT) as second:
-        owner, follower = await first.partials.claim(DIGEST, SIZE), await second.partials.claim(DIGEST, SIZE)
-        assert follower.owner_failures == PartialFailures()
-        await follower.report_failure("not its owner's")
-        assert follower.owner_failures == PartialFailures()
+        owner, next_owner = await first.partials.claim(DIGEST, SIZE), await second.partials.claim(DIGEST, SIZE)
+        assert next_owner.owner_failures == PartialFailures()
+        await next_owner.report_failure("reported by a reader")  # it is not the owner yet
+        assert next_owner.owner_failures == PartialFailures()
         owner.write_at(0, BODY[:1000])
         await owner.report_failure("because")
         owner.close()
-        assert follower.owner_failures == PartialFailures(1, "because")
-        assert follower.take_ownership()
-        assert follower.missing() == [(1000, SIZE)]
-        follower.write_at(1000, BODY[1000:])
-        await follower.report_failure("long " * 1000)
+        assert next_owner.owner_failures == PartialFailures(1, "because")
+        assert next_owner.take_ownership()
+        assert next_owner.missing() == [(1000, SIZE)]
+        next_owner.write_at(1000, BODY[1000:])
+        await next_owner.report_failure("long " * 1000)
         later = await first.partials.claim(DIGEST, SIZE)
         assert later.owner_failures.times == 2
         assert 1000 < len(later.owner_failures.reason) < 4096
-        await follower.commit(UBUNTU)
+        await next_owner.commit(UBUNTU)
         later.close()
-        follower.close()
+        next_owner.close()

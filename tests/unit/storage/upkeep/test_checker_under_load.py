@@ -87,9 +87,9 @@ async def test_checks_of_a_busy_store_find_no_problem(tmp_path: Path) -> None:
 
 
 class Interruption:
-    """Wraps a part of the registry, and changes the registry once, at a call of the method `method`. `change`: makes
-    the change, before the call or, with `after`, after the call. `is_due`: returns for the arguments of a call whether
-    the change is made at this call."""
+    """Wraps a part of the registry, and calls `change`, which changes the registry. `change` is called once, just
+    before the first matching call of the method `method` or, with `after`, just after this call. `is_due` gets the
+    arguments of a call, and returns whether the call matches."""
 
     def __init__(
         self,
@@ -131,7 +131,8 @@ async def store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
 
 
 async def check_during(store: StoredRegistry, **parts: Interruption) -> list[Finding]:
-    """Checks and repairs the store, while `parts` take the place of parts of the checker. Returns the findings."""
+    """Checks and repairs the store with a checker in which each of `parts` replaces the field of the same name. Returns
+    the findings."""
     findings: list[Finding] = []
 
     async def on_finding(finding: Finding) -> None:
@@ -152,15 +153,15 @@ async def collect_blob(store: StoredRegistry) -> None:
 
 @pytest.mark.parametrize("method", ["stored_sizes", "check"])
 async def test_a_blob_that_is_collected_during_the_check_is_not_missing(store: StoredRegistry, method: str) -> None:
-    """A blob is collected after the check has read its row. The check reads the row again, finds that it was deleted as
-    well, and reports no problem."""
+    """Garbage collection deletes a blob after the check has read the blob's row in the database. The check then does
+    not find the blob's bytes. It reads the row again, sees that the row was deleted too, and reports no problem."""
     blobs = Interruption(store.blobs, method, lambda: collect_blob(store))
     assert await check_during(store, blobs=blobs) == []
 
 
 async def test_a_file_that_is_collected_during_the_check_is_no_stray(store: StoredRegistry) -> None:
-    """A blob is collected after the check has listed its file. The check looks for the file again, finds that it was
-    deleted as well, and reports no problem."""
+    """Garbage collection deletes a blob after the check has listed the blob's file. The check then finds no row for the
+    file. It looks for the file again, sees that the file was deleted too, and reports no problem."""
     [shard] = [number for number in range(store.blobs.shard_count) if await store.blobs.list_shard(number)]
     blobs = Interruption(
         store.blobs, "list_shard", lambda: collect_blob(store), after=True, is_due=lambda number: number == shard

@@ -12,7 +12,7 @@ import pytest
 
 from storage.data_dir.file_leases import FileLeases
 from storage.data_dir.system import System
-from storage.upkeep.removal_gate import SLOT_COUNT, removal_slot, removals_held_back
+from storage.upkeep.removal_gate import SLOT_COUNT, blob_removals_blocked, removal_slot
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ async def may_remove(leases: FileLeases) -> bool:
 async def test_a_backup_blocks_removals(collector: FileLeases, backup: FileLeases) -> None:
     """While a backup blocks removals, neither another process nor the process of the backup may remove blobs."""
     assert await may_remove(collector)
-    async with removals_held_back(backup):
+    async with blob_removals_blocked(backup):
         assert not await may_remove(collector)
         assert not await may_remove(backup)
     assert await may_remove(collector)
@@ -55,7 +55,7 @@ async def test_a_backup_waits_for_a_running_removal(collector: FileLeases, backu
     are_blocked = asyncio.Event()
 
     async def block_removals() -> None:
-        async with removals_held_back(backup):
+        async with blob_removals_blocked(backup):
             are_blocked.set()
 
     async with removal_slot(collector) as has_slot:
@@ -75,7 +75,7 @@ async def test_a_backup_waits_for_a_running_removal(collector: FileLeases, backu
 async def test_a_dead_process_does_not_block_removals(collector: FileLeases, tmp_path: Path) -> None:
     """If the process of a backup ends without releasing its lock, removals are possible again."""
     backup = FileLeases(tmp_path / "leases", System())
-    async with removals_held_back(backup):
+    async with blob_removals_blocked(backup):
         assert not await may_remove(collector)
         backup.close()  # as the kernel does at the end of a process
         assert await may_remove(collector)

@@ -129,8 +129,8 @@ async def test_an_unmounted_directory_is_not_damage(registry: StoredRegistry) ->
 
 
 async def test_scrub_stops_after_many_damaged_blobs(registry: StoredRegistry) -> None:
-    """After 20 damaged blobs in a row, a scrub stops with an error, because the disk may be faulty. With `keep_going`,
-    it continues."""
+    """After 20 damaged blobs in a row, a scrub stops with an error, because the disk may be faulty. With
+    `continue_after_many_damaged`, it continues."""
     digests = [(await push_blob(registry, APP, b"%d" % number)).digest for number in range(30)]
     for digest in digests:
         delete(file_of(registry, digest))
@@ -138,7 +138,7 @@ async def test_scrub_stops_after_many_damaged_blobs(registry: StoredRegistry) ->
         await scrub(registry)
     assert len((await registry.damage.damaged_blobs(None, 100)).items) == 20
     reported: list[Digest] = []
-    result, steps = await scrub(registry, keep_going=True, on_damaged=reported.append)
+    result, steps = await scrub(registry, continue_after_many_damaged=True, on_damaged=reported.append)
     assert (result["damaged"], len(steps)) == (30, 10)
     assert set(reported) == set(digests)
 

@@ -175,10 +175,10 @@ async def test_a_blob_that_the_scope_has_already_is_not_refused(store: StoredReg
     await set_quota(store, size=10)
     await push_blob(store, NAMES[0], b"a" * 100)
     await store.mount_blob(RepositoryName("team/new"), blob.digest, NAMES[0], BY)
-    await store.usage.check_room(NAMES[0], 100, blob.digest)
+    await store.usage.check_quota(NAMES[0], 100, blob.digest)
     with pytest.raises(QuotaExceeded):
-        await store.usage.check_room(RepositoryName("team/never"), 1, None)
-    await store.usage.check_room(NAMES[2], 1000, None)
+        await store.usage.check_quota(RepositoryName("team/never"), 1, None)
+    await store.usage.check_quota(NAMES[2], 1000, None)
     await push_blob(store, NAMES[3], b"b" * 1000)
     await assert_exact(store)
 

@@ -18,7 +18,7 @@ import pytest
 from pydantic import ByteSize
 
 from registry.cli.diagnosis.certificate_checks import certificate_findings
-from registry.cli.diagnosis.clock_checks import OLDEST, clock_findings, file_clock_findings
+from registry.cli.diagnosis.clock_checks import EARLIEST_PLAUSIBLE_TIME, clock_findings, file_clock_findings
 from registry.cli.diagnosis.data_checks import data_checks, responds
 from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, worst_level
 from registry.cli.diagnosis.server_checks import settings_findings
@@ -31,7 +31,7 @@ from storage.data_dir.check import DataDirectoryError
 from storage.errors import UpstreamUnavailable
 from tests.fakes.certificate_authority import CertificateAuthority
 
-NOW = OLDEST + 10_000_000.0
+NOW = EARLIEST_PLAUSIBLE_TIME + 10_000_000.0
 URL = "https://registry-1.docker.io"
 
 
