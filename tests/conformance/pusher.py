@@ -51,16 +51,16 @@ def make_client(url: str | httpx2.URL) -> httpx2.Client:
     return httpx2.Client(base_url=url, timeout=60, trust_env=False, verify=False)
 
 
-def fresh(client: httpx2.Client) -> httpx2.Client:
+def new_client(client: httpx2.Client) -> httpx2.Client:
     """Returns a new client of the same server. Its first request opens a new connection."""
     return make_client(client.base_url)
 
 
-def everywhere(client: httpx2.Client, method: str, path: str) -> set[int]:
+def statuses_of_all_workers(client: httpx2.Client, method: str, path: str) -> set[int]:
     """Sends the request on several new connections, so that it reaches each worker. Returns the set of all statuses."""
     statuses = set()
     for _ in range(CONNECTIONS):
-        with fresh(client) as other:
+        with new_client(client) as other:
             statuses.add(other.request(method, path).status_code)
     return statuses
 

@@ -23,7 +23,7 @@ from tests.conformance.pusher import (
     digest_of,
     encode,
     error_codes,
-    fresh,
+    new_client,
     with_query,
 )
 
@@ -44,7 +44,7 @@ def pages(client: httpx2.Client, path: str | None) -> list[Any]:
     """Returns the document of each page of a list. Follows the header Link, with a new connection for each page."""
     found: list[Any] = []
     while path is not None:
-        with fresh(client) as other:
+        with new_client(client) as other:
             answer = other.get(path)
         assert answer.status_code == 200
         found.append(answer.json())

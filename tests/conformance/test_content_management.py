@@ -14,8 +14,8 @@ from tests.conformance.pusher import (
     digest_of,
     encode,
     error_codes,
-    everywhere,
     make_client,
+    statuses_of_all_workers,
 )
 from tests.fakes.server_process import running_server
 
@@ -24,7 +24,7 @@ def test_deleting_tags(push: Pusher) -> None:
     """DELETE of a tag gets 202. Then every worker answers 404 for the tag. The manifest stays (end-9)."""
     body = push.tag("one", "two")
     assert push.client.delete(f"{push.root}/manifests/one").status_code == 202
-    assert everywhere(push.client, "GET", f"{push.root}/manifests/one") == {404}
+    assert statuses_of_all_workers(push.client, "GET", f"{push.root}/manifests/one") == {404}
     for reference in ("two", digest_of(body)):
         assert push.client.get(f"{push.root}/manifests/{reference}").content == body
     assert push.client.get(f"{push.root}/tags/list").json()["tags"] == ["two"]
@@ -41,7 +41,7 @@ def test_deleting_manifests(push: Pusher, algorithm: str) -> None:
     assert push.client.delete(f"{push.root}/manifests/{digest}").status_code == 202
     for reference in (digest, "one", "two"):
         for method in ("GET", "HEAD"):
-            assert everywhere(push.client, method, f"{push.root}/manifests/{reference}") == {404}
+            assert statuses_of_all_workers(push.client, method, f"{push.root}/manifests/{reference}") == {404}
     assert push.client.get(f"{push.root}/tags/list").json()["tags"] == ["other"]
     assert push.client.get(f"{push.root}/manifests/other").content == other
 
@@ -51,7 +51,7 @@ def test_deleting_blobs(push: Pusher, algorithm: str) -> None:
     path = f"{push.root}/blobs/{push.blob(algorithm=algorithm)}"
     assert push.client.delete(path).status_code == 202
     for method in ("GET", "HEAD"):
-        assert everywhere(push.client, method, path) == {404}
+        assert statuses_of_all_workers(push.client, method, path) == {404}
 
 
 def test_deleting_blobs_in_use(push: Pusher) -> None:
@@ -64,7 +64,7 @@ def test_deleting_blobs_in_use(push: Pusher) -> None:
     assert (answer.status_code, error_codes(answer)) == (405, ["UNSUPPORTED"])
     assert "DELETE" not in answer.headers["allow"]
     assert f"such as {digest}, refer to the blob {config}; delete" in answer.json()["errors"][0]["message"]
-    assert everywhere(push.client, "GET", f"{push.root}/blobs/{config}") == {200}
+    assert statuses_of_all_workers(push.client, "GET", f"{push.root}/blobs/{config}") == {200}
     assert push.client.delete(f"{push.root}/manifests/{digest}").status_code == 202
     assert push.client.delete(f"{push.root}/blobs/{config}").status_code == 202
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tests.conformance.pusher import Pusher, digest_of, error_codes, everywhere, with_query
+from tests.conformance.pusher import Pusher, digest_of, error_codes, statuses_of_all_workers, with_query
 
 
 def mount_path(push: Pusher, digest: str, source: str | None = None) -> str:
@@ -23,7 +23,7 @@ def test_mount(push: Pusher, algorithm: str) -> None:
     assert answer.headers["docker-content-digest"] == digest
     assert f"{push.root}/mounted/" in answer.headers["location"]
     assert push.client.get(answer.headers["location"]).content == data
-    assert everywhere(push.client, "HEAD", answer.headers["location"]) == {200}
+    assert statuses_of_all_workers(push.client, "HEAD", answer.headers["location"]) == {200}
 
 
 @pytest.mark.parametrize("source", [None, ""])

@@ -21,7 +21,7 @@ from tests.conformance.pusher import (
     digest_of,
     encode,
     error_codes,
-    everywhere,
+    statuses_of_all_workers,
 )
 
 
@@ -115,7 +115,7 @@ def test_pulling_blobs(push: Pusher, algorithm: str, size: int) -> None:
 def test_pulling_blobs_on_any_worker(push: Pusher) -> None:
     """Right after a push to one worker, all workers serve the blob (Pulling blobs)."""
     digest = push.blob()
-    assert everywhere(push.client, "GET", f"{push.root}/blobs/{digest}") == {200}
+    assert statuses_of_all_workers(push.client, "GET", f"{push.root}/blobs/{digest}") == {200}
 
 
 def test_pulling_blobs_that_are_missing(push: Pusher, algorithm: str) -> None:

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from tests.conformance.pusher import MIB, Pusher, digest_of, error_codes, everywhere, fresh, make_client, with_query
+from tests.conformance.pusher import (
+    MIB,
+    Pusher,
+    digest_of,
+    error_codes,
+    make_client,
+    new_client,
+    statuses_of_all_workers,
+    with_query,
+)
 from tests.fakes.process_resources import eventually, files_below
 from tests.fakes.server_process import running_server
 
@@ -76,7 +85,7 @@ def send_chunks(push: Pusher, data: list[bytes], location: str | None = None) ->
     location = location or push.start()
     at = 0
     for piece in data:
-        with fresh(push.client) as client:
+        with new_client(push.client) as client:
             answer = client.patch(location, content=piece, headers={"Content-Range": f"{at}-{at + len(piece) - 1}"})
         at += len(piece)
         assert answer.status_code == 202
@@ -111,7 +120,7 @@ def test_every_form(push: Pusher, form: Form, size: int, algorithm: str) -> None
     pulled = push.client.get(answer.headers["location"])
     assert pulled.status_code == 200
     assert pulled.content == data
-    assert everywhere(push.client, "HEAD", f"{push.root}/blobs/{digest}") == {200}
+    assert statuses_of_all_workers(push.client, "HEAD", f"{push.root}/blobs/{digest}") == {200}
 
 
 @forms
@@ -247,7 +256,7 @@ def test_the_status_of_a_session(push: Pusher) -> None:
     assert answer.content == b""
     location = send_chunks(push, [os.urandom(1000)])
     for _ in range(8):
-        with fresh(push.client) as client:
+        with new_client(push.client) as client:
             answer = client.get(location)
         assert answer.status_code == 204
         assert answer.headers["range"] == "0-999"
@@ -270,7 +279,7 @@ def test_cancel(push: Pusher, sent: int) -> None:
     upload)."""
     location = send_chunks(push, [os.urandom(sent)]) if sent else push.start()
     assert push.client.delete(location).status_code == 204
-    assert everywhere(push.client, "GET", location) == {404}
+    assert statuses_of_all_workers(push.client, "GET", location) == {404}
     for method in ("PATCH", "PUT", "DELETE", "GET"):
         target = with_query(location, digest=digest_of(b"")) if method == "PUT" else location
         answer = push.client.request(method, target)
@@ -282,7 +291,7 @@ def test_a_closed_session_is_gone(push: Pusher) -> None:
     """After the closing PUT, every worker answers 404 for the session (Pushing a blob in chunks)."""
     location = push.start()
     assert push.client.put(with_query(location, digest=digest_of(b"")), content=b"").status_code == 201
-    assert everywhere(push.client, "GET", location) == {404}
+    assert statuses_of_all_workers(push.client, "GET", location) == {404}
 
 
 @pytest.mark.parametrize("upload", ["00000000-0000-4000-8000-000000000000", "no-uuid", "..", "%2e%2e", "a" * 500])

@@ -23,7 +23,7 @@ from tests.conformance.pusher import (
     digest_of,
     encode,
     error_codes,
-    everywhere,
+    statuses_of_all_workers,
     with_query,
 )
 
@@ -54,7 +54,7 @@ def test_push(push: Pusher, algorithm: str, by: str) -> None:
     assert answer.status_code == 201
     assert answer.headers["docker-content-digest"] == digest
     assert push.client.get(answer.headers["location"]).content == body
-    assert everywhere(push.client, "GET", answer.headers["location"]) == {200}
+    assert statuses_of_all_workers(push.client, "GET", answer.headers["location"]) == {200}
 
 
 def test_exact_bytes(push: Pusher) -> None:

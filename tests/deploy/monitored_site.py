@@ -118,7 +118,7 @@ def monitored_site(folder: Path) -> Iterator[MonitoredSite]:
         pair = certificates(folder)
         settings = _write_settings(folder, pair, hub=upstream.url, receiver=receiver.url, refusing=refusing.url)
         for name, *flags in (("admin", "--admin"), ("bob",)):
-            entrepot_output("user", "add", name, *flags, "--password-file", "-", folder=folder, given=PASSWORD)
+            entrepot_output("user", "add", name, *flags, "--password-file", "-", folder=folder, stdin_text=PASSWORD)
         server = stack.enter_context(running_server(folder, "--config", str(settings)))
         prometheus = stack.enter_context(_running_prometheus(folder, server))
         with plain_client(server.url, auth=ADMIN) as client:

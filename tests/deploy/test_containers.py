@@ -146,7 +146,7 @@ def built(docker: DockerEngine, mirror: RegistryServer, python_tree: DebianTree,
     archive = python_tree.write_archive(folder / "python.tar")
     docker("import", str(archive), base)
     docker("push", base)
-    docker.forget(base)
+    docker.remove_image(base)
     name = "entrepot:latest"
     with package_index(packages) as index:
         values = {"PIP_INDEX_URL": index, "VERSION": __version__, "REVISION": "0123abc"}
@@ -169,7 +169,7 @@ def push_and_pull(docker: DockerEngine, name: str, pushed: ClientImage) -> None:
 
 
 def pull_again(docker: DockerEngine, name: str) -> None:
-    docker.forget(name)
+    docker.remove_image(name)
     docker("pull", name)
     assert docker.output_of(name) == "hello from a container\n"
 
@@ -221,7 +221,7 @@ def test_the_container_runs_with_a_read_only_root(docker: DockerEngine, built: s
     container = docker("run", "--detach", *HARDENING_OPTIONS, *options, built).out.strip()
     wait_for_health(docker, container)
     push_and_pull(docker, f"{published(docker, container, 5000)}/team/hello:1", hello)
-    docker.forget(f"{published(docker, container, 5000)}/team/hello:1")
+    docker.remove_image(f"{published(docker, container, 5000)}/team/hello:1")
     docker("restart", container)
     wait_for_health(docker, container)
     name = f"{published(docker, container, 5000)}/team/hello:1"
@@ -240,7 +240,7 @@ def test_the_container_requires_an_account(docker: DockerEngine, built: str) -> 
     assert refused.code != 0
     assert "entrepot user add NAME --admin" in refused.err
     add = shlex.split(book_command("deployment", "docker run --rm", ("-it", "-i")))
-    docker.call(*add[1:], "--password-file", "-", given=PASSWORD)
+    docker.call(*add[1:], "--password-file", "-", stdin_text=PASSWORD)
     *run, name = shlex.split(book_command("deployment", "docker run -d"))
     container = docker(*run[1:], *HEALTH_EVERY_SECOND, name).out.strip()
     wait_for_health(docker, container)
@@ -344,7 +344,7 @@ def test_compose_with_nginx(
     """After the steps at the top of docker-compose.yml, docker can log in, push and pull through nginx with TLS.
     Without a login, a pull fails. The registry logs the address of the client, not that of nginx."""
     add = book_command("deployment", "docker compose exec entrepot entrepot user add", ("exec", "exec -T"))
-    compose.run(f"{add} --password-file -", given=PASSWORD)
+    compose.run(f"{add} --password-file -", stdin_text=PASSWORD)
     pair = authority.sign("nginx", also=NGINX)
     (folder / "tls").mkdir()
     shutil.copy(pair.certificate, folder / "tls" / "fullchain.pem")
@@ -368,7 +368,7 @@ def test_compose_with_nginx(
     docker("push", name)
     pull_again(docker, name)
     docker("logout", NGINX)
-    docker.forget(name)
+    docker.remove_image(name)
     assert docker.call.attempt("pull", name).code != 0
     log = compose("logs", "entrepot").out
     addresses = re.findall(r"PUT /v2/team/hello/manifests/1 .* address=(\S+)", log)
@@ -420,9 +420,9 @@ def machine(docker: DockerEngine, built: str, machine_image: str, folder: Path) 
         docker("rm", "--force", "--volumes", container)
 
 
-def run_as_root(docker: DockerEngine, machine: str, command: str, given: str = "") -> str:
-    """Runs a shell command in the container as root, with `given` on its stdin, and returns its output."""
-    return docker.call("exec", "--interactive", machine, "sh", "-ec", command, given=given).out
+def run_as_root(docker: DockerEngine, machine: str, command: str, stdin_text: str = "") -> str:
+    """Runs a shell command in the container as root, with `stdin_text` on its stdin, and returns its output."""
+    return docker.call("exec", "--interactive", machine, "sh", "-ec", command, stdin_text=stdin_text).out
 
 
 def test_systemd_runs_the_service(docker: DockerEngine, machine: str, hello: ClientImage) -> None:
@@ -458,12 +458,12 @@ def test_systemd_opens_the_registry(docker: DockerEngine, machine: str, authorit
     docker("cp", str(pair.key), f"{machine}:/etc/entrepot/privkey.pem")
     run_as_root(docker, machine, "systemctl start entrepot")
     add = book_command("deployment", "/opt/entrepot/bin/entrepot user add")
-    run_as_root(docker, machine, f"{add} --password-file -", given=PASSWORD)
+    run_as_root(docker, machine, f"{add} --password-file -", stdin_text=PASSWORD)
     for file, content in (
         ("/etc/default/entrepot", shown_file("deployment", "cat /etc/default/entrepot")),
         ("/etc/systemd/system/entrepot.service.d/override.conf", shown_file("deployment", "systemctl edit entrepot")),
     ):
-        run_as_root(docker, machine, f"mkdir -p {Path(file).parent} && cat > {file}", given=content)
+        run_as_root(docker, machine, f"mkdir -p {Path(file).parent} && cat > {file}", stdin_text=content)
     run_as_root(docker, machine, book_command("deployment", "chgrp ssl-cert"))
     run_as_root(docker, machine, book_command("deployment", "chmod 640"))
     run_as_root(docker, machine, "systemctl daemon-reload")  # `systemctl edit` does this by itself

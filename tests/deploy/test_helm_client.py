@@ -16,7 +16,7 @@ PASSWORD = "correct horse battery"
 
 def test_helm_pushes_and_pulls_a_chart(tmp_path: Path) -> None:
     """After a login, Helm can push a chart, list its versions, and pull it with the same bytes."""
-    entrepot_output("user", "add", "admin", "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
+    entrepot_output("user", "add", "admin", "--admin", "--password-file", "-", folder=tmp_path, stdin_text=PASSWORD)
     package = Path(helm_python.package(CHART, destination=tmp_path))
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
     (tmp_path / "pulled").mkdir()

@@ -48,7 +48,7 @@ def account(folder: Path) -> None:
     """Adds an admin account to the data directory of the registry."""
     (folder / "registry").mkdir()
     command = ("user", "add", ADMIN, "--admin", "--password-file", "-")
-    entrepot_output(*command, folder=folder / "registry", given=PASSWORD)
+    entrepot_output(*command, folder=folder / "registry", stdin_text=PASSWORD)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_push_and_pull(docker: DockerEngine, proxy: str, large: ClientImage) -> 
     name = f"{HOST}/behind/{proxy}:1"
     docker.load(large, name)
     docker("push", name)
-    docker.forget(name)
+    docker.remove_image(name)
     docker("pull", name)
     assert docker.output_of(name) == "behind a proxy\n"
 

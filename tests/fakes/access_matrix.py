@@ -71,7 +71,7 @@ class MatrixVisitor:
 
 
 @dataclass(frozen=True)
-class Everybody:
+class SharedGrants:
     """Grants that do not belong to one visitor: those for every client (`everyone`), and those for every account
     (`authenticated`)."""
 
@@ -80,11 +80,11 @@ class Everybody:
 
 
 PHASES: Final = {
-    "for all": Everybody(
+    "for all": SharedGrants(
         (("public/**", "pull"), ("**", "push"), ("docker.io/library/*", "pull")),
         (("team/app", "pull"), ("**", "delete")),
     ),
-    "for nobody": Everybody(),
+    "for nobody": SharedGrants(),
 }
 """The grants for everybody in the two phases of a test. The first phase has such grants. The second phase has none, but
 the sessions and tokens of the first phase still exist."""
@@ -125,7 +125,7 @@ def _drawn_visitors(rng: random.Random) -> Iterator[MatrixVisitor]:
         yield MatrixVisitor(f"drawn: {grants}", f"drawn{number}", tuple(grants.items()))
 
 
-def may_pull(visitor: MatrixVisitor, repo: str, everybody: Everybody) -> bool:
+def may_pull(visitor: MatrixVisitor, repo: str, everybody: SharedGrants) -> bool:
     """Returns whether a visitor may pull from a repository."""
     if not visitor.is_admin:
         named = () if visitor.name is None else (*everybody.authenticated, *visitor.grants)

@@ -44,7 +44,7 @@ class AdminSite:
         with plain_client(f"{self.server.url}/api/v1", timeout=60) as client:
             return client.request(method, path, json=body, auth=auth, headers=headers, params=query or None)
 
-    def done(
+    def call_ok(
         self, method: str, path: str, body: object | None = None, *, auth: Auth = (ADMIN, PASSWORD), **query: Any
     ) -> Any:
         """Sends a request, checks that it succeeds, and returns the JSON of the response."""
@@ -55,23 +55,23 @@ class AdminSite:
     def user(self, **more: Any) -> tuple[str, str]:
         """Adds a user, and returns its name and password. `more`: further fields of the request."""
         name = self.name()
-        self.done("POST", "/users", {"name": name, "password": PASSWORD, **more})
+        self.call_ok("POST", "/users", {"name": name, "password": PASSWORD, **more})
         return name, PASSWORD
 
     def robot(self) -> str:
         name = self.name("robot")
-        self.done("POST", "/robots", {"name": name})
+        self.call_ok("POST", "/robots", {"name": name})
         return name
 
     def token(self, account: str, **more: Any) -> str:
         """Adds an API token, and returns its secret. `more`: further fields of the request."""
-        secret: str = self.done("POST", "/tokens", {"account": account, **more})["secret"]
+        secret: str = self.call_ok("POST", "/tokens", {"account": account, **more})["secret"]
         return secret
 
-    def command(self, *args: str, given: str | None = None) -> str:
-        """Runs `entrepot` on the data directory of this server, and returns its output. `given`: the text that the
+    def command(self, *args: str, stdin_text: str | None = None) -> str:
+        """Runs `entrepot` on the data directory of this server, and returns its output. `stdin_text`: the text that the
         command gets on stdin."""
-        return entrepot_output(*args, folder=self.folder, given=given)
+        return entrepot_output(*args, folder=self.folder, stdin_text=stdin_text)
 
 
 def code_of(answer: httpx2.Response) -> str:

@@ -33,30 +33,32 @@ class AnswerCacheSite:
         self.folder = folder
         self.image = image
         self.blob = image.blobs[1].digest
-        self.ask = CachedAnswerClient(service.app)
+        self.request = CachedAnswerClient(service.app)
 
     @asynccontextmanager
-    async def beside(self) -> AsyncIterator[StoredRegistry]:
+    async def other_process(self) -> AsyncIterator[StoredRegistry]:
         """Opens the data directory a second time, as another process would."""
         async with open_registry(self.folder) as registry:
             yield registry
 
-    async def ready(self, target: str, method: str = "GET", headers: dict[str, str] | None = None) -> AsgiAnswer:
+    async def cached_answer(
+        self, target: str, method: str = "GET", headers: dict[str, str] | None = None
+    ) -> AsgiAnswer:
         """Sends the same request again and again until the response comes from the cache. Checks that all responses
         equal the first one."""
-        first = await self.ask(method, target, headers)
+        first = await self.request(method, target, headers)
         for _ in range(MANY):
-            repeated = await self.ask(method, target, headers)
+            repeated = await self.request(method, target, headers)
             assert plain(repeated) == plain(first)
             assert repeated["x-request-id"] != first["x-request-id"]
-            if self.ask.ready:
+            if self.request.ready:
                 return repeated
         raise AssertionError("no answer was ever ready")
 
     async def never_ready(self, target: str, method: str = "GET", headers: dict[str, str] | None = None) -> AsgiAnswer:
         for _ in range(4):
-            answer = await self.ask(method, target, headers)
-            assert not self.ask.ready
+            answer = await self.request(method, target, headers)
+            assert not self.request.ready
         return answer
 
     def has_ready(self, target: str, headers: dict[str, str] | None = None) -> bool:

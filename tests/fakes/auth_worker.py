@@ -25,9 +25,9 @@ from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 
 ADMIN = Actor("operator")
-AT_HOME = Actor(address="192.0.2.1", user_agent="docker/29")
+KNOWN_ADDRESS = Actor(address="192.0.2.1", user_agent="docker/29")
 """A client at the usual address."""
-ELSEWHERE = Actor(address="198.51.100.7", user_agent="docker/29")
+OTHER_ADDRESS = Actor(address="198.51.100.7", user_agent="docker/29")
 """A client at another address."""
 PASSWORD = "correct horse battery"
 ALICE, BOB, CI = AccountName("alice"), AccountName("bob"), AccountName("ci")

@@ -160,7 +160,7 @@ class PageRun:
             given = PASSWORD
         variables = dict(pair.split("=", 1) for pair in (command["variables"] or "").split())
         variables["ENTREPOT_CONFIG"] = str(self._settings)
-        done = entrepot(*words, folder=self.folder, given=given, **variables)
+        done = entrepot(*words, folder=self.folder, stdin_text=given, **variables)
         if command["file"]:
             (self.folder / command["file"]).write_text(done.stdout)
             done.stdout = ""

@@ -22,13 +22,13 @@ STACK_DUMP_SITE = f"{STACK_DUMP}/sitecustomize.py"
 
 
 def wait_for_output(
-    process: subprocess.Popen[str] | ForkedProcess, timeout: float = 100.0, given: str | None = None
+    process: subprocess.Popen[str] | ForkedProcess, timeout: float = 100.0, stdin_text: str | None = None
 ) -> tuple[str, str]:
     """Waits for the end of the command and returns its stdout and stderr. If the command does not end within `timeout`
-    seconds, kills it and raises AssertionError with the stacks of its tasks and threads. `given`: text for its
-    stdin."""
+    seconds, kills it and raises AssertionError with the stacks of its tasks and threads. `stdin_text`: text for
+    its stdin."""
     try:
-        return process.communicate(given, timeout=timeout)
+        return process.communicate(stdin_text, timeout=timeout)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGUSR1)
         with suppress(subprocess.TimeoutExpired):
@@ -63,20 +63,20 @@ TIMEOUT = 200.0
 
 
 def entrepot(
-    *args: str | Path, folder: Path, given: str | None = None, site: str = STACK_DUMP_SITE, **variables: str
+    *args: str | Path, folder: Path, stdin_text: str | None = None, site: str = STACK_DUMP_SITE, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs `entrepot` in `folder` and waits for its end. `variables`: environment variables; the command gets no other
-    ENTREPOT_* variables. `given`: the text on its stdin; None: its stdin is empty. `site`: a Python file that the
-    process runs first. The command runs in a fork of a process that has imported the program (`forked_process`)."""
+    ENTREPOT_* variables. `stdin_text`: the text on its stdin; None: its stdin is empty. `site`: a Python file that
+    the process runs first. The command runs in a fork of a process that has imported the program (`forked_process`)."""
     with ForkedProcess(
         "registry",
         *map(str, args),
         cwd=folder,
         env=command_environment(**variables),
-        stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
+        stdin=subprocess.DEVNULL if stdin_text is None else subprocess.PIPE,
         site=site,
     ) as process:
-        out, err = wait_for_output(process, TIMEOUT, given)
+        out, err = wait_for_output(process, TIMEOUT, stdin_text)
     return subprocess.CompletedProcess(process.args, process.returncode or 0, out, err)
 
 
@@ -103,9 +103,9 @@ def command_environment(**variables: str) -> dict[str, str]:
     return {**inherited, **NO_CERTIFICATES, **needed, **variables}
 
 
-def entrepot_output(*args: str | Path, folder: Path, given: str | None = None, **variables: str) -> str:
+def entrepot_output(*args: str | Path, folder: Path, stdin_text: str | None = None, **variables: str) -> str:
     """Runs `entrepot`, checks that it succeeds, and returns its stdout."""
-    done = entrepot(*args, folder=folder, given=given, **variables)
+    done = entrepot(*args, folder=folder, stdin_text=stdin_text, **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -19,16 +19,16 @@ class ComposeProject:
     variables: Path
     """The file with environment variables that takes the place of `.env`."""
 
-    def __call__(self, *args: str, given: str = "") -> ProgramResult:
+    def __call__(self, *args: str, stdin_text: str = "") -> ProgramResult:
         """Runs `docker-compose ARGS`. Raises CommandFailed if the exit code is not 0."""
-        return self.call(*args, given=given)
+        return self.call(*args, stdin_text=stdin_text)
 
-    def run(self, command: str, given: str = "") -> ProgramResult:
-        """Runs a command line that begins with `docker compose`, with `given` on its stdin. Raises CommandFailed if
-        the exit code is not 0."""
+    def run(self, command: str, stdin_text: str = "") -> ProgramResult:
+        """Runs a command line that begins with `docker compose`, with `stdin_text` on its stdin. Raises CommandFailed
+        if the exit code is not 0."""
         docker, compose, *args = shlex.split(command)
         assert (docker, compose) == ("docker", "compose"), command
-        return self(*args, given=given)
+        return self(*args, stdin_text=stdin_text)
 
     def set_variables(self, *lines: str) -> None:
         """Makes these lines, such as `NAME=value`, the content of the file of variables, for all further calls."""

@@ -96,15 +96,15 @@ class ForkedProcess:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, given: str | None = None, timeout: float | None = None) -> tuple[str, str]:
-        """Writes `given` to stdin, reads stdout and stderr to their ends, and waits for the end of the process. Raises
-        subprocess.TimeoutExpired; a later call then continues to read and wait."""
+    def communicate(self, stdin_text: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        """Writes `stdin_text` to stdin, reads stdout and stderr to their ends, and waits for the end of the process.
+        Raises subprocess.TimeoutExpired; a later call then continues to read and wait."""
         if not self._readers:
             self._readers = [_read_in_thread(self.stdout), _read_in_thread(self.stderr)]
             if self.stdin is not None:
                 try:
                     with self.stdin:
-                        self.stdin.write(given or "")
+                        self.stdin.write(stdin_text or "")
                 except BrokenPipeError:
                     pass  # the process has ended without reading its stdin
         for thread, _ in self._readers:

@@ -53,7 +53,7 @@ OTHERS: Mapping[str, Call] = {
 CALLS = {**READS, **WRITES, **DELETES, **OTHERS}
 
 
-def who(
+def principal_with(
     name: str | None, *access: tuple[str, Action], token: Mapping[str, Action] | None = None, limits: str | None = None
 ) -> Principal:
     """Returns a principal with the rights `access`, pairs of a pattern and an action. `token`: the rights in its bearer
@@ -67,8 +67,8 @@ def who(
     return Principal(proof, Rights({action: NameSet.of(found) for action, found in actions.items()}))
 
 
-ALICE = who("alice", ("own/**", PULL | PUSH | DELETE))
-ANYBODY = who(None, ("own/**", PULL))
+ALICE = principal_with("alice", ("own/**", PULL | PUSH | DELETE))
+ANYBODY = principal_with(None, ("own/**", PULL))
 ROOT = Principal(Identity("root"), Rights.everything(admin=True))
 
 

@@ -46,7 +46,7 @@ class ImportRun:
             on_step=self.steps.append,
         )
 
-    def told(self, event: str = "problem") -> list[tuple[str, str]]:
+    def reports(self, event: str = "problem") -> list[tuple[str, str]]:
         """Returns the problems that the last import has reported, or its reports of another kind (`event`). Each is a
         pair of an image or repository and a reason."""
         return [
@@ -56,7 +56,7 @@ class ImportRun:
         ]
 
 
-async def assert_whole(store: StoredRegistry, repo: str, image: ImageTree) -> None:
+async def assert_complete(store: StoredRegistry, repo: str, image: ImageTree) -> None:
     """Checks that the repository has all manifests and blobs of the image, with their exact bytes."""
     name = RepositoryName(repo)
     for digest, (body, media_type) in image.manifests.items():

@@ -54,19 +54,19 @@ class BackgroundGet:
         self._thread.start()
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the complete body, by its Content-Length, was received."""
         return self.status in (200, 206) and len(self.body) == int(self.headers["content-length"])
 
-    def answered(self) -> BackgroundGet:
+    def wait_for_headers(self) -> BackgroundGet:
         """Waits until the headers have arrived."""
         return self._until(lambda: self.status > 0)
 
-    def reached(self, count: int) -> BackgroundGet:
+    def wait_for_bytes(self, count: int) -> BackgroundGet:
         """Waits until at least `count` bytes of the body have arrived."""
         return self._until(lambda: len(self.body) >= count)
 
-    def ended(self) -> BackgroundGet:
+    def wait_for_end(self) -> BackgroundGet:
         """Waits until the response has ended, completely or not."""
         self._thread.join(TIMEOUT)
         assert not self._thread.is_alive(), f"no end after {len(self.body)} bytes"
@@ -76,7 +76,7 @@ class BackgroundGet:
         """Closes the connection before the end of the response."""
         with suppress(OSError):
             self._connection.sock.shutdown(socket.SHUT_RDWR)
-        self.ended()
+        self.wait_for_end()
 
     def _until(self, condition: Callable[[], bool]) -> BackgroundGet:
         with self._changed:
@@ -166,7 +166,7 @@ class MirrorSite:
         return self.image.layers[-1].read()
 
     @property
-    def encoded(self) -> str:
+    def digest_hex(self) -> str:
         """The encoded part of the blob's digest. It is in the path of all upstream requests for the blob."""
         return self.digest.partition(":")[2]
 
@@ -191,11 +191,11 @@ class MirrorSite:
     def finish(self, request: BackgroundGet) -> bytes:
         """Waits for the end of a request for the blob, and requests the missing bytes with Range until the blob is
         complete. Returns all bytes."""
-        body = bytes(request.ended().body)
+        body = bytes(request.wait_for_end().body)
         for _ in range(20):
             if len(body) == self.size:
                 return body
-            answer = self.get(span=f"{len(body)}-").ended()
+            answer = self.get(span=f"{len(body)}-").wait_for_end()
             assert answer.status in (0, 206), answer
             body += answer.body
         raise AssertionError(f"only {len(body)} bytes after 20 responses")
@@ -214,7 +214,7 @@ class MirrorSite:
             connection.close()
         raise AssertionError(f"no connection came to worker {worker}")
 
-    def asked(self, kind: HubRequestKind | None = None, *, match: str = "", far: Hub | None = None) -> int:
+    def count_requests(self, kind: HubRequestKind | None = None, *, match: str = "", far: Hub | None = None) -> int:
         """Returns how many requests the fake Hub `far` has received, or `self.hub` if `far` is None. Requests that the
         Hub answered with 401 do not count. HEAD requests for manifests do not count either, because Docker Hub does not
         count them."""
@@ -250,9 +250,9 @@ class MirrorSite:
         layout = Layout(self.server.data)
         return layout.partial_state(layout.partial_name(Digest(self.digest), self.size, "docker.io"))
 
-    def kept(self) -> list[str]:
+    def stored_files(self) -> list[str]:
         """Returns the paths of all files of the blob in the data directory."""
-        return [str(path) for path in self.server.data.rglob(f"*{self.encoded}*")]
+        return [str(path) for path in self.server.data.rglob(f"*{self.digest_hex}*")]
 
     def refetched(self, intervals: Collection[Interval], since: float) -> list[Interval]:
         """Returns which bytes of `intervals` the upstream has sent again, in responses to requests after

@@ -22,8 +22,8 @@ CHUNK = 64 * 1024
 class SourceFaults:
     """The faults of the upstream. `down`: the error that every call raises. `ranges`: whether the upstream supports
     ranges. `drops`: for each of the next responses, the number of bytes after which it breaks off. `corrupt`: endpoints
-    that send wrong bytes. `gates`: offsets at which a response waits until the event is set. `few_left`: whether the
-    upstream's rate limit is almost used up."""
+    that send wrong bytes. `gates`: offsets at which a response waits until the event is set.
+    `is_nearly_exhausted`: whether the upstream's rate limit is almost used up."""
 
     down: RegistryError | None = None
     ranges: bool = True
@@ -31,19 +31,19 @@ class SourceFaults:
     """Whether a request for a range gets an error."""
     drops: list[int] = field(default_factory=list)
     corrupt: set[str] = field(default_factory=set)
-    away: set[str] = field(default_factory=set)
+    unreachable: set[str] = field(default_factory=set)
     """Endpoints that cannot be reached."""
     gates: dict[int, threading.Event] = field(default_factory=dict)
     hold: asyncio.Event | None = None
     """All requests except downloads of blobs wait for this event."""
     stall: asyncio.Event | None = None
     """Downloads of blobs wait for this event before they begin."""
-    few_left: bool = False
+    is_nearly_exhausted: bool = False
 
 
 class FakeSource:
-    """An `UpstreamClient`. `calls` counts the requests by kind. `asked` has the requested spans, and `sent` the sent
-    spans of each blob. `at_once` is the number of running downloads, `most_at_once` its highest value."""
+    """An `UpstreamClient`. `calls` counts the requests by kind. `requested_spans` and `sent` have the requested and
+    the sent spans of each blob. `at_once` is the number of running downloads, `most_at_once` its highest value."""
 
     name = "docker.io"
 
@@ -55,7 +55,7 @@ class FakeSource:
         self.manifests: dict[tuple[str, Reference], Manifest] = {}
         self.calls: Counter[str] = Counter()
         self.sent: dict[Digest, list[tuple[int, int]]] = {}
-        self.asked: dict[Digest, list[Span]] = {}
+        self.requested_spans: dict[Digest, list[Span]] = {}
         self.most_at_once = 0
         self.at_once = 0
         self.on_fetch: Callable[[Digest], None] = lambda digest: None
@@ -130,7 +130,7 @@ class FakeSource:
         return Page([found[digest] for digest in sorted(found)][:limit])
 
     def is_nearly_exhausted(self) -> bool:
-        return self.faults.few_left
+        return self.faults.is_nearly_exhausted
 
     def endpoint_health(self) -> list[EndpointHealth]:
         return []
@@ -152,7 +152,7 @@ class FakeSource:
     ) -> None:
         assert not self.closed
         self.calls["get blob"] += 1
-        self.asked.setdefault(digest, []).append(span)
+        self.requested_spans.setdefault(digest, []).append(span)
         self.on_fetch(digest)
         if self.faults.stall is not None:
             await self.faults.stall.wait()
@@ -166,7 +166,7 @@ class FakeSource:
             raise UpstreamUnavailable("the upstream registry answers 416")
         if not self.faults.ranges and (start, stop) != (0, len(data)):
             raise RangesUnsupported
-        reachable = [e for e in self.endpoints if e not in self.faults.away]
+        reachable = [e for e in self.endpoints if e not in self.faults.unreachable]
         endpoint = next((e for e in reachable if e not in avoid), reachable[0])
         sending = _Sending(self, digest, endpoint, data, start, stop, sink)
         self.at_once += 1

@@ -42,26 +42,26 @@ def _provider_key() -> IssuerKey:
 class FakeOpenIDProvider:
     """A provider that logs every browser in as `person`, without asking for a password.
 
-    `altered`: a function that changes the claims of an ID token; `signed`: a function that signs the claims. `error`:
-    the error with which the browser is redirected back. `described`: replacements for parts of the metadata.
-    `statuses`: the status of the responses for a path. While the event `open` is clear, requests for the paths in
-    `held` wait. `asked`, `forms`, `paths` and `tokens` record the login requests, the token requests, the requested
-    paths and the issued ID tokens."""
+    `change_claims`: a function that changes the claims of an ID token; `signed`: a function that signs the claims.
+    `error`: the error with which the browser is redirected back. `metadata_changes`: replacements for parts of the
+    metadata. `statuses`: the status of the responses for a path. While the event `open` is clear, requests for the
+    paths in `delayed_paths` wait. `login_requests`, `forms`, `paths` and `tokens` record the login requests, the token
+    requests, the requested paths and the issued ID tokens."""
 
     secret: str | None = SECRET
     post: bool = False
     url: str = ""
     key: IssuerKey = field(default_factory=_provider_key)
     person: dict[str, Any] = field(default_factory=lambda: {"preferred_username": "alice"})
-    altered: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    change_claims: Callable[[dict[str, Any]], dict[str, Any]] = dict
     signed: Callable[[dict[str, Any]], str] | None = None
     error: str = ""
     sends_issuer: str | None = None
-    described: dict[str, Any] = field(default_factory=dict)
+    metadata_changes: dict[str, Any] = field(default_factory=dict)
     statuses: dict[str, int] = field(default_factory=dict)
-    held: set[str] = field(default_factory=set)
+    delayed_paths: set[str] = field(default_factory=set)
     open: threading.Event = field(default_factory=threading.Event)
-    asked: list[dict[str, str]] = field(default_factory=list)
+    login_requests: list[dict[str, str]] = field(default_factory=list)
     forms: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
@@ -69,9 +69,9 @@ class FakeOpenIDProvider:
 
     def clear_faults(self) -> None:
         """Removes the faults that an earlier test has set."""
-        self.person, self.altered, self.signed = {"preferred_username": "alice"}, dict, None
+        self.person, self.change_claims, self.signed = {"preferred_username": "alice"}, dict, None
         self.error, self.sends_issuer = "", None
-        self.described, self.statuses, self.held = {}, {}, set()
+        self.metadata_changes, self.statuses, self.delayed_paths = {}, {}, set()
 
     def description(self) -> dict[str, Any]:
         document: dict[str, Any] = {
@@ -84,12 +84,12 @@ class FakeOpenIDProvider:
         }
         if self.post:
             document["token_endpoint_auth_methods_supported"] = ["client_secret_post"]
-        return {**document, **self.described}
+        return {**document, **self.metadata_changes}
 
     def claims(self, nonce: str) -> dict[str, Any]:
         now = int(time.time())
         base = {"iss": self.url, "aud": CLIENT, "sub": "0815", "iat": now, "exp": now + 300, "nonce": nonce}
-        return self.altered({**base, **self.person})
+        return self.change_claims({**base, **self.person})
 
     def authorize(self, query: dict[str, str]) -> str:
         """Returns the URL to which the browser is redirected. Raises AssertionError for an invalid request."""
@@ -98,7 +98,7 @@ class FakeOpenIDProvider:
         assert "openid" in query["scope"].split(" ")
         assert query["code_challenge_method"] == "S256"
         assert urlsplit(query["redirect_uri"]).path == "/login/callback"
-        self.asked.append(query)
+        self.login_requests.append(query)
         answer = {"state": query["state"]}
         if self.sends_issuer is not None:
             answer["iss"] = self.sends_issuer
@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _begin(self, path: str) -> bool:
         self.provider.paths.append(path)
-        if path in self.provider.held:
+        if path in self.provider.delayed_paths:
             self.provider.open.wait()
         status = self.provider.statuses.get(path)
         if status is not None:

@@ -20,7 +20,7 @@ from storage.activity import HOUR_SECONDS, Activity
 from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName, Tag
 from tests.fakes.admin_site import ADMIN, PASSWORD
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.commands import entrepot_output
 from tests.fakes.page_store import add_cached, add_described, add_image, add_index
 from tests.fakes.registry_content import BY
@@ -76,23 +76,23 @@ async def _fill(data: Path) -> None:
 
 
 @contextmanager
-def page_site(folder: Path, **variables: str) -> Iterator[MemberSite]:
+def page_site(folder: Path, **variables: str) -> Iterator[SiteWithAccounts]:
     """Runs the registry with its data below `folder` until the block ends. `variables`: further settings, as
     environment variables."""
     prepare_data_dir(folder / "data")
     asyncio.run(_fill(folder / "data"))
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     lists = {"UPSTREAM": UPSTREAM, "RETENTION": RETENTION, "QUOTA": QUOTA}
     env = {f"ENTREPOT_{name}": json.dumps(value) for name, value in lists.items()}
     with running_server(folder, workers=2, env={**env, **variables}) as server:
-        site = MemberSite(server, folder)
-        site.done("POST", "/users", {"name": MEMBER, "password": PASSWORD})
+        site = SiteWithAccounts(server, folder)
+        site.call_ok("POST", "/users", {"name": MEMBER, "password": PASSWORD})
         site.grant(f"user:{MEMBER}", {"crew/**": "pull,push", "docker.io/**": "pull"})
-        site.done("POST", "/groups", {"name": "crew"})
-        site.done("PUT", f"/groups/crew/members/{MEMBER}")
+        site.call_ok("POST", "/groups", {"name": "crew"})
+        site.call_ok("PUT", f"/groups/crew/members/{MEMBER}")
         site.grant("group:crew", {"crew/app": "delete"})
-        site.done("POST", "/robots", {"name": "ci", "note": "builds"})
-        site.done("POST", "/tokens", {"account": "ci", "note": "main branch", "expires_in": "90d"})
+        site.call_ok("POST", "/robots", {"name": "ci", "note": "builds"})
+        site.call_ok("POST", "/tokens", {"account": "ci", "note": "main branch", "expires_in": "90d"})
         site.allow_everyone("public/**")
         site.allow_everyone("zoo/**")
         yield site

@@ -115,9 +115,9 @@ class _Actor:
                 return None
             case "wait":
                 return await self._partial.wait(arguments[0])
-            case "wanted":
+            case "has_waiters":
                 return self._partial.has_waiters
-            case "own":
+            case "take_ownership":
                 return self._partial.take_ownership()
             case "missing":
                 return self._partial.missing()

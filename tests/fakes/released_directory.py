@@ -65,7 +65,7 @@ def record(archive: Path) -> None:
     upstream.add("library/ubuntu", noise_image("ubuntu", 3000, 20_000), "24.04")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+        entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
         with (
             hub(folder, upstream) as upstream_hub,
             running_server(folder, "--config", str(settings(folder, upstream_hub.url))) as server,
@@ -88,10 +88,10 @@ def _fill(site: AdminSite) -> DirectoryContent:
     content.referrers.append(_push_signature(wire, HOSTED, "1"))
     pull_all(wire, CACHED, "24.04")
     content.tags[CACHED] = {"24.04": wire.digest(CACHED, "24.04")}
-    site.done("POST", "/users", {"name": "alice", "password": PASSWORD})
-    site.done("PUT", "/grants", {"subject": "user:alice", "pattern": "team/**", "actions": ["pull", "push"]})
-    site.done("POST", "/robots", {"name": "ci"})
-    site.done("PUT", "/grants", {"subject": "robot:ci", "pattern": "team/**", "actions": ["pull"]})
+    site.call_ok("POST", "/users", {"name": "alice", "password": PASSWORD})
+    site.call_ok("PUT", "/grants", {"subject": "user:alice", "pattern": "team/**", "actions": ["pull", "push"]})
+    site.call_ok("POST", "/robots", {"name": "ci"})
+    site.call_ok("PUT", "/grants", {"subject": "robot:ci", "pattern": "team/**", "actions": ["pull"]})
     content.robot = site.token("ci")
     return content
 

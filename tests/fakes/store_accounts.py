@@ -32,9 +32,10 @@ def limit(pattern: str, actions: str) -> TokenLimit:
 
 
 @contextmanager
-def acting_as(principal: Principal, asked: str = "") -> Iterator[None]:
-    """Makes `principal` the caller of all calls in the block. `asked`: the repository name that the request used."""
-    token = enter_request(RequestContext(principal, asked))
+def acting_as(principal: Principal, requested_name: str = "") -> Iterator[None]:
+    """Makes `principal` the caller of all calls in the block. `requested_name`: the repository name that the
+    request used."""
+    token = enter_request(RequestContext(principal, requested_name))
     try:
         yield
     finally:

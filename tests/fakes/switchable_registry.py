@@ -45,13 +45,13 @@ class SwitchableRegistry:
     def url(self) -> str:
         return f"http://{self.address}"
 
-    def add(self, repo: str, holding: ImageTree, *tags: str) -> ImageTree:
+    def add(self, repo: str, tree: ImageTree, *tags: str) -> ImageTree:
         """Pushes an image tree to the running registry, as `UpstreamContent.add` does, and returns the tree."""
-        self.content.add(repo, holding, *tags)
+        self.content.add(repo, tree, *tags)
         added = UpstreamContent()
-        added.add(repo, holding, *tags)
+        added.add(repo, tree, *tags)
         push(self.address, added)
-        return holding
+        return tree
 
     def read(self) -> Counter[str]:
         """Returns how often each GET or HEAD request was answered, by texts such as `GET /v2/app/tags/list`."""

@@ -66,14 +66,14 @@ def key_set(*keys: dict[str, Any]) -> bytes:
 
 
 class KeySetServer:
-    """Serves a key set over HTTP, and counts the requests in `asked`. While the event `open` is clear, requests wait.
+    """Serves a key set over HTTP, and counts them in `request_count`. While the event `open` is clear, requests wait.
     `waiting` is set when a request arrives."""
 
     def __init__(self) -> None:
         self.body = key_set()
         self.status = 200
         self.extra = ""
-        self.asked = 0
+        self.request_count = 0
         self.url = ""
         self.open = asyncio.Event()
         self.open.set()
@@ -82,7 +82,7 @@ class KeySetServer:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await reader.readuntil(b"\r\n\r\n")
-            self.asked += 1
+            self.request_count += 1
             self.waiting.set()
             await self.open.wait()
             fields = f"content-length: {len(self.body)}\r\nconnection: close\r\n{self.extra}"

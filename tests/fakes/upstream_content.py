@@ -1,10 +1,10 @@
 """Content for the upstreams of tests: blobs, manifests and tags with the same bytes in every run.
 
-`UpstreamContent.add(repo, holding, *tags)` adds the `ImageTree` `holding` to a repository. An `ImageTree` is a manifest
-with all manifests and blobs to which it refers. `noise_image` makes an image with layers of any size, for clients that
-do not unpack layers; `index_of` makes an index; `image_tree_of` makes a tree from a real image of
-tests/fakes/client_images.py; `ubuntu` makes an image that docker can run. Noise (random bytes) takes no
-memory: even 2 GiB are stored as a seed.
+`UpstreamContent.add(repo, tree, *tags)` adds the `ImageTree` `tree` to a repository. An `ImageTree` is a manifest with
+all manifests and blobs to which it refers. `noise_image` makes an image with layers of any size, for clients that do
+not unpack layers; `index_of` makes an index; `image_tree_of` makes a tree from a real image of
+tests/fakes/client_images.py; `ubuntu` makes an image that docker can run. Noise (random bytes) takes no memory: even 2
+GiB are stored as a seed.
 """
 
 from __future__ import annotations
@@ -152,13 +152,13 @@ class UpstreamContent:
 
     repositories: dict[str, UpstreamRepository] = field(default_factory=dict)
 
-    def add(self, repo: str, holding: ImageTree, *tags: str) -> ImageTree:
-        """Adds the image tree `holding` to `repo`, makes the tags point at its manifest, and returns the tree."""
+    def add(self, repo: str, tree: ImageTree, *tags: str) -> ImageTree:
+        """Adds the image tree `tree` to `repo`, makes the tags point at its manifest, and returns the tree."""
         repository = self.repositories.setdefault(repo, UpstreamRepository())
-        repository.blobs.update(holding.blobs)
-        repository.manifests.update(holding.manifests)
-        repository.tags.update(dict.fromkeys(tags, holding.digest))
-        return holding
+        repository.blobs.update(tree.blobs)
+        repository.manifests.update(tree.manifests)
+        repository.tags.update(dict.fromkeys(tags, tree.digest))
+        return tree
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the bytes of all content into files in `folder`. Returns a JSON document with which the fake Hub finds

@@ -33,22 +33,22 @@ class CollectingSink:
     the thread that downloads."""
 
     def __init__(self, hook: Callable[[int], object] | None = None) -> None:
-        self.begun: list[tuple[str, int, int, int]] = []
-        self.at = 0
+        self.begin_calls: list[tuple[str, int, int, int]] = []
+        self.next_offset = 0
         self.body = bytearray()
         self.pieces: list[int] = []
         self._hook = hook
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        self.begun.append((endpoint, start, stop, size))
-        self.at = start
+        self.begin_calls.append((endpoint, start, stop, size))
+        self.next_offset = start
 
     def take(self, offset: int, data: memoryview) -> None:
-        assert offset == self.at
+        assert offset == self.next_offset
         if self._hook:
             self._hook(offset)
         self.body += data
-        self.at += len(data)
+        self.next_offset += len(data)
         self.pieces.append(len(data))
 
 

@@ -31,9 +31,9 @@ UPLOAD = "11111111-2222-4333-8444-555555555555"
 BARE_UPLOAD = "66666666-7777-4888-9999-000000000000"
 """The id of an upload session without bytes."""
 CONFIG, LAYER = b'{"os":"linux"}', bytes(range(256)) * 400
-FAR_LAYER = b"from far away" * 9000
+MIRRORED_LAYER = b"from far away" * 9000
 """The layer of the cached image."""
-HALF = b"half of an upload" * 1000
+UPLOADED_BYTES = b"half of an upload" * 1000
 """The bytes of the upload session `UPLOAD` so far."""
 PARTIAL = b"a blob on its way in" * 5000
 """The content of a partial blob: a blob whose download from the upstream is not complete."""
@@ -46,7 +46,7 @@ class Written:
     """The bodies of the manifests in the directory: that of the pushed image, and that of the cached image."""
 
     manifest: bytes
-    far_manifest: bytes
+    mirrored_manifest: bytes
 
 
 def digest(data: bytes) -> str:
@@ -68,13 +68,15 @@ def write_data_dir(data: Path, boot: str) -> Written:
             (data / "blobs" / algorithm / f"{shard:02x}").mkdir(parents=True)
     for lock in ("metadata", "collect", "turns", *(f"{stripe:02x}" for stripe in range(256))):
         (data / "locks" / lock).touch()
-    for blob in (CONFIG, LAYER, FAR_LAYER):
+    for blob in (CONFIG, LAYER, MIRRORED_LAYER):
         _blob_path(data, blob).write_bytes(blob)
     (data / "trash" / ("0" * 64)).write_bytes(b"was being deleted")
     (data / "uploads" / UPLOAD).mkdir()
-    (data / "uploads" / UPLOAD / "3").write_bytes(HALF)  # the number is that of the third request of the session
+    (data / "uploads" / UPLOAD / "3").write_bytes(
+        UPLOADED_BYTES
+    )  # the number is that of the third request of the session
     _write_partial(data, boot)
-    written = Written(image(CONFIG, LAYER), image(FAR_LAYER))
+    written = Written(image(CONFIG, LAYER), image(MIRRORED_LAYER))
     db = apsw.Connection(str(data / "entrepot.db"))
     try:
         db.pragma("journal_mode", "wal")
@@ -106,14 +108,17 @@ def _write_partial(data: Path, boot: str) -> None:
 def _write_rows(db: apsw.Connection, written: Written, boot: str) -> None:
     for repository, name in ((1, "team/app"), (2, "docker.io/library/ubuntu")):
         db.execute("INSERT INTO repository VALUES (?, ?, ?, 1)", (repository, name, NOW))
-    for number, blob in enumerate((CONFIG, LAYER, FAR_LAYER), 1):
+    for number, blob in enumerate((CONFIG, LAYER, MIRRORED_LAYER), 1):
         encoded = hashlib.sha256(blob).hexdigest()
         path = f"blobs/sha256/{encoded[:2]}/{encoded}"
         db.execute("INSERT INTO blob VALUES (?, ?, ?, ?, ?)", (number, digest(blob), len(blob), path, NOW))
     for repository, number in ((1, 1), (1, 2), (2, 3)):
         db.execute("INSERT INTO blob_link VALUES (?, ?, ?, 1)", (repository, number, NOW))
     kind = "application/vnd.oci.image.manifest.v1+json"
-    for number, body, blobs in ((1, written.manifest, (CONFIG, LAYER)), (2, written.far_manifest, (FAR_LAYER,))):
+    for number, body, blobs in (
+        (1, written.manifest, (CONFIG, LAYER)),
+        (2, written.mirrored_manifest, (MIRRORED_LAYER,)),
+    ):
         db.execute(
             "INSERT INTO manifest VALUES (?, ?, ?, ?, ?, NULL, 'application/octet-stream', NULL, ?, ?)",
             (number, number, digest(body), kind, len(body), NOW, body),
@@ -122,8 +127,8 @@ def _write_rows(db: apsw.Connection, written: Written, boot: str) -> None:
             db.execute("INSERT INTO manifest_blob VALUES (?, ?, ?)", (number, digest(blob), number))
         db.execute("INSERT INTO tag VALUES (?, 'latest', ?, ?)", (number, number, NOW))
     running = start_digest("sha256")
-    running.update(HALF)
-    for upload, offset, state in ((UPLOAD, len(HALF), running.save()), (BARE_UPLOAD, 0, None)):
+    running.update(UPLOADED_BYTES)
+    for upload, offset, state in ((UPLOAD, len(UPLOADED_BYTES), running.save()), (BARE_UPLOAD, 0, None)):
         db.execute(
             "INSERT INTO upload VALUES (?, 'team/app', 'sha256', ?, ?, ?, ?, ?, 'alice')",
             (upload, offset, state, boot, NOW, NOW),

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.deploy.compatibility.client_steps import CompatibleClient, Place, Step, version_in
+from tests.deploy.compatibility.client_steps import ClientSite, CompatibleClient, Step, version_in
 from tests.fakes.client_images import image
 from tests.fakes.clients.programs import ForeignProgram, environment
 from tests.fakes.clients.registry_client import pull_all
@@ -40,7 +40,7 @@ OrasClient(insecure=True).pull(sys.argv[1], outdir=sys.argv[2])
 
 
 @contextlib.contextmanager
-def helm(place: Place) -> Iterator[CompatibleClient]:
+def helm(place: ClientSite) -> Iterator[CompatibleClient]:
     run, repository_url = _python(place), f"oci://{place.server.address}/helm"
 
     def push() -> None:
@@ -57,7 +57,7 @@ def helm(place: Place) -> Iterator[CompatibleClient]:
 
 
 @contextlib.contextmanager
-def oras(place: Place) -> Iterator[CompatibleClient]:
+def oras(place: ClientSite) -> Iterator[CompatibleClient]:
     run = ForeignProgram(("oras",), environment(place.new_folder() / "home"))
     in_folder = ForeignProgram(("sh", "-c", 'cd "$0" && exec oras "$@"'), run.env)
 
@@ -71,7 +71,7 @@ def oras(place: Place) -> Iterator[CompatibleClient]:
 
 
 @contextlib.contextmanager
-def oras_of_python(place: Place) -> Iterator[CompatibleClient]:
+def oras_of_python(place: ClientSite) -> Iterator[CompatibleClient]:
     run = _python(place)
 
     def push(file: Path, name: str) -> None:
@@ -84,7 +84,7 @@ def oras_of_python(place: Place) -> Iterator[CompatibleClient]:
 
 
 @contextlib.contextmanager
-def cosign(place: Place) -> Iterator[CompatibleClient]:
+def cosign(place: ClientSite) -> Iterator[CompatibleClient]:
     """Yields cosign as a client. Its push step signs an image, which pushes the signature. Its pull step verifies an
     image, which pulls the signature. The key is in a file, and no transparency log is used."""
     keys = place.new_folder()
@@ -112,7 +112,7 @@ def cosign(place: Place) -> Iterator[CompatibleClient]:
 
 
 def _file_steps(
-    place: Place, client: str, push: Callable[[Path, str], None], pull: Callable[[str, Path], None]
+    place: ClientSite, client: str, push: Callable[[Path, str], None], pull: Callable[[str, Path], None]
 ) -> dict[str, Step]:
     """Returns the steps of a client of files. `push`: pushes a file under a name. `pull`: pulls a name into a
     folder."""
@@ -138,7 +138,7 @@ def _file_steps(
     return {"push": push_own, "pull": pull_own}
 
 
-def _python(place: Place) -> ForeignProgram:
+def _python(place: ClientSite) -> ForeignProgram:
     """Returns this Python interpreter as a program. It has the packages of requirements/clients.txt."""
     return ForeignProgram((sys.executable, "-W", "ignore"), environment(place.new_folder() / "home"))
 

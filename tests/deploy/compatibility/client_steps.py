@@ -25,14 +25,14 @@ UBUNTU_GREETING = "bionic amd64\n"
 
 
 @dataclass(frozen=True)
-class Place:
+class ClientSite:
     """The resources for a client: a folder with a short path, a registry for pushed images (`server`), a mirror, and
-    the two upstreams of the mirror (`beyond`)."""
+    the two upstreams of the mirror (`upstreams`)."""
 
     folder: Path
     server: RegistryServer
     mirror: RegistryServer
-    beyond: TwoRegistries
+    upstreams: TwoRegistries
 
     @property
     def wire(self) -> RegistryClient:
@@ -50,7 +50,7 @@ class CompatibleClient:
     steps: Mapping[str, Step]
 
 
-def image_steps(place: Place, client: str, push: OnImage, pull: OnImage, mirror: Step) -> dict[str, Step]:
+def image_steps(place: ClientSite, client: str, push: OnImage, pull: OnImage, mirror: Step) -> dict[str, Step]:
     """Returns the steps of a client of images. `push`: pushes an image from a file to the registry. `pull`: pulls an
     image and compares it with the original. `mirror`: pulls `UBUNTU` through the mirror."""
 

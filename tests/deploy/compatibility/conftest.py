@@ -38,14 +38,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 
 @pytest.fixture(scope="module")
-def beyond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
+def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
     with two_registries(tmp_path_factory.mktemp("upstreams")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory, beyond: TwoRegistries) -> Iterator[RegistryServer]:
-    with beyond.mirror(tmp_path_factory.mktemp("mirror")) as running:
+def mirror(tmp_path_factory: pytest.TempPathFactory, upstreams: TwoRegistries) -> Iterator[RegistryServer]:
+    with upstreams.mirror(tmp_path_factory.mktemp("mirror")) as running:
         yield running
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from tests.deploy.compatibility.client_steps import (
     UBUNTU,
     UBUNTU_GREETING,
+    ClientSite,
     CompatibleClient,
-    Place,
     image_steps,
     version_in,
 )
@@ -22,13 +22,13 @@ from tests.fakes.clients.registry_client import pull_all
 
 
 @contextlib.contextmanager
-def docker(place: Place) -> Iterator[CompatibleClient]:
+def docker(place: ClientSite) -> Iterator[CompatibleClient]:
     with docker_for(place.mirror, place.folder) as engine:
 
         def push(image: ClientImage, name: str) -> None:
             engine.load(image, name)
             engine("push", name)
-            engine.forget(name)
+            engine.remove_image(name)
 
         def pull(image: ClientImage, name: str) -> None:
             engine("pull", name)
@@ -44,7 +44,7 @@ def docker(place: Place) -> Iterator[CompatibleClient]:
 
 
 @contextlib.contextmanager
-def buildkit(place: Place) -> Iterator[CompatibleClient]:
+def buildkit(place: ClientSite) -> Iterator[CompatibleClient]:
     """Yields the BuildKit that is part of dockerd as a client (`docker build`). BuildKit pulls the base image of a
     build. docker pushes the built image."""
     with docker_for(place.mirror, place.folder) as engine:
@@ -77,8 +77,8 @@ def buildkit(place: Place) -> Iterator[CompatibleClient]:
 
 
 @contextlib.contextmanager
-def podman(place: Place) -> Iterator[CompatibleClient]:
-    tools = tools_for(place.mirror, place.beyond, place.folder)
+def podman(place: ClientSite) -> Iterator[CompatibleClient]:
+    tools = tools_for(place.mirror, place.upstreams, place.folder)
 
     def push(image: ClientImage, name: str) -> None:
         image_id = _import_image(tools, image, place.new_folder())
@@ -98,8 +98,8 @@ def podman(place: Place) -> Iterator[CompatibleClient]:
 
 
 @contextlib.contextmanager
-def buildah(place: Place) -> Iterator[CompatibleClient]:
-    tools = tools_for(place.mirror, place.beyond, place.folder)
+def buildah(place: ClientSite) -> Iterator[CompatibleClient]:
+    tools = tools_for(place.mirror, place.upstreams, place.folder)
 
     def push(image: ClientImage, name: str) -> None:
         image_id = _import_image(tools, image, place.new_folder())
@@ -122,8 +122,8 @@ def buildah(place: Place) -> Iterator[CompatibleClient]:
 
 
 @contextlib.contextmanager
-def skopeo(place: Place) -> Iterator[CompatibleClient]:
-    tools = tools_for(place.mirror, place.beyond, place.folder)
+def skopeo(place: ClientSite) -> Iterator[CompatibleClient]:
+    tools = tools_for(place.mirror, place.upstreams, place.folder)
 
     def push(image: ClientImage, name: str) -> None:
         layout = write_layout(place.new_folder(), {"x": image})
@@ -139,14 +139,14 @@ def skopeo(place: Place) -> Iterator[CompatibleClient]:
     def mirror() -> None:
         target = place.new_folder() / "mirrored"
         tools.skopeo("copy", "--quiet", "--all", f"docker://docker.io/library/{UBUNTU}", f"dir:{target}")
-        repository = place.beyond.hub.content.repositories["library/ubuntu"]
+        repository = place.upstreams.hub.content.repositories["library/ubuntu"]
         assert (target / "manifest.json").read_bytes() == repository.manifests[repository.tags["18.04"]][0]
 
     yield CompatibleClient(version_in(tools.skopeo("--version").out), image_steps(place, "skopeo", push, pull, mirror))
 
 
 @contextlib.contextmanager
-def containerd(place: Place) -> Iterator[CompatibleClient]:
+def containerd(place: ClientSite) -> Iterator[CompatibleClient]:
     with running_containerd(place.new_folder()) as ctr:
 
         def push(image: ClientImage, name: str) -> None:
@@ -161,7 +161,7 @@ def containerd(place: Place) -> Iterator[CompatibleClient]:
         def mirror() -> None:
             certs = place.new_folder()
             (certs / "docker.io").mkdir()
-            hosts = place.beyond.printed(place.mirror, "containerd", "--upstream", "docker.io")
+            hosts = place.upstreams.client_settings(place.mirror, "containerd", "--upstream", "docker.io")
             (certs / "docker.io" / "hosts.toml").write_text(hosts)
             options = ("--hosts-dir", str(certs), "--snapshotter", "native")
             ctr("images", "pull", *options, f"docker.io/library/{UBUNTU}")

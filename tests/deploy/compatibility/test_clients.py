@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.compatibility.artifact_clients import cosign, helm, oras, oras_of_python
-from tests.deploy.compatibility.client_steps import CompatibleClient, Place
+from tests.deploy.compatibility.client_steps import ClientSite, CompatibleClient
 from tests.deploy.compatibility.image_clients import buildah, buildkit, containerd, docker, podman, skopeo
 from tests.fakes.clients.mirror_clients import TwoRegistries
 from tests.fakes.deployment.client_results import CLIENTS, clients_of, debian_release
@@ -36,10 +36,10 @@ def client(
     short_folder: Path,
     server: RegistryServer,
     mirror: RegistryServer,
-    beyond: TwoRegistries,
+    upstreams: TwoRegistries,
 ) -> Iterator[CompatibleClient]:
     folder = Path(tempfile.mkdtemp(prefix="p", dir=short_folder))
-    with CLIENT_FACTORIES[request.param](Place(folder, server, mirror, beyond)) as ready_client:
+    with CLIENT_FACTORIES[request.param](ClientSite(folder, server, mirror, upstreams)) as ready_client:
         yield ready_client
 
 

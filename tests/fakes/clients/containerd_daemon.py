@@ -57,7 +57,7 @@ class Containerd:
         """Removes images and their content, so that the next pull has to download the content again."""
         self("images", "remove", "--sync", *names)
 
-    def held(self) -> set[str]:
+    def stored_digests(self) -> set[str]:
         """Returns the digests of all content in the daemon's content store."""
         return set(self("content", "ls", "--quiet").out.split())
 

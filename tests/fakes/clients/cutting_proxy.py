@@ -28,7 +28,7 @@ class CuttingProxy:
         self.sent = 0  # bytes from clients to the server
         self.received = 0  # bytes from the server to clients
         self.cuts = 0
-        self.asked: list[str] = []
+        self.request_lines: list[str] = []
         """The method and path of each recorded request, such as `GET /v2/`. The proxy looks for a request only at the
         start of each piece that it receives (the bytes of one `recv`), so a request in the middle of a piece is not
         recorded."""
@@ -126,7 +126,7 @@ class CuttingProxy:
 
     def _record_request(self, piece: bytes) -> None:
         if found := REQUEST.match(piece):
-            self.asked.append(found[1].decode())
+            self.request_lines.append(found[1].decode())
 
     def _crawl(self, piece: bytes, target: socket.socket) -> bytes:
         """Sends a piece at one byte per second. Returns the rest of the piece once `speed_up` is called."""

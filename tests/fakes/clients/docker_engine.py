@@ -42,7 +42,7 @@ class DockerEngine:
     def image_id(self, name: str) -> str:
         return str(self.inspect(name)["Id"])
 
-    def forget(self, name: str) -> None:
+    def remove_image(self, name: str) -> None:
         """Removes an image with all its names, so that the next pull has to download it again."""
         self("rmi", "--force", self.image_id(name))
 

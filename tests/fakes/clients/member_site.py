@@ -39,7 +39,7 @@ ROOT = ClientLogin(ADMIN, PASSWORD)
 
 
 @dataclass
-class MemberSite(AdminSite):
+class SiteWithAccounts(AdminSite):
     """A running registry to which tests add accounts. `rights` has the allowed actions by pattern of repository names,
     such as `{"team/**": "pull,push"}`."""
 
@@ -47,13 +47,13 @@ class MemberSite(AdminSite):
     def address(self) -> str:
         return self.server.address
 
-    def person(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
+    def add_user(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
         """Adds a user with a password and these rights."""
         name, password = self.user()
         self.grant(f"user:{name}", rights or {})
         return ClientLogin(name, password)
 
-    def machine(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
+    def add_robot(self, rights: Mapping[str, str] | None = None) -> ClientLogin:
         """Adds a robot with an API token and these rights."""
         name = self.robot()
         self.grant(f"robot:{name}", rights or {})
@@ -61,13 +61,13 @@ class MemberSite(AdminSite):
 
     def grant(self, subject: str, rights: Mapping[str, str]) -> None:
         for pattern, actions in rights.items():
-            self.done("PUT", "/grants", {"subject": subject, "pattern": pattern, "actions": actions.split(",")})
+            self.call_ok("PUT", "/grants", {"subject": subject, "pattern": pattern, "actions": actions.split(",")})
 
     def allow_everyone(self, pattern: str) -> None:
         """Lets every client pull from repositories that match the pattern, also without a login."""
         self.grant("everyone", {pattern: "pull"})
 
-    def wire(self, login: ClientLogin = ROOT) -> RegistryClient:
+    def client(self, login: ClientLogin = ROOT) -> RegistryClient:
         return RegistryClient(self.address, login.basic)
 
 

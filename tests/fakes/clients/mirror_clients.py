@@ -18,7 +18,7 @@ from tests.fakes.upstream_content import UpstreamContent, image_tree_of, ubuntu
 from .container_tools import ContainerTools, container_tools
 from .docker_engine import DockerEngine, running_docker
 
-HELD = ("library/ubuntu:18.04", "org/app:1", "far.example/library/ubuntu:18.04")
+UPSTREAM_IMAGES = ("library/ubuntu:18.04", "org/app:1", "far.example/library/ubuntu:18.04")
 """The images of the upstreams at the start, by their names at the mirror."""
 
 # With `tag_ttl = "0s"`, the mirror sends a request to the upstream for each pull of a tag.
@@ -32,7 +32,7 @@ miss_ttl = "0s"
 
 [[upstream]]
 name = "far.example"
-endpoints = ["{far}"]
+endpoints = ["{second}"]
 tag_ttl = "0s"
 """
 
@@ -46,7 +46,7 @@ class TwoRegistries:
     mirror."""
 
     hub: SwitchableRegistry
-    far: SwitchableRegistry
+    second: SwitchableRegistry
     settings: Path
 
     @contextlib.contextmanager
@@ -58,10 +58,10 @@ class TwoRegistries:
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
         """Switches both upstreams off until the block ends."""
-        with self.hub.off(), self.far.off():
+        with self.hub.off(), self.second.off():
             yield
 
-    def printed(self, mirror: RegistryServer, program: str, *args: str) -> str:
+    def client_settings(self, mirror: RegistryServer, program: str, *args: str) -> str:
         """Returns the output of `entrepot client` for a client program: the settings with which it uses the mirror."""
         args = (program, "--url", mirror.url, "--config", str(self.settings), *args)
         done = entrepot("client", *args, folder=self.settings.parent)
@@ -76,10 +76,10 @@ def two_registries(folder: Path) -> Iterator[TwoRegistries]:
     for_hub.add("library/ubuntu", ubuntu(), "18.04")
     for_hub.add("org/app", image_tree_of(image("org/app")), "1")
     for_second.add("library/ubuntu", ubuntu("far"), "18.04")
-    with switchable_registry(folder, for_hub) as hub, switchable_registry(folder, for_second) as far:
+    with switchable_registry(folder, for_hub) as hub, switchable_registry(folder, for_second) as second:
         settings = folder / "entrepot.toml"
-        settings.write_text(SETTINGS.format(hub=hub.url, far=far.url))
-        yield TwoRegistries(hub, far, settings)
+        settings.write_text(SETTINGS.format(hub=hub.url, second=second.url))
+        yield TwoRegistries(hub, second, settings)
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def docker_for(mirror: RegistryServer, short_folder: Path) -> Iterator[DockerEng
         yield running
 
 
-def tools_for(mirror: RegistryServer, beyond: TwoRegistries, short_folder: Path) -> ContainerTools:
+def tools_for(mirror: RegistryServer, upstreams: TwoRegistries, short_folder: Path) -> ContainerTools:
     """Returns podman, buildah and skopeo without images, with the registries.conf that `entrepot client` prints for
     them."""
     # With a longer path, podman would wait 20 s for the end of each container.
@@ -101,5 +101,5 @@ def tools_for(mirror: RegistryServer, beyond: TwoRegistries, short_folder: Path)
     drop_in_folder.mkdir()
     # podman and buildah read the first file, which an environment variable names. skopeo reads the second file.
     for file in (folder / "registries.conf", drop_in_folder / "50-entrepot.conf"):
-        file.write_text(beyond.printed(mirror, "podman"))
+        file.write_text(upstreams.client_settings(mirror, "podman"))
     return tools

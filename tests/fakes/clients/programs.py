@@ -49,15 +49,15 @@ class ForeignProgram:
     prefix: tuple[str, ...]
     env: Mapping[str, str]
 
-    def __call__(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
-        """Runs the program with `given` on its stdin. Raises CommandFailed if its exit code is not 0."""
-        return self.attempt(*args, given=given, timeout=timeout).demand()
+    def __call__(self, *args: str, stdin_text: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
+        """Runs the program with `stdin_text` on its stdin. Raises CommandFailed if its exit code is not 0."""
+        return self.attempt(*args, stdin_text=stdin_text, timeout=timeout).demand()
 
-    def attempt(self, *args: str, given: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
-        """Runs the program with `given` on its stdin, and returns the result, whatever the exit code is."""
+    def attempt(self, *args: str, stdin_text: str = "", timeout: float = CALL_TIMEOUT) -> ProgramResult:
+        """Runs the program with `stdin_text` on its stdin, and returns the result, whatever the exit code is."""
         command = (*self.prefix, *args)
         done = subprocess.run(
-            command, env=dict(self.env), input=given.encode(), capture_output=True, timeout=timeout, cwd=ROOT
+            command, env=dict(self.env), input=stdin_text.encode(), capture_output=True, timeout=timeout, cwd=ROOT
         )
         return ProgramResult(
             command, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode("utf-8", "replace")

@@ -8,8 +8,8 @@
         upstream.set(latency=0.2, ranges=False)                  # any field of `switches.Switches`, at any time
         digest = tree.layers[1].digest
         assert upstream.count("manifest", "GET") == 1
-        assert repeated(upstream.sent(digest)) == []             # no byte was sent twice
-        assert union(upstream.sent(digest)) == [(0, 5 * MIB)]    # every byte was sent
+        assert repeated(upstream.sent_ranges(digest)) == []             # no byte was sent twice
+        assert union(upstream.sent_ranges(digest)) == [(0, 5 * MIB)]    # every byte was sent
 
 - A switch (`switches.Switches`: tokens, redirects, ranges, rate limit, latency, gzip, ...) sets permanent behaviour.
   Switches are passed to `hub(...)` or `set(...)`.
@@ -18,7 +18,7 @@
 - `fault(stall=True)` and `fault(stall_after=N)` hold a response until `release()`, so no test needs to sleep.
   `wait(...)` blocks until a number of requests have arrived. If the requests are sent on the test's own event loop, use
   `await upstream.arrival(...)` instead.
-- `requests(...)` and `count(...)` return the requests so far. `sent(digest)` returns which bytes were handed to
+- `requests(...)` and `count(...)` return the requests so far. `sent_ranges(digest)` returns which bytes were handed to
   sockets. `forget()` empties this record. If a client disconnects, some bytes that were handed to a socket may not have
   reached it; `send_buffer=65536` keeps their number small. A `drop_after` waits until all sent bytes have reached the
   client.
@@ -52,10 +52,10 @@ from urllib.parse import urlsplit
 from tests.fakes.forked_process import ForkedProcess
 from tests.fakes.upstream_content import UpstreamContent
 
-from .request_log import Interval, SeenRequest, repeated, union
+from .request_log import Interval, RecordedRequest, repeated, union
 from .switches import SWITCHES, Fault, HubRequestKind, Switches
 
-__all__ = ["Fault", "Hub", "HubFailed", "SeenRequest", "hub", "repeated", "union"]
+__all__ = ["Fault", "Hub", "HubFailed", "RecordedRequest", "hub", "repeated", "union"]
 
 START_TIMEOUT = 60.0
 WAIT_TIMEOUT = 60.0
@@ -132,12 +132,12 @@ class Hub:
 
     def requests(
         self, kind: HubRequestKind | None = None, method: str | None = None, digest: str | None = None, match: str = ""
-    ) -> list[SeenRequest]:
+    ) -> list[RecordedRequest]:
         """Returns the matching requests in order of arrival. `match`: text in the path. `digest`: the digest of a blob
         or a manifest, also if the request named the manifest by tag."""
         return [
             seen
-            for seen in (SeenRequest(**each) for each in self._call("seen"))
+            for seen in (RecordedRequest(**each) for each in self._call("records"))
             if kind in (None, seen.kind) and method in (None, seen.method) and digest in (None, seen.digest)
             if match in seen.path
         ]
@@ -148,7 +148,7 @@ class Hub:
         """Returns the number of matching requests."""
         return len(self.requests(kind, method, digest, match))
 
-    def sent(self, digest: str) -> list[Interval]:
+    def sent_ranges(self, digest: str) -> list[Interval]:
         """Returns which bytes of a blob or manifest were handed to sockets: one interval for each response that has
         sent any bytes."""
         found = [seen.interval for seen in self.requests(digest=digest) if seen.status in (200, 206)]
@@ -173,7 +173,7 @@ class Hub:
         """The number of faults that are not used up."""
         return int(self._call("state")["faults"])
 
-    def wait(self, count: int = 1, kind: HubRequestKind | None = None, **filters: Any) -> list[SeenRequest]:
+    def wait(self, count: int = 1, kind: HubRequestKind | None = None, **filters: Any) -> list[RecordedRequest]:
         """Blocks until `count` matching requests have arrived, and returns them. They may not be answered yet."""
         self.until(lambda: self.count(kind, **filters) >= count)
         return self.requests(kind, **filters)
@@ -186,7 +186,9 @@ class Hub:
                 raise HubFailed(f"waited in vain; there were {self.requests()}")
             time.sleep(0.005)
 
-    async def arrival(self, count: int = 1, kind: HubRequestKind | None = None, **filters: Any) -> list[SeenRequest]:
+    async def arrival(
+        self, count: int = 1, kind: HubRequestKind | None = None, **filters: Any
+    ) -> list[RecordedRequest]:
         """Does what `wait` does, without blocking the event loop."""
         await self.until_async(lambda: self.count(kind, **filters) >= count)
         return self.requests(kind, **filters)

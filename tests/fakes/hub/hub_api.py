@@ -14,7 +14,7 @@ from .hub_answers import HubAnswer, error, part, text
 from .hub_connection import HubRequest
 from .hub_content import HubContent, HubManifest, HubRepository, MappedBody
 from .hub_tokens import HubTokens
-from .request_log import SeenRequest
+from .request_log import RecordedRequest
 from .switches import HubRequestKind, Switches
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -79,7 +79,7 @@ class HubApi:
             return text(401, '{"details": "incorrect username or password"}\n', "application/json")
         return text(200, json.dumps(token_document), "application/json")
 
-    def answer(self, request: HubRequest, target: HubTarget, record: SeenRequest, cdn: str) -> HubAnswer:
+    def answer(self, request: HubRequest, target: HubTarget, record: RecordedRequest, cdn: str) -> HubAnswer:
         """Returns the response to an authorized request, without faults."""
         if target.kind == "ping":
             return text(200, "{}", "application/json", {"Docker-Distribution-Api-Version": "registry/2.0"})
@@ -99,7 +99,7 @@ class HubApi:
         return error(404, "no such page")
 
     def _manifest(
-        self, request: HubRequest, repository: HubRepository, reference: str, record: SeenRequest
+        self, request: HubRequest, repository: HubRepository, reference: str, record: RecordedRequest
     ) -> HubAnswer:
         if request.method == "HEAD" and not self.switches.heads:
             return error(405, "no HEAD here", code="UNSUPPORTED")
@@ -174,7 +174,7 @@ class HubApi:
         return page, {"Link": f'<{url}>; rel="next"'}
 
     def _blob(
-        self, request: HubRequest, repository: HubRepository, digest: str, record: SeenRequest, cdn: str
+        self, request: HubRequest, repository: HubRepository, digest: str, record: RecordedRequest, cdn: str
     ) -> HubAnswer:
         record.digest = digest
         if digest not in repository.blobs:
@@ -186,7 +186,7 @@ class HubApi:
             return text(307, f'<a href="{location}">moved</a>\n', "text/html", {"Location": location})
         return self.bytes_of(request, digest, {"Docker-Content-Digest": digest})
 
-    def stored(self, request: HubRequest, digest: str, record: SeenRequest) -> HubAnswer:
+    def stored(self, request: HubRequest, digest: str, record: RecordedRequest) -> HubAnswer:
         """Returns the response of the second port, to which requests for blobs are redirected."""
         record.digest = digest
         if "authorization" in request.headers:

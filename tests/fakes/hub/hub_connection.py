@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
-from .request_log import SeenRequest
+from .request_log import RecordedRequest
 
 MAX_HEAD = 64 << 10
 SLICE = 256 << 10
@@ -112,7 +112,7 @@ class HubConnection:
         self._buffer += data
         return bool(data)
 
-    async def send(self, data: bytes | memoryview, record: SeenRequest | None = None, rate: float = 0.0) -> None:
+    async def send(self, data: bytes | memoryview, record: RecordedRequest | None = None, rate: float = 0.0) -> None:
         """Hands all bytes to the socket. Adds the number of bytes that the socket has accepted to `record.sent`.
         `rate`: bytes per second; 0: no limit. Raises PeerGone."""
         view = memoryview(data)

@@ -13,7 +13,7 @@ from typing import Literal
 from .hub_answers import HubAnswer, corrupted, error, page, shifted, text, without_length
 from .hub_api import HubApi, HubTarget, target_of
 from .hub_connection import ConnectionDropped, HubConnection, HubRequest, PeerGone
-from .request_log import SeenRequest
+from .request_log import RecordedRequest
 from .switches import Fault, Switches
 
 Role = Literal["registry", "cdn", "auth"]
@@ -30,7 +30,7 @@ class PendingFault:
     skip: int
     left: int | None
 
-    def take(self, record: SeenRequest, answer: HubAnswer) -> bool:
+    def take(self, record: RecordedRequest, answer: HubAnswer) -> bool:
         """Returns whether the fault applies to this request. If so, counts one use."""
         fault = self.fault
         if self.left == 0 or fault.on not in ("any", record.kind) or fault.match not in record.path:
@@ -57,7 +57,7 @@ class HubServer:
     def __init__(self, registry: HubApi) -> None:
         self.registry = registry
         self.pending: list[PendingFault] = []
-        self.seen: list[SeenRequest] = []
+        self.records: list[RecordedRequest] = []
         self.errors: list[str] = []
         self.opened = 0
         """Number of connections accepted so far."""
@@ -143,8 +143,8 @@ class HubServer:
             target = HubTarget("blob")
         headers = {name: value for name, value in request.headers.items() if name != "authorization"}
         authorization = "authorization" in request.headers
-        record = SeenRequest(target.kind, request.method, request.target, headers, authorization, time.monotonic())
-        self.seen.append(record)
+        record = RecordedRequest(target.kind, request.method, request.target, headers, authorization, time.monotonic())
+        self.records.append(record)
         try:
             keep = await self._answer(connection, role, request, target, record)
         except PeerGone:
@@ -163,7 +163,7 @@ class HubServer:
             record.ended = time.monotonic()
 
     async def _answer(
-        self, connection: HubConnection, role: Role, request: HubRequest, target: HubTarget, record: SeenRequest
+        self, connection: HubConnection, role: Role, request: HubRequest, target: HubTarget, record: RecordedRequest
     ) -> bool:
         if self.switches.latency:
             await asyncio.sleep(self.switches.latency)
@@ -188,7 +188,9 @@ class HubServer:
             await self._send(connection, answer, fault, record)
         return not close
 
-    def _plan(self, role: Role, request: HubRequest, target: HubTarget, record: SeenRequest) -> tuple[HubAnswer, bool]:
+    def _plan(
+        self, role: Role, request: HubRequest, target: HubTarget, record: RecordedRequest
+    ) -> tuple[HubAnswer, bool]:
         """Returns the response without faults, and whether the request was authorized."""
         if role == "cdn":
             _, _, _, algorithm, encoded, _ = (request.path + "//////").split("/", 5)
@@ -204,7 +206,7 @@ class HubServer:
             return refused, False
         return self.registry.answer(request, target, record, self.url("cdn")), True
 
-    async def _send(self, connection: HubConnection, answer: HubAnswer, fault: Fault, record: SeenRequest) -> None:
+    async def _send(self, connection: HubConnection, answer: HubAnswer, fault: Fault, record: RecordedRequest) -> None:
         """Sends the body. If the fault requires it, stalls in the middle or closes the connection."""
         interruption_offsets = sorted(
             {answer.start + each for each in (fault.stall_after, fault.drop_after) if each is not None}

@@ -13,7 +13,7 @@ Interval = tuple[int, int]
 
 
 @dataclass
-class SeenRequest:
+class RecordedRequest:
     """A request and the progress of its response."""
 
     kind: HubRequestKind

@@ -21,7 +21,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
     """Yields one server with two workers for all tests. Each test uses account and repository names that no other test
     uses."""
     folder = tmp_path_factory.mktemp("site")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with running_server(folder, workers=2) as server:
         yield AdminSite(server, folder)
 
@@ -35,7 +35,7 @@ def mirror_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]
     content.add("library/app", MIRRORED, "1", "2", "3")
     content.add("team/app", MIRRORED, "1")
     content.add("library/warm", WARMED, "1", "2")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with hub(folder, content) as upstream:
         (folder / "entrepot.toml").write_text(
             f'[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = ["{upstream.url}"]\n'

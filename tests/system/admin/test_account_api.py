@@ -11,23 +11,23 @@ from tests.fakes.plain_client import plain_request
 def test_users(site: AdminSite) -> None:
     """A user can be added, shown, listed in pages, changed and removed."""
     name = site.name()
-    added = site.done("POST", "/users", {"name": name, "password": PASSWORD, "note": "on call"})
+    added = site.call_ok("POST", "/users", {"name": name, "password": PASSWORD, "note": "on call"})
     assert (added["name"], added["admin"], added["password"]) == (name, False, None)
-    assert site.done("GET", f"/users/{name}")["note"] == "on call"
-    assert site.done("GET", "/me", auth=(name, PASSWORD))["name"] == name
+    assert site.call_ok("GET", f"/users/{name}")["note"] == "on call"
+    assert site.call_ok("GET", "/me", auth=(name, PASSWORD))["name"] == name
     other, _ = site.user()
     found, after = [], None
     while True:
-        page = site.done("GET", "/users", limit=1, **({"after": after} if after else {}))
+        page = site.call_ok("GET", "/users", limit=1, **({"after": after} if after else {}))
         found += [user["name"] for user in page["items"]]
         after = page["next"]
         if after is None:
             break
     assert {name, other} <= set(found)
     assert found == sorted(found)
-    assert site.done("PATCH", f"/users/{name}", {"admin": True})["admin"]
-    assert site.done("GET", "/users", auth=(name, PASSWORD))["items"]
-    site.done("DELETE", f"/users/{name}")
+    assert site.call_ok("PATCH", f"/users/{name}", {"admin": True})["admin"]
+    assert site.call_ok("GET", "/users", auth=(name, PASSWORD))["items"]
+    site.call_ok("DELETE", f"/users/{name}")
     assert site.call("GET", f"/users/{name}").status_code == 404
     assert site.call("GET", "/me", auth=(name, PASSWORD)).status_code == 401
 
@@ -37,19 +37,19 @@ def test_disabled_account_is_refused_at_the_next_request(site: AdminSite) -> Non
     user = site.user()
     for _ in range(8):
         assert site.call("GET", "/me", auth=user).status_code == 200
-    site.done("PATCH", f"/users/{user[0]}", {"enabled": False})
+    site.call_ok("PATCH", f"/users/{user[0]}", {"enabled": False})
     for _ in range(8):
         assert site.call("GET", "/me", auth=user).status_code == 401
-    site.done("PATCH", f"/users/{user[0]}", {"enabled": True})
+    site.call_ok("PATCH", f"/users/{user[0]}", {"enabled": True})
     assert site.call("GET", "/me", auth=user).status_code == 200
 
 
 def test_generated_passwords(site: AdminSite) -> None:
     """If a request has no password, the API generates one and returns it. The user can log in with it."""
     name = site.name()
-    password = site.done("POST", "/users", {"name": name})["password"]
+    password = site.call_ok("POST", "/users", {"name": name})["password"]
     assert site.call("GET", "/me", auth=(name, password)).status_code == 200
-    other = site.done("PUT", f"/users/{name}/password", {})["password"]
+    other = site.call_ok("PUT", f"/users/{name}/password", {})["password"]
     assert other != password
     assert site.call("GET", "/me", auth=(name, password)).status_code == 401
     assert site.call("GET", "/me", auth=(name, other)).status_code == 200
@@ -64,7 +64,7 @@ def test_change_of_the_own_password(site: AdminSite) -> None:
         assert (refused.status_code, code_of(refused)) == (403, "DENIED")
     with_token = site.call("PUT", f"/users/{user[0]}/password", {"old": PASSWORD}, auth=(user[0], secret))
     assert with_token.status_code == 403
-    site.done("PUT", f"/users/{user[0]}/password", {"old": PASSWORD, "new": "another one"}, auth=user)
+    site.call_ok("PUT", f"/users/{user[0]}/password", {"old": PASSWORD, "new": "another one"}, auth=user)
     assert site.call("GET", "/me", auth=user).status_code == 401
     assert site.call("GET", "/me", auth=(user[0], "another one")).status_code == 200
 
@@ -105,21 +105,21 @@ def test_errors(site: AdminSite, method: str, path: str, body: object, status: i
 def test_groups_and_grants(site: AdminSite) -> None:
     """A grant to a group (a right of the group) applies to its members, and is listed for them."""
     group, user = site.name("group"), site.user()
-    assert site.done("POST", "/groups", {"name": group}) == {"name": group, "members": []}
-    site.done("PUT", f"/groups/{group}/members/{user[0]}")
-    assert site.done("GET", f"/groups/{group}")["members"] == [user[0]]
-    assert group in [each["name"] for each in site.done("GET", "/groups", limit=1000)["items"]]
+    assert site.call_ok("POST", "/groups", {"name": group}) == {"name": group, "members": []}
+    site.call_ok("PUT", f"/groups/{group}/members/{user[0]}")
+    assert site.call_ok("GET", f"/groups/{group}")["members"] == [user[0]]
+    assert group in [each["name"] for each in site.call_ok("GET", "/groups", limit=1000)["items"]]
     grant = {"subject": f"group:{group}", "pattern": f"{group}/**", "actions": ["pull", "push"]}
-    assert site.done("PUT", "/grants", {**grant, "actions": ["push", "pull", "pull"]}) == grant
-    assert site.done("GET", "/grants", subject=f"group:{group}")["items"] == [grant]
-    assert grant in site.done("GET", "/grants", **{"for": user[0]}, auth=user)["items"]
-    assert grant in site.done("GET", "/me", auth=user)["grants"]
-    assert grant in site.done("GET", f"/users/{user[0]}", auth=user)["grants"]
-    site.done("DELETE", f"/groups/{group}/members/{user[0]}")
-    assert grant not in site.done("GET", "/me", auth=user)["grants"]
-    site.done("DELETE", "/grants", subject=grant["subject"], pattern=grant["pattern"])
-    assert site.done("GET", "/grants", subject=f"group:{group}")["items"] == []
-    site.done("DELETE", f"/groups/{group}")
+    assert site.call_ok("PUT", "/grants", {**grant, "actions": ["push", "pull", "pull"]}) == grant
+    assert site.call_ok("GET", "/grants", subject=f"group:{group}")["items"] == [grant]
+    assert grant in site.call_ok("GET", "/grants", **{"for": user[0]}, auth=user)["items"]
+    assert grant in site.call_ok("GET", "/me", auth=user)["grants"]
+    assert grant in site.call_ok("GET", f"/users/{user[0]}", auth=user)["grants"]
+    site.call_ok("DELETE", f"/groups/{group}/members/{user[0]}")
+    assert grant not in site.call_ok("GET", "/me", auth=user)["grants"]
+    site.call_ok("DELETE", "/grants", subject=grant["subject"], pattern=grant["pattern"])
+    assert site.call_ok("GET", "/grants", subject=f"group:{group}")["items"] == []
+    site.call_ok("DELETE", f"/groups/{group}")
     assert site.call("GET", f"/groups/{group}").status_code == 404
 
 
@@ -128,13 +128,13 @@ def test_rights(site: AdminSite) -> None:
     account. Other callers can query their own account, and clients without a login."""
     user = site.user()
     group = site.name("group")
-    site.done("POST", "/groups", {"name": group})
-    site.done("PUT", f"/groups/{group}/members/{user[0]}")
+    site.call_ok("POST", "/groups", {"name": group})
+    site.call_ok("PUT", f"/groups/{group}/members/{user[0]}")
     grant = {"subject": f"group:{group}", "pattern": f"{group}/**", "actions": ["pull", "push"]}
-    site.done("PUT", "/grants", grant)
+    site.call_ok("PUT", "/grants", grant)
     repo = f"{group}/app"
-    own_rights = site.done("GET", "/rights", auth=user, repository=repo)
-    assert own_rights == site.done("GET", f"/rights?repository={repo}&for={user[0]}")
+    own_rights = site.call_ok("GET", "/rights", auth=user, repository=repo)
+    assert own_rights == site.call_ok("GET", f"/rights?repository={repo}&for={user[0]}")
     hosted = own_rights["repositories"][0]
     assert (hosted["name"], hosted["upstream"], hosted["actions"]) == (repo, None, ["pull", "push"])
     assert grant in hosted["grants"]
@@ -144,9 +144,9 @@ def test_rights(site: AdminSite) -> None:
         True,
         False,
     )
-    nobody = site.done("GET", f"/rights?repository={repo}&for=anonymous", auth=user)
+    nobody = site.call_ok("GET", f"/rights?repository={repo}&for=anonymous", auth=user)
     assert (nobody["account"], nobody["repositories"][0]["actions"]) == (None, [])
-    assert site.done("GET", "/rights", repository=repo)["admin"]
+    assert site.call_ok("GET", "/rights", repository=repo)["admin"]
     assert site.call("GET", "/rights", repository="../etc").status_code == 400
 
 
@@ -154,9 +154,9 @@ def test_pages_of_grants(site: AdminSite) -> None:
     """A list of grants in pages has each grant once: each page continues after the last grant of the page before."""
     name = site.name("paged")
     for number in range(5):
-        site.done("PUT", "/grants", {"subject": f"user:{name}", "pattern": f"{name}/{number}", "actions": ["pull"]})
-    first = site.done("GET", "/grants", subject=f"user:{name}", limit=3)
-    second = site.done("GET", "/grants", subject=f"user:{name}", limit=3, after=first["next"])
+        site.call_ok("PUT", "/grants", {"subject": f"user:{name}", "pattern": f"{name}/{number}", "actions": ["pull"]})
+    first = site.call_ok("GET", "/grants", subject=f"user:{name}", limit=3)
+    second = site.call_ok("GET", "/grants", subject=f"user:{name}", limit=3, after=first["next"])
     assert [len(first["items"]), len(second["items"]), second["next"]] == [3, 2, None]
     assert [each["pattern"] for each in first["items"] + second["items"]] == [f"{name}/{n}" for n in range(5)]
 
@@ -165,21 +165,21 @@ def test_admin_of_a_pattern_can_grant_below_it(site: AdminSite) -> None:
     """An account with the action `admin` on a pattern can add, remove and see grants for patterns below this pattern,
     and no others. The limits of its API token apply as well."""
     user, area = site.user(), site.name("area")
-    site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": f"{area}/**", "actions": ["admin"]})
+    site.call_ok("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": f"{area}/**", "actions": ["admin"]})
     below = {"subject": "everyone", "pattern": f"{area}/app-*", "actions": ["pull"]}
-    assert site.done("PUT", "/grants", below, auth=user) == below
-    assert below in site.done("GET", "/grants", auth=user)["items"]
+    assert site.call_ok("PUT", "/grants", below, auth=user) == below
+    assert below in site.call_ok("GET", "/grants", auth=user)["items"]
     for pattern in ("**", f"{area}*/**", area, "*/app"):
         refused = site.call("PUT", "/grants", {**below, "pattern": pattern}, auth=user)
         assert (refused.status_code, code_of(refused)) == (403, "DENIED")
-    visible_grants = site.done("GET", "/grants", auth=user, limit=1000)["items"]
+    visible_grants = site.call_ok("GET", "/grants", auth=user, limit=1000)["items"]
     assert [each for each in visible_grants if not each["pattern"].startswith(f"{area}/")] == []
-    site.done("DELETE", "/grants", auth=user, subject="everyone", pattern=below["pattern"])
+    site.call_ok("DELETE", "/grants", auth=user, subject="everyone", pattern=below["pattern"])
     secret = site.token(user[0], limits=[{"pattern": f"{area}/a/**", "actions": ["admin"]}])
     assert site.call("PUT", "/grants", {**below, "pattern": f"{area}/a/b"}, auth=(user[0], secret)).is_success
     assert site.call("PUT", "/grants", {**below, "pattern": f"{area}/b/b"}, auth=(user[0], secret)).status_code == 403
     # Tests of searches on this site expect that clients without a login find nothing.
-    site.done("DELETE", "/grants", subject="everyone", pattern=f"{area}/a/b")
+    site.call_ok("DELETE", "/grants", subject="everyone", pattern=f"{area}/a/b")
 
 
 @pytest.mark.parametrize("pattern", ["*/app", "team/*/app", "**/app", "a*b"])
@@ -191,27 +191,27 @@ def test_new_patterns_are_simple(site: AdminSite, pattern: str) -> None:
     for answer in (site.call("PUT", "/grants", grant), site.call("POST", "/tokens", {"limits": limits}, auth=user)):
         assert (answer.status_code, code_of(answer)) == (400, "ACCOUNT_INVALID")
         assert "team/app-*, team/*, team/** or **" in answer.text
-    assert site.done("GET", "/grants", subject=f"user:{user[0]}")["items"] == []
-    assert site.done("GET", "/tokens", auth=user)["items"] == []
+    assert site.call_ok("GET", "/grants", subject=f"user:{user[0]}")["items"] == []
+    assert site.call_ok("GET", "/tokens", auth=user)["items"] == []
     for simple in ("team/app", "team/app-*", "team/*", "team/**", "**"):
-        site.done("PUT", "/grants", {**grant, "pattern": simple})
+        site.call_ok("PUT", "/grants", {**grant, "pattern": simple})
 
 
 def test_tokens(site: AdminSite) -> None:
     """A user can make an API token with their password, but not with an API token. Only the first response has the
     secret. The token is accepted as Basic and as Bearer. After its revocation, it is refused at once."""
     user = site.user()
-    added_token = site.done("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
+    added_token = site.call_ok("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
     assert added_token["account"] == user[0]
     bearer = {"authorization": f"Bearer {added_token['secret']}"}
     assert site.call("GET", "/me", auth=None, headers=bearer).json()["name"] == user[0]
     assert site.call("GET", "/me", auth=(user[0], added_token["secret"])).json()["name"] == user[0]
-    (listed,) = site.done("GET", "/tokens", auth=user)["items"]
+    (listed,) = site.call_ok("GET", "/tokens", auth=user)["items"]
     assert listed == {**{name: added_token[name] for name in listed}, "used": listed["used"]}
     assert "secret" not in listed
     with_token = site.call("POST", "/tokens", {}, auth=(user[0], added_token["secret"]))
     assert (with_token.status_code, code_of(with_token)) == (403, "DENIED")
-    site.done("DELETE", f"/tokens/{added_token['id']}", auth=user)
+    site.call_ok("DELETE", f"/tokens/{added_token['id']}", auth=user)
     assert site.call("GET", "/me", auth=None, headers=bearer).status_code == 401
     assert site.call("GET", "/me", auth=(user[0], added_token["secret"])).status_code == 401
 
@@ -222,28 +222,28 @@ def test_lifetimes_of_tokens_that_are_refused(site: AdminSite, wrong: str) -> No
     user = site.user()
     answer = site.call("POST", "/tokens", {"expires_in": wrong}, auth=user)
     assert (answer.status_code, code_of(answer)) == (400, "ACCOUNT_INVALID")
-    assert site.done("GET", "/tokens", auth=user)["items"] == []
+    assert site.call_ok("GET", "/tokens", auth=user)["items"] == []
 
 
 def test_robots(site: AdminSite) -> None:
     """A robot (an account for a program) has no password, and logs in with API tokens that an admin makes."""
     robot = site.robot()
     auth = (robot, site.token(robot))
-    assert site.done("GET", "/me", auth=auth)["account"]["kind"] == "robot"
-    assert site.done("GET", f"/robots/{robot}", auth=auth)["name"] == robot
-    assert robot in [each["name"] for each in site.done("GET", "/robots", limit=1000)["items"]]
+    assert site.call_ok("GET", "/me", auth=auth)["account"]["kind"] == "robot"
+    assert site.call_ok("GET", f"/robots/{robot}", auth=auth)["name"] == robot
+    assert robot in [each["name"] for each in site.call_ok("GET", "/robots", limit=1000)["items"]]
     assert site.call("PUT", f"/users/{robot}/password", {}).status_code == 404
     assert site.call("PATCH", f"/users/{robot}", {"admin": True}).status_code == 404
-    assert not site.done("PATCH", f"/robots/{robot}", {"enabled": False})["enabled"]
+    assert not site.call_ok("PATCH", f"/robots/{robot}", {"enabled": False})["enabled"]
     assert site.call("GET", "/me", auth=auth).status_code == 401
-    site.done("DELETE", f"/robots/{robot}")
+    site.call_ok("DELETE", f"/robots/{robot}")
     assert site.call("GET", f"/robots/{robot}").status_code == 404
 
 
 def test_keys(site: AdminSite) -> None:
     """A signing key can be replaced by a new one. Keys are listed without their secrets."""
-    key = site.done("POST", "/keys", {})
-    assert site.done("GET", "/keys")[0] == key
+    key = site.call_ok("POST", "/keys", {})
+    assert site.call_ok("GET", "/keys")[0] == key
     assert set(key) == {"id", "created", "retired"}
 
 
@@ -252,7 +252,7 @@ def test_key_that_is_replaced_at_once(site: AdminSite) -> None:
     has signed."""
     user = site.user()
     for replace_key in (
-        lambda: site.done("POST", "/keys", {"at_once": True}),
+        lambda: site.call_ok("POST", "/keys", {"at_once": True}),
         lambda: site.command("key", "rotate", "--at-once"),
     ):
         token = plain_request("GET", f"{site.server.url}/token?service=entrepot", auth=user).json()["token"]
@@ -260,15 +260,15 @@ def test_key_that_is_replaced_at_once(site: AdminSite) -> None:
         assert {plain_request("GET", f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {200}
         replace_key()
         assert {plain_request("GET", f"{site.server.url}/v2/", headers=bearer).status_code for _ in range(10)} == {401}
-        assert len(site.done("GET", "/keys")) == 1
+        assert len(site.call_ok("GET", "/keys")) == 1
 
 
 def test_audit(site: AdminSite) -> None:
     """An entry of the audit log has the actor, the action and the address. Later pages have older entries."""
     group = site.name("group")
-    site.done("POST", "/groups", {"name": group})
-    site.done("DELETE", f"/groups/{group}")
-    page = site.done("GET", "/audit", target=group, limit=1)
+    site.call_ok("POST", "/groups", {"name": group})
+    site.call_ok("DELETE", f"/groups/{group}")
+    page = site.call_ok("GET", "/audit", target=group, limit=1)
     (line,) = page["items"]
     assert (line["action"], line["actor"], line["address"], line["outcome"]) == (
         "group.remove",
@@ -278,17 +278,17 @@ def test_audit(site: AdminSite) -> None:
     )
     assert line["user_agent"].startswith("python-httpx2")
     assert line["request_id"]
-    (older,) = site.done("GET", "/audit", target=group, limit=1, after=page["next"])["items"]
+    (older,) = site.call_ok("GET", "/audit", target=group, limit=1, after=page["next"])["items"]
     assert older["action"] == "group.add"
-    assert site.done("GET", "/audit", target=group, since="2100-01-01T00:00:00Z")["items"] == []
-    assert site.done("GET", "/audit", target=group, until="2001-01-01T00:00:00Z")["items"] == []
-    assert site.done("GET", "/audit", target=group, until="2100-01-01T00:00:00Z")["items"] != []
-    assert site.done("GET", "/audit", target=group, until="0001-01-01T00:00:00")["items"] == []
+    assert site.call_ok("GET", "/audit", target=group, since="2100-01-01T00:00:00Z")["items"] == []
+    assert site.call_ok("GET", "/audit", target=group, until="2001-01-01T00:00:00Z")["items"] == []
+    assert site.call_ok("GET", "/audit", target=group, until="2100-01-01T00:00:00Z")["items"] != []
+    assert site.call_ok("GET", "/audit", target=group, until="0001-01-01T00:00:00")["items"] == []
 
 
 def test_me(site: AdminSite) -> None:
     """`/me` shows the account of the caller. Without a login, it responds with 401."""
-    me = site.done("GET", "/me")
+    me = site.call_ok("GET", "/me")
     assert (me["name"], me["admin"], me["open"], me["account"]["name"]) == ("root", True, False, "root")
     nobody = site.call("GET", "/me", auth=None)
     assert nobody.status_code == 401

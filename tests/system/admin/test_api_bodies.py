@@ -94,9 +94,9 @@ def test_secrets_are_in_no_log_file_or_list(site: AdminSite) -> None:
     in no list of the API."""
     user, _ = site.user()
     chosen = "a password of mine"
-    generated = site.done("PUT", f"/users/{user}/password", {})["password"]
-    site.done("PUT", f"/users/{user}/password", {"old": generated, "new": chosen}, auth=(user, generated))
-    token = site.done("POST", "/tokens", {"note": "x"}, auth=(user, chosen))["secret"]
+    generated = site.call_ok("PUT", f"/users/{user}/password", {})["password"]
+    site.call_ok("PUT", f"/users/{user}/password", {"old": generated, "new": chosen}, auth=(user, generated))
+    token = site.call_ok("POST", "/tokens", {"note": "x"}, auth=(user, chosen))["secret"]
     for auth in ((user, chosen), (user, token), (user, "wrong-password-1")):
         site.call("GET", "/me", auth=auth)
     site.call("GET", "/me", auth=None, headers={"authorization": f"Bearer {token}"})
@@ -117,7 +117,7 @@ def test_log_has_a_line_for_each_request(site: AdminSite) -> None:
     """The log has a line for each request, with the path, the status and the account."""
     user = site.user()
     site.call("GET", "/users", auth=user)
-    site.done("GET", "/me", auth=user)
+    site.call_ok("GET", "/me", auth=user)
     lines = _lines(site, f"principal={user[0]} ", 2)
     for part in ("GET /api/v1/users status=403 ", "GET /api/v1/me status=200 "):
         assert [line for line in lines if part in line], lines

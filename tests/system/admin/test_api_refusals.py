@@ -1,5 +1,5 @@
-"""Tests that the management API refuses callers who lack the rights, on every route. `ROUTES` and `OWN` are used by
-other tests as well."""
+"""Tests that the management API refuses callers who lack the rights, on every route. `ROUTES` and
+`ROUTES_FOR_OTHER_ACCOUNTS` are used by other tests as well."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from registry.app import create_app
 from registry.config import Settings
 from tests.fakes.admin_site import PASSWORD, AdminSite, code_of
 
-OWN = {
+ROUTES_FOR_OTHER_ACCOUNTS = {
     ("GET", "/me"),
     ("GET", "/users/{name}"),
     ("PUT", "/users/{name}/password"),
@@ -128,7 +128,7 @@ def test_wrong_credentials(site: AdminSite, route: tuple[str, str]) -> None:
     assert answer.status_code == 401
 
 
-@pytest.mark.parametrize("route", sorted(set(ROUTES) - OWN), ids=" ".join)
+@pytest.mark.parametrize("route", sorted(set(ROUTES) - ROUTES_FOR_OTHER_ACCOUNTS), ids=" ".join)
 def test_routes_for_admins_only(site: AdminSite, route: tuple[str, str]) -> None:
     """On routes for admins, every other caller gets 403, whether or not the named object exists. An admin with a
     limited token gets 403 as well."""
@@ -145,7 +145,7 @@ def test_refused_requests_are_in_the_audit_log(site: AdminSite) -> None:
     """The audit log has an entry for a refused request, with the account, the operation and the address."""
     user = site.user()
     site.call("DELETE", "/groups/some", auth=user)
-    while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
+    while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
         pass
     (line,) = lines
     assert (line["action"], line["target"], line["address"]) == ("management.remove_group", "groups/some", "127.0.0.1")
@@ -156,15 +156,15 @@ def test_audit_log_has_no_control_characters(site: AdminSite) -> None:
     a terminal."""
     user = site.user()
     site.call("DELETE", "/groups/%1b[2J%0d", auth=user)
-    while not (lines := site.done("GET", "/audit", actor=user[0], outcome="denied")["items"]):
+    while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
         pass
     assert [line["target"] for line in lines] == ["groups/%1b[2J%0d"]
     assert "\x1b" not in site.command("audit", "--actor", user[0])
 
 
 def test_own_routes_exist() -> None:
-    """All routes in `OWN` exist."""
-    assert set(ROUTES) >= OWN
+    """All routes in `ROUTES_FOR_OTHER_ACCOUNTS` exist."""
+    assert set(ROUTES) >= ROUTES_FOR_OTHER_ACCOUNTS
 
 
 @pytest.mark.parametrize(

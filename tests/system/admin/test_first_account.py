@@ -133,7 +133,7 @@ def test_first_account_by_command_while_a_server_runs(tmp_path: Path) -> None:
     with running_server(tmp_path, workers=2) as server:
         url = f"{server.url}/api/v1/me"
         assert [plain_request("GET", url).json()["open"] for _ in range(4)] == [True] * 4
-        entrepot_output("user", "add", "root", "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
+        entrepot_output("user", "add", "root", "--admin", "--password-file", "-", folder=tmp_path, stdin_text=PASSWORD)
         assert [plain_request("GET", url).status_code for _ in range(8)] == [401] * 8
         assert plain_request("GET", url, auth=("root", PASSWORD)).json()["admin"]
         entrepot_output("user", "disable", "root", "--force", folder=tmp_path)

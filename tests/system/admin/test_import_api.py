@@ -16,7 +16,7 @@ def test_only_upstreams_of_the_settings(site: AdminSite, url: str) -> None:
     answer = site.call("POST", "/imports/remote", {"url": url})
     assert (answer.status_code, code_of(answer)) == (400, "IMPORT_INVALID")
     assert f"{url} is not an endpoint of an [[upstream]] in the settings" in answer.text
-    assert site.done("GET", "/jobs", kind="import-remote")["items"] == []
+    assert site.call_ok("GET", "/jobs", kind="import-remote")["items"] == []
 
 
 def test_only_directories_of_registries(site: AdminSite, tmp_path: Path) -> None:
@@ -27,4 +27,4 @@ def test_only_directories_of_registries(site: AdminSite, tmp_path: Path) -> None
         answer = site.call("POST", "/imports/directory", {"path": path})
         assert (answer.status_code, code_of(answer)) == (400, "IMPORT_INVALID")
         assert "a secret" not in answer.text
-    assert site.done("GET", "/jobs", kind="import-registry")["items"] == []
+    assert site.call_ok("GET", "/jobs", kind="import-registry")["items"] == []

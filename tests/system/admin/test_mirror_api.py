@@ -21,13 +21,13 @@ def wait_for_end(site: AdminSite, job: dict[str, Any]) -> dict[str, Any]:
     while job["ended"] is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-        job = site.done("GET", f"/jobs/{job['id']}")
+        job = site.call_ok("GET", f"/jobs/{job['id']}")
     return job
 
 
 def images(site: AdminSite, **query: Any) -> list[dict[str, Any]]:
     """Returns the cached images that match the query."""
-    found: list[dict[str, Any]] = site.done("GET", "/mirror/images", **query)["items"]
+    found: list[dict[str, Any]] = site.call_ok("GET", "/mirror/images", **query)["items"]
     return found
 
 
@@ -37,15 +37,15 @@ def test_warm_list_refresh_and_purge(mirror_site: AdminSite) -> None:
     audit log names the admin."""
     site = mirror_site
     body = {"references": ["warm:1", f"{WARM}:2"], "platforms": ["all"]}
-    job = wait_for_end(site, site.done("POST", "/mirror/warm", body))
+    job = wait_for_end(site, site.call_ok("POST", "/mirror/warm", body))
     assert (job["state"], job["unit"]) == ("done", "bytes")
     size = sum(layer.size for layer in WARMED.layers)
     assert job["done"] == job["total"] >= size
     assert [result["image"] for result in job["result"]["results"]] == ["warm:1", f"{WARM}:2"]
-    second_job = wait_for_end(site, site.done("POST", "/mirror/warm", body))
+    second_job = wait_for_end(site, site.call_ok("POST", "/mirror/warm", body))
     assert {result["fetched"] for result in second_job["result"]["results"]} == {0}
     failed_job = wait_for_end(
-        site, site.done("POST", "/mirror/warm", {"references": ["nothing:here"], "platforms": ["all"]})
+        site, site.call_ok("POST", "/mirror/warm", {"references": ["nothing:here"], "platforms": ["all"]})
     )
     assert (failed_job["state"], failed_job["message"] != "") == ("failed", True)
 
@@ -53,30 +53,30 @@ def test_warm_list_refresh_and_purge(mirror_site: AdminSite) -> None:
     assert (image["repository"], image["digest"], image["tags"]) == (WARM, WARMED.digest, ["1", "2"])
     assert image["size"] >= size
     assert image["frozen_tags"] == []
-    site.done("PUT", "/mirror/frozen", {"reference": f"{WARM}:2"})
+    site.call_ok("PUT", "/mirror/frozen", {"reference": f"{WARM}:2"})
     assert images(site, text="warm")[0]["frozen_tags"] == ["2"]
-    refreshed = site.done("POST", "/mirror/refresh", {"reference": f"{WARM}:1"})
+    refreshed = site.call_ok("POST", "/mirror/refresh", {"reference": f"{WARM}:1"})
     assert (refreshed["outcome"], refreshed["digest"]) == ("unchanged", WARMED.digest)
-    assert site.done("POST", "/mirror/refresh", {"reference": f"{WARM}:2"})["outcome"] == "frozen"
+    assert site.call_ok("POST", "/mirror/refresh", {"reference": f"{WARM}:2"})["outcome"] == "frozen"
 
-    state = site.done("GET", "/mirror")
+    state = site.call_ok("GET", "/mirror")
     (upstream,) = state["upstreams"]
     assert (upstream["name"], len(upstream["endpoints"])) == ("docker.io", 1)
     assert [part["upstream"] for part in state["cache"]] == ["docker.io", None]
     assert state["cache"][0]["size"] >= size
     assert [fill["digest"] for fill in state["fills"]] == [
-        fill["digest"] for fill in site.done("GET", "/mirror/downloads")
+        fill["digest"] for fill in site.call_ok("GET", "/mirror/downloads")
     ]
 
     refused = site.call("POST", "/mirror/purge", {"reference": f"{WARM}@{WARMED.digest}"})
     assert (refused.status_code, code_of(refused)) == (403, "DENIED")
-    site.done("DELETE", "/mirror/frozen", reference=f"{WARM}:2")
-    purged = site.done("POST", "/mirror/purge", {"reference": f"{WARM}@{WARMED.digest}"})
+    site.call_ok("DELETE", "/mirror/frozen", reference=f"{WARM}:2")
+    purged = site.call_ok("POST", "/mirror/purge", {"reference": f"{WARM}@{WARMED.digest}"})
     assert (purged["tags"], purged["manifests"]) == (2, 1)
     assert purged["size"] >= size
     assert images(site, text="warm") == []
     assert site.call("POST", "/mirror/purge", {"reference": f"{WARM}:1"}).status_code == 404
-    lines = site.done("GET", "/audit", target=f"{WARM}:1")["items"]
+    lines = site.call_ok("GET", "/audit", target=f"{WARM}:1")["items"]
     assert "root" in {line["actor"] for line in lines}
 
 
@@ -85,10 +85,10 @@ def test_who_may_change_the_cache(mirror_site: AdminSite) -> None:
     routes are for admins only."""
     site = mirror_site
     user = site.user()
-    site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "docker.io/team/**", "actions": ["admin"]})
-    fetched = site.done("POST", "/mirror/refresh", {"reference": "docker.io/team/app:1"}, auth=user)
+    site.call_ok("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "docker.io/team/**", "actions": ["admin"]})
+    fetched = site.call_ok("POST", "/mirror/refresh", {"reference": "docker.io/team/app:1"}, auth=user)
     assert (fetched["outcome"] in ("new", "unchanged"), fetched["digest"]) == (True, MIRRORED.digest)
-    purged = site.done("POST", "/mirror/purge", {"reference": "docker.io/team/app", "everything": True}, auth=user)
+    purged = site.call_ok("POST", "/mirror/purge", {"reference": "docker.io/team/app", "everything": True}, auth=user)
     assert purged["manifests"] == 1
     for path, body in (
         ("/mirror/refresh", {"reference": "app:1"}),

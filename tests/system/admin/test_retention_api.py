@@ -42,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
     """A server with retention rules, which it applies only on request."""
     folder = tmp_path_factory.mktemp("retention")
     (folder / "entrepot.toml").write_text(SETTINGS)
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with running_server(folder, "--config", "entrepot.toml") as server:
         yield AdminSite(server, folder)
 
@@ -69,9 +69,9 @@ def tags(site: AdminSite, repo: str) -> list[str]:
 
 def run_job(site: AdminSite) -> Any:
     """Starts the retention job, waits for its end, and returns its result."""
-    job = site.done("POST", "/retention", {})
+    job = site.call_ok("POST", "/retention", {})
     deadline = time.monotonic() + 60
-    while (found := site.done("GET", f"/jobs/{job['id']}"))["ended"] is None:
+    while (found := site.call_ok("GET", f"/jobs/{job['id']}"))["ended"] is None:
         assert time.monotonic() < deadline
     assert found["state"] == "done", found
     return found["result"]
@@ -81,14 +81,14 @@ def test_a_preview_names_each_tag_and_the_reason(site: AdminSite) -> None:
     """A preview of a repository lists each tag in pages, with the reason why it would be kept or deleted. The first
     page has the totals."""
     push(site, "team/preview", "a", "b", "c", "v1")
-    first = site.done("GET", "/retention/preview", repository="team/preview", limit=3)
+    first = site.call_ok("GET", "/retention/preview", repository="team/preview", limit=3)
     assert first["rule"] == "rule 1 (team/**)"
     assert [(item["tag"], item["kept"]) for item in first["items"]] == [("a", False), ("b", False), ("c", True)]
     assert first["items"][0]["reason"].startswith("not one of the newest 2, pushed 20")
     assert (first["items"][2]["reason"], first["items"][2]["pulled"]) == ("one of the newest 2", None)
     assert (first["totals"]["tags_kept"], first["totals"]["tags_deleted"]) == (2, 2)
     assert first["totals"]["bytes_left"] > 0 == first["totals"]["bytes_freed"]
-    second = site.done("GET", "/retention/preview", repository="team/preview", limit=3, after=first["next"])
+    second = site.call_ok("GET", "/retention/preview", repository="team/preview", limit=3, after=first["next"])
     assert ([item["tag"] for item in second["items"]], second["next"], second["totals"]) == (["v1"], None, None)
 
 
@@ -97,7 +97,7 @@ def test_a_preview_of_all_repositories(site: AdminSite) -> None:
     deleted tags."""
     for name in ("all-a", "all-b"):
         push(site, f"team/{name}", "a", "b", "c")
-    first = site.done("GET", "/retention/repositories", after="team/all", limit=1)
+    first = site.call_ok("GET", "/retention/repositories", after="team/all", limit=1)
     assert first == {
         "items": [
             {
@@ -110,7 +110,7 @@ def test_a_preview_of_all_repositories(site: AdminSite) -> None:
         ],
         "next": "team/all-a",
     }
-    second = site.done("GET", "/retention/repositories", after=first["next"])
+    second = site.call_ok("GET", "/retention/repositories", after=first["next"])
     assert second["items"][0]["repository"] == "team/all-b"
     assert second["next"] is None
 
@@ -122,7 +122,7 @@ def test_a_preview_needs_rights_on_the_repository(site: AdminSite) -> None:
     for repo in ("team/mine", "team/none"):
         answer = site.call("GET", "/retention/preview", auth=user, repository=repo)
         assert (answer.status_code, code_of(answer)) == (403, "DENIED")
-    site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "team/mine", "actions": ["admin"]})
+    site.call_ok("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": "team/mine", "actions": ["admin"]})
     assert site.call("GET", "/retention/preview", auth=user, repository="team/mine").status_code == 200
     assert site.call("GET", "/retention/preview", auth=user, repository="team/none").status_code == 403
     assert site.call("POST", "/retention", {}, auth=user).status_code == 403
@@ -145,7 +145,7 @@ def test_run_deletes_old_tags(site: AdminSite) -> None:
     assert tags(site, "scratch/run") == ["c"]
     assert result["tags_deleted"] >= 2
     assert result["warnings"] == ["rule 2: the pattern taem/* applies to no hosted repository with content"]
-    [line] = site.done("GET", "/audit", target="scratch/run:a", limit=1)["items"]
+    [line] = site.call_ok("GET", "/audit", target="scratch/run:a", limit=1)["items"]
     assert (line["action"], line["actor"]) == ("tag.delete", "entrepot retention")
 
 

@@ -33,8 +33,8 @@ def until(is_done: Callable[[], bool]) -> None:
 def indexed(site: AdminSite, repo: str, tag: str = "v1") -> str:
     """Pushes an index to a repository, waits until searches find it, and returns its digest."""
     digest = put(site, repo, tag, repo)
-    until(lambda: bool(site.done("GET", "/search", q=f"{repo}:{tag}", kind="tags")["tags"]["items"]))
-    until(lambda: bool(site.done("GET", "/search", q=digest, kind="digests")["digests"]["items"]))
+    until(lambda: bool(site.call_ok("GET", "/search", q=f"{repo}:{tag}", kind="tags")["tags"]["items"]))
+    until(lambda: bool(site.call_ok("GET", "/search", q=digest, kind="digests")["digests"]["items"]))
     return digest
 
 
@@ -47,13 +47,13 @@ def repo(site: AdminSite) -> str:
 def test_all_kinds_at_once(site: AdminSite, repo: str) -> None:
     """One search finds repositories, tags, labels and digests that match the text."""
     digest = indexed(site, repo)
-    found = site.done("GET", "/search", q=repo)
+    found = site.call_ok("GET", "/search", q=repo)
     place = {"repository": repo, "mirrored_from": None}
     assert found["repositories"] == {"items": [place], "next": None, "complete": True}
     assert found["target"] == {**place, "kind": "repository", "tag": None, "digest": None}
     assert (found["indexing"], found["tags"]["items"]) == (False, [])
     assert found["labels"]["items"] == [{**place, "digest": digest, "tag": "v1", "labels": {"text": repo}}]
-    [entry] = site.done("GET", "/search", q=digest[:30])["digests"]["items"]
+    [entry] = site.call_ok("GET", "/search", q=digest[:30])["digests"]["items"]
     assert entry == {**place, "digest": digest, "kind": "manifest", "tag": "v1"}
 
 
@@ -66,11 +66,11 @@ def test_search_for_a_complete_reference(site: AdminSite, repo: str) -> None:
         (f"{host}/{repo}@{digest}", "manifest"),
         (f"{repo}", "repository"),
     ):
-        target = site.done("GET", "/search", q=text)["target"]
+        target = site.call_ok("GET", "/search", q=text)["target"]
         assert (target["repository"], target["kind"]) == (repo, kind), text
     for text in (f"docker pull {host}/{repo}:v2", "docker pull none/there:v1"):
-        assert site.done("GET", "/search", q=text)["target"] is None
-    assert site.done("GET", "/search", q=f"{repo}:v1", kind="tags", after="0")["target"] is not None
+        assert site.call_ok("GET", "/search", q=text)["target"] is None
+    assert site.call_ok("GET", "/search", q=f"{repo}:v1", kind="tags", after="0")["target"] is not None
 
 
 def test_pages(site: AdminSite) -> None:
@@ -78,9 +78,9 @@ def test_pages(site: AdminSite) -> None:
     area = site.name("paged")
     for number in range(3):
         indexed(site, f"{area}/app{number}")
-    first = site.done("GET", "/search", q=f"{area}/", kind="repositories", limit=2)
+    first = site.call_ok("GET", "/search", q=f"{area}/", kind="repositories", limit=2)
     assert (len(first["repositories"]["items"]), first["tags"], first["repositories"]["next"]) == (2, None, "2")
-    rest = site.done("GET", "/search", q=f"{area}/", kind="repositories", limit=2, after="2")["repositories"]
+    rest = site.call_ok("GET", "/search", q=f"{area}/", kind="repositories", limit=2, after="2")["repositories"]
     assert ([item["repository"] for item in rest["items"]], rest["next"]) == ([f"{area}/app2"], None)
     assert site.call("GET", "/search", q=area, after="2").status_code == 400
     assert site.call("GET", "/search", q="x" * 1025).status_code == 422
@@ -98,12 +98,12 @@ def test_accounts_find_only_what_they_may_pull(site: AdminSite, repo: str) -> No
     limited = (member[0], site.token(member[0], limits=[{"pattern": "other/**", "actions": ["pull"]}]))
     for auth, visible in ((ADMIN_LOGIN, [repo, hidden]), (member, [repo]), (outsider, []), (limited, [])):
         for name in (repo, hidden):
-            found = site.done("GET", "/search", auth=auth, q=f"docker pull {name}:v1")
+            found = site.call_ok("GET", "/search", auth=auth, q=f"docker pull {name}:v1")
             assert (found["target"] is not None) == (name in visible)
-            tags = site.done("GET", "/search", auth=auth, q=f"{name}:v1", kind="tags")["tags"]["items"]
+            tags = site.call_ok("GET", "/search", auth=auth, q=f"{name}:v1", kind="tags")["tags"]["items"]
             assert [item["repository"] for item in tags] == ([name] if name in visible else [])
             assert (get(site, f"/v1/repositories/{name}/tags", auth).status_code == 200) == (name in visible)
-        found_digests = site.done("GET", "/search", auth=auth, q=digest)["digests"]["items"]
+        found_digests = site.call_ok("GET", "/search", auth=auth, q=digest)["digests"]["items"]
         assert bool(found_digests) == (repo in visible)
         results = get(site, "/v1/search", auth, q=repo.partition("-")[2]).json()["results"]
         assert sorted(result["name"] for result in results) == sorted(visible)
@@ -115,14 +115,14 @@ def test_search_without_a_login(site: AdminSite, repo: str) -> None:
     for answer in (site.call("GET", "/search", auth=None, q="app"), get(site, "/v1/search", None, q="app")):
         assert (answer.status_code, code_of(answer)) == (401, "UNAUTHORIZED")
         assert answer.headers["www-authenticate"].startswith("Basic ")
-    site.done("PUT", "/grants", {"subject": "everyone", "pattern": repo, "actions": ["pull"]})
+    site.call_ok("PUT", "/grants", {"subject": "everyone", "pattern": repo, "actions": ["pull"]})
     try:
-        found = site.done("GET", "/search", auth=None, q="app")["repositories"]["items"]
+        found = site.call_ok("GET", "/search", auth=None, q="app")["repositories"]["items"]
         assert [item["repository"] for item in found] == [repo]
         assert [result["name"] for result in get(site, "/v1/search", None, q="app").json()["results"]] == [repo]
         assert get(site, "/v1/search", None, q="nothing-there").status_code == 401
     finally:
-        site.done("DELETE", "/grants", subject="everyone", pattern=repo)
+        site.call_ok("DELETE", "/grants", subject="everyone", pattern=repo)
 
 
 def test_search_api_of_registry_version_1(site: AdminSite) -> None:

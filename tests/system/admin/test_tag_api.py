@@ -41,12 +41,12 @@ def v2_status(site: AdminSite, method: str, repo: str, tag: str, auth: Auth) -> 
 
 
 def grant(site: AdminSite, account: str, repo: str, *actions: str) -> None:
-    site.done("PUT", "/grants", {"subject": f"user:{account}", "pattern": repo, "actions": actions})
+    site.call_ok("PUT", "/grants", {"subject": f"user:{account}", "pattern": repo, "actions": actions})
 
 
 def history(site: AdminSite, repo: str, tag: str, auth: Auth = ADMIN_LOGIN, **query: Any) -> dict[str, Any]:
     """Returns a page of the history of a tag."""
-    found: dict[str, Any] = site.done("GET", f"/repositories/{repo}/tags/{tag}/history", auth=auth, **query)
+    found: dict[str, Any] = site.call_ok("GET", f"/repositories/{repo}/tags/{tag}/history", auth=auth, **query)
     return found
 
 
@@ -61,11 +61,11 @@ def test_history_and_restore(site: AdminSite) -> None:
     assert (newest["digest"], newest["previous"], newest["actor"]) == (second, first, pusher[0])
     assert (oldest["digest"], oldest["previous"], oldest["actor"]) == (first, None, ADMIN)
     assert (newest["address"], newest["availability"]) == ("127.0.0.1", "stored")
-    assert site.done("POST", f"/repositories/{repo}/tags/v1/restore", {}, auth=pusher) == {
+    assert site.call_ok("POST", f"/repositories/{repo}/tags/v1/restore", {}, auth=pusher) == {
         "repository": repo, "tag": "v1", "digest": first, "previous": second, "restored": [],
     }  # fmt: skip
-    site.done("POST", f"/repositories/{repo}/tags/v1/restore", {"to": second}, auth=pusher)
-    site.done("POST", f"/repositories/{repo}/tags/v1/restore", {"at": oldest["at"]}, auth=pusher)
+    site.call_ok("POST", f"/repositories/{repo}/tags/v1/restore", {"to": second}, auth=pusher)
+    site.call_ok("POST", f"/repositories/{repo}/tags/v1/restore", {"at": oldest["at"]}, auth=pusher)
     assert [entry["digest"] for entry in history(site, repo, "v1")["items"]] == [first, second, first, second, first]
 
 
@@ -75,7 +75,7 @@ def test_moved_tag_restores_a_deleted_manifest(site: AdminSite) -> None:
     digest = put(site, repo, "v1", "first")
     url = f"{site.server.url}/v2/{repo}/manifests/{digest}"
     assert plain_request("DELETE", url, headers={"authorization": basic(ADMIN_LOGIN)}).status_code == 202
-    moved = site.done("PUT", f"/repositories/{repo}/tags/again", {"digest": digest})
+    moved = site.call_ok("PUT", f"/repositories/{repo}/tags/again", {"digest": digest})
     assert (moved["previous"], moved["restored"]) == (None, [digest])
     assert v2_status(site, "GET", repo, "again", ADMIN_LOGIN) == 200
 
@@ -103,9 +103,9 @@ def test_names_with_slashes(site: AdminSite, name: str) -> None:
     first, second = put(site, repo, "tags", "first"), put(site, repo, "history", "second")
     assert [entry["digest"] for entry in history(site, repo, "tags")["items"]] == [first]
     assert [entry["digest"] for entry in history(site, quote(repo, safe=""), "history")["items"]] == [second]
-    assert site.done("PUT", f"/repositories/{repo}/tags/restore", {"digest": "tags"})["digest"] == first
-    site.done("PUT", f"/repositories/{repo}/tags/restore", {"digest": "history"})
-    assert site.done("POST", f"/repositories/{repo}/tags/restore/restore", {})["digest"] == first
+    assert site.call_ok("PUT", f"/repositories/{repo}/tags/restore", {"digest": "tags"})["digest"] == first
+    site.call_ok("PUT", f"/repositories/{repo}/tags/restore", {"digest": "history"})
+    assert site.call_ok("POST", f"/repositories/{repo}/tags/restore/restore", {})["digest"] == first
 
 
 def test_history_and_changes_need_the_rights_of_v2(site: AdminSite) -> None:
@@ -175,7 +175,7 @@ def test_force_is_for_admins(site: AdminSite) -> None:
     grant(site, pusher[0], repo, "pull", "push")
     body = {"digest": "v1", "force": True}
     assert site.call("PUT", f"/repositories/{repo}/tags/v2", body, auth=pusher).status_code == 403
-    site.done("PUT", f"/repositories/{repo}/tags/v2", body)
+    site.call_ok("PUT", f"/repositories/{repo}/tags/v2", body)
 
 
 @pytest.mark.parametrize(
@@ -206,10 +206,10 @@ def test_the_history_of_all_tags(site: AdminSite) -> None:
     repo = f"team/{site.name('repo')}"
     put(site, repo, "v1", "first")
     put(site, repo, "v2", "second")
-    site.done("POST", f"/repositories/{repo}/tag-removal", {"tags": ["v1"]})
+    site.call_ok("POST", f"/repositories/{repo}/tag-removal", {"tags": ["v1"]})
     path = f"/repositories/{repo}/tag-history"
-    first = site.done("GET", path, limit=2)
-    second = site.done("GET", path, limit=2, after=first["next"])
+    first = site.call_ok("GET", path, limit=2)
+    second = site.call_ok("GET", path, limit=2, after=first["next"])
     found = [(entry["tag"], entry["digest"] is None) for entry in first["items"] + second["items"]]
     assert found == [("v1", True), ("v2", False), ("v1", False)]
     assert second["next"] is None

@@ -31,7 +31,9 @@ def listed(*args: str, folder: Path) -> Any:
 def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with one account, the admin alice. Tests must not change it."""
     account_folder = tmp_path_factory.mktemp("accounts")
-    entrepot_output("user", "add", "alice", "--admin", "--password-file", "-", folder=account_folder, given=PASSWORD)
+    entrepot_output(
+        "user", "add", "alice", "--admin", "--password-file", "-", folder=account_folder, stdin_text=PASSWORD
+    )
     return account_folder
 
 
@@ -103,7 +105,7 @@ def test_passwords_come_from_a_file(folder: Path) -> None:
     entrepot_output("user", "add", "bob", "--password-file", "password.txt", folder=folder)
     for given, message in (("", "no password on stdin"), ("short\n", "a password has 8 to")):
         args = ("user", "add", "carol", "--password-file", "-")
-        assert message in error_line(entrepot(*args, folder=folder, given=given), 1)
+        assert message in error_line(entrepot(*args, folder=folder, stdin_text=given), 1)
     assert "no terminal" in error_line(entrepot("user", "add", "carol", folder=folder), 2)
     assert "No such file" in error_line(
         entrepot("user", "add", "carol", "--password-file", "none.txt", folder=folder), 1
@@ -302,7 +304,7 @@ def test_audit(folder: Path) -> None:
 def test_grant_explain(folder: Path) -> None:
     """`grant explain` shows what an account, or a client without a login, may do on each repository that a name can
     mean, and which grants allow it."""
-    entrepot_output("user", "add", "bob", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", "bob", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     entrepot_output("grant", "add", "team/**", "pull,push", "user:bob", folder=folder)
     entrepot_output("grant", "add", "docker.io/**", "pull", "everyone", folder=folder)
     mirror = {"ENTREPOT_MIRROR": "docker.io"}

@@ -135,7 +135,8 @@ def test_restore_of_damaged_bytes(tmp_path: Path) -> None:
     assert (completed.returncode, completed.stdout) == (1, "")
     assert f"sha256:{damaged_file.name} cannot be restored: its bytes have the digest sha256:" in completed.stderr
     assert "a restore from a backup has not ended" in error_line(
-        entrepot("user", "add", "root", "--data", "new", "--password-file", "-", folder=tmp_path, given=PASSWORD), 1
+        entrepot("user", "add", "root", "--data", "new", "--password-file", "-", folder=tmp_path, stdin_text=PASSWORD),
+        1,
     )
     completed = entrepot("restore", "backups", "--data", "new", "--skip-damaged", folder=tmp_path)
     assert (completed.returncode, completed.stderr.splitlines()[-1]) == (1, "entrepot: 1 blob could not be restored")
@@ -228,7 +229,7 @@ def test_restore_after_a_killed_restore(tmp_path: Path) -> None:
 def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
     """An admin can start a backup into the directory of the settings, and sees it in the list. If the settings have no
     directory, the API responds with 409."""
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, stdin_text=PASSWORD)
     env = {"ENTREPOT_BACKUP__TARGET": str(tmp_path / "backups"), "ENTREPOT_BACKUP__KEEP": "1"} if is_configured else {}
     with running_server(tmp_path, env=env) as server:
         site = AdminSite(server, tmp_path)
@@ -236,14 +237,14 @@ def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
             for answer in (site.call("POST", "/backups", {}), site.call("GET", "/backups")):
                 assert (answer.status_code, code_of(answer)) == (409, "BACKUP_TARGET_UNKNOWN")
             return
-        assert site.done("GET", "/backups")["items"] == []
+        assert site.call_ok("GET", "/backups")["items"] == []
         for _ in range(2):
-            job = site.done("POST", "/backups", {"verify": True})
+            job = site.call_ok("POST", "/backups", {"verify": True})
             while job["ended"] is None:
                 time.sleep(0.05)
-                job = site.done("GET", f"/jobs/{job['id']}")
+                job = site.call_ok("GET", f"/jobs/{job['id']}")
             assert (job["state"], job["started_by"], job["result"]["missing"]) == ("done", ADMIN, [])
-        (made,) = site.done("GET", "/backups")["items"]
+        (made,) = site.call_ok("GET", "/backups")["items"]
         assert (made["name"], made["tags"]) == (job["result"]["snapshot"], 0)
 
 

@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
     folder = tmp_path_factory.mktemp("beside")
     with running_server(folder, workers=2) as started:
         for name, *flags in (("root", "--admin"), ("bob",)):
-            entrepot_output("user", "add", name, *flags, "--password-file", "-", folder=folder, given=PASSWORD)
+            entrepot_output("user", "add", name, *flags, "--password-file", "-", folder=folder, stdin_text=PASSWORD)
         yield started
 
 
@@ -102,7 +102,7 @@ def test_people(server: RegistryServer) -> None:
     """After an account is disabled, removed or gets another password, the next request with the old login is
     refused."""
     folder = server.data.parent
-    entrepot_output("user", "add", "carol", "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", "carol", "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     assert pull_statuses(server, "none/none", ("carol", PASSWORD)) == {404}
     run(server, "user", "disable", "carol")
     assert pull_statuses(server, "none/none", ("carol", PASSWORD)) == {401}

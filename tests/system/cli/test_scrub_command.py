@@ -28,7 +28,7 @@ def site(tmp_path: Path) -> Iterator[AdminSite]:
     """A server with two workers, the admin root, and a grant for everyone to push. Each test has its own server,
     because images share layers."""
     folder = tmp_path
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     entrepot_output("grant", "add", "**", "pull,push", "everyone", folder=folder)
     with running_server(folder, workers=2) as server:
         yield AdminSite(server, folder)
@@ -75,13 +75,13 @@ def test_push_replaces_a_blob_that_scrub_found_damaged(site: AdminSite, wire: Re
     assert found["repositories"] == ["scrubbed/one"]
     assert (summary["event"], summary["damaged"], summary["still_damaged"]) == ("done", 1, 1)
     assert {wire.blob_status("scrubbed/one", digest) for _ in range(6)} == {404}
-    [listed] = site.done("GET", "/damaged")["items"]
+    [listed] = site.call_ok("GET", "/damaged")["items"]
     assert (listed["digest"], listed["repositories"]) == (digest, ["scrubbed/one"])
     status = json.loads(site.command("scrub", "status", "--json"))
     assert [blob["digest"] for blob in status["damaged_blobs"]] == [digest]
     assert [each["damaged"] for each in status["rounds"][:2]] == [1, 0]
     assert digest in site.command("scrub", "status")
-    [quarantined] = site.done("GET", "/quarantine")
+    [quarantined] = site.call_ok("GET", "/quarantine")
     assert (quarantined["digest"], quarantined["damaged"]) == (digest, True)
     assert (site.server.data / quarantined["place"]).exists()
 
@@ -91,14 +91,14 @@ def test_push_replaces_a_blob_that_scrub_found_damaged(site: AdminSite, wire: Re
     wire.push("scrubbed/one", "latest", pushed_image)
 
     assert_same_files(wire, "scrubbed/one", "latest", pushed_image)
-    assert site.done("GET", "/damaged")["items"] == []
+    assert site.call_ok("GET", "/damaged")["items"] == []
     [quarantined] = json.loads(site.command("scrub", "quarantine", "list", "--json"))
     assert (quarantined["digest"], quarantined["damaged"]) == (digest, False)
     site.command("scrub", "quarantine", "delete", digest)
-    assert site.done("GET", "/quarantine") == []
+    assert site.call_ok("GET", "/quarantine") == []
     assert code_of(site.call("DELETE", f"/quarantine/{digest}")) == "BLOB_UNKNOWN"
     assert code_of(site.call("DELETE", "/quarantine/other")) == "DIGEST_INVALID"
-    actions = [line["action"] for line in site.done("GET", "/audit", target="scrubbed/one", limit=20)["items"]]
+    actions = [line["action"] for line in site.call_ok("GET", "/audit", target="scrubbed/one", limit=20)["items"]]
     assert actions.index("blob.healed") < actions.index("blob.damaged")
 
 
@@ -125,21 +125,21 @@ def test_scrub_by_the_api(site: AdminSite, wire: RegistryClient) -> None:
     command fails. The error of the command says who started the job."""
     pushed_image = push(wire, "scrubbed/two")
     flip_byte(layer_file(site, pushed_image))
-    slow = site.done("POST", "/scrub", {"rate": 1})
-    wait_until(lambda: site.done("GET", f"/jobs/{slow['id']}")["state"] == "running", "no worker runs the job")
+    slow = site.call_ok("POST", "/scrub", {"rate": 1})
+    wait_until(lambda: site.call_ok("GET", f"/jobs/{slow['id']}")["state"] == "running", "no worker runs the job")
     refused = site.call("POST", "/scrub", {})
     assert (refused.status_code, code_of(refused)) == (409, "JOB_RUNNING")
-    assert site.done("GET", "/scrub")["job"]["id"] == slow["id"]
+    assert site.call_ok("GET", "/scrub")["job"]["id"] == slow["id"]
     line = error_line(entrepot("scrub", folder=site.folder), 1)
     assert f"root is running scrub already (job {slow['id']}" in line
-    site.done("POST", f"/jobs/{slow['id']}/stop", {})
-    wait_until(lambda: site.done("GET", f"/jobs/{slow['id']}")["state"] == "stopped", "the job does not stop")
+    site.call_ok("POST", f"/jobs/{slow['id']}/stop", {})
+    wait_until(lambda: site.call_ok("GET", f"/jobs/{slow['id']}")["state"] == "stopped", "the job does not stop")
 
-    job = site.done("POST", "/scrub", {})
-    wait_until(lambda: site.done("GET", f"/jobs/{job['id']}")["ended"], "the job does not end")
+    job = site.call_ok("POST", "/scrub", {})
+    wait_until(lambda: site.call_ok("GET", f"/jobs/{job['id']}")["ended"], "the job does not end")
 
-    assert [each["digest"] for each in site.done("GET", "/damaged")["items"]] == [pushed_image.layers[0].digest]
-    assert site.done("GET", "/scrub")["rounds"][0]["ended"] is not None
+    assert [each["digest"] for each in site.call_ok("GET", "/damaged")["items"]] == [pushed_image.layers[0].digest]
+    assert site.call_ok("GET", "/scrub")["rounds"][0]["ended"] is not None
     assert site.call("POST", "/scrub", {"rate": 0}).status_code == 422
     wire.push("scrubbed/two", "latest", pushed_image)
 

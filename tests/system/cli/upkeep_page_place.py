@@ -203,7 +203,7 @@ class Place:
         folder = self.folder / "other"
         folder.mkdir()
         (self.folder / "pw").write_text(OLD_PASSWORD)
-        entrepot_output("user", "add", name, "--admin", "--password-file", "-", folder=folder, given=OLD_PASSWORD)
+        entrepot_output("user", "add", name, "--admin", "--password-file", "-", folder=folder, stdin_text=OLD_PASSWORD)
         server = self._stack.enter_context(running_server(folder, workers=1))
         self.addresses[url] = server.url
         login = b64encode(f"{name}:{OLD_PASSWORD}".encode()).decode()

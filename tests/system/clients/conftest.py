@@ -17,7 +17,7 @@ from tests.fakes.clients.container_tools import ContainerTools, container_tools
 from tests.fakes.clients.containerd_daemon import Containerd, running_containerd
 from tests.fakes.clients.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.fakes.clients.docker_engine import DockerEngine, running_docker
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.clients.programs import log_tail
 from tests.fakes.clients.registry_client import RegistryClient
 from tests.fakes.commands import entrepot_output
@@ -41,13 +41,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberSite]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteWithAccounts]:
     """A server with two workers and with accounts. Its bearer tokens live for 60 s, which is the shortest lifetime that
     the settings allow."""
     folder = tmp_path_factory.mktemp("club")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with running_server(folder, env={"ENTREPOT_AUTH__TOKEN_TTL": "60s"}) as running:
-        yield MemberSite(running, folder)
+        yield SiteWithAccounts(running, folder)
     shutil.rmtree(running.data)
 
 
@@ -135,7 +135,7 @@ def _logs(fixtures: Mapping[str, object]) -> Iterator[tuple[str, Path]]:
     for each in fixtures.values():
         if isinstance(each, RegistryServer):
             yield "server", each.log
-        elif isinstance(each, MemberSite):
+        elif isinstance(each, SiteWithAccounts):
             yield "server", each.server.log
         elif isinstance(each, DockerEngine):
             yield "dockerd", each.folder / "dockerd.log"

@@ -22,7 +22,7 @@ def test_pull_by_tag_and_by_digest(
         assert small_image.digest in ctr("images", "ls", f"name=={name}").out
         assert ctr.has_same_bytes(small_image)
         ctr.forget(name)
-        assert small_image.digest not in ctr.held()
+        assert small_image.digest not in ctr.stored_digests()
 
 
 def test_push(ctr: Containerd, server: RegistryServer, wire: RegistryClient, repo: str) -> None:
@@ -65,7 +65,7 @@ def test_one_platform(ctr: Containerd, server: RegistryServer, wire: RegistryCli
     test_image = index((children[0], "amd64"), (children[1], "arm64"))
     wire.push(repo, "multi", test_image)
     ctr.pull(f"{server.address}/{repo}:multi", "--platform", "linux/arm64")
-    content_store = ctr.held()
+    content_store = ctr.stored_digests()
     assert set(children[1].blobs) <= content_store
     assert children[0].layers[1].digest not in content_store
 

@@ -37,6 +37,6 @@ def test_docker_push_replaces_a_damaged_layer(
 
     assert wire.manifest(repo, "latest").body == manifest
     assert_same_files(wire, repo, "latest", small_image)
-    docker.forget(name)
+    docker.remove_image(name)
     docker("pull", name)
     assert docker.output_of(name) == f"hello from {repo}\n"

@@ -21,7 +21,7 @@ def test_push_and_pull_without_a_tag(
     name = f"{server.address}/{repo}"
     docker.load(small_image, name)
     assert "latest: digest: sha256:" in docker("push", name).out
-    docker.forget(name)
+    docker.remove_image(name)
     assert "Using default tag: latest" in docker("pull", name).out
     assert docker.image_id(name) == digest_of(small_image.config.body if small_image.config else b"")
     assert docker.output_of(name) == f"hello from {repo}\n"
@@ -38,7 +38,7 @@ def test_pull_by_tag_and_by_digest(
     docker("push", f"{name}:v1.0")
     digest, image_id = wire.digest(repo, "v1.0"), docker.image_id(f"{name}:v1.0")
     for reference in (f"{name}:v1.0", f"{name}@{digest}"):
-        docker.forget(image_id)
+        docker.remove_image(image_id)
         docker("pull", reference)
         assert docker.image_id(reference) == image_id
         assert docker.inspect(reference)["RepoDigests"] == [f"{name}@{digest}"]
@@ -51,7 +51,7 @@ def test_nested_and_odd_names(docker: DockerEngine, server: RegistryServer, wire
     test_image = image(f"odd {path}")
     docker.load(test_image, name)
     docker("push", name)
-    docker.forget(name)
+    docker.remove_image(name)
     docker("pull", name)
     assert docker.output_of(name) == f"odd {path}\n"
     assert_same_files(wire, path, "x", test_image)
@@ -66,7 +66,7 @@ def test_large_layer(
     docker.load(large_image, name)
     image_id = docker.image_id(name)
     docker("push", name)
-    docker.forget(name)
+    docker.remove_image(name)
     docker("pull", name)
     assert docker.image_id(name) == image_id
     assert docker.output_of(name, "/bin/sha256sum", "/large").split()[0] == digest_of(noise("large", 80 * MIB))[7:]
@@ -128,14 +128,14 @@ def test_build_from_a_pulled_image(
     base, name = f"{server.address}/{repo}/base", f"{server.address}/{repo}/built:1"
     docker.load(small_image, base)
     docker("push", base)
-    docker.forget(base)
+    docker.remove_image(base)
     (tmp_path / "added").write_text(f"added to {repo}\n")
     (tmp_path / "Dockerfile").write_text(
         f'FROM {base}\nCOPY added /added\nRUN cat /greeting /added > /both\nCMD ["/bin/cat", "/both"]\n'
     )
     docker("build", "--pull", "--network", "host", "--tag", name, str(tmp_path))
     docker("push", name)
-    docker.forget(name)
+    docker.remove_image(name)
     docker("pull", name)
     assert docker.output_of(name) == f"hello from {repo}\nadded to {repo}\n"
     pull_all(wire, f"{repo}/built", "1")
@@ -157,7 +157,7 @@ def test_manifest_list(docker: DockerEngine, server: RegistryServer, wire: Regis
     reply = wire.manifest(repo, "both")
     assert (digest_of(reply.body), reply.headers["Content-Type"]) == (pushed, DOCKER_LIST)
     assert {wire.digest(repo, each) for each in images_by_platform} < pull_all(wire, repo, "both")
-    docker.forget(f"{name}:amd64")
+    docker.remove_image(f"{name}:amd64")
     docker("pull", f"{name}:both")
     assert docker.output_of(f"{name}:both") == "list amd64\n"
 

@@ -101,7 +101,7 @@ def test_docker_save(
     run(server, "import", archive)
     assert wire.tags(repo) == ["v1", "v2"]
     pull_all(wire, repo, "v1")
-    docker.forget(image_id)
+    docker.remove_image(image_id)
     docker("pull", f"{server.address}/{repo}:v2")
     assert docker.image_id(f"{server.address}/{repo}:v2") == image_id
     assert docker.output_of(f"{server.address}/{repo}:v2") == f"hello from {repo}\n"
@@ -126,7 +126,7 @@ def test_docker_save_of_old_versions(
     pull_all(wire, repo, "old")
     name = f"{server.address}/{repo}:old"
     image_id = docker.image_id(f"{repo}:v1")
-    docker.forget(image_id)
+    docker.remove_image(image_id)
     docker("pull", name)
     assert docker.image_id(name) == image_id
 

@@ -31,7 +31,7 @@ def test_docker_shows_the_error(docker: DockerEngine, strict: RegistryServer) ->
     docker("push", name)
     pushed = docker("push", name).out
     digest = next(word for word in pushed.split() if word.startswith("sha256:"))
-    docker.forget(name)
+    docker.remove_image(name)
     docker.load(image("second"), name)
     refused = docker.call.attempt("push", name)
     assert refused.code == 1

@@ -15,7 +15,7 @@ from tests.fakes.clients.container_tools import INSECURE, ContainerTools
 from tests.fakes.clients.containerd_daemon import Containerd
 from tests.fakes.clients.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.fakes.clients.docker_engine import DockerEngine
-from tests.fakes.clients.member_site import MemberSite, logged_out, tools_logged_out
+from tests.fakes.clients.member_site import SiteWithAccounts, logged_out, tools_logged_out
 from tests.fakes.clients.programs import wait_until
 from tests.fakes.clients.registry_client import assert_same_files
 
@@ -29,12 +29,12 @@ least 60 s."""
 
 @pytest.mark.timeout(300)
 def test_a_token_that_expires_in_the_middle_of_a_push(
-    docker: DockerEngine, tools: ContainerTools, ctr: Containerd, site: MemberSite, repo: str, tmp_path: Path
+    docker: DockerEngine, tools: ContainerTools, ctr: Containerd, site: SiteWithAccounts, repo: str, tmp_path: Path
 ) -> None:
     """docker, podman, skopeo and containerd each push a layer over a connection that stays very slow until the client's
     token has expired. The running request continues. For the next request, the client requests a new token. The pushed
     image is complete."""
-    login = site.person({f"{repo}/**": "pull,push"})
+    login = site.add_user({f"{repo}/**": "pull,push"})
     test_image = image(repo, layer({"heavy": noise(repo, 4 * MIB)}))
     user, layout = f"{login.name}:{login.secret}", write_layout(tmp_path / "in", {"x": test_image})
     (tmp_path / "docker").mkdir()
@@ -61,7 +61,7 @@ def test_a_token_that_expires_in_the_middle_of_a_push(
             pool.submit(push, f"{proxies[client].address}/{repo}/{client}:1") for client, push in pushes.items()
         ]
         for proxy in proxies.values():
-            assert proxy.slow.wait(60), (proxy.sent, proxy.asked)
+            assert proxy.slow.wait(60), (proxy.sent, proxy.request_lines)
         token_requests_before = {client: token_requests(proxy) for client, proxy in proxies.items()}
         expires_at = time.time() + LIFETIME
         wait_until(lambda: time.time() > expires_at, LIFETIME + 30, lambda: "the clock stands still")
@@ -71,9 +71,9 @@ def test_a_token_that_expires_in_the_middle_of_a_push(
             running.result()
         for client, proxy in proxies.items():
             assert token_requests(proxy) > token_requests_before[client] > 0, client
-            assert_same_files(site.wire(), f"{repo}/{client}", "1", test_image)
+            assert_same_files(site.client(), f"{repo}/{client}", "1", test_image)
     ctr.forget("localhost/slow:1")
 
 
 def token_requests(proxy: CuttingProxy) -> int:
-    return sum("/token" in request for request in proxy.asked)
+    return sum("/token" in request for request in proxy.request_lines)

@@ -14,7 +14,7 @@ from tests.fakes.admin_site import ADMIN, PASSWORD
 from tests.fakes.clients.container_tools import INSECURE
 from tests.fakes.clients.containerd_daemon import Containerd
 from tests.fakes.clients.docker_engine import DockerEngine
-from tests.fakes.clients.member_site import WRONG, ClientLogin, MemberSite, logged_out, tools_logged_out
+from tests.fakes.clients.member_site import WRONG, ClientLogin, SiteWithAccounts, logged_out, tools_logged_out
 from tests.fakes.clients.mirror_clients import TwoRegistries, docker_for, tools_for, two_registries
 from tests.fakes.commands import entrepot_output
 from tests.fakes.server_process import RegistryServer
@@ -38,19 +38,19 @@ def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistrie
 
 
 @pytest.fixture(scope="module")
-def mirror(tmp_path_factory: pytest.TempPathFactory, upstreams: TwoRegistries) -> Iterator[MemberSite]:
+def mirror(tmp_path_factory: pytest.TempPathFactory, upstreams: TwoRegistries) -> Iterator[SiteWithAccounts]:
     """A mirror from which everyone may pull Docker Hub's official images. Other repositories of Docker Hub, and another
     upstream, need a grant."""
     folder = tmp_path_factory.mktemp("mirror")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with upstreams.mirror(folder) as running:
-        site = MemberSite(running, folder)
+        site = SiteWithAccounts(running, folder)
         site.allow_everyone("docker.io/library/**")
         yield site
 
 
 @pytest.fixture(scope="module")
-def docker(short_folder: Path, mirror: MemberSite) -> Iterator[DockerEngine]:
+def docker(short_folder: Path, mirror: SiteWithAccounts) -> Iterator[DockerEngine]:
     with docker_for(mirror.server, short_folder) as running:
         yield running
 
@@ -71,55 +71,55 @@ def test_docker_pulls_public_images_with_a_docker_hub_login(
     for _ in range(4):  # often enough to reach both workers
         my_client("pull", "--quiet", "ubuntu:18.04")
         assert my_client.output_of("ubuntu:18.04") == "bionic amd64\n"
-        my_client.forget("ubuntu:18.04")
+        my_client.remove_image("ubuntu:18.04")
 
 
 @pytest.mark.parametrize("hub_login", HUB_LOGINS, ids=["none", "password", "odd name", "refresh token"])
 def test_docker_cannot_pull_images_that_need_a_grant(
-    docker: DockerEngine, mirror: MemberSite, upstreams: TwoRegistries, tmp_path: Path, hub_login: dict[str, Any]
+    docker: DockerEngine, mirror: SiteWithAccounts, upstreams: TwoRegistries, tmp_path: Path, hub_login: dict[str, Any]
 ) -> None:
     """An image that needs a grant cannot be pulled with a login for Docker Hub, whether or not the image is cached. The
     mirror does not request it from the upstream."""
-    mirror.wire().manifest("far.example/library/ubuntu", "18.04")
-    before = upstreams.hub.read() + upstreams.far.read()
+    mirror.client().manifest("far.example/library/ubuntu", "18.04")
+    before = upstreams.hub.read() + upstreams.second.read()
     my_client = docker_with(docker, tmp_path, **{HUB: hub_login})
     for name in ("org/app:1", f"{mirror.address}/org/app:1", f"{mirror.address}/far.example/library/ubuntu:18.04"):
         assert my_client.call.attempt("pull", name).code != 0
-    assert upstreams.hub.read() + upstreams.far.read() == before
+    assert upstreams.hub.read() + upstreams.second.read() == before
 
 
 def test_docker_with_an_api_token_as_its_docker_hub_login(
-    docker: DockerEngine, mirror: MemberSite, tmp_path: Path
+    docker: DockerEngine, mirror: SiteWithAccounts, tmp_path: Path
 ) -> None:
     """If docker's login for Docker Hub is replaced by an API token of this registry, docker can pull repositories of
     Docker Hub that need a grant."""
-    robot = mirror.machine({"docker.io/org/**": "pull"})
+    robot = mirror.add_robot({"docker.io/org/**": "pull"})
     my_client = docker_with(docker, tmp_path, **{HUB: {"auth": robot.encoded}})
     my_client("pull", "--quiet", "org/app:1")
     assert my_client.output_of("org/app:1") == "org/app\n"
-    my_client.forget("org/app:1")
-    mirror.done("PATCH", f"/robots/{robot.name}", {"enabled": False})
+    my_client.remove_image("org/app:1")
+    mirror.call_ok("PATCH", f"/robots/{robot.name}", {"enabled": False})
     assert my_client.call.attempt("pull", "org/app:1").code != 0
     my_client("pull", "--quiet", "ubuntu:18.04")
-    my_client.forget("ubuntu:18.04")
+    my_client.remove_image("ubuntu:18.04")
 
 
-def test_docker_logged_in_at_the_mirror(docker: DockerEngine, mirror: MemberSite, tmp_path: Path) -> None:
+def test_docker_logged_in_at_the_mirror(docker: DockerEngine, mirror: SiteWithAccounts, tmp_path: Path) -> None:
     """At the mirror's own address, each account can pull only the repositories for which it has a grant."""
-    login = mirror.person({"docker.io/org/**": "pull,push", "far.example/**": "pull"})
+    login = mirror.add_user({"docker.io/org/**": "pull,push", "far.example/**": "pull"})
     my_client = docker_with(docker, tmp_path)
-    my_client.call("login", mirror.address, "-u", login.name, "--password-stdin", given=login.secret)
+    my_client.call("login", mirror.address, "-u", login.name, "--password-stdin", stdin_text=login.secret)
     for name, output in {"org/app:1": "org/app", "far.example/library/ubuntu:18.04": "far amd64"}.items():
         my_client("pull", "--quiet", f"{mirror.address}/{name}")
         assert my_client.output_of(f"{mirror.address}/{name}") == f"{output}\n"
-        my_client.forget(f"{mirror.address}/{name}")
-    other = mirror.person({"docker.io/org/**": "pull"})
-    my_client.call("login", mirror.address, "-u", other.name, "--password-stdin", given=other.secret)
+        my_client.remove_image(f"{mirror.address}/{name}")
+    other = mirror.add_user({"docker.io/org/**": "pull"})
+    my_client.call("login", mirror.address, "-u", other.name, "--password-stdin", stdin_text=other.secret)
     refused = my_client.call.attempt("pull", f"{mirror.address}/far.example/library/ubuntu:18.04")
     assert "manifest unknown" in refused.err
 
 
-def test_podman(short_folder: Path, mirror: MemberSite, upstreams: TwoRegistries, tmp_path: Path) -> None:
+def test_podman(short_folder: Path, mirror: SiteWithAccounts, upstreams: TwoRegistries, tmp_path: Path) -> None:
     """podman and skopeo are set up with `entrepot client`. They send the login for the mirror's address to the mirror,
     also when they pull by the upstream's name."""
     my_client = tools_logged_out(tools_for(mirror.server, upstreams, short_folder), tmp_path)
@@ -127,8 +127,8 @@ def test_podman(short_folder: Path, mirror: MemberSite, upstreams: TwoRegistries
     assert my_client.output_of("docker.io/library/ubuntu:18.04") == "bionic amd64\n"
     for name in ("docker.io/org/app:1", "far.example/library/ubuntu:18.04"):
         assert my_client.podman.attempt("pull", name).code != 0
-    login = mirror.person({"docker.io/**": "pull", "far.example/**": "pull"})
-    my_client.podman("login", INSECURE, "-u", login.name, "--password-stdin", mirror.address, given=login.secret)
+    login = mirror.add_user({"docker.io/**": "pull", "far.example/**": "pull"})
+    my_client.podman("login", INSECURE, "-u", login.name, "--password-stdin", mirror.address, stdin_text=login.secret)
     for name, output in {"docker.io/org/app:1": "org/app", "far.example/library/ubuntu:18.04": "far amd64"}.items():
         my_client.podman("pull", "--quiet", name)
         assert my_client.output_of(name) == f"{output}\n"
@@ -140,17 +140,17 @@ def hosts_dir(mirror: RegistryServer, upstreams: TwoRegistries, folder: Path) ->
     folder."""
     for upstream in ("docker.io", "far.example"):
         (folder / upstream).mkdir(parents=True)
-        printed = upstreams.printed(mirror, "containerd", "--upstream", upstream)
+        printed = upstreams.client_settings(mirror, "containerd", "--upstream", upstream)
         (folder / upstream / "hosts.toml").write_text(printed)
     return "--hosts-dir", str(folder)
 
 
-def test_containerd(ctr: Containerd, mirror: MemberSite, upstreams: TwoRegistries, tmp_path: Path) -> None:
+def test_containerd(ctr: Containerd, mirror: SiteWithAccounts, upstreams: TwoRegistries, tmp_path: Path) -> None:
     """Two upstreams have a repository with the same path, and containerd names the upstream with `?ns=`. The rights for
     the named upstream apply."""
     pull = ("images", "pull", "--snapshotter", "native", *hosts_dir(mirror.server, upstreams, tmp_path / "certs.d"))
     hub, far = (f"{upstream}/library/ubuntu:18.04" for upstream in ("docker.io", "far.example"))
-    with_grant, without_grant = mirror.person({"far.example/**": "pull"}), mirror.person()
+    with_grant, without_grant = mirror.add_user({"far.example/**": "pull"}), mirror.add_user()
 
     def logged_in(login: ClientLogin) -> tuple[str, str]:
         return "--user", f"{login.name}:{login.secret}"
@@ -158,7 +158,7 @@ def test_containerd(ctr: Containerd, mirror: MemberSite, upstreams: TwoRegistrie
     ctr(*pull, hub)
     ctr(*pull, *logged_in(ClientLogin("someone", WRONG)), hub)
     ctr(*pull, *logged_in(with_grant), far)
-    far_ubuntu = upstreams.far.content.repositories["library/ubuntu"]
+    far_ubuntu = upstreams.second.content.repositories["library/ubuntu"]
     assert far_ubuntu.tags["18.04"] in ctr("images", "ls", f"name=={far}").out
     ctr.forget(hub, far)
     for login in ((), logged_in(without_grant), logged_in(ClientLogin("someone", WRONG))):

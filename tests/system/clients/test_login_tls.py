@@ -56,9 +56,9 @@ def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
     pair, trusted = authority.sign("localhost", also=DOCUMENTATION_ADDRESS), folder / "trusted"
     trusted.mkdir()
     (trusted / "ca.crt").write_bytes(authority.certificate.read_bytes())
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     for login in (ALICE, EVE):
-        entrepot_output("user", "add", login.name, "--password-file", "-", folder=folder, given=login.secret)
+        entrepot_output("user", "add", login.name, "--password-file", "-", folder=folder, stdin_text=login.secret)
     entrepot_output("grant", "add", "team/**", "pull,push", "user:alice", folder=folder)
     entrepot_output("grant", "add", "team/open/**", "pull", "everyone", folder=folder)
     variables = {"ENTREPOT_TLS__CERTIFICATE": str(pair.certificate), "ENTREPOT_TLS__KEY": str(pair.key)}
@@ -79,11 +79,11 @@ def far_docker(tls_server: TlsServer, short_folder: Path) -> Iterator[DockerEngi
         running_docker(folder, etc=folder / "etc", proxy=f"http://{proxy.address}") as running,
     ):
         yield running
-        assert f"CONNECT {DOCUMENTATION_ADDRESS}:5000" in proxy.asked
+        assert f"CONNECT {DOCUMENTATION_ADDRESS}:5000" in proxy.request_lines
 
 
 def log_in(docker: DockerEngine, address: str, login: ClientLogin) -> tuple[int, str]:
-    result = docker.call.attempt("login", address, "-u", login.name, "--password-stdin", given=login.secret)
+    result = docker.call.attempt("login", address, "-u", login.name, "--password-stdin", stdin_text=login.secret)
     return result.code, result.text
 
 
@@ -103,16 +103,16 @@ def test_docker(far_docker: DockerEngine, repo: str, small_image: ClientImage, t
     for each in (name, public_image):
         my_docker.load(small_image, each)
         my_docker("push", each)
-    my_docker.forget(name)
+    my_docker.remove_image(name)
     my_docker("pull", name)
     assert my_docker.output_of(name) == f"hello from {repo}\n"
-    my_docker.forget(name)
+    my_docker.remove_image(name)
     my_docker("logout", f"{DOCUMENTATION_ADDRESS}:5000")
     my_docker("pull", public_image)
     assert f"unauthorized: log in to pull from {repo}" in my_docker.call.attempt("pull", name).err
     assert log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5000", EVE)[0] == 0
     assert f"denied: eve may not push to {repo}" in _push(my_docker, small_image, name)
-    my_docker.forget(public_image)
+    my_docker.remove_image(public_image)
 
 
 def test_docker_search(far_docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_docker_search(far_docker: DockerEngine, repo: str, small_image: ClientI
     assert found() == {public_image}
     assert log_in(my_docker, f"{DOCUMENTATION_ADDRESS}:5000", EVE)[0] == 0
     assert found() == {public_image}
-    my_docker.forget(f"{DOCUMENTATION_ADDRESS}:5000/{repo}:1")
+    my_docker.remove_image(f"{DOCUMENTATION_ADDRESS}:5000/{repo}:1")
 
 
 def _push(docker: DockerEngine, image: ClientImage, name: str) -> str:
@@ -149,10 +149,10 @@ def test_podman_and_skopeo(
     my_tools, cert, name = tools_logged_out(tools, tmp_path), str(tls_server.trusted), f"{tls_server.address}/{repo}:1"
     loaded(my_tools, small_image, name, tmp_path / "in")
     login = ("login", "-u", ALICE.name, "--password-stdin", tls_server.address)
-    assert "unknown authority" in my_tools.podman.attempt(*login, given=ALICE.secret).err
-    wrong = my_tools.podman.attempt(*login, "--cert-dir", cert, given=WRONG)
+    assert "unknown authority" in my_tools.podman.attempt(*login, stdin_text=ALICE.secret).err
+    wrong = my_tools.podman.attempt(*login, "--cert-dir", cert, stdin_text=WRONG)
     assert "invalid username/password" in wrong.err
-    my_tools.podman(*login, "--cert-dir", cert, given=ALICE.secret)
+    my_tools.podman(*login, "--cert-dir", cert, stdin_text=ALICE.secret)
     my_tools.podman("push", "--cert-dir", cert, name)
     public_image = f"docker://{tls_server.address}/team/open/podman:1"
     both = ("--src-cert-dir", cert, "--dest-cert-dir", cert)
@@ -190,7 +190,7 @@ def test_podman_search(
     wait_until(lambda: found(term) == [public_image], 60, lambda: f"podman finds {found(term)}")
     hidden = f"{tls_server.address}/{repo}"
     assert found(hidden) == []
-    podman("login", "-u", ALICE.name, "--password-stdin", tls_server.address, given=ALICE.secret)
+    podman("login", "-u", ALICE.name, "--password-stdin", tls_server.address, stdin_text=ALICE.secret)
     assert found(hidden) == [repo]
 
 

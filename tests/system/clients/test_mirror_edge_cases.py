@@ -57,7 +57,7 @@ def test_docker_with_a_login_at_hub(docker: DockerEngine, mirror: RegistryServer
     (tmp_path / "config.json").write_text(json.dumps(logins))
     for name in ("ubuntu:18.04", f"{mirror.address}/org/app:1"):
         docker("--config", str(tmp_path), "pull", "--quiet", name)
-        docker.forget(name)
+        docker.remove_image(name)
 
 
 @pytest.mark.parametrize("header", [f"Basic {base64.b64encode(b'somebody:secret').decode()}", "Bearer of-docker-hub"])
@@ -83,7 +83,7 @@ def test_one_platform_of_many(docker: DockerEngine, mirror: RegistryServer, upst
     name = f"{mirror.address}/org/many:1"
     docker("pull", "--quiet", name)
     assert docker.output_of(name) == "many amd64\n"
-    docker.forget(name)
+    docker.remove_image(name)
     # The two images have a layer in common. The mirror may have it already, because another test has pulled it.
     amd64_requests = requests("org/many", images["amd64"]) - requests("org/many", images["arm64"])
     wait_until(lambda: amd64_requests <= set(upstreams.hub.read()), 30, lambda: f"requests: {upstreams.hub.read()}")
@@ -132,7 +132,7 @@ def test_a_tag_that_moves(docker: DockerEngine, upstreams: TwoRegistries, tmp_pa
         def pulled(tag: str) -> str:
             docker("pull", "--quiet", f"{name}:{tag}")
             output = docker.output_of(f"{name}:{tag}")
-            docker.forget(f"{name}:{tag}")
+            docker.remove_image(f"{name}:{tag}")
             return output
 
         assert pulled("1") == "the old one\n"
@@ -151,7 +151,7 @@ def test_a_push_to_a_mirrored_name(docker: DockerEngine, mirror: RegistryServer,
     name = f"{mirror.address}/{path}:mine"
     docker.load(image("mine"), name)
     refused = docker.call.attempt("push", name)
-    docker.forget(name)
+    docker.remove_image(name)
     upstream = "far.example" if path.startswith("far") else "docker.io"
     assert refused.code != 0
     assert refused.err.splitlines()[-1] == (

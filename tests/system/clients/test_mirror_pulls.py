@@ -14,7 +14,7 @@ from tests.fakes.client_images import image
 from tests.fakes.clients.container_tools import INSECURE, ContainerTools
 from tests.fakes.clients.containerd_daemon import running_containerd
 from tests.fakes.clients.docker_engine import DockerEngine
-from tests.fakes.clients.mirror_clients import HELD, TwoRegistries, docker_for, tools_for, two_registries
+from tests.fakes.clients.mirror_clients import UPSTREAM_IMAGES, TwoRegistries, docker_for, tools_for, two_registries
 from tests.fakes.clients.registry_client import RegistryClient, pull_all
 from tests.fakes.server_process import RegistryServer
 
@@ -30,13 +30,13 @@ def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistrie
 def mirror(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstreams: TwoRegistries
 ) -> Iterator[RegistryServer]:
-    """For the parameter `on`, a mirror without cached content. For `off`, a mirror that has cached all images in `HELD`
-    and whose upstreams are off."""
+    """For the parameter `on`, a mirror without cached content. For `off`, a mirror that has cached all images in
+    `UPSTREAM_IMAGES` and whose upstreams are off."""
     with upstreams.mirror(tmp_path_factory.mktemp("mirror")) as running:
         if request.param == "on":
             yield running
             return
-        for name in HELD:
+        for name in UPSTREAM_IMAGES:
             pull_all(RegistryClient(running.address), *name.split(":"))
         with upstreams.off():
             yield running
@@ -76,7 +76,7 @@ def test_docker(docker: DockerEngine, mirror: RegistryServer, name: str, output:
     name = name.format(mirror=mirror.address)
     docker("pull", "--quiet", name)
     assert docker.output_of(name) == f"{output}\n"
-    docker.forget(name)
+    docker.remove_image(name)
 
 
 def test_docker_by_digest(docker: DockerEngine, upstreams: TwoRegistries) -> None:
@@ -84,10 +84,10 @@ def test_docker_by_digest(docker: DockerEngine, upstreams: TwoRegistries) -> Non
     digest = upstreams.hub.content.repositories["library/ubuntu"].tags["18.04"]
     docker("pull", "--quiet", "ubuntu:18.04")
     assert docker.inspect("ubuntu:18.04")["RepoDigests"] == [f"ubuntu@{digest}"]
-    docker.forget("ubuntu:18.04")
+    docker.remove_image("ubuntu:18.04")
     docker("pull", "--quiet", f"ubuntu@{digest}")
     assert docker.output_of(f"ubuntu@{digest}") == "bionic amd64\n"
-    docker.forget(f"ubuntu@{digest}")
+    docker.remove_image(f"ubuntu@{digest}")
 
 
 def test_containerd(short_folder: Path, tmp_path: Path, mirror: RegistryServer, upstreams: TwoRegistries) -> None:
@@ -96,11 +96,11 @@ def test_containerd(short_folder: Path, tmp_path: Path, mirror: RegistryServer, 
     certs = tmp_path / "certs.d"
     for upstream in ("docker.io", "far.example"):
         (certs / upstream).mkdir(parents=True)
-        hosts = upstreams.printed(mirror, "containerd", "--upstream", upstream)
+        hosts = upstreams.client_settings(mirror, "containerd", "--upstream", upstream)
         (certs / upstream / "hosts.toml").write_text(hosts)
     folder = Path(tempfile.mkdtemp(prefix="c", dir=short_folder))
     with running_containerd(folder) as ctr:
-        for upstream, registry in {"docker.io": upstreams.hub, "far.example": upstreams.far}.items():
+        for upstream, registry in {"docker.io": upstreams.hub, "far.example": upstreams.second}.items():
             name = f"{upstream}/library/ubuntu:18.04"
             ctr("images", "pull", "--hosts-dir", str(certs), "--snapshotter", "native", name)
             repository_content = registry.content.repositories["library/ubuntu"]
@@ -111,7 +111,7 @@ def test_containerd(short_folder: Path, tmp_path: Path, mirror: RegistryServer, 
             assert ctr("content", "get", amd64).out.encode() == repository_content.manifests[amd64][0]
             assert {
                 each["digest"] for each in json.loads(repository_content.manifests[amd64][0])["layers"]
-            } <= ctr.held()
+            } <= ctr.stored_digests()
             ctr.forget(name)
 
 
@@ -161,7 +161,7 @@ def test_hosted_image_on_a_mirror(
     docker("push", name)
     tools.podman("pull", "--quiet", INSECURE, name)
     assert tools.output_of(name) == f"hello from {path}\n"
-    docker.forget(name)
+    docker.remove_image(name)
     assert not [request for request in upstreams.hub.read() if path in request]
 
 

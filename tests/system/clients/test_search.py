@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.fakes.client_images import ClientImage
 from tests.fakes.clients.container_tools import INSECURE, ContainerTools
 from tests.fakes.clients.docker_engine import DockerEngine
-from tests.fakes.clients.member_site import MemberSite, logged_out, tools_logged_out
+from tests.fakes.clients.member_site import SiteWithAccounts, logged_out, tools_logged_out
 from tests.fakes.clients.programs import wait_until
 from tests.fakes.clients.registry_client import RegistryClient
 from tests.fakes.server_process import RegistryServer
@@ -38,7 +38,7 @@ def test_docker_search(
 
 
 def test_docker_search_with_a_login(
-    docker: DockerEngine, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
+    docker: DockerEngine, site: SiteWithAccounts, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """docker finds the repositories from which its login may pull. This works without TLS as well, because docker
     exchanges the refresh token of its login for a bearer token. Without a login, it finds the repositories from which
@@ -46,12 +46,12 @@ def test_docker_search_with_a_login(
     my_client, term = logged_out(docker, tmp_path), repo.removeprefix("team/")
     public_repo, hidden_repo = f"{repo}/open", f"{repo}/hidden"
     for name in (repo, public_repo, hidden_repo):
-        site.wire().push(name, "v1", small_image)
-        until_found(site.wire(), name)
+        site.client().push(name, "v1", small_image)
+        until_found(site.client(), name)
     search = ("search", "--format", "{{.Name}}", f"{site.address}/{term}")
     refused = my_client.call.attempt(*search)
     assert (refused.code, "status code 401" in refused.err) == (1, True), refused.err
-    login = site.person({repo: "pull"})
+    login = site.add_user({repo: "pull"})
     site.allow_everyone(public_repo)
     assert my_client(*search).out.split() == [public_repo]
     my_client("login", site.address, "-u", login.name, "-p", login.secret)
@@ -72,14 +72,14 @@ def test_podman_search(
 
 
 def test_podman_search_with_a_login(
-    tools: ContainerTools, site: MemberSite, repo: str, small_image: ClientImage, tmp_path: Path
+    tools: ContainerTools, site: SiteWithAccounts, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """podman sends no login to the search API of registry version 1, and gets a 401. It then reads the list of
     repositories with its login."""
     my_client = tools_logged_out(tools, tmp_path)
-    site.wire().push(repo, "v1", small_image)
-    until_found(site.wire(), repo)
-    login = site.person({f"{repo}": "pull"})
+    site.client().push(repo, "v1", small_image)
+    until_found(site.client(), repo)
+    login = site.add_user({f"{repo}": "pull"})
     my_client.podman("login", INSECURE, "-u", login.name, "-p", login.secret, site.address)
     found = json.loads(my_client.podman("search", INSECURE, "--format", "json", f"{site.address}/{repo}").out)
     assert [entry["Name"] for entry in found] == [f"{site.address}/{repo}"]

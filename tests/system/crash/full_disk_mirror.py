@@ -37,25 +37,25 @@ def main(folder: Path) -> None:
         site.start(1000, BLOB_BYTES, settings='prefetch = "off"\nconnections = 1')
         manifest = site.inspect().content
         small = f"/v2/library/app/blobs/{site.image.layers[0].digest}"
-        assert site.get(small).ended().body == site.image.layers[0].read()
-        site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
+        assert site.get(small).wait_for_end().body == site.image.layers[0].read()
+        site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
         workers = site.server.worker_pids()
-        readers = [site.get(worker=pid).reached(MIB) for pid in workers]
+        readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in workers]
         filler = fill(data)
         site.hub.release()
         for reader in readers:
-            assert not reader.ended().whole, "a blob without space on the disk should be cut off"
+            assert not reader.wait_for_end().is_complete, "a blob without space on the disk should be cut off"
             assert site.blob.startswith(reader.body)
         for pid in workers:
-            assert site.get(worker=pid).ended().body == site.blob
-            assert site.get(span=f"{MIB}-", worker=pid).ended().body == site.blob[MIB:]
-            assert site.kept() == []
-            assert site.get(small, worker=pid).ended().body == site.image.layers[0].read()
+            assert site.get(worker=pid).wait_for_end().body == site.blob
+            assert site.get(span=f"{MIB}-", worker=pid).wait_for_end().body == site.blob[MIB:]
+            assert site.stored_files() == []
+            assert site.get(small, worker=pid).wait_for_end().body == site.image.layers[0].read()
         assert site.inspect().content == manifest
         filler.unlink()
         assert free(data) > BLOB_BYTES, "the partial download still takes space"
         for pid in workers:
-            assert site.get(worker=pid).ended().body == site.blob
+            assert site.get(worker=pid).wait_for_end().body == site.blob
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from storage.consistency import ProblemCode
 from storage.errors import ManifestUnknown
 from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
-from tests.fakes.import_run import assert_whole
+from tests.fakes.import_run import assert_complete
 from tests.fakes.old_directory import OldDirectory
 from tests.fakes.upstream_content import ImageTree, index_of, noise_image
 from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts
@@ -56,7 +56,7 @@ async def assert_images_complete(store: StoredRegistry, images: list[ImageTree])
                 await store.resolve_manifest(RepositoryName(repo), Digest(image.digest))
             except ManifestUnknown:
                 continue
-            await assert_whole(store, repo, image)
+            await assert_complete(store, repo, image)
 
 
 async def check_next_import(data: Path, old_registry: OldDirectory, images: list[ImageTree], boot: str) -> None:
@@ -73,7 +73,7 @@ async def check_next_import(data: Path, old_registry: OldDirectory, images: list
         await store.collector.collect(all_shards=True)
         for repo in REPOSITORIES:
             for image in images:
-                await assert_whole(store, repo, image)
+                await assert_complete(store, repo, image)
     blobs = {digest for image in images for digest in image.blobs}
     assert {f"sha256:{path.name}" for path in files_below(data / "blobs")} == blobs
     for folder in ("trash", "uploads", "partials"):

@@ -39,7 +39,7 @@ SETTINGS = ("--config", "entrepot.toml", "--data", "data")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
     """A server with accounts that keeps its events for an hour."""
     folder = tmp_path_factory.mktemp("events")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with event_site(folder, KEEP_EVENTS) as server:
         yield AdminSite(server, folder)
 
@@ -52,7 +52,7 @@ def pushed(site: AdminSite, repo: str, tag: str, name: str, auth: tuple[str, str
 def reader_of(site: AdminSite, repo: str, *actions: str) -> tuple[str, str]:
     """Adds a user who has these actions (by default only pull) on the repository. Returns the login."""
     user = site.user()
-    site.done("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": repo, "actions": actions or ["pull"]})
+    site.call_ok("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": repo, "actions": actions or ["pull"]})
     return user
 
 
@@ -89,7 +89,7 @@ def _messages(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
 
 def last_number(site: AdminSite) -> int:
     """Returns the number of the newest event, or 0 if there is none."""
-    items = site.done("GET", "/events", limit=1)["items"]
+    items = site.call_ok("GET", "/events", limit=1)["items"]
     return int(items[0]["number"]) if items else 0
 
 
@@ -100,7 +100,7 @@ def test_list_depends_on_the_rights_of_the_account(site: AdminSite) -> None:
     pushed(site, readable_repo, "v1", "first")
     pushed(site, other_repo, "v1", "second")
     reader, pusher = reader_of(site, readable_repo), reader_of(site, readable_repo, "pull", "push")
-    all_events = site.done("GET", "/events")["items"]
+    all_events = site.call_ok("GET", "/events")["items"]
     assert [(event["action"], event["repository"]) for event in all_events[:2]] == [
         ("push", other_repo),
         ("push", readable_repo),
@@ -110,11 +110,11 @@ def test_list_depends_on_the_rights_of_the_account(site: AdminSite) -> None:
         "v1",
         ADMIN,
     )
-    (event,) = site.done("GET", "/events", auth=reader)["items"]
+    (event,) = site.call_ok("GET", "/events", auth=reader)["items"]
     assert (event["repository"], event["address"], event["user_agent"]) == (readable_repo, None, None)
-    (event,) = site.done("GET", "/events", auth=pusher)["items"]
+    (event,) = site.call_ok("GET", "/events", auth=pusher)["items"]
     assert event["address"] == "127.0.0.1"
-    assert site.done("GET", "/events", auth=site.user())["items"] == []
+    assert site.call_ok("GET", "/events", auth=site.user())["items"] == []
 
 
 def test_pages_and_filters(site: AdminSite) -> None:
@@ -125,7 +125,7 @@ def test_pages_and_filters(site: AdminSite) -> None:
     found: list[dict[str, Any]] = []
     query: dict[str, Any] = {"repository": repo, "limit": 2}
     while True:
-        page = site.done("GET", "/events", **query)
+        page = site.call_ok("GET", "/events", **query)
         found += page["items"]
         if page["next"] is None:
             break
@@ -133,7 +133,7 @@ def test_pages_and_filters(site: AdminSite) -> None:
     numbers = [event["number"] for event in found]
     assert len(numbers) == 5
     assert numbers == sorted(numbers, reverse=True)
-    assert site.done("GET", "/events", repository=repo, action="delete")["items"] == []
+    assert site.call_ok("GET", "/events", repository=repo, action="delete")["items"] == []
     for wrong in ({"after": "x"}, {"action": "other"}, {"limit": 0}):
         assert site.call("GET", "/events", **wrong).status_code in (400, 422)
 
@@ -164,7 +164,7 @@ def test_stream_depends_on_the_rights_of_the_account(site: AdminSite) -> None:
         pushed(site, other_repo, "v1", "not yours")
         pushed(site, readable_repo, "v1", "yours")
         assert next(messages)["data"]["repository"] == readable_repo
-        site.done("PATCH", f"/users/{reader[0]}", {"enabled": False})
+        site.call_ok("PATCH", f"/users/{reader[0]}", {"enabled": False})
         assert list(messages) == []
 
 
@@ -236,7 +236,7 @@ def test_the_command_lists_events(site: AdminSite) -> None:
     assert "push" in table
     assert f"{repo}:v1" in table
     as_json = entrepot_output("events", "list", "--repository", repo, "--json", *SETTINGS, folder=site.folder)
-    assert json.loads(as_json) == site.done("GET", "/events", repository=repo)["items"]
+    assert json.loads(as_json) == site.call_ok("GET", "/events", repository=repo)["items"]
     assert entrepot("events", "list", "--action", "other", *SETTINGS, folder=site.folder).returncode == 2
 
 
@@ -260,7 +260,7 @@ def test_the_command_follows_events(site: AdminSite) -> None:
 def test_retry_without_dead_letters(site: AdminSite) -> None:
     """Without dead letters (events whose delivery was given up), `events retry` has nothing to send again. The command
     needs the numbers of events, or --all."""
-    assert site.done("POST", "/events/retry", {}) == {"retried": 0}
+    assert site.call_ok("POST", "/events/retry", {}) == {"retried": 0}
     assert entrepot("events", "retry", "--all", *SETTINGS, folder=site.folder).returncode == 1
     assert entrepot("events", "retry", *SETTINGS, folder=site.folder).returncode == 2
 

@@ -58,7 +58,7 @@ def test_blobs_have_the_bytes_of_their_digest(upstream: Hub, client: httpx2.Clie
         whole = client.get(blob_url(upstream, blob.digest)).content
         assert "sha256:" + hashlib.sha256(whole).hexdigest() == blob.digest
         assert whole == blob.read()
-        assert upstream.sent(blob.digest) == [(0, blob.size)]
+        assert upstream.sent_ranges(blob.digest) == [(0, blob.size)]
     digest = hub_image.layers[1].digest
     for requested, start, stop in (
         ("5-", 5, SIZE),
@@ -70,7 +70,7 @@ def test_blobs_have_the_bytes_of_their_digest(upstream: Hub, client: httpx2.Clie
         assert part.status_code == 206
         assert part.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{SIZE}"
         assert part.content == whole[start:stop]
-        assert upstream.sent(digest)[-1] == (start, stop)
+        assert upstream.sent_ranges(digest)[-1] == (start, stop)
     beyond = client.get(blob_url(upstream, digest), headers={"Range": f"bytes={SIZE}-"})
     assert (beyond.status_code, beyond.headers["Content-Range"]) == (416, f"bytes */{SIZE}")
     assert [request.range for request in upstream.requests("blob", digest=digest)][1] == "bytes=5-"
@@ -152,7 +152,7 @@ def test_redirects_to_a_port_that_refuses_authorization(
     assert (part.status_code, part.content) == (206, hub_image.layers[1].read(10, 20))
     assert client.get(link).status_code == 403
     assert [request.kind for request in upstream.requests(digest=digest)] == ["redirect", "blob", "blob", "blob"]
-    assert upstream.sent(digest) == [(10, 20)]
+    assert upstream.sent_ranges(digest) == [(10, 20)]
 
 
 def test_gzip(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:

@@ -39,14 +39,14 @@ def test_connection_ends_after_a_number_of_bytes(upstream: Hub, hub_image: Image
     answer, was_reset = rest(ask(upstream, f"/v2/{REPO}/blobs/{layer.digest}", "Range: bytes=9-"))
     assert was_reset is reset
     assert body_of(answer) == layer.read(9, 1_000_010)
-    assert upstream.sent(layer.digest) == [(9, 1_000_010)]
+    assert upstream.sent_ranges(layer.digest) == [(9, 1_000_010)]
     assert [request.end for request in upstream.requests("blob")] == ["whole", "dropped"]
     answer, was_reset = rest(
         ask(upstream, f"/v2/{REPO}/blobs/{layer.digest}", "Range: bytes=1000010-", "Connection: close")
     )
     assert body_of(answer) == layer.read(1_000_010)
-    assert repeated(upstream.sent(layer.digest)) == []
-    assert union(upstream.sent(layer.digest)) == [(9, SIZE)]
+    assert repeated(upstream.sent_ranges(layer.digest)) == []
+    assert union(upstream.sent_ranges(layer.digest)) == [(9, SIZE)]
 
 
 def test_wrong_bytes(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:
@@ -101,7 +101,7 @@ def test_stalled_responses(upstream: Hub, hub_image: ImageTree) -> None:
     upstream.forget()
     upstream.fault(stall_after=70_000)
     sock = ask(upstream, path, "Connection: close")
-    upstream.until(lambda: upstream.sent(layer.digest) == [(0, 70_000)])
+    upstream.until(lambda: upstream.sent_ranges(layer.digest) == [(0, 70_000)])
     upstream.release()
     assert body_of(rest(sock)[0]) == layer.read()
 
@@ -163,7 +163,7 @@ def test_ranges_at_another_offset(upstream: Hub, client: httpx2.Client, hub_imag
     got = client.get(blob_url(upstream, layer.digest), headers={"Range": "bytes=7-99"})
     assert got.headers["Content-Range"] == f"bytes 17-99/{SIZE}"
     assert got.content == layer.read(17, 100)
-    assert upstream.sent(layer.digest) == [(17, 100)]
+    assert upstream.sent_ranges(layer.digest) == [(17, 100)]
 
 
 def test_unknown_switches_and_faults_are_errors(upstream: Hub) -> None:

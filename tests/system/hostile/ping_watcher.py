@@ -42,16 +42,17 @@ PING = b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
 class Stall:
     """The slowest ping of a worker, in milliseconds.
 
-    `took`: the time that the watcher has measured. `held`: this time without the time in which no CPU was free. `ran`:
-    the CPU time of the worker's main thread during the ping. `other`: the CPU time of the busiest other thread. The CPU
-    times show whether the event loop itself was busy, or another thread held the interpreter lock.
+    `elapsed_ms`: the time that the watcher has measured. `blocked_ms`: this time without the time in which no CPU was
+    free. `main_cpu_ms`: the CPU time of the worker's main thread during the ping. `other_cpu_ms`: the CPU time of the
+    busiest other thread. The CPU times show whether the event loop itself was busy, or another thread held the
+    interpreter lock.
     """
 
     pid: int
-    held: float = 0.0
-    took: float = 0.0
-    ran: float = 0.0
-    other: float = 0.0
+    blocked_ms: float = 0.0
+    elapsed_ms: float = 0.0
+    main_cpu_ms: float = 0.0
+    other_cpu_ms: float = 0.0
     pings: int = 0
 
 
@@ -170,7 +171,7 @@ class _Worker:
             if took > 1000 * SLOW_SECONDS
             else Stall(self.pid, took, took, pings=pings)
         )
-        worse = stall if stall.held > self.worst.held else self.worst
+        worse = stall if stall.blocked_ms > self.worst.blocked_ms else self.worst
         self.worst = Stall(**{**asdict(worse), "pings": pings})
 
     def _judge(self, took: float, pings: int) -> Stall:

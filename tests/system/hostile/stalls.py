@@ -50,15 +50,15 @@ class StallResult:
     attempt: int
 
     @property
-    def held(self) -> float:
+    def blocked_ms(self) -> float:
         """The time in milliseconds for which the worker was blocked."""
-        return self.stall.held
+        return self.stall.blocked_ms
 
     def __str__(self) -> str:
         return (
-            f"{self.kind.name}: {self.held:.1f} ms (answered {self.status}, try {self.attempt}; the ping took "
-            f"{self.stall.took:.1f} ms, in which the loop ran {self.stall.ran:.1f} ms and another thread "
-            f"{self.stall.other:.1f} ms)"
+            f"{self.kind.name}: {self.blocked_ms:.1f} ms (answered {self.status}, try {self.attempt}; the ping took "
+            f"{self.stall.elapsed_ms:.1f} ms, in which the loop ran {self.stall.main_cpu_ms:.1f} ms and another thread "
+            f"{self.stall.other_cpu_ms:.1f} ms)"
         )
 
 
@@ -69,10 +69,10 @@ def measure(site: AttackedSite, watcher: PingWatcher, kind: Attack, tries: int =
         watcher.begin()
         status = kind.attack(site).status
         threading.Event().wait(SETTLE_SECONDS)
-        stall = max(watcher.end(), key=lambda each: each.held)
-        if best is None or stall.held < best.held:
+        stall = max(watcher.end(), key=lambda each: each.blocked_ms)
+        if best is None or stall.blocked_ms < best.blocked_ms:
             best = StallResult(kind, stall, status, number)
-        if best.held <= MAX_STALL_MS:
+        if best.blocked_ms <= MAX_STALL_MS:
             break
     assert best is not None
     return best
@@ -82,9 +82,9 @@ def table(results: Mapping[str, StallResult]) -> str:
     """Returns a table of the results, with the largest delay first."""
     lines = [f"{'kind':52} {'limit':>12} {'status':>6} {'held ms':>8} {'loop ms':>8} {'thread ms':>9}"]
     lines += [
-        f"{result.kind.name:52} {result.kind.limit:>12} {result.status:>6} {result.held:8.1f} {result.stall.ran:8.1f} "
-        f"{result.stall.other:9.1f}"
-        for result in sorted(results.values(), key=lambda result: -result.held)
+        f"{result.kind.name:52} {result.kind.limit:>12} {result.status:>6} {result.blocked_ms:8.1f} "
+        f"{result.stall.main_cpu_ms:8.1f} {result.stall.other_cpu_ms:9.1f}"
+        for result in sorted(results.values(), key=lambda result: -result.blocked_ms)
     ]
     return "\n".join(lines)
 
@@ -96,6 +96,8 @@ def summary(results: Mapping[str, StallResult]) -> str:
         groups.setdefault(name.partition(":")[0], []).append(result)
     lines = ["| Group | Kinds | Worst, ms | Which |", "|---|---|---|---|"]
     for group, group_results in groups.items():
-        worst = max(group_results, key=lambda each: each.held)
-        lines.append(f"| {group} | {len(group_results)} | {worst.held:.0f} | {worst.kind.name.partition(': ')[2]} |")
+        worst = max(group_results, key=lambda each: each.blocked_ms)
+        lines.append(
+            f"| {group} | {len(group_results)} | {worst.blocked_ms:.0f} | {worst.kind.name.partition(': ')[2]} |"
+        )
     return "\n".join(lines)

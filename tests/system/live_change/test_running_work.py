@@ -35,16 +35,16 @@ def test_download_continues_during_a_reload_or_restart(mirror: MirrorSite, comma
     byte is fetched twice."""
     mirror.start(settings='prefetch = "off"\nconnections = 1')
     mirror.inspect()
-    mirror.hub.fault(on="blob", match=mirror.encoded, stall_after=MIB)
-    readers = [mirror.get().reached(MIB)]
+    mirror.hub.fault(on="blob", match=mirror.digest_hex, stall_after=MIB)
+    readers = [mirror.get().wait_for_bytes(MIB)]
     process = entrepot(command, "--data", mirror.server.data, folder=mirror.folder)
     assert (process.returncode, process.stderr) == (0, "")
-    readers.append(mirror.get().reached(MIB))
+    readers.append(mirror.get().wait_for_bytes(MIB))
     mirror.hub.release()
     for reader in readers:
-        assert reader.ended().body == mirror.blob
-    wait_until(lambda: any("/blobs/" in path for path in mirror.kept()), "the blob is not kept")
-    assert repeated(mirror.hub.sent(mirror.digest)) == []
+        assert reader.wait_for_end().body == mirror.blob
+    wait_until(lambda: any("/blobs/" in path for path in mirror.stored_files()), "the blob is not kept")
+    assert repeated(mirror.hub.sent_ranges(mirror.digest)) == []
 
 
 async def test_job_continues_during_a_reload(tmp_path: Path) -> None:

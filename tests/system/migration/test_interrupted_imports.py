@@ -117,9 +117,9 @@ def test_bytes_of_a_killed_download_are_reused(tmp_path: Path) -> None:
         old.forget()
         old.set(rate=0)
         entrepot_output(*map(str, command), folder=tmp_path)
-        fetched = sum(stop - start_offset for start_offset, stop in union(old.sent(layer)))
+        fetched = sum(stop - start_offset for start_offset, stop in union(old.sent_ranges(layer)))
         assert fetched < 19 * MIB
-        assert repeated(old.sent(layer)) == []
+        assert repeated(old.sent_ranges(layer)) == []
     with running_server(tmp_path) as server:
         assert RegistryClient(server.address).blob("team/app", layer) == image.layers[0].read()
 
@@ -249,6 +249,8 @@ def test_settings_are_translated(tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text("version: 0.1\nhttp: {addr: ':5000'}\n")
     out = entrepot_output("import-config", "config.yml", folder=tmp_path, REGISTRY_LOG_LEVEL="warn")
     assert 'log_level = "warning"' in out
-    assert entrepot_output("import-config", "-", folder=tmp_path, given="log: {level: error}").endswith('"error"\n')
-    assert "is not YAML" in error_line(entrepot("import-config", "-", folder=tmp_path, given="{"), 1)
+    assert entrepot_output("import-config", "-", folder=tmp_path, stdin_text="log: {level: error}").endswith(
+        '"error"\n'
+    )
+    assert "is not YAML" in error_line(entrepot("import-config", "-", folder=tmp_path, stdin_text="{"), 1)
     assert "cannot be read" in error_line(entrepot("import-config", "none", folder=tmp_path), 1)

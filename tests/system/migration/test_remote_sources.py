@@ -49,7 +49,7 @@ def test_another_entrepot_with_accounts(tmp_path: Path, content: UpstreamContent
     with running_server(folder) as old:
         push(old.address, content)
     data = ("--data", str(folder / "data"))
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", *data, folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", *data, folder=folder, stdin_text=PASSWORD)
     (tmp_path / "password").write_text(PASSWORD + "\n")
     with running_server(folder) as old, running_server(tmp_path / "new") as new:
         command = ("import", old.url, "--data", new.data)

@@ -20,12 +20,12 @@ def test_download_continues_after_dropped_connections(site: MirrorSite, size: in
     sent twice."""
     site.start(1000, size, settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, drop_after=300_000, reset=reset, times=3)
-    assert site.get().ended().body == site.blob
+    site.hub.fault(on="blob", match=site.digest_hex, drop_after=300_000, reset=reset, times=3)
+    assert site.get().wait_for_end().body == site.blob
     assert site.hub.faults == 0
     assert [request.end for request in site.hub.requests("blob")].count("dropped") == 3
-    assert repeated(site.hub.sent(site.digest)) == []
-    assert union(site.hub.sent(site.digest)) == [(0, size)]
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
+    assert union(site.hub.sent_ranges(site.digest)) == [(0, size)]
 
 
 def test_stalled_blob_response_is_resumed(site: MirrorSite) -> None:
@@ -33,10 +33,10 @@ def test_stalled_blob_response_is_resumed(site: MirrorSite) -> None:
     requests the rest of the blob."""
     site.start(settings=QUICK_TIMEOUT)
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
-    assert site.get().ended().body == site.blob
-    assert repeated(site.hub.sent(site.digest)) == []
-    assert union(site.hub.sent(site.digest)) == [(0, SIZE)]
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
+    assert site.get().wait_for_end().body == site.blob
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
+    assert union(site.hub.sent_ranges(site.digest)) == [(0, SIZE)]
 
 
 def test_upstream_without_range_support(site: MirrorSite) -> None:
@@ -44,10 +44,10 @@ def test_upstream_without_range_support(site: MirrorSite) -> None:
     a broken connection, the mirror fetches the blob from its start again, and the pull succeeds."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"', ranges=False)
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, drop_after=5 * MIB)
-    part = site.get(span="11000000-11999999").ended()
+    site.hub.fault(on="blob", match=site.digest_hex, drop_after=5 * MIB)
+    part = site.get(span="11000000-11999999").wait_for_end()
     assert (part.status, bytes(part.body)) == (206, site.blob[11000000:12000000])
-    assert site.get().ended().body == site.blob
+    assert site.get().wait_for_end().body == site.blob
     assert site.hub.count("blob", digest=site.digest) == 2
 
 
@@ -57,7 +57,7 @@ def test_upstream_without_content_length(site: MirrorSite) -> None:
     site.start(lengths=False)
     assert site.inspect().content == site.image.body
     for digest, blob in site.image.blobs.items():
-        assert site.get(f"/v2/{REPO}/blobs/{digest}").ended().body == blob.read()
+        assert site.get(f"/v2/{REPO}/blobs/{digest}").wait_for_end().body == blob.read()
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -69,7 +69,7 @@ def test_uncached_content_gets_502_while_the_upstream_fails(site: MirrorSite, st
     started = time.monotonic()
     readers = [site.get(f"/v2/{REPO}/manifests/none"), site.get(), site.get(span="-10")]
     for reader in readers:
-        assert reader.ended().status == 502
+        assert reader.wait_for_end().status == 502
         assert b'"UNAVAILABLE"' in reader.body
     assert time.monotonic() - started < 10
 
@@ -78,8 +78,8 @@ def test_one_failed_blob_request_is_retried(site: MirrorSite) -> None:
     """If the upstream answers one request for a blob with 503, the mirror retries it, and the client gets the blob."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="redirect", match=site.encoded, status=503)
-    assert site.get().ended().body == site.blob
+    site.hub.fault(on="redirect", match=site.digest_hex, status=503)
+    assert site.get().wait_for_end().body == site.blob
 
 
 def test_silent_upstream_gives_504_before_docker_times_out(site: MirrorSite) -> None:
@@ -91,7 +91,7 @@ def test_silent_upstream_gives_504_before_docker_times_out(site: MirrorSite) -> 
     paths = ["manifests/1", f"manifests/{site.image.digest}", f"blobs/{site.digest}", "tags/list"]
     readers = [site.get(f"/v2/{REPO}/{path}", worker=pid) for path in paths for pid in site.server.worker_pids()]
     for reader in readers:
-        assert reader.ended().status == 504, reader.body
+        assert reader.wait_for_end().status == 504, reader.body
     assert time.monotonic() - started < 15
     site.hub.clear()
     site.hub.release()  # otherwise the server would wait at its shutdown for the open upstream requests
@@ -105,11 +105,11 @@ def test_blob_response_without_headers_gets_504(site: MirrorSite) -> None:
     site.hub.fault(on="any", method="", stall=True, times=None)
     readers = [site.get(span=span, worker=pid) for span in ("", "-10") for pid in site.server.worker_pids()]
     for reader in readers:
-        assert reader.ended().status == 504
+        assert reader.wait_for_end().status == 504
         assert b'"UNAVAILABLE"' in reader.body
     site.hub.clear()
     site.hub.release()
-    assert site.get().ended().body == site.blob
+    assert site.get().wait_for_end().body == site.blob
 
 
 def test_readers_wait_until_the_upstream_is_back(site: MirrorSite) -> None:
@@ -118,14 +118,14 @@ def test_readers_wait_until_the_upstream_is_back(site: MirrorSite) -> None:
     again."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
-    readers = [site.get(worker=pid).reached(MIB) for pid in site.server.worker_pids()]
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
+    readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in site.server.worker_pids()]
     site.hub.refuse()
     wait_until(lambda: "it is left alone for a moment" in site.server.log_text(), "the endpoint is not given up")
     site.hub.listen()
     for reader in readers:
-        assert reader.ended().body == site.blob
-    assert union(site.hub.sent(site.digest)) == [(0, 12 * MIB)]
+        assert reader.wait_for_end().body == site.blob
+    assert union(site.hub.sent_ranges(site.digest)) == [(0, 12 * MIB)]
 
 
 def test_piece_of_a_stalled_connection_is_fetched_over_another_one(site: MirrorSite) -> None:
@@ -134,29 +134,29 @@ def test_piece_of_a_stalled_connection_is_fetched_over_another_one(site: MirrorS
     timeout. No byte is sent twice."""
     site.start(1000, 24 * MIB, settings='prefetch = "off"\nidle_timeout = "1h"', rate=4 * MIB)
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
-    assert site.get().ended().body == site.blob
-    assert repeated(site.hub.sent(site.digest)) == []
-    assert union(site.hub.sent(site.digest)) == [(0, 24 * MIB)]
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
+    assert site.get().wait_for_end().body == site.blob
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
+    assert union(site.hub.sent_ranges(site.digest)) == [(0, 24 * MIB)]
 
 
 def test_whole_blob_is_requested_if_ranges_are_refused(site: MirrorSite) -> None:
     """If the upstream answers a Range request with an error, the mirror requests the whole blob."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, status=416, times=2)
-    assert site.get().ended().body == site.blob
+    site.hub.fault(on="blob", match=site.digest_hex, status=416, times=2)
+    assert site.get().wait_for_end().body == site.blob
 
 
 def test_second_endpoint_is_used_if_the_first_fails(site: MirrorSite) -> None:
     """If one endpoint of the upstream fails, the mirror uses the next endpoint, even in the middle of a blob."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"\nconnections = 1', endpoints=2)
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
-    reader = site.get().reached(MIB)
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
+    reader = site.get().wait_for_bytes(MIB)
     site.hub.refuse()
-    assert reader.ended().body == site.blob
+    assert reader.wait_for_end().body == site.blob
     assert site.inspect("latest").content == site.image.body
-    sent_intervals = [*site.hub.sent(site.digest), *site.other.sent(site.digest)]
+    sent_intervals = [*site.hub.sent_ranges(site.digest), *site.other.sent_ranges(site.digest)]
     assert repeated(sent_intervals) == []
     assert union(sent_intervals) == [(0, 12 * MIB)]

@@ -20,42 +20,42 @@ def test_slow_reader_does_not_delay_the_fill(site: MirrorSite) -> None:
     site.start(1000, 16 * MIB, settings='prefetch = "off"')
     site.inspect()
     may_read = threading.Event()
-    slow_readers = [site.get(worker=pid, hold=may_read).answered() for pid in site.server.worker_pids()]
+    slow_readers = [site.get(worker=pid, hold=may_read).wait_for_headers() for pid in site.server.worker_pids()]
     for pid in site.server.worker_pids():
-        assert site.get(worker=pid).ended().body == site.blob
+        assert site.get(worker=pid).wait_for_end().body == site.blob
     site.hub.refuse()
     assert [len(reader.body) for reader in slow_readers] == [0, 0]
     may_read.set()
     for reader in slow_readers:
-        assert reader.ended().body == site.blob
-    assert repeated(site.hub.sent(site.digest)) == []
+        assert reader.wait_for_end().body == site.blob
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
 
 
 def test_fill_continues_for_other_readers_after_a_disconnect(site: MirrorSite) -> None:
     """If the client that started a fill disconnects, the fill continues for the remaining clients of both workers."""
     site.start(settings=ONE_CONNECTION)
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
-    first = site.get().reached(MIB)
-    readers = [site.get(worker=pid).reached(MIB) for pid in site.server.worker_pids()]
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
+    first = site.get().wait_for_bytes(MIB)
+    readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in site.server.worker_pids()]
     first.leave()
     site.hub.release()
     for reader in readers:
-        assert reader.ended().body == site.blob
-    assert repeated(site.hub.sent(site.digest)) == []
+        assert reader.wait_for_end().body == site.blob
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
 
 
 def test_fill_completes_after_its_only_reader_disconnects(site: MirrorSite) -> None:
     """If the only client disconnects, the mirror still downloads the rest of the blob and stores it."""
     site.start(settings=ONE_CONNECTION)
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
-    site.get().reached(MIB).leave()
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
+    site.get().wait_for_bytes(MIB).leave()
     site.hub.release()
-    wait_until(lambda: any("/blobs/" in path for path in site.kept()), "the blob is not kept")
+    wait_until(lambda: any("/blobs/" in path for path in site.stored_files()), "the blob is not kept")
     site.hub.refuse()
-    assert site.get().ended().body == site.blob
-    assert repeated(site.hub.sent(site.digest)) == []
+    assert site.get().wait_for_end().body == site.blob
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
 
 
 def test_headers_of_a_huge_blob_are_sent_early(site: MirrorSite) -> None:
@@ -65,16 +65,16 @@ def test_headers_of_a_huge_blob_are_sent_early(site: MirrorSite) -> None:
     site.inspect()
     head = site.http.head(site.path)
     assert (head.status_code, head.headers["content-length"]) == (200, str(GIB))
-    assert site.hub.sent(site.digest) == []
+    assert site.hub.sent_ranges(site.digest) == []
     worker = site.server.worker_pids()[0]
-    reader = site.get(worker=worker).answered()
+    reader = site.get(worker=worker).wait_for_headers()
     assert (reader.status, reader.headers["content-length"]) == (200, str(GIB))
     assert reader.headers["docker-content-digest"] == site.digest
-    assert sum(stop - start for start, stop in site.hub.sent(site.digest)) < GIB // 64
-    assert reader.reached(100).body[:100] == site.image.layers[-1].read(0, 100)
-    middle = site.get(span=f"{GIB // 2}-{GIB // 2 + 99}", worker=worker).ended()
+    assert sum(stop - start for start, stop in site.hub.sent_ranges(site.digest)) < GIB // 64
+    assert reader.wait_for_bytes(100).body[:100] == site.image.layers[-1].read(0, 100)
+    middle = site.get(span=f"{GIB // 2}-{GIB // 2 + 99}", worker=worker).wait_for_end()
     assert (middle.status, bytes(middle.body)) == (206, site.image.layers[-1].read(GIB // 2, GIB // 2 + 100))
-    assert sum(stop - start for start, stop in site.hub.sent(site.digest)) < GIB // 16
+    assert sum(stop - start for start, stop in site.hub.sent_ranges(site.digest)) < GIB // 16
     reader.leave()
 
 
@@ -88,12 +88,12 @@ def test_ranges_of_blobs_that_are_not_stored(site: MirrorSite) -> None:
     site.inspect()
     for layer, span in zip(site.image.layers, RANGES, strict=True):
         path = f"/v2/{REPO}/blobs/{layer.digest}"
-        answer = site.get(path, span).ended()
+        answer = site.get(path, span).wait_for_end()
         start, stop = bounds(span, layer.size)
         assert (answer.status, answer.headers["content-range"]) == (206, f"bytes {start}-{stop - 1}/{layer.size}")
         assert answer.body == layer.read(start, stop)
-        assert site.get(path).ended().body == layer.read()
-        assert repeated(site.hub.sent(layer.digest)) == []
+        assert site.get(path).wait_for_end().body == layer.read()
+        assert repeated(site.hub.sent_ranges(layer.digest)) == []
 
 
 def bounds(span: str, size: int) -> tuple[int, int]:
@@ -109,25 +109,25 @@ def test_ranges_of_a_partly_stored_blob(site: MirrorSite) -> None:
     send the remaining bytes as soon as the upstream has sent them."""
     site.start(settings=ONE_CONNECTION)
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB)
-    whole_blob = site.get().reached(MIB)
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
+    whole_blob = site.get().wait_for_bytes(MIB)
     workers = site.server.worker_pids()
     for pid in workers:
-        stored = site.get(span="1000-1999", worker=pid).ended()
+        stored = site.get(span="1000-1999", worker=pid).wait_for_end()
         assert (stored.status, bytes(stored.body)) == (206, site.blob[1000:2000])
-    missing = [site.get(span=f"{2 * MIB}-{2 * MIB + 999}", worker=pid).answered() for pid in workers]
-    suffixes = [site.get(span="-1000", worker=pid).answered() for pid in workers]
-    partly_stored = [site.get(span=f"{MIB // 2}-{2 * MIB - 1}", worker=pid).reached(MIB // 4) for pid in workers]
+    missing = [site.get(span=f"{2 * MIB}-{2 * MIB + 999}", worker=pid).wait_for_headers() for pid in workers]
+    suffixes = [site.get(span="-1000", worker=pid).wait_for_headers() for pid in workers]
+    partly_stored = [site.get(span=f"{MIB // 2}-{2 * MIB - 1}", worker=pid).wait_for_bytes(MIB // 4) for pid in workers]
     assert [len(reader.body) for reader in (*missing, *suffixes)] == [0] * 4
     site.hub.release()
     for reader in missing:
-        assert (reader.ended().status, bytes(reader.body)) == (206, site.blob[2 * MIB : 2 * MIB + 1000])
+        assert (reader.wait_for_end().status, bytes(reader.body)) == (206, site.blob[2 * MIB : 2 * MIB + 1000])
     for reader in suffixes:
-        assert (reader.ended().status, bytes(reader.body)) == (206, site.blob[-1000:])
+        assert (reader.wait_for_end().status, bytes(reader.body)) == (206, site.blob[-1000:])
     for reader in partly_stored:
-        assert (reader.ended().status, bytes(reader.body)) == (206, site.blob[MIB // 2 : 2 * MIB])
-    assert whole_blob.ended().body == site.blob
-    assert union(site.hub.sent(site.digest)) == [(0, SIZE)]
-    assert repeated(site.hub.sent(site.digest)) == []
-    past_the_end = site.get(span=f"{SIZE}-").ended()
+        assert (reader.wait_for_end().status, bytes(reader.body)) == (206, site.blob[MIB // 2 : 2 * MIB])
+    assert whole_blob.wait_for_end().body == site.blob
+    assert union(site.hub.sent_ranges(site.digest)) == [(0, SIZE)]
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
+    past_the_end = site.get(span=f"{SIZE}-").wait_for_end()
     assert (past_the_end.status, past_the_end.headers["content-range"]) == (416, f"bytes */{SIZE}")

@@ -35,7 +35,7 @@ def test_scrub_fetches_a_damaged_blob_again(site: MirrorSite, damage: Callable[[
     without a further request to the upstream."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    assert site.get().ended().body == site.blob
+    assert site.get().wait_for_end().body == site.blob
     damage(blob_file(site))
     requests_before = len(site.hub.requests("blob", digest=site.digest))
 
@@ -48,7 +48,7 @@ def test_scrub_fetches_a_damaged_blob_again(site: MirrorSite, damage: Callable[[
     requests_of_scrub = site.hub.requests("blob", digest=site.digest)[requests_before:]
     assert requests_of_scrub
     for worker in site.server.worker_pids():
-        assert site.get(worker=worker).ended().body == site.blob
+        assert site.get(worker=worker).wait_for_end().body == site.blob
     assert len(site.hub.requests("blob", digest=site.digest)) == requests_before + len(requests_of_scrub)
     assert scrub(site, exit_code=0)[-1]["damaged"] == 0
 
@@ -58,17 +58,17 @@ def test_pull_fetches_a_damaged_blob_again(site: MirrorSite) -> None:
     so no client gets damaged bytes. After the upstream has recovered, the first pull fetches the blob again."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    assert site.get().ended().body == site.blob
+    assert site.get().wait_for_end().body == site.blob
     flip_byte(blob_file(site), SIZE - 1)
-    site.hub.fault(on="blob", match=site.encoded, status=503, times=None)
+    site.hub.fault(on="blob", match=site.digest_hex, status=503, times=None)
     events = scrub(site, exit_code=1)
     assert [event["event"] for event in events] == ["damaged", "not fetched", "done"]
     for worker in site.server.worker_pids():
-        assert site.get(worker=worker).ended().status in (502, 504)
+        assert site.get(worker=worker).wait_for_end().status in (502, 504)
     site.hub.clear()
     for worker in site.server.worker_pids():
-        assert site.get(worker=worker).ended().body == site.blob
-    assert union(site.hub.sent(site.digest))[-1] == (0, SIZE)
+        assert site.get(worker=worker).wait_for_end().body == site.blob
+    assert union(site.hub.sent_ranges(site.digest))[-1] == (0, SIZE)
     assert scrub(site, exit_code=0)[-1]["damaged"] == 0
 
 
@@ -76,8 +76,8 @@ def test_pull_fetches_a_deleted_blob_again(site: MirrorSite) -> None:
     """If the file of a blob was deleted, the next pull fetches the blob again and returns the right bytes."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    assert site.get().ended().body == site.blob
+    assert site.get().wait_for_end().body == site.blob
     blob_file(site).unlink()
-    answer = site.get().ended()
+    answer = site.get().wait_for_end()
     assert (answer.status, bytes(answer.body)) == (200, site.blob)
     assert blob_file(site).read_bytes() == site.blob

@@ -24,7 +24,7 @@ def start_readers(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
     readers = {pid: [site.get(worker=pid) for _ in range(2)] for pid in site.server.worker_pids()}
     assert len(readers) == 2
     for reader in (each for pair in readers.values() for each in pair):
-        reader.reached(MIB)
+        reader.wait_for_bytes(MIB)
     return readers
 
 
@@ -40,12 +40,12 @@ def test_owner_of_the_fill_is_killed(site: MirrorSite) -> None:
     assert 0 < sum(stop - start for start, stop in stored) < BLOB_BYTES
     interrupted, other_readers = readers.pop(owner), next(iter(readers.values()))
     for reader in other_readers:
-        assert reader.ended().whole
+        assert reader.wait_for_end().is_complete
         assert reader.body == site.blob
     for reader in interrupted:
         assert site.finish(reader) == site.blob
     assert site.refetched(stored, killed_at) == []
-    assert union(site.hub.sent(site.digest)) == [(0, BLOB_BYTES)]
+    assert union(site.hub.sent_ranges(site.digest)) == [(0, BLOB_BYTES)]
 
 
 def test_three_owners_of_the_fill_are_killed_in_turn(site: MirrorSite) -> None:
@@ -56,16 +56,16 @@ def test_three_owners_of_the_fill_are_killed_in_turn(site: MirrorSite) -> None:
         offset = site.extents()[0][1]
         stored, killed_at = site.extents(), time.monotonic()
         os.kill(site.owner(), signal.SIGKILL)
-        reader_after = site.get(span=f"{offset}-{offset + MIB - 1}").ended()
+        reader_after = site.get(span=f"{offset}-{offset + MIB - 1}").wait_for_end()
         while reader_after.status == 0:  # the connection had reached the killed worker
-            reader_after = site.get(span=f"{offset}-{offset + MIB - 1}").ended()
-        assert reader_after.whole
+            reader_after = site.get(span=f"{offset}-{offset + MIB - 1}").wait_for_end()
+        assert reader_after.is_complete
         assert reader_after.body == site.blob[offset : offset + MIB]
         assert site.refetched(stored, killed_at) == []
     site.hub.set(rate=0)
     for reader in (each for pair in readers.values() for each in pair):
         assert site.finish(reader) == site.blob
-    assert union(site.hub.sent(site.digest)) == [(0, BLOB_BYTES)]
+    assert union(site.hub.sent_ranges(site.digest)) == [(0, BLOB_BYTES)]
 
 
 def test_worker_that_does_not_own_the_fill_is_killed(site: MirrorSite) -> None:
@@ -76,12 +76,12 @@ def test_worker_that_does_not_own_the_fill_is_killed(site: MirrorSite) -> None:
     os.kill(follower, signal.SIGKILL)
     site.hub.set(rate=0)
     for reader in readers[owner]:
-        assert reader.ended().whole
+        assert reader.wait_for_end().is_complete
         assert reader.body == site.blob
     for reader in readers[follower]:
         assert site.finish(reader) == site.blob
-    assert repeated(site.hub.sent(site.digest)) == []
-    assert union(site.hub.sent(site.digest)) == [(0, BLOB_BYTES)]
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
+    assert union(site.hub.sent_ranges(site.digest)) == [(0, BLOB_BYTES)]
 
 
 def test_fill_continues_after_the_server_was_killed(site: MirrorSite) -> None:
@@ -95,7 +95,7 @@ def test_fill_continues_after_the_server_was_killed(site: MirrorSite) -> None:
     for reader in (each for pair in readers.values() for each in pair):
         assert site.finish(reader) == site.blob
     assert site.refetched(stored, killed_at) == []
-    assert union(site.hub.sent(site.digest)) == [(0, BLOB_BYTES)]
+    assert union(site.hub.sent_ranges(site.digest)) == [(0, BLOB_BYTES)]
 
 
 def test_fill_continues_after_the_server_was_stopped(site: MirrorSite) -> None:
@@ -112,9 +112,9 @@ def test_fill_continues_after_the_server_was_stopped(site: MirrorSite) -> None:
     site.hub.clear()
     site.hub.set(rate=0)
     site.serve()
-    assert site.get().ended().body == site.blob
+    assert site.get().wait_for_end().body == site.blob
     later_requests = [
         request for request in site.hub.requests("blob", digest=site.digest) if request.begun > stopped_at
     ]
     assert any(request.end == "whole" for request in later_requests)
-    assert site.asked("manifest") == 1
+    assert site.count_requests("manifest") == 1

@@ -41,17 +41,17 @@ def test_login_failure_of_one_repository_keeps_its_cached_tags(site: MirrorSite,
     for number in range(8):
         for worker in site.server.worker_pids():
             tag = TAGS[number]
-            answer = site.get(f"/v2/{FAILING_REPO}/manifests/{tag}", worker=worker).ended()
+            answer = site.get(f"/v2/{FAILING_REPO}/manifests/{tag}", worker=worker).wait_for_end()
             assert (answer.status, answer.headers["warning"][:7]) == (200, '299 - "')
             for path in (f"/v2/library/new{number}/manifests/1", f"/v2/{REPO}/manifests/1"):
-                other = site.get(path, worker=worker).ended()
+                other = site.get(path, worker=worker).wait_for_end()
                 assert (other.status, "warning" in other.headers) == (200, False), other.body
         assert site.http.get(f"/v2/{FAILING_REPO}/manifests/absent").status_code in (404, 502)
     listed = site.http.get(f"/v2/{FAILING_REPO}/tags/list")
     assert (listed.status_code, listed.json()["tags"]) == (200, TAGS)
     site.hub.set(realms={}, private=())
     for tag in TAGS:
-        answer = site.get(f"/v2/{FAILING_REPO}/manifests/{tag}").ended()
+        answer = site.get(f"/v2/{FAILING_REPO}/manifests/{tag}").wait_for_end()
         assert (answer.status, "warning" in answer.headers) == (200, False)
 
 
@@ -81,5 +81,5 @@ def test_redirect_to_a_private_network_is_refused(site: MirrorSite) -> None:
         answer = site.http.get(f"/v2/{REPO}/blobs/{site.digest}")
         assert (answer.status_code, "not public" in answer.text) == (502, True), answer.text
     site.hub.set(cdn="")
-    assert site.get().ended().body == site.blob
+    assert site.get().wait_for_end().body == site.blob
     assert site.http.get(f"/v2/{REPO}/blobs/{config_digest}").status_code == 200

@@ -19,8 +19,8 @@ CLIENTS = 32
 
 def fetch(site: MirrorSite, path: str) -> bytes:
     """Returns the complete body of a path below the repository."""
-    answer = site.get(f"/v2/{REPO}/{path}").ended()
-    assert answer.whole, (path, answer.status, len(answer.body))
+    answer = site.get(f"/v2/{REPO}/{path}").wait_for_end()
+    assert answer.is_complete, (path, answer.status, len(answer.body))
     return bytes(answer.body)
 
 
@@ -57,8 +57,8 @@ def test_many_clients_pull_an_uncached_image(site: MirrorSite) -> None:
     assert site.hub.count("manifest", "HEAD") == 0
     assert site.hub.count("token") == 1
     for digest, blob in amd64.blobs.items():
-        assert repeated(site.hub.sent(digest)) == []
-        assert union(site.hub.sent(digest)) == [(0, blob.size)]
+        assert repeated(site.hub.sent_ranges(digest)) == []
+        assert union(site.hub.sent_ranges(digest)) == [(0, blob.size)]
     assert not any(site.hub.requests(digest=digest) for digest in (arm64.digest, *arm64.blobs))
     worker_pids = set(re.findall(r"registry\.access\[(\d+)\]", site.server.log_text()))
     assert len(worker_pids) == 2, "the test did not reach both workers"
@@ -71,5 +71,5 @@ def test_many_clients_request_unknown_content(site: MirrorSite) -> None:
     path, zeros = f"/v2/{REPO}", f"sha256:{'0' * 64}"
     for unknown, requests in (("manifests/none", 1), (f"manifests/{zeros}", 1), (f"blobs/{zeros}", 2)):
         readers = [site.get(f"{path}/{unknown}") for _ in range(CLIENTS)]
-        assert {reader.ended().status for reader in readers} == {404}
-        assert site.asked(match=unknown) == requests
+        assert {reader.wait_for_end().status for reader in readers} == {404}
+        assert site.count_requests(match=unknown) == requests

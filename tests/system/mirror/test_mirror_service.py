@@ -209,7 +209,7 @@ def test_uncached_blob_is_streamed(site: HubAndServer) -> None:
         first = answer.read(MIB // 2)
         site.hub.release()
         assert first + answer.read() == site.content
-    assert union(site.hub.sent(site.layer)) == [(0, SIZE)]
+    assert union(site.hub.sent_ranges(site.layer)) == [(0, SIZE)]
 
 
 def test_ranges_before_and_after_a_blob_is_stored(site: HubAndServer) -> None:

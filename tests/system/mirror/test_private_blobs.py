@@ -57,7 +57,7 @@ def pull(site: MirrorSite, repo: str, login: dict[str, str]) -> BackgroundGet:
     """Pulls the manifest of a repository, then the secret layer. Returns the response with the layer."""
     answer = site.http.get(f"/v2/docker.io/{repo}/manifests/1", headers=login)
     assert answer.status_code == 200, answer.text
-    return site.get(blob(repo), headers=login).ended()
+    return site.get(blob(repo), headers=login).wait_for_end()
 
 
 def request_layer_in_all_ways(site: MirrorSite, repo: str, login: dict[str, str]) -> list[httpx2.Response]:
@@ -105,13 +105,13 @@ def test_blob_in_download_is_not_served_through_another_repository(site: MirrorS
     attacker = account(site, "attacker", "docker.io/attacker/**")
     assert site.http.get(f"/v2/docker.io/{SECRET_REPO}/manifests/1", headers=reader).status_code == 200
     site.hub.fault(on="blob", match=LAYER.digest.partition(":")[2], stall_after=MIB)
-    growing = site.get(blob(SECRET_REPO), headers=reader).reached(MIB)
+    growing = site.get(blob(SECRET_REPO), headers=reader).wait_for_bytes(MIB)
     assert site.http.get(f"/v2/docker.io/{ATTACKER_REPO}/manifests/1", headers=attacker).status_code == 200
     for worker in site.server.worker_pids():
         for span in ("", "0-9"):
-            assert site.get(blob(ATTACKER_REPO), span, worker=worker, headers=attacker).ended().status == 404
+            assert site.get(blob(ATTACKER_REPO), span, worker=worker, headers=attacker).wait_for_end().status == 404
     site.hub.release()
-    assert growing.ended().body == LAYER.read()
+    assert growing.wait_for_end().body == LAYER.read()
 
 
 def test_a_stored_layer_is_confirmed_once_for_each_repository(site: MirrorSite) -> None:
@@ -125,12 +125,12 @@ def test_a_stored_layer_is_confirmed_once_for_each_repository(site: MirrorSite) 
     assert pull(site, PARTNER_REPO, reader).body == LAYER.read()
     assert pull(site, PARTNER_REPO, reader).body == LAYER.read()
     assert heads(site, PARTNER_REPO) == 1
-    assert repeated(site.hub.sent(LAYER.digest)) == []
-    assert union(site.hub.sent(LAYER.digest)) == [(0, SIZE)]
+    assert repeated(site.hub.sent_ranges(LAYER.digest)) == []
+    assert union(site.hub.sent_ranges(LAYER.digest)) == [(0, SIZE)]
     assert site.http.get(f"/v2/docker.io/{ATTACKER_REPO}/manifests/1", headers=reader).status_code == 200
     site.hub.refuse()
-    assert site.get(blob(PARTNER_REPO), headers=reader).ended().body == LAYER.read()
-    assert site.get(blob(SECRET_REPO), headers=reader).ended().body == LAYER.read()
+    assert site.get(blob(PARTNER_REPO), headers=reader).wait_for_end().body == LAYER.read()
+    assert site.get(blob(SECRET_REPO), headers=reader).wait_for_end().body == LAYER.read()
     refused = site.http.get(blob(ATTACKER_REPO), headers=reader)
     assert (refused.status_code, refused.json()["errors"][0]["code"]) == (502, "UNAVAILABLE")
 
@@ -196,7 +196,7 @@ def test_blob_size_comes_from_the_upstream_not_from_a_manifest(site: MirrorSite,
     reader = account(site, "reader", "docker.io/partner/**")
     assert site.http.get(f"/v2/docker.io/{PARTNER_REPO}/manifests/liar", headers=reader).status_code == 200
     assert site.http.head(blob(PARTNER_REPO), headers=reader).headers["content-length"] == str(SIZE)
-    assert site.get(blob(PARTNER_REPO), headers=reader).ended().body == LAYER.read()
+    assert site.get(blob(PARTNER_REPO), headers=reader).wait_for_end().body == LAYER.read()
 
 
 def test_repositories_of_a_public_upstream_share_blobs(site: MirrorSite) -> None:
@@ -209,8 +209,8 @@ def test_repositories_of_a_public_upstream_share_blobs(site: MirrorSite) -> None
     for name in (SECRET_REPO, PARTNER_REPO):
         assert pull(site, name, {}).body == LAYER.read()
     assert heads(site, PARTNER_REPO) == 0
-    assert union(site.hub.sent(LAYER.digest)) == [(0, SIZE)]
-    assert repeated(site.hub.sent(LAYER.digest)) == []
+    assert union(site.hub.sent_ranges(LAYER.digest)) == [(0, SIZE)]
+    assert repeated(site.hub.sent_ranges(LAYER.digest)) == []
 
 
 def link_without_asking(site: MirrorSite, repo: str) -> None:

@@ -53,7 +53,7 @@ def test_private_upstream_requires_a_grant_that_names_it(site: MirrorSite) -> No
     pulled = site.http.get(MANIFEST, headers=reader)
     assert (pulled.status_code, pulled.content) == (200, site.image.body)
     for digest, blob in site.image.blobs.items():
-        answer = site.get(f"/v2/{REPO}/blobs/{digest}", headers=reader).ended()
+        answer = site.get(f"/v2/{REPO}/blobs/{digest}", headers=reader).wait_for_end()
         assert (answer.status, bytes(answer.body)) == (200, blob.read())
     for headers, status in ((other_account, 404), ({}, 401)):
         for name in (REPO, "app", f"docker.io/{REPO}", "docker.io/app"):
@@ -76,7 +76,7 @@ def test_private_content_cannot_be_mounted_or_pushed_by_digest(site: MirrorSite)
         private=(REPO,),
     )
     reader = account(site, "reader", "docker.io/library/*")
-    site.get(headers=reader).ended()
+    site.get(headers=reader).wait_for_end()
     assert site.http.get(MANIFEST, headers=reader).status_code == 200
 
     async def allow_push() -> None:

@@ -40,7 +40,7 @@ def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
     digest = push(site, "team/app")
     for pid in site.server.worker_pids():
         for _ in range(5):
-            answer = site.get("/v2/team/app/manifests/1", worker=pid).ended()
+            answer = site.get("/v2/team/app/manifests/1", worker=pid).wait_for_end()
             assert answer.status == 200
     for _ in range(10):
         assert site.http.head("/v2/team/app/manifests/1").status_code == 200
@@ -58,7 +58,7 @@ def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
     entrepot_output("mirror", "warm", f"{REPO}:1", "--config", config, "--platform", "all", folder=site.folder)
     for pid in site.server.worker_pids():
         for name in ("app", "library/app", "docker.io/app", "docker.io/library/app"):
-            assert site.get(f"/v2/{name}/manifests/1", worker=pid).ended().status == 200
+            assert site.get(f"/v2/{name}/manifests/1", worker=pid).wait_for_end().status == 200
     assert site.http.get("/v2/library/app/manifests/1?ns=docker.io").status_code == 200
     digest = site.inspect().headers["docker-content-digest"]
     assert site.server.stop() == 0

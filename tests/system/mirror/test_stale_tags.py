@@ -36,7 +36,7 @@ def test_rate_limited_upstream(site: MirrorSite) -> None:
         assert (answer.status_code, answer.headers["docker-content-digest"]) == (200, site.image.digest)
         assert answer.headers["warning"].startswith('299 - "')
     assert "warning" not in site.inspect(site.image.digest).headers
-    assert site.get().ended().body == site.blob
+    assert site.get().wait_for_end().body == site.blob
 
 
 def test_no_upstream_request_after_the_rate_limit_is_used_up(site: MirrorSite) -> None:
@@ -49,7 +49,7 @@ def test_no_upstream_request_after_the_rate_limit_is_used_up(site: MirrorSite) -
         answer = site.inspect()
         assert answer.headers["docker-content-digest"] == site.image.digest
         assert answer.headers["warning"].startswith('299 - "')
-    assert site.asked("manifest") == 1
+    assert site.count_requests("manifest") == 1
 
 
 def test_rate_limit_does_not_stop_a_running_download(site: MirrorSite) -> None:
@@ -58,12 +58,12 @@ def test_rate_limit_does_not_stop_a_running_download(site: MirrorSite) -> None:
     site.content.add(REPO, noise_image("second", 3000), "2")
     site.start(12 * MIB, settings='connections = 1\nprefetch = "off"', rate=4 * MIB)
     site.inspect()
-    reader = site.get().reached(1)
+    reader = site.get().wait_for_bytes(1)
     site.hub.set(limit=0, retry_after=60)
     assert site.http.get(f"/v2/{REPO}/manifests/2").status_code == 429
-    requests_before = site.asked("blob")
-    assert reader.ended().body == site.blob
-    assert site.asked("blob") > requests_before
+    requests_before = site.count_requests("blob")
+    assert reader.wait_for_end().body == site.blob
+    assert site.count_requests("blob") > requests_before
 
 
 def test_not_found_from_the_second_endpoint_keeps_cached_tags(site: MirrorSite) -> None:
@@ -109,15 +109,15 @@ def test_cached_images_can_be_pulled_while_the_upstream_is_down(site: MirrorSite
             site.server.stop()
             site.serve()
         for worker in site.server.worker_pids():
-            by_tag = site.get(f"/v2/{REPO}/manifests/1", worker=worker).ended()
+            by_tag = site.get(f"/v2/{REPO}/manifests/1", worker=worker).wait_for_end()
             assert (by_tag.status, bytes(by_tag.body)) == (200, site.image.body)
             assert by_tag.headers["warning"].startswith('299 - "')
-            by_digest = site.get(f"/v2/{REPO}/manifests/{site.image.digest}", worker=worker).ended()
+            by_digest = site.get(f"/v2/{REPO}/manifests/{site.image.digest}", worker=worker).wait_for_end()
             assert (by_digest.status, "warning" in by_digest.headers) == (200, False)
             for digest, blob in site.image.blobs.items():
-                answer = site.get(f"/v2/{REPO}/blobs/{digest}", worker=worker).ended()
+                answer = site.get(f"/v2/{REPO}/blobs/{digest}", worker=worker).wait_for_end()
                 assert (answer.status, bytes(answer.body), "warning" in answer.headers) == (200, blob.read(), False)
-            assert site.get(f"/v2/{REPO}/manifests/other", worker=worker).ended().status == 502
+            assert site.get(f"/v2/{REPO}/manifests/other", worker=worker).wait_for_end().status == 502
 
 
 @pytest.mark.parametrize("failure", ["status", "stall"])
@@ -138,4 +138,4 @@ def pull_image(site: MirrorSite) -> None:
     """Pulls the image with all its blobs, so that it is cached."""
     assert site.inspect().content == site.image.body
     for digest, blob in site.image.blobs.items():
-        assert site.get(f"/v2/{REPO}/blobs/{digest}").ended().body == blob.read()
+        assert site.get(f"/v2/{REPO}/blobs/{digest}").wait_for_end().body == blob.read()

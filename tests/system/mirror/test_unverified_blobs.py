@@ -19,8 +19,8 @@ def start_stalled_download(site: MirrorSite, **fault: int) -> None:
     rest."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB, **fault)
-    site.get().reached(MIB)
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB, **fault)
+    site.get().wait_for_bytes(MIB)
 
 
 def is_marked_unverified(site: MirrorSite, headers: Mapping[str, str]) -> bool:
@@ -41,11 +41,11 @@ def test_responses_during_the_download_must_not_be_cached(site: MirrorSite, span
     may be cached for ever."""
     start_stalled_download(site)
     for worker in site.server.worker_pids():
-        unverified = site.get(span=span, worker=worker).answered()
+        unverified = site.get(span=span, worker=worker).wait_for_headers()
         assert is_marked_unverified(site, unverified.headers)
     site.hub.release()
-    assert site.get().ended().body == site.blob
-    verified = site.get(span=span).ended()
+    assert site.get().wait_for_end().body == site.blob
+    verified = site.get(span=span).wait_for_end()
     assert not is_marked_unverified(site, verified.headers)
     assert verified.status == (206 if span else 200)
 
@@ -58,7 +58,7 @@ def test_head_of_a_blob_that_is_not_stored(site: MirrorSite) -> None:
     answer = site.http.head(site.path)
     assert answer.headers["content-length"] == str(SIZE)
     assert is_marked_unverified(site, answer.headers)
-    assert site.get().ended().body == site.blob
+    assert site.get().wait_for_end().body == site.blob
     assert not is_marked_unverified(site, site.http.head(site.path).headers)
 
 
@@ -67,19 +67,19 @@ def test_conditional_requests_for_an_unverified_blob(site: MirrorSite) -> None:
     request with If-None-Match gets 200, and a request with If-Match gets 412 (RFC 9110, 13.1 and 13.2)."""
     start_stalled_download(site)
     etag = f'"{site.digest}"'
-    ranged = site.get(span="0-9", headers={"If-Range": etag}).answered()
+    ranged = site.get(span="0-9", headers={"If-Range": etag}).wait_for_headers()
     assert (ranged.status, ranged.headers["content-length"]) == (200, str(SIZE))
     assert is_marked_unverified(site, ranged.headers)
     for condition in (etag, "*"):
-        response = site.get(headers={"If-None-Match": condition}).answered()
+        response = site.get(headers={"If-None-Match": condition}).wait_for_headers()
         assert response.status == 200
         assert is_marked_unverified(site, response.headers)
         assert site.http.head(site.path, headers={"If-None-Match": condition}).status_code == 200
     assert site.http.get(site.path, headers={"If-Match": etag}).status_code == 412
     assert site.http.head(site.path, headers={"If-Match": etag}).status_code == 412
     site.hub.release()
-    assert ranged.ended().body == site.blob
-    assert site.get(span="0-9", headers={"If-Range": etag}).ended().status == 206
+    assert ranged.wait_for_end().body == site.blob
+    assert site.get(span="0-9", headers={"If-Range": etag}).wait_for_end().status == 206
     assert site.http.get(site.path, headers={"If-None-Match": etag}).status_code == 304
     assert site.http.get(site.path, headers={"If-Match": etag}).status_code == 200
 
@@ -88,13 +88,13 @@ def test_corrupt_bytes_are_not_sent_a_second_time(site: MirrorSite) -> None:
     """A client gets a range with a corrupt byte, marked as unverified. When the check of the digest has failed, a new
     request for the same range gets the right bytes."""
     start_stalled_download(site, corrupt=5)
-    corrupt_range = site.get(span="0-9").ended()
-    assert corrupt_range.whole
+    corrupt_range = site.get(span="0-9").wait_for_end()
+    assert corrupt_range.is_complete
     assert corrupt_range.body != site.blob[:10]
     assert is_marked_unverified(site, corrupt_range.headers)
     site.hub.release()
-    wait_until(lambda: not site.kept(), "wrong bytes are kept")
-    assert site.get(span="0-9").ended().body == site.blob[:10]
+    wait_until(lambda: not site.stored_files(), "wrong bytes are kept")
+    assert site.get(span="0-9").wait_for_end().body == site.blob[:10]
 
 
 def test_small_blobs_are_verified_before_they_are_served(site: MirrorSite) -> None:
@@ -102,6 +102,6 @@ def test_small_blobs_are_verified_before_they_are_served(site: MirrorSite) -> No
     site.start(settings='prefetch = "off"')
     site.inspect()
     small = site.image.layers[0]
-    answer = site.get(f"/v2/{REPO}/blobs/{small.digest}", "0-9").ended()
+    answer = site.get(f"/v2/{REPO}/blobs/{small.digest}", "0-9").wait_for_end()
     assert (answer.headers["cache-control"], answer.headers["etag"]) == (IMMUTABLE, f'"{small.digest}"')
     assert answer.body == small.read(0, 10)

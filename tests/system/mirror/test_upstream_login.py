@@ -18,10 +18,10 @@ PASSWORD = "correct-horse-battery"
 
 def pull(site: MirrorSite, headers: Mapping[str, str] | None = None) -> None:
     """Pulls the whole image and checks its bytes."""
-    manifest = site.get(f"/v2/{REPO}/manifests/1", headers=headers).ended()
+    manifest = site.get(f"/v2/{REPO}/manifests/1", headers=headers).wait_for_end()
     assert (manifest.status, bytes(manifest.body)) == (200, site.image.body)
     for digest, blob in site.image.blobs.items():
-        answer = site.get(f"/v2/{REPO}/blobs/{digest}", headers=headers).ended()
+        answer = site.get(f"/v2/{REPO}/blobs/{digest}", headers=headers).wait_for_end()
         assert (answer.status, bytes(answer.body)) == (200, blob.read())
 
 
@@ -31,7 +31,7 @@ def test_tokens_can_expire_during_a_pull(site: MirrorSite) -> None:
     site.start(1000, MIB, 12 * MIB, settings='prefetch = "off"\nconnections = 1', token_uses=2)
     pull(site)
     assert site.hub.count("token") > 2
-    assert repeated(site.hub.sent(site.digest)) == []
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
 
 
 def test_token_can_be_revoked_during_a_blob(site: MirrorSite) -> None:
@@ -39,14 +39,14 @@ def test_token_can_be_revoked_during_a_blob(site: MirrorSite) -> None:
     continues the download."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, stall_after=MIB, drop_after=2 * MIB)
-    reader = site.get().reached(MIB)
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB, drop_after=2 * MIB)
+    reader = site.get().wait_for_bytes(MIB)
     site.hub.revoke()
     site.hub.release()
-    assert reader.ended().body == site.blob
+    assert reader.wait_for_end().body == site.blob
     site.http.get(f"/v2/{REPO}/blobs/{site.image.config.digest}")
     assert site.hub.count("token") == 2
-    assert repeated(site.hub.sent(site.digest)) == []
+    assert repeated(site.hub.sent_ranges(site.digest)) == []
 
 
 def test_redirects_are_followed_without_credentials(site: MirrorSite) -> None:
@@ -76,7 +76,7 @@ def test_unknown_content_gets_404(site: MirrorSite, hidden: bool) -> None:
     repositories with 401."""
     site.start(hide_unknown=hidden)
     for path in ("team/none/manifests/1", "team/none/blobs/" + site.digest, "app/manifests/none"):
-        answer = site.get(f"/v2/{path}").ended()
+        answer = site.get(f"/v2/{path}").wait_for_end()
         assert answer.status == 404, path
         assert (b'"BLOB_UNKNOWN"' if "blobs" in path else b'"MANIFEST_UNKNOWN"') in answer.body
 
@@ -85,8 +85,10 @@ def test_private_content_without_a_login_gets_404(site: MirrorSite) -> None:
     """If the mirror has no login at the upstream, requests for private content get 404."""
     site.content.add("team/secret", noise_image("secret", 1000), "1")
     site.start(private=("team/secret",))
-    assert site.get("/v2/team/secret/manifests/1").ended().status == 404
-    assert site.get(f"/v2/team/secret/blobs/{noise_image('secret', 1000).layers[0].digest}").ended().status == 404
+    assert site.get("/v2/team/secret/manifests/1").wait_for_end().status == 404
+    assert (
+        site.get(f"/v2/team/secret/blobs/{noise_image('secret', 1000).layers[0].digest}").wait_for_end().status == 404
+    )
     pull(site)
 
 
@@ -111,7 +113,7 @@ def test_credentials_of_clients_are_not_forwarded(site: MirrorSite, auth: str) -
     site.start(more='log_level = "debug"', auth=auth)
     for authorization in (f"Bearer {token}", f"Basic {login}", "Negotiate"):
         pull(site, {"Authorization": authorization})
-        answer = site.get("/v2/team/none/manifests/1", headers={"Authorization": authorization}).ended()
+        answer = site.get("/v2/team/none/manifests/1", headers={"Authorization": authorization}).wait_for_end()
         assert answer.status == 404
         assert site.http.delete(f"/v2/{REPO}/manifests/{site.image.digest}").status_code == 202
     assert not any(request.authorization for kind in ("token", "blob") for request in site.hub.requests(kind))

@@ -38,18 +38,18 @@ def upstreams(site: MirrorSite) -> TwoUpstreams:
 def pull(site: MirrorSite, name: str, query: str = "", headers: Mapping[str, str] | None = None) -> list[bytes]:
     """Pulls the manifest by tag and by digest, then the blobs, each with the same query and headers. Returns their
     bytes."""
-    by_tag = site.get(f"/v2/{name}/manifests/1{query}", headers=headers).ended()
+    by_tag = site.get(f"/v2/{name}/manifests/1{query}", headers=headers).wait_for_end()
     assert by_tag.status == 200, (name, query, by_tag.body)
     assert by_tag.headers.get("oci-namespace") == (query.partition("=")[2] or None)
     by_digest = site.get(
         f"/v2/{name}/manifests/{by_tag.headers['docker-content-digest']}{query}", headers=headers
-    ).ended()
+    ).wait_for_end()
     assert by_digest.body == by_tag.body
     bodies = [bytes(by_tag.body)]
     image = next(known_image for known_image in known_images(site) if known_image.body == by_tag.body)
     for digest in image.blobs:
-        answer = site.get(f"/v2/{name}/blobs/{digest}{query}", headers=headers).ended()
-        assert answer.whole
+        answer = site.get(f"/v2/{name}/blobs/{digest}{query}", headers=headers).wait_for_end()
+        assert answer.is_complete
         assert answer.headers.get("oci-namespace") == (query.partition("=")[2] or None)
         bodies.append(bytes(answer.body))
     return bodies
@@ -76,11 +76,11 @@ def test_request_selects_one_of_two_upstreams(upstreams: TwoUpstreams) -> None:
         assert pull(site, NAME, "?ns=docker.io") == all_of(upstreams.hubs)
         assert pull(site, f"docker.io/{NAME}") == all_of(upstreams.hubs)
         assert pull(site, NAME, headers={"Host": "ghcr.example"}) == all_of(upstreams.ghcrs)
-    assert site.asked("manifest") == 1
-    assert site.asked("manifest", far=upstreams.far) == 1
+    assert site.count_requests("manifest") == 1
+    assert site.count_requests("manifest", far=upstreams.far) == 1
     for far, image in ((site.hub, upstreams.hubs), (upstreams.far, upstreams.ghcrs)):
         for digest, blob in image.blobs.items():
-            assert far.sent(digest) == [(0, blob.size)]
+            assert far.sent_ranges(digest) == [(0, blob.size)]
     catalog = site.http.get("/v2/_catalog").json()["repositories"]
     assert catalog == [f"docker.io/{NAME}", f"ghcr.io/{NAME}"]
 
@@ -89,9 +89,9 @@ def test_only_configured_upstreams_are_contacted(upstreams: TwoUpstreams) -> Non
     """A request that names a host without a configured upstream, in the query `ns` or in the path, gets an error, and
     no host is contacted."""
     site = upstreams.site
-    assert site.get(f"/v2/{NAME}/manifests/1?ns=quay.io").ended().status in (400, 404)
-    assert site.get(f"/v2/{NAME}/manifests/1?ns={upstreams.far.address}").ended().status in (400, 404)
-    assert site.get(f"/v2/quay.io/{NAME}/manifests/1").ended().status == 404
+    assert site.get(f"/v2/{NAME}/manifests/1?ns=quay.io").wait_for_end().status in (400, 404)
+    assert site.get(f"/v2/{NAME}/manifests/1?ns={upstreams.far.address}").wait_for_end().status in (400, 404)
+    assert site.get(f"/v2/quay.io/{NAME}/manifests/1").wait_for_end().status == 404
     assert site.hub.requests() == []
     assert upstreams.far.requests() == []
 
@@ -142,9 +142,9 @@ def test_pushed_repository_is_never_requested_from_an_upstream(upstreams: TwoUps
     site.hub.listen()
     upstreams.far.listen()
     for worker in site.server.worker_pids():
-        assert site.get("/v2/team/app/manifests/1", worker=worker).ended().body == image.body
+        assert site.get("/v2/team/app/manifests/1", worker=worker).wait_for_end().body == image.body
         for digest, blob in image.blobs.items():
-            assert site.get(f"/v2/team/app/blobs/{digest}", worker=worker).ended().body == blob.read()
-        assert site.get("/v2/team/app/manifests/none", worker=worker).ended().status == 404
+            assert site.get(f"/v2/team/app/blobs/{digest}", worker=worker).wait_for_end().body == blob.read()
+        assert site.get("/v2/team/app/manifests/none", worker=worker).wait_for_end().status == 404
     assert site.hub.requests() == []
     assert site.inspect().content == site.image.body

@@ -18,17 +18,19 @@ def test_corrupt_blob_is_cut_off_at_all_clients(site: MirrorSite, offset: int) -
     requests of the whole blob and of ranges. The blob is not stored, and the next request gets the right bytes."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, corrupt=offset, stall_after=MIB)
+    site.hub.fault(on="blob", match=site.digest_hex, corrupt=offset, stall_after=MIB)
     workers = site.server.worker_pids()
     # These clients connect before the download ends. Clients that connect later would start a new download.
-    readers = [site.get(worker=pid).reached(MIB) for pid in workers]
-    readers += [site.get(span=span, worker=pid).answered() for pid in workers for span in ("-1", "-1000", "100-")]
+    readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in workers]
+    readers += [
+        site.get(span=span, worker=pid).wait_for_headers() for pid in workers for span in ("-1", "-1000", "100-")
+    ]
     site.hub.release()
     for reader in readers:
-        assert not reader.ended().whole
-    wait_until(lambda: not site.kept(), "wrong bytes are kept")
-    assert site.get().ended().body == site.blob
-    assert site.get(span="-1000").ended().body == site.blob[-1000:]
+        assert not reader.wait_for_end().is_complete
+    wait_until(lambda: not site.stored_files(), "wrong bytes are kept")
+    assert site.get().wait_for_end().body == site.blob
+    assert site.get(span="-1000").wait_for_end().body == site.blob[-1000:]
 
 
 def test_corrupt_byte_in_one_piece_of_a_large_blob(site: MirrorSite) -> None:
@@ -36,10 +38,10 @@ def test_corrupt_byte_in_one_piece_of_a_large_blob(site: MirrorSite) -> None:
     is cut off before the last byte, and the next request gets the right bytes."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, corrupt=7 * MIB)
-    assert not site.get().ended().whole
-    wait_until(lambda: not site.kept(), "wrong bytes are kept")
-    assert site.get().ended().body == site.blob
+    site.hub.fault(on="blob", match=site.digest_hex, corrupt=7 * MIB)
+    assert not site.get().wait_for_end().is_complete
+    wait_until(lambda: not site.stored_files(), "wrong bytes are kept")
+    assert site.get().wait_for_end().body == site.blob
 
 
 def test_next_endpoint_is_used_after_corrupt_bytes(site: MirrorSite) -> None:
@@ -47,12 +49,12 @@ def test_next_endpoint_is_used_after_corrupt_bytes(site: MirrorSite) -> None:
     the next endpoint."""
     site.start(settings='prefetch = "off"', endpoints=2)
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, corrupt=0, times=None)
+    site.hub.fault(on="blob", match=site.digest_hex, corrupt=0, times=None)
     first, second = site.server.worker_pids()
-    assert not site.get(worker=first).ended().whole
-    assert site.get(worker=second).ended().body == site.blob
-    assert site.get(worker=first).ended().body == site.blob
-    assert union(site.other.sent(site.digest)) == [(0, SIZE)]
+    assert not site.get(worker=first).wait_for_end().is_complete
+    assert site.get(worker=second).wait_for_end().body == site.blob
+    assert site.get(worker=first).wait_for_end().body == site.blob
+    assert union(site.other.sent_ranges(site.digest)) == [(0, SIZE)]
 
 
 def test_small_blob_is_verified_before_it_is_served(site: MirrorSite) -> None:
@@ -62,7 +64,7 @@ def test_small_blob_is_verified_before_it_is_served(site: MirrorSite) -> None:
     site.inspect()
     digest = site.image.layers[0].digest
     site.hub.fault(on="blob", match=digest.partition(":")[2], corrupt=500, times=None)
-    assert site.get(f"/v2/{REPO}/blobs/{digest}").ended().body == site.image.layers[0].read()
+    assert site.get(f"/v2/{REPO}/blobs/{digest}").wait_for_end().body == site.image.layers[0].read()
 
 
 def test_corrupt_manifest_is_not_served(site: MirrorSite) -> None:
@@ -82,7 +84,7 @@ def test_corrupt_manifest_is_fetched_from_the_next_endpoint(site: MirrorSite) ->
     site.start(settings='prefetch = "off"', endpoints=2)
     site.hub.fault(on="manifest", corrupt=20, times=None)
     assert site.inspect().content == site.image.body
-    assert site.asked("manifest", far=site.other) == 1
+    assert site.count_requests("manifest", far=site.other) == 1
 
 
 def error_lines(site: MirrorSite) -> list[str]:
@@ -95,11 +97,11 @@ def test_corrupt_bytes_are_logged_once(site: MirrorSite) -> None:
     the repository and the digest, and no traceback."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, corrupt=5, stall_after=MIB)
-    readers = [site.get(worker=pid).reached(MIB) for pid in site.server.worker_pids() for _ in range(4)]
+    site.hub.fault(on="blob", match=site.digest_hex, corrupt=5, stall_after=MIB)
+    readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in site.server.worker_pids() for _ in range(4)]
     site.hub.release()
     for reader in readers:
-        assert not reader.ended().whole
+        assert not reader.wait_for_end().is_complete
     site.server.stop()
     assert "Traceback" not in site.server.log_text()
     (line,) = error_lines(site)
@@ -112,21 +114,21 @@ def test_client_that_retries_at_once_gets_502_with_retry_after(site: MirrorSite)
     is repaired, the blob can be pulled."""
     site.start(settings='prefetch = "off"')
     site.inspect()
-    site.hub.fault(on="blob", match=site.encoded, corrupt=5, times=None)
-    answer = site.get().ended()
+    site.hub.fault(on="blob", match=site.digest_hex, corrupt=5, times=None)
+    answer = site.get().wait_for_end()
     for _ in range(5):
         if answer.status == 502:
             break
-        assert not answer.whole
-        answer = site.get().ended()
+        assert not answer.is_complete
+        answer = site.get().wait_for_end()
     assert (answer.status, answer.headers["cache-control"]) == (502, "no-store")
     assert 1 <= int(answer.headers["retry-after"]) <= 3
     text = answer.body.decode()
     assert all(part in text for part in ("docker.io", site.hub.url, site.digest, "entrepot mirror refresh")), text
-    upstream_requests = site.asked("blob")
+    upstream_requests = site.count_requests("blob")
     assert upstream_requests <= 2
     for worker in site.server.worker_pids():
-        assert site.get(worker=worker).ended().status == 502
-    assert site.asked("blob") == upstream_requests
+        assert site.get(worker=worker).wait_for_end().status == 502
+    assert site.count_requests("blob") == upstream_requests
     site.hub.clear()
-    wait_until(lambda: site.get().ended().body == site.blob, "the right bytes")
+    wait_until(lambda: site.get().wait_for_end().body == site.blob, "the right bytes")

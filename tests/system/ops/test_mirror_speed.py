@@ -50,7 +50,7 @@ def test_fast_endpoint_is_recommended(tmp_path: Path) -> None:
         assert (fast_result["tls"], fast_result["bytes"]) == (None, 8 * MIB)
         assert f"{fast.url} is the fastest" in result["advice"]
         assert tomllib.loads(result["lines"])["upstream"][0]["endpoints"] == [fast.url, slow.url]
-        assert max(stop for _, stop in fast.sent(image.layers[1].digest)) == 8 * MIB
+        assert max(stop for _, stop in fast.sent_ranges(image.layers[1].digest)) == 8 * MIB
         process = entrepot("mirror", "test", "-c", str(settings), "docker.io", folder=tmp_path)
         assert process.returncode == 0
         assert process.stdout.index(fast.url) < process.stdout.index(slow.url)

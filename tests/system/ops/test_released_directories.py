@@ -44,11 +44,11 @@ def test_directory_of_a_released_version_opens(version: str, tmp_path: Path) -> 
                 pull_all(admin, repo, tag)
         assert sorted(admin.tags(HOSTED)) == sorted(content.tags[HOSTED])
         assert [
-            each["digest"] for each in site.done("GET", f"/repositories/{HOSTED}/tags/latest/history")["items"]
+            each["digest"] for each in site.call_ok("GET", f"/repositories/{HOSTED}/tags/latest/history")["items"]
         ] == (content.history)
         referrers = admin.ask("GET", f"/v2/{HOSTED}/referrers/{content.tags[HOSTED]['1']}").json()["manifests"]
         assert [each["digest"] for each in referrers] == content.referrers
-        site.done("POST", f"/repositories/{HOSTED}/tags/old/restore", {})
+        site.call_ok("POST", f"/repositories/{HOSTED}/tags/old/restore", {})
         assert admin.digest(HOSTED, "old") == content.deleted
         alice = RegistryClient(server.address, basic("alice", PASSWORD))
         alice.push(HOSTED, "new", pushed := image("after the upgrade"))

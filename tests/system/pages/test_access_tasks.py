@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.fakes.admin_site import ADMIN, PASSWORD
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.page_browser import PageBrowser, Tab
 
 
@@ -25,7 +25,9 @@ def log_in(tab: Tab, name: str, password: str = PASSWORD) -> Page:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_admin_adds_a_robot_with_a_grant_and_a_token(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_admin_adds_a_robot_with_a_grant_and_a_token(
+    site: SiteWithAccounts, browser: PageBrowser, javascript: bool
+) -> None:
     """An admin adds a robot account, a grant (permission) and an API token. The page that tests permissions shows what
     the robot may do. The secret of the token is shown once, can be used, and is refused after the token was revoked."""
     name = site.name("robot")
@@ -69,7 +71,7 @@ def test_admin_adds_a_robot_with_a_grant_and_a_token(site: MemberSite, browser: 
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_users_manage_their_own_account(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_users_manage_their_own_account(site: SiteWithAccounts, browser: PageBrowser, javascript: bool) -> None:
     """Users see their permissions, end their session in another browser, and change their password without being logged
     out."""
     name, password = site.user()
@@ -102,7 +104,7 @@ def test_users_manage_their_own_account(site: MemberSite, browser: PageBrowser, 
         expect(page.locator(".account")).to_have_count(0)
 
 
-def test_confirmation_opens_as_a_dialog(site: MemberSite, browser: PageBrowser) -> None:
+def test_confirmation_opens_as_a_dialog(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """With JavaScript, a request for confirmation opens as a dialog over the page. Escape closes the dialog and returns
     the focus to the button. The confirmed action is performed. If the session has ended, the button leads to the login
     page."""
@@ -127,7 +129,7 @@ def test_confirmation_opens_as_a_dialog(site: MemberSite, browser: PageBrowser) 
         page.wait_for_url("**/ui/login?**")
 
 
-def test_audit_log_is_filtered_without_loading_the_page(site: MemberSite, browser: PageBrowser) -> None:
+def test_audit_log_is_filtered_without_loading_the_page(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """A filter changes the rows of the audit log without loading the page again. More rows are added at the end on
     request. The URL contains the filters, so it can be bookmarked."""
     name, _ = site.user()
@@ -156,7 +158,7 @@ def test_audit_log_is_filtered_without_loading_the_page(site: MemberSite, browse
         expect(page.locator("h1")).to_have_text(name)
 
 
-def test_form_of_another_site_is_refused(site: MemberSite, browser: PageBrowser) -> None:
+def test_form_of_another_site_is_refused(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """The browser of a logged-in admin submits a form of another site. The browser states the origin of the form, so
     the server refuses it."""
     name = site.name("robot")
@@ -173,7 +175,7 @@ def test_form_of_another_site_is_refused(site: MemberSite, browser: PageBrowser)
         assert site.call("GET", f"/robots/{name}").status_code == 404
 
 
-def test_response_with_a_secret_is_not_stored(site: MemberSite) -> None:
+def test_response_with_a_secret_is_not_stored(site: SiteWithAccounts) -> None:
     """The page with the secret of a new account is the direct response to the form, so it has no URL of its own.
     Browsers must not store it (`no-store`)."""
     with httpx2.Client(base_url=site.server.url) as client:

@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 
 from storage.composition import layout_of, open_registry, prepare_data_dir
 from tests.fakes.admin_site import PASSWORD
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.page_browser import PageBrowser
 from tests.fakes.page_site import HOSTILE
 from tests.fakes.page_store import add_cached, add_index
@@ -122,7 +122,7 @@ def test_pages_are_served_while_the_upstream_hangs(unusual_registry: RegistrySer
 
 @pytest.mark.parametrize("path", ["/ui/logout", "/ui/login", "/ui/language"])
 def test_login_and_language_forms_of_another_site_are_refused(
-    site: MemberSite, browser: PageBrowser, path: str
+    site: SiteWithAccounts, browser: PageBrowser, path: str
 ) -> None:
     """A page of another site submits a form to the registry in the browser of a logged-in user. The server answers 403,
     and nothing changes."""
@@ -142,7 +142,7 @@ def test_login_and_language_forms_of_another_site_are_refused(
         assert tab.page.locator(".account").inner_text() == name
 
 
-def test_set_up_page_shows_the_requests_of_a_client(site: MemberSite, browser: PageBrowser) -> None:
+def test_set_up_page_shows_the_requests_of_a_client(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """After a client has sent a request from the address of the visitor, the set-up page of this client shows it,
     whichever worker serves the page."""
     with browser.tab(site.server.url) as tab, plain_client(site.server.url) as docker:

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.fakes.admin_site import ADMIN, PASSWORD
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.page_browser import PageBrowser
 from tests.fakes.page_site import HOSTILE, MEMBER
 
@@ -19,7 +19,7 @@ def tags_on(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_delete_two_tags_and_undo(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_delete_two_tags_and_undo(site: SiteWithAccounts, browser: PageBrowser, javascript: bool) -> None:
     """An admin selects tags, sees what would be deleted, deletes them, and restores them, all with the keyboard."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
@@ -43,7 +43,7 @@ def test_delete_two_tags_and_undo(site: MemberSite, browser: PageBrowser, javasc
         assert tags_on(page) == ["1", "2", "3"]
 
 
-def test_checkbox_for_all_tags(site: MemberSite, browser: PageBrowser) -> None:
+def test_checkbox_for_all_tags(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """A checkbox selects all tags that are shown. It shows whether all, some or none are selected. Without JavaScript
     it is hidden."""
     with browser.tab(site.server.url) as tab:
@@ -65,7 +65,7 @@ def test_checkbox_for_all_tags(site: MemberSite, browser: PageBrowser) -> None:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_restore_and_compare(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_restore_and_compare(site: SiteWithAccounts, browser: PageBrowser, javascript: bool) -> None:
     """On the history page of a tag, a user restores an earlier state of the tag. In the list of tags, the user selects
     two tags and compares them."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
@@ -88,7 +88,7 @@ def test_restore_and_compare(site: MemberSite, browser: PageBrowser, javascript:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_edit_a_description(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_edit_a_description(site: SiteWithAccounts, browser: PageBrowser, javascript: bool) -> None:
     """A user who may push sees a preview of a description, saves it, and removes it again. HTML in the description is
     shown as text."""
     with browser.tab(site.server.url, javascript=javascript) as tab:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes.admin_site import PASSWORD
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.page_browser import PageBrowser, Tab
 from tests.fakes.page_site import VISITORS, PageVisitor
 
@@ -67,7 +67,7 @@ def check_page(tab: Tab, language: str, visitor: PageVisitor) -> None:
 
 
 @pytest.mark.parametrize("kind", VISITORS)
-def test_each_page_is_accessible(site: MemberSite, browser: PageBrowser, kind: str) -> None:
+def test_each_page_is_accessible(site: SiteWithAccounts, browser: PageBrowser, kind: str) -> None:
     """The accessibility checker axe finds no problem on any page, in light colours, in dark colours, and in a window as
     narrow as a phone. In both languages, no page is wider than the window, writes to the console, or sends a request to
     another site.
@@ -99,7 +99,7 @@ def test_each_page_is_accessible(site: MemberSite, browser: PageBrowser, kind: s
 
 @pytest.mark.parametrize("locale", LANGUAGES)
 @pytest.mark.parametrize("kind", VISITORS)
-def test_each_page_without_javascript(site: MemberSite, browser: PageBrowser, kind: str, locale: str) -> None:
+def test_each_page_without_javascript(site: SiteWithAccounts, browser: PageBrowser, kind: str, locale: str) -> None:
     """Without JavaScript, a visitor can log in and open each page. The list of repositories has those that the visitor
     may see. Buttons that need a script are hidden."""
     visitor = VISITORS[kind]
@@ -124,7 +124,7 @@ def test_each_page_without_javascript(site: MemberSite, browser: PageBrowser, ki
 
 
 @pytest.mark.parametrize("locale", LANGUAGES)
-def test_error_pages(site: MemberSite, browser: PageBrowser, locale: str) -> None:
+def test_error_pages(site: SiteWithAccounts, browser: PageBrowser, locale: str) -> None:
     """The error pages for 400, 403 and 404 are accessible, and HTML in a URL has no effect on them."""
     with browser.tab(site.server.url, language=locale) as tab:
         tab.allowed_errors.append("the server responded with a status of 4")

@@ -6,14 +6,14 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.fakes.admin_site import ADMIN, PASSWORD
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.page_browser import PageBrowser
 from tests.fakes.page_site import HOSTILE
 
 UBUNTU = "docker.io/library/ubuntu"
 
 
-def test_page_shows_the_progress_of_a_job(site: MemberSite, browser: PageBrowser) -> None:
+def test_page_shows_the_progress_of_a_job(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """A form starts a job that fetches images from an upstream that does not respond. The page shows that the job has
     failed without being loaded again, and the focus does not move."""
     with browser.tab(site.server.url) as tab:
@@ -32,7 +32,9 @@ def test_page_shows_the_progress_of_a_job(site: MemberSite, browser: PageBrowser
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_freeze_unfreeze_and_purge_a_cached_image(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_freeze_unfreeze_and_purge_a_cached_image(
+    site: SiteWithAccounts, browser: PageBrowser, javascript: bool
+) -> None:
     """An admin finds a cached image with the filter, freezes its tag and unfreezes it. A purge asks for confirmation
     and can be cancelled. HTML in an image reference is shown as text."""
     with browser.tab(site.server.url, javascript=javascript) as tab:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.fakes.admin_site import PASSWORD
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.page_browser import page_browser
 from tests.fakes.page_site import MEMBER
 
@@ -26,7 +26,7 @@ def requested_hosts(log: Path) -> set[str]:
     }
 
 
-def test_pages_cause_requests_to_the_registry_only(site: MemberSite, tmp_path: Path) -> None:
+def test_pages_cause_requests_to_the_registry_only(site: SiteWithAccounts, tmp_path: Path) -> None:
     """While a user opens several pages, the browser sends requests to the registry only."""
     log = tmp_path / "net.json"
     with page_browser(f"--log-net-log={log}") as browser, browser.tab(site.server.url) as tab:

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from registry.ui.overview_page import OVERVIEW_PATH
 from storage.activity import HOUR_SECONDS
 from tests.fakes.admin_site import ADMIN, PASSWORD
-from tests.fakes.clients.member_site import ROOT, MemberSite
+from tests.fakes.clients.member_site import ROOT, SiteWithAccounts
 from tests.fakes.page_browser import PageBrowser
 from tests.fakes.page_site import MEMBER
 from tests.fakes.plain_client import plain_request
@@ -19,7 +19,7 @@ from tests.fakes.plain_client import plain_request
 CURRENT_STATE_PATH = f"{OVERVIEW_PATH}/now"
 
 
-def test_current_state_updates_itself(site: MemberSite, browser: PageBrowser) -> None:
+def test_current_state_updates_itself(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """The part with the current state updates itself, without changing the rest of the page or the focus. A visitor can
     stop the updates. When the session has ended, the page leads to the login page."""
     with browser.tab(site.server.url) as tab:
@@ -49,7 +49,7 @@ def number_in(text: str) -> int:
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_charts_count_pulls(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_charts_count_pulls(site: SiteWithAccounts, browser: PageBrowser, javascript: bool) -> None:
     """The charts include the pulls of all workers without delay. Each is shown as a picture with a text description,
     and as a table."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
@@ -81,7 +81,7 @@ def test_charts_count_pulls(site: MemberSite, browser: PageBrowser, javascript: 
             assert tab.accessibility_problems() == []
 
 
-def test_overview_of_users_without_admin_rights(site: MemberSite, browser: PageBrowser) -> None:
+def test_overview_of_users_without_admin_rights(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """An anonymous visitor and a user who is not an admin see counts of the repositories that they may pull, with links
     to the lists."""
     with browser.tab(site.server.url) as tab:

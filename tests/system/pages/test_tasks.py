@@ -9,12 +9,12 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.fakes.admin_site import PASSWORD
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.page_browser import PageBrowser
 from tests.fakes.page_site import HOSTILE, MANY, MEMBER
 
 
-def test_chosen_language_is_kept(site: MemberSite, browser: PageBrowser) -> None:
+def test_chosen_language_is_kept(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """At first the pages have the language of the browser. If the visitor chooses another language, later pages keep
     it, even without JavaScript."""
     with browser.tab(site.server.url, language="zh-CN", javascript=False) as tab:
@@ -30,7 +30,7 @@ def test_chosen_language_is_kept(site: MemberSite, browser: PageBrowser) -> None
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_log_in_and_out(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_log_in_and_out(site: SiteWithAccounts, browser: PageBrowser, javascript: bool) -> None:
     """A page that needs an account leads to the login form. After the login, the form leads back to the page. If the
     password is wrong, the form shows an error and keeps the user name."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
@@ -51,7 +51,7 @@ def test_log_in_and_out(site: MemberSite, browser: PageBrowser, javascript: bool
         assert page.locator(".account").count() == 0
 
 
-def test_filter_and_load_more_repositories(site: MemberSite, browser: PageBrowser) -> None:
+def test_filter_and_load_more_repositories(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """The list of repositories is filtered while the user types, and more rows are added at its end, both without
     loading the page again. The URL with the filter can be bookmarked."""
     with browser.tab(site.server.url) as tab:
@@ -75,7 +75,9 @@ def test_filter_and_load_more_repositories(site: MemberSite, browser: PageBrowse
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_search_for_a_pull_command_leads_to_the_tag(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_search_for_a_pull_command_leads_to_the_tag(
+    site: SiteWithAccounts, browser: PageBrowser, javascript: bool
+) -> None:
     """A pull command in the search field of a page leads to the page of the tag. From there, links lead to a platform,
     to a signature, and back to the repository. HTML from images and descriptions is shown as text."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
@@ -99,7 +101,7 @@ def test_search_for_a_pull_command_leads_to_the_tag(site: MemberSite, browser: P
         assert page.locator("main script, main img").count() == 0
 
 
-def test_search_while_typing(site: MemberSite, browser: PageBrowser) -> None:
+def test_search_while_typing(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """Search results appear while the user types. Enter on a complete reference opens the page of the tag."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
@@ -114,7 +116,7 @@ def test_search_while_typing(site: MemberSite, browser: PageBrowser) -> None:
         page.wait_for_url("**/ui/repositories/public/described:v1")
 
 
-def test_sort_and_filter_tags(site: MemberSite, browser: PageBrowser) -> None:
+def test_sort_and_filter_tags(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """A click on a sort order sorts the tags, and another click reverses the order. The filter is kept."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
@@ -131,7 +133,7 @@ def test_sort_and_filter_tags(site: MemberSite, browser: PageBrowser) -> None:
         assert page.input_value("#q") == "LAT"
 
 
-def test_keyboard_navigation(site: MemberSite, browser: PageBrowser) -> None:
+def test_keyboard_navigation(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """The first Tab leads to the link that skips the navigation. Every focused element has a visible outline."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
@@ -151,7 +153,7 @@ def test_keyboard_navigation(site: MemberSite, browser: PageBrowser) -> None:
         page.wait_for_url("**/ui/repositories/**")
 
 
-def test_copied_digests_and_local_times(site: MemberSite, browser: PageBrowser) -> None:
+def test_copied_digests_and_local_times(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """A digest is shown shortened, and its button copies the whole digest. Times are shown in the time zone of the
     visitor."""
     with browser.tab(
@@ -182,7 +184,7 @@ def test_copied_digests_and_local_times(site: MemberSite, browser: PageBrowser) 
         assert (time.get_attribute("title") or "").endswith(" UTC")
 
 
-def test_ended_session(site: MemberSite, browser: PageBrowser) -> None:
+def test_ended_session(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """After the session has ended, the next page states this, and shows only what anonymous visitors may see."""
     name, password = site.user()
     site.grant(f"user:{name}", {"crew/**": "pull"})
@@ -190,13 +192,13 @@ def test_ended_session(site: MemberSite, browser: PageBrowser) -> None:
         tab.log_in(name, password)
         tab.open("/ui/repositories")
         assert tab.page.get_by_role("link", name="crew/app").count() == 1
-        site.done("PATCH", f"/users/{name}", {"enabled": False})
+        site.call_ok("PATCH", f"/users/{name}", {"enabled": False})
         tab.page.get_by_role("link", name="Repositories", exact=True).first.click()
         assert "Your session has ended" in tab.page.locator("main").inner_text()
         assert tab.page.get_by_role("link", name="crew/app").count() == 0
 
 
-def test_pages_cannot_be_framed_by_another_site(site: MemberSite, browser: PageBrowser) -> None:
+def test_pages_cannot_be_framed_by_another_site(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """The browser refuses to show a page of the registry in a frame of another site."""
     with browser.tab(site.server.url) as tab:
         tab.allowed_errors += ["frame-ancestors", "X-Frame-Options", "Framing"]

@@ -6,11 +6,11 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.fakes.admin_site import ADMIN, PASSWORD
-from tests.fakes.clients.member_site import MemberSite
+from tests.fakes.clients.member_site import SiteWithAccounts
 from tests.fakes.page_browser import PageBrowser
 
 
-def test_page_shows_the_end_of_a_job(site: MemberSite, browser: PageBrowser) -> None:
+def test_page_shows_the_end_of_a_job(site: SiteWithAccounts, browser: PageBrowser) -> None:
     """A button starts a job, and the page shows when the job is done without being loaded again."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
@@ -25,7 +25,7 @@ def test_page_shows_the_end_of_a_job(site: MemberSite, browser: PageBrowser) -> 
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_page_shows_what_retention_would_delete(site: MemberSite, browser: PageBrowser, javascript: bool) -> None:
+def test_page_shows_what_retention_would_delete(site: SiteWithAccounts, browser: PageBrowser, javascript: bool) -> None:
     """The request for confirmation before the retention rules are applied has a link to a page that shows what the
     rules would delete in a repository."""
     with browser.tab(site.server.url, javascript=javascript) as tab:

@@ -49,7 +49,7 @@ class AppProcess:
     def errors(self) -> str:
         return self._errors
 
-    def said(self, text: str) -> str:
+    def wait_for_line(self, text: str) -> str:
         """Waits for a line of stdout that starts with `text`, and returns the line. Discards the lines before it."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
@@ -57,9 +57,9 @@ class AppProcess:
             if line.startswith(text):
                 return line
 
-    def until_ready(self) -> AppProcess:
+    def wait_until_ready(self) -> AppProcess:
         """Waits until the server listens, and stores its address."""
-        host, _, port = self.said("ready").split()[1].rpartition(":")
+        host, _, port = self.wait_for_line("ready").split()[1].rpartition(":")
         self.address = (host, int(port))
         return self
 
@@ -73,7 +73,7 @@ class AppProcess:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
-    def talk(self, request: bytes) -> bytes:
+    def send_and_read_all(self, request: bytes) -> bytes:
         """Sends the bytes over a new connection, and returns all that the server sends until it closes the
         connection."""
         with self.connect() as sock:
@@ -88,7 +88,7 @@ class AppProcess:
             assert status == 200
             return dict(json.loads(body))
 
-    def end(self) -> int:
+    def wait_for_exit(self) -> int:
         """Waits for the process to end by itself. Returns its exit code."""
         code = self.process.wait(TIMEOUT_SECONDS)
         for thread in self._threads:
@@ -99,7 +99,7 @@ class AppProcess:
         """Kills the process if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
-        self.end()
+        self.wait_for_exit()
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self.process.stdout.close()

@@ -19,7 +19,7 @@ def start() -> Iterator[Start]:
         def run(env: dict[str, str] | None = None, ready: bool = True, **options: Any) -> AppProcess:
             running = AppProcess(options, env)
             stack.callback(running.close)
-            return running.until_ready() if ready else running
+            return running.wait_until_ready() if ready else running
 
         yield run
 
@@ -29,7 +29,7 @@ def server() -> Iterator[AppProcess]:
     """A server that the tests of HTTP/1.1 share."""
     running = AppProcess({"limits": {"linger_seconds": 0.5, "timeout_check_seconds": 0.1}})
     try:
-        yield running.until_ready()
+        yield running.wait_until_ready()
     finally:
         running.close()
 
@@ -48,6 +48,6 @@ def short_timeout_server() -> Iterator[AppProcess]:
     }
     running = AppProcess({"limits": seconds})
     try:
-        yield running.until_ready()
+        yield running.wait_until_ready()
     finally:
         running.close()

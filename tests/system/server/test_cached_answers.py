@@ -35,7 +35,7 @@ def ready(env: dict[str, str]) -> Iterator[AppProcess]:
     """A server whose application has cached responses. Checks that it logs no errors."""
     running = AppProcess({"at_once": True, "limits": LIMITS}, env)
     try:
-        yield running.until_ready()
+        yield running.wait_until_ready()
         assert running.errors == ""
     finally:
         running.close()
@@ -52,7 +52,7 @@ def tls(env: dict[str, str], authority: CertificateAuthority) -> Iterator[AppPro
     pair = authority.sign("localhost")
     running = AppProcess({"at_once": True, "limits": LIMITS, "tls": [str(pair.certificate), str(pair.key)]}, env)
     try:
-        yield running.until_ready()
+        yield running.wait_until_ready()
         assert running.errors == ""
     finally:
         running.close()
@@ -149,7 +149,7 @@ def test_cached_response_to_the_last_request_closes_the_connection(ready: AppPro
     """After a request with `Connection: close`, the server sends the cached response, closes the connection, and
     ignores further requests. It does the same after a request in HTTP/1.0, even with `Connection: keep-alive`."""
     connection_header = "Connection: close" if version == "1.1" else "Connection: keep-alive"
-    data = ready.talk(request("text=last", connection_header, version=version) + request("text=never"))
+    data = ready.send_and_read_all(request("text=last", connection_header, version=version) + request("text=never"))
     assert data.count(b"HTTP/1.1") == 1
     assert data.endswith(b"\r\n\r\nlast")
     assert b"connection: close\r\n" in data
@@ -168,7 +168,7 @@ def test_half_closed_connection_gets_all_cached_responses(ready: AppProcess) -> 
 
 def test_malformed_request_after_a_cached_response(ready: AppProcess) -> None:
     """If a valid and a malformed request arrive together, the client first gets the cached response and then a 400."""
-    data = ready.talk(request("text=good") + b"GET /ready HTTP/1.1\r\n\r\n")
+    data = ready.send_and_read_all(request("text=good") + b"GET /ready HTTP/1.1\r\n\r\n")
     assert [int(status) for status in STATUS.findall(data)] == [200, 400]
 
 
@@ -189,7 +189,7 @@ def test_stop_completes_a_cached_response(start: Start, env: dict[str, str]) -> 
         assert sock.recv(1) == b"H"
         os.kill(running.pid, signal.SIGTERM)
         assert len(read_all(sock).partition(b"\r\n\r\n")[2]) == SIZE
-        assert running.end() == 0
+        assert running.wait_for_exit() == 0
 
 
 # Many responses
@@ -211,7 +211,7 @@ def test_number_of_pipelined_requests_is_limited(ready: AppProcess) -> None:
     """The server answers a limited number of pipelined requests of a connection and then closes it, so that one client
     cannot delay the others."""
     count_before = counted(ready)
-    data = ready.talk(request() * 1000)
+    data = ready.send_and_read_all(request() * 1000)
     assert 64 <= data.count(b"HTTP/1.1 200") <= 70
     assert data.lower().count(b"connection: close") == 1
     assert counted(ready) - count_before <= 3

@@ -96,7 +96,7 @@ def _read(sock: socket.socket) -> bytes:
 def test_malformed_requests_do_not_disturb_the_worker(server: AppProcess) -> None:
     """After all malformed requests, the worker still serves valid requests, and has logged no errors."""
     for request_bytes in MALFORMED.values():
-        server.talk(request_bytes)
+        server.send_and_read_all(request_bytes)
     assert server.get()["size"] == 0
     assert "not valid HTTP" not in server.errors
     assert "callbacks" not in server.errors
@@ -151,7 +151,7 @@ def test_malformed_chunk_in_the_middle_of_a_body(server: AppProcess) -> None:
         sock.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n7\r\nabcdefg\r\n")
         sock.sendall(b"zz\r\n")
         assert read_error(_read(sock))[0] == 400
-    server.said("disconnected")
+    server.wait_for_line("disconnected")
 
 
 @pytest.mark.parametrize("bytewise", [False, True])
@@ -209,8 +209,8 @@ def test_large_trailers_and_extensions(server: AppProcess) -> None:
     """Trailers, chunk extensions and blank lines before a request have the same size limit as headers: beyond it the
     client gets a 431."""
     chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n"
-    assert read_error(server.talk(chunked + b"0\r\n" + b"X: abcdefgh\r\n" * 4000))[0] == 431
-    assert read_error(server.talk(b"\r\n" * 20_000))[0] == 431
+    assert read_error(server.send_and_read_all(chunked + b"0\r\n" + b"X: abcdefgh\r\n" * 4000))[0] == 431
+    assert read_error(server.send_and_read_all(b"\r\n" * 20_000))[0] == 431
     with server.connect() as sock:
         sock.sendall(chunked + b"1;")
         for _ in range(60):  # more than one read, because bytes that are read together with the headers do not count

@@ -222,7 +222,7 @@ def test_body_that_has_arrived_can_be_taken_at_once(server: AppProcess, framing:
         sock.sendall(head + framing)
         assert json.loads(read_response(sock)[2]) == {**expected, "whole": True}
         sock.sendall(head + framing[:-1])
-        server.said("not whole")
+        server.wait_for_line("not whole")
         sock.sendall(framing[-1:])
         assert json.loads(read_response(sock)[2]) == {**expected, "whole": False}
         sock.sendall(head + b"Expect: 100-continue\r\n" + framing)

@@ -50,7 +50,7 @@ def test_targets(server: AppProcess, target: str, path: str, raw_path: str, quer
 
 def test_options_star(server: AppProcess) -> None:
     """A request `OPTIONS *` reaches the application with the path `*`."""
-    assert b'"path": "*"' in server.talk(b"OPTIONS * HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+    assert b'"path": "*"' in server.send_and_read_all(b"OPTIONS * HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
 
 
 def test_pipelining(server: AppProcess) -> None:
@@ -68,16 +68,18 @@ def test_number_of_pipelined_requests_is_limited(server: AppProcess) -> None:
     """A client that pipelines 1000 requests gets the responses to the first ones. Then the server closes the
     connection."""
     one_request = b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n"
-    data = server.talk(one_request * 1000)
+    data = server.send_and_read_all(one_request * 1000)
     assert 64 <= data.count(b"HTTP/1.1 200") <= 70
     assert data.lower().count(b"connection: close") == 1
 
 
 def test_requests_after_connection_close_are_ignored(server: AppProcess) -> None:
     """The server ignores requests that follow a request with `Connection: close` or a request in HTTP/1.0."""
-    data = server.talk(HEAD + b"Connection: close\r\n\r\n" + b"DELETE /echo HTTP/1.1\r\nHost: test\r\n\r\n")
+    data = server.send_and_read_all(
+        HEAD + b"Connection: close\r\n\r\n" + b"DELETE /echo HTTP/1.1\r\nHost: test\r\n\r\n"
+    )
     assert data.count(b"HTTP/1.1") == 1
-    http_1_0_data = server.talk(b"GET /echo HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + HEAD + b"\r\n")
+    http_1_0_data = server.send_and_read_all(b"GET /echo HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + HEAD + b"\r\n")
     assert http_1_0_data.count(b"HTTP/1.1") == 1
 
 
@@ -115,10 +117,10 @@ def test_responses_without_a_body(server: AppProcess) -> None:
 def test_response_of_unknown_length(server: AppProcess) -> None:
     """A response of unknown length is chunked in HTTP/1.1. In HTTP/1.0 the server marks its end by closing the
     connection."""
-    assert server.talk(b"GET /stream HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").endswith(
+    assert server.send_and_read_all(b"GET /stream HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").endswith(
         b"transfer-encoding: chunked\r\nconnection: close\r\n\r\n2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n"
     )
-    http_1_0_data = server.talk(b"GET /stream HTTP/1.0\r\n\r\n")
+    http_1_0_data = server.send_and_read_all(b"GET /stream HTTP/1.0\r\n\r\n")
     assert http_1_0_data.endswith(b"\r\n\r\nabcd")
     assert b"chunked" not in http_1_0_data
 
@@ -127,7 +129,7 @@ def test_response_of_unknown_length(server: AppProcess) -> None:
 def test_failing_application(server: AppProcess, path: bytes) -> None:
     """If the application raises, sends no response or sends an invalid header, the client gets a 500 in the error
     format of the distribution spec."""
-    assert read_error(server.talk(b"GET " + path + b" HTTP/1.1\r\nHost: test\r\n\r\n")) == (500, "UNKNOWN")
+    assert read_error(server.send_and_read_all(b"GET " + path + b" HTTP/1.1\r\nHost: test\r\n\r\n")) == (500, "UNKNOWN")
 
 
 def test_application_that_fails_during_a_response(server: AppProcess) -> None:
@@ -256,14 +258,14 @@ def test_disconnect_during_a_response(server: AppProcess) -> None:
     with server.connect() as sock:
         sock.sendall(b"GET /big?size=10000000000 HTTP/1.1\r\nHost: test\r\n\r\n")
         sock.recv(1000)
-    server.said("cut")
+    server.wait_for_line("cut")
 
 
 def test_disconnect_during_a_request_body(server: AppProcess) -> None:
     """If the client disconnects before the body is complete, the application gets a disconnect message."""
     with server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 2222\r\n\r\nabcde")
-    server.said("disconnected")
+    server.wait_for_line("disconnected")
 
 
 # Timeouts
@@ -303,7 +305,7 @@ def test_idle_body(short_timeout_server: AppProcess) -> None:
     with short_timeout_server.connect() as sock:
         sock.sendall(POST + b"Content-Length: 777\r\n\r\nabcdef")
         assert read_error(read_all(sock)) == (408, "UNSUPPORTED")
-    short_timeout_server.said("disconnected 6")
+    short_timeout_server.wait_for_line("disconnected 6")
 
 
 def test_slow_body(short_timeout_server: AppProcess) -> None:
@@ -330,7 +332,7 @@ def test_client_that_does_not_read(short_timeout_server: AppProcess) -> None:
     """The server disconnects a client that reads nothing of its response for the timeout."""
     with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /big?size=1000000000 HTTP/1.1\r\nHost: test\r\n\r\n")
-        short_timeout_server.said("cut")
+        short_timeout_server.wait_for_line("cut")
 
 
 def test_half_closed_connection_times_out(short_timeout_server: AppProcess) -> None:
@@ -338,9 +340,9 @@ def test_half_closed_connection_times_out(short_timeout_server: AppProcess) -> N
     after a timeout."""
     with short_timeout_server.connect() as sock:
         sock.sendall(b"GET /patient HTTP/1.1\r\nHost: test\r\n\r\n")
-        short_timeout_server.said("patient")
+        short_timeout_server.wait_for_line("patient")
         sock.shutdown(socket.SHUT_WR)
-        short_timeout_server.said("left")
+        short_timeout_server.wait_for_line("left")
 
 
 def test_unread_body_is_not_buffered(server: AppProcess) -> None:
@@ -368,14 +370,14 @@ def test_number_of_headers_is_limited(server: AppProcess) -> None:
     because each header counts as more than its bytes."""
     for count, status in ((400, 200), (1000, 431)):
         request = b"GET /echo HTTP/1.1\r\nHost: test\r\nConnection: close\r\n" + b"a:\r\n" * count + b"\r\n"
-        assert server.talk(request).startswith(b"HTTP/1.1 %d " % status)
+        assert server.send_and_read_all(request).startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_pipelined_requests_with_many_headers_are_limited_further(server: AppProcess) -> None:
     """A client may pipeline fewer requests if these have many headers. The server ignores the requests beyond the limit
     and closes the connection."""
     request = b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n" + b"a:\r\n" * 400 + b"\r\n"
-    data = server.talk(request * 30)
+    data = server.send_and_read_all(request * 30)
     assert 1 < data.count(b"HTTP/1.1 200 OK") < 10
 
 
@@ -434,7 +436,10 @@ def test_streamed_bodies_do_not_count_as_unread_responses(start: Start) -> None:
             sock.sendall(b"GET /big?size=16777216 HTTP/1.1\r\nHost: test\r\n\r\n")
             assert sock.recv(12)[-3:] == b"200"
         assert (
-            running.talk(b"GET /whole?size=100000 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")[9:12] == b"200"
+            running.send_and_read_all(b"GET /whole?size=100000 HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")[
+                9:12
+            ]
+            == b"200"
         )
 
 

@@ -43,7 +43,7 @@ def sender(request: pytest.FixtureRequest) -> Iterator[AppProcess]:
     """A server that sends files."""
     running = AppProcess({"limits": {"linger_seconds": 0.5, "timeout_check_seconds": 0.1}}, request.param)
     try:
-        yield running.until_ready()
+        yield running.wait_until_ready()
     finally:
         running.close()
 
@@ -53,7 +53,7 @@ def sender_with_short_timeout(request: pytest.FixtureRequest) -> Iterator[AppPro
     """A server that disconnects clients that read nothing for a second."""
     running = AppProcess({"limits": {"send_idle_seconds": 1.0, "timeout_check_seconds": 0.05}}, request.param)
     try:
-        yield running.until_ready()
+        yield running.wait_until_ready()
     finally:
         running.close()
 
@@ -164,7 +164,7 @@ def test_parts_without_offset_or_count(sender: AppProcess, path: Path, data: byt
 
 def test_http_1_0(sender: AppProcess, path: Path, data: bytes) -> None:
     """In HTTP/1.0, the server marks the end of a file without a declared length by closing the connection."""
-    head, _, body = sender.talk(file_request(path, version="1.0")).partition(b"\r\n\r\n")
+    head, _, body = sender.send_and_read_all(file_request(path, version="1.0")).partition(b"\r\n\r\n")
     assert b"connection: close" in head
     assert body == data
 
@@ -214,7 +214,7 @@ def test_disconnect_during_a_file(sender: AppProcess, large: Path, reset: bool) 
             sock.recv(100_000)
             if reset:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        sender.said("cut ClientDisconnected")
+        sender.wait_for_line("cut ClientDisconnected")
 
 
 def test_half_closed_connection_gets_the_file(sender: AppProcess, path: Path, data: bytes) -> None:
@@ -227,7 +227,7 @@ def test_half_closed_connection_gets_the_file(sender: AppProcess, path: Path, da
 def test_client_that_reads_nothing_is_disconnected(sender_with_short_timeout: AppProcess, large: Path) -> None:
     """The server disconnects a client that reads nothing of a file for the timeout."""
     with connection_with(sender_with_short_timeout, file_request(large, length=1024 * MIB)) as sock:
-        sender_with_short_timeout.said("cut ClientDisconnected")
+        sender_with_short_timeout.wait_for_line("cut ClientDisconnected")
         with contextlib.suppress(ConnectionResetError):
             assert len(read_all(sock)) < 100 * MIB
 
@@ -242,7 +242,7 @@ def test_slow_client_is_not_disconnected(sender_with_short_timeout: AppProcess, 
             time.sleep(0.05)  # the pace of the slow client
         for _ in range(100):
             assert sock.recv(MIB)
-    sender_with_short_timeout.said("cut ClientDisconnected")
+    sender_with_short_timeout.wait_for_line("cut ClientDisconnected")
 
 
 @pytest.mark.parametrize("env", LOOPS, ids=IDS)
@@ -254,7 +254,7 @@ def test_stop_waits_for_a_file(start: Start, path: Path, data: bytes, env: dict[
         os.kill(server.pid, signal.SIGTERM)
         body = head.partition(b"\r\n\r\n")[2] + read_all(sock)
     assert body == data
-    assert server.end() == 0
+    assert server.wait_for_exit() == 0
 
 
 @pytest.mark.parametrize("env", LOOPS, ids=IDS)
@@ -265,7 +265,7 @@ def test_stop_cuts_a_file_after_the_grace_period(start: Start, large: Path, env:
     with connection_with(server, file_request(large, length=1024 * MIB)) as sock:
         sock.recv(1000)
         os.kill(server.pid, signal.SIGTERM)
-        assert server.end() == 0
+        assert server.wait_for_exit() == 0
         with contextlib.suppress(ConnectionResetError):
             assert len(read_all(sock)) < 1024 * MIB
 
@@ -287,7 +287,7 @@ def test_small_requests_during_large_files(sender: AppProcess, large: Path) -> N
         for sock in (*downloads, control):
             sock.close()
     for _ in downloads:
-        sender.said("cut ClientDisconnected")
+        sender.wait_for_line("cut ClientDisconnected")
 
 
 @pytest.mark.parametrize("is_local", [True, False])

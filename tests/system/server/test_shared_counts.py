@@ -242,7 +242,7 @@ def test_connections_count_once_after_a_renewal_of_workers(start: Start) -> None
     old_workers = running.children()
     with running.connect() as slow:
         slow.sendall(b"GET /slow?seconds=1 HTTP/1.1\r\nHost: test\r\n\r\n")
-        running.said("slow")
+        running.wait_for_line("slow")
         os.kill(running.pid, signal.SIGUSR2)
         assert read_response(slow)[2] == b"slow"
     wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(old_workers))

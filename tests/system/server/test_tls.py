@@ -54,7 +54,7 @@ def tls(env: dict[str, str], pair: KeyPair) -> Iterator[AppProcess]:
     """A server with TLS. Checks that it logs no errors."""
     running = AppProcess({"tls": named(pair), "limits": LIMITS}, env)
     try:
-        yield running.until_ready()
+        yield running.wait_until_ready()
         assert running.errors == ""  # no client can make the server log an error
     finally:
         running.close()
@@ -102,7 +102,7 @@ def test_tls_1_1_is_refused(tls: AppProcess, authority: CertificateAuthority) ->
 @pytest.mark.parametrize("request_", [GET, b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n123456789"])
 def test_plain_http(tls: AppProcess, request_: bytes) -> None:
     """A client that sends plain HTTP to the TLS port gets a 400 that explains the mistake."""
-    answer = tls.talk(request_)
+    answer = tls.send_and_read_all(request_)
     assert read_error(answer) == (400, "UNSUPPORTED")
     assert b"speaks TLS" in answer
 
@@ -276,7 +276,7 @@ def test_unread_responses_occupy_little_memory(tls: AppProcess, context: ssl.SSL
             assert ask(other_client)["size"] == 0
         assert resident(tls) - memory_before < 16 * 3 * MIB
     for _ in socks:
-        tls.said("cut")
+        tls.wait_for_line("cut")
 
 
 def resident(running: AppProcess) -> int:
@@ -294,13 +294,13 @@ def test_disconnect_is_reported_to_the_application(tls: AppProcess, context: ssl
         sock.recv(100_000)
         if reset:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    tls.said("cut")
+    tls.wait_for_line("cut")
     with tls_connection(tls, context) as sock:
         sock.sendall(b"POST /patient HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nabc")
-        tls.said("patient")
+        tls.wait_for_line("patient")
         if reset:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    tls.said("left")
+    tls.wait_for_line("left")
 
 
 def test_close_notify(tls: AppProcess, context: ssl.SSLContext) -> None:
@@ -309,7 +309,7 @@ def test_close_notify(tls: AppProcess, context: ssl.SSLContext) -> None:
         sock.sendall(b"POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nabc")
         with contextlib.suppress(OSError):
             sock.unwrap()
-        tls.said("disconnected")
+        tls.wait_for_line("disconnected")
 
 
 def test_last_response_ends_with_close_notify(tls: AppProcess, context: ssl.SSLContext) -> None:
@@ -357,7 +357,7 @@ def test_client_that_reads_nothing_is_disconnected(
             assert slow.recv(16 * 1024)
             time.sleep(0.05)  # the pace of the slow client
         stuck.sendall(request)
-        running.said("cut")
+        running.wait_for_line("cut")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -374,11 +374,11 @@ def test_stop_waits_only_for_responses_in_progress(
     ):
         ask(idle)
         sock.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: test\r\n\r\n")
-        running.said("slow")
+        running.wait_for_line("slow")
         started = time.monotonic()
         os.kill(running.pid, signal.SIGTERM)
         assert read_response(sock)[2] == b"slow"
-        assert running.end() == 0
+        assert running.wait_for_exit() == 0
         assert time.monotonic() - started < 10
         with contextlib.suppress(ConnectionResetError):
             assert silent.recv(1) == b""

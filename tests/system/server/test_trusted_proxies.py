@@ -30,7 +30,7 @@ def proxied() -> Iterator[AppProcess]:
     """A server for which every client on this machine is a trusted proxy."""
     running = AppProcess({"proxies": ["127.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"]})
     try:
-        yield running.until_ready()
+        yield running.wait_until_ready()
     finally:
         running.close()
 
@@ -55,7 +55,7 @@ def test_headers_of_an_untrusted_peer_are_ignored() -> None:
     """The server ignores the headers of a client whose address is outside the trusted networks."""
     running = AppProcess({"proxies": ["10.0.0.0/8"]})
     try:
-        received = ask(running.until_ready(), *(f"{name}: {value}" for name, value in FORGED.items()))
+        received = ask(running.wait_until_ready(), *(f"{name}: {value}" for name, value in FORGED.items()))
     finally:
         running.close()
     assert (received["client"], received["scheme"], received["host"]) == ("127.0.0.1", "http", ["test"])

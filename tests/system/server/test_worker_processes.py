@@ -34,7 +34,7 @@ def begin_slow(running: AppProcess, seconds: float) -> socket.socket:
     """Sends a request that takes so many seconds. Returns its connection once the application has the request."""
     sock = running.connect()
     sock.sendall(f"GET /slow?seconds={seconds} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
-    running.said("slow")
+    running.wait_for_line("slow")
     return sock
 
 
@@ -57,10 +57,10 @@ def test_stop(start: Start, workers: int, signal_number: int) -> None:
     assert len(children) == (workers if workers > 1 else 0)
     with running.connect() as idle:
         os.kill(running.pid, signal_number)
-        assert running.end() == 0
+        assert running.wait_for_exit() == 0
         assert idle.recv(1) == b""
     for _ in range(workers):
-        running.said("closed")
+        running.wait_for_line("closed")
     assert not any(is_alive(child) for child in children)
     assert running.errors == ""
 
@@ -71,7 +71,7 @@ def test_stop_of_the_group(start: Start) -> None:
     for signal_number in STOP_SIGNALS:
         running = start(workers=2)
         os.killpg(running.pid, signal_number)
-        assert running.end() == 0
+        assert running.wait_for_exit() == 0
         assert running.errors == ""
 
 
@@ -85,7 +85,7 @@ def test_stop_completes_requests_in_progress(start: Start, workers: int) -> None
         status, headers, body = read_response(sock)
         assert (status, headers["connection"], body) == (200, "close", b"slow")
         assert sock.recv(1) == b""
-    assert running.end() == 0
+    assert running.wait_for_exit() == 0
     with pytest.raises(ConnectionRefusedError):
         running.connect()
 
@@ -96,7 +96,7 @@ def test_requests_are_cancelled_after_the_grace_period(start: Start, workers: in
     running = start(workers=workers, grace=0.3)
     with begin_slow(running, 60) as sock:
         os.kill(running.pid, signal.SIGTERM)
-        assert running.end() == 0
+        assert running.wait_for_exit() == 0
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(1) == b""
     assert "cut 1 requests" in running.errors
@@ -111,7 +111,7 @@ def test_second_interrupt(start: Start, workers: int) -> None:
         os.kill(running.pid, signal.SIGINT)
         wait_for(lambda: refuses(running))  # the first Ctrl-C was seen
         os.kill(running.pid, signal.SIGINT)
-        assert running.end() == 130
+        assert running.wait_for_exit() == 130
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_UVLOOP": "1"}], ids=["uvloop", "asyncio"])
@@ -120,11 +120,11 @@ def test_second_interrupt_while_the_event_loop_is_blocked(start: Start, env: dic
     running = start(workers=1, grace=600, env=env)
     with running.connect() as sock:
         sock.sendall(b"GET /held HTTP/1.1\r\nHost: test\r\n\r\n")
-        running.said("held")
+        running.wait_for_line("held")
         os.kill(running.pid, signal.SIGINT)
         wait_for(lambda: has_received_signals(running.process))
         os.kill(running.pid, signal.SIGINT)
-        assert running.end() == 130
+        assert running.wait_for_exit() == 130
 
 
 def test_second_interrupt_while_the_log_is_blocked() -> None:
@@ -223,7 +223,7 @@ def test_failing_worker_is_restarted_with_growing_pauses(start: Start, tmp_path:
     assert "exit code 1 ([Errno 13] Permission denied: '/data'); starting it again after 0.1 s" in running.errors
     assert running.get()["size"] == 0
     os.kill(running.pid, signal.SIGTERM)
-    assert running.end() == 0
+    assert running.wait_for_exit() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -238,7 +238,7 @@ def test_failed_start(start: Start, workers: int, fault: str, message: str) -> N
     """If the start fails because of the environment, such as a missing permission or a full disk, the server exits with
     code 1 and one line that states the reason."""
     running = start(ready=False, workers=workers, start=fault)
-    assert running.end() == 1
+    assert running.wait_for_exit() == 1
     assert running.errors == message
 
 
@@ -246,7 +246,7 @@ def test_failed_start(start: Start, workers: int, fault: str, message: str) -> N
 def test_start_with_a_bug(start: Start, workers: int) -> None:
     """If the start fails because of a bug, the server exits with code 1 and logs the traceback."""
     running = start(ready=False, workers=workers, start="bug")
-    assert running.end() == 1
+    assert running.wait_for_exit() == 1
     assert "Traceback" in running.errors
     assert running.errors.endswith("error: the server could not start: ZeroDivisionError: a bug\n")
 
@@ -259,7 +259,7 @@ def test_worker_that_dies_while_stopping(start: Start) -> None:
         os.kill(running.pid, signal.SIGTERM)
         wait_for(lambda: len(running.children()) == 1)  # the idle worker has ended
         os.kill(running.children()[0], signal.SIGKILL)
-        assert running.end() == 0
+        assert running.wait_for_exit() == 0
 
 
 def test_worker_that_dies_during_its_renewal(start: Start) -> None:
@@ -272,7 +272,7 @@ def test_worker_that_dies_during_its_renewal(start: Start) -> None:
     os.kill(old_workers[0], signal.SIGKILL)
     wait_for(lambda: not set(running.children()) & set(old_workers) and len(running.children()) == 2)
     os.kill(running.pid, signal.SIGTERM)
-    assert running.end() == 0
+    assert running.wait_for_exit() == 0
 
 
 def test_stuck_worker_and_second_interrupt(start: Start) -> None:
@@ -283,7 +283,7 @@ def test_stuck_worker_and_second_interrupt(start: Start) -> None:
     os.kill(running.pid, signal.SIGINT)
     wait_for(lambda: running.children() == [stuck])
     os.kill(running.pid, signal.SIGINT)
-    assert running.end() == 130
+    assert running.wait_for_exit() == 130
     assert not is_alive(stuck)
 
 
@@ -293,7 +293,7 @@ def test_stuck_worker_is_killed(start: Start) -> None:
     stuck = running.children()[0]
     os.kill(stuck, signal.SIGSTOP)
     os.kill(running.pid, signal.SIGTERM)
-    assert running.end() == 0
+    assert running.wait_for_exit() == 0
     assert not is_alive(stuck)
 
 
@@ -307,7 +307,7 @@ def test_renewal(start: Start) -> None:
     wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(old_workers))
     assert running.get()["pid"] in running.children()
     os.kill(running.pid, signal.SIGTERM)
-    assert running.end() == 0
+    assert running.wait_for_exit() == 0
 
 
 def test_failed_renewal(start: Start, tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_port_in_use(start: Start) -> None:
     """A second server on the same port exits with code 1 and one error line."""
     running = start()
     second = start(ready=False, listen="{}:{}".format(*running.address))
-    assert second.end() == 1
+    assert second.wait_for_exit() == 1
     assert "in use" in second.errors
     assert second.errors.count("\n") == 1
 
@@ -422,7 +422,7 @@ def test_pipelined_requests_in_a_renewal(start: Start) -> None:
     running = start(workers=2, limits=LONG_TIMEOUTS)
     with running.connect() as sock:
         sock.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
-        running.said("slow")
+        running.wait_for_line("slow")
         os.kill(running.pid, signal.SIGUSR2)
         closes: list[bool] = []
         while not closes or not closes[-1]:

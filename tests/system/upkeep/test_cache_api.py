@@ -24,23 +24,25 @@ def test_cache_and_quotas_in_the_api(site: MirrorSite) -> None:
         for digest in image.blobs:
             assert site.http.get(f"/v2/library/app{number}/blobs/{digest}").status_code == 200
     entrepot_output(
-        *("user", "add", ADMIN, "--admin", "--password-file", "-", "--data", "data"), folder=site.folder, given=PASSWORD
+        *("user", "add", ADMIN, "--admin", "--password-file", "-", "--data", "data"),
+        folder=site.folder,
+        stdin_text=PASSWORD,
     )
     api = AdminSite(site.server, site.folder)
     sizes = [sum(blob.size for blob in image.blobs.values()) for image in images]
 
-    wait_until(lambda: all(part["complete"] for part in api.done("GET", "/cache")), "the cache to be counted")
-    [hub, whole_cache] = api.done("GET", "/cache")
+    wait_until(lambda: all(part["complete"] for part in api.call_ok("GET", "/cache")), "the cache to be counted")
+    [hub, whole_cache] = api.call_ok("GET", "/cache")
     assert (hub["upstream"], hub["size"], hub["max_size"], hub["images"]) == ("docker.io", sum(sizes), 1 << 20, 3)
     assert (whole_cache["upstream"], whole_cache["size"], whole_cache["max_size"]) == (None, sum(sizes), 1 << 30)
-    assert api.done("GET", "/quotas") == [
+    assert api.call_ok("GET", "/quotas") == [
         {"prefix": "team/", "size": 0, "max_size": 1 << 20, "tags": 0, "max_tags": None, "blobs": 0, "complete": True}
     ]
 
     def evict(**body: Any) -> Any:
-        job = api.done("POST", "/cache/evict", body)["id"]
-        wait_until(lambda: api.done("GET", f"/jobs/{job}")["ended"] is not None, "the job to end")
-        ended = api.done("GET", f"/jobs/{job}")
+        job = api.call_ok("POST", "/cache/evict", body)["id"]
+        wait_until(lambda: api.call_ok("GET", f"/jobs/{job}")["ended"] is not None, "the job to end")
+        ended = api.call_ok("GET", f"/jobs/{job}")
         assert (ended["state"], ended["started_by"]) == ("done", ADMIN)
         for image in ended["result"]["evicted"]:
             del image["last_pulled"]  # the pulls above are stored after some seconds, perhaps between two jobs
@@ -48,9 +50,9 @@ def test_cache_and_quotas_in_the_api(site: MirrorSite) -> None:
 
     plan = evict(to=sizes[2], dry_run=True)
     assert [image["repository"] for image in plan["evicted"]] == [f"docker.io/library/app{n}" for n in (1, 2)]
-    assert api.done("GET", "/cache")[0]["images"] == 3
+    assert api.call_ok("GET", "/cache")[0]["images"] == 3
     assert evict(to=sizes[2], upstream="docker.io") == {**plan, "dry_run": False}
-    assert api.done("GET", "/cache")[0]["size"] == sizes[2]
+    assert api.call_ok("GET", "/cache")[0]["size"] == sizes[2]
     assert evict()["images"] == 0
 
     refused = api.call("POST", "/cache/evict", {"upstream": "ghcr.io"})

@@ -85,7 +85,7 @@ def test_cache_stays_within_its_budget(site: MirrorSite) -> None:
     site.hub.forget()
     for number in order[-3:]:
         pull(site, number, images[number])
-    assert site.asked("blob") == 0
+    assert site.count_requests("blob") == 0
     [entry, *_] = json.loads(
         entrepot_output(
             *("audit", "--action", "manifest.delete", "--json", "--config", "entrepot.toml", "--data", "data"),

@@ -216,4 +216,4 @@ def test_mirror_works_if_the_disk_is_almost_full(site: MirrorSite) -> None:
         assert site.http.get(path).content == layers[1].read()
     part = site.http.get(path, headers={"range": "bytes=500-"})
     assert (part.status_code, part.content) == (206, layers[1].read()[500:])
-    assert site.kept() == []
+    assert site.stored_files() == []

@@ -27,7 +27,7 @@ async def test_cancelled_during_a_body(registry: StoredRegistry, upstream: Hub, 
     async with upstream_source(registry, upstream.url) as source:
         task = asyncio.create_task(source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink))
         await arrived.wait()
-        await upstream.until_async(lambda: sink.at == 100_000)
+        await upstream.until_async(lambda: sink.next_offset == 100_000)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -69,7 +69,7 @@ async def test_cancelled_before_the_response(registry: StoredRegistry, upstream:
         with pytest.raises(asyncio.CancelledError):
             await task
         await upstream.until_async(lambda: upstream.open == 0)
-    assert sink.begun == []
+    assert sink.begin_calls == []
 
 
 @pytest.mark.parametrize("fault", [{"stall": True}, {"stall_after": 100_000}], ids=["before the answer", "in the body"])

@@ -37,8 +37,8 @@ async def test_download_can_continue_after_a_broken_connection(
         sink = CollectingSink()
         with pytest.raises(UpstreamUnavailable):
             await source.fetch_blob(REPO, Digest(layer.digest), Span(0), sink)
-        assert 0 < sink.at <= 1_000_000
-        second_sink = await fetch(source, layer.digest, Span(sink.at))
+        assert 0 < sink.next_offset <= 1_000_000
+        second_sink = await fetch(source, layer.digest, Span(sink.next_offset))
     assert bytes(sink.body) + bytes(second_sink.body) == layer.read()
 
 
@@ -50,7 +50,7 @@ async def test_stall_during_a_body_is_a_timeout(registry: StoredRegistry, upstre
         sink = CollectingSink()
         with pytest.raises(UpstreamTimeout):
             await source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink)
-    assert sink.at == 500_000
+    assert sink.next_offset == 500_000
 
 
 async def test_stall_before_the_response_is_a_timeout(
@@ -63,7 +63,7 @@ async def test_stall_before_the_response_is_a_timeout(
         sink = CollectingSink()
         with pytest.raises(UpstreamTimeout):
             await source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink)
-    assert sink.begun == []
+    assert sink.begin_calls == []
 
 
 async def test_slow_download_is_no_timeout(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
@@ -83,7 +83,7 @@ async def test_wrong_content_range_is_refused(registry: StoredRegistry, upstream
         sink = CollectingSink()
         with pytest.raises(UpstreamUnavailable, match="another part"):
             await source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(10, 100), sink)
-        assert sink.begun == []
+        assert sink.begin_calls == []
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ async def test_invalid_responses_are_refused(registry: StoredRegistry, response:
         sink = CollectingSink()
         with pytest.raises(UpstreamUnavailable, match=message):
             await source.fetch_blob(REPO, ABSENT, Span(5, 10), sink)
-        assert sink.begun == []
+        assert sink.begin_calls == []
 
 
 async def test_a_chunked_body(registry: StoredRegistry) -> None:

@@ -219,7 +219,7 @@ async def test_breaker_closes_when_the_headers_of_the_probe_arrive(
         upstream.fault(stall_after=100_000)
         sink = CollectingSink()
         probe = asyncio.create_task(source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink))
-        await upstream.until_async(lambda: sink.at > 0)
+        await upstream.until_async(lambda: sink.next_offset > 0)
         await source.get_manifest(REPO, TAG)
         upstream.release()
         await probe

@@ -107,14 +107,14 @@ async def test_cancelled_download_over_tls(
     with slow_link(tmp_path, upstream.url, certificates=trusted) as link:
         async with upstream_source(registry, link.url, ca_file=trusted.authority) as source:
             task = asyncio.create_task(source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink))
-            await upstream.until_async(lambda: sink.at > 0)
+            await upstream.until_async(lambda: sink.next_offset > 0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            bytes_at_cancellation = sink.at
+            bytes_at_cancellation = sink.next_offset
             upstream.release()
             assert bytes((await fetch(source, image.layers[0].digest)).body) == image.layers[0].read()
-            assert sink.at == bytes_at_cancellation
+            assert sink.next_offset == bytes_at_cancellation
 
 
 async def test_close_does_not_wait_for_a_thread_that_reads_certificates(
@@ -305,12 +305,12 @@ async def test_cancelled_download_over_tls_inside_tls(
             environment.setenv("HTTPS_PROXY", f"https://{address}")
             async with upstream_source(registry, "https://192.0.2.1", ca_file=certificate_bundle.authority) as source:
                 task = asyncio.create_task(source.fetch_blob(REPO, Digest(image.layers[1].digest), Span(0), sink))
-                await upstream.until_async(lambda: sink.at > 0)
+                await upstream.until_async(lambda: sink.next_offset > 0)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-                bytes_at_cancellation = sink.at
+                bytes_at_cancellation = sink.next_offset
                 upstream.release()
                 assert bytes((await fetch(source, image.layers[0].digest)).body) == image.layers[0].read()
-                assert sink.at == bytes_at_cancellation
+                assert sink.next_offset == bytes_at_cancellation
     assert set(proxy.asked) == {"CONNECT 192.0.2.1:443"}

@@ -34,7 +34,7 @@ async def test_whole_blob(registry: StoredRegistry, upstream: Hub, image: ImageT
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, layer.digest)
     assert bytes(sink.body) == layer.read()
-    assert sink.begun == [(upstream.url, 0, layer.size, layer.size)]
+    assert sink.begin_calls == [(upstream.url, 0, layer.size, layer.size)]
     (request,) = upstream.requests("blob")
     assert request.range == ""
     assert request.headers["accept-encoding"] == "identity"
@@ -59,7 +59,7 @@ async def test_range_of_a_blob(
     async with upstream_source(registry, upstream.url) as source:
         sink = await fetch(source, layer.digest, span)
     assert bytes(sink.body) == layer.read(start, stop)
-    assert sink.begun == [(upstream.url, start, stop, layer.size)]
+    assert sink.begin_calls == [(upstream.url, start, stop, layer.size)]
     assert upstream.requests("blob")[0].range == range_header
 
 
@@ -68,7 +68,7 @@ async def test_an_empty_blob(registry: StoredRegistry) -> None:
     async with scripted_server(lambda head: answer(200)) as server, upstream_source(registry, server.url) as source:
         for span in (Span(0), Span(0, 0)):
             sink = await fetch(source, ABSENT, span)
-            assert (bytes(sink.body), sink.begun) == (b"", [(server.url, 0, 0, 0)])
+            assert (bytes(sink.body), sink.begin_calls) == (b"", [(server.url, 0, 0, 0)])
         assert "range:" not in "".join(server.heads).lower()
         assert server.connections == 1
 
@@ -118,7 +118,7 @@ async def test_upstream_without_range_support(registry: StoredRegistry, upstream
             sink = CollectingSink()
             with pytest.raises(RangesUnsupported):
                 await source.fetch_blob(REPO, Digest(image.layers[1].digest), span, sink)
-            assert sink.begun == []
+            assert sink.begin_calls == []
         sink = await fetch(source, image.layers[1].digest, Span(0, image.layers[1].size))
         assert bytes(sink.body) == image.layers[1].read()
 
@@ -230,11 +230,11 @@ async def test_blob_from_the_next_endpoint(
             for fault in ({}, {"status": 503}, {"status": 500}, {"status": 403}, {"hangup": True}):
                 if fault:
                     empty.fault(on="any", times=2, **fault)
-                assert (await fetch(source, layer.digest)).begun[0][0] == upstream.url
+                assert (await fetch(source, layer.digest)).begin_calls[0][0] == upstream.url
                 empty.clear()
             empty.forget()
             sink = await fetch(source, layer.digest, avoid=[empty.url])
-            assert sink.begun[0][0] == upstream.url
+            assert sink.begin_calls[0][0] == upstream.url
             assert empty.count() == 0
             await fetch(source, layer.digest, avoid=[empty.url, upstream.url])
             with pytest.raises(BlobUnknown):

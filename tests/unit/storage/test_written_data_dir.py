@@ -68,11 +68,11 @@ async def test_content_of_the_previous_release_is_served(
 ) -> None:
     """Hosted and mirrored images are served by tag, byte for byte."""
     assert (await registry.get_manifest(APP, LATEST)).body == written.manifest
-    assert (await registry.get_manifest(UBUNTU, LATEST)).body == written.far_manifest
+    assert (await registry.get_manifest(UBUNTU, LATEST)).body == written.mirrored_manifest
     for repo, blob in (
         (APP, previous_release.CONFIG),
         (APP, previous_release.LAYER),
-        (UBUNTU, previous_release.FAR_LAYER),
+        (UBUNTU, previous_release.MIRRORED_LAYER),
     ):
         assert await read(registry, repo, digest_of(blob)) == blob
 
@@ -95,8 +95,11 @@ async def test_uploads_of_the_previous_release_continue(registry: StoredRegistry
     """An upload session continues after the bytes that it has. A session without bytes continues at offset 0."""
     remaining_bytes = b"and the other half"
     upload = UploadID(previous_release.UPLOAD)
-    assert await registry.upload_offset(APP, upload, by=ALICE) == len(previous_release.HALF)
-    for number, stored_bytes in ((previous_release.UPLOAD, previous_release.HALF), (previous_release.BARE_UPLOAD, b"")):
+    assert await registry.upload_offset(APP, upload, by=ALICE) == len(previous_release.UPLOADED_BYTES)
+    for number, stored_bytes in (
+        (previous_release.UPLOAD, previous_release.UPLOADED_BYTES),
+        (previous_release.BARE_UPLOAD, b""),
+    ):
         writer = await registry.resume_upload(APP, UploadID(number), len(stored_bytes), by=ALICE)
         await writer.write(remaining_bytes)
         await writer.commit(digest_of(stored_bytes + remaining_bytes))
@@ -133,8 +136,8 @@ async def test_accounts_and_records_of_the_previous_release_are_available(
     assert await records.last_check(UBUNTU, LATEST) == UpstreamCheck(previous_release.NOW, True)
     assert await records.token("docker.io pull ubuntu") == ("a token", 4e9)
     assert await records.allowance("docker.io") == Allowance(previous_release.NOW, 97, 100, 0.0)
-    assert await records.is_confirmed(UBUNTU, digest_of(previous_release.FAR_LAYER))
-    sightings = [Sighting(previous_release.NOW, digest_of(written.far_manifest))]
+    assert await records.is_confirmed(UBUNTU, digest_of(previous_release.MIRRORED_LAYER))
+    sightings = [Sighting(previous_release.NOW, digest_of(written.mirrored_manifest))]
     assert await registry.upstream_tags.sightings(UBUNTU, LATEST) == sightings
     assert await registry.upstream_tags.sightings(APP, LATEST) == []  # this tag was pushed, not mirrored
 
@@ -146,7 +149,7 @@ async def test_garbage_of_the_previous_release_is_collected(registry: StoredRegi
     registry.collector.grace = 0.0
     await registry.collector.collect()
     assert list((tmp_path / "data" / "trash").iterdir()) == []
-    assert not await registry.metadata.known_blobs([digest_of(previous_release.FAR_LAYER)])
+    assert not await registry.metadata.known_blobs([digest_of(previous_release.MIRRORED_LAYER)])
     assert await read(registry, APP, digest_of(previous_release.LAYER)) == previous_release.LAYER
 
 

@@ -78,7 +78,7 @@ def variables(provider: FakeOpenIDProvider, folder: Path, **more: str) -> dict[s
 def failed_logins(site: AdminSite, reason: str) -> list[dict[str, Any]]:
     """Waits until the audit log has a failed login whose details contain `reason`. Returns all such entries."""
     while True:
-        lines = site.done("GET", "/audit", action="login", outcome="failed", limit=1000)["items"]
+        lines = site.call_ok("GET", "/audit", action="login", outcome="failed", limit=1000)["items"]
         if found := [line for line in lines if reason in json.dumps(line["detail"])]:
             return found
 
@@ -115,8 +115,8 @@ def provider(made_provider: FakeOpenIDProvider) -> FakeOpenIDProvider:
 def site(made_provider: FakeOpenIDProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
     """Yields a registry that uses the provider. It has the admin root and the user alice."""
     folder = tmp_path_factory.mktemp("login")
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, given=PASSWORD)
-    entrepot_output("user", "add", "alice", "--password-file", "-", folder=folder, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
+    entrepot_output("user", "add", "alice", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with running_server(folder, workers=2, env=variables(made_provider, folder, GROUPS_CLAIM="groups")) as server:
         yield AdminSite(server, folder)
 

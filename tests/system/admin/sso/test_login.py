@@ -32,7 +32,9 @@ def test_login_starts_a_session(browser: Browser, provider: FakeOpenIDProvider) 
     assert browser.call("GET", "/users").status_code == 403
     lines: list[dict[str, Any]] = []
     while not lines:
-        entries = browser.site.done("GET", "/audit", action="login", actor="alice", outcome="ok", limit=1000)["items"]
+        entries = browser.site.call_ok("GET", "/audit", action="login", actor="alice", outcome="ok", limit=1000)[
+            "items"
+        ]
         lines = [line for line in entries if line["detail"] == {"how": "openid"}]
     assert lines[0]["address"] == "127.0.0.1"
 
@@ -47,10 +49,10 @@ def test_session_of_an_admin(browser: Browser, provider: FakeOpenIDProvider) -> 
 def test_each_login_has_its_own_state_and_nonce(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """Each login sends the provider another state, nonce and code challenge. The code verifier is not in the URL to
     which the browser is redirected."""
-    provider.asked.clear()
+    provider.login_requests.clear()
     browser.login()
     browser.login()
-    first, second = provider.asked
+    first, second = provider.login_requests
     for name in ("state", "nonce", "code_challenge"):
         assert first[name] != second[name]
         assert len(first[name]) >= 43
@@ -144,8 +146,8 @@ def test_redirects_to_other_sites_are_refused(browser: Browser, place: str) -> N
 def test_groups_from_the_provider(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """The session has the rights of the groups that the provider names for the person."""
     group = browser.site.name("group")
-    browser.site.done("POST", "/groups", {"name": group})
-    browser.site.done("PUT", "/grants", {"subject": f"group:{group}", "pattern": "team/**", "actions": ["admin"]})
+    browser.site.call_ok("POST", "/groups", {"name": group})
+    browser.site.call_ok("PUT", "/grants", {"subject": f"group:{group}", "pattern": "team/**", "actions": ["admin"]})
     browser.login()
     assert browser.call("GET", "/me").json()["grants"] == []
     provider.person["groups"] = [group, "none"]
@@ -154,14 +156,14 @@ def test_groups_from_the_provider(browser: Browser, provider: FakeOpenIDProvider
     assert grant["subject"] == f"group:{group}"
     body = {"subject": "user:alice", "pattern": "team/x", "actions": ["pull"]}
     assert browser.call("PUT", "/grants", body, origin=browser.registry_url).status_code == 200
-    browser.site.done("DELETE", "/grants", subject="user:alice", pattern="team/x")
+    browser.site.call_ok("DELETE", "/grants", subject="user:alice", pattern="team/x")
 
 
 def test_a_provider_that_is_down(tmp_path: Path) -> None:
     """While the provider is down, the server starts and serves other requests. A login gets 502."""
     with openid_provider() as stopped_provider:
         env = variables(stopped_provider, tmp_path)
-    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, given=PASSWORD)
+    entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, stdin_text=PASSWORD)
     with running_server(tmp_path, workers=1, env=env) as server:
         answer = plain_request("GET", f"{server.url}/login/openid")
         assert answer.status_code == 502
@@ -185,7 +187,7 @@ def test_logs_contain_no_secrets(browser: Browser, provider: FakeOpenIDProvider)
     """After a successful and a failed login, the log and the audit log contain no code, state, token or secret."""
     answers = [browser.to_provider().headers["location"]]
     assert browser.get(answers[0]).status_code == 303
-    provider.altered = lambda claims: {**claims, "aud": "other"}
+    provider.change_claims = lambda claims: {**claims, "aud": "other"}
     answers.append(browser.to_provider().headers["location"])
     assert browser.get(answers[1]).status_code == 403
     assert failed_logins(browser.site, "a claim aud")

@@ -46,13 +46,13 @@ def without(claims: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("fault", ALTERED_CLAIMS)
 def test_id_tokens_that_are_refused(browser: Browser, provider: FakeOpenIDProvider, fault: str) -> None:
     """An ID token for another login, client, provider or time is refused, although the provider has signed it."""
-    provider.altered = ALTERED_CLAIMS[fault]
+    provider.change_claims = ALTERED_CLAIMS[fault]
     assert_refused(browser, browser.login())
 
 
 def test_several_audiences(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """An ID token with several audiences is accepted if its `azp` is this client."""
-    provider.altered = lambda claims: {**claims, "aud": ["other", CLIENT], "azp": CLIENT}
+    provider.change_claims = lambda claims: {**claims, "aud": ["other", CLIENT], "azp": CLIENT}
     assert browser.login().status_code == 303
 
 
@@ -113,7 +113,7 @@ def test_names_without_an_account(browser: Browser, provider: FakeOpenIDProvider
 def test_disabled_accounts_and_robots(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """A disabled account and a robot get the same response as a missing account."""
     user, robot = browser.site.user()[0], browser.site.robot()
-    browser.site.done("PATCH", f"/users/{user}", {"enabled": False})
+    browser.site.call_ok("PATCH", f"/users/{user}", {"enabled": False})
     for name, reason in ((user, "the account is disabled"), (robot, "the account is a robot's")):
         provider.person = {"preferred_username": name}
         answer = browser.login()

@@ -64,9 +64,9 @@ def test_changes_of_the_account_end_the_session(browser: Browser, provider: Fake
     """After the account is disabled, gets a new password or is removed, the next request with the session is
     refused."""
     changes: list[Callable[[str], Any]] = [
-        lambda name: browser.site.done("PATCH", f"/users/{name}", {"enabled": False}),
-        lambda name: browser.site.done("PUT", f"/users/{name}/password", {}),
-        lambda name: browser.site.done("DELETE", f"/users/{name}"),
+        lambda name: browser.site.call_ok("PATCH", f"/users/{name}", {"enabled": False}),
+        lambda name: browser.site.call_ok("PUT", f"/users/{name}/password", {}),
+        lambda name: browser.site.call_ok("DELETE", f"/users/{name}"),
     ]
     for change in changes:
         name = browser.site.user()[0]
@@ -203,9 +203,9 @@ def test_list_and_end_sessions(browser: Browser, other_browser: Browser, provide
     assert browser.call("DELETE", "/sessions", origin=browser.registry_url).json() == {"ended": 1}
     assert other_browser.call("GET", "/me").status_code == 401
     assert browser.call("GET", "/me").status_code == 200
-    assert browser.site.done("DELETE", "/sessions", account=name) == {"ended": 1}
+    assert browser.site.call_ok("DELETE", "/sessions", account=name) == {"ended": 1}
     assert browser.call("GET", "/me").status_code == 401
-    assert browser.site.done("GET", "/sessions", account=name) == {"current": None, "items": []}
+    assert browser.site.call_ok("GET", "/sessions", account=name) == {"current": None, "items": []}
 
 
 def test_sessions_by_command(browser: Browser, provider: FakeOpenIDProvider) -> None:

@@ -37,8 +37,8 @@ def test_warm_fetches_one_platform(tmp_path: Path, upstream: Hub, images: dict[s
     assert lines[1].startswith("1 reference cached; 3.0 MiB fetched, 0 B already cached, ")
     assert requested_blobs(upstream) == set(images["amd64"].blobs)
     for digest, blob in images["amd64"].blobs.items():
-        assert repeated(upstream.sent(digest)) == []
-        assert union(upstream.sent(digest)) == [(0, blob.size)]
+        assert repeated(upstream.sent_ranges(digest)) == []
+        assert union(upstream.sent_ranges(digest)) == [(0, blob.size)]
     assert upstream.count("manifest", "GET") == 2
 
 
@@ -65,7 +65,7 @@ def test_warm_by_digest_and_other_names(tmp_path: Path, upstream: Hub, images: d
     lines = output_of(tmp_path, "warm", f"docker.io/library/app@{digest}", f"app@{digest}", "docker.io/team/tool:2")
     assert lines[-1].startswith("3 references cached; ")
     assert requested_blobs(upstream) >= set(images["arm64"].blobs)
-    assert all(repeated(upstream.sent(digest)) == [] for digest in images["arm64"].blobs)
+    assert all(repeated(upstream.sent_ranges(digest)) == [] for digest in images["arm64"].blobs)
 
 
 def test_warmed_images_are_served_without_upstream(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
@@ -100,7 +100,7 @@ def test_warm_while_a_server_fetches_the_same_blob(tmp_path: Path, upstream: Hub
         assert pull.result().content == layer.read()
     assert (running.returncode, err) == (0, "")
     assert out.startswith("app:1: 2 manifests, 3 blobs: ")
-    assert repeated(upstream.sent(layer.digest)) == []
+    assert repeated(upstream.sent_ranges(layer.digest)) == []
 
 
 def test_warm_reports_failed_images(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
@@ -171,7 +171,7 @@ def test_next_run_continues_an_interrupted_warm(tmp_path: Path, upstream: Hub, i
     assert layer.digest in "\n".join(output_of(tmp_path, "status"))
     output_of(tmp_path, "warm", "app:1", *FOR_AMD64)
     assert status(tmp_path)["fills"] == []
-    assert union(upstream.sent(layer.digest)) == [(0, layer.size)]
+    assert union(upstream.sent_ranges(layer.digest)) == [(0, layer.size)]
 
 
 def test_warm_fetches_corrupt_bytes_again(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
@@ -218,7 +218,7 @@ def test_server_warms_by_schedule(tmp_path: Path, upstream: Hub, images: dict[st
         content.add("library/app", later, "1")
         upstream.put(content)
         upstream.until(lambda: requested_blobs(upstream) >= set(later.blobs))
-    assert all(repeated(upstream.sent(digest)) == [] for digest in {**images["amd64"].blobs, **later.blobs})
+    assert all(repeated(upstream.sent_ranges(digest)) == [] for digest in {**images["amd64"].blobs, **later.blobs})
 
 
 def test_schedule_continues_after_a_worker_is_killed(tmp_path: Path, upstream: Hub) -> None:

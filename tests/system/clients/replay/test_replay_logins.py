@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 
-from tests.fakes.clients.member_site import WRONG, ClientLogin, MemberSite
+from tests.fakes.clients.member_site import WRONG, ClientLogin, SiteWithAccounts
 from tests.fakes.clients.programs import PATH, ForeignProgram
 from tests.fakes.raw_http import RawAnswer, RawConnection
 from tests.fakes.raw_pushes import OCI_MANIFEST, RawPushes, digest_of, image
@@ -27,7 +27,7 @@ Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 @pytest.fixture
-def connect(site: MemberSite) -> Iterator[Connect]:
+def connect(site: SiteWithAccounts) -> Iterator[Connect]:
     """A function that opens a connection to the registry with accounts."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(RawConnection(("127.0.0.1", site.server.port)))
@@ -78,20 +78,20 @@ def post_token(wire: RawConnection, **fields: str) -> RawAnswer:
     return wire.ask("POST", "/token", head, urlencode({"service": "entrepot", **fields}).encode())
 
 
-def fill(site: MemberSite, repo: str) -> bytes:
+def fill(site: SiteWithAccounts, repo: str) -> bytes:
     """Pushes a manifest with its blob under the tag `v1`."""
-    with AuthorizedConnection(site.server.port, site.person({repo: "pull,push"}).basic) as wire:
+    with AuthorizedConnection(site.server.port, site.add_user({repo: "pull,push"}).basic) as wire:
         steps = RawPushes(wire, repo)
         steps.blob(b"{}")
         steps.manifest(image(b"{}"), "v1")
     return image(b"{}")
 
 
-def test_crane_pull(site: MemberSite, connect: Connect, repo: str) -> None:
+def test_crane_pull(site: SiteWithAccounts, connect: Connect, repo: str) -> None:
     """crane sends GET /v2/, requests a token, and pulls. The realm in the challenge has the host of the request, and
     all requests can use one connection."""
     body = fill(site, repo)
-    login, wire = site.person({repo: "pull"}), connect()
+    login, wire = site.add_user({repo: "pull"}), connect()
     parameters = challenge(wire.ask("GET", "/v2/", {"Host": site.address}))
     assert parameters == {"realm": f"http://{site.address}/token", "service": "entrepot"}
     token = bearer(get_token(wire, parameters, login, f"repository:{repo}:pull"))
@@ -100,7 +100,7 @@ def test_crane_pull(site: MemberSite, connect: Connect, repo: str) -> None:
     assert wire.ask("GET", "/v2/", token).status == 200
 
 
-def test_crane_pull_of_public_content(site: MemberSite, connect: Connect, repo: str) -> None:
+def test_crane_pull_of_public_content(site: SiteWithAccounts, connect: Connect, repo: str) -> None:
     """Without a login, crane pulls public content with an anonymous token."""
     body = fill(site, repo)
     site.allow_everyone(repo)
@@ -111,10 +111,10 @@ def test_crane_pull_of_public_content(site: MemberSite, connect: Connect, repo: 
     assert challenge(refused)["scope"] == f"repository:{repo}:pull,push"
 
 
-def test_crane_requests_a_wider_scope_after_a_challenge(site: MemberSite, connect: Connect, repo: str) -> None:
+def test_crane_requests_a_wider_scope_after_a_challenge(site: SiteWithAccounts, connect: Connect, repo: str) -> None:
     """With a token for pulls only, a push is refused, and the challenge names the scope that the push needs. With a
     token for this scope, the push succeeds."""
-    login, wire = site.person({repo: "pull,push"}), connect()
+    login, wire = site.add_user({repo: "pull,push"}), connect()
     parameters = challenge(wire.ask("GET", "/v2/"))
     token = bearer(get_token(wire, parameters, login, f"repository:{repo}:pull"))
     wider = challenge(wire.ask("POST", f"/v2/{repo}/blobs/uploads/", token))
@@ -127,11 +127,11 @@ def test_crane_requests_a_wider_scope_after_a_challenge(site: MemberSite, connec
     assert closed.status == 201
 
 
-def test_crane_copy_mounts_with_a_scope_for_the_source(site: MemberSite, connect: Connect, repo: str) -> None:
+def test_crane_copy_mounts_with_a_scope_for_the_source(site: SiteWithAccounts, connect: Connect, repo: str) -> None:
     """If the token's scope includes the source repository, the registry mounts the blob. Otherwise it starts an upload
     session."""
     fill(site, f"{repo}/one")
-    login = site.person({f"{repo}/one": "pull", f"{repo}/two": "pull,push"})
+    login = site.add_user({f"{repo}/one": "pull", f"{repo}/two": "pull,push"})
     wire, digest = connect(), digest_of(b"{}")
     parameters = challenge(wire.ask("GET", "/v2/"))
     target = f"/v2/{repo}/two/blobs/uploads/?from={quote(f'{repo}/one', safe='')}&mount={quote(digest, safe='')}"
@@ -143,12 +143,14 @@ def test_crane_copy_mounts_with_a_scope_for_the_source(site: MemberSite, connect
     assert wire.ask("POST", target, both).status == 201
 
 
-def test_buildkit_requests_one_token_for_several_repositories(site: MemberSite, connect: Connect, repo: str) -> None:
+def test_buildkit_requests_one_token_for_several_repositories(
+    site: SiteWithAccounts, connect: Connect, repo: str
+) -> None:
     """BuildKit gets one token for several repositories with one POST. Actions that the account may not do are left out,
     and the response lists the granted scopes."""
     for path in ("base", "cache", "secret"):
         fill(site, f"{repo}/{path}")
-    login, wire = site.person({f"{repo}/base": "pull", f"{repo}/cache": "pull,push"}), connect()
+    login, wire = site.add_user({f"{repo}/base": "pull", f"{repo}/cache": "pull,push"}), connect()
     scope = f"repository:{repo}/base:pull,push repository:{repo}/cache:pull,push repository:{repo}/secret:pull"
     fields = {"grant_type": "password", "client_id": "buildkit-client", "scope": scope}
     answer = post_token(wire, **fields, username=login.name, password=login.secret)
@@ -160,11 +162,11 @@ def test_buildkit_requests_one_token_for_several_repositories(site: MemberSite, 
     assert wire.ask("GET", f"/v2/{repo}/secret/manifests/v1", token).status == 404
 
 
-def test_refresh_token_is_exchanged_for_tokens(site: MemberSite, connect: Connect, repo: str) -> None:
+def test_refresh_token_is_exchanged_for_tokens(site: SiteWithAccounts, connect: Connect, repo: str) -> None:
     """A request with `access_type=offline` gets a refresh token. The client can exchange it for tokens of any scope,
     but cannot use it as a password or as a bearer token."""
     body = fill(site, repo)
-    login, wire = site.person({repo: "pull"}), connect()
+    login, wire = site.add_user({repo: "pull"}), connect()
     first = post_token(
         wire,
         grant_type="password",
@@ -182,11 +184,11 @@ def test_refresh_token_is_exchanged_for_tokens(site: MemberSite, connect: Connec
     assert wire.ask("GET", "/v2/", {"Authorization": f"Bearer {refresh}"}).status == 401
 
 
-def test_wrong_logins_get_errors_in_both_formats(site: MemberSite, connect: Connect) -> None:
+def test_wrong_logins_get_errors_in_both_formats(site: SiteWithAccounts, connect: Connect) -> None:
     """A token request with a wrong login gets an error in the registry's format. The response to a POST has the error
     in OAuth's format as well, so that both kinds of clients understand it."""
     wire, parameters = connect(), {"realm": "/token", "service": "entrepot"}
-    login = site.person()
+    login = site.add_user()
     for bad in (ClientLogin(login.name, WRONG), ClientLogin(site.name("nobody"), WRONG)):
         got = get_token(wire, parameters, bad)
         assert (got.status, got.codes) == (401, ["UNAUTHORIZED"])
@@ -195,11 +197,11 @@ def test_wrong_logins_get_errors_in_both_formats(site: MemberSite, connect: Conn
         assert (posted.status, posted.codes, posted.json()["error"]) == (401, ["UNAUTHORIZED"], "invalid_grant")
 
 
-def test_revoked_credentials_are_refused_on_every_worker(site: MemberSite, connect: Connect, repo: str) -> None:
+def test_revoked_credentials_are_refused_on_every_worker(site: SiteWithAccounts, connect: Connect, repo: str) -> None:
     """After an API token is revoked, both workers refuse it from the next request on, also on open connections, and
     they refuse bearer tokens that were issued for it. The same holds for a password after its account is disabled."""
     fill(site, repo)
-    robot, login = site.machine({repo: "pull"}), site.person({repo: "pull"})
+    robot, login = site.add_robot({repo: "pull"}), site.add_user({repo: "pull"})
     wires = [connect() for _ in range(CONNECTIONS)]
     parameters = challenge(wires[0].ask("GET", "/v2/"))
     scope = f"repository:{repo}:pull"
@@ -214,16 +216,16 @@ def test_revoked_credentials_are_refused_on_every_worker(site: MemberSite, conne
             return {wire.ask("HEAD", target, each).status for wire in wires for each in credentials}
 
         assert statuses(credentials) == {200}
-        site.done(change[0], path, change[1])
+        site.call_ok(change[0], path, change[1])
         assert statuses(credentials) == {401}
         assert {get_token(wire, parameters, owner, scope).status for wire in wires} == {401}
 
 
-def test_guessing_address_is_refused_even_with_the_right_password(site: MemberSite, repo: str) -> None:
+def test_guessing_address_is_refused_even_with_the_right_password(site: SiteWithAccounts, repo: str) -> None:
     """After too many wrong passwords, a client address is refused even with the right password, at the registry and at
     `/token`, on every worker. The owner of the account can log in from another address meanwhile."""
     fill(site, repo)
-    login = site.person({repo: "pull"})
+    login = site.add_user({repo: "pull"})
 
     def statuses(source: str, secret: str, path: str) -> set[int]:
         found, headers = set(), {"Authorization": ClientLogin(login.name, secret).basic}
@@ -243,9 +245,9 @@ def test_guessing_address_is_refused_even_with_the_right_password(site: MemberSi
         assert statuses("127.0.7.7", "another guess", path) == {429}
 
 
-def test_curl(site: MemberSite, repo: str) -> None:
+def test_curl(site: SiteWithAccounts, repo: str) -> None:
     """curl sends a password or an API token to the registry itself, without a request to the token endpoint."""
-    login, robot = site.person({f"{repo}/**": "pull,push"}), site.machine({f"{repo}/**": "pull"})
+    login, robot = site.add_user({f"{repo}/**": "pull,push"}), site.add_robot({f"{repo}/**": "pull"})
     curl = ForeignProgram(("curl", "--silent", "--show-error", "--fail-with-body"), {"PATH": PATH})
     root = f"http://{site.address}/v2/{repo}/app"
     as_person, as_robot = ("--user", f"{login.name}:{login.secret}"), ("--user", f"{robot.name}:{robot.secret}")

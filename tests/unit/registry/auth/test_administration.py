@@ -9,7 +9,7 @@ from registry.auth.administration import Administration, parse_limit, parse_patt
 from registry.auth.rights.policy import Policy
 from storage.access import AccountInvalid, Action, Grant, Grantee, TokenLimit
 from storage.patterns import NamePattern
-from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, AuthWorker
+from tests.fakes.auth_worker import ADMIN, ALICE, KNOWN_ADDRESS, AuthWorker
 
 OLD_PATTERN = NamePattern("*/app")
 """A pattern that an earlier version allowed for new grants."""
@@ -47,7 +47,7 @@ async def test_new_limits_need_simple_patterns(worker: AuthWorker, administratio
 async def test_older_grants_still_apply(worker: AuthWorker, administration: Administration) -> None:
     """A grant that an earlier version stored still applies, and can be removed."""
     await worker.grant("user:alice", OLD_PATTERN, "pull")
-    identity = await worker.access.credential_verifier.verify_basic(ALICE, "correct horse battery", AT_HOME)
+    identity = await worker.access.credential_verifier.verify_basic(ALICE, "correct horse battery", KNOWN_ADDRESS)
     policy = Policy(worker.accounts, worker.access.revocation_check)
     assert policy.principal(identity).may(Action.PULL, "team/app")
     assert not policy.principal(identity).may(Action.PULL, "team/web")
@@ -59,7 +59,7 @@ async def test_older_limits_still_apply(worker: AuthWorker) -> None:
     """A token limit that an earlier version stored still applies."""
     await worker.grant("user:alice", "**", "pull")
     token = await worker.add_token(ALICE, limits=(TokenLimit(OLD_PATTERN, Action.PULL),))
-    identity = await worker.access.credential_verifier.verify_basic(ALICE, token.text, AT_HOME)
+    identity = await worker.access.credential_verifier.verify_basic(ALICE, token.text, KNOWN_ADDRESS)
     principal = Policy(worker.accounts, worker.access.revocation_check).principal(identity)
     assert principal.may(Action.PULL, "team/app")
     assert not principal.may(Action.PULL, "team/web")

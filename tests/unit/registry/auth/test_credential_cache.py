@@ -15,7 +15,7 @@ from registry.auth.credential_cache import (
 from registry.auth.revocation_across_workers import principal_of
 from registry.auth.rights.policy import Policy
 from registry.auth.rights.principal import Identity
-from tests.fakes.auth_worker import ALICE, AT_HOME, PASSWORD, AuthWorker
+from tests.fakes.auth_worker import ALICE, KNOWN_ADDRESS, PASSWORD, AuthWorker
 
 LOGIN, TOKEN = Basic("alice", "secret"), Bearer("abc.def.ghi")
 
@@ -69,9 +69,9 @@ async def test_the_principal_is_made_again_when_rights_change(worker: AuthWorker
     increases with each change of accounts and rights."""
     policy = Policy(worker.accounts, worker.access.revocation_check)
     verifier = worker.access.credential_verifier
-    first = await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), AT_HOME))
-    assert await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), AT_HOME)) is first
+    first = await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), KNOWN_ADDRESS))
+    assert await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), KNOWN_ADDRESS)) is first
     await worker.grant("user:alice", "team/**", "pull")
-    second = await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), AT_HOME))
+    second = await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), KNOWN_ADDRESS))
     assert second is not first
     assert second.epoch == worker.accounts.epoch()

@@ -22,10 +22,10 @@ from storage.errors import TooManyRequests, Unauthorized
 from tests.fakes.auth_worker import (
     ADMIN,
     ALICE,
-    AT_HOME,
     BOB,
     CI,
-    ELSEWHERE,
+    KNOWN_ADDRESS,
+    OTHER_ADDRESS,
     PASSWORD,
     AuthClock,
     AuthWorker,
@@ -36,14 +36,14 @@ from tests.fakes.auth_worker import (
 async def check_refused(worker: AuthWorker, user: str, secret: str) -> None:
     """Checks that the login is refused with the usual error text."""
     with pytest.raises(Unauthorized) as error:
-        await worker.access.credential_verifier.verify_basic(user, secret, AT_HOME)
+        await worker.access.credential_verifier.verify_basic(user, secret, KNOWN_ADDRESS)
     assert error.value.message == "the credentials are not valid"
 
 
 @pytest.mark.slow
 async def test_only_the_right_password_is_accepted(worker: AuthWorker) -> None:
     """The right password logs in to its account. No other text does."""
-    proof = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
     assert (proof.name, proof.robot, proof.version) == (ALICE, False, worker.accounts.account(ALICE).version)
     assert proof.access is None
     for wrong in ("", PASSWORD + " ", PASSWORD[:-1], PASSWORD.upper(), "x" * 2000, "x" * 20_000, "p\0q"):
@@ -76,7 +76,7 @@ async def test_a_wrong_password_costs_one_hashing_for_every_account(worker: Auth
     await check_refused(worker, disabled, PASSWORD)
     assert hashed == [PASSWORD.encode()]
     # The address has not become familiar, because nobody has logged in from it.
-    assert worker.accounts.throttled_until(f"known off {AT_HOME.address}") == 0.0
+    assert worker.accounts.throttled_until(f"known off {KNOWN_ADDRESS.address}") == 0.0
 
 
 async def test_a_password_is_hashed_once_an_hour(worker: AuthWorker, hashed: list[bytes]) -> None:
@@ -84,14 +84,14 @@ async def test_a_password_is_hashed_once_an_hour(worker: AuthWorker, hashed: lis
     passwords do not use this cached result."""
     verify = worker.access.credential_verifier.verify_basic
     for _ in range(5):
-        assert (await verify(ALICE, PASSWORD, AT_HOME)).name == ALICE
-        assert (await verify(ALICE, PASSWORD, ELSEWHERE)).name == ALICE
+        assert (await verify(ALICE, PASSWORD, KNOWN_ADDRESS)).name == ALICE
+        assert (await verify(ALICE, PASSWORD, OTHER_ADDRESS)).name == ALICE
     assert len(hashed) == 2
     await check_refused(worker, ALICE, PASSWORD + "!")
     await check_refused(worker, "alice:" + PASSWORD[:3], PASSWORD[3:])
     await check_refused(worker, "bob", PASSWORD)
     worker.clock.now += 3601
-    assert await verify(ALICE, PASSWORD, AT_HOME)
+    assert await verify(ALICE, PASSWORD, KNOWN_ADDRESS)
     assert hashed.count(PASSWORD.encode()) == 4  # three times for alice and once for bob
 
 
@@ -100,14 +100,14 @@ async def test_a_cached_password_does_not_help_in_guessing(worker: AuthWorker) -
     """A client that guessed too often gets 429 even for the right password, although the owner's login from another
     address is cached."""
     verify = worker.access.credential_verifier.verify_basic
-    assert await verify(ALICE, PASSWORD, AT_HOME)
+    assert await verify(ALICE, PASSWORD, KNOWN_ADDRESS)
     for number in range(10):
         with pytest.raises(Unauthorized):
-            await verify(ALICE, f"guess number {number}", ELSEWHERE)
+            await verify(ALICE, f"guess number {number}", OTHER_ADDRESS)
     for guess in ("one guess more", PASSWORD):
         with pytest.raises(TooManyRequests):
-            await verify(ALICE, guess, ELSEWHERE)
-    assert await verify(ALICE, PASSWORD, AT_HOME)
+            await verify(ALICE, guess, OTHER_ADDRESS)
+    assert await verify(ALICE, PASSWORD, KNOWN_ADDRESS)
 
 
 async def test_cached_logins_end_when_the_account_changes(worker: AuthWorker, data: Path, clock: AuthClock) -> None:
@@ -115,14 +115,14 @@ async def test_cached_logins_end_when_the_account_changes(worker: AuthWorker, da
     worker. After the account was disabled and enabled again, a login has a new version."""
     async with auth_worker(data, clock) as other:
         verify = worker.access.credential_verifier.verify_basic
-        assert await verify(ALICE, PASSWORD, AT_HOME)
+        assert await verify(ALICE, PASSWORD, KNOWN_ADDRESS)
         await other.accounts.set_password(ALICE, hash_password("another password"), by=ADMIN)
         await check_refused(worker, ALICE, PASSWORD)
-        first = await verify(ALICE, "another password", AT_HOME)
+        first = await verify(ALICE, "another password", KNOWN_ADDRESS)
         await other.accounts.set_enabled(ALICE, False, by=ADMIN)
         await check_refused(worker, ALICE, "another password")
         await other.accounts.set_enabled(ALICE, True, by=ADMIN)
-        later = await verify(ALICE, "another password", AT_HOME)
+        later = await verify(ALICE, "another password", KNOWN_ADDRESS)
         assert later.version != first.version
         await other.accounts.remove_account(ALICE, by=ADMIN)
         await check_refused(worker, ALICE, "another password")
@@ -130,15 +130,15 @@ async def test_cached_logins_end_when_the_account_changes(worker: AuthWorker, da
 
 async def test_an_unrelated_change_causes_no_hashing(worker: AuthWorker, hashed: list[bytes]) -> None:
     """A change of another account's rights causes no hashing."""
-    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
     await worker.grant("everyone", "public/**", "pull")
-    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
     assert len(hashed) == 1
 
 
 async def test_an_account_that_is_disabled_during_hashing_is_refused(worker: AuthWorker) -> None:
     """An account that is disabled while its password is being checked is refused."""
-    attempt = asyncio.create_task(worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME))
+    attempt = asyncio.create_task(worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS))
     await asyncio.sleep(0)
     await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
     with pytest.raises(Unauthorized):
@@ -150,9 +150,9 @@ async def test_equal_passwords_are_hashed_once(worker: AuthWorker, hashed: list[
     """A hundred concurrent logins with the same password cause one hashing, and all succeed. A hundred with the same
     wrong password also cause one hashing."""
     verify = worker.access.credential_verifier.verify_basic
-    proofs = await asyncio.gather(*(verify(ALICE, PASSWORD, AT_HOME) for _ in range(100)))
+    proofs = await asyncio.gather(*(verify(ALICE, PASSWORD, KNOWN_ADDRESS) for _ in range(100)))
     assert {proof.name for proof in proofs} == {ALICE}
-    wrong = (verify(ALICE, "a wrong password", ELSEWHERE) for _ in range(100))
+    wrong = (verify(ALICE, "a wrong password", OTHER_ADDRESS) for _ in range(100))
     outcomes = await asyncio.gather(*wrong, return_exceptions=True)
     assert {type(each) for each in outcomes} == {Unauthorized}
     assert len(hashed) == 2
@@ -168,15 +168,15 @@ async def test_logins_beyond_the_queue_get_429(worker: AuthWorker) -> None:
     kinds = [type(each) for each in outcomes]
     assert kinds.count(TooManyRequests) == 90 - 66
     assert kinds.count(Unauthorized) == 66
-    assert await verify(ALICE, PASSWORD, AT_HOME)
+    assert await verify(ALICE, PASSWORD, KNOWN_ADDRESS)
 
 
 async def test_a_disconnected_client_does_not_cancel_the_hashing(worker: AuthWorker) -> None:
     """If a client disconnects, the hashing continues for other clients with the same password."""
     verify = worker.access.credential_verifier.verify_basic
-    first = asyncio.create_task(verify(ALICE, PASSWORD, AT_HOME))
+    first = asyncio.create_task(verify(ALICE, PASSWORD, KNOWN_ADDRESS))
     await asyncio.sleep(0)
-    second = asyncio.create_task(verify(ALICE, PASSWORD, AT_HOME))
+    second = asyncio.create_task(verify(ALICE, PASSWORD, KNOWN_ADDRESS))
     await asyncio.sleep(0)
     first.cancel()
     assert (await second).name == ALICE
@@ -187,7 +187,7 @@ async def test_a_weak_hash_is_replaced(worker: AuthWorker) -> None:
     """A password hash with weaker parameters is replaced at the next login. The identity of that login stays valid."""
     weak = argon2.PasswordHasher(1, 8192, 1).hash(PASSWORD)
     await worker.accounts.set_password(ALICE, weak, by=ADMIN)
-    proof = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
     while worker.accounts.password_hash(ALICE) == weak:
         await worker.accounts.clear_failures([])  # an empty write, which waits for all earlier writes
     stored_hash = worker.accounts.password_hash(ALICE)
@@ -195,7 +195,7 @@ async def test_a_weak_hash_is_replaced(worker: AuthWorker) -> None:
     assert not hashing.needs_rehash(stored_hash)
     assert worker.access.revocation_check.check(proof) == proof
     worker.clock.now += 3601
-    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME) == proof
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS) == proof
 
 
 # The htpasswd file
@@ -226,26 +226,26 @@ async def test_logins_by_the_htpasswd_file(data: Path, clock: AuthClock, htpassw
         await worker.add_user(ALICE)
         verify = worker.access.credential_verifier.verify_basic
         bearer = worker.access.credential_verifier.verify_bearer
-        assert await verify("alice", PASSWORD, AT_HOME)
+        assert await verify("alice", PASSWORD, KNOWN_ADDRESS)
         await check_refused(worker, "alice", "of the file")
-        proof = await verify("carol", "carols password", AT_HOME)
+        proof = await verify("carol", "carols password", KNOWN_ADDRESS)
         assert (proof.name, proof.version) == ("carol", None)
         assert proof.stamp
         text = (await worker.access.bearer_tokens.issue(proof, {})).text
-        assert (await bearer(text, AT_HOME)).name == "carol"
+        assert (await bearer(text, KNOWN_ADDRESS)).name == "carol"
 
         write(htpasswd_file, htpasswd_line("carol", "new password"))
         await check_refused(worker, "carol", "carols password")
         with pytest.raises(Unauthorized):
-            await bearer(text, AT_HOME)
-        assert await verify("carol", "new password", AT_HOME)
+            await bearer(text, KNOWN_ADDRESS)
+        assert await verify("carol", "new password", KNOWN_ADDRESS)
 
         write(htpasswd_file, htpasswd_line("dave", "daves password"))
         await check_refused(worker, "carol", "new password")
-        assert await verify("dave", "daves password", AT_HOME)
+        assert await verify("dave", "daves password", KNOWN_ADDRESS)
         await worker.add_user(AccountName("dave"))
         await check_refused(worker, "dave", "daves password")
-        assert await verify("dave", PASSWORD, AT_HOME)
+        assert await verify("dave", PASSWORD, KNOWN_ADDRESS)
 
 
 async def test_a_disabled_account_cannot_log_in_by_the_file(data: Path, clock: AuthClock, htpasswd_file: Path) -> None:
@@ -261,11 +261,11 @@ async def test_without_the_file_its_tokens_are_refused(data: Path, clock: AuthCl
     """If the server no longer has the htpasswd file, it refuses bearer tokens that were issued for a line of the
     file."""
     async with auth_worker(data, clock, {"auth": {"htpasswd": str(htpasswd_file)}}) as worker:
-        proof = await worker.access.credential_verifier.verify_basic("carol", "carols password", AT_HOME)
+        proof = await worker.access.credential_verifier.verify_basic("carol", "carols password", KNOWN_ADDRESS)
         text = (await worker.access.bearer_tokens.issue(proof, {})).text
     async with auth_worker(data, clock) as worker:
         with pytest.raises(Unauthorized):
-            await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+            await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
 
 
 # The audit log
@@ -283,12 +283,12 @@ async def test_logins_in_the_audit_log(worker: AuthWorker, caplog: pytest.LogCap
                 await verify(ALICE, "Secret Guess", by)
             with pytest.raises(Unauthorized):
                 await verify("Secret Name", "password", by)
-        await verify(ALICE, PASSWORD, ELSEWHERE)
+        await verify(ALICE, PASSWORD, OTHER_ADDRESS)
         lines = await worker.audited()
     recorded = [(line.actor, line.target, line.outcome, line.address, line.count) for line in reversed(lines)]
     assert sorted(recorded) == [
         ("alice", "alice", "ok", "192.0.2.1", 1),
-        ("alice", "alice", "ok", ELSEWHERE.address, 1),
+        ("alice", "alice", "ok", OTHER_ADDRESS.address, 1),
         ("anonymous", "", "failed", "192.0.2.1", 3),
         ("anonymous", "alice", "failed", "192.0.2.1", 1),
         ("anonymous", "alice", "failed", "192.0.2.1", 2),
@@ -306,7 +306,7 @@ async def test_closing_waits_for_a_write_that_runs(worker: AuthWorker) -> None:
     """After the audit log is closed, each entry is in the store, at whatever point its write was."""
     for turns in range(8):
         buffer = AuditBuffer(worker.accounts, worker.clock, interval=0)
-        buffer.record(AT_HOME, "login", f"turn-{turns}", "ok")
+        buffer.record(KNOWN_ADDRESS, "login", f"turn-{turns}", "ok")
         for _ in range(turns):
             await asyncio.sleep(0)
         await buffer.aclose()
@@ -316,9 +316,9 @@ async def test_closing_waits_for_a_write_that_runs(worker: AuthWorker) -> None:
 
 async def test_a_cached_login_is_not_recorded(worker: AuthWorker) -> None:
     """A request with a cached credential is not recorded as a login."""
-    await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
+    await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
     assert len(await worker.audited()) == 1
-    await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
+    await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
     assert len(await worker.audited()) == 1
 
 

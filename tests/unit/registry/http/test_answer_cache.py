@@ -47,31 +47,31 @@ async def test_a_repeated_read_gets_a_ready_answer(site: AnswerCacheSite, endpoi
         "catalog": "/v2/_catalog",
         "referrers": f"{V2}/referrers/{site.image.digest}",
     }[endpoint]
-    answer = await site.ready(target, method)
+    answer = await site.cached_answer(target, method)
     assert (answer.status, bool(answer.body)) == (200, method == "GET")
 
 
 @pytest.mark.parametrize("zero_copy", [False, True])
 async def test_a_repeated_read_of_a_small_blob_gets_a_ready_answer(site: AnswerCacheSite, zero_copy: bool) -> None:
     """The response with a small blob is cached, whether or not the server can send files."""
-    site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
-    assert (await site.ready(f"{V2}/blobs/{site.blob}")).body == b"layer of x"
+    site.request = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
+    assert (await site.cached_answer(f"{V2}/blobs/{site.blob}")).body == b"layer of x"
 
 
 async def test_each_response_has_its_own_id(site: AnswerCacheSite) -> None:
     """Each response has an id of its own, even if the requests are the same."""
-    ids = {(await site.ask("GET", TAG))["x-request-id"] for _ in range(100)}
+    ids = {(await site.request("GET", TAG))["x-request-id"] for _ in range(100)}
     assert len(ids) == 100
 
 
 async def test_a_ready_answer_is_only_for_its_method_and_path(site: AnswerCacheSite) -> None:
     """A ready answer is sent only for requests with the same method and the same path."""
-    await site.ready(TAG)
-    await site.ready(TAG, "HEAD")
-    assert (await site.ask("POST", TAG)).status == 405
-    assert (await site.ask("OPTIONS", TAG)).status == 204
-    assert (await site.ask("GET", f"{V2}/manifests/lates")).status == 404
-    assert (await site.ask("GET", "/v2/team/ap/manifests/latest")).status == 404
+    await site.cached_answer(TAG)
+    await site.cached_answer(TAG, "HEAD")
+    assert (await site.request("POST", TAG)).status == 405
+    assert (await site.request("OPTIONS", TAG)).status == 204
+    assert (await site.request("GET", f"{V2}/manifests/lates")).status == 404
+    assert (await site.request("GET", "/v2/team/ap/manifests/latest")).status == 404
 
 
 # Changes by other processes
@@ -80,14 +80,14 @@ async def test_a_ready_answer_is_only_for_its_method_and_path(site: AnswerCacheS
 async def test_the_next_request_sees_a_tag_that_another_process_moved(site: AnswerCacheSite) -> None:
     """After another process has moved a tag, the next request by tag gets the new manifest. A request by digest still
     gets the old manifest."""
-    async with site.beside() as other:
+    async with site.other_process() as other:
         for number in range(20):
-            before = await site.ready(TAG)
+            before = await site.cached_answer(TAG)
             image = await push_image(other, APP, f"further {number}", "latest")
-            after = await site.ask("GET", TAG)
+            after = await site.request("GET", TAG)
             assert (before.body != after.body, after.body) == (True, image.body)
-            assert (await site.ask("HEAD", TAG))["docker-content-digest"] == image.digest
-    assert (await site.ask("GET", f"{V2}/manifests/{site.image.digest}")).body == site.image.body
+            assert (await site.request("HEAD", TAG))["docker-content-digest"] == image.digest
+    assert (await site.request("GET", f"{V2}/manifests/{site.image.digest}")).body == site.image.body
 
 
 @pytest.mark.parametrize("deleted", ["tag", "manifest", "blob"])
@@ -98,9 +98,9 @@ async def test_content_that_another_process_deleted_gets_404(site: AnswerCacheSi
     blob, digest = f"{V2}/blobs/{site.blob}", f"{V2}/manifests/{site.image.digest}"
     for target in (TAG, digest, blob):
         for method in ("GET", "HEAD")[: 1 if target == blob else 2]:
-            await site.ready(target, method)
-    assert (await site.ready(f"{V2}/tags/list")).json["tags"] == ["latest", "other"]
-    async with site.beside() as other:
+            await site.cached_answer(target, method)
+    assert (await site.cached_answer(f"{V2}/tags/list")).json["tags"] == ["latest", "other"]
+    async with site.other_process() as other:
         if deleted == "tag":
             await other.delete_tag(APP, Tag("latest"), by=BY)
         else:
@@ -109,8 +109,8 @@ async def test_content_that_another_process_deleted_gets_404(site: AnswerCacheSi
             await other.delete_blob(APP, site.blob, by=BY)
         for target, exists in ((TAG, False), (digest, deleted == "tag"), (blob, deleted != "blob")):
             for method in ("GET", "HEAD"):
-                assert (await site.ask(method, target)).status == (200 if exists else 404)
-        assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == (["other"] if deleted == "tag" else [])
+                assert (await site.request(method, target)).status == (200 if exists else 404)
+        assert (await site.request("GET", f"{V2}/tags/list")).json["tags"] == (["other"] if deleted == "tag" else [])
 
 
 async def test_the_next_list_has_content_that_another_process_pushed(site: AnswerCacheSite) -> None:
@@ -118,20 +118,20 @@ async def test_the_next_list_has_content_that_another_process_pushed(site: Answe
     list of referrers has the new referrer."""
     referrers = f"{V2}/referrers/{site.image.digest}"
     for target in (f"{V2}/tags/list", "/v2/_catalog", referrers):
-        await site.ready(target)
-    async with site.beside() as other:
+        await site.cached_answer(target)
+    async with site.other_process() as other:
         await push_image(other, RepositoryName("new/one"), "y", "1")
-        assert (await site.ask("GET", "/v2/_catalog")).json["repositories"] == ["new/one", APP]
+        assert (await site.request("GET", "/v2/_catalog")).json["repositories"] == ["new/one", APP]
         image = await push_image(other, APP, "z", "zz", subject=site.image.digest)
-        assert (await site.ask("GET", f"{V2}/tags/list")).json["tags"] == ["latest", "other", "zz"]
-        assert [referrer["digest"] for referrer in (await site.ask("GET", referrers)).json["manifests"]] == [
+        assert (await site.request("GET", f"{V2}/tags/list")).json["tags"] == ["latest", "other", "zz"]
+        assert [referrer["digest"] for referrer in (await site.request("GET", referrers)).json["manifests"]] == [
             image.digest
         ]
 
 
 async def test_a_response_is_not_cached_if_the_store_changes_while_it_is_sent(site: AnswerCacheSite) -> None:
     """A response is not cached if the store changes while the response is being sent."""
-    async with site.beside() as other:
+    async with site.other_process() as other:
         for number in range(5):
             connection = AsgiConnection("GET", [], leaves=False)
 
@@ -143,8 +143,8 @@ async def test_a_response_is_not_cached_if_the_store_changes_while_it_is_sent(si
             scope = {**scope_of("GET", TAG, {}), "extensions": {CACHED_ANSWER_EXTENSION: {}}}
             await site.service.app(scope, connection.receive, send)
             assert connection.answer.status == 200
-            answer = await site.ask("GET", TAG)
-            assert not site.ask.ready
+            answer = await site.request("GET", TAG)
+            assert not site.request.ready
             assert answer.body == (await other.get_manifest(APP, Tag("latest"))).body != connection.answer.body
 
 
@@ -152,7 +152,7 @@ async def test_the_cache_is_empty_after_the_application_has_ended(tmp_path: Path
     """After the application has ended, it has no ready answers. Its store is closed, so it would not notice changes."""
     async with running_app(tmp_path / "data") as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
-        await site.ready(TAG)
+        await site.cached_answer(TAG)
         assert site.has_ready(TAG)
     assert not site.has_ready(TAG)
 
@@ -181,14 +181,14 @@ async def test_a_request_with_a_range_a_condition_or_a_body_bypasses_the_cache(
     """A request with a range, a condition, a body or `Expect` is never answered from the cache. The ready answer for
     the plain request stays in the cache."""
     target = f"{V2}/blobs/{site.blob}"
-    await site.ready(target)
+    await site.cached_answer(target)
     assert (await site.never_ready(target, headers={name: value})).status == status
-    await site.ready(target)
+    await site.cached_answer(target)
 
 
 async def test_a_request_with_a_query_bypasses_the_cache(site: AnswerCacheSite) -> None:
     """A request with a query is never answered from the cache, even if the query has no meaning."""
-    await site.ready(f"{V2}/tags/list")
+    await site.cached_answer(f"{V2}/tags/list")
     assert (await site.never_ready(f"{V2}/tags/list?n=1")).json["tags"] == ["latest"]
     assert (await site.never_ready(f"{V2}/tags/list?last=latest")).json["tags"] == ["other"]
     assert (await site.never_ready(f"{TAG}?x")).status == 200
@@ -198,7 +198,7 @@ async def test_a_head_of_a_blob_bypasses_the_cache(site: AnswerCacheSite) -> Non
     """A HEAD of a blob is never answered from the cache, even after a GET of the blob. The HEAD has to reach the
     store, which then protects the blob from garbage collection."""
     target = f"{V2}/blobs/{site.blob}"
-    await site.ready(target)
+    await site.cached_answer(target)
     assert (await site.never_ready(target, "HEAD")).status == 200
 
 
@@ -212,9 +212,11 @@ async def test_an_error_is_never_cached(site: AnswerCacheSite, target: str) -> N
 async def test_the_status_of_an_upload_session_is_never_cached(site: AnswerCacheSite) -> None:
     """The status of an upload session is never cached, because writing to the session does not change the version of
     the store."""
-    location = (await site.ask("POST", f"{V2}/blobs/uploads/"))["location"]
+    location = (await site.request("POST", f"{V2}/blobs/uploads/"))["location"]
     assert (await site.never_ready(location))["range"] == "0-0"
-    assert (await site.ask("PATCH", location, {"content-type": "application/octet-stream"}, b"x" * 10)).status == 202
+    assert (
+        await site.request("PATCH", location, {"content-type": "application/octet-stream"}, b"x" * 10)
+    ).status == 202
     answer = await site.never_ready(location)
     assert (answer.status, answer["range"]) == (204, "0-9")
 
@@ -223,12 +225,12 @@ async def test_the_status_of_an_upload_session_is_never_cached(site: AnswerCache
 async def test_a_large_body_is_not_cached(site: AnswerCacheSite, zero_copy: bool) -> None:
     """A response is cached if its body has at most the largest size for the cache. A response with a larger body is not
     cached."""
-    site.ask = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
+    site.request = CachedAnswerClient(site.service.app, zero_copy=zero_copy)
     too_large = (await push_blob(site.service.hosted, APP, b"y" * (LARGEST_BODY_BYTES + 1))).digest
     assert len((await site.never_ready(f"{V2}/blobs/{too_large}")).body) == LARGEST_BODY_BYTES + 1
     if not zero_copy:
         largest = (await push_blob(site.service.hosted, APP, b"x" * LARGEST_BODY_BYTES)).digest
-        assert (await site.ready(f"{V2}/blobs/{largest}")).body == b"x" * LARGEST_BODY_BYTES
+        assert (await site.cached_answer(f"{V2}/blobs/{largest}")).body == b"x" * LARGEST_BODY_BYTES
 
 
 async def test_nothing_is_cached_if_the_server_does_not_ask_for_cached_answers(site: AnswerCacheSite) -> None:
@@ -236,8 +238,8 @@ async def test_nothing_is_cached_if_the_server_does_not_ask_for_cached_answers(s
     response is cached."""
     for _ in range(4):
         assert (await AsgiClient(site.service.app)("GET", TAG)).status == 200
-    await site.ask("GET", TAG)
-    assert not site.ask.ready
+    await site.request("GET", TAG)
+    assert not site.request.ready
 
 
 # Memory, the access log and the rate limit
@@ -267,9 +269,9 @@ async def test_a_blob_that_is_sent_in_parts_is_not_collected_in_memory(site: Ans
 async def test_the_response_to_a_single_request_is_not_cached(site: AnswerCacheSite) -> None:
     """A response is cached only when the same request is received a second time. So requests for many different names
     do not evict the ready answers."""
-    assert (await site.ask("GET", TAG)).status == 200
+    assert (await site.request("GET", TAG)).status == 200
     assert not site.has_ready(TAG)
-    await site.ready(TAG)
+    await site.cached_answer(TAG)
 
 
 async def test_the_cache_has_a_largest_size(site: AnswerCacheSite) -> None:
@@ -280,7 +282,7 @@ async def test_the_cache_has_a_largest_size(site: AnswerCacheSite) -> None:
     ]
     for target in targets:
         for _ in range(2):
-            assert (await site.ask("GET", target)).status == 200
+            assert (await site.request("GET", target)).status == 200
     ready = [site.has_ready(target) for target in targets]
     assert 0 < sum(ready) * LARGEST_BODY_BYTES <= CACHE_BYTES
     assert ready[-1]
@@ -314,12 +316,12 @@ async def test_a_ready_answer_is_in_the_access_log(
         "repositories": ("GET", "/v2/_catalog", "-", "-"),
     }[endpoint]
     caplog.set_level(logging.INFO, "registry.access")
-    await site.ready(target, method)
+    await site.cached_answer(target, method)
     for address in ("192.0.2.7", "198.51.100.9", "2001:db8::1"):
         caplog.clear()
-        site.ask.address = address
-        answer = await site.ask(method, target)
-        assert site.ask.ready
+        site.request.address = address
+        answer = await site.request(method, target)
+        assert site.request.ready
         (record,) = [record for record in caplog.records if record.name == "registry.access"]
         match = ACCESS_LINE.fullmatch(record.getMessage())
         assert match is not None
@@ -333,14 +335,14 @@ async def test_ready_answers_count_toward_the_rate_limit(tmp_path: Path) -> None
     async with running_app(tmp_path / "data", limits=limits) as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
         for number in range(5):
-            assert (await site.ask("GET", TAG)).status == 200
-            assert site.ask.ready == (number > 1)
+            assert (await site.request("GET", TAG)).status == 200
+            assert site.request.ready == (number > 1)
         for _ in range(3):
-            refused = await site.ask("GET", TAG)
-            assert (refused.status, refused.code, site.ask.ready) == (429, "TOOMANYREQUESTS", False)
+            refused = await site.request("GET", TAG)
+            assert (refused.status, refused.code, site.request.ready) == (429, "TOOMANYREQUESTS", False)
             assert int(refused["retry-after"]) > 0
-        site.ask.address = "198.51.100.9"
+        site.request.address = "198.51.100.9"
         for _ in range(5):
-            assert (await site.ask("GET", TAG)).status == 200
-            assert site.ask.ready
-        assert (await site.ask("GET", TAG)).status == 429
+            assert (await site.request("GET", TAG)).status == 200
+            assert site.request.ready
+        assert (await site.request("GET", TAG)).status == 429

@@ -32,7 +32,7 @@ async def mirroring(folder: Path, **upstream: Any) -> AsyncIterator[AnswerCacheS
 
 async def store_as_pulled(site: AnswerCacheSite) -> str:
     """Stores an image from another process, as if the mirror had pulled it from the upstream. Returns its digest."""
-    async with site.beside() as other:
+    async with site.other_process() as other:
         return str((await push_image(other, PULLED, "far")).digest)
 
 
@@ -41,8 +41,8 @@ async def test_a_response_for_a_hosted_repository_is_cached(tmp_path: Path, defa
     """The response for a hosted repository is cached. Without a default upstream, the repository is hosted because its
     name does not begin with the name of an upstream. With a default upstream, it is hosted because it was pushed."""
     async with mirroring(tmp_path / "data", default=default) as site:
-        assert (await site.ready(TAG)).body == site.image.body
-        assert (await site.ready(f"{V2}/tags/list")).json["tags"] == ["latest"]
+        assert (await site.cached_answer(TAG)).body == site.image.body
+        assert (await site.cached_answer(f"{V2}/tags/list")).json["tags"] == ["latest"]
 
 
 @pytest.mark.parametrize("name", ["docker.io/library/app", "docker.io/app", "library/app", "app"])
@@ -60,10 +60,10 @@ async def test_a_pushed_image_is_served_at_the_next_request(tmp_path: Path) -> N
     request gets the pushed image, and the response is cached."""
     async with mirroring(tmp_path / "data", default=True) as site:
         assert (await site.never_ready(f"/v2/app/manifests/{await store_as_pulled(site)}")).status == 200
-        async with site.beside() as other:
+        async with site.other_process() as other:
             image = await push_image(other, RepositoryName("app"), "ours", "1")
-        assert (await site.ask("GET", "/v2/app/manifests/1")).body == image.body
-        assert (await site.ready("/v2/app/manifests/1")).body == image.body
+        assert (await site.request("GET", "/v2/app/manifests/1")).body == image.body
+        assert (await site.cached_answer("/v2/app/manifests/1")).body == image.body
 
 
 async def test_a_request_with_a_namespace_bypasses_the_cache(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ async def test_a_request_with_a_namespace_bypasses_the_cache(tmp_path: Path) -> 
         digest = await store_as_pulled(site)
         await push_image(site.service.hosted, RepositoryName("library/app"), "far", "1")
         path = f"/v2/library/app/manifests/{digest}"
-        await site.ready(path)
+        await site.cached_answer(path)
         assert (await site.never_ready(f"{path}?ns=docker.io"))["oci-namespace"] == "docker.io"
 
 
@@ -86,12 +86,12 @@ async def test_the_host_decides_whether_a_path_is_mirrored(tmp_path: Path) -> No
         registry_host, mirror_host = ({"host": host} for host in ("registry.test", "hub.test"))
         for digest, right, wrong in ((hosted, registry_host, mirror_host), (mirrored, mirror_host, registry_host)):
             path = f"/v2/library/app/manifests/{digest}"
-            answer = await (site.ready if right is registry_host else site.never_ready)(path, headers=right)
+            answer = await (site.cached_answer if right is registry_host else site.never_ready)(path, headers=right)
             assert answer.status == 200
             assert (await site.never_ready(path, headers=wrong)).status != 200
-        await site.ready(TAG, headers=registry_host)
+        await site.cached_answer(TAG, headers=registry_host)
         assert not site.has_ready(TAG, {"host": "other.test"})
-        await site.ready(TAG, headers={"host": "other.test"})
+        await site.cached_answer(TAG, headers={"host": "other.test"})
 
 
 async def test_host_names_count_toward_the_size_of_the_cache(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_host_names_count_toward_the_size_of_the_cache(tmp_path: Path) -> 
         size, count = 16 * 1024, 1000
         host_headers = [{"host": f"{number}.{'x' * size}"} for number in range(count)]
         for headers in [each for each in host_headers for _ in range(2)]:
-            assert (await site.ask("GET", TAG, headers)).status == 200
+            assert (await site.request("GET", TAG, headers)).status == 200
         ready = [site.has_ready(TAG, headers) for headers in host_headers]
         assert ready[-1]
         assert sum(ready) * size <= CACHE_BYTES

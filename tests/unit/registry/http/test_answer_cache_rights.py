@@ -48,11 +48,11 @@ def basic(name: str, secret: str) -> str:
 
 
 async def ready(site: AnswerCacheSite, login: str, target: str = TAG) -> AsgiAnswer:
-    return await site.ready(target, headers={"authorization": login})
+    return await site.cached_answer(target, headers={"authorization": login})
 
 
 async def status(site: AnswerCacheSite, login: str | None, target: str = TAG) -> int:
-    return (await site.ask("GET", target, {"authorization": login} if login is not None else {})).status
+    return (await site.request("GET", target, {"authorization": login} if login is not None else {})).status
 
 
 # Changes of accounts, credentials and grants by other processes
@@ -62,9 +62,9 @@ async def test_the_first_account_makes_all_ready_answers_invalid(open_site: Answ
     """After another process has added the first account, no request gets an answer that was cached before, whatever
     credential the request has."""
     stray = "Basic " + base64.b64encode(b"hub:password").decode()
-    await open_site.ready(TAG)
+    await open_site.cached_answer(TAG)
     await ready(open_site, stray)
-    async with open_site.beside() as other:
+    async with open_site.other_process() as other:
         await add_account(other.accounts, "alice")
     assert not open_site.has_ready(TAG)
     for login in (None, stray):
@@ -103,7 +103,7 @@ async def test_the_next_request_is_refused_after_another_process_has_removed_a_r
     authorization = login if scheme == "basic" else await site.service.bearer(login, "repository:team/app:pull")
     for target in (TAG, f"{V2}/tags/list", "/v2/"):
         await ready(site, authorization, target)
-    async with site.beside() as other:
+    async with site.other_process() as other:
         accounts = other.accounts
         match removed:
             case "token":
@@ -130,7 +130,7 @@ async def test_a_changed_password_makes_old_ready_answers_invalid(site: AnswerCa
     bearer = await site.service.bearer(old, "repository:team/app:pull")
     await ready(site, old)
     await ready(site, bearer)
-    async with site.beside() as other:
+    async with site.other_process() as other:
         await other.accounts.set_password(name, hash_password("another horse battery"), by=BY)
     for authorization in (old, bearer):
         assert await status(site, authorization) == 401
@@ -175,7 +175,7 @@ async def test_a_ready_answer_is_only_for_its_account(site: AnswerCacheSite) -> 
         for login in wrong:
             assert not site.has_ready(TAG, {"authorization": login})
             assert await status(site, login) in (401, 429)
-        assert not site.ask.ready
+        assert not site.request.ready
         assert await status(site, alice) == 200
 
 
@@ -194,10 +194,10 @@ async def test_an_image_that_everyone_may_pull_is_ready_for_everyone(site: Answe
     separately. After the grant is removed, requests are refused."""
     await add_grant(site.service.accounts, "everyone", "team/*", "pull")
     mallory = await site.service.user("mallory")
-    await site.ready(TAG)
+    await site.cached_answer(TAG)
     await ready(site, mallory)
     assert await status(site, None, "/v2/") == 401
-    async with site.beside() as other:
+    async with site.other_process() as other:
         await other.accounts.remove_grant(Grantee.parse("everyone"), NamePattern("team/*"), by=BY)
     assert await status(site, None) == 401
     assert await status(site, mallory) == 404
@@ -208,8 +208,8 @@ async def test_two_authorization_headers_are_refused(site: AnswerCacheSite) -> N
     alice = await site.service.token("alice")
     await ready(site, alice)
     for pair in ((alice, alice), (alice, "Basic x"), ("Basic x", alice)):
-        answer = await site.ask("GET", TAG, [("authorization", authorization) for authorization in pair])
-        assert (answer.status, site.ask.ready) == (401, False)
+        answer = await site.request("GET", TAG, [("authorization", authorization) for authorization in pair])
+        assert (answer.status, site.request.ready) == (401, False)
     assert await status(site, alice) == 200
 
 
@@ -218,12 +218,12 @@ async def test_a_ready_answer_is_only_for_its_address(site: AnswerCacheSite) -> 
     because failed logins may have blocked that address. The cache keeps pairs of credential and address apart even if
     their concatenations are equal (here "…" + "192.0.2.7", and "…19" + "2.0.2.7")."""
     alice = await site.service.token("alice")
-    site.ask.address = "192.0.2.7"
+    site.request.address = "192.0.2.7"
     await ready(site, alice)
-    site.ask.address = "2.0.2.7"
+    site.request.address = "2.0.2.7"
     for authorization in (alice, f"{alice}19"):
-        await site.ask("GET", TAG, {"authorization": authorization})
-        assert not site.ask.ready
+        await site.request("GET", TAG, {"authorization": authorization})
+        assert not site.request.ready
 
 
 async def test_responses_for_htpasswd_accounts_are_not_cached(tmp_path: Path) -> None:

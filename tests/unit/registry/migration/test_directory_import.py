@@ -26,7 +26,7 @@ from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobContext, run_in_command
-from tests.fakes.import_run import ImportRun, assert_whole
+from tests.fakes.import_run import ImportRun, assert_complete
 from tests.fakes.old_directory import OldDirectory
 from tests.fakes.upstream_content import (
     ImageTree,
@@ -85,7 +85,7 @@ async def test_all_content_of_a_repository_is_imported(
     result = await run_import()
 
     for image in (docker, index, untagged, signature):
-        await assert_whole(store, APP, image)
+        await assert_complete(store, APP, image)
     tags = (await store.tags(APP, None, 10)).items
     assert set(tags) == {"1", "latest", "multi", fallback_tag(docker.digest)}
     assert await tag_digest(store, "latest") == docker.digest
@@ -93,7 +93,7 @@ async def test_all_content_of_a_repository_is_imported(
     assert [each.digest for each in referrers] == [signature.digest]
     blobs = len({**docker.blobs, **index.blobs, **untagged.blobs, **signature.blobs})
     assert (result["tags"], result["manifests"], result["linked"], result["copied"]) == (4, 7, blobs, 0)
-    assert (run_import.told(), run_import.told("note")) == ([], [])
+    assert (run_import.reports(), run_import.reports("note")) == ([], [])
     assert old_registry.snapshot() == files_before
 
 
@@ -109,7 +109,7 @@ async def test_files_are_linked(
     blob_path = tmp_path / "data" / "blobs" / "sha256" / layer[7:9] / layer[7:]
     assert blob_path.samefile(old_registry.data(layer))
     old_registry.data(layer).unlink()
-    await assert_whole(store, APP, image)
+    await assert_complete(store, APP, image)
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
 
 
@@ -124,7 +124,7 @@ async def test_files_are_copied_on_request(
     for blob in image.blobs.values():
         blob_path = tmp_path / "data" / "blobs" / "sha256" / blob.digest[7:9] / blob.digest[7:]
         assert not blob_path.samefile(old_registry.data(blob.digest))
-    await assert_whole(store, APP, image)
+    await assert_complete(store, APP, image)
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
 
 
@@ -138,9 +138,9 @@ async def test_files_that_other_users_may_write_are_copied(
     result = await run_import()
 
     assert (result["copied"], result["linked"]) == (2, 0)
-    [(_, note)] = run_import.told("note")
+    [(_, note)] = run_import.reports("note")
     assert note == "such files are copied, because they cannot be linked: other users may write to it"
-    await assert_whole(store, APP, image)
+    await assert_complete(store, APP, image)
 
 
 async def test_a_second_import_adds_only_changes(
@@ -157,7 +157,7 @@ async def test_a_second_import_adds_only_changes(
 
     assert (result["tags"], result["present"], result["manifests"], result["linked"]) == (2, 1, 1, 2)
     assert await tag_digest(store, "latest") == second.digest
-    assert run_import.told() == []
+    assert run_import.reports() == []
 
 
 async def test_a_tag_that_was_changed_after_the_import_stays(
@@ -183,7 +183,7 @@ async def test_a_tag_that_was_changed_after_the_import_stays(
     assert await tag_digest(store, "left") == second.digest
     with pytest.raises(ManifestUnknown):
         await tag_digest(store, "deleted")
-    assert run_import.told("note") == [
+    assert run_import.reports("note") == [
         ("team/app:deleted", "the tag stays as it is: robot:ci has deleted it here"),
         ("team/app:pushed", "the tag stays as it is: robot:ci has set it here"),
     ]
@@ -203,11 +203,11 @@ async def test_an_immutable_tag_is_reported_as_a_problem(tmp_path: Path, old_reg
         second = old_registry.push(APP, noise_image("second", 10), "v1", "v2", "latest")
         result = await run_import()
         denied = f"team/app:v1 is immutable and points at {first.digest}; push another tag"
-        assert run_import.told() == [("team/app:v1", denied)]
+        assert run_import.reports() == [("team/app:v1", denied)]
         assert (result["problems"], result["tags"]) == (1, 2)
         assert [await tag_digest(store, tag) for tag in ("v1", "v2", "latest")] == [first.digest, *[second.digest] * 2]
         await run_import(overwrite=True)
-        assert run_import.told() == [("team/app:v1", denied)]
+        assert run_import.reports() == [("team/app:v1", denied)]
 
 
 async def test_times_are_imported(store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun) -> None:
@@ -237,7 +237,7 @@ async def test_a_shared_blob_is_linked_once(
 
     assert (result["linked"], result["shared"]) == (2, 2)
     for name in ("a", "b"):
-        await assert_whole(store, RepositoryName(name), image)
+        await assert_complete(store, RepositoryName(name), image)
 
 
 async def test_broken_content_is_reported(
@@ -271,7 +271,7 @@ async def test_broken_content_is_reported(
     result = await run_import()
 
     layer = incomplete_image.layers[0].digest
-    assert dict(run_import.told()) == {
+    assert dict(run_import.reports()) == {
         "UPPER:": "'UPPER' is not a repository name; a name has lower-case letters and digits, and between them "
         "'.', '_', '__', '-' or '/'",
         "team/app:missing": f"the file of the blob {layer} is missing",
@@ -285,16 +285,16 @@ async def test_broken_content_is_reported(
         "team/app:schema-1": "schema 1 manifests are not accepted here; push with Docker 1.10 or newer",
         "team/app:odd": "manifests of type 'application/x-odd' are not taken here",
     }
-    assert result["problems"] == len(run_import.told())
-    assert ("team/app:", "unfinished pushes are left out: 1") in run_import.told("note")
+    assert result["problems"] == len(run_import.reports())
+    assert ("team/app:", "unfinished pushes are left out: 1") in run_import.reports("note")
     assert (await store.tags(APP, None, 20)).items == ["sound"]
-    await assert_whole(store, APP, sound_image)
+    await assert_complete(store, APP, sound_image)
 
     # The old registry is repaired from a backup.
     for image in (incomplete_image, corrupt_config, missing_manifest, corrupt_manifest):
         old_registry.push(APP, image)
     result = await run_import()
-    assert {name.rpartition(":")[2] for name, _ in run_import.told()} >= {
+    assert {name.rpartition(":")[2] for name, _ in run_import.reports()} >= {
         "dangling",
         "nonsense",
         "empty",
@@ -302,7 +302,7 @@ async def test_broken_content_is_reported(
         "odd",
     }
     assert result["tags"] == 5
-    await assert_whole(store, APP, incomplete_index)
+    await assert_complete(store, APP, incomplete_index)
 
 
 @pytest.mark.parametrize("tag", ["multi", None], ids=["tagged", "untagged"])
@@ -331,7 +331,7 @@ async def test_a_broken_child_is_one_problem(
 
     result = await run_import()
 
-    assert sorted(run_import.told()) == sorted(problems.items())
+    assert sorted(run_import.reports()) == sorted(problems.items())
     assert result["problems"] == len(problems)
 
 
@@ -343,10 +343,10 @@ async def test_chosen_repositories(store: StoredRegistry, old_registry: OldDirec
 
     await run_import(include=["team/**", "none/**"], exclude=["team/tmp-*"], upstreams=("ghcr.io",))
     assert (await store.repositories(None, 10)).items == ["team/app"]
-    assert run_import.told("note") == [(":", "the pattern none/** matches no repository of the old registry")]
+    assert run_import.reports("note") == [(":", "the pattern none/** matches no repository of the old registry")]
 
     await run_import(upstreams=("ghcr.io",))
-    assert run_import.told() == [("ghcr.io/x:", "its name belongs to the mirror of ghcr.io here")]
+    assert run_import.reports() == [("ghcr.io/x:", "its name belongs to the mirror of ghcr.io here")]
     assert (await store.repositories(None, 10)).items == ["other", "team/app", "team/tmp-1"]
 
 
@@ -391,7 +391,7 @@ async def test_only_referenced_blobs_are_imported(
     result = await run_import()
 
     assert (result["linked"], result["problems"]) == (1, 0)
-    assert run_import.told("note") == [("team/app:", "blobs to which no imported manifest refers are left out: 1")]
+    assert run_import.reports("note") == [("team/app:", "blobs to which no imported manifest refers are left out: 1")]
     assert (await store.resolve_blob(APP, Digest(cached.digest))).size == 6
 
 
@@ -424,7 +424,7 @@ async def test_a_stopped_import_can_be_continued(
     result = await run_import()
     assert (result["tags"], result["present"]) == (3, 2)
     for image in images:
-        await assert_whole(store, APP, image)
+        await assert_complete(store, APP, image)
 
 
 async def test_garbage_collection_during_an_import_removes_nothing(tmp_path: Path, old_registry: OldDirectory) -> None:
@@ -442,9 +442,9 @@ async def test_garbage_collection_during_an_import_removes_nothing(tmp_path: Pat
         run_import = import_of(store, old_registry)
         result = await run_import()
         collecting.cancel()
-        assert (result["tags"], run_import.told()) == (30, [])
+        assert (result["tags"], run_import.reports()) == (30, [])
         for image in images:
-            await assert_whole(store, APP, image)
+            await assert_complete(store, APP, image)
 
 
 class LimitedSystem(System):
@@ -471,10 +471,10 @@ async def test_a_system_that_refuses_links(tmp_path: Path, old_registry: OldDire
         run_import = import_of(store, old_registry)
         result = await run_import()
         assert (result["linked"], result["copied"], result["problems"]) == (0, 6, 0)
-        [(_, note)] = run_import.told("note")
+        [(_, note)] = run_import.reports("note")
         assert note.endswith("the system does not link it: Operation not permitted")
         for image in images:
-            await assert_whole(store, APP, image)
+            await assert_complete(store, APP, image)
 
 
 async def test_a_full_disk_ends_the_import(tmp_path: Path, old_registry: OldDirectory) -> None:
@@ -492,5 +492,5 @@ async def test_a_full_disk_ends_the_import(tmp_path: Path, old_registry: OldDire
         system.writes = 1 << 30
         assert (await run_import())["tags"] == 2
         for image in images:
-            await assert_whole(store, APP, image)
+            await assert_complete(store, APP, image)
     assert list((tmp_path / "data" / "uploads").iterdir()) == []

@@ -25,7 +25,7 @@ from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobContext
 from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import Hub, hub, union
-from tests.fakes.import_run import ImportRun, assert_whole
+from tests.fakes.import_run import ImportRun, assert_complete
 from tests.fakes.upstream_content import (
     ImageTree,
     UpstreamBlob,
@@ -103,8 +103,8 @@ async def test_images_are_imported_with_all_platforms_and_signatures(
     result = await run_import()
 
     for each in (image, docker, signature, sbom, signed_sbom):
-        await assert_whole(store, APP, each)
-    assert (result["tags"], result["manifests"], run_import.told()) == (3, 7, [])
+        await assert_complete(store, APP, each)
+    assert (result["tags"], result["manifests"], run_import.reports()) == (3, 7, [])
     assert (await store.tags(APP, None, 10)).items == ["1", "docker", "latest"]
     referrers = (await store.referrers(APP, Digest(arm64.digest), None, None, 10)).items
     assert [each.digest for each in referrers] == [sbom.digest]
@@ -127,11 +127,11 @@ async def test_an_immutable_tag_is_reported_as_a_problem(
         old_registry.put(content)
         old_registry.forget()
         result = await run_import()
-        assert run_import.told() == [
+        assert run_import.reports() == [
             ("team/app:v1", f"team/app:v1 is immutable and points at {first.digest}; push another tag")
         ]
         assert (result["problems"], result["tags"]) == (1, 1)
-        await assert_whole(store, APP, third)
+        await assert_complete(store, APP, third)
         assert {request.digest for request in old_registry.requests("blob", "GET")} == set(third.blobs) - set(
             first.blobs
         )
@@ -172,9 +172,9 @@ async def test_a_second_import_fetches_only_changes(
     assert (result["tags"], result["present"], result["manifests"], result["fetched"]) == (2, 1, 2, 4)
     assert old_registry.count("manifest", "GET") == 2
     assert old_registry.count("manifest", "HEAD") == 3
-    assert all(not old_registry.sent(digest) for digest in first.blobs)
+    assert all(not old_registry.sent_ranges(digest) for digest in first.blobs)
     for image in (second, signature):
-        await assert_whole(store, APP, image)
+        await assert_complete(store, APP, image)
 
 
 async def test_a_tag_that_was_deleted_after_the_import_stays_deleted(
@@ -188,7 +188,7 @@ async def test_a_tag_that_was_deleted_after_the_import_stays_deleted(
     await store.delete_tag(APP, Tag("1"), by=Actor("ann"))
 
     result = await run_import()
-    assert run_import.told("note") == [("team/app:1", "the tag stays as it is: ann has deleted it here")]
+    assert run_import.reports("note") == [("team/app:1", "the tag stays as it is: ann has deleted it here")]
     assert result["tags"] == 0
     await run_import(overwrite=True)
     assert (await store.resolve_manifest(APP, Tag("1"))).digest == image.digest
@@ -208,10 +208,10 @@ async def test_a_shared_blob_is_downloaded_once(
     result = await run_import(repositories=names)
 
     layer = image.layers[0].digest
-    assert sum(stop - start for start, stop in old_registry.sent(layer)) == 2 * MIB
+    assert sum(stop - start for start, stop in old_registry.sent_ranges(layer)) == 2 * MIB
     assert (result["fetched"], result["shared"]) == (2, 4)
     for name in names:
-        await assert_whole(store, name, image)
+        await assert_complete(store, name, image)
 
 
 async def test_faults_are_retried(
@@ -229,10 +229,10 @@ async def test_faults_are_retried(
 
     result = await run_import()
 
-    assert (result["tags"], run_import.told()) == (1, [])
+    assert (result["tags"], run_import.reports()) == (1, [])
     assert pauses
-    assert union(old_registry.sent(layer)) == [(0, 9 * MIB)]
-    await assert_whole(store, APP, image)
+    assert union(old_registry.sent_ranges(layer)) == [(0, 9 * MIB)]
+    await assert_complete(store, APP, image)
 
 
 async def test_permanent_errors_are_reported(
@@ -253,7 +253,7 @@ async def test_permanent_errors_are_reported(
 
     await run_import(jobs=1)
 
-    problems = dict(run_import.told())
+    problems = dict(run_import.reports())
     assert set(problems) == {"team/app:broken", "team/app:gone", "team/app:wrong", "team/app:failing"}
     missing_layer, corrupt_layer = incomplete_image.layers[0].digest, corrupt_image.layers[0].digest
     assert problems["team/app:gone"] == f"{old_registry.address} does not have the blob {missing_layer}"
@@ -264,9 +264,9 @@ async def test_permanent_errors_are_reported(
     old_registry.clear()
     old_registry.put(content)
     result = await run_import()
-    assert (result["tags"], result["present"], run_import.told()) == (4, 1, [])
+    assert (result["tags"], result["present"], run_import.reports()) == (4, 1, [])
     for image in (sound_image, broken_manifest, incomplete_image, corrupt_image, failing_tag):
-        await assert_whole(store, APP, image)
+        await assert_complete(store, APP, image)
 
 
 @pytest.mark.slow
@@ -278,7 +278,7 @@ async def test_manifests_that_are_not_accepted(
     content.add(APP, ImageTree(body, "application/vnd.docker.distribution.manifest.v1+json"), "old")
     old_registry.put(content)
     result = await run_import()
-    [(name, reason)] = run_import.told()
+    [(name, reason)] = run_import.reports()
     assert (name, result["tags"], pauses) == ("team/app:old", 0, [])
     assert "schema 1 manifests are not accepted here" in reason
 
@@ -295,7 +295,7 @@ async def test_foreign_layers_may_be_missing(
     old_registry.put(content)
     old_registry.remove(APP, foreign_layer.digest)
     result = await run_import()
-    assert (result["tags"], result["fetched"], run_import.told()) == (1, 2, [])
+    assert (result["tags"], result["fetched"], run_import.reports()) == (1, 2, [])
     assert (await store.get_manifest(APP, Tag("windows"))).body == image.body
     assert (await store.resolve_blob(APP, Digest(available_layer.digest))).size == 5
 
@@ -327,7 +327,7 @@ async def test_repositories_that_are_not_listed(run_import: ImportRun, old_regis
         await run_import(repositories=None)
     result = await run_import(repositories=["team/none", "UPPER"])
     assert result["problems"] == 2
-    assert [name for name, _ in run_import.told()] == ["team/none:", "UPPER:"]
+    assert [name for name, _ in run_import.reports()] == ["team/none:", "UPPER:"]
 
 
 async def test_a_list_that_leads_in_a_circle(run_import: ImportRun) -> None:
@@ -348,7 +348,7 @@ async def test_a_list_that_leads_in_a_circle(run_import: ImportRun) -> None:
     finally:
         server.close()
         await old_registry.stop()
-    assert len(run_import.told()) == 2
+    assert len(run_import.reports()) == 2
 
 
 async def test_login(
@@ -368,11 +368,11 @@ async def test_login(
     monkeypatch.setenv("OLD_PASSWORD", "wrong")
     result = await run_import(**login)
     assert (result["tags"], result["problems"]) == (0, 1)
-    assert "refuses the login" in run_import.told()[0][1]
+    assert "refuses the login" in run_import.reports()[0][1]
 
     monkeypatch.setenv("OLD_PASSWORD", "right")
     await run_import(**login)
-    await assert_whole(store, APP, image)
+    await assert_complete(store, APP, image)
 
 
 async def test_the_login_of_an_upstream_in_the_settings(
@@ -391,7 +391,7 @@ async def test_the_login_of_an_upstream_in_the_settings(
     upstream = {"name": "old.test", "endpoints": [old_registry.url], "username": "ann", "password_env": "OLD_PASSWORD"}
     monkeypatch.setattr(f"{__name__}.CONFIGURED", [Upstream.model_validate(upstream)])
     await run_import()
-    await assert_whole(store, APP, image)
+    await assert_complete(store, APP, image)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ async def test_one_slow_connection_does_not_delay_a_blob(
     gate = site.upstream.faults.gates[MIB] = threading.Event()
 
     def open_gate_on_second_request(digest: Digest) -> None:
-        if any(span.start == MIB for span in site.upstream.asked[digest]):
+        if any(span.start == MIB for span in site.upstream.requested_spans[digest]):
             gate.set()
 
     site.upstream.on_fetch = open_gate_on_second_request

@@ -215,10 +215,10 @@ async def test_young_tags_are_checked_without_pulls(site: MirrorSite, worker: Mi
     assert await served(worker) == first.digest
     third = move_tag(site, b"third")
     site.upstream.calls.clear()
-    site.upstream.faults.few_left = True
+    site.upstream.faults.is_nearly_exhausted = True
     await worker.mirror.recheck_young_tags()
     assert site.upstream.calls == {}
-    site.upstream.faults.few_left = False
+    site.upstream.faults.is_nearly_exhausted = False
     for _ in range(3):
         site.clock.now += DAY
         await worker.mirror.recheck_young_tags()

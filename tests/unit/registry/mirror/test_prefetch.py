@@ -102,7 +102,7 @@ async def test_what_the_prefetch_setting_allows(site: MirrorSite, mode: str, pre
 
 async def test_nothing_is_prefetched_if_few_requests_are_left(site: MirrorSite, worker: MirrorWorker) -> None:
     """Nothing is prefetched while the upstream's rate limit leaves only few requests."""
-    site.upstream.faults.few_left = True
+    site.upstream.faults.is_nearly_exhausted = True
     add_image(site)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(LAYERS[0]))
@@ -123,7 +123,7 @@ async def test_foreign_layers_are_not_prefetched(site: MirrorSite, worker: Mirro
     await read_blob(worker.mirror, MIRRORED_REPO, first.digest)
     await wait_until_stored(worker, second.digest)
     await wait_until_idle(worker)
-    assert digest_of(b"elsewhere") not in site.upstream.asked
+    assert digest_of(b"elsewhere") not in site.upstream.requested_spans
 
 
 async def test_only_layers_of_the_image_being_pulled_are_prefetched(site: MirrorSite, worker: MirrorWorker) -> None:

@@ -29,9 +29,9 @@ from tests.fakes.access_matrix import (
     PRIVATE,
     REPOSITORIES,
     UPSTREAMS,
-    Everybody,
     Grants,
     MatrixVisitor,
+    SharedGrants,
     matrix_visitors,
     may_pull,
     mirrored_name,
@@ -320,7 +320,7 @@ async def test_visitors_see_exactly_what_they_may_pull(tmp_path: Path, monkeypat
     # On a busy machine, a search could reach its time limit and find too little.
     monkeypatch.setattr(search_scope, "MAX_SECONDS", 60.0)
     async with site(tmp_path, upstream=UPSTREAMS) as server:
-        content, problems, previous = await add_repositories(server), list[str](), Everybody()
+        content, problems, previous = await add_repositories(server), list[str](), SharedGrants()
         random_choice = random.Random(1)
         visitors = [await add_visitor(server, profile, problems) for profile in matrix_visitors()]
         for phase, shared_grants in PHASES.items():

@@ -107,7 +107,7 @@ async def test_content_mirrored_by_an_earlier_version_has_a_record(tmp_path: Pat
     written = previous_release.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     async with clocked_store(tmp_path / "data", clock) as store:
-        record = await store.pulls.record(UBUNTU, digest_of(written.far_manifest))
+        record = await store.pulls.record(UBUNTU, digest_of(written.mirrored_manifest))
         assert record is not None
         assert (record.upstream, record.pulls) == ("docker.io", 0)
         assert started <= record.last <= time.time()

@@ -30,7 +30,7 @@ async def test_another_process_follows_this_one(registry: StoredRegistry, data: 
     partial = await registry.partials.claim(DIGEST, SIZE)
     async with partial_peer(data) as other_process:
         assert await other_process.ask("claim", SEED, SIZE) is False
-        assert await other_process.ask("own") is False
+        assert await other_process.ask("take_ownership") is False
         assert await other_process.ask("missing") == [[0, SIZE]]
         await other_process.start("wait", 0)
         await asyncio.to_thread(partial.write_at, 0, BODY[:HALF])
@@ -77,7 +77,7 @@ async def test_followers_in_other_processes_learn_of_corrupt_bytes(registry: Sto
         with pytest.raises(DigestInvalid):
             await partial.commit(UBUNTU)
         assert await other_process.answer() == "DigestInvalid"
-        assert await other_process.ask("own") is False
+        assert await other_process.ask("take_ownership") is False
         assert await other_process.ask("claim", SEED, SIZE) is True
         assert await other_process.ask("missing") == [[0, SIZE]]
     partial.close()
@@ -101,7 +101,7 @@ async def test_a_follower_takes_over_from_a_killed_owner(registry: StoredRegistr
                 await waiting
         assert await second.answer() == "PartialLost"
         assert partial.take_ownership()
-        assert await second.ask("own") is False
+        assert await second.ask("take_ownership") is False
         assert partial.missing() == [(1000, HALF), (HALF + 1000, SIZE)]
         await second.start("wait", SIZE)
         for start, stop in partial.missing():
@@ -128,7 +128,7 @@ async def test_other_processes_notice_that_the_owner_has_closed_the_partial(
             partial.close()
             assert await other_process.answer() == "PartialLost"
             seconds.append(time.monotonic() - closed_at)
-            assert await other_process.ask("own") is True
+            assert await other_process.ask("take_ownership") is True
             assert await other_process.ask("close") is None
         assert min(seconds) < 0.1
 
@@ -163,14 +163,14 @@ async def test_marks_are_visible_in_other_processes_until_their_process_ends(
         assert await owner.ask("claim", SEED, SIZE) is True
         assert await reader.ask("claim", SEED, SIZE) is False
         partial = await registry.partials.claim(DIGEST, SIZE)
-        assert await owner.ask("wanted") is False
+        assert await owner.ask("has_waiters") is False
         await reader.ask("add_waiter")
-        assert await owner.ask("wanted") is True
+        assert await owner.ask("has_waiters") is True
         partial.add_waiter()
         await reader.kill()
-        assert await owner.ask("wanted") is True
+        assert await owner.ask("has_waiters") is True
         partial.close()
-        assert await owner.ask("wanted") is False
+        assert await owner.ask("has_waiters") is False
         partial = await registry.partials.claim(DIGEST, SIZE)
         assert not partial.has_started
         await owner.ask("mark_started")

@@ -26,7 +26,7 @@ from tests.fakes.damaged_store import (
     LAYER,
     MAX_LOOP_SECONDS,
     OTHER,
-    Site,
+    DamagedStore,
     count_usage,
     cut_file,
     flip_byte,
@@ -57,7 +57,7 @@ from tests.fakes.scrub_runs import scrub
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+async def site(tmp_path: Path) -> AsyncIterator[DamagedStore]:
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data") as store:
         image = await push_image(store, APP, "image", "latest")
@@ -67,7 +67,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         await push_image(store, APP, "signature", subject=image.digest)
         await store.mount_blob(OTHER, digest_of(LAYER), APP, by=BY)
         db = apsw.Connection(str(tmp_path / "data" / "entrepot.db"))
-        yield Site(store, tmp_path / "data", db, image, index, children)
+        yield DamagedStore(store, tmp_path / "data", db, image, index, children)
         db.close()
 
 
@@ -96,14 +96,14 @@ def codes(found: list[Finding]) -> set[ProblemCode]:
     return {finding.problem.code for finding in found}
 
 
-async def test_a_sound_store_has_no_findings(site: Site) -> None:
+async def test_a_sound_store_has_no_findings(site: DamagedStore) -> None:
     """A check of a store without damage finds no problem, even if all bytes are hashed. A repair changes nothing."""
     rows_before = site.rows()
     assert await findings(site.store, hash_bytes=True, repair=True) == []
     assert site.rows() == rows_before
 
 
-REPAIRABLE_DAMAGE: dict[Callable[[Site], None], ProblemCode] = {
+REPAIRABLE_DAMAGE: dict[Callable[[DamagedStore], None], ProblemCode] = {
     lose_file: ProblemCode.BLOB_FILE_MISSING,
     cut_file: ProblemCode.BLOB_FILE_SIZE,
     wrong_size: ProblemCode.BLOB_FILE_SIZE,
@@ -131,7 +131,7 @@ REPAIRABLE_DAMAGE: dict[Callable[[Site], None], ProblemCode] = {
 
 @pytest.mark.parametrize("damage", REPAIRABLE_DAMAGE, ids=lambda damage: damage.__name__)
 @pytest.mark.slow
-async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site], None]) -> None:
+async def test_damage_is_found_and_repaired(site: DamagedStore, damage: Callable[[DamagedStore], None]) -> None:
     """A check without `repair` reports the damage and changes nothing. A repair mends the damage. After it, a check
     finds no problem, and all manifests and tags exist."""
     hash_bytes = damage is flip_byte
@@ -156,7 +156,7 @@ async def test_damage_is_found_and_repaired(site: Site, damage: Callable[[Site],
     assert dict(tags) == {"latest": site.image.digest, "multi": site.index.digest}
 
 
-async def test_a_repaired_tag_has_an_event(site: Site) -> None:
+async def test_a_repaired_tag_has_an_event(site: DamagedStore) -> None:
     """When a repair makes a tag point at a manifest again, it adds an event with the reason."""
     await site.store.outbox.configure([EventReader(LIST_READER, CHANGES, ("**",))])
     lose_tagged_manifest(site)
@@ -167,7 +167,7 @@ async def test_a_repaired_tag_has_an_event(site: Site) -> None:
     assert event.reason
 
 
-async def test_a_corrected_size_corrects_the_usage_counts(site: Site) -> None:
+async def test_a_corrected_size_corrects_the_usage_counts(site: DamagedStore) -> None:
     """When a repair corrects the recorded size of a blob, it also corrects the counts of used bytes."""
     wrong_size(site)
     count_usage(site)
@@ -175,7 +175,7 @@ async def test_a_corrected_size_corrects_the_usage_counts(site: Site) -> None:
     assert await findings(site.store) == []
 
 
-async def test_a_repair_that_the_database_refuses_is_skipped(site: Site) -> None:
+async def test_a_repair_that_the_database_refuses_is_skipped(site: DamagedStore) -> None:
     """If the database refuses a repair, for example a link that would exceed a quota, the repair is skipped and the
     problem is reported. Other problems are repaired."""
     lose_link(site)
@@ -188,7 +188,7 @@ async def test_a_repair_that_the_database_refuses_is_skipped(site: Site) -> None
     assert codes(await findings(site.store)) == {ProblemCode.MANIFEST_BLOB_MISSING}
 
 
-async def test_a_repaired_index_has_all_its_manifests(site: Site) -> None:
+async def test_a_repaired_index_has_all_its_manifests(site: DamagedStore) -> None:
     """After a repair, the store has the relation of an index to all manifests that it lists, and a referrer is listed
     for its subject again."""
     lose_child_reference(site)
@@ -199,11 +199,11 @@ async def test_a_repaired_index_has_all_its_manifests(site: Site) -> None:
     assert len((await site.store.referrers(APP, site.image.digest, None, None, 10)).items) == 1
 
 
-def bad_digest(site: Site) -> None:
+def bad_digest(site: DamagedStore) -> None:
     site.run("UPDATE manifest SET digest = 'none' WHERE id = ?", site.manifest_id(site.image))
 
 
-def lose_child(site: Site) -> None:
+def lose_child(site: DamagedStore) -> None:
     manifest = site.manifest_id(site.children[0])
     for table, column in (("manifest_blob", "manifest"), ("manifest", "id")):
         site.run(f"DELETE FROM {table} WHERE {column} = ?", manifest)
@@ -211,21 +211,21 @@ def lose_child(site: Site) -> None:
     site.run("INSERT OR IGNORE INTO collect_queue SELECT 1, b.digest, 0 FROM blob b")
 
 
-def lose_repository(site: Site) -> None:
+def lose_repository(site: DamagedStore) -> None:
     site.run("DELETE FROM repository WHERE name = ?", APP)
 
 
-def lose_whole_blob(site: Site) -> None:
+def lose_whole_blob(site: DamagedStore) -> None:
     site.run("DELETE FROM blob_link WHERE blob = (SELECT id FROM blob WHERE digest = ?)", digest_of(LAYER))
     site.run("DELETE FROM blob WHERE digest = ?", digest_of(LAYER))
 
 
-def lose_history(site: Site) -> None:
+def lose_history(site: DamagedStore) -> None:
     site.run("DELETE FROM tag_history")
     lose_tagged_manifest(site)
 
 
-UNREPAIRABLE_DAMAGE: dict[Callable[[Site], None], set[ProblemCode]] = {
+UNREPAIRABLE_DAMAGE: dict[Callable[[DamagedStore], None], set[ProblemCode]] = {
     bad_digest: {ProblemCode.MANIFEST_DIGEST},
     lose_child: {ProblemCode.INDEX_CHILD_MISSING},
     lose_repository: {
@@ -239,7 +239,7 @@ UNREPAIRABLE_DAMAGE: dict[Callable[[Site], None], set[ProblemCode]] = {
 
 @pytest.mark.parametrize("damage", UNREPAIRABLE_DAMAGE, ids=lambda damage: damage.__name__)
 @pytest.mark.slow
-async def test_unrepairable_damage_is_not_changed(site: Site, damage: Callable[[Site], None]) -> None:
+async def test_unrepairable_damage_is_not_changed(site: DamagedStore, damage: Callable[[DamagedStore], None]) -> None:
     """A problem that cannot be repaired is reported by each check, and a repair does not change its rows."""
     damage(site)
     rows_before = {name: rows for name, rows in site.rows().items() if name in ("manifest", "tag", "blob_link")}
@@ -251,7 +251,9 @@ async def test_unrepairable_damage_is_not_changed(site: Site, damage: Callable[[
 
 @pytest.mark.parametrize("damage", [lose_file, cut_file, flip_byte])
 @pytest.mark.slow
-async def test_a_push_replaces_damaged_bytes_after_a_repair(site: Site, damage: Callable[[Site], None]) -> None:
+async def test_a_push_replaces_damaged_bytes_after_a_repair(
+    site: DamagedStore, damage: Callable[[DamagedStore], None]
+) -> None:
     """After a repair, a damaged blob is marked as damaged and not served, and its bytes are in the quarantine. Later
     checks do not report the blob. A push of the blob stores the right bytes again."""
     damage(site)
@@ -277,7 +279,7 @@ async def test_a_push_replaces_damaged_bytes_after_a_repair(site: Site, damage: 
     assert await findings(site.store, hash_bytes=True) == []
 
 
-async def test_a_repair_marks_a_damaged_manifest(site: Site) -> None:
+async def test_a_repair_marks_a_damaged_manifest(site: DamagedStore) -> None:
     """A repair marks a damaged manifest as damaged, as a scrub does. Its blobs stay. A push of the manifest makes it
     available again."""
     rot_manifest(site)
@@ -294,7 +296,7 @@ async def test_a_repair_marks_a_damaged_manifest(site: Site) -> None:
     assert await findings(site.store) == []
 
 
-async def test_damage_that_scrub_has_marked_is_not_reported(site: Site) -> None:
+async def test_damage_that_scrub_has_marked_is_not_reported(site: DamagedStore) -> None:
     """A check counts content that a scrub has marked as damaged, but does not report it as a problem. After a repair,
     the next scrub finds no new damage."""
     flip_byte(site)
@@ -306,7 +308,7 @@ async def test_damage_that_scrub_has_marked_is_not_reported(site: Site) -> None:
     assert (result["damaged"], await site.store.damage.damaged_count()) == (0, 2)
 
 
-async def test_a_repair_limits_the_size_of_the_quarantine(site: Site) -> None:
+async def test_a_repair_limits_the_size_of_the_quarantine(site: DamagedStore) -> None:
     """If the quarantine becomes too large during a repair, the oldest bytes in it are deleted."""
     for blob in (LAYER, b"layer of child 0", b"layer of child 1"):
         site.file(digest_of(blob)).write_bytes(b"X" + blob[1:])
@@ -316,7 +318,7 @@ async def test_a_repair_limits_the_size_of_the_quarantine(site: Site) -> None:
 
 
 @pytest.mark.full_store
-async def test_an_unmounted_directory_is_no_damage(site: Site) -> None:
+async def test_an_unmounted_directory_is_no_damage(site: DamagedStore) -> None:
     """If the directory of a blob does not exist, for example because its file system is not mounted, a repair ends with
     an error. No blob is marked as damaged."""
     folder = site.file(digest_of(LAYER)).parent
@@ -327,7 +329,7 @@ async def test_an_unmounted_directory_is_no_damage(site: Site) -> None:
     assert await findings(site.store) == []
 
 
-async def test_missing_content_of_a_mirrored_repository_is_no_problem(site: Site) -> None:
+async def test_missing_content_of_a_mirrored_repository_is_no_problem(site: DamagedStore) -> None:
     """A mirrored repository may lack content, because a mirror fetches it on request. This holds if the repository's
     upstream is in the settings, and also if only the records in the store show that it was mirrored."""
     lose_whole_blob(site)
@@ -338,7 +340,7 @@ async def test_missing_content_of_a_mirrored_repository_is_no_problem(site: Site
     assert await findings(site.store) == []
 
 
-async def test_new_files_without_a_row_are_no_problem(site: Site) -> None:
+async def test_new_files_without_a_row_are_no_problem(site: DamagedStore) -> None:
     """A file that was just written may have no row in the database, because a push that is in progress adds the row
     later."""
     path = site.file(digest_of(b"just written"))
@@ -347,7 +349,7 @@ async def test_new_files_without_a_row_are_no_problem(site: Site) -> None:
     assert await findings(site.store, repair=True) == []
 
 
-async def test_a_damaged_database_is_the_only_finding(site: Site) -> None:
+async def test_a_damaged_database_is_the_only_finding(site: DamagedStore) -> None:
     """If SQLite finds that the database is damaged, the check reports this and ends, because further results from the
     database cannot be trusted."""
     site.db.execute("PRAGMA writable_schema = ON")
@@ -359,7 +361,7 @@ async def test_a_damaged_database_is_the_only_finding(site: Site) -> None:
 
 
 @pytest.mark.parametrize("damage", ["DELETE FROM search_word_data", "DELETE FROM search_word_config"])
-async def test_a_damaged_search_index(site: Site, damage: str) -> None:
+async def test_a_damaged_search_index(site: DamagedStore, damage: str) -> None:
     """If only the search index is damaged, the check also reports other problems. A repair deletes the index, and the
     server builds it again."""
     await site.store.search_indexer.run()
@@ -373,7 +375,7 @@ async def test_a_damaged_search_index(site: Site, damage: str) -> None:
     assert (await site.store.search.tags(["latest"], ALL_NAMES, 0, 10)).items
 
 
-async def test_a_check_can_be_stopped(site: Site) -> None:
+async def test_a_check_can_be_stopped(site: DamagedStore) -> None:
     """A check can be stopped while it runs, when it reports its progress."""
 
     async def stop(done: int, total: int, message: str) -> None:
@@ -388,7 +390,7 @@ async def test_a_check_can_be_stopped(site: Site) -> None:
 
 
 @pytest.fixture
-def wrong_row_count(site: Site) -> int:
+def wrong_row_count(site: DamagedStore) -> int:
     """Adds so many wrong rows to several tables that the check reads several pages of each table. Returns the number of
     rows."""
     count = 1300
@@ -403,7 +405,7 @@ def wrong_row_count(site: Site) -> int:
 
 
 @pytest.mark.slow
-async def test_every_page_is_checked(site: Site, wrong_row_count: int) -> None:
+async def test_every_page_is_checked(site: DamagedStore, wrong_row_count: int) -> None:
     """All pages of each table are checked. Meanwhile the event loop is not blocked for long."""
     async with watch_loop() as held:
         reported = await findings(site.store)

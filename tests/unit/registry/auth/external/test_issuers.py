@@ -25,7 +25,7 @@ from registry.auth.rights.policy import Policy
 from registry.config.auth_settings import Issuer
 from storage.access import AccountName
 from storage.errors import Denied, Unauthorized
-from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, AuthClock, AuthWorker, auth_worker
+from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, AuthClock, AuthWorker, auth_worker
 from tests.fakes.token_issuer import AUDIENCE, ISSUER, IssuerKey, KeySetServer, key_set, key_set_server, signed_token
 
 
@@ -78,8 +78,8 @@ async def worker(
 async def check_refused(worker: AuthWorker, text: str) -> None:
     """Checks that a token is refused as a bearer token and as a password, with the usual error text."""
     for verify in (
-        worker.access.credential_verifier.verify_bearer(text, AT_HOME),
-        worker.access.credential_verifier.verify_basic(CI, text, AT_HOME),
+        worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS),
+        worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS),
     ):
         with pytest.raises(Unauthorized) as error:
             await verify
@@ -91,18 +91,18 @@ async def test_a_token_logs_in_as_a_robot(
 ) -> None:
     """An issuer's token logs in as a bearer token, and as the robot's password. The keys are fetched once, at the first
     token and not when the server starts."""
-    assert key_server.asked == 0
+    assert key_server.request_count == 0
     for each in (key, rsa_key):
         text = each.sign(claims(worker.clock))
         for proof in (
-            await worker.access.credential_verifier.verify_bearer(text, AT_HOME),
-            await worker.access.credential_verifier.verify_basic(CI, text, AT_HOME),
+            await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS),
+            await worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS),
         ):
             assert (proof.name, proof.robot, proof.access) == (CI, True, None)
             assert proof.version == worker.accounts.account(CI).version
-    assert key_server.asked == 1
+    assert key_server.request_count == 1
     with pytest.raises(Unauthorized):
-        await worker.access.credential_verifier.verify_basic(ALICE, key.sign(claims(worker.clock)), AT_HOME)
+        await worker.access.credential_verifier.verify_basic(ALICE, key.sign(claims(worker.clock)), KNOWN_ADDRESS)
     lines = await worker.audited()
     assert [(line.actor, line.outcome) for line in lines] == [("anonymous", "failed"), ("ci", "ok")]
 
@@ -128,7 +128,7 @@ async def test_a_token_with_wrong_claims_is_refused(worker: AuthWorker, key: Iss
     for claim, value in WRONG_CLAIMS[name].items():
         token_claims[claim] = worker.clock() + value if isinstance(value, int) else value
     await check_refused(worker, key.sign({claim: value for claim, value in token_claims.items() if value is not None}))
-    assert await worker.access.credential_verifier.verify_bearer(key.sign(claims(worker.clock)), AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
 
 
 async def test_a_token_with_a_wrong_signature_is_refused(
@@ -180,10 +180,10 @@ async def test_an_algorithm_that_is_not_allowed_is_refused(
     text = rsa_key.sign(claims(clock))
     async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url, "algorithms": ["ES256"]}) as worker:
         await check_refused(worker, text)
-        assert key_server.asked == 0
+        assert key_server.request_count == 0
     async with worker_that_trusts(tmp_path / "x", clock, {"jwks_url": key_server.url}) as worker:
         await check_refused(worker, text)
-        assert key_server.asked == 1
+        assert key_server.request_count == 1
 
 
 def test_settings_refuse_unsafe_values() -> None:
@@ -221,13 +221,13 @@ async def test_the_claim_has_to_name_an_enabled_robot(
     ) as worker:
         verify = worker.access.credential_verifier.verify_bearer
         text = key.sign(claims(clock, robot="ci"))
-        assert (await verify(text, AT_HOME)).name == CI
+        assert (await verify(text, KNOWN_ADDRESS)).name == CI
         for named in ("alice", "nobody", "CI", "anonymous", "../ci", "", 7, None, ["ci"], {"name": "ci"}):
             with pytest.raises(Unauthorized):
-                await verify(key.sign(claims(clock, robot=named)), AT_HOME)
+                await verify(key.sign(claims(clock, robot=named)), KNOWN_ADDRESS)
         await worker.accounts.set_enabled(CI, False, by=ADMIN)
         with pytest.raises(Unauthorized):  # although the same token was accepted above
-            await verify(text, AT_HOME)
+            await verify(text, KNOWN_ADDRESS)
 
 
 async def test_an_issuers_token_cannot_make_an_api_token(worker: AuthWorker, key: IssuerKey) -> None:
@@ -236,8 +236,8 @@ async def test_an_issuers_token_cannot_make_an_api_token(worker: AuthWorker, key
     policy = Policy(worker.accounts, worker.access.revocation_check)
     text = key.sign(claims(worker.clock))
     for proof in (
-        await worker.access.credential_verifier.verify_bearer(text, AT_HOME),
-        await worker.access.credential_verifier.verify_basic(CI, text, AT_HOME),
+        await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS),
+        await worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS),
     ):
         authority = management_rights_of(policy.principal(proof))
         authority.check_may_see(CI)
@@ -261,13 +261,13 @@ async def test_required_claims_select_the_table(
         await worker.add_robot(AccountName("deploy"))
         verify = worker.access.credential_verifier.verify_bearer
         fits = {"owner": "team", "protected": True, "run": 7}
-        assert (await verify(key.sign(claims(clock, **fits, ref="refs/heads/main")), AT_HOME)).name == "deploy"
-        assert (await verify(key.sign(claims(clock, **fits, ref="refs/heads/other")), AT_HOME)).name == "ci"
-        assert (await verify(key.sign(claims(clock, **{**fits, "owner": ["a", "team"]})), AT_HOME)).name == "ci"
+        assert (await verify(key.sign(claims(clock, **fits, ref="refs/heads/main")), KNOWN_ADDRESS)).name == "deploy"
+        assert (await verify(key.sign(claims(clock, **fits, ref="refs/heads/other")), KNOWN_ADDRESS)).name == "ci"
+        assert (await verify(key.sign(claims(clock, **{**fits, "owner": ["a", "team"]})), KNOWN_ADDRESS)).name == "ci"
         for change in ({"owner": "Team"}, {"owner": "team2"}, {"owner": None}, {"owner": {"team": 1}}, {"run": "77"}):
             with pytest.raises(Unauthorized):
-                await verify(key.sign(claims(clock, **{**fits, **change})), AT_HOME)
-    assert key_server.asked == 1  # both tables share one key set
+                await verify(key.sign(claims(clock, **{**fits, **change})), KNOWN_ADDRESS)
+    assert key_server.request_count == 1  # both tables share one key set
 
 
 async def test_groups_of_a_token(tmp_path: Path, clock: AuthClock, key_server: KeySetServer, key: IssuerKey) -> None:
@@ -276,13 +276,16 @@ async def test_groups_of_a_token(tmp_path: Path, clock: AuthClock, key_server: K
     key_server.body = key_set(key.jwk())
     async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url, "groups_claim": "groups"}) as worker:
         text = key.sign(claims(clock, groups=["dev", "Not A Group", "everyone", "ops", 7]))
-        proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+        proof = await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
         assert proof.groups == ("dev", "ops")
         issued = await worker.access.bearer_tokens.issue(proof, {})
-        assert (await worker.access.credential_verifier.verify_bearer(issued.text, AT_HOME)).groups == ("dev", "ops")
+        assert (await worker.access.credential_verifier.verify_bearer(issued.text, KNOWN_ADDRESS)).groups == (
+            "dev",
+            "ops",
+        )
         for none in (None, {"dev": True}, ""):
             text = key.sign(claims(clock, groups=none))
-            assert (await worker.access.credential_verifier.verify_bearer(text, AT_HOME)).groups == ()
+            assert (await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)).groups == ()
 
 
 async def test_changed_settings_make_bearer_tokens_invalid(
@@ -291,22 +294,22 @@ async def test_changed_settings_make_bearer_tokens_invalid(
     """When the settings of an issuer change, bearer tokens that were issued for that issuer's tokens are refused."""
     key_server.body = key_set(key.jwk())
     async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url}) as worker:
-        proof = await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock)), AT_HOME)
+        proof = await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock)), KNOWN_ADDRESS)
         text = (await worker.access.bearer_tokens.issue(proof, {})).text
     new_settings = {"issuer": [{"issuer": ISSUER, "audience": AUDIENCE, "account": "ci", "jwks_url": key_server.url}]}
     async with auth_worker(tmp_path / "data", clock, new_settings) as worker:
-        assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     new_settings["issuer"][0]["required"] = {"owner": "team"}  # type: ignore[assignment]
     async with auth_worker(tmp_path / "data", clock, new_settings) as worker:
         with pytest.raises(Unauthorized):
-            await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+            await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
 
 
 async def test_a_cached_token_expires(worker: AuthWorker, key: IssuerKey) -> None:
     """A cached token is refused once it has expired."""
     text = key.sign(claims(worker.clock))
-    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
-    assert await worker.access.credential_verifier.verify_basic(CI, text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
+    assert await worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS)
     worker.clock.now += 611
     await check_refused(worker, text)
 
@@ -316,16 +319,16 @@ async def test_a_new_key_is_fetched(
 ) -> None:
     """An unknown key id makes the registry fetch the key set again, at most once a minute."""
     verify = worker.access.credential_verifier.verify_bearer
-    assert await verify(key.sign(claims(worker.clock)), AT_HOME)
+    assert await verify(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
     key_server.body = key_set(other_key.jwk())
     text = other_key.sign(claims(worker.clock))
     for _ in range(3):
         with pytest.raises(Unauthorized):
-            await verify(text, AT_HOME)
-    assert key_server.asked == 1
+            await verify(text, KNOWN_ADDRESS)
+    assert key_server.request_count == 1
     worker.clock.now += REFRESH_SECONDS
-    assert await verify(text, AT_HOME)
-    assert key_server.asked == 2
+    assert await verify(text, KNOWN_ADDRESS)
+    assert key_server.request_count == 2
     await check_refused(worker, key.sign(claims(worker.clock)))  # its key is no longer in the key set
 
 
@@ -335,20 +338,20 @@ async def test_known_keys_are_used_during_a_fetch(
     """During a fetch of keys, tokens with known keys are checked without a wait. All other tokens wait for one shared
     fetch. It continues if one of the waiting callers is cancelled."""
     verify = worker.access.credential_verifier.verify_bearer
-    assert await verify(key.sign(claims(worker.clock)), AT_HOME)
+    assert await verify(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
     worker.clock.now += REFRESH_SECONDS
     key_server.body = key_set(key.jwk(), other_key.jwk())
     key_server.open.clear()
     key_server.waiting.clear()
-    waiting = [asyncio.create_task(verify(other_key.sign(claims(worker.clock, n=n)), AT_HOME)) for n in range(5)]
+    waiting = [asyncio.create_task(verify(other_key.sign(claims(worker.clock, n=n)), KNOWN_ADDRESS)) for n in range(5)]
     await key_server.waiting.wait()
-    assert await verify(key.sign(claims(worker.clock, n=6)), AT_HOME)
+    assert await verify(key.sign(claims(worker.clock, n=6)), KNOWN_ADDRESS)
     waiting[0].cancel()
     await asyncio.gather(waiting[0], return_exceptions=True)
     assert not any(task.done() for task in waiting[1:])
     key_server.open.set()
     assert {proof.name for proof in await asyncio.gather(*waiting[1:])} == {CI}
-    assert key_server.asked == 2
+    assert key_server.request_count == 2
 
 
 KEY_SERVER_FAULTS: dict[str, dict[str, Any]] = {
@@ -375,10 +378,10 @@ async def test_tokens_are_refused_while_keys_cannot_be_fetched(
         setattr(key_server, field, value)
     text = key.sign(claims(worker.clock))
     await check_refused(worker, text)
-    assert key_server.asked == 1
+    assert key_server.request_count == 1
     key_server.body, key_server.status, key_server.extra = good, 200, ""
     worker.clock.now += REFRESH_SECONDS if name in ("no keys", "nonsense") else RETRY_SECONDS
-    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
 
 
 async def test_known_keys_are_used_while_the_issuer_is_unavailable(
@@ -387,11 +390,11 @@ async def test_known_keys_are_used_while_the_issuer_is_unavailable(
     """Known keys are fetched again after an hour, in the background. If the fetch fails, the known keys are used for up
     to a day."""
     verify = worker.access.credential_verifier.verify_bearer
-    assert await verify(key.sign(claims(worker.clock)), AT_HOME)
+    assert await verify(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
     key_server.status = 503
     key_server.waiting.clear()
     worker.clock.now += FRESH_SECONDS + 1
-    assert await verify(key.sign(claims(worker.clock)), AT_HOME)
+    assert await verify(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
     await key_server.waiting.wait()
     worker.clock.now += STALE_SECONDS
     await check_refused(worker, key.sign(claims(worker.clock)))
@@ -411,8 +414,8 @@ async def test_keys_are_read_from_a_file(
         file.write_bytes(key_set(key.jwk(use="enc"), {"kty": "oct", "k": "AAAA", "kid": "one"}))
         await check_refused(worker, text)
         file.write_bytes(key_set(key.jwk(), other_key.jwk()))
-        assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
-        assert await worker.access.credential_verifier.verify_bearer(other_key.sign(claims(clock)), AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
+        assert await worker.access.credential_verifier.verify_bearer(other_key.sign(claims(clock)), KNOWN_ADDRESS)
 
 
 async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey) -> None:
@@ -421,10 +424,10 @@ async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: Iss
     file.write_bytes(key_set(key.jwk()))
     async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file)}) as worker:
         text = key.sign(claims(clock), kid=None)
-        assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
         file.write_bytes(key_set(key.jwk(), other_key.jwk()))
         with pytest.raises(Unauthorized):
-            await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock, n=1), kid=None), AT_HOME)
+            await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock, n=1), kid=None), KNOWN_ADDRESS)
 
 
 async def test_eddsa_and_a_long_header(tmp_path: Path, clock: AuthClock) -> None:
@@ -435,7 +438,7 @@ async def test_eddsa_and_a_long_header(tmp_path: Path, clock: AuthClock) -> None
     file.write_bytes(key_set(dict(other.as_dict()), dict(signing.as_dict())))
     async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file), "algorithms": ["EdDSA"]}) as worker:
         text = signed_token({"alg": "EdDSA", "x5c": ["A" * 4000]}, claims(clock), signing)
-        assert (await worker.access.credential_verifier.verify_bearer(text, AT_HOME)).name == CI
+        assert (await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)).name == CI
         await check_refused(worker, signed_token({"alg": "EdDSA"}, claims(clock), OKPKey.generate_key("Ed25519")))
 
 

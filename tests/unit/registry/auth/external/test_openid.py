@@ -36,7 +36,7 @@ from registry.auth.token.signing_keys import SigningKeys
 from registry.config import OIDCSettings
 from storage.access import AccountKind, AccountName
 from storage.errors import Unauthorized
-from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, AuthClock, AuthWorker, auth_worker
+from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, AuthClock, AuthWorker, auth_worker
 from tests.fakes.openid_server import CLIENT, SECRET, CodeGrant, FakeOpenIDProvider, openid_provider
 
 REDIRECT_URI = "http://127.0.0.1:5000/login/callback"
@@ -130,7 +130,7 @@ async def test_requests_to_a_slow_provider_time_out(
 ) -> None:
     """A request to the provider times out after some seconds."""
     monkeypatch.setattr(identity_http, "TOTAL_SECONDS", 0.3)
-    fake_provider.held.add(path)
+    fake_provider.delayed_paths.add(path)
     provider = OpenIDProvider(settings(fake_provider), AuthClock())
     with pytest.raises(ProviderUnavailable):
         await provider.redeem("code", "verifier", REDIRECT_URI)
@@ -155,7 +155,7 @@ async def test_requests_to_a_slow_provider_time_out(
 @pytest.mark.slow
 async def test_unsafe_metadata_is_refused(fake_provider: FakeOpenIDProvider, metadata: dict[str, Any]) -> None:
     """Metadata of another issuer, or with unsafe URLs, is refused."""
-    fake_provider.described = metadata
+    fake_provider.metadata_changes = metadata
     provider = OpenIDProvider(settings(fake_provider), AuthClock())
     with pytest.raises(ProviderUnavailable):
         await provider.metadata()
@@ -166,13 +166,13 @@ async def test_the_url_of_the_keys_changes_during_a_fetch(fake_provider: FakeOpe
     """If the URL of the keys changes while a caller waits for the keys, the caller gets no key. It is not cancelled."""
     clock = AuthClock()
     provider = OpenIDProvider(settings(fake_provider), clock)
-    fake_provider.held.add("/keys")
+    fake_provider.delayed_paths.add("/keys")
     waiting = asyncio.create_task((await provider.keys()).find("sso-1", "RS256"))
     deadline = time.monotonic() + 20
     while "/keys" not in fake_provider.paths:
         assert time.monotonic() < deadline, "nobody asked"
         await asyncio.sleep(0.005)
-    fake_provider.described = {"jwks_uri": f"{fake_provider.url}/other"}
+    fake_provider.metadata_changes = {"jwks_uri": f"{fake_provider.url}/other"}
     clock.now += METADATA_FRESH_SECONDS
     await provider.keys()
     assert await waiting is None
@@ -315,7 +315,7 @@ async def log_in(worker: AuthWorker, fake_provider: FakeOpenIDProvider) -> Ident
     state, nonce, challenge = query["state"], query["nonce"], query["code_challenge"]
     code = "code-" + state
     fake_provider.grants[code] = CodeGrant(challenge, REDIRECT_URI, nonce)
-    result = await openid.finish(AuthorizationResponse(state, code), sealed, AT_HOME)
+    result = await openid.finish(AuthorizationResponse(state, code), sealed, KNOWN_ADDRESS)
     return worker.access.login_sessions.verify(result.session)
 
 
@@ -348,7 +348,7 @@ async def test_first_login_creates_an_account(data: Path, clock: AuthClock, fake
         account = worker.accounts.account(ALICE)
         assert (account.kind, account.admin, account.has_password) == (AccountKind.USER, False, False)
         audit_line = (await worker.audited("account.add"))[0]
-        assert (audit_line.actor, audit_line.target, audit_line.address) == ("system", "alice", AT_HOME.address)
+        assert (audit_line.actor, audit_line.target, audit_line.address) == ("system", "alice", KNOWN_ADDRESS.address)
         for name in (CI, "dev", "system", "Alice", "", None, 5, "a b"):
             fake_provider.person["preferred_username"] = name
             with pytest.raises(LoginFailed):

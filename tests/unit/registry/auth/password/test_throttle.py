@@ -18,7 +18,7 @@ from registry.auth.password.throttle import (
 from registry.client_addresses import network_of
 from storage.content import Actor
 from storage.errors import TooManyRequests, Unauthorized
-from tests.fakes.auth_worker import ALICE, AT_HOME, ELSEWHERE, PASSWORD, AuthClock, AuthWorker, auth_worker
+from tests.fakes.auth_worker import ALICE, KNOWN_ADDRESS, OTHER_ADDRESS, PASSWORD, AuthClock, AuthWorker, auth_worker
 
 
 def address(number: int) -> str:
@@ -134,7 +134,7 @@ async def test_known_and_unknown_accounts_are_delayed_alike(worker: AuthWorker, 
     answers = []
     for attempt in range(BY_ACCOUNT_AND_ADDRESS.burst + 1):
         try:
-            await worker.access.credential_verifier.verify_basic(name, f"wrong {attempt}", ELSEWHERE)
+            await worker.access.credential_verifier.verify_basic(name, f"wrong {attempt}", OTHER_ADDRESS)
         except Unauthorized as error:
             answers.append(("401", error.message))
         except TooManyRequests as error:
@@ -148,16 +148,16 @@ async def test_the_owner_can_log_in_during_an_attack(worker: AuthWorker) -> None
     """While an account is attacked from many addresses, its owner can log in from a familiar address, and with an API
     token from any address. At any other address, the right password is refused with 429 like a guess."""
     credentials = worker.access.credential_verifier
-    assert await credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+    assert await credentials.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
     throttle = LoginThrottle(worker.accounts, worker.clock)
     for number in range(2 * BY_ACCOUNT.burst):
         await throttle.record_failure(ALICE, address(100 + number))
     for guess in ("a guess", PASSWORD):
         with pytest.raises(TooManyRequests):
-            await credentials.verify_basic(ALICE, guess, ELSEWHERE)
-    assert await credentials.verify_basic(ALICE, PASSWORD, AT_HOME)
+            await credentials.verify_basic(ALICE, guess, OTHER_ADDRESS)
+    assert await credentials.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
     api_token = await worker.add_token(ALICE)
-    assert await credentials.verify_basic(ALICE, api_token.text, replace(ELSEWHERE, address=address(99)))
+    assert await credentials.verify_basic(ALICE, api_token.text, replace(OTHER_ADDRESS, address=address(99)))
 
 
 async def test_the_same_wrong_password_is_counted_once_a_day(worker: AuthWorker) -> None:
@@ -165,18 +165,18 @@ async def test_the_same_wrong_password_is_counted_once_a_day(worker: AuthWorker)
     in from the same address."""
     for _ in range(20 * BY_ACCOUNT_AND_ADDRESS.burst):
         with pytest.raises(Unauthorized):
-            await worker.access.credential_verifier.verify_basic(ALICE, "the old password", AT_HOME)
-    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
+            await worker.access.credential_verifier.verify_basic(ALICE, "the old password", KNOWN_ADDRESS)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
 
 
 async def test_a_new_password_is_accepted_at_once(worker: AuthWorker) -> None:
     """If a password was cached as wrong and its account changes, the password is checked again."""
     with pytest.raises(Unauthorized):
-        await worker.access.credential_verifier.verify_basic(ALICE, "the new password", AT_HOME)
+        await worker.access.credential_verifier.verify_basic(ALICE, "the new password", KNOWN_ADDRESS)
     from registry.auth.password.hashing import hash_password
 
     await worker.accounts.set_password(ALICE, hash_password("the new password"), by=Actor("operator"))
-    assert await worker.access.credential_verifier.verify_basic(ALICE, "the new password", AT_HOME)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, "the new password", KNOWN_ADDRESS)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ from tests.fakes.guarded_calls import (
     ROOT,
     WRITES,
     outcome,
-    who,
+    principal_with,
 )
 from tests.fakes.registry_content import BY, descriptor_of, push_blob, push_image, read_blob
 from tests.fakes.store_accounts import acting_as
@@ -105,14 +105,14 @@ async def test_each_call_needs_exactly_one_action(name: str) -> None:
     """Each call needs exactly one action on the repository. The call succeeds with only this action, and is refused
     with all other actions."""
     every = PULL | PUSH | DELETE | Action.ADMIN
-    with acting_as(who("alice", ("team/**", needed_action(name)))):
+    with acting_as(principal_with("alice", ("team/**", needed_action(name)))):
         if name == "mount_blob":  # a mount needs a pull on the source as well
             with pytest.raises(BlobUnknown):
                 await CALLS[name](Guarded(PassingRegistry()), APP)
         else:
             with pytest.raises(CallPassed):
                 await CALLS[name](Guarded(PassingRegistry()), APP)
-    with acting_as(who("alice", ("team/**", every & ~needed_action(name)), ("other/**", every))):
+    with acting_as(principal_with("alice", ("team/**", every & ~needed_action(name)), ("other/**", every))):
         assert (await outcome(CALLS[name](Guarded(PassingRegistry()), APP)))[0] != "OK" or name == "referrers"
 
 
@@ -152,7 +152,7 @@ async def inner(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 @pytest.mark.parametrize("name", sorted(CALLS))
 @pytest.mark.parametrize(
-    "principal", [UNPRIVILEGED, ANYBODY, who(None, token={})], ids=["nothing", "everyone's", "token"]
+    "principal", [UNPRIVILEGED, ANYBODY, principal_with(None, token={})], ids=["nothing", "everyone's", "token"]
 )
 @pytest.mark.slow
 async def test_anonymous_clients_are_asked_to_log_in(inner: Registry, principal: Principal, name: str) -> None:
@@ -190,7 +190,7 @@ async def test_an_account_without_pull_sees_no_referrers(inner: Registry) -> Non
 async def test_an_account_that_may_not_write_is_denied(inner: Registry, name: str) -> None:
     """An account that may not push or delete gets Denied, even if it may pull. The text names the account, the action
     and the repository, and is the same if the repository does not exist."""
-    for principal in (ALICE, who("alice", ("team/**", PULL))):
+    for principal in (ALICE, principal_with("alice", ("team/**", PULL))):
         with acting_as(principal):
             existing, missing = [await outcome(CALLS[name](Guarded(inner), repo)) for repo in (APP, NONE)]
         assert existing[0] is Denied
@@ -205,8 +205,8 @@ async def test_a_token_without_the_right_gets_insufficient_scope(inner: Registry
     """If the account has the right but its token does not, the error is Unauthorized with `insufficient_scope`. So the
     client requests another token. This holds whether or not the repository exists."""
     every = PULL | PUSH | DELETE
-    by_access = who("alice", ("team/**", every), token={"team/web": every})
-    by_limits = who("alice", ("team/**", every), limits="web/**")
+    by_access = principal_with("alice", ("team/**", every), token={"team/web": every})
+    by_limits = principal_with("alice", ("team/**", every), limits="web/**")
     for principal in (by_access, by_limits) if name != "repositories" else (by_access,):
         with acting_as(principal):
             for repo in (APP, NONE):
@@ -220,7 +220,7 @@ async def test_denials_of_accounts_are_reported(inner: Registry) -> None:
     does not report refusals of anonymous clients, nor refusals because of a token's scope."""
     reports: list[tuple[str, Action, str]] = []
     guard = Guarded(inner, denied=lambda principal, action, name: reports.append((principal.name, action, name)))
-    for principal in (ALICE, UNPRIVILEGED, who("alice", ("team/**", PULL | PUSH), token={})):
+    for principal in (ALICE, UNPRIVILEGED, principal_with("alice", ("team/**", PULL | PUSH), token={})):
         with acting_as(principal, "app"):
             for call in (READS["get_manifest"], WRITES["put_manifest"]):
                 await outcome(call(guard, APP))
@@ -234,13 +234,13 @@ async def test_a_mount_needs_push_on_the_target_and_pull_on_the_source(inner: Re
     """A mount needs `push` on the target and `pull` on the source. The error is the same for a source that the account
     may not read, a source that does not exist, and a source without the blob."""
     guard = Guarded(inner)
-    with acting_as(who("alice", ("mine/**", PULL | PUSH), ("other/**", PUSH))):
+    with acting_as(principal_with("alice", ("mine/**", PULL | PUSH), ("other/**", PUSH))):
         target = RepositoryName("mine/app")
         refused = [await outcome(guard.mount_blob(target, LAYER, source, BY)) for source in (OTHER, NONE, target)]
         assert {each[:2] for each in refused} == {(BlobUnknown, "BLOB_UNKNOWN")}
         with pytest.raises(BlobUnknown):
             await guard.mount_blob(target, LAYER, ALL_NAMES, BY)
-    with acting_as(who("alice", ("mine/**", PUSH), ("other/**", PULL))):
+    with acting_as(principal_with("alice", ("mine/**", PUSH), ("other/**", PULL))):
         assert (await guard.mount_blob(target, LAYER, ALL_NAMES, BY)).digest == LAYER
         assert (await guard.mount_blob(target, LAYER, OTHER, BY)).digest == LAYER
 
@@ -251,9 +251,9 @@ async def test_a_mount_source_has_to_be_in_the_token(inner: Registry) -> None:
     rights = (("mine/**", PUSH), ("other/**", PULL))
     target = RepositoryName("mine/app")
     for source in (OTHER, ALL_NAMES):
-        with acting_as(who("alice", *rights, token={"mine/app": PUSH})), pytest.raises(BlobUnknown):
+        with acting_as(principal_with("alice", *rights, token={"mine/app": PUSH})), pytest.raises(BlobUnknown):
             await Guarded(inner).mount_blob(target, LAYER, source, BY)
-        with acting_as(who("alice", *rights, token={"mine/app": PUSH, "other/app": PULL})):
+        with acting_as(principal_with("alice", *rights, token={"mine/app": PUSH, "other/app": PULL})):
             assert (await Guarded(inner).mount_blob(target, LAYER, source, BY)).digest == LAYER
 
 
@@ -263,14 +263,14 @@ async def test_the_list_has_only_repositories_that_may_be_pulled(inner: Registry
     guard = Guarded(inner)
     for number in range(5):
         await push_image(inner, RepositoryName(f"zoo/{number}"), "one", "latest")
-    with acting_as(who("alice", ("zoo/*", PULL), ("team/*", PUSH))):
+    with acting_as(principal_with("alice", ("zoo/*", PULL), ("team/*", PUSH))):
         page = await guard.repositories(None, 3)
         assert (list(page.items), page.more) == (["zoo/0", "zoo/1", "zoo/2"], True)
         page = await guard.repositories("zoo/2", 3)
         assert (list(page.items), page.more) == (["zoo/3", "zoo/4"], False)
-    with acting_as(who("alice")):
+    with acting_as(principal_with("alice")):
         assert (await guard.repositories(None, 3)).items == []
-    with acting_as(who(None, ("other/*", PULL), token={CATALOG: PULL})):
+    with acting_as(principal_with(None, ("other/*", PULL), token={CATALOG: PULL})):
         assert list((await guard.repositories(None, 3)).items) == ["other/app"]
     with acting_as(ROOT):
         assert len((await guard.repositories(None, 100)).items) == 7
@@ -280,7 +280,7 @@ async def test_an_upload_session_belongs_to_its_account(inner: Registry) -> None
     """An upload session exists only for the account that started it. Another account gets BlobUploadUnknown, even if
     this account may push to the repository."""
     guard = Guarded(inner)
-    alice, bob = (who(name, ("team/**", PUSH)) for name in ("alice", "bob"))
+    alice, bob = (principal_with(name, ("team/**", PUSH)) for name in ("alice", "bob"))
     with acting_as(alice):
         writer = await guard.start_upload(APP)
         await writer.write(b"bytes")
@@ -297,6 +297,6 @@ async def test_an_upload_session_belongs_to_its_account(inner: Registry) -> None
 
 async def test_a_push_and_a_pull_through_the_guard(inner: Registry) -> None:
     """A blob that was pushed through the guard can be read through the guard, with the same bytes."""
-    with acting_as(who("alice", ("team/**", PULL | PUSH))):
+    with acting_as(principal_with("alice", ("team/**", PULL | PUSH))):
         blob = await push_blob(Guarded(inner), APP, b"through the guard")
         assert await read_blob(Guarded(inner), APP, blob.digest) == b"through the guard"

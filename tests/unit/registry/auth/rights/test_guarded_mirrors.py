@@ -16,7 +16,20 @@ from storage.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, Un
 from storage.interface import Registry
 from storage.memory_registry import MemoryRegistry
 from storage.names import Digest, RepositoryName
-from tests.fakes.guarded_calls import ALICE, APP, DELETE, DELETES, LATEST, LAYER, PULL, PUSH, READS, ROOT, outcome, who
+from tests.fakes.guarded_calls import (
+    ALICE,
+    APP,
+    DELETE,
+    DELETES,
+    LATEST,
+    LAYER,
+    PULL,
+    PUSH,
+    READS,
+    ROOT,
+    outcome,
+    principal_with,
+)
 from tests.fakes.registry_content import BY, descriptor_of, push_image, read_blob
 from tests.fakes.store_accounts import acting_as
 
@@ -79,9 +92,9 @@ async def test_a_grant_for_a_mirrored_repository_has_its_stored_name(site: Guard
     """A grant on the stored name allows a pull under every name of the repository. A grant on a short name such as
     `ubuntu` does not allow a pull of the mirrored repository."""
     repo = RepositoryName(name)
-    with acting_as(who("alice", ("docker.io/library/*", PULL))):
+    with acting_as(principal_with("alice", ("docker.io/library/*", PULL))):
         await site.guard.get_manifest(repo, LATEST)
-    with acting_as(who("alice", ("ubuntu", PULL), ("library/*", PULL))), pytest.raises(ManifestUnknown):
+    with acting_as(principal_with("alice", ("ubuntu", PULL), ("library/*", PULL))), pytest.raises(ManifestUnknown):
         await site.guard.get_manifest(repo, LATEST)
 
 
@@ -90,7 +103,7 @@ async def test_a_client_without_rights_on_the_mirror_gets_only_pushed_content(si
     nothing. The upstream gets no request. An anonymous client must not get a 401 here, because everyone may read the
     name. After the push, the client gets the pushed content."""
     for name in (None, "alice"):
-        with acting_as(who(name, ("team/**", PULL | PUSH | DELETE))):
+        with acting_as(principal_with(name, ("team/**", PULL | PUSH | DELETE))):
             for call in READS.values():
                 with pytest.raises((BlobUnknown, ManifestUnknown, NameUnknown)):
                     await call(site.guard, APP)
@@ -99,14 +112,14 @@ async def test_a_client_without_rights_on_the_mirror_gets_only_pushed_content(si
                     await call(site.guard, APP)
     assert site.docker_hub.asked == []
     await site.push()
-    with acting_as(who(None, ("team/**", PULL))):
+    with acting_as(principal_with(None, ("team/**", PULL))):
         assert (await site.guard.get_manifest(APP, LATEST)).blobs[1].digest == HOSTED_LAYER
 
 
 async def test_the_first_push_hides_the_mirrored_repository(site: GuardedRouter) -> None:
     """Before the first push to `team/app`, a client that may read `docker.io/team/app` but not `team/app` gets the
     mirrored content. After the push, the client finds nothing."""
-    with acting_as(who("alice", ("docker.io/**", PULL))):
+    with acting_as(principal_with("alice", ("docker.io/**", PULL))):
         assert (await site.guard.get_manifest(APP, LATEST)).blobs[1].digest == MIRRORED_LAYER
         await site.push()
         for call in READS.values():
@@ -119,7 +132,7 @@ async def test_a_first_push_during_a_mirrored_read_hides_the_blob(site: GuardedR
     """If the first push to the name happens while the mirror looks for a blob, the client gets BlobUnknown. Its rights
     were checked for the mirrored repository, but the name now means the hosted repository."""
     site.pushed.add(MIRRORED)
-    with acting_as(who("alice", ("docker.io/**", PULL))):
+    with acting_as(principal_with("alice", ("docker.io/**", PULL))):
         assert (await site.guard.resolve_blob(APP, MIRRORED_LAYER)).digest == MIRRORED_LAYER
         site.during = site.push
         with pytest.raises(BlobUnknown):
@@ -131,7 +144,7 @@ async def test_a_head_of_an_unpushed_name_sends_no_request_to_the_upstream(site:
     """Before a push, clients send a HEAD for each blob. If nothing was pushed to the name yet, the HEAD is not passed
     on to the upstream, so that the upstream does not learn private names. This also holds for a client that may pull
     from the upstream but not push."""
-    with acting_as(who("alice", ("docker.io/**", PULL))), pytest.raises(BlobUnknown):
+    with acting_as(principal_with("alice", ("docker.io/**", PULL))), pytest.raises(BlobUnknown):
         await site.guard.resolve_blob(APP, MIRRORED_LAYER)
     assert site.docker_hub.asked == []
 
@@ -143,9 +156,9 @@ async def test_a_push_copies_only_mirrored_blobs_that_may_be_pulled(site: Guarde
     image = await site.docker_hub.get_manifest(MIRRORED, LATEST)
     for blob in image.blobs:
         site.hosted.add_blob(MIRRORED, blob.digest, await read_blob(site.docker_hub, MIRRORED, blob.digest))
-    with acting_as(who("alice", ("team/**", PULL | PUSH))):
+    with acting_as(principal_with("alice", ("team/**", PULL | PUSH))):
         assert (await outcome(site.guard.put_manifest(APP, image, [LATEST], by=BY)))[1] == "MANIFEST_BLOB_UNKNOWN"
-    with acting_as(who("alice", ("team/**", PULL | PUSH), ("docker.io/**", PULL))):
+    with acting_as(principal_with("alice", ("team/**", PULL | PUSH), ("docker.io/**", PULL))):
         await site.guard.put_manifest(APP, image, [LATEST], by=BY)
 
 
@@ -173,9 +186,9 @@ async def test_a_mount_from_a_mirrored_repository_needs_pull_on_its_stored_name(
     ubuntu = RepositoryName("docker.io/library/ubuntu")
     site.hosted.add_blob(ubuntu, LAYER, b"layer of one")
     for source in ("ubuntu", "docker.io/library/ubuntu"):
-        with acting_as(who("alice", ("team/**", PUSH), ("ubuntu", PULL))), pytest.raises(BlobUnknown):
+        with acting_as(principal_with("alice", ("team/**", PUSH), ("ubuntu", PULL))), pytest.raises(BlobUnknown):
             await site.guard.mount_blob(APP, LAYER, RepositoryName(source), BY)
-        with acting_as(who("alice", ("team/**", PUSH), ("docker.io/**", PULL))):
+        with acting_as(principal_with("alice", ("team/**", PUSH), ("docker.io/**", PULL))):
             assert await site.guard.mount_blob(APP, LAYER, RepositoryName(source), BY) == Descriptor(
                 BLOB_TYPE, LAYER, 12
             )
@@ -196,7 +209,7 @@ async def test_a_tokens_scope_has_the_name_that_the_client_used(site: GuardedRou
     with `ns=docker.io`. The guard gets the stored name, and compares the scope with the client's name."""
     rights = ("docker.io/**", PULL)
     stored = RepositoryName("docker.io/library/ubuntu")
-    with acting_as(who("alice", rights, token={"library/ubuntu": PULL}), "library/ubuntu"):
+    with acting_as(principal_with("alice", rights, token={"library/ubuntu": PULL}), "library/ubuntu"):
         await site.guard.get_manifest(stored, LATEST)
-    with acting_as(who("alice", rights, token={"library/ubuntu": PULL}), "library/debian"):
+    with acting_as(principal_with("alice", rights, token={"library/ubuntu": PULL}), "library/debian"):
         assert (await outcome(site.guard.get_manifest(stored, LATEST)))[0] is Unauthorized

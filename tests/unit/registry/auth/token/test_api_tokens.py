@@ -10,7 +10,7 @@ from registry.auth.token import api_tokens
 from storage.access import Action, TokenLimit
 from storage.errors import Unauthorized
 from storage.patterns import NamePattern
-from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, BOB, CI, ELSEWHERE, AuthWorker
+from tests.fakes.auth_worker import ADMIN, ALICE, BOB, CI, KNOWN_ADDRESS, OTHER_ADDRESS, AuthWorker
 
 
 def test_the_form_of_a_token() -> None:
@@ -40,7 +40,7 @@ async def test_log_in_with_a_token(worker: AuthWorker) -> None:
     await worker.add_robot()
     limits = (TokenLimit(NamePattern("team/**"), Action.PULL),)
     token = await worker.add_token(CI, limits=limits, expires=worker.clock() + 7200)
-    proof = await worker.access.credential_verifier.verify_basic(CI, token.text, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_basic(CI, token.text, KNOWN_ADDRESS)
     assert (proof.name, proof.robot, proof.token) == (CI, True, token.token.id)
     assert proof.limits == limits
     assert proof.expires == worker.clock() + 7200
@@ -75,7 +75,7 @@ async def test_a_wrong_token_is_refused(worker: AuthWorker, change: str) -> None
     else:
         text = "x" + text
     with pytest.raises(Unauthorized) as refused:
-        await worker.access.credential_verifier.verify_basic(user, text, AT_HOME)
+        await worker.access.credential_verifier.verify_basic(user, text, KNOWN_ADDRESS)
     assert refused.value.message == "the credentials are not valid"
 
 
@@ -85,14 +85,14 @@ async def test_revoked_and_expired_tokens_are_refused(worker: AuthWorker) -> Non
     revoked = await worker.add_token(ALICE)
     expiring = await worker.add_token(ALICE, expires=worker.clock() + 60)
     for each in (revoked, expiring):
-        assert await credentials.verify_basic(ALICE, each.text, AT_HOME)
+        assert await credentials.verify_basic(ALICE, each.text, KNOWN_ADDRESS)
     await worker.accounts.revoke_token(revoked.token.id, by=ADMIN)
     with pytest.raises(Unauthorized):
-        await credentials.verify_basic(ALICE, revoked.text, AT_HOME)
-    assert await credentials.verify_basic(ALICE, expiring.text, AT_HOME)
+        await credentials.verify_basic(ALICE, revoked.text, KNOWN_ADDRESS)
+    assert await credentials.verify_basic(ALICE, expiring.text, KNOWN_ADDRESS)
     worker.clock.now += 60
     with pytest.raises(Unauthorized):
-        await credentials.verify_basic(ALICE, expiring.text, AT_HOME)
+        await credentials.verify_basic(ALICE, expiring.text, KNOWN_ADDRESS)
 
 
 async def test_wrong_tokens_do_not_delay_logins(worker: AuthWorker) -> None:
@@ -102,26 +102,26 @@ async def test_wrong_tokens_do_not_delay_logins(worker: AuthWorker) -> None:
     wrong = api_tokens.make(ALICE, now=1.0)
     for _ in range(200):
         with pytest.raises(Unauthorized):
-            await worker.access.credential_verifier.verify_basic(ALICE, wrong.text, ELSEWHERE)
-    assert await worker.access.credential_verifier.verify_basic(ALICE, token.text, ELSEWHERE)
+            await worker.access.credential_verifier.verify_basic(ALICE, wrong.text, OTHER_ADDRESS)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, token.text, OTHER_ADDRESS)
 
 
 async def test_a_refresh_token_is_not_accepted_as_a_password(worker: AuthWorker) -> None:
     """A refresh token is accepted at `/token` only."""
     token = await worker.add_token(ALICE, purpose="login")
     with pytest.raises(Unauthorized):
-        await worker.access.credential_verifier.verify_basic(ALICE, token.text, AT_HOME)
-    assert (await worker.access.credential_verifier.verify_api_token(token.text, AT_HOME)).token == token.token.id
+        await worker.access.credential_verifier.verify_basic(ALICE, token.text, KNOWN_ADDRESS)
+    assert (await worker.access.credential_verifier.verify_api_token(token.text, KNOWN_ADDRESS)).token == token.token.id
 
 
 async def test_a_token_of_a_disabled_account_is_refused(worker: AuthWorker) -> None:
     """A token of a disabled account is refused."""
     token = await worker.add_token(ALICE)
-    assert await worker.access.credential_verifier.verify_basic(ALICE, token.text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_basic(ALICE, token.text, KNOWN_ADDRESS)
     await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
     for verify in (
-        worker.access.credential_verifier.verify_basic(ALICE, token.text, AT_HOME),
-        worker.access.credential_verifier.verify_api_token(token.text, AT_HOME),
+        worker.access.credential_verifier.verify_basic(ALICE, token.text, KNOWN_ADDRESS),
+        worker.access.credential_verifier.verify_api_token(token.text, KNOWN_ADDRESS),
     ):
         with pytest.raises(Unauthorized):
             await verify

@@ -17,7 +17,7 @@ from registry.auth.token.bearer_tokens import MAX_TOKEN_CHARACTERS, BearerTokens
 from registry.auth.token.signing_keys import RETIRED_KEY_SECONDS, make_key, rotate
 from storage.access import Action
 from storage.errors import Unauthorized
-from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, PASSWORD, AuthClock, AuthWorker, auth_worker
+from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, PASSWORD, AuthClock, AuthWorker, auth_worker
 from tests.fakes.token_issuer import signed_token
 
 ACCESS = {"team/app": Action.PULL | Action.PUSH, CATALOG: Action.PULL}
@@ -30,7 +30,7 @@ def tokens(worker: AuthWorker) -> BearerTokens:
 
 
 async def identity_of_alice(worker: AuthWorker) -> Identity:
-    return await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, AT_HOME)
+    return await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
 
 
 async def issue_token(worker: AuthWorker) -> str:
@@ -57,13 +57,13 @@ def sign(header: dict[str, Any], claims: dict[str, Any], secret: bytes) -> str:
 async def check_refused(worker: AuthWorker, text: str) -> None:
     """Checks that a token is refused with the usual text."""
     with pytest.raises(Unauthorized) as error:
-        await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+        await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     assert error.value.message == "the credentials are not valid"
 
 
 async def test_a_token_proves_its_account(worker: AuthWorker) -> None:
     """A token proves the account that requested it, with the granted access, until it expires."""
-    proof = await worker.access.credential_verifier.verify_bearer(await issue_token(worker), AT_HOME)
+    proof = await worker.access.credential_verifier.verify_bearer(await issue_token(worker), KNOWN_ADDRESS)
     account = worker.accounts.account(ALICE)
     assert proof == Identity(ALICE, version=account.version, access=ACCESS, expires=worker.clock() + 300)
 
@@ -87,7 +87,7 @@ async def test_the_form_of_a_token(worker: AuthWorker) -> None:
 async def test_an_anonymous_token(worker: AuthWorker) -> None:
     """An anonymous token has no account, but has the access that was granted."""
     text = (await worker.access.bearer_tokens.issue(ANONYMOUS, {"public/app": Action.PULL})).text
-    proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     assert proof.name is None
     assert proof.access == {"public/app": Action.PULL}
 
@@ -101,9 +101,9 @@ async def test_a_token_never_has_the_action_admin(worker: AuthWorker, tokens: Be
 async def test_a_token_expires(worker: AuthWorker) -> None:
     """A token is accepted until it expires, whether or not it is cached."""
     text, not_cached = await issue_token(worker), await issue_token(worker)
-    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     worker.clock.now = int(worker.clock.now) + 299
-    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     worker.clock.now += 1
     await check_refused(worker, text)
     await check_refused(worker, not_cached)
@@ -115,10 +115,10 @@ async def test_the_lifetime_depends_on_the_credential(worker: AuthWorker) -> Non
     await worker.add_robot()
     for seconds_left, lifetime in ((1000, 300), (100, 100), (10, 60)):
         api_token = await worker.add_token(CI, expires=worker.clock() + seconds_left)
-        proof = await worker.access.credential_verifier.verify_basic(CI, api_token.text, AT_HOME)
+        proof = await worker.access.credential_verifier.verify_basic(CI, api_token.text, KNOWN_ADDRESS)
         issued = await worker.access.bearer_tokens.issue(proof, {})
         assert issued.lifetime == lifetime
-        assert await worker.access.credential_verifier.verify_bearer(issued.text, AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(issued.text, KNOWN_ADDRESS)
     worker.clock.now += 11
     await check_refused(worker, issued.text)  # the API token has expired
 
@@ -194,7 +194,7 @@ async def test_a_token_with_wrong_claims_is_refused(worker: AuthWorker, name: st
     """A token with the right signature and wrong claims is refused."""
     header, claims = decode(await issue_token(worker))
     secret = worker.accounts.signing_keys()[0].secret
-    assert await worker.access.credential_verifier.verify_bearer(sign(header, claims, secret), AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(sign(header, claims, secret), KNOWN_ADDRESS)
     CHANGES[name](header, claims, worker.clock())
     await check_refused(worker, sign(header, claims, secret))
 
@@ -203,7 +203,7 @@ async def test_the_clock_is_set_back_a_little(worker: AuthWorker) -> None:
     """If the clock is set back by a few seconds, tokens that were just issued are still accepted."""
     text = await issue_token(worker)
     worker.clock.now -= 4
-    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     worker.clock.now -= 4
     worker.access.bearer_tokens.verify  # noqa: B018
     with pytest.raises(Unauthorized):
@@ -252,7 +252,7 @@ async def test_a_token_of_another_store_is_refused(worker: AuthWorker, tmp_path:
     async with auth_worker(tmp_path / "other", clock) as other:
         await other.add_user(ALICE)
         text = await issue_token(other)
-        assert await other.access.credential_verifier.verify_bearer(text, AT_HOME)
+        assert await other.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
         await check_refused(worker, text)
         await issue_token(worker)
         header, claims = decode(text)
@@ -277,7 +277,7 @@ async def test_rotation_of_the_signing_key(worker: AuthWorker) -> None:
     new = await issue_token(worker)
     assert decode(new)[0]["kid"] != decode(old)[0]["kid"] == first
     for text in (old, new):
-        assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+        assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     header, claims = decode(old)
     claims["exp"] += 10 * RETIRED_KEY_SECONDS
     forged = sign(header, claims, worker.accounts.signing_keys()[1].secret)
@@ -292,7 +292,7 @@ async def test_a_key_that_is_retired_at_once(worker: AuthWorker) -> None:
     """If a key is retired at once, for example because it was stolen, all tokens signed with it are refused, even those
     that are cached."""
     text = await issue_token(worker)
-    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+    assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
     await check_refused(worker, text)
 
@@ -309,7 +309,7 @@ async def test_workers_share_the_first_key(worker: AuthWorker, other: AuthWorker
     texts = [(await each.access.bearer_tokens.issue(ANONYMOUS, {})).text for each in (worker, other)]
     for each in (worker, other):
         for text in texts:
-            assert await each.access.credential_verifier.verify_bearer(text, AT_HOME)
+            assert await each.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     assert len(worker.accounts.signing_keys()) == 1
 
 
@@ -321,7 +321,7 @@ async def test_changes_of_the_account_end_tokens_on_every_worker(
     refused at the next request on every worker, even those that are cached."""
     text = await issue_token(worker)
     for each in (worker, other):
-        assert await each.access.credential_verifier.verify_bearer(text, AT_HOME)
+        assert await each.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     accounts = other.accounts
     if change == "disabled":
         await accounts.set_enabled(ALICE, False, by=ADMIN)
@@ -341,9 +341,9 @@ async def test_unrelated_changes_end_no_token(worker: AuthWorker) -> None:
     """After an unrelated change in the store, the worker checks its cached credentials again, and still accepts the
     valid ones."""
     text = await issue_token(worker)
-    proof = await worker.access.credential_verifier.verify_bearer(text, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     await worker.add_robot()
-    assert await worker.access.credential_verifier.verify_bearer(text, AT_HOME) == proof
+    assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS) == proof
 
 
 async def test_a_bearer_token_ends_with_its_api_token(worker: AuthWorker, other: AuthWorker) -> None:
@@ -351,9 +351,9 @@ async def test_a_bearer_token_ends_with_its_api_token(worker: AuthWorker, other:
     revoked."""
     await worker.add_robot()
     api_token = await worker.add_token(CI)
-    proof = await worker.access.credential_verifier.verify_basic(CI, api_token.text, AT_HOME)
+    proof = await worker.access.credential_verifier.verify_basic(CI, api_token.text, KNOWN_ADDRESS)
     text = (await worker.access.bearer_tokens.issue(proof, ACCESS)).text
-    identity = await other.access.credential_verifier.verify_bearer(text, AT_HOME)
+    identity = await other.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     assert (identity.name, identity.robot, identity.token) == (CI, True, api_token.token.id)
     await worker.accounts.revoke_token(api_token.token.id, by=ADMIN)
     await check_refused(other, text)

@@ -14,7 +14,7 @@ from registry.auth.token.signing_keys import make_key
 from storage.access import AccountName, AccountUnknown
 from storage.errors import Unauthorized
 from storage.metadata.sqlite.access.login_session_table import MOST_SESSIONS
-from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, BOB, ELSEWHERE, AuthClock, AuthWorker, auth_worker
+from tests.fakes.auth_worker import ADMIN, ALICE, BOB, KNOWN_ADDRESS, OTHER_ADDRESS, AuthClock, AuthWorker, auth_worker
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def identity_of_alice(worker: AuthWorker) -> Identity:
 
 
 async def start_session(worker: AuthWorker) -> str:
-    return await worker.access.login_sessions.start(identity_of_alice(worker), "password", AT_HOME)
+    return await worker.access.login_sessions.start(identity_of_alice(worker), "password", KNOWN_ADDRESS)
 
 
 def check_refused(worker: AuthWorker, text: str) -> None:
@@ -42,7 +42,7 @@ async def test_a_session_lasts_eight_hours(worker: AuthWorker, other: AuthWorker
     """On every worker, a session has the identity that logged in, for eight hours. A new signing key does not end the
     session."""
     proof = Identity(ALICE, version=1, stamp="openid:x", groups=("dev",))
-    text = await worker.access.login_sessions.start(proof, "openid", AT_HOME)
+    text = await worker.access.login_sessions.start(proof, "openid", KNOWN_ADDRESS)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
     worker.clock.now += SESSION_SECONDS - 1
     identity = other.access.login_sessions.verify(text)
@@ -59,17 +59,17 @@ async def test_sessions_in_the_store_and_the_audit_log(worker: AuthWorker, other
     the end of each session."""
     first = await start_session(worker)
     worker.clock.now += 60
-    second = await worker.access.login_sessions.start(identity_of_alice(worker), "openid", ELSEWHERE)
+    second = await worker.access.login_sessions.start(identity_of_alice(worker), "openid", OTHER_ADDRESS)
     listed = other.accounts.login_sessions(ALICE)
     assert [(each.id, each.method, each.address) for each in listed] == [
-        (second.partition(".")[0], "openid", ELSEWHERE.address),
-        (first.partition(".")[0], "password", AT_HOME.address),
+        (second.partition(".")[0], "openid", OTHER_ADDRESS.address),
+        (first.partition(".")[0], "password", KNOWN_ADDRESS.address),
     ]
-    assert {each.user_agent for each in listed} == {AT_HOME.user_agent}
+    assert {each.user_agent for each in listed} == {KNOWN_ADDRESS.user_agent}
     assert first.partition(".")[2] not in repr(listed)
-    await worker.access.login_sessions.end(first, AT_HOME)
+    await worker.access.login_sessions.end(first, KNOWN_ADDRESS)
     (line,) = await worker.audited("session.end")
-    assert (line.actor, line.target, line.address) == ("alice", "alice", AT_HOME.address)
+    assert (line.actor, line.target, line.address) == ("alice", "alice", KNOWN_ADDRESS.address)
     assert len(await worker.audited("session.start")) == 2
 
 
@@ -77,12 +77,12 @@ async def test_sessions_can_be_ended(worker: AuthWorker, other: AuthWorker) -> N
     """A session that was ended is refused at once on every worker. It can be ended alone, or with all other sessions of
     the account. Sessions of other accounts stay."""
     await worker.add_user(BOB)
-    bobs = await worker.access.login_sessions.start(Identity(BOB, version=None, stamp="x"), "password", AT_HOME)
+    bobs = await worker.access.login_sessions.start(Identity(BOB, version=None, stamp="x"), "password", KNOWN_ADDRESS)
     first, second, third = [await start_session(worker) for _ in range(3)]
     for text in (first, second, third):
         assert other.access.login_sessions.verify(text).name == ALICE
-    await worker.access.login_sessions.end(first, AT_HOME)
-    await worker.access.login_sessions.end(first, AT_HOME)  # the second call does nothing
+    await worker.access.login_sessions.end(first, KNOWN_ADDRESS)
+    await worker.access.login_sessions.end(first, KNOWN_ADDRESS)  # the second call does nothing
     check_refused(other, first)
     second_id = second.partition(".")[0]
     assert await other.accounts.end_login_sessions(ALICE, keep=second_id, by=ADMIN) == 1
@@ -150,9 +150,9 @@ async def test_sessions_and_tokens_are_not_interchangeable(worker: AuthWorker) -
     for text in (token, api_token):
         check_refused(worker, text)
     for verify in (
-        worker.access.credential_verifier.verify_bearer(session, AT_HOME),
-        worker.access.credential_verifier.verify_basic(ALICE, session, AT_HOME),
-        worker.access.credential_verifier.verify_api_token(session, AT_HOME),
+        worker.access.credential_verifier.verify_bearer(session, KNOWN_ADDRESS),
+        worker.access.credential_verifier.verify_basic(ALICE, session, KNOWN_ADDRESS),
+        worker.access.credential_verifier.verify_api_token(session, KNOWN_ADDRESS),
     ):
         with pytest.raises(Unauthorized):
             await verify

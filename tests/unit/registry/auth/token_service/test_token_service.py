@@ -20,7 +20,7 @@ from registry.auth.token_service.service import MAX_REFRESH_TOKENS
 from registry.naming import NamingRules
 from storage.access import Action
 from storage.errors import Unauthorized
-from tests.fakes.auth_worker import ADMIN, ALICE, AT_HOME, CI, PASSWORD, AuthClock, AuthWorker, auth_worker, basic
+from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, PASSWORD, AuthClock, AuthWorker, auth_worker, basic
 from tests.fakes.token_issuer import AUDIENCE, ISSUER, IssuerKey, key_set, key_set_server
 
 SERVICE = "entrepot"
@@ -61,7 +61,7 @@ async def post(client: httpx2.AsyncClient, **form: str) -> httpx2.Response:
 async def identity_in(worker: AuthWorker, answer: httpx2.Response) -> Identity:
     """Verifies the bearer token in a response and returns its identity."""
     assert answer.status_code == 200, answer.text
-    return await worker.access.credential_verifier.verify_bearer(answer.json()["token"], AT_HOME)
+    return await worker.access.credential_verifier.verify_bearer(answer.json()["token"], KNOWN_ADDRESS)
 
 
 def check_refused(answer: httpx2.Response) -> None:

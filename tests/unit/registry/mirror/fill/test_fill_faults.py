@@ -187,7 +187,7 @@ async def test_paused_endpoint_is_not_used_even_if_the_other_one_is_down(
 ) -> None:
     """An endpoint that sent corrupt bytes is paused. Until the pause is over, no bytes are requested from this
     endpoint, even if the upstream's other endpoint is down."""
-    site.upstream.endpoints, site.upstream.faults.away = ("https://one", "https://two"), {"https://two"}
+    site.upstream.endpoints, site.upstream.faults.unreachable = ("https://one", "https://two"), {"https://two"}
     site.upstream.faults.corrupt = {"https://one"}
     await pull_manifest_of_new_image(site, worker, SMALL)
     for _ in range(2):
@@ -199,7 +199,7 @@ async def test_paused_endpoint_is_not_used_even_if_the_other_one_is_down(
             await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
         assert raised.value.retry_after == 2
     assert site.upstream.sent == {}
-    site.upstream.faults.away = set()
+    site.upstream.faults.unreachable = set()
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
 
 

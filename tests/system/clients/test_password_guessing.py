@@ -7,18 +7,20 @@ from pathlib import Path
 
 from bench.loaders.login_storm import GUESSED_ACCOUNT, run_login_storm
 from tests.fakes.clients.docker_engine import DockerEngine
-from tests.fakes.clients.member_site import ClientLogin, MemberSite, logged_out
+from tests.fakes.clients.member_site import ClientLogin, SiteWithAccounts, logged_out
 
 from .test_login_docker import attempt_login, log_in
 
 
-def test_docker_can_log_in_while_an_attacker_guesses(docker: DockerEngine, site: MemberSite, tmp_path: Path) -> None:
+def test_docker_can_log_in_while_an_attacker_guesses(
+    docker: DockerEngine, site: SiteWithAccounts, tmp_path: Path
+) -> None:
     """An attacker sends wrong passwords for an account from 16 addresses without a pause. Meanwhile, docker can log in
     to this account from an address with an earlier login, and requests with a bearer token are served."""
     my_docker, login = logged_out(docker, tmp_path), ClientLogin(GUESSED_ACCOUNT, "a password of its own")
-    site.done("POST", "/users", {"name": login.name, "password": login.secret})
+    site.call_ok("POST", "/users", {"name": login.name, "password": login.secret})
     log_in(my_docker, site.address, login)
-    token = site.wire(login).ask("GET", "/token?service=entrepot").json()["token"]
+    token = site.client(login).ask("GET", "/token?service=entrepot").json()["token"]
     with ThreadPoolExecutor(1) as pool:
         storm = pool.submit(run_login_storm, site.server.port, token, 0, 250)
         logins = 0

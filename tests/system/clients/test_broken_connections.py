@@ -27,7 +27,7 @@ def test_docker_upload_cut_midway(docker: DockerEngine, proxy: CuttingProxy, wir
     docker.call.attempt("push", name)
     assert proxy.cuts == 1
     docker("push", name)
-    docker.forget(name)
+    docker.remove_image(name)
     docker("pull", name)
     assert docker.output_of(name) == "cut\n"
     assert_same_files(wire, repo, "latest", test_image)
@@ -147,7 +147,7 @@ def test_docker_pulls_after_a_restart(
         docker.load(small_image, name)
         docker("push", name)
         assert first.stop() == 0
-    docker.forget(name)
+    docker.remove_image(name)
     with running_server(tmp_path / "server", listen=address) as second:
         docker("pull", name)
         assert docker.output_of(name) == f"hello from {repo}\n"
