@@ -79,12 +79,12 @@ async def test_the_first_request_with_a_login_is_not_cached_for_anonymous_client
     """A worker looks for a ready answer before it notices that another process has added the first account. It treats
     the request like one without a login then. The answer, which the account's rights allow, is not cached as one for
     clients without a login."""
-    await open_site.ready(target)
-    async with open_site.beside() as other:
+    await open_site.cached_answer(target)
+    async with open_site.other_process() as other:
         await add_account(other.accounts, "alice")
         await add_grant(other.accounts, "user:alice", "team/**", "pull")
     login = await open_site.service.token("alice")
-    assert (await open_site.ask("GET", "/api/v1/me", {"authorization": login})).status == 200
+    assert (await open_site.request("GET", "/api/v1/me", {"authorization": login})).status == 200
     for _ in range(3):
         assert await status(open_site, login, target) == 200
         assert await status(open_site, None, target) == 401
