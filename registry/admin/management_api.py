@@ -138,7 +138,7 @@ def management_components(
     return ManagementComponents(
         administration=administration,
         authenticator=authenticator,
-        browser_login=BrowserLogin(auth, is_open=lambda: not policy.closed),
+        browser_login=BrowserLogin(auth, is_open=lambda: not policy.is_closed),
         on_denied=record_denial,
         cursors=auth.cursors,
         upkeep=upkeep,

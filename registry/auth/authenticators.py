@@ -166,7 +166,7 @@ class ManagementAuthenticator:
         is the text of the session cookie; None: there is none. If the request has both a session cookie and an
         Authorization header, uses the header. `by` describes the client, for the audit log. Raises Unauthorized,
         TooManyRequests."""
-        if not self._policy.closed:
+        if not self._policy.is_closed:
             return self._policy.anonymous()
         match parse_authorization([value for name, value in headers if name == b"authorization"]):
             case Bearer(token) if api_tokens.is_well_formed(token):

@@ -79,7 +79,7 @@ class SearchIndexer:
         while self._index.has_unindexed():
             are_many_left = await self._index.index_names()
             batch = await self._index.unindexed_manifests()
-            if batch.reached != batch.seen:
+            if batch.end != batch.start:
                 await self._add(batch)
             batches += 1
             if not (are_many_left or batch.is_full):

@@ -137,16 +137,16 @@ class CommitThread:
         opened.result()  # waits, and raises the error with which the thread failed to open the database
 
     def run(
-        self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.GROWTH
+        self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.NONE
     ) -> UncancellableFuture[T]:
         """Queues `change`, to be called in a transaction. Returns a future that gets the result of `change` once the
         transaction is committed.
 
         `durable`: the commit must survive a power cut. `reserve_use`: how much of the reserve the change may use on a
-        full disk. (`ReserveUse.GROWTH`: nothing, because the change makes the data grow.) If the change fails, it is
-        rolled back, and the future raises a RegistryError: the RegistryError that `change` raised, StorageFull, or
-        StorageFailed for any other error. If the task that awaits the future is cancelled, the change still runs to its
-        end, and only then the task is cancelled."""
+        full disk (`ReserveUse.NONE` for changes that make the data grow). If the change fails, it is rolled back, and
+        the future raises a RegistryError: the RegistryError that `change` raised, StorageFull, or StorageFailed for any
+        other error. If the task that awaits the future is cancelled, the change still runs to its end, and only then
+        the task is cancelled."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._observer.on_queued(future)
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
@@ -238,7 +238,7 @@ class CommitThread:
             uncommitted = [
                 pending
                 for pending in uncommitted
-                if pending.reserve_use is not ReserveUse.GROWTH and isinstance(pending.error, StorageFull)
+                if pending.reserve_use is not ReserveUse.NONE and isinstance(pending.error, StorageFull)
             ]
             if uncommitted:
                 raise StorageFull

@@ -103,7 +103,7 @@ def test_when_an_open_registry_is_refused(
     settings = Settings.model_validate({**values, "insecure_open": insecure})
     allowed = not reachable or closed or insecure
     with nullcontext() if allowed else pytest.raises(InsecureOpenError, match="there are no accounts: add one"):
-        check_insecure_open(settings, bound_to_loopback=loopback, closed=closed)
+        check_insecure_open(settings, bound_to_loopback=loopback, is_registry_closed=closed)
 
 
 def test_start_behind_a_proxy_without_accounts(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ async def test_without_accounts_everyone_may_pull_push_and_delete(accounts: Acco
 async def test_other_sources_of_accounts_close_the_registry(accounts: Accounts) -> None:
     """If the settings have an htpasswd file or an issuer, anonymous clients have no rights, although the store has no
     accounts."""
-    policy = Policy(accounts, RevocationCheck(accounts), closed=True)
+    policy = Policy(accounts, RevocationCheck(accounts), is_closed=True)
     assert not policy.anonymous().may(PULL, "team/app")
 
 
