@@ -48,7 +48,7 @@ class CachePartResponse(BaseModel):
 
 
 class QuotaResponse(BaseModel):
-    """A quota and what is used of it. Sizes are in bytes; null: no limit."""
+    """A quota, and how much of it is used. Sizes are in bytes; null: no limit."""
 
     prefix: str
     size: int

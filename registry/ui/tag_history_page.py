@@ -52,10 +52,10 @@ async def tag_history(request: Request, path: str) -> Response:
 
 @_forms.post(TAG_HISTORY_PATH + "/{path:path}")
 async def restore(request: Request, path: str) -> Response:
-    """Points a tag at the `digest` of the form again. Without a digest, points it at what it pointed at before its last
-    change. Redirects to the history. If the tag cannot be restored, for example because it is immutable, shows the
-    history with the reason instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
-    ManifestUnknown, DigestInvalid and the errors of the store."""
+    """Points a tag at the `digest` of the form again. Without a digest, undoes the last change of the tag. Redirects to
+    the history. If the tag cannot be restored, for example because it is immutable, shows the history with the reason
+    instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, ManifestUnknown, DigestInvalid and the
+    errors of the store."""
     name, tag = _parse(path)
     caller = caller_of(request)
     stored = await pushable_repository(caller, name)

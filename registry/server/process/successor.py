@@ -110,7 +110,7 @@ def take_handover(environment: MutableMapping[str, str]) -> Handover | Check | N
         return None
     value = json.loads(text)
     if value["format"] not in (1, _FORMAT):  # format 1 has no field `counts`
-        raise ChangeRefused("this version cannot take over from the one that runs; stop the server and start it")
+        raise ChangeRefused("this version cannot take over from the running version; stop the server and start it")
     if value["check"]:
         return Check(value["facts"])
     fields = value["handover"]

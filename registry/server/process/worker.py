@@ -253,7 +253,9 @@ class Worker:
                 async with asyncio.timeout(PREPARE_SECONDS):
                     await app.prepare(payload)
             except TimeoutError:
-                raise ChangeRefused(f"a worker could not open it within {PREPARE_SECONDS:g} s") from None
+                raise ChangeRefused(
+                    f"a worker could not open the new configuration within {PREPARE_SECONDS:g} s"
+                ) from None
 
     async def _retire(self, acceptors: list[Acceptor]) -> None:
         """Ends the worker without the loss of a request, because another worker has taken its place. The worker accepts
