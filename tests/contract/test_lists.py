@@ -124,16 +124,16 @@ async def test_a_walk_through_the_repositories_of_a_set(registry: Registry, limi
     last page says that no page follows."""
     names = await push_all(registry)
     for within in SETS:
-        inside = [name for name in names if name in within]
+        names_in_set = [name for name in names if name in within]
 
         async def ask(after: str | None, within: NameSet = within) -> Page[RepositoryName]:
             return await registry.repositories(after, limit, within)
 
-        assert await walk(ask, limit) == inside
+        assert await walk(ask, limit) == names_in_set
         first = await registry.repositories(None, limit, within)
-        assert (list(first.items), first.more) == (inside[:limit], len(inside) > limit), within
+        assert (list(first.items), first.more) == (names_in_set[:limit], len(names_in_set) > limit), within
         for after in (*CURSORS, *names):
-            following = [name for name in inside if name.encode() > after.encode()]
+            following = [name for name in names_in_set if name.encode() > after.encode()]
             page = await registry.repositories(after, limit, within)
             assert (list(page.items), page.more) == (following[:limit], len(following) > limit), (within, after)
 
@@ -367,12 +367,12 @@ async def test_a_deleted_referrer_is_listed_no_more(registry: Registry, repo: Re
     """A referrer is listed until it is deleted, and again after a second push. The deletion of its tag changes
     nothing."""
     subject = digest_of(b"subject")
-    kept = await push_image(registry, repo, "stays", subject=subject)
+    other_referrer = await push_image(registry, repo, "stays", subject=subject)
     deleted = await push_image(registry, repo, "goes", "signature", subject=subject)
-    digests = sorted([kept.digest, deleted.digest])
+    digests = sorted([other_referrer.digest, deleted.digest])
     await registry.delete_tag(repo, Tag("signature"), by=BY)
     assert names_of(await registry.referrers(repo, subject, None, None, 10)) == digests
     await registry.delete_manifest(repo, deleted.digest, by=BY)
-    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == [kept.digest]
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == [other_referrer.digest]
     await registry.put_manifest(repo, deleted, by=BY)
     assert names_of(await registry.referrers(repo, subject, None, None, 10)) == digests

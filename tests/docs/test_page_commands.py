@@ -81,14 +81,14 @@ def test_deployment_commands_are_taken_from_the_pages() -> None:
         for block in runnable_blocks(file)
         for command in commands_of(block.text)
     }
-    taken = [beginning for _, beginning in taken_commands(ROOT / "tests" / "deploy")]
-    left = {
+    tested_beginnings = [beginning for _, beginning in taken_commands(ROOT / "tests" / "deploy")]
+    untested_commands = {
         command
         for page in PAGES_RUN_AS_A_WHOLE | {"air-gapped": None}
         for command in commands_to_run(page)
-        if command not in run_here and not any(map(command.startswith, taken))
+        if command not in run_here and not any(map(command.startswith, tested_beginnings))
     }
-    assert left == WITHOUT_TEST
+    assert untested_commands == WITHOUT_TEST
 
 
 def test_every_preparation_is_used() -> None:

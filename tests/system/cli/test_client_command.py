@@ -90,12 +90,12 @@ def test_containerd(tmp_path: Path) -> None:
     """The output has one hosts.toml for each upstream, which begins with a comment with the path of the file. With
     --upstream, the output is one valid hosts.toml. For Docker Hub, it has the real address of the registry."""
     (tmp_path / "a.toml").write_text(TWO_UPSTREAMS)
-    both = printed(tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, hint="--upstream NAME")
+    all_hosts_text = printed(tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, hint="--upstream NAME")
     paths = [f"# /etc/containerd/certs.d/{name}/hosts.toml" for name in ("docker.io", "ghcr.io")]
-    assert [line for line in both.splitlines() if line.startswith("# /")] == paths
+    assert [line for line in all_hosts_text.splitlines() if line.startswith("# /")] == paths
     for name, server in (("docker.io", "https://registry-1.docker.io"), ("ghcr.io", "https://ghcr.io")):
-        one = toml(tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, "--upstream", name)
-        assert one == {"server": server, "host": {REMOTE: {"capabilities": ["pull", "resolve"]}}}
+        host_settings = toml(tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, "--upstream", name)
+        assert host_settings == {"server": server, "host": {REMOTE: {"capabilities": ["pull", "resolve"]}}}
 
 
 UPSTREAM_WITH_ALIASES = """

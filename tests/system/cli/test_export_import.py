@@ -213,8 +213,7 @@ def test_damaged_files(target: RegistryServer, tmp_path: Path) -> None:
     assert wire.tags("team/bad") == []
 
     archive = write_archive(tmp_path / "archive.tar", SIGNED_IMAGE, "team/bad:v1")
-    cut = archive.read_bytes()[: MIB // 2]
-    (tmp_path / "cut.tar").write_bytes(cut)
+    (tmp_path / "cut.tar").write_bytes(archive.read_bytes()[: MIB // 2])
     assert "cut.tar" in refused(target, tmp_path / "cut.tar")
     body = bytearray(archive.read_bytes())
     position = body.index(noise("one", 1000))

@@ -165,8 +165,8 @@ def test_commands_use_the_digest_before_the_cooldown(tmp_path: Path, upstream: H
         f"app:1: changed: {FIRST_IMAGE.digest} -> {SECOND_IMAGE.digest}; it is held back until 20"
     )
     assert message.endswith(f"UTC, and {FIRST_IMAGE.digest} is served")
-    (held,) = status(tmp_path)["held_back"]
-    assert (held["tag"], held["served"], held["newest"]) == (
+    (held_back_tag,) = status(tmp_path)["held_back"]
+    assert (held_back_tag["tag"], held_back_tag["served"], held_back_tag["newest"]) == (
         "docker.io/library/app:1",
         FIRST_IMAGE.digest,
         SECOND_IMAGE.digest,

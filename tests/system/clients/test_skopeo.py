@@ -208,10 +208,10 @@ def test_sync_between_registries(
         "--dest-tls-verify=false",
     )
     tools.skopeo("sync", *options, f"{server.address}/{repo}", f"{server.address}/{repo}/far")
-    far = f"{repo}/far/{repo.rpartition('/')[2]}"
-    assert wire.tags(far) == ["multi", "plain"]
-    assert_same_image(wire, far, "plain", small_image)
-    assert_same_image(wire, far, "multi", multi_platform)
+    copied_repo = f"{repo}/far/{repo.rpartition('/')[2]}"
+    assert wire.tags(copied_repo) == ["multi", "plain"]
+    assert_same_image(wire, copied_repo, "plain", small_image)
+    assert_same_image(wire, copied_repo, "multi", multi_platform)
 
 
 def test_conversion_to_docker_schema_2(

@@ -58,8 +58,8 @@ def push(server: RegistryServer, repo: str, body: bytes) -> Answer:
 
 def pull(server: RegistryServer, repo: str, body: bytes) -> bytes | None:
     """Pulls the blob that was pushed with this body. Returns None if the status is not 200."""
-    status, got, _ = ask(server, "GET", f"/v2/{repo}/blobs/sha256:{hashlib.sha256(body).hexdigest()}")
-    return got if status == 200 else None
+    status, pulled_body, _ = ask(server, "GET", f"/v2/{repo}/blobs/sha256:{hashlib.sha256(body).hexdigest()}")
+    return pulled_body if status == 200 else None
 
 
 def free(folder: Path) -> int:

@@ -68,11 +68,11 @@ def fill(data: Path, name: str = "filler") -> Path:
     return filler
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Waits until `condition()` returns True. `what` describes the expected state."""
+def until(condition: Callable[[], bool], expected_state: str) -> None:
+    """Waits until `condition()` returns True. `expected_state`: a description of the state, for the error."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"not in {TIMEOUT_SECONDS:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not in {TIMEOUT_SECONDS:.0f} s: {expected_state}"
         time.sleep(0.02)
 
 

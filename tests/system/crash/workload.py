@@ -433,8 +433,8 @@ class StateCheck:
             partial = await self.registry.partials.claim(of, SIZES[name])
             assert partial.is_owner
             missing = partial.missing()
-            lost = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
-            assert not lost or self.faults or not self.survived, f"{lost} of {name} would be fetched again"
+            lost_spans = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
+            assert not lost_spans or self.faults or not self.survived, f"{lost_spans} of {name} would be fetched again"
             if name == "filled":
                 for start, stop in missing:
                     await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
@@ -453,20 +453,20 @@ class StateCheck:
 
     async def push_again(self) -> None:
         """Checks that the same content can be pushed again, in spite of leftover files."""
-        for wanted, name in DIGESTS.items():
-            if wanted.algorithm == "sha512" and name != "long":
+        for digest, name in DIGESTS.items():
+            if digest.algorithm == "sha512" and name != "long":
                 continue
-            writer = await self.registry.start_upload(FRESH, wanted.algorithm)
+            writer = await self.registry.start_upload(FRESH, digest.algorithm)
             await writer.write(content(name))
-            await writer.commit(wanted)
+            await writer.commit(digest)
             await writer.aclose()
-            assert await read(self.registry, FRESH, wanted) == content(name)
+            assert await read(self.registry, FRESH, digest) == content(name)
 
 
-async def read(registry: Registry, repo: RepositoryName, wanted: Digest) -> bytes | None:
+async def read(registry: Registry, repo: RepositoryName, digest: Digest) -> bytes | None:
     """Returns the bytes of a blob, or None if the repository does not have it."""
     try:
-        reader = await registry.open_blob(repo, wanted)
+        reader = await registry.open_blob(repo, digest)
     except BlobUnknown:
         return None
     try:

@@ -175,9 +175,9 @@ def push_and_pull(server: RegistryServer) -> None:
         manifest = image(BLOB, BLOB)
         tagged = steps.manifest(manifest, TAG)
         assert steps.get(path).body == BLOB
-        got = steps.get(tagged)
-        assert got.body == manifest
-        assert got["docker-content-digest"] == digest_of(manifest)
+        pulled = steps.get(tagged)
+        assert pulled.body == manifest
+        assert pulled["docker-content-digest"] == digest_of(manifest)
         assert wire.ask("GET", f"/v2/{REPO}/tags/list").json()["tags"] == [TAG]
 
 

@@ -168,7 +168,7 @@ def unknown_upload(rng: Random) -> FuzzCase:
 
 
 def bad_content_range(rng: Random) -> FuzzCase:
-    given = rng.choice(
+    content_range = rng.choice(
         [
             "bytes 0-9/10",
             "bytes=0-9",
@@ -195,13 +195,15 @@ def bad_content_range(rng: Random) -> FuzzCase:
             "\u0660-\u0669",
         ]
     )
-    given = given.encode("utf-8").decode("latin-1")
+    content_range = content_range.encode("utf-8").decode("latin-1")
     method = rng.choice(["PATCH", "PUT"])
     target = SESSION.decode() + (f"?digest={BLOB_DIGEST}" if method == "PUT" else "")
-    if given == "0-9 ":
-        given = "0 -9"
+    if content_range == "0-9 ":
+        content_range = "0 -9"
     return FuzzCase(
-        "bad content range", message(method, target, {"Content-Range": given}, b"0123456789"), _statuses(400, 416)
+        "bad content range",
+        message(method, target, {"Content-Range": content_range}, b"0123456789"),
+        _statuses(400, 416),
     )
 
 

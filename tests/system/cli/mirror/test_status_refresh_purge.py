@@ -127,8 +127,8 @@ def test_refresh_allows_a_new_request_after_corrupt_bytes(
         reference = message.split()[-1] if by_digest else "app:1"
         (line,) = output_of(tmp_path, "refresh", reference)
         assert "1 blob that came with corrupt bytes can be requested again at once" in line
-        got = client.get(f"/v2/app/blobs/{layer}")
-        assert got.content == images["amd64"].layers[1].read()
+        answer = client.get(f"/v2/app/blobs/{layer}")
+        assert answer.content == images["amd64"].layers[1].read()
 
 
 def get(client: httpx2.Client, path: str) -> httpx2.Response | None:

@@ -208,15 +208,15 @@ def test_oras_artifact_manifest(connect: Connect, steps: RawPushes) -> None:
     assert [(entry["mediaType"], entry["artifactType"]) for entry in found] == [(ARTIFACT, "application/vnd.test.old")]
 
 
-@pytest.mark.parametrize("cut", [0, 1, 300_000, 2_500_000])
-def test_regclient_resumes_after_a_broken_connection(connect: Connect, steps: RawPushes, cut: int) -> None:
+@pytest.mark.parametrize("sent_bytes", [0, 1, 300_000, 2_500_000])
+def test_regclient_resumes_after_a_broken_connection(connect: Connect, steps: RawPushes, sent_bytes: int) -> None:
     """After a connection broke in the middle of a chunk, the client asks with a GET how many bytes the session has, and
     continues the upload after these bytes."""
     data = os.urandom(3_000_000)
     location = steps.start()
-    broken = begin(connect, location, {"Content-Length": str(len(data)), "Content-Range": f"0-{len(data) - 1}"})
-    broken.send(data[:cut])
-    broken.reset()
+    wire = begin(connect, location, {"Content-Length": str(len(data)), "Content-Range": f"0-{len(data) - 1}"})
+    wire.send(data[:sent_bytes])
+    wire.reset()
     finish(connect, location, data)
     assert steps.get(f"{steps.root}/blobs/{digest_of(data)}").body == data
 
@@ -250,16 +250,18 @@ def finish(connect: Connect, location: str, data: bytes) -> None:
     assert closed.status == 201
 
 
-@pytest.mark.parametrize("sent", [10, 300_000, 2_500_000])
-def test_newer_request_continues_the_session_of_an_older_one(connect: Connect, steps: RawPushes, sent: int) -> None:
+@pytest.mark.parametrize("sent_bytes", [10, 300_000, 2_500_000])
+def test_newer_request_continues_the_session_of_an_older_one(
+    connect: Connect, steps: RawPushes, sent_bytes: int
+) -> None:
     """An old PATCH request is still open, but sends nothing. A newer request on the same session does not wait for it,
     and bytes that the old request sends later have no effect."""
     data = os.urandom(3_000_000)
     location = steps.start()
     old = begin(connect, location, {"Content-Length": str(len(data))})
-    old.send(data[:sent])
+    old.send(data[:sent_bytes])
     finish(connect, location, data)
-    old.send(bytes(len(data) - sent))
+    old.send(bytes(len(data) - sent_bytes))
     answer = old.answer("PATCH")
     assert answer.status in (400, 404, 416)
     assert answer.codes[0].startswith("BLOB_UPLOAD_")

@@ -39,10 +39,10 @@ async def received_range(client: AsgiClient, location: str) -> str:
 async def pulled(client: AsgiClient, answer: AsgiAnswer) -> bytes:
     """Gets the blob at the Location of the 201 `answer`, and returns its content."""
     assert answer.status == 201
-    got = await client("GET", answer["location"])
-    assert got.status == 200
-    assert got["docker-content-digest"] == answer["docker-content-digest"]
-    return got.body
+    pull_answer = await client("GET", answer["location"])
+    assert pull_answer.status == 200
+    assert pull_answer["docker-content-digest"] == answer["docker-content-digest"]
+    return pull_answer.body
 
 
 async def test_post_then_put(client: AsgiClient) -> None:

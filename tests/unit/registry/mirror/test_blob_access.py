@@ -218,8 +218,8 @@ async def test_two_repositories_share_a_fill(site: MirrorSite, worker: MirrorWor
     await begin_pull(site, worker)
     site.upstream.add_image("library/other", BIG)
     await worker.mirror.get_manifest(OTHER, Tag("1"))
-    got = await asyncio.gather(*(read_blob(worker.mirror, repo, DIGEST) for repo in (MIRRORED_REPO, OTHER)))
-    assert got == [BIG, BIG]
+    bodies = await asyncio.gather(*(read_blob(worker.mirror, repo, DIGEST) for repo in (MIRRORED_REPO, OTHER)))
+    assert bodies == [BIG, BIG]
     for repo in (MIRRORED_REPO, OTHER):
         await wait_until_stored(worker, DIGEST, repo)
     assert_each_byte_sent_once(site, DIGEST, len(BIG))

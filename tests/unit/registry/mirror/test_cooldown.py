@@ -37,8 +37,8 @@ def history(*moves: tuple[float, Digest]) -> list[Sighting]:
 
 def choice(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True) -> TagChoice:
     """Returns what is served for the tag `at` seconds after `START`. Ignores later sightings."""
-    known = [sighting for sighting in sightings if sighting.since <= START + at]
-    return choose_digest(known, COOLDOWN, START + at, serves_new=serves_new)
+    earlier_sightings = [sighting for sighting in sightings if sighting.since <= START + at]
+    return choose_digest(earlier_sightings, COOLDOWN, START + at, serves_new=serves_new)
 
 
 def served(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True) -> Digest | None:
@@ -106,7 +106,7 @@ def test_the_newest_mature_digest_is_served(moves: list[tuple[float, int]], seco
         (s.digest, end - s.since) for s, end in zip(sightings, [*(s.since for s in sightings[1:]), now], strict=True)
     ]
     served_digest = next(iter(choose_digest(sightings, COOLDOWN, now, serves_new=False).candidates), None)
-    mature = {digest for digest, held in holding_times if held >= COOLDOWN}
+    mature = {digest for digest, seconds in holding_times if seconds >= COOLDOWN}
     assert (served_digest in mature) if mature else (served_digest is None)
     next_index = (
         len(sightings)

@@ -137,8 +137,8 @@ def test_unknown_accounts_and_wrong_passwords_take_equal_time() -> None:
             started = time.thread_time()
             verify_password("a wrong password", each)
             measured_seconds.append(time.thread_time() - started)
-    known, unknown = map(statistics.median, times)
-    assert max(known, unknown) < 2 * min(known, unknown)
+    seconds_of_known, seconds_of_unknown = map(statistics.median, times)
+    assert max(seconds_of_known, seconds_of_unknown) < 2 * min(seconds_of_known, seconds_of_unknown)
 
 
 @pytest.fixture

@@ -216,24 +216,24 @@ def calls(
             yield endpoint, existing, missing
 
 
-def check_response(answer: AsgiAnswer, wanted: Expected, endpoint: ApiCall, repo: str) -> None:
-    assert answer.status == wanted.status, (answer.body, wanted)
-    assert len(answer.all("www-authenticate")) == (wanted.status == 401)
-    if not wanted.refused:
+def check_response(answer: AsgiAnswer, expected: Expected, endpoint: ApiCall, repo: str) -> None:
+    assert answer.status == expected.status, (answer.body, expected)
+    assert len(answer.all("www-authenticate")) == (expected.status == 401)
+    if not expected.refused:
         return
     assert not {"location", "docker-content-digest", "etag", "range", "content-range", "docker-upload-uuid", "link"} & {
         name for name, _ in answer.fields
     }
     if endpoint.method != "HEAD":
-        if wanted.code is None:
+        if expected.code is None:
             assert json.loads(answer.body)["manifests"] == []
         else:
-            assert answer.code == wanted.code
-    if wanted.status == 401:
+            assert answer.code == expected.code
+    if expected.status == 401:
         challenge = answer["www-authenticate"]
         assert challenge.startswith('Bearer realm="http://127.0.0.1:5000/token",service="entrepot",scope="repository:')
         assert f"repository:{repo}:" in challenge
-        assert challenge.endswith(',error="insufficient_scope"') == wanted.scope
+        assert challenge.endswith(',error="insufficient_scope"') == expected.scope
 
 
 def comparable(answer: AsgiAnswer, repo: str) -> tuple[int, list[tuple[str, str]], bytes]:

@@ -42,7 +42,7 @@ def dates(*differences: float) -> dict[str, tuple[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("now", "answers", "level", "what"),
+    ("now", "answers", "level", "problem_text"),
     [
         (NOW, dates(), Level.OK, ""),
         (NOW, dates(20.0), Level.OK, ""),
@@ -55,13 +55,13 @@ def dates(*differences: float) -> dict[str, tuple[str, float]]:
     ],
 )
 def test_the_clock_is_compared_with_upstreams(
-    now: float, answers: dict[str, tuple[str, float]], level: Level, what: str
+    now: float, answers: dict[str, tuple[str, float]], level: Level, problem_text: str
 ) -> None:
     """The clock is compared with the clocks of the upstreams, with a tolerance. It is also compared with the release
     date of the program."""
     (finding,) = clock_findings(now, answers)
     assert finding.level is level
-    assert what in finding.what
+    assert problem_text in finding.what
     assert ("timedatectl" in finding.next_step) == (level is not Level.OK)
 
 

@@ -184,8 +184,8 @@ async def test_all_workers_avoid_an_endpoint_that_sent_corrupt_bytes(site: Mirro
         outcomes = await asyncio.gather(*reading, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [DigestInvalid] * 4
         site.upstream.sent[DIGEST].clear()
-        got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST) for worker in workers))
-        assert got == [BIG] * 4
+        bodies = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST) for worker in workers))
+        assert bodies == [BIG] * 4
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
