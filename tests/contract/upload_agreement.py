@@ -193,9 +193,9 @@ class UploadAgreement(RuleBasedStateMachine):
         self.flush_writers(upload)
         pairs = list(zip(self.pair.both, upload.ids, strict=True))
         self.pair.compare([registry.upload_offset(upload.repo, number, by=by) for registry, number in pairs])
-        wrong = len(upload.accepted) + 1
+        wrong_offset = len(upload.accepted) + 1
         answer = self.pair.compare(
-            [registry.resume_upload(upload.repo, number, wrong, by=by) for registry, number in pairs]
+            [registry.resume_upload(upload.repo, number, wrong_offset, by=by) for registry, number in pairs]
         )
         assert isinstance(answer, Raised)
 

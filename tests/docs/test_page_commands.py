@@ -123,7 +123,7 @@ def test_named_commands_exist() -> None:
     """Each command that a document names exists, with all its options. A document may also name a group of commands,
     such as `entrepot mirror …`."""
     groups = {name.rpartition(" ")[0] for name in EVERY_COMMAND}
-    wrong = []
+    wrong_commands = []
     for line, file in named_commands():
         words = shlex.split(line.replace("…", ""), comments=True)
         names = [" ".join(words[:count]) for count in (3, 2, 1)]
@@ -131,7 +131,7 @@ def test_named_commands_exist() -> None:
         options = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
         if name is None:
             if names[-1] not in groups and not options & {"--version", "--install-completion"}:
-                wrong.append((file, line))
+                wrong_commands.append((file, line))
         elif not options <= options_of(name):
-            wrong.append((file, line))
-    assert wrong == []
+            wrong_commands.append((file, line))
+    assert wrong_commands == []

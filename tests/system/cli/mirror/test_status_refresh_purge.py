@@ -56,10 +56,10 @@ def test_status_shows_the_pause_after_a_429(tmp_path: Path, upstream: Hub) -> No
     """After a 429 from the upstream, the status shows until when the mirror sends it no requests. An upstream with two
     endpoints counts as paused only if both are paused."""
     upstream.set(limit=0, retry_after=600)
-    before = time.time()
+    started_at = time.time()
     assert "wants fewer requests" in error_line(run_mirror(tmp_path, "refresh", "app:1"), 1)
     (upstream_status,) = status(tmp_path)["upstreams"]
-    assert before + 599 < upstream_status["allowance"]["until"] < time.time() + 600
+    assert started_at + 599 < upstream_status["allowance"]["until"] < time.time() + 600
     assert upstream_status["allowance"]["remaining"] == 0
     assert "none until " in "\n".join(output_of(tmp_path, "status"))
     text = (tmp_path / "entrepot.toml").read_text()

@@ -65,12 +65,12 @@ def test_only_the_repository_whose_events_fail_is_paused(health: EndpointHealth,
     endpoint has no pause, because it accepted another repository's event during each attempt."""
     pauses = []
     for _ in range(6):
-        before = health.delivered
+        delivered_before = health.delivered
         health.on_delivered(B)
-        pauses.append(health.on_down(A, before))
+        pauses.append(health.on_down(A, delivered_before))
     assert not health.is_paused
     assert all(0.5 * 2**number <= pause <= 2**number for number, pause in enumerate(pauses))
     health.on_delivered(A)
-    before = health.delivered
+    delivered_before = health.delivered
     health.on_delivered(B)
-    assert health.on_down(A, before) <= 1.0
+    assert health.on_down(A, delivered_before) <= 1.0

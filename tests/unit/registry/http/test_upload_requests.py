@@ -167,16 +167,16 @@ async def test_a_closing_put_needs_one_valid_digest(client: AsgiClient, query: s
 async def test_a_wrong_digest_is_400_in_every_form(client: AsgiClient) -> None:
     """A blob with a wrong digest gets 400 and is not stored, whether it comes by POST and PUT, by PATCH and PUT, or by
     a single POST."""
-    wrong = digest_of(b"something else")
+    wrong_digest = digest_of(b"something else")
     first, second = await start(client), await start(client)
     await client("PATCH", second, body=DATA)
     for answer in (
-        await client("PUT", f"{first}?digest={wrong}", body=DATA),
-        await client("PUT", f"{second}?digest={wrong}"),
-        await client("POST", f"{UPLOADS}?digest={wrong}", body=DATA),
+        await client("PUT", f"{first}?digest={wrong_digest}", body=DATA),
+        await client("PUT", f"{second}?digest={wrong_digest}"),
+        await client("POST", f"{UPLOADS}?digest={wrong_digest}", body=DATA),
     ):
         assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
-    assert (await client("HEAD", f"{V2}/blobs/{wrong}")).status == 404
+    assert (await client("HEAD", f"{V2}/blobs/{wrong_digest}")).status == 404
     assert (await client("HEAD", f"{V2}/blobs/{DIGEST}")).status == 404
 
 

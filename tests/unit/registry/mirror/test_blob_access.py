@@ -65,7 +65,7 @@ async def test_an_unknown_manifest_does_not_make_a_blob_unknown(site: MirrorSite
     """The mirror records that a manifest is unknown. This record never makes a blob unknown, even if the requested tag
     looks like the key of a blob's record."""
     await begin_pull(site, worker)
-    names = [Tag(f"{before}{DIGEST.algorithm}{dot}{DIGEST.encoded}") for before in ("_blob.", "blob.") for dot in ".-_"]
+    names = [Tag(f"{prefix}{DIGEST.algorithm}{dot}{DIGEST.encoded}") for prefix in ("_blob.", "blob.") for dot in ".-_"]
     references: list[Reference] = [DIGEST, *names]
     for reference in references:
         with pytest.raises(ManifestUnknown):

@@ -104,14 +104,14 @@ async def test_the_last_byte_waits_for_the_digest(site: MirrorSite, worker: Mirr
     gate = site.upstream.faults.gates[len(BIG) - 1] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     tail = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST, Span(-1))
-    waiting = asyncio.create_task(tail.readable_until(len(BIG) - 1))
+    wait_task = asyncio.create_task(tail.readable_until(len(BIG) - 1))
     at = 0
     while at < 12 * MIB:
         at = await reader.readable_until(at)
         assert at < len(BIG)
-    assert not waiting.done()
+    assert not wait_task.done()
     gate.set()
-    assert await waiting == len(BIG)
+    assert await wait_task == len(BIG)
     assert await worker.store.resolve_blob(MIRRORED_REPO, DIGEST)
     assert await read_to_end(reader) == BIG
     assert await read_to_end(tail) == BIG[-1:]

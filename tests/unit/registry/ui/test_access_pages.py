@@ -206,8 +206,12 @@ async def test_api_tokens(tmp_path: Path) -> None:
         own = secret_on_page(await send(members_browser, "/ui/account", do="token", days="", note="laptop"))
         assert own not in (await members_browser.get("/ui/account")).text
         assert "laptop" in (await members_browser.get("/ui/account")).text
-        for wrong in ({"days": "1000000"}, {"days": "", "limits": "nonsense"}, {"days": "30", "note": "x" * 300}):
-            assert (await send(members_browser, "/ui/account", do="token", **wrong)).status_code == 400
+        for wrong_fields in (
+            {"days": "1000000"},
+            {"days": "", "limits": "nonsense"},
+            {"days": "30", "note": "x" * 300},
+        ):
+            assert (await send(members_browser, "/ui/account", do="token", **wrong_fields)).status_code == 400
         revoke = {"do": "revoke", "token": token.id, "confirmed": "yes"}
         assert problem_on_page(await send(members_browser, "/ui/account", **revoke))[0] == 404
         assert (await send(browser, "/ui/access/tokens", do="revoke", token=token.id)).status_code == 200

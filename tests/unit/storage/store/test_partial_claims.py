@@ -25,11 +25,11 @@ async def test_the_next_owner_continues_with_the_existing_bytes(registry: Stored
     can then become the owner, and downloads only the missing bytes."""
     owner, second, third = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
     await asyncio.to_thread(owner.write_at, PIECE_BYTES, BODY[PIECE_BYTES : 2 * PIECE_BYTES])
-    waiting = asyncio.create_task(second.wait(0))
+    wait_task = asyncio.create_task(second.wait(0))
     await asyncio.sleep(0)
     owner.close()
     with pytest.raises(PartialLost):
-        await waiting
+        await wait_task
     with pytest.raises(PartialLost):
         await asyncio.to_thread(owner.write_at, 0, b"x")
     assert not owner.take_ownership()

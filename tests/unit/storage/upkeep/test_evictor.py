@@ -474,9 +474,9 @@ async def test_remaining_content_is_complete(cache: Cache, seed: int) -> None:
             assert await cache.used() <= target
             remaining_ids = {manifest for (manifest,) in cache.db.execute("SELECT id FROM manifest")}
             assert {link for link in blobs_before if link[0] in remaining_ids} <= blobs_of_manifests(cache)
-            lost = cache.db.execute(
+            missing_children = cache.db.execute(
                 "SELECT count(*) FROM manifest_child c WHERE NOT EXISTS (SELECT 1 FROM manifest m "
                 "WHERE m.repository = c.repository AND m.digest = c.digest)"
             ).get
-            assert lost == 0
+            assert missing_children == 0
             assert await cache.stored_bytes() == cache.db.execute("SELECT sum(size) FROM blob").get

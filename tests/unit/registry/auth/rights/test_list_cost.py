@@ -138,9 +138,9 @@ async def test_a_foreign_position_is_refused(service: AppInProcess, tmp_path: Pa
     first_page = await service.client("GET", "/v2/_catalog", {"authorization": login})
     position = next_position(first_page)
     assert position is not None
-    for wrong in (position[:-4] + "AAAA", "~" + "A" * (len(position) - 1), "~" + "!" * (len(position) - 1)):
-        answer = await service.client("GET", f"/v2/_catalog?last={quote(wrong)}", {"authorization": login})
-        assert (answer.status, "request the list from its start" in answer.body.decode()) == (400, True), wrong
+    for wrong_position in (position[:-4] + "AAAA", "~" + "A" * (len(position) - 1), "~" + "!" * (len(position) - 1)):
+        answer = await service.client("GET", f"/v2/_catalog?last={quote(wrong_position)}", {"authorization": login})
+        assert (answer.status, "request the list from its start" in answer.body.decode()) == (400, True), wrong_position
     async with api_client(service) as client:
         elsewhere = await client.get(f"/api/v1/grants?after={position}", headers={"authorization": login})
         assert (elsewhere.status_code, "not one of this registry" in elsewhere.text) == (400, True), elsewhere.text

@@ -144,9 +144,9 @@ async def test_removed_grants_no_longer_apply(accounts: Accounts, policy: Policy
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull")
     assert policy.principal(alice).may(PULL, "team/app")
-    before = accounts.epoch()
+    epoch_before = accounts.epoch()
     await accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("team/**"), by=BY)
-    assert accounts.epoch() != before
+    assert accounts.epoch() != epoch_before
     assert not policy.principal(alice).may(PULL, "team/app")
 
 

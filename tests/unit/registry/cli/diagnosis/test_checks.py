@@ -210,13 +210,13 @@ async def test_data_directory_findings(tmp_path: Path) -> None:
     assert "there is no" in missing.what
     prepare_data_dir(data)
     assert await problems_of_data(Settings(data=data)) == []
-    before = sorted(data.rglob("*"))
+    paths_before = sorted(data.rglob("*"))
     (low,) = await problems_of_data(Settings(data=data, disk=DiskSettings(min_free=ByteSize(1 << 60))))
     assert "the disk is almost full" in low.what
     assert "entrepot cache evict" in low.next_step
     data.chmod(0o777)
     assert "chmod o-w" in (await problems_of_data(Settings(data=data)))[0].next_step
-    assert sorted(data.rglob("*")) == before
+    assert sorted(data.rglob("*")) == paths_before
     (tmp_path / "file").write_text("")
     (finding,) = await problems_of_data(Settings(data=tmp_path / "file"))
     assert "is not a directory" in finding.what

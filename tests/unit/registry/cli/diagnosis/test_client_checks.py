@@ -79,12 +79,12 @@ def test_docker_findings(tmp_path: Path, text: str | None, problem_text: str, re
 def test_docker_keeps_other_settings(tmp_path: Path) -> None:
     """The proposed daemon.json keeps the other settings and the other insecure registries. It also keeps the other
     mirrors, after this registry."""
-    before = {
+    old_settings = {
         "log-driver": "journald",
         "registry-mirrors": ["https://m.example"],
         "insecure-registries": ["10.0.0.0/8"],
     }
-    write_files(tmp_path, **{DAEMON: json.dumps(before)})
+    write_files(tmp_path, **{DAEMON: json.dumps(old_settings)})
     assert json.loads(at_level(findings_of("docker", tmp_path))[0].lines) == {
         "log-driver": "journald",
         "registry-mirrors": [PLAIN, "https://m.example"],

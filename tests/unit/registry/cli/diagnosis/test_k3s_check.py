@@ -55,11 +55,11 @@ def test_k3s_keeps_other_settings(tmp_path: Path) -> None:
     """The file that a finding proposes keeps the other mirrors, the logins and the other endpoints. In its list of
     endpoints, this registry is the first."""
     auth = {"auth": {"username": "ann"}}
-    before = {
+    old_settings = {
         "mirrors": {"docker.io": {"endpoint": ["https://m.example"], "rewrite": {"a": "b"}}, "quay.io": None},
         "configs": {"registry.example.com": auth},
     }
-    write_files(tmp_path, **{K3S: json.dumps(before)})
+    write_files(tmp_path, **{K3S: json.dumps(old_settings)})
     answer = ProbeResult(SECURE, ProbeError.UNTRUSTED, "unable to get local issuer certificate")
     first, second = at_level(findings_of("containerd", tmp_path, SECURE, answer=answer))
     assert "unable to get local issuer certificate" in second.why
