@@ -133,7 +133,7 @@ def delete(server: RegistryServer, images: list[OneLayerImage]) -> None:
             assert status == 202 or collected, (what, status, body)
 
 
-def restarted(folder: Path) -> contextlib.AbstractContextManager[RegistryServer]:
+def start_collecting_server(folder: Path) -> contextlib.AbstractContextManager[RegistryServer]:
     """Starts a server that collects garbage every second, without a grace period. Its database has an empty write-ahead
     log."""
     return running_server(folder, workers=2, env=COLLECT_EVERY_SECOND)
@@ -146,7 +146,7 @@ def main(folder: Path, kind: str) -> None:
     with running_server(folder, workers=2) as server:
         images = push_until_full(server)
         assert len(images) > 10, len(images)
-    with restarted(folder) as server:
+    with start_collecting_server(folder) as server:
         fill(data)
         check_reads(server, images)
         check_full_disk_is_reported(server)
@@ -159,7 +159,7 @@ def main(folder: Path, kind: str) -> None:
         images.append(deleted[0])
         fill(data)
     fill(data, "more")
-    with restarted(folder) as server:
+    with start_collecting_server(folder) as server:
         fill(data, "still more")
         check_reads(server, images)
         check_full_disk_is_reported(server)

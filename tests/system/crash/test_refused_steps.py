@@ -108,7 +108,7 @@ async def _run_workload(
         system.stop()
         check = StateCheck(registry, request_log, faults=True)
         if thorough:
-            await check.everything()
+            await check.check_all()
         else:
             await check.blobs()
             await check.manifests()

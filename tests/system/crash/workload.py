@@ -318,9 +318,9 @@ class ExpectedState:
             case "right":
                 self.account_facts = account_workload.after(self.account_facts, texts[0])
             case "collect":
-                self.blobs = {key for key in self.blobs if key in self.referred()}
+                self.blobs = {key for key in self.blobs if key in self.referred_blobs()}
 
-    def referred(self) -> set[tuple[str, str]]:
+    def referred_blobs(self) -> set[tuple[str, str]]:
         """Returns the blobs to which manifests refer, as pairs of repository and digest."""
         return {(repo, str(d.digest)) for repo, of in self.manifests for d in IMAGES_BY_DIGEST[Digest(of)].blobs}
 
@@ -342,14 +342,14 @@ class StateCheck:
             self.states[0].apply(request)
         for request in self.request_log.unacknowledged:
             # Each of these requests may or may not have taken effect. They change different content.
-            after = ExpectedState(
+            state_after = ExpectedState(
                 set(self.states[-1].blobs), set(self.states[-1].manifests), dict(self.states[-1].tags),
                 dict(self.states[-1].uploads), self.states[-1].account_facts,
             )  # fmt: skip
-            after.apply(request)
-            self.states.append(after)
+            state_after.apply(request)
+            self.states.append(state_after)
 
-    async def everything(self) -> None:
+    async def check_all(self) -> None:
         await self.blobs()
         await self.manifests()
         await self.uploads()

@@ -176,14 +176,14 @@ def test_unusable_renewal_is_logged_once(
 # Renewal in a running server
 
 
-def named(pair: KeyPair) -> list[str]:
+def tls_paths(pair: KeyPair) -> list[str]:
     """Returns the paths of the certificate and the key, for the option `tls`."""
     return [str(pair.certificate), str(pair.key)]
 
 
 @pytest.fixture
 def running(start: Start, live_pair: KeyPair) -> AppProcess:
-    return start(workers=2, tls=named(live_pair), limits=SHORT_INTERVALS)
+    return start(workers=2, tls=tls_paths(live_pair), limits=SHORT_INTERVALS)
 
 
 def served_serial(running: AppProcess, context: ssl.SSLContext) -> str:
@@ -262,7 +262,7 @@ def test_sighup_reloads_the_certificate(
     start: Start, context: ssl.SSLContext, live_pair: KeyPair, second_pair: KeyPair, workers: int
 ) -> None:
     """On SIGHUP the server loads the files at once, although it checks them only once an hour."""
-    running = start(workers=workers, tls=named(live_pair), limits={"certificate_check_seconds": 3600})
+    running = start(workers=workers, tls=tls_paths(live_pair), limits={"certificate_check_seconds": 3600})
     old = served_serial(running, context)
     put(second_pair, live_pair)
     os.kill(running.pid, signal.SIGHUP)
@@ -276,7 +276,7 @@ def test_restarted_worker_loads_the_current_certificate(
 ) -> None:
     """A worker that replaces a killed worker loads the current certificate, not the one from the start of the
     server."""
-    running = start(workers=2, tls=named(live_pair), limits=SHORT_INTERVALS)
+    running = start(workers=2, tls=tls_paths(live_pair), limits=SHORT_INTERVALS)
     old = served_serial(running, context)
     put(second_pair, live_pair)
     new = serial_other_than(running, context, old)

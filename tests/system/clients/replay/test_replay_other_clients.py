@@ -123,7 +123,7 @@ def test_buildkit_cache_as_a_manifest(connect: Connect, steps: RawPushes) -> Non
     assert connect().ask("GET", path).body == encode(document)
 
 
-def signed(steps: RawPushes) -> tuple[bytes, bytes]:
+def push_image_to_sign(steps: RawPushes) -> tuple[bytes, bytes]:
     """Pushes an image and the blobs of a signature. Returns the image, and the manifest of the signature, which has the
     image as its subject and is not pushed yet."""
     for data in (b"{}", b"a signature"):
@@ -145,7 +145,7 @@ def signed(steps: RawPushes) -> tuple[bytes, bytes]:
 def test_oras_attach(connect: Connect, steps: RawPushes) -> None:
     """`oras attach` pushes an artifact with a subject. The header OCI-Subject in the response means that no fallback
     tag is needed. `oras discover` then finds the artifact."""
-    target, artifact = signed(steps)
+    target, artifact = push_image_to_sign(steps)
     wire = connect()
     path = f"{steps.root}/manifests/{digest_of(artifact)}"
     put = wire.ask("PUT", path, {"Content-Type": OCI_MANIFEST}, artifact)
@@ -159,7 +159,7 @@ def test_oras_attach(connect: Connect, steps: RawPushes) -> None:
 def test_client_that_uses_only_the_fallback_tag(connect: Connect, steps: RawPushes) -> None:
     """An older client pushes its own index of referrers under the fallback tag `sha256-<hex>`. The registry stores this
     index, and the referrers API lists each referrer once."""
-    target, artifact = signed(steps)
+    target, artifact = push_image_to_sign(steps)
     tag = digest_of(target).replace(":", "-")
     wire = connect()
     assert wire.ask("GET", f"{steps.root}/manifests/{tag}").status == 404
@@ -175,7 +175,7 @@ def test_client_that_uses_only_the_fallback_tag(connect: Connect, steps: RawPush
 def test_cosign_tags(connect: Connect, steps: RawPushes) -> None:
     """If `cosign sign` does not use the referrers API, it pushes a manifest under the tag `sha256-<hex>.sig`. Its layer
     has cosign's own media type."""
-    target, _ = signed(steps)
+    target, _ = push_image_to_sign(steps)
     payload = encode({"critical": {"image": {"docker-manifest-digest": digest_of(target)}}})
     steps.blob(payload)
     note = {"dev.cosignproject.cosign/signature": "MEUCIQ=="}
@@ -195,7 +195,7 @@ def test_cosign_tags(connect: Connect, steps: RawPushes) -> None:
 def test_oras_artifact_manifest(connect: Connect, steps: RawPushes) -> None:
     """oras may push the artifact manifest of the release candidates of OCI 1.1. It has blobs and a subject, but no
     config. The registry stores it and lists it as a referrer."""
-    target, _ = signed(steps)
+    target, _ = push_image_to_sign(steps)
     document: Document = {
         "mediaType": ARTIFACT,
         "artifactType": "application/vnd.test.old",

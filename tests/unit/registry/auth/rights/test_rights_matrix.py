@@ -1,8 +1,8 @@
 """The rights matrix over HTTP: principal x credential x repository x endpoint, against a table.
 
-The table says in letters what each principal may do. `expected` derives the response from the table, without knowledge
-of the implementation. Each request is sent for an existing repository and for a missing one. If the request is refused,
-both responses must be the same, byte for byte.
+The table says in letters what each principal may do. `required_response` derives the response from the table, without
+knowledge of the implementation. Each request is sent for an existing repository and for a missing one. If the request
+is refused, both responses must be the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Expected:
     """Whether the error in the challenge is `insufficient_scope`."""
 
 
-def expected(principal: str, credential: str, area: str, repository: str, endpoint: ApiCall) -> Expected:
+def required_response(principal: str, credential: str, area: str, repository: str, endpoint: ApiCall) -> Expected:
     """Returns the response that the table requires. `repository` is "app" (exists) or "non" (does not exist)."""
     account = TABLE[principal][AREAS.index(area)]
     credential_letters = {"basic": "rwd", "whole": "rwd", "reading": "r", "writing": "w", "elsewhere": ""}[credential]
@@ -210,14 +210,14 @@ def calls(
     """Yields each call with the expected responses for the existing and for the missing repository."""
     for endpoint in matrix.endpoints[area]:
         existing, missing = (
-            expected(principal, credential, area, repository, endpoint) for repository in ("app", "non")
+            required_response(principal, credential, area, repository, endpoint) for repository in ("app", "non")
         )
         if existing.refused or not endpoint.harms:
             yield endpoint, existing, missing
 
 
 def check_response(answer: AsgiAnswer, expected: Expected, endpoint: ApiCall, repo: str) -> None:
-    assert answer.status == expected.status, (answer.body, expected)
+    assert answer.status == expected.status, (answer.body, required_response)
     assert len(answer.all("www-authenticate")) == (expected.status == 401)
     if not expected.refused:
         return
