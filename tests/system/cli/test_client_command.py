@@ -90,7 +90,7 @@ def test_containerd(tmp_path: Path) -> None:
     """The output has one hosts.toml for each upstream, which begins with a comment with the path of the file. With
     --upstream, the output is one valid hosts.toml. For Docker Hub, it has the real address of the registry."""
     (tmp_path / "a.toml").write_text(TWO_UPSTREAMS)
-    every_host = client_output(
+    all_hosts_text = client_output(
         tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, hint="--upstream NAME"
     )
     paths = [f"# /etc/containerd/certs.d/{name}/hosts.toml" for name in ("docker.io", "ghcr.io")]
