@@ -157,7 +157,7 @@ class ServiceFactory:
             open_backend(
                 settings,
                 collect_every=collect_every,
-                serving=True,
+                is_server=True,
                 starts_background_work=starts_background_work,
                 may_open_read_only=may_open_read_only,
                 clock=self.clock,
@@ -198,7 +198,7 @@ class ServiceFactory:
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
             cross_site,
-            proxied=behind_proxy,
+            is_proxied=behind_proxy,
             public_url=settings.public_url,
         )
         return Service(

@@ -111,7 +111,7 @@ async def search(
             if name not in listed_names
         ][: count - len(results)]
         has_more |= len(upstream_results) == count
-    if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.open:
+    if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.is_open:
         raise Unauthorized("log in to search")
     total = (page - 1) * count + len(results) + (1 if has_more else 0)
     return V1Results(

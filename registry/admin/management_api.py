@@ -114,7 +114,7 @@ def management_components(
     searches: ContentSearches,
     cross_site: CrossSiteCheck,
     *,
-    proxied: bool,
+    is_proxied: bool,
     public_url: str | None = None,
 ) -> ManagementComponents:
     """Builds the objects that the routes of the management API use, one set per process.
@@ -122,8 +122,8 @@ def management_components(
     - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights; `upkeep`
       has the objects for upkeep; `browser` reads the content of repositories to show it to people; `searches` searches
       the content; `cross_site` refuses requests that pages of other sites cause.
-    - `proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not prove
-      that a request comes from the registry's own machine, so only the command line can add the first account.
+    - `is_proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not
+      prove that a request comes from the registry's own machine, so only the command line can add the first account.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     """
 
@@ -146,6 +146,6 @@ def management_components(
         downloads=RunningDownloads(upkeep.settings.downloads.at_once),
         searches=searches,
         cross_site=cross_site,
-        is_proxied=proxied,
+        is_proxied=is_proxied,
         public_url=public_url,
     )

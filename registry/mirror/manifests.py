@@ -176,7 +176,7 @@ class MirroredManifests:
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether a flight is running."""
         return len(self._flights) > 0
 

@@ -148,7 +148,7 @@ class LiveChanges:
     def _start_next(self, now: float) -> bool:
         """Starts the next change in the queue. Returns False if it has to wait for workers that are starting."""
         self._is_reload = bool(self._reloads)
-        if any(not worker.ready for worker in self._pool.serving):
+        if any(not worker.is_ready for worker in self._pool.serving):
             if now >= self._wanted_since + _READY_SECONDS:
                 self._replies, self._reloads, self._restarts = [*self._reloads, *self._restarts], [], []
                 self._end(Outcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))

@@ -71,7 +71,7 @@ class Handover:
                 column=None,
                 commands=socket.socket(fileno=worker["commands"]),
                 is_adopted=True,
-                ready=worker.get("ready", True),
+                is_ready=worker.get("ready", True),
                 exit_expected=worker["exit_expected"],
                 kill_at=worker["kill_at"] or float("inf"),
             )
@@ -87,7 +87,7 @@ def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
         "status_pipe": worker.status_pipe,
         "started": worker.started,
         "commands": worker.commands.fileno(),
-        "ready": worker.ready,
+        "ready": worker.is_ready,
         "exit_expected": worker.exit_expected,
         "kill_at": None if worker.kill_at == float("inf") else worker.kill_at,
     }

@@ -74,8 +74,8 @@ class _PendingChange:
     """A change whose outcome has not been delivered to its future.
 
     `change`, `durable` and `reserve_use` are the arguments of `CommitThread.run`, and `future` is its return value. At
-    the latest attempt, `change` returned `result` or failed with `error`. `committed` is true once the transaction with
-    the change is committed."""
+    the latest attempt, `change` returned `result` or failed with `error`. `is_committed` is true once the transaction
+    with the change is committed."""
 
     change: Change[Any]
     durable: bool
@@ -83,11 +83,11 @@ class _PendingChange:
     future: UncancellableFuture[Any]
     result: Any = None
     error: BaseException | None = None
-    committed: bool = False
+    is_committed: bool = False
 
     def fail(self, error: BaseException) -> None:
         """Sets the error of the change, unless it was committed or has an error already."""
-        if not self.committed and self.error is None:
+        if not self.is_committed and self.error is None:
             self.error = _as_registry_error(error)
 
     def deliver(self) -> None:
@@ -262,7 +262,7 @@ class CommitThread:
         except BaseException as error:
             is_disk_full = is_full(db, error)  # before the rollback, because it looks at the last error of `db`
             self._roll_back(db)
-            if any(pending.committed for pending in batch):
+            if any(pending.is_committed for pending in batch):
                 raise  # a committed change must not be made again
             if len(batch) > 1:
                 for pending in batch:
@@ -302,7 +302,7 @@ class CommitThread:
         else:
             self._system.commit(lambda: _execute_commit(db), durable=bool(self._fsync_enabled))
             for pending in batch:
-                pending.committed = pending.error is None
+                pending.is_committed = pending.error is None
             after = self._version()
             if not self._rights_changed and is_exactly_one_commit_later(before, after):
                 self._versions_with_same_rights = before, after
