@@ -30,7 +30,7 @@ def until(is_done: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def push_searchable(site: AdminSite, repo: str, tag: str = "v1") -> str:
+def indexed(site: AdminSite, repo: str, tag: str = "v1") -> str:
     """Pushes an image index to a repository, waits until searches find its tag and its digest, and returns the
     digest."""
     digest = put(site, repo, tag, repo)
@@ -47,7 +47,7 @@ def repo(site: AdminSite) -> str:
 
 def test_all_kinds_at_once(site: AdminSite, repo: str) -> None:
     """One search finds repositories, tags, labels and digests that match the text."""
-    digest = push_searchable(site, repo)
+    digest = indexed(site, repo)
     found = site.done("GET", "/search", q=repo)
     place = {"repository": repo, "mirrored_from": None}
     assert found["repositories"] == {"items": [place], "next": None, "complete": True}
@@ -60,7 +60,7 @@ def test_all_kinds_at_once(site: AdminSite, repo: str) -> None:
 
 def test_search_for_a_complete_reference(site: AdminSite, repo: str) -> None:
     """A search for a pull command or a complete reference returns the repository, tag or manifest that it names."""
-    digest = push_searchable(site, repo)
+    digest = indexed(site, repo)
     host = site.server.address
     for text, kind in (
         (f"docker pull {host}/{repo}:v1", "tag"),
@@ -78,7 +78,7 @@ def test_pages(site: AdminSite) -> None:
     """A search for one kind of results is listed in pages."""
     area = site.name("paged")
     for number in range(3):
-        push_searchable(site, f"{area}/app{number}")
+        indexed(site, f"{area}/app{number}")
     first = site.done("GET", "/search", q=f"{area}/", kind="repositories", limit=2)
     assert (len(first["repositories"]["items"]), first["tags"], first["repositories"]["next"]) == (2, None, "2")
     rest = site.done("GET", "/search", q=f"{area}/", kind="repositories", limit=2, after="2")["repositories"]
@@ -90,9 +90,9 @@ def test_pages(site: AdminSite) -> None:
 def test_accounts_find_only_what_they_may_pull(site: AdminSite, repo: str) -> None:
     """With every kind of search, an account finds only content that it may pull. A limited token finds only content
     within its limits."""
-    digest = push_searchable(site, repo)
+    digest = indexed(site, repo)
     hidden = repo.replace("found", "hidden")
-    push_searchable(site, hidden)
+    indexed(site, hidden)
     member = site.user()
     grant(site, member[0], repo, "pull")
     outsider = site.user()
@@ -112,7 +112,7 @@ def test_accounts_find_only_what_they_may_pull(site: AdminSite, repo: str) -> No
 
 def test_search_without_a_login(site: AdminSite, repo: str) -> None:
     """A search without a login finds the repositories from which everyone may pull. If it finds none, it gets 401."""
-    push_searchable(site, repo)
+    indexed(site, repo)
     for answer in (site.call("GET", "/search", auth=None, q="app"), get(site, "/v1/search", None, q="app")):
         assert (answer.status_code, code_of(answer)) == (401, "UNAUTHORIZED")
         assert answer.headers["www-authenticate"].startswith("Basic ")
@@ -129,7 +129,7 @@ def test_search_without_a_login(site: AdminSite, repo: str) -> None:
 def test_search_api_of_registry_version_1(site: AdminSite) -> None:
     """The API of registry version 1 has the fields and headers that docker needs."""
     area = site.name("old")
-    digests = [push_searchable(site, f"{area}/app{number}") for number in range(3)]
+    digests = [indexed(site, f"{area}/app{number}") for number in range(3)]
     answer = get(site, "/v1/_ping", None)
     assert (answer.json(), answer.headers["x-docker-registry-standalone"]) == ({"standalone": True}, "true")
     assert answer.headers["x-docker-registry-version"]
