@@ -84,7 +84,7 @@ class Mirror(RefusingRegistry):
         self._negative_cache = NegativeCache(records, freshness)
         self._entitlement = BlobEntitlement(
             *(local, upstream, records, leases, self._negative_cache, self.upstream_name),
-            private=settings.has_private_repositories,
+            is_private=settings.has_private_repositories,
         )
         slots = ConnectionSlots(leases, upstream)
         context = FillContext(

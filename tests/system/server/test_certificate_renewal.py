@@ -128,13 +128,13 @@ def test_unchanged_files_are_not_loaded_again(live_pair: KeyPair) -> None:
     certificates = Certificates(files_of(live_pair))
     old_context = certificates.context
     certificates.refresh()
-    certificates.refresh(settled=True)
+    certificates.refresh(are_files_complete=True)
     assert certificates.context is old_context
 
 
 def test_changed_files_are_loaded_when_they_no_longer_change(live_pair: KeyPair, second_pair: KeyPair) -> None:
-    """Changed files are loaded at the second check that finds the same modification times. With `settled=True` they are
-    loaded at the first check."""
+    """Changed files are loaded at the second check that finds the same modification times. With
+    `are_files_complete=True` they are loaded at the first check."""
     certificates = Certificates(files_of(live_pair))
     old_context = certificates.context
     put(second_pair, live_pair)
@@ -144,7 +144,7 @@ def test_changed_files_are_loaded_when_they_no_longer_change(live_pair: KeyPair,
     assert certificates.context is not old_context
     old_context = certificates.context
     os.utime(live_pair.key)
-    certificates.refresh(settled=True)
+    certificates.refresh(are_files_complete=True)
     assert certificates.context is not old_context
 
 
@@ -169,7 +169,7 @@ def test_unusable_renewal_is_logged_once(
         assert certificates.context is old_context
         assert len(caplog.records) == 2
     put(second_pair, live_pair)
-    certificates.refresh(settled=True)
+    certificates.refresh(are_files_complete=True)
     assert certificates.context is not old_context
 
 
