@@ -19,7 +19,7 @@ from pathlib import Path
 
 from storage.content import OCI_MANIFEST, digest_of
 from tests.fakes.server_process import RegistryServer, running_server
-from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free, push
+from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free_bytes, push
 
 LAYER_BYTES = 2 * MIB
 TIMEOUT_SECONDS = 60.0
@@ -64,7 +64,7 @@ def fill(data: Path, name: str = "filler") -> Path:
             with contextlib.suppress(OSError):
                 while file.write(b"\1" * size) == size:
                     pass
-    assert free(data) == 0, free(data)
+    assert free_bytes(data) == 0, free_bytes(data)
     return filler
 
 
@@ -152,7 +152,7 @@ def main(folder: Path, kind: str) -> None:
         check_full_disk_is_reported(server)
         deleted, images = images[:5], images[5:]
         delete(server, deleted)
-        until(lambda: free(data) > 3 * LAYER_BYTES, "the space of the deleted images is free")
+        until(lambda: free_bytes(data) > 3 * LAYER_BYTES, "the space of the deleted images is free")
         check_reads(server, images)
         until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is free space again")
         until(lambda: push_image(server, deleted[0]) == 201, "pushes work without a restart")
@@ -164,7 +164,7 @@ def main(folder: Path, kind: str) -> None:
         check_reads(server, images)
         check_full_disk_is_reported(server)
         delete(server, images)
-        until(lambda: free(data) > 8 * LAYER_BYTES, "the space of the deleted images is free")
+        until(lambda: free_bytes(data) > 8 * LAYER_BYTES, "the space of the deleted images is free")
         until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is free space again")
         images = [make_image(0)]
         until(lambda: push_image(server, images[0]) == 201, "pushes work without a restart")

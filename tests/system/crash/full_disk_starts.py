@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.server_process import ROOT, RegistryServer, ServerFailed, running_server, start_server
-from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free
+from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free_bytes
 from tests.system.crash.full_disk_emptied import (
     OneLayerImage,
     check_full_disk_is_reported,
@@ -95,7 +95,7 @@ def killed(folder: Path) -> None:
         check_reads(server, images)
         check_full_disk_is_reported(server)
         delete(server, images)
-        until(lambda: free(data) > 3 * MIB, "the space of the deleted images is free")
+        until(lambda: free_bytes(data) > 3 * MIB, "the space of the deleted images is free")
 
 
 def no_inodes(folder: Path) -> None:

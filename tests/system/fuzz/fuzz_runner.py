@@ -23,7 +23,7 @@ GENERATORS: Sequence[Callable[[random.Random], FuzzCase]] = (*CONTENTS, *FRAMING
 PARALLEL_CONNECTIONS = 4
 """The number of connections over which the cases are sent at the same time."""
 VALID_REQUEST_INTERVAL = 7
-"""After each such number of cases, a valid request on the same connection must succeed."""
+"""After this number of cases, a valid request on the same connection must succeed."""
 
 
 def make_case(seed: int, index: int) -> FuzzCase:
