@@ -23,8 +23,8 @@ UNKNOWN_SESSION = f"{ROOT}/blobs/uploads/00000000-0000-4000-8000-000000000000"
 
 @dataclass
 class RequestProbe:
-    """A connection for bad requests, with helpers that check the responses. `counts_before`: the numbers of files and rows before the
-    test."""
+    """A connection for bad requests, with helpers that check the responses. `counts_before`: the numbers of files and
+    rows before the test."""
 
     server: RegistryServer
     wire: RawConnection
