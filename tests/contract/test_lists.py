@@ -311,8 +311,8 @@ async def test_referrers_by_artifact_type(registry: Registry, repo: RepositoryNa
     expected = await push_referrers(registry, repo, subject, 5)
     config = descriptor_of(b"{}", CONFIG_TYPE)
     await push_blob(registry, repo, b"{}")
-    plain = image_of(config, subject=subject)
-    await registry.put_manifest(repo, plain, by=BY)
+    image_without_type = image_of(config, subject=subject)
+    await registry.put_manifest(repo, image_without_type, by=BY)
 
     async def of_type(artifact_type: str) -> list[Digest]:
         return names_of(await registry.referrers(repo, subject, artifact_type, None, 100))
@@ -320,7 +320,7 @@ async def test_referrers_by_artifact_type(registry: Registry, repo: RepositoryNa
     signatures, sboms = await of_type("sig/x"), await of_type("sbom/y")
     assert sorted(signatures + sboms) == expected
     assert (len(signatures), len(sboms)) == (2, 3)
-    assert await of_type(CONFIG_TYPE) == [plain.digest]
+    assert await of_type(CONFIG_TYPE) == [image_without_type.digest]
     assert await of_type("nobody/has") == []
     assert await of_type("SIG/X") == []
 
@@ -338,9 +338,9 @@ async def test_a_walk_through_the_referrers(
         page = await registry.referrers(repo, subject, artifact_type, after, limit)
         return Page(names_of(page), page.more)
 
-    whole = names_of(await registry.referrers(repo, subject, artifact_type, None, 1000))
-    assert len(whole) == (3 if artifact_type else 7)
-    assert await walk(ask, limit) == whole == sorted(whole)
+    all_digests = names_of(await registry.referrers(repo, subject, artifact_type, None, 1000))
+    assert len(all_digests) == (3 if artifact_type else 7)
+    assert await walk(ask, limit) == all_digests == sorted(all_digests)
 
 
 async def test_a_subject_without_referrers(registry: Registry, repo: RepositoryName) -> None:
