@@ -74,12 +74,12 @@ class Entrepot(FastAPI):
         service: Service | None = None,
         run: ServerRun | None = None,
         *,
-        starts_work: bool = True,
+        starts_background_work: bool = True,
     ) -> None:
         """`telemetry` records each request. `service`: an open service, which the caller closes. None: the application
         opens one with `factory` when the server starts the application. `run`: the run of the server, which all workers
-        share; None: a new one. `starts_work`: whether the service that the application opens starts its background
-        work; False: the caller starts it with `Service.work`."""
+        share; None: a new one. `starts_background_work`: whether the service that the application opens starts its
+        background work; False: the caller starts it with `Service.work`."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -109,7 +109,7 @@ class Entrepot(FastAPI):
         self.server_run = run or new_server_run(factory.clock)
         self._service = service
         self._count: Callable[[], ServerCounts] = ServerCounts  # returns zeros until a server provides its own
-        self.starts_work = starts_work
+        self.starts_background_work = starts_background_work
         """Whether a service that the application opens from now on starts its background work."""
         self.is_retiring = False
         """Whether another application or process has taken over. Responses without an end, such as streams of events,
@@ -212,7 +212,7 @@ class Entrepot(FastAPI):
         async with AsyncExitStack() as stack:
             if self.closes_telemetry:
                 stack.push_async_callback(self.telemetry.aclose)
-            opening = self.factory.open(may_open_read_only=True, starts_work=self.starts_work)
+            opening = self.factory.open(may_open_read_only=True, starts_background_work=self.starts_background_work)
             service = await stack.enter_async_context(opening)
             self.serve(service)
             reopening = None
@@ -248,8 +248,8 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
     while True:
         await asyncio.sleep(REOPEN_SECONDS)
         try:
-            starts_work = app.starts_work and not app.is_retiring
-            opening = app.factory.open(may_open_read_only=False, starts_work=starts_work)
+            starts_background_work = app.starts_background_work and not app.is_retiring
+            opening = app.factory.open(may_open_read_only=False, starts_background_work=starts_background_work)
             service = await stack.enter_async_context(opening)
         except StorageFull:
             continue
@@ -273,7 +273,7 @@ async def _start_or_hand_over_work(app: Entrepot) -> None:
     time: meanwhile `app` may have replaced another application (then this starts the work), or another application may
     have replaced `app` (then this hands the work over)."""
     try:
-        if app.work is not None and app.starts_work and not app.is_retiring:
+        if app.work is not None and app.starts_background_work and not app.is_retiring:
             await app.work.start()
         if app.work is not None and app.is_retiring:
             await app.work.hand_over()
@@ -293,7 +293,7 @@ def create_app(
     telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.time,
     run: ServerRun | None = None,
-    starts_work: bool = True,
+    starts_background_work: bool = True,
 ) -> Entrepot:
     """Returns the application.
 
@@ -306,12 +306,12 @@ def create_app(
       has its own.
     - `clock`: returns seconds since 1970.
     - `run`: the run of the server, which all workers share; None: a new one.
-    - `starts_work`: see `Entrepot`."""
+    - `starts_background_work`: see `Entrepot`."""
     is_shared = telemetry is not None
     telemetry = telemetry or Telemetry(settings)
     factory = ServiceFactory(settings, rate_limit=rate_limit, telemetry=telemetry, clock=clock)
     service = None if registry is None else factory.without_accounts(registry)
-    app = Entrepot(factory, telemetry, service, run, starts_work=starts_work)
+    app = Entrepot(factory, telemetry, service, run, starts_background_work=starts_background_work)
     app.closes_telemetry = not is_shared
     add_error_handlers(app)
     # A request is compared with one route after the other, so the large groups of routes come last.

@@ -115,8 +115,8 @@ async def open_backend(
     settings: Settings,
     *,
     collect_every: float | None = None,
-    serving: bool = False,
-    starts_work: bool = True,
+    is_server: bool = False,
+    starts_background_work: bool = True,
     may_open_read_only: bool = False,
     clock: Callable[[], float] = time.time,
     telemetry: Telemetry | None = None,
@@ -127,9 +127,9 @@ async def open_backend(
     The data directory must have been prepared by `storage.composition.prepare_data_dir`.
 
     - `collect_every`: seconds between two rounds of garbage collection; None: no rounds.
-    - `serving`: whether the process is a server. A server logs when the disk becomes full, and does the work in the
+    - `is_server`: whether the process is a server. A server logs when the disk becomes full, and does the work in the
       background that `BackgroundWork` describes.
-    - `starts_work`: whether a server starts its background work now. False: the caller starts it later with
+    - `starts_background_work`: whether a server starts its background work now. False: the caller starts it later with
       `Backend.work`.
     - `may_open_read_only`: what happens if the disk is too full to open the database for writing. True: it is opened
       only for reading. False: raises StorageFull.
@@ -142,8 +142,8 @@ async def open_backend(
                 grace=settings.gc.grace,
                 expire=settings.uploads.expire,
                 collect_every=collect_every,
-                starts_rounds=not serving,  # a server starts them with its other work
-                watch_disk_space=serving,
+                starts_rounds=not is_server,  # a server starts them with its other work
+                watch_disk_space=is_server,
                 may_open_read_only=may_open_read_only,
                 keep_audit=settings.audit.keep,
                 immutable_tags=immutable_tags(settings),
@@ -188,6 +188,6 @@ async def open_backend(
             store.collector.on_removed = telemetry.work.on_removed
             upkeep.evictor.on_evicted = telemetry.work.on_evicted
         stack.push_async_callback(work.aclose)
-        if serving and starts_work:
+        if is_server and starts_background_work:
             await work.start()
         yield Backend(store, router, upkeep, pulls, pull_events, work, mirrors, upstream_search)

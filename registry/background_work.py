@@ -132,7 +132,7 @@ class BackgroundWork:
         """Waits until the running jobs and downloads have ended. A job can take hours. Call `hand_over` first."""
         await self._runner.wait_until_idle()
         for mirror in self._mirrors.values():
-            while mirror.busy:  # noqa: ASYNC110 - a mirror's work has no single event for its end
+            while mirror.is_busy:  # noqa: ASYNC110 - a mirror's work has no single event for its end
                 await asyncio.sleep(_BUSY_CHECK_SECONDS)
 
     async def aclose(self) -> None:

@@ -25,7 +25,8 @@ from registry.log_output import set_log_level
 from registry.server.process.lifespan import Lifespan
 
 MakeApp = Callable[[Settings, bool], Entrepot]
-"""Returns the application for some settings, not started. The second argument is `starts_work` of `Entrepot`."""
+"""Returns the application for some settings, not started. The second argument is `starts_background_work` of
+`Entrepot`."""
 log = logging.getLogger("registry")
 
 
@@ -100,7 +101,7 @@ class LiveApp:
         old, self._current, self._prepared = self._current, self._prepared, None
         old.replace()
         old.app.is_retiring = True
-        self._current.app.starts_work = True
+        self._current.app.starts_background_work = True
         self._close_in_background(old, self._close_when_done(old, self._current))
         set_log_level(self._current.app.factory.settings.log_level)
 

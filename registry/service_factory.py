@@ -142,12 +142,12 @@ class ServiceFactory:
         )
 
     @asynccontextmanager
-    async def open(self, *, may_open_read_only: bool, starts_work: bool = True) -> AsyncIterator[Service]:
+    async def open(self, *, may_open_read_only: bool, starts_background_work: bool = True) -> AsyncIterator[Service]:
         """A context manager that opens the store, the mirrors and the accounts, and yields the service that uses them.
 
         `may_open_read_only`: what happens if the disk is too full to open the store for writing. True: the store is
-        opened only for reading. False: raises StorageFull. `starts_work`: whether the background work starts now;
-        False: the caller starts it with `Service.work`.
+        opened only for reading. False: raises StorageFull. `starts_background_work`: whether the background work starts
+        now; False: the caller starts it with `Service.work`.
 
         The setting `read_only` has nothing to do with `may_open_read_only`: it refuses pushes and deletes by clients.
         With this setting, no garbage is collected, but mirrors still cache new content."""
@@ -157,8 +157,8 @@ class ServiceFactory:
             open_backend(
                 settings,
                 collect_every=collect_every,
-                serving=True,
-                starts_work=starts_work,
+                is_server=True,
+                starts_background_work=starts_background_work,
                 may_open_read_only=may_open_read_only,
                 clock=self.clock,
                 telemetry=self.telemetry,
@@ -188,16 +188,17 @@ class ServiceFactory:
             cursors=components.cursors,  # encrypts the cursors in lists of repositories
         )
         authenticator = HeaderAuthenticator(guard, policy, components.credential_verifier, clock=components.clock)
+        # The cache needs the names of repositories whose answers always come from the store, never from a mirror.
         answer_cache = AnswerCache(
             store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        cross_site = CrossSiteCheck(settings.public_url, self._upstream_by_host, lambda: not policy.closed)
+        cross_site = CrossSiteCheck(settings.public_url, self._upstream_by_host, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
             cross_site,
-            proxied=behind_proxy,
+            is_proxied=behind_proxy,
             public_url=settings.public_url,
         )
         return Service(
@@ -249,7 +250,7 @@ class ServiceFactory:
             denied=_denial_recorder(components, self.telemetry),
             cursors=components.cursors,
         )
-        cross_site = CrossSiteCheck(self.settings.public_url, self._upstream_by_host, lambda: not policy.closed)
+        cross_site = CrossSiteCheck(self.settings.public_url, self._upstream_by_host, lambda: not policy.is_closed)
         return PageComponents(self._observe(guard), naming, cross_site)
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
@@ -274,10 +275,11 @@ class ServiceFactory:
         read_history: ReadHistory = no_history,
     ) -> DistributionAPI:
         """Returns the distribution API over `guard`. `answer_cache`: the response cache; None: no response is cached.
-        `cross_site`: refuses requests that pages of other sites cause; None: as for a registry without accounts.
-        `count_pull` counts the pulls of manifests; None: they are not counted. `push_refusal` returns why a manifest
-        does not fit on the disk, or None if it fits; None: this is not checked before the manifest is received.
-        `read_history` reads the history of a tag for the current request."""
+        `cross_site`: refuses requests that pages of other sites cause; None: refuses them as in a registry without
+        accounts, where this check is strictest. `count_pull` counts the pulls of manifests; None: they are not counted.
+        `push_refusal` is called before a manifest is received, and returns why the manifest does not fit on the disk.
+        If the parameter is None, this is not checked. `read_history` reads the history of a tag for the current
+        request."""
         settings = self.settings
         return DistributionAPI(
             self._observe(guard),

@@ -130,9 +130,9 @@ class CachedImages(Protocol):
         ...
 
     async def plan(
-        self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str
+        self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, usage_scope: str
     ) -> list[EvictedImage]:
-        """Returns the images that would be evicted to free this number of bytes in the usage scope `within`
+        """Returns the images that would be evicted to free this number of bytes in the usage scope `usage_scope`
         (`storage.usage`), in order. Here `EvictedImage.bytes` is the number of bytes that the eviction frees in that
         scope. Changes nothing. Runs in a thread."""
         ...

@@ -15,7 +15,9 @@ Key = tuple[int | str, ...]
 
 
 class ProblemCode(StrEnum):
-    """The kinds of problems that a check can find. Programs may rely on these texts."""
+    """The kinds of problems that a check can find. Programs may rely on these texts. In `BLOB_NOT_QUEUED` and
+    `LINK_NOT_QUEUED`, a blob or link that nothing refers to is missing in the queue of the garbage collection, so it
+    would never be removed."""
 
     DATABASE = "database-damaged"
     SEARCH_INDEX = "search-index-damaged"
@@ -58,8 +60,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CheckedPage:
-    """The result of a check of some rows of an area: the number of rows, their problems, and the key of the last row.
-    `last`: None if no rows are left."""
+    """The result of a check of some rows of an area: the number of rows, their problems, and the key of the last row
+    (`last`). If no rows follow in the area, `last` is None."""
 
     rows: int
     problems: Sequence[Problem]

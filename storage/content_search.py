@@ -1,4 +1,5 @@
-"""The interfaces of the search: `ContentSearch` finds stored content, `SearchIndex` updates the search index.
+"""The interfaces of the search: `ContentSearch` finds stored content, `SearchIndex` updates the search index. In this
+module, *index* means the search index; the manifest that lists the images of several platforms is an *image index*.
 
 A search finds only content in a set of repositories. The caller passes the set of repositories that a person may see.
 Content outside of the set has no influence on the result, with one exception: see `SearchPage.is_complete`.
@@ -58,8 +59,8 @@ class TagFound:
 @dataclass(frozen=True, slots=True)
 class LabelsFound:
     """A manifest with labels or annotations that match. `labels`: the labels and annotations that contain a word of the
-    search; long values are cut. `tag`: a tag that points at the manifest, or at an index that lists it; None: there is
-    none."""
+    search; long values are cut. `tag`: a tag that points at the manifest, or at an image index that lists the manifest;
+    None: there is none."""
 
     repository: RepositoryName
     digest: Digest
@@ -103,9 +104,10 @@ class ContentSearch(Protocol):
         ...
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
-        """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. An image
-        with several platforms is found once if it has a tag. A word such as `git.example.com/team/app` consists of
-        several whole words. If there are very many of them, only the first ones count."""
+        """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. Matching
+        manifests of a repository with the same `LabelsFound.tag` are one entry, for example those of one image with
+        several platforms. A word such as `git.example.com/team/app` consists of several whole words. If it consists of
+        very many words, only the first ones count."""
         ...
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
@@ -148,19 +150,19 @@ class ManifestLabels:
 
 @dataclass(frozen=True, slots=True)
 class ManifestBatch:
-    """Some manifests that are not in the index. `seen` and `reached`: positions before and after these manifests, in a
+    """Some manifests that are not in the index. `start` and `end`: positions before and after these manifests, in a
     form that only the index understands. `is_full`: whether many more manifests are left."""
 
     manifests: Sequence[UnindexedManifest]
-    seen: tuple[int, int]
-    reached: tuple[int, int]
+    start: tuple[int, int]
+    end: tuple[int, int]
     is_full: bool
 
 
 @dataclass(frozen=True, slots=True)
-class IncompletePage:
-    """Some manifests of which labels are missing in the index, although the labels may be readable now. `last`: where
-    the next page begins, in a form that only the index understands; None: no such manifests are left."""
+class IncompleteManifestPage:
+    """A page of manifests whose labels are incomplete in the index, although the labels may be readable now. `last`:
+    where the next page begins, in a form that only the index understands; None: this page is the last one."""
 
     manifests: Sequence[UnindexedManifest]
     last: tuple[str, int] | None
@@ -182,14 +184,14 @@ class SearchIndex(Protocol):
 
     async def unindexed_manifests(self) -> ManifestBatch:
         """Returns some of the manifests that are not in the index, or whose missing config has been stored since. If
-        there are none, `seen` and `reached` of the batch are equal."""
+        there are none, `start` and `end` of the batch are equal."""
         ...
 
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
         """Adds the manifests of `batch`. Leaves out manifests that were deleted meanwhile."""
         ...
 
-    async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompletePage:
+    async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompleteManifestPage:
         """Returns some of the manifests that the index could not read completely, because they were damaged or because
         their config could not be read. Returns only manifests for which this may have changed. `after`: the `last` of
         the previous page; None: the first page."""

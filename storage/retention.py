@@ -32,17 +32,17 @@ ManifestKey = int
 @dataclass(frozen=True, slots=True)
 class TagFacts:
     """The facts by which retention judges a tag. `pushed`: when it was last pushed. `pulled`: when its manifest, or a
-    manifest that an index lists, was last pulled; None: no pull is recorded. `unrecorded`: pulls before this time were
-    not recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are in
-    seconds since 1970. `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the
-    repository does not have that manifest, or the tag has another name."""
+    manifest that an index lists, was last pulled; None: no pull is recorded. `unrecorded_until`: pulls before this time
+    were not recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are
+    in seconds since 1970. `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None:
+    the repository does not have that manifest, or the tag has another name."""
 
     name: Tag
     digest: Digest
     manifest: ManifestKey
     pushed: float
     pulled: float | None
-    unrecorded: float | None = None
+    unrecorded_until: float | None = None
     subject: Digest | None = None
 
     @property

@@ -29,7 +29,7 @@ class CachePartResponse(BaseModel):
     blobs: int
     tags: int
     images: int = Field(description="Number of images. The manifests of an index count as one image")
-    oldest_pull: datetime | None = Field(description="When the image that would be evicted first was last pulled")
+    oldest_pull: datetime | None = Field(description="When the image that will be evicted next was last pulled")
     complete: bool = Field(description="False while the content is still being counted")
 
     @classmethod
@@ -48,7 +48,7 @@ class CachePartResponse(BaseModel):
 
 
 class QuotaResponse(BaseModel):
-    """A quota and what is used of it. Sizes are in bytes; null: no limit."""
+    """A quota, and how much of it is used. Sizes are in bytes; null: no limit."""
 
     prefix: str
     size: int
@@ -86,7 +86,7 @@ class EvictionRequest(BaseModel):
 
 @router.get("/cache", tags=["cache"])
 async def read_cache(caller: AdminCaller) -> list[CachePartResponse]:
-    """Returns the cached content of each upstream, and then that of all upstreams together."""
+    """Returns the cached content of each upstream, and then the content of all upstreams together."""
     parts = await read_parts(caller.upkeep.settings, caller.upkeep.store)
     return [CachePartResponse.from_part(part) for part in parts]
 

@@ -152,7 +152,7 @@ def make_caller(request: Request, principal: Principal) -> Caller:
     management: ManagementComponents = request.app.service.access.management
     actor = request.state.actor = replace(unauthenticated_actor(request.scope), name=principal.name)
     may_add_first_account = (
-        principal.open and not management.is_proxied and _is_from_this_machine(request, actor.address)
+        principal.is_open and not management.is_proxied and _is_from_this_machine(request, actor.address)
     )
     return Caller(
         administration=management.administration,
@@ -160,7 +160,7 @@ def make_caller(request: Request, principal: Principal) -> Caller:
         principal=principal,
         rights=ALL_MANAGEMENT_RIGHTS if may_add_first_account else management_rights_of(principal),
         actor=actor,
-        is_registry_open=principal.open,
+        is_registry_open=principal.is_open,
         cursors=management.cursors,
         upkeep=management.upkeep,
         browser=management.browser,

@@ -35,8 +35,8 @@ class CheckRequest(models.BodyModel):
 
 @router.post("/gc", tags=["upkeep"], status_code=202)
 async def collect_garbage(caller: AdminCaller, request: CollectionRequest) -> JobResponse:
-    """Starts a round of garbage collection. Its result, at `/jobs/{job}`, has the number and the bytes of what was
-    removed, by kind; after a dry run also the first thousand things that would be removed, with the reasons."""
+    """Starts a round of garbage collection. Its result, at `/jobs/{job}`, has the number and the size of the removed
+    items of each kind. After a dry run it also has the first thousand items that would be removed, with the reasons."""
     arguments = {"dry_run": request.dry_run, "strays": request.strays}
     return await queue_job(caller, GC, arguments)
 

@@ -50,7 +50,7 @@ class ContentSearches:
 
     def check_may_search(self, principal: Principal) -> None:
         """Raises Unauthorized for an anonymous client that may pull nothing, so that the client logs in."""
-        if principal.is_anonymous and not principal.open and not _readable(principal).patterns:
+        if principal.is_anonymous and not principal.is_open and not _readable(principal).patterns:
             raise Unauthorized("log in to search")
 
     def upstream_of(self, stored_name: str) -> str | None:

@@ -30,9 +30,9 @@ from storage.names import RepositoryName
 router = APIRouter(route_class=ManagementRoute, prefix="/v1", include_in_schema=False)
 DEFAULT_RESULTS: Final = 25
 MAX_RESULTS: Final = 100
-"""How many results a page has if the request has no parameter `n`, and how many it has at most."""
+"""Number of results on a page if the request has no parameter `n`, and the largest number."""
 MAX_TAGS: Final = 1000
-"""How many tags a list has at most. The list is not split into pages."""
+"""Largest number of tags in a list. The list is not split into pages."""
 _HEADERS: Final = {"X-Docker-Registry-Version": "1.0", "X-Docker-Registry-Standalone": "true"}
 _NO_LOGIN: Final = b"Basic Og=="
 """The value of an Authorization header with an empty name and password."""
@@ -111,7 +111,7 @@ async def search(
             if name not in listed_names
         ][: count - len(results)]
         has_more |= len(upstream_results) == count
-    if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.open:
+    if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.is_open:
         raise Unauthorized("log in to search")
     total = (page - 1) * count + len(results) + (1 if has_more else 0)
     return V1Results(

@@ -95,8 +95,8 @@ class DeliveryResponse(BaseModel):
 
 
 class RetryBody(BaseModel):
-    """Which dead letters to send again. With `webhook`: those of this webhook. With `event`: those of this event. With
-    both: that of this webhook and event. With neither: all."""
+    """Which dead letters to send again. With `webhook`: the dead letters of this webhook. With `event`: the dead
+    letters of this event. With both: the dead letter of this event for this webhook. With neither: all dead letters."""
 
     model_config = ConfigDict(extra="forbid")
 

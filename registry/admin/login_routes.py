@@ -73,7 +73,7 @@ async def show_login(request: Request) -> Response:
         return _error_page(request, error)
     if request.app.pages is None:
         return _login_page(request, return_path)
-    # Without `next`, the browser goes to the pages after the login.
+    # Without `next`, the browser goes to the start page of the web pages after the login.
     parameters = f"?{urlencode({'next': return_path}, safe='/')}" if query.one("next") else ""
     return RedirectResponse(LOGIN_PAGE_PATH + parameters, 303, _HEADERS)
 

@@ -57,19 +57,22 @@ TAGS: Final[list[dict[str, Any]]] = [
     {"name": "sessions", "description": "Browsers in which somebody is logged in."},
     {"name": "keys", "description": "The keys that sign the bearer tokens of `/token`."},
     {"name": "audit", "description": "Who changed what, who logged in, and which requests were denied."},
-    {"name": "repositories", "description": "What is in a repository: its tags, and images in detail."},
-    {"name": "tags", "description": "What tags pointed at in the past, and changes of tags."},
+    {"name": "repositories", "description": "The content of a repository: its tags, and images in detail."},
+    {"name": "tags", "description": "The history of tags, and changes of tags."},
     {"name": "jobs", "description": "Long work that runs in the background, such as a garbage collection."},
-    {"name": "mirror", "description": "Upstream registries, what is cached of them, and tags that stay at one digest."},
+    {"name": "mirror", "description": "Upstream registries, their cached content, and tags that stay at one digest."},
     {"name": "cache", "description": "The cache of mirrored content."},
-    {"name": "quotas", "description": "Limits of what the repositories below a prefix may hold."},
-    {"name": "retention", "description": "Which tags the rules in the settings keep, and deleting all others."},
-    {"name": "upkeep", "description": "Work on the whole store. Each of these starts a job."},
-    {"name": "scrub", "description": "Reads all stored content again, and what it has found to be damaged."},
+    {"name": "quotas", "description": "Limits on the content of the repositories below a prefix."},
+    {
+        "name": "retention",
+        "description": "The tags that the rules in the settings keep, and the deletion of all other tags.",
+    },
+    {"name": "upkeep", "description": "Work on the whole store. Each request starts a job."},
+    {"name": "scrub", "description": "Checks of all stored content for damage, and the damage that they have found."},
     {"name": "backups", "description": "Copies of the registry in the directory that the settings name."},
-    {"name": "events", "description": "What happened to the content, and which webhooks have not been told."},
-    {"name": "status", "description": "What the server does now."},
-    {"name": "search", "description": "Finds what is stored."},
+    {"name": "events", "description": "Pushes and other changes of the content, and their deliveries to webhooks."},
+    {"name": "status", "description": "The state of the server and its work in progress."},
+    {"name": "search", "description": "Finds repositories, tags, labels and digests."},
     {"name": "token", "description": "Bearer tokens: short-lived, for clients such as `docker pull`."},
     {"name": "health", "description": "For load balancers and orchestrators."},
 ]
@@ -114,7 +117,7 @@ def management_components(
     searches: ContentSearches,
     cross_site: CrossSiteCheck,
     *,
-    proxied: bool,
+    is_proxied: bool,
     public_url: str | None = None,
 ) -> ManagementComponents:
     """Builds the objects that the routes of the management API use, one set per process.
@@ -122,8 +125,8 @@ def management_components(
     - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights; `upkeep`
       has the objects for upkeep; `browser` reads the content of repositories to show it to people; `searches` searches
       the content; `cross_site` refuses requests that pages of other sites cause.
-    - `proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not prove
-      that a request comes from the registry's own machine, so only the command line can add the first account.
+    - `is_proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not
+      prove that a request comes from the registry's own machine, so only the command line can add the first account.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
     """
 
@@ -138,7 +141,7 @@ def management_components(
     return ManagementComponents(
         administration=administration,
         authenticator=authenticator,
-        browser_login=BrowserLogin(auth, is_open=lambda: not policy.closed),
+        browser_login=BrowserLogin(auth, is_open=lambda: not policy.is_closed),
         on_denied=record_denial,
         cursors=auth.cursors,
         upkeep=upkeep,
@@ -146,6 +149,6 @@ def management_components(
         downloads=RunningDownloads(upkeep.settings.downloads.at_once),
         searches=searches,
         cross_site=cross_site,
-        is_proxied=proxied,
+        is_proxied=is_proxied,
         public_url=public_url,
     )

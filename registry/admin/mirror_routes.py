@@ -33,8 +33,8 @@ router = management_router()
 
 
 class MirrorStatus(BaseModel):
-    """The upstreams, what is cached of them, and the downloads from them that are not complete. The last entry of
-    `cache` is about all upstreams together."""
+    """The upstreams, their cached content, and the downloads from them that are not complete. The last entry of `cache`
+    is about all upstreams together."""
 
     upstreams: list[UpstreamStatus]
     cache: list[CachePartResponse]
@@ -146,8 +146,8 @@ class ImagesToWarm(models.BodyModel):
 
 @router.get("/mirror", tags=["mirror"])
 async def read_mirror(caller: AdminCaller) -> MirrorStatus:
-    """Returns how the upstreams respond and what they still allow, how much of them is cached, and the downloads that
-    are not complete. Asks no upstream."""
+    """Returns the state of each upstream (how it responds, and how many requests it still allows), the size of the
+    cached content, and the downloads that are not complete. Asks no upstream."""
     upkeep = caller.upkeep
     parts = await read_cache_status(upkeep.settings, upkeep.store)
     return MirrorStatus(

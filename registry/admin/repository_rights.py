@@ -63,7 +63,7 @@ def check_may_download(caller: Caller) -> None:
     allowed = caller.upkeep.settings.downloads.allow
     if allowed == "nobody":
         raise Unsupported("this registry does not offer downloads of images; pull the image")
-    if allowed == "accounts" and caller.principal.is_anonymous and not caller.principal.open:
+    if allowed == "accounts" and caller.principal.is_anonymous and not caller.principal.is_open:
         raise Unauthorized("log in to download images")
 
 

@@ -75,8 +75,8 @@ class FoundTarget(BaseModel):
 
 
 class FoundList(BaseModel, Generic[ItemT]):
-    """Some of what was found. To get the next page, send `next` as the parameter `after`, with the `kind` of the list.
-    `next` is null on the last page."""
+    """A page of the results of one kind. To get the next page, send `next` as the parameter `after`, with the `kind` of
+    the list. `next` is null on the last page."""
 
     items: list[ItemT]
     next: str | None = None

@@ -147,13 +147,15 @@ class EndpointStatus(BaseModel):
 
 
 class UpstreamStatus(BaseModel):
-    """An upstream, and what it allows."""
+    """An upstream: its endpoints, and how many requests it allows."""
 
     name: str
     endpoints: list[EndpointStatus]
-    remaining: int | None = Field(description="Requests that it still allowed when it last said so")
+    remaining: int | None = Field(
+        description="Number of further requests that the upstream allowed in its last response with a limit"
+    )
     limit: int | None
-    remaining_at: datetime | None = Field(description="When it said so")
+    remaining_at: datetime | None = Field(description="Time of that response")
     paused_until: datetime | None = Field(description="No manifests are requested until then, because it answered 429")
 
 

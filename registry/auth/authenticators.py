@@ -70,7 +70,7 @@ class HeaderAuthenticator:
             epoch = self._read_epoch()  # may have changed again during `prepare`
             self._anonymous, self._last_epoch = self._policy.anonymous(), epoch
         principal = self._anonymous
-        if not principal.open:
+        if not principal.is_open:
             headers = request.headers(b"authorization")
             if headers:
                 cached_principal = self._cached(self._cache.key_of(headers[0], request.address))
@@ -89,7 +89,7 @@ class HeaderAuthenticator:
         must not be cached: the credential is not in the cache of verified credentials, its validity depends on
         something outside the store, or there are several Authorization headers.
         """
-        if self._anonymous.open or not headers:
+        if self._anonymous.is_open or not headers:
             return b""
         key = self._cache.key_of(headers[0], address)
         cached_principal = self._cached(key)
@@ -166,7 +166,7 @@ class ManagementAuthenticator:
         is the text of the session cookie; None: there is none. If the request has both a session cookie and an
         Authorization header, uses the header. `by` describes the client, for the audit log. Raises Unauthorized,
         TooManyRequests."""
-        if not self._policy.closed:
+        if not self._policy.is_closed:
             return self._policy.anonymous()
         match parse_authorization([value for name, value in headers if name == b"authorization"]):
             case Bearer(token) if api_tokens.is_well_formed(token):

@@ -70,8 +70,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     settings file from which the settings come. A reload reads the settings from them again.
 
     If root starts the command and the data directory belongs to another user, the process becomes that user. Before
-    that, it binds the port, because only root may bind a port below 1024. An old version of the program or systemd may
-    have opened the port already.
+    that, it binds the port, because only root may bind a port below 1024. The port may already be open: systemd or an
+    old version of the program may have opened it.
 
     Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
     DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become its owner."""
@@ -99,13 +99,14 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from storage.composition import layout_of
 
     try:
-        handover = take_handover(os.environ)
+        start_request = take_handover(os.environ)
         check_otel(settings.otel.endpoint)
     except (ChangeRefused, OtelUnavailable) as error:
         fail(str(error))
-    if isinstance(handover, Check):
-        check_takeover(settings, handover.facts)
+    if isinstance(start_request, Check):  # this process only checks whether the new version could take over
+        check_takeover(settings, start_request.facts)
         return 0
+    handover = start_request
     sockets, metrics_socket = listening_sockets(settings, handover)
     all_sockets = sockets if metrics_socket is None else [*sockets, metrics_socket]
     log_to_stderr(settings.log_level, settings.log_format)
@@ -116,8 +117,10 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         for sock in all_sockets:
             stack.enter_context(sock)
         bound_to_loopback = all(is_loopback(sock.getsockname()[0]) for sock in sockets)
-        options, closed = prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None)
-        banner = startup_banner(settings, address_of(sockets[0]), sockets[0], closed=closed)
+        options, is_registry_closed = prepare(
+            settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None
+        )
+        banner = startup_banner(settings, address_of(sockets[0]), sockets[0], is_registry_closed=is_registry_closed)
         # Created before the workers are forked, so that all of them share it.
         rate_memory = RateLimitMemory()
         run = new_server_run()
@@ -128,9 +131,15 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         )
         configuration = LiveConfiguration(settings, flags, config, bound_to_loopback=bound_to_loopback)
 
-        def make_app(settings: Settings, starts_work: bool) -> Entrepot:
+        def make_app(settings: Settings, starts_background_work: bool) -> Entrepot:
             rate_limit = shared_rate_limit(settings, rate_memory)
-            return create_app(settings, rate_limit=rate_limit, telemetry=telemetry, run=run, starts_work=starts_work)
+            return create_app(
+                settings,
+                rate_limit=rate_limit,
+                telemetry=telemetry,
+                run=run,
+                starts_background_work=starts_background_work,
+            )
 
         return serve_app(
             lambda: cast("AsgiApp", LiveApp(configuration.settings, make_app)),

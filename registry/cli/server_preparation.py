@@ -40,11 +40,11 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
         become_owner(settings.data)
         check_auth_files(settings)
         (prepare_data_dir if may_migrate else check_version)(settings.data)
-        closed = is_closed(settings)
-        check_insecure_open(settings, bound_to_loopback=bound_to_loopback, closed=closed)
+        is_registry_closed = is_closed(settings)
+        check_insecure_open(settings, bound_to_loopback=bound_to_loopback, is_registry_closed=is_registry_closed)
     except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
         fail(str(error))
-    return options, closed
+    return options, is_registry_closed
 
 
 def is_closed(settings: Settings) -> bool:
@@ -90,14 +90,14 @@ class InsecureOpenError(Exception):
     """The registry would be open and other machines could reach it. The text is one line for people."""
 
 
-def check_insecure_open(settings: Settings, *, bound_to_loopback: bool, closed: bool) -> None:
+def check_insecure_open(settings: Settings, *, bound_to_loopback: bool, is_registry_closed: bool) -> None:
     """Raises InsecureOpenError if the registry is open and other machines can reach it, unless the setting
     `insecure_open` allows this.
 
     `bound_to_loopback`: whether the socket is bound to a loopback address, which only this machine can reach. A proxy
     on this machine can pass on the requests of other machines. The settings `trusted_proxies` and `public_url` show
     that there is one."""
-    if closed or settings.insecure_open:
+    if is_registry_closed or settings.insecure_open:
         return
     if not bound_to_loopback:
         reason = "this address can be reached from other machines"

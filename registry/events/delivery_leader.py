@@ -111,9 +111,9 @@ class EventDelivery:
                             await self._configure(settings)
                         await _run_all(settings, self._outbox, self._version, self._clock, self._observer)
             except RegistryError as error:
-                log.warning("the delivery of events stopped with an error: %s; it starts again", error)
+                log.warning("the delivery of events stopped with an error and starts again: %s", error)
             except Exception:
-                log.exception("the delivery of events stopped with an unexpected error; it starts again")
+                log.exception("the delivery of events stopped with an unexpected error and starts again")
             raise_if_cancelled()
             await asyncio.sleep(SLOT_POLL_SECONDS)
 
@@ -165,6 +165,6 @@ async def _keep_tidy(
                         *(dropped.webhook, dropped.dead),
                     )
         except RegistryError as error:
-            log.warning("cannot tidy the outbox: %s; it is tried again", error)
+            log.warning("cannot tidy the outbox: %s; trying again later", error)
             raise_if_cancelled()
         await asyncio.sleep(TIDY_SECONDS)

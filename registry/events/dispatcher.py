@@ -145,7 +145,7 @@ class WebhookDispatcher:
                 except RegistryError as error:
                     log.warning("webhook %s: cannot read or write its events: %s", self._settings.name, error)
                 except Exception:
-                    log.exception("webhook %s: an unexpected error; it is tried again", self._settings.name)
+                    log.exception("webhook %s: an unexpected error; trying again later", self._settings.name)
                 raise_if_cancelled()
                 await asyncio.sleep(STORE_RETRY_SECONDS)
         finally:
@@ -241,7 +241,7 @@ class WebhookDispatcher:
             self._outcomes.repositories.add(delivery.event.content.repository)
             self._outcomes.delivered.append(delivery.event.number)
             if self._health.failures or self._logged_reason:
-                log.info("webhook %s: it takes events again", self._settings.name)
+                log.info("webhook %s: the endpoint accepts events again", self._settings.name)
                 self._logged_reason = ""
             self._health.on_delivered(delivery.event.content.repository)
 

@@ -73,10 +73,10 @@ class PullEvents:
             except RegistryError as error:
                 raise_if_cancelled()
                 if logged_error != (logged_error := str(error)):
-                    log.warning("cannot store pulls as events: %s; it is tried again", error)
+                    log.warning("cannot store pulls as events: %s; trying again later", error)
             except Exception:
                 raise_if_cancelled()
-                log.exception("cannot store pulls as events, because of an unexpected error; it is tried again")
+                log.exception("cannot store pulls as events, because of an unexpected error; trying again later")
 
     async def store(self) -> None:
         """Stores the pulls so far. Pulls that cannot be stored because of an error stay in memory. Raises StorageFull,

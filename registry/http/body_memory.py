@@ -40,7 +40,8 @@ many bytes, the share grows in steps of this many bytes."""
 SMALL_BODY_BYTES: Final = 16 * 1024
 """Bodies up to this size do not count against the budget if they were received together with the request's head."""
 BODY_STALL_SECONDS: Final = 20.0
-"""Seconds for which the client may pause within a body, or by which it may fall behind the minimum rate."""
+"""The client's time allowance for a body, in seconds (see `_MinimumRate`): how long it may pause within the body, or
+how much longer than at the minimum rate it may take."""
 MIN_BYTES_PER_SECOND: Final = 8 * 1024
 """Minimum rate at which a client has to send a body that takes longer than `BODY_STALL_SECONDS`."""
 
@@ -283,7 +284,7 @@ class _MinimumRate:
             raise BodyTooSlow(
                 f"the body comes too slowly: after {self._memory.stall_seconds:g} s at least "
                 f"{self._memory.bytes_per_second:g} bytes a second are expected; while other requests wait for memory, "
-                "the whole body has less time"
+                "the client has less time"
             ) from None
 
     async def count(self, received: int) -> None:

@@ -101,7 +101,7 @@ class RemoteOptions:
             return Upstream.model_validate(values)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ImportInvalid(f"the old registry cannot be reached so: {reason}") from None
+            raise ImportInvalid(f"the old registry cannot be reached with these options: {reason}") from None
 
 
 class RemoteRegistry:

@@ -69,7 +69,7 @@ class MirroredBlobs:
                 return await self._local.resolve_blob(repo, digest)
         set_cache_state("miss", self._upstream_name)
         size, _ = await self._check_entitlement(repo, digest, deadline)
-        if self._entitlement.private and (stored_in := await self._entitlement.mount(repo, digest, size)):
+        if self._entitlement.is_private and (stored_in := await self._entitlement.mount(repo, digest, size)):
             # `mount` has also recorded that `repo` may serve the blob, so the next call does not ask the upstream.
             with suppress(BlobUnknown):
                 return await self._local.resolve_blob(stored_in, digest)
@@ -139,7 +139,7 @@ class MirroredBlobs:
             with suppress(BlobUnknown):
                 await self._local.resolve_blob(repo, digest)
                 return False
-        if entitlement.private:
+        if entitlement.is_private:
             size, _ = await self._check_entitlement(repo, digest, self._deadline())
             if size != blob.size:
                 return False

@@ -46,7 +46,7 @@ class TagChoice:
 
 
 def choose_digest(sightings: Sequence[Sighting], cooldown: float, now: float, *, serves_new: bool) -> TagChoice:
-    """Returns what is served for a tag with these sightings, of which there must be at least one, oldest first.
+    """Returns which digest is served for a tag with these sightings. `sightings`: at least one, oldest first.
     `cooldown`: in seconds. `serves_new`: whether the first digest counts as mature."""
     newest = sightings[-1]
     mature_digests = {older.digest for older, newer in pairwise(sightings) if newer.since - older.since >= cooldown}

@@ -47,12 +47,12 @@ class BlobEntitlement:
         negative_cache: NegativeCache,
         to_upstream_name: Callable[[RepositoryName], RepositoryName],
         *,
-        private: bool,
+        is_private: bool,
     ) -> None:
         """`local`: the registry in which the mirror stores content. `records`: the recorded answers of the upstream.
         `leases`: locks across processes. `to_upstream_name`: returns the name that a repository has at the upstream.
-        `private`: whether clients need a login or a grant to read the content of the upstream."""
-        self.private = private
+        `is_private`: whether clients need a login or a grant to read the content of the upstream."""
+        self.is_private = is_private
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -65,7 +65,7 @@ class BlobEntitlement:
     async def may_serve_if_stored(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether `repo` may serve the blob without asking the upstream, if `repo` has the blob in the store.
         Always True at a public upstream. At a private one, True if the blob is confirmed for `repo`."""
-        return not self.private or await self._records.is_confirmed(repo, digest)
+        return not self.is_private or await self._records.is_confirmed(repo, digest)
 
     async def is_known_missing(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether the upstream said a short time ago that `repo` does not have the blob."""
@@ -87,7 +87,7 @@ class BlobEntitlement:
         if await self._negative_cache.has(repo, digest):
             raise BlobUnknown("the upstream does not have this blob; this answer is cached for a short time")
         manifests = await self._records.referring_manifests(repo, digest)
-        if self.private:
+        if self.is_private:
             # At a private upstream, a manifest is no proof, because its author can name any digest and size in it.
             if download_size is not None:
                 return download_size, manifests
@@ -114,10 +114,10 @@ class BlobEntitlement:
         if holder is None:
             return None
         try:
-            if self.private and (await self._local.resolve_blob(holder, digest)).size != size:
+            if self.is_private and (await self._local.resolve_blob(holder, digest)).size != size:
                 return None
             await self._local.mount_blob(repo, digest, holder, MIRROR_ACTOR)
-            if self.private:
+            if self.is_private:
                 await self._records.confirm(repo, digest)
         except BlobUnknown:  # garbage collection has just deleted the blob
             return None

@@ -152,9 +152,9 @@ class MirroredManifests:
     async def _look_up_first(
         self, look_up: LocalLookup[T], repo: RepositoryName, digests: Sequence[Digest]
     ) -> tuple[T, str | None]:
-        """Returns the result of `look_up` for the first of the digests, whose manifest is fetched if it is not cached,
-        and None. If the first digest fails, returns the result for the next digest that is cached, and a notice. If no
-        other digest is cached, raises the error of the first digest."""
+        """Returns the result of `look_up` for the first of the digests. If the manifest of this digest is not cached,
+        fetches it. If that fails, returns the result for the next digest that is cached. If no other digest is cached,
+        raises the error of the first digest. The second value is a notice that the first digest has failed, or None."""
         try:
             return await self.read(look_up, repo, digests[0]), None
         except RegistryError as error:
@@ -176,7 +176,7 @@ class MirroredManifests:
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether a flight is running."""
         return len(self._flights) > 0
 
@@ -318,5 +318,5 @@ class MirroredManifests:
         """Returns the notice for a cached copy that may be out of date. `check`: the last recorded answer of the
         upstream. `reason`: why the upstream has not confirmed the copy."""
         age = self._freshness.age(check) if check is not None and check.found else float("inf")  # infinite: unknown
-        when = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was when last asked for"
+        when = f"as it was {format_duration(max(round(age), 1))} ago" if age < 1e9 else "as it was at an unknown time"
         return f"{repo}:{reference} is served {when}, because {reason}"

@@ -84,7 +84,7 @@ class Mirror(RefusingRegistry):
         self._negative_cache = NegativeCache(records, freshness)
         self._entitlement = BlobEntitlement(
             *(local, upstream, records, leases, self._negative_cache, self.upstream_name),
-            private=settings.has_private_repositories,
+            is_private=settings.has_private_repositories,
         )
         slots = ConnectionSlots(leases, upstream)
         context = FillContext(
@@ -148,10 +148,10 @@ class Mirror(RefusingRegistry):
         return self._fills.running()
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether this process has running fills, running requests for manifests, or blobs that are queued for
         prefetching."""
-        return bool(self._fills.running()) or self._prefetch.busy or self._manifests.busy
+        return bool(self._fills.running()) or self._prefetch.is_busy or self._manifests.is_busy
 
     async def aclose(self) -> None:
         """Cancels prefetching, the fills and the other requests to the upstream, and closes the upstream client. The

@@ -125,10 +125,10 @@ class Prefetcher:
         return [image.pull for image in self._images.values() if digest in image.digests]
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether blobs are queued, or a fill that was started for prefetching is running and no client has requested
         its blob."""
-        return self._queue.busy
+        return self._queue.is_busy
 
     async def aclose(self) -> None:
         """Empties the queue, and starts no more fills. Running fills continue."""
@@ -223,7 +223,7 @@ class PrefetchQueue:
             runner.add_done_callback(self._runners.discard)
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether the queue has work: blobs that wait for their fill, or running fills that the queue has started and
         whose blobs no client has requested."""
         return bool(self._runners)

@@ -44,7 +44,7 @@ class ActivityCounts:
         self._totals = totals
 
     @property
-    def is_shared(self) -> bool:
+    def uses_shared_memory(self) -> bool:
         """Whether this process counts in the memory that all processes share. If too many processes run, it does not.
         Then it cannot record which activity it has stored."""
         return self._cells.own_column is not None

@@ -52,13 +52,14 @@ class ActivityRecorder:
                         logged_error = ""
             except RegistryError as error:
                 if logged_error != (logged_error := error.message):
-                    log.warning("cannot store how much happens: %s; it is tried again", error.message)
+                    log.warning("cannot store the activity counts: %s; trying again later", error.message)
             await self._wait()
 
     async def store(self) -> None:
-        """Stores the activity that is not stored yet. Raises StorageFull, StorageFailed; the activity is then stored by
-        the next call."""
-        if not self._counts.is_shared:
+        """Stores the activity of all processes that is not stored yet. Raises StorageFull, StorageFailed; the activity
+        is then stored by the next call. Does nothing in a process that does not use the shared memory, because this
+        process could not record there that the activity is stored."""
+        if not self._counts.uses_shared_memory:
             return
         activity = self._counts.unstored()
         if activity != Activity():

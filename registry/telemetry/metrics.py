@@ -117,7 +117,7 @@ class Metrics:
                 memory = SharedMemory(start + columns * column_bytes, inherited.descriptor)
             else:
                 os.close(inherited.descriptor)
-                log.warning("all metrics begin at 0: this version cannot go on with the counts of the one before it")
+                log.warning("all metrics begin at 0: this version cannot continue the counts of the version before it")
         memory = memory or SharedMemory(start + SharedCells.needed_bytes(plan.size, columns))
         self.memory = CountsMemory(memory.descriptor, plan.layout())
         """The memory that is passed on to a new version of the program."""

@@ -36,8 +36,8 @@ class Telemetry:
         clock: Callable[[], float] = time.time,
         inherited: CountsMemory | None = None,
     ) -> None:
-        """`clock` returns seconds since 1970. `inherited`: the counts of the version that ran before in this process
-        (see `Metrics`)."""
+        """`clock` returns seconds since 1970. `inherited`: the counts of the previous version of the program, which has
+        started this version in the same process with `exec`; None: there is no previous version (see `Metrics`)."""
         self.metrics = Metrics(
             [upstream.name for upstream in settings.upstream],
             settings.workers,
@@ -58,7 +58,8 @@ class Telemetry:
         self.tracing: Tracing | None = None
         """Makes spans in this worker; None: traces are not configured."""
         self._otlp_metrics: OtlpMetrics | None = None
-        self._has_distribution_names = settings.metrics.distribution_names
+        self._serves_distribution_names = settings.metrics.distribution_names
+        """Whether the metrics are also served under the names of CNCF Distribution, another registry program."""
 
     def mirror_observer(self, upstream: str) -> UpstreamCounts:
         """Returns the object that counts the work of the mirror of an upstream in this process."""
@@ -78,7 +79,7 @@ class Telemetry:
         metrics = self.metrics
         collectors: list[Collector] = [CellCollector(metrics)]
         collectors.append(collector_of(lambda: process_metrics(metrics, self._started_at, self._certificate)))
-        if self._has_distribution_names:
+        if self._serves_distribution_names:
             collectors.append(collector_of(lambda: distribution_metrics(metrics)))
         return collectors
 

@@ -42,6 +42,8 @@ it."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
+`page_slot`."""
 
 
 def description_html(html: str) -> Markup:

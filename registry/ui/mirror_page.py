@@ -93,6 +93,8 @@ _SHOWN_ERRORS: Final = (
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(prefix=MIRROR_PATH, route_class=FormRoute, include_in_schema=False)
+"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
+`page_slot`."""
 
 
 @router.get(MIRROR_PATH)

@@ -42,6 +42,8 @@ OWN_ACCOUNT_PATH: Final = "/ui/account"
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
+`page_slot`."""
 
 
 @router.get(OWN_ACCOUNT_PATH)

@@ -33,6 +33,8 @@ CHANGES_ON_A_PAGE: Final = 50
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
+`page_slot`."""
 
 
 @router.get(TAG_HISTORY_PATH + "/{path:path}")
@@ -50,10 +52,10 @@ async def tag_history(request: Request, path: str) -> Response:
 
 @_forms.post(TAG_HISTORY_PATH + "/{path:path}")
 async def restore(request: Request, path: str) -> Response:
-    """Points a tag at the `digest` of the form again. Without a digest, points it at what it pointed at before its last
-    change. Redirects to the history. If the tag cannot be restored, for example because it is immutable, shows the
-    history with the reason instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
-    ManifestUnknown, DigestInvalid and the errors of the store."""
+    """Points a tag at the `digest` of the form again. Without a digest, undoes the last change of the tag. Redirects to
+    the history. If the tag cannot be restored, for example because it is immutable, shows the history with the reason
+    instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, ManifestUnknown, DigestInvalid and the
+    errors of the store."""
     name, tag = _parse(path)
     caller = caller_of(request)
     stored = await pushable_repository(caller, name)

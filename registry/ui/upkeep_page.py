@@ -50,6 +50,8 @@ PREVIEWED_REPOSITORIES: Final = 50
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
+`page_slot`."""
 
 
 async def _start_preview(caller: Caller) -> JobResponse:

@@ -102,4 +102,4 @@ async def scrub_on_schedule(settings: ScrubSettings, store: StoredRegistry, cloc
             if (job := await start_if_due(settings, store, clock)) is not None:
                 log.info("job %d reads all stored content again (scrub)", job.id)
         except RegistryError as error:
-            log.warning("scrub cannot be started: %s; it is tried again later", error)
+            log.warning("scrub cannot be started: %s; trying again later", error)

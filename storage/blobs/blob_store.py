@@ -240,7 +240,7 @@ class BlobStore(Protocol):
     ) -> ContentCheck:
         """Reads all bytes at `place` and compares them with the digest and the size. Does not displace other content
         from memory. `read_again`: reads all bytes from the disk, even if earlier reads have left a copy of them in
-        memory, because that copy can be wrong too. Raises BytesMissing, and what `on_read` raises."""
+        memory, because that copy can be wrong too. Raises BytesMissing, and the errors of `on_read`."""
         ...
 
     async def version(self, place: str) -> str | None:

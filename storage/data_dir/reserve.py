@@ -51,16 +51,14 @@ T = TypeVar("T")
 
 
 class ReserveUse(IntEnum):
-    """How much of the reserve a metadata change may use, by the kind of the change."""
+    """How much of the reserve a metadata change may use."""
 
-    GROWTH = 0
-    """A change that stores content. It must not use the reserve, and is refused while the reserve is not at its full
-    size."""
-    SMALL = 1
-    """A change that stores a small row and should not be refused, such as a grant or the record of a failed login. It
-    may use half of the reserve."""
-    RELIEF = 2
-    """A change that frees space, revokes rights or changes a secret. It may use all of the reserve."""
+    NONE = 0
+    """For changes that store content. They are refused while the reserve is not at its full size."""
+    HALF = 1
+    """For changes that store a small row and should not be refused, such as a grant or the record of a failed login."""
+    ALL = 2
+    """For changes that free space, revoke rights or change a secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +128,14 @@ class Reserve:
         tries to restore it."""
         if self.is_whole or self.restore():
             return True
-        return use is ReserveUse.RELIEF or (use is ReserveUse.SMALL and self._length() >= self.size // 2)
+        return use is ReserveUse.ALL or (use is ReserveUse.HALF and self._length() >= self.size // 2)
 
     def require_free_space(self, *, may_use_min_free: bool = False, size: int = 0) -> None:
         """Raises StorageFull if the reserve is not at its full size and cannot be restored now, or if too little of the
         disk would stay free (`MinFreeSpace`). Call it before new content is stored. `size`: number of bytes that will
         be stored. `may_use_min_free`: whether to skip the check of `MinFreeSpace`, for content that passed this check
         before."""
-        if not self.allows(ReserveUse.GROWTH):
+        if not self.allows(ReserveUse.NONE):
             raise StorageFull()
         if not may_use_min_free and (reason := self.low_disk_reason(size)) is not None:
             raise StorageFull(reason)

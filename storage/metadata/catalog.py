@@ -137,10 +137,10 @@ class DeletedManifest:
 
 class Metadata(Protocol):
     """The metadata store. Each method is one transaction. A method that changes something returns when the change is
-    durable; changes that a description calls not durable may be lost in a power cut. Methods without a description do
-    for the metadata what the methods of the same names in `storage.interface.Registry` do; `manifest_descriptor` is
-    `resolve_manifest` there, and `manifest` is `get_manifest`. All methods may raise StorageFull and StorageFailed, in
-    addition to the errors that their descriptions name."""
+    durable; changes that a description calls not durable may be lost in a power cut. A method without a description is
+    the part of the method with the same name in `storage.interface.Registry` that concerns the metadata.
+    `manifest_descriptor` is a part of `resolve_manifest`, and `manifest` of `get_manifest`. All methods may raise
+    StorageFull and StorageFailed, in addition to the errors that their descriptions name."""
 
     @property
     def version(self) -> Callable[[], object]:

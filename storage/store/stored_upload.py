@@ -184,7 +184,7 @@ async def resume(
     Each check is called with a number of bytes, and raises an error if the session must not be resumed.
     `check_before_take_over` (None: no check) is called with the number of stored bytes, while the session still has its
     old owner. `check_after_take_over` is called with the number of usable bytes, after the takeover. Bytes that were
-    stored before a restart of the machine may be unusable. Raises BlobUploadUnknown, and what the checks raise."""
+    stored before a restart of the machine may be unusable. Raises BlobUploadUnknown, and the errors of the checks."""
     claimed = await blobs.take_over(upload, check_before_take_over)
     try:
         # The row is read after the takeover, because the old owner could change or delete the row before.

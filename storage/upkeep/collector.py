@@ -172,7 +172,7 @@ class Collector:
         """Frees the disk space of bytes that an earlier round has removed."""
         if size := await self._blobs.unreclaimed_size():
             await self._reclaim_space(this_round)
-            await this_round.note(RemovalKind.TRASH, "", size, "their blobs were removed before, but not yet the bytes")
+            await this_round.note(RemovalKind.TRASH, "", size, "the bytes of blobs that an earlier round has removed")
 
     async def _reclaim_space(self, this_round: _Round) -> None:
         """Frees the disk space of removed bytes. Other steps count the removals."""
@@ -228,8 +228,8 @@ class Collector:
                 await this_round.note(RemovalKind.MANIFEST, manifest.digest, manifest.size, reason, manifest.name)
 
     async def _remove_links(self, this_round: _Round) -> None:
-        """Removes the links whose blobs no manifest of the repository has referred to for the grace period. A dry run
-        also counts the blobs that would lose their last link."""
+        """Removes each link to a blob that was not referred to by any manifest of the repository during the whole grace
+        period. A dry run also counts the blobs that would lose their last link."""
         before = self._clock() - self.grace
         after: QueuedLink | None = None
         while entries := await self._metadata.queued_links(before, BATCH_SIZE, after):

@@ -128,7 +128,7 @@ class Evictor:
                     # Nothing could be evicted, so a further check after each stored blob would be useless.
                     await asyncio.sleep(CHECK_SECONDS)
             except RegistryError as error:
-                log.warning("eviction stopped with an error: %s; it is tried again later", error.message)
+                log.warning("eviction stopped with an error: %s; trying again later", error.message)
                 await asyncio.sleep(CHECK_SECONDS)
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:

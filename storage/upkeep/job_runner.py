@@ -119,7 +119,7 @@ class JobRunner:
                     if self._takes_jobs:
                         await self._start_jobs()
                 except RegistryError as error:
-                    log.warning("cannot read the queued jobs: %s; it is tried again later", error)
+                    log.warning("cannot read the queued jobs: %s; trying again later", error)
                     pause = RETRY_SECONDS
                 await asyncio.sleep(pause)
         finally:
@@ -168,9 +168,9 @@ class JobRunner:
 
 
 async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
-    """Runs the work of a job, stores the state in which it ended, and returns its result. Raises what the work raises.
-    If the task is cancelled, a resumable job stays as it is, so that a server continues it. A job that is not resumable
-    gets the state STOPPED."""
+    """Runs the work of a job, stores the state in which it ended, and returns its result. Raises the errors of the
+    work. If the task is cancelled, a resumable job stays as it is, so that a server continues it. A job that is not
+    resumable gets the state STOPPED."""
     job_id = context.job.id
     try:
         result = await work(context)
@@ -203,8 +203,8 @@ async def run_in_command(
     on_progress: OnProgress | None = None,
 ) -> JSON:
     """Runs a job in this process, which is not a server, and returns its result. If another process runs a job of the
-    same kind, raises JobRunning with a sentence that names the process that runs it. Also raises what the work
-    raises."""
+    same kind, raises JobRunning with a sentence that names the process that runs it. Also raises the errors of the
+    work."""
     async with leases.try_slot(slot_name(kind), count=1) as has_slot:
         running = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]
         if not has_slot:

@@ -39,7 +39,7 @@ async def queue_jobs(
                 if has_slot and await _is_due(jobs, kind, every, clock()):
                     await jobs.add(kind, {}, actor=actor, is_resumable=True)
         except RegistryError as error:
-            log.warning("cannot queue a job of the kind %s: %s; it is tried again later", kind, error)
+            log.warning("cannot queue a job of the kind %s: %s; trying again later", kind, error)
 
 
 async def _is_due(jobs: Jobs, kind: str, every: float, now: float) -> bool:

@@ -75,7 +75,7 @@ class PullRecorder:
                 logged_error = ""
             except RegistryError as error:
                 if logged_error != (logged_error := str(error)):
-                    log.warning("cannot store when images were last pulled: %s; it is tried again", error)
+                    log.warning("cannot store when images were last pulled: %s; trying again later", error)
                 # While `MAX_COUNTED_MANIFESTS` is reached, the next attempt would come at once without this pause.
                 await asyncio.sleep(1.0)
 

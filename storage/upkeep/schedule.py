@@ -36,7 +36,7 @@ async def run_rounds(
                 if has_slot:
                     await work()
         except RegistryError as error:
-            log.warning("upkeep stopped with an error: %s; it is tried again later", error, exc_info=error.__cause__)
+            log.warning("upkeep stopped with an error: %s; trying again later", error, exc_info=error.__cause__)
         await _wait_until_due(every, is_urgent, min_seconds=URGENT_SECONDS)
 
 

@@ -79,7 +79,7 @@ class SearchIndexer:
         while self._index.has_unindexed():
             are_many_left = await self._index.index_names()
             batch = await self._index.unindexed_manifests()
-            if batch.reached != batch.seen:
+            if batch.end != batch.start:
                 await self._add(batch)
             batches += 1
             if not (are_many_left or batch.is_full):
@@ -221,9 +221,9 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
                 may_rebuild = False
                 pause = await _rebuild(indexer)
         except RegistryError as error:
-            log.warning("the search index cannot be written: %s; it is tried again later", error.message)
+            log.warning("the search index cannot be written: %s; trying again later", error.message)
         except Exception:
-            log.exception("the search index cannot be written; it is tried again later")
+            log.exception("the search index cannot be written; trying again later")
         await asyncio.sleep(pause)
 
 

@@ -43,7 +43,7 @@ async def keep_counted(usage: Usage, leases: Leases, definitions: Sequence[Scope
         try:
             return await count_scopes(usage, leases, definitions)
         except RegistryError as error:
-            log.warning("cannot count what is stored: %s; it is tried again later", error.message)
+            log.warning("cannot count the stored content: %s; trying again later", error.message)
         await asyncio.sleep(RETRY_SECONDS)
 
 

@@ -19,7 +19,7 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for part in ("registry", "storage") for path in (ROOT / part).rglob("*.py")}
 
 
-def imported(path: Path) -> Iterator[str]:
+def imported_modules(path: Path) -> Iterator[str]:
     """Yields the modules of the product that a file imports: at its top, in functions, and for type annotations
     only."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -33,7 +33,7 @@ def imported(path: Path) -> Iterator[str]:
 
 def test_imports_have_no_cycles() -> None:
     """The imports have no cycle, so each module can be read, tested and moved without the modules that import it."""
-    graph = {name: {other for other in imported(path) if other != name} for name, path in MODULES.items()}
+    graph = {name: {other for other in imported_modules(path) if other != name} for name, path in MODULES.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -41,7 +41,7 @@ def test_imports_have_no_cycles() -> None:
 
 
 def test_imports_are_read_from_the_files() -> None:
-    """`MODULES` has the modules of the product, and `imported` finds their imports. Otherwise the test of cycles would
-    check nothing."""
-    assert "registry.http.exchange" in set(imported(MODULES["registry.http.blobs"]))
+    """`MODULES` has the modules of the product, and `imported_modules` finds their imports. Otherwise the test of
+    cycles would check nothing."""
+    assert "registry.http.exchange" in set(imported_modules(MODULES["registry.http.blobs"]))
     assert len(MODULES) > 150

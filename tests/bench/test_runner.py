@@ -79,9 +79,9 @@ def test_a_failed_row_does_not_stop_other_rows() -> None:
             raise TrialFailed("a wrong status")
         return recorder(trials)(current)
 
-    failed, whole = run(3, Row("a", "", (RATE,), fail_at_peer), Row("b", "", (RATE,), recorder([])))
-    assert (failed.failure, trials) == ("docker-registry: a wrong status", [(OURS.name, 0)])
-    assert (whole.failure, len(whole.values(OURS.name, RATE.key))) == ("", 3)
+    failed_row, complete_row = run(3, Row("a", "", (RATE,), fail_at_peer), Row("b", "", (RATE,), recorder([])))
+    assert (failed_row.failure, trials) == ("docker-registry: a wrong status", [(OURS.name, 0)])
+    assert (complete_row.failure, len(complete_row.values(OURS.name, RATE.key))) == ("", 3)
 
 
 def test_growth_goals_name_rows_and_figures_that_are_measured() -> None:

@@ -156,12 +156,12 @@ async def test_inserted_rows_equal_rows_of_pushes(tmp_path: Path) -> None:
 async def test_a_filled_store_is_consistent(filled: tuple[UpkeepStore, StoredRegistry]) -> None:
     """A consistency check of a filled store finds no fault. A collection and an eviction remove no content."""
     content, store = filled
-    before = content.counts()
+    counts_before = content.counts()
     assert await check(store) == []
-    assert (before.blobs, before.queued) == (SIZE.blobs + 1, 1)  # the config and its push
+    assert (counts_before.blobs, counts_before.queued) == (SIZE.blobs + 1, 1)  # the config and its push
     assert not await store.collector.collect(all_shards=True)
-    assert await evict_to(store, before.mirrored_bytes) == 0
-    assert content.counts() == before
+    assert await evict_to(store, counts_before.mirrored_bytes) == 0
+    assert content.counts() == counts_before
 
 
 async def test_a_collection_removes_the_garbage_alone(filled: tuple[UpkeepStore, StoredRegistry]) -> None:

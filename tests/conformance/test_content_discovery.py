@@ -117,7 +117,7 @@ def test_listing_tags_with_a_bad_query(tagged: Pusher, query: str) -> None:
     """An invalid count gets 400 (end-8b)."""
     answer = tagged.client.get(f"{tagged.client.base_url}{tagged.root}/tags/list?{query}")
     assert answer.status_code == 400
-    error_codes(answer)
+    error_codes(answer)  # checks the form of the error response
 
 
 def test_the_catalog(push: Pusher) -> None:

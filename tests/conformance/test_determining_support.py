@@ -39,7 +39,7 @@ def test_extensions_are_not_repositories(client: httpx2.Client, path: str) -> No
     response is 404 (Endpoints)."""
     answer = client.get(path)
     assert answer.status_code == 404
-    error_codes(answer)
+    error_codes(answer)  # checks the form of the error response
 
 
 def test_unknown_paths_are_not_found(push: Pusher) -> None:

@@ -200,7 +200,7 @@ def test_chunks_out_of_order(push: Pusher, method: str, at: int) -> None:
     headers = {"Content-Range": f"{at}-{at + 99}"}
     answer = push.client.request(method, target, content=data[100:], headers=headers)
     assert answer.status_code == 416
-    error_codes(answer)
+    error_codes(answer)  # checks the form of the error response
     status = push.client.get(location)
     assert status.status_code == 204
     assert status.headers["range"] == "0-99"
@@ -301,7 +301,7 @@ def test_unknown_sessions(push: Pusher, upload: str) -> None:
     for method in ("GET", "PATCH", "PUT", "DELETE"):
         answer = push.client.request(method, f"{url}?digest={digest_of(b'')}")
         assert answer.status_code in (404, 405)
-        error_codes(answer)
+        error_codes(answer)  # checks the form of the error response
 
 
 def test_a_session_belongs_to_its_repository(push: Pusher) -> None:

@@ -233,7 +233,7 @@ def test_too_many_tag_parameters(push: Pusher) -> None:
     query = "&".join(f"tag=v{number}" for number in range(500))
     answer = put(push, f"{digest_of(body)}?{query}", body)
     assert answer.status_code == 414
-    error_codes(answer)
+    error_codes(answer)  # checks the form of the error response
     assert push.client.get(f"{push.root}/manifests/v1").status_code == 404
 
 

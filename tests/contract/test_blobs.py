@@ -111,11 +111,11 @@ async def test_a_reader_may_be_closed_at_any_time(registry: Registry, repo: Repo
     unread = await registry.open_blob(repo, digest_of(data))
     await unread.aclose()
     await unread.aclose()
-    half = await registry.open_blob(repo, digest_of(data))
-    iterator = aiter(half)
+    partly_read = await registry.open_blob(repo, digest_of(data))
+    iterator = aiter(partly_read)
     assert data.startswith(await anext(iterator))
-    await half.aclose()
-    await half.aclose()
+    await partly_read.aclose()
+    await partly_read.aclose()
     assert await read_blob(registry, repo, digest_of(data)) == data
 
 

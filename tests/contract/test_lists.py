@@ -124,16 +124,16 @@ async def test_a_walk_through_the_repositories_of_a_set(registry: Registry, limi
     last page says that no page follows."""
     names = await push_all(registry)
     for within in SETS:
-        inside = [name for name in names if name in within]
+        names_in_set = [name for name in names if name in within]
 
         async def ask(after: str | None, within: NameSet = within) -> Page[RepositoryName]:
             return await registry.repositories(after, limit, within)
 
-        assert await walk(ask, limit) == inside
+        assert await walk(ask, limit) == names_in_set
         first = await registry.repositories(None, limit, within)
-        assert (list(first.items), first.more) == (inside[:limit], len(inside) > limit), within
+        assert (list(first.items), first.more) == (names_in_set[:limit], len(names_in_set) > limit), within
         for after in (*CURSORS, *names):
-            following = [name for name in inside if name.encode() > after.encode()]
+            following = [name for name in names_in_set if name.encode() > after.encode()]
             page = await registry.repositories(after, limit, within)
             assert (list(page.items), page.more) == (following[:limit], len(following) > limit), (within, after)
 
@@ -311,8 +311,8 @@ async def test_referrers_by_artifact_type(registry: Registry, repo: RepositoryNa
     expected = await push_referrers(registry, repo, subject, 5)
     config = descriptor_of(b"{}", CONFIG_TYPE)
     await push_blob(registry, repo, b"{}")
-    plain = image_of(config, subject=subject)
-    await registry.put_manifest(repo, plain, by=BY)
+    image_without_type = image_of(config, subject=subject)
+    await registry.put_manifest(repo, image_without_type, by=BY)
 
     async def of_type(artifact_type: str) -> list[Digest]:
         return names_of(await registry.referrers(repo, subject, artifact_type, None, 100))
@@ -320,7 +320,7 @@ async def test_referrers_by_artifact_type(registry: Registry, repo: RepositoryNa
     signatures, sboms = await of_type("sig/x"), await of_type("sbom/y")
     assert sorted(signatures + sboms) == expected
     assert (len(signatures), len(sboms)) == (2, 3)
-    assert await of_type(CONFIG_TYPE) == [plain.digest]
+    assert await of_type(CONFIG_TYPE) == [image_without_type.digest]
     assert await of_type("nobody/has") == []
     assert await of_type("SIG/X") == []
 
@@ -338,9 +338,9 @@ async def test_a_walk_through_the_referrers(
         page = await registry.referrers(repo, subject, artifact_type, after, limit)
         return Page(names_of(page), page.more)
 
-    whole = names_of(await registry.referrers(repo, subject, artifact_type, None, 1000))
-    assert len(whole) == (3 if artifact_type else 7)
-    assert await walk(ask, limit) == whole == sorted(whole)
+    all_digests = names_of(await registry.referrers(repo, subject, artifact_type, None, 1000))
+    assert len(all_digests) == (3 if artifact_type else 7)
+    assert await walk(ask, limit) == all_digests == sorted(all_digests)
 
 
 async def test_a_subject_without_referrers(registry: Registry, repo: RepositoryName) -> None:
@@ -367,12 +367,12 @@ async def test_a_deleted_referrer_is_listed_no_more(registry: Registry, repo: Re
     """A referrer is listed until it is deleted, and again after a second push. The deletion of its tag changes
     nothing."""
     subject = digest_of(b"subject")
-    kept = await push_image(registry, repo, "stays", subject=subject)
+    other_referrer = await push_image(registry, repo, "stays", subject=subject)
     deleted = await push_image(registry, repo, "goes", "signature", subject=subject)
-    digests = sorted([kept.digest, deleted.digest])
+    digests = sorted([other_referrer.digest, deleted.digest])
     await registry.delete_tag(repo, Tag("signature"), by=BY)
     assert names_of(await registry.referrers(repo, subject, None, None, 10)) == digests
     await registry.delete_manifest(repo, deleted.digest, by=BY)
-    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == [kept.digest]
+    assert names_of(await registry.referrers(repo, subject, None, None, 10)) == [other_referrer.digest]
     await registry.put_manifest(repo, deleted, by=BY)
     assert names_of(await registry.referrers(repo, subject, None, None, 10)) == digests

@@ -16,11 +16,11 @@ async def test_deleting_a_manifest_takes_its_tags(registry: Registry, repo: Repo
     """A delete of a manifest immediately removes the manifest and all tags that point at it. Other manifests and their
     tags stay."""
     deleted = await push_image(registry, repo, "gone", "latest", "v1", "v1.2")
-    kept = await push_image(registry, repo, "stays", "v2")
+    other_manifest = await push_image(registry, repo, "stays", "v2")
     await registry.delete_manifest(repo, deleted.digest, by=BY)
     for reference in (deleted.digest, Tag("latest"), Tag("v1"), Tag("v1.2")):
         await assert_unknown(registry, repo, reference)
-    await assert_is(registry, repo, Tag("v2"), kept)
+    await assert_is(registry, repo, Tag("v2"), other_manifest)
     assert await all_tags(registry, repo) == ["v2"]
     with pytest.raises(ManifestUnknown):
         await registry.delete_manifest(repo, deleted.digest, by=BY)

@@ -201,12 +201,12 @@ async def test_missing_blobs_are_named(registry: Registry, repo: RepositoryName)
 
 async def test_a_refused_put_leaves_tags_and_repository_alone(registry: Registry, repo: RepositoryName) -> None:
     """A refused put moves no tag and creates no repository."""
-    before = await push_image(registry, repo, "one", "latest")
+    earlier_manifest = await push_image(registry, repo, "one", "latest")
     refused = image_of(descriptor_of(b"missing"))
     for name in (repo, NOWHERE):
         with pytest.raises(ManifestBlobUnknown):
             await registry.put_manifest(name, refused, [LATEST, Tag("new")], by=BY)
-    await assert_is(registry, repo, LATEST, before)
+    await assert_is(registry, repo, LATEST, earlier_manifest)
     assert await all_tags(registry, repo) == ["latest"]
     with pytest.raises(NameUnknown):
         await registry.tags(NOWHERE, None, 10)

@@ -68,7 +68,7 @@ class Agreement(UploadAgreement):
 
     # Manifests
 
-    def remembered(self, manifest: Manifest) -> Manifest:
+    def remember_digest(self, manifest: Manifest) -> Manifest:
         """Adds the digest of a new manifest to those that are compared, and returns the manifest."""
         self.known.add(manifest.digest)
         return manifest
@@ -76,8 +76,8 @@ class Agreement(UploadAgreement):
     @initialize(target=manifests)
     def first_manifests(self) -> Any:
         config, layer = descriptor_of(BLOBS[1]), descriptor_of(BLOBS[2])
-        image = self.remembered(image_of(config, [layer]))
-        return multiple(image, self.remembered(index_of([image.descriptor])), self.remembered(index_of([])))
+        image = self.remember_digest(image_of(config, [layer]))
+        return multiple(image, self.remember_digest(index_of([image.descriptor])), self.remember_digest(index_of([])))
 
     @rule(
         target=manifests,
@@ -96,7 +96,7 @@ class Agreement(UploadAgreement):
         config, *layers = [descriptor_of(data, algorithm=of) for data, of in parts]
         fields = {"artifactType": artifact_type} if artifact_type else {}
         subject_digest = subject.digest if subject else None
-        return self.remembered(image_of(config, layers, subject=subject_digest, algorithm=algorithm, **fields))
+        return self.remember_digest(image_of(config, layers, subject=subject_digest, algorithm=algorithm, **fields))
 
     @rule(
         target=manifests,
@@ -110,7 +110,7 @@ class Agreement(UploadAgreement):
     ) -> Manifest:
         parts = [*(child.descriptor for child in children), *map(descriptor_of, blobs)]
         subject_digest = subject.digest if subject else None
-        return self.remembered(index_of(parts, subject=subject_digest, algorithm=algorithm))
+        return self.remember_digest(index_of(parts, subject=subject_digest, algorithm=algorithm))
 
     @rule(
         repo=repos,

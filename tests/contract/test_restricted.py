@@ -43,7 +43,7 @@ DELETES: dict[str, Callable[[Registry], Awaitable[object]]] = {
 """Deletes, in an order in which each finds the content that it deletes."""
 
 
-async def filled() -> tuple[MemoryRegistry, UploadID]:
+async def make_filled_registry() -> tuple[MemoryRegistry, UploadID]:
     """Returns a registry with an image, and the id of an open session."""
     registry = MemoryRegistry()
     await push_blob(registry, REPO, b"{}")
@@ -64,7 +64,7 @@ async def assert_readable(registry: Registry) -> None:
 @pytest.mark.parametrize("call", WRITES)
 async def test_read_only_refuses_writes(call: str) -> None:
     """With `read_only`, each write raises Unsupported and changes nothing; without it, writes are passed on."""
-    inner, upload = await filled()
+    inner, upload = await make_filled_registry()
     with pytest.raises(Unsupported):
         await WRITES[call](Restricted(inner, read_only=True), upload)
     await assert_readable(inner)
@@ -74,7 +74,7 @@ async def test_read_only_refuses_writes(call: str) -> None:
 @pytest.mark.parametrize("switches", [{"read_only": True}, {"delete": False}, {"read_only": True, "delete": False}])
 async def test_deletes_switched_off(switches: dict[str, bool]) -> None:
     """With `read_only`, or without `delete`, each delete raises Unsupported and changes nothing."""
-    inner, _ = await filled()
+    inner, _ = await make_filled_registry()
     for call in DELETES.values():
         with pytest.raises(Unsupported):
             await call(Restricted(inner, **switches))
@@ -83,7 +83,7 @@ async def test_deletes_switched_off(switches: dict[str, bool]) -> None:
 
 async def test_deletes_switched_on() -> None:
     """By default deletes are passed on."""
-    inner, _ = await filled()
+    inner, _ = await make_filled_registry()
     for call in DELETES.values():
         await call(Restricted(inner))
     assert await all_tags(inner, REPO) == []
@@ -91,13 +91,13 @@ async def test_deletes_switched_on() -> None:
 
 async def test_reading_is_never_switched_off() -> None:
     """Everything can be read and listed with all switches off."""
-    inner, _ = await filled()
+    inner, _ = await make_filled_registry()
     await assert_readable(Restricted(inner, read_only=True, delete=False))
 
 
 async def test_an_upload_can_be_cancelled_without_delete() -> None:
     """With `delete=False`, a client can still cancel an upload, because this deletes no content."""
-    inner, upload = await filled()
+    inner, upload = await make_filled_registry()
     registry = Restricted(inner, delete=False)
     await (await registry.resume_upload(REPO, upload)).cancel()
     await push_image(registry, REPO, "one more", "v2")

@@ -223,23 +223,25 @@ async def test_a_newer_request_takes_the_session_over(registry: Registry, repo: 
         await registry.resolve_blob(repo, digest_of(data[:100_000]))
 
 
-@pytest.mark.parametrize("before", [0, 10, 3 * MIB])
-@pytest.mark.parametrize("late", [4, 5 * MIB])
+@pytest.mark.parametrize("bytes_before_takeover", [0, 10, 3 * MIB])
+@pytest.mark.parametrize("late_bytes", [4, 5 * MIB])
 @pytest.mark.slow
 async def test_writes_after_a_takeover_are_not_acknowledged(
-    registry: Registry, repo: RepositoryName, before: int, late: int
+    registry: Registry, repo: RepositoryName, bytes_before_takeover: int, late_bytes: int
 ) -> None:
     """A write by a writer whose session was taken over fails, at the latest in `aclose`, so that no client gets a good
     response for bytes that are not stored."""
     old = await registry.start_upload(repo)
-    await old.write(some_bytes(before))
+    await old.write(some_bytes(bytes_before_takeover))
     new = await registry.resume_upload(repo, old.id)
     with pytest.raises(BlobUploadInvalid):
-        await write_and_close(old, some_bytes(late))
-    assert await new.read_at(0, new.offset) == some_bytes(before)[: new.offset]
-    await new.write(some_bytes(before)[new.offset :])
-    await new.commit(digest_of(some_bytes(before)))
-    assert await read_blob(registry, repo, digest_of(some_bytes(before))) == some_bytes(before)
+        await write_and_close(old, some_bytes(late_bytes))
+    assert await new.read_at(0, new.offset) == some_bytes(bytes_before_takeover)[: new.offset]
+    await new.write(some_bytes(bytes_before_takeover)[new.offset :])
+    await new.commit(digest_of(some_bytes(bytes_before_takeover)))
+    assert await read_blob(registry, repo, digest_of(some_bytes(bytes_before_takeover))) == some_bytes(
+        bytes_before_takeover
+    )
 
 
 async def write_and_close(writer: BlobWriter, data: bytes) -> None:
@@ -293,11 +295,11 @@ async def test_a_commit_under_a_wrong_digest(registry: Registry, repo: Repositor
     """A commit with a wrong digest fails and ends the session. The bytes are stored under neither digest."""
     writer = await registry.start_upload(repo)
     await writer.write(b"what was sent")
-    wrong = digest_of(b"what was meant", algorithm)
+    wrong_digest = digest_of(b"what was meant", algorithm)
     with pytest.raises(DigestInvalid):
-        await writer.commit(wrong)
+        await writer.commit(wrong_digest)
     await writer.aclose()
-    for digest in (wrong, digest_of(b"what was sent"), digest_of(b"what was sent", algorithm)):
+    for digest in (wrong_digest, digest_of(b"what was sent"), digest_of(b"what was sent", algorithm)):
         with pytest.raises(BlobUnknown):
             await registry.resolve_blob(repo, digest)
     with pytest.raises(BlobUploadUnknown):
@@ -447,15 +449,17 @@ async def test_a_blob_can_be_pushed_again_after_its_deletion(registry: Registry,
             await registry.open_blob(repo, digest_of(b"back again"))
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13])
-async def test_a_cancelled_commit_is_done_or_not(registry: Registry, repo: RepositoryName, turns: int) -> None:
+@pytest.mark.parametrize("loop_iterations", [0, 1, 2, 3, 5, 8, 13])
+async def test_a_cancelled_commit_is_done_or_not(
+    registry: Registry, repo: RepositoryName, loop_iterations: int
+) -> None:
     """If a commit is cancelled, as when the client disconnects, either the whole blob is stored or nothing. The next
-    push of the blob succeeds. `turns`: turns of the event loop before the cancellation."""
-    data = some_bytes(400_000, turns)
+    push of the blob succeeds. `loop_iterations`: number of iterations of the event loop before the cancellation."""
+    data = some_bytes(400_000, loop_iterations)
     writer = await registry.start_upload(repo)
     await writer.write(data)
     commit = asyncio.create_task(writer.commit(digest_of(data)))
-    for _ in range(turns):
+    for _ in range(loop_iterations):
         await asyncio.sleep(0)
     commit.cancel()
     await asyncio.gather(commit, return_exceptions=True)

@@ -142,12 +142,12 @@ class UploadAgreement(RuleBasedStateMachine):
             upload.lost_writers.append(upload.writers)
             upload.writers = None
 
-    @rule(upload=uploads, asked=st.sampled_from(["right", "right", "none", "wrong"]))
-    def resume(self, upload: UploadPair, asked: str) -> None:
-        """Resumes the session as another request would. `asked`: which offset the request gives. The writer that owned
-        the session loses it."""
+    @rule(upload=uploads, offset_kind=st.sampled_from(["right", "right", "none", "wrong"]))
+    def resume(self, upload: UploadPair, offset_kind: str) -> None:
+        """Resumes the session as another request would. `offset_kind`: which offset the request states. The writer that
+        owned the session loses it."""
         self.flush_writers(upload)
-        offset = {"right": len(upload.accepted), "none": None, "wrong": len(upload.accepted) + 1}[asked]
+        offset = {"right": len(upload.accepted), "none": None, "wrong": len(upload.accepted) + 1}[offset_kind]
         resumed = self.pair.get(
             [
                 registry.resume_upload(upload.repo, number, offset)
@@ -193,9 +193,9 @@ class UploadAgreement(RuleBasedStateMachine):
         self.flush_writers(upload)
         pairs = list(zip(self.pair.both, upload.ids, strict=True))
         self.pair.compare([registry.upload_offset(upload.repo, number, by=by) for registry, number in pairs])
-        wrong = len(upload.accepted) + 1
+        wrong_offset = len(upload.accepted) + 1
         answer = self.pair.compare(
-            [registry.resume_upload(upload.repo, number, wrong, by=by) for registry, number in pairs]
+            [registry.resume_upload(upload.repo, number, wrong_offset, by=by) for registry, number in pairs]
         )
         assert isinstance(answer, Raised)
 

@@ -26,7 +26,7 @@ MAY_BE_EMPTY = {
     ("Running fetches", "A"): "no blob is being fetched any more",
     ("Running jobs", "A"): "no job is running any more",
     ("Endpoints that are left out", "A"): "no endpoint has failed often enough",
-    ("Lost events", "A"): "only more than 100,000 waiting events lose one",
+    ("Lost events", "A"): "an event is lost only if more than 100,000 events wait for their delivery",
 }
 """Queries of the dashboard that have no data after the work of the test, with the reason. The keys are the panel's
 title and the letter of the query. A series exists only after its first count."""

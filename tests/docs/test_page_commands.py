@@ -81,14 +81,14 @@ def test_deployment_commands_are_taken_from_the_pages() -> None:
         for block in runnable_blocks(file)
         for command in commands_of(block.text)
     }
-    taken = [beginning for _, beginning in taken_commands(ROOT / "tests" / "deploy")]
-    left = {
+    tested_beginnings = [beginning for _, beginning in taken_commands(ROOT / "tests" / "deploy")]
+    untested_commands = {
         command
         for page in PAGES_RUN_AS_A_WHOLE | {"air-gapped": None}
         for command in commands_to_run(page)
-        if command not in run_here and not any(map(command.startswith, taken))
+        if command not in run_here and not any(map(command.startswith, tested_beginnings))
     }
-    assert left == WITHOUT_TEST
+    assert untested_commands == WITHOUT_TEST
 
 
 def test_every_preparation_is_used() -> None:
@@ -123,7 +123,7 @@ def test_named_commands_exist() -> None:
     """Each command that a document names exists, with all its options. A document may also name a group of commands,
     such as `entrepot mirror …`."""
     groups = {name.rpartition(" ")[0] for name in EVERY_COMMAND}
-    wrong = []
+    wrong_commands = []
     for line, file in named_commands():
         words = shlex.split(line.replace("…", ""), comments=True)
         names = [" ".join(words[:count]) for count in (3, 2, 1)]
@@ -131,7 +131,7 @@ def test_named_commands_exist() -> None:
         options = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
         if name is None:
             if names[-1] not in groups and not options & {"--version", "--install-completion"}:
-                wrong.append((file, line))
+                wrong_commands.append((file, line))
         elif not options <= options_of(name):
-            wrong.append((file, line))
-    assert wrong == []
+            wrong_commands.append((file, line))
+    assert wrong_commands == []

@@ -75,15 +75,15 @@ def documents() -> list[Path]:
 
 @pytest.mark.parametrize("file", documents(), ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_links(file: Path) -> None:
-    """The target of each link is an existing file, and the anchor of a link is that of a heading in this file."""
-    broken = []
+    """The target of each link is an existing file, and the anchor of a link is the anchor of a heading in this file."""
+    broken_links = []
     for link in links(file.read_text()):
         if not link.startswith(EXTERNAL):
             path, _, anchor = link.partition("#")
             target = (file.parent / path).resolve() if path else file
             if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
-                broken.append(link)
-    assert broken == []
+                broken_links.append(link)
+    assert broken_links == []
 
 
 def test_pages_link_to_pages_of_their_language() -> None:

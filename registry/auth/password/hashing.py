@@ -167,7 +167,7 @@ class HashingPool:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Runs the hashing `work` in a thread and returns its result. Raises TooManyRequests if too many calls wait,
-        and whatever `work` raises.
+        and the errors of `work`.
 
         If the caller is cancelled while it waits for a slot, `work` does not run. If the caller is cancelled during the
         hashing, this method ends only when the hashing has ended: a thread cannot be stopped, and must keep its slot.

@@ -64,7 +64,7 @@ async def explain_rights(policy: Policy, account: AccountName | None, repo: Repo
     identity = ANONYMOUS if account is None else _identity(account, stored)
     await policy.prepare(identity)
     principal = policy.unchecked_principal(identity)
-    grants_matter = not principal.open and not principal.admin
+    grants_matter = not principal.is_open and not principal.admin
     repositories = []
     for name in policy.naming.candidates(repo):
         upstream = policy.naming.upstream_of(name)
@@ -77,7 +77,7 @@ async def explain_rights(policy: Policy, account: AccountName | None, repo: Repo
         is_stored=stored is not None,
         is_enabled=is_enabled,
         is_admin=principal.admin,
-        is_open=principal.open,
+        is_open=principal.is_open,
         repositories=tuple(repositories),
     )
 

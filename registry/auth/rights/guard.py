@@ -262,8 +262,8 @@ class Guarded(ForwardingRegistry):
         if any(principal.account_may(action, name) for name in names):
             return Unauthorized(f"this token has no right to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE)
         if principal.is_anonymous:
-            # If `principal.open` is true, the registry has no accounts yet, so nobody can log in.
-            return Unauthorized(_grant_needed(names) if principal.open else f"log in to {action_phrase} {requested}")
+            # If `principal.is_open` is true, the registry has no accounts yet, so nobody can log in.
+            return Unauthorized(_grant_needed(names) if principal.is_open else f"log in to {action_phrase} {requested}")
         self._denied(principal, action, requested)
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 

@@ -75,8 +75,8 @@ class Policy:
       of its upstream, the registry that is mirrored: `ubuntu` as `docker.io/library/ubuntu`.
     - `guarded`: the upstreams whose content needs grants that name the upstream. A pattern such as `**` grants nothing
       below them.
-    - `closed`: whether the registry is closed even without accounts in the store, because the settings allow logins by
-      an htpasswd file, by token issuers or at an OpenID provider.
+    - `is_closed`: whether the registry is closed even without accounts in the store, because the settings allow logins
+      by an htpasswd file, by token issuers or at an OpenID provider.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Policy:
         *,
         naming: NamingRules | None = None,
         guarded: Iterable[str] = (),
-        closed: bool = False,
+        is_closed: bool = False,
     ) -> None:
         self.accounts = accounts
         self.identity_check = identity_check
         self.naming = naming or NamingRules()
         self._guarded = frozenset(guarded)
-        self._closed = closed
+        self._is_closed = is_closed
         self._open = open_principal(self._guarded)
         self._cached_grants: dict[Grantee, GranteeGrants] = {}
         self._cache_epoch: int | None = None
@@ -109,20 +109,20 @@ class Policy:
             naming=NamingRules.from_settings(settings),
             guarded=[upstream.name for upstream in settings.upstream if upstream.needs_named_grant],
             # If there are logins outside the store, a request needs a grant even while the store has no accounts.
-            closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
+            is_closed=has_external_logins(settings.auth, settings.issuer, settings.oidc.issuer),
         )
 
     @property
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether the registry is closed, as the class describes. Once true, this stays true."""
-        self._closed = self._closed or self.accounts.has_had_account()
-        return self._closed
+        self._is_closed = self._is_closed or self.accounts.has_had_account()
+        return self._is_closed
 
     async def prepare(self, identity: Identity) -> None:
         """Reads and caches the grants that the method `principal` needs for this identity. Pauses now and then so that
         other tasks can run. If this method is not called first, `principal` reads all the grants in one step, which
         blocks the event loop."""
-        if not self.closed:
+        if not self.is_closed:
             return
         cost_since_pause = 0
         for grantee in self._grantees(identity):
@@ -143,7 +143,7 @@ class Policy:
     def unchecked_principal(self, identity: Identity) -> Principal:
         """Returns the principal of an identity without a credential, to find out what an account may do. Does not check
         whether the identity is valid, such as whether the account is enabled."""
-        if not self.closed:
+        if not self.is_closed:
             return self._open
         rights = Rights.everything(admin=True) if self._is_admin(identity) else self._rights(identity)
         return Principal(identity, rights)
@@ -175,7 +175,7 @@ class Policy:
         epoch under which the identity was last checked; None: the identity was not checked before. If `checked_at` is
         still the current epoch and the identity's source outside the store is unchanged, skips this check.
         """
-        if not self.closed:
+        if not self.is_closed:
             return self._open
         # The epoch is read before the rights. If the rights change between these two reads, the principal has an old
         # epoch, and the next request computes a new principal.

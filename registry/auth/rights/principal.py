@@ -165,7 +165,7 @@ class Principal:
     - `admin`: whether the client may do everything that an admin may. False for every bearer token and limited API
       token, even if the account is an admin's.
     - `expires`: when the credential expires, in seconds since 1970. None: never.
-    - `open`: whether the registry requires no login, because it has no accounts yet.
+    - `is_open`: whether the registry requires no login, because it has no accounts yet.
     - `epoch`: the epoch of the store when the rights were read. None: the rights do not come from the store.
     - `is_admitted`: whether the client sent a valid credential, or the registry requires none. An anonymous bearer
       token is a valid credential.
@@ -185,8 +185,8 @@ class Principal:
         "identity",
         "is_admitted",
         "is_anonymous",
+        "is_open",
         "name",
-        "open",
         "rights",
         "robot",
     )
@@ -196,7 +196,7 @@ class Principal:
         identity: Identity,
         rights: Rights,
         *,
-        open: bool = False,
+        is_open: bool = False,
         epoch: int | None = None,
     ) -> None:
         self.identity = identity
@@ -205,9 +205,9 @@ class Principal:
         self.is_anonymous = identity.name is None
         self.robot = identity.robot
         self.expires = identity.expires
-        self.open = open
+        self.is_open = is_open
         self.epoch = epoch
-        self.is_admitted = open or identity.name is not None or identity.access is not None
+        self.is_admitted = is_open or identity.name is not None or identity.access is not None
         self.admin = rights.admin and identity.limits is None and identity.access is None
         self._cached_bits: dict[tuple[str, str], int] = {}
         """Results of `actions`, by its arguments."""
@@ -228,7 +228,7 @@ class Principal:
         credential, because a page shows anonymous visitors what everyone may pull."""
         if self.is_admitted:
             return self
-        visitor = Principal(self.identity, self.rights, open=self.open, epoch=self.epoch)
+        visitor = Principal(self.identity, self.rights, is_open=self.is_open, epoch=self.epoch)
         visitor.is_admitted = True
         return visitor
 
@@ -338,7 +338,7 @@ def _is_name(text: str) -> bool:
 def open_principal(guarded: Iterable[str] = ()) -> Principal:
     """Returns the principal that every request has while there are no accounts. It may pull, push and delete, except
     below the `guarded` upstreams. It may not give rights to others."""
-    return Principal(ANONYMOUS, Rights.everything(guarded), open=True)
+    return Principal(ANONYMOUS, Rights.everything(guarded), is_open=True)
 
 
 UNPRIVILEGED: Final = Principal(ANONYMOUS, NO_RIGHTS)

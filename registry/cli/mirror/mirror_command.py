@@ -203,8 +203,8 @@ def purge(
     mirror: MirrorOption = None,
 ) -> None:
     """Deletes the cached content of each reference. If `everything` is true, deletes the cached content of the whole
-    repository that the reference names. If `force` is true, deletes also what a frozen tag needs. Ends the command with
-    exit code 1 if this failed for one reference, otherwise with 0."""
+    repository that the reference names. If `force` is true, also deletes the content that a frozen tag needs. Ends the
+    command with exit code 1 if this failed for one reference, otherwise with 0."""
     settings = load_mirror_settings(config, data, mirror)
     with one_line_errors():
         from registry.cli.mirror.refresh_purge import purge_reference

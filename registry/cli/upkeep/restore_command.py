@@ -23,8 +23,8 @@ Examples:
   entrepot restore /mnt/backups --data /var/lib/entrepot
   entrepot restore /mnt/backups --snapshot 2026-01-31T09-30-00Z --data /var/lib/entrepot
 
-The data directory must be missing or empty. After an interruption, run the same command again: until it has ended, no
-server starts there."""
+The data directory must be missing or empty. After an interruption, run the same command again. No server starts on the
+data directory until the restore is complete."""
 INTERRUPTED = "interrupted; the same command goes on from here"
 
 
@@ -72,7 +72,7 @@ def restore(
         )
         if result["healed_blobs"]:
             healed = plural(result["healed_blobs"], "blob")
-            typer.echo(f"restored whole, although damaged when the backup was made: {healed}")
+            typer.echo(f"{healed} restored completely, although damaged in the registry when the backup was made")
     if result["damaged"]:
         typer.echo(f"entrepot: {plural(len(result['damaged']), 'blob')} could not be restored", err=True)
     raise typer.Exit(1 if result["damaged"] else 0)

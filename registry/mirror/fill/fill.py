@@ -93,7 +93,7 @@ class Fill:
         """Set when `_owner_change_count` grows, and then replaced by a new event. Also set when the fill ends."""
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the fill has ended, with success or with an error."""
         return self._ended.is_set()
 
@@ -107,7 +107,7 @@ class Fill:
     def is_queued(self) -> bool:
         """Whether the owner, in this or another process, is still waiting for a free connection, and so has not sent
         any request to the upstream. Raises StorageFailed."""
-        return not self.ended and self._partial is not None and not self._partial.has_started
+        return not self.has_ended and self._partial is not None and not self._partial.has_started
 
     async def wait_started(self) -> bool:
         """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
@@ -115,7 +115,7 @@ class Fill:
         await self._started.wait()
         if self.error is not None:
             raise self.error
-        return not self.ended
+        return not self.has_ended
 
     async def wait_finished(self) -> None:
         """Waits until the fill has ended and the blob is stored. If the fill has failed, raises its error."""
@@ -137,7 +137,7 @@ class Fill:
         the fill fails, raises its error."""
         assert self._partial is not None
         with self.demand.waiting(offset):
-            while not self.ended:
+            while not self.has_ended:
                 change_count = self._owner_change_count
                 try:
                     return await self._partial.wait(offset)
@@ -191,7 +191,7 @@ class Fill:
 
     def abandon(self) -> None:
         """Ends the fill with an error, if its task was cancelled before `run` was started."""
-        if not self.ended:
+        if not self.has_ended:
             self._end(server_stopping_error(), is_abandoned=True)
 
     def _end(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
@@ -318,7 +318,7 @@ class Fill:
     async def _wait_for_owner(self, previous_count: int) -> None:
         """Waits until `_owner_change_count` differs from its earlier value `previous_count`. Waits at most
         `READER_POLL_SECONDS`, because this process does not notice when another process becomes the owner."""
-        if self._owner_change_count == previous_count and not self.ended:
+        if self._owner_change_count == previous_count and not self.has_ended:
             with suppress(TimeoutError):
                 async with asyncio.timeout(READER_POLL_SECONDS):
                     await self._owner_change_event.wait()
@@ -363,7 +363,7 @@ class Fills:
     def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
         """Returns the running fill of a blob if the fill's `repositories` include `repo`; otherwise None."""
         for (fill_digest, _), (fill, _) in self._fills.items():
-            if fill_digest == digest and repo in fill.repositories and not fill.ended:
+            if fill_digest == digest and repo in fill.repositories and not fill.has_ended:
                 return fill
         return None
 

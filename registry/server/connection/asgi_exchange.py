@@ -237,7 +237,7 @@ class AsgiExchange:
                 log.warning("%s: answered 503: too many responses wait for slow clients", self._request_line())
                 body = self._start_error(503, "too many responses wait for slow clients; try again", "UNAVAILABLE")
         else:  # a part reserves nothing: the application has to wait for the client before it sends the next part
-            self._context.unsent.release()  # what an earlier response on this connection has reserved
+            self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved
         if is_whole and len(body) > RESPONSE_SLICE_BYTES:
             await self._write_whole(memoryview(body))
         elif self._context.is_tls and len(body) > _LARGE_BYTES:

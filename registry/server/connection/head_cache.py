@@ -23,7 +23,7 @@ _CACHED_METHODS: Final = ("GET", "HEAD")
 
 
 class CachedHead(NamedTuple):
-    """What the bytes of a head mean, on whatever connection they arrive."""
+    """The result of parsing the bytes of a head. It is the same on all connections."""
 
     fields: dict[str, Any]
     """The items of the ASGI scope that depend on the head alone, without `headers`. Must not be changed."""
@@ -35,27 +35,27 @@ class CachedHead(NamedTuple):
 class HeadCache:
     """The cache of one worker process."""
 
-    __slots__ = ("_heads", "_seen")
+    __slots__ = ("_heads", "_seen_hashes")
 
     def __init__(self) -> None:
         self._heads: dict[bytes, CachedHead] = {}
-        self._seen: set[int] = set()
+        self._seen_hashes: set[int] = set()
         """The hashes of heads that arrived once."""
 
     def find(self, head: bytes) -> CachedHead | None:
-        """Returns what was parsed from exactly these bytes, up to and with the empty line; None if they are not in the
-        cache."""
+        """Returns the cached result of parsing exactly these bytes (up to and with the empty line). Returns None if
+        they are not in the cache."""
         return self._heads.get(head)
 
     def add(self, head: bytes, scope: Scope, size: int) -> None:
-        """Adds a head after which the connection stays open and no body follows. `head` are its bytes, `scope` is the
-        new scope of its request, and `size` is that of `RequestHead`. Does nothing if the head arrives for the first
-        time, is too long, has another method than GET and HEAD, or has a password, which must not stay in memory."""
+        """Adds a head after which the connection stays open and no body follows. `head`: its bytes. `scope`: the new
+        scope of its request. `size`: see `RequestHead.size`. Does nothing if the head arrives for the first time, is
+        too long, has another method than GET and HEAD, or has a password, which must not stay in memory."""
         fingerprint = hash(head)
-        if fingerprint not in self._seen:
-            if len(self._seen) >= _MAX_SEEN:
-                self._seen.clear()
-            self._seen.add(fingerprint)
+        if fingerprint not in self._seen_hashes:
+            if len(self._seen_hashes) >= _MAX_SEEN:
+                self._seen_hashes.clear()
+            self._seen_hashes.add(fingerprint)
             return
         if len(head) > MAX_HEAD_BYTES or scope["method"] not in _CACHED_METHODS:
             return

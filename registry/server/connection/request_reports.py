@@ -98,15 +98,15 @@ class RequestReports:
             scope["extensions"][REQUEST_NOTES_EXTENSION].clear()
 
     def report_refused(self, scope: Scope, status: int, reason: str, sent_bytes: int = 0) -> None:
-        """Reports a request or a connection that the server has refused without calling the application. `scope`: what
-        is known of the request. `status`: 0 if the client got no response. `reason`: one line for people."""
+        """Reports a request or a connection that the server has refused without calling the application. `scope`: the
+        known facts about the request. `status`: 0 if the client got no response. `reason`: one line for people."""
         if self._on_refused is not None:
             self._on_refused(scope, RequestEnd(status, 0, sent_bytes, 0.0, is_complete=status != 0, reason=reason))
 
     def report_refused_connection(
         self, client: tuple[str, int] | None, received: bytes, status: int, reason: str
     ) -> None:
-        """Reports a connection that is closed without being parsed. `received`: what the client has sent."""
+        """Reports a connection that is closed without being parsed. `received`: the bytes that the client has sent."""
         line = _REQUEST_LINE.match(received)
         scope = partial_scope(client) if line is None else partial_scope(client, line[1].decode(), line[2])
         self.report_refused(scope, status, reason)

@@ -72,17 +72,17 @@ class Certificates:
         self._tried_states = self._last_states  # their states at the last attempt to load them
         self.context = make_context(files, clock())
 
-    def refresh(self, *, settled: bool = False) -> None:
+    def refresh(self, *, are_files_complete: bool = False) -> None:
         """Reloads the files if they have changed since the last attempt to load them. If the server cannot use them,
         logs why and keeps the old context.
 
         If the states of the files differ from those at the previous call, perhaps a program is still writing them. Then
-        this call loads nothing. The next call loads the files, if it finds the same states. `settled`: whether the
-        files are known to be complete, so that this call can load them. This function blocks, but only for microseconds
-        if nothing has changed.
+        this call loads nothing. The next call loads the files, if it finds the same states. `are_files_complete`:
+        whether the files are known to be complete, so that this call can load them. This function blocks, but only for
+        microseconds if nothing has changed.
         """
         states = self._file_states()
-        may_be_incomplete = states != self._last_states and not settled
+        may_be_incomplete = states != self._last_states and not are_files_complete
         self._last_states = states
         if may_be_incomplete or states == self._tried_states:
             return

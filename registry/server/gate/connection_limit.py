@@ -91,7 +91,7 @@ class EvictableConnection(Protocol):
 
 
 _Selected = tuple[EvictableConnection, EvictionCandidate]
-"""A silent connection, and what it reported when the search examined it."""
+"""A silent connection, and the data that it reported to the search."""
 
 
 class ConnectionLimit:

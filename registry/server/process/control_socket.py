@@ -49,7 +49,7 @@ def listen_for_control(path: Path) -> socket.socket | None:
         try:
             address = _address(directory, path)
             if _is_used(address):
-                log.warning("another server uses this data directory: commands reach only that one")
+                log.warning("another server uses this data directory: commands reach only that server")
                 sock.close()
                 return None
             with suppress(FileNotFoundError):

@@ -62,7 +62,7 @@ class LiveChanges:
         self._restarts: list[Reply] = []  # for the requests that wait for the next restart
         self._wanted_since = 0.0  # when the latest request was made
         self._replies: list[Reply] = []  # for the requests that the running change fulfils
-        self._is_reload = False  # whether the running change is a reload, or, if none is running, the last one was
+        self._is_reload = False  # whether the running change, or else the last one, is a reload
         self._reload: Reload | None = None
         self._check: SuccessorCheck | None = None
         self._renewal: Renewal | None = None
@@ -148,7 +148,7 @@ class LiveChanges:
     def _start_next(self, now: float) -> bool:
         """Starts the next change in the queue. Returns False if it has to wait for workers that are starting."""
         self._is_reload = bool(self._reloads)
-        if any(not worker.ready for worker in self._pool.serving):
+        if any(not worker.is_ready for worker in self._pool.serving):
             if now >= self._wanted_since + _READY_SECONDS:
                 self._replies, self._reloads, self._restarts = [*self._reloads, *self._restarts], [], []
                 self._end(Outcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))
@@ -180,8 +180,8 @@ class LiveChanges:
         old_workers = sum(worker.is_adopted for worker in self._pool.serving)
         if old_workers:
             raise ChangeRefused(
-                f"{old_workers} old {'worker serves' if old_workers == 1 else 'workers serve'} with the settings of "
-                "before the last restart, which was not completed: run `entrepot restart`"
+                f"{old_workers} old {'worker serves' if old_workers == 1 else 'workers serve'} with old settings, "
+                "because the last restart was not completed: run `entrepot restart`"
             )
 
     def _step_renewal(self, renewal: Renewal, now: float) -> None:

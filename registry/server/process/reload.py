@@ -88,7 +88,7 @@ class Reload:
             return
         if not self._is_switching:
             pids = ", ".join(map(str, self._waiting))
-            self._refuse(f"the workers {pids} did not prepare it within {_PREPARE_SECONDS:g} s")
+            self._refuse(f"the workers {pids} did not prepare the new configuration within {_PREPARE_SECONDS:g} s")
             return
         for worker in self._waiting.values():
             log.error("killing the worker %d: it does not switch to the new configuration", worker.pid)

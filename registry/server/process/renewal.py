@@ -63,7 +63,7 @@ class Renewal:
         if self.outcome is not None:
             return
         if self._replacement is not None:
-            if self._replacement.ready:
+            if self._replacement.is_ready:
                 self._pool.retire(self._to_replace.pop(0))
                 self._replacement = None
             elif now - self._replacement.started > _START_SECONDS:

@@ -71,7 +71,7 @@ class Handover:
                 column=None,
                 commands=socket.socket(fileno=worker["commands"]),
                 is_adopted=True,
-                ready=worker.get("ready", True),
+                is_ready=worker.get("ready", True),
                 exit_expected=worker["exit_expected"],
                 kill_at=worker["kill_at"] or float("inf"),
             )
@@ -87,7 +87,7 @@ def describe_worker(worker: WorkerProcess) -> dict[str, Any]:
         "status_pipe": worker.status_pipe,
         "started": worker.started,
         "commands": worker.commands.fileno(),
-        "ready": worker.ready,
+        "ready": worker.is_ready,
         "exit_expected": worker.exit_expected,
         "kill_at": None if worker.kill_at == float("inf") else worker.kill_at,
     }
@@ -110,7 +110,7 @@ def take_handover(environment: MutableMapping[str, str]) -> Handover | Check | N
         return None
     value = json.loads(text)
     if value["format"] not in (1, _FORMAT):  # format 1 has no field `counts`
-        raise ChangeRefused("this version cannot take over from the one that runs; stop the server and start it")
+        raise ChangeRefused("this version cannot take over from the running version; stop the server and start it")
     if value["check"]:
         return Check(value["facts"])
     fields = value["handover"]

@@ -204,7 +204,7 @@ class Supervisor:
         after a fixed pause. Otherwise it comes after a back-off, which is 0 for the first restart."""
         now = time.monotonic()
         pause = self._next_backoffs.get(worker.index, 0.0)
-        if code == 0 or (worker.ready and now - worker.started >= _STABLE_SECONDS):
+        if code == 0 or (worker.is_ready and now - worker.started >= _STABLE_SECONDS):
             pause = 0.0
         self._next_backoffs[worker.index] = min(max(pause * 2, _FIRST_BACKOFF_SECONDS), _MAX_BACKOFF_SECONDS)
         if code == 0:
@@ -231,7 +231,7 @@ class Supervisor:
         if self._start_succeeded or self._is_stopping:
             return
         workers = self._pool.workers.values()
-        if len(workers) == self._workers and all(worker.ready for worker in workers):
+        if len(workers) == self._workers and all(worker.is_ready for worker in workers):
             self._start_succeeded = True
             self._live.notifier.ready(f"{self._workers} workers serve")
             if self._on_ready is not None:

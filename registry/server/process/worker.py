@@ -114,7 +114,7 @@ class Worker:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._handle_signals(loop)
-        self._refresh_certificates(settled=True)  # the files may have changed since the server's start
+        self._refresh_certificates(are_files_complete=True)  # the files may have changed since the server's start
         self._app = app = self._options.make_app()
         lifespan = Lifespan(app)
         lifespan.state[STOPPING_STATE] = self._stop
@@ -176,10 +176,11 @@ class Worker:
         blocked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
 
-    def _refresh_certificates(self, *, settled: bool = False) -> None:
-        """Reloads the TLS certificate if its files have changed. See `Certificates.refresh` for `settled`."""
+    def _refresh_certificates(self, *, are_files_complete: bool = False) -> None:
+        """Reloads the TLS certificate if its files have changed. See `Certificates.refresh` for
+        `are_files_complete`."""
         if self._options.listener_options.certificates is not None:
-            self._options.listener_options.certificates.refresh(settled=settled)
+            self._options.listener_options.certificates.refresh(are_files_complete=are_files_complete)
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop, signal_number: int, _: FrameType | None) -> None:
         """Stops the worker gracefully at the first SIGINT, and exits immediately at the second SIGINT, or at a SIGINT
@@ -243,7 +244,7 @@ class Worker:
         if name == "retire":
             self._retirement.begin()
         elif name == "switch":
-            self._refresh_certificates(settled=True)
+            self._refresh_certificates(are_files_complete=True)
             if app is not None:
                 await app.switch()
         elif app is not None and name == "discard":
@@ -253,7 +254,9 @@ class Worker:
                 async with asyncio.timeout(PREPARE_SECONDS):
                     await app.prepare(payload)
             except TimeoutError:
-                raise ChangeRefused(f"a worker could not open it within {PREPARE_SECONDS:g} s") from None
+                raise ChangeRefused(
+                    f"a worker could not open the new configuration within {PREPARE_SECONDS:g} s"
+                ) from None
 
     async def _retire(self, acceptors: list[Acceptor]) -> None:
         """Ends the worker without the loss of a request, because another worker has taken its place. The worker accepts

@@ -36,7 +36,7 @@ class WorkerProcess:
     version."""
     output: bytearray = field(default_factory=bytearray)
     """What the worker has written to its status pipe, without the line "ready"."""
-    ready: bool = False
+    is_ready: bool = False
     """Whether the worker accepts connections."""
     exit_expected: bool = False
     """Whether the supervisor has told the worker to stop, or has killed it. If so, the supervisor does not restart the
@@ -49,8 +49,8 @@ class WorkerProcess:
         more. Raises BlockingIOError if the pipe is empty."""
         data = os.read(self.status_pipe, 65536)
         self.output += data
-        if not self.ready and self.output.startswith(_READY_LINE):
-            self.ready = True
+        if not self.is_ready and self.output.startswith(_READY_LINE):
+            self.is_ready = True
             del self.output[: len(_READY_LINE)]
         return bool(data)
 

@@ -44,18 +44,22 @@ def decide(
         return Decision(True, f"pushed within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pulled_within and tag.pulled is not None and now - tag.pulled <= rule.keep_pulled_within:
         return Decision(True, f"pulled within {format_duration(rule.keep_pulled_within)}")
-    if rule.keep_pulled_within and tag.unrecorded is not None and now - tag.unrecorded <= rule.keep_pulled_within:
+    if (
+        rule.keep_pulled_within
+        and tag.unrecorded_until is not None
+        and now - tag.unrecorded_until <= rule.keep_pulled_within
+    ):
         return Decision(
             True,
             f"may have been pulled within {format_duration(rule.keep_pulled_within)}: pulls are recorded since "
-            f"{date_text(tag.unrecorded)}",
+            f"{date_text(tag.unrecorded_until)}",
         )
     not_newest = f"not one of the newest {rule.keep_last}, " if rule.keep_last else ""
     pull_text = "never pulled"
     if tag.pulled is not None:
         pull_text = f"last pulled {date_text(tag.pulled)}"
-    elif tag.unrecorded is not None:
-        pull_text = f"not pulled since {date_text(tag.unrecorded)}"
+    elif tag.unrecorded_until is not None:
+        pull_text = f"not pulled since {date_text(tag.unrecorded_until)}"
     return Decision(False, f"{not_newest}pushed {date_text(tag.pushed)}, {pull_text}")
 
 

@@ -239,7 +239,7 @@ class FileBlobStore:
         self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
     ) -> ContentCheck:
         """Reads and hashes the blob's file in a thread, part by part. `read_again`: reads all bytes from the disk, even
-        if the kernel has them cached. Raises BytesMissing, StorageFailed, and what `on_read` raises."""
+        if the kernel has them cached. Raises BytesMissing, StorageFailed, and the errors of `on_read`."""
         check = FileCheck(self._disk.layout.path_of(place), digest, size, read_again=read_again)
         try:
             while count := await self._disk.run(check.read_part):

@@ -102,7 +102,7 @@ def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float,
     if state_fd is None:
         return False
     try:
-        if not try_lock_byte(state_fd) or not has_path(state_fd, paths.state):
+        if not try_lock_byte(state_fd) or not is_at_path(state_fd, paths.state):
             return False
         delete_file_pair(system, paths, state_fd, PartialStatus.DELETED)
         return True
@@ -119,7 +119,7 @@ def is_file_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
     except FileNotFoundError:
         return True  # only the data file is left
     try:
-        return not is_byte_locked(state_fd) and has_path(state_fd, paths.state)
+        return not is_byte_locked(state_fd) and is_at_path(state_fd, paths.state)
     finally:
         os.close(state_fd)
 
@@ -133,7 +133,7 @@ def list_partial_names(layout: Layout) -> list[tuple[str, Digest]]:
     return sorted(names)
 
 
-def has_path(fd: int, path: Path) -> bool:
+def is_at_path(fd: int, path: Path) -> bool:
     """Returns whether the open file `fd` is still at `path`: False if it has been deleted, moved or replaced."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
@@ -184,7 +184,7 @@ def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int
     """Opens the pair as the process that has just locked the state file. If the state file is empty, sets up a new
     pair. Returns None if the state file was deleted before it was locked. If the stored bytes cannot be used, deletes
     both files and returns None. Raises StorageFull, OSError."""
-    if not has_path(state_fd, paths.state):
+    if not is_at_path(state_fd, paths.state):
         return None
     if os.fstat(state_fd).st_size == 0:
         return _set_up(system, paths, state_fd, size, boot)

@@ -23,7 +23,7 @@ from storage.blobs.files.partial_file_pairs import (
     PartialPaths,
     close_data,
     delete_file_pair,
-    has_path,
+    is_at_path,
     write_progress,
 )
 from storage.blobs.files.partial_state_format import (
@@ -73,10 +73,9 @@ class ProcessPartial:
         self.digest = digest
         self.size = files.progress.size
         self.data_fd = files.data_fd
-        self.is_notified = False
-        """Set by `PartialWaiters`."""
-        self.checked_at = 0.0
-        """Set by `PartialWaiters`."""
+        # `PartialWaiters` sets these two attributes.
+        self.is_notified = False  # whether `notify` was called since the waiting tasks were last checked
+        self.checked_at = 0.0  # when the waiting tasks were last checked, in seconds of the event loop's clock
         self.flags = CrossProcessFlags(files.state_fd)
         self._system = system
         self._reserve = reserve
@@ -100,7 +99,8 @@ class ProcessPartial:
         self._users = 0
         """Number of `retain` calls without a `release` so far, plus the number of running steps."""
         self._has_no_owner = False
-        """Whether no process had an owner at the last `refresh` or change of the owner in this process."""
+        """Whether no process has an owner. Updated by `refresh`, and when a user of this process becomes the owner or
+        stops being the owner."""
         self._version = 0
         """Number of changes of the progress so far."""
         self._stored_version = 0
@@ -192,7 +192,7 @@ class ProcessPartial:
         progress = read_progress(self._state_fd)
         if progress is not None and progress.status is not PartialStatus.INCOMPLETE:
             self._status = progress.status
-        elif progress is None or not has_path(self._state_fd, self._paths.state):
+        elif progress is None or not is_at_path(self._state_fd, self._paths.state):
             self._status = PartialStatus.DELETED
         if progress is None or not self.is_incomplete:
             unlock_byte(self._state_fd)
@@ -318,7 +318,7 @@ class ProcessPartial:
             for part in new_parts:
                 self._being_written.add(*part)
         try:
-            # The size of the whole blob was compared with the free space before the download began.
+            # `MinFreeSpace` was checked before the download began, for the size of the whole blob.
             self._reserve.require_free_space(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)
@@ -381,7 +381,7 @@ class ProcessPartial:
         try:
             self._system.rename(self._paths.data, target)
         except FileNotFoundError:
-            if not has_path(self.data_fd, target):
+            if not is_at_path(self.data_fd, target):
                 raise
         sync_directory(self._system, target.parent)
 

@@ -93,12 +93,12 @@ def remove_from_collect_queue(db: apsw.Connection, repository: int, digest: Dige
 
 
 def add_link(
-    db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float, *, confirmed: bool = False
+    db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float, *, is_confirmed: bool = False
 ) -> None:
     """Adds the repository's link to the blob, or updates it if it exists. Queues the link if no manifest of the
-    repository refers to the blob yet. `confirmed`: whether a client pushed the blob to this repository, or the mirror
-    downloaded it for this repository from the upstream (the registry that the repository mirrors). A link that is
-    already confirmed stays confirmed.
+    repository refers to the blob yet. `is_confirmed`: whether a client pushed the blob to this repository, or the
+    mirror downloaded it for this repository from the upstream (the registry that the repository mirrors). A link that
+    is already confirmed stays confirmed.
 
     Raises QuotaExceeded if the blob does not fit into a quota."""
     try:
@@ -106,7 +106,7 @@ def add_link(
             "INSERT INTO blob_link (repository, blob, needed, confirmed) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (repository, blob) DO UPDATE "
             "SET needed = excluded.needed, confirmed = max(confirmed, excluded.confirmed)",
-            (repository, blob, now, int(confirmed)),
+            (repository, blob, now, int(is_confirmed)),
         )
     except apsw.ConstraintError as error:
         raise usage_tables.link_refusal(db, error, repository, blob) from None
@@ -140,7 +140,7 @@ def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: 
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",
         (digest, size, place, now),
     ).get
-    add_link(db, make_repository(db, repo, now), blob, digest, now, confirmed=True)
+    add_link(db, make_repository(db, repo, now), blob, digest, now, is_confirmed=True)
     return note_stored_blob(db, repo, digest, now)
 
 

@@ -74,8 +74,8 @@ class _PendingChange:
     """A change whose outcome has not been delivered to its future.
 
     `change`, `durable` and `reserve_use` are the arguments of `CommitThread.run`, and `future` is its return value. At
-    the latest attempt, `change` returned `result` or failed with `error`. `committed` is true once the transaction with
-    the change is committed."""
+    the latest attempt, `change` returned `result` or failed with `error`. `is_committed` is true once the transaction
+    with the change is committed."""
 
     change: Change[Any]
     durable: bool
@@ -83,11 +83,11 @@ class _PendingChange:
     future: UncancellableFuture[Any]
     result: Any = None
     error: BaseException | None = None
-    committed: bool = False
+    is_committed: bool = False
 
     def fail(self, error: BaseException) -> None:
         """Sets the error of the change, unless it was committed or has an error already."""
-        if not self.committed and self.error is None:
+        if not self.is_committed and self.error is None:
             self.error = _as_registry_error(error)
 
     def deliver(self) -> None:
@@ -137,16 +137,16 @@ class CommitThread:
         opened.result()  # waits, and raises the error with which the thread failed to open the database
 
     def run(
-        self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.GROWTH
+        self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.NONE
     ) -> UncancellableFuture[T]:
         """Queues `change`, to be called in a transaction. Returns a future that gets the result of `change` once the
         transaction is committed.
 
         `durable`: the commit must survive a power cut. `reserve_use`: how much of the reserve the change may use on a
-        full disk. (`ReserveUse.GROWTH`: nothing, because the change makes the data grow.) If the change fails, it is
-        rolled back, and the future raises a RegistryError: the RegistryError that `change` raised, StorageFull, or
-        StorageFailed for any other error. If the task that awaits the future is cancelled, the change still runs to its
-        end, and only then the task is cancelled."""
+        full disk (`ReserveUse.NONE` for changes that make the data grow). If the change fails, it is rolled back, and
+        the future raises a RegistryError: the RegistryError that `change` raised, StorageFull, or StorageFailed for any
+        other error. If the task that awaits the future is cancelled, the change still runs to its end, and only then
+        the task is cancelled."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._observer.on_queued(future)
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
@@ -238,7 +238,7 @@ class CommitThread:
             uncommitted = [
                 pending
                 for pending in uncommitted
-                if pending.reserve_use is not ReserveUse.GROWTH and isinstance(pending.error, StorageFull)
+                if pending.reserve_use is not ReserveUse.NONE and isinstance(pending.error, StorageFull)
             ]
             if uncommitted:
                 raise StorageFull
@@ -262,7 +262,7 @@ class CommitThread:
         except BaseException as error:
             is_disk_full = is_full(db, error)  # before the rollback, because it looks at the last error of `db`
             self._roll_back(db)
-            if any(pending.committed for pending in batch):
+            if any(pending.is_committed for pending in batch):
                 raise  # a committed change must not be made again
             if len(batch) > 1:
                 for pending in batch:
@@ -302,7 +302,7 @@ class CommitThread:
         else:
             self._system.commit(lambda: _execute_commit(db), durable=bool(self._fsync_enabled))
             for pending in batch:
-                pending.committed = pending.error is None
+                pending.is_committed = pending.error is None
             after = self._version()
             if not self._rights_changed and is_exactly_one_commit_later(before, after):
                 self._versions_with_same_rights = before, after

@@ -97,8 +97,8 @@ def _create(path: Path) -> apsw.Connection:
 
 
 def _configure_files(db: apsw.Connection) -> None:
-    """Sets the busy timeout and the log's size limit. Switches off automatic checkpoints (which copy the log into the
-    database file), because the thread that commits runs them.
+    """Sets the busy timeout and the log's size limit. Switches off automatic checkpoints, which copy the log into the
+    database file. SQLite would run them at the end of a commit and so delay the thread that makes the commits.
 
     Two settings help on a full disk. When the last connection is closed, SQLite keeps the files of the log and its
     index, so that the next start need not create them. SQLite stores temporary data in memory."""

@@ -91,7 +91,7 @@ class ImmutableDatabase:
         return self.db
 
     def run(
-        self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.GROWTH
+        self, change: Change[T], *, durable: bool = True, reserve_use: ReserveUse = ReserveUse.NONE
     ) -> UncancellableFuture[T]:
         """Refuses the change without calling it: returns a future that raises StorageFull. `durable` and `reserve_use`
         have no effect; they are here because `CommitThread.run` has them."""

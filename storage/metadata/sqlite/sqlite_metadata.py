@@ -4,8 +4,8 @@ Short lookups run on the event loop, because they take microseconds. They see al
 may read many rows run in a thread (`ScanThread`). Changes run in another thread (`CommitThread`). Unless they pass
 `durable=False`, changes survive a power cut once the method has returned.
 
-`ReserveUse.RELIEF` marks changes that free space. On a full disk they may use the *reserve*: disk space that was
-allocated in advance.
+The *reserve* is disk space that was allocated in advance. On a full disk, changes that free space may use all of it
+(`ReserveUse.ALL`).
 
 - A *link* is a row that lets a repository serve a blob.
 - The *collect queue* lists the links and blobs that garbage collection may have to remove.
@@ -201,7 +201,7 @@ class SqliteMetadata:
         now = self._clock()
         await self._writer.run(
             lambda db: blob_changes.delete_blob(db, repo, digest, by, now, even_if_referenced=even_if_referenced),
-            reserve_use=ReserveUse.RELIEF,
+            reserve_use=ReserveUse.ALL,
         )
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
@@ -225,7 +225,7 @@ class SqliteMetadata:
     async def end_upload(self, upload: UploadID) -> None:
         """Deletes an upload session."""
         await self._writer.run(
-            lambda db: blob_changes.end_upload(db, upload), durable=False, reserve_use=ReserveUse.RELIEF
+            lambda db: blob_changes.end_upload(db, upload), durable=False, reserve_use=ReserveUse.ALL
         )
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
@@ -278,14 +278,14 @@ class SqliteMetadata:
             )
 
         try:
-            await self._writer.run(lambda db: delete(db, restorable), reserve_use=ReserveUse.RELIEF)
+            await self._writer.run(lambda db: delete(db, restorable), reserve_use=ReserveUse.ALL)
         except StorageFull:
             if not restorable:
                 raise
             log.warning(
                 "the disk is too full to keep the deleted manifest %s of %s; it cannot be put back", digest, repo
             )
-            await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.RELIEF)
+            await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.ALL)
 
     async def delete_tag(
         self,
@@ -297,7 +297,7 @@ class SqliteMetadata:
     ) -> None:
         delete = partial(manifest_and_tag_changes.delete_tag, condition=condition, is_immutable=is_immutable)
         now = self._clock()
-        await self._writer.run(lambda db: delete(db, repo, tag, by, now), reserve_use=ReserveUse.RELIEF)
+        await self._writer.run(lambda db: delete(db, repo, tag, by, now), reserve_use=ReserveUse.ALL)
 
     async def is_known_repository(self, repo: RepositoryName) -> bool:
         """Returns whether the repository ever had content, even if all of it was deleted."""
@@ -347,13 +347,13 @@ class SqliteMetadata:
         the repository after `before`. Returns whether it removed the link."""
         now = self._clock()
         return await self._writer.run(
-            lambda db: blob_changes.drop_link(db, entry, before, now), reserve_use=ReserveUse.RELIEF
+            lambda db: blob_changes.drop_link(db, entry, before, now), reserve_use=ReserveUse.ALL
         )
 
     async def drop_blob(self, digest: Digest) -> str | None:
         """If no repository has a link to the blob, deletes its row and returns its place, so that the caller can delete
         the bytes there. Returns None if a repository has a link to the blob, or the blob has no row."""
-        return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest), reserve_use=ReserveUse.RELIEF)
+        return await self._writer.run(lambda db: blob_changes.drop_blob(db, digest), reserve_use=ReserveUse.ALL)
 
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
         """Returns the `digests` whose blobs are in the database."""
@@ -366,7 +366,7 @@ class SqliteMetadata:
     async def drop_upload(self, upload: UploadID, before: float) -> bool:
         """Deletes the upload session if it made no progress after `before`. Returns whether it deleted the session."""
         return await self._writer.run(
-            lambda db: blob_changes.drop_upload(db, upload, before), durable=False, reserve_use=ReserveUse.RELIEF
+            lambda db: blob_changes.drop_upload(db, upload, before), durable=False, reserve_use=ReserveUse.ALL
         )
 
     async def known_uploads(self, uploads: Sequence[UploadID]) -> set[UploadID]:
@@ -380,7 +380,7 @@ class SqliteMetadata:
 
     async def drop_deleted_manifests(self, before: float, limit: int) -> list[DeletedManifest]:
         return await self._writer.run(
-            lambda db: deleted_manifests.drop_oldest(db, before, limit), reserve_use=ReserveUse.RELIEF
+            lambda db: deleted_manifests.drop_oldest(db, before, limit), reserve_use=ReserveUse.ALL
         )
 
     async def _existing(self, values: Sequence[S], *, table: str, column: str) -> set[S]:

@@ -58,8 +58,8 @@ class SqliteUpstreamRecords:
     """Implements `UpstreamRecords`. Reads on the event loop.
 
     A change by `confirm` is durable when the method returns. The other changes may be lost in a power cut, because the
-    mirror can get the same information from its upstreams again. `ReserveUse.RELIEF` marks changes that delete
-    something: on a full disk they may use disk space that was allocated in advance."""
+    mirror can get the same information from its upstreams again. On a full disk, changes that delete something may use
+    all of the disk space that was allocated in advance (`ReserveUse.ALL`)."""
 
     def __init__(
         self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]
@@ -109,7 +109,7 @@ class SqliteUpstreamRecords:
         await self._execute(
             "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)",
             (repo, key),
-            reserve_use=ReserveUse.RELIEF,
+            reserve_use=ReserveUse.ALL,
         )
 
     async def find_holder(self, prefix: str, digest: Digest) -> RepositoryName | None:
@@ -185,7 +185,7 @@ class SqliteUpstreamRecords:
                 blobs_with_records += db.changes() > 0
             return blobs_with_records
 
-        return await self._writer.run(forget, durable=False, reserve_use=ReserveUse.RELIEF)
+        return await self._writer.run(forget, durable=False, reserve_use=ReserveUse.ALL)
 
     async def token(self, key: str) -> tuple[str, float] | None:
         """Returns the bearer token of an upstream that is stored under `key`, and the time at which the token expires
@@ -211,7 +211,7 @@ class SqliteUpstreamRecords:
     async def delete_token(self, key: str, token: str) -> None:
         """Deletes the token under `key` if that is still `token`."""
         await self._execute(
-            "DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), reserve_use=ReserveUse.RELIEF
+            "DELETE FROM upstream_token WHERE key = ? AND token = ?", (key, token), reserve_use=ReserveUse.ALL
         )
 
     async def allowance(self, upstream: str) -> Allowance | None:
@@ -235,7 +235,7 @@ class SqliteUpstreamRecords:
         )
 
     async def _execute(
-        self, sql: str, values: tuple[str | float | None, ...], *, reserve_use: ReserveUse = ReserveUse.GROWTH
+        self, sql: str, values: tuple[str | float | None, ...], *, reserve_use: ReserveUse = ReserveUse.NONE
     ) -> None:
         """Runs a statement that changes something. The change may be lost in a power cut. `reserve_use`: how much of
         the disk space allocated in advance it may use on a full disk."""

@@ -237,13 +237,13 @@ def test_logins_and_denials_are_counted(site: AdminSite) -> None:
     """The metrics count logins by method and outcome, and refused requests by the refused action."""
     user, password = site.user()
     with httpx2.Client(base_url=site.server.url, trust_env=False) as client:
-        before = parse(client.get("/metrics", auth=(ADMIN, PASSWORD)).text)
+        metrics_before = parse(client.get("/metrics", auth=(ADMIN, PASSWORD)).text)
         assert client.get("/v2/", auth=(user, "wrong-password-1")).status_code == 401
         assert client.post("/v2/nobody/may/blobs/uploads/", auth=(user, password)).status_code in (401, 403, 404)
-        after = parse(client.get("/metrics", auth=(ADMIN, PASSWORD)).text)
+        metrics_after = parse(client.get("/metrics", auth=(ADMIN, PASSWORD)).text)
 
     def growth(name: str, **labels: str) -> float:
-        return after.total(name, **labels) - before.total(name, **labels)
+        return metrics_after.total(name, **labels) - metrics_before.total(name, **labels)
 
     assert growth("entrepot_logins_total", method="password", outcome="failed") == 1
     assert growth("entrepot_logins_total", method="password", outcome="ok") >= 1

@@ -31,7 +31,8 @@ def until(is_done: Callable[[], bool]) -> None:
 
 
 def indexed(site: AdminSite, repo: str, tag: str = "v1") -> str:
-    """Pushes an index to a repository, waits until searches find it, and returns its digest."""
+    """Pushes an image index to a repository, waits until searches find its tag and its digest, and returns the
+    digest."""
     digest = put(site, repo, tag, repo)
     until(lambda: bool(site.call_ok("GET", "/search", q=f"{repo}:{tag}", kind="tags")["tags"]["items"]))
     until(lambda: bool(site.call_ok("GET", "/search", q=digest, kind="digests")["digests"]["items"]))
@@ -160,7 +161,8 @@ def test_extensions(site: AdminSite) -> None:
 
 
 def test_history_over_v2(site: AdminSite, repo: str) -> None:
-    """Clients that may pull can read the history of a tag over /v2: in pages, newest entry first, without addresses."""
+    """Clients that may pull can read the history of a tag over /v2: in pages, newest entry first. The entries do not
+    contain the IP addresses of the clients that moved the tag."""
     digests = [put(site, repo, "v1", text) for text in ("first", "second", "third")]
     path = f"/v2/{repo}/_entrepot/history/v1"
     page = get(site, path, None, n=2)

@@ -23,7 +23,7 @@ name = "ghcr.io"
 """
 
 
-def printed(folder: Path, *args: str, hint: str = "") -> str:
+def client_output(folder: Path, *args: str, hint: str = "") -> str:
     """Returns the output of the command. Checks that stderr has only comments, and that `hint` is in them."""
     result = entrepot("client", *args, folder=folder)
     assert result.returncode == 0, result.stderr
@@ -34,22 +34,22 @@ def printed(folder: Path, *args: str, hint: str = "") -> str:
 
 def toml(folder: Path, *args: str) -> dict[str, Any]:
     """Returns the output of the command, parsed as TOML."""
-    return tomllib.loads(printed(folder, *args))
+    return tomllib.loads(client_output(folder, *args))
 
 
 def test_docker_on_this_machine(tmp_path: Path) -> None:
     """docker accepts plain HTTP at loopback addresses, so the printed daemon.json has only the mirror. stdout has
     nothing but the JSON document."""
-    document = json.loads(printed(tmp_path, "docker", hint="systemctl reload docker"))
+    document = json.loads(client_output(tmp_path, "docker", hint="systemctl reload docker"))
     assert document == {"registry-mirrors": ["http://127.0.0.1:5000"]}
 
 
 def test_docker_on_other_machines(tmp_path: Path) -> None:
     """For a registry with plain HTTP on another machine, daemon.json has to allow plain HTTP. For HTTPS, it has only
     the mirror."""
-    document = json.loads(printed(tmp_path, "docker", "--url", "registry.example.com:5000"))
+    document = json.loads(client_output(tmp_path, "docker", "--url", "registry.example.com:5000"))
     assert document == {"registry-mirrors": [REMOTE], "insecure-registries": ["registry.example.com:5000"]}
-    document = json.loads(printed(tmp_path, "docker", "--url", "https://registry.example.com"))
+    document = json.loads(client_output(tmp_path, "docker", "--url", "https://registry.example.com"))
     assert document == {"registry-mirrors": ["https://registry.example.com"]}
 
 
@@ -74,7 +74,7 @@ def test_docker_has_no_mirrors_of_other_upstreams(tmp_path: Path) -> None:
     """docker has a setting for mirrors of Docker Hub only. For other upstreams, a hint says how to name their
     images."""
     hint = f"docker pull {REMOTE.partition('//')[2]}/ghcr.io/NAME"
-    document = json.loads(printed(tmp_path, "docker", "--url", REMOTE, "--upstream", "ghcr.io", hint=hint))
+    document = json.loads(client_output(tmp_path, "docker", "--url", REMOTE, "--upstream", "ghcr.io", hint=hint))
     assert document == {"insecure-registries": ["registry.example.com:5000"]}
 
 
@@ -90,12 +90,14 @@ def test_containerd(tmp_path: Path) -> None:
     """The output has one hosts.toml for each upstream, which begins with a comment with the path of the file. With
     --upstream, the output is one valid hosts.toml. For Docker Hub, it has the real address of the registry."""
     (tmp_path / "a.toml").write_text(TWO_UPSTREAMS)
-    both = printed(tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, hint="--upstream NAME")
+    all_hosts_text = client_output(
+        tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, hint="--upstream NAME"
+    )
     paths = [f"# /etc/containerd/certs.d/{name}/hosts.toml" for name in ("docker.io", "ghcr.io")]
-    assert [line for line in both.splitlines() if line.startswith("# /")] == paths
+    assert [line for line in all_hosts_text.splitlines() if line.startswith("# /")] == paths
     for name, server in (("docker.io", "https://registry-1.docker.io"), ("ghcr.io", "https://ghcr.io")):
-        one = toml(tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, "--upstream", name)
-        assert one == {"server": server, "host": {REMOTE: {"capabilities": ["pull", "resolve"]}}}
+        host_settings = toml(tmp_path, "containerd", "--config", "a.toml", "--url", REMOTE, "--upstream", name)
+        assert host_settings == {"server": server, "host": {REMOTE: {"capabilities": ["pull", "resolve"]}}}
 
 
 UPSTREAM_WITH_ALIASES = """
@@ -113,20 +115,20 @@ def test_upstream_with_aliases(tmp_path: Path) -> None:
     printed files are for the aliases. Only the path at the mirror has the name `corp`."""
     (tmp_path / "a.toml").write_text(UPSTREAM_WITH_ALIASES)
     options = ("--config", "a.toml", "--url", REMOTE)
-    files = printed(tmp_path, "containerd", *options)
+    files = client_output(tmp_path, "containerd", *options)
     paths = [f"# /etc/containerd/certs.d/{name}/hosts.toml" for name in ("registry.corp:5000", "old.corp", "ghcr.io")]
     assert [line for line in files.splitlines() if line.startswith("# /")] == paths
     for name, server in (("registry.corp:5000", "http://registry.corp:5000"), ("old.corp", "https://old.corp")):
         one = toml(tmp_path, "containerd", *options, "--upstream", name)
         assert one == {"server": server, "host": {REMOTE: {"capabilities": ["pull", "resolve"]}}}
-    assert printed(tmp_path, "containerd", *options, "--upstream", "corp").count("[host.") == 2
+    assert client_output(tmp_path, "containerd", *options, "--upstream", "corp").count("[host.") == 2
     host = "registry.example.com:5000"
     document = toml(tmp_path, "podman", *options, "--upstream", "registry.corp:5000")["registry"]
     mirror = {"location": f"{host}/corp", "insecure": True}
     assert document[0] == {"prefix": "registry.corp:5000", "location": "registry.corp:5000", "mirror": [mirror]}
     document = toml(tmp_path, "buildkit", *options, "--upstream", "registry.corp:5000")["registry"]
     assert document == {"registry.corp:5000": {"mirrors": [host]}, host: {"http": True}}
-    printed(tmp_path, "docker", *options, "--upstream", "corp", hint=f"docker pull {host}/corp/NAME")
+    client_output(tmp_path, "docker", *options, "--upstream", "corp", hint=f"docker pull {host}/corp/NAME")
 
 
 def test_podman(tmp_path: Path) -> None:
@@ -160,11 +162,11 @@ def test_buildkit(tmp_path: Path) -> None:
 def test_address_from_the_settings(tmp_path: Path) -> None:
     """The address in the output is that of `public_url`, or else that of `listen`. If `listen` is a wildcard address,
     the output has localhost, with a hint."""
-    assert "http://127.0.0.1:7000" in printed(tmp_path, "docker", "--listen", "127.0.0.1:7000")
-    document = printed(tmp_path, "docker", "--listen", "0.0.0.0:7000", hint="clients on the same machine")
+    assert "http://127.0.0.1:7000" in client_output(tmp_path, "docker", "--listen", "127.0.0.1:7000")
+    document = client_output(tmp_path, "docker", "--listen", "0.0.0.0:7000", hint="clients on the same machine")
     assert json.loads(document)["registry-mirrors"] == ["http://localhost:7000"]
     (tmp_path / "a.toml").write_text('public_url = "https://registry.example.com"')
-    document = printed(tmp_path, "docker", "--config", "a.toml")
+    document = client_output(tmp_path, "docker", "--config", "a.toml")
     assert json.loads(document)["registry-mirrors"] == ["https://registry.example.com"]
 
 
@@ -189,7 +191,7 @@ def test_wrong_use_in_one_line(tmp_path: Path, args: list[str], error: str) -> N
 def test_options_of_serve_are_accepted(tmp_path: Path) -> None:
     """The command accepts the options of `entrepot serve`, and its output is then for a server with these options."""
     serve_options = ["--data", str(tmp_path / "data"), "--mirror", "quay.io", "--listen", "127.0.0.1:5001"]
-    document = tomllib.loads(printed(tmp_path, "podman", *serve_options))
+    document = tomllib.loads(client_output(tmp_path, "podman", *serve_options))
     (mirrored,) = (registry for registry in document["registry"] if registry.get("prefix") == "quay.io")
     assert mirrored["mirror"][0]["location"] == "127.0.0.1:5001/quay.io"
     assert not (tmp_path / "data").exists()

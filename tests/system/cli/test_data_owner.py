@@ -86,7 +86,7 @@ def test_second_start_on_the_same_directory(folder: Path) -> None:
 
 def test_process_of_the_owner_keeps_its_user(tmp_path: Path) -> None:
     """If the directory belongs to the process's own user, or does not exist, the process keeps its user and groups."""
-    before = (os.geteuid(), os.getegid(), os.getgroups())
+    ids_before = (os.geteuid(), os.getegid(), os.getgroups())
     become_owner(tmp_path)
     become_owner(tmp_path / "missing")
-    assert (os.geteuid(), os.getegid(), os.getgroups()) == before
+    assert (os.geteuid(), os.getegid(), os.getgroups()) == ids_before

@@ -63,7 +63,7 @@ def import_(target: RegistryServer, *args: str | Path) -> list[str]:
     return entrepot_output("import", *args, "--data", target.data, folder=target.data.parent).splitlines()
 
 
-def refused(target: RegistryServer, *args: str | Path, code: int = 1) -> str:
+def import_error(target: RegistryServer, *args: str | Path, code: int = 1) -> str:
     """Runs an import that must fail with this exit code, and returns its error of one line."""
     return error_line(entrepot("import", *args, "--data", target.data, folder=target.data.parent), code)
 
@@ -146,7 +146,7 @@ def test_archives_of_docker_save(target: RegistryServer, tmp_path: Path) -> None
             data = source.extractfile(member)
             if member.name == document["layers"][0]["digest"].partition(":")[2] + "/layer.tar":
                 link = tarfile.TarInfo(member.name)
-                linked.addfile(_named(member, "real/layer.tar"), data)
+                linked.addfile(_rename_member(member, "real/layer.tar"), data)
                 link.type, link.linkname = tarfile.SYMTYPE, "../real/layer.tar"
                 linked.addfile(link)
             else:
@@ -154,7 +154,7 @@ def test_archives_of_docker_save(target: RegistryServer, tmp_path: Path) -> None
     assert import_(target, tmp_path / "linked.tar")[0] == lines[0]
 
 
-def _named(member: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
+def _rename_member(member: tarfile.TarInfo, name: str) -> tarfile.TarInfo:
     """Gives the member of an archive another name."""
     member.name = name
     return member
@@ -204,41 +204,40 @@ def test_damaged_files(target: RegistryServer, tmp_path: Path) -> None:
     for number, part in enumerate((SIGNED_IMAGE.layers[-1], SIGNED_IMAGE.manifest)):
         layout = write_layout(tmp_path / f"layout{number}", {"v1": SIGNED_IMAGE})
         _damage(layout, part)
-        message = refused(target, layout, "--as", "team/bad")
+        message = import_error(target, layout, "--as", "team/bad")
         assert f"{part.digest} is damaged" in message
     other = image("another")
     layout = write_layout(tmp_path / "incomplete", {"v1": other})
     (layout / "blobs/sha256" / other.layers[1].digest.partition(":")[2]).unlink()
-    assert f"is incomplete: it has no blob {other.layers[1].digest}" in refused(target, layout, "--as", "team/bad")
+    assert f"is incomplete: it has no blob {other.layers[1].digest}" in import_error(target, layout, "--as", "team/bad")
     assert wire.tags("team/bad") == []
 
     archive = write_archive(tmp_path / "archive.tar", SIGNED_IMAGE, "team/bad:v1")
-    cut = archive.read_bytes()[: MIB // 2]
-    (tmp_path / "cut.tar").write_bytes(cut)
-    assert "cut.tar" in refused(target, tmp_path / "cut.tar")
+    (tmp_path / "cut.tar").write_bytes(archive.read_bytes()[: MIB // 2])
+    assert "cut.tar" in import_error(target, tmp_path / "cut.tar")
     body = bytearray(archive.read_bytes())
     position = body.index(noise("one", 1000))
     body[position] ^= 1
     (tmp_path / "damaged.tar").write_bytes(body)
-    assert "is damaged: its bytes have sha256:" in refused(target, tmp_path / "damaged.tar")
+    assert "is damaged: its bytes have sha256:" in import_error(target, tmp_path / "damaged.tar")
     (tmp_path / "text").write_text("no archive")
-    assert "is no tar archive" in refused(target, tmp_path / "text")
+    assert "is no tar archive" in import_error(target, tmp_path / "text")
     (tmp_path / "empty").mkdir()
-    assert "is neither an OCI image layout nor an archive of docker save" in refused(target, tmp_path / "empty")
-    assert "there is no file or directory" in refused(target, tmp_path / "nothing")
+    assert "is neither an OCI image layout nor an archive of docker save" in import_error(target, tmp_path / "empty")
+    assert "there is no file or directory" in import_error(target, tmp_path / "nothing")
 
 
 def test_unclear_names(target: RegistryServer, tmp_path: Path) -> None:
     """If a file does not state the name of its images, the import fails, and the error says to give a name with
     --as."""
     layout = write_layout(tmp_path / "two", {"v1": SIGNED_IMAGE, "v2": TWO_PLATFORMS})
-    assert "states only the tag v1 for an image; give --as NAME" in refused(target, layout)
-    assert "has 2 images (:v1, :v2); give --as NAME without a tag" in refused(target, layout, "--as", "team/x:y")
-    assert "--as: " in refused(target, layout, "--as", "Team", code=2)
+    assert "states only the tag v1 for an image; give --as NAME" in import_error(target, layout)
+    assert "has 2 images (:v1, :v2); give --as NAME without a tag" in import_error(target, layout, "--as", "team/x:y")
+    assert "--as: " in import_error(target, layout, "--as", "Team", code=2)
     document = json.loads((layout / "index.json").read_text())
     del document["manifests"][0]["annotations"], document["manifests"][1]
     (layout / "index.json").write_text(json.dumps(document))
-    assert "states no name for the image" in refused(target, layout)
+    assert "states no name for the image" in import_error(target, layout)
     import_(target, layout, "--as", "team/latest")
     assert_same_image(RegistryClient(target.address), "team/latest", "latest", SIGNED_IMAGE)
 

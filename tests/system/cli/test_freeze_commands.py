@@ -59,7 +59,7 @@ def status(folder: Path) -> dict[str, Any]:
     return upstream
 
 
-def served(server: RegistryServer) -> set[tuple[str, str]]:
+def served_digests(server: RegistryServer) -> set[tuple[str, str]]:
     """Returns the digests and warnings in the responses of the server. Sends so many requests that both workers get
     some."""
     answers = [plain_request("HEAD", f"{server.url}/v2/app/manifests/1") for _ in range(12)]
@@ -70,11 +70,11 @@ def test_freeze_while_a_server_runs(tmp_path: Path, upstream: Hub) -> None:
     """After `freeze`, all workers serve the tag at its digest, with a Warning header, and do not request the tag from
     the upstream. After `unfreeze`, they serve the digest that the upstream has."""
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml"), "--workers", "2") as server:
-        assert served(server) == {(FIRST_IMAGE.digest, "")}
+        assert served_digests(server) == {(FIRST_IMAGE.digest, "")}
         assert output_of(tmp_path, "freeze", "app:1") == [f"app:1: frozen at {FIRST_IMAGE.digest}"]
         upstream.put(content_of(SECOND_IMAGE))
         upstream.forget()
-        ((digest, warning),) = served(server)
+        ((digest, warning),) = served_digests(server)
         assert digest == FIRST_IMAGE.digest
         assert warning.startswith(f'299 - "docker.io/library/app:1 is frozen at {FIRST_IMAGE.digest} since 20')
         (message,) = output_of(tmp_path, "refresh", "app:1")
@@ -84,7 +84,7 @@ def test_freeze_while_a_server_runs(tmp_path: Path, upstream: Hub) -> None:
         assert "1 tag frozen: entrepot mirror frozen lists them" in output_of(tmp_path, "status")
         (message,) = output_of(tmp_path, "unfreeze", "app:1")
         assert message.startswith(f"app:1: no longer frozen; it was at {FIRST_IMAGE.digest} since 20")
-        assert served(server) == {(SECOND_IMAGE.digest, "")}
+        assert served_digests(server) == {(SECOND_IMAGE.digest, "")}
 
 
 def test_freeze_at_a_digest(tmp_path: Path, upstream: Hub) -> None:
@@ -106,7 +106,7 @@ def test_freeze_at_a_digest(tmp_path: Path, upstream: Hub) -> None:
     assert listed == {name: value for name, value in frozen.items() if name not in ("event", "message")}
     assert "docker.io/library/app:1" in "\n".join(output_of(tmp_path, "frozen"))
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
-        ((digest, _),) = served(server)
+        ((digest, _),) = served_digests(server)
         assert digest == SECOND_IMAGE.digest
 
 
@@ -149,7 +149,7 @@ def test_purge_refuses_frozen_tags(tmp_path: Path, upstream: Hub) -> None:
     content.add("library/app", SECOND_IMAGE, "1")
     upstream.put(content)
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
-        ((digest, _),) = served(server)
+        ((digest, _),) = served_digests(server)
         assert digest == multi.digest
 
 
@@ -165,8 +165,8 @@ def test_commands_use_the_digest_before_the_cooldown(tmp_path: Path, upstream: H
         f"app:1: changed: {FIRST_IMAGE.digest} -> {SECOND_IMAGE.digest}; it is held back until 20"
     )
     assert message.endswith(f"UTC, and {FIRST_IMAGE.digest} is served")
-    (held,) = status(tmp_path)["held_back"]
-    assert (held["tag"], held["served"], held["newest"]) == (
+    (held_back_tag,) = status(tmp_path)["held_back"]
+    assert (held_back_tag["tag"], held_back_tag["served"], held_back_tag["newest"]) == (
         "docker.io/library/app:1",
         FIRST_IMAGE.digest,
         SECOND_IMAGE.digest,
@@ -178,7 +178,7 @@ def test_commands_use_the_digest_before_the_cooldown(tmp_path: Path, upstream: H
     output_of(tmp_path, "warm", "app:1")
     assert {request.digest for request in upstream.requests("blob", "GET")} == set(FIRST_IMAGE.blobs)
     with running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server:
-        ((digest, warning),) = served(server)
+        ((digest, warning),) = served_digests(server)
         assert digest == FIRST_IMAGE.digest
         assert f"points at {SECOND_IMAGE.digest} at docker.io, which the cooldown of 3d holds back until 20" in warning
 

@@ -162,13 +162,13 @@ def test_upstream_does_not_accept_the_connection(tmp_path: Path) -> None:
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", port))
         config = settings(tmp_path, f"http://127.0.0.1:{port}", 'connect_timeout = "10m"\n')
-        before = connecting(port)
+        before = count_connecting(port)
         with running_command(tmp_path, "mirror", "refresh", "app:1", *config) as process:
-            until(lambda: connecting(port) > before, process)
+            until(lambda: count_connecting(port) > before, process)
             check_interrupt(process)
 
 
-def connecting(port: int) -> int:
+def count_connecting(port: int) -> int:
     """Returns the number of connections to this port that are being opened (proc(5), net/tcp)."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(line[2].endswith(f":{port:04X}") and line[3] == "02" for line in lines)
@@ -206,14 +206,14 @@ def feeding(pipe: Path, process: Command) -> Iterator[None]:
     that the read never ends."""
     writers: list[int] = []
 
-    def opened() -> bool:
+    def try_open() -> bool:
         try:
             writers.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
         except OSError:  # ENXIO: no process reads from the pipe yet
             return False
         return True
 
-    until(opened, process)
+    until(try_open, process)
     try:
         yield
     finally:

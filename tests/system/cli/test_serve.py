@@ -93,23 +93,23 @@ async def _add_and_remove(data: Path) -> None:
         (True, {"public_url": "https://registry.example.com"}, True),
     ],
 )
-@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("is_closed", [True, False])
 @pytest.mark.parametrize("insecure", [True, False])
 def test_when_an_open_registry_is_refused(
-    loopback: bool, values: dict[str, object], reachable: bool, closed: bool, insecure: bool
+    loopback: bool, values: dict[str, object], reachable: bool, is_closed: bool, insecure: bool
 ) -> None:
     """The start is refused only if the registry has no accounts, other machines reach it directly or through a proxy,
     and `insecure_open` is not set."""
     settings = Settings.model_validate({**values, "insecure_open": insecure})
-    allowed = not reachable or closed or insecure
+    allowed = not reachable or is_closed or insecure
     with nullcontext() if allowed else pytest.raises(InsecureOpenError, match="there are no accounts: add one"):
-        check_insecure_open(settings, bound_to_loopback=loopback, closed=closed)
+        check_insecure_open(settings, bound_to_loopback=loopback, is_registry_closed=is_closed)
 
 
 def test_start_behind_a_proxy_without_accounts(tmp_path: Path) -> None:
     """A server whose settings name a proxy does not start without accounts, and says what to do."""
-    served = entrepot("serve", "--listen", "127.0.0.1:0", folder=tmp_path, ENTREPOT_TRUSTED_PROXIES="127.0.0.1")
-    line = error_line(served, 1)
+    result = entrepot("serve", "--listen", "127.0.0.1:0", folder=tmp_path, ENTREPOT_TRUSTED_PROXIES="127.0.0.1")
+    line = error_line(result, 1)
     assert "trusted_proxies" in line
     assert "`entrepot user add NAME --admin`" in line
 
@@ -152,8 +152,8 @@ def test_log_level(tmp_path: Path) -> None:
 
 def test_port_in_use(tmp_path: Path) -> None:
     """If the port is in use, the error is one line, and no data directory is created."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as other_listener:
+        listen = f"127.0.0.1:{other_listener.getsockname()[1]}"
         line = error_line(entrepot("serve", "--listen", listen, folder=tmp_path), 1)
     assert line.startswith(f"cannot listen on {listen}: the port is in use")
     assert not (tmp_path / "data").exists()

@@ -47,23 +47,25 @@ def test_docker_download_cut_midway(docker: DockerEngine, proxy: CuttingProxy, w
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("after", [64 * 1024, 12 * MIB, 23 * MIB])
+@pytest.mark.parametrize("cut_after_bytes", [64 * 1024, 12 * MIB, 23 * MIB])
 def test_skopeo_upload_cut_midway(
-    tools: ContainerTools, proxy: CuttingProxy, wire: RegistryClient, repo: str, tmp_path: Path, after: int
+    tools: ContainerTools, proxy: CuttingProxy, wire: RegistryClient, repo: str, tmp_path: Path, cut_after_bytes: int
 ) -> None:
     """After an interrupted push there is no tag, and each layer is stored completely or not at all. After a second push
     the image is complete."""
-    test_image = image(f"cut {after}", layer({"heavy": noise(repo, 24 * MIB)}))
+    test_image = image(f"cut {cut_after_bytes}", layer({"heavy": noise(repo, 24 * MIB)}))
     write_layout(tmp_path, {"x": test_image})
     name = f"docker://{proxy.address}/{repo}:x"
-    proxy.cut_upload_after(after)
-    cut = tools.skopeo.attempt("copy", "--dest-tls-verify=false", "--preserve-digests", f"oci:{tmp_path}:x", name)
-    assert (proxy.cuts, cut.code) == (1, 1), cut.text
+    proxy.cut_upload_after(cut_after_bytes)
+    interrupted_copy = tools.skopeo.attempt(
+        "copy", "--dest-tls-verify=false", "--preserve-digests", f"oci:{tmp_path}:x", name
+    )
+    assert (proxy.cuts, interrupted_copy.code) == (1, 1), interrupted_copy.text
     assert wire.ask("GET", f"/v2/{repo}/manifests/x").status == 404
     for digest, content in test_image.blobs.items():
         # skopeo sends several layers in parallel. A layer on another connection may have been stored.
         assert wire.blob_status(repo, digest) == 404 or wire.blob(repo, digest) == content.body
-    assert after < 2 * MIB or wire.blob_status(repo, test_image.layers[-1].digest) == 404
+    assert cut_after_bytes < 2 * MIB or wire.blob_status(repo, test_image.layers[-1].digest) == 404
     tools.copy(f"oci:{tmp_path}:x", name)
     assert_same_image(wire, repo, "x", test_image)
 

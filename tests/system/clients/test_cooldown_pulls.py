@@ -43,7 +43,7 @@ def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
         yield running
 
 
-def copied(tools: ContainerTools, source: str, folder: Path) -> str:
+def copy_image(tools: ContainerTools, source: str, folder: Path) -> str:
     """Copies an image with all blobs to a new folder with skopeo, and returns its digest."""
     tools.skopeo("copy", "--src-tls-verify=false", "--preserve-digests", f"docker://{source}", f"dir:{folder}")
     return "sha256:" + hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
@@ -53,13 +53,13 @@ def test_skopeo(tools: ContainerTools, mirror: RegistryServer, upstream: Hub, tm
     """After a tag has moved at the upstream, skopeo still gets the earlier image by tag, and the newer image by digest.
     If the mirror refuses a tag because of the cooldown, skopeo shows the registry's error."""
     name = f"{mirror.address}/far.test/org/app"
-    assert copied(tools, f"{name}:1", tmp_path / "one") == FIRST_IMAGE.digest
+    assert copy_image(tools, f"{name}:1", tmp_path / "one") == FIRST_IMAGE.digest
     upstream.put(content_with(SECOND_IMAGE, "1", "2"))
-    assert copied(tools, f"{name}:1", tmp_path / "two") == FIRST_IMAGE.digest
-    assert copied(tools, f"{name}@{SECOND_IMAGE.digest}", tmp_path / "three") == SECOND_IMAGE.digest
-    assert copied(tools, f"{name}:2", tmp_path / "four") == SECOND_IMAGE.digest
+    assert copy_image(tools, f"{name}:1", tmp_path / "two") == FIRST_IMAGE.digest
+    assert copy_image(tools, f"{name}@{SECOND_IMAGE.digest}", tmp_path / "three") == SECOND_IMAGE.digest
+    assert copy_image(tools, f"{name}:2", tmp_path / "four") == SECOND_IMAGE.digest
     strict = f"{mirror.address}/strict.test/org/app"
     refused = tools.skopeo.attempt("copy", "--src-tls-verify=false", f"docker://{strict}:1", f"dir:{tmp_path / 'five'}")
     assert refused.code != 0
     assert "the cooldown of 3d holds it back" in refused.err
-    assert copied(tools, f"{strict}@{SECOND_IMAGE.digest}", tmp_path / "six") == SECOND_IMAGE.digest
+    assert copy_image(tools, f"{strict}@{SECOND_IMAGE.digest}", tmp_path / "six") == SECOND_IMAGE.digest

@@ -22,14 +22,15 @@ RENAME = {"rename", "renameat", "renameat2"}
 SEND = {"write", "writev", "sendto", "sendmsg"}
 
 
-def first(steps: list[SystemCall], what: str, after: int, fits: Callable[[SystemCall], bool]) -> SystemCall:
-    """Returns the first successful system call that began after line `after` of the trace and for which `fits` returns
-    True. If there is none, raises AssertionError with the trace. `what`: a description for this error."""
+def first(steps: list[SystemCall], description: str, after_line: int, fits: Callable[[SystemCall], bool]) -> SystemCall:
+    """Returns the first successful system call that began after line `after_line` of the trace and for which `fits`
+    returns True. If there is none, raises AssertionError with the trace. `description`: a description of the system
+    call, for this error."""
     for step in steps:
-        if step.began > after and step.worked and fits(step):
+        if step.began > after_line and step.worked and fits(step):
             return step
-    record = "\n".join(f"{step.began}-{step.ended} {step.text[:200]}" for step in steps if step.began > after)
-    raise AssertionError(f"no {what} after line {after}:\n{record}")
+    record = "\n".join(f"{step.began}-{step.ended} {step.text[:200]}" for step in steps if step.began > after_line)
+    raise AssertionError(f"no {description} after line {after_line}:\n{record}")
 
 
 def answers(steps: list[SystemCall], status: int) -> list[SystemCall]:

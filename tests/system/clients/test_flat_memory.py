@@ -72,15 +72,15 @@ def send(address: str, method: str, path: str, body: Iterator[bytes] | None, hea
 
 def pull(address: str, digest: str, size: int) -> None:
     """Reads a blob to its end in pieces, and checks its digest."""
-    hasher, left = hashlib.sha256(), size
+    hasher, bytes_left = hashlib.sha256(), size
     with closing(http.client.HTTPConnection(address, timeout=120)) as connection:
         connection.request("GET", f"/v2/{REPO}/blobs/{digest}")
         with connection.getresponse() as reply:
             assert (reply.status, reply.headers["Content-Length"]) == (200, str(size))
             while piece := reply.read(PIECE):
                 hasher.update(piece)
-                left -= len(piece)
-    assert (left, "sha256:" + hasher.hexdigest()) == (0, digest)
+                bytes_left -= len(piece)
+    assert (bytes_left, "sha256:" + hasher.hexdigest()) == (0, digest)
 
 
 def with_digest(location: str, digest: str) -> str:

@@ -208,10 +208,10 @@ def test_sync_between_registries(
         "--dest-tls-verify=false",
     )
     tools.skopeo("sync", *options, f"{server.address}/{repo}", f"{server.address}/{repo}/far")
-    far = f"{repo}/far/{repo.rpartition('/')[2]}"
-    assert wire.tags(far) == ["multi", "plain"]
-    assert_same_image(wire, far, "plain", small_image)
-    assert_same_image(wire, far, "multi", multi_platform)
+    copied_repo = f"{repo}/far/{repo.rpartition('/')[2]}"
+    assert wire.tags(copied_repo) == ["multi", "plain"]
+    assert_same_image(wire, copied_repo, "plain", small_image)
+    assert_same_image(wire, copied_repo, "multi", multi_platform)
 
 
 def test_conversion_to_docker_schema_2(
@@ -262,7 +262,8 @@ def test_compression_to_zstd(
     small_image: ClientImage,
     tmp_path: Path,
 ) -> None:
-    """skopeo compresses the layers as zstd and pushes them. The pushed layers unpack to the same bytes as before."""
+    """skopeo is told to compress layers as zstd. It may keep layers that are compressed with gzip already. The pushed
+    layers, with either compression, unpack to the same bytes as before."""
     write_layout(tmp_path / "in", {"x": small_image})
     target = f"docker://{server.address}/{repo}:z"
     tools.copy(f"oci:{tmp_path / 'in'}:x", target, "--dest-compress-format", "zstd", exact=False)

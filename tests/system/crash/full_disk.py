@@ -58,11 +58,11 @@ def push(server: RegistryServer, repo: str, body: bytes) -> Answer:
 
 def pull(server: RegistryServer, repo: str, body: bytes) -> bytes | None:
     """Pulls the blob that was pushed with this body. Returns None if the status is not 200."""
-    status, got, _ = ask(server, "GET", f"/v2/{repo}/blobs/sha256:{hashlib.sha256(body).hexdigest()}")
-    return got if status == 200 else None
+    status, pulled_body, _ = ask(server, "GET", f"/v2/{repo}/blobs/sha256:{hashlib.sha256(body).hexdigest()}")
+    return pulled_body if status == 200 else None
 
 
-def free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Returns the number of free bytes on the disk."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
@@ -82,7 +82,7 @@ def main(folder: Path) -> None:
     with running_server(folder, workers=2) as server:
         small, large = random.Random(1).randbytes(50_000), random.Random(2).randbytes(40 * MIB)
         assert push(server, "team/app", small)[0] == 201
-        free_before = free(data)
+        free_before = free_bytes(data)
         _push_in_one_body(server, large, data, free_before)
         _push_in_chunks(server, large, data, free_before)
         small_enough = random.Random(3).randbytes(3 * MIB)
@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
 def _push_in_one_body(server: RegistryServer, large: bytes, data: Path, free_before: int) -> None:
     """Checks that a body larger than the disk is refused, and that its space is freed."""
     assert_storage_full(push(server, "team/app", large))
-    assert free_before - free(data) < MIB, "the refused push still takes space"
+    assert free_before - free_bytes(data) < MIB, "the refused push still takes space"
     assert pull(server, "team/app", large) is None
 
 
@@ -111,7 +111,7 @@ def _push_in_chunks(server: RegistryServer, large: bytes, data: Path, free_befor
         location = answer[2]["location"]
     assert_storage_full(answer)
     assert at >= 16 * MIB, "the disk was not full yet"
-    assert free_before - free(data) < MIB, "the refused upload still takes space"
+    assert free_before - free_bytes(data) < MIB, "the refused upload still takes space"
 
 
 def _push_manifest(server: RegistryServer, data: Path, config: bytes) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from storage.content import OCI_MANIFEST, digest_of
 from tests.fakes.server_process import RegistryServer, running_server
-from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free, push
+from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free_bytes, push
 
 LAYER_BYTES = 2 * MIB
 TIMEOUT_SECONDS = 60.0
@@ -64,15 +64,15 @@ def fill(data: Path, name: str = "filler") -> Path:
             with contextlib.suppress(OSError):
                 while file.write(b"\1" * size) == size:
                     pass
-    assert free(data) == 0, free(data)
+    assert free_bytes(data) == 0, free_bytes(data)
     return filler
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Waits until `condition()` returns True. `what` describes the expected state."""
+def until(condition: Callable[[], bool], expected_state: str) -> None:
+    """Waits until `condition()` returns True. `expected_state`: a description of the state, for the error."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, f"not in {TIMEOUT_SECONDS:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not in {TIMEOUT_SECONDS:.0f} s: {expected_state}"
         time.sleep(0.02)
 
 
@@ -133,7 +133,7 @@ def delete(server: RegistryServer, images: list[OneLayerImage]) -> None:
             assert status == 202 or collected, (what, status, body)
 
 
-def restarted(folder: Path) -> contextlib.AbstractContextManager[RegistryServer]:
+def start_collecting_server(folder: Path) -> contextlib.AbstractContextManager[RegistryServer]:
     """Starts a server that collects garbage every second, without a grace period. Its database has an empty write-ahead
     log."""
     return running_server(folder, workers=2, env=COLLECT_EVERY_SECOND)
@@ -146,25 +146,25 @@ def main(folder: Path, kind: str) -> None:
     with running_server(folder, workers=2) as server:
         images = push_until_full(server)
         assert len(images) > 10, len(images)
-    with restarted(folder) as server:
+    with start_collecting_server(folder) as server:
         fill(data)
         check_reads(server, images)
         check_full_disk_is_reported(server)
         deleted, images = images[:5], images[5:]
         delete(server, deleted)
-        until(lambda: free(data) > 3 * LAYER_BYTES, "the space of the deleted images is free")
+        until(lambda: free_bytes(data) > 3 * LAYER_BYTES, "the space of the deleted images is free")
         check_reads(server, images)
         until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is free space again")
         until(lambda: push_image(server, deleted[0]) == 201, "pushes work without a restart")
         images.append(deleted[0])
         fill(data)
     fill(data, "more")
-    with restarted(folder) as server:
+    with start_collecting_server(folder) as server:
         fill(data, "still more")
         check_reads(server, images)
         check_full_disk_is_reported(server)
         delete(server, images)
-        until(lambda: free(data) > 8 * LAYER_BYTES, "the space of the deleted images is free")
+        until(lambda: free_bytes(data) > 8 * LAYER_BYTES, "the space of the deleted images is free")
         until(lambda: health(server, "ready")[1] == {"status": "ok"}, "there is free space again")
         images = [make_image(0)]
         until(lambda: push_image(server, images[0]) == 201, "pushes work without a restart")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.fakes.client_images import MIB
 from tests.fakes.mirror_site import MirrorSite
-from tests.system.crash.full_disk import free
+from tests.system.crash.full_disk import free_bytes
 
 BLOB_BYTES = 12 * MIB
 
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
             assert site.get(small, worker=pid).wait_for_end().body == site.image.layers[0].read()
         assert site.inspect().content == manifest
         filler.unlink()
-        assert free(data) > BLOB_BYTES, "the partial download still takes space"
+        assert free_bytes(data) > BLOB_BYTES, "the partial download still takes space"
         for pid in workers:
             assert site.get(worker=pid).wait_for_end().body == site.blob
 

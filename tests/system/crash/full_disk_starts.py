@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.server_process import ROOT, RegistryServer, ServerFailed, running_server, start_server
-from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free
+from tests.system.crash.full_disk import MIB, ask, assert_storage_full, free_bytes
 from tests.system.crash.full_disk_emptied import (
     OneLayerImage,
     check_full_disk_is_reported,
@@ -30,14 +30,14 @@ from tests.system.crash.full_disk_emptied import (
     make_image,
     mount,
     push_image,
-    restarted,
+    start_collecting_server,
     until,
 )
 
 PASSWORD = "correct horse battery staple"
 
 
-def stored(folder: Path, count: int = 4) -> list[OneLayerImage]:
+def make_stored_images(folder: Path, count: int = 4) -> list[OneLayerImage]:
     """Makes a data directory with images, and stops the server that stored them."""
     images = [make_image(number) for number in range(count)]
     with running_server(folder) as server:
@@ -56,13 +56,13 @@ def without_reserve(folder: Path) -> None:
     disk), no lock files, and no write-ahead log of the database. Reads work. Deletes work once 1 MiB is free."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
-    images = stored(folder)
+    images = make_stored_images(folder)
     for file in [data / "reserve", data / "entrepot.db-wal", data / "entrepot.db-shm"]:
         file.unlink()
     for file in (data / "locks").glob("??"):
         file.unlink()
     filler = fill(data)
-    with restarted(folder) as server:
+    with start_collecting_server(folder) as server:
         check_reads(server, images)
         check_full_disk_is_reported(server)
         assert ask(server, "GET", "/readyz")[0] == 503
@@ -91,24 +91,24 @@ def killed(folder: Path) -> None:
     fill(data)
     server.kill()
     assert (data / "entrepot.db-wal").stat().st_size
-    with restarted(folder) as server:
+    with start_collecting_server(folder) as server:
         check_reads(server, images)
         check_full_disk_is_reported(server)
         delete(server, images)
-        until(lambda: free(data) > 3 * MIB, "the space of the deleted images is free")
+        until(lambda: free_bytes(data) > 3 * MIB, "the space of the deleted images is free")
 
 
 def no_inodes(folder: Path) -> None:
     """The disk has free bytes, but no free inode, so no file can be created."""
     data = folder / "data"
     mount(data, "tmpfs", "48m", ",nr_inodes=2000")
-    images = stored(folder)
+    images = make_stored_images(folder)
     (data / "more").mkdir()
     number = 0
     while os.statvfs(data).f_favail:
         (data / "more" / str(number)).touch()
         number += 1
-    with restarted(folder) as server:
+    with start_collecting_server(folder) as server:
         check_reads(server, images)
         check_full_disk_is_reported(server)
         delete(server, images)
@@ -135,7 +135,7 @@ def account_commands(folder: Path) -> None:
     fill(data)
     result = command(folder, "user", "disable", "anna")
     assert result.returncode == 0, result.stderr
-    with restarted(folder) as server:
+    with start_collecting_server(folder) as server:
         assert _login(server, "anna") == 401
         assert _login(server, "bert") == 200
         result = command(folder, "user", "disable", "bert")
@@ -155,7 +155,7 @@ def log_on_full_disk(folder: Path) -> None:
     """The output of the server goes to a file on the full disk. The server starts, serves, and exits with 0."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
-    images = stored(folder)
+    images = make_stored_images(folder)
     output = data / "server.log"
     for workers in (1, 2):
         with output.open("ab", buffering=0) as log, socket.socket() as reserved_port:
@@ -207,7 +207,7 @@ def empty_directory(folder: Path) -> None:
     assert "Traceback" not in str(failed.value)
     assert "free some space" in next(line for line in str(failed.value).splitlines() if line.startswith("entrepot: "))
     filler.unlink()
-    with restarted(folder) as server:
+    with start_collecting_server(folder) as server:
         until(lambda: push_image(server, make_image(0)) == 201, "pushes work")
         assert json.loads(ask(server, "GET", "/v2/_catalog")[1]) == {"repositories": ["team/app"]}
 

@@ -78,8 +78,8 @@ def chosen_steps(count: int) -> list[int]:
     return sorted({*range(1, 12, 2), *range(12, count, 397), *range(max(count - 30, 1), count, 3), count, count + 1})
 
 
-def main(folder: Path, source: Path, what: str) -> None:
-    run = partial(back_up_in if what == "backup" else restore_in, source)
+def main(folder: Path, source: Path, command: str) -> None:
+    run = partial(back_up_in if command == "backup" else restore_in, source)
     counting = KillingSystem(10**9, after=False)
     shutil.copytree(folder / "start", folder / "whole")
     asyncio.run(run(folder / "whole", counting))

@@ -95,10 +95,10 @@ class RecordingSystem(System):
 
     def write(self, fd: int, chunks: Sequence[bytes | memoryview], offset: int) -> int:
         with self._lock:
-            done = super().write(fd, chunks, offset)
+            written_bytes = super().write(fd, chunks, offset)
             self._written.add(os.fstat(fd).st_ino)
-            self.log.append(("write", self._files[os.fstat(fd).st_ino], offset, b"".join(chunks)[:done]))
-            return done
+            self.log.append(("write", self._files[os.fstat(fd).st_ino], offset, b"".join(chunks)[:written_bytes]))
+            return written_bytes
 
     def truncate(self, fd: int, size: int) -> None:
         with self._lock:
@@ -184,10 +184,10 @@ class ReplayedFile:
         saw."""
         if rng is None:
             return self.durable_bytes.ljust(len(self.visible_bytes), b"\0") if zeros else self.durable_bytes
-        kept = self.durable_bytes + self.visible_bytes[len(self.durable_bytes) :]
-        cut = rng.randint(len(self.durable_bytes), max(len(kept), len(self.durable_bytes)))
+        all_bytes = self.durable_bytes + self.visible_bytes[len(self.durable_bytes) :]
+        cut_bytes = all_bytes[: rng.randint(len(self.durable_bytes), max(len(all_bytes), len(self.durable_bytes)))]
         return rng.choice(
-            (self.durable_bytes, self.visible_bytes, kept[:cut], kept[:cut].ljust(len(self.visible_bytes), b"\0"))
+            (self.durable_bytes, self.visible_bytes, cut_bytes, cut_bytes.ljust(len(self.visible_bytes), b"\0"))
         )
 
 
@@ -284,13 +284,13 @@ class ReplayedDisk:
         _change(self.visible_names, name, number)
 
     def _make_durable(self, folder: str) -> None:
-        rest = []
+        still_unsynced = []
         for name, number in self.unsynced_names:
             if os.path.dirname(name) == folder:
                 _change(self.durable_names, name, number)
             else:
-                rest.append((name, number))
-        self.unsynced_names = rest
+                still_unsynced.append((name, number))
+        self.unsynced_names = still_unsynced
 
     def cuts(self, seed: int, mixtures: int) -> Iterator[DiskAfterCut]:
         """Returns disks that a power cut at this point could leave. The first has the least content. Two have all
@@ -329,20 +329,20 @@ def _directories_of(name: str) -> tuple[str, ...]:
 def kinds_of(log: Sequence[Entry]) -> list[Hashable]:
     """Returns the kind of each entry of a log. Two entries are of the same kind if they are the same step with the same
     kind of file in the same kind of request."""
-    kinds, files, during = list[Hashable](), dict[int, Hashable](), None
+    kinds, files, request_kind = list[Hashable](), dict[int, Hashable](), None
     for entry in log:
-        what, place, *_ = entry
-        if what == "announced":
-            during = tuple(entry[2][: 2 if entry[2][0] == "right" else 1]) if place == "begin" else None
-        elif what == "commit":
+        step_name, place, *_ = entry
+        if step_name == "announced":
+            request_kind = tuple(entry[2][: 2 if entry[2][0] == "right" else 1]) if place == "begin" else None
+        elif step_name == "commit":
             place = entry[2]
         elif isinstance(place, str):
             place = kind_of_place(Path(place), Path())
-            if what in ("create", "link"):
+            if step_name in ("create", "link"):
                 files[entry[2]] = place
         else:
             place = files[place]
-        kinds.append((during, what, place))
+        kinds.append((request_kind, step_name, place))
     return kinds
 
 

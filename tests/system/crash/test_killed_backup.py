@@ -80,7 +80,7 @@ async def check_next_backup(folder: Path, source: Path) -> None:
 
 
 async def check_restored(folder: Path, backups: Path, kept_image: Manifest) -> None:
-    """Checks that the restored store is complete. If the interrupted restore is not, restores again first."""
+    """If the interrupted restore is not complete, restores the backup again. Then checks that the store is complete."""
     data = folder / "data"
     if not has_data(data) or Layout(data).restore_marker.exists():
         await restore_in(backups, folder, System())
@@ -124,11 +124,13 @@ def test_next_backup_completes_a_killed_backup(memory_folder: Path) -> None:
 @pytest.mark.slow
 async def test_snapshots_are_complete_after_a_power_cut(memory_folder: Path) -> None:
     """After a power cut during a backup, the complete snapshots can be restored and the next backup succeeds. A backup
-    that was reported as finished survives the power cut. The slow checks run only for a sample of the disks."""
+    that was reported as finished survives the power cut. The files of every disk that the power cut could leave are
+    checked (`look_at_backups`). The slow checks, which restore a snapshot and make the next backup, run only for a
+    sample of these disks."""
     source, start = memory_folder / "source", memory_folder / "start"
     kept_image = await make_source(source, start / "backups")
     system = RecordingSystem(start)
-    system.trust(source)
+    system.trust(source)  # treats the files of the store that is backed up as durable
 
     async def check(folder: Path, _: int) -> None:
         await check_backups(folder, source, kept_image)
@@ -152,7 +154,7 @@ async def test_first_backup_is_complete_or_absent_after_a_power_cut(memory_folde
     kept_image = await make_source(source, memory_folder / "other backups")
     start.mkdir()
     system = RecordingSystem(start)
-    system.trust(source)
+    system.trust(source)  # treats the files of the store that is backed up as durable
 
     async def check(folder: Path, _: int) -> None:
         if snapshot_names(folder):
@@ -188,8 +190,9 @@ def test_next_restore_completes_a_killed_restore(memory_folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("may_link", [False, True])
 async def test_next_restore_completes_a_restore_after_a_power_cut(memory_folder: Path, *, may_link: bool) -> None:
-    """After a power cut, an unfinished restore is marked, so that no server starts on it. For a sample of the disks,
-    the next restore completes it. A restore that was reported as finished survives the power cut."""
+    """After a power cut, an unfinished restore is marked, so that no server starts on it. For a sample of the disks
+    that the power cut could leave, the next restore completes it. A restore that was reported as finished survives the
+    power cut."""
     backups, start = memory_folder / "backups", memory_folder / "start"
     kept_image = await make_source(memory_folder / "source", backups)
     start.mkdir()

@@ -30,9 +30,9 @@ async def _check(data: Path, request_log: RequestLog, *, thorough: bool) -> None
         if thorough:
             await assert_consistent(registry)
         check = StateCheck(registry, request_log)
-        await check.everything()
+        await check.check_all()
     async with open_registry(data, grace=0, expire=60, boot=BOOT, clock=lambda: time.time() + 3600) as registry:
-        referred = referred_files(data, sorted({key for state in check.states for key in state.referred()}))
+        referred = referred_files(data, sorted({key for state in check.states for key in state.referred_blobs()}))
         for _ in range(2):
             await registry.collector.collect()
         if thorough or not set(files_below(data / "blobs")) <= referred:

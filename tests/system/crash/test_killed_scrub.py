@@ -37,11 +37,11 @@ async def _is_served(registry: StoredRegistry, name: str) -> bool:
         return False
 
 
-async def _check(data: Path, boot: str, *, kept: tuple[int, ...] = (1,), thorough: bool) -> None:
+async def _check(data: Path, boot: str, *, quarantine_counts: tuple[int, ...] = (1,), thorough: bool) -> None:
     """Checks that each blob that is recorded as damaged has no place from which it could be served, that the next scrub
     completes the work, and that a new push of the image replaces the damaged blobs. With `thorough`, also checks that
-    garbage collection deletes all files that are no longer needed. `kept`: the possible numbers of blobs in the
-    quarantine."""
+    garbage collection deletes all files that are no longer needed. `quarantine_counts`: the possible numbers of blobs
+    in the quarantine."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=boot) as registry:
         for blob in (await registry.damage.damaged_blobs(None, 10)).items:
@@ -53,7 +53,7 @@ async def _check(data: Path, boot: str, *, kept: tuple[int, ...] = (1,), thoroug
         assert damaged == {digest(name) for name in (*DAMAGE, "last")}
         assert [await _is_served(registry, name) for name in BODIES] == [name == "whole" for name in BODIES]
         assert not any(file_of(registry, each).exists() for each in damaged)
-        assert sum(quarantined_file(registry, each).exists() for each in damaged) in kept
+        assert sum(quarantined_file(registry, each).exists() for each in damaged) in quarantine_counts
         manifest = await push_all(registry)
         assert (await registry.get_manifest(APP, Tag("latest"))).body == manifest.body
         assert all([await _is_served(registry, name) for name in BODIES])
@@ -86,6 +86,6 @@ async def test_a_power_cut_after_each_durable_step_of_scrub(memory_folder: Path)
 
     async def check(data: Path, number: int) -> None:
         # The power cut may undo the move of the bytes into the quarantine, completely or in part.
-        await _check(data, "second run", kept=(0, 1), thorough=number % 6 == 0)
+        await _check(data, "second run", quarantine_counts=(0, 1), thorough=number % 6 == 0)
 
     assert await check_power_cuts(memory_folder / "start", run, check, every=3) > 10

@@ -45,7 +45,7 @@ async def _check(data: Path, request_log: RequestLog, thorough: bool) -> None:
         async with open_registry(data, grace=0, expire=60, boot="second run", clock=clock) as registry:
             await sweep(registry)
             await StateCheck(registry, request_log).manifests()
-        referred = {key for state in check.states for key in state.referred()}
+        referred = {key for state in check.states for key in state.referred_blobs()}
         assert set(files_below(data / "blobs")) <= referred_files(data, sorted(referred)), "garbage is left"
         assert not list((data / "trash").iterdir())
         assert not list((data / "uploads").iterdir())

@@ -108,7 +108,7 @@ async def _run_workload(
         system.stop()
         check = StateCheck(registry, request_log, faults=True)
         if thorough:
-            await check.everything()
+            await check.check_all()
         else:
             await check.blobs()
             await check.manifests()
@@ -163,12 +163,12 @@ async def test_refused_step_fails_the_request_and_leaves_no_partial_content(
     await _run_workload(memory_folder / "recorded", recorder, code, thorough=True)
     steps = len(recorder.kinds)
     chosen = [*choose_steps(recorder.kinds, random.Random(random.random())), steps + 1]
-    for tried, number in enumerate(chosen):
+    for index, number in enumerate(chosen):
         data = memory_folder / str(number)
         prepare_data_dir(data)
         system = RefusingSystem(number, code)
         try:
-            request_log, failures = await _run_workload(data, system, code, thorough=tried % thorough_every == 0)
+            request_log, failures = await _run_workload(data, system, code, thorough=index % thorough_every == 0)
             if system.refused is None:
                 break
             refusals.add(system.refused)

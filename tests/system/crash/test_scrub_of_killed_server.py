@@ -45,8 +45,8 @@ def test_next_server_continues_the_scrub(tmp_path: Path) -> None:
                 push.blob(b"blob %d" % number)
         job = api(server, "POST", "/scrub", {"rate": RATE})
         wait_until(lambda: scrub_round(server)["blobs"] >= 3, "no progress is saved")
-        before = scrub_round(server)
-        assert before["ended"] is None
+        round_before = scrub_round(server)
+        assert round_before["ended"] is None
     finally:
         server.kill()
     with running_server(tmp_path) as server:
@@ -55,7 +55,7 @@ def test_next_server_continues_the_scrub(tmp_path: Path) -> None:
         assert (ended["state"], ended["result"]["blobs"]) == ("done", BLOBS)
         [finished_round] = api(server, "GET", "/scrub")["rounds"]
         assert (finished_round["id"], finished_round["started"], finished_round["blobs"]) == (
-            before["id"],
-            before["started"],
+            round_before["id"],
+            round_before["started"],
             BLOBS,
         )

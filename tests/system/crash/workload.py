@@ -318,9 +318,9 @@ class ExpectedState:
             case "right":
                 self.account_facts = account_workload.after(self.account_facts, texts[0])
             case "collect":
-                self.blobs = {key for key in self.blobs if key in self.referred()}
+                self.blobs = {key for key in self.blobs if key in self.referred_blobs()}
 
-    def referred(self) -> set[tuple[str, str]]:
+    def referred_blobs(self) -> set[tuple[str, str]]:
         """Returns the blobs to which manifests refer, as pairs of repository and digest."""
         return {(repo, str(d.digest)) for repo, of in self.manifests for d in IMAGES_BY_DIGEST[Digest(of)].blobs}
 
@@ -342,14 +342,14 @@ class StateCheck:
             self.states[0].apply(request)
         for request in self.request_log.unacknowledged:
             # Each of these requests may or may not have taken effect. They change different content.
-            after = ExpectedState(
+            state_after = ExpectedState(
                 set(self.states[-1].blobs), set(self.states[-1].manifests), dict(self.states[-1].tags),
                 dict(self.states[-1].uploads), self.states[-1].account_facts,
             )  # fmt: skip
-            after.apply(request)
-            self.states.append(after)
+            state_after.apply(request)
+            self.states.append(state_after)
 
-    async def everything(self) -> None:
+    async def check_all(self) -> None:
         await self.blobs()
         await self.manifests()
         await self.uploads()
@@ -433,8 +433,8 @@ class StateCheck:
             partial = await self.registry.partials.claim(of, SIZES[name])
             assert partial.is_owner
             missing = partial.missing()
-            lost = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
-            assert not lost or self.faults or not self.survived, f"{lost} of {name} would be fetched again"
+            lost_spans = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
+            assert not lost_spans or self.faults or not self.survived, f"{lost_spans} of {name} would be fetched again"
             if name == "filled":
                 for start, stop in missing:
                     await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
@@ -453,20 +453,20 @@ class StateCheck:
 
     async def push_again(self) -> None:
         """Checks that the same content can be pushed again, in spite of leftover files."""
-        for wanted, name in DIGESTS.items():
-            if wanted.algorithm == "sha512" and name != "long":
+        for digest, name in DIGESTS.items():
+            if digest.algorithm == "sha512" and name != "long":
                 continue
-            writer = await self.registry.start_upload(FRESH, wanted.algorithm)
+            writer = await self.registry.start_upload(FRESH, digest.algorithm)
             await writer.write(content(name))
-            await writer.commit(wanted)
+            await writer.commit(digest)
             await writer.aclose()
-            assert await read(self.registry, FRESH, wanted) == content(name)
+            assert await read(self.registry, FRESH, digest) == content(name)
 
 
-async def read(registry: Registry, repo: RepositoryName, wanted: Digest) -> bytes | None:
+async def read(registry: Registry, repo: RepositoryName, digest: Digest) -> bytes | None:
     """Returns the bytes of a blob, or None if the repository does not have it."""
     try:
-        reader = await registry.open_blob(repo, wanted)
+        reader = await registry.open_blob(repo, digest)
     except BlobUnknown:
         return None
     try:

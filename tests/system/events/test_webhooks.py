@@ -32,7 +32,7 @@ def deliveries(folder: Path, *more: str) -> list[dict[str, Any]]:
     return found
 
 
-def pushed(server: RegistryServer, repo: str, tag: str, name: str) -> None:
+def push_image(server: RegistryServer, repo: str, tag: str, name: str) -> None:
     """Pushes an image, which must succeed."""
     assert push(server, repo, tag, name).status_code == 201
 
@@ -48,8 +48,8 @@ def test_events_of_pushes_moves_and_deletes(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s3cret\n")
     settings = webhook_table("URL", secret_file=str(tmp_path / "secret"))
     with receiver_running() as receiver, event_site(tmp_path, settings.replace("URL", receiver.url)) as server:
-        pushed(server, "team/app", "v1", "first")
-        pushed(server, "team/app", "v1", "second")
+        push_image(server, "team/app", "v1", "first")
+        push_image(server, "team/app", "v1", "second")
         with plain_client(server.url) as client:
             assert client.delete(f"/v2/team/app/manifests/{digest_named('second')}").status_code == 202
         receiver.wait_for(lambda: len(receiver.requests) >= 4, "fourth event")
@@ -79,7 +79,7 @@ def test_format_of_distribution(tmp_path: Path) -> None:
         "URL", format="distribution"
     )
     with receiver_running() as receiver, event_site(tmp_path, settings.replace("URL", receiver.url)) as server:
-        pushed(server, "team/app", "v1", "first")
+        push_image(server, "team/app", "v1", "first")
         with plain_client(server.url) as client:
             assert client.delete("/v2/team/app/manifests/v1").status_code == 202
         receiver.wait_for(lambda: len(receiver.requests) >= 2, "second event")
@@ -109,10 +109,10 @@ def test_filters(tmp_path: Path) -> None:
         settings = webhook_table(moves.url, "moves", actions=["move"], repositories=["team/**"])
         settings += webhook_table(other.url, "other", repositories=["other/*"])
         with event_site(tmp_path, settings) as server:
-            pushed(server, "team/app", "v1", "first")
-            pushed(server, "team/app", "v1", "second")
-            pushed(server, "alone", "v1", "first")
-            pushed(server, "other/app", "v1", "first")
+            push_image(server, "team/app", "v1", "first")
+            push_image(server, "team/app", "v1", "second")
+            push_image(server, "alone", "v1", "first")
+            push_image(server, "other/app", "v1", "first")
             command = ("tag", "restore", "team/app:v1", *SETTINGS)
             entrepot_output(*command, folder=tmp_path)
             moves.wait_for(lambda: len(moves.requests) >= 2, "second event")
@@ -131,7 +131,7 @@ def test_events_of_pulls(tmp_path: Path) -> None:
     with receiver_running() as pulls, receiver_running() as other:
         settings = webhook_table(pulls.url, "pulls", actions=["pull"]) + webhook_table(other.url, "other")
         with event_site(tmp_path, settings) as server, plain_client(server.url) as client:
-            pushed(server, "team/app", "v1", "first")
+            push_image(server, "team/app", "v1", "first")
             for _ in range(5):
                 assert client.get("/v2/team/app/manifests/v1", headers={"user-agent": "x"}).status_code == 200
             pulls.wait_for(lambda: len(pulls.requests) >= 5, "fifth pull")
@@ -163,7 +163,7 @@ def test_failing_receiver_does_not_disturb_pushes(tmp_path: Path, fault: str) ->
         settings = webhook_table(url, "bad", timeout=1) + webhook_table(working_receiver.url, "good")
         with event_site(tmp_path, settings) as server:
             for number in range(20):
-                pushed(server, "team/app", f"v{number}", f"image {number}")
+                push_image(server, "team/app", f"v{number}", f"image {number}")
             working_receiver.wait_for(lambda: len(working_receiver.requests) >= 20, "20 events")
             wait_until(lambda: "webhook bad: " in server.log_text(), "a line about the fault")
             pending = deliveries(tmp_path)
@@ -188,7 +188,7 @@ def test_private_addresses_need_the_setting(tmp_path: Path) -> None:
         settings = webhook_table(receiver.url, "address", private_network=False)
         settings += webhook_table(by_name, "name", private_network=False)
         with event_site(tmp_path, settings) as server:
-            pushed(server, "team/app", "v1", "first")
+            push_image(server, "team/app", "v1", "first")
             for name in ("address", "name"):
                 line = f"webhook {name}: "
                 wait_until(lambda line=line: line in server.log_text(), "a line about the address")  # type: ignore[misc]
@@ -204,7 +204,7 @@ def test_tls_with_a_private_authority(tmp_path: Path) -> None:
         settings = webhook_table(receiver.url, "trusted", ca_file=str(authority.certificate))
         settings += webhook_table(receiver.url, "untrusted")
         with event_site(tmp_path, settings) as server:
-            pushed(server, "team/app", "v1", "first")
+            push_image(server, "team/app", "v1", "first")
             receiver.wait_for(lambda: len(receiver.requests) >= 1, "event")
             wait_until(lambda: "webhook untrusted: ConnectError" in server.log_text(), "a line about the certificate")
             assert [delivery["webhook"] for delivery in deliveries(tmp_path)] == ["untrusted"]
@@ -220,7 +220,7 @@ def test_dead_letters_can_be_sent_again(tmp_path: Path) -> None:
         settings = '[metrics]\nallow = ["127.0.0.1"]\n' + webhook_table(receiver.url, max_attempts=2)
         with event_site(tmp_path, settings) as server:
             for tag in ("bad", "good"):
-                pushed(server, "team/app", tag, tag)
+                push_image(server, "team/app", tag, tag)
             receiver.wait_for(lambda: subjects(receiver) == ["team/app:good"], "later event")
             (dead,) = deliveries(tmp_path, "--dead")
             assert (dead["event"]["tag"], dead["error"], dead["attempts"]) == ("bad", "it answered 400", 2)
@@ -246,7 +246,7 @@ def test_oldest_events_are_deleted_above_the_limit(tmp_path: Path) -> None:
         settings = "[events]\nmax_pending = 100\n" + webhook_table(receiver.url)
         with event_site(tmp_path, settings, workers=1) as server:
             for number in range(120):
-                pushed(server, "team/app", f"v{number}", "first")
+                push_image(server, "team/app", f"v{number}", "first")
             wait_until(lambda: len(deliveries(tmp_path, "--pending", "--limit", "1000")) == 100, "the oldest to go")
             assert "events that wait for it were dropped, the oldest first" in server.log_text()
             receiver.status = lambda _: 200
@@ -261,7 +261,7 @@ def check_receiver_after_outage(tmp_path: Path, seconds: float) -> None:
     expected: dict[str, list[tuple[str, str]]] = {name: [] for name in repositories}
     with receiver_running() as receiver, event_site(tmp_path, webhook_table(receiver.url)) as server:
         for name in repositories:
-            pushed(server, name, "v0", "first")
+            push_image(server, name, "v0", "first")
             expected[name].append(("pushed", f"{name}:v0"))
         receiver.wait_for(lambda: len(subjects(receiver)) == 5, "first events")
         receiver.status = lambda _: 503
@@ -270,7 +270,7 @@ def check_receiver_after_outage(tmp_path: Path, seconds: float) -> None:
         while number < 10 or time.monotonic() < until:
             number += 1
             for name in repositories:
-                pushed(server, name, f"v{number}", f"image {number}")
+                push_image(server, name, f"v{number}", f"image {number}")
                 expected[name].append(("pushed", f"{name}:v{number}"))
                 if number % 3 == 0:
                     with plain_client(server.url) as client:

@@ -91,10 +91,10 @@ def test_link_with_tls(tmp_path: Path, client: httpx2.Client, content: UpstreamC
 def test_a_slow_link(tmp_path: Path, client: httpx2.Client) -> None:
     """nginx in front of an upstream limits the rate of each response, and changes no byte."""
     content = UpstreamContent()
-    held: ImageTree = content.add(REPO, noise_image("slow", 3 * MIB), "1")
+    image: ImageTree = content.add(REPO, noise_image("slow", 3 * MIB), "1")
     with docker_registry(tmp_path, content) as far, slow_link(tmp_path, far.url, "4m") as link:
         check(client, link.url, content)
         started = time.monotonic()
-        client.get(f"{link.url}/v2/{REPO}/blobs/{held.layers[0].digest}")
+        client.get(f"{link.url}/v2/{REPO}/blobs/{image.layers[0].digest}")
         # 3 MiB at 4 MiB/s. nginx measures in whole seconds, so the response may be much faster than the rate.
         assert time.monotonic() - started > 0.2

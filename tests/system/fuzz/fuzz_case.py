@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-End = Literal["answer", "all", "maybe", "leave", "reset", "hold"]
+End = Literal["read one", "read all", "read any", "leave", "reset", "hold"]
 
 CLIENT_ERRORS = frozenset(range(400, 500))
 CODES = frozenset(
@@ -38,16 +38,16 @@ class FuzzCase:
     """A malformed request. `kind`: its name in reports. `raw`: the bytes to send. Every response must have one of
     `statuses`, and be an error in the format of the OCI spec. `end`: what the client does after it has sent the bytes:
 
-    - answer: it reads one response, and uses the connection again if it stays open;
-    - all: it closes its sending side and reads responses, at least one, until the server closes the connection;
-    - maybe: as `all`, but the server may also send no response, because the request is incomplete;
+    - read one: it reads one response, and uses the connection again if it stays open;
+    - read all: it closes its sending side and reads responses, at least one, until the server closes the connection;
+    - read any: as `read all`, but the server may also send no response, because the request is incomplete;
     - leave, reset: it closes the connection at once, normally or with a RST, and reads nothing;
     - hold: it keeps the connection open, sends nothing more, and closes the connection much later."""
 
     kind: str
     raw: bytes = field(repr=False)
     statuses: frozenset[int] = CLIENT_ERRORS
-    end: End = "answer"
+    end: End = "read one"
 
     @property
     def method(self) -> str:

@@ -23,7 +23,7 @@ GENERATORS: Sequence[Callable[[random.Random], FuzzCase]] = (*CONTENTS, *FRAMING
 PARALLEL_CONNECTIONS = 4
 """The number of connections over which the cases are sent at the same time."""
 VALID_REQUEST_INTERVAL = 7
-"""After each such number of cases, a valid request on the same connection must succeed."""
+"""After this number of cases, a valid request on the same connection must succeed."""
 
 
 def make_case(seed: int, index: int) -> FuzzCase:
@@ -117,7 +117,7 @@ class FuzzConnection:
         # If the server has responded early and closed the connection, the response can still be read.
         with suppress(BrokenPipeError, ConnectionResetError):
             wire.send(raw)
-        if case.end == "answer":
+        if case.end == "read one":
             answer = wire.answer(case.method)
             check_response(case, answer)
             assert not answer.interim, "the server has sent 100 for a request that it refuses"
@@ -145,7 +145,7 @@ class FuzzConnection:
             while True:
                 check_response(case, wire.answer(case.method))
                 count += 1
-        assert count or case.end == "maybe", "no response"
+        assert count or case.end == "read any", "no response"
 
 
 def run_batch(
@@ -175,9 +175,9 @@ def push_and_pull(server: RegistryServer) -> None:
         manifest = image(BLOB, BLOB)
         tagged = steps.manifest(manifest, TAG)
         assert steps.get(path).body == BLOB
-        got = steps.get(tagged)
-        assert got.body == manifest
-        assert got["docker-content-digest"] == digest_of(manifest)
+        pulled = steps.get(tagged)
+        assert pulled.body == manifest
+        assert pulled["docker-content-digest"] == digest_of(manifest)
         assert wire.ask("GET", f"/v2/{REPO}/tags/list").json()["tags"] == [TAG]
 
 

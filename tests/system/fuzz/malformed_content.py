@@ -168,7 +168,7 @@ def unknown_upload(rng: Random) -> FuzzCase:
 
 
 def bad_content_range(rng: Random) -> FuzzCase:
-    given = rng.choice(
+    content_range = rng.choice(
         [
             "bytes 0-9/10",
             "bytes=0-9",
@@ -195,13 +195,15 @@ def bad_content_range(rng: Random) -> FuzzCase:
             "\u0660-\u0669",
         ]
     )
-    given = given.encode("utf-8").decode("latin-1")
+    content_range = content_range.encode("utf-8").decode("latin-1")
     method = rng.choice(["PATCH", "PUT"])
     target = SESSION.decode() + (f"?digest={BLOB_DIGEST}" if method == "PUT" else "")
-    if given == "0-9 ":
-        given = "0 -9"
+    if content_range == "0-9 ":
+        content_range = "0 -9"
     return FuzzCase(
-        "bad content range", message(method, target, {"Content-Range": given}, b"0123456789"), _statuses(400, 416)
+        "bad content range",
+        message(method, target, {"Content-Range": content_range}, b"0123456789"),
+        _statuses(400, 416),
     )
 
 
@@ -366,31 +368,31 @@ Spoiler = Callable[[Random, Document], None]
 """A function that makes a valid manifest invalid."""
 
 
-def _wrong(rng: Random, *fine: Any) -> Any:
-    """Returns a JSON value of a wrong type. `fine`: the values that would be accepted, which are left out."""
-    return rng.choice([value for value in WRONG_VALUES if not any(value is one or value == one for one in fine)])
+def _wrong_value(rng: Random, *accepted: Any) -> Any:
+    """Returns a JSON value of a wrong type. `accepted`: values that are left out, because the registry accepts them."""
+    return rng.choice([value for value in WRONG_VALUES if not any(value is each or value == each for each in accepted)])
 
 
 DOCUMENT_SPOILERS: list[Spoiler] = [
-    lambda rng, d: d.update(schemaVersion=_wrong(rng)),
+    lambda rng, d: d.update(schemaVersion=_wrong_value(rng)),
     lambda rng, d: d.pop("schemaVersion"),
     lambda rng, d: d.update(schemaVersion=rng.choice([1, 3, 2.0, "2"])),
-    lambda rng, d: d.update(mediaType=_wrong(rng, None, "")),
+    lambda rng, d: d.update(mediaType=_wrong_value(rng, None, "")),
     lambda rng, d: d.update(mediaType=OCI_INDEX),
-    lambda rng, d: d.update(config=_wrong(rng)),
+    lambda rng, d: d.update(config=_wrong_value(rng)),
     lambda rng, d: d.pop("config"),
-    lambda rng, d: d.update(layers=_wrong(rng, None, [])),
-    lambda rng, d: d.update(layers=[_wrong(rng)]),
+    lambda rng, d: d.update(layers=_wrong_value(rng, None, [])),
+    lambda rng, d: d.update(layers=[_wrong_value(rng)]),
     lambda rng, d: d.update(manifests=[]),
-    lambda rng, d: d.update(subject=_wrong(rng, None)),
-    lambda rng, d: d.update(annotations=_wrong(rng, None, {})),
-    lambda rng, d: d.update(annotations={"a": _wrong(rng, "", "text", "sha256:x")}),
-    lambda rng, d: d.update(artifactType=_wrong(rng, None, "", "text", "sha256:x")),
-    lambda rng, d: d["config"].update(size=_wrong(rng)),
-    lambda rng, d: d["config"].update(digest=_wrong(rng)),
+    lambda rng, d: d.update(subject=_wrong_value(rng, None)),
+    lambda rng, d: d.update(annotations=_wrong_value(rng, None, {})),
+    lambda rng, d: d.update(annotations={"a": _wrong_value(rng, "", "text", "sha256:x")}),
+    lambda rng, d: d.update(artifactType=_wrong_value(rng, None, "", "text", "sha256:x")),
+    lambda rng, d: d["config"].update(size=_wrong_value(rng)),
+    lambda rng, d: d["config"].update(digest=_wrong_value(rng)),
     lambda rng, d: d["config"].pop(rng.choice(["size", "digest", "mediaType"])),
     lambda rng, d: d["layers"].append(UNKNOWN_LAYER),
-    lambda rng, d: d["layers"][0].update(mediaType=_wrong(rng, "text", "sha256:x")),
+    lambda rng, d: d["layers"][0].update(mediaType=_wrong_value(rng, "text", "sha256:x")),
     lambda rng, d: d["layers"][0].update(annotations={"x": 1}),
     lambda rng, d: d["layers"][0].update(platform=rng.choice(["linux", [1], 5])),
     lambda rng, d: d["layers"].extend([UNKNOWN_LAYER] * 3000),

@@ -1,5 +1,6 @@
 """Generators of requests that are malformed HTTP: request lines, headers, lengths, chunks, other protocols, requests
-that end early. Each function in `FRAMINGS` returns one random case of its kind, for the fuzz tests."""
+that end early. Each function in `FRAMINGS` returns one random case of its kind, for the fuzz tests. The field
+`FuzzCase.end` of a case says what the client does after it has sent the bytes, such as "read all"."""
 
 from __future__ import annotations
 
@@ -115,7 +116,7 @@ def large_trailers(rng: Random) -> FuzzCase:
         raw += b"3;" + b"x" * rng.randint(40_000, 90_000)
     else:
         raw += b"3\r\nabc\r\n0\r\nX: " + b"x" * rng.randint(40_000, 90_000) + b"\r\n\r\n"
-    return FuzzCase("large trailers", raw, _statuses(400, 431), "all")
+    return FuzzCase("large trailers", raw, _statuses(400, 431), end="read all")
 
 
 def bad_header(rng: Random) -> FuzzCase:
@@ -197,7 +198,7 @@ def bad_version(rng: Random) -> FuzzCase:
             b"GET /v2/ ICE/1.0",
         ]
     )
-    return FuzzCase("bad version", line + b"\r\n" + HOST + b"\r\n", _statuses(400), "all")
+    return FuzzCase("bad version", line + b"\r\n" + HOST + b"\r\n", _statuses(400), end="read all")
 
 
 def bad_method(rng: Random) -> FuzzCase:
@@ -282,7 +283,7 @@ def other_protocol(rng: Random) -> FuzzCase:
             b"<x/>\n",
         ]
     )
-    return FuzzCase("other protocol", raw, _statuses(400), "all")
+    return FuzzCase("other protocol", raw, _statuses(400), end="read all")
 
 
 def garbage(rng: Random) -> FuzzCase:
@@ -291,7 +292,7 @@ def garbage(rng: Random) -> FuzzCase:
         raw = bytes(rng.choices(b"GETPOS /v2:.\r\n\t\x00\xff%aHTTP/1", k=rng.randint(1, 300)))
     if raw.strip(b"\r\n\t ").startswith((b"GET", b"PUT", b"POST", b"HEAD")):
         raw = b"\xfe" + raw
-    return FuzzCase("garbage", raw, end="maybe")
+    return FuzzCase("garbage", raw, end="read any")
 
 
 def garbage_after_a_request(rng: Random) -> FuzzCase:
@@ -305,7 +306,7 @@ def garbage_after_a_request(rng: Random) -> FuzzCase:
             message("GET", NOT_FOUND, {"Connection": "close"}),
         ]
     )
-    return FuzzCase("garbage after a request", first + rng.randbytes(rng.randint(1, 200)), end="all")
+    return FuzzCase("garbage after a request", first + rng.randbytes(rng.randint(1, 200)), end="read all")
 
 
 def injection(rng: Random) -> FuzzCase:
@@ -326,7 +327,8 @@ def injection(rng: Random) -> FuzzCase:
 
 
 def early_answer(rng: Random) -> FuzzCase:
-    """A request with `Expect` or with a large body that is refused because of its headers. The body is not sent."""
+    """A request that the server can refuse before it receives the body, because the request line is wrong. The client
+    never sends the body. Most of the requests have the header `Expect`."""
     method, target = rng.choice(
         [
             ("PUT", f"/v2/{REPO}/blobs/uploads/00000000-0000-4000-8000-000000000000?digest={UNKNOWN}"),
@@ -339,7 +341,7 @@ def early_answer(rng: Random) -> FuzzCase:
     headers = {"Content-Length": str(rng.choice([1, 1000, 10**6, 10**12]))}
     if rng.random() < 0.7:
         headers["Expect"] = rng.choice(["100-continue", "100-Continue"])
-    return FuzzCase("early answer", message(method, target, headers), _statuses(400, 404), "all")
+    return FuzzCase("early answer", message(method, target, headers), _statuses(400, 404), end="read all")
 
 
 def odd_expect(rng: Random) -> FuzzCase:
@@ -367,11 +369,11 @@ def _valid_request(rng: Random) -> bytes:
 
 def truncated(rng: Random) -> FuzzCase:
     raw = _valid_request(rng)
-    inside = raw.find(SESSION)
+    session_start = raw.find(SESSION)
     raw = raw[: rng.randint(1, len(raw) - 1)]
-    if inside >= 0 and len(raw) < inside + len(SESSION):
-        raw = raw[:inside]
-    ends: list[End] = ["maybe", "leave", "reset", "maybe", "leave"]
+    if session_start >= 0 and len(raw) < session_start + len(SESSION):
+        raw = raw[:session_start]  # a part of the placeholder could not be replaced by the path of a session
+    ends: list[End] = ["read any", "leave", "reset", "read any", "leave"]
     return FuzzCase("truncated", raw, end=rng.choice(ends))
 
 

@@ -23,12 +23,12 @@ UNKNOWN_SESSION = f"{ROOT}/blobs/uploads/00000000-0000-4000-8000-000000000000"
 
 @dataclass
 class RequestProbe:
-    """A connection for bad requests, with helpers that check the responses. `before`: the files and rows before the
-    test."""
+    """A connection for bad requests, with helpers that check the responses. `counts_before`: the numbers of files and
+    rows before the test."""
 
     server: RegistryServer
     wire: RawConnection
-    before: StoreCounts
+    counts_before: StoreCounts
 
     def open(self) -> RawConnection:
         return RawConnection(("127.0.0.1", self.server.port))
@@ -46,15 +46,15 @@ class RequestProbe:
             assert answer.codes == [code]
         assert answer.closes != kept_alive
         if kept_alive:
-            self.serves(self.wire)
+            self.check_pull(self.wire)
         else:
             assert self.wire.at_end()
             with self.open() as wire:
-                self.serves(wire)
+                self.check_pull(wire)
         return answer
 
     @staticmethod
-    def serves(wire: RawConnection) -> None:
+    def check_pull(wire: RawConnection) -> None:
         """Checks that a blob can be pulled on this connection."""
         assert wire.ask("GET", f"{ROOT}/blobs/{BLOB_DIGEST}").body == BLOB
 
@@ -72,13 +72,13 @@ class RequestProbe:
 def probe(server: RegistryServer) -> Iterator[RequestProbe]:
     """A probe for one test. After the test, checks that the data directory has the same files and database rows as
     before, and that the log has no traceback."""
-    before = counts_without_sessions(server)
-    probe = RequestProbe(server, RawConnection(("127.0.0.1", server.port)), before)
+    counts_before = counts_without_sessions(server)
+    probe = RequestProbe(server, RawConnection(("127.0.0.1", server.port)), counts_before)
     try:
         yield probe
     finally:
         probe.wire.close()
-    assert eventually(lambda: store_counts(server) == before), f"{before} became {store_counts(server)}"
+    assert eventually(lambda: store_counts(server) == counts_before), f"{counts_before} became {store_counts(server)}"
     assert "Traceback" not in server.log_text()
 
 
@@ -176,7 +176,7 @@ def test_a_body_shorter_than_its_length(probe: RequestProbe) -> None:
     assert answer.status == 400
     with probe.open() as wire:
         assert wire.ask("HEAD", f"{ROOT}/blobs/{digest_of(data)}").status == 404
-        probe.serves(wire)
+        probe.check_pull(wire)
 
 
 def test_a_body_longer_than_its_length(probe: RequestProbe) -> None:
@@ -385,7 +385,7 @@ def test_odd_methods(probe: RequestProbe, method: str) -> None:
     answer = probe.wire.answer()
     check_response(FuzzCase("odd method", b"GET /", frozenset({400, 405})), answer)
     with probe.open() as wire:
-        probe.serves(wire)
+        probe.check_pull(wire)
 
 
 def test_header_injection(probe: RequestProbe) -> None:
@@ -412,7 +412,7 @@ def test_client_disconnects_in_the_middle_of_a_push(probe: RequestProbe, reset: 
         if reset:
             wire.reset()
         wire.close()
-    probe.serves(probe.wire)
+    probe.check_pull(probe.wire)
 
 
 def test_clients_that_send_nothing_more(probe: RequestProbe) -> None:
@@ -424,7 +424,7 @@ def test_clients_that_send_nothing_more(probe: RequestProbe) -> None:
             wire.send(starts[number % len(starts)])
         for _ in range(20):
             with probe.open() as wire:
-                probe.serves(wire)
+                probe.check_pull(wire)
     finally:
         for wire in wires:
             wire.close()

@@ -36,7 +36,7 @@ def test_malformed_requests(server: RegistryServer) -> None:
     assert len(workers) == 2
     for start in range(0, WARM_UP_REQUESTS, BATCH):
         run_batch(server, SEED - 1, range(start, start + BATCH))
-    before = store_counts(server)
+    counts_before = store_counts(server)
     memory_before = pss_of(pids)
     files_before = open_files(workers)
 
@@ -47,7 +47,7 @@ def test_malformed_requests(server: RegistryServer) -> None:
     assert server.pids() == pids
     assert "Traceback" not in server.log_text()
     assert " ERROR " not in server.log_text()
-    assert eventually(lambda: store_counts(server) == before), f"{before} became {store_counts(server)}"
+    assert eventually(lambda: store_counts(server) == counts_before), f"{counts_before} became {store_counts(server)}"
     assert eventually(lambda: all(open_files([pid])[pid] <= files_before[pid] for pid in workers)), (
         files_before,
         open_files(workers),

@@ -55,8 +55,8 @@ async def test_job_continues_during_a_reload(tmp_path: Path) -> None:
     started_by: list[int] = []
     apps: list[Entrepot] = []
 
-    def make_app(settings: Settings, starts_work: bool) -> Entrepot:
-        apps.append(create_app(settings, starts_work=starts_work))
+    def make_app(settings: Settings, starts_background_work: bool) -> Entrepot:
+        apps.append(create_app(settings, starts_background_work=starts_background_work))
         return apps[-1]
 
     async def wait_for_state(job: int, state: JobState) -> None:

@@ -31,10 +31,11 @@ def content() -> UpstreamContent:
 def test_import_over_tls(tmp_path: Path, content: UpstreamContent) -> None:
     """An import from a registry with a private certificate works with `--ca-file` or with `--insecure`."""
     bundle = certificates(tmp_path)
-    with docker_registry(tmp_path, content) as old, slow_link(tmp_path, old.url, certificates=bundle) as link:
+    # `slow_link` runs nginx in front of the registry. Here nginx does not limit the rate, but adds TLS.
+    with docker_registry(tmp_path, content) as old, slow_link(tmp_path, old.url, certificates=bundle) as tls_front:
         names = tmp_path / "names"
         names.write_text("other\n")
-        command = ("import", link.url, "--repositories", names)
+        command = ("import", tls_front.url, "--repositories", names)
         option_sets = [["--ca-file", str(bundle.authority)], ["--insecure"]]
         for number, options in enumerate(option_sets):
             out = entrepot_output(*map(str, [*command, *options]), "--data", str(number), folder=tmp_path)
@@ -62,10 +63,11 @@ def test_another_entrepot_with_accounts(tmp_path: Path, content: UpstreamContent
         result = json.loads(out.splitlines()[-1])
         assert (result["repositories"], result["tags"], result["problems"]) == (2, 2, 0)
         basic = "Basic " + base64.b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
-        old_wire, new_wire = RegistryClient(old.address, basic), RegistryClient(new.address)
-        assert assert_same_content(old_wire, new_wire) >= 8
-        subject = old_wire.digest("team/app", "1")
-        assert len(new_wire.ask("GET", f"/v2/team/app/referrers/{subject}").json()["manifests"]) == 1
+        old_client, new_client = RegistryClient(old.address, basic), RegistryClient(new.address)
+        compared_count = assert_same_content(old_client, new_client)
+        assert compared_count >= 8  # manifests and blobs
+        subject = old_client.digest("team/app", "1")
+        assert len(new_client.ask("GET", f"/v2/team/app/referrers/{subject}").json()["manifests"]) == 1
         assert PASSWORD not in entrepot_output("jobs", "list", "--json", "--data", str(new.data), folder=tmp_path)
 
 
@@ -76,17 +78,17 @@ def test_import_job_continues_after_a_restart(tmp_path: Path, content: UpstreamC
         config = tmp_path / "entrepot.toml"
         config.write_text(f'[[upstream]]\nname = "old.test"\nendpoints = ["{old.url}"]\n')
         with running_server(tmp_path, "--config", str(config)) as server:
-            wire = RegistryClient(server.address)
+            client = RegistryClient(server.address)
             body = json.dumps({"url": old.url, "include": ["team/**"]}).encode()
-            reply = wire.ask("POST", "/api/v1/imports/remote", body, {"Content-Type": "application/json"})
+            reply = client.ask("POST", "/api/v1/imports/remote", body, {"Content-Type": "application/json"})
             assert reply.status == 202, reply.body
             job = reply.json()
             server.kill()
         with running_server(tmp_path, "--config", str(config)) as server:
-            wire = RegistryClient(server.address)
+            client = RegistryClient(server.address)
             while job["ended"] is None:
                 time.sleep(0.05)
-                job = wire.ask("GET", f"/api/v1/jobs/{job['id']}").json()
+                job = client.ask("GET", f"/api/v1/jobs/{job['id']}").json()
             assert (job["state"], job["message"]) == ("done", "")
-            assert catalog(wire) == ["team/app"]
-            assert wire.digest("team/app", "1") == RegistryClient(old.address).digest("team/app", "1")
+            assert catalog(client) == ["team/app"]
+            assert client.digest("team/app", "1") == RegistryClient(old.address).digest("team/app", "1")

@@ -34,7 +34,7 @@ WRONG_CONFIGURATIONS = {
 }
 
 
-def checked(server: RegistryServer, root: Path) -> tuple[int, list[dict[str, Any]]]:
+def run_check(server: RegistryServer, root: Path) -> tuple[int, list[dict[str, Any]]]:
     """Runs `entrepot client check`. Returns its exit code and its findings."""
     process = entrepot("client", "check", "podman", "--url", server.url, "--root", root, "--json", folder=root)
     return process.returncode, json.loads(process.stdout)["findings"]
@@ -62,7 +62,7 @@ def test_skopeo_agrees(tmp_path: Path, case: str) -> None:
             text, problem = WRONG_CONFIGURATIONS[case]
             for file in (checked_conf, skopeo_conf):
                 file.write_text(text.replace("HOST", server.address))
-            exit_code, findings = checked(server, root)
+            exit_code, findings = run_check(server, root)
             first = next(finding for finding in findings if finding["level"] == "problem")
             assert (exit_code, problem in first["what"]) == (1, True), findings
             assert tools.skopeo.attempt("inspect", "--raw", "docker://docker.io/library/app:1").code != 0
@@ -72,5 +72,5 @@ def test_skopeo_agrees(tmp_path: Path, case: str) -> None:
                 lines = checked_conf.read_text().replace("mirror-by-digest-only = true\n", "")
             for file in (checked_conf, skopeo_conf):
                 file.write_text(lines)
-            assert any("come through" in finding["what"] for finding in checked(server, root)[1])
+            assert any("come through" in finding["what"] for finding in run_check(server, root)[1])
             assert tools.skopeo("inspect", "--raw", "docker://docker.io/library/app:1").out.encode() == image.body

@@ -18,9 +18,12 @@ from tests.fakes.raw_http import RawAnswer, RawConnection
 from tests.fakes.raw_pushes import OCI_INDEX, OCI_MANIFEST, describe, digest_of, encode, image
 
 SHARED_LAYERS = 12
+"""The number of layers that the images of all clients share."""
 LAYER_BYTES = 40_000
 SHORT_LIVED_IMAGES = 12
+"""The number of images that all clients push and soon delete."""
 TAGS = 6
+"""The number of tags in each repository."""
 
 
 def shared_layer(number: int) -> bytes:

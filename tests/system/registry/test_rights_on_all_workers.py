@@ -103,7 +103,7 @@ def test_changed_permissions_apply_to_the_next_request(server: RegistryServer) -
         assert responses(server, authorization) == {revoked}
 
 
-def raw(server: RegistryServer, request: bytes) -> list[bytes]:
+def status_lines(server: RegistryServer, request: bytes) -> list[bytes]:
     """Returns the status lines of all responses on one connection."""
     with closing(socket.create_connection(("127.0.0.1", server.port), timeout=20)) as connection:
         connection.sendall(request)
@@ -125,16 +125,18 @@ def test_request_never_gets_the_login_of_another_request(server: RegistryServer)
     login = change(server, "alice")
     plain = f"GET {PATH} HTTP/1.1\r\nHost: registry.test\r\n\r\n".encode()
     ok, refused = b"HTTP/1.1 404 Not Found", b"HTTP/1.1 401 Unauthorized"
-    assert raw(server, head(login) + plain) == [ok, refused]
-    assert raw(server, plain + head(login)) == [refused, ok]
+    assert status_lines(server, head(login) + plain) == [ok, refused]
+    assert status_lines(server, plain + head(login)) == [refused, ok]
     length = f"Content-Length: {len(plain)}"
-    assert raw(server, head(login, length) + plain) == [ok]
+    assert status_lines(server, head(login, length) + plain) == [ok]
     bad_request = b"HTTP/1.1 400 Bad Request"
-    assert raw(server, head(login, length, "Transfer-Encoding: chunked") + b"0\r\n\r\n" + plain) == [bad_request]
-    assert raw(server, head(login, "Content-Length: 0", length) + plain) == [bad_request]
-    assert raw(server, head(login, " Authorization: Basic x")) in ([bad_request], [refused])
-    assert raw(server, head("Basic x\r\nauthorization: " + login)) == [refused]
-    assert raw(server, head("Basic x\r\n\t" + login[6:])) in ([bad_request], [refused])
+    assert status_lines(server, head(login, length, "Transfer-Encoding: chunked") + b"0\r\n\r\n" + plain) == [
+        bad_request
+    ]
+    assert status_lines(server, head(login, "Content-Length: 0", length) + plain) == [bad_request]
+    assert status_lines(server, head(login, " Authorization: Basic x")) in ([bad_request], [refused])
+    assert status_lines(server, head("Basic x\r\nauthorization: " + login)) == [refused]
+    assert status_lines(server, head("Basic x\r\n\t" + login[6:])) in ([bad_request], [refused])
 
 
 def test_realm_comes_from_the_absolute_target_or_the_host(server: RegistryServer) -> None:
@@ -151,7 +153,7 @@ def test_realm_comes_from_the_absolute_target_or_the_host(server: RegistryServer
             connection.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         assert f'Bearer realm="{realm}"'.encode() in answer
-    assert raw(server, f"GET {PATH} HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n".encode()) == [
+    assert status_lines(server, f"GET {PATH} HTTP/1.1\r\nHost: a.test\r\nHost: b.test\r\n\r\n".encode()) == [
         b"HTTP/1.1 400 Bad Request"
     ]
 

@@ -229,19 +229,19 @@ class CachedAnswerApp(EchoApp):
     `x-way` is `at once` for a cached response and `called` for one that the application sends. The body is the query's
     `text`, repeated `size` times."""
 
-    given = 0
+    cached_answer_count = 0
     """How many cached responses the server has requested."""
 
     def answer_at_once(self, scope: Any) -> tuple[EchoCachedAnswer, str] | None:
         if scope["raw_path"] != b"/ready":
             return None
-        self.given += 1
+        self.cached_answer_count += 1
         query = {name: values[0] for name, values in parse_qs(scope["query_string"].decode()).items()}
         body = body_of(query)
         after = [(b"content-length", str(len(body)).encode())]
         return EchoCachedAnswer(
             [(b"x-way", b"at once")], after, b"" if scope["method"] == "HEAD" else body
-        ), f"{self.given:016x}"
+        ), f"{self.cached_answer_count:016x}"
 
     async def ready(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         """Answers without the cache: the server calls this if it cannot use the cached response."""
@@ -250,7 +250,7 @@ class CachedAnswerApp(EchoApp):
 
     async def counted(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         """Answers with the number of cached responses that the server has requested."""
-        await answer(send, 200, str(self.given).encode())
+        await answer(send, 200, str(self.cached_answer_count).encode())
 
 
 def body_of(query: dict[str, str]) -> bytes:

@@ -128,13 +128,13 @@ def test_unchanged_files_are_not_loaded_again(live_pair: KeyPair) -> None:
     certificates = Certificates(files_of(live_pair))
     old_context = certificates.context
     certificates.refresh()
-    certificates.refresh(settled=True)
+    certificates.refresh(are_files_complete=True)
     assert certificates.context is old_context
 
 
 def test_changed_files_are_loaded_when_they_no_longer_change(live_pair: KeyPair, second_pair: KeyPair) -> None:
-    """Changed files are loaded at the second check that finds the same modification times. With `settled=True` they are
-    loaded at the first check."""
+    """Changed files are loaded at the second check that finds the same modification times. With
+    `are_files_complete=True` they are loaded at the first check."""
     certificates = Certificates(files_of(live_pair))
     old_context = certificates.context
     put(second_pair, live_pair)
@@ -144,7 +144,7 @@ def test_changed_files_are_loaded_when_they_no_longer_change(live_pair: KeyPair,
     assert certificates.context is not old_context
     old_context = certificates.context
     os.utime(live_pair.key)
-    certificates.refresh(settled=True)
+    certificates.refresh(are_files_complete=True)
     assert certificates.context is not old_context
 
 
@@ -169,21 +169,21 @@ def test_unusable_renewal_is_logged_once(
         assert certificates.context is old_context
         assert len(caplog.records) == 2
     put(second_pair, live_pair)
-    certificates.refresh(settled=True)
+    certificates.refresh(are_files_complete=True)
     assert certificates.context is not old_context
 
 
 # Renewal in a running server
 
 
-def named(pair: KeyPair) -> list[str]:
+def tls_paths(pair: KeyPair) -> list[str]:
     """Returns the paths of the certificate and the key, for the option `tls`."""
     return [str(pair.certificate), str(pair.key)]
 
 
 @pytest.fixture
 def running(start: Start, live_pair: KeyPair) -> AppProcess:
-    return start(workers=2, tls=named(live_pair), limits=SHORT_INTERVALS)
+    return start(workers=2, tls=tls_paths(live_pair), limits=SHORT_INTERVALS)
 
 
 def served_serial(running: AppProcess, context: ssl.SSLContext) -> str:
@@ -262,7 +262,7 @@ def test_sighup_reloads_the_certificate(
     start: Start, context: ssl.SSLContext, live_pair: KeyPair, second_pair: KeyPair, workers: int
 ) -> None:
     """On SIGHUP the server loads the files at once, although it checks them only once an hour."""
-    running = start(workers=workers, tls=named(live_pair), limits={"certificate_check_seconds": 3600})
+    running = start(workers=workers, tls=tls_paths(live_pair), limits={"certificate_check_seconds": 3600})
     old = served_serial(running, context)
     put(second_pair, live_pair)
     os.kill(running.pid, signal.SIGHUP)
@@ -276,7 +276,7 @@ def test_restarted_worker_loads_the_current_certificate(
 ) -> None:
     """A worker that replaces a killed worker loads the current certificate, not the one from the start of the
     server."""
-    running = start(workers=2, tls=named(live_pair), limits=SHORT_INTERVALS)
+    running = start(workers=2, tls=tls_paths(live_pair), limits=SHORT_INTERVALS)
     old = served_serial(running, context)
     put(second_pair, live_pair)
     new = serial_other_than(running, context, old)

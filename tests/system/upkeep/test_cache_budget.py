@@ -19,7 +19,8 @@ from tests.fakes.upstream_content import ImageTree, noise_image
 
 CLIENTS = 4
 IMAGES = 24
-BUDGET = 16 * MIB
+"""Numbers of clients that pull at the same time, and of images that they pull together."""
+BUDGET_BYTES = 16 * MIB
 IMAGE_BYTES = 2 * MIB
 
 
@@ -59,7 +60,7 @@ def test_cache_stays_within_its_budget(site: MirrorSite) -> None:
         site.content.add(f"library/app{number}", noise_image(f"app{number}", IMAGE_BYTES // 2, IMAGE_BYTES // 2), "1")
         for number in range(IMAGES)
     ]
-    site.start(1000, settings=f'cache_max = "{BUDGET}"')
+    site.start(1000, settings=f'cache_max = "{BUDGET_BYTES}"')
     wait_until(lambda: all(part["complete"] for part in status(site)), "the cache to be counted")
     largest, stop_watching = 0, threading.Event()
 
@@ -74,14 +75,14 @@ def test_cache_stays_within_its_budget(site: MirrorSite) -> None:
     random.Random(1).shuffle(order)
     with ThreadPoolExecutor(CLIENTS) as clients:
         list(clients.map(lambda number: pull(site, number, images[number]), order))
-    wait_until(lambda: status(site)[0]["size"] <= BUDGET, "the last eviction")
+    wait_until(lambda: status(site)[0]["size"] <= BUDGET_BYTES, "the last eviction")
     stop_watching.set()
     watcher.join()
-    assert largest <= BUDGET + 2 * CLIENTS * IMAGE_BYTES
+    assert largest <= BUDGET_BYTES + 2 * CLIENTS * IMAGE_BYTES
     [hub, whole_cache] = status(site)
-    assert hub["size"] == whole_cache["size"] <= BUDGET
+    assert hub["size"] == whole_cache["size"] <= BUDGET_BYTES
     assert hub["images"] >= 5
-    wait_until(lambda: stored_bytes(site) <= BUDGET, "the files to be gone")
+    wait_until(lambda: stored_bytes(site) <= BUDGET_BYTES, "the files to be gone")
     site.hub.forget()
     for number in order[-3:]:
         pull(site, number, images[number])

@@ -81,7 +81,7 @@ async def test_slow_name_lookups_delay_one_repository_only(
 
     redirected_heads: list[str] = []
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
-        waiting = [
+        requests = [
             asyncio.create_task(source.get_manifest(BAD_REPO, Tag(f"{n}"))) for n in range(REQUESTS_PER_REPOSITORY)
         ]
         try:
@@ -90,7 +90,7 @@ async def test_slow_name_lookups_delay_one_repository_only(
                 assert (await source.get_manifest(good_repo(), TAG)).digest == image.digest
         finally:
             may_resolve.set()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.gather(*requests, return_exceptions=True)
 
 
 @pytest.mark.parametrize("bad_answer", BAD_ANSWERS)

@@ -169,16 +169,18 @@ async def test_opening_the_store_for_writing_is_retried(tmp_path: Path, caplog: 
             read_only_database.connection_at(None)
 
 
-@pytest.mark.parametrize(("is_replaced", "starts_work", "work_starts"), [(0, 1, True), (1, 1, False), (0, 0, False)])
+@pytest.mark.parametrize(
+    ("is_replaced", "starts_background_work", "work_starts"), [(0, 1, True), (1, 1, False), (0, 0, False)]
+)
 async def test_work_of_a_store_that_is_opened_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool, starts_work: bool, work_starts: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool, starts_background_work: bool, work_starts: bool
 ) -> None:
     """When the store was opened for writing, the background work starts only if the settings of the application are in
     force. It does not start if a reload has replaced the application (`is_replaced`), or if the settings are not in
-    force yet (`starts_work` is false)."""
+    force yet (`starts_background_work` is false)."""
     monkeypatch.setattr("registry.app.REOPEN_SECONDS", 0.0)
     prepare_data_dir(tmp_path)
-    app = create_app(Settings(data=tmp_path), starts_work=bool(starts_work))
+    app = create_app(Settings(data=tmp_path), starts_background_work=bool(starts_background_work))
     app.is_retiring = bool(is_replaced)
     async with AsyncExitStack() as stack:
         await reopen_store(app, stack, lambda: None)

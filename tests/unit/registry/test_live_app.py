@@ -21,8 +21,8 @@ from storage.composition import prepare_data_dir
 from tests.fakes.asgi_client import AsgiClient
 
 
-def make_app(settings: Settings, starts_work: bool) -> Entrepot:
-    return create_app(settings, starts_work=starts_work)
+def make_app(settings: Settings, starts_background_work: bool) -> Entrepot:
+    return create_app(settings, starts_background_work=starts_background_work)
 
 
 async def change(live: LiveApp, settings: Settings) -> None:
@@ -72,8 +72,8 @@ async def test_replaced_applications_are_freed(tmp_path: Path) -> None:
     prepare_data_dir(tmp_path)
     app_references: list[weakref.ref[Entrepot]] = []
 
-    def make_and_remember(settings: Settings, starts_work: bool) -> Entrepot:
-        app = make_app(settings, starts_work)
+    def make_and_remember(settings: Settings, starts_background_work: bool) -> Entrepot:
+        app = make_app(settings, starts_background_work)
         app_references.append(weakref.ref(app))
         return app
 
@@ -105,8 +105,8 @@ async def test_the_first_application_drops_its_caches(tmp_path: Path) -> None:
     prepare_data_dir(tmp_path)
     apps: list[Entrepot] = []
 
-    def make_and_keep(settings: Settings, starts_work: bool) -> Entrepot:
-        apps.append(make_app(settings, starts_work))
+    def make_and_keep(settings: Settings, starts_background_work: bool) -> Entrepot:
+        apps.append(make_app(settings, starts_background_work))
         return apps[-1]
 
     live = LiveApp(Settings(data=tmp_path), make_and_keep)
@@ -133,9 +133,9 @@ async def test_a_cancelled_preparation(tmp_path: Path) -> None:
     prepare_data_dir(tmp_path)
     starting = asyncio.Event()
 
-    def make_and_tell(settings: Settings, starts_work: bool) -> Entrepot:
+    def make_and_tell(settings: Settings, starts_background_work: bool) -> Entrepot:
         starting.set()
-        return make_app(settings, starts_work)
+        return make_app(settings, starts_background_work)
 
     live = LiveApp(Settings(data=tmp_path), make_and_tell)
     lifespan = Lifespan(live)

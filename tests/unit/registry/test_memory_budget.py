@@ -38,12 +38,12 @@ async def test_a_cancelled_wait_does_not_block_other_shares() -> None:
     memory = MemoryBudget(4 * SMALL_SHARE_BYTES, "bodies", wait_seconds=30)
     first, second, third = memory.share(), memory.share(), memory.share()
     await first.grow(3 * SMALL_SHARE_BYTES)
-    waiting = [asyncio.create_task(share.grow(2 * SMALL_SHARE_BYTES)) for share in (second, third)]
+    grow_tasks = [asyncio.create_task(share.grow(2 * SMALL_SHARE_BYTES)) for share in (second, third)]
     await asyncio.sleep(0)
-    waiting[0].cancel()
-    await asyncio.wait([waiting[0]])
+    grow_tasks[0].cancel()
+    await asyncio.wait([grow_tasks[0]])
     first.close()
-    await waiting[1]
+    await grow_tasks[1]
     assert memory.used == 2 * SMALL_SHARE_BYTES
 
 
@@ -92,8 +92,8 @@ async def test_many_waiting_shares_do_not_block_the_event_loop() -> None:
     """A limited number of shares may wait; further shares are refused at once. The cost of a request for a share does
     not grow with the number of waiting shares."""
     memory = MemoryBudget(16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=1, slow_seconds=60)
-    held = [memory.share() for _ in range(16)]
-    for share in held:
+    full_shares = [memory.share() for _ in range(16)]
+    for share in full_shares:
         await share.grow(SMALL_SHARE_BYTES)
         share.on_cut = share.close
 

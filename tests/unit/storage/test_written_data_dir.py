@@ -66,7 +66,7 @@ def check_partials_and_accounts(tmp_path: Path) -> None:
 async def test_content_of_the_previous_release_is_served(
     registry: StoredRegistry, written: previous_release.Written
 ) -> None:
-    """Hosted and mirrored images are served by tag, byte for byte."""
+    """The hosted image (`APP`) and the mirrored image (`UBUNTU`) are served by tag, byte for byte."""
     assert (await registry.get_manifest(APP, LATEST)).body == written.manifest
     assert (await registry.get_manifest(UBUNTU, LATEST)).body == written.mirrored_manifest
     for repo, blob in (

@@ -1,8 +1,9 @@
 """The table of login sessions. A session begins when a person logs in with a browser.
 
-An expired session is treated as if it did not exist. All functions take a connection. Functions that change something
-run inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit log
-names, `now` the time in seconds since 1970.
+An expired session is treated as if it did not exist. Functions that look for a session raise AccountUnknown if the
+session (not its account) does not exist or has expired. All functions take a connection. Functions that change
+something run inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit
+log names, `now` the time in seconds since 1970.
 
 No change of a session increments the epoch, because no process caches sessions: each request with a session reads the
 row of the session.
@@ -53,7 +54,7 @@ def _session(row: tuple[Any, ...]) -> LoginSession:
 
 
 def session(db: apsw.Connection, now: float, session_id: str) -> tuple[LoginSession, bytes]:
-    """Returns a session and the hash of its secret. Raises AccountUnknown if there is no such session or it has
+    """Returns a session and the hash of its secret. Raises AccountUnknown if the session does not exist or has
     expired."""
     row = db.execute(_SESSION_BY_ID, (session_id, now)).get
     if row is None:
@@ -84,7 +85,7 @@ def add(db: apsw.Connection, by: Actor, now: float, new: LoginSession, secret_ha
 
 
 def end(db: apsw.Connection, by: Actor, now: float, session_id: str) -> None:
-    """Deletes a session. Raises AccountUnknown if there is no such session or it has expired."""
+    """Deletes a session. Raises AccountUnknown if the session does not exist or has expired."""
     ended, _ = session(db, now, session_id)
     db.execute("DELETE FROM login_session WHERE id = ?", (session_id,))
     _delete_expired(db, now)

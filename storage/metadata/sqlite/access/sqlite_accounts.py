@@ -87,7 +87,7 @@ class SqliteAccounts:
         """Makes a change that takes rights away or replaces a secret: calls `change` with the connection, `by`, the
         time and the other arguments. On a full disk the change may use all of the reserve."""
         now = self._clock()
-        return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.RELIEF)
+        return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.ALL)
 
     def _run_adding(
         self,
@@ -99,7 +99,7 @@ class SqliteAccounts:
         """Makes a change that adds something: calls `change` with the connection, `by`, the time and the other
         arguments. On a full disk the change may use half of the reserve."""
         now = self._clock()
-        return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.SMALL)
+        return self._writer.run(lambda db: change(db, by, now, *args, **kwargs), reserve_use=ReserveUse.HALF)
 
     def epoch(self) -> int:
         """Returns the epoch after the last commit of any process. Does not read the database if nothing was committed
@@ -283,13 +283,13 @@ class SqliteAccounts:
         time."""
         now = self._clock()
         await self._writer.run(
-            lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.SMALL
+            lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.HALF
         )
 
     async def clear_failures(self, keys: Sequence[str]) -> None:
         """Deletes the throttling keys, so that logins under them are no longer refused."""
         await self._writer.run(
-            lambda db: login_tables.clear_failures(db, keys), durable=False, reserve_use=ReserveUse.SMALL
+            lambda db: login_tables.clear_failures(db, keys), durable=False, reserve_use=ReserveUse.HALF
         )
 
     # Audit log
@@ -313,7 +313,7 @@ class SqliteAccounts:
             count = await self._writer.run(
                 lambda db: audit_table.prune(db, before, AUDIT_LINES_PER_PRUNE),
                 durable=False,
-                reserve_use=ReserveUse.RELIEF,
+                reserve_use=ReserveUse.ALL,
             )
             deleted += count
             if count < AUDIT_LINES_PER_PRUNE:

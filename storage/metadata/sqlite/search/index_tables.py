@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import apsw
 
-from storage.content_search import IncompletePage, ManifestBatch, ManifestLabels, UnindexedManifest
+from storage.content_search import IncompleteManifestPage, ManifestBatch, ManifestLabels, UnindexedManifest
 from storage.errors import RegistryError
 from storage.metadata.sqlite.database import migrations
 from storage.names import Digest, RepositoryName
@@ -197,13 +197,13 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
     )
 
 
-def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompletePage:
+def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompleteManifestPage:
     """Reads the next page of incomplete manifests after the key `after`. Leaves out manifests whose labels still cannot
     be read."""
     _search_full_text(db)
     incomplete: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
     readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in incomplete]),))
-    return IncompletePage(readable, tuple(incomplete[-1]) if incomplete else None)
+    return IncompleteManifestPage(readable, tuple(incomplete[-1]) if incomplete else None)
 
 
 def _search_full_text(db: apsw.Connection) -> None:
@@ -248,7 +248,7 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
     """Adds manifests to the index, and moves the position of the index. If a manifest of the batch was deleted
     meanwhile and another manifest has its row id, the position stays before that row id, so that the other manifest is
     indexed later."""
-    reached_manifest, reached_blob = batch.reached
+    reached_manifest, reached_blob = batch.end
     for entry in labels:
         if not set_labels(db, entry):
             reached_manifest = min(reached_manifest, entry.manifest.id - 1)
@@ -256,8 +256,8 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
         "SELECT (SELECT coalesce(max(id), 0) FROM manifest), (SELECT coalesce(max(id), 0) FROM blob)"
     ).get
     for column, seen_position, new_position in (
-        ("manifests", batch.seen[0], min(reached_manifest, newest_manifest)),
-        ("blobs", batch.seen[1], min(reached_blob, newest_blob)),
+        ("manifests", batch.start[0], min(reached_manifest, newest_manifest)),
+        ("blobs", batch.start[1], min(reached_blob, newest_blob)),
     ):
         # If the stored position is not `seen_position` any more, a deletion has moved it back meanwhile.
         db.execute(

@@ -9,7 +9,7 @@ import apsw
 
 from storage.content_search import (
     DigestFound,
-    IncompletePage,
+    IncompleteManifestPage,
     LabelsFound,
     ManifestBatch,
     ManifestLabels,
@@ -72,7 +72,7 @@ class SqliteSearch:
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
         await self._change(lambda db: index_tables.add_manifests(db, batch, labels))
 
-    async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompletePage:
+    async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompleteManifestPage:
         return await self._search(lambda db: index_tables.read_incomplete_manifests(db, after))
 
     async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:
@@ -83,7 +83,7 @@ class SqliteSearch:
         await self._change(replace)
 
     async def rebuild(self) -> None:
-        await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.RELIEF)
+        await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
 
     def _look(self, lookup: Callable[[apsw.Connection], T]) -> T:
         try:

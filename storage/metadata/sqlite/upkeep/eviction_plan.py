@@ -37,9 +37,14 @@ SELECT count(*), min(max(m.pushed, coalesce(p.last, 0))) FROM cached_manifest c 
 
 
 def plan(
-    db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str, now: float
+    db: apsw.Connection,
+    upstreams: Sequence[str],
+    rules: EvictionRules,
+    bytes_to_free: int,
+    usage_scope: str,
+    now: float,
 ) -> list[EvictedImage]:
-    """Returns the images to evict at the time `now` so that the blobs of the usage scope `within` (a set of
+    """Returns the images to evict at the time `now` so that the blobs of the usage scope `usage_scope` (a set of
     repositories whose disk usage is counted) have `bytes_to_free` fewer bytes."""
     planned_images: list[EvictedImage] = []
     planned_manifests: set[int] = set()
@@ -53,7 +58,7 @@ def plan(
             heapq.heappush(postponed, (image.last_pulled, manifest, upstream))
         elif image is not None and reason_to_keep(db, image, rules, now) is None:
             planned_manifests.update(image.removable)
-            size = _freed_bytes(db, image, planned_manifests, within)
+            size = _freed_bytes(db, image, planned_manifests, usage_scope)
             freed += size
             planned_images.append(_as_evicted(db, image, upstream, size))
     return planned_images
@@ -85,13 +90,13 @@ def _ranked(db: apsw.Connection, upstream: str) -> Iterator[tuple[float, int, st
             yield rank, manifest, upstream
 
 
-def _freed_bytes(db: apsw.Connection, image: Image, planned_manifests: set[int], within: str) -> int:
-    """Returns the bytes of the image's blobs that no repository of the scope `within` needs any more, once all
+def _freed_bytes(db: apsw.Connection, image: Image, planned_manifests: set[int], usage_scope: str) -> int:
+    """Returns the bytes of the image's blobs that no repository of the scope `usage_scope` needs any more, once all
     `planned_manifests` are deleted."""
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     freed = 0
     for blob, digest, size in blobs:
-        holders: list[Any] = db.execute(_LINKS_IN_SCOPE, (within, blob)).fetchall()
+        holders: list[Any] = db.execute(_LINKS_IN_SCOPE, (usage_scope, blob)).fetchall()
         if not any(_is_needed(db, repository, digest, planned_manifests) for (repository,) in holders):
             freed += size
     return freed

@@ -45,8 +45,8 @@ class SqliteActivityLog:
             db.execute(_ADD, row)
             db.execute("DELETE FROM activity_hour WHERE start < ?", (start - KEEP_SECONDS,))
 
-        # GROWTH: on a full disk, statistics must not use the reserved space that deletions need.
-        await self._writer.run(add, durable=False, reserve_use=ReserveUse.GROWTH)
+        # `ReserveUse.NONE`: on a full disk, statistics must not use the reserved space that deletions need.
+        await self._writer.run(add, durable=False, reserve_use=ReserveUse.NONE)
 
     async def buckets(self, since: float, seconds: int) -> list[ActivityBucket]:
         assert seconds % HOUR_SECONDS == 0

@@ -33,14 +33,16 @@ class SqliteCachedImages:
         now = self._clock()
         return await self._writer.run(
             lambda db: cached_image_tables.evict_next(db, upstreams, rules, started, by, now),
-            reserve_use=ReserveUse.RELIEF,
+            reserve_use=ReserveUse.ALL,
         )
 
     async def plan(
-        self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, within: str
+        self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, usage_scope: str
     ) -> list[EvictedImage]:
         now = self._clock()
-        return await self._scans.run(lambda db: eviction_plan.plan(db, upstreams, rules, bytes_to_free, within, now))
+        return await self._scans.run(
+            lambda db: eviction_plan.plan(db, upstreams, rules, bytes_to_free, usage_scope, now)
+        )
 
     async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> int:
         now = self._clock()
@@ -49,7 +51,7 @@ class SqliteCachedImages:
             return 0
         return await self._writer.run(
             lambda db: cached_image_tables.drop_unused_links(db, links, before, now),
-            reserve_use=ReserveUse.RELIEF,
+            reserve_use=ReserveUse.ALL,
         )
 
     async def summary(self, upstream: str) -> CacheSummary:

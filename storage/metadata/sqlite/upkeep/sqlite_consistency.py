@@ -77,7 +77,7 @@ class SqliteConsistency:
                 repair_text = consistency_repairs.repair(db, current, now)
             return repair_text
 
-        return await self._writer.run(repair_current, reserve_use=ReserveUse.RELIEF)
+        return await self._writer.run(repair_current, reserve_use=ReserveUse.ALL)
 
     async def blobs(self, after: int, limit: int) -> list[BlobRecord]:
         def read(db: apsw.Connection) -> list[BlobRecord]:
@@ -96,12 +96,12 @@ class SqliteConsistency:
 
     async def set_size(self, digest: Digest, place: str, size: int) -> bool:
         return await self._writer.run(
-            lambda db: consistency_repairs.set_size(db, digest, place, size), reserve_use=ReserveUse.RELIEF
+            lambda db: consistency_repairs.set_size(db, digest, place, size), reserve_use=ReserveUse.ALL
         )
 
     async def _rebuild_search_index(self) -> str | None:
         try:
-            await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.RELIEF)
+            await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
         except StorageFailed:
             return None  # the pages of the index are so damaged that SQLite cannot free them
         return "dropped it; the server builds it again"

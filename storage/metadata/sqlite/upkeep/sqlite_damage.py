@@ -71,7 +71,7 @@ class SqliteDamageRecords:
             )
             return ScrubRound(*row)
 
-        return await self._writer.run(insert, reserve_use=ReserveUse.SMALL)
+        return await self._writer.run(insert, reserve_use=ReserveUse.HALF)
 
     async def save_round(self, progress: ScrubRound) -> None:
         await self._write_round(progress, ended=None, durable=False)
@@ -94,7 +94,7 @@ class SqliteDamageRecords:
             ).fetchone()
             return progress if row is None else ScrubRound(*row)
 
-        return await self._writer.run(update, durable=durable, reserve_use=ReserveUse.SMALL)
+        return await self._writer.run(update, durable=durable, reserve_use=ReserveUse.HALF)
 
     async def rounds(self, limit: int) -> Sequence[ScrubRound]:
         rows: list[Any] = self._db.execute(
@@ -124,13 +124,13 @@ class SqliteDamageRecords:
         now = self._clock()
         return await self._writer.run(
             lambda db: damage_changes.mark_blob(db, digest, former_place, reason, place, now),
-            reserve_use=ReserveUse.RELIEF,
+            reserve_use=ReserveUse.ALL,
         )
 
     async def restore_blob(self, digest: Digest, place: str) -> bool:
         now = self._clock()
         return await self._writer.run(
-            lambda db: damage_changes.restore_blob(db, digest, place, now), reserve_use=ReserveUse.RELIEF
+            lambda db: damage_changes.restore_blob(db, digest, place, now), reserve_use=ReserveUse.ALL
         )
 
     async def damaged_blobs(self, after: str | None, limit: int) -> Page[DamagedBlob]:
@@ -171,9 +171,7 @@ class SqliteDamageRecords:
 
     async def mark_manifest(self, row: int) -> DamagedManifest | None:
         now = self._clock()
-        return await self._writer.run(
-            lambda db: damage_changes.mark_manifest(db, row, now), reserve_use=ReserveUse.RELIEF
-        )
+        return await self._writer.run(lambda db: damage_changes.mark_manifest(db, row, now), reserve_use=ReserveUse.ALL)
 
     async def restore_manifests(self) -> int:
         """Checks no more than the `MANIFESTS_PER_RESTORE` manifests that were damaged first, so that the transaction
@@ -182,7 +180,7 @@ class SqliteDamageRecords:
             return 0
         now = self._clock()
         return await self._writer.run(
-            lambda db: damage_changes.restore_manifests(db, MANIFESTS_PER_RESTORE, now), reserve_use=ReserveUse.RELIEF
+            lambda db: damage_changes.restore_manifests(db, MANIFESTS_PER_RESTORE, now), reserve_use=ReserveUse.ALL
         )
 
 

@@ -55,7 +55,7 @@ class SqliteJobs:
             db.execute(_PRUNE)
             return _job(inserted)
 
-        return await self._writer.run(insert, reserve_use=ReserveUse.SMALL)
+        return await self._writer.run(insert, reserve_use=ReserveUse.HALF)
 
     async def job(self, job_id: int) -> Job:
         return _find(self._db, job_id)
@@ -127,7 +127,7 @@ class SqliteJobs:
                 raise _unknown(job_id)
             return _job(row)
 
-        return await self._writer.run(update, durable=durable, reserve_use=ReserveUse.SMALL)
+        return await self._writer.run(update, durable=durable, reserve_use=ReserveUse.HALF)
 
 
 def _unknown(job_id: int) -> JobUnknown:

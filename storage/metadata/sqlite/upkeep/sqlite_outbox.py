@@ -92,7 +92,7 @@ class SqliteOutbox:
             rows: list[Any] = self._db.execute("SELECT name, actions, repositories FROM event_reader").fetchall()
         if set(rows) != set(map(event_tables.reader_row, readers)):
             change = partial(event_tables.configure, readers=readers)
-            return await self._writer.run(change, reserve_use=ReserveUse.SMALL)
+            return await self._writer.run(change, reserve_use=ReserveUse.HALF)
         return []
 
     async def add(self, events: Sequence[NewEvent]) -> None:
@@ -137,7 +137,7 @@ class SqliteOutbox:
                 updates,
             )
 
-        await self._writer.run(change, durable=False, reserve_use=ReserveUse.RELIEF)
+        await self._writer.run(change, durable=False, reserve_use=ReserveUse.ALL)
 
     async def newest(self) -> int:
         with _as_storage_failed():
@@ -174,13 +174,13 @@ class SqliteOutbox:
             )
             return db.changes()
 
-        return await self._writer.run(change, reserve_use=ReserveUse.SMALL)
+        return await self._writer.run(change, reserve_use=ReserveUse.HALF)
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
         dropped: list[DroppedDeliveries] = []
         while excess := await self._scan(lambda db: outbox_limits.find_excess(db, limits)):
             delete = partial(outbox_limits.delete_excess, excess=excess)
-            await self._writer.run(delete, durable=False, reserve_use=ReserveUse.RELIEF)
+            await self._writer.run(delete, durable=False, reserve_use=ReserveUse.ALL)
             dropped += excess.dropped
             if excess.is_complete:
                 break

@@ -38,8 +38,8 @@ class SqlitePulls:
         def add(db: apsw.Connection) -> None:
             db.executemany(_ADD, rows)
 
-        # GROWTH: on a full disk, counts of pulls must not use the reserved space that deletions need.
-        await self._writer.run(add, durable=False, reserve_use=ReserveUse.GROWTH)
+        # `ReserveUse.NONE`: on a full disk, counts of pulls must not use the reserved space that deletions need.
+        await self._writer.run(add, durable=False, reserve_use=ReserveUse.NONE)
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
         row: Any = self._db.execute(_RECORD, (repo, digest)).fetchone()

@@ -82,7 +82,7 @@ class SqliteRetention:
             return [
                 TagFacts(
                     *(Tag(name), Digest(digest), manifest, pushed, unused_manifests.last_pull(db, manifest)),
-                    unrecorded=recorded_since if pushed < recorded_since else None,
+                    unrecorded_until=recorded_since if pushed < recorded_since else None,
                     subject=_subject_of_tag(db, repository, name),
                 )
                 for name, digest, manifest, pushed in rows
@@ -130,7 +130,7 @@ class SqliteRetention:
             manifest_and_tag_changes.delete_tag(db, repo, judged.name, by, now, action=EventAction.RETENTION)
             return True
 
-        return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+        return await self._writer.run(delete, reserve_use=ReserveUse.ALL)
 
     async def delete_untagged(
         self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
@@ -177,10 +177,10 @@ class SqliteRetention:
         manifests, so that they can be put back. If the disk has no space to keep them, runs `delete` again without
         keeping them. Raises StorageFull, StorageFailed."""
         try:
-            return await self._writer.run(lambda db: delete(db, True), reserve_use=ReserveUse.RELIEF)
+            return await self._writer.run(lambda db: delete(db, True), reserve_use=ReserveUse.ALL)
         except StorageFull:
             log.warning("the disk is too full to keep deleted manifests of %s; they cannot be put back", repo)
-            return await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.RELIEF)
+            return await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.ALL)
 
     async def add_unused(
         self, repo: RepositoryName, roots: Sequence[ManifestKey], without: Collection[Tag], unused: set[ManifestKey]

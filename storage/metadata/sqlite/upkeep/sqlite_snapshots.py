@@ -86,7 +86,7 @@ class SqliteSnapshots:
                 self._leave_out(target)
             sync_file(self._system, path)
         except (apsw.Error, OSError) as error:
-            raise _failure(f"cannot copy the database to {path}", error, target) from error
+            raise _failure(f"cannot copy the database to {path}", error) from error
 
     def _leave_out(self, db: apsw.Connection) -> None:
         """Deletes three things from a copy: the upload sessions, because a backup does not have their bytes; the
@@ -169,8 +169,8 @@ class SqliteSnapshot:
             raise _failure(f"cannot read {self._path}", error) from error
 
 
-def _failure(what: str, error: apsw.Error | OSError, db: apsw.Connection | None = None) -> BackupFailed:
-    """Returns the error for a failure. `db`: the connection that was in use; ignored."""
+def _failure(what: str, error: apsw.Error | OSError) -> BackupFailed:
+    """Returns the error for a failure. `what`: what cannot be done, as the first words of the message."""
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, apsw.FullError) or number in DISK_FULL_ERRNOS:
         return BackupFailed(f"{what}: the disk is full; free some space there and run the command again")

@@ -149,7 +149,7 @@ class SqliteTagHistory:
             else:
                 manifest_and_tag_changes.delete_tag(db, repo, tag, by, now, is_immutable=is_immutable)
 
-        await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+        await self._writer.run(delete, reserve_use=ReserveUse.ALL)
 
 
 def _changes(

@@ -99,7 +99,7 @@ class SqliteUpstreamTags:
         for start in range(0, len(unused), TAGS_PER_CHANGE):
             batch = unused[start : start + TAGS_PER_CHANGE]
             forgotten += await self._writer.run(
-                partial(_forget_unused, tags=batch, before=before), durable=False, reserve_use=ReserveUse.RELIEF
+                partial(_forget_unused, tags=batch, before=before), durable=False, reserve_use=ReserveUse.ALL
             )
         return forgotten
 
@@ -135,7 +135,7 @@ class SqliteUpstreamTags:
             audit_table.record(db, by, now, "tag.freeze", repo, {"digest": digest}, part=f":{tag}")
             return FrozenTag(repo, tag, digest, now, by.name)
 
-        return await self._writer.run(insert, reserve_use=ReserveUse.SMALL)
+        return await self._writer.run(insert, reserve_use=ReserveUse.HALF)
 
     async def unfreeze(self, repo: RepositoryName, tag: Tag, *, by: Actor) -> FrozenTag:
         now = self._clock()
@@ -148,7 +148,7 @@ class SqliteUpstreamTags:
             audit_table.record(db, by, now, "tag.unfreeze", repo, {"digest": current.digest}, part=f":{tag}")
             return current
 
-        return await self._writer.run(delete, reserve_use=ReserveUse.RELIEF)
+        return await self._writer.run(delete, reserve_use=ReserveUse.ALL)
 
 
 def _forget_unused(db: apsw.Connection, tags: Sequence[tuple[str, str]], before: float) -> int:

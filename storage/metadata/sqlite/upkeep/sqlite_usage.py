@@ -28,7 +28,7 @@ class SqliteUsage:
 
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
         await self._writer.run(
-            lambda db: usage_tables.configure(db, definitions), durable=False, reserve_use=ReserveUse.SMALL
+            lambda db: usage_tables.configure(db, definitions), durable=False, reserve_use=ReserveUse.HALF
         )
 
     async def count_batch(self) -> bool:

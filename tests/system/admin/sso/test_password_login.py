@@ -56,10 +56,10 @@ def test_failed_logins(browser: Browser) -> None:
     """A wrong password, an unknown account and an empty form get the same response. The audit log has the reason. After
     too many failures, even the right password is refused for a while, and the page says so."""
     name, password = browser.site.user()
-    wrong = "The user name or the password is not right."
+    error_text = "The user name or the password is not right."
     for user, secret in ((name, "wrong"), ("nobody-at-all", password), ("<b>", "x"), ("", ""), (name, "")):
         answer = browser.submit(user, secret)
-        assert_form_with_error(browser, answer, 403, wrong)
+        assert_form_with_error(browser, answer, 403, error_text)
         assert "<b>" not in answer.text
     while not any(line["target"] == name for line in failed_logins(browser.site, "the password is wrong")):
         pass  # the entry is written to the audit log about a second later

@@ -56,10 +56,10 @@ def test_status_shows_the_pause_after_a_429(tmp_path: Path, upstream: Hub) -> No
     """After a 429 from the upstream, the status shows until when the mirror sends it no requests. An upstream with two
     endpoints counts as paused only if both are paused."""
     upstream.set(limit=0, retry_after=600)
-    before = time.time()
+    started_at = time.time()
     assert "wants fewer requests" in error_line(run_mirror(tmp_path, "refresh", "app:1"), 1)
     (upstream_status,) = status(tmp_path)["upstreams"]
-    assert before + 599 < upstream_status["allowance"]["until"] < time.time() + 600
+    assert started_at + 599 < upstream_status["allowance"]["until"] < time.time() + 600
     assert upstream_status["allowance"]["remaining"] == 0
     assert "none until " in "\n".join(output_of(tmp_path, "status"))
     text = (tmp_path / "entrepot.toml").read_text()
@@ -127,8 +127,8 @@ def test_refresh_allows_a_new_request_after_corrupt_bytes(
         reference = message.split()[-1] if by_digest else "app:1"
         (line,) = output_of(tmp_path, "refresh", reference)
         assert "1 blob that came with corrupt bytes can be requested again at once" in line
-        got = client.get(f"/v2/app/blobs/{layer}")
-        assert got.content == images["amd64"].layers[1].read()
+        answer = client.get(f"/v2/app/blobs/{layer}")
+        assert answer.content == images["amd64"].layers[1].read()
 
 
 def get(client: httpx2.Client, path: str) -> httpx2.Response | None:

@@ -74,12 +74,12 @@ def test_pull_with_ns(connect: Connect, steps: RawPushes, agent: dict[str, str])
     head = wire.ask("HEAD", f"{steps.root}/manifests/latest?ns=docker.io", accept)
     assert head.status == 200
     assert head["content-type"] == OCI_MANIFEST
-    got = wire.ask("GET", f"{steps.root}/manifests/{head['docker-content-digest']}?ns=docker.io", accept)
-    assert got.body == body
+    reply = wire.ask("GET", f"{steps.root}/manifests/{head['docker-content-digest']}?ns=docker.io", accept)
+    assert reply.body == body
     for data in (config, layer):
         headers = {**agent, "Accept": f"{OCTETS}, */*", "Accept-Encoding": ENCODINGS}
-        got = wire.ask("GET", f"{steps.root}/blobs/{digest_of(data)}?ns=docker.io", headers)
-        assert got.body == data
+        reply = wire.ask("GET", f"{steps.root}/blobs/{digest_of(data)}?ns=docker.io", headers)
+        assert reply.body == data
 
 
 @pytest.mark.parametrize("encodings", [ENCODINGS, "zstd, gzip, deflate", "gzip", "*", "identity;q=0, *;q=1", "br"])
@@ -91,12 +91,12 @@ def test_content_is_never_encoded(connect: Connect, steps: RawPushes, encodings:
     config = steps.blob(b"{}")
     manifest = steps.manifest(image(b"{}", data), "x")
     for path in (blob, config, manifest):
-        plain = steps.get(path)
-        got = connect().ask("GET", path, {**AGENT, "Accept-Encoding": encodings})
-        assert got.status == 200
-        assert "content-encoding" not in got
-        assert got["content-length"] == plain["content-length"]
-        assert got.body == plain.body
+        expected = steps.get(path)
+        reply = connect().ask("GET", path, {**AGENT, "Accept-Encoding": encodings})
+        assert reply.status == 200
+        assert "content-encoding" not in reply
+        assert reply["content-length"] == expected["content-length"]
+        assert reply.body == expected.body
 
 
 def test_headers_come_before_the_body(connect: Connect, steps: RawPushes) -> None:

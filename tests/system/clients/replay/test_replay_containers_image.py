@@ -24,8 +24,8 @@ def upload(connect: Connect, repo: str, data: bytes) -> None:
     patched = wire.answer("PATCH")
     assert patched.status == 202
     target = f"{patched['location']}?digest={digest_of(data).replace(':', '%3A')}"
-    closed = wire.ask("PUT", target, {**API_HEADERS, "Content-Type": OCTETS, "Content-Length": "0"})
-    assert closed.status == 201
+    stored = wire.ask("PUT", target, {**API_HEADERS, "Content-Type": OCTETS, "Content-Length": "0"})
+    assert stored.status == 201
 
 
 def test_ping(connect: Connect) -> None:
@@ -46,10 +46,10 @@ def test_push_with_anonymous_mount(connect: Connect, repo: str) -> None:
     root, digest = f"/v2/{repo}", digest_of(layer)
     wire = connect()
     assert wire.ask("HEAD", f"{root}/blobs/{digest}", API_HEADERS).status == 404
-    tried = wire.ask("POST", f"{root}/blobs/uploads/?mount={digest.replace(':', '%3A')}", API_HEADERS)
-    assert tried.status == 202
-    assert wire.ask("DELETE", tried["location"], API_HEADERS).status == 204
-    assert wire.ask("GET", tried["location"], API_HEADERS).status == 404
+    refused_mount = wire.ask("POST", f"{root}/blobs/uploads/?mount={digest.replace(':', '%3A')}", API_HEADERS)
+    assert refused_mount.status == 202
+    assert wire.ask("DELETE", refused_mount["location"], API_HEADERS).status == 204
+    assert wire.ask("GET", refused_mount["location"], API_HEADERS).status == 404
     for data in (config, layer):
         upload(connect, repo, data)
     body = image(config, layer)
@@ -115,8 +115,8 @@ def test_zstd_chunked_with_too_many_ranges(connect: Connect, steps: RawPushes) -
     too_many_ranges = ",".join(f"{at}-{at}" for at in range(0, 6000, 4))
     wire = connect()
     assert wire.ask("GET", path, {**AGENT, "Range": f"bytes={too_many_ranges}"}).status == 400
-    half = too_many_ranges[: too_many_ranges.find(",", len(too_many_ranges) // 2)]
-    assert wire.ask("GET", path, {**AGENT, "Range": f"bytes={half}"}).status == 206
+    fewer_ranges = too_many_ranges[: too_many_ranges.find(",", len(too_many_ranges) // 2)]
+    assert wire.ask("GET", path, {**AGENT, "Range": f"bytes={fewer_ranges}"}).status == 206
 
 
 def test_skopeo_delete(connect: Connect, steps: RawPushes) -> None:

@@ -33,8 +33,8 @@ def push_layer(connect: Connect, repo: str, data: bytes) -> None:
     assert patched.status == 202
     assert patched["range"] == f"0-{len(data) - 1}"
     assert patched["docker-upload-uuid"] == started["docker-upload-uuid"]
-    closed = wire.ask("PUT", f"{patched['location']}?digest={digest}", {**AGENT, "Content-Length": "0"})
-    assert closed.status == 201
+    stored = wire.ask("PUT", f"{patched['location']}?digest={digest}", {**AGENT, "Content-Length": "0"})
+    assert stored.status == 201
     found = wire.ask("HEAD", f"{root}/blobs/{digest}", AGENT)
     assert found.status == 200
     assert found["content-length"] == str(len(data))
@@ -70,8 +70,8 @@ def test_push_and_pull(connect: Connect, repo: str) -> None:
     assert ping["docker-distribution-api-version"] == "registry/2.0"
     head = wire.ask("HEAD", f"/v2/{repo}/manifests/latest", [*AGENT.items(), *accept])
     assert (head["content-type"], head["content-length"]) == (MANIFEST, str(len(body)))
-    got = wire.ask("GET", f"/v2/{repo}/manifests/{head['docker-content-digest']}", [*AGENT.items(), *accept])
-    assert got.body == body
+    reply = wire.ask("GET", f"/v2/{repo}/manifests/{head['docker-content-digest']}", [*AGENT.items(), *accept])
+    assert reply.body == body
     assert wire.ask("GET", f"/v2/{repo}/blobs/{digest_of(layer)}", AGENT).body == layer
 
 

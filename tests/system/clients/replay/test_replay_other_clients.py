@@ -123,7 +123,7 @@ def test_buildkit_cache_as_a_manifest(connect: Connect, steps: RawPushes) -> Non
     assert connect().ask("GET", path).body == encode(document)
 
 
-def signed(steps: RawPushes) -> tuple[bytes, bytes]:
+def push_image_to_sign(steps: RawPushes) -> tuple[bytes, bytes]:
     """Pushes an image and the blobs of a signature. Returns the image, and the manifest of the signature, which has the
     image as its subject and is not pushed yet."""
     for data in (b"{}", b"a signature"):
@@ -145,7 +145,7 @@ def signed(steps: RawPushes) -> tuple[bytes, bytes]:
 def test_oras_attach(connect: Connect, steps: RawPushes) -> None:
     """`oras attach` pushes an artifact with a subject. The header OCI-Subject in the response means that no fallback
     tag is needed. `oras discover` then finds the artifact."""
-    target, artifact = signed(steps)
+    target, artifact = push_image_to_sign(steps)
     wire = connect()
     path = f"{steps.root}/manifests/{digest_of(artifact)}"
     put = wire.ask("PUT", path, {"Content-Type": OCI_MANIFEST}, artifact)
@@ -159,7 +159,7 @@ def test_oras_attach(connect: Connect, steps: RawPushes) -> None:
 def test_client_that_uses_only_the_fallback_tag(connect: Connect, steps: RawPushes) -> None:
     """An older client pushes its own index of referrers under the fallback tag `sha256-<hex>`. The registry stores this
     index, and the referrers API lists each referrer once."""
-    target, artifact = signed(steps)
+    target, artifact = push_image_to_sign(steps)
     tag = digest_of(target).replace(":", "-")
     wire = connect()
     assert wire.ask("GET", f"{steps.root}/manifests/{tag}").status == 404
@@ -175,7 +175,7 @@ def test_client_that_uses_only_the_fallback_tag(connect: Connect, steps: RawPush
 def test_cosign_tags(connect: Connect, steps: RawPushes) -> None:
     """If `cosign sign` does not use the referrers API, it pushes a manifest under the tag `sha256-<hex>.sig`. Its layer
     has cosign's own media type."""
-    target, _ = signed(steps)
+    target, _ = push_image_to_sign(steps)
     payload = encode({"critical": {"image": {"docker-manifest-digest": digest_of(target)}}})
     steps.blob(payload)
     note = {"dev.cosignproject.cosign/signature": "MEUCIQ=="}
@@ -195,7 +195,7 @@ def test_cosign_tags(connect: Connect, steps: RawPushes) -> None:
 def test_oras_artifact_manifest(connect: Connect, steps: RawPushes) -> None:
     """oras may push the artifact manifest of the release candidates of OCI 1.1. It has blobs and a subject, but no
     config. The registry stores it and lists it as a referrer."""
-    target, _ = signed(steps)
+    target, _ = push_image_to_sign(steps)
     document: Document = {
         "mediaType": ARTIFACT,
         "artifactType": "application/vnd.test.old",
@@ -208,15 +208,15 @@ def test_oras_artifact_manifest(connect: Connect, steps: RawPushes) -> None:
     assert [(entry["mediaType"], entry["artifactType"]) for entry in found] == [(ARTIFACT, "application/vnd.test.old")]
 
 
-@pytest.mark.parametrize("cut", [0, 1, 300_000, 2_500_000])
-def test_regclient_resumes_after_a_broken_connection(connect: Connect, steps: RawPushes, cut: int) -> None:
+@pytest.mark.parametrize("sent_bytes", [0, 1, 300_000, 2_500_000])
+def test_regclient_resumes_after_a_broken_connection(connect: Connect, steps: RawPushes, sent_bytes: int) -> None:
     """After a connection broke in the middle of a chunk, the client asks with a GET how many bytes the session has, and
     continues the upload after these bytes."""
     data = os.urandom(3_000_000)
     location = steps.start()
-    broken = begin(connect, location, {"Content-Length": str(len(data)), "Content-Range": f"0-{len(data) - 1}"})
-    broken.send(data[:cut])
-    broken.reset()
+    wire = begin(connect, location, {"Content-Length": str(len(data)), "Content-Range": f"0-{len(data) - 1}"})
+    wire.send(data[:sent_bytes])
+    wire.reset()
     finish(connect, location, data)
     assert steps.get(f"{steps.root}/blobs/{digest_of(data)}").body == data
 
@@ -250,16 +250,18 @@ def finish(connect: Connect, location: str, data: bytes) -> None:
     assert closed.status == 201
 
 
-@pytest.mark.parametrize("sent", [10, 300_000, 2_500_000])
-def test_newer_request_continues_the_session_of_an_older_one(connect: Connect, steps: RawPushes, sent: int) -> None:
+@pytest.mark.parametrize("sent_bytes", [10, 300_000, 2_500_000])
+def test_newer_request_continues_the_session_of_an_older_one(
+    connect: Connect, steps: RawPushes, sent_bytes: int
+) -> None:
     """An old PATCH request is still open, but sends nothing. A newer request on the same session does not wait for it,
     and bytes that the old request sends later have no effect."""
     data = os.urandom(3_000_000)
     location = steps.start()
     old = begin(connect, location, {"Content-Length": str(len(data))})
-    old.send(data[:sent])
+    old.send(data[:sent_bytes])
     finish(connect, location, data)
-    old.send(bytes(len(data) - sent))
+    old.send(bytes(len(data) - sent_bytes))
     answer = old.answer("PATCH")
     assert answer.status in (400, 404, 416)
     assert answer.codes[0].startswith("BLOB_UPLOAD_")

@@ -118,8 +118,8 @@ async def test_only_a_bad_bearer_token_gets_invalid_token(service: AppInProcess)
     response to a bad password does not have it."""
     answer = await service.client("GET", TAG, {"authorization": "Bearer abc.def.ghi"})
     assert answer["www-authenticate"].endswith(',error="invalid_token"')
-    wrong = "Basic " + base64.b64encode(b"alice:ent_000000000000_" + b"0" * 43).decode()
-    answer = await service.client("GET", TAG, {"authorization": wrong})
+    wrong_login = "Basic " + base64.b64encode(b"alice:ent_000000000000_" + b"0" * 43).decode()
+    answer = await service.client("GET", TAG, {"authorization": wrong_login})
     assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
     assert "error=" not in answer["www-authenticate"]
     assert "0" * 43 not in answer.body.decode()

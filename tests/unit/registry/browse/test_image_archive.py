@@ -133,9 +133,9 @@ async def test_manifests_without_an_archive(site: Site) -> None:
     """An index without images gets 404. So does an image with a layer whose size differs from the size in the
     manifest."""
     image = await site.image()
-    wrong = image.body.replace(b'"size": 5', b'"size": 6')
-    assert wrong != image.body
-    await site.registry.put_manifest(APP, Manifest.parse(wrong, image.media_type), [Tag("wrong")], by=BY)
+    body_with_wrong_size = image.body.replace(b'"size": 5', b'"size": 6')
+    assert body_with_wrong_size != image.body
+    await site.registry.put_manifest(APP, Manifest.parse(body_with_wrong_size, image.media_type), [Tag("wrong")], by=BY)
     await site.registry.put_manifest(APP, index_of([]), [Tag("empty")], by=BY)
     for reference in ("wrong", "empty", "none"):
         assert (await download(site, reference)).status == 404

@@ -99,8 +99,8 @@ def test_data_that_is_not_a_config(data: bytes) -> None:
 def test_members_of_wrong_types_are_ignored() -> None:
     """A member of a wrong type counts as missing. A lone surrogate becomes a question mark, so that the result can be
     encoded in UTF-8."""
-    wrong: list[Any] = [None, 1, "text", [], {}, [[1]], {"a": {"b": []}}]
-    for value in wrong:
+    wrong_values: list[Any] = [None, 1, "text", [], {}, [[1]], {"a": {"b": []}}]
+    for value in wrong_values:
         names = ("Env", "Labels", "Cmd", "ExposedPorts", "Volumes", "User", "Healthcheck")
         config = parse({"config": dict.fromkeys(names, value), "history": value, "os": value, "created": value})
         config.view.model_dump_json()

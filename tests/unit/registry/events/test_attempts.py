@@ -22,16 +22,18 @@ def health(clock: Clock) -> EndpointHealth:
 
 
 def fail_repeatedly(health: EndpointHealth, clock: Clock, repository: str, times: int) -> None:
-    """Reports `times` failed attempts for the repository, one after the other, while the endpoint is down."""
+    """Reports `times` failed attempts for the repository, one after the other. The endpoint accepts no other event
+    during these attempts, so each failure pauses the endpoint, and the repository has no pause of its own."""
     for _ in range(times):
-        assert health.on_down(repository, health.delivered) == 0.0
+        own_pause_seconds = health.on_down(repository, health.delivered)
+        assert own_pause_seconds == 0.0
         assert health.is_paused
         clock.now += 1000
 
 
 def test_a_repository_that_fails_alone_delays_others_for_seconds(health: EndpointHealth, clock: Clock) -> None:
-    """If only the events of one repository fail, the events of other repositories wait for seconds at most. The events
-    of the failing repository wait for minutes."""
+    """If the events of one repository fail, and no others are sent, the events of other repositories wait for seconds
+    at most. The events of the failing repository wait for minutes."""
     fail_repeatedly(health, clock, A, 12)
     health.on_down(A, health.delivered)
     clock.now += LONGEST_ENDPOINT_PAUSE_SECONDS
@@ -63,12 +65,12 @@ def test_only_the_repository_whose_events_fail_is_paused(health: EndpointHealth,
     endpoint has no pause, because it accepted another repository's event during each attempt."""
     pauses = []
     for _ in range(6):
-        before = health.delivered
+        delivered_before = health.delivered
         health.on_delivered(B)
-        pauses.append(health.on_down(A, before))
+        pauses.append(health.on_down(A, delivered_before))
     assert not health.is_paused
     assert all(0.5 * 2**number <= pause <= 2**number for number, pause in enumerate(pauses))
     health.on_delivered(A)
-    before = health.delivered
+    delivered_before = health.delivered
     health.on_delivered(B)
-    assert health.on_down(A, before) <= 1.0
+    assert health.on_down(A, delivered_before) <= 1.0

@@ -32,8 +32,10 @@ class PiecewiseSender:
         self.api = api
         headers = {**PUT, **({"content-length": str(len(body))} if declared else {"transfer-encoding": "chunked"})}
         self.scope = scope_of("PUT", f"{V2}/manifests/{name}", headers)
-        self.left: bool = False
-        self.scope["extensions"] = {"entrepot.body": {"receive": self._receive, "is_disconnected": lambda: self.left}}
+        self.is_disconnected: bool = False
+        self.scope["extensions"] = {
+            "entrepot.body": {"receive": self._receive, "is_disconnected": lambda: self.is_disconnected}
+        }
         self.body = body
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
@@ -50,7 +52,7 @@ class PiecewiseSender:
         self.send(self.body, more=False)
 
     def leave(self) -> None:
-        self.left = True
+        self.is_disconnected = True
         self._pieces.put_nowait(None)
 
     @property

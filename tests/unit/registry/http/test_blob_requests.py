@@ -45,10 +45,10 @@ def parts_of(answer: AsgiAnswer) -> list[tuple[dict[str, str], bytes]]:
 async def test_get_and_head_agree(client: AsgiClient, registry: MemoryRegistry, data: bytes, algorithm: str) -> None:
     """GET and HEAD have the same headers: the digest, the length, an ETag, and a lifetime of a year for caches."""
     digest = await put_blob(registry, data, algorithm=algorithm)
-    got = await client("GET", f"{V2}/blobs/{digest}")
-    head = await client("HEAD", f"{V2}/blobs/{digest}")
-    assert got.body == data
-    for answer in (got, head):
+    get_answer = await client("GET", f"{V2}/blobs/{digest}")
+    head_answer = await client("HEAD", f"{V2}/blobs/{digest}")
+    assert get_answer.body == data
+    for answer in (get_answer, head_answer):
         assert answer.status == 200
         assert answer["docker-content-digest"] == digest
         assert answer["etag"] == f'"{digest}"'

@@ -270,9 +270,9 @@ async def test_an_unknown_method_is_405_with_allow(client: AsgiClient, kind: str
 
 async def test_head_of_an_error_has_no_body(client: AsgiClient) -> None:
     """If a HEAD fails, its response has the Content-Length of the GET's error, and no body."""
-    got, head = await client("GET", f"{V2}/manifests/1"), await client("HEAD", f"{V2}/manifests/1")
-    assert head.status == got.status == 404
-    assert head["content-length"] == got["content-length"]
+    get_answer, head_answer = await client("GET", f"{V2}/manifests/1"), await client("HEAD", f"{V2}/manifests/1")
+    assert head_answer.status == get_answer.status == 404
+    assert head_answer["content-length"] == get_answer["content-length"]
 
 
 async def test_every_answer_has_its_own_request_id(client: AsgiClient, registry: MemoryRegistry) -> None:

@@ -130,8 +130,8 @@ async def test_a_blob_deleted_while_it_is_read(stored: StoredRegistry) -> None:
     reader = await stored.open_blob(RepositoryName(REPO), blob.digest)
     assert blob_descriptors(stored)
     file_of(stored, blob).unlink()
-    got = [chunk async for chunk in reader]
-    assert b"".join(got) == LARGE
+    chunks = [chunk async for chunk in reader]
+    assert b"".join(chunks) == LARGE
     await reader.aclose()
     await reader.aclose()
     assert not blob_descriptors(stored)

@@ -67,7 +67,7 @@ class GrowingBlobRegistry(RefusingRegistry):
             raise self._error
         return self.available
 
-    async def waiting(self, at: int) -> None:
+    async def wait_for_reader(self, at: int) -> None:
         """Waits until a reader waits for the byte at the offset `at`."""
         async with self._changed:
             await self._changed.wait_for(lambda: at in self.awaited_offsets)
@@ -127,7 +127,7 @@ async def test_a_blob_is_sent_while_it_arrives(client: AsgiClient, blob: Growing
     async with asyncio.TaskGroup() as group:
         request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
         for at in (100, 101, 3000):
-            await blob.waiting(at)
+            await blob.wait_for_reader(at)
             await blob.grow({100: 101, 101: 3000, 3000: SIZE}[at])
     answer = request_task.result()
     assert (answer.status, answer["content-length"], answer.body) == (200, str(SIZE), DATA)
@@ -159,9 +159,9 @@ async def test_a_range_waits_only_for_its_own_bytes(client: AsgiClient, blob: Gr
     await blob.grow(10)
     async with asyncio.TaskGroup() as group:
         request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=500-599"}))
-        await blob.waiting(500)
+        await blob.wait_for_reader(500)
         await blob.grow(550)
-        await blob.waiting(550)
+        await blob.wait_for_reader(550)
         await blob.grow(700)
     answer = request_task.result()
     assert (answer.status, answer.body) == (206, DATA[500:600])
@@ -172,9 +172,9 @@ async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: GrowingBl
     """The parts of a multipart response are sent as they arrive, in the requested order."""
     async with asyncio.TaskGroup() as group:
         request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=2000-2099,0-9"}))
-        await blob.waiting(2000)
+        await blob.wait_for_reader(2000)
         await blob.grow(2050)
-        await blob.waiting(2050)
+        await blob.wait_for_reader(2050)
         await blob.grow(SIZE)
     answer = request_task.result()
     assert answer.status == 206
@@ -191,7 +191,7 @@ async def test_a_failed_download_cuts_the_response_off(
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
         request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", headers))
-        await blob.waiting(200 if "," in str(headers) else 150)
+        await blob.wait_for_reader(200 if "," in str(headers) else 150)
         error = PartialLost()
         await blob.fail(error)
     answer = request_task.result()
@@ -221,7 +221,7 @@ async def test_a_response_that_is_cut_off_is_logged_in_one_line(
     await blob.grow(150)
     async with asyncio.TaskGroup() as group:
         request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
-        await blob.waiting(150)
+        await blob.wait_for_reader(150)
         await blob.fail(error)
     answer = request_task.result()
     assert answer.cut is error
@@ -238,7 +238,7 @@ async def test_the_reader_is_closed_when_the_client_disconnects(blob: GrowingBlo
     client, disconnected = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
     await blob.grow(100)
     running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", leaves=True, after=disconnected))
-    await blob.waiting(100)
+    await blob.wait_for_reader(100)
     disconnected.set()
     answer = await running
     assert (answer.status, answer.body, answer.whole) == (200, DATA[:100], False)
@@ -254,7 +254,7 @@ async def test_the_reader_is_closed_when_the_client_disconnects_before_the_first
     running = asyncio.create_task(
         client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=9-"}, leaves=True, after=disconnected)
     )
-    await blob.waiting(9)
+    await blob.wait_for_reader(9)
     disconnected.set()
     answer = await running
     assert (answer.status, answer.body, answer.whole) == (206, b"", False)
@@ -265,7 +265,7 @@ async def test_a_cancelled_request_is_not_taken_for_a_disconnect(blob: GrowingBl
     """If the server cancels the request, the cancellation is not mistaken for a disconnect of the client."""
     client = AsgiClient(DistributionAPI(blob), zero_copy=True)
     running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}"))
-    await blob.waiting(0)
+    await blob.wait_for_reader(0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -180,14 +180,14 @@ class SlowListing(RefusingRegistry):
     """A registry whose call `repositories` never returns. It waits until the request is cancelled."""
 
     def __init__(self) -> None:
-        self.waiting, self.left = asyncio.Event(), asyncio.Event()
+        self.is_called, self.is_cancelled = asyncio.Event(), asyncio.Event()
 
     async def repositories(self, after: str | None, limit: int, within: NameSet = ALL_NAMES) -> Page[RepositoryName]:
-        self.waiting.set()
+        self.is_called.set()
         try:
             await asyncio.Event().wait()
         finally:
-            self.left.set()
+            self.is_cancelled.set()
         raise AssertionError
 
 
@@ -198,9 +198,9 @@ async def test_a_list_is_cancelled_when_the_client_disconnects() -> None:
     slow, disconnected = SlowListing(), asyncio.Event()
     client = AsgiClient(DistributionAPI(slow))
     running = asyncio.create_task(client("GET", "/v2/_catalog", leaves=True, after=disconnected))
-    await slow.waiting.wait()
+    await slow.is_called.wait()
     disconnected.set()
     await asyncio.wait([running], timeout=10)
-    assert slow.left.is_set()
+    assert slow.is_cancelled.is_set()
     answer = await running
     assert not answer.status

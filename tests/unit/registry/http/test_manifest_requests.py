@@ -61,8 +61,8 @@ async def test_push_by_digest(client: AsgiClient, algorithm: str) -> None:
     digest = digest_of(body, algorithm)
     answer = await put(client, digest, body)
     assert (answer.status, answer["docker-content-digest"]) == (201, digest)
-    got = await client("GET", answer["location"])
-    assert (got.body, got["docker-content-digest"]) == (body, digest)
+    pull_answer = await client("GET", answer["location"])
+    assert (pull_answer.body, pull_answer["docker-content-digest"]) == (body, digest)
 
 
 async def test_push_by_tag(client: AsgiClient) -> None:

@@ -35,7 +35,7 @@ async def test_a_client_that_does_not_read_delays_no_other(registry: MemoryRegis
         PiecewiseSender(api_of(registry, body_memory), large_image(), "b"),
     )
     silent.send_all()
-    waiting = silent.start()
+    waiting_request = silent.start()
     await wait_until(lambda: silent.status)
     assert body_memory.manifests.used == 0
     other.send_all()
@@ -43,7 +43,7 @@ async def test_a_client_that_does_not_read_delays_no_other(registry: MemoryRegis
         await other.start()
     assert other.status == 201
     silent.reads.set()
-    await waiting
+    await waiting_request
 
 
 async def test_an_unread_error_does_not_keep_the_body_in_memory(registry: MemoryRegistry) -> None:

@@ -36,20 +36,20 @@ async def received_range(client: AsgiClient, location: str) -> str:
     return answer["range"]
 
 
-async def pulled(client: AsgiClient, answer: AsgiAnswer) -> bytes:
+async def pull_blob(client: AsgiClient, answer: AsgiAnswer) -> bytes:
     """Gets the blob at the Location of the 201 `answer`, and returns its content."""
     assert answer.status == 201
-    got = await client("GET", answer["location"])
-    assert got.status == 200
-    assert got["docker-content-digest"] == answer["docker-content-digest"]
-    return got.body
+    pull_answer = await client("GET", answer["location"])
+    assert pull_answer.status == 200
+    assert pull_answer["docker-content-digest"] == answer["docker-content-digest"]
+    return pull_answer.body
 
 
 async def test_post_then_put(client: AsgiClient) -> None:
     """A POST starts a session, and the closing PUT sends the whole blob."""
     location = await start(client)
     answer = await client("PUT", f"{location}?digest={DIGEST}", body=DATA)
-    assert await pulled(client, answer) == DATA
+    assert await pull_blob(client, answer) == DATA
     assert (await client("GET", location)).code == "BLOB_UPLOAD_UNKNOWN"
 
 
@@ -66,7 +66,7 @@ async def test_stream_then_put(client: AsgiClient) -> None:
     assert (answer.status, answer["range"], answer["location"]) == (202, f"0-{len(DATA) - 1}", location)
     assert answer["content-length"] == "0"
     answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Length": "0"})
-    assert await pulled(client, answer) == DATA
+    assert await pull_blob(client, answer) == DATA
 
 
 async def test_chunks_with_content_range(client: AsgiClient) -> None:
@@ -76,7 +76,7 @@ async def test_chunks_with_content_range(client: AsgiClient) -> None:
     answer = await client("PATCH", location, {"Content-Range": "400-699"}, DATA[400:700])
     assert answer["range"] == "0-699"
     answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Range": "700-999"}, DATA[700:])
-    assert await pulled(client, answer) == DATA
+    assert await pull_blob(client, answer) == DATA
 
 
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
@@ -92,7 +92,7 @@ async def test_a_chunk_out_of_order_is_416_and_changes_nothing(
     assert (answer["range"], answer["location"]) == ("0-399", location)
     assert await received_range(client, location) == "0-399"
     answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Range": "400-999"}, DATA[400:])
-    assert await pulled(client, answer) == DATA
+    assert await pull_blob(client, answer) == DATA
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_a_session_can_be_resumed_after_a_disconnect(client: AsgiClient) -
     assert answer.status == 0
     assert await received_range(client, location) == "0-299"
     answer = await client("PUT", f"{location}?digest={DIGEST}", {"Content-Range": "300-999"}, DATA[300:])
-    assert await pulled(client, answer) == DATA
+    assert await pull_blob(client, answer) == DATA
 
 
 async def test_a_disconnect_in_the_closing_put_commits_nothing(client: AsgiClient) -> None:
@@ -167,16 +167,16 @@ async def test_a_closing_put_needs_one_valid_digest(client: AsgiClient, query: s
 async def test_a_wrong_digest_is_400_in_every_form(client: AsgiClient) -> None:
     """A blob with a wrong digest gets 400 and is not stored, whether it comes by POST and PUT, by PATCH and PUT, or by
     a single POST."""
-    wrong = digest_of(b"something else")
+    wrong_digest = digest_of(b"something else")
     first, second = await start(client), await start(client)
     await client("PATCH", second, body=DATA)
     for answer in (
-        await client("PUT", f"{first}?digest={wrong}", body=DATA),
-        await client("PUT", f"{second}?digest={wrong}"),
-        await client("POST", f"{UPLOADS}?digest={wrong}", body=DATA),
+        await client("PUT", f"{first}?digest={wrong_digest}", body=DATA),
+        await client("PUT", f"{second}?digest={wrong_digest}"),
+        await client("POST", f"{UPLOADS}?digest={wrong_digest}", body=DATA),
     ):
         assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
-    assert (await client("HEAD", f"{V2}/blobs/{wrong}")).status == 404
+    assert (await client("HEAD", f"{V2}/blobs/{wrong_digest}")).status == 404
     assert (await client("HEAD", f"{V2}/blobs/{DIGEST}")).status == 404
 
 
@@ -186,7 +186,7 @@ async def test_single_post(client: AsgiClient, data: bytes, algorithm: str) -> N
     """A single POST with the whole blob gets 201."""
     digest = digest_of(data, algorithm)
     answer = await client("POST", f"{UPLOADS}?digest={digest}", {"Content-Length": str(len(data))}, data)
-    assert await pulled(client, answer) == data
+    assert await pull_blob(client, answer) == data
     assert answer["docker-content-digest"] == digest
 
 
@@ -204,7 +204,7 @@ async def test_digest_algorithm(client: AsgiClient) -> None:
         location = await start(client, query)
         await client("PATCH", location, body=DATA)
         answer = await client("PUT", f"{location}?digest={digest_of(DATA, 'sha512')}")
-        assert await pulled(client, answer) == DATA
+        assert await pull_blob(client, answer) == DATA
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ async def test_mount(client: AsgiClient, registry: MemoryRegistry) -> None:
         f"{UPLOADS}?mount={other}&from=",
     ):
         answer = await client("POST", url)
-        assert await pulled(client, answer) in (DATA, b"more")
+        assert await pull_blob(client, answer) in (DATA, b"more")
 
 
 async def test_a_mount_that_fails_starts_a_session(client: AsgiClient, registry: MemoryRegistry) -> None:

@@ -65,7 +65,7 @@ async def test_an_unknown_manifest_does_not_make_a_blob_unknown(site: MirrorSite
     """The mirror records that a manifest is unknown. This record never makes a blob unknown, even if the requested tag
     looks like the key of a blob's record."""
     await begin_pull(site, worker)
-    names = [Tag(f"{before}{DIGEST.algorithm}{dot}{DIGEST.encoded}") for before in ("_blob.", "blob.") for dot in ".-_"]
+    names = [Tag(f"{prefix}{DIGEST.algorithm}{dot}{DIGEST.encoded}") for prefix in ("_blob.", "blob.") for dot in ".-_"]
     references: list[Reference] = [DIGEST, *names]
     for reference in references:
         with pytest.raises(ManifestUnknown):
@@ -218,8 +218,8 @@ async def test_two_repositories_share_a_fill(site: MirrorSite, worker: MirrorWor
     await begin_pull(site, worker)
     site.upstream.add_image("library/other", BIG)
     await worker.mirror.get_manifest(OTHER, Tag("1"))
-    got = await asyncio.gather(*(read_blob(worker.mirror, repo, DIGEST) for repo in (MIRRORED_REPO, OTHER)))
-    assert got == [BIG, BIG]
+    bodies = await asyncio.gather(*(read_blob(worker.mirror, repo, DIGEST) for repo in (MIRRORED_REPO, OTHER)))
+    assert bodies == [BIG, BIG]
     for repo in (MIRRORED_REPO, OTHER):
         await wait_until_stored(worker, DIGEST, repo)
     assert_each_byte_sent_once(site, DIGEST, len(BIG))

@@ -37,11 +37,11 @@ def history(*moves: tuple[float, Digest]) -> list[Sighting]:
 
 def choice(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True) -> TagChoice:
     """Returns what is served for the tag `at` seconds after `START`. Ignores later sightings."""
-    known = [sighting for sighting in sightings if sighting.since <= START + at]
-    return choose_digest(known, COOLDOWN, START + at, serves_new=serves_new)
+    earlier_sightings = [sighting for sighting in sightings if sighting.since <= START + at]
+    return choose_digest(earlier_sightings, COOLDOWN, START + at, serves_new=serves_new)
 
 
-def served(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True) -> Digest | None:
+def digest_served_at(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True) -> Digest | None:
     """Returns the digest that is served `at` seconds after `START`; None if no digest may be served."""
     return next(iter(choice(sightings, at, serves_new=serves_new).candidates), None)
 
@@ -49,10 +49,10 @@ def served(sightings: Sequence[Sighting], at: float, *, serves_new: bool = True)
 def test_a_move_takes_effect_after_the_cooldown() -> None:
     """A new digest is served as soon as it has held the tag for the cooldown."""
     sightings = history((0, A), (10 * DAY, B))
-    assert served(sightings, 10 * DAY) == A
-    assert served(sightings, 13 * DAY - 1) == A
+    assert digest_served_at(sightings, 10 * DAY) == A
+    assert digest_served_at(sightings, 13 * DAY - 1) == A
     assert choice(sightings, 12 * DAY).newest_matures_at == START + 13 * DAY
-    assert served(sightings, 13 * DAY) == B
+    assert digest_served_at(sightings, 13 * DAY) == B
     assert choice(sightings, 13 * DAY).newest_matures_at is None
 
 
@@ -61,14 +61,14 @@ def test_a_digest_that_held_the_tag_too_briefly_is_never_served() -> None:
     withdrawn soon."""
     sightings = history((0, A), (10 * DAY, B), (11 * DAY, C))
     for at, expected in ((10.5, A), (11, A), (13, A), (13.9, A), (14, C), (40, C)):
-        assert served(sightings, at * DAY) == expected
+        assert digest_served_at(sightings, at * DAY) == expected
 
 
 def test_a_move_back_takes_effect_at_once() -> None:
     """If a digest has held the tag for the cooldown before, it is served again as soon as the tag moves back to it."""
     sightings = history((0, A), (10 * DAY, B), (20 * DAY, A))
-    assert served(sightings, 19 * DAY) == B
-    assert served(sightings, 20 * DAY) == A
+    assert digest_served_at(sightings, 19 * DAY) == B
+    assert digest_served_at(sightings, 20 * DAY) == A
     assert choice(sightings, 20 * DAY).newest_matures_at is None
 
 
@@ -76,14 +76,14 @@ def test_a_new_tag() -> None:
     """With `serves_new`, the first digest of a tag is served at once. Without it, the first digest is served only after
     it has held the tag for the cooldown. A second digest is held back in both cases."""
     sightings = history((0, A), (DAY, B))
-    assert served(sightings[:1], 0) == A
-    assert served(sightings, DAY) == A
-    assert served(sightings, 4 * DAY) == B
-    assert served(sightings[:1], 2 * DAY, serves_new=False) is None
-    assert served(sightings[:1], 3 * DAY, serves_new=False) == A
-    assert served(sightings, 3 * DAY, serves_new=False) is None
+    assert digest_served_at(sightings[:1], 0) == A
+    assert digest_served_at(sightings, DAY) == A
+    assert digest_served_at(sightings, 4 * DAY) == B
+    assert digest_served_at(sightings[:1], 2 * DAY, serves_new=False) is None
+    assert digest_served_at(sightings[:1], 3 * DAY, serves_new=False) == A
+    assert digest_served_at(sightings, 3 * DAY, serves_new=False) is None
     assert choice(sightings, 3 * DAY, serves_new=False).newest_matures_at == START + 4 * DAY
-    assert served(sightings, 4 * DAY, serves_new=False) == B
+    assert digest_served_at(sightings, 4 * DAY, serves_new=False) == B
 
 
 def test_older_mature_digests_are_alternatives() -> None:
@@ -106,7 +106,7 @@ def test_the_newest_mature_digest_is_served(moves: list[tuple[float, int]], seco
         (s.digest, end - s.since) for s, end in zip(sightings, [*(s.since for s in sightings[1:]), now], strict=True)
     ]
     served_digest = next(iter(choose_digest(sightings, COOLDOWN, now, serves_new=False).candidates), None)
-    mature = {digest for digest, held in holding_times if held >= COOLDOWN}
+    mature = {digest for digest, seconds in holding_times if seconds >= COOLDOWN}
     assert (served_digest in mature) if mature else (served_digest is None)
     next_index = (
         len(sightings)
@@ -165,8 +165,8 @@ def test_a_clock_set_back() -> None:
     sightings = history((0, A), (100 * DAY, B), (200 * DAY, C))
     next_index = add_sighting(sightings, C, START + 10 * DAY, COOLDOWN, serves_new=True)
     assert [sighting.digest for sighting in next_index] == [A, B, C]
-    assert served(next_index, 10 * DAY + 1) == A
-    assert served(next_index, 13 * DAY + 1) == C
+    assert digest_served_at(next_index, 10 * DAY + 1) == A
+    assert digest_served_at(next_index, 13 * DAY + 1) == C
     times = [sighting.since for sighting in next_index]
     assert times == sorted(set(times))
 

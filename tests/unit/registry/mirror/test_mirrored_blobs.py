@@ -60,8 +60,8 @@ async def test_ranges_of_a_blob_that_is_being_fetched(site: MirrorSite, worker: 
     await begin_pull(site, worker)
     size = len(BIG)
     spans = [Span(0, 10), Span(-5), Span(size - 1), Span(7 * MIB, 7 * MIB + 100), Span(MIB, 9 * MIB), Span(11 * MIB)]
-    got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, span) for span in spans))
-    for span, data in zip(spans, got, strict=True):
+    bodies = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, span) for span in spans))
+    for span, data in zip(spans, bodies, strict=True):
         start, stop = span.to_offsets(size)
         assert data == BIG[start:stop]
     with pytest.raises(RangeInvalid):
@@ -73,12 +73,12 @@ async def test_a_range_ahead_is_fetched_early(site: MirrorSite, worker: MirrorWo
     """A client that requests the end of a large blob does not wait until all bytes before this range are fetched."""
     await begin_pull(site, worker)
     gate = site.upstream.faults.gates[0] = threading.Event()  # the first connection delivers no bytes
-    first = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, Span(0, 10)))
+    first_bytes = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, Span(0, 10)))
     async with asyncio.timeout(60):
-        late = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, Span(11 * MIB, 11 * MIB + 5)))
-        assert await late == BIG[11 * MIB : 11 * MIB + 5]
+        last_bytes = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST, Span(11 * MIB, 11 * MIB + 5)))
+        assert await last_bytes == BIG[11 * MIB : 11 * MIB + 5]
     gate.set()
-    await first
+    await first_bytes
 
 
 async def test_headers_do_not_wait_for_the_body(site: MirrorSite, worker: MirrorWorker) -> None:
@@ -104,14 +104,14 @@ async def test_the_last_byte_waits_for_the_digest(site: MirrorSite, worker: Mirr
     gate = site.upstream.faults.gates[len(BIG) - 1] = threading.Event()
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     tail = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST, Span(-1))
-    waiting = asyncio.create_task(tail.readable_until(len(BIG) - 1))
+    wait_task = asyncio.create_task(tail.readable_until(len(BIG) - 1))
     at = 0
     while at < 12 * MIB:
         at = await reader.readable_until(at)
         assert at < len(BIG)
-    assert not waiting.done()
+    assert not wait_task.done()
     gate.set()
-    assert await waiting == len(BIG)
+    assert await wait_task == len(BIG)
     assert await worker.store.resolve_blob(MIRRORED_REPO, DIGEST)
     assert await read_to_end(reader) == BIG
     assert await read_to_end(tail) == BIG[-1:]

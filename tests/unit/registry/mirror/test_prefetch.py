@@ -47,7 +47,7 @@ def add_image(site: MirrorSite) -> Manifest:
 
 async def wait_until_idle(worker: MirrorWorker) -> None:
     """Waits until the worker fetches nothing and has nothing more to fetch."""
-    await wait_until(lambda: not worker.mirror.busy)
+    await wait_until(lambda: not worker.mirror.is_busy)
 
 
 async def test_a_pull_of_a_manifest_prefetches_the_config(site: MirrorSite, worker: MirrorWorker) -> None:

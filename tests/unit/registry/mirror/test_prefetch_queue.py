@@ -52,13 +52,13 @@ async def test_queued_blobs_use_no_files_and_no_fills(site: MirrorSite) -> None:
     requested_digests = record_fetches(site)
     async with site.worker() as worker, AsyncExitStack() as stack:
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-        await wait_until(lambda: not worker.mirror.busy)
+        await wait_until(lambda: not worker.mirror.is_busy)
         for _ in range(7):
             assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 8))
         open_files_before = len(os.listdir("/proc/self/fd"))
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
         await wait_until(lambda: not worker.mirror.running_fills)
-        assert worker.mirror.busy
+        assert worker.mirror.is_busy
         assert len(os.listdir("/proc/self/fd")) <= open_files_before
         gate = site.upstream.faults.gates[0] = threading.Event()
         await stack.aclose()
@@ -66,7 +66,7 @@ async def test_queued_blobs_use_no_files_and_no_fills(site: MirrorSite) -> None:
         assert len(worker.mirror.running_fills) == MAX_RUNNING_FILLS
         gate.set()
         await wait_until_stored(worker, manifest.layers[-1].digest)
-        await wait_until(lambda: not worker.mirror.busy)
+        await wait_until(lambda: not worker.mirror.is_busy)
     assert site.upstream.most_at_once <= MAX_RUNNING_FILLS
     positions = [requested_digests.index(layer.digest) for layer in manifest.layers[1:]]
     assert all(abs(position - number) <= 2 * MAX_RUNNING_FILLS for number, position in enumerate(positions, start=2))
@@ -86,7 +86,7 @@ async def test_a_blob_is_not_fetched_twice_for_two_images(site: MirrorSite) -> N
             await worker.mirror.get_manifest(repo, Tag(tag))
             await read_blob(worker.mirror, repo, digest_of(FIRST))
         await stack.aclose()
-        await wait_until(lambda: not worker.mirror.busy)
+        await wait_until(lambda: not worker.mirror.is_busy)
         for layer in shared:
             assert await read_blob(worker.mirror, other, digest_of(layer)) == layer
             assert site.upstream.bytes_sent(digest_of(layer)) == len(layer)
@@ -101,14 +101,14 @@ async def test_queue_drops_blobs_of_an_image_whose_pull_is_over(site: MirrorSite
     async with site.worker() as worker, AsyncExitStack() as stack:
         for tag in ("1", "2"):
             await worker.mirror.get_manifest(MIRRORED_REPO, Tag(tag))
-        await wait_until(lambda: not worker.mirror.busy)
+        await wait_until(lambda: not worker.mirror.is_busy)
         await take_connections(worker, stack, 3)
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
         site.monotonic.now += PULL_IDLE_SECONDS - 1
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("2"))
         site.monotonic.now += 2
         await stack.aclose()
-        await wait_until(lambda: not worker.mirror.busy)
+        await wait_until(lambda: not worker.mirror.is_busy)
         assert not any(digest_of(layer) in site.upstream.sent for layer in layers(10, "old"))
         assert all(digest_of(layer) in site.upstream.sent for layer in layers(10, "new"))
 
@@ -127,11 +127,11 @@ async def test_queue_length_is_limited_for_huge_images(site: MirrorSite) -> None
     async with site.worker() as worker, AsyncExitStack() as stack:
         for number in range(6):
             await worker.mirror.get_manifest(MIRRORED_REPO, Tag(str(number)))
-        await wait_until(lambda: not worker.mirror.busy)
+        await wait_until(lambda: not worker.mirror.is_busy)
         await take_connections(worker, stack, 3)
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
         await stack.aclose()
-        await wait_until(lambda: not worker.mirror.busy)
+        await wait_until(lambda: not worker.mirror.is_busy)
     prefetched = len(site.upstream.sent) - 2  # without the config, which all images share, and the requested layer
     assert MAX_IMAGE_BLOBS < prefetched <= MAX_QUEUED_BLOBS + MAX_RUNNING_FILLS
     assert sum(digest_of(each + b" of 0") in site.upstream.sent for each in layer_texts) <= MAX_IMAGE_BLOBS

@@ -95,7 +95,7 @@ async def test_a_stale_tag_is_served_and_checked_in_the_background(site: MirrorS
     site.clock.now += 400
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
     await wait_until(lambda: site.upstream.calls["get manifest"] == 2)
-    await wait_until(lambda: not worker.mirror.busy)
+    await wait_until(lambda: not worker.mirror.is_busy)
     assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == newer.digest
     assert site.upstream.calls == {"get manifest": 2, "head manifest": 1}
 

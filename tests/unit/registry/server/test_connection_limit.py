@@ -58,7 +58,7 @@ class LimitedWorker:
     ) -> list[FakeConnection]:
         return [FakeConnection(self.open_connections, kind, since + number, address) for number in range(count)]
 
-    def closed(self, *groups: list[FakeConnection]) -> list[int]:
+    def closed_counts(self, *groups: list[FakeConnection]) -> list[int]:
         """Returns how many connections of each group were closed."""
         return [sum(connection not in self.open_connections for connection in group) for group in groups]
 
@@ -77,11 +77,11 @@ def test_new_and_idle_connections_do_not_displace_each_other() -> None:
     worker = LimitedWorker()
     idle, new = worker.add(10, "idle", address="b"), worker.add(30, "new", since=500, address=None)
     worker.limit.evict_connections(15)
-    assert worker.closed(idle, new) == [0, 15]
+    assert worker.closed_counts(idle, new) == [0, 15]
     worker = LimitedWorker()
     idle, new = worker.add(60, "idle", since=500, address=None), worker.add(3, "new", address="b")
     worker.limit.evict_connections(15)
-    assert worker.closed(idle, new) == [15, 0]
+    assert worker.closed_counts(idle, new) == [15, 0]
 
 
 def test_an_address_with_many_connections_loses_its_own_first() -> None:
@@ -92,9 +92,9 @@ def test_an_address_with_many_connections_loses_its_own_first() -> None:
     proxied = worker.add(40, "idle", since=100, address=None)
     many = worker.add(FAIR_SHARE + 20, "idle", since=500)
     worker.limit.evict_connections(20)
-    assert worker.closed(others, proxied, many) == [0, 0, 20]
+    assert worker.closed_counts(others, proxied, many) == [0, 0, 20]
     worker.limit.evict_connections(1)
-    assert worker.closed(others, proxied, many) == [1, 0, 20]
+    assert worker.closed_counts(others, proxied, many) == [1, 0, 20]
 
 
 def test_connections_with_a_request_in_progress_stay_open() -> None:
@@ -103,9 +103,9 @@ def test_connections_with_a_request_in_progress_stay_open() -> None:
     worker = LimitedWorker()
     busy, stalled, new = worker.add(5, None), worker.add(2, "stalled", NOW - STALLED_SECONDS), worker.add(2, "new")
     worker.limit.evict_connections(2)
-    assert worker.closed(busy, stalled, new) == [0, 0, 2]
+    assert worker.closed_counts(busy, stalled, new) == [0, 0, 2]
     worker.limit.evict_connections(10)
-    assert worker.closed(busy, stalled, new) == [0, 2, 2]
+    assert worker.closed_counts(busy, stalled, new) == [0, 2, 2]
     assert not worker.limit.evict_connections(1)
 
 
@@ -116,7 +116,7 @@ def test_a_request_makes_room_for_its_files() -> None:
     connections = worker.add(worker.limit.capacity, "idle", address=None)
     worker.requests.add(object())
     worker.limit.make_room_for_request()
-    assert worker.closed(connections) == [FILES_PER_REQUEST]
+    assert worker.closed_counts(connections) == [FILES_PER_REQUEST]
 
 
 def test_a_full_worker_first_leaves_connections_to_other_workers() -> None:
@@ -127,7 +127,7 @@ def test_a_full_worker_first_leaves_connections_to_other_workers() -> None:
     silent_connections = worker.add(worker.limit.capacity, "new", address=None)
     assert worker.limit.accept_delay() > 0
     assert worker.limit.accept_delay() == 0.0
-    assert worker.closed(silent_connections) == [1]
+    assert worker.closed_counts(silent_connections) == [1]
     for connection in silent_connections:
         worker.open_connections.discard(connection)
     worker.add(worker.limit.capacity, None)
@@ -171,4 +171,4 @@ def test_absence_of_silent_connections_is_cached_briefly() -> None:
     assert not worker.limit.evict_connections(1)
     worker.clock.now += 0.3
     assert worker.limit.evict_connections(1)
-    assert worker.closed(idle) == [1]
+    assert worker.closed_counts(idle) == [1]

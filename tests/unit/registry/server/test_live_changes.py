@@ -104,7 +104,7 @@ def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
     """After an abandoned restart, workers with the old settings still serve. Until these workers have ended, a reload
     is refused, because the supervisor would compare the new settings with its own, not with those of the workers."""
     (supervisor_end, worker_end), (status, writer) = socket.socketpair(), os.pipe()
-    fields = describe_worker(WorkerProcess(7, 1, status, 5.0, None, supervisor_end, ready=True))
+    fields = describe_worker(WorkerProcess(7, 1, status, 5.0, None, supervisor_end, is_ready=True))
     (worker,) = Handover([], (0, 1), None, [], [fields], {}).adopted_workers()
     supervisor_end.detach()
     pool.adopt(worker)
@@ -195,10 +195,10 @@ def test_a_handed_over_worker_keeps_its_readiness(ready: bool) -> None:
     """During a restart, the new supervisor takes over the running workers. The handover states for each worker whether
     it is ready."""
     ends = socket.socketpair()
-    worker = WorkerProcess(7, 1, 99, 5.0, None, ends[0], ready=ready)
+    worker = WorkerProcess(7, 1, 99, 5.0, None, ends[0], is_ready=ready)
     handover = Handover([], (0, 1), None, [], [describe_worker(worker)], {})
     (adopted,) = handover.adopted_workers()
-    assert (adopted.pid, adopted.index, adopted.ready) == (7, 1, ready)
+    assert (adopted.pid, adopted.index, adopted.is_ready) == (7, 1, ready)
     adopted.commands.detach()  # the same descriptor as that of `worker`
     for end in ends:
         end.close()

@@ -54,11 +54,11 @@ async def test_memory_is_released_soon_after_it_was_used(no_automatic_collection
     """While attempts to release memory find nothing to release, the pauses between them grow. After the process has
     used more memory, the pauses are short again."""
     memory = MemoryTrimmer(asyncio.get_running_loop(), ())
-    held, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
+    used_memory, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
     for _ in range(10):
         now += TRIM_PAUSES[1]
         memory.release_if_due(now)
-    held.append(b"x" * TRIM_BYTES)
+    used_memory.append(b"x" * TRIM_BYTES)
     memory.release_if_due(now + 1)
     garbage = Cycle()
     references = weakref.ref(garbage)

@@ -43,8 +43,8 @@ async def test_a_started_server_is_ready(tmp_path: Path) -> None:
 
 
 async def test_failed_checks_have_a_reason(tmp_path: Path) -> None:
-    """If the disk has too little free space, or if the database has another schema version, the check fails with a
-    reason. A probe may exclude a check."""
+    """If the disk has too little free space, or if the database has another schema version, the check of `/readyz`
+    fails with a reason. A probe may exclude a check. `/health/ready` does not fail because of the disk."""
     prepare_data_dir(tmp_path / "data")
     app = create_app(Settings(data=tmp_path / "data", disk=DiskSettings(min_free=ByteSize(1 << 60))))
     async with app.router.lifespan_context(app), visitor(app) as client:

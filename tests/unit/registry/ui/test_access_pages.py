@@ -84,8 +84,8 @@ async def test_forged_forms_change_nothing(tmp_path: Path) -> None:
 
 
 async def test_an_account_is_added_changed_and_deleted(tmp_path: Path) -> None:
-    """An admin adds an account, whose password is shown once, disables and enables it, makes it an admin, changes its
-    password, and deletes it. The admin has to confirm what is hard to undo."""
+    """An admin adds an account. The page shows the account's password once. The admin disables and enables the account,
+    makes it an admin, changes its password, and deletes it. Changes that are hard to undo need a confirmation."""
     async with site(tmp_path) as server, server.browser() as browser, server.browser() as persons_browser:
         await server.log_in(browser, "root")
         password = secret_on_page(await send(browser, "/ui/access", name="carol", note=HOSTILE))
@@ -159,8 +159,8 @@ async def test_groups_and_grants(tmp_path: Path) -> None:
         rights_path = "/ui/access/rights?account=alice&repository=team/app"
         page = (await browser.get(rights_path)).text
         assert '<span class="account">root</span>' in page
-        hosted_and_mirrored = ["yes", "yes", "no", "no"] + ["no"] * 4
-        assert re.findall(r'<dd class="(yes|no)">', page) == hosted_and_mirrored
+        rights_if_hosted, rights_if_mirrored = ["yes", "yes", "no", "no"], ["no"] * 4  # pull, push, delete, admin
+        assert re.findall(r'<dd class="(yes|no)">', page) == rights_if_hosted + rights_if_mirrored
         assert 'href="/ui/access/groups/dev"' in page
         assert (
             re.findall(r'<dd class="(yes|no)">', (await browser.get(rights_path.replace("alice", ""))).text)
@@ -206,8 +206,12 @@ async def test_api_tokens(tmp_path: Path) -> None:
         own = secret_on_page(await send(members_browser, "/ui/account", do="token", days="", note="laptop"))
         assert own not in (await members_browser.get("/ui/account")).text
         assert "laptop" in (await members_browser.get("/ui/account")).text
-        for wrong in ({"days": "1000000"}, {"days": "", "limits": "nonsense"}, {"days": "30", "note": "x" * 300}):
-            assert (await send(members_browser, "/ui/account", do="token", **wrong)).status_code == 400
+        for wrong_fields in (
+            {"days": "1000000"},
+            {"days": "", "limits": "nonsense"},
+            {"days": "30", "note": "x" * 300},
+        ):
+            assert (await send(members_browser, "/ui/account", do="token", **wrong_fields)).status_code == 400
         revoke = {"do": "revoke", "token": token.id, "confirmed": "yes"}
         assert problem_on_page(await send(members_browser, "/ui/account", **revoke))[0] == 404
         assert (await send(browser, "/ui/access/tokens", do="revoke", token=token.id)).status_code == 200
@@ -293,7 +297,8 @@ async def activity(browser: httpx2.AsyncClient, query: str) -> list[str]:
 
 
 async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
-    """The page filters the entries by its query, and has links to further pages."""
+    """The page filters the entries by its query, and has links to further pages. The parameter `repository` filters by
+    the target of the action, which can also be a group."""
     async with site(tmp_path) as server, server.browser() as browser:
         await server.log_in(browser, "root")
         await fill_audit_log(server)

@@ -58,9 +58,9 @@ async def test_two_tags_are_compared(tmp_path: Path) -> None:
                 ("?tag=v1&tag=sha256:1", 400),
                 ("?tag=v1&tag=v2&tag=v3", 400),
             ):
-                wrong = await browser.get(COMPARISON + query)
-                assert wrong.status_code == status, query
-                assert ('<input id="tag-1"' in wrong.text) == (query.count("tag") < 3)
+                answer = await browser.get(COMPARISON + query)
+                assert answer.status_code == status, query
+                assert ('<input id="tag-1"' in answer.text) == (query.count("tag") < 3)
             assert (await browser.get("/ui/comparison/no/such")).status_code == 404
             assert (await browser.get(f"{COMPARISON}:v1")).status_code == 404
 

@@ -184,14 +184,14 @@ async def test_warming_is_started_and_stopped(tmp_path: Path) -> None:
         for number, status in (("", 400), ("x", 400), ("-1", 400), ("999999", 404)):
             answer = await browser.post("/ui/upkeep/stop", data={"job": number}, headers=FROM_PAGE)
             assert answer.status_code == status
-        for wrong in (
+        for wrong_fields in (
             {"references": ""},
             {"references": "UPPER"},
             {"references": "a\n" * 101},
             {"references": "a", "platform": "b"},
         ):
-            answer = await browser.post("/ui/mirror/warm", data=wrong, headers=FROM_PAGE)
-            assert (answer.status_code, 'role="alert"' in answer.text) == (400, True), wrong
+            answer = await browser.post("/ui/mirror/warm", data=wrong_fields, headers=FROM_PAGE)
+            assert (answer.status_code, 'role="alert"' in answer.text) == (400, True), wrong_fields
 
 
 @pytest.mark.slow

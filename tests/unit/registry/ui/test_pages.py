@@ -191,8 +191,8 @@ async def test_tags_are_sorted_and_filtered(tmp_path: Path) -> None:
         page = (await browser.get("/ui/repositories/team/app?sort=-version&q=2.")).text
         assert 'href="/ui/repositories/team/app?q=2.&amp;sort=version" aria-current="true"' in page
         assert 'href="/ui/repositories/team/app?q=2.&amp;sort=-size">Size' in page
-        for wrong in ("sort=colour", "after=nothing"):
-            assert (await browser.get(f"/ui/repositories/team/app?{wrong}")).status_code == 400
+        for wrong_query in ("sort=colour", "after=nothing"):
+            assert (await browser.get(f"/ui/repositories/team/app?{wrong_query}")).status_code == 400
 
 
 async def test_a_description_is_shown(tmp_path: Path) -> None:

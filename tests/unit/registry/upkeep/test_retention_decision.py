@@ -72,15 +72,15 @@ def test_the_reason_of_a_deletion_has_all_facts() -> None:
 
 
 def test_the_newest_tags_are_kept() -> None:
-    """`keep_last` keeps the newest tags, by their push time and name. `newest` is the oldest of them; None: the
-    repository has no more than `keep_last` tags, and all are kept."""
-    newest = TagPosition(NOW - 5 * DAY, "m")
-    facts = {
-        (name, pushed): decide(rule(keep_last=3), tag_facts(name, pushed=pushed), NOW, newest=newest).is_kept
+    """`keep_last` keeps the newest tags, by their push time and name. `decide` gets the oldest tag that `keep_last`
+    keeps (`newest`). None: the repository has no more than `keep_last` tags, and all are kept."""
+    oldest_kept = TagPosition(NOW - 5 * DAY, "m")
+    kept_by_tag = {
+        (name, pushed): decide(rule(keep_last=3), tag_facts(name, pushed=pushed), NOW, newest=oldest_kept).is_kept
         for name in ("a", "m", "z")
         for pushed in (4, 5, 6)
     }
-    assert {key for key, is_kept in facts.items() if is_kept} == {
+    assert {key for key, is_kept in kept_by_tag.items() if is_kept} == {
         ("a", 4),
         ("m", 4),
         ("z", 4),
@@ -93,7 +93,7 @@ def test_the_newest_tags_are_kept() -> None:
 def test_a_tag_that_may_have_been_pulled_is_kept() -> None:
     """Pulls are recorded only since an update of the program. A tag is kept as long as an earlier pull, which was not
     recorded, could keep it."""
-    facts = replace(tag_facts(pushed=50), unrecorded=NOW - 5 * DAY)
+    facts = replace(tag_facts(pushed=50), unrecorded_until=NOW - 5 * DAY)
     decision = decide(rule(keep_pulled_within="14d"), facts, NOW, newest=None)
     assert decision == Decision(True, "may have been pulled within 14d: pulls are recorded since 2024-02-17")
     decision = decide(rule(keep_pulled_within="4d"), facts, NOW, newest=None)

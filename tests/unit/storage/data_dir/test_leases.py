@@ -53,10 +53,10 @@ async def test_two_instances_for_the_same_file_exclude_each_other(leases: FileLe
                 pass
         async with leases.try_slot("n", 1) as has_slot:
             assert not has_slot
-        waiting = asyncio.create_task(_take_and_release(leases, "a"))
+        waiting_task = asyncio.create_task(_take_and_release(leases, "a"))
         await asyncio.sleep(0)
-        assert not waiting.done()
-    await waiting
+        assert not waiting_task.done()
+    await waiting_task
     other_leases.close()
 
 

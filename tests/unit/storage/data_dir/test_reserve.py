@@ -70,7 +70,7 @@ def test_the_reserve_is_allocated_when_it_is_created(tmp_path: Path, reserve: Re
     count as full."""
     assert reserve.is_whole
     assert allocated_bytes(tmp_path / "reserve") >= reserve.size == RESERVE_BYTES
-    assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
+    assert [reserve.allows(use) for use in ReserveUse] == [True, True, True]
     assert reserve.disk_full_reason() is None
     reserve.require_free_space()
 
@@ -111,13 +111,13 @@ def test_nothing_is_stored_until_the_reserve_has_its_full_size(code: int, quota:
     whole reserve. When there is free space again, the next check extends the reserve to its full size."""
     quota.max_bytes, quota.code = RESERVE_BYTES * 3 // 4, code
     reserve.spend(lambda: None, StorageFull)
-    assert [reserve.allows(need) for need in ReserveUse] == [False, True, True]
+    assert [reserve.allows(use) for use in ReserveUse] == [False, True, True]
     assert "disk is full" in str(reserve.disk_full_reason())
     quota.max_bytes = RESERVE_BYTES // 4
     # The change fails at each of its attempts. The whole reserve is released for the last attempt.
     with pytest.raises(StorageFull):
         reserve.spend(_refuse, StorageFull)
-    assert [reserve.allows(need) for need in ReserveUse] == [False, False, True]
+    assert [reserve.allows(use) for use in ReserveUse] == [False, False, True]
     with pytest.raises(StorageFull):
         reserve.require_free_space()
     quota.max_bytes = RESERVE_BYTES
@@ -250,15 +250,14 @@ def _insert(name: str) -> Callable[[apsw.Connection], object]:
 
 async def test_a_refused_change_does_not_touch_the_database(data: Path) -> None:
     """On a full disk, a change that stores content is refused before it touches the database. So a fault of the
-    database at this time has no effect. A later change of the kind `ReserveUse.RELIEF`, which may use the whole
-    reserve, succeeds."""
+    database at this time has no effect. A later change that may use the whole reserve succeeds."""
     system = FaultySystem()
     with running_commit_thread(data, system) as writer:
         system.full = system.broken = True
         os.truncate(data / "reserve", 4096)
         assert isinstance(await outcome_of(writer.run(_insert("a"))), StorageFull)
         system.broken = False
-        assert await outcome_of(writer.run(_insert("b"), reserve_use=ReserveUse.RELIEF)) == []
+        assert await outcome_of(writer.run(_insert("b"), reserve_use=ReserveUse.ALL)) == []
 
 
 async def test_the_commit_thread_survives_unexpected_errors(data: Path) -> None:
@@ -287,10 +286,10 @@ class FailsAfterCommit(FaultySystem):
 
 async def test_error_after_the_commit_does_not_fail_the_change(data: Path) -> None:
     """If an error occurs after the commit, when the reserve is extended again, the committed change still succeeds. The
-    first change is of the kind `ReserveUse.RELIEF`, which may use the whole reserve, so it gets a second attempt."""
+    first change may use the whole reserve, so it gets a second attempt."""
     system = FailsAfterCommit()
     with running_commit_thread(data, system) as writer:
-        assert await outcome_of(writer.run(_insert("a"), reserve_use=ReserveUse.RELIEF)) == []
+        assert await outcome_of(writer.run(_insert("a"), reserve_use=ReserveUse.ALL)) == []
         assert system.attempts == 2
         assert not system.unexpected_errors, "the error was not raised"
         assert await outcome_of(writer.run(_insert("b"))) == []
@@ -350,7 +349,7 @@ def test_a_file_system_without_preallocation_has_no_reserve(
         reserve.establish()
         for _ in range(3):
             reserve.require_free_space()
-        assert [reserve.allows(need) for need in ReserveUse] == [True, True, True]
+        assert [reserve.allows(use) for use in ReserveUse] == [True, True, True]
         assert reserve.disk_full_reason() is None
         assert reserve.spend(lambda: "done", StorageFull) == "done"
     with closing(Reserve(tmp_path / "reserve", QuotaSystem(0, code))) as other_reserve:

@@ -297,11 +297,11 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
     async with clocked_store(tmp_path / "data", clock) as store:
         [old_tag, *_] = [tag for tag in await store.retention.tags(APP, None) if tag.pushed < started]
         assert old_tag.pulled is None
-        assert old_tag.unrecorded is not None
-        assert started <= old_tag.unrecorded <= time.time()
+        assert old_tag.unrecorded_until is not None
+        assert started <= old_tag.unrecorded_until <= time.time()
         clock.now = started + DAY
         new = await push_image(store, APP, "new", "new")
-        assert (await tag_facts(store, "new")).unrecorded is None
+        assert (await tag_facts(store, "new")).unrecorded_until is None
         untagged = await push_image(store, APP, "untagged")
         for tag in await store.retention.tags(APP, None):
             await store.delete_tag(APP, tag.name, by=BY)

@@ -25,11 +25,11 @@ async def test_the_next_owner_continues_with_the_existing_bytes(registry: Stored
     can then become the owner, and downloads only the missing bytes."""
     owner, second, third = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
     await asyncio.to_thread(owner.write_at, PIECE_BYTES, BODY[PIECE_BYTES : 2 * PIECE_BYTES])
-    waiting = asyncio.create_task(second.wait(0))
+    wait_task = asyncio.create_task(second.wait(0))
     await asyncio.sleep(0)
     owner.close()
     with pytest.raises(PartialLost):
-        await waiting
+        await wait_task
     with pytest.raises(PartialLost):
         await asyncio.to_thread(owner.write_at, 0, b"x")
     assert not owner.take_ownership()
@@ -86,8 +86,8 @@ async def test_claims_with_different_sizes_are_separate(registry: StoredRegistry
 
 async def test_the_owner_sees_that_readers_wait(registry: StoredRegistry) -> None:
     """`has_waiters` returns whether another claim of the partial blob waits for bytes. A claim waits from its call of
-    `add_waiter` until it is closed. `has_started` returns whether the owner has begun the download. The next owner has
-    not begun."""
+    `add_waiter` until it is closed. `has_started` returns whether the owner has begun the download. For the next owner
+    it is False again."""
     owner, first, second = [await registry.partials.claim(DIGEST, SIZE) for _ in range(3)]
     owner.add_waiter()
     assert not owner.has_waiters

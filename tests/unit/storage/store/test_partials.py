@@ -103,12 +103,12 @@ async def test_corrupt_bytes_are_deleted(registry: StoredRegistry, data: Path) -
     """If the bytes do not have the blob's digest, the commit and all readers get DigestInvalid. No repository has the
     blob, no file stays, and the next claim starts without bytes."""
     owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
-    waiting = asyncio.create_task(reader.wait(SIZE))
+    wait_task = asyncio.create_task(reader.wait(SIZE))
     await write_missing(owner, b"x" + BODY[1:])
     with pytest.raises(DigestInvalid):
         await owner.commit(UBUNTU)
     with pytest.raises(DigestInvalid):
-        await waiting
+        await wait_task
     with pytest.raises(DigestInvalid):
         await reader.wait(0)
     with pytest.raises(BlobUnknown):

@@ -25,8 +25,8 @@ CHUNK_STARTS = (0, 1, 1_100_000, 1_100_100, 2_500_000)
 
 
 async def _upload(first: StoredRegistry, second: StoredRegistry, algorithm: str, declared: str) -> None:
-    """Uploads a blob in chunks, alternately to two registries over the same data. `declared`: the algorithm that the
-    client states at the start; `algorithm`: that of the digest at the end."""
+    """Uploads a blob in chunks, alternately to two registries over the same data. `declared`: the digest algorithm that
+    the client states at the start. `algorithm`: the algorithm of the digest at the end."""
     body = random.Random(f"{algorithm} {declared}").randbytes(CHUNK_STARTS[-1])
     writer = await first.start_upload(APP, declared)
     await writer.aclose()
@@ -44,6 +44,9 @@ async def _upload(first: StoredRegistry, second: StoredRegistry, algorithm: str,
 
 
 async def main(data: Path) -> None:
+    """Uploads blobs with each pair of algorithms. Then checks that an upload starts again at offset 0 after a restart
+    of the machine (another boot id): without `_hashlib`, the state of the running digest cannot be saved with the
+    upload, so the bytes that were received before the restart cannot be verified."""
     assert isinstance(start_digest("sha256"), HashlibDigest)
     prepare_data_dir(data)
     async with open_registry(data, boot="first") as first, open_registry(data, boot="first") as second:
@@ -55,7 +58,7 @@ async def main(data: Path) -> None:
         await unfinished.aclose()
     async with open_registry(data, boot="second") as after:
         assert await after.upload_offset(APP, unfinished.id) == 0, (
-            "without a saved digest, the bytes cannot be verified"
+            "the bytes that were received before the restart were not discarded"
         )
 
 

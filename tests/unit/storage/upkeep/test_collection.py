@@ -131,11 +131,11 @@ async def test_a_dry_run_reports_the_removals_of_a_run(store: StoredRegistry, da
 
     planned = await collect_all(store, dry_run=True)
     assert {path: path.stat().st_size for path in files(data)} == sizes_before
-    done = await collect_all(store, dry_run=False)
+    removals = await collect_all(store, dry_run=False)
 
-    assert set(planned) == set(done)
-    assert len(planned) == len(done)
-    reported_removals = {(removal.kind, removal.repository, removal.item) for removal in done}
+    assert set(planned) == set(removals)
+    assert len(planned) == len(removals)
+    reported_removals = {(removal.kind, removal.repository, removal.item) for removal in removals}
     blobs = [descriptor.digest for descriptor in garbage["deleted"].blobs]
     assert reported_removals == {
         (RemovalKind.TRASH, "", ""),
@@ -166,18 +166,20 @@ async def test_bytes_of_a_shared_blob_count_once(store: StoredRegistry, data: Pa
         assert [removal.size for removal in removals if removal.kind is RemovalKind.LINK] == [0] * 4
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2])
-async def test_a_blob_that_a_repository_needs_is_not_removed(store: StoredRegistry, clock: Clock, kept: int) -> None:
+@pytest.mark.parametrize("needed_index", [0, 1, 2])
+async def test_a_blob_that_a_repository_needs_is_not_removed(
+    store: StoredRegistry, clock: Clock, needed_index: int
+) -> None:
     """If one of three repositories still needs a blob, the links of the other two are removed, but not the blob."""
     names = [RepositoryName(f"team/{number}") for number in range(3)]
     for name in names:
         layer = await push_blob(store, name, b"the same layer")
     clock.now += HOUR + 1
-    await store.metadata.touch_blob(names[kept], layer.digest)
+    await store.metadata.touch_blob(names[needed_index], layer.digest)
     for dry_run in (True, False):
         removals = await collect_all(store, dry_run=dry_run)
         assert {(removal.kind, removal.repository) for removal in removals} == {
-            (RemovalKind.LINK, name) for name in names if name != names[kept]
+            (RemovalKind.LINK, name) for name in names if name != names[needed_index]
         }
 
 

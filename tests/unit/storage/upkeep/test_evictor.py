@@ -126,7 +126,7 @@ class Cache:
         assert list((root / "trash").iterdir()) == []
         return sum(file.stat().st_size for file in (root / "blobs").rglob("*") if file.is_file())
 
-    async def used(self) -> int:
+    async def counted_bytes(self) -> int:
         """Returns the bytes that the store counts for both mirrors. Checks that they equal a recount."""
         use = await self.store.usage.scope("cache")
         assert use == await self.store.usage.recount("cache")
@@ -151,14 +151,14 @@ async def test_images_that_were_not_pulled_for_the_longest_time_are_evicted(cach
     one order."""
     images = [await cache.fetch(repo, f"layer {n}", tag=f"t{n}") for n, repo in enumerate([APP, WEB, OTHER_APP] * 2)]
     cache.pull(images[0])
-    assert await cache.used() == 6 * LAYER_BYTES + 2
+    assert await cache.counted_bytes() == 6 * LAYER_BYTES + 2
     cache.clock.now += 1
     assert await cache.evictor(4 * LAYER_BYTES).evict() == 3
     assert [await cache.has(repo, image) for repo, image in zip([APP, WEB, OTHER_APP] * 2, images, strict=True)] == [
         *(True, False, False),
         *(False, True, True),
     ]
-    assert await cache.used() == await cache.stored_bytes() == 3 * LAYER_BYTES + 2
+    assert await cache.counted_bytes() == await cache.stored_bytes() == 3 * LAYER_BYTES + 2
     assert not await cache.has(WEB, "t1")
     assert await cache.has(APP, "t0")
     [*audit_rows] = cache.db.execute(
@@ -196,12 +196,12 @@ async def test_a_shared_layer_counts_once_and_stays(cache: Cache) -> None:
     second = await cache.fetch(WEB, "base", "two")
     third = await cache.fetch(APP, "base", "three")
     cache.clock.now += 1
-    assert await cache.used() == 4 * LAYER_BYTES + 2
+    assert await cache.counted_bytes() == 4 * LAYER_BYTES + 2
     await cache.evictor(3 * LAYER_BYTES + 500).evict()
     assert [await cache.has(APP, first), await cache.has(WEB, second), await cache.has(APP, third)] == [
         *(False, True, True)
     ]
-    assert await cache.used() == await cache.stored_bytes() == 3 * LAYER_BYTES + 2
+    assert await cache.counted_bytes() == await cache.stored_bytes() == 3 * LAYER_BYTES + 2
 
 
 async def test_a_blob_that_was_mounted_by_a_hosted_repository_stays(cache: Cache) -> None:
@@ -212,7 +212,7 @@ async def test_a_blob_that_was_mounted_by_a_hosted_repository_stays(cache: Cache
     cache.clock.now += 1
     await cache.evictor(10).evict()
     assert not await cache.has(APP, image)
-    assert (await cache.used(), await cache.stored_bytes()) == (0, LAYER_BYTES)
+    assert (await cache.counted_bytes(), await cache.stored_bytes()) == (0, LAYER_BYTES)
 
 
 async def test_a_pull_of_a_child_counts_for_its_index(cache: Cache) -> None:
@@ -295,7 +295,7 @@ async def test_content_of_a_frozen_tag_is_not_evicted(cache: Cache) -> None:
         assert await cache.has(repo, image)
         for blob in image.blobs:
             await cache.store.resolve_blob(repo, blob.digest)
-    assert await cache.used() == await cache.stored_bytes() == 3 * LAYER_BYTES + 2
+    assert await cache.counted_bytes() == await cache.stored_bytes() == 3 * LAYER_BYTES + 2
 
 
 async def test_evicted_manifests_are_not_stored_for_a_restore(cache: Cache) -> None:
@@ -362,15 +362,15 @@ async def test_the_plan_lists_the_images_that_an_eviction_evicts(cache: Cache) -
         evictor, budget = cache.evictor(), Budget("cache", ("hub", "other"), max_bytes)
         evicted: list[EvictedImage] = []
         planned = await evictor.plan(budget)
-        used_before = await cache.used()
+        used_before = await cache.counted_bytes()
 
         async def on_evicted(image: EvictedImage, evicted: list[EvictedImage] = evicted) -> None:
             evicted.append(image)
 
         await evictor.evict_to(budget, on_evicted)
         assert evicted == planned
-        assert used_before - await cache.used() == sum(image.bytes for image in planned)
-    assert await cache.used() == await cache.stored_bytes() == 0
+        assert used_before - await cache.counted_bytes() == sum(image.bytes for image in planned)
+    assert await cache.counted_bytes() == await cache.stored_bytes() == 0
 
 
 async def test_unused_links_are_evicted_when_no_image_is_left(cache: Cache) -> None:
@@ -380,10 +380,10 @@ async def test_unused_links_are_evicted_when_no_image_is_left(cache: Cache) -> N
     await cache.store.delete_manifest(APP, image.digest, by=BY)
     cache.clock.now += 30
     assert await cache.evictor(10).evict() == 0
-    assert await cache.used() == LAYER_BYTES + 2
+    assert await cache.counted_bytes() == LAYER_BYTES + 2
     cache.clock.now += 60
     await cache.evictor(10).evict()
-    assert await cache.used() == await cache.stored_bytes() == 0
+    assert await cache.counted_bytes() == await cache.stored_bytes() == 0
 
 
 async def test_images_from_before_the_configuration_are_evicted(cache: Cache) -> None:
@@ -406,7 +406,7 @@ async def test_simultaneous_evictions_evict_no_more_than_needed(cache: Cache, tm
         await cache.fetch(APP, f"layer {n}")
     cache.clock.now += 1
     assert sum(await asyncio.gather(*(cache.evictor(10 * LAYER_BYTES).evict() for _ in range(3)))) == 11
-    assert await cache.used() == 9 * LAYER_BYTES + 2
+    assert await cache.counted_bytes() == 9 * LAYER_BYTES + 2
 
 
 async def test_each_image_is_read_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,14 +469,14 @@ async def test_remaining_content_is_complete(cache: Cache, seed: int) -> None:
         if number % 10 == 9:
             cache.clock.now += 1
             blobs_before = blobs_of_manifests(cache)
-            target = (await cache.used()) * 2 // 3
+            target = (await cache.counted_bytes()) * 2 // 3
             await cache.evictor().evict_to(Budget("cache", ("hub", "other"), target))
-            assert await cache.used() <= target
+            assert await cache.counted_bytes() <= target
             remaining_ids = {manifest for (manifest,) in cache.db.execute("SELECT id FROM manifest")}
             assert {link for link in blobs_before if link[0] in remaining_ids} <= blobs_of_manifests(cache)
-            lost = cache.db.execute(
+            missing_children = cache.db.execute(
                 "SELECT count(*) FROM manifest_child c WHERE NOT EXISTS (SELECT 1 FROM manifest m "
                 "WHERE m.repository = c.repository AND m.digest = c.digest)"
             ).get
-            assert lost == 0
+            assert missing_children == 0
             assert await cache.stored_bytes() == cache.db.execute("SELECT sum(size) FROM blob").get

@@ -78,10 +78,10 @@ async def test_closing_cancels_a_fetch() -> None:
     fetch starts."""
     source = Source()
     source.open.clear()
-    waiting = asyncio.create_task(source.document.refresh())
+    refresh_task = asyncio.create_task(source.document.refresh())
     await asyncio.sleep(0)
     await source.document.aclose()
-    await waiting
+    await refresh_task
     await source.document.refresh()
     assert source.document.current is None
     assert source.fetches <= 1

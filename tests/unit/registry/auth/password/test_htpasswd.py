@@ -54,12 +54,12 @@ def test_the_next_lookup_sees_a_change(path: Path) -> None:
     the same modification time."""
     path.write_text(f"alice:{HASH}\nbob:{HASH}\n")
     file = HtpasswdFile(path)
-    before = {name: file.stamp(name) for name in ("alice", "bob")}
+    stamps_before = {name: file.stamp(name) for name in ("alice", "bob")}
     stat = path.stat()
     path.write_text(f"alice:{HASH}\nbob:{HASH[:-1]}{'a' if HASH[-1] != 'a' else 'b'}\n")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert file.stamp("alice") == before["alice"]
-    assert file.stamp("bob") not in (None, before["bob"])
+    assert file.stamp("alice") == stamps_before["alice"]
+    assert file.stamp("bob") not in (None, stamps_before["bob"])
     replacement = path.with_name("new")
     replacement.write_text(f"carol:{HASH}\n")
     replacement.rename(path)

@@ -39,14 +39,14 @@ def bcrypt_of(password: str, cost: int = 4) -> str:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "1234567", "x" * 1025, "pass\nword12", "pass\x00word", "pässwörd\x7f", "a\ud800b" * 5]
+    "bad_password", ["", "1234567", "x" * 1025, "pass\nword12", "pass\x00word", "pässwörd\x7f", "a\ud800b" * 5]
 )
-def test_bad_passwords_are_refused(wrong: str) -> None:
+def test_bad_passwords_are_refused(bad_password: str) -> None:
     """A password is refused if it is too short, is too long, has control characters, or has half of a surrogate pair.
     The error does not show the password."""
     with pytest.raises(AccountInvalid) as refused:
-        check_password(wrong)
-    assert not wrong or wrong not in refused.value.message
+        check_password(bad_password)
+    assert not bad_password or bad_password not in refused.value.message
 
 
 @pytest.mark.parametrize("right", ["12345678", "x" * 1024, "pass word:with ümlaut", "ключ ключ"])
@@ -137,8 +137,8 @@ def test_unknown_accounts_and_wrong_passwords_take_equal_time() -> None:
             started = time.thread_time()
             verify_password("a wrong password", each)
             measured_seconds.append(time.thread_time() - started)
-    known, unknown = map(statistics.median, times)
-    assert max(known, unknown) < 2 * min(known, unknown)
+    seconds_of_known, seconds_of_unknown = map(statistics.median, times)
+    assert max(seconds_of_known, seconds_of_unknown) < 2 * min(seconds_of_known, seconds_of_unknown)
 
 
 @pytest.fixture
@@ -199,11 +199,11 @@ async def test_cancelled_calls(leases: FileLeases) -> None:
     running = [asyncio.create_task(pool.run(work)) for _ in range(MAX_PARALLEL_HASHINGS)]
     for _ in running:
         assert await asyncio.to_thread(started.acquire, True, 10)
-    waiting = asyncio.create_task(pool.run(work))
+    waiting_task = asyncio.create_task(pool.run(work))
     await asyncio.sleep(0)
-    waiting.cancel()
+    waiting_task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await waiting
+        await waiting_task
     running[0].cancel()
     await asyncio.sleep(0)
     assert not running[0].done()

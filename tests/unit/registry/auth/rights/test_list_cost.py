@@ -88,9 +88,9 @@ SLOW_PATTERNS: list[Sequence[str]] = [
 
 @pytest.mark.parametrize("patterns", SLOW_PATTERNS, ids=["segments", "no prefix", "stars", "many stars"])
 async def test_a_tokens_patterns_do_not_block_the_event_loop(service: AppInProcess, patterns: Sequence[str]) -> None:
-    """A token can be limited to complex patterns, which an older version allowed and which match nothing. Even then, a
-    page of the catalog ends after a bounded amount of work, with a link to the next page. The event loop is not
-    blocked."""
+    """An older version allowed to limit a token to complex patterns. Such a token may still exist, and its patterns
+    match nothing now. Even with this token, a page of the catalog ends after a bounded amount of work, with a link to
+    the next page. The event loop is not blocked."""
     await add_grant(service.accounts, "user:alice", "**", "pull")
     login = await service.token("alice", [limit(pattern, "pull") for pattern in patterns])
     async with watch_loop() as loop_delay:
@@ -138,9 +138,9 @@ async def test_a_foreign_position_is_refused(service: AppInProcess, tmp_path: Pa
     first_page = await service.client("GET", "/v2/_catalog", {"authorization": login})
     position = next_position(first_page)
     assert position is not None
-    for wrong in (position[:-4] + "AAAA", "~" + "A" * (len(position) - 1), "~" + "!" * (len(position) - 1)):
-        answer = await service.client("GET", f"/v2/_catalog?last={quote(wrong)}", {"authorization": login})
-        assert (answer.status, "request the list from its start" in answer.body.decode()) == (400, True), wrong
+    for wrong_position in (position[:-4] + "AAAA", "~" + "A" * (len(position) - 1), "~" + "!" * (len(position) - 1)):
+        answer = await service.client("GET", f"/v2/_catalog?last={quote(wrong_position)}", {"authorization": login})
+        assert (answer.status, "request the list from its start" in answer.body.decode()) == (400, True), wrong_position
     async with api_client(service) as client:
         elsewhere = await client.get(f"/api/v1/grants?after={position}", headers={"authorization": login})
         assert (elsewhere.status_code, "not one of this registry" in elsewhere.text) == (400, True), elsewhere.text
@@ -192,8 +192,9 @@ async def test_the_largest_number_of_grants_does_not_block_the_event_loop(servic
             async with api_client(service) as client, watch_loop() as loop_delay:
                 content = json.dumps(body) if method == "PUT" else None
                 answer = await client.request(method, path, headers=headers, content=content)
-            expected = 401 if status == 404 and authorization is limited else status
-            assert answer.status_code in (status, expected), (path, answer.text)
+            # A limited token may also get a 401, because another token could have the right.
+            statuses = (status, 401) if status == 404 and authorization is limited else (status,)
+            assert answer.status_code in statuses, (path, answer.text)
             assert loop_delay.longest < 2 * MAX_SECONDS, path
 
 

@@ -34,13 +34,13 @@ async def test_without_accounts_everyone_may_pull_push_and_delete(accounts: Acco
     upstream. After the first account was added, anonymous clients lose these rights for good, even if the account is
     removed later."""
     anonymous = policy.principal(ANONYMOUS)
-    assert anonymous.open
+    assert anonymous.is_open
     assert anonymous.may(PULL | PUSH | DELETE, "team/app")
     assert not anonymous.may(Action.ADMIN, "team/app")
     assert not anonymous.may(PULL, "private.example/team/app")
     assert anonymous.may_list
     await add_account(accounts, "alice")
-    assert not policy.principal(ANONYMOUS).open
+    assert not policy.principal(ANONYMOUS).is_open
     assert not policy.principal(ANONYMOUS).may(PULL, "team/app")
     await accounts.remove_account(AccountName("alice"), by=BY)
     assert not policy.principal(ANONYMOUS).may(PULL, "team/app")
@@ -49,7 +49,7 @@ async def test_without_accounts_everyone_may_pull_push_and_delete(accounts: Acco
 async def test_other_sources_of_accounts_close_the_registry(accounts: Accounts) -> None:
     """If the settings have an htpasswd file or an issuer, anonymous clients have no rights, although the store has no
     accounts."""
-    policy = Policy(accounts, RevocationCheck(accounts), closed=True)
+    policy = Policy(accounts, RevocationCheck(accounts), is_closed=True)
     assert not policy.anonymous().may(PULL, "team/app")
 
 
@@ -144,9 +144,9 @@ async def test_removed_grants_no_longer_apply(accounts: Accounts, policy: Policy
     alice = await add_account(accounts, "alice")
     await add_grant(accounts, "user:alice", "team/**", "pull")
     assert policy.principal(alice).may(PULL, "team/app")
-    before = accounts.epoch()
+    epoch_before = accounts.epoch()
     await accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("team/**"), by=BY)
-    assert accounts.epoch() != before
+    assert accounts.epoch() != epoch_before
     assert not policy.principal(alice).may(PULL, "team/app")
 
 

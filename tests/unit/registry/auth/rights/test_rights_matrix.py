@@ -1,8 +1,8 @@
 """The rights matrix over HTTP: principal x credential x repository x endpoint, against a table.
 
-The table says in letters what each principal may do. `expected` derives the response from the table, without knowledge
-of the implementation. Each request is sent for an existing repository and for a missing one. If the request is refused,
-both responses must be the same, byte for byte.
+The table says in letters what each principal may do. `required_response` derives the response from the table, without
+knowledge of the implementation. Each request is sent for an existing repository and for a missing one. If the request
+is refused, both responses must be the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Expected:
     """Whether the error in the challenge is `insufficient_scope`."""
 
 
-def expected(principal: str, credential: str, area: str, repository: str, endpoint: ApiCall) -> Expected:
+def required_response(principal: str, credential: str, area: str, repository: str, endpoint: ApiCall) -> Expected:
     """Returns the response that the table requires. `repository` is "app" (exists) or "non" (does not exist)."""
     account = TABLE[principal][AREAS.index(area)]
     credential_letters = {"basic": "rwd", "whole": "rwd", "reading": "r", "writing": "w", "elsewhere": ""}[credential]
@@ -210,30 +210,30 @@ def calls(
     """Yields each call with the expected responses for the existing and for the missing repository."""
     for endpoint in matrix.endpoints[area]:
         existing, missing = (
-            expected(principal, credential, area, repository, endpoint) for repository in ("app", "non")
+            required_response(principal, credential, area, repository, endpoint) for repository in ("app", "non")
         )
         if existing.refused or not endpoint.harms:
             yield endpoint, existing, missing
 
 
-def check_response(answer: AsgiAnswer, wanted: Expected, endpoint: ApiCall, repo: str) -> None:
-    assert answer.status == wanted.status, (answer.body, wanted)
-    assert len(answer.all("www-authenticate")) == (wanted.status == 401)
-    if not wanted.refused:
+def check_response(answer: AsgiAnswer, expected: Expected, endpoint: ApiCall, repo: str) -> None:
+    assert answer.status == expected.status, (answer.body, required_response)
+    assert len(answer.all("www-authenticate")) == (expected.status == 401)
+    if not expected.refused:
         return
     assert not {"location", "docker-content-digest", "etag", "range", "content-range", "docker-upload-uuid", "link"} & {
         name for name, _ in answer.fields
     }
     if endpoint.method != "HEAD":
-        if wanted.code is None:
+        if expected.code is None:
             assert json.loads(answer.body)["manifests"] == []
         else:
-            assert answer.code == wanted.code
-    if wanted.status == 401:
+            assert answer.code == expected.code
+    if expected.status == 401:
         challenge = answer["www-authenticate"]
         assert challenge.startswith('Bearer realm="http://127.0.0.1:5000/token",service="entrepot",scope="repository:')
         assert f"repository:{repo}:" in challenge
-        assert challenge.endswith(',error="insufficient_scope"') == wanted.scope
+        assert challenge.endswith(',error="insufficient_scope"') == expected.scope
 
 
 def comparable(answer: AsgiAnswer, repo: str) -> tuple[int, list[tuple[str, str]], bytes]:

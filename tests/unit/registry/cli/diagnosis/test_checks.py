@@ -42,7 +42,7 @@ def dates(*differences: float) -> dict[str, tuple[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("now", "answers", "level", "what"),
+    ("now", "answers", "level", "problem_text"),
     [
         (NOW, dates(), Level.OK, ""),
         (NOW, dates(20.0), Level.OK, ""),
@@ -55,13 +55,13 @@ def dates(*differences: float) -> dict[str, tuple[str, float]]:
     ],
 )
 def test_the_clock_is_compared_with_upstreams(
-    now: float, answers: dict[str, tuple[str, float]], level: Level, what: str
+    now: float, answers: dict[str, tuple[str, float]], level: Level, problem_text: str
 ) -> None:
     """The clock is compared with the clocks of the upstreams, with a tolerance. It is also compared with the release
     date of the program."""
     (finding,) = clock_findings(now, answers)
     assert finding.level is level
-    assert what in finding.what
+    assert problem_text in finding.what
     assert ("timedatectl" in finding.next_step) == (level is not Level.OK)
 
 
@@ -210,13 +210,13 @@ async def test_data_directory_findings(tmp_path: Path) -> None:
     assert "there is no" in missing.what
     prepare_data_dir(data)
     assert await problems_of_data(Settings(data=data)) == []
-    before = sorted(data.rglob("*"))
+    paths_before = sorted(data.rglob("*"))
     (low,) = await problems_of_data(Settings(data=data, disk=DiskSettings(min_free=ByteSize(1 << 60))))
     assert "the disk is almost full" in low.what
     assert "entrepot cache evict" in low.next_step
     data.chmod(0o777)
     assert "chmod o-w" in (await problems_of_data(Settings(data=data)))[0].next_step
-    assert sorted(data.rglob("*")) == before
+    assert sorted(data.rglob("*")) == paths_before
     (tmp_path / "file").write_text("")
     (finding,) = await problems_of_data(Settings(data=tmp_path / "file"))
     assert "is not a directory" in finding.what

@@ -61,17 +61,17 @@ DOCKER_PROBLEMS = [
 """The text of daemon.json (None: no file), and parts of the finding."""
 
 
-@pytest.mark.parametrize(("text", "what", "why"), DOCKER_PROBLEMS)
-def test_docker_findings(tmp_path: Path, text: str | None, what: str, why: str) -> None:
+@pytest.mark.parametrize(("text", "problem_text", "reason_text"), DOCKER_PROBLEMS)
+def test_docker_findings(tmp_path: Path, text: str | None, problem_text: str, reason_text: str) -> None:
     """If docker does not use this registry as a mirror, the finding has the cause. It also has a whole daemon.json that
     makes docker use the registry."""
     if text is not None:
         write_files(tmp_path, **{DAEMON: text})
     first = at_level(findings_of("docker", tmp_path))[0]
-    assert what in first.what
-    assert why in first.why
+    assert problem_text in first.what
+    assert reason_text in first.why
     assert first.next_step
-    if "not valid JSON" not in what:
+    if "not valid JSON" not in problem_text:
         write_files(tmp_path, **{DAEMON: first.lines})
         assert not at_level(findings_of("docker", tmp_path)), first.lines
 
@@ -79,12 +79,12 @@ def test_docker_findings(tmp_path: Path, text: str | None, what: str, why: str) 
 def test_docker_keeps_other_settings(tmp_path: Path) -> None:
     """The proposed daemon.json keeps the other settings and the other insecure registries. It also keeps the other
     mirrors, after this registry."""
-    before = {
+    old_settings = {
         "log-driver": "journald",
         "registry-mirrors": ["https://m.example"],
         "insecure-registries": ["10.0.0.0/8"],
     }
-    write_files(tmp_path, **{DAEMON: json.dumps(before)})
+    write_files(tmp_path, **{DAEMON: json.dumps(old_settings)})
     assert json.loads(at_level(findings_of("docker", tmp_path))[0].lines) == {
         "log-driver": "journald",
         "registry-mirrors": [PLAIN, "https://m.example"],

@@ -32,16 +32,16 @@ K3S_PROBLEMS = [
 """The text of registries.yaml (None: no file), and parts of the finding."""
 
 
-@pytest.mark.parametrize(("text", "what", "why"), K3S_PROBLEMS)
-def test_k3s_findings(tmp_path: Path, text: str | None, what: str, why: str) -> None:
+@pytest.mark.parametrize(("text", "problem_text", "reason_text"), K3S_PROBLEMS)
+def test_k3s_findings(tmp_path: Path, text: str | None, problem_text: str, reason_text: str) -> None:
     """If registries.yaml does not lead to this registry, the finding says why. If the finding proposes a new
     registries.yaml, pulls come through this registry with it. The files that k3s generates are not checked."""
     write_files(tmp_path, **{K3S_GENERATED: "version = 3\n"})
     if text is not None:
         write_files(tmp_path, **{K3S: text})
     (finding,) = at_level(findings_of("containerd", tmp_path))
-    assert what in finding.what
-    assert why in finding.why
+    assert problem_text in finding.what
+    assert reason_text in finding.why
     assert "restart k3s" in finding.next_step
     if finding.lines:
         assert finding.file == f"/{K3S}"
@@ -55,11 +55,11 @@ def test_k3s_keeps_other_settings(tmp_path: Path) -> None:
     """The file that a finding proposes keeps the other mirrors, the logins and the other endpoints. In its list of
     endpoints, this registry is the first."""
     auth = {"auth": {"username": "ann"}}
-    before = {
+    old_settings = {
         "mirrors": {"docker.io": {"endpoint": ["https://m.example"], "rewrite": {"a": "b"}}, "quay.io": None},
         "configs": {"registry.example.com": auth},
     }
-    write_files(tmp_path, **{K3S: json.dumps(before)})
+    write_files(tmp_path, **{K3S: json.dumps(old_settings)})
     answer = ProbeResult(SECURE, ProbeError.UNTRUSTED, "unable to get local issuer certificate")
     first, second = at_level(findings_of("containerd", tmp_path, SECURE, answer=answer))
     assert "unable to get local issuer certificate" in second.why

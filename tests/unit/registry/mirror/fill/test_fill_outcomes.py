@@ -55,7 +55,7 @@ async def test_corrupt_bytes(site: MirrorSite, metrics: Metrics) -> None:
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
         with pytest.raises(RegistryError):
             await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL))
-        await wait_until(lambda: not worker.mirror.busy)
+        await wait_until(lambda: not worker.mirror.is_busy)
         assert set(fills_by_outcome(metrics)) == {"failed"}
 
 
@@ -72,7 +72,7 @@ async def test_a_prefetch_that_nobody_reads(site: MirrorSite, metrics: Metrics) 
         await wait_until(lambda: fills_by_outcome(metrics) == {"stored": 2})  # the config and the first layer
         site.monotonic.now += PULL_IDLE_SECONDS + 1
         gate.set()
-        await wait_until(lambda: not worker.mirror.busy)
+        await wait_until(lambda: not worker.mirror.is_busy)
         assert fills_by_outcome(metrics) == {"stored": 2, "abandoned": 1}
 
 

@@ -184,8 +184,8 @@ async def test_all_workers_avoid_an_endpoint_that_sent_corrupt_bytes(site: Mirro
         outcomes = await asyncio.gather(*reading, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [DigestInvalid] * 4
         site.upstream.sent[DIGEST].clear()
-        got = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST) for worker in workers))
-        assert got == [BIG] * 4
+        bodies = await asyncio.gather(*(read_blob(worker.mirror, MIRRORED_REPO, DIGEST) for worker in workers))
+        assert bodies == [BIG] * 4
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
 
@@ -210,7 +210,7 @@ async def test_a_server_on_a_full_disk_does_not_warm(
     )
     prepare_data_dir(settings.data)
     monkeypatch.setattr("storage.composition.SqliteDatabase", open_on_full_disk)
-    async with open_backend(settings, serving=True, may_open_read_only=True) as backend:
+    async with open_backend(settings, is_server=True, may_open_read_only=True) as backend:
         assert backend.store.is_read_only == full
         warming_tasks = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
         assert len(warming_tasks) == (0 if full else 1)

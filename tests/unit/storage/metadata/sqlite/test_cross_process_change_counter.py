@@ -205,11 +205,11 @@ def test_exactly_one_commit_between_two_versions(version: DataVersion, writing: 
         writing.execute(INSERT_WORD)
         assert not is_exactly_one_commit_later(version_before, version())
         writing.execute("COMMIT")
-        after = version()
-        assert is_exactly_one_commit_later(version_before, after)
+        version_after = version()
+        assert is_exactly_one_commit_later(version_before, version_after)
         writing.execute(INSERT_WORD)
         assert not is_exactly_one_commit_later(version_before, version())
-        assert is_exactly_one_commit_later(after, version())
+        assert is_exactly_one_commit_later(version_after, version())
 
 
 def test_versions_after_close_never_count_as_one_commit(version: DataVersion, writing: apsw.Connection) -> None:
