@@ -30,6 +30,8 @@ Answering = Callable[[str], Iterable[bytes]]
 """The type of a kind of response: from the target of the request to the bytes to send."""
 DOMAIN = ".bad.test"
 """The end of the names of all fake upstreams."""
+SEARCH = "search"
+"""The name of the fake upstream to which the server passes on searches."""
 
 
 def respond(
@@ -174,6 +176,11 @@ def _blob_bytes(target: str) -> Iterator[bytes]:
     yield b"1\r\nx\r\n" * 25_000 + b"0\r\n\r\n"
 
 
+def _search_results(target: str) -> Iterator[bytes]:
+    """Yields 29,000 search results, although at most 100 are requested."""
+    return respond(json.dumps({"results": [{"name": "alpine/x"}] * 29_000}).encode())
+
+
 def _errors(body: bytes, status: str) -> Answering:
     return lambda target: respond(body, status)
 
@@ -211,6 +218,7 @@ ANSWERS: Mapping[str, Answering] = {
     "error-deep": _errors(b"[" * 65_000, "404 Not Found"),
     "error-codes": _errors(costly_bodies.error_codes(), "404 Not Found"),
     "error-large": _errors(b"<p>" * (4 * MIB), "503 Service Unavailable"),
+    SEARCH: _search_results,
 }
 
 
@@ -229,6 +237,7 @@ class BadUpstreams:
         """Returns the settings with which the server mirrors the fake upstreams, as TOML."""
         return "\n".join(
             f'[[upstream]]\nname = "{name}{DOMAIN}"\nendpoints = ["http://127.0.0.1:{port}"]\n'
+            + (f'search = "http://127.0.0.1:{port}/v1/search"\n' if name == SEARCH else "")
             for name, port in self.ports.items()
         )
 
