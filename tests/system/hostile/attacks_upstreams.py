@@ -42,6 +42,8 @@ def _limit(name: str) -> str:
     """Returns the limit or size that the table shows for this upstream."""
     if name.startswith("token"):
         return "256 KiB"
+    if name in ("cookies", "short-headers", "interim-responses", "trailers"):
+        return "500 lines"
     if name.startswith(("error", "long", "challenge")):
         return _LIMITS.get(name, "64 KiB")
     return _LIMITS.get(name, "8 MiB")

@@ -79,9 +79,32 @@ def _single_bytes(target: str) -> Iterator[bytes]:
 
 
 def _long_headers(target: str) -> Iterator[bytes]:
-    """Yields a manifest with 1200 headers."""
-    lines = [f"X-Header-{number}: {'v' * 40}" for number in range(1200)]
+    """Yields a manifest with 490 headers, nearly as many as are accepted."""
+    lines = [f"X-Header-{number}: {'v' * 40}" for number in range(490)]
     return respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST, headers=lines)
+
+
+def _cookies(target: str) -> Iterator[bytes]:
+    """Yields a manifest with 4800 cookies."""
+    return respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST, headers=("Set-Cookie: a=b; c",) * 4800)
+
+
+def _short_headers(target: str) -> Iterator[bytes]:
+    """Yields a manifest with 18,000 very short headers."""
+    return respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST, headers=("a:b",) * 18_000)
+
+
+def _interim_responses(target: str) -> Iterator[bytes]:
+    """Yields 20,000 interim responses before a manifest."""
+    yield b"HTTP/1.1 103 \r\n\r\n" * 20_000
+    yield from respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST)
+
+
+def _trailers(target: str) -> Iterator[bytes]:
+    """Yields a manifest with 18,000 very short trailers."""
+    body = costly_bodies.manifest(note=target)
+    yield f"HTTP/1.1 200 OK\r\nContent-Type: {OCI_MANIFEST}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    yield b"%x\r\n%b\r\n0\r\n" % (len(body), body) + b"a:b\r\n" * 18_000 + b"\r\n"
 
 
 def _token(body: bytes) -> Answering:
@@ -109,8 +132,8 @@ def _quotes(target: str) -> Iterator[bytes]:
 
 
 def _many_challenges(target: str) -> Iterator[bytes]:
-    """Yields 1200 login challenges."""
-    return respond(b"", "401 Unauthorized", headers=("WWW-Authenticate: Basic realm=a",) * 1200)
+    """Yields 490 login challenges."""
+    return respond(b"", "401 Unauthorized", headers=("WWW-Authenticate: Basic realm=a",) * 490)
 
 
 def _tag_pages(target: str) -> Iterator[bytes]:
@@ -198,6 +221,10 @@ ANSWERS: Mapping[str, Answering] = {
     "endless": _endless,
     "single-bytes": _single_bytes,
     "long-headers": _long_headers,
+    "cookies": _cookies,
+    "short-headers": _short_headers,
+    "interim-responses": _interim_responses,
+    "trailers": _trailers,
     "token-deep": _token(b"[" * 260_000),
     "token-objects": _token(b'{"a":[' + b"{}," * 80_000 + b"{}]}"),
     "token-long": _token(json.dumps({"token": "t" * 250_000}).encode()),
