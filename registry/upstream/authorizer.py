@@ -70,10 +70,12 @@ class LoginRequirement:
 
 @dataclass(slots=True)
 class TokenServiceGuess:
-    """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since."""
+    """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since.
+    `gave_no_token`: whether the last of them failed because no token could be obtained."""
 
     service: TokenService
     failures: int = 0
+    gave_no_token: bool = False
 
 
 @dataclass(slots=True)
@@ -94,6 +96,15 @@ class AuthorizationOffer:
     is_fresh: bool = False
     """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
     endpoint refuses such a header, another try is useless."""
+    is_guess_given_up: bool = False
+    """Whether the offer has no header because the token service that would be the guess has given no token several
+    times in a row."""
+
+    @property
+    def lacks_token(self) -> bool:
+        """Whether the request is sent without a header because no token could be obtained. Then a refusal of the
+        request does not show what the endpoint would answer to a request with a token."""
+        return self.authorization is None and (self.failure is not None or self.is_guess_given_up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +186,8 @@ class UpstreamAuthorizer:
                 if requirement is None and login is not None:
                     requirement = await self._requirement_from_ping(endpoint, scope, login, attempt)
                 if requirement is None:
-                    return AuthorizationOffer()
+                    last_guess = self._guesses.get(endpoint)
+                    return AuthorizationOffer(is_guess_given_up=last_guess is not None and last_guess.gave_no_token)
                 authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=None)
                 return AuthorizationOffer(authorization, requirement, guess=guess, is_fresh=is_fresh)
         except _NO_TOKEN_ERRORS as error:
@@ -185,6 +197,7 @@ class UpstreamAuthorizer:
                 self._requirements.pop((endpoint, scope), None)
             else:
                 guess.failures += 1
+                guess.gave_no_token = True
             return AuthorizationOffer(authorization=None, requirement=requirement, failure=error)
 
     def offer_without_challenge(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
@@ -213,6 +226,7 @@ class UpstreamAuthorizer:
         self._requirements.pop((endpoint, scope), None)
         if offer.guess is not None and requirement.service != offer.guess.service:
             offer.guess.failures += 1
+            offer.guess.gave_no_token = False
         token = (offer.authorization or "").removeprefix("Bearer ")
         if offer.authorization and offer.authorization != token:  # it was a Bearer token, and not a password
             await self._tokens.delete_refused(key, token)
@@ -239,7 +253,7 @@ class UpstreamAuthorizer:
             del self._requirements[next(iter(self._requirements))]
         self._requirements[endpoint, scope] = offer.requirement, self._clock() + CHALLENGE_VALID_SECONDS
         if offer.guess is not None:
-            offer.guess.failures = 0
+            offer.guess.failures, offer.guess.gave_no_token = 0, False
         elif offer.requirement.service is not None:
             guess = self._guesses.get(endpoint)
             if guess is None or guess.failures >= MAX_WRONG_GUESSES:
