@@ -12,6 +12,7 @@ An *offer* (`AuthorizationOffer`) is the header for one request, with the way in
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ from registry.upstream.configured_login import ConfiguredLogin, UpstreamLogin
 from registry.upstream.destinations import Reach, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.rate_limits import RateLimitBackoff, RequestKind
-from registry.upstream.request_limits import REQUEST_TIMEOUT_SECONDS, time_limit
+from registry.upstream.request_limits import MIB, REQUEST_TIMEOUT_SECONDS, time_limit
+from registry.upstream.sized_cache import SizedCache
 from registry.upstream.token_client import AnonymousRefused, TokenClient, TokenService
 from registry.upstream.upstream_responses import UpstreamResponse
 from storage.errors import Denied, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
@@ -37,6 +39,9 @@ UNCLEAR_PING_VALID_SECONDS = 60.0
 a refusal without a challenge."""
 MAX_CACHED_CHALLENGES = 1000
 """Largest number of pairs of endpoint and scope for which the requirement of a challenge is cached."""
+MAX_CACHED_CHALLENGE_BYTES = 2 * MIB
+"""Largest size of these requirements together. A usual one has about 300 bytes, but the upstream may send a challenge
+of 8 KiB for each repository."""
 CHALLENGE_VALID_SECONDS = 3600.0
 """Time for which the requirement of a challenge is cached, from the last time that the endpoint accepted it."""
 OFFER_SECONDS = 3.0
@@ -66,6 +71,12 @@ class LoginRequirement:
     """The token service that issues the required token; None: the password itself is required (Basic)."""
     scope: str
     """The scope that the token must have."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the texts in memory."""
+        texts = [self.scope] if self.service is None else [self.scope, self.service.realm, self.service.service]
+        return sum(map(sys.getsizeof, texts))
 
 
 @dataclass(slots=True)
@@ -141,7 +152,9 @@ class UpstreamAuthorizer:
         self._backoff = backoff
         self._clock = clock
         self._tokens = TokenClient(settings.name, api, backoff, records, leases, clock)
-        self._requirements: dict[tuple[str, str], tuple[LoginRequirement, float]] = {}
+        self._requirements: SizedCache[tuple[str, str], tuple[LoginRequirement, float]] = SizedCache(
+            MAX_CACHED_CHALLENGES, MAX_CACHED_CHALLENGE_BYTES
+        )
         """By endpoint and scope: the cached requirement, and when it expires, in seconds since 1970. The requirement
         that an endpoint accepted most recently comes last."""
         self._guesses: dict[str, TokenServiceGuess] = {}
@@ -194,7 +207,7 @@ class UpstreamAuthorizer:
             if requirement is None and isinstance(error, TooManyRequests):
                 raise  # GET /v2/ got a 429: the client gets this error and can try again after the pause
             if guess is None:
-                self._requirements.pop((endpoint, scope), None)
+                self._requirements.remove((endpoint, scope))
             else:
                 guess.failures += 1
                 guess.gave_no_token = True
@@ -223,7 +236,7 @@ class UpstreamAuthorizer:
         requirement = self._requirement_of(response, scope, login)
         if requirement is None:
             return None
-        self._requirements.pop((endpoint, scope), None)
+        self._requirements.remove((endpoint, scope))
         if offer.guess is not None and requirement.service != offer.guess.service:
             offer.guess.failures += 1
             offer.guess.gave_no_token = False
@@ -248,10 +261,8 @@ class UpstreamAuthorizer:
         requirement or without a header."""
         if offer.requirement is None or offer.authorization is None:
             return
-        self._requirements.pop((endpoint, scope), None)
-        if len(self._requirements) >= MAX_CACHED_CHALLENGES:
-            del self._requirements[next(iter(self._requirements))]
-        self._requirements[endpoint, scope] = offer.requirement, self._clock() + CHALLENGE_VALID_SECONDS
+        cached = offer.requirement, self._clock() + CHALLENGE_VALID_SECONDS
+        self._requirements.put((endpoint, scope), cached, sys.getsizeof(scope) + offer.requirement.size_bytes)
         if offer.guess is not None:
             offer.guess.failures, offer.guess.gave_no_token = 0, False
         elif offer.requirement.service is not None:
@@ -273,9 +284,9 @@ class UpstreamAuthorizer:
         """Returns the cached requirement of the endpoint for this scope; None if none is cached or it has expired. A
         requirement that would expire later than CHALLENGE_VALID_SECONDS from now is deleted: the clock was set back
         after it was cached."""
-        requirement, valid_until = self._requirements.get((endpoint, scope), (None, 0.0))
+        requirement, valid_until = self._requirements.get((endpoint, scope)) or (None, 0.0)
         if not 0 < valid_until - self._clock() <= CHALLENGE_VALID_SECONDS:
-            self._requirements.pop((endpoint, scope), None)
+            self._requirements.remove((endpoint, scope))
             return None
         return requirement
 
