@@ -7,13 +7,14 @@ An *endpoint* is one of the URLs of an upstream. `registry.upstream.blob_client`
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
+from registry.response_limits import MAX_HEADER_LINES, NoCookies, TooManyHeaderLines
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES
@@ -91,8 +92,8 @@ class ApiClient:
 
         Raises UpstreamTimeout, and TooManyRequests if the memory budget has not enough free memory for the body. Raises
         UpstreamUnavailable if there is no connection, if an address is outside `reach`, after too many or bad
-        redirects, or if the body of a successful response is compressed or larger than `max_bytes`. A cancellation
-        closes the connection.
+        redirects, if a response has too many header lines, or if the body of a successful response is compressed or
+        larger than `max_bytes`. A cancellation closes the connection.
         """
         route = RedirectChain(url, headers, reach or self._endpoint_reach)
         while True:
@@ -130,6 +131,10 @@ class ApiClient:
                 # The server may close a kept-alive connection at the moment when the next request is sent on it.
                 if is_second_try:
                     raise _error_for(error, route.url) from None
+            except TooManyHeaderLines as error:
+                if attempt is not None:
+                    attempt.on_working()  # it responds, so the circuit breaker must not open for other requests
+                raise _error_for(error, route.url) from None
             except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError) as error:
                 if attempt is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
                     attempt.on_connection_failed()
@@ -171,7 +176,7 @@ class ApiClient:
                 if len(body) > max(SMALL_BODY_BYTES, share.size):
                     await share.grow(2 * len(body) - share.size)
             complete_body = bytes(body[:max_bytes])
-        except (httpx2.HTTPError, OSError) as error:
+        except (httpx2.HTTPError, OSError, TooManyHeaderLines) as error:
             share.close()
             raise _error_for(error, server) from None
         except BaseException:
@@ -208,7 +213,7 @@ class ApiClient:
                     timeout=self._timeout,
                     limits=limits,
                     headers=COMMON_HEADERS,
-                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # stores no cookies
+                    cookies=NoCookies(),
                     event_hooks={"response": [_move_location]},
                 )
         return self._clients[proxy, reach]
@@ -231,11 +236,10 @@ async def _move_location(response: httpx2.Response) -> None:
 
 def _header_fields(response: httpx2.Response) -> dict[str, str]:
     """Returns the headers by name in lower case. The values of repeated headers are joined with ", "."""
-    fields: dict[str, str] = {}
+    values: defaultdict[str, list[str]] = defaultdict(list)
     for name, value in response.headers.multi_items():
-        name = name.lower()
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    return fields
+        values[name.lower()].append(value)
+    return {name: ", ".join(repeated) for name, repeated in values.items()}
 
 
 def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
@@ -243,4 +247,6 @@ def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
     server = loggable_origin(url)
     if isinstance(error, httpx2.TimeoutException):
         return UpstreamTimeout(f"{server} does not answer in time")
+    if isinstance(error, TooManyHeaderLines):
+        return UpstreamUnavailable(f"{server} sends more than {MAX_HEADER_LINES} header lines")
     return UpstreamUnavailable(f"{server} cannot be reached: {str(error)[:200] or type(error).__name__}")

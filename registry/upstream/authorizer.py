@@ -12,6 +12,7 @@ An *offer* (`AuthorizationOffer`) is the header for one request, with the way in
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ from registry.upstream.configured_login import ConfiguredLogin, UpstreamLogin
 from registry.upstream.destinations import Reach, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.rate_limits import RateLimitBackoff, RequestKind
-from registry.upstream.request_limits import REQUEST_TIMEOUT_SECONDS, time_limit
+from registry.upstream.request_limits import MIB, REQUEST_TIMEOUT_SECONDS, time_limit
+from registry.upstream.sized_cache import SizedCache
 from registry.upstream.token_client import AnonymousRefused, TokenClient, TokenService
 from registry.upstream.upstream_responses import UpstreamResponse
 from storage.errors import Denied, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
@@ -37,6 +39,9 @@ UNCLEAR_PING_VALID_SECONDS = 60.0
 a refusal without a challenge."""
 MAX_CACHED_CHALLENGES = 1000
 """Largest number of pairs of endpoint and scope for which the requirement of a challenge is cached."""
+MAX_CACHED_CHALLENGE_BYTES = 2 * MIB
+"""Largest size of these requirements together. A usual one has about 300 bytes, but the upstream may send a challenge
+of 8 KiB for each repository."""
 CHALLENGE_VALID_SECONDS = 3600.0
 """Time for which the requirement of a challenge is cached, from the last time that the endpoint accepted it."""
 OFFER_SECONDS = 3.0
@@ -67,13 +72,21 @@ class LoginRequirement:
     scope: str
     """The scope that the token must have."""
 
+    @property
+    def size_bytes(self) -> int:
+        """The size of the texts in memory."""
+        texts = [self.scope] if self.service is None else [self.scope, self.service.realm, self.service.service]
+        return sum(map(sys.getsizeof, texts))
+
 
 @dataclass(slots=True)
 class TokenServiceGuess:
-    """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since."""
+    """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since.
+    `gave_no_token`: whether the last of them failed because no token could be obtained."""
 
     service: TokenService
     failures: int = 0
+    gave_no_token: bool = False
 
 
 @dataclass(slots=True)
@@ -94,6 +107,15 @@ class AuthorizationOffer:
     is_fresh: bool = False
     """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
     endpoint refuses such a header, another try is useless."""
+    is_guess_given_up: bool = False
+    """Whether the offer has no header because the token service that would be the guess has given no token several
+    times in a row."""
+
+    @property
+    def lacks_token(self) -> bool:
+        """Whether the request is sent without a header because no token could be obtained. Then a refusal of the
+        request does not show what the endpoint would answer to a request with a token."""
+        return self.authorization is None and (self.failure is not None or self.is_guess_given_up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +152,9 @@ class UpstreamAuthorizer:
         self._backoff = backoff
         self._clock = clock
         self._tokens = TokenClient(settings.name, api, backoff, records, leases, clock)
-        self._requirements: dict[tuple[str, str], tuple[LoginRequirement, float]] = {}
+        self._requirements: SizedCache[tuple[str, str], tuple[LoginRequirement, float]] = SizedCache(
+            MAX_CACHED_CHALLENGES, MAX_CACHED_CHALLENGE_BYTES
+        )
         """By endpoint and scope: the cached requirement, and when it expires, in seconds since 1970. The requirement
         that an endpoint accepted most recently comes last."""
         self._guesses: dict[str, TokenServiceGuess] = {}
@@ -175,16 +199,18 @@ class UpstreamAuthorizer:
                 if requirement is None and login is not None:
                     requirement = await self._requirement_from_ping(endpoint, scope, login, attempt)
                 if requirement is None:
-                    return AuthorizationOffer()
+                    last_guess = self._guesses.get(endpoint)
+                    return AuthorizationOffer(is_guess_given_up=last_guess is not None and last_guess.gave_no_token)
                 authorization, is_fresh = await self._authorization_for(endpoint, key, requirement, login, refused=None)
                 return AuthorizationOffer(authorization, requirement, guess=guess, is_fresh=is_fresh)
         except _NO_TOKEN_ERRORS as error:
             if requirement is None and isinstance(error, TooManyRequests):
                 raise  # GET /v2/ got a 429: the client gets this error and can try again after the pause
             if guess is None:
-                self._requirements.pop((endpoint, scope), None)
+                self._requirements.remove((endpoint, scope))
             else:
                 guess.failures += 1
+                guess.gave_no_token = True
             return AuthorizationOffer(authorization=None, requirement=requirement, failure=error)
 
     def offer_without_challenge(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
@@ -210,9 +236,10 @@ class UpstreamAuthorizer:
         requirement = self._requirement_of(response, scope, login)
         if requirement is None:
             return None
-        self._requirements.pop((endpoint, scope), None)
+        self._requirements.remove((endpoint, scope))
         if offer.guess is not None and requirement.service != offer.guess.service:
             offer.guess.failures += 1
+            offer.guess.gave_no_token = False
         token = (offer.authorization or "").removeprefix("Bearer ")
         if offer.authorization and offer.authorization != token:  # it was a Bearer token, and not a password
             await self._tokens.delete_refused(key, token)
@@ -234,12 +261,10 @@ class UpstreamAuthorizer:
         requirement or without a header."""
         if offer.requirement is None or offer.authorization is None:
             return
-        self._requirements.pop((endpoint, scope), None)
-        if len(self._requirements) >= MAX_CACHED_CHALLENGES:
-            del self._requirements[next(iter(self._requirements))]
-        self._requirements[endpoint, scope] = offer.requirement, self._clock() + CHALLENGE_VALID_SECONDS
+        cached = offer.requirement, self._clock() + CHALLENGE_VALID_SECONDS
+        self._requirements.put((endpoint, scope), cached, sys.getsizeof(scope) + offer.requirement.size_bytes)
         if offer.guess is not None:
-            offer.guess.failures = 0
+            offer.guess.failures, offer.guess.gave_no_token = 0, False
         elif offer.requirement.service is not None:
             guess = self._guesses.get(endpoint)
             if guess is None or guess.failures >= MAX_WRONG_GUESSES:
@@ -259,9 +284,9 @@ class UpstreamAuthorizer:
         """Returns the cached requirement of the endpoint for this scope; None if none is cached or it has expired. A
         requirement that would expire later than CHALLENGE_VALID_SECONDS from now is deleted: the clock was set back
         after it was cached."""
-        requirement, valid_until = self._requirements.get((endpoint, scope), (None, 0.0))
+        requirement, valid_until = self._requirements.get((endpoint, scope)) or (None, 0.0)
         if not 0 < valid_until - self._clock() <= CHALLENGE_VALID_SECONDS:
-            self._requirements.pop((endpoint, scope), None)
+            self._requirements.remove((endpoint, scope))
             return None
         return requirement
 

@@ -188,6 +188,8 @@ class BlobClient:
             # A TLS socket that `abandon` has shut down raises ValueError.
             if not route.has_moved and _is_connection_failure(error):
                 transfer.on_connection_failed()
+            elif not route.has_moved and _is_refused_head(error):
+                transfer.on_refused_head()
             raise _error_for(error, route.url) from None
         finally:
             transfer.forget_socket()
@@ -215,9 +217,9 @@ class BlobClient:
                 if isinstance(response, HTTPResponse):
                     return response
                 raise TypeError(f"urllib3 returned {type(response).__name__} in place of an HTTP/1.1 response")
-            except ProtocolError:
+            except ProtocolError as error:
                 # The server may close a kept-alive connection at the moment when the next request is sent on it.
-                if is_second_try:
+                if is_second_try or _is_refused_head(error):
                     raise
                 transfer.use_socket(None)  # raises TransferAbandoned if it was `abandon` that closed the connection
         raise AssertionError("the second try returns or raises")
@@ -357,6 +359,8 @@ def _error_for(error: Exception, url: str) -> UpstreamUnavailable:
     timeouts = (ReadTimeoutError, ConnectTimeoutError, TimeoutError)
     if isinstance(cause, timeouts) and not isinstance(cause, NewConnectionError):
         return UpstreamTimeout(f"{server} does not answer in time")
+    if _is_refused_head(error):
+        return UpstreamUnavailable(f"{server} sends too many or too long header lines")
     return UpstreamUnavailable(f"{server} cannot be reached: {_reason(error)}")
 
 
@@ -365,6 +369,13 @@ def _is_connection_failure(error: Exception) -> bool:
     while isinstance(error, urllib3.exceptions.ProxyError):
         error = error.original_error
     return isinstance(error, NewConnectionError | ConnectTimeoutError | NameResolutionError | SSLError)
+
+
+def _is_refused_head(error: Exception) -> bool:
+    """Returns whether http.client has refused the head of a response, because it has more than 100 lines, or a line of
+    more than 64 KiB. http.client raises an HTTPException of no subclass for too many lines."""
+    cause = error.args[-1] if isinstance(error, ProtocolError) and error.args else error
+    return type(cause) is http.client.HTTPException or isinstance(cause, http.client.LineTooLong)
 
 
 def _reason(error: Exception) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -19,7 +21,9 @@ from registry.memory_budget import MIB, MemoryBudget
 from registry.single_flight import SingleFlight
 from registry.upstream.api_client import ApiClient
 from registry.upstream.destinations import AddressPolicy
+from registry.upstream.sized_cache import SizedCache
 from registry.upstream.transport import OutboundProxies, TrustStore
+from registry.upstream.upstream_responses import DocumentParser
 from storage.errors import RegistryError, UpstreamUnavailable
 from storage.json_bounds import load_bounded
 from storage.names import MAX_NAME_LENGTH
@@ -31,6 +35,9 @@ PAUSE_SECONDS: Final = 30.0
 CACHED_SECONDS: Final = 600.0
 MAX_CACHED: Final = 256
 """Time for which a cached answer is used, and largest number of answers that a process caches."""
+MAX_CACHED_BYTES: Final = 4 * MIB
+"""Largest size of all cached answers of a process together. A usual answer has about 5 KiB, so this is no limit for
+them. The upstream chooses the texts, and one answer with the longest texts has about 250 KiB."""
 MAX_AT_ONCE: Final = 2
 """Largest number of searches that a process sends to the upstream at the same time. Further searches wait for at most
 `TIMEOUT_SECONDS` until another search has ended. If none ends in this time, they return no results."""
@@ -69,19 +76,21 @@ class UpstreamSearch:
         self._running: SingleFlight[Sequence[UpstreamResult]] = SingleFlight()
         self._slots = asyncio.Semaphore(MAX_AT_ONCE)
         self._waiting = 0
-        self._cached: dict[tuple[str, int, int], tuple[float, Sequence[UpstreamResult]]] = {}
-        """By the arguments of `find`, the oldest entry first: the time until which the answer is used, and the
-        answer."""
+        self._parser = DocumentParser()
+        self._cached: SizedCache[tuple[str, int, int], tuple[float, Sequence[UpstreamResult]]] = SizedCache(
+            MAX_CACHED, MAX_CACHED_BYTES
+        )
+        """By the arguments of `find`: the time until which the answer is used, and the answer."""
         self._paused_until = 0.0
 
     async def find(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
-        """Returns a page of the repositories that the upstream finds for `text`; an empty page if the upstream fails or
-        does not answer in time. The first `page` is 1. Raises nothing. A cancellation does not stop the request: its
-        answer is still cached."""
+        """Returns a page of at most `count` repositories that the upstream finds for `text`; an empty page if the
+        upstream fails or does not answer in time. The first `page` is 1. Raises nothing. A cancellation does not stop
+        the request: its answer is still cached."""
         key = text, count, page
-        until, results = self._cached.get(key, (0.0, ()))
-        if self._clock() < until:
-            return results
+        cached = self._cached.get(key)
+        if cached is not None and self._clock() < cached[0]:
+            return cached[1]
         if self._clock() < self._paused_until:
             return ()
         try:
@@ -99,10 +108,8 @@ class UpstreamSearch:
             results = await self._send(text, count, page)
         finally:
             self._slots.release()
-        self._cached.pop((text, count, page), None)
-        self._cached[text, count, page] = self._clock() + CACHED_SECONDS, results
-        if len(self._cached) > MAX_CACHED:
-            del self._cached[next(iter(self._cached))]
+        answer = self._clock() + CACHED_SECONDS, results
+        self._cached.put((text, count, page), answer, sys.getsizeof(text) + sum(map(_size_bytes, results)))
         return results
 
     async def _take_slot(self) -> None:
@@ -133,7 +140,7 @@ class UpstreamSearch:
                 return ()
             if response.status != 200:
                 raise UpstreamUnavailable(f"it answers {response.status}")
-            return _results(response.body)
+            return await self._parser.run(len(response.body), lambda: _results(response.body, count))
         except (TimeoutError, RegistryError, ValueError, RecursionError) as error:
             if self._clock() >= self._paused_until:
                 log.warning(
@@ -160,13 +167,15 @@ def open_upstream_search(upstream: Upstream, clock: Callable[[], float]) -> Upst
     return UpstreamSearch(upstream, api, clock)
 
 
-def _results(body: bytes) -> list[UpstreamResult]:
-    """Returns the results in an answer. Raises ValueError or RecursionError if the answer has no list of results."""
+def _results(body: bytes, count: int) -> list[UpstreamResult]:
+    """Returns the first `count` results in an answer; the upstream may send more than it was asked for. Raises
+    ValueError or RecursionError if the answer has no list of results."""
     document = load_bounded(body)
     entries = document.get("results") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("it answers with something that is no list of results")
-    return [_result(entry) for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+    named = (entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str))
+    return [_result(entry) for entry in islice(named, count)]
 
 
 def _result(entry: dict[str, Any]) -> UpstreamResult:
@@ -177,3 +186,8 @@ def _result(entry: dict[str, Any]) -> UpstreamResult:
         stars=stars if isinstance(stars, int) and 0 <= stars < 2**31 else 0,
         is_official=entry.get("is_official") is True,
     )
+
+
+def _size_bytes(result: UpstreamResult) -> int:
+    """Returns the size of a result in memory."""
+    return sum(map(sys.getsizeof, (result, result.name, result.description, result.stars)))

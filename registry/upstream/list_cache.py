@@ -9,6 +9,7 @@ list may take hundreds of upstream requests, so the cache limits how many lists 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Sequence
@@ -31,7 +32,8 @@ LIST_CACHE_BYTES = 16 * MIB
 """Approximate limit of the memory for cached lists of one kind. The list that was read last is cached even if it is
 larger than this."""
 LIST_OVERHEAD_BYTES = 1024
-"""Memory that is counted for each cached list in addition to its items, so that empty lists are limited as well."""
+"""Memory that is counted for each cached list in addition to its items and its key, so that empty lists are limited as
+well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class ListCache(Generic[T]):
             complete = await read()
         self._evict(key)
         self._cached[key] = _CachedList(complete, self._clock())
-        self._cached_bytes += complete.size_bytes + LIST_OVERHEAD_BYTES
+        self._cached_bytes += _size_bytes(key, complete)
         while self._cached_bytes > LIST_CACHE_BYTES and len(self._cached) > 1:
             self._evict(next(iter(self._cached)))
         return complete
@@ -107,7 +109,13 @@ class ListCache(Generic[T]):
         """Removes the list `key` from the cache. Does nothing if the cache does not have it."""
         cached = self._cached.pop(key, None)
         if cached is not None:
-            self._cached_bytes -= cached.complete.size_bytes + LIST_OVERHEAD_BYTES
+            self._cached_bytes -= _size_bytes(key, cached.complete)
+
+
+def _size_bytes(key: str, complete: CompleteList[T]) -> int:
+    """Returns how much memory a cached list takes. The key may be long, because a client chooses the artifact type of
+    the referrers that it requests."""
+    return complete.size_bytes + sys.getsizeof(key) + LIST_OVERHEAD_BYTES
 
 
 def cut_page(items: Sequence[T], sort_key: Callable[[T], str], after: str | None, limit: int) -> Page[T]:

@@ -75,6 +75,9 @@ _NOT_AT_THIS_ENDPOINT = (BlobUnknown, ManifestUnknown, NameUnknown, Denied, Rang
 _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
 """Statuses with which a registry may refuse a request without a login, although it would accept the request with a
 login."""
+_HIDING_STATUSES = frozenset({403, 404, 410})
+"""Statuses with which a registry may hide content from a request without a token, although the sender of the request
+accepts them. A 400 is not one of them: it is about the form of the request, such as a parameter."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     RangesUnsupported,
     TooManyRequests,
@@ -208,16 +211,15 @@ class UpstreamRequester:
     ) -> UpstreamResponse:
         """Calls `send` with one `Authorization` header after another, until the endpoint accepts one or none is left to
         try. Returns the last response if its status is 200, 206 or in `accepted_statuses`. Raises an error for any
-        other response. For a 404, the error is `not_found_error` or the unconfirmed variant of `not_found_error`.
-        Raises TooManyRequests without a request if the endpoint is paused for this kind of request after a 429.
+        other response. For a 404, the error is `not_found_error` or the unconfirmed variant of `not_found_error`. The
+        error is always unconfirmed if the request was sent without a token because none could be obtained. Raises
+        TooManyRequests without a request if the endpoint is paused for this kind of request after a 429.
         `scope`: the scope that a token needs; None: to pull from the repository."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:  # with the login, the upstream might show the content
             not_found_error = as_unconfirmed(not_found_error)
         try:
-            response, sent_token = await self._send_with_login(
-                endpoint, attempt, scope or f"repository:{repo}:pull", send
-            )
+            response, offer = await self._send_with_login(endpoint, attempt, scope or f"repository:{repo}:pull", send)
         except AnonymousRefused:
             # The token service gives no token to anonymous clients. This does not show whether the content exists.
             raise as_unconfirmed(not_found_error) from None
@@ -228,31 +230,37 @@ class UpstreamRequester:
         await self.remaining_requests.record(response.headers)
         if response.status == 429:
             raise await self._backoff.record_429(endpoint.url, kind, response.headers)
-        if response.status in (200, 206) or response.status in accepted_statuses:
+        if offer.lacks_token:
+            not_found_error = as_unconfirmed(not_found_error)
+        is_accepted = response.status in accepted_statuses and not (
+            offer.lacks_token and response.status in _HIDING_STATUSES
+        )
+        if response.status in (200, 206) or is_accepted:
             return response
+        sent_token = (offer.authorization or "").startswith("Bearer ")
         raise error_for_response(response, not_found_error, self._auth.has_login, sent_token)
 
     async def _send_with_login(
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, scope: str, send: SendAuthorized
-    ) -> tuple[UpstreamResponse, bool]:
+    ) -> tuple[UpstreamResponse, AuthorizationOffer]:
         """Calls `send`, and calls it again with another `Authorization` header if the endpoint refuses the first one.
-        Returns the last response, and whether its request contained a token."""
+        Returns the last response, and the offer with which its request was sent."""
         url, auth = endpoint.url, self._auth
         offer = await auth.offer(url, scope, attempt)
-        response = await send(_headers(offer))
+        response, first_failure = await send(_headers(offer)), offer.failure
         if offer.authorization is None and _lacks_challenge(response):
             basic_offer = auth.offer_without_challenge(url, scope)
             if basic_offer is not None:
                 offer, response = basic_offer, await send(_headers(basic_offer))
         if _asks_for_login(response):
             offer, response = await self._resend_with_new_token(url, scope, send, offer, response)
-        elif isinstance(offer.failure, RegistryError) and auth.has_login and response.status in _REFUSAL_STATUSES:
-            # The request had to be sent without the login. With the login, the endpoint might not have refused the
-            # request.
-            raise offer.failure
+        elif isinstance(first_failure, RegistryError) and auth.has_login and response.status in _REFUSAL_STATUSES:
+            # The request had to be sent without the token that the login gives, even if it was sent again with the
+            # password. With the token, the endpoint might not have refused the request.
+            raise first_failure
         if response.status in (200, 206):
             auth.on_accepted(url, scope, offer)
-        return response, (offer.authorization or "").startswith("Bearer ")
+        return response, offer
 
     async def _resend_with_new_token(
         self, url: str, scope: str, send: SendAuthorized, offer: AuthorizationOffer, response: UpstreamResponse

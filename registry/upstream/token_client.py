@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ from registry.upstream.api_client import ApiClient
 from registry.upstream.configured_login import UpstreamLogin
 from registry.upstream.destinations import Reach, loggable_origin
 from registry.upstream.rate_limits import MAX_PAUSE_SECONDS, RateLimitBackoff
-from registry.upstream.request_limits import KIB, REQUEST_TIMEOUT_SECONDS, time_limit
+from registry.upstream.request_limits import KIB, MIB, REQUEST_TIMEOUT_SECONDS, time_limit
+from registry.upstream.sized_cache import SizedCache
 from registry.upstream.upstream_responses import UpstreamResponse, login_denied
 from storage.errors import StorageFailed, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.leases import Leases
@@ -39,6 +41,12 @@ EXPIRY_MARGIN_SECONDS = 10.0
 MAX_CACHED_TOKENS = 1000
 """Largest number of tokens of one upstream in the memory of a process. Also the largest number of token requests that
 are paused after a 429."""
+MAX_CACHED_TOKEN_BYTES = 8 * MIB
+"""Largest size of these tokens together. A usual token has 1 to 4 KiB, but a token service may issue tokens of 64
+KiB."""
+MAX_CACHED_PAUSE_BYTES = 2 * MIB
+"""Largest size of the keys of these paused requests together. A usual key has about 200 bytes, but a challenge with a
+long scope makes keys of 16 KiB."""
 MAX_TOKEN_RESPONSE_BYTES = 256 * KIB
 """Largest body of a response of a token service."""
 
@@ -88,9 +96,9 @@ class TokenClient:
         self._records = records
         self._leases = leases
         self._clock = clock
-        self._tokens: dict[str, tuple[str, float]] = {}
+        self._tokens: SizedCache[str, tuple[str, float]] = SizedCache(MAX_CACHED_TOKENS, MAX_CACHED_TOKEN_BYTES)
         """By key: the token, and until when it may be used, in seconds since 1970."""
-        self._limited_until: dict[str, float] = {}
+        self._limited_until: SizedCache[str, float] = SizedCache(MAX_CACHED_TOKENS, MAX_CACHED_PAUSE_BYTES)
         """By the `request_key` of a token request that got a 429: when the request may be sent again, in seconds since
         1970."""
         self._running_requests: SingleFlight[ObtainedToken] = SingleFlight()
@@ -99,10 +107,10 @@ class TokenClient:
         """Returns the cached token that may still be used, from memory or from the metadata store; None if there is
         none."""
         now = self._clock()
-        token, expires_at = self._tokens.get(key, ("", 0.0))
+        token, expires_at = self._tokens.get(key) or ("", 0.0)
         if now < expires_at:
             return token
-        self._tokens.pop(key, None)
+        self._tokens.remove(key)
         if (stored := await self._records.token(key)) and now < stored[1]:
             self._cache(key, *stored)
             return stored[0]
@@ -111,8 +119,8 @@ class TokenClient:
     async def delete_refused(self, key: str, token: str) -> None:
         """Deletes `token`, which the endpoint has refused, from memory and from the metadata store. Does not delete
         another token that has the same key by now."""
-        if self._tokens.get(key, ("",))[0] == token:
-            del self._tokens[key]
+        if (cached := self._tokens.get(key)) and cached[0] == token:
+            self._tokens.remove(key)
         try:
             await self._records.delete_token(key, token)
         except (StorageFailed, StorageFull) as error:  # a worker that still uses the token gets a refusal
@@ -156,7 +164,7 @@ class TokenClient:
             if (cached := await self.cached(key)) and cached != refused:
                 return ObtainedToken(cached, is_new=False)
             now = self._clock()
-            if 0 < (pause := self._limited_until.get(request_key, 0.0) - now) <= MAX_PAUSE_SECONDS:
+            if 0 < (pause := (self._limited_until.get(request_key) or 0.0) - now) <= MAX_PAUSE_SECONDS:
                 raise self._backoff.error_for_pause(pause)
             with ShareScope() as memory:
                 response = await self._request(service, scope, login, memory)
@@ -200,18 +208,15 @@ class TokenClient:
         )
 
     def _cache(self, key: str, token: str, expires_at: float) -> None:
-        """Caches the token in memory. Evicts the token that expires first if there are MAX_CACHED_TOKENS."""
-        if len(self._tokens) >= MAX_CACHED_TOKENS:
-            del self._tokens[min(self._tokens, key=lambda cached_key: self._tokens[cached_key][1])]
-        self._tokens[key] = (token, expires_at)
+        """Caches the token in memory. If there are too many tokens, evicts those that were cached first. They stay in
+        the metadata store."""
+        self._tokens.put(key, (token, expires_at), sys.getsizeof(key) + sys.getsizeof(token))
 
     def _record_429(self, request_key: str, response: UpstreamResponse) -> TooManyRequests:
         """Pauses this token request in this process after a 429, and returns the error to raise. Does not pause other
         token requests, because a 429 for one repository must not affect other repositories."""
         error = self._backoff.unrecorded_error(response.headers)
-        if len(self._limited_until) >= MAX_CACHED_TOKENS:
-            del self._limited_until[min(self._limited_until, key=lambda other_key: self._limited_until[other_key])]
-        self._limited_until[request_key] = self._clock() + error.retry_after
+        self._limited_until.put(request_key, self._clock() + error.retry_after, sys.getsizeof(request_key))
         return error
 
 

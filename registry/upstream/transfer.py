@@ -111,6 +111,10 @@ class BlobTransfer:
         """Reports that the endpoint has responded with this status. Must be called in the thread."""
         self._call_on_loop(self._attempt.on_headers, status)
 
+    def on_refused_head(self) -> None:
+        """Reports that the endpoint has responded, with a head that is refused. Must be called in the thread."""
+        self._call_on_loop(self._attempt.on_working)
+
     def on_connection_failed(self) -> None:
         """Reports that no connection to the endpoint could be made. Must be called in the thread."""
         self._call_on_loop(self._attempt.on_connection_failed)

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from registry.response_limits import NoCookies
+
 MAX_RESPONSE_BYTES: Final = 256 * 1024
 """The largest response body that is accepted."""
 TOTAL_SECONDS: Final = 10.0
@@ -50,7 +52,9 @@ async def send_request(
                 request_headers["Content-Type"] = "application/x-www-form-urlencoded"
             method = "GET" if form is None else "POST"
             async with (
-                httpx2.AsyncClient(verify=context, trust_env=use_proxy, timeout=STEP_SECONDS) as client,
+                httpx2.AsyncClient(
+                    verify=context, trust_env=use_proxy, timeout=STEP_SECONDS, cookies=NoCookies()
+                ) as client,
                 client.stream(method, url, headers=request_headers, content=form) as response,
             ):
                 body = bytearray()

@@ -8,7 +8,7 @@ from tests.system.hostile import costly_bodies
 from tests.system.hostile.attack import Attack
 from tests.system.hostile.attack_requests import AttackAnswer
 from tests.system.hostile.attacked_site import AttackedSite
-from tests.system.hostile.bad_upstreams import ANSWERS
+from tests.system.hostile.bad_upstreams import ANSWERS, SEARCH
 
 
 def _pulled(name: str, item: str, site: AttackedSite) -> AttackAnswer:
@@ -16,6 +16,11 @@ def _pulled(name: str, item: str, site: AttackedSite) -> AttackAnswer:
     it."""
     repo = site.upstreams.repository(name, site.fresh())
     return site.ask("GET", f"/v2/{repo}/{item.replace('FRESH', site.fresh())}")
+
+
+def _searched(site: AttackedSite) -> AttackAnswer:
+    """Searches for a new text. The server passes the search on to an upstream."""
+    return site.ask("GET", f"/v1/search?q={site.fresh()}x&n=100")
 
 
 _TAGS = frozenset({"tag-pages", "tag-loop", "tags-one-page", "tags-large-pages"})
@@ -37,13 +42,20 @@ def _limit(name: str) -> str:
     """Returns the limit or size that the table shows for this upstream."""
     if name.startswith("token"):
         return "256 KiB"
+    if name in ("cookies", "short-headers", "interim-responses", "trailers"):
+        return "500 lines"
     if name.startswith(("error", "long", "challenge")):
         return _LIMITS.get(name, "64 KiB")
     return _LIMITS.get(name, "8 MiB")
 
 
 ATTACKS = [
-    *(Attack(f"upstream: {name}", _limit(name), partial(_pulled, name, _item(name))) for name in ANSWERS),
+    *(
+        Attack(f"upstream: {name}", _limit(name), partial(_pulled, name, _item(name)))
+        for name in ANSWERS
+        if name != SEARCH
+    ),
+    Attack("upstream: search results", "1 MiB", _searched),
     Attack("upstream: redirected blob", "", partial(_pulled, "redirects", f"blobs/{costly_bodies.digest(3)}")),
     Attack("upstream: gzip-bomb as a list", "64 MiB", partial(_pulled, "gzip-bomb", "tags/list")),
     Attack("upstream: empty-objects as a list of tags", "8 MiB", partial(_pulled, "empty-objects", "tags/list")),

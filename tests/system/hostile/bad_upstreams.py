@@ -30,6 +30,8 @@ Answering = Callable[[str], Iterable[bytes]]
 """The type of a kind of response: from the target of the request to the bytes to send."""
 DOMAIN = ".bad.test"
 """The end of the names of all fake upstreams."""
+SEARCH = "search"
+"""The name of the fake upstream to which the server passes on searches."""
 
 
 def respond(
@@ -77,9 +79,32 @@ def _single_bytes(target: str) -> Iterator[bytes]:
 
 
 def _long_headers(target: str) -> Iterator[bytes]:
-    """Yields a manifest with 1200 headers."""
-    lines = [f"X-Header-{number}: {'v' * 40}" for number in range(1200)]
+    """Yields a manifest with 490 headers, nearly as many as are accepted."""
+    lines = [f"X-Header-{number}: {'v' * 40}" for number in range(490)]
     return respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST, headers=lines)
+
+
+def _cookies(target: str) -> Iterator[bytes]:
+    """Yields a manifest with 4800 cookies."""
+    return respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST, headers=("Set-Cookie: a=b; c",) * 4800)
+
+
+def _short_headers(target: str) -> Iterator[bytes]:
+    """Yields a manifest with 18,000 very short headers."""
+    return respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST, headers=("a:b",) * 18_000)
+
+
+def _interim_responses(target: str) -> Iterator[bytes]:
+    """Yields 20,000 interim responses before a manifest."""
+    yield b"HTTP/1.1 103 \r\n\r\n" * 20_000
+    yield from respond(costly_bodies.manifest(note=target), kind=OCI_MANIFEST)
+
+
+def _trailers(target: str) -> Iterator[bytes]:
+    """Yields a manifest with 18,000 very short trailers."""
+    body = costly_bodies.manifest(note=target)
+    yield f"HTTP/1.1 200 OK\r\nContent-Type: {OCI_MANIFEST}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    yield b"%x\r\n%b\r\n0\r\n" % (len(body), body) + b"a:b\r\n" * 18_000 + b"\r\n"
 
 
 def _token(body: bytes) -> Answering:
@@ -107,8 +132,8 @@ def _quotes(target: str) -> Iterator[bytes]:
 
 
 def _many_challenges(target: str) -> Iterator[bytes]:
-    """Yields 1200 login challenges."""
-    return respond(b"", "401 Unauthorized", headers=("WWW-Authenticate: Basic realm=a",) * 1200)
+    """Yields 490 login challenges."""
+    return respond(b"", "401 Unauthorized", headers=("WWW-Authenticate: Basic realm=a",) * 490)
 
 
 def _tag_pages(target: str) -> Iterator[bytes]:
@@ -174,6 +199,11 @@ def _blob_bytes(target: str) -> Iterator[bytes]:
     yield b"1\r\nx\r\n" * 25_000 + b"0\r\n\r\n"
 
 
+def _search_results(target: str) -> Iterator[bytes]:
+    """Yields 29,000 search results, although at most 100 are requested."""
+    return respond(json.dumps({"results": [{"name": "alpine/x"}] * 29_000}).encode())
+
+
 def _errors(body: bytes, status: str) -> Answering:
     return lambda target: respond(body, status)
 
@@ -191,6 +221,10 @@ ANSWERS: Mapping[str, Answering] = {
     "endless": _endless,
     "single-bytes": _single_bytes,
     "long-headers": _long_headers,
+    "cookies": _cookies,
+    "short-headers": _short_headers,
+    "interim-responses": _interim_responses,
+    "trailers": _trailers,
     "token-deep": _token(b"[" * 260_000),
     "token-objects": _token(b'{"a":[' + b"{}," * 80_000 + b"{}]}"),
     "token-long": _token(json.dumps({"token": "t" * 250_000}).encode()),
@@ -211,6 +245,7 @@ ANSWERS: Mapping[str, Answering] = {
     "error-deep": _errors(b"[" * 65_000, "404 Not Found"),
     "error-codes": _errors(costly_bodies.error_codes(), "404 Not Found"),
     "error-large": _errors(b"<p>" * (4 * MIB), "503 Service Unavailable"),
+    SEARCH: _search_results,
 }
 
 
@@ -229,6 +264,7 @@ class BadUpstreams:
         """Returns the settings with which the server mirrors the fake upstreams, as TOML."""
         return "\n".join(
             f'[[upstream]]\nname = "{name}{DOMAIN}"\nendpoints = ["http://127.0.0.1:{port}"]\n'
+            + (f'search = "http://127.0.0.1:{port}/v1/search"\n' if name == SEARCH else "")
             for name, port in self.ports.items()
         )
 

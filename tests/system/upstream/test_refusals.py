@@ -4,17 +4,23 @@ content."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from registry.mirror.upstream_client import UnconfirmedManifestUnknown
+from registry.mirror.upstream_client import (
+    UnconfirmedBlobUnknown,
+    UnconfirmedManifestUnknown,
+    UnconfirmedNameUnknown,
+)
 from storage.errors import Denied, ManifestUnknown, RegistryError, TooManyRequests, UpstreamUnavailable
 from storage.names import Tag
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.hub.hub import Hub
 from tests.fakes.upstream_content import ImageTree
-from tests.fakes.upstream_source import REPO, TAG, always, answer, fetch, scripted_server, upstream_source
+from tests.fakes.upstream_source import ABSENT, REPO, TAG, always, answer, fetch, scripted_server, upstream_source
+from tests.system.upstream.conftest import good_repo
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,68 @@ async def test_refusal_of_the_token_service_is_unconfirmed(registry: StoredRegis
         for request in (source.get_manifest, source.resolve_manifest):
             with pytest.raises(UnconfirmedManifestUnknown):
                 await request(REPO, TAG)
+
+
+@pytest.mark.parametrize("token_status", [403, 429])
+@pytest.mark.parametrize("status", [400, 403, 404, 410])
+async def test_refusal_of_a_request_without_a_token_is_unconfirmed(
+    registry: StoredRegistry, image: ImageTree, status: int, token_status: int
+) -> None:
+    """A registry requires a token, but its token service fails or refuses. If the registry then refuses the request
+    without a token, and its response has no challenge, the refusal is unconfirmed: with a token, the registry might
+    have the content. This holds for manifests, blobs and lists."""
+
+    def reply(head: str) -> bytes:
+        if "/token" in head.split()[1]:
+            return answer(200, '{"token": "t"}') if "good" in head.split()[1] else answer(token_status)
+        if "authorization: bearer t" in head.lower():
+            return answer(200, image.body, content_type=image.media_type)
+        if "good" in head.split()[1]:
+            return answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+        body = DENIED_BODY.replace("DENIED", "NAME_UNKNOWN")
+        return answer(status, b"" if head.startswith("HEAD") else body, content_length=str(len(body)))
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        requests: list[Callable[[], Awaitable[object]]] = [
+            lambda: source.get_manifest(REPO, TAG),
+            lambda: source.resolve_manifest(REPO, TAG),
+            lambda: source.resolve_blob(REPO, ABSENT),
+            lambda: fetch(source, ABSENT),
+            lambda: source.tags(REPO, None, 5),
+            lambda: source.referrers(REPO, ABSENT, None, None, 5),
+        ]
+        # The client requests tokens for other repositories from the token service that it knows from this one, until
+        # this has failed several times in a row.
+        assert await source.get_manifest(good_repo(), TAG)
+        for request in requests:
+            with pytest.raises((UnconfirmedManifestUnknown, UnconfirmedBlobUnknown, UnconfirmedNameUnknown)):
+                await request()
+
+
+async def test_referrers_without_a_token_are_unconfirmed(registry: StoredRegistry, image: ImageTree) -> None:
+    """The token service fails for the first request, and the registry answers this request with 404. This does not show
+    that the registry has no referrers API, although it then confirms that there is no fallback tag."""
+
+    def reply(head: str) -> bytes:
+        path = head.split()[1]
+        if "/token" in path:
+            tokens.append(path)
+            return answer(500 if "good" not in path and len(tokens) == 2 else 200, '{"token": "t"}')
+        if "good" in path:
+            has_token = "authorization" in head.lower()
+            return (
+                answer(200, image.body, content_type=image.media_type)
+                if has_token
+                else answer(401, www_authenticate=f'Bearer realm="{server.url}/token"')
+            )
+        return answer(404, DENIED_BODY.replace("DENIED", "NAME_UNKNOWN"))
+
+    tokens: list[str] = []
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        assert await source.get_manifest(good_repo(), TAG)
+        with pytest.raises(UnconfirmedNameUnknown):
+            await source.referrers(REPO, ABSENT, None, None, 5)
+        assert not (await source.referrers(REPO, ABSENT, None, None, 5)).items
 
 
 @pytest.mark.parametrize("status", [401, 403])

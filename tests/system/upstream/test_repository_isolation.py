@@ -41,6 +41,10 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
     "redirect to nowhere": lambda head: answer(307),
     "redirect to no address": lambda head: answer(307, location="ftp://x/"),
     "no chunk": lambda head: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n\r\n",
+    "many header lines": lambda head: b"HTTP/1.1 200 OK\r\n" + b"a:b\r\n" * 1000 + b"Content-Length: 0\r\n\r\n",
+    "many trailer lines": lambda head: (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a:b\r\n" * 1000 + b"\r\n"
+    ),
     "500": lambda head: answer(500),
     "418": lambda head: answer(418),
 }

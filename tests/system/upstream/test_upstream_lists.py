@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -119,12 +120,29 @@ async def test_lists_are_cached_for_a_short_time() -> None:
     async def number_of_reading(key: str) -> str:
         return (await cache.get(key, read_list, is_first_page=True))[0]
 
-    size = LIST_CACHE_BYTES // 2 - LIST_OVERHEAD_BYTES
+    size = LIST_CACHE_BYTES // 2 - LIST_OVERHEAD_BYTES - sys.getsizeof("a")
     assert [await number_of_reading(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]
     now += LIST_CACHED_SECONDS + 1
     assert [await number_of_reading(key) for key in "aba"] == ["3", "4", "3"]
     size = 2 * LIST_CACHE_BYTES
     assert [await number_of_reading(key) for key in "cca"] == ["5", "5", "6"]
+    await cache.aclose()
+
+
+async def test_keys_of_cached_lists_count_against_the_memory_limit() -> None:
+    """The artifact type that a client requests is part of the key of a list, and may be very long."""
+    reading_count = 0
+
+    async def read_list() -> CompleteList[str]:
+        nonlocal reading_count
+        reading_count += 1
+        return CompleteList([], 2, 0)
+
+    cache: ListCache[str] = ListCache("far.test")
+    long_key = "x" * (LIST_CACHE_BYTES // 2)
+    for key in ("a", f"{long_key}1", f"{long_key}2", "a"):
+        await cache.get(key, read_list, is_first_page=True)
+    assert reading_count == 4
     await cache.aclose()
 
 

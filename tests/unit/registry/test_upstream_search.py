@@ -27,6 +27,7 @@ from registry.upstream.hub_search import (
 from storage.composition import prepare_data_dir
 from storage.names import RepositoryName, Tag
 from storage.patterns import ALL_NAMES
+from tests.fakes.loop_hold import MAX_SECONDS, watch_loop
 from tests.fakes.registry_content import BY, image_of, push_blob
 from tests.fakes.upkeep_store import Clock
 
@@ -126,6 +127,29 @@ async def test_a_refused_search_does_not_affect_other_searches() -> None:
             assert list(await search.find(f"x{status}", 25, 1)) == []
             fake.status = 200
             assert await search.find(f"y{status}", 25, 1)
+
+
+async def test_too_many_results() -> None:
+    """If the upstream sends more results than requested, only the requested number is used. Parsing the response does
+    not block the event loop."""
+    async with search_setup(Clock()) as (fake, search):
+        assert await search.find("warm up", 25, 1)  # the first request also creates the HTTP client
+        fake.answer = json.dumps({"results": [{"name": "alpine/x"}] * 29_000}, separators=(",", ":")).encode()
+        async with watch_loop() as hold:
+            results = await search.find("abc", 25, 1)
+        assert len(results) == 25
+        assert hold.longest < MAX_SECONDS / 2
+
+
+async def test_size_of_cached_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cached answers together have at most `MAX_CACHED_BYTES`. If they would have more, the oldest are removed."""
+    monkeypatch.setattr(hub_search, "MAX_CACHED_BYTES", 64 * 1024)
+    async with search_setup(Clock()) as (fake, search):
+        result = {"name": "x" * 300, "description": "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 1000}
+        fake.answer = json.dumps({"results": [result] * 25}).encode()
+        for text in ("a", "b", "b", "c", "c", "a"):  # an answer has about 25 KiB, so two fit into the cache
+            assert len(await search.find(text, 25, 1)) == 25
+        assert [path[13] for path in fake.requests] == ["a", "b", "c", "a"]
 
 
 async def test_too_many_searches_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,73 @@
+"""Limits on the responses of other servers that httpx2 reads on the event loop: upstreams, webhooks and identity
+providers.
+
+A server chooses how many header lines it sends. h11, the parser of httpx2, takes up to 20 µs for each line, and limits
+only their bytes: 100 KiB have up to 20,000 lines, which would occupy the event loop for hundreds of milliseconds.
+Therefore this module makes h11 count the lines before it parses them. It does this for all clients of the process, as
+soon as it is imported. Parsing cookies takes even longer, and no client needs them (`NoCookies`).
+"""
+
+from __future__ import annotations
+
+from http.client import HTTPResponse
+from http.cookiejar import CookieJar
+from typing import Final
+from urllib.request import Request
+
+import h11._connection
+from h11._receivebuffer import ReceiveBuffer
+
+MAX_HEADER_LINES: Final = 500
+"""Largest number of lines in the head of a response, together with the heads of the interim responses (1xx) before it;
+also the largest number of lines in its trailers. Real servers send fewer than 100 lines. 500 lines take about 5 ms."""
+
+
+class TooManyHeaderLines(ValueError):
+    """A response has more than MAX_HEADER_LINES lines. Its connection is closed."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the response has more than {MAX_HEADER_LINES} header lines")
+
+
+class NoCookies(CookieJar):
+    """A cookie jar for httpx2 that stores and sends no cookies. It does not even parse the cookies of a response: a
+    `CookieJar` whose policy refuses all cookies parses them first."""
+
+    def extract_cookies(self, response: HTTPResponse, request: Request) -> None:
+        """Does nothing."""
+
+    def add_cookie_header(self, request: Request) -> None:
+        """Does nothing."""
+
+
+class _LimitedBuffer(ReceiveBuffer):
+    """The buffer of received bytes from which h11 takes the lines of heads and trailers. It raises TooManyHeaderLines
+    before h11 parses too many lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._interim_lines = 0
+        """The number of lines in the interim responses since the last complete response."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        """Returns the lines up to the next empty line; None if they are not complete."""
+        lines = super().maybe_extract_lines()
+        if lines is None:
+            return None
+        line_count = self._interim_lines + len(lines)
+        if line_count > MAX_HEADER_LINES:
+            raise TooManyHeaderLines
+        self._interim_lines = line_count if _is_interim(lines) else 0
+        return lines
+
+
+def _is_interim(lines: list[bytearray]) -> bool:
+    """Returns whether these are the lines of an interim response (RFC 9110, 15.2), and not of a response or of
+    trailers."""
+    status_line = lines[0] if lines else b""
+    return status_line.startswith(b"HTTP/") and status_line.partition(b" ")[2].startswith(b"1")
+
+
+# h11 has no setting for this. If it renames the class, any import of this module fails.
+assert h11._connection.ReceiveBuffer is ReceiveBuffer  # type: ignore[attr-defined]
+h11._connection.ReceiveBuffer = _LimitedBuffer  # type: ignore[attr-defined]
