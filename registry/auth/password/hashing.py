@@ -197,4 +197,5 @@ def _lower_priority() -> None:
     """Lowers the priority of the calling thread, if the system allows it. On Linux, each thread has a priority of its
     own (setpriority(2))."""
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
