@@ -13,7 +13,8 @@ children and referrers.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -96,28 +97,33 @@ class Image:
     last_pulled: float
 
 
-def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Collection[int] = ()) -> Image | None:
+def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] = frozenset()) -> Image | None:
     """Returns the image whose root is `manifest`; None if the manifest belongs to another image, because a stored index
     lists it or its subject is stored. `excluded_manifests`: row ids of manifests that count as not stored."""
     row: Any = db.execute(_ROW, (manifest,)).get
     if row is None or manifest in excluded_manifests:
         return None
     repository, name, digest, subject = row
-    if not set(_column(db, _INDEXES, manifest)) <= set(excluded_manifests):
+    if any(index not in excluded_manifests for index in _column(db, _INDEXES, manifest)):
         return None
-    if subject is not None and not set(_column(db, _SUBJECT, manifest)) <= set(excluded_manifests):
+    if subject is not None and any(row_id not in excluded_manifests for row_id in _column(db, _SUBJECT, manifest)):
         return None
-    family, removable = [manifest], [manifest]
-    for member in family:  # also visits the manifests that are appended during the loop
+    # An index can have ten thousand children, and other changes wait for this transaction. So these are dictionaries,
+    # which keep the order and find a key without comparing it with all others.
+    family, removable = {manifest: None}, {manifest: None}
+    unvisited = deque(family)
+    while unvisited:
+        member = unvisited.popleft()
         for dependent in _column(db, _DEPENDENTS, member):
             if dependent in family or dependent in excluded_manifests:
                 continue
-            family.append(dependent)
+            family[dependent] = None
+            unvisited.append(dependent)
             if member in removable and not _tags(db, dependent):
-                indexes = set(_column(db, _INDEXES, dependent))
-                if indexes <= {*removable, *excluded_manifests}:
-                    removable.append(dependent)
-    last_pulled = db.execute(_LAST_PULLED, (json.dumps(family),)).get
+                indexes = _column(db, _INDEXES, dependent)
+                if all(index in removable or index in excluded_manifests for index in indexes):
+                    removable[dependent] = None
+    last_pulled = db.execute(_LAST_PULLED, (json.dumps(list(family)),)).get
     return Image(
         manifest,
         repository,
