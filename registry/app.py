@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -114,8 +115,8 @@ class Entrepot(FastAPI):
         self.is_retiring = False
         """Whether another application or process has taken over. Responses without an end, such as streams of events,
         then have to end."""
-        self.event_streams: set[object] = set()
-        """The streams of events that are open (`registry.admin.event_stream`)."""
+        self.event_streams = Counter[str]()
+        """The number of open streams of events by visitor (`registry.admin.event_stream`)."""
         self.pages: Pages | None = None
         """The objects that make the web pages; None: this registry has no web pages."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
