@@ -17,6 +17,8 @@ from storage.names import Digest
 REPOSITORIES = 200
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+ADD_MANIFEST = """
+INSERT INTO manifest (repository, digest, media_type, size, pushed, body) VALUES (?, ?, ?, 1, 0, x'00') RETURNING id"""
 
 
 @pytest.mark.parametrize("links", [10, 1000])
@@ -66,17 +68,36 @@ class CountedRowID(int):
 def add_image(db: apsw.Connection, number: int, children: int) -> int:
     """Adds a repository with an index that has this number of children. Returns the row id of the index."""
     db.execute("INSERT INTO repository (id, name, created) VALUES (?, ?, 0)", (number, f"h/{number}"))
-    sql = (
-        "INSERT INTO manifest (repository, digest, media_type, size, pushed, body) VALUES (?, ?, ?, 1, 0, x'00') "
-        "RETURNING id"
-    )
-    index: int = db.execute(sql, (number, f"sha256:{0:064x}", INDEX)).get
+    index: int = db.execute(ADD_MANIFEST, (number, f"sha256:{0:064x}", INDEX)).get
     for child in range(1, children + 1):
         digest = f"sha256:{child:064x}"
-        db.execute(sql, (number, digest, MANIFEST))
+        db.execute(ADD_MANIFEST, (number, digest, MANIFEST))
         child_row = (number, digest, index)
         db.execute("INSERT INTO manifest_child (repository, digest, manifest) VALUES (?, ?, ?)", child_row)
     return index
+
+
+def test_other_indexes_with_the_same_children_are_not_all_read(tmp_path: Path) -> None:
+    """Children that another index lists, too, are not removable. To find that out, the search does not read all indexes
+    that list a child."""
+    prepare_data_dir(tmp_path)
+    db = connect(Layout(tmp_path).metadata)
+    with db:
+        index = add_image(db, 1, children=10)
+        for other in range(1, 41):
+            row_id = db.execute(ADD_MANIFEST, (1, f"sha256:{1000 + other:064x}", INDEX)).get
+            db.execute(
+                "INSERT INTO manifest_child (repository, digest, manifest) "
+                "SELECT 1, digest, ? FROM manifest_child WHERE manifest = ?",
+                (row_id, index),
+            )
+    read_rows = list[object]()
+    db.row_trace = lambda _, row: (read_rows.append(row), row)[1]
+    image = find_image(db, index)
+    assert image is not None
+    assert (len(image.family), image.removable) == (11, (index,))
+    assert len(read_rows) <= 3 * 10 + 5
+    db.close()
 
 
 def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) -> None:
