@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from registry.client_addresses import network_of
 from storage.errors import TooManyRequests
 
 _RETRY_SECONDS: Final = 2
@@ -31,12 +30,6 @@ class Limits:
     max_running_per_visitor: int
     max_pending: int
     max_pending_per_visitor: int
-
-
-def visitor_key(account: str | None, address: str) -> str:
-    """Returns the text that identifies a visitor in limits. `account`: the name of the account; None: the client is
-    anonymous. Then the network of its IP address `address` identifies it."""
-    return network_of(address) if account is None else f"account {account}"
 
 
 class _Visitor:

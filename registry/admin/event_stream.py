@@ -24,7 +24,7 @@ from fastapi import Request
 
 from registry.admin.caller import Caller, identify_caller, require_login
 from registry.asgi import STOPPING_STATE, client_address
-from registry.visitor_limits import visitor_key
+from registry.client_addresses import visitor_key
 from storage.errors import RegistryError, TooManyRequests
 from storage.outbox import Event, Outbox
 

@@ -27,9 +27,10 @@ from registry.browse.models import (
 from registry.browse.referrer_groups import ReferrerGroups
 from registry.browse.tag_removal import TagRemover
 from registry.browse.tag_rows import TagRows
+from registry.client_addresses import visitor_key
 from registry.memory_budget import MIB, MemoryBudget
 from registry.request import RequestContext, enter_request, leave_request
-from registry.visitor_limits import Limits, VisitorLimits, visitor_key
+from registry.visitor_limits import Limits, VisitorLimits
 from storage.content import Actor, Manifest
 from storage.descriptions import Descriptions
 from storage.errors import BlobUnknown

@@ -24,13 +24,13 @@ from registry.admin.caller import Caller, make_caller, require_admin, require_lo
 from registry.admin.cookies import SESSION_COOKIE, BrowserCookies
 from registry.admin.management_route import audit_denial
 from registry.asgi import Scope, Send, client_address, raw_path, unauthenticated_actor
+from registry.client_addresses import visitor_key
 from registry.clients.registry_address import RegistryAddress
 from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
 from registry.http.query import Query
 from registry.request import RequestContext, enter_request, leave_request
 from registry.ui.languages import choose_language, translatable
 from registry.ui.pages import Pages
-from registry.visitor_limits import visitor_key
 from storage.errors import Denied, RegistryError, StorageFailed, TooManyRequests, Unauthorized
 
 log = logging.getLogger("registry.pages")

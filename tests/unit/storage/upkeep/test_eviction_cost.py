@@ -13,6 +13,7 @@ from storage.data_dir.layout import Layout
 from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.upkeep.cached_image_tables import find_image, unused_links
 from storage.names import Digest
+from tests.fakes.read_rows import record_rows
 
 REPOSITORIES = 200
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -91,8 +92,7 @@ def test_other_indexes_with_the_same_children_are_not_all_read(tmp_path: Path) -
                 "SELECT 1, digest, ? FROM manifest_child WHERE manifest = ?",
                 (row_id, index),
             )
-    read_rows = list[object]()
-    db.row_trace = lambda _, row: (read_rows.append(row), row)[1]
+    read_rows = record_rows(db)
     image = find_image(db, index)
     assert image is not None
     assert (len(image.family), image.removable) == (11, (index,))

@@ -12,6 +12,7 @@ from storage.composition import prepare_data_dir
 from storage.data_dir.layout import Layout
 from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.upkeep.unused_manifests import add_unused, is_used
+from tests.fakes.read_rows import record_rows
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -53,8 +54,7 @@ def test_children_of_many_indexes(db: apsw.Connection, is_one_index_tagged: bool
         children = [add_manifest(db, row_id, listed_in=index) for row_id in range(101, 121) for index in indexes]
         if is_one_index_tagged:
             add_manifest(db, indexes[-1], tags=1)
-    read_rows = list[object]()
-    db.row_trace = lambda _, row: (read_rows.append(row), row)[1]
+    read_rows = record_rows(db)
     unused: set[int] = set()
     add_unused(db, indexes, (), unused)
     assert unused == ({*indexes[:-1]} if is_one_index_tagged else {*indexes, *children})
@@ -65,8 +65,7 @@ def test_tags_of_a_manifest_are_not_all_read(db: apsw.Connection) -> None:
     """A manifest with many tags is used. The search reads only as many of its tags as it needs."""
     with db:
         index = add_manifest(db, 1, tags=1000)
-    read_rows = list[object]()
-    db.row_trace = lambda _, row: (read_rows.append(row), row)[1]
+    read_rows = record_rows(db)
     unused: set[int] = set()
     assert is_used(db, index)
     add_unused(db, [index], {"1-0", "1-1"}, unused)
