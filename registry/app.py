@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
@@ -23,7 +24,7 @@ from registry.admin import (
     metrics_route,
     token_endpoint,
 )
-from registry.admin.middleware import SecurityHeaders, add_error_handlers
+from registry.admin.middleware import CookieFilter, SecurityHeaders, add_error_handlers
 from registry.admin.store_metrics import StoreMetrics
 from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
 from registry.background_work import BackgroundWork
@@ -114,13 +115,13 @@ class Entrepot(FastAPI):
         self.is_retiring = False
         """Whether another application or process has taken over. Responses without an end, such as streams of events,
         then have to end."""
-        self.event_streams: set[object] = set()
-        """The streams of events that are open (`registry.admin.event_stream`)."""
+        self.event_streams = Counter[str]()
+        """The number of open streams of events by visitor (`registry.admin.event_stream`)."""
         self.pages: Pages | None = None
         """The objects that make the web pages; None: this registry has no web pages."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2: AsgiApp = SecurityHeaders(  # around FastAPI's own `__call__`
-            RateLimitedApp(super().__call__, factory.rate_limit, self._refuse),
+            RateLimitedApp(CookieFilter(super().__call__), factory.rate_limit, self._refuse),
             https=tls.certificate is not None or public_url.startswith("https:"),
         )
 

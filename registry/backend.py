@@ -29,6 +29,7 @@ from storage.upkeep.pull_recorder import PullRecorder
 from storage.upkeep.scrubber import ignore_scrubbed
 
 if TYPE_CHECKING:
+    from registry.memory_budget import MemoryBudget
     from registry.mirror.mirror import Mirror
     from registry.mirror.observer import MirrorObserver
     from registry.telemetry.telemetry import Telemetry
@@ -59,11 +60,16 @@ class Backend(NamedTuple):
 
 
 def make_mirror(
-    upstream: Upstream, store: StoredRegistry, clock: Callable[[], float], observer: MirrorObserver | None = None
+    upstream: Upstream,
+    store: StoredRegistry,
+    clock: Callable[[], float],
+    observer: MirrorObserver | None = None,
+    pass_through_memory: MemoryBudget | None = None,
 ) -> Mirror:
     """Returns the mirror of an upstream, which caches the upstream's content in `store`. Does not connect to the
     upstream. The caller must close the mirror with `aclose`, which also closes the mirror's HTTP client. `clock`
-    returns seconds since 1970. `observer` counts the mirror's work; None: the work is not counted."""
+    returns seconds since 1970. `observer` counts the mirror's work; None: the work is not counted.
+    `pass_through_memory`: see `Mirror`."""
     from registry.mirror.mirror import Mirror
     from registry.mirror.observer import UNOBSERVED
     from registry.upstream.client import make_upstream_client
@@ -74,7 +80,17 @@ def make_mirror(
         *(store, client, store.partials, store.records, store.leases, upstream, clock),
         tags=store.upstream_tags,
         observer=observer,
+        pass_through_memory=pass_through_memory,
     )
+
+
+def _pass_through_memory(settings: Settings) -> MemoryBudget | None:
+    """Returns the budget that all mirrors of this process share; None: the settings have no upstream."""
+    if not settings.upstream:
+        return None
+    from registry.mirror.pass_through import new_pass_through_memory
+
+    return new_pass_through_memory()
 
 
 def immutable_tags(settings: Settings) -> ImmutableTags:
@@ -153,9 +169,10 @@ async def open_backend(
             )
         )
         mirrors: dict[str, Mirror] = {}
+        pass_through_memory = _pass_through_memory(settings)
         for upstream in settings.upstream:
             observer = None if telemetry is None else telemetry.mirror_observer(upstream.name)
-            mirror = make_mirror(upstream, store, clock, observer)
+            mirror = make_mirror(upstream, store, clock, observer, pass_through_memory)
             stack.push_async_callback(mirror.aclose)
             mirrors[upstream.name] = mirror
         router = Router(

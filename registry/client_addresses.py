@@ -34,6 +34,12 @@ def network_of(address: str) -> str:
     return f"{socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8))}/64"
 
 
+def visitor_key(account: str | None, address: str) -> str:
+    """Returns the text that identifies a visitor in limits. `account`: the name of the account; None: the client is
+    anonymous. Then the network of its IP address `address` identifies it."""
+    return network_of(address) if account is None else f"account {account}"
+
+
 def is_loopback(address: str) -> bool:
     """Returns whether `address` is a loopback IP address, such as `127.0.0.1`. Returns False for every host name, even
     `localhost`."""

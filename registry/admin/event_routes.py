@@ -137,7 +137,7 @@ async def list_events(
     position = _number_or_none(last_event_id or after)
     event_filter = _EventFilter(caller, action, repository)
     if EVENT_STREAM_TYPE in accept:
-        stream = EventStream(request, position, event_filter.as_json)
+        stream = EventStream(request, position, event_filter.as_json, caller)
         headers = {"x-accel-buffering": "no"}  # nginx would collect the events otherwise
         return StreamingResponse(await stream.open(), headers=headers, media_type=EVENT_STREAM_TYPE)
     return await _read_page(caller, event_filter, position, limit)

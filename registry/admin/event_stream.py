@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Final
@@ -22,7 +23,8 @@ from typing import Final
 from fastapi import Request
 
 from registry.admin.caller import Caller, identify_caller, require_login
-from registry.asgi import STOPPING_STATE
+from registry.asgi import STOPPING_STATE, client_address
+from registry.client_addresses import visitor_key
 from storage.errors import RegistryError, TooManyRequests
 from storage.outbox import Event, Outbox
 
@@ -33,6 +35,11 @@ PAGE_EVENTS: Final = 200
 EVENT_STREAM_TYPE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
 """Largest number of streams in one process."""
+MAX_STREAMS_PER_VISITOR: Final = 4
+"""Largest number of these streams that one account has, or, without accounts, one client. So a program that forgets to
+close its streams leaves streams for others."""
+_RETRY_SECONDS: Final = 30
+"""The value of Retry-After in a refusal."""
 KEEP_ALIVE_SECONDS: Final = 15.0
 """A stream without events sends a comment at this interval, so that proxies do not close the connection."""
 RECHECK_SECONDS: Final = 1.0
@@ -68,32 +75,42 @@ async def follow(
 
 class EventStream:
     """The stream for one request. `after`: the number of the last event that the client has received; None: the stream
-    begins with the next event."""
+    begins with the next event. `caller`: who sent the request."""
 
-    def __init__(self, request: Request, after: int | None, as_json: AsJSON) -> None:
+    def __init__(self, request: Request, after: int | None, as_json: AsJSON, caller: Caller) -> None:
         self._request = request
         self._after = after
         self._as_json = as_json
-        self._streams: set[EventStream] = request.app.event_streams
+        principal = caller.principal
+        self._visitor = visitor_key(None if principal.is_anonymous else principal.name, client_address(request.scope))
+        self._streams: Counter[str] = request.app.event_streams
         self._stopping: asyncio.Event | None = request.scope.get("state", {}).get(STOPPING_STATE)
 
-    async def open(self) -> AsyncIterator[bytes]:
-        """Returns the iterator over the stream's bytes. Raises TooManyRequests if there are too many streams."""
-        if len(self._streams) >= MAX_STREAMS:
-            raise TooManyRequests("there are too many streams of events", retry_after=30)
+    async def open(self) -> AsyncGenerator[bytes, None]:
+        """Returns the iterator over the stream's bytes. Raises TooManyRequests if there are too many streams, of
+        the visitor or of all visitors."""
+        if self._streams[self._visitor] >= MAX_STREAMS_PER_VISITOR:
+            raise TooManyRequests(
+                f"you have {MAX_STREAMS_PER_VISITOR} streams of events open; close one of them first",
+                retry_after=_RETRY_SECONDS,
+            )
+        if self._streams.total() >= MAX_STREAMS:
+            raise TooManyRequests("there are too many streams of events", retry_after=_RETRY_SECONDS)
         stream = self._send()
         await anext(stream)
         return stream
 
-    async def _send(self) -> AsyncIterator[bytes]:
-        self._streams.add(self)
+    async def _send(self) -> AsyncGenerator[bytes, None]:
+        self._streams[self._visitor] += 1
         try:
             yield b""  # `open` discards this part; from here on, closing the iterator ends the stream
             with suppress(RegistryError):  # ends the stream, for example if the credential is no longer valid
                 async for part in self._parts():
                     yield part
         finally:
-            self._streams.discard(self)
+            self._streams[self._visitor] -= 1
+            if not self._streams[self._visitor]:
+                del self._streams[self._visitor]
 
     async def _parts(self) -> AsyncIterator[bytes]:
         caller = await self._caller()

@@ -20,7 +20,8 @@ from storage.names import Digest
 
 _SHELL: Final = re.compile(r"/bin/sh -c\s+")
 _NOP: Final = "#(nop)"
-_BUILDKIT: Final = re.compile(r"\s*# buildkit\s*$")
+_BUILDKIT: Final = "# buildkit"
+"""The comment that BuildKit writes behind the command of a step."""
 _INSTRUCTION: Final = re.compile(
     r"(?:ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL|STOPSIGNAL|USER|VOLUME"
     r"|WORKDIR)\b"
@@ -134,7 +135,7 @@ def _history(parts: Sequence[object]) -> list[HistoryEntry]:
 def readable_command(created_by: str) -> str:
     """Returns the command of a build step as it probably was in the Dockerfile. Builders write the shell before the
     command, and classic docker marks steps that add no layer with `#(nop)`."""
-    text = _BUILDKIT.sub("", created_by).strip()
+    text = created_by.strip().removesuffix(_BUILDKIT).rstrip()  # a regular expression would be slow for many spaces
     instruction = _INSTRUCTION.match(text)
     if instruction:  # BuildKit: `RUN /bin/sh -c apt-get update # buildkit`
         return f"{instruction[0]} {_SHELL.sub('', text[instruction.end() :].lstrip(), count=1)}".rstrip()

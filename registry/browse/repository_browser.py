@@ -27,7 +27,7 @@ from registry.browse.models import (
 from registry.browse.referrer_groups import ReferrerGroups
 from registry.browse.tag_removal import TagRemover
 from registry.browse.tag_rows import TagRows
-from registry.client_addresses import network_of
+from registry.client_addresses import visitor_key
 from registry.memory_budget import MIB, MemoryBudget
 from registry.request import RequestContext, enter_request, leave_request
 from registry.visitor_limits import Limits, VisitorLimits
@@ -277,4 +277,4 @@ def visitor_of(request: RequestContext) -> str:
     """Returns the text that identifies a visitor in limits: the name of the account, or the network of an anonymous
     client."""
     principal = request.principal
-    return network_of(request.address) if principal.is_anonymous else f"account {principal.name}"
+    return visitor_key(None if principal.is_anonymous else principal.name, request.address)

@@ -20,14 +20,17 @@ from contextlib import suppress
 from typing import TypeVar
 
 from registry.config import Upstream
+from registry.memory_budget import MemoryBudget
 from registry.mirror.blobs import START_TIMEOUT_SECONDS, MirroredBlobs
 from registry.mirror.entitlement import BlobEntitlement
-from registry.mirror.fill.fill import Fill, FillContext, Fills
+from registry.mirror.fill.fill import Fill, Fills
+from registry.mirror.fill.fill_context import FillContext
 from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders
 from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.freshness import Freshness, NegativeCache
 from registry.mirror.manifests import STALE_WAIT_SECONDS, MirroredManifests
 from registry.mirror.observer import UNOBSERVED, MirrorObserver
+from registry.mirror.pass_through import new_pass_through_memory
 from registry.mirror.prefetch import Prefetcher, PrefetchQueue
 from registry.mirror.served_tags import ServedTags
 from registry.mirror.upstream_client import EndpointHealth, UnconfirmedNameUnknown, UpstreamClient
@@ -68,13 +71,16 @@ class Mirror(RefusingRegistry):
         *,
         tags: UpstreamTags,
         observer: MirrorObserver = UNOBSERVED,
+        pass_through_memory: MemoryBudget | None = None,
     ) -> None:
         """`partials`: the store of unfinished downloads. `records`: the stored answers of the upstream, such as which
         manifests it has. `tags`: what the upstream's tags pointed at, and which are frozen. `leases`: locks across
         processes. `observer`: counts the fills. `clock`: returns seconds since 1970. `monotonic`: returns seconds of a
         monotonic clock. `stale_wait`: seconds after which a client gets a cached manifest, if there is one, although
         the upstream has not answered. `start_timeout`: seconds that a client waits for the first byte of a blob.
-        `stall_timeout`: seconds without new bytes after which the download of a blob fails."""
+        `stall_timeout`: seconds without new bytes after which the download of a blob fails. `pass_through_memory`: the
+        worker's budget for blobs that are sent to clients without being stored; None: a budget for this mirror
+        alone."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -95,6 +101,7 @@ class Mirror(RefusingRegistry):
             negative_cache=self._negative_cache,
             bad_senders=BadSenders(records, upstream, clock),
             to_upstream_name=self.upstream_name,
+            pass_through_memory=pass_through_memory or new_pass_through_memory(),
             stall_timeout=stall_timeout,
             observer=observer,
         )

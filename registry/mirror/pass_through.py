@@ -4,6 +4,9 @@ the disk is too full for the blob.
 The bytes arrive in a thread, which waits while the client is slower than the upstream. If the client reads nothing for
 the idle timeout of the upstream, the response ends early. The client can then request the remaining bytes with a
 `Range` header. As with a blob that is being stored, the client gets the last byte only after the digest is verified.
+
+The bytes that have arrived, and that the client has not received yet, are in memory. So each reader has a share of a
+budget of its worker (`new_pass_through_memory`), from the start of the download until the reader is closed.
 """
 
 from __future__ import annotations
@@ -14,15 +17,33 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from typing import Final
 
+from registry.memory_budget import MIB, MemoryBudget
 from registry.mirror.fill.slots import ConnectionSlots, Demand
 from registry.mirror.upstream_client import UpstreamClient
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
-from storage.errors import DigestInvalid, StorageFull, UpstreamUnavailable
+from storage.errors import DigestInvalid, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.names import Digest, RepositoryName
 from storage.running_digest import start_digest
 
-MAX_BUFFERED_BYTES: Final = 2 * 1024 * 1024
-"""When this many bytes of one blob are buffered, the thread waits for the client."""
+CHUNK_BYTES: Final = 256 * 1024
+"""Largest number of bytes that a reader yields at once."""
+MAX_BUFFERED_BYTES: Final = 512 * 1024
+"""Largest number of bytes of one blob that are buffered. If a chunk would exceed it, the thread waits for the
+client."""
+READER_BYTES: Final = MAX_BUFFERED_BYTES + 2 * CHUNK_BYTES
+"""The share of the budget that the reader of a large blob has: the buffer, the last chunk that it yielded, and the copy
+of this chunk in the buffer of the client's connection."""
+BUDGET_BYTES: Final = 48 * MIB
+"""Size of the budget of a worker. Three quarters of it are for large shares, so 36 large blobs are passed through at
+the same time. That is more than an upstream has connections by default."""
+SLOW_CLIENT_SECONDS: Final = 30.0
+"""While another reader waits for memory, a reader whose client takes longer than this for `CHUNK_BYTES` is cut off."""
+_TOO_SLOW: Final = "the client receives the blob too slowly while other requests wait for memory"
+
+
+def new_pass_through_memory() -> MemoryBudget:
+    """Returns a budget for the readers of one worker."""
+    return MemoryBudget(BUDGET_BYTES, "blobs that do not fit on the full disk", slow_seconds=SLOW_CLIENT_SECONDS)
 
 
 class ReaderClosed(Exception):
@@ -41,7 +62,7 @@ class _Buffer:
         self._chunks: deque[bytes] = deque()
         self._buffered_bytes = 0
         self._next_offset = 0
-        self._is_closed = False
+        self._close_error: Exception | None = None  # set when the buffer is closed
         self._changed = threading.Condition()
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
@@ -49,22 +70,31 @@ class _Buffer:
             raise UpstreamUnavailable(f"{endpoint} has a blob of {size} bytes; {self._size} bytes were expected")
 
     def take(self, offset: int, data: memoryview) -> None:
-        """Waits until the buffer is not full, and adds the bytes."""
+        """Adds the bytes in chunks. Waits for each until the buffer has space for it."""
         if offset != self._next_offset or offset + len(data) > self._size:
             raise UpstreamUnavailable("the upstream sent bytes that were not asked for")
         self._running_digest.update(data)
+        for start in range(0, len(data), CHUNK_BYTES):
+            self._add(bytes(data[start : start + CHUNK_BYTES]))
+            self._notify()
+
+    def _add(self, chunk: bytes) -> None:
+        def can_go_on() -> bool:
+            return self._close_error is not None or self._buffered_bytes + len(chunk) <= MAX_BUFFERED_BYTES
+
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or self._buffered_bytes < MAX_BUFFERED_BYTES)
-            if self._is_closed:
+            self._changed.wait_for(can_go_on)
+            if self._close_error is not None:
                 raise ReaderClosed
-            self._chunks.append(bytes(data))
-            self._buffered_bytes += len(data)
-            self._next_offset += len(data)
-        self._notify()
+            self._chunks.append(chunk)
+            self._buffered_bytes += len(chunk)
+            self._next_offset += len(chunk)
 
     def next_chunk(self) -> bytes | None:
-        """Returns the next bytes; None if there are none now."""
+        """Returns the next bytes; None if there are none now. Raises the error with which the buffer was closed."""
         with self._changed:
+            if self._close_error is not None:
+                raise self._close_error
             if not self._chunks:
                 return None
             chunk = self._chunks.popleft()
@@ -77,10 +107,13 @@ class _Buffer:
         """Number of bytes that have arrived."""
         return self._next_offset
 
-    def close(self) -> None:
-        """Makes the thread stop: `take` raises ReaderClosed from now on."""
+    def close(self, error: Exception) -> None:
+        """Drops the bytes and makes the thread stop: from now on, `take` raises ReaderClosed, and `next_chunk` raises
+        `error`."""
         with self._changed:
-            self._is_closed = True
+            self._close_error = error
+            self._chunks.clear()
+            self._buffered_bytes = 0
             self._changed.notify_all()
 
     def digest(self) -> Digest:
@@ -105,12 +138,13 @@ class PassThroughReader:
         descriptor: tuple[Digest, int],
         span: tuple[int, int],
         avoid: Collection[str],
+        memory: MemoryBudget,
         on_fetched: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`upstream_name`: the repository's name at the upstream. `descriptor`: digest and size of the blob. `span`:
         offsets of the first byte to read and of the byte after the last one. `avoid`: endpoints (base URLs of the
-        upstream) that are asked only if no other endpoint has the blob. `on_fetched`: called at the end with the number
-        of bytes that have arrived."""
+        upstream) that are asked only if no other endpoint has the blob. `memory`: the worker's budget for the bytes of
+        all readers. `on_fetched`: called at the end with the number of bytes that have arrived."""
         self._digest, self._size = descriptor
         self.descriptor = Descriptor(BLOB_TYPE, self._digest, self._size)
         self.span = span
@@ -119,6 +153,8 @@ class PassThroughReader:
         self._upstream_name = upstream_name
         self._avoid = avoid
         self._report_fetched = on_fetched
+        self._share = memory.share()
+        self._received_since_mark = 0  # bytes that the client has received since `held_since` of the share
         self._has_news = asyncio.Event()  # set when bytes have arrived and when the download has ended
         loop = asyncio.get_running_loop()
         self._buffer = _Buffer(self._digest, self._size, lambda: _notify(loop, self._has_news))
@@ -129,12 +165,30 @@ class PassThroughReader:
         raise StorageFull
 
     async def start(self) -> None:
-        """Starts the download and waits until the first bytes have arrived. Raises the error of the upstream client."""
+        """Waits for memory, starts the download and waits until the first bytes have arrived. Raises TooManyRequests if
+        no memory becomes free in time, and the errors of the upstream client. After an error or a cancellation, the
+        caller must close the reader."""
+        await self._share.grow(min(READER_BYTES, 2 * self._size))  # a small blob is in memory at most twice
+        self._share.on_cut = self._cut_off
         self._fetching = asyncio.create_task(self._fetch())
         self._fetching.add_done_callback(lambda _: self._has_news.set())
         await self._has_news.wait()
         if self._fetching.done():
             self._fetching.result()
+
+    def _cut_off(self) -> None:
+        """Drops the bytes in memory, because other readers need the memory and this client is too slow. The iteration
+        then raises TooManyRequests."""
+        self._buffer.close(TooManyRequests(_TOO_SLOW))
+        self._share.close()
+        self._has_news.set()
+
+    def _note_received(self, size: int) -> None:
+        """Notes that the client has received a chunk of `size` bytes, so that it does not count as too slow."""
+        self._received_since_mark += size
+        if self._received_since_mark >= CHUNK_BYTES:
+            self._received_since_mark = 0
+            self._share.held_since = asyncio.get_running_loop().time()
 
     async def _fetch(self) -> None:
         demand = Demand()
@@ -147,12 +201,14 @@ class PassThroughReader:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yields the bytes of the span. Raises the error of the upstream client. If the digest is wrong, raises
-        DigestInvalid instead of yielding the last byte of the blob."""
+        DigestInvalid instead of yielding the last byte of the blob. If the client is too slow while other readers wait
+        for memory, raises TooManyRequests."""
         offset = 0
         async for chunk in self._verified_chunks():
             start, stop = max(self.span[0] - offset, 0), min(self.span[1] - offset, len(chunk))
             if start < stop:
                 yield chunk[start:stop]
+            self._note_received(len(chunk))
             offset += len(chunk)
             if offset >= self.span[1]:
                 return
@@ -184,8 +240,9 @@ class PassThroughReader:
             yield chunk[-1:]
 
     async def aclose(self) -> None:
-        """Stops the download."""
-        self._buffer.close()
+        """Stops the download, and gives the memory back."""
+        self._share.close()
+        self._buffer.close(ReaderClosed())
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.wait([self._fetching])

@@ -217,9 +217,9 @@ def _plan_removal(data: Path, repo: RepositoryName, reference: Reference | None)
 async def _check_not_frozen(stored: StoredRegistry, repo: RepositoryName, removal: RemovalPlan) -> None:
     """Raises TagFrozen if a frozen tag of the repository is among the tags that would be deleted, or needs one of the
     manifests."""
-    removed = set(removal.manifests)
+    removed, removed_tags = set(removal.manifests), set(removal.tags)
     for frozen in await stored.upstream_tags.frozen_in(repo):
-        if frozen.tag in removal.tags:
+        if frozen.tag in removed_tags:
             raise _tag_frozen(frozen)
         async for manifest in _cached_tree(stored, repo, [frozen.digest]):
             if manifest.digest in removed:

@@ -24,10 +24,20 @@ MAX_NAMES: Final = 100
 MAX_NAME_CHARACTERS: Final = 8 * 1024
 """The largest number of characters in all repository names of one request for a token together. The token contains the
 names, and must fit into the headers of a request."""
+MAX_SCOPES: Final = 200
+"""The largest number of scopes in one request for a token, repeated and unknown ones included. It is twice `MAX_NAMES`,
+so a client may name each repository in two scopes."""
 CONTENT_ACTIONS: Final = Action.PULL | Action.PUSH | Action.DELETE
 """The actions that a token can grant on a repository. No token can grant `ADMIN`, the right to give rights to
 others."""
 
+_ACTIONS: Final[Mapping[str, Action]] = {
+    "pull": Action.PULL,
+    "push": Action.PUSH,
+    "delete": Action.DELETE,
+    "*": CONTENT_ACTIONS,
+}
+"""The actions in a scope for a repository."""
 _CATALOG_ACTIONS: Final = frozenset({"*", "search"})
 """The actions in a scope for the list of repositories. `docker search` asks for `registry:catalog:search`. A search
 shows no more than the list, so both get the same token."""
@@ -61,17 +71,20 @@ class RequestedAccess:
 
 def parse_scopes(values: Iterable[str]) -> RequestedAccess:
     """Returns the access that a client requests. `values` are the values of all `scope` parameters of its request.
-    Raises RequestInvalid for more than `MAX_NAMES` repositories, or more than `MAX_NAME_CHARACTERS` characters in their
-    names together."""
+    Raises RequestInvalid for more than `MAX_SCOPES` scopes, for more than `MAX_NAMES` repositories, or for more than
+    `MAX_NAME_CHARACTERS` characters in their names together."""
     requested_actions: dict[str, Action] = {}
     has_unknown_scopes = False
-    for scope in (scope for value in values for scope in value.split()):
+    name_characters = 0
+    for scope in _split_scopes(values):
         name, actions = _parse_scope(scope)
         if not name:
             has_unknown_scopes = True
             continue
+        if name not in requested_actions:
+            name_characters += len(name)
         requested_actions[name] = requested_actions.get(name, Action.NONE) | actions
-        if len(requested_actions) > MAX_NAMES or sum(map(len, requested_actions)) > MAX_NAME_CHARACTERS:
+        if len(requested_actions) > MAX_NAMES or name_characters > MAX_NAME_CHARACTERS:
             raise RequestInvalid(
                 f"a token is for at most {MAX_NAMES} repositories, with at most {MAX_NAME_CHARACTERS} characters in "
                 "all their names together"
@@ -88,21 +101,29 @@ def format_scopes(granted: Mapping[str, Action]) -> str:
     )
 
 
+def _split_scopes(values: Iterable[str]) -> list[str]:
+    """Returns the scopes in the values of all `scope` parameters. Raises RequestInvalid for more than `MAX_SCOPES`."""
+    scopes: list[str] = []
+    for value in values:
+        scopes += value.split(maxsplit=MAX_SCOPES)
+        if len(scopes) > MAX_SCOPES:
+            raise RequestInvalid(f"a request for a token has at most {MAX_SCOPES} scopes; send fewer")
+    return scopes
+
+
 def _parse_scope(scope: str) -> tuple[str, Action]:
     """Returns the name and the actions in one scope. Leaves out unknown actions. Returns an empty name and no action if
     the scope is of an unknown kind, has no valid name, or has no known action."""
     kind, _, rest = scope.partition(":")
     name, _, action_list = rest.rpartition(":")
-    words = action_list.split(",")
+    words = frozenset(action_list.split(","))  # a set, because a scope can repeat the same action thousands of times
     if scope.startswith(f"{CATALOG}:"):
         return (CATALOG, Action.PULL) if _CATALOG_ACTIONS.intersection(words) else ("", Action.NONE)
     if not _REPOSITORY_KIND.fullmatch(kind):
         return "", Action.NONE
     actions = Action.NONE
-    for word in words:
-        actions |= {"pull": Action.PULL, "push": Action.PUSH, "delete": Action.DELETE, "*": CONTENT_ACTIONS}.get(
-            word, Action.NONE
-        )
+    for word in words & _ACTIONS.keys():
+        actions |= _ACTIONS[word]
     try:
         return (RepositoryName(name), actions) if actions else ("", Action.NONE)
     except NameInvalid:

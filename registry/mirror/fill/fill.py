@@ -12,20 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial as partial_function
 from typing import Final
 
-from registry.mirror.entitlement import BlobEntitlement
 from registry.mirror.fill.download import Download, NoReaders
-from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders, decode_failure, encode_failure
-from registry.mirror.fill.slots import ConnectionSlots, Demand, ImagePull
-from registry.mirror.freshness import NegativeCache
-from registry.mirror.observer import UNOBSERVED, MirrorObserver
+from registry.mirror.fill.fill_context import FillContext
+from registry.mirror.fill.retry import decode_failure, encode_failure
+from registry.mirror.fill.slots import Demand, ImagePull
 from registry.mirror.pass_through import PassThroughReader
-from registry.mirror.upstream_client import UnconfirmedBlobUnknown, UpstreamClient
+from registry.mirror.upstream_client import UnconfirmedBlobUnknown
 from registry.single_flight import cancel_and_wait, server_stopping_error, start_detached
 from storage.content import Descriptor, OpenFile
 from storage.errors import (
@@ -37,7 +34,7 @@ from storage.errors import (
     UpstreamUnavailable,
 )
 from storage.names import Digest, RepositoryName
-from storage.partials import Partial, Partials
+from storage.partials import Partial
 
 log = logging.getLogger("registry.mirror")
 
@@ -47,26 +44,6 @@ FOLLOWER_PAUSE_SECONDS: Final = 0.01
 """Time that a follower waits, after it could not replace the owner that has disappeared, before it tries again."""
 MAX_LOST_OWNERS: Final = 40
 """Largest number of owners that can disappear, one after another, before a follower gives up."""
-
-
-@dataclass(frozen=True)
-class FillContext:
-    """The objects that all fills of one mirror share. `partials`: the store of partial blobs. `slots`: limits the
-    connections to the upstream. `entitlement`: decides through which repositories a blob may be read. `negative_cache`:
-    says which blobs the upstream does not have. `bad_senders`: says which endpoints of the upstream sent corrupt bytes
-    for a blob. `to_upstream_name`: returns the name that a repository has at the upstream. `stall_timeout`: seconds
-    without new bytes after which a fill fails, once readers may have got its first bytes. `observer`: counts the
-    fills."""
-
-    upstream: UpstreamClient
-    partials: Partials
-    slots: ConnectionSlots
-    entitlement: BlobEntitlement
-    negative_cache: NegativeCache
-    bad_senders: BadSenders
-    to_upstream_name: Callable[[RepositoryName], RepositoryName]
-    stall_timeout: float = STALL_TIMEOUT_SECONDS
-    observer: MirrorObserver = UNOBSERVED
 
 
 class Fill:
@@ -358,7 +335,9 @@ class Fills:
         avoid = {*(avoided := await context.bad_senders.find_avoided(repo, digest)).ask_last, *avoided.refused}
         name, blob = context.to_upstream_name(repo), (digest, size)
         on_fetched = partial_function(context.observer.on_fetched, "blob")
-        return PassThroughReader(context.upstream, context.slots, name, blob, span, avoid, on_fetched)
+        return PassThroughReader(
+            *(context.upstream, context.slots, name, blob, span, avoid, context.pass_through_memory, on_fetched)
+        )
 
     def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
         """Returns the running fill of a blob if the fill's `repositories` include `repo`; otherwise None."""

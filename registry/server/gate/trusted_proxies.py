@@ -23,6 +23,9 @@ from registry.server.http1.response_head import Headers
 
 IpNetwork = IPv4Network | IPv6Network
 
+MAX_FORWARDED_ADDRESSES = 50
+"""How many addresses of X-Forwarded-For are read, from the last one back. Each proxy between the client and this server
+adds one. Parsing the thousands of addresses that fit into a request would block the event loop for 100 ms."""
 _MAX_CACHED_VALUES = 4096
 """Largest number of values of X-Forwarded-For that are cached, each with its client's address. Parsing a value is
 slow."""
@@ -79,10 +82,10 @@ class TrustedProxies:
 
     def _find_client(self, addresses: bytes) -> str | None:
         """Returns the last address in a value of X-Forwarded-For that does not belong to a trusted proxy; if all belong
-        to trusted proxies, the first address. Ignores a malformed address and all addresses before it. Returns None if
-        the last address is malformed or missing."""
+        to trusted proxies, the first of the `MAX_FORWARDED_ADDRESSES` last addresses. Ignores a malformed address and
+        all addresses before it. Returns None if the last address is malformed or missing."""
         client_address = None
-        for text in reversed(addresses.split(b",")):
+        for text in reversed(addresses.rsplit(b",", MAX_FORWARDED_ADDRESSES)[-MAX_FORWARDED_ADDRESSES:]):
             address = _parse_address(text.strip())
             if address is None:
                 break

@@ -3,14 +3,17 @@ API."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import partial
 from urllib.parse import quote
 
-from tests.system.hostile import large_store
+from storage.content import OCI_MANIFEST
+from tests.system.hostile import costly_bodies, large_store
 from tests.system.hostile.attack import KIB, Attack
 from tests.system.hostile.attack_requests import AttackAnswer
 from tests.system.hostile.attacked_site import AttackedSite
+from tests.system.hostile.attacks_manifests import REPO
 
 
 def _listed(target: str, login: str, site: AttackedSite) -> AttackAnswer:
@@ -47,6 +50,16 @@ def _grants(site: AttackedSite) -> AttackAnswer:
     pattern = f"{'a*' * 100}{site.fresh()}"
     body = {"subject": "everyone", "pattern": pattern, "actions": ["pull"]}
     return _posted("/api/v1/grants", json.dumps(body).encode(), "PUT", site)
+
+
+def _details_of_image(history: str, site: AttackedSite) -> AttackAnswer:
+    """Pushes an image whose config has this text as the command of three build steps, and requests its details."""
+    config = json.dumps({"author": str(site.number()), "history": [{"created_by": history}] * 3}).encode()
+    digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
+    site.ask("POST", f"/v2/{REPO}/blobs/uploads/?digest={digest}", body=config)
+    manifest = costly_bodies.manifest(config={**costly_bodies.CONFIG, "digest": digest, "size": len(config)})
+    site.ask("PUT", f"/v2/{REPO}/manifests/history", {"Content-Type": OCI_MANIFEST}, manifest)
+    return site.ask("GET", f"/api/v1/repositories/{REPO}/manifests/history/details", login="admin")
 
 
 _REFERRERS = "/v2/large/referrers/referrers/" + large_store.SUBJECT
@@ -110,6 +123,7 @@ ATTACKS = [
     Attack("referrers: 10 pages", "20,000", partial(_paged, _REFERRERS, "", 10)),
     Attack("api: 10 pages of audit", "200,000", partial(_paged, "/api/v1/audit?limit=1000", "admin", 10)),
     Attack("api: token with slow patterns", "50", _limits),
+    Attack("api: details of an image with a history of spaces", "4096", partial(_details_of_image, " " * 4095 + "x")),
     Attack("api: grant of a slow pattern", "255", _grants),
     Attack("api: users like a pattern", "", partial(_listed, f"/api/v1/users?after={quote('z' * 80)}", "admin")),
 ]

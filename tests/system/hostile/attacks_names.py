@@ -73,6 +73,8 @@ def _authorized(text: str, site: AttackedSite) -> AttackAnswer:
     return site.ask("GET", f"/v2/{REPO}/tags/list", {"Authorization": text})
 
 
+_SCOPE_FIELD = b"grant_type=password&scope="
+"""The beginning of a form for `/token`. Scopes follow."""
 _HEADER = {"alg": "HS256", "typ": "JWT", "kid": "0"}
 # By name: the limit that applies or the size, and the target of the request.
 _TARGETS: dict[str, tuple[str, str]] = {
@@ -146,6 +148,9 @@ ATTACKS = [
     Attack(
         "cookies: many", "31 KiB", partial(_headed, "/api/v1/me", {"Cookie": "; ".join("a=b" for _ in range(6000))})
     ),
+    Attack(
+        "cookies: escapes", "31 KiB", partial(_headed, "/api/v1/me", {"Cookie": 'a="%s"' % (r"\1" * (LINE // 2 - 100))})
+    ),
     Attack("cookies: quotes", "31 KiB", partial(_headed, "/api/v1/me", {"Cookie": 'a="' + "\\" * (LINE - 100)})),
     Attack("header: Host of dots", "31 KiB", lambda site: site.talk(_hosted("." * LINE))),
     Attack("header: Host of colons", "31 KiB", lambda site: site.talk(_hosted(":" * LINE))),
@@ -154,7 +159,17 @@ ATTACKS = [
     ),
     Attack("form: many fields", "64 KiB", partial(_token_form, b"a=%61&" * (64 * KIB // 6))),
     Attack("form: many names", "64 KiB", partial(_token_form, b"&".join(b"a%05d=" % n for n in range(8000)))),
-    Attack("form: many scopes", "64 KiB", partial(_token_form, b"grant_type=password&scope=" + b"a:b:c+" * 10_000)),
+    Attack("form: many scopes", "64 KiB", partial(_token_form, _SCOPE_FIELD + b"a:b:c+" * 10_000)),
+    Attack(
+        "form: one scope of commas", "64 KiB", partial(_token_form, _SCOPE_FIELD + b"repository:a:" + b"," * 65_000)
+    ),
+    Attack(
+        "form: many scopes for the same names",
+        "64 KiB",
+        partial(
+            _token_form, _SCOPE_FIELD + b"+".join(b"repository:a%d:pull" % (number % 99) for number in range(3000))
+        ),
+    ),
     Attack("form: too large", "16 MiB", partial(_token_form, b"a=" + b"b" * (16 << 20))),
     Attack("credentials: wrong passwords", "20", _passwords),
     Attack(

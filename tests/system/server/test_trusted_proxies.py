@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.client_addresses import network_of, plain_address
-from registry.server.gate.trusted_proxies import TrustedProxies
+from registry.server.gate.trusted_proxies import MAX_FORWARDED_ADDRESSES, TrustedProxies
+from tests.fakes.instruction_count import count_instructions
 from tests.system.server.app_process import AppProcess, read_response
 
 # Headers with which a client may try to forge its address.
@@ -154,6 +155,21 @@ def test_trusted_networks() -> None:
     assert not proxies.trusts("::ffff:11.1.2.3")
     assert not proxies.trusts("")
     assert not proxies.trusts("10.1.2.3, 10.1.2.3")
+
+
+@pytest.mark.parametrize("address", [b"10.1.1.1", b"fd00::1"])
+def test_cost_of_a_long_list_of_proxies_is_limited(address: bytes) -> None:
+    """Of X-Forwarded-For, only a limited number of addresses is read. A trusted peer that sends thousands of trusted
+    addresses does not block the event loop."""
+    proxies = TrustedProxies([ip_network("10.0.0.0/8"), ip_network("fd00::/8")])
+    totals = []
+    for count in (MAX_FORWARDED_ADDRESSES, 100 * MAX_FORWARDED_ADDRESSES):
+        scope: dict[str, Any] = {}
+        with count_instructions() as instructions:
+            proxies.apply(scope, [(b"x-forwarded-for", b",".join([address] * count))])
+        assert scope["client"][0] == address.decode()
+        totals.append(instructions.total)
+    assert totals[0] == totals[1]
 
 
 def test_addresses() -> None:

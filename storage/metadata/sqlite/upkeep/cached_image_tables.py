@@ -13,7 +13,8 @@ children and referrers.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository
 _INDEXES = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?"""
+_TAG = "SELECT 1 FROM tag WHERE manifest = ? LIMIT 1"
 _SUBJECT = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.digest = m.subject WHERE m.id = ?"""
 _DEPENDENTS = """
@@ -96,28 +98,36 @@ class Image:
     last_pulled: float
 
 
-def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Collection[int] = ()) -> Image | None:
+def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] = frozenset()) -> Image | None:
     """Returns the image whose root is `manifest`; None if the manifest belongs to another image, because a stored index
     lists it or its subject is stored. `excluded_manifests`: row ids of manifests that count as not stored."""
     row: Any = db.execute(_ROW, (manifest,)).get
     if row is None or manifest in excluded_manifests:
         return None
     repository, name, digest, subject = row
-    if not set(_column(db, _INDEXES, manifest)) <= set(excluded_manifests):
+    max_indexes = len(excluded_manifests) + 1  # if there are more indexes than excluded ones, one of them is stored
+    if any(index not in excluded_manifests for index in _indexes(db, manifest, max_indexes)):
         return None
-    if subject is not None and not set(_column(db, _SUBJECT, manifest)) <= set(excluded_manifests):
+    if subject is not None and any(row_id not in excluded_manifests for row_id in _column(db, _SUBJECT, manifest)):
         return None
-    family, removable = [manifest], [manifest]
-    for member in family:  # also visits the manifests that are appended during the loop
-        for dependent in _column(db, _DEPENDENTS, member):
+    # An index can have ten thousand children, and other changes wait for this transaction. So these are dictionaries,
+    # which keep the order and find a key without comparing it with all others.
+    family, removable = {manifest: None}, {manifest: None}
+    unvisited = deque(family)
+    while unvisited:
+        member = unvisited.popleft()
+        dependents = _column(db, _DEPENDENTS, member)
+        max_indexes += bool(dependents and member in removable)
+        for dependent in dependents:
             if dependent in family or dependent in excluded_manifests:
                 continue
-            family.append(dependent)
-            if member in removable and not _tags(db, dependent):
-                indexes = set(_column(db, _INDEXES, dependent))
-                if indexes <= {*removable, *excluded_manifests}:
-                    removable.append(dependent)
-    last_pulled = db.execute(_LAST_PULLED, (json.dumps(family),)).get
+            family[dependent] = None
+            unvisited.append(dependent)
+            if member in removable and db.execute(_TAG, (dependent,)).get is None:
+                indexes = _indexes(db, dependent, max_indexes)
+                if all(index in removable or index in excluded_manifests for index in indexes):
+                    removable[dependent] = None
+    last_pulled = db.execute(_LAST_PULLED, (json.dumps(list(family)),)).get
     return Image(
         manifest,
         repository,
@@ -245,6 +255,12 @@ def drop_unused_links(db: apsw.Connection, links: Sequence[tuple[int, int, Diges
         if needed is not None and needed <= before and not is_referenced(db, repository, digest):
             count += remove_link(db, repository, blob, digest, now)
     return count
+
+
+def _indexes(db: apsw.Connection, manifest: int, limit: int) -> list[int]:
+    """Returns the row ids of at most `limit` indexes that list the manifest."""
+    rows: list[Any] = db.execute(f"{_INDEXES} LIMIT ?2", (manifest, limit)).fetchall()
+    return [index for (index,) in rows]
 
 
 def _tags(db: apsw.Connection, manifest: int) -> list[Tag]:

@@ -2,7 +2,7 @@
 
 A manifest is *used* if it has a tag, if an index of its repository lists it, or if it is a referrer and its subject is
 in the repository. Its *dependents* are the manifests that it lists (its children), and its referrers. Each function
-reads with the given connection, and reads all rows of its statements. `manifest` is a row id.
+reads with the given connection, and leaves no statement open. `manifest` is a row id.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ WITH RECURSIVE tree (id) AS (
          JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest)
 SELECT max(p.last) FROM tree t JOIN manifest_pull p ON p.manifest = t.id WHERE p.pulls > 0"""
 """The time at which the manifest ?1, or a manifest that it lists directly or through other indexes, was last pulled."""
+_TAG: Final = 0
+"""Stands for a tag among the users of a manifest. No manifest has this row id."""
 _TAGS: Final = "SELECT name FROM tag WHERE manifest = ?1"
 _INDEXES: Final = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
@@ -61,15 +63,9 @@ def digests_without_tag_since(db: apsw.Connection, repository: int, since: float
     return {digest for (digest,) in _rows(db, _LOST_TAG, repository, since) if digest is not None}
 
 
-def is_used(
-    db: apsw.Connection, manifest: int, without: Collection[str] = (), unused: Collection[int] = frozenset()
-) -> bool:
-    """Returns whether the manifest is used. Ignores the tags `without`, and the manifests `unused`."""
-    return (
-        any(name not in without for (name,) in _rows(db, _TAGS, manifest))
-        or any(index not in unused for (index,) in _rows(db, _INDEXES, manifest))
-        or any(subject not in unused for (subject,) in _rows(db, _SUBJECT, manifest))
-    )
+def is_used(db: apsw.Connection, manifest: int) -> bool:
+    """Returns whether the manifest is used."""
+    return any(db.execute(f"{sql} LIMIT 1", (manifest,)).get is not None for sql in (_TAGS, _INDEXES, _SUBJECT))
 
 
 def dependents(db: apsw.Connection, manifest: int) -> list[tuple[int, Digest]]:
@@ -87,13 +83,35 @@ def add_unused(
     """Adds to `unused` each of the `roots` that would be unused without the tags `without` and the manifests in
     `unused`. Then adds, recursively, the dependents of the added manifests that would be unused as well. Stops when
     `unused` has `max_unused` manifests."""
+    # Each manifest that is still used waits for one of its users. So the users of a manifest are read only once,
+    # however many indexes list it.
+    users: dict[int, list[int]] = {}  # by manifest: its users that are not known to be unused
+    waiting: dict[int, list[int]] = {}  # by user: the manifests that wait until the user is unused
     pending = list(roots)
     while pending and len(unused) < max_unused:
         manifest = pending.pop()
-        # A manifest that several indexes list is checked again each time that one of these indexes is added.
-        if manifest not in unused and not is_used(db, manifest, without, unused):
-            unused.add(manifest)
-            pending += (row_id for row_id, _ in dependents(db, manifest))
+        if manifest in unused:
+            continue
+        if manifest not in users:
+            users[manifest] = _users(db, manifest, without)
+        remaining = users[manifest]
+        while remaining and remaining[-1] in unused:
+            remaining.pop()
+        if remaining:
+            waiting.setdefault(remaining[-1], []).append(manifest)
+            continue
+        unused.add(manifest)
+        pending += waiting.pop(manifest, ())
+        pending += (row_id for row_id, _ in dependents(db, manifest) if row_id not in users)
+
+
+def _users(db: apsw.Connection, manifest: int, without: Collection[str]) -> list[int]:
+    """Returns the row ids of the indexes that list the manifest, and of its subject. Returns a list with `_TAG` if the
+    manifest has a tag that is not in `without`."""
+    max_rows = len(without) + 1  # if there are more tags than in `without`, one of them is not in `without`
+    if any(name not in without for (name,) in _rows(db, f"{_TAGS} LIMIT ?2", manifest, max_rows)):
+        return [_TAG]
+    return [user for sql in (_INDEXES, _SUBJECT) for (user,) in _rows(db, sql, manifest)]
 
 
 def freed_bytes(db: apsw.Connection, manifests: Collection[int]) -> int:

@@ -10,10 +10,17 @@ from typing import Any
 
 import pytest
 
-from registry.mirror.pass_through import MAX_BUFFERED_BYTES, PassThroughReader
+from registry.memory_budget import MemoryBudget
+from registry.mirror.pass_through import (
+    CHUNK_BYTES,
+    MAX_BUFFERED_BYTES,
+    READER_BYTES,
+    PassThroughReader,
+    new_pass_through_memory,
+)
 from registry.mirror.upstream_client import BlobSink
 from storage.content import Span
-from storage.errors import DigestInvalid, StorageFull, UpstreamUnavailable
+from storage.errors import DigestInvalid, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.names import Digest, RepositoryName
 
 APP = RepositoryName("library/app")
@@ -57,11 +64,17 @@ class Slots:
         yield True
 
 
-def reader_of(sender: Sender, span: tuple[int, int] | None = None, expected: bytes | None = None) -> PassThroughReader:
+def reader_of(
+    sender: Sender,
+    span: tuple[int, int] | None = None,
+    expected: bytes | None = None,
+    memory: MemoryBudget | None = None,
+) -> PassThroughReader:
     content = sender.data if expected is None else expected
     digest = Digest(f"sha256:{hashlib.sha256(content).hexdigest()}")
     size = len(content)
-    return PassThroughReader(sender, Slots(), APP, (digest, size), span or (0, size), ())  # type: ignore[arg-type]
+    memory = memory or new_pass_through_memory()
+    return PassThroughReader(sender, Slots(), APP, (digest, size), span or (0, size), (), memory)  # type: ignore[arg-type]
 
 
 async def read(reader: PassThroughReader) -> bytes:
@@ -126,6 +139,69 @@ async def test_memory_for_a_slow_client_is_limited() -> None:
     assert len(await anext(chunks)) == 100_000
     await reader.aclose()
     assert sender.sent <= MAX_BUFFERED_BYTES + 2 * 100_000
+
+
+async def test_a_large_read_is_divided_into_chunks() -> None:
+    """The client gets no more than `CHUNK_BYTES` at once, although the upstream client receives more at once."""
+    reader = reader_of(Sender(bytes(5 * CHUNK_BYTES), 3 * CHUNK_BYTES))
+    await reader.start()
+    sizes = [len(chunk) async for chunk in reader]
+    await reader.aclose()
+    assert sum(sizes) == 5 * CHUNK_BYTES
+    assert max(sizes) == CHUNK_BYTES
+
+
+@pytest.mark.parametrize("size", [CHUNK_BYTES, 8 * MAX_BUFFERED_BYTES])
+async def test_memory_of_all_readers_is_limited(size: int) -> None:
+    """All readers of a worker share a budget. If it is used up, a further reader is refused. Each reader holds its
+    share until it is closed, also if its download has ended, because its client may not have received the bytes."""
+    share_bytes = min(2 * size, READER_BYTES)
+    memory = MemoryBudget(4 * share_bytes, "blobs", wait_seconds=0.05)  # large shares may use three quarters of it
+    readers = [reader_of(Sender(bytes(size), CHUNK_BYTES), memory=memory) for _ in range(5)]
+    for reader in readers[:3]:
+        await reader.start()
+    assert memory.used == 3 * share_bytes
+    with pytest.raises(TooManyRequests):
+        await readers[3].start()
+    await readers[3].aclose()
+    await readers[0].aclose()
+    await readers[4].start()
+    assert memory.used == 3 * share_bytes
+    for reader in readers:
+        await reader.aclose()
+    assert memory.used == 0
+
+
+async def test_slow_client_is_cut_off_while_another_reader_waits_for_memory() -> None:
+    """A reader whose client does not receive the bytes loses its memory to a reader that waits for memory. Its
+    iteration then ends with an error. The other reader gets all bytes."""
+    size = MAX_BUFFERED_BYTES
+    memory = MemoryBudget(READER_BYTES, "blobs", wait_seconds=30, slow_seconds=0.0)
+    slow, other = (reader_of(Sender(bytes(size), CHUNK_BYTES), memory=memory) for _ in range(2))
+    await slow.start()
+    chunks = aiter(slow)
+    assert len(await anext(chunks)) == CHUNK_BYTES
+    assert await read(other) == bytes(size)
+    with pytest.raises(TooManyRequests, match="too slowly"):
+        await anext(chunks)
+    await slow.aclose()
+    assert memory.used == 0
+
+
+async def test_client_that_receives_chunks_is_not_cut_off() -> None:
+    """A reader whose client has just received a chunk counts as fast, however long ago its download began."""
+    memory = MemoryBudget(READER_BYTES, "blobs", wait_seconds=0.5, slow_seconds=60)
+    reader = reader_of(Sender(bytes(8 * CHUNK_BYTES), CHUNK_BYTES), memory=memory)
+    await reader.start()
+    (share,) = memory._shares
+    share.held_since -= 1000
+    chunks = aiter(reader)
+    received = len(await anext(chunks)) + len(await anext(chunks))
+    with pytest.raises(TooManyRequests):
+        await memory.share().grow(READER_BYTES)
+    received += sum([len(chunk) async for chunk in chunks])
+    await reader.aclose()
+    assert received == 8 * CHUNK_BYTES
 
 
 async def test_a_blob_that_is_passed_through_cannot_be_waited_for() -> None:

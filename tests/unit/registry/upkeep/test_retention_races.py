@@ -91,6 +91,7 @@ async def test_an_image_with_a_tag_is_complete(tmp_path: Path) -> None:
         open_registry(tmp_path, grace=0, clock=clock) as first,
         open_registry(tmp_path, grace=0, clock=clock) as second,
     ):
+        await push_image(first, APP, "first")  # makes the repository, so that the loop below can list its tags
         clients = [Client((first, second)[number % 2], number, clock) for number in range(CLIENT_COUNT)]
         pushing = asyncio.gather(*(client.run() for client in clients))
         deleted = 0

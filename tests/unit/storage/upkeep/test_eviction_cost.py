@@ -1,26 +1,31 @@
-"""The cost of the search for unused blobs of mirrored repositories. It depends on the length of the collect queue (the
-blobs that may have become unused), not on the size of the store."""
+"""The cost of the search for unused blobs and images of mirrored repositories."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from storage.composition import prepare_data_dir
 from storage.data_dir.layout import Layout
 from storage.metadata.sqlite.database import connect
-from storage.metadata.sqlite.upkeep.cached_image_tables import unused_links
+from storage.metadata.sqlite.upkeep.cached_image_tables import find_image, unused_links
 from storage.names import Digest
+from tests.fakes.read_rows import record_rows
 
 REPOSITORIES = 200
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+ADD_MANIFEST = """
+INSERT INTO manifest (repository, digest, media_type, size, pushed, body) VALUES (?, ?, ?, 1, 0, x'00') RETURNING id"""
 
 
 @pytest.mark.parametrize("links", [10, 1000])
 def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None:
-    """The search takes fewer than 200 steps of SQLite's virtual machine, however many links and repositories there
-    are."""
+    """The search for unused blobs reads the collect queue, which lists the blobs that may have become unused. So it
+    takes fewer than 200 steps of SQLite's virtual machine, however many links and repositories there are."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -45,3 +50,72 @@ def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None
     db.trace_v2(0)
     assert max(steps) < 200
     db.close()
+
+
+class CountedRowID(int):
+    """A row id that counts how often it is compared or hashed."""
+
+    operations = 0
+
+    def __eq__(self, other: object) -> bool:
+        CountedRowID.operations += 1
+        return int(self) == other
+
+    def __hash__(self) -> int:
+        CountedRowID.operations += 1
+        return hash(int(self))
+
+
+def add_image(db: apsw.Connection, number: int, children: int) -> int:
+    """Adds a repository with an index that has this number of children. Returns the row id of the index."""
+    db.execute("INSERT INTO repository (id, name, created) VALUES (?, ?, 0)", (number, f"h/{number}"))
+    index: int = db.execute(ADD_MANIFEST, (number, f"sha256:{0:064x}", INDEX)).get
+    for child in range(1, children + 1):
+        digest = f"sha256:{child:064x}"
+        db.execute(ADD_MANIFEST, (number, digest, MANIFEST))
+        child_row = (number, digest, index)
+        db.execute("INSERT INTO manifest_child (repository, digest, manifest) VALUES (?, ?, ?)", child_row)
+    return index
+
+
+def test_other_indexes_with_the_same_children_are_not_all_read(tmp_path: Path) -> None:
+    """Children that another index lists, too, are not removable. To find that out, the search does not read all indexes
+    that list a child."""
+    prepare_data_dir(tmp_path)
+    db = connect(Layout(tmp_path).metadata)
+    with db:
+        index = add_image(db, 1, children=10)
+        for other in range(1, 41):
+            row_id = db.execute(ADD_MANIFEST, (1, f"sha256:{1000 + other:064x}", INDEX)).get
+            db.execute(
+                "INSERT INTO manifest_child (repository, digest, manifest) "
+                "SELECT 1, digest, ? FROM manifest_child WHERE manifest = ?",
+                (row_id, index),
+            )
+    read_rows = record_rows(db)
+    image = find_image(db, index)
+    assert image is not None
+    assert (len(image.family), image.removable) == (11, (index,))
+    assert len(read_rows) <= 3 * 10 + 5
+    db.close()
+
+
+def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) -> None:
+    """To find an image whose index has ten times as many children takes at most ten times as many operations. It runs
+    in a transaction for which other changes wait."""
+    prepare_data_dir(tmp_path)
+    db = connect(Layout(tmp_path).metadata)
+    with db:
+        indexes = [add_image(db, number, children) for number, children in enumerate((50, 500), 1)]
+    db.row_trace = lambda _, row: tuple(CountedRowID(value) if isinstance(value, int) else value for value in row)
+    operations, sizes = list[int](), list[int]()
+    for index in indexes:
+        before = CountedRowID.operations
+        image = find_image(db, index, frozenset(range(10**6, 10**6 + 50)))
+        assert image is not None
+        assert image.family == image.removable
+        operations.append(CountedRowID.operations - before)
+        sizes.append(len(image.family))
+    db.close()
+    assert sizes == [51, 501]
+    assert operations[1] <= 11 * operations[0]

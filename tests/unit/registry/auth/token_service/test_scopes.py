@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from registry.auth.rights.principal import CATALOG
-from registry.auth.token_service.scopes import CONTENT_ACTIONS, MAX_NAMES, format_scopes, parse_scopes
+from registry.auth.token_service.scopes import CONTENT_ACTIONS, MAX_NAMES, MAX_SCOPES, format_scopes, parse_scopes
 from registry.request import RequestInvalid
 from storage.access import Action
+from tests.fakes.instruction_count import count_instructions
 
 PULL, PUSH, DELETE = Action.PULL, Action.PUSH, Action.DELETE
 
@@ -82,6 +83,28 @@ def test_a_request_has_a_largest_number_of_names() -> None:
         parse_scopes([f"repository:a{n}:pull" for n in range(MAX_NAMES + 1)])
     with pytest.raises(RequestInvalid):
         parse_scopes([f"repository:{'a' * 200}{n}:pull" for n in range(60)])
+
+
+def test_a_request_has_a_largest_number_of_scopes() -> None:
+    """A request may have a limited number of scopes. Repeated and unknown scopes count, too, in one parameter and in
+    several."""
+    for scope in ("repository:app:pull", "user:alice:pull"):
+        parse_scopes([" ".join([scope] * MAX_SCOPES)])
+        for values in ([" ".join([scope] * (MAX_SCOPES + 1))], [scope] * (MAX_SCOPES + 1)):
+            with pytest.raises(RequestInvalid, match=f"at most {MAX_SCOPES} scopes"):
+                parse_scopes(values)
+
+
+@pytest.mark.parametrize("word", ["", "pull", "dance"])
+def test_cost_of_a_scope_does_not_depend_on_its_number_of_words(word: str) -> None:
+    """A scope that repeats an action, or has many commas, costs as much as a short one. Otherwise one form of 64 KiB
+    would block the event loop for more than 100 ms."""
+    totals = []
+    for words in (2, 20_000):
+        with count_instructions() as count:
+            parse_scopes([f"repository:app:{','.join([word] * words)}"])
+        totals.append(count.total)
+    assert totals[0] == totals[1]
 
 
 def test_scopes_are_written() -> None:

@@ -1,0 +1,37 @@
+"""The objects that all fills of one mirror share (`FillContext`). A *fill* is the work of one process to get a blob."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from registry.memory_budget import MemoryBudget
+from registry.mirror.entitlement import BlobEntitlement
+from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders
+from registry.mirror.fill.slots import ConnectionSlots
+from registry.mirror.freshness import NegativeCache
+from registry.mirror.observer import UNOBSERVED, MirrorObserver
+from registry.mirror.upstream_client import UpstreamClient
+from storage.names import RepositoryName
+from storage.partials import Partials
+
+
+@dataclass(frozen=True)
+class FillContext:
+    """The objects that all fills of one mirror share. `partials`: the store of partial blobs. `slots`: limits the
+    connections to the upstream. `entitlement`: decides through which repositories a blob may be read. `negative_cache`:
+    says which blobs the upstream does not have. `bad_senders`: says which endpoints of the upstream sent corrupt bytes
+    for a blob. `to_upstream_name`: returns the name that a repository has at the upstream. `pass_through_memory`: the
+    worker's budget for blobs that are sent to clients without being stored. `stall_timeout`: seconds without new bytes
+    after which a fill fails, once readers may have got its first bytes. `observer`: counts the fills."""
+
+    upstream: UpstreamClient
+    partials: Partials
+    slots: ConnectionSlots
+    entitlement: BlobEntitlement
+    negative_cache: NegativeCache
+    bad_senders: BadSenders
+    to_upstream_name: Callable[[RepositoryName], RepositoryName]
+    pass_through_memory: MemoryBudget
+    stall_timeout: float = STALL_TIMEOUT_SECONDS
+    observer: MirrorObserver = UNOBSERVED
