@@ -23,6 +23,7 @@ from registry.admin import (
     metrics_route,
     token_endpoint,
 )
+from registry.admin.cookies import separate_cookies
 from registry.admin.middleware import SecurityHeaders, add_error_handlers
 from registry.admin.store_metrics import StoreMetrics
 from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
@@ -185,6 +186,7 @@ class Entrepot(FastAPI):
         elif is_distribution(raw_path(scope)):
             await self.service.distribution(scope, receive, send)
         else:
+            separate_cookies(scope)
             async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
 
