@@ -7,9 +7,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from registry.admin import models
+from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_router import management_router
@@ -72,10 +73,8 @@ class QuotaResponse(BaseModel):
         )
 
 
-class EvictionRequest(BaseModel):
+class EvictionRequest(BodyModel):
     """What to evict."""
-
-    model_config = ConfigDict(extra="forbid")
 
     to: Annotated[
         int | None, Field(ge=0, description="Bytes that the cache may have afterwards. Default: settings")

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Self
 
 from fastapi import Header, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from registry.admin import models
+from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AdminCaller, Caller, LoggedInCaller
 from registry.admin.event_stream import EVENT_STREAM_TYPE, EventStream
 from registry.admin.management_route import AfterQuery, LimitQuery
@@ -94,11 +95,9 @@ class DeliveryResponse(BaseModel):
         )
 
 
-class RetryBody(BaseModel):
+class RetryBody(BodyModel):
     """Which dead letters to send again. With `webhook`: those of this webhook. With `event`: those of this event. With
     both: that of this webhook and event. With neither: all."""
-
-    model_config = ConfigDict(extra="forbid")
 
     webhook: str | None = Field(default=None, max_length=64)
     event: int | None = Field(default=None, ge=1, le=2**63 - 1)

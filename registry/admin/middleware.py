@@ -23,6 +23,12 @@ from storage.errors import RangeInvalid, RegistryError, StorageFailed, TooManyOp
 
 log = logging.getLogger("registry.management")
 
+MAX_LISTED_ERRORS: Final = 20
+"""Largest number of invalid fields that a response lists."""
+MAX_ERROR_CHARACTERS: Final = 300
+"""Largest number of characters of the name of a field, or of the reason, in a list of invalid fields. A client can send
+a name of any length."""
+
 
 def _error_response(status: int, code: str, message: str, detail: object = None) -> Response:
     """Returns a JSON response in the format of the OCI distribution spec."""
@@ -37,6 +43,7 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
     codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
     response = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
     response.headers.update(error.headers or {})
+    _release(error)
     return response
 
 
@@ -56,15 +63,35 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
         # message of TooManyOpenFiles is sufficient, too, although it is a storage failure.
         needs_traceback = isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles)
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
+    else:
+        _release(error)
     return response
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
-    """Answers 422 and lists the invalid fields with the reasons. Does not show the values, because they may be
+    """Answers 422 and lists the first invalid fields with the reasons. Does not show the values, because they may be
     passwords."""
     assert isinstance(error, RequestValidationError)
-    invalid_fields = [{"where": ".".join(map(str, part["loc"])), "message": part["msg"]} for part in error.errors()]
+    invalid_fields = [
+        {"where": _shortened(".".join(map(str, part["loc"]))), "message": _shortened(str(part["msg"]))}
+        for part in error.errors()[:MAX_LISTED_ERRORS]
+    ]
+    # Each description of an invalid field refers to the field's value.
+    vars(error).clear()
+    error.args = ()
+    _release(error)
     return _error_response(422, "UNSUPPORTED", "the request is not valid", invalid_fields)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"
+
+
+def _release(error: Exception) -> None:
+    """Makes an error that was answered refer to no other object. Starlette keeps the error until the client has
+    received the response, and the frames of its traceback refer to the request's body in all its forms. A client that
+    does not read would make the registry keep them in memory."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
 async def _on_unexpected_exception(_: Request, error: Exception) -> Response:
