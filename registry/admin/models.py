@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from registry.admin.body_limits import BodyModel, FailFastList
 from registry.auth.administration import parse_actions, parse_pattern
@@ -23,6 +23,8 @@ ModelT = TypeVar("ModelT")
 StoredT = TypeVar("StoredT")
 ActionWord = Literal["pull", "push", "delete", "admin"]
 NoteText = Annotated[str, Field(description="A remark for people, in one line", max_length=200, examples=["on call"])]
+UtcTime = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
+"""A time that a client sends. A time without a zone is in UTC."""
 NameText = Annotated[
     str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64 of them", examples=["alice"])
 ]

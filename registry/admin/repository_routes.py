@@ -38,6 +38,7 @@ from registry.browse.models import (
     TagRowPage,
 )
 from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
+from registry.http.query import MAX_NUMBER
 from storage.names import Digest, Reference, Tag, as_reference
 from storage.tag_listing import MAX_PAGE_TAGS, TagOrder, TagQuery
 from storage.tag_removal import MAX_REMOVED_TAGS
@@ -229,7 +230,10 @@ class NewDescription(BodyModel):
 
     text: str = Field(description="Markdown, up to 256 KiB; empty: removes the description", examples=["# Our app"])
     revision: int | None = Field(
-        default=None, ge=0, description="The revision on which your text is based; 412 if there is a newer one"
+        default=None,
+        ge=0,
+        le=MAX_NUMBER,
+        description="The revision on which your text is based; 412 if there is a newer one",
     )
 
 

@@ -15,6 +15,7 @@ from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_route import LimitQuery
 from registry.admin.management_router import management_router
+from registry.http.query import MAX_NUMBER
 from registry.upkeep.scrub_job import scrub_arguments
 from storage.blobs.blob_store import QuarantinedBytes
 from storage.damage import DamagedBlob, DamagedManifest, ScrubRound
@@ -34,7 +35,9 @@ router = management_router()
 class ScrubRequest(BodyModel):
     """How to scrub."""
 
-    rate: int | None = Field(default=None, gt=0, description="Bytes per second; null: the rate in the settings")
+    rate: int | None = Field(
+        default=None, gt=0, le=MAX_NUMBER, description="Bytes per second; null: the rate in the settings"
+    )
     keep_going: bool = Field(default=False, description="Go on after twenty damaged blobs in a row")
 
 

@@ -20,6 +20,7 @@ from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
 from registry.admin.repository_body_routes import PushRoute
 from registry.admin.repository_rights import pushable_repository, readable_repository
+from registry.http.query import parse_number
 from registry.request import RequestInvalid
 from storage.access import Action
 from storage.names import Digest, RepositoryName, Tag, as_reference
@@ -109,7 +110,7 @@ class TagRestoreRequest(BodyModel):
     before its last change. `force` is for admins."""
 
     to: str | None = Field(default=None, description="The digest of a manifest", max_length=200)
-    at: datetime | None = None
+    at: models.UtcTime | None = None
     force: bool = Field(default=False, description="Move the tag even if it is immutable")
 
 
@@ -189,11 +190,7 @@ def _check_force(caller: Caller, force: bool) -> None:
 
 def _entry_id_or_none(after: str | None) -> int | None:
     """Returns the id in the query parameter `after`. Raises RequestInvalid if it is not the id of an entry."""
-    if after is None:
-        return None
-    if not after.isascii() or not after.isdigit() or len(after) > 18:
-        raise RequestInvalid(f"{after!r} is not the `next` of a page of the history")
-    return int(after)
+    return None if after is None else parse_number(after, f"{after!r} is not the `next` of a page of the history")
 
 
 router.routes.extend(_changes.routes)
