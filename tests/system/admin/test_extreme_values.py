@@ -52,7 +52,7 @@ def targets_of(method: str, path: str) -> Iterator[str]:
     for parameter in parameters:
         for text in EXTREME_TEXTS:
             values = {**usual, parameter["name"]: text.encode("utf-8", "surrogatepass")}
-            target = re.sub(r"\{(\w+)\}", lambda found: quote(values[found[1]], safe=""), path)
+            target = path.format_map({name: quote(value, safe="") for name, value in values.items()})
             yield f"{target}?{urlencode({name: values[name] for name in in_query & values.keys()})}"
 
 
