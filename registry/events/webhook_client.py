@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import ssl
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,7 @@ from registry.config.event_settings import Webhook
 from registry.events.attempts import Attempt, Outcome
 from registry.events.envelopes import ENVELOPES
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach
+from registry.upstream.request_limits import NoCookies
 from registry.upstream.transport import CheckedTransport, Resolver, TrustStore
 from storage.errors import RegistryError, UpstreamUnavailable
 from storage.outbox import Event
@@ -114,7 +114,7 @@ class WebhookClient:
             timeout=None,  # `send` limits the whole attempt
             follow_redirects=False,
             trust_env=False,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # stores no cookies
+            cookies=NoCookies(),
             headers={"user-agent": f"entrepot/{__version__}"},
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
 
@@ -16,7 +15,7 @@ from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
-from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES
+from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES, NoCookies
 from registry.upstream.transport import CheckedTransport, OutboundProxies, Resolver, TrustStore
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
@@ -208,7 +207,7 @@ class ApiClient:
                     timeout=self._timeout,
                     limits=limits,
                     headers=COMMON_HEADERS,
-                    cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # stores no cookies
+                    cookies=NoCookies(),
                     event_hooks={"response": [_move_location]},
                 )
         return self._clients[proxy, reach]

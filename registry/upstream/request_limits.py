@@ -1,5 +1,5 @@
-"""Limits of requests to upstreams: time (`time_limit`), size (constants), and concurrent requests for one key
-(`KeyedSemaphore`)."""
+"""Limits of requests to upstreams: time (`time_limit`), size (constants), concurrent requests for one key
+(`KeyedSemaphore`), and cookies (`NoCookies`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http.cookiejar import CookieJar
 from typing import Any
 
 from registry import __version__
@@ -21,6 +22,15 @@ includes getting a token, and trying all endpoints (URLs) of the upstream. docke
 COMMON_HEADERS = {"User-Agent": f"entrepot/{__version__}", "Accept-Encoding": "identity"}
 """Headers of every request to an upstream. `identity` asks for uncompressed bodies, because the bytes of a compressed
 body would not match the digest of the content."""
+
+
+class NoCookies(CookieJar):
+    """The cookies of an HTTP client that ignores the cookies in responses. It does not parse them either: the standard
+    library needs quadratic time for a Set-Cookie2 header, so 90 KB from a server would block the event loop for 190
+    ms."""
+
+    def extract_cookies(self, response: object, request: object) -> None:
+        """Does nothing."""
 
 
 @asynccontextmanager

@@ -133,3 +133,5 @@ def test_cookies_are_read_in_linear_time() -> None:
         return is_attribute_read or "http.cookies" in imports(path) or bool(parameters & {"Cookie", "fastapi.Cookie"})
 
     assert offenders(reads_cookies) == []
+    with_cookie_jars = offenders(lambda path, _: "http.cookiejar" in imports(path))
+    assert with_cookie_jars == ["registry/upstream/request_limits.py"]  # `NoCookies`, which parses nothing

@@ -11,6 +11,7 @@ from fastapi import Request
 from registry.admin.cookies import cookie_value, separate_cookies
 from registry.app import create_app
 from registry.config import Settings
+from registry.upstream.request_limits import NoCookies
 from storage.memory_registry import MemoryRegistry
 
 
@@ -73,3 +74,14 @@ async def test_fastapi_gets_no_cookies(tmp_path: Path, registry: MemoryRegistry)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://registry.test") as client:
         answer = await client.get("/cookies", headers={"cookie": "a=1; b=2"})
     assert answer.json() == {"parsed": {}, "header": None, "a": "1"}
+
+
+async def test_cookies_of_other_servers_are_not_parsed() -> None:
+    """The clients for upstreams and webhooks do not look at the cookies in a response: the client gets a response whose
+    cookies cannot be parsed, and works."""
+    NoCookies().extract_cookies(object(), object())
+    headers = [("set-cookie", "a=1"), ("set-cookie2", "," * 1000)]
+    transport = httpx2.MockTransport(lambda _: httpx2.Response(200, headers=headers))
+    async with httpx2.AsyncClient(transport=transport, cookies=NoCookies()) as client:
+        assert (await client.get("http://registry.test/")).status_code == 200
+        assert not client.cookies
