@@ -24,7 +24,8 @@ from registry.admin import (
     metrics_route,
     token_endpoint,
 )
-from registry.admin.middleware import CookieFilter, SecurityHeaders, add_error_handlers
+from registry.admin.cookies import separate_cookies
+from registry.admin.middleware import SecurityHeaders, add_error_handlers
 from registry.admin.store_metrics import StoreMetrics
 from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
 from registry.background_work import BackgroundWork
@@ -121,7 +122,7 @@ class Entrepot(FastAPI):
         """The objects that make the web pages; None: this registry has no web pages."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2: AsgiApp = SecurityHeaders(  # around FastAPI's own `__call__`
-            RateLimitedApp(CookieFilter(super().__call__), factory.rate_limit, self._refuse),
+            RateLimitedApp(super().__call__, factory.rate_limit, self._refuse),
             https=tls.certificate is not None or public_url.startswith("https:"),
         )
 
@@ -186,6 +187,7 @@ class Entrepot(FastAPI):
         elif is_distribution(raw_path(scope)):
             await self.service.distribution(scope, receive, send)
         else:
+            separate_cookies(scope)
             async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
 

@@ -3,7 +3,6 @@ document."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import Query
@@ -25,9 +24,9 @@ async def list_audit(
     target: Annotated[str | None, Query(max_length=400, examples=["team/app"])] = None,
     outcome: Literal["ok", "denied", "failed"] | None = None,
     since: Annotated[
-        datetime | None, Query(description="Only entries since this time", examples=["2026-11-01T00:00:00Z"])
+        models.UtcTime | None, Query(description="Only entries since this time", examples=["2026-11-01T00:00:00Z"])
     ] = None,
-    until: Annotated[datetime | None, Query(description="Only entries before this time")] = None,
+    until: Annotated[models.UtcTime | None, Query(description="Only entries before this time")] = None,
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[models.AuditEntryResponse]:
@@ -38,15 +37,10 @@ async def list_audit(
         action=action,
         target=target,
         outcome=outcome,
-        since=None if since is None else _seconds(since),
-        until=None if until is None else _seconds(until),
+        since=None if since is None else since.timestamp(),
+        until=None if until is None else until.timestamp(),
         before=after,  # the newest entry comes first, so the next page has the older ones
     )
     return models.list_page(
         await caller.accounts.scan_audit(query, limit), models.AuditEntryResponse.from_stored, lambda entry: entry.id
     )
-
-
-def _seconds(moment: datetime) -> float:
-    """Returns a time in seconds since 1970. A time without a zone is in UTC, as on the page Activity."""
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

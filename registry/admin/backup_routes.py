@@ -14,6 +14,7 @@ from typing import Self
 from pydantic import BaseModel, Field
 
 from registry.admin import models
+from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AdminCaller, Caller
 from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_router import management_router
@@ -50,7 +51,7 @@ class BackupResponse(BaseModel):
         )
 
 
-class NewBackup(BaseModel):
+class NewBackup(BodyModel):
     """How a backup is made."""
 
     verify: bool = Field(default=False, description="Read all blobs of the backup and compare their digests")

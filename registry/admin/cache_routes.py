@@ -7,12 +7,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from registry.admin import models
+from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_router import management_router
+from registry.http.query import MAX_NUMBER
 from registry.upkeep.eviction import EVICTION_KIND, CachePart, check_upstream, eviction_arguments
 from registry.upkeep.eviction import read_cache_status as read_parts
 from storage.usage import ScopeUse
@@ -72,13 +74,12 @@ class QuotaResponse(BaseModel):
         )
 
 
-class EvictionRequest(BaseModel):
+class EvictionRequest(BodyModel):
     """What to evict."""
 
-    model_config = ConfigDict(extra="forbid")
-
     to: Annotated[
-        int | None, Field(ge=0, description="Bytes that the cache may have afterwards. Default: settings")
+        int | None,
+        Field(ge=0, le=MAX_NUMBER, description="Bytes that the cache may have afterwards. Default: settings"),
     ] = None
     upstream: Annotated[str | None, Field(max_length=255, description="Only images of this upstream")] = None
     dry_run: Annotated[bool, Field(description="Only list in the job's result what would be evicted")] = False

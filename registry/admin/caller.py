@@ -38,6 +38,8 @@ from storage.names import RepositoryName
 
 _PROXY_HEADERS: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 """Headers that proxies add to the requests that they forward."""
+_CALLER_KEY: Final = "entrepot.caller"
+"""The key of the identified caller in the ASGI scope of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,12 @@ async def identify_caller(
 
     Ignores the browser's session cookie if the request has an Authorization header. Raises Unauthorized for wrong
     credentials, TooManyRequests after too many failed logins, Denied for a request that a page of another site may have
-    caused (`registry.http.cross_site`), and HTTPException (403) if such a page uses the session cookie for a change."""
+    caused (`registry.http.cross_site`), and HTTPException (403) if such a page uses the session cookie for a change.
+
+    A second call for the same request returns the same caller, and does not check the credentials again."""
+    known_caller: Caller | None = request.scope.get(_CALLER_KEY)
+    if known_caller is not None:
+        return known_caller
     management: ManagementComponents = request.app.service.access.management
     management.cross_site.check(request.scope)
     actor = unauthenticated_actor(request.scope)
@@ -144,7 +151,8 @@ async def identify_caller(
     if session_cookie is not None:
         cookies.check_same_origin()
     principal = await management.authenticator.authenticate(request.scope["headers"], actor, session_cookie)
-    return make_caller(request, principal)
+    caller = request.scope[_CALLER_KEY] = make_caller(request, principal)
+    return caller
 
 
 def make_caller(request: Request, principal: Principal) -> Caller:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from registry.admin import models
+from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_router import management_router
@@ -15,7 +15,7 @@ from storage.upkeep.collection_job import GC
 router = management_router()
 
 
-class CollectionRequest(models.BodyModel):
+class CollectionRequest(BodyModel):
     """A garbage collection to start."""
 
     dry_run: bool = Field(default=False, description="Remove nothing, and list what a collection would remove")
@@ -26,7 +26,7 @@ class CollectionRequest(models.BodyModel):
     )
 
 
-class CheckRequest(models.BodyModel):
+class CheckRequest(BodyModel):
     """A check of the store to start."""
 
     repair: bool = Field(default=False, description="Mend what can be mended without losing anything")

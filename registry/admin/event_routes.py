@@ -8,14 +8,15 @@ from typing import Annotated, Any, Self
 
 from fastapi import Header, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from registry.admin import models
+from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AdminCaller, Caller, LoggedInCaller
 from registry.admin.event_stream import EVENT_STREAM_TYPE, EventStream
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
-from registry.request import RequestInvalid
+from registry.http.query import MAX_NUMBER, parse_number
 from storage.access import Action
 from storage.errors import Unsupported
 from storage.outbox import Delivery, Event, EventAction, NewEvent
@@ -94,14 +95,12 @@ class DeliveryResponse(BaseModel):
         )
 
 
-class RetryBody(BaseModel):
+class RetryBody(BodyModel):
     """Which dead letters to send again. With `webhook`: the dead letters of this webhook. With `event`: the dead
     letters of this event. With both: the dead letter of this event for this webhook. With neither: all dead letters."""
 
-    model_config = ConfigDict(extra="forbid")
-
     webhook: str | None = Field(default=None, max_length=64)
-    event: int | None = Field(default=None, ge=1, le=2**63 - 1)
+    event: int | None = Field(default=None, ge=1, le=MAX_NUMBER)
 
 
 class RetryResponse(BaseModel):
@@ -229,8 +228,4 @@ async def _read_page(
 
 def _number_or_none(text: str | None) -> int | None:
     """Returns the number of an event in a query parameter or header. Raises RequestInvalid if it is not a number."""
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise RequestInvalid("this is not the number of an event")
-    return int(text)
+    return None if text is None else parse_number(text, "this is not the number of an event")

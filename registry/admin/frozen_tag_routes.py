@@ -12,6 +12,7 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
+from registry.admin.body_limits import BodyModel
 from registry.admin.caller import Caller, LoggedInCaller
 from registry.admin.management_route import LimitQuery
 from registry.admin.management_router import management_router
@@ -56,7 +57,7 @@ class FrozenTagResponse(BaseModel):
         )
 
 
-class TagToFreeze(models.BodyModel):
+class TagToFreeze(BodyModel):
     """A tag, and optionally the digest at which it is to be frozen."""
 
     reference: str = Field(

@@ -9,15 +9,15 @@ from typing import Annotated
 
 from pydantic import Field
 
+from registry.admin.body_limits import BodyModel, FailFastList
 from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_router import management_router
-from registry.admin.models import BodyModel
 from storage.imports import ImportInvalid
 
 router = management_router()
 Patterns = Annotated[
-    list[Annotated[str, Field(max_length=255)]],
+    FailFastList[Annotated[str, Field(max_length=255)]],
     Field(max_length=1000, description="Patterns of repository names", examples=[["team/**"]]),
 ]
 
@@ -49,7 +49,7 @@ class RemoteImportBody(BodyModel):
         examples=["https://old.example.com"],
     )
     jobs: int = Field(default=4, ge=1, le=32, description="How many images are copied at a time")
-    repositories: list[Annotated[str, Field(max_length=255)]] | None = Field(
+    repositories: FailFastList[Annotated[str, Field(max_length=255)]] | None = Field(
         default=None, max_length=10_000, description="Names of the repositories; null: all that the registry lists"
     )
     include: Patterns = Field(default=[])

@@ -7,17 +7,19 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from fastapi import Query
+from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.caller import AdminCaller, Caller
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
-from registry.request import RequestInvalid
+from registry.http.query import MAX_NUMBER, parse_number
 from storage.jobs import JSON, Job
 
 router = management_router()
+PathJob = Annotated[int, Path(ge=0, le=MAX_NUMBER)]
+"""The id of a job in the path."""
 
 
 class JobResponse(BaseModel):
@@ -81,13 +83,13 @@ async def list_jobs(
 
 
 @router.get("/jobs/{job}", tags=["jobs"])
-async def show_job(caller: AdminCaller, job: int) -> JobResponse:
+async def show_job(caller: AdminCaller, job: PathJob) -> JobResponse:
     """Returns one job with its progress."""
     return JobResponse.from_stored(await caller.upkeep.store.jobs.job(job))
 
 
 @router.post("/jobs/{job}/stop", tags=["jobs"], status_code=202)
-async def stop_job(caller: AdminCaller, job: int) -> JobResponse:
+async def stop_job(caller: AdminCaller, job: PathJob) -> JobResponse:
     """Asks the process that runs the job to stop it. What the job has done stays. A job that has ended stays as it
     is."""
     return JobResponse.from_stored(await caller.upkeep.store.jobs.request_stop(job))
@@ -95,8 +97,4 @@ async def stop_job(caller: AdminCaller, job: int) -> JobResponse:
 
 def _job_id_or_none(after: str | None) -> int | None:
     """Returns the id in the query parameter `after`. Raises RequestInvalid if it is not a number."""
-    if after is None:
-        return None
-    if not after.isascii() or not after.isdigit():
-        raise RequestInvalid(f"{after!r} is not the `next` of a page of jobs")
-    return int(after)
+    return None if after is None else parse_number(after, f"{after!r} is not the `next` of a page of jobs")

@@ -105,8 +105,7 @@ _ROUTE_MODULES: Final = (
 
 def management_routes() -> list[BaseRoute]:
     """Returns the routes of the management API."""
-    routers = (*(module.router for module in _ROUTE_MODULES), repository_routes.large_router)
-    return [route for router in routers for route in router.routes]
+    return [route for module in _ROUTE_MODULES for route in module.router.routes]
 
 
 def management_components(

@@ -19,15 +19,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from registry.admin.body_limits import MAX_BODY_BYTES, BoundedRequest, too_long
+from registry.admin.caller import identify_caller, require_login
 from registry.admin.cookies import SAFE_METHODS
-from registry.asgi import Message, Receive, raw_path
+from registry.asgi import raw_path
 from registry.http.query import check_parameter_count
 from storage.access import AccountName
 from storage.content import Actor
 from storage.errors import Denied, RegistryError
 
-MAX_BODY_BYTES: Final = 64 * 1024
-"""Maximum size of a request body in bytes."""
 _MAX_TARGET_CHARACTERS: Final = 200
 """Maximum length of a path in the audit log; the rest is cut off."""
 AfterQuery = Annotated[str | None, Query(description="The field `next` of the previous page", max_length=80)]
@@ -56,6 +56,12 @@ class ManagementRoute(APIRoute):
 
     max_body_bytes = MAX_BODY_BYTES
 
+    async def check_rights(self, request: Request) -> None:
+        """Checks the caller's rights before the body of the request is received, so that nobody without rights can make
+        the registry receive and parse it. Called only if the route has a body. Here the caller needs an account; a
+        subclass may check more, or other rights. Raises the errors of `identify_caller` and `require_login`."""
+        await require_login(await identify_caller(request, None, None))
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns FastAPI's handler of the route, wrapped in the checks and the logging."""
         run_handler = super().get_route_handler()
@@ -65,7 +71,9 @@ class ManagementRoute(APIRoute):
             outcome, start_time = "OK", time.perf_counter()
             try:
                 _check_request(request, max_body_bytes)
-                return await run_handler(Request(request.scope, _limit_body(request.receive, max_body_bytes)))
+                if self.body_field is not None:
+                    await self.check_rights(request)
+                return await run_handler(BoundedRequest(request, max_body_bytes))
             except RegistryError as error:
                 outcome = error.code
                 if isinstance(error, Denied):
@@ -88,12 +96,6 @@ class ManagementRoute(APIRoute):
         return handle
 
 
-class LargeBodyRoute(ManagementRoute):
-    """A route whose requests may have larger bodies: long texts, or lists of many tags."""
-
-    max_body_bytes = 640 * 1024
-
-
 def _check_request(request: Request, max_body_bytes: int) -> None:
     """Raises HTTPException for a change that a page of another site sends (403), and for a body that is too long (413)
     or not JSON (415). Raises RequestInvalid if the query has too many parameters."""
@@ -109,31 +111,11 @@ def _check_request(request: Request, max_body_bytes: int) -> None:
             raise HTTPException(415, "the body has to be JSON, with Content-Type: application/json")
     length = request.headers.get("content-length", "0")
     if not length.isdigit() or len(length) > 9 or int(length) > max_body_bytes:
-        raise HTTPException(413, _too_long(max_body_bytes))
+        raise too_long(max_body_bytes)
 
 
 def _has_body(request: Request) -> bool:
     return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-
-
-def _too_long(max_body_bytes: int) -> str:
-    return f"the body is too long: it may have at most {max_body_bytes} bytes"
-
-
-def _limit_body(receive: Receive, max_body_bytes: int) -> Receive:
-    """Returns an ASGI `receive` that raises HTTPException (413) once the body exceeds `max_body_bytes`. This covers
-    bodies without a Content-Length, which `_check_request` cannot reject."""
-    remaining_bytes = max_body_bytes
-
-    async def limited_receive() -> Message:
-        nonlocal remaining_bytes
-        message = await receive()
-        remaining_bytes -= len(message.get("body", b""))
-        if remaining_bytes < 0:
-            raise HTTPException(413, _too_long(max_body_bytes))
-        return message
-
-    return limited_receive
 
 
 def audit_denial(request: Request, action: str, base: str = "") -> None:

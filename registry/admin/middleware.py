@@ -23,6 +23,12 @@ from storage.errors import RangeInvalid, RegistryError, StorageFailed, TooManyOp
 
 log = logging.getLogger("registry.management")
 
+MAX_LISTED_ERRORS: Final = 20
+"""Largest number of invalid fields that a response lists."""
+MAX_ERROR_CHARACTERS: Final = 300
+"""Largest number of characters of the name of a field, or of the reason, in a list of invalid fields. A client can send
+a name of any length."""
+
 
 def _error_response(status: int, code: str, message: str, detail: object = None) -> Response:
     """Returns a JSON response in the format of the OCI distribution spec."""
@@ -37,6 +43,7 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
     codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
     response = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
     response.headers.update(error.headers or {})
+    _release(error)
     return response
 
 
@@ -56,15 +63,35 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
         # message of TooManyOpenFiles is sufficient, too, although it is a storage failure.
         needs_traceback = isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles)
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
+    else:
+        _release(error)
     return response
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
-    """Answers 422 and lists the invalid fields with the reasons. Does not show the values, because they may be
+    """Answers 422 and lists the first invalid fields with the reasons. Does not show the values, because they may be
     passwords."""
     assert isinstance(error, RequestValidationError)
-    invalid_fields = [{"where": ".".join(map(str, part["loc"])), "message": part["msg"]} for part in error.errors()]
+    invalid_fields = [
+        {"where": _shortened(".".join(map(str, part["loc"]))), "message": _shortened(str(part["msg"]))}
+        for part in error.errors()[:MAX_LISTED_ERRORS]
+    ]
+    # Each description of an invalid field refers to the field's value.
+    vars(error).clear()
+    error.args = ()
+    _release(error)
     return _error_response(422, "UNSUPPORTED", "the request is not valid", invalid_fields)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_ERROR_CHARACTERS else text[:MAX_ERROR_CHARACTERS] + "…"
+
+
+def _release(error: Exception) -> None:
+    """Makes an error that was answered refer to no other object. Starlette keeps the error until the client has
+    received the response, and the frames of its traceback refer to the request's body in all its forms. A client that
+    does not read would make the registry keep them in memory."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
 async def _on_unexpected_exception(_: Request, error: Exception) -> Response:
@@ -89,30 +116,6 @@ _SECURITY_HEADERS: Final = (
 )
 _HSTS_HEADER: Final = (b"strict-transport-security", b"max-age=31536000")
 """Tells browsers to use only https for this host, for a year."""
-
-
-class CookieFilter:
-    """ASGI middleware that removes cookies with a backslash from the requests for `app`.
-
-    FastAPI parses the cookies of each request, and Python's parser resolves escapes such as `\\"` in quoted values. The
-    time for that grows with the square of the value's length: two seconds for 31 KiB. This registry sets no such
-    cookie, and RFC 6265, 4.1.1 allows no backslash in a cookie. Another program on the same host may have set one."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if any(name == b"cookie" and b"\\" in value for name, value in scope.get("headers", ())):
-            # A new list, because other requests can share the old one.
-            scope["headers"] = [
-                (name, _without_escapes(value) if name == b"cookie" else value) for name, value in scope["headers"]
-            ]
-        await self._app(scope, receive, send)
-
-
-def _without_escapes(cookies: bytes) -> bytes:
-    """Returns the value of a Cookie header without the cookies that contain a backslash."""
-    return b";".join(cookie for cookie in cookies.split(b";") if b"\\" not in cookie)
 
 
 class SecurityHeaders:

@@ -12,6 +12,7 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 from registry.admin import models
+from registry.admin.body_limits import BodyModel, FailFastList
 from registry.admin.cache_routes import CachePartResponse
 from registry.admin.caller import AdminCaller, LoggedInCaller
 from registry.admin.frozen_tag_routes import MAX_REFERENCE_CHARACTERS, check_may_manage
@@ -78,7 +79,7 @@ class CachedImageList(BaseModel):
     )
 
 
-class ImageToRefresh(models.BodyModel):
+class ImageToRefresh(BodyModel):
     """An image to refresh."""
 
     reference: ReferenceText
@@ -111,7 +112,7 @@ class RefreshResponse(BaseModel):
         )
 
 
-class ContentToPurge(models.BodyModel):
+class ContentToPurge(BodyModel):
     """An image whose cached content is to be deleted."""
 
     reference: ReferenceText
@@ -132,11 +133,11 @@ class PurgeResponse(BaseModel):
     )
 
 
-class ImagesToWarm(models.BodyModel):
+class ImagesToWarm(BodyModel):
     """Images to fetch before anyone pulls them."""
 
-    references: list[ReferenceText] = Field(min_length=1, max_length=MAX_WARMED_IMAGES)
-    platforms: list[Annotated[str, Field(max_length=100)]] = Field(
+    references: FailFastList[ReferenceText] = Field(min_length=1, max_length=MAX_WARMED_IMAGES)
+    platforms: FailFastList[Annotated[str, Field(max_length=100)]] = Field(
         default=[],
         max_length=20,
         description="Such as `linux/amd64`; `all`: every platform. Default: those in the settings, or else that of the "

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
+from registry.admin.body_limits import BodyModel, FailFastList
 from registry.auth.administration import parse_actions, parse_pattern
 from registry.config import parse_duration
 from storage import access
@@ -22,6 +23,8 @@ ModelT = TypeVar("ModelT")
 StoredT = TypeVar("StoredT")
 ActionWord = Literal["pull", "push", "delete", "admin"]
 NoteText = Annotated[str, Field(description="A remark for people, in one line", max_length=200, examples=["on call"])]
+UtcTime = Annotated[datetime, AfterValidator(lambda moment: moment if moment.tzinfo else moment.replace(tzinfo=UTC))]
+"""A time that a client sends. A time without a zone is in UTC."""
 NameText = Annotated[
     str, Field(description="Lower-case letters, digits, `.`, `_`, `-`; at most 64 of them", examples=["alice"])
 ]
@@ -33,7 +36,7 @@ PatternText = Annotated[
         examples=["team/**"],
     ),
 ]
-ActionWords = Annotated[list[ActionWord], Field(min_length=1, examples=[["pull", "push"]])]
+ActionWords = Annotated[FailFastList[ActionWord], Field(min_length=1, max_length=20, examples=[["pull", "push"]])]
 SubjectText = Annotated[
     str,
     Field(
@@ -42,13 +45,6 @@ SubjectText = Annotated[
         examples=["group:dev"],
     ),
 ]
-
-
-class BodyModel(BaseModel):
-    """Base class of request bodies. An unknown field is an error. Error texts never show the input, because it may hold
-    a password."""
-
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 class ListPage(BaseModel, Generic[ModelT]):
@@ -294,10 +290,9 @@ class NewToken(BodyModel):
     expires_in: Annotated[
         str | None, Field(description="Lifetime; if omitted, the token never expires", examples=["90d"], max_length=20)
     ] = None
-    limits: Annotated[
-        list[RepositoryLimit],
-        Field(description="If omitted, the token may do all that its account may do", max_length=50),
-    ] = []
+    limits: FailFastList[RepositoryLimit] = Field(
+        default=[], description="If omitted, the token may do all that its account may do", max_length=50
+    )
 
     @property
     def lifetime_seconds(self) -> float | None:

@@ -26,7 +26,8 @@ async def change_password(caller: Caller, name: AccountName, old: str, new: str 
 async def _check_old_password(caller: Caller, account: AccountName, old: str) -> None:
     """Checks the old password by logging in with it, so that wrong guesses count as failed logins. Raises Denied if the
     password is wrong, and TooManyRequests after too many failed logins."""
-    credentials = base64.b64encode(f"{account}:{old}".encode())
+    # A text in JSON may contain unpaired surrogates. No password contains them, so the login fails.
+    credentials = base64.b64encode(f"{account}:{old}".encode("utf-8", "surrogatepass"))
     try:
         principal = await caller.authenticator.authenticate([(b"authorization", b"Basic " + credentials)], caller.actor)
     except Unauthorized:

@@ -14,11 +14,11 @@ from typing import Annotated
 from fastapi import Depends, Path, Query, Request, Response
 from pydantic import Field
 
-from registry.admin import models
 from registry.admin.archive_response import ArchiveResponse, HeldResponse
+from registry.admin.body_limits import BodyModel, FailFastList, max_entries
 from registry.admin.caller import AnyCaller
-from registry.admin.management_route import LargeBodyRoute
 from registry.admin.management_router import management_router
+from registry.admin.repository_body_routes import DeleteRoute, LargeDeleteRoute, LargePushRoute
 from registry.admin.repository_rights import (
     check_may_download,
     deletable_repository,
@@ -38,13 +38,15 @@ from registry.browse.models import (
     TagRowPage,
 )
 from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
+from registry.http.query import MAX_NUMBER
 from storage.names import Digest, Reference, Tag, as_reference
 from storage.tag_listing import MAX_PAGE_TAGS, TagOrder, TagQuery
 from storage.tag_removal import MAX_REMOVED_TAGS
 
 router = management_router()
-large_router = management_router(LargeBodyRoute)
-"""The routes that accept large request bodies."""
+_plans = management_router(DeleteRoute)
+_removals = management_router(LargeDeleteRoute)
+_changes = management_router(LargePushRoute)
 
 
 async def path_reference(reference: Annotated[str, Path(examples=["v1"], max_length=200)]) -> Reference:
@@ -145,16 +147,16 @@ async def compare_manifests(
     return await caller.browser.compare(request, stored, as_reference(base), as_reference(other), platform)
 
 
-class TagsToRemove(models.BodyModel):
+class TagsToRemove(BodyModel):
     """Tags of a repository."""
 
-    tags: list[str] = Field(min_length=1, max_length=MAX_REMOVED_TAGS, examples=[["v1", "v2"]])
+    tags: FailFastList[str] = Field(min_length=1, max_length=MAX_REMOVED_TAGS, examples=[["v1", "v2"]])
 
 
 class ExpectedTagsToRemove(TagsToRemove):
     """Tags of a repository, and what they are expected to point at."""
 
-    digests: dict[str, str] = Field(
+    digests: Annotated[dict[str, str], max_entries(MAX_REMOVED_TAGS)] = Field(
         default_factory=dict,
         max_length=MAX_REMOVED_TAGS,
         description="For some or all of the tags, the digest that the plan has shown. A tag that points at another "
@@ -163,20 +165,20 @@ class ExpectedTagsToRemove(TagsToRemove):
     )
 
 
-class TagToRestore(models.BodyModel):
+class TagToRestore(BodyModel):
     """A tag, and the digest at which it is to point again."""
 
     tag: str = Field(examples=["v1"])
     digest: str
 
 
-class TagsToRestore(models.BodyModel):
+class TagsToRestore(BodyModel):
     """What a removal has returned as `removed`."""
 
-    tags: list[TagToRestore] = Field(min_length=1, max_length=4 * MAX_REMOVED_TAGS)
+    tags: FailFastList[TagToRestore] = Field(min_length=1, max_length=4 * MAX_REMOVED_TAGS)
 
 
-@router.post("/repositories/{name:path}/tag-removal-plan", tags=["repositories"])
+@_plans.post("/repositories/{name:path}/tag-removal-plan", tags=["repositories"])
 async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsToRemove) -> RemovalPlanView:
     """Says what a removal of these tags would remove, and changes nothing. Needs `delete` and `pull` on the
     repository."""
@@ -184,7 +186,7 @@ async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsTo
     return await caller.browser.plan_removal(caller.request_on(stored), stored, [Tag(tag) for tag in body.tags])
 
 
-@large_router.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
+@_removals.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
 async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTagsToRemove) -> RemovedTags:
     """Removes these tags, and the images that nothing uses any more afterwards. They can be put back until garbage
     collection removes them. Immutable tags stay. Needs `delete` and `pull` on the repository."""
@@ -194,7 +196,7 @@ async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTag
     return await caller.browser.remove_tags(caller.request_on(stored), stored, tags, caller.actor, expected)
 
 
-@large_router.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
+@_changes.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
 async def restore_tags(caller: AnyCaller, name: PathRepository, body: TagsToRestore) -> RestoredTags:
     """Undoes a removal of tags: points each tag at its digest again, and puts back what was removed. A tag that exists
     again is left alone. Needs `push` on the repository."""
@@ -223,12 +225,15 @@ async def download_image(
     return ArchiveResponse(open_archive, context, request.headers, caller.downloads)
 
 
-class NewDescription(models.BodyModel):
+class NewDescription(BodyModel):
     """The description of a repository."""
 
     text: str = Field(description="Markdown, up to 256 KiB; empty: removes the description", examples=["# Our app"])
     revision: int | None = Field(
-        default=None, ge=0, description="The revision on which your text is based; 412 if there is a newer one"
+        default=None,
+        ge=0,
+        le=MAX_NUMBER,
+        description="The revision on which your text is based; 412 if there is a newer one",
     )
 
 
@@ -239,8 +244,11 @@ async def read_description(caller: AnyCaller, name: PathRepository) -> Descripti
     return await caller.browser.description(caller.request_on(stored), stored)
 
 
-@large_router.put("/repositories/{name:path}/description", tags=["repositories"])
+@_changes.put("/repositories/{name:path}/description", tags=["repositories"])
 async def put_description(caller: AnyCaller, name: PathRepository, body: NewDescription) -> DescriptionView:
     """Replaces the description of a repository. Needs `push` on the repository."""
     stored = await pushable_repository(caller, name)
     return await caller.browser.put_description(stored, body.text, body.revision, caller.actor)
+
+
+router.routes.extend((*_plans.routes, *_removals.routes, *_changes.routes))

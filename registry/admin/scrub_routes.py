@@ -7,13 +7,15 @@ from datetime import datetime
 from typing import Annotated, Self
 
 from fastapi import Path, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from registry.admin import models
+from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AdminCaller
 from registry.admin.job_routes import JobResponse, queue_job
 from registry.admin.management_route import LimitQuery
 from registry.admin.management_router import management_router
+from registry.http.query import MAX_NUMBER
 from registry.upkeep.scrub_job import scrub_arguments
 from storage.blobs.blob_store import QuarantinedBytes
 from storage.damage import DamagedBlob, DamagedManifest, ScrubRound
@@ -30,12 +32,12 @@ MAX_QUARANTINED = 1000
 router = management_router()
 
 
-class ScrubRequest(BaseModel):
+class ScrubRequest(BodyModel):
     """How to scrub."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    rate: int | None = Field(default=None, gt=0, description="Bytes per second; null: the rate in the settings")
+    rate: int | None = Field(
+        default=None, gt=0, le=MAX_NUMBER, description="Bytes per second; null: the rate in the settings"
+    )
     keep_going: bool = Field(default=False, description="Go on after twenty damaged blobs in a row")
 
 

@@ -11,13 +11,16 @@ from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from fastapi import Depends, Path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from registry.admin import models
+from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AnyCaller, Caller
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
+from registry.admin.repository_body_routes import PushRoute
 from registry.admin.repository_rights import pushable_repository, readable_repository
+from registry.http.query import parse_number
 from registry.request import RequestInvalid
 from storage.access import Action
 from storage.names import Digest, RepositoryName, Tag, as_reference
@@ -25,6 +28,7 @@ from storage.tag_history import TagChange, TagMove
 from storage.upkeep.tag_changes import TagChanges
 
 router = management_router()
+_changes = management_router(PushRoute)
 
 
 async def path_repository(name: Annotated[str, Path(examples=["team/app"])]) -> RepositoryName:
@@ -94,23 +98,19 @@ class TagMoveResponse(BaseModel):
         )
 
 
-class TagMoveRequest(BaseModel):
+class TagMoveRequest(BodyModel):
     """What the tag shall point at. `force` is for admins."""
-
-    model_config = ConfigDict(extra="forbid")
 
     digest: str = Field(description="The digest of a manifest, or another tag", max_length=200, examples=["v1"])
     force: bool = Field(default=False, description="Move the tag even if it is immutable")
 
 
-class TagRestoreRequest(BaseModel):
+class TagRestoreRequest(BodyModel):
     """What the tag shall point at again: `to`, or what it pointed at at the time `at`. Without both: what it pointed at
     before its last change. `force` is for admins."""
 
-    model_config = ConfigDict(extra="forbid")
-
     to: str | None = Field(default=None, description="The digest of a manifest", max_length=200)
-    at: datetime | None = None
+    at: models.UtcTime | None = None
     force: bool = Field(default=False, description="Move the tag even if it is immutable")
 
 
@@ -132,7 +132,7 @@ async def list_repository_history(
     return await _history(caller, name, None, after, limit)
 
 
-@router.post("/repositories/{name:path}/tags/{tag}/restore", tags=["tags"])
+@_changes.post("/repositories/{name:path}/tags/{tag}/restore", tags=["tags"])
 async def restore_tag(
     caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagRestoreRequest
 ) -> TagMoveResponse:
@@ -142,7 +142,7 @@ async def restore_tag(
     _check_force(caller, body.force)
     if body.to is not None and body.at is not None:
         raise RequestInvalid("`to` and `at` contradict each other; send one of them")
-    move = await _changes(caller).restore(
+    move = await _tag_changes(caller).restore(
         stored,
         tag,
         to=None if body.to is None else Digest(body.to),
@@ -153,13 +153,13 @@ async def restore_tag(
     return TagMoveResponse.from_stored(name, move)
 
 
-@router.put("/repositories/{name:path}/tags/{tag}", tags=["tags"])
+@_changes.put("/repositories/{name:path}/tags/{tag}", tags=["tags"])
 async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagMoveRequest) -> TagMoveResponse:
     """Points a tag at a manifest of the repository, and makes the tag if there is none. A deleted manifest is put back
     if garbage collection has not removed it yet. Needs `push` on the repository."""
     stored = await pushable_repository(caller, name)
     _check_force(caller, body.force)
-    move = await _changes(caller).move(stored, tag, as_reference(body.digest), by=caller.actor, force=body.force)
+    move = await _tag_changes(caller).move(stored, tag, as_reference(body.digest), by=caller.actor, force=body.force)
     return TagMoveResponse.from_stored(name, move)
 
 
@@ -177,7 +177,7 @@ async def _history(
     )
 
 
-def _changes(caller: Caller) -> TagChanges:
+def _tag_changes(caller: Caller) -> TagChanges:
     store = caller.upkeep.store
     return TagChanges(store.tag_history, store.immutable_tags)
 
@@ -190,8 +190,7 @@ def _check_force(caller: Caller, force: bool) -> None:
 
 def _entry_id_or_none(after: str | None) -> int | None:
     """Returns the id in the query parameter `after`. Raises RequestInvalid if it is not the id of an entry."""
-    if after is None:
-        return None
-    if not after.isascii() or not after.isdigit() or len(after) > 18:
-        raise RequestInvalid(f"{after!r} is not the `next` of a page of the history")
-    return int(after)
+    return None if after is None else parse_number(after, f"{after!r} is not the `next` of a page of the history")
+
+
+router.routes.extend(_changes.routes)

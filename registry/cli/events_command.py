@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail
+from registry.cli.options import MAX_NUMBER, USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail
 from registry.cli.output import local_time, plural, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def tail(
     repository: RepositoryOption = None,
     after: Annotated[
         int | None,
-        typer.Option("--after", metavar="N", min=0, help="Begin after event N. [default: with the next event]"),
+        typer.Option(
+            "--after", metavar="N", min=0, max=MAX_NUMBER, help="Begin after event N. [default: with the next event]"
+        ),
     ] = None,
     config: ConfigOption = None,
     data: DataOption = None,
@@ -149,7 +151,10 @@ def _list_deliveries(
 )
 def retry(
     event: Annotated[
-        int | None, typer.Argument(metavar="[EVENT]", min=1, help="The number of the event, as `events list` shows it.")
+        int | None,
+        typer.Argument(
+            metavar="[EVENT]", min=1, max=MAX_NUMBER, help="The number of the event, as `events list` shows it."
+        ),
     ] = None,
     webhook: WebhookOption = None,
     every: Annotated[bool, typer.Option("--all", help="All dead letters of all webhooks.")] = False,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -15,6 +15,9 @@ from registry.config.settings_sources import ConfigError, LoadedSettings, load_s
 USAGE_ERROR = 2
 """Exit code for an invalid flag, environment variable or settings file. The exit code for other failures is 1."""
 
+MAX_NUMBER: Final = 10**18 - 1
+"""Largest id of a job or an event. SQLite stores numbers up to 2^63 - 1, and Python raises OverflowError for larger
+ones."""
 ConfigOption = Annotated[
     Path | None,
     typer.Option(

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from registry.http.exchange import Exchange
+from registry.http.query import parse_number
 from registry.http.response_headers import JSON, REVALIDATE
-from registry.request import RequestInvalid
 from storage.content import Page
 from storage.errors import Unsupported
 from storage.names import RepositoryName, Tag
@@ -92,8 +92,4 @@ def _number(exchange: Exchange, name: str) -> int | None:
     """Returns the query parameter `name` as a number. Returns None if the query does not have it. Raises RequestInvalid
     if it is not a number."""
     text = exchange.query.one(name)
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise RequestInvalid(f"{name} has to be a number, such as {name}=100")
-    return int(text)
+    return None if text is None else parse_number(text, f"{name} has to be a number, such as {name}=100")

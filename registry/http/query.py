@@ -15,6 +15,10 @@ from storage.names import shown
 MAX_PARAMETERS: Final = 1000
 """Largest number of parameters in a query. Clients send up to a hundred, such as one for each tag of a manifest, or one
 for each repository that a build needs. Parsing ten thousand parameters would block the event loop for 30 ms."""
+MAX_NUMBER: Final = 10**18 - 1
+"""Largest number that a client can send as an id, a position or an amount. SQLite stores numbers up to 2^63 - 1, and
+Python raises OverflowError for larger ones."""
+_MAX_NUMBER_DIGITS: Final = 18
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
@@ -30,6 +34,14 @@ def percent_decode(raw: bytes, what: str) -> str:
     if "\0" in text:
         raise RequestInvalid(f"{what} contains a NUL character")
     return text
+
+
+def parse_number(text: str, problem: str) -> int:
+    """Returns the number from 0 to `MAX_NUMBER` that `text` is in ASCII digits. Raises RequestInvalid with the message
+    `problem` if it is none."""
+    if not text.isascii() or not text.isdigit() or len(text) > _MAX_NUMBER_DIGITS:
+        raise RequestInvalid(problem)
+    return int(text)
 
 
 def check_parameter_count(raw: bytes) -> None:

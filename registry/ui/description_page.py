@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from registry.admin.caller import Caller
 from registry.admin.repository_rights import pushable_repository, readable_repository
 from registry.http.error_statuses import status_of
-from registry.request import RequestInvalid
+from registry.http.query import parse_number
 from registry.ui.image_page import path_of, repository_in
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
@@ -34,7 +34,6 @@ DESCRIPTION_PATH: Final = "/ui/description"
 _MAX_FORM_BYTES: Final = 3 * MAX_DESCRIPTION_BYTES + 16 * 1024
 """The largest size of the form. A form encodes each byte of a text as three characters (`%XX`), except for letters,
 digits and a few others."""
-_MAX_REVISION_DIGITS: Final = 18
 _HEADING: Final = re.compile(r"(</?h)([1-6])(?=>)")
 _HEADING_DEPTH: Final = 2
 """By how many levels the headings of a description are lowered, because the page and its section have headings above
@@ -129,9 +128,7 @@ async def _form_page(
 
 def _revision(text: str | None) -> int:
     """Returns the revision in a form. Raises RequestInvalid."""
-    if text is None or not text.isascii() or not text.isdigit() or len(text) > _MAX_REVISION_DIGITS:
-        raise RequestInvalid("the form has no revision of the description")
-    return int(text)
+    return parse_number(text or "", "the form has no revision of the description")
 
 
 router.routes.extend(_forms.routes)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from registry.admin.browser_login import local_path
 from registry.admin.job_routes import stop_job
-from registry.request import RequestInvalid
+from registry.http.query import parse_number
 from registry.ui.languages import translatable
 from registry.ui.page_route import FormRoute, admin_of, read_form, redirect
 
@@ -42,8 +42,5 @@ async def stop(request: Request) -> Response:
     Denied, JobUnknown, RequestInvalid."""
     form = await read_form(request)
     caller = await admin_of(request)
-    number = form.one("job") or ""
-    if not number.isascii() or not number.isdigit() or len(number) > 18:
-        raise RequestInvalid("this is not the number of a job")
-    await stop_job(caller, int(number))
+    await stop_job(caller, parse_number(form.one("job") or "", "this is not the number of a job"))
     return redirect(local_path(form.one("next"), "/ui/upkeep"))

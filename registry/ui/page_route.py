@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from registry.admin.browser_login import LOGIN_PAGE_PATH
 from registry.admin.caller import Caller, make_caller, require_admin, require_login
-from registry.admin.cookies import SESSION_COOKIE, BrowserCookies
+from registry.admin.cookies import SESSION_COOKIE, BrowserCookies, cookie_value
 from registry.admin.management_route import audit_denial
 from registry.asgi import Scope, Send, client_address, raw_path, unauthenticated_actor
 from registry.client_addresses import visitor_key
@@ -238,12 +238,8 @@ def _anonymous_visit(scope: Scope) -> Visit:
 
 def _language(scope: Scope) -> str:
     """Returns the language that the visitor chose; otherwise the one that the browser prefers."""
-    headers = dict(scope["headers"])
-    cookies = headers.get(b"cookie", b"").decode("latin-1").split(";")
-    chosen = (
-        value for name, _, value in (cookie.strip().partition("=") for cookie in cookies) if name == LANGUAGE_COOKIE
-    )
-    return choose_language(next(chosen, ""), headers.get(b"accept-language", b"").decode("latin-1"))
+    accepted = dict(scope["headers"]).get(b"accept-language", b"").decode("latin-1")
+    return choose_language(cookie_value(scope, LANGUAGE_COOKIE), accepted)
 
 
 def _path_of(scope: Scope) -> str:

@@ -115,3 +115,23 @@ def test_there_is_one_context_variable() -> None:
     found = [path for path in MODULES if "ContextVar(" in path.read_text()]
     assert found == [ROOT / "registry" / "request.py"]
     assert found[0].read_text().count("ContextVar(") == 1
+
+
+def test_cookies_are_read_in_linear_time() -> None:
+    """No module reads cookies with `http.cookies`, with which `Request.cookies` of Starlette reads them, too: in Python
+    3.11 a header of 30 KB with escapes blocks the event loop for seconds. `registry.admin.cookies.cookie_value` reads
+    cookies instead."""
+
+    def reads_cookies(path: Path, tree: ast.Module) -> bool:
+        is_attribute_read = any(
+            isinstance(node, ast.Attribute)
+            and node.attr in ("cookies", "cookie_parser")
+            and ast.unparse(node.value).rpartition(".")[2].lstrip("_") in ("request", "connection", "requests")
+            for node in ast.walk(tree)
+        )
+        parameters = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        return is_attribute_read or "http.cookies" in imports(path) or bool(parameters & {"Cookie", "fastapi.Cookie"})
+
+    assert offenders(reads_cookies) == []
+    with_cookie_jars = offenders(lambda path, _: "http.cookiejar" in imports(path))
+    assert with_cookie_jars == ["registry/response_limits.py"]  # `NoCookies`, which parses nothing

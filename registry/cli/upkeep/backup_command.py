@@ -35,7 +35,11 @@ def backup(
     keep: Annotated[
         int | None,
         typer.Option(
-            "--keep", metavar="N", min=1, help="Keep the newest N backups. [default: keep in [backup], or all]"
+            "--keep",
+            metavar="N",
+            min=1,
+            max=1_000_000,
+            help="Keep the newest N backups. [default: keep in [backup], or all]",
         ),
     ] = None,
     verify: Annotated[

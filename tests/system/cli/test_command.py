@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from registry import __version__
 from registry.cli.command import app
+from registry.cli.options import MAX_NUMBER
 from storage.composition import layout_of, prepare_data_dir
 from tests.fakes.commands import command_environment, entrepot, entrepot_program
 from tests.fakes.server_process import ROOT
@@ -54,6 +55,28 @@ def test_help_has_examples(name: str) -> None:
     result = CliRunner().invoke(app, [*name.split(), "-h"], prog_name="entrepot")
     assert result.exit_code == 0
     assert f"\n    entrepot {name}" in result.stdout
+
+
+@pytest.mark.parametrize("name", EVERY_COMMAND)
+def test_numbers_are_limited(name: str) -> None:
+    """Each argument and option that is a whole number has a limit, so that no number is too large for the database."""
+    command = ROOT_COMMAND
+    for part in name.split():
+        command = command.commands[part]
+    numbers = [each for each in command.params if getattr(each, "type_descriptor", None) is not None]
+    unlimited = [
+        each.name
+        for each in numbers
+        if each.type_descriptor.annotation is int and (each.max is None or each.max > MAX_NUMBER)
+    ]
+    assert unlimited == []
+
+
+def test_job_number_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    """A job number that the database cannot store is a usage error."""
+    done = entrepot("jobs", "show", "9" * 20, folder=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 def options_of(name: str) -> set[str]:

@@ -32,9 +32,9 @@ def _paged(target: str, login: str, pages: int, site: AttackedSite) -> AttackAns
     return answer
 
 
-def _posted(target: str, body: bytes, method: str, site: AttackedSite) -> AttackAnswer:
+def _posted(target: str, body: bytes, method: str, site: AttackedSite, login: str = "admin") -> AttackAnswer:
     """Sends JSON to the management API."""
-    return site.ask(method, target, {"Content-Type": "application/json"}, body, login="admin")
+    return site.ask(method, target, {"Content-Type": "application/json"}, body, login=login)
 
 
 def _limits(site: AttackedSite) -> AttackAnswer:
@@ -113,8 +113,26 @@ _BODIES: dict[str, tuple[str, bytes]] = {
     "api: long name": ("64 KiB", b'{"name":"' + b"a" * (63 * KIB) + b'"}'),
     "api: too large": ("16 MiB", b'{"name":"' + b"a" * (16 << 20) + b'"}'),
 }
+_REMOVAL = "/api/v1/repositories/large/tags/tag-removal"
+# By name: a body of 600 KiB that is sent to the route for the removal of tags.
+_REMOVALS: dict[str, bytes] = {
+    "api: unknown fields": costly_bodies.unknown_fields(66_000, digits=1),
+    "api: unknown fields within the limit of values": costly_bodies.unknown_fields(17_000, digits=30),
+    "api: digests that are numbers": b'{"tags":["a"],"digests":'
+    + costly_bodies.unknown_fields(60_000, digits=1)
+    + b"}",
+    "api: tags that are numbers": b'{"tags":[' + b",".join([b"1"] * 300_000) + b"]}",
+    "api: lists in lists": b'{"tags":[' + b",".join([b"[]"] * 200_000) + b"]}",
+    "api: a long field": b'{"' + b"\\u00e9" * 100_000 + b'":1}',
+}
 
 ATTACKS = [
+    *(Attack(name, "640 KiB", partial(_posted, _REMOVAL, body, "POST")) for name, body in _REMOVALS.items()),
+    Attack(
+        "api: unknown fields without a login",
+        "640 KiB",
+        partial(_posted, _REMOVAL, _REMOVALS["api: unknown fields"], "POST", login=""),
+    ),
     *(Attack(name, limit, partial(_listed, target, login)) for name, (limit, target, login) in _LISTS.items()),
     *(Attack(name, limit, partial(_posted, "/api/v1/tokens", body, "POST")) for name, (limit, body) in _BODIES.items()),
     Attack("catalog: 20 pages of 10,000", "200,000", partial(_paged, "/v2/_catalog?n=10000", "admin", 20)),

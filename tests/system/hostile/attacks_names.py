@@ -75,6 +75,8 @@ def _authorized(text: str, site: AttackedSite) -> AttackAnswer:
 
 _SCOPE_FIELD = b"grant_type=password&scope="
 """The beginning of a form for `/token`. Scopes follow."""
+_ESCAPES = "\\\\" * (LINE // 2 - 100)
+"""Escaped backslashes for a quoted cookie. Python's `http.cookies` resolves them in quadratic time."""
 _HEADER = {"alg": "HS256", "typ": "JWT", "kid": "0"}
 # By name: the limit that applies or the size, and the target of the request.
 _TARGETS: dict[str, tuple[str, str]] = {
@@ -148,10 +150,10 @@ ATTACKS = [
     Attack(
         "cookies: many", "31 KiB", partial(_headed, "/api/v1/me", {"Cookie": "; ".join("a=b" for _ in range(6000))})
     ),
-    Attack(
-        "cookies: escapes", "31 KiB", partial(_headed, "/api/v1/me", {"Cookie": 'a="%s"' % (r"\1" * (LINE // 2 - 100))})
-    ),
     Attack("cookies: quotes", "31 KiB", partial(_headed, "/api/v1/me", {"Cookie": 'a="' + "\\" * (LINE - 100)})),
+    Attack("cookies: escapes", "31 KiB", partial(_headed, "/api/v1/me", {"Cookie": f'a="{_ESCAPES}"'})),
+    Attack("cookies: escapes, at /ui", "31 KiB", partial(_headed, "/ui/", {"Cookie": f'a="{_ESCAPES}"'})),
+    Attack("cookies: escapes, at /login", "31 KiB", partial(_headed, "/login/callback", {"Cookie": f'a="{_ESCAPES}"'})),
     Attack("header: Host of dots", "31 KiB", lambda site: site.talk(_hosted("." * LINE))),
     Attack("header: Host of colons", "31 KiB", lambda site: site.talk(_hosted(":" * LINE))),
     Attack(

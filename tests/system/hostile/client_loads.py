@@ -83,6 +83,7 @@ def _far(name: str, item: str, site: AttackedSite) -> ClientLoad:
     return ClientLoad(_get(lambda number: f"/v2/{site.upstreams.repository(name, f'{mark}c{number}')}/{item}"))
 
 
+_REMOVAL = "/api/v1/repositories/large/tags/tag-removal"
 _HUGE = f"/v2/large/huge/referrers/{large_store.HUGE_SUBJECT}"
 _LISTED = f"/v2/large/referrers/referrers/{large_store.SUBJECT}"
 
@@ -133,6 +134,12 @@ LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
     "audit": lambda site: ClientLoad(_get(lambda number: "/api/v1/audit?limit=1000", site.logins["admin"])),
     "api bodies": lambda site: ClientLoad(
         _posted("/api/v1/tokens", "application/json", b"[" + b",".join([b"{}"] * (21 * KIB)) + b"]", site)
+    ),
+    "api bodies with unknown fields that nobody reads": lambda site: ClientLoad(
+        _posted(_REMOVAL, "application/json", costly_bodies.unknown_fields(66_000, digits=1), site), reads=False
+    ),
+    "api bodies with fewer unknown fields that nobody reads": lambda site: ClientLoad(
+        _posted(_REMOVAL, "application/json", costly_bodies.unknown_fields(17_000, digits=30), site), reads=False
     ),
     "forms": lambda site: ClientLoad(
         _posted("/token", "application/x-www-form-urlencoded", b"a=%61&" * (10 * KIB), site)

@@ -274,3 +274,8 @@ def noise(size: int) -> bytes:
 def noise_digest(size: int) -> str:
     """The digest of `noise(size)`."""
     return f"sha256:{hashlib.sha256(noise(size)).hexdigest()}"
+
+
+def unknown_fields(count: int, digits: int) -> bytes:
+    """Returns a JSON object with `count` fields whose names are numbers of at least `digits` digits."""
+    return b"{" + b",".join(b'"%0*d":1' % (digits, number) for number in range(count)) + b"}"

@@ -22,8 +22,8 @@ def refusal(site: LiveSite) -> str:
     assert (process.returncode, process.stdout) == (1, "")
     reason = process.stderr.removeprefix("entrepot: ").strip()
     assert "\n" not in reason
-    log = site.server.log_text()
-    assert f"the configuration is not reloaded, the old one stays in force: {reason}\n" in log
+    line = f"the configuration is not reloaded, the old one stays in force: {reason}\n"
+    wait_for(lambda: line in site.server.log_text())  # a thread of the server writes the log
     return reason
 
 

@@ -22,6 +22,13 @@ from tests.unit.registry.conftest import REPO, image, put_blob, wait_until
 from tests.unit.registry.http.conftest import KIB, LARGE, PiecewiseSender, api_of, budget, large_image
 
 
+class RouteForEveryone(ManagementRoute):
+    """A route of the management API that needs no rights, because the application of the test has no accounts."""
+
+    async def check_rights(self, request: Request) -> None:
+        pass
+
+
 async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> None:
     """A request waits if the memory budget is used up. If it still is after the longest wait, the request gets 429 with
     Retry-After. Its body is not read."""
@@ -246,7 +253,7 @@ async def test_the_management_api_says_why_a_body_is_refused(size: int, status: 
     app = create_app(Settings(), MemoryRegistry())
     app.body_memory = BodyMemory(forms=MemoryBudget(MIB, "forms", wait_seconds=0.05), stall_seconds=0.05)
     await app.body_memory.forms.share().grow(MIB - 1000)
-    router = APIRouter(route_class=ManagementRoute)
+    router = APIRouter(route_class=RouteForEveryone)
 
     @router.post("/json")
     async def read(document: dict[str, int]) -> int:

@@ -1,0 +1,44 @@
+"""The route classes of requests that change a repository and have a body. They check the caller's right on the
+repository before the body is received. The route checks it again when it acts."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from registry.admin.body_limits import MAX_LARGE_BODY_BYTES
+from registry.admin.caller import Caller, identify_caller
+from registry.admin.management_route import ManagementRoute
+from registry.admin.repository_rights import deletable_repository, pushable_repository
+from storage.names import RepositoryName
+
+
+class PushRoute(ManagementRoute):
+    """A route that needs `push` on the repository that the path parameter `name` names."""
+
+    async def check_rights(self, request: Request) -> None:
+        """Raises the errors of `identify_caller` and `pushable_repository`; NameInvalid."""
+        await pushable_repository(*await _caller_and_repository(request))
+
+
+class DeleteRoute(ManagementRoute):
+    """A route that needs `delete` on the repository that the path parameter `name` names."""
+
+    async def check_rights(self, request: Request) -> None:
+        """Raises the errors of `identify_caller` and `deletable_repository`; NameInvalid."""
+        await deletable_repository(*await _caller_and_repository(request))
+
+
+class LargePushRoute(PushRoute):
+    """A `PushRoute` whose requests may have large bodies: a long text, or a list of many tags."""
+
+    max_body_bytes = MAX_LARGE_BODY_BYTES
+
+
+class LargeDeleteRoute(DeleteRoute):
+    """A `DeleteRoute` whose requests may have large bodies: a list of many tags."""
+
+    max_body_bytes = MAX_LARGE_BODY_BYTES
+
+
+async def _caller_and_repository(request: Request) -> tuple[Caller, RepositoryName]:
+    return await identify_caller(request, None, None), RepositoryName(request.path_params["name"])
