@@ -207,9 +207,13 @@ class MemoryBudget:
         """Grows waiting shares while enough of the budget is free. Starts with the large shares. The small
         shares can still grow afterwards, because the large shares leave a quarter of the budget free for them."""
         for queue in (self._large_waiters, self._small_waiters):
-            while queue and self._grow_if_free((waiter := next(iter(queue))).share, waiter.added_bytes):
+            while queue:
+                waiter = next(iter(queue))
+                if not waiter.granted.done():  # otherwise its task is cancelled and has not run since
+                    if not self._grow_if_free(waiter.share, waiter.added_bytes):
+                        break
+                    waiter.granted.set_result(None)
                 del queue[waiter]
-                waiter.granted.set_result(None)
 
     def _cut_slow(self) -> None:
         """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first. Stops when these

@@ -33,6 +33,9 @@ BUNDLE_TYPE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
 BUNDLE_PREDICATE: Final = "dev.sigstore.bundle.predicateType"
 """The annotation in which the manifest of a Sigstore bundle states the type of its statement (the predicate)."""
 
+UNKNOWN_PREDICATE: Final = "unknown"
+"""Stands for the predicate type of a bundle whose annotations are too long to be read."""
+
 
 class TagOrder(StrEnum):
     """The order of a list. `NAME`: by the bytes of the names. `VERSION`: as people sort versions, `1.9` before `1.10`

@@ -155,6 +155,13 @@ async def identify_caller(
     return caller
 
 
+async def identify_again(request: Request) -> Caller:
+    """Checks the credentials of a request again, which `identify_caller` has accepted, and returns the caller with the
+    current rights. Raises the same errors."""
+    scope = {key: value for key, value in request.scope.items() if key != _CALLER_KEY}
+    return await identify_caller(Request(scope), None, None)
+
+
 def make_caller(request: Request, principal: Principal) -> Caller:
     """Returns the caller of a request that was authenticated. Stores the actor in `request.state.actor`."""
     management: ManagementComponents = request.app.service.access.management

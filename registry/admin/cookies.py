@@ -49,14 +49,16 @@ def cookie_value(scope: Scope, name: str) -> str:
     request has the cookie several times, returns the last value (RFC 6265, 5.4: it has the shortest path).
 
     Resolves no backslash escapes (RFC 6265, 4.1.1, has none), so the time is linear in the length of the header."""
-    found = ""
+    encoded_name, found = name.encode("ascii"), b""
     for header in scope.get(_COOKIES_KEY, ()):
-        for pair in header.decode("latin-1").split(";"):
-            cookie_name, _, text = pair.partition("=")
-            if cookie_name.strip() == name:
-                found = text.strip()
-    is_quoted = len(found) >= 2 and found[0] == found[-1] == '"'
-    return found[1:-1] if is_quoted else found
+        for pair in header.split(b";"):
+            cookie_name, _, value = pair.partition(b"=")
+            # Only spaces and tabs are removed. A browser lets other hosts of the domain set a cookie whose name is
+            # another white-space character and then `__Host-...`: it sees no prefix.
+            if cookie_name.strip(b" \t") == encoded_name:
+                found = value.strip(b" \t")
+    is_quoted = len(found) >= 2 and found[:1] == found[-1:] == b'"'
+    return (found[1:-1] if is_quoted else found).decode("latin-1")
 
 
 class BrowserCookies:

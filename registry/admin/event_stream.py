@@ -22,7 +22,7 @@ from typing import Final
 
 from fastapi import Request
 
-from registry.admin.caller import Caller, identify_caller, require_login
+from registry.admin.caller import Caller, identify_again, require_login
 from registry.asgi import STOPPING_STATE, client_address
 from registry.client_addresses import visitor_key
 from storage.errors import RegistryError, TooManyRequests
@@ -113,7 +113,7 @@ class EventStream:
                 del self._streams[self._visitor]
 
     async def _parts(self) -> AsyncIterator[bytes]:
-        caller = await self._caller()
+        caller = await self.identify_again()
         store = caller.upkeep.store
         # The number is read before the first byte is sent. So a client that has received this byte receives every later
         # event.
@@ -134,7 +134,7 @@ class EventStream:
                 is_changed = store.metadata.version() != checked_version
                 if now - checked_at >= (RECHECK_SECONDS if is_changed else KEEP_ALIVE_SECONDS):
                     checked_version, checked_at = store.metadata.version(), now
-                    caller = await self._caller()
+                    caller = await self.identify_again()
                 if text := self._text(page, caller):
                     yield text
                     sent_at = self._now()
@@ -151,9 +151,9 @@ class EventStream:
                 messages.append(f"id: {event.number}\nevent: {action}\ndata: {data}\n\n")
         return "".join(messages).encode()
 
-    async def _caller(self) -> Caller:
+    async def identify_again(self) -> Caller:
         """Authenticates the request again. Raises the same errors as for a new request."""
-        return await require_login(await identify_caller(self._request, None, None))
+        return await require_login(await identify_again(self._request))
 
     @staticmethod
     def _now() -> float:

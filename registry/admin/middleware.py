@@ -1,4 +1,4 @@
-"""Error handlers, security headers and a filter for cookies, for every HTTP request outside `/v2`.
+"""Error handlers and security headers for every HTTP request outside `/v2`.
 
 All error responses have the format of the OCI distribution spec, including the errors that FastAPI raises. Every
 response has security headers for browsers and caches. If a route sets one of these headers itself, the route's value is

@@ -175,6 +175,7 @@ class PassThroughReader:
         await self._has_news.wait()
         if self._fetching.done():
             self._fetching.result()
+        self._mark_progress()
 
     def _cut_off(self) -> None:
         """Drops the bytes in memory, because other readers need the memory and this client is too slow. The iteration
@@ -187,8 +188,12 @@ class PassThroughReader:
         """Notes that the client has received a chunk of `size` bytes, so that it does not count as too slow."""
         self._received_since_mark += size
         if self._received_since_mark >= CHUNK_BYTES:
-            self._received_since_mark = 0
-            self._share.held_since = asyncio.get_running_loop().time()
+            self._mark_progress()
+
+    def _mark_progress(self) -> None:
+        """Starts to measure the client's speed anew."""
+        self._received_since_mark = 0
+        self._share.held_since = asyncio.get_running_loop().time()
 
     async def _fetch(self) -> None:
         demand = Demand()
@@ -223,6 +228,7 @@ class PassThroughReader:
             if chunk is None:
                 if not self._fetching.done():
                     await self._has_news.wait()
+                    self._mark_progress()  # the client has received everything, and was not the slow one
                     continue
                 self._fetching.result()  # raises the error of the download, if it failed
                 chunk = self._buffer.next_chunk()
@@ -241,10 +247,11 @@ class PassThroughReader:
 
     async def aclose(self) -> None:
         """Stops the download, and gives the memory back."""
-        self._share.close()
         self._buffer.close(ReaderClosed())
         if self._fetching is not None:
             self._fetching.cancel()
+        self._share.close()
+        if self._fetching is not None:
             await asyncio.wait([self._fetching])
             if not self._fetching.cancelled():
                 self._fetching.exception()  # marks the error as retrieved: the iteration has raised it

@@ -15,8 +15,8 @@ from registry.asgi import Header, Scope
 MAX_HEADS: Final = 256
 """If the cache has this number of heads, the one that was added first leaves the cache when another one is added."""
 MAX_HEAD_BYTES: Final = 2048
-"""Longer heads are not cached. The limit bounds the memory of the cache: with `MAX_HEADS` such heads, and one object of
-a hundred bytes for each short header, it takes about 3 MiB."""
+"""Heads of a larger `RequestHead.size` are not cached. This size counts each short header as 64 bytes, so a head in the
+cache has at most 32 headers, and the cache takes about 2 MiB."""
 _MAX_SEEN: Final = 4096
 """The cache remembers this number of heads that arrived once, then it forgets them all."""
 _CACHED_METHODS: Final = ("GET", "HEAD")
@@ -57,7 +57,7 @@ class HeadCache:
                 self._seen_hashes.clear()
             self._seen_hashes.add(fingerprint)
             return
-        if len(head) > MAX_HEAD_BYTES or scope["method"] not in _CACHED_METHODS:
+        if max(size, len(head)) > MAX_HEAD_BYTES or scope["method"] not in _CACHED_METHODS:
             return
         headers: tuple[Header, ...] = tuple(scope["headers"])
         if any(name == b"authorization" and value[:6].lower() == b"basic " for name, value in headers):

@@ -27,6 +27,7 @@ from storage.tag_listing import (
     MAX_SORTED_BY_SIZE,
     MAX_TAGS_OF_MANIFEST,
     MAX_TREE_MANIFESTS,
+    UNKNOWN_PREDICATE,
     ListedTag,
     ManifestFacts,
     TagCursor,
@@ -84,7 +85,8 @@ _MAX_BUNDLE_ANNOTATIONS: Final = 8 * 1024
 """The predicate type of a Sigstore bundle is read if its annotations take at most this number of bytes."""
 _BUNDLE_PREDICATES: Final = f"""
 SELECT DISTINCT ifnull(json_extract(annotations, '$."{BUNDLE_PREDICATE}"'), '') FROM (
-  SELECT iif(octet_length(annotations) <= {_MAX_BUNDLE_ANNOTATIONS}, CAST(annotations AS TEXT), '{{}}') AS annotations
+  SELECT iif(octet_length(annotations) <= {_MAX_BUNDLE_ANNOTATIONS}, CAST(annotations AS TEXT),
+              iif(annotations IS NULL, '{{}}', '{{"{BUNDLE_PREDICATE}": "{UNKNOWN_PREDICATE}"}}')) AS annotations
     FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type >= ?3 AND artifact_type < ?4
    LIMIT {_MAX_REFERRERS})
  ORDER BY 1"""

@@ -38,11 +38,14 @@ def value_in(*headers: str) -> str:
         ("a=1; a=2", "2"),
         ("", ""),
         ("a=\xff", "\xff"),
+        ("a=1; \xa0a=2; \x85a=3; \x1fa=4", "1"),
+        ("a=1\x85", "1\x85"),
     ],
 )
 def test_cookie_value(header: str, value: str) -> None:
     """The value of a cookie is the text after the first `=`, without spaces and quotes around it. The last cookie of a
-    name counts."""
+    name counts. A name with another white-space character before it is another name: any host of the domain can set
+    such a cookie, even if the name then begins with `__Host-`."""
     assert value_in(header) == value
 
 

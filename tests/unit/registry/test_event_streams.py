@@ -10,8 +10,10 @@ from fastapi import Request
 
 from registry.admin.caller import identify_caller
 from registry.admin.event_stream import MAX_STREAMS_PER_VISITOR, EventStream
-from storage.errors import TooManyRequests
+from storage.access import AccountName
+from storage.errors import TooManyRequests, Unauthorized
 from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.store_accounts import BY
 
 
 async def stream_of(site: AppInProcess, login: str) -> EventStream:
@@ -38,3 +40,13 @@ async def test_an_account_has_a_largest_number_of_streams(tmp_path: Path) -> Non
         await stack.enter_async_context(aclosing(await (await stream_of(site, alice)).open()))
         await stack.aclose()
         assert not site.app.event_streams
+
+
+async def test_an_open_stream_checks_the_credential_again(tmp_path: Path) -> None:
+    """A stream authenticates its request again while it is open. After the account was disabled, this fails."""
+    async with running_app(tmp_path) as site:
+        stream = await stream_of(site, await site.user("alice"))
+        assert (await stream.identify_again()).principal.name == "alice"
+        await site.accounts.set_enabled(AccountName("alice"), False, by=BY)
+        with pytest.raises(Unauthorized):
+            await stream.identify_again()

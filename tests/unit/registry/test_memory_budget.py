@@ -47,6 +47,21 @@ async def test_a_cancelled_wait_does_not_block_other_shares() -> None:
     assert memory.used == 2 * SMALL_SHARE_BYTES
 
 
+async def test_memory_is_not_granted_to_a_cancelled_wait() -> None:
+    """If the wait of a share is cancelled, and memory becomes free before the waiting task runs again, the memory goes
+    to the next share."""
+    memory = MemoryBudget(4 * SMALL_SHARE_BYTES, "bodies", wait_seconds=30)
+    first, second, third = memory.share(), memory.share(), memory.share()
+    await first.grow(3 * SMALL_SHARE_BYTES)
+    grow_tasks = [asyncio.create_task(share.grow(2 * SMALL_SHARE_BYTES)) for share in (second, third)]
+    await asyncio.sleep(0)
+    grow_tasks[0].cancel()
+    first.close()
+    await grow_tasks[1]
+    assert grow_tasks[0].cancelled()
+    assert (second.size, third.size, memory.used) == (0, 2 * SMALL_SHARE_BYTES, 2 * SMALL_SHARE_BYTES)
+
+
 async def test_small_shares_do_not_starve_a_large_one() -> None:
     """While a large share waits, small shares may use only the last quarter of the budget, so that the large share gets
     the memory that others release."""

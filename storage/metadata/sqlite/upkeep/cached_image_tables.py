@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Container, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -105,8 +105,7 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
     if row is None or manifest in excluded_manifests:
         return None
     repository, name, digest, subject = row
-    max_indexes = len(excluded_manifests) + 1  # if there are more indexes than excluded ones, one of them is stored
-    if any(index not in excluded_manifests for index in _indexes(db, manifest, max_indexes)):
+    if not _has_only_indexes(db, manifest, excluded_manifests):
         return None
     if subject is not None and any(row_id not in excluded_manifests for row_id in _column(db, _SUBJECT, manifest)):
         return None
@@ -116,17 +115,17 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
     unvisited = deque(family)
     while unvisited:
         member = unvisited.popleft()
-        dependents = _column(db, _DEPENDENTS, member)
-        max_indexes += bool(dependents and member in removable)
-        for dependent in dependents:
+        for dependent in _column(db, _DEPENDENTS, member):
             if dependent in family or dependent in excluded_manifests:
                 continue
             family[dependent] = None
             unvisited.append(dependent)
-            if member in removable and db.execute(_TAG, (dependent,)).get is None:
-                indexes = _indexes(db, dependent, max_indexes)
-                if all(index in removable or index in excluded_manifests for index in indexes):
-                    removable[dependent] = None
+            if (
+                member in removable
+                and db.execute(_TAG, (dependent,)).get is None
+                and _has_only_indexes(db, dependent, removable, excluded_manifests)
+            ):
+                removable[dependent] = None
     last_pulled = db.execute(_LAST_PULLED, (json.dumps(list(family)),)).get
     return Image(
         manifest,
@@ -257,10 +256,14 @@ def drop_unused_links(db: apsw.Connection, links: Sequence[tuple[int, int, Diges
     return count
 
 
-def _indexes(db: apsw.Connection, manifest: int, limit: int) -> list[int]:
-    """Returns the row ids of at most `limit` indexes that list the manifest."""
-    rows: list[Any] = db.execute(f"{_INDEXES} LIMIT ?2", (manifest, limit)).fetchall()
-    return [index for (index,) in rows]
+def _has_only_indexes(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:
+    """Returns whether each index that lists the manifest is in one of the sets `allowed` of row ids. Reads no further
+    than to the first index that is not, because thousands of indexes can list the same manifest."""
+    cursor = db.execute(_INDEXES, (manifest,))
+    try:
+        return all(any(index in row_ids for row_ids in allowed) for (index,) in cursor)
+    finally:
+        cursor.close()
 
 
 def _tags(db: apsw.Connection, manifest: int) -> list[Tag]:

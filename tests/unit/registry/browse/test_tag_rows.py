@@ -107,10 +107,13 @@ async def test_marks_by_referrers(site: Site, artifact_type: str, mark: str | No
         ("https://sigstore.dev/cosign/sign/v1", "signed"),
         ("https://spdx.dev/Document", "sbom"),
         ("https://slsa.dev/provenance/v1", "attested"),
+        ("https://slsa.dev/" + "x" * 10_000, "attested"),
     ],
+    ids=["signature", "SBOM", "provenance", "long"],
 )
 async def test_marks_by_sigstore_bundles(site: Site, predicate: str, mark: str) -> None:
-    """The annotation of a Sigstore bundle decides which mark the row of its image gets."""
+    """The annotation of a Sigstore bundle decides which mark the row of its image gets. If the annotations are too long
+    to be read, the image is not marked as signed."""
     image = await site.image("v1")
     kind = "application/vnd.dev.sigstore.bundle.v0.3+json"
     annotations = {"dev.sigstore.bundle.predicateType": predicate}

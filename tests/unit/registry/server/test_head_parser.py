@@ -144,8 +144,9 @@ async def test_a_repeated_head_in_two_pieces(context: ConnectionContext, cut: in
         GET.replace(b"Accept: */*", b"Connection: upgrade\r\nUpgrade: websocket"),
         GET.replace(b"Accept: */*", b"Authorization: Basic YTpi"),
         GET.replace(b"*/*", b"a" * 900 + b"\r\nX: " + b"b" * 1200),
+        GET.replace(b"Accept: */*", b"\r\n".join([b"X: y"] * 40)),
     ],
-    ids=["body", "write", "old", "last", "continue", "upgrade", "password", "long"],
+    ids=["body", "write", "old", "last", "continue", "upgrade", "password", "long", "many headers"],
 )
 async def test_heads_that_are_not_cached(context: ConnectionContext, head: bytes) -> None:
     """Heads are not cached if they have a body, a password or many bytes, change something, or end the connection."""

@@ -78,6 +78,25 @@ def add_image(db: apsw.Connection, number: int, children: int) -> int:
     return index
 
 
+def test_child_of_a_nested_index_and_of_another_index_is_not_removable(tmp_path: Path) -> None:
+    """An index lists another index and one of its children. If a further index lists this child, too, the eviction of
+    the first index does not delete the child."""
+    prepare_data_dir(tmp_path)
+    db = connect(Layout(tmp_path).metadata)
+    with db:
+        db.execute("INSERT INTO repository (id, name, created) VALUES (1, 'h/1', 0)")
+        root, nested, child, other = (
+            db.execute(ADD_MANIFEST, (1, f"sha256:{number:064x}", INDEX)).get for number in range(4)
+        )
+        for index, listed in ((root, 1), (root, 2), (nested, 2), (other, 2)):
+            row = (1, f"sha256:{listed:064x}", index)
+            db.execute("INSERT INTO manifest_child (repository, digest, manifest) VALUES (?, ?, ?)", row)
+    image = find_image(db, root)
+    assert image is not None
+    assert (set(image.family), image.removable) == ({root, nested, child}, (root, nested))
+    db.close()
+
+
 def test_other_indexes_with_the_same_children_are_not_all_read(tmp_path: Path) -> None:
     """Children that another index lists, too, are not removable. To find that out, the search does not read all indexes
     that list a child."""
