@@ -92,8 +92,8 @@ class BackgroundWork:
         self._runner.on_ended = function
 
     async def start(self) -> None:
-        """Starts the work. Does nothing if the store was opened read-only: the work could store nothing, and would hold
-        leases that the store needs which replaces the read-only one."""
+        """Starts the work. Does nothing if the store was opened read-only. The work could then store nothing, and it
+        would hold leases that are needed for the work of the store that replaces the read-only store."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True

@@ -1,10 +1,11 @@
 """Limits on the responses of other servers that httpx2 reads on the event loop: upstreams, webhooks and identity
 providers.
 
-A server chooses how many header lines it sends. h11, the parser of httpx2, takes up to 20 µs for each line, and limits
-only their bytes: 100 KiB have up to 20,000 lines, which would occupy the event loop for hundreds of milliseconds.
-Therefore this module makes h11 count the lines before it parses them. It does this for all clients of the process, as
-soon as it is imported. Parsing cookies takes even longer, and no client needs them (`NoCookies`).
+A server chooses how many header lines it sends. h11, the parser of httpx2, takes up to 20 µs for each line. It limits
+the total size of the lines, but not their number: 100 KiB have up to 20,000 lines, which would occupy the event loop
+for hundreds of milliseconds. Therefore this module makes h11 count the lines before it parses them. The import of this
+module changes h11 for all clients of the process. Parsing cookies takes even longer, and no client needs them
+(`NoCookies`).
 """
 
 from __future__ import annotations

@@ -233,6 +233,7 @@ class ServiceFactory:
             router.naming,
             store.is_known_repository,
             private=private,
+            # Tells whether a private upstream has confirmed that one of its repositories has a blob.
             is_confirmed=store.records.is_confirmed,
         )
         guard = Guarded(stored, router.naming, stored.stored_name, renew=policy.reevaluate)

@@ -39,7 +39,7 @@ class SingleFlight(Generic[T]):
         self._closed = False
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """Returns the running task for `key`. If there is none, starts a task that runs `work()` and returns it. After
+        """Returns the running task for `key`. If there is none, starts and returns a task that runs `work()`. After
         `aclose`, starts no task and raises the error of `make_stop_error`."""
         task = self._running.get(key)
         if task is None:

@@ -98,16 +98,16 @@ class ContentSearch(Protocol):
         ...
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
-        """Finds the tags that have a word that begins with the last of `words`. A word of a tag is the whole tag, or
-        the text after a '-' or '_' in the tag. The other `words` must occur in the tag or in the name of its
-        repository. A word such as `app:1.2` counts as two."""
+        """Finds the tags with a part that begins with the last of `words`. A part of a tag is the whole tag, or the
+        text after a '-' or '_' in the tag. The other `words` must occur in the tag or in the name of its repository. An
+        entry of `words` with a colon, such as `app:1.2`, counts as two."""
         ...
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
         """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. Matching
         manifests of a repository with the same `LabelsFound.tag` are one entry, for example those of one image with
-        several platforms. A word such as `git.example.com/team/app` consists of several whole words. If it consists of
-        very many words, only the first ones count."""
+        several platforms. An entry of `words` with punctuation, such as `git.example.com/team/app`, is split into
+        several words. If there are very many, only the first ones count."""
         ...
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
@@ -161,8 +161,9 @@ class ManifestBatch:
 
 @dataclass(frozen=True, slots=True)
 class IncompleteManifestPage:
-    """A page of manifests whose labels are incomplete in the index, although the labels may be readable now. `last`:
-    where the next page begins, in a form that only the index understands; None: this page is the last one."""
+    """A page of *incomplete manifests*: the index does not have all labels of these manifests, because the labels could
+    not be read. They may be readable now. `last`: where the next page begins, in a form that only the index
+    understands; None: this page is the last one."""
 
     manifests: Sequence[UnindexedManifest]
     last: tuple[str, int] | None

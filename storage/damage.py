@@ -3,8 +3,9 @@
 Scrub reads all stored content again and hashes it, because disks can lose or change bytes without reporting an error.
 Content is *damaged* if its stored bytes no longer have its digest, or are missing. A damaged blob keeps its row and its
 links, but the row has no place (key of the bytes in the blob store), so that no repository serves the blob. A damaged
-blob is *healed* when its right bytes are stored again, by a client that pushes the image or by the mirror. The same
-holds for damaged manifests.
+blob is *healed* when its right bytes are stored again, by a client that pushes the image or by the mirror. A damaged
+manifest also keeps its row, but its body is moved from the row to the record of the damage. It is healed in the same
+way.
 """
 
 from __future__ import annotations
@@ -131,9 +132,9 @@ class DamageRecords(Protocol):
         ...
 
     async def mark_blob(self, digest: Digest, former_place: str, reason: str, place: str) -> bool:
-        """Marks the blob as damaged, if its bytes are still at `former_place`. `place`: the key under which the blob
-        store keeps the damaged bytes; empty if there are none. Returns whether it marked the blob. The caller holds the
-        lock of the digest."""
+        """Marks the blob as damaged if its place before this call is `former_place`. Afterwards the blob has no place.
+        `place`: the key under which the blob store keeps the damaged bytes (the quarantine); empty if it keeps none.
+        Returns whether the blob was marked. The caller holds the lock of the digest."""
         ...
 
     async def restore_blob(self, digest: Digest, place: str) -> bool:
@@ -169,6 +170,6 @@ class DamageRecords(Protocol):
         ...
 
     async def restore_manifests(self) -> int:
-        """Hashes the bodies of damaged manifests again; the records keep these bodies. If a body now has the right
-        digest, marks its manifest as healed. Returns the number of healed manifests."""
+        """Hashes again the bodies of damaged manifests that the records of the damage keep. If a body now has the right
+        digest, puts it back and marks its manifest as healed. Returns the number of healed manifests."""
         ...

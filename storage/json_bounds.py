@@ -20,8 +20,8 @@ _MAX_NUMBER_CHARACTERS: Final = 64
 """Largest number of characters of one number. They are limited because the time to parse a number grows with the square
 of its length."""
 _VALUE_MARKS: Final = b"[{,"
-"""Bytes that are counted outside strings. A document has at most one value more than such bytes: each value except the
-outermost one is the first in a list or an object, or follows a comma."""
+"""Bytes that are counted outside strings. The number of values in a document is at most one more than the number of
+these bytes: each value except the outermost one is the first in a list or an object, or follows a comma."""
 
 
 class OutOfBounds(ValueError):

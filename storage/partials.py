@@ -70,8 +70,9 @@ class Partial(Protocol):
         ...
 
     def add_waiter(self) -> None:
-        """Registers this handle as a waiter for the blob, until this handle is closed. The owner, in any process, sees
-        this in its `has_waiters`. Raises StorageFailed."""
+        """Registers this handle as a *waiter* until this handle is closed. A waiter is a handle through which a client
+        waits for the blob, unlike a handle that only prefetches the blob. The owner, in any process, sees waiters in
+        its `has_waiters`. A call of `wait` registers nothing. Raises StorageFailed."""
         ...
 
     @property

@@ -187,12 +187,12 @@ class Matcher:
         sizes = [sum(map(len, rests_of_prefix)) for rests_of_prefix in rests.values()]
         # A name begins with at most one prefix of each length, so at most `len(self._prefix_lengths)` automata read it.
         self.match_cost = 1 + min(sum(sizes), max(sizes, default=0) * len(self._prefix_lengths)) // _BITS_PER_STEP
-        """Upper bound for the cost of matching one character of a name. The unit is the cost with a few patterns. It is
-        1 unless many patterns have a star before the end."""
+        """Upper bound for the cost of matching one character of a name. The unit is the cost with a few patterns. The
+        bound is 1 unless many patterns have a star before the end."""
 
     def prepare(self) -> None:
-        """Builds the automaton of the prefix with the most patterns now. Without this call, the first lookup of a name
-        with this prefix builds it."""
+        """Builds one automaton in advance: the one for the prefix with the most patterns. Without this call, the first
+        lookup of a name with this prefix builds it."""
         if self._rests:
             self._automaton(max(self._rests, key=lambda prefix: len(self._rests[prefix])))
 
@@ -224,10 +224,11 @@ class Matcher:
         return False
 
     def seek(self, text: str) -> str | None:
-        """Returns a text to which a scan of all names in byte order may jump from `text` without missing a matching
-        name. The result is equal to `text` or sorts after it, and no matching name sorts between the two. It is `text`
-        itself if a name that begins with `text` may match. Otherwise it need not be a name. Returns None if no matching
-        name is equal to `text` or sorts after it."""
+        """Lets a scan of all names in byte order skip names that do not match. `text`: where the scan is now. Returns
+        the text at which the scan may continue without missing a matching name. The result is equal to `text` or sorts
+        after it, and no matching name sorts between the two. The result is `text` itself if a name that begins with
+        `text` may match. Otherwise the result need not be a name. Returns None if no matching name is equal to `text`
+        or sorts after it."""
         index = bisect_left(self._starts, text)
         nearest = self._starts[index] if index < len(self._starts) else None
         for length in self._prefix_lengths:

@@ -143,21 +143,22 @@ class NameSet:
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
 
     def prepare(self) -> None:
-        """Builds the lookup structure of the patterns now, which takes milliseconds for many patterns. Without this
-        call, the first lookup builds it."""
+        """Builds the lookup structure in advance, which takes milliseconds for many patterns. Without this call, the
+        first lookup builds the structure."""
         self._general_matcher.prepare()
 
     @property
     def match_cost(self) -> int:
-        """Upper bound for the cost of matching one character of a name, in units of the cost of one lookup. It is 1
-        without limits and 2 with limits, or more if many patterns are not simple."""
+        """Upper bound for the cost of matching one character of a name, in units of the cost of one lookup. The
+        bound is 1 without limits and 2 with limits, or more if many patterns are not simple."""
         return self._general_matcher.match_cost + (0 if self._limit_matcher is None else self._limit_matcher.match_cost)
 
     def seek(self, text: str) -> str | None:
-        """Returns a text to which a scan of all names in byte order may jump from `text` without missing a name of the
-        set. The result is equal to `text` or sorts after it, and no name of the set sorts between the two. The result
-        need not be a name, and names outside the set may sort between it and the next name of the set. Returns None if
-        no name of the set is equal to `text` or sorts after it.
+        """Lets a scan of all names in byte order skip names outside the set. `text`: where the scan is now. Returns the
+        text at which the scan may continue without missing a name of the set. The result is equal to `text` or sorts
+        after it, and no name of the set sorts between the two. The result need not be a name, and names outside the set
+        may sort between the result and the next name of the set. Returns None if no name of the set is equal to `text`
+        or sorts after it.
         """
         for _ in range(_MAX_SEEK_ROUNDS):
             candidate = self._seek_patterns(text)

@@ -52,15 +52,15 @@ def _measure(
     folder: Path,
 ) -> list[RowSamples]:
     with started_server(DOCKER_REGISTRY, folder / "upstream") as upstream:
-        pushed = {image.repo: push_image(image, upstream.port, folder) for image in images}
+        pushed_images = {image.repo: push_image(image, upstream.port, folder) for image in images}
 
         @contextlib.contextmanager
         def open_trial(program: ServerProgram, _number: int) -> Iterator[MirrorTrial]:
             with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own_folder:
-                yield MirrorTrial(upstream, pushed, program, Path(own_folder))
+                yield MirrorTrial(upstream, pushed_images, program, Path(own_folder))
 
         # Pulls each image once to check its bytes and to bring them into the page cache.
-        warm = MirrorTrial(upstream, pushed, DOCKER_REGISTRY, folder)
+        warm_up_trial = MirrorTrial(upstream, pushed_images, DOCKER_REGISTRY, folder)
         for image in images:
-            warm.pull(upstream, image)
+            warm_up_trial.pull(upstream, image)
         return Rounds(rows, programs, open_trial).run(rounds)

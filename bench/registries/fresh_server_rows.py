@@ -31,9 +31,9 @@ def _start(trial: RegistryTrial) -> Sample:
     program's modules and brings them into the page cache."""
     folder = trial.content.folder / f"start-{trial.server.name}"
     try:
-        with started_server(trial.program, folder) as fresh:
+        with started_server(trial.program, folder) as server:
             time.sleep(IDLE_AFTER_SECONDS)
-            return {SECONDS.key: fresh.start_seconds, PSS.key: fresh.pss() / MIB}
+            return {SECONDS.key: server.start_seconds, PSS.key: server.pss() / MIB}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -45,19 +45,20 @@ def _folders(trial: RegistryTrial) -> tuple[Path, Path]:
 
 
 def _fill_with_and_without_accounts(trial: RegistryTrial) -> None:
-    """Pushes the content to both registries, and then adds an account to one of them. Anyone can push only as long as a
-    registry has no account."""
+    """Pushes the content to both registries, and then adds an account to one of them. Without an account,
+    anyone can push to a registry; with one, clients have to log in."""
     folders = _folders(trial)
     for folder in folders:
-        with started_server(trial.program, folder) as filled:
-            trial.content.fill(filled)
+        with started_server(trial.program, folder) as server:
+            trial.content.fill(server)
     trial.content.api_tokens[trial.server.name] = _add_account(trial.program, folders[1])
 
 
 def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
     """Compares the CPU time of a request with a token to the CPU time of a request to a registry without accounts. Each
-    is measured for half of a trial. Both servers are new for each trial: two processes of the same program can differ
-    by up to a tenth during their whole lives, and the check of a token costs no more than a tenth."""
+    of the two is measured for half of a trial. Both servers are new for each trial. The reason: one of two processes of
+    the same program can be up to 10 % slower until it ends, and the check of a token adds at most 10 % to a request. If
+    all trials used the same two processes, the difference between these could hide the cost of the check."""
     open_folder, closed_folder = _folders(trial)
     with (
         started_server(trial.program, open_folder) as open_server,
@@ -66,12 +67,12 @@ def _get_manifests_with_token(trial: RegistryTrial) -> Sample:
         token = _bearer_token(closed_server, trial.content.api_tokens[trial.server.name])
         with_token = DEFAULT_HEADERS | {"Authorization": f"Bearer {token}"}
         loads = [(open_server, DEFAULT_HEADERS), (closed_server, with_token)]
-        found: dict[str, Sample] = {}
+        samples: dict[str, Sample] = {}
         for seconds in (WARM_UP_SECONDS, trial.seconds / 2):
             for server, headers in loads if trial.round % 2 else reversed(loads):
-                found[server.url] = _load_latest(trial, server, seconds, headers)
-    sample = found[closed_server.url]
-    return {**sample, TOKEN_COST.key: sample[CPU.key] / found[open_server.url][CPU.key]}
+                samples[server.url] = _load_latest(trial, server, seconds, headers)
+    sample = samples[closed_server.url]
+    return {**sample, TOKEN_COST.key: sample[CPU.key] / samples[open_server.url][CPU.key]}
 
 
 def _load_latest(trial: RegistryTrial, server: RunningServer, seconds: float, headers: dict[str, str]) -> Sample:
@@ -106,9 +107,9 @@ def _storm_logins(trial: RegistryTrial) -> Sample:
         token = _bearer_token(server, _add_account(trial.program, folder))
         meter = Meter(server)
         report, rate = run_login_storm(server.port, token, trial.round)
-        used = meter.cpu()
-    took = {SECONDS.key: report.seconds, CPU_SECONDS.key: used}
-    return {RATE.key: rate, P50.key: report.p50, P99.key: report.p99, **took}
+        cpu_seconds = meter.cpu()
+    durations = {SECONDS.key: report.seconds, CPU_SECONDS.key: cpu_seconds}
+    return {RATE.key: rate, P50.key: report.p50, P99.key: report.p99, **durations}
 
 
 START_ROW = Row("start", "start on an empty store; idle", (SECONDS, PSS), _start, _start)

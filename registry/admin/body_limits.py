@@ -55,8 +55,8 @@ class BodyModel(BaseModel):
 
 
 def max_entries(limit: int) -> BeforeValidator:
-    """Returns a validator for a field that is an object with any keys. It reports one error if the object has more than
-    `limit` entries. `Field(max_length=…)` would report an error for each invalid entry as well."""
+    """Returns a validator for a field that is an object whose keys are not fixed. It reports one error if the object
+    has more than `limit` entries. `Field(max_length=…)` would report an error for each invalid entry as well."""
 
     def check_count(entries: Any) -> Any:
         if isinstance(entries, dict) and len(entries) > limit:

@@ -48,7 +48,7 @@ class TextBudget:
         return [self.text(name) for name in self._first(value if isinstance(value, Mapping) else ())]
 
     def mapping(self, value: object) -> dict[str, str]:
-        """Returns the members of an object whose values are texts."""
+        """Returns the members of an object, by name. A value that is no text becomes an empty text."""
         if not isinstance(value, Mapping):
             return {}
         return {self.text(name): self.text(value[name]) for name in self._first(value)}

@@ -202,9 +202,9 @@ def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
 
 
 def _is_selected(host: MirroredHost, name: str, all_hosts: list[MirroredHost]) -> bool:
-    """Returns whether `name`, a value of --upstream, selects `host`. If `name` is the attribute `prefix` of a host (the
-    host name in the client's image names), it selects that host alone. Otherwise `name` is the name of an upstream, and
-    selects all hosts of the upstream."""
+    """Returns whether `name`, a value of --upstream, selects `host`. A host has two names: `host.prefix` is the host
+    name in the client's image names, and `host.name` is the name of its upstream. A value that is the prefix of some
+    host selects only that host. Any other value selects all hosts of the upstream with this name."""
     return host.prefix == name or (host.name == name and all(other.prefix != name for other in all_hosts))
 
 

@@ -69,7 +69,7 @@ def _check_account(value: str) -> str:
 
 
 def _as_list(value: Any) -> Any:
-    """Returns a list with the text `value` as its only entry. Returns a value that is not text unchanged, so that
+    """Returns a list with the text `value` as its only entry. A value of another type is not changed, so that
     pydantic checks it."""
     return [value] if isinstance(value, str) else value
 

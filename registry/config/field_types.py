@@ -16,7 +16,7 @@ from pydantic_settings import NoDecode
 
 KIB, MIB = 1 << 10, 1 << 20
 AT_RESTART: Final[JsonDict] = {"takes_effect": "restart"}
-"""The `json_schema_extra` of a setting or group that a reload cannot change, but a restart with `entrepot restart`."""
+"""The `json_schema_extra` of a setting or group that takes effect after `entrepot restart`, but not after a reload."""
 AT_START: Final[JsonDict] = {"takes_effect": "start"}
 """The `json_schema_extra` of a setting or group that takes effect only when the server is stopped and started."""
 
@@ -33,8 +33,8 @@ class SettingsGroup(BaseModel):
 
 
 def split_commas(value: object) -> object:
-    """Splits a text with commas, such as the value of a flag or an environment variable, into a list. Returns a value
-    that is not text unchanged, so that pydantic checks it."""
+    """Splits a text with commas, such as the value of a flag or an environment variable, into a list. A value of
+    another type is not changed, so that pydantic checks it."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -123,7 +123,7 @@ def is_size(field: FieldInfo) -> bool:
 
 
 def is_duration(field: FieldInfo) -> bool:
-    """Returns whether the value of a setting is a duration, or a duration or None."""
+    """Returns whether the type of a setting is `Duration` or `Duration | None`."""
     metadata = field.metadata
     if get_origin(field.annotation) in (Union, UnionType):
         metadata = [item for kind in get_args(field.annotation) for item in get_args(kind)[1:]]

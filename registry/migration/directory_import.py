@@ -70,7 +70,7 @@ class DirectorySource:
 
     @asynccontextmanager
     async def _opened(self, digest: Digest) -> AsyncIterator[int]:
-        """Opens the file of a blob inside the `async with` block. Raises ContentBroken."""
+        """A context manager that opens the file of a blob, and closes it when the block ends. Raises ContentBroken."""
         opening = asyncio.get_running_loop().run_in_executor(None, self._directory.open_blob, digest)
         try:
             file_descriptor = await asyncio.shield(opening)
@@ -87,16 +87,17 @@ class DirectorySource:
         ContentBroken."""
         if not self._may_link:
             return False
-        is_checked = False
+        passed_check = False
         try:
-            self._store.blobs.link_file(file_descriptor, digest, size)  # before the file is read, which takes long
-            is_checked = True
+            # This call makes no link. It refuses a file that must not be linked, before time is spent on reading it.
+            self._store.blobs.link_file(file_descriptor, digest, size)
+            passed_check = True
             await self._verify(digest, file_descriptor)
             await self._store.link_blob(repo, digest, size, file_descriptor, self._by)
         except LinkRefused as refusal:
-            # If the system refuses one link, it will probably refuse all others. So no further link is tried, and no
-            # further file is read in vain.
-            if is_checked:
+            # If the file has passed the check, it was the system that refused the link. The system will probably refuse
+            # all others too. So no further link is tried, and no further file is read in vain.
+            if passed_check:
                 self._may_link = False
             reason = str(refusal)
             if reason not in self._refusals:
@@ -163,8 +164,8 @@ class DirectoryImport:
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
 
     async def run(self) -> None:
-        """Imports the repositories. Raises StorageFull, StorageFailed, JobStopped. Content that was imported before
-        stays."""
+        """Imports the repositories. Raises StorageFull, StorageFailed, JobStopped. After an error, the images that were
+        already imported are kept."""
         await run_workers(self._chosen_repositories(), self._import_repository, REPOSITORIES_AT_A_TIME)
         await self._report.show_progress("", save_now=True)
         for pattern in self._repositories.unmatched():
@@ -205,8 +206,9 @@ class DirectoryImport:
         await self._note_left_out(repo)
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
-        """Imports the manifests of the repository to which no tag refers. A broken manifest in an index is a problem of
-        the index, no matter which of the two is read first. So problems are reported after all manifests were tried."""
+        """Imports the manifests of the repository to which no tag refers. If an index lists a broken manifest, a
+        problem is reported for the index only, even if the manifest is read before the index. So problems are reported
+        after all manifests were tried."""
         failed: dict[Digest, str] = {}
         async for revision in read_in_thread(self._directory.revisions(repo)):
             await self._report.show_progress(repo)

@@ -82,7 +82,7 @@ class ImageWriter:
             self._report.present += 1
             return
         if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
-            raise immutable_tag_denied(repo, tag, current_digest)  # before the content is copied in vain
+            raise immutable_tag_denied(repo, tag, current_digest)  # before time is spent on copying
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
             change_text = "deleted" if change.digest is None else "set"

@@ -65,7 +65,8 @@ class RemoteImport:
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories with these names; None: all that the old registry lists. Raises ImportInvalid,
-        SourceDown, StorageFull, StorageFailed, JobStopped. Content that was imported before stays."""
+        SourceDown, StorageFull, StorageFailed, JobStopped. After an error, the images that were already imported are
+        kept."""
         async with aclosing(self._images(names)) as images:
             await run_workers(images, self._import_image, self._jobs)
         await self._report.show_progress("", save_now=True)

@@ -54,7 +54,7 @@ RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
-"""Number of requests in a row, all of whose attempts have failed, after which the import ends."""
+"""The import ends after this number of requests in a row has failed. A request fails if all its attempts fail."""
 PAGE_SIZE: Final = 1000
 """Largest number of tags or referrers that are requested in one page."""
 IDLE_TIMEOUT_SECONDS: Final = 60.0

@@ -1,4 +1,4 @@
-"""Translates the settings about disk space: into the scopes that are counted (`scope_definitions`), the limits of the
+"""Computes, from the settings about disk space, the scopes that are counted (`scope_definitions`), the limits of the
 cache (`cache_limits`), and the space that must stay free (`min_free_space`). A *scope* is a set of repositories whose
 disk space is counted together."""
 
@@ -16,8 +16,8 @@ from storage.usage import ScopeDefinition
 
 CACHE_SCOPE: Final = "cache"
 """Name of the scope of all mirrored content."""
-_HIGH_FREE_FRACTION: Final = 1.1
-"""If `cache.target_free` is not set, it is this multiple of `cache.min_free`."""
+_TARGET_FREE_FACTOR: Final = 1.1
+"""If `cache.target_free` is not set, it is `cache.min_free` times this factor."""
 
 
 def upstream_scope(upstream: str) -> str:
@@ -63,9 +63,9 @@ def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> Cach
     ]
     if upstreams and settings.cache.max is not None:
         budgets.append(Budget(CACHE_SCOPE, upstreams, settings.cache.max))
-    low_free = settings.cache.min_free if upstreams else 0
-    high_free = settings.cache.target_free or int(low_free * _HIGH_FREE_FRACTION)
-    return CacheLimits(upstreams, tuple(budgets), low_free, high_free, _name_check(settings.cache.keep), cooldowns)
+    min_free = settings.cache.min_free if upstreams else 0
+    target_free = settings.cache.target_free or int(min_free * _TARGET_FREE_FACTOR)
+    return CacheLimits(upstreams, tuple(budgets), min_free, target_free, _name_check(settings.cache.keep), cooldowns)
 
 
 def budget_of(settings: Settings, upstream: str | None, max_bytes: int) -> Budget:

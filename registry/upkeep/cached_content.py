@@ -51,8 +51,8 @@ class RefreshResult:
     - `frozen`: the frozen tag, for the outcome `FROZEN`; None otherwise.
     - `held_back_until`: when the cooldown ends that holds `digest` back, in seconds since 1970; None: no cooldown does.
       `served`: the digest that pulls get until then; None: pulls get no digest.
-    - `unblocked_blobs`: number of the image's blobs for which an endpoint had sent corrupt bytes, and which can be
-      requested from it again now."""
+    - `unblocked_blobs`: number of the image's blobs that can be requested again from an endpoint that had sent corrupt
+      bytes for them."""
 
     outcome: RefreshOutcome
     upstream: str

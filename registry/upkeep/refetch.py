@@ -104,8 +104,8 @@ async def _fetch_through(registry: Registry, repo: RepositoryName, digest: Diges
 
 
 async def _wait_until_stored(registry: Registry, repo: RepositoryName, digest: Digest) -> None:
-    """Opens the blob, which starts its download, and waits for its last byte, which can be read once the blob is
-    stored."""
+    """Opens the blob and waits for its last byte. Opening starts the download. The last byte can be read only once the
+    blob is stored."""
     reader = await registry.open_blob(repo, digest)
     try:
         offset, end_offset = reader.span

@@ -84,7 +84,7 @@ async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
 
 async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> Job | None:
     """Queues a job and returns it, if a round is due, no scrub job is queued or running, and no other process is
-    queueing one at the same moment. Otherwise returns None."""
+    queueing a job at the same moment. Otherwise returns None."""
     async with store.leases.try_slot(SCHEDULE_SLOT, count=1) as has_slot:
         if not has_slot or await store.jobs.active(KIND) or not await is_due(store.damage, settings.every, clock()):
             return None

@@ -112,7 +112,7 @@ class Evictor:
         self._warned_at = self._no_unused_links_until = float("-inf")
 
     def check_soon(self) -> None:
-        """Makes `run` check the limits now. Called after content was stored."""
+        """Makes `run` check the limits at once. Called after content was stored."""
         self._wake_up.set()
 
     async def run(self) -> None:

@@ -51,8 +51,8 @@ class JobContext:
         self._saved_at = 0.0
 
     def step(self, event: str, /, **fields: JSON) -> None:
-        """Reports one thing that was done, or, in a dry run, would be done, to the command that runs the job. `event`:
-        what happened, such as `removed`. The command receives an object with the key `event`, followed by the
+        """Reports a step to the command that runs the job: one thing that was done, or that a dry run would do.
+        `event`: what happened, such as `removed`. The command receives an object with the key `event`, followed by the
         `fields`."""
         if self._on_step is not None:
             self._on_step({"event": event, **fields})

@@ -1,10 +1,10 @@
 """Counts the pulls of manifests in memory, and stores the counts from time to time (`PullRecorder`).
 
 Counting a pull must not slow down the request, so a pull changes only a dictionary. If the process is killed, the pulls
-that were counted since the last time they were stored are lost.
+that it has not stored yet are lost.
 
-A commit empties the response caches of all processes. So all processes store their pulls at the same times, the
-multiples of `STORE_SECONDS`. The caches are then emptied only once in that time.
+Storing the pulls is a commit, and a commit empties the response caches of all processes. So all processes store their
+pulls at the same times, the multiples of `STORE_SECONDS`. Then the caches are emptied only once in `STORE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class PullRecorder:
 
     def count(self, pull: Pull) -> None:
         """Counts a pull. Takes less than a microsecond."""
-        counted = self._counts.get(pull)
-        if counted is not None:
-            counted[0] = self._clock()
-            counted[1] += 1
+        manifest_count = self._counts.get(pull)
+        if manifest_count is not None:
+            manifest_count[0] = self._clock()
+            manifest_count[1] += 1
         elif len(self._counts) < self._capacity:
             self._counts[pull] = [self._clock(), 1]
             if len(self._counts) == self._capacity:
@@ -76,7 +76,8 @@ class PullRecorder:
             except RegistryError as error:
                 if logged_error != (logged_error := str(error)):
                     log.warning("cannot store when images were last pulled: %s; trying again later", error)
-                # While `MAX_COUNTED_MANIFESTS` is reached, the next attempt would come at once without this pause.
+                # While a batch is being stored, new pulls may fill the dictionary again and set the event. Without this
+                # pause, the next attempt would then follow immediately.
                 await asyncio.sleep(1.0)
 
     async def store(self) -> None:
@@ -110,8 +111,8 @@ class PullRecorder:
     def _count_again(self, counts: list[tuple[Pull, list[float]]]) -> None:
         """Puts back counts that could not be stored."""
         for pull, (last_pull, pull_count) in counts:
-            newer = self._counts.get(pull)
-            if newer is None:
+            newer_count = self._counts.get(pull)
+            if newer_count is None:
                 self._counts[pull] = [last_pull, pull_count]
             else:
-                newer[1] += pull_count
+                newer_count[1] += pull_count

@@ -118,9 +118,9 @@ def test_there_is_one_context_variable() -> None:
 
 
 def test_cookies_are_read_in_linear_time() -> None:
-    """No module reads cookies with `http.cookies`, with which `Request.cookies` of Starlette reads them, too: in Python
-    3.11 a header of 30 KB with escapes blocks the event loop for seconds. `registry.admin.cookies.cookie_value` reads
-    cookies instead."""
+    """No module reads cookies with `http.cookies`, or with Starlette's `Request.cookies`, which uses it. In Python
+    3.11, a header of 30 KB with escapes would then block the event loop for seconds. Modules use
+    `registry.admin.cookies.cookie_value` instead."""
 
     def reads_cookies(path: Path, tree: ast.Module) -> bool:
         is_attribute_read = any(

@@ -25,7 +25,7 @@ def test_steps_exist() -> None:
 
 def _is_defined(module: str, name: str) -> bool:
     try:
-        found = reduce(getattr, name.split("."), importlib.import_module(module))
+        defined_object = reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError):
         return False
-    return getattr(found, "__module__", module) == module
+    return getattr(defined_object, "__module__", module) == module

@@ -219,8 +219,8 @@ def test_tag_parameters(push: Pusher, algorithm: str, count: int) -> None:
     tags = [f"v{number}" for number in range(count)]
     answer = put(push, f"{digest}?{'&'.join(f'tag={tag}' for tag in tags)}", body)
     assert answer.status_code == 201
-    named = [tag.strip() for field in answer.headers.get_list("oci-tag") for tag in field.split(",")]
-    assert sorted(named) == sorted(tags)
+    tags_in_response = [tag.strip() for field in answer.headers.get_list("oci-tag") for tag in field.split(",")]
+    assert sorted(tags_in_response) == sorted(tags)
     for tag in tags:
         pulled = push.client.get(f"{push.root}/manifests/{tag}")
         assert pulled.content == body

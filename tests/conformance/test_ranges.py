@@ -181,8 +181,8 @@ def test_a_moved_tag_is_sent_again(push: Pusher) -> None:
 
 
 def test_cache_control_of_content(push: Pusher, algorithm: str) -> None:
-    """Caches may store content that was requested by digest for ever. They must revalidate tags and lists for each
-    request, and must not store errors (RFC 9111, 5.2.2)."""
+    """A cache may use the response to a request by digest for a year without asking again. It must revalidate tags and
+    lists for each request, and must not store errors (RFC 9111, 5.2.2)."""
     blob = push.blob(DATA, algorithm)
     manifest = push.put(push.image(algorithm), algorithm=algorithm)
     push.tag("moving")

@@ -86,8 +86,8 @@ PHASES: Final = {
     ),
     "for nobody": SharedGrants(),
 }
-"""The grants for everybody in the two phases of a test. The first phase has such grants. The second phase has none, but
-the sessions and tokens of the first phase still exist."""
+"""The shared grants in the two phases of a test. The first phase has such grants. The second phase has none, but the
+sessions and tokens of the first phase still exist."""
 
 
 def matrix_visitors() -> list[MatrixVisitor]:
@@ -119,23 +119,26 @@ def _drawn_visitors(rng: random.Random) -> Iterator[MatrixVisitor]:
         grants = {}
         for _ in range(rng.randint(1, 4)):
             name = rng.choice(list(REPOSITORIES))
-            cut = rng.randint(1, len(name))
-            star = rng.choice(["*", "**"]) if cut < len(name) else ""
-            grants[name[:cut] + star] = rng.choice(["pull", "pull", "pull,push", "push", "delete"])
+            prefix_length = rng.randint(1, len(name))
+            star = rng.choice(["*", "**"]) if prefix_length < len(name) else ""
+            grants[name[:prefix_length] + star] = rng.choice(["pull", "pull", "pull,push", "push", "delete"])
         yield MatrixVisitor(f"drawn: {grants}", f"drawn{number}", tuple(grants.items()))
 
 
-def may_pull(visitor: MatrixVisitor, repo: str, everybody: SharedGrants) -> bool:
+def may_pull(visitor: MatrixVisitor, repo: str, shared: SharedGrants) -> bool:
     """Returns whether a visitor may pull from a repository."""
     if not visitor.is_admin:
-        named = () if visitor.name is None else (*everybody.authenticated, *visitor.grants)
-        granted = [pattern for pattern, actions in (*everybody.everyone, *named) if "pull" in actions.split(",")]
+        account_grants = () if visitor.name is None else (*shared.authenticated, *visitor.grants)
+        all_grants = (*shared.everyone, *account_grants)
+        granted_patterns = [pattern for pattern, actions in all_grants if "pull" in actions.split(",")]
         if repo.startswith(f"{PRIVATE}/"):
-            granted = [pattern for pattern in granted if pattern.startswith(f"{PRIVATE}/")]
-        if not _matches_any(granted, repo):
+            granted_patterns = [pattern for pattern in granted_patterns if pattern.startswith(f"{PRIVATE}/")]
+        if not _matches_any(granted_patterns, repo):
             return False
-    limits = None if visitor.limits is None else [pattern for pattern, actions in visitor.limits if "pull" in actions]
-    return limits is None or _matches_any(limits, repo)
+    limit_patterns = (
+        None if visitor.limits is None else [pattern for pattern, actions in visitor.limits if "pull" in actions]
+    )
+    return limit_patterns is None or _matches_any(limit_patterns, repo)
 
 
 def _matches_any(patterns: list[str], repo: str) -> bool:
@@ -147,6 +150,6 @@ def _expression(pattern: str) -> str:
 
 
 def mirrored_name(repo: str) -> str:
-    """Returns the name of the mirrored repository from which clients pull under the name `repo`, as long as nobody has
-    pushed to `repo`."""
+    """Returns the full name of the mirrored repository that has the short name `repo`. Until somebody pushes to `repo`,
+    clients that pull from `repo` get the content of this mirrored repository."""
     return f"{MIRROR}/{repo}" if "/" in repo else f"{MIRROR}/library/{repo}"

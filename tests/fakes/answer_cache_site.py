@@ -1,5 +1,6 @@
-"""An application with a real store and an image, for tests of the response cache. Requests reach the application as
-from our own server, which looks into the cache first. A response in this cache is called a *ready* answer."""
+"""An application with a real store and an image, for tests of the response cache. The requests reach the application in
+the same way as from our own server, which looks into the cache first. A response in this cache is called a *ready*
+answer."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ APP = RepositoryName("team/app")
 V2 = "/v2/team/app"
 TAG = f"{V2}/manifests/latest"
 MANY = 20
-"""Number of equal requests of which at least one must be answered from the cache. The first ones may not be, because
-the application's own writes to the store can remove entries from the cache."""
+"""Of this number of equal requests, at least one must be answered from the cache. The first requests may be answered
+without it, because the application's own writes to the store can remove entries from the cache."""
 
 
 class AnswerCacheSite:

@@ -57,8 +57,8 @@ class CertificateAuthority:
         self.certificate = self._folder / "authority.pem"
         self._key = self._folder / "authority.key"
         usage = "keyUsage=critical,keyCertSign,cRLSign"
-        named = ("-subj", "/CN=tests", "-keyout", str(self._key), "-out", str(self.certificate))
-        self._openssl("req", "-x509", *NEW_KEY, *named, "-addext", usage)
+        name_and_files = ("-subj", "/CN=tests", "-keyout", str(self._key), "-out", str(self.certificate))
+        self._openssl("req", "-x509", *NEW_KEY, *name_and_files, "-addext", usage)
 
     def sign(self, name: str, *, client: bool = False, also: str = "") -> KeyPair:
         """Makes a key and a certificate for a server on this machine or, with `client`, for a client. `also`: another

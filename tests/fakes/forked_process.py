@@ -26,8 +26,8 @@ from tests.fakes.fork_server import ForkRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_CERTIFICATES = {"SSL_CERT_FILE": "", "SSL_CERT_DIR": str(ROOT)}
-"""Environment of programs that need no certificates of the system. It saves the 55 ms of CPU time that reading them
-takes in each process."""
+"""Environment of programs that need no certificates of the system. Reading these certificates would take 55 ms of CPU
+time in each process."""
 _UMASK = re.compile(r"^Umask:\t(\d+)$", re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""A fake of a mirror's upstream client, with content in memory and with faults. It checks how the mirror calls it."""
+"""A fake of a mirror's upstream client, with content in memory and with faults. The fake checks the mirror's calls."""
 
 from __future__ import annotations
 

@@ -42,6 +42,10 @@ def _provider_key() -> IssuerKey:
 class FakeOpenIDProvider:
     """A provider that logs every browser in as `person`, without asking for a password.
 
+    `secret`: the client's secret; None: the client is public and has no secret. `takes_secret_in_form`: the client must
+    send its secret in the form (`client_secret_post`) and not in the header Authorization. `sends_issuer`: the value of
+    the parameter `iss` in the redirect back to the client; None: the redirect does not have this parameter.
+
     `change_claims`: a function that changes the claims of an ID token; `signed`: a function that signs the claims.
     `error`: the error with which the browser is redirected back. `metadata_changes`: replacements for parts of the
     metadata. `statuses`: the status of the responses for a path. While the event `open` is clear, requests for the
@@ -49,7 +53,7 @@ class FakeOpenIDProvider:
     requests, the requested paths and the issued ID tokens."""
 
     secret: str | None = SECRET
-    post: bool = False
+    takes_secret_in_form: bool = False
     url: str = ""
     key: IssuerKey = field(default_factory=_provider_key)
     person: dict[str, Any] = field(default_factory=lambda: {"preferred_username": "alice"})
@@ -82,7 +86,7 @@ class FakeOpenIDProvider:
             "response_types_supported": ["code"],
             "id_token_signing_alg_values_supported": ["RS256"],
         }
-        if self.post:
+        if self.takes_secret_in_form:
             document["token_endpoint_auth_methods_supported"] = ["client_secret_post"]
         return {**document, **self.metadata_changes}
 
@@ -130,7 +134,7 @@ class FakeOpenIDProvider:
         return 200, {"token_type": "Bearer", "access_token": "x", "id_token": self.tokens[-1]}
 
     def _is_client_authentic(self, form: dict[str, str], authorization: str) -> bool:
-        if self.secret is None or self.post:
+        if self.secret is None or self.takes_secret_in_form:
             return form.get("client_id") == CLIENT and form.get("client_secret") == self.secret and not authorization
         scheme, _, text = authorization.partition(" ")
         user, _, password = base64.b64decode(text).decode().partition(":")

@@ -56,9 +56,9 @@ class IssuerKey:
     def sign(self, claims: dict[str, Any], **header: Any) -> str:
         """Returns a signed token. `header`: changes to the header; `kid=None` leaves out the id of the key."""
         fields = {"alg": self.algorithm, "typ": "JWT", "kid": self.id, **header}
-        named = {name: value for name, value in fields.items() if value is not None}
+        header_fields = {name: value for name, value in fields.items() if value is not None}
         key = ECKey if self.algorithm.startswith("ES") else RSAKey
-        return signed_token(named, claims, key(self.private, self.private))
+        return signed_token(header_fields, claims, key(self.private, self.private))
 
 
 def key_set(*keys: dict[str, Any]) -> bytes:
@@ -66,8 +66,8 @@ def key_set(*keys: dict[str, Any]) -> bytes:
 
 
 class KeySetServer:
-    """Serves a key set over HTTP, and counts them in `request_count`. While the event `open` is clear, requests wait.
-    `waiting` is set when a request arrives."""
+    """Serves a key set over HTTP. `request_count`: the number of requests. While the event `open` is clear, requests
+    wait. `waiting` is set when a request arrives."""
 
     def __init__(self) -> None:
         self.body = key_set()

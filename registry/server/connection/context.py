@@ -35,8 +35,9 @@ class OpenConnection(EvictableConnection, Protocol):
         ...
 
     def retire(self) -> None:
-        """Closes the connection after one more response: the current one, or the next one if the current one has
-        started or there is none. Does not close an idle connection before that. May be called repeatedly."""
+        """Makes the connection close after its last response. The last response is the current response if its headers
+        were not sent yet, and otherwise the next response. An idle connection stays open until it has sent a response.
+        May be called repeatedly."""
         ...
 
     def abort(self) -> None:
@@ -50,7 +51,7 @@ class WorkerState:
     `ServerState`, because that class takes the place of this one when uvicorn serves the connections."""
 
     connections: set[OpenConnection] = field(default_factory=set)
-    """The open connections. Each adds and removes itself."""
+    """The open connections. Each connection adds itself to the set and removes itself."""
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     """The tasks of the requests in progress, one for each request."""
     default_headers: Headers = field(default_factory=list)
@@ -101,7 +102,7 @@ class WorkerContext:
     reports: RequestReports = field(init=False)
     """Reports the end of each request to the application."""
     head_cache: HeadCache = field(default_factory=HeadCache)
-    """Heads that were parsed, by their bytes."""
+    """Maps the bytes of a head to the result of parsing them."""
     head_buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(HEAD_BUFFER_BYTES)))
     """The memory into which all connections receive the heads of requests. All connections can share this memory,
     because the bytes of each read are parsed before the next read."""

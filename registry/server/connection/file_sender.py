@@ -91,7 +91,8 @@ class FileSender:
         # while memory is scarce, and send none.
         self._just_read_up_to = 0
         self.is_blocked = False
-        """Whether the socket has no room, so that the sender waits until the client has received more."""
+        """Whether the sender waits until the event loop reports that the socket is writable. This takes long if the
+        client receives slowly, and no time if the socket's buffer has space."""
 
     @property
     def unsent_bytes(self) -> int:
@@ -140,7 +141,7 @@ class FileSender:
 
     def _step(self) -> None:
         """Sends at most one slice. Then ends the sending if all was sent or an error occurred. Otherwise this method is
-        called again when the socket has room, or when a thread has read the next part of the file."""
+        called again when the socket is writable, or when a thread has read the next part of the file."""
         try:
             self._send_head()
             wait_for_client = self._send_slice()
@@ -162,8 +163,9 @@ class FileSender:
             self._unsent_head = self._unsent_head[sent:]
 
     def _send_slice(self) -> bool:
-        """Sends bytes of the file that are in memory. Returns True if the next step has to wait until the socket has
-        room. Returns False if it has to wait for a thread that reads the next bytes from the disk."""
+        """Sends bytes of the file that are in memory. Returns True if the next step waits until the event loop reports
+        that the socket is writable, which may be so at once. Returns False if the next step waits for a thread that
+        reads the next bytes from the disk."""
         if self._unsent_head:
             return True  # the head must be sent completely before the file
         count = self._count_in_memory(min(self._end_offset, self._next_offset + SEND_SLICE_BYTES))
@@ -202,8 +204,8 @@ class FileSender:
         return sent
 
     def _count_in_memory(self, end_offset: int) -> int:
-        """Returns how many bytes can be sent without waiting for the disk: from the next byte to send up to the offset
-        `end_offset`, or fewer."""
+        """Returns how many bytes, beginning with the next byte to send, can be sent without waiting for the disk. Does
+        not count bytes from the offset `end_offset` on."""
         if self._next_offset < self._just_read_up_to:
             return min(end_offset, self._just_read_up_to) - self._next_offset
         if self._read_ahead is not None:
@@ -234,7 +236,7 @@ class FileSender:
             self._step()
 
     def _set_blocked(self, is_blocked: bool) -> None:
-        """Starts (True) or stops (False) waiting until the socket has room for more bytes."""
+        """Starts (True) or stops (False) waiting until the socket is writable."""
         if is_blocked and not self.is_blocked:
             self._loop.add_writer(self._sock, self._step)
         elif self.is_blocked and not is_blocked:

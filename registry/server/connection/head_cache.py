@@ -3,7 +3,7 @@
 The clients of a registry repeat themselves: many machines request the same tag with the same headers. Parsing such a
 head takes longer than finding the cached response to it. So all connections of a worker share this cache. Only heads of
 GET and HEAD requests without a body are cached, and only if the connection stays open after them. A head is cached when
-its bytes arrive for the second time, so that heads which do not repeat neither take time nor displace others.
+its bytes arrive for the second time. So a head that arrives only once takes no time and displaces no other head.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, Final, NamedTuple
 from registry.asgi import Header, Scope
 
 MAX_HEADS: Final = 256
-"""If the cache has this number of heads, the one that was added first leaves the cache when another one is added."""
+"""Largest number of heads in the cache. If the cache is full, a new head replaces the head that was added first."""
 MAX_HEAD_BYTES: Final = 2048
 """Heads of a larger `RequestHead.size` are not cached. This size counts each short header as 64 bytes, so a head in the
 cache has at most 32 headers, and the cache takes about 2 MiB."""
 _MAX_SEEN: Final = 4096
-"""The cache remembers this number of heads that arrived once, then it forgets them all."""
+"""Number of heads that arrived once and whose hashes are kept. When there are more, all of these hashes are dropped."""
 _CACHED_METHODS: Final = ("GET", "HEAD")
 
 

@@ -297,10 +297,10 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._reader.is_finished = self._reader.is_finished or not last.body.has_more
 
     def retire(self) -> None:
-        """Closes the connection after one more response, the head of which contains `Connection: close`. This is the
-        current response, or the next one if the head of the current response may have been sent already. An idle
-        connection also stays open for one more response, because the client may be sending a request. May be called
-        repeatedly."""
+        """Makes the connection close after its last response, whose head contains `Connection: close`. The last
+        response is the current response, or the next response if the head of the current response may have been sent
+        already. An idle connection stays open until it has sent a response, because the client may be sending a
+        request. May be called repeatedly."""
         if self._is_lingering or self._active is None:
             return  # `on_request` makes the next response the last one
         last = self._queue[-1] if self._queue else self._active

@@ -107,9 +107,9 @@ class RequestReader:
         del self._handler  # breaks the reference cycle with the connection
 
     def _parse(self, data: bytes) -> None:
-        """Parses bytes that were received into the head buffer, or that follow a body's end in that body's buffer. They
-        can contain heads and the bodies after these heads. If a response was completed before its request's body was
-        received, the head buffer also receives the rest of that body."""
+        """Parses bytes that were received into the head buffer, or that follow a body's end in that body's buffer. The
+        bytes can contain heads and the bodies after these heads. They can also begin in the middle of a body: once the
+        response to a request is complete (`body.is_closed`), the rest of its body goes into the head buffer too."""
         self.reads += 1
         parts_before, offset = self._completed_parts, 0
         while offset < len(data) and not self.is_finished:

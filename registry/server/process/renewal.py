@@ -41,8 +41,9 @@ class Renewal:
         return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:
-        """Called when a worker has ended. Returns True if the supervisor must not start the worker again, because the
-        worker has a replacement or is one. `how` is the part of a sentence that follows "the worker"."""
+        """Called when a worker has ended. Returns True if the supervisor must not start this worker again: if it is
+        surplus, if its replacement was started already, or if it is itself the replacement of a worker that still runs.
+        `how` is the part of a sentence that follows "the worker"."""
         is_being_replaced = self._replacement is not None and bool(self._to_replace) and worker is self._to_replace[0]
         if worker in self._to_replace:
             self._to_replace.remove(worker)

@@ -43,7 +43,8 @@ SIGTERM was sent to the whole process group, the supervisor receives it in this 
 
 class Supervisor:
     """Runs the workers, and handles signals. SIGTERM and SIGINT stop the server gracefully. A second SIGINT kills it
-    immediately. SIGHUP reloads the configuration, SIGUSR2 restarts the server; so do requests on the control socket.
+    immediately. SIGHUP reloads the configuration, and SIGUSR2 restarts the server. Requests on the control socket can
+    do the same.
 
     A worker that is told to stop accepts no more connections, but may complete its requests within the grace period.
     All processes are in the supervisor's process group.

@@ -16,8 +16,8 @@ from storage.tag_listing import TagCursor, TagQuery
 from storage.version_order import version_key
 
 _MAX_KEPT_NAMES: Final = 300_000
-"""Largest number of names in all lists that are kept. They take up to 100 MB of memory with the longest names, and
-usually 10 MB."""
+"""Largest number of names in all cached lists together. These names usually take 10 MB of memory, and up to 100 MB if
+all of them have the greatest length."""
 _MAX_NEW_ENTRIES: Final = 20_000
 """If the tag history has more new entries than this, the list is read again, without a check whether one of the entries
 is about the repository."""
@@ -80,10 +80,10 @@ class VersionLists:
         return cached_list.names
 
 
-def _is_current(db: apsw.Connection, repository: int, kept: _VersionList, newest: int) -> bool:
+def _is_current(db: apsw.Connection, repository: int, cached_list: _VersionList, newest_entry: int) -> bool:
     """Returns whether no tag of the repository has changed since the list was made."""
-    if newest == kept.entry:
+    if newest_entry == cached_list.entry:
         return True
-    if not 0 < newest - kept.entry <= _MAX_NEW_ENTRIES:
+    if not 0 < newest_entry - cached_list.entry <= _MAX_NEW_ENTRIES:
         return False
-    return db.execute(_HAS_CHANGED, (kept.entry, repository)).get is None
+    return db.execute(_HAS_CHANGED, (cached_list.entry, repository)).get is None

@@ -24,8 +24,8 @@ tmp_dir = "{folder}/tmp"
 volume_path = "{folder}/volumes"
 """
 
-# These options, and runc as the runtime, also work inside a container: the limits are low enough for it, and runc works
-# with any mix of control groups.
+# These options, and runc as the runtime, also work if the tests run inside a container: such a container allows these
+# limits, and runc works with version 1 and version 2 of the kernel's control groups, and with a mix of both.
 RUN = ("--rm", "--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
 INSECURE = "--tls-verify=false"
 

@@ -122,25 +122,26 @@ class HubConnection:
                 piece = view[: max(1, min(SLICE, int(rate * TICK)))]
                 await self._pace()
             try:
-                taken = self._sock.send(piece)
+                sent_size = self._sock.send(piece)
             except BlockingIOError:
                 await self._writable()
                 continue
             except OSError as error:
                 raise PeerGone from error
-            view = view[taken:]
+            view = view[sent_size:]
             if record is not None:
                 record.first_byte = record.first_byte or time.monotonic()
-                record.sent += taken
+                record.sent += sent_size
             if rate:
-                self._next_send += taken / rate
-            self._turn_bytes += taken
+                self._next_send += sent_size / rate
+            self._turn_bytes += sent_size
             if self._turn_bytes >= TURN_BYTES:
                 self._turn_bytes = 0
                 await asyncio.sleep(0)
 
     async def _pace(self) -> None:
-        # A delay by a late timer is made up for. The time in which nothing was to send is not.
+        # After a timer that was late, the connection sends faster until it has made up for the delay. It does not make
+        # up for a time in which it had nothing to send.
         now = time.monotonic()
         self._next_send = max(self._next_send, now - 3 * TICK)
         if self._next_send > now:

@@ -17,7 +17,8 @@ def frozen_tags(site: AdminSite, **more: Any) -> list[str]:
 
 def test_freeze_by_an_admin(mirror_site: AdminSite) -> None:
     """An admin can freeze a tag at its current digest or at a given digest, list all frozen tags in pages, and unfreeze
-    them. All workers and the command use the change at once. The audit log names the admin."""
+    them. A change is visible at once in all workers and in `entrepot mirror frozen`. The audit log names the
+    admin."""
     site = mirror_site
     frozen = site.call_ok("PUT", "/mirror/frozen", {"reference": "app:1"})
     assert (frozen["repository"], frozen["tag"], frozen["digest"]) == ("docker.io/library/app", "1", MIRRORED.digest)

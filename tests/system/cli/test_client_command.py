@@ -111,16 +111,16 @@ name = "ghcr.io"
 
 
 def test_upstream_with_aliases(tmp_path: Path) -> None:
-    """Names of images contain an alias of the upstream, a host with a port, and not the upstream's name `corp`. So the
-    printed files are for the aliases. Only the path at the mirror has the name `corp`."""
+    """Names of images begin with an alias of the upstream, such as `registry.corp:5000`, and not with the upstream's
+    name `corp`. So the printed files are for the aliases. Only the path at the mirror has the name `corp`."""
     (tmp_path / "a.toml").write_text(UPSTREAM_WITH_ALIASES)
     options = ("--config", "a.toml", "--url", REMOTE)
     files = client_output(tmp_path, "containerd", *options)
     paths = [f"# /etc/containerd/certs.d/{name}/hosts.toml" for name in ("registry.corp:5000", "old.corp", "ghcr.io")]
     assert [line for line in files.splitlines() if line.startswith("# /")] == paths
     for name, server in (("registry.corp:5000", "http://registry.corp:5000"), ("old.corp", "https://old.corp")):
-        one = toml(tmp_path, "containerd", *options, "--upstream", name)
-        assert one == {"server": server, "host": {REMOTE: {"capabilities": ["pull", "resolve"]}}}
+        hosts_toml = toml(tmp_path, "containerd", *options, "--upstream", name)
+        assert hosts_toml == {"server": server, "host": {REMOTE: {"capabilities": ["pull", "resolve"]}}}
     assert client_output(tmp_path, "containerd", *options, "--upstream", "corp").count("[host.") == 2
     host = "registry.example.com:5000"
     document = toml(tmp_path, "podman", *options, "--upstream", "registry.corp:5000")["registry"]
@@ -182,7 +182,7 @@ def test_address_from_the_settings(tmp_path: Path) -> None:
         (["podman", "--config", "two.toml", "--upstream", "quay.io"], "these are: docker.io, ghcr.io"),
     ],
 )
-def test_wrong_use_in_one_line(tmp_path: Path, args: list[str], error: str) -> None:
+def test_wrong_arguments_get_an_error_of_one_line(tmp_path: Path, args: list[str], error: str) -> None:
     """With wrong arguments, the command fails with one line, and prints nothing to stdout."""
     (tmp_path / "two.toml").write_text(TWO_UPSTREAMS)
     assert error in error_line(entrepot("client", *args, folder=tmp_path), 2)

@@ -17,7 +17,7 @@ INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 INDEX = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": []})
 BOB = ("bob", PASSWORD)
 CONNECTIONS = 6
-"""The number of connections per check. With so many, both workers get some."""
+"""The number of connections per check. It is large enough that both workers get some of them."""
 
 
 @pytest.fixture(scope="module")

@@ -59,8 +59,8 @@ def test_every_preparation_is_used() -> None:
 
 
 def test_pages_have_many_commands() -> None:
-    """The pages have more than 25 commands that are run here. The comparison of outputs finds other numbers and more
-    lines."""
+    """The pages have more than 25 commands that are run here. The comparison of outputs notices a different number and
+    an additional line."""
     assert len([part for section in SECTIONS_TO_RUN for part in section.parts if isinstance(part, Command)]) > 25
     assert not has_shape("1 tag deleted\n", ["2 tags deleted"])
     assert not has_shape("more\n1 tag deleted\n", ["1 tag deleted"])

@@ -151,8 +151,8 @@ async def check_power_cuts(
     could leave, and awaits `check(data, n)` for the nth disk, with its content in the directory `data`. A disk that
     equals an earlier one is skipped. Returns the number of different disks.
 
-    `mixtures`: the number of random disks per step. `every`: of the different disks, only each `every`th one is
-    checked, and all those after the last step. `system` records the work. `lay_out` writes the content of a disk into a
+    `mixtures`: the number of random disks per step. `every`: only each `every`th of the different disks is checked; the
+    disks after the last step are all checked. `system` records the work. `lay_out` writes the content of a disk into a
     directory. `look_at` is called with every different disk. `check_end` is awaited at the end, with the disk that has
     the least content after a power cut at the end of the work."""
     data = recorded_data.with_name(f"{recorded_data.name} after a cut")

@@ -1,5 +1,5 @@
-"""Kills processes at the durable steps of the workload (the module `workload`): `python -m
-tests.system.crash.killed_at_step FOLDER before|after SEED`.
+"""Kills processes at the durable steps (changes of the disk) of the workload, which is the module `workload`: `python
+-m tests.system.crash.killed_at_step FOLDER before|after SEED`.
 
 For each step n that `durable_steps` chooses, a new process runs the workload on its own data directory, FOLDER/n, and
 kills itself with SIGKILL before (or after) its nth durable step. The program prints one JSON line for each process,

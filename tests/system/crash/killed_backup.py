@@ -1,5 +1,5 @@
-"""Kills processes before the durable steps of a backup or a restore: `python -m tests.system.crash.killed_backup FOLDER
-SOURCE backup|restore` (see `crash_runs`).
+"""Kills processes before the durable steps (changes of the disk) of a backup or a restore: `python -m
+tests.system.crash.killed_backup FOLDER SOURCE backup|restore` (see `crash_runs`).
 
 Many steps are of the same kind, because each makes or syncs one of the 512 directories of blobs. Only some of these are
 tried.

@@ -1,5 +1,5 @@
-"""Kills processes before the durable steps of garbage collections and of changes of tags: `python -m
-tests.system.crash.killed_collection FOLDER` (see `crash_runs`). The store has deleted manifests and garbage."""
+"""Kills processes before the durable steps (changes of the disk) of garbage collections and of changes of tags: `python
+-m tests.system.crash.killed_collection FOLDER` (see `crash_runs`). The store has deleted manifests and garbage."""
 
 from __future__ import annotations
 

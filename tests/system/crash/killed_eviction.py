@@ -1,5 +1,5 @@
-"""Kills processes before the durable steps of an eviction (the removal of cached images of a mirror): `python -m
-tests.system.crash.killed_eviction FOLDER` (see `crash_runs`)."""
+"""Kills processes before the durable steps (changes of the disk) of an eviction, which removes cached images of a
+mirror: `python -m tests.system.crash.killed_eviction FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Kills processes before the durable steps of an import: `python -m tests.system.crash.killed_import FOLDER OLD` (see
-`crash_runs`). OLD is the data directory of another registry, from which the images are imported."""
+"""Kills processes before the durable steps (changes of the disk) of an import: `python -m
+tests.system.crash.killed_import FOLDER OLD` (see `crash_runs`). OLD is the data directory of another registry, from
+which the images are imported."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Kills processes before the durable steps of the repair of a damaged store and of the garbage collection after it:
-`python -m tests.system.crash.killed_repair FOLDER` (see `crash_runs`)."""
+"""Kills processes before the durable steps (changes of the disk) of the repair of a damaged store, and of the garbage
+collection after the repair: `python -m tests.system.crash.killed_repair FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
 

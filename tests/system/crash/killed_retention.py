@@ -1,5 +1,5 @@
-"""Kills processes before the durable steps of retention (the job that deletes old tags by rules): `python -m
-tests.system.crash.killed_retention FOLDER` (see `crash_runs`)."""
+"""Kills processes before the durable steps (changes of the disk) of retention, the job that deletes old tags by rules:
+`python -m tests.system.crash.killed_retention FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Kills processes before the durable steps of a scrub (the job that reads all blobs and moves damaged ones to the
-quarantine): `python -m tests.system.crash.killed_scrub FOLDER` (see `crash_runs`)."""
+"""Kills processes before the durable steps (changes of the disk) of a scrub, the job that reads all blobs and moves
+damaged ones to the quarantine: `python -m tests.system.crash.killed_scrub FOLDER` (see `crash_runs`)."""
 
 from __future__ import annotations
 

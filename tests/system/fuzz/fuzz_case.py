@@ -1,4 +1,4 @@
-"""The class for one malformed request with its allowed responses, which the fuzz tests send."""
+"""`FuzzCase`: a malformed request that the fuzz tests send, and the responses that are allowed."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class RequestProbe:
         """Sends a bad request. Checks that the response has one of `statuses`, the format of errors, and the error code
         `code`. Then checks that a valid request succeeds: on the same connection if `kept_alive`, or else on a new
         connection, after the server has closed this one. Returns the response."""
-        case = FuzzCase("by name", raw, frozenset(statuses))
+        case = FuzzCase("hand-written", raw, frozenset(statuses))
         self.wire.send(raw)
         answer = self.wire.answer(case.method)
         check_response(case, answer)
@@ -205,7 +205,7 @@ def test_a_body_longer_than_its_length(probe: RequestProbe) -> None:
     ],
 )
 def test_path_tricks(probe: RequestProbe, path: str) -> None:
-    """Paths with dots, escaped slashes or repeated slashes get an error, and no other resource."""
+    """Paths with dots, escaped slashes or repeated slashes get an error, and never reach another resource."""
     for method in ("GET", "HEAD", "PUT", "DELETE"):
         probe.refuse(message(method, path), 400, 404, 405)
 
@@ -274,8 +274,8 @@ def test_unknown_upload_ids(probe: RequestProbe, method: str, upload: str) -> No
 
 @pytest.mark.parametrize("method", ["PATCH", "PUT"])
 def test_chunks_out_of_order(probe: RequestProbe, method: str) -> None:
-    """A chunk in the wrong order gets 416, whose header Range has the end of the session. The right chunk is then
-    accepted."""
+    """A chunk in the wrong order gets 416. The header Range of this response ends with the last byte that the session
+    has received. The right chunk is then accepted."""
     session, data = probe.start(), b"0123456789"
     assert probe.wire.ask("PATCH", session, {"Content-Range": "0-4"}, data[:5]).status == 202
     target = f"{session}?digest={digest_of(data)}" if method == "PUT" else session

@@ -10,14 +10,14 @@ much memory many of them use.
 - `memory_growth` sends two hundred requests at the same time.
 
 A slow ping may be the fault of the worker or of a busy machine. For each thread, the kernel counts the time for which
-the thread ran, and the time for which it was ready but had no CPU (`/proc/PID/task/TID/schedstat`). Three times without
-a CPU are subtracted from the time of a slow ping: the time of the worker's main thread, the time of the watcher, and
-the time of that other thread of the worker which waited longest (it may have held the interpreter lock). The rest is
-the time for which the worker itself delayed the ping: Python code ran on its event loop, another thread held the
-interpreter lock, or a system call blocked. The result is at least the CPU time of the main thread during the ping. The
-host of a virtual machine can take the CPU away unnoticed. A kind above the limit is therefore sent up to three times,
-and the smallest result counts, because a real delay occurs each time. On a busy machine, the result may be too small
-because of the interpreter lock, but never too large.
+the thread ran, and the time for which it was ready but had no CPU (`/proc/PID/task/TID/schedstat`). The waiting times
+of three threads are subtracted from the time of a slow ping: the times for which the main thread of the worker, the
+watcher, and another thread of the worker had no CPU. This other thread is the one that waited longest; it may have held
+the interpreter lock. The rest is the time for which the worker itself delayed the ping: Python code ran on its event
+loop, another thread held the interpreter lock, or a system call blocked. The result is at least the CPU time of the
+main thread during the ping. The host of a virtual machine can take the CPU away unnoticed. A kind above the limit is
+therefore sent up to three times, and the smallest result counts, because a real delay occurs each time. On a busy
+machine, the result may be too small because of the interpreter lock, but never too large.
 
     python -m tests.system.hostile                 # prints a table of all kinds
     python -m tests.system.hostile catalog range   # prints only the kinds with one of these words in the name

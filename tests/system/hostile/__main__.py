@@ -19,17 +19,17 @@ def main() -> int:
     name_parts = [word.lower() for word in sys.argv[1:] if word != "--once"]
     tries = 1 if "--once" in sys.argv else TRIES
     results: dict[str, StallResult] = {}
-    with tempfile.TemporaryDirectory(prefix="hostile-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="hostile-") as temporary_folder:
+        folder = Path(temporary_folder)
         logins = large_store.build(folder / "data")
         with running_site(folder, logins) as site, PingWatcher(site.server) as watcher:
             prepare(site)
-            for name, kind in all_attacks().items():
+            for name, attack in all_attacks().items():
                 if name_parts and not any(word in name.lower() for word in name_parts):
                     continue
-                started = time.perf_counter()
-                results[name] = measure(site, watcher, kind, tries)
-                print(f"{time.perf_counter() - started:6.2f} s  {results[name]}", flush=True)
+                start_time = time.perf_counter()
+                results[name] = measure(site, watcher, attack, tries)
+                print(f"{time.perf_counter() - start_time:6.2f} s  {results[name]}", flush=True)
     print(f"\n{table(results)}\n\n{summary(results)}")
     return int(any(result.blocked_ms > MAX_STALL_MS for result in results.values()))
 

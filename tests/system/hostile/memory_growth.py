@@ -24,7 +24,7 @@ KILL_ABOVE_BYTES = 2 * MAX_GROWTH_BYTES
 INTERVAL_SECONDS = 0.05
 """Time between two measurements."""
 STEADY_MEASUREMENTS = 12
-"""After so many measurements without a new peak, the memory counts as steady."""
+"""After this number of measurements without a new peak, the memory counts as steady."""
 MAX_SECONDS = 40.0
 """The maximum time for which the clients stay connected, and for which the release of the memory may last."""
 

@@ -175,7 +175,8 @@ class _Worker:
         self.worst = Stall(**{**asdict(worse), "pings": pings})
 
     def _judge(self, took: float, pings: int) -> Stall:
-        """Returns the result of a slow ping, which took so many milliseconds, from the CPU times of the threads."""
+        """Computes the result of a slow ping from the CPU times of the threads. `took`: the milliseconds that the ping
+        took."""
         self._find_threads()
         times = self._times()
         spent = {

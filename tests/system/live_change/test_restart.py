@@ -24,13 +24,13 @@ from tests.system.server.app_process import children, wait_for
 
 def is_replaced(site: LiveSite, old_workers: list[int]) -> bool:
     """Returns whether two workers run, and none of them is in `old_workers`."""
-    now = site.server.worker_pids()
-    return len(now) == 2 and not set(now) & set(old_workers)
+    workers = site.server.worker_pids()
+    return len(workers) == 2 and not set(workers) & set(old_workers)
 
 
 def test_restart(site: LiveSite) -> None:
-    """A restart executes the program again in the same parent process, and replaces all workers. A setting that a
-    reload refuses takes effect. The metrics keep their counts. SIGUSR2 does the same."""
+    """A restart executes the program again in the same parent process, and replaces all workers. It applies a changed
+    setting that a reload has refused. The metrics keep their counts. SIGUSR2 does the same."""
     old_workers, parent = site.server.worker_pids(), site.server.pid
     site.write('restart_grace = 60\nmetrics.allow = ["127.0.0.0/8"]\n')
     assert site.run("reload").returncode == 1

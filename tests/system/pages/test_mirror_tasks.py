@@ -14,8 +14,8 @@ UBUNTU = "docker.io/library/ubuntu"
 
 
 def test_page_shows_the_progress_of_a_job(site: SiteWithAccounts, browser: PageBrowser) -> None:
-    """A form starts a job that fetches images from an upstream that does not respond. The page shows that the job has
-    failed without being loaded again, and the focus does not move."""
+    """A form starts a job that fetches images from an upstream that does not respond. When the job has failed, the page
+    shows this without being loaded again. The focus does not move."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)

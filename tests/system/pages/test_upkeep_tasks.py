@@ -11,7 +11,7 @@ from tests.fakes.page_browser import PageBrowser
 
 
 def test_page_shows_the_end_of_a_job(site: SiteWithAccounts, browser: PageBrowser) -> None:
-    """A button starts a job, and the page shows when the job is done without being loaded again."""
+    """A button starts a job. When the job is done, the page shows this without being loaded again."""
     with browser.tab(site.server.url) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)
@@ -26,8 +26,8 @@ def test_page_shows_the_end_of_a_job(site: SiteWithAccounts, browser: PageBrowse
 
 @pytest.mark.parametrize("javascript", [True, False])
 def test_page_shows_what_retention_would_delete(site: SiteWithAccounts, browser: PageBrowser, javascript: bool) -> None:
-    """The request for confirmation before the retention rules are applied has a link to a page that shows what the
-    rules would delete in a repository."""
+    """Before the retention rules are applied, the page asks whether to delete the tags. A link beside this question
+    leads to a page that shows what the rules would delete in a repository."""
     with browser.tab(site.server.url, javascript=javascript) as tab:
         page = tab.page
         tab.log_in(ADMIN, PASSWORD)

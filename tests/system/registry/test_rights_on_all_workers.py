@@ -25,7 +25,7 @@ from tests.fakes.store_accounts import BY, add_account, add_grant
 
 PATH = "/v2/team/app/tags/list"
 CONNECTIONS = 20
-"""The number of new connections for each check. They are so many that they reach both workers."""
+"""The number of new connections for each check. It is large enough that both workers get some of them."""
 
 
 @pytest.fixture

@@ -263,8 +263,8 @@ def file_message(file: Any, part: str) -> dict[str, Any]:
     if part.startswith("="):
         return {"type": "http.response.body", "body": part[1:].encode()}
     offset, _, count = part.partition("-")
-    named = {"offset": offset, "count": count}
-    numbers = {name: int(text) for name, text in named.items() if text}
+    texts = {"offset": offset, "count": count}
+    numbers = {name: int(text) for name, text in texts.items() if text}
     return {"type": "http.response.zerocopysend", "file": file, **numbers}
 
 

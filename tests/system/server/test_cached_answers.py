@@ -1,5 +1,6 @@
-"""Tests of cached responses, which the application hands to the server before the server calls it. The tests use raw
-sockets, and run with uvloop and with asyncio's event loop."""
+"""Tests of cached responses. For a request without a body, the server first asks the application for a cached response
+(`answer_at_once`), and runs the application only if there is none. The tests use raw sockets, and run with uvloop and
+with asyncio's event loop."""
 
 from __future__ import annotations
 
@@ -62,8 +63,9 @@ def request(query: str = "", *lines: str, method: str = "GET", version: str = "1
     return "\r\n".join([f"{method} {path}?{query} HTTP/{version}", "Host: test", *lines, "", ""]).encode()
 
 
-def counted(running: AppProcess) -> int:
-    """Returns how many cached responses the server has requested from the application so far."""
+def count_cached_answers(running: AppProcess) -> int:
+    """Returns how many cached responses the server has got from the application so far: one for each successful call of
+    `answer_at_once`."""
     with running.connect() as sock:
         sock.sendall(request(path="/counted"))
         return int(read_response(sock)[2])
@@ -210,17 +212,18 @@ def test_pipelined_cached_responses_keep_their_order(ready: AppProcess) -> None:
 def test_number_of_pipelined_requests_is_limited(ready: AppProcess) -> None:
     """The server answers a limited number of pipelined requests of a connection and then closes it, so that one client
     cannot delay the others."""
-    count_before = counted(ready)
+    count_before = count_cached_answers(ready)
     data = ready.send_and_read_all(request() * 1000)
     assert 64 <= data.count(b"HTTP/1.1 200") <= 70
     assert data.lower().count(b"connection: close") == 1
-    assert counted(ready) - count_before <= 3
+    # Of the requests that arrive in one read, only one may get a cached response. The application answers the others.
+    assert count_cached_answers(ready) - count_before <= 3
 
 
 def test_no_responses_are_made_while_the_client_does_not_read(ready: AppProcess) -> None:
     """If a client sends requests and does not read the responses, the server makes no more responses than fit into the
     socket buffers. It reads the remaining requests when the client reads again."""
-    count_before, memory_before = counted(ready), resident(ready)
+    count_before, memory_before = count_cached_answers(ready), resident(ready)
     with socket.socket() as sock:
         sock.settimeout(15)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
@@ -228,12 +231,12 @@ def test_no_responses_are_made_while_the_client_does_not_read(ready: AppProcess)
         sock.connect(ready.address)
         for _ in range(2000):
             sock.sendall(request(f"size={SIZE}"))
-            # The response to `counted`, on another connection, shows that the server has run since the request.
-            requested = counted(ready) - count_before
-        assert 0 < requested < 300
+            # This request on another connection is answered only after the server had time for the request above.
+            answer_count = count_cached_answers(ready) - count_before
+        assert 0 < answer_count < 300
         assert resident(ready) - memory_before < 8 << 20
         data = read_all(sock)
-        assert data.count(b"HTTP/1.1 200") > requested
+        assert data.count(b"HTTP/1.1 200") > answer_count
         assert data.endswith(b"\r\n\r\n" + b"x" * SIZE)
 
 
@@ -270,8 +273,8 @@ def test_no_tls_responses_are_made_while_the_client_does_not_read(tls: AppProces
         for _ in range(1000):
             sock.sendall(request(f"size={SIZE}"))
             control.sendall(request(path="/counted"))
-            requested = int(read_response(control)[2])
-        assert 0 < requested < 500
+            answer_count = int(read_response(control)[2])
+        assert 0 < answer_count < 500
         assert resident(tls) - memory_before < 16 << 20
-        for _ in range(requested // 2):
+        for _ in range(answer_count // 2):
             assert read_response(sock)[2] == b"x" * SIZE

@@ -52,7 +52,7 @@ def env(request: pytest.FixtureRequest) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def tls(env: dict[str, str], pair: KeyPair) -> Iterator[AppProcess]:
     """A server with TLS. Checks that it logs no errors."""
-    running = AppProcess({"tls": named(pair), "limits": LIMITS}, env)
+    running = AppProcess({"tls": tls_option(pair), "limits": LIMITS}, env)
     try:
         yield running.wait_until_ready()
         assert running.errors == ""  # no client can make the server log an error
@@ -60,7 +60,7 @@ def tls(env: dict[str, str], pair: KeyPair) -> Iterator[AppProcess]:
         running.close()
 
 
-def named(pair: KeyPair, *more: str) -> list[str]:
+def tls_option(pair: KeyPair, *more: str) -> list[str]:
     """Returns the option `tls` of the test application: the paths of the certificate and the key, and `more`."""
     return [str(pair.certificate), str(pair.key), *more]
 
@@ -147,9 +147,9 @@ def test_handshake_timeout(tls: AppProcess) -> None:
 def first_flight(context: ssl.SSLContext) -> bytes:
     """Returns a ClientHello."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    half = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
     with contextlib.suppress(ssl.SSLWantReadError):
-        half.do_handshake()
+        client.do_handshake()
     return outgoing.read()
 
 
@@ -175,7 +175,7 @@ def test_certificates_of_clients(
     """The server accepts a client certificate of the configured authority, and refuses one of another authority. A
     client without a certificate is served if certificates are optional, and refused if they are required."""
     other_authority = CertificateAuthority(tmp_path)
-    tls = named(pair, str(authority.certificate), mode)
+    tls = tls_option(pair, str(authority.certificate), mode)
     running = start(env, tls=tls)
     trusted_pair, untrusted_pair = authority.sign("client", client=True), other_authority.sign("stranger", client=True)
     assert gets_in(running, client_context(authority.certificate, trusted_pair))
@@ -197,7 +197,7 @@ def gets_in(running: AppProcess, context: ssl.SSLContext) -> bool:
 
 def test_curl_with_a_certificate(start: Start, authority: CertificateAuthority, pair: KeyPair) -> None:
     """If the server requires client certificates, curl is served with a certificate and refused without one."""
-    running = start(tls=named(pair, str(authority.certificate), "required"))
+    running = start(tls=tls_option(pair, str(authority.certificate), "required"))
     client_pair = authority.sign("curl", client=True)
     url = f"https://localhost:{running.address[1]}/echo"
     curl = ["curl", "--silent", "--show-error", "--cacert", str(authority.certificate), url]
@@ -213,13 +213,14 @@ def test_curl_with_a_certificate(start: Start, authority: CertificateAuthority, 
 @pytest.mark.parametrize("path", ["/digest?keep=1", "/digest", "/digest?copied=1"])
 @pytest.mark.parametrize("chunked", [True, False])
 def test_large_request_body_over_tls(tls: AppProcess, context: ssl.SSLContext, path: str, chunked: bool) -> None:
-    """Every byte of a large body reaches the application, as views and as copies, and the connection stays open."""
+    """Every byte of a large body reaches the application, and the connection stays open. The application receives the
+    body in views of the server's buffers, or in copies (`copied`). With `keep`, it keeps all views until the end."""
     body = os.urandom(8 * MIB + 77)
-    framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body
+    sent_body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if chunked else body
     framing_header = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
     with tls_connection(tls, context) as sock:
         for _ in range(2):
-            result = ask(sock, f"POST {path} HTTP/1.1\r\nHost: test\r\n{framing_header}\r\n\r\n".encode() + framed)
+            result = ask(sock, f"POST {path} HTTP/1.1\r\nHost: test\r\n{framing_header}\r\n\r\n".encode() + sent_body)
             assert result == {"digest": hashlib.sha256(body).hexdigest(), "size": len(body)}
 
 
@@ -248,7 +249,7 @@ def test_streamed_bodies_do_not_count_as_unread_responses(
 ) -> None:
     """Eight clients do not read streamed responses, such as blobs. Another client still gets its small response, such
     as a manifest, instead of a 503."""
-    running = start(env, tls=named(pair), limits={"unsent_bytes": 512 * 1024})
+    running = start(env, tls=tls_option(pair), limits={"unsent_bytes": 512 * 1024})
     with contextlib.ExitStack() as stack:
         for _ in range(8):
             sock = stack.enter_context(tls_connection(running, context, buffer=16 * 1024))
@@ -344,7 +345,7 @@ def test_client_that_reads_nothing_is_disconnected(
     """The server disconnects a client that reads nothing for the timeout, but not a client that reads a few bytes again
     and again."""
     limits = {"send_idle_seconds": 1.0, "timeout_check_seconds": 0.05}
-    running = start(env, tls=named(pair), limits=limits)
+    running = start(env, tls=tls_option(pair), limits=limits)
     request = b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n"
     with (
         tls_connection(running, context, buffer=64 * 1024) as slow,
@@ -366,7 +367,7 @@ def test_stop_waits_only_for_responses_in_progress(
 ) -> None:
     """On SIGTERM, the server completes the response in progress. It does not wait for idle connections, or for clients
     that have not started their handshake."""
-    running = start(env, tls=named(pair), workers=workers, grace=30)
+    running = start(env, tls=tls_option(pair), workers=workers, grace=30)
     with (
         tls_connection(running, context) as idle,
         running.connect() as silent,

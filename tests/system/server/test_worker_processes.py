@@ -31,7 +31,8 @@ STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
 def begin_slow(running: AppProcess, seconds: float) -> socket.socket:
-    """Sends a request that takes so many seconds. Returns its connection once the application has the request."""
+    """Sends a request to which the application responds after `seconds`. Returns the connection once the application
+    has the request."""
     sock = running.connect()
     sock.sendall(f"GET /slow?seconds={seconds} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
     running.wait_for_line("slow")
@@ -198,11 +199,13 @@ def test_parent_retries_if_no_process_can_be_started(start: Start) -> None:
     """While the parent cannot start a new worker, the other worker continues, and the parent tries again later."""
     running = start(workers=2)
     killed, other_worker = running.children()
-    used = {int(name) for name in os.listdir(f"/proc/{running.pid}/fd")}
-    lowest_free = next(number for number in range(len(used) + 1) if number not in used)
+    used_descriptors = {int(name) for name in os.listdir(f"/proc/{running.pid}/fd")}
+    lowest_free_descriptor = next(
+        number for number in range(len(used_descriptors) + 1) if number not in used_descriptors
+    )
     limits = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(
-        running.pid, resource.RLIMIT_NOFILE, (lowest_free, limits[1])
+        running.pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor, limits[1])
     )  # starting a worker needs two more descriptors
     os.kill(killed, signal.SIGKILL)
     wait_for(lambda: "no process can be started: Too many open files" in running.errors)
@@ -424,10 +427,10 @@ def test_pipelined_requests_in_a_renewal(start: Start) -> None:
         sock.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
         running.wait_for_line("slow")
         os.kill(running.pid, signal.SIGUSR2)
-        closes: list[bool] = []
-        while not closes or not closes[-1]:
+        have_close_header: list[bool] = []
+        while not have_close_header or not have_close_header[-1]:
             status, headers, body = read_response(sock)
             assert (status, body) == (200, b"slow")
-            closes.append("connection" in headers)
-        assert len(closes) <= 3
+            have_close_header.append("connection" in headers)
+        assert len(have_close_header) <= 3
         assert sock.recv(1) == b""

@@ -20,7 +20,8 @@ from registry.admin.repository_routes import ExpectedTagsToRemove
 from storage.tag_removal import MAX_REMOVED_TAGS
 
 MAX_ERRORS = MAX_REMOVED_TAGS * 2
-"""The most errors that a body may cause: one for each key and each value of the largest object with any keys."""
+"""The most errors that a body may cause: one for each key and each value of the field `digests` of
+`ExpectedTagsToRemove`, which is the largest object whose keys are not the fields of a model."""
 MANY = 30_000
 MARK = "mark-of-the-body"
 """A name of a field by which a test finds an object in memory."""

@@ -62,9 +62,9 @@ def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 async def outcome(registry: Registry, name: str) -> str:
     """Returns the type of the error that a call raises; an empty text if it succeeds."""
-    positional, named = arguments(name)
+    positional, keyword = arguments(name)
     try:
-        await getattr(registry, name)(*positional, **named)
+        await getattr(registry, name)(*positional, **keyword)
     except Exception as error:
         return type(error).__name__
     return ""

@@ -33,8 +33,9 @@ def holders(db: apsw.Connection, digest: Digest, limit: int) -> list[RepositoryN
 
 
 def mark_blob(db: apsw.Connection, digest: Digest, former_place: str, reason: str, place: str, now: float) -> bool:
-    """Marks the blob as damaged if its bytes are still at `former_place`. `place`: the key under which the blob store
-    keeps the damaged bytes now; empty if it keeps none. Returns whether it marked the blob."""
+    """Marks the blob as damaged if its place before this call is `former_place`. Afterwards the blob has no place.
+    `place`: the key under which the blob store keeps the damaged bytes; empty if it keeps none. Returns whether the
+    blob was marked."""
     db.execute("UPDATE blob SET place = '' WHERE digest = ? AND place = ?", (digest, former_place))
     if not former_place or db.changes() == 0:
         return False

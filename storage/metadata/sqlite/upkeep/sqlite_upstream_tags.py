@@ -34,7 +34,7 @@ _NEWEST_AND_CACHED = f"""
 SELECT (SELECT max(since) FROM upstream_tag WHERE repository = ?1 AND tag = ?2), {_CACHED.format("?1", "?2")}"""
 _FROZEN = "SELECT repository, tag, digest, at, actor FROM frozen_tag"
 
-_FROZEN_THAT_NEEDS = f"""
+_FROZEN_TAG_NEEDING = f"""
 WITH RECURSIVE needed (tag, digest) AS (
     SELECT tag, digest FROM frozen_tag WHERE repository = ?1
     UNION
@@ -118,7 +118,7 @@ class SqliteUpstreamTags:
         return [_frozen_tag(row) for row in rows]
 
     async def frozen_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
-        row: Any = await self._scans.run(lambda db: db.execute(_FROZEN_THAT_NEEDS, (repo, digest)).fetchone())
+        row: Any = await self._scans.run(lambda db: db.execute(_FROZEN_TAG_NEEDING, (repo, digest)).fetchone())
         return None if row is None else _frozen_tag(row)
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:

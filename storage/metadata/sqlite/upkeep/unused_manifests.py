@@ -80,9 +80,9 @@ def add_unused(
     unused: set[int],
     max_unused: float = math.inf,
 ) -> None:
-    """Adds to `unused` each of the `roots` that would be unused without the tags `without` and the manifests in
-    `unused`. Then adds, recursively, the dependents of the added manifests that would be unused as well. Stops when
-    `unused` has `max_unused` manifests."""
+    """Adds to `unused` each of the `roots` that would be unused if the tags in `without` and the manifests in `unused`
+    did not exist. Then adds, recursively, the dependents of the added manifests that would be unused as well. Stops
+    when `unused` has `max_unused` manifests."""
     # Each manifest that is still used waits for one of its users. So the users of a manifest are read only once,
     # however many indexes list it.
     users: dict[int, list[int]] = {}  # by manifest: its users that are not known to be unused

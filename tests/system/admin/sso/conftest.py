@@ -19,7 +19,7 @@ from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import running_server
 
 SESSION, ATTEMPT = "entrepot-session", "entrepot-login"
-"""The names of the cookies of a session, and of a login that has begun and not ended."""
+"""The names of two cookies: one belongs to a session, the other to a login that is in progress."""
 
 
 @dataclass

@@ -262,7 +262,7 @@ def test_hosted_repositories_are_refused(tmp_path: Path, upstream: Hub) -> None:
         (["purge", "--all", "app:1"], "app:1: --all takes a name without tag and digest"),
     ],
 )
-def test_wrong_use_in_one_line(tmp_path: Path, args: list[str], error: str) -> None:
+def test_wrong_arguments_get_an_error_of_one_line(tmp_path: Path, args: list[str], error: str) -> None:
     """For an invalid reference, platform or file, the error is one line and the exit code is 2. The data directory is
     not opened."""
     (tmp_path / "two.txt").write_text("# two\napp:1 app:2\n")

@@ -63,18 +63,18 @@ async def test_fills_share_a_limited_number_of_connections(site: MirrorSite, wor
 
 
 async def test_a_second_blob_gets_a_connection_of_a_large_blob(site: MirrorSite, worker: MirrorWorker) -> None:
-    """A large blob may use all connections. When a client requests a second blob, the large blob gives up the first
-    connection on which a piece ends, and the second blob is fetched over this connection."""
+    """A large blob may use all connections. When a client requests a second blob, the first connection that has
+    completed its piece of the large blob is released, and the second blob is fetched over this connection."""
     site.upstream.connections = 2
     small = BIG[1 : 3 * MIB]
     await begin_pull(site, worker, BIG, small)
-    first, second = (site.upstream.faults.gates.setdefault(at * MIB, threading.Event()) for at in (3, 5))
+    first_gate, second_gate = (site.upstream.faults.gates.setdefault(at * MIB, threading.Event()) for at in (3, 5))
     reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
     await wait_until(lambda: site.upstream.at_once == 2)
     reading_small_blob = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest_of(small)))
-    second.set()
+    second_gate.set()
     assert await reading_small_blob == small
-    first.set()
+    first_gate.set()
     assert await read_to_end(reader) == BIG
     assert site.upstream.most_at_once == 2
 
@@ -85,18 +85,18 @@ async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorS
     small = BIG[: 3 * MIB]
     site.upstream.add_image(UPSTREAM_REPO, BIG, small)
     gate = site.upstream.faults.gates[5 * MIB] = threading.Event()
-    order: list[Digest] = []
-    site.upstream.on_fetch = order.append
+    fetched_digests: list[Digest] = []
+    site.upstream.on_fetch = fetched_digests.append
     async with site.worker() as worker_1, site.worker() as worker_2:
         await worker_1.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
-        first = await worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST)
-        reading = asyncio.create_task(read_to_end(first))
-        await wait_until(lambda: order.count(DIGEST) > 1)
+        reader = await worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        reading_large_blob = asyncio.create_task(read_to_end(reader))
+        await wait_until(lambda: fetched_digests.count(DIGEST) > 1)
         reading_small_blob = asyncio.create_task(read_blob(worker_2.mirror, MIRRORED_REPO, digest_of(small)))
         await wait_until(lambda: bool(worker_2.mirror.running_fills))
         gate.set()
-        assert (await reading, await reading_small_blob) == (BIG, small)
-    assert order[-1] == DIGEST
+        assert (await reading_large_blob, await reading_small_blob) == (BIG, small)
+    assert fetched_digests[-1] == DIGEST
 
 
 async def test_headers_in_time_when_all_connections_are_busy(site: MirrorSite) -> None:

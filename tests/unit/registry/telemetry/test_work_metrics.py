@@ -88,7 +88,7 @@ def test_handlers_of_distribution_are_mapped_to_routes() -> None:
     ],
 )
 def test_kinds_of_upstream_errors(metrics: Metrics, error: RegistryError, kind: str | None) -> None:
-    """Errors of an upstream are counted by kind. The answer that content does not exist does not count as an error."""
+    """Errors of an upstream are counted by kind. A 404 for content that the upstream does not have is not counted."""
     UpstreamCounts(metrics.mirror, metrics.cells, "docker.io").on_error(error)
     totals, family = metrics.totals(), metrics.mirror.errors
     assert [values for values, cell in family.series() if totals[cell]] == ([] if kind is None else [("0", kind)])
@@ -196,13 +196,15 @@ def samples(metrics: Metrics) -> Iterator[tuple[str, dict[str, str], float]]:
 
 
 def test_size_histograms_of_distribution(metrics: Metrics) -> None:
-    """The histograms with the names of the CNCF Distribution registry have the sizes of requests and responses by
-    handler, with Distribution's buckets."""
+    """The size histograms have the same names and buckets as in the CNCF Distribution registry. They count the sizes of
+    requests and of responses by handler."""
     recorder = RequestRecorder(metrics)
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "extensions": {}}
     for sent, kind in ((1024, "blobs"), (3_000_000, "blobs"), (5, "api")):
-        noted = SimpleNamespace(kind=kind, repo="", item="", request_id="", name="", cache_state="", upstream="")
-        scope["extensions"] = {REQUEST_NOTES_EXTENSION: {"exchange": noted}}
+        request_notes = SimpleNamespace(
+            kind=kind, repo="", item="", request_id="", name="", cache_state="", upstream=""
+        )
+        scope["extensions"] = {REQUEST_NOTES_EXTENSION: {"exchange": request_notes}}
         recorder.on_request_end(scope, RequestEnd(200, 7, sent, 0.1, is_complete=True))
     values = {
         (name.removeprefix("registry_http_"), labels.get("le")): value
@@ -218,12 +220,12 @@ def test_size_histograms_of_distribution(metrics: Metrics) -> None:
 
 
 def test_proxy_counts_of_distribution(metrics: Metrics) -> None:
-    """The proxy metrics with the names of the CNCF Distribution registry count all upstreams together. A request counts
-    as a hit if its content did not have to be fetched."""
-    own = metrics.cells.own
+    """The proxy metrics, which have the same names as in the CNCF Distribution registry, count all upstreams together.
+    A request counts as a hit if its content did not have to be fetched."""
+    own_cells = metrics.cells.own
     for upstream, cache in (("a", "miss"), ("b", "hit"), ("b", "stale"), ("b", "revalidated")):
-        metrics.mirror.count_answer(own, upstream, "blobs", cache, 10)
-    metrics.mirror.count_answer(own, "a", "tags", "miss", 10)
+        metrics.mirror.count_answer(own_cells, upstream, "blobs", cache, 10)
+    metrics.mirror.count_answer(own_cells, "a", "tags", "miss", 10)
     UpstreamCounts(metrics.mirror, metrics.cells, "a").on_fetched("blob", 4)
     values = {name: value for name, labels, value in samples(metrics) if labels.get("type") == "blob"}
     assert values == {

@@ -51,8 +51,8 @@ HITS_OF_EACH_KIND = 8
 
 @dataclass
 class Content:
-    """The digest of the image that all repositories have, and for each repository the digest of an index that no other
-    has."""
+    """`same`: the digest of the image that all repositories have. `own`: for each repository, the digest of an index
+    that no other repository has."""
 
     same: Digest
     own: dict[str, Digest]

@@ -46,7 +46,7 @@ def test_written_bytes_are_in_memory(fd: int, start: int) -> None:
 
 
 def test_beyond_the_end(fd: int) -> None:
-    """Bytes beyond the end of the file are not in memory."""
+    """The bytes after the end of the file count as in memory up to the end of the last page, and not after it."""
     assert count_resident(fd, 0, 10, SIZE + 10 * PAGESIZE) == PAGES * PAGESIZE - 10
     assert count_resident(fd, 0, SIZE + PAGESIZE, SIZE + 2 * PAGESIZE) == 0
 

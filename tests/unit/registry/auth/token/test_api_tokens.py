@@ -45,11 +45,11 @@ async def test_log_in_with_a_token(worker: AuthWorker) -> None:
     assert proof.limits == limits
     assert proof.expires == worker.clock() + 7200
     assert proof.access is None
-    used = api_tokens.find(worker.accounts, token.text).used
-    while used is None:  # the use is recorded in the background, and the login does not wait for this
+    last_use = api_tokens.find(worker.accounts, token.text).used
+    while last_use is None:  # the use is recorded in the background, and the login does not wait for this
         await worker.accounts.clear_failures([])  # an empty write, which waits for all earlier writes
-        used = api_tokens.find(worker.accounts, token.text).used
-    assert used == worker.clock()
+        last_use = api_tokens.find(worker.accounts, token.text).used
+    assert last_use == worker.clock()
     worker.clock.now += 60
     assert not api_tokens.should_record_use(api_tokens.find(worker.accounts, token.text), worker.clock())
     worker.clock.now += 3600
@@ -62,12 +62,12 @@ async def test_a_wrong_token_is_refused(worker: AuthWorker, change: str) -> None
     text."""
     await worker.add_user(BOB, None)
     token = await worker.add_token(ALICE)
-    other = await worker.add_token(ALICE)
+    other_token = await worker.add_token(ALICE)
     user, text = "alice", token.text
     if change == "secret":
         text = text[:-1] + ("a" if text[-1] != "a" else "b")
     elif change == "id":
-        text = other.text[:17] + token.text[17:]
+        text = other_token.text[:17] + token.text[17:]
     elif change == "user":
         user = "bob"
     elif change == "shorter":
@@ -80,7 +80,7 @@ async def test_a_wrong_token_is_refused(worker: AuthWorker, change: str) -> None
 
 
 async def test_revoked_and_expired_tokens_are_refused(worker: AuthWorker) -> None:
-    """A revoked or expired token is refused at the next request, although its last use is cached."""
+    """A revoked or expired token is refused at the next request, although an earlier successful check is cached."""
     credentials = worker.access.credential_verifier
     revoked = await worker.add_token(ALICE)
     expiring = await worker.add_token(ALICE, expires=worker.clock() + 60)
@@ -96,13 +96,12 @@ async def test_revoked_and_expired_tokens_are_refused(worker: AuthWorker) -> Non
 
 
 async def test_wrong_tokens_do_not_delay_logins(worker: AuthWorker) -> None:
-    """Logins with wrong tokens do not delay later logins. There is no need for it, because nobody can guess 256
-    bits."""
+    """Logins with wrong tokens do not delay later logins. A delay is not needed, because nobody can guess 256 bits."""
     token = await worker.add_token(ALICE)
-    wrong = api_tokens.make(ALICE, now=1.0)
+    wrong_token = api_tokens.make(ALICE, now=1.0)
     for _ in range(200):
         with pytest.raises(Unauthorized):
-            await worker.access.credential_verifier.verify_basic(ALICE, wrong.text, OTHER_ADDRESS)
+            await worker.access.credential_verifier.verify_basic(ALICE, wrong_token.text, OTHER_ADDRESS)
     assert await worker.access.credential_verifier.verify_basic(ALICE, token.text, OTHER_ADDRESS)
 
 

@@ -249,23 +249,23 @@ async def test_an_unsigned_token_is_refused(worker: AuthWorker) -> None:
 @pytest.mark.full_store
 async def test_a_token_of_another_store_is_refused(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
     """A token of another registry is refused, even if it names a key of this registry or is signed with it."""
-    async with auth_worker(tmp_path / "other", clock) as other:
-        await other.add_user(ALICE)
-        text = await issue_token(other)
-        assert await other.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
+    async with auth_worker(tmp_path / "other", clock) as other_worker:
+        await other_worker.add_user(ALICE)
+        text = await issue_token(other_worker)
+        assert await other_worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
         await check_refused(worker, text)
         await issue_token(worker)
         header, claims = decode(text)
         header["kid"] = worker.accounts.signing_keys()[0].id
-        await check_refused(worker, sign(header, claims, other.accounts.signing_keys()[0].secret))
+        await check_refused(worker, sign(header, claims, other_worker.accounts.signing_keys()[0].secret))
         # Even with the right key, the issuer in the claims is the other store.
         await check_refused(worker, sign(header, claims, worker.accounts.signing_keys()[0].secret))
 
 
 async def test_a_token_for_another_service_is_refused(data: Path, worker: AuthWorker, clock: AuthClock) -> None:
     """A token for another service is refused, although the store and the key are the same."""
-    async with auth_worker(data, clock, {"auth": {"service": "elsewhere"}}) as other:
-        await check_refused(worker, await issue_token(other))
+    async with auth_worker(data, clock, {"auth": {"service": "elsewhere"}}) as other_worker:
+        await check_refused(worker, await issue_token(other_worker))
 
 
 async def test_rotation_of_the_signing_key(worker: AuthWorker) -> None:
@@ -298,16 +298,16 @@ async def test_a_key_that_is_retired_at_once(worker: AuthWorker) -> None:
 
 
 @pytest.fixture
-async def other(data: Path, clock: AuthClock, worker: AuthWorker) -> AsyncIterator[AuthWorker]:
+async def other_worker(data: Path, clock: AuthClock, worker: AuthWorker) -> AsyncIterator[AuthWorker]:
     """Yields a second worker on the same store."""
     async with auth_worker(data, clock) as opened:
         yield opened
 
 
-async def test_workers_share_the_first_key(worker: AuthWorker, other: AuthWorker) -> None:
+async def test_workers_share_the_first_key(worker: AuthWorker, other_worker: AuthWorker) -> None:
     """Workers that start on a new store make only one key, and accept each other's tokens."""
-    texts = [(await each.access.bearer_tokens.issue(ANONYMOUS, {})).text for each in (worker, other)]
-    for each in (worker, other):
+    texts = [(await each.access.bearer_tokens.issue(ANONYMOUS, {})).text for each in (worker, other_worker)]
+    for each in (worker, other_worker):
         for text in texts:
             assert await each.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     assert len(worker.accounts.signing_keys()) == 1
@@ -315,14 +315,14 @@ async def test_workers_share_the_first_key(worker: AuthWorker, other: AuthWorker
 
 @pytest.mark.parametrize("change", ["disabled", "password", "removed", "admin"])
 async def test_changes_of_the_account_end_tokens_on_every_worker(
-    worker: AuthWorker, other: AuthWorker, change: str
+    worker: AuthWorker, other_worker: AuthWorker, change: str
 ) -> None:
     """When the account is disabled or removed, gets another password, or becomes an admin, its bearer tokens are
     refused at the next request on every worker, even those that are cached."""
     text = await issue_token(worker)
-    for each in (worker, other):
+    for each in (worker, other_worker):
         assert await each.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
-    accounts = other.accounts
+    accounts = other_worker.accounts
     if change == "disabled":
         await accounts.set_enabled(ALICE, False, by=ADMIN)
         await accounts.set_enabled(ALICE, True, by=ADMIN)
@@ -330,10 +330,10 @@ async def test_changes_of_the_account_end_tokens_on_every_worker(
         await accounts.set_password(ALICE, None, by=ADMIN)
     elif change == "removed":
         await accounts.remove_account(ALICE, by=ADMIN)
-        await other.add_user(ALICE)
+        await other_worker.add_user(ALICE)
     else:
         await accounts.set_admin(ALICE, True, by=ADMIN)
-    for each in (worker, other):
+    for each in (worker, other_worker):
         await check_refused(each, text)
 
 
@@ -346,14 +346,14 @@ async def test_unrelated_changes_end_no_token(worker: AuthWorker) -> None:
     assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS) == proof
 
 
-async def test_a_bearer_token_ends_with_its_api_token(worker: AuthWorker, other: AuthWorker) -> None:
+async def test_a_bearer_token_ends_with_its_api_token(worker: AuthWorker, other_worker: AuthWorker) -> None:
     """A bearer token that was requested with an API token names the API token, and is refused once the API token is
     revoked."""
     await worker.add_robot()
     api_token = await worker.add_token(CI)
     proof = await worker.access.credential_verifier.verify_basic(CI, api_token.text, KNOWN_ADDRESS)
     text = (await worker.access.bearer_tokens.issue(proof, ACCESS)).text
-    identity = await other.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
+    identity = await other_worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     assert (identity.name, identity.robot, identity.token) == (CI, True, api_token.token.id)
     await worker.accounts.revoke_token(api_token.token.id, by=ADMIN)
-    await check_refused(other, text)
+    await check_refused(other_worker, text)

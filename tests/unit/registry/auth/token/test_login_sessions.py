@@ -18,7 +18,7 @@ from tests.fakes.auth_worker import ADMIN, ALICE, BOB, KNOWN_ADDRESS, OTHER_ADDR
 
 
 @pytest.fixture
-async def other(data: Path, clock: AuthClock, worker: AuthWorker) -> AsyncIterator[AuthWorker]:
+async def other_worker(data: Path, clock: AuthClock, worker: AuthWorker) -> AsyncIterator[AuthWorker]:
     """Yields a second worker on the same store."""
     async with auth_worker(data, clock) as opened:
         yield opened
@@ -38,29 +38,29 @@ def check_refused(worker: AuthWorker, text: str) -> None:
         worker.access.revocation_check.check(worker.access.login_sessions.verify(text))
 
 
-async def test_a_session_lasts_eight_hours(worker: AuthWorker, other: AuthWorker) -> None:
+async def test_a_session_lasts_eight_hours(worker: AuthWorker, other_worker: AuthWorker) -> None:
     """On every worker, a session has the identity that logged in, for eight hours. A new signing key does not end the
     session."""
     proof = Identity(ALICE, version=1, stamp="openid:x", groups=("dev",))
     text = await worker.access.login_sessions.start(proof, "openid", KNOWN_ADDRESS)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
     worker.clock.now += SESSION_SECONDS - 1
-    identity = other.access.login_sessions.verify(text)
+    identity = other_worker.access.login_sessions.verify(text)
     assert replace(identity, session=None, expires=None) == proof
     assert identity.session == text.partition(".")[0]
     assert identity.expires == worker.clock() + 1
     worker.clock.now += 1
-    check_refused(other, text)
-    assert other.accounts.login_sessions(ALICE) == []
+    check_refused(other_worker, text)
+    assert other_worker.accounts.login_sessions(ALICE) == []
 
 
-async def test_sessions_in_the_store_and_the_audit_log(worker: AuthWorker, other: AuthWorker) -> None:
+async def test_sessions_in_the_store_and_the_audit_log(worker: AuthWorker, other_worker: AuthWorker) -> None:
     """The store has the time, the address and the method of each login, but no secret. The audit log has the start and
     the end of each session."""
     first = await start_session(worker)
     worker.clock.now += 60
     second = await worker.access.login_sessions.start(identity_of_alice(worker), "openid", OTHER_ADDRESS)
-    listed = other.accounts.login_sessions(ALICE)
+    listed = other_worker.accounts.login_sessions(ALICE)
     assert [(each.id, each.method, each.address) for each in listed] == [
         (second.partition(".")[0], "openid", OTHER_ADDRESS.address),
         (first.partition(".")[0], "password", KNOWN_ADDRESS.address),
@@ -73,22 +73,22 @@ async def test_sessions_in_the_store_and_the_audit_log(worker: AuthWorker, other
     assert len(await worker.audited("session.start")) == 2
 
 
-async def test_sessions_can_be_ended(worker: AuthWorker, other: AuthWorker) -> None:
+async def test_sessions_can_be_ended(worker: AuthWorker, other_worker: AuthWorker) -> None:
     """A session that was ended is refused at once on every worker. It can be ended alone, or with all other sessions of
     the account. Sessions of other accounts stay."""
     await worker.add_user(BOB)
     bobs = await worker.access.login_sessions.start(Identity(BOB, version=None, stamp="x"), "password", KNOWN_ADDRESS)
     first, second, third = [await start_session(worker) for _ in range(3)]
     for text in (first, second, third):
-        assert other.access.login_sessions.verify(text).name == ALICE
+        assert other_worker.access.login_sessions.verify(text).name == ALICE
     await worker.access.login_sessions.end(first, KNOWN_ADDRESS)
     await worker.access.login_sessions.end(first, KNOWN_ADDRESS)  # the second call does nothing
-    check_refused(other, first)
+    check_refused(other_worker, first)
     second_id = second.partition(".")[0]
-    assert await other.accounts.end_login_sessions(ALICE, keep=second_id, by=ADMIN) == 1
+    assert await other_worker.accounts.end_login_sessions(ALICE, keep=second_id, by=ADMIN) == 1
     check_refused(worker, third)
     assert worker.access.login_sessions.verify(second).session == second_id
-    assert await other.accounts.end_login_sessions(ALICE, by=ADMIN) == 1
+    assert await other_worker.accounts.end_login_sessions(ALICE, by=ADMIN) == 1
     check_refused(worker, second)
     assert worker.access.login_sessions.verify(bobs).name == BOB
     with pytest.raises(AccountUnknown):
@@ -96,20 +96,22 @@ async def test_sessions_can_be_ended(worker: AuthWorker, other: AuthWorker) -> N
 
 
 @pytest.mark.parametrize("change", ["password", "disabled", "admin", "removed"])
-async def test_changes_of_the_account_end_its_sessions(worker: AuthWorker, other: AuthWorker, change: str) -> None:
+async def test_changes_of_the_account_end_its_sessions(
+    worker: AuthWorker, other_worker: AuthWorker, change: str
+) -> None:
     """Changes of the account's password, its admin rights or its state, and its removal, end its sessions. The sessions
     stay invalid if an account of the same name is added."""
     text = await start_session(worker)
     if change == "password":
-        await other.accounts.set_password(ALICE, None, by=ADMIN)
+        await other_worker.accounts.set_password(ALICE, None, by=ADMIN)
     elif change == "disabled":
-        await other.accounts.set_enabled(ALICE, False, by=ADMIN)
-        await other.accounts.set_enabled(ALICE, True, by=ADMIN)
+        await other_worker.accounts.set_enabled(ALICE, False, by=ADMIN)
+        await other_worker.accounts.set_enabled(ALICE, True, by=ADMIN)
     elif change == "admin":
-        await other.accounts.set_admin(ALICE, True, by=ADMIN)
+        await other_worker.accounts.set_admin(ALICE, True, by=ADMIN)
     else:
-        await other.accounts.remove_account(ALICE, by=ADMIN)
-        await other.add_user(ALICE)
+        await other_worker.accounts.remove_account(ALICE, by=ADMIN)
+        await other_worker.add_user(ALICE)
     check_refused(worker, text)
     assert worker.accounts.login_sessions(ALICE) == []
 
