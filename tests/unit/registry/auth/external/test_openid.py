@@ -187,7 +187,7 @@ async def test_how_the_registry_authenticates_at_the_provider(
 ) -> None:
     """The registry sends its client secret in a Basic header, or in the form if the provider's metadata says so. A
     public client sends no secret. A code is accepted once."""
-    fake_provider.post, fake_provider.secret = post, None if public else SECRET
+    fake_provider.takes_secret_in_form, fake_provider.secret = post, None if public else SECRET
     options = {} if public else {"client_secret_file": secret}
     provider = OpenIDProvider(settings(fake_provider, **options), AuthClock())
     received_code, verifier = await authorization_code(
