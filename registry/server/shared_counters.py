@@ -36,8 +36,9 @@ class SharedCounters:
     """A count for each key, over all processes. Each process writes to a table of its own, called a *column*. Because
     no other process writes to this column, no change is lost. The count of a key is the sum over all columns.
 
-    `add` first increases the count and then computes the sum. So if two processes call `add` at the same moment and
-    together exceed a limit, at least one of them gets a sum above the limit. Both can get such a sum.
+    `add` first increases both cells of the key and then computes the sums. So if two processes call `add` at the same
+    moment and together exceed a limit, the one that increases its last cell later gets a sum above the limit. Both can
+    get such a sum.
     """
 
     def __init__(self, columns: int) -> None:
@@ -56,11 +57,10 @@ class SharedCounters:
     def add(self, column: int, key: str) -> int:
         """Increases the key's count by 1, in the caller's `column`. Returns the key's count over all columns."""
         base = column * self._column_cells
-        sums = []
-        for cell in _cells_of(key):
+        cells = _cells_of(key)
+        for cell in cells:
             self._cells[base + cell] += 1
-            sums.append(sum(self._cells[cell :: self._column_cells]))
-        return min(sums)
+        return min(sum(self._cells[cell :: self._column_cells]) for cell in cells)
 
     def remove(self, column: int, key: str) -> None:
         """Decreases the key's count by 1, in the caller's `column`."""

@@ -232,7 +232,8 @@ def test_mounts(
     my_docker("push", first)
     sent = proxy.sent
     my_docker("tag", first, second)
-    assert my_docker("push", second).out.count(f"Mounted from {repo}/one") == len(test_image.layers)
+    # On a busy machine, docker does not print the state of every layer.
+    assert f"Mounted from {repo}/one" in my_docker("push", second).out
     assert proxy.sent - sent < 64 * 1024
     log_in(other_docker, proxy.address, site.add_user({f"{repo}/three": "pull,push"}))
     other_docker("tag", first, third)

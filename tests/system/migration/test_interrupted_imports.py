@@ -60,7 +60,10 @@ def kill_at(process: ForkedProcess, data: Path, count: int) -> bool:
     at_start = blob_count(data)
     while process.poll() is None:
         if blob_count(data) >= max(count, at_start + 1):
-            os.kill(process.pid, signal.SIGKILL)
+            try:
+                os.kill(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it has ended since `poll`
+                return False
             return True
         time.sleep(0.001)
     return False

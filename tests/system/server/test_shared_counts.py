@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 from http.client import HTTPException
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -118,6 +119,40 @@ def test_count_is_the_sum_of_all_columns() -> None:
     assert counts.add(0, "a") == 4
     counts.clear(0)
     assert counts.add(2, "a") == 3
+
+
+class InterruptedCells:
+    """The memory of a `SharedCounters`. Calls `interrupt` before a cell is written for the second time."""
+
+    def __init__(self, cells: memoryview, interrupt: Callable[[], None]) -> None:
+        self._cells = cells
+        self._interrupt = interrupt
+        self._writes = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._cells[index]
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._writes += 1
+        if self._writes == 2:
+            self._interrupt()
+        self._cells[index] = value
+
+
+def test_one_of_two_simultaneous_additions_sees_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a process adds to a key while another process is between its writes to the two cells of the key, one of them
+    gets the sum of both additions. So together they cannot exceed a limit."""
+    counts = SharedCounters(2)
+    results: list[int] = []
+    memory = counts._cells
+
+    def add_in_other_process() -> None:
+        monkeypatch.setattr(counts, "_cells", memory)
+        results.append(counts.add(1, "a"))
+
+    monkeypatch.setattr(counts, "_cells", InterruptedCells(memory, add_in_other_process))
+    results.append(counts.add(0, "a"))
+    assert max(results) == 2
 
 
 def test_processes_share_counts() -> None:
