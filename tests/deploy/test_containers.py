@@ -318,7 +318,7 @@ def test_compose(docker: DockerEngine, any_compose: ComposeProject, hello: Clien
     assert f"entrepot {__version__} runs for" in compose.run(status).out
     compose.run(book_command("deployment", "docker compose exec entrepot entrepot reload", no_terminal))
     log = compose.run(book_command("deployment", "docker compose logs", (" --follow", ""))).out
-    assert "GET /v2/team/hello/manifests/1" in log
+    assert "HEAD /v2/team/hello/manifests/1" in log  # the pull by the name
 
 
 def test_backup_with_compose(docker: DockerEngine, built: str, compose_2: Path, folder: Path) -> None:
@@ -405,7 +405,7 @@ def machine(docker: DockerEngine, built: str, machine_image: str, folder: Path) 
     """Runs a container with systemd. Entrepot and its units are in the folders that docs/en/deployment.md names. Yields
     the id of the container."""
     context = folder / "machine"
-    shutil.copytree(ROOT / "deploy" / "systemd", context)
+    shutil.copytree(ROOT / "deploy" / "systemd", context, dirs_exist_ok=True)
     (context / "Dockerfile").write_text(MACHINE_DOCKERFILE)
     docker("build", "--tag", "machine-with-entrepot", str(context))
     container = docker("run", "--detach", *SYSTEMD_OPTIONS, "machine-with-entrepot").out.strip()

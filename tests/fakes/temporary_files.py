@@ -6,6 +6,7 @@ of the test.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +23,14 @@ def memory_root() -> Path | None:
     """Returns the folder of a file system in memory with enough free space; None if there is none."""
     has_space = _MEMORY_DISK.is_dir() and shutil.disk_usage(_MEMORY_DISK).free > _MIN_FREE_BYTES
     return _MEMORY_DISK if has_space else None
+
+
+def make_named_folder(parent: Path, prefix: str) -> Path:
+    """Makes a folder with an unused name of `prefix` and hexadecimal digits. `tempfile` also uses underscores, and
+    podman refuses `oci:PATH` if a part of the path ends with one, because it reads the path as the name of an image."""
+    folder = parent / f"{prefix}{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 @contextmanager

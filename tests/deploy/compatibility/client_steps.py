@@ -4,7 +4,6 @@ use."""
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from tests.fakes.client_images import ClientImage, image
 from tests.fakes.clients.mirror_clients import TwoRegistries
 from tests.fakes.clients.registry_client import RegistryClient, assert_same_files
 from tests.fakes.server_process import RegistryServer
+from tests.fakes.temporary_files import make_named_folder
 
 Step = Callable[[], None]
 """A function that does the step. It raises an error if the step does not work."""
@@ -39,7 +39,7 @@ class ClientSite:
         return RegistryClient(self.server.address)
 
     def new_folder(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix="c", dir=self.folder))
+        return make_named_folder(self.folder, "c")
 
 
 @dataclass(frozen=True)

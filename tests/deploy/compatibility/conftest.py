@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tests.deploy.compatibility.client_steps import CompatibleClient
 from tests.fakes.clients.mirror_clients import TwoRegistries, two_registries
 from tests.fakes.deployment.client_results import ClientResult, save
 from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.temporary_files import make_named_folder
 
 collect_ignore_glob = [] if "ENTREPOT_COMPATIBILITY" in os.environ else ["test_*.py"]
 RECORD = pytest.StashKey[dict[str, ClientResult]]()
@@ -26,7 +26,7 @@ RECORD = pytest.StashKey[dict[str, ClientResult]]()
 @pytest.fixture(scope="session")
 def short_folder() -> Iterator[Path]:
     """Yields a folder with a short absolute path, because the path of a socket can have at most 107 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
+    folder = make_named_folder(Path("/tmp"), "ent-")
     yield folder
     shutil.rmtree(folder)
 

@@ -3,7 +3,6 @@ Hub through the mirror."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.deploy.compatibility.image_clients import buildah, buildkit, containe
 from tests.fakes.clients.mirror_clients import TwoRegistries
 from tests.fakes.deployment.client_results import CLIENTS, clients_of, debian_release
 from tests.fakes.server_process import RegistryServer
+from tests.fakes.temporary_files import make_named_folder
 
 CLIENT_FACTORIES = {
     "docker": docker,
@@ -38,7 +38,7 @@ def client(
     mirror: RegistryServer,
     upstreams: TwoRegistries,
 ) -> Iterator[CompatibleClient]:
-    folder = Path(tempfile.mkdtemp(prefix="p", dir=short_folder))
+    folder = make_named_folder(short_folder, "p")
     with CLIENT_FACTORIES[request.param](ClientSite(folder, server, mirror, upstreams)) as ready_client:
         yield ready_client
 

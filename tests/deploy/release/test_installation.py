@@ -70,7 +70,7 @@ def test_pip(released: ReleaseFiles, tmp_path: Path) -> None:
 def test_pip_without_a_network(released: ReleaseFiles, tmp_path: Path) -> None:
     """The folder that `pip download` fills on another machine is all that an installation needs."""
     run_in(tmp_path, sys.executable, "-m", "venv", "env")
-    fetch = book_command("air-gapped", "pip download", (" entrepot", f" {released.wheel}"))
+    fetch = book_command("air-gapped", "pip download", ("wheels entrepot", f"wheels {released.wheel}"))
     run_in(tmp_path, "sh", "-ec", f"env/bin/{fetch}", env={"PYTHONPATH": ""})
     install = book_command("air-gapped", "pip install --no-index")
     run_in(tmp_path, "sh", "-ec", f"env/bin/{install}", env={"PYTHONPATH": ""})
