@@ -457,7 +457,7 @@ def test_systemd_opens_the_registry(docker: DockerEngine, machine: str, authorit
     docker("cp", str(pair.certificate), f"{machine}:/etc/entrepot/fullchain.pem")
     docker("cp", str(pair.key), f"{machine}:/etc/entrepot/privkey.pem")
     run_as_root(docker, machine, "systemctl start entrepot")
-    add = book_command("deployment", "/opt/entrepot/bin/entrepot user add")
+    add = book_command("deployment", "systemd-run", ("--pty", "--pipe --wait"))
     run_as_root(docker, machine, f"{add} --password-file -", stdin_text=PASSWORD)
     for file, content in (
         ("/etc/default/entrepot", shown_file("deployment", "cat /etc/default/entrepot")),
