@@ -84,7 +84,7 @@ def python_tree(folder: Path) -> DebianTree:
 def programs_tree(python_tree: DebianTree, folder: Path) -> DebianTree:
     """Returns a Debian system that takes the place of the image of nginx, and of a machine with systemd."""
     tree = python_tree.copy(folder / "programs")
-    tree.install("nginx-light", "ssl-cert", "systemd")
+    tree.install("dbus", "nginx-light", "ssl-cert", "systemd")
     tree.run("nginx", "-t", "-q")  # creates the folders that nginx needs
     for name in ("access", "error"):
         log = tree.folder / "var" / "log" / "nginx" / f"{name}.log"
@@ -457,6 +457,7 @@ def test_systemd_opens_the_registry(docker: DockerEngine, machine: str, authorit
     docker("cp", str(pair.certificate), f"{machine}:/etc/entrepot/fullchain.pem")
     docker("cp", str(pair.key), f"{machine}:/etc/entrepot/privkey.pem")
     run_as_root(docker, machine, "systemctl start entrepot")
+    run_as_root(docker, machine, "systemctl start dbus")  # it runs on every machine, and systemd-run needs it
     add = book_command("deployment", "systemd-run", ("--pty", "--pipe --wait"))
     run_as_root(docker, machine, f"{add} --password-file -", stdin_text=PASSWORD)
     for file, content in (
