@@ -76,7 +76,8 @@ class ManifestSummary:
 
 @dataclass(frozen=True, slots=True)
 class ConfigSummary:
-    """What a list shows of a config. `created`: the time of creation in RFC 3339; empty if it is not known."""
+    """The parts of an image config that a list shows. `created`: the time of creation in RFC 3339; empty if it is not
+    known."""
 
     platform: str = ""
     created: str = ""

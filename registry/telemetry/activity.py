@@ -45,8 +45,8 @@ class ActivityCounts:
 
     @property
     def uses_shared_memory(self) -> bool:
-        """Whether this process counts in the memory that all processes share. If too many processes run, it does not.
-        Then it cannot record which activity it has stored."""
+        """Whether this process counts in the memory that all processes share. The memory has places for a limited
+        number of processes. A process without a place cannot record which activity it has stored."""
         return self._cells.own_column is not None
 
     def unstored(self) -> Activity:

@@ -18,7 +18,7 @@ from storage.interface import Registry
 
 @dataclass(frozen=True, slots=True)
 class PageComponents:
-    """What pages need from the service that handles requests.
+    """The parts of the service that the pages use.
 
     - `content`: the hosted and cached content in the store. It checks the rights of the visitor, sends no requests to
       upstreams, and refuses changes.

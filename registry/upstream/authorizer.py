@@ -108,13 +108,13 @@ class AuthorizationOffer:
     """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
     endpoint refuses such a header, another try is useless."""
     is_guess_given_up: bool = False
-    """Whether the offer has no header because the token service that would be the guess has given no token several
-    times in a row."""
+    """Whether the offer has no header because the guessed token service has failed several times in a row, so that it
+    is not asked any more."""
 
     @property
     def lacks_token(self) -> bool:
-        """Whether the request is sent without a header because no token could be obtained. Then a refusal of the
-        request does not show what the endpoint would answer to a request with a token."""
+        """Whether the request has no Authorization header because no token could be obtained. If the endpoint refuses
+        such a request, it may still accept one with a token."""
         return self.authorization is None and (self.failure is not None or self.is_guess_given_up)
 
 

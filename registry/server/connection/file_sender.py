@@ -91,8 +91,8 @@ class FileSender:
         # while memory is scarce, and send none.
         self._just_read_up_to = 0
         self.is_blocked = False
-        """Whether the sender waits until the event loop reports that the socket is writable. This takes long if the
-        client receives slowly, and no time if the socket's buffer has space."""
+        """Whether the sender waits until the event loop reports that the socket is writable. The wait is long if the
+        client receives slowly. It is short if the socket's buffer has space."""
 
     @property
     def unsent_bytes(self) -> int:

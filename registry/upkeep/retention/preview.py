@@ -22,7 +22,7 @@ largest number for one repository."""
 
 @dataclass(frozen=True, slots=True)
 class PreviewLine:
-    """Whether a tag would be kept or deleted. If `tag` is None, this is about an untagged manifest. `rule`: the number
+    """The decision on one tag, or on one untagged manifest if `tag` is None: keep or delete. `rule`: the number
     of the rule that decides. `pushed`, `pulled`: when the tag or manifest was last pushed and pulled, in seconds since
     1970. `pulled` is None if there was no pull, or for an untagged manifest, because its last pull is not known."""
 

@@ -99,8 +99,8 @@ class ProcessPartial:
         self._users = 0
         """Number of `retain` calls without a `release` so far, plus the number of running steps."""
         self._has_no_owner = False
-        """Whether no process has an owner. Updated by `refresh`, and when a user of this process becomes the owner or
-        stops being the owner."""
+        """Whether the partial blob has no owner in any process. `refresh` updates this value. It also changes when a
+        user in this process becomes the owner, or stops being the owner."""
         self._version = 0
         """Number of changes of the progress so far."""
         self._stored_version = 0

@@ -51,7 +51,7 @@ class RestoreOptions:
 
 @dataclass(slots=True)
 class _Counts:
-    """What a restore did with the blobs. `restored`: number of blobs that this run has restored. `present`: number of
+    """The numbers of blobs in a restore. `restored`: number of blobs that this run has restored. `present`: number of
     blobs that an earlier, interrupted run has restored. `healed`: restored blobs that the snapshot's database records
     as damaged. `damaged`: blobs that the backup lacks or has with wrong bytes."""
 

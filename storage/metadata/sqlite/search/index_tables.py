@@ -81,8 +81,8 @@ _READABLE_NOW = (
                    SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = m.repository
                     WHERE b.digest = c.digest AND b.place <> '')))) ORDER BY m.id"""
 )
-"""Of the incomplete manifests with the row ids ?1 (JSON), finds those that are not damaged any more, or whose
-repository has the config now."""
+"""Selects from the incomplete manifests with the row ids ?1 (JSON). Finds the manifests that are not damaged any more,
+and those whose config is now in their repository."""
 _INDEX_OBJECTS = r"""
 SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search\_%' ESCAPE '\'
  ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"""
