@@ -43,6 +43,12 @@ class Partial(Protocol):
         """Whether this handle is the owner."""
         ...
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the partial blob was committed or deleted, in any process. Its bytes are then no longer downloaded
+        into `file`. Reading the property makes a system call, and may raise StorageFailed."""
+        ...
+
     def take_ownership(self) -> bool:
         """Makes this handle the owner if there is no owner, and returns whether it is the owner now. Never waits. After
         the partial blob was committed or deleted, always returns False; `Partials.claim` then creates a new partial

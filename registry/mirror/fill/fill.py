@@ -88,8 +88,14 @@ class Fill:
 
     async def wait_started(self) -> bool:
         """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
-        is stored. If the fill has failed, raises its error."""
+        is stored. If the fill has failed, raises its error.
+
+        If the partial blob was committed or deleted a moment ago, waits until the fill has ended. Otherwise a request
+        that arrives while wrong bytes are being deleted would get the error of this fill in the middle of its
+        response, instead of the bytes of the next fill."""
         await self._started.wait()
+        if self._partial is not None and not self.has_ended and self._partial.has_ended:
+            await self._ended.wait()
         if self.error is not None:
             raise self.error
         return not self.has_ended

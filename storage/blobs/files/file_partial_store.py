@@ -58,6 +58,13 @@ class PartialHandle:
         """Whether this handle is the owner."""
         return self._shared.is_owner(self)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the partial blob was committed or deleted, in any process. Raises StorageFailed."""
+        if not self._closed:
+            self._shared.refresh()
+        return not self._shared.is_incomplete
+
     def take_ownership(self) -> bool:
         """Makes this handle the owner if there is no owner, and returns whether it is the owner now. Always returns
         False after the partial blob was committed or deleted. Then the caller has to call `FilePartialStore.claim`

@@ -45,17 +45,22 @@ class MirrorClock:
 
 
 class SlowDisk(System):
-    """The real disk with two faults. If `full` is set, no metadata can be written. Each commit of metadata takes
-    `pause` seconds longer."""
+    """The real disk with three faults. If `full` is set, no metadata can be written. Each commit of metadata takes
+    `pause` seconds longer. Each deletion of a file takes `unlink_pause` seconds longer after the file is gone."""
 
     full = False
     pause = 0.0
+    unlink_pause = 0.0
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
         time.sleep(self.pause)
         if self.full:
             raise apsw.FullError("database or disk is full")
         super().commit(commit, durable=durable)
+
+    def unlink(self, path: Path) -> None:
+        super().unlink(path)
+        time.sleep(self.unlink_pause)
 
 
 class MirrorWorker:

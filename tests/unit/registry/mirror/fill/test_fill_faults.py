@@ -250,6 +250,28 @@ async def test_client_can_retry_at_once_after_corrupt_bytes(
             await reader.aclose()
 
 
+@pytest.mark.parametrize("follows", [False, True])
+async def test_request_that_arrives_while_corrupt_bytes_are_deleted(
+    site: MirrorSite, worker: MirrorWorker, follows: bool
+) -> None:
+    """A request that arrives while the corrupt bytes of a failed fill are being deleted gets the right bytes of the
+    next fill. `follows`: the request arrives in a worker that follows the fill of another worker."""
+    await pull_manifest_of_new_image(site, worker, SMALL)
+    site.upstream.faults.corrupt = {"https://one"}
+    gate = site.upstream.faults.gates[MIB] = threading.Event()
+    async with site.worker(source_of_another_worker(site)) as other:
+        readers = [await each.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL)) for each in (worker, other)]
+        site.disk.unlink_pause = 0.2
+        gate.set()
+        partials = site.data / "partials"
+        await wait_until(lambda: not any(path.is_file() for path in partials.rglob("*")))
+        site.upstream.faults.corrupt = set()
+        mirror = (worker, other)[follows].mirror
+        assert await read_blob(mirror, MIRRORED_REPO, digest_of(SMALL), Span(0, 10)) == SMALL[:10]
+        for reader in readers:
+            await reader.aclose()
+
+
 async def test_wrong_size_in_a_manifest(site: MirrorSite, worker: MirrorWorker) -> None:
     """If the manifest that was pulled last states a wrong size for a blob, opening the blob raises an error. After a
     manifest with the right size was pulled, the blob can be read."""
