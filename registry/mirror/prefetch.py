@@ -29,6 +29,8 @@ MAX_IMAGES: Final = 256
 """Largest number of images that are remembered as being pulled."""
 MAX_IMAGE_BLOBS: Final = 256
 """Largest number of blobs of one image that are prefetched. docker supports at most 127 layers."""
+MAX_REMEMBERED_BLOBS: Final = 8192
+"""Largest number of blobs of all remembered images together. Their descriptors take less than 8 MiB of memory."""
 MAX_MANIFEST_BYTES: Final = 256 * 1024
 """Largest size of a manifest that is parsed for prefetching. Parsing blocks the event loop, so larger manifests are not
 parsed."""
@@ -85,6 +87,8 @@ class Prefetcher:
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
         """The images that clients are pulling, by repository and digest of the manifest. The least recently used image
         is the first."""
+        self._blob_count = 0
+        """Number of blobs of all images in `_images`."""
         self._images_with_unqueued_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
         """The images in `_images` whose layers have not been queued. `on_stored_blob` reads only this dict, so it takes
         almost no time after all layers have been queued."""
@@ -153,13 +157,16 @@ class Prefetcher:
         # If the last pull is over, its blobs may have been deleted since. With a new object, the blobs are queued
         # again.
         if image is None or not image.pull.is_active():
+            self._blob_count -= len(image.blobs) if image else 0
             image = self._images[key] = _PulledImage(manifest, self._clock)
+            self._blob_count += len(image.blobs)
             if self._mode == "layers":
                 self._images_with_unqueued_layers.setdefault(repo, {})[manifest.digest] = image
         self._images.move_to_end(key)
         image.pull.touch()
-        while len(self._images) > MAX_IMAGES:
-            oldest_key, _ = self._images.popitem(last=False)
+        while len(self._images) > MAX_IMAGES or self._blob_count > MAX_REMEMBERED_BLOBS:
+            oldest_key, oldest = self._images.popitem(last=False)
+            self._blob_count -= len(oldest.blobs)
             self._forget_unqueued_layers(*oldest_key)
         return image
 
