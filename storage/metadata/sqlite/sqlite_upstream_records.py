@@ -30,6 +30,9 @@ MAX_NOT_FOUND_CHECKS = 10_000
 does not exist."""
 CHECKS_PER_PRUNE = 64
 """A process deletes the oldest 'not found' checks each time it has stored this number of them."""
+MAX_TOKENS = 2000
+"""Largest number of bearer tokens of upstreams. Some token services issue a token for any name that a client requests,
+and state a lifetime of years."""
 MAX_REFERRING_MANIFESTS = 8
 """Largest number of manifests that `referring_manifests` returns."""
 MAX_PARSED_BYTES = 256 * 1024
@@ -37,6 +40,9 @@ MAX_PARSED_BYTES = 256 * 1024
 manifests are parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
 """Largest number of references to a blob that `referring_manifests` searches for the newest manifests."""
+_DELETE_SURPLUS_TOKENS = """
+DELETE FROM upstream_token WHERE key IN (
+    SELECT key FROM upstream_token WHERE key <> ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)"""
 _REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (
@@ -198,13 +204,15 @@ class SqliteUpstreamRecords:
 
     async def save_token(self, key: str, token: str, expires: float) -> None:
         """Stores a bearer token of an upstream under `key`, in place of an earlier one. `expires`: in seconds since
-        1970. Deletes all tokens that have expired."""
+        1970. Deletes all tokens that have expired. If there are more than `MAX_TOKENS`, also deletes those that expire
+        first."""
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:
             db.execute("DELETE FROM upstream_token WHERE expires <= ?", (now,))
             db.execute("INSERT OR REPLACE INTO upstream_token (key, token, expires) VALUES (?, ?, ?)",
                        (key, token, expires))  # fmt: skip
+            db.execute(_DELETE_SURPLUS_TOKENS, (key, MAX_TOKENS - 1))
 
         await self._writer.run(store, durable=False)
 

@@ -15,6 +15,7 @@ from storage.composition import open_registry
 from storage.content import OCI_MANIFEST, Actor, Allowance, CorruptionRecord, Manifest, UpstreamCheck, digest_of
 from storage.metadata.sqlite import sqlite_upstream_records
 from storage.metadata.sqlite.database import connect
+from storage.metadata.sqlite.sqlite_upstream_records import MAX_TOKENS
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 
@@ -200,6 +201,18 @@ async def test_a_token_is_stored_until_it_expires_or_is_refused(
     db = apsw.Connection(str(data / "entrepot.db"))
     assert db.execute("SELECT key FROM upstream_token").fetchall() == [("ghcr.io",)]
     db.close()
+
+
+async def test_number_of_tokens_is_limited(registry: StoredRegistry, data: Path) -> None:
+    """A token service may issue a token for each name that a client requests, and never let it expire. When there are
+    too many tokens, those that expire first are deleted, but never the token that was stored last."""
+    for number in range(MAX_TOKENS + 20):
+        await registry.records.save_token(f"docker.io pull {number}", "token", 1_000_000.0 + number)
+    await registry.records.save_token("docker.io pull ubuntu", "token", 500_000.0)
+    db = apsw.Connection(str(data / "entrepot.db"))
+    keys = {key for (key,) in db.execute("SELECT key FROM upstream_token")}
+    db.close()
+    assert keys == {f"docker.io pull {number}" for number in range(21, MAX_TOKENS + 20)} | {"docker.io pull ubuntu"}
 
 
 async def test_the_newest_allowance_counts(registry: StoredRegistry, data: Path) -> None:
