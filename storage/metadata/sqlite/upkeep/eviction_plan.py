@@ -21,12 +21,20 @@ from storage.names import Tag
 _RANKED = """
 SELECT rank, manifest FROM cached_manifest
  WHERE upstream = ?1 AND (rank, manifest) > (?2, ?3) ORDER BY rank, manifest LIMIT 200"""
-_BLOBS = """
-SELECT DISTINCT b.id, b.digest, b.size FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
-  JOIN blob b ON b.digest = g.digest JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository"""
-_LINKS_IN_SCOPE = """
-SELECT l.repository FROM usage_scope s JOIN blob_link l ON l.blob = ?2
-  JOIN usage_member m ON m.scope = s.id AND m.repository = l.repository WHERE s.name = ?1"""
+_REFERENCES = """
+SELECT g.repository, b.id, b.digest, b.size FROM json_each(?1) i CROSS JOIN manifest_blob g ON g.manifest = i.value
+  CROSS JOIN blob b ON b.digest = g.digest
+  CROSS JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository
+  CROSS JOIN usage_member m ON m.repository = g.repository
+  CROSS JOIN usage_scope s ON s.id = m.scope WHERE s.name = ?2"""
+"""The references of the manifests ?1 (JSON) to blobs that count for the usage scope ?2. With CROSS JOIN, SQLite begins
+with the manifests and does not read all repositories of the scope."""
+_REFERENCE_COUNT = "SELECT count(*) FROM manifest_blob WHERE repository = ? AND digest = ?"
+_HOLDER_COUNT = """
+SELECT count(*) FROM usage_scope s CROSS JOIN blob_link l ON l.blob = ?2
+  CROSS JOIN usage_member m ON m.scope = s.id AND m.repository = l.repository
+ WHERE s.name = ?1
+   AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = l.repository AND g.digest = ?3)"""
 _ROOTS = """
 SELECT count(*), min(max(m.pushed, coalesce(p.last, 0))) FROM cached_manifest c JOIN manifest m ON m.id = c.manifest
   LEFT JOIN manifest_pull p ON p.manifest = m.id
@@ -48,6 +56,7 @@ def plan(
     repositories whose disk usage is counted) have `bytes_to_free` fewer bytes."""
     planned_images: list[EvictedImage] = []
     planned_manifests: set[int] = set()
+    references = _BlobReferences(db, usage_scope)
     postponed: list[tuple[float, int, str]] = []  # a heap of manifests whose image was pulled after its rank
     freed = 0
     for rank, manifest, upstream in _in_order(db, upstreams, postponed):
@@ -58,7 +67,7 @@ def plan(
             heapq.heappush(postponed, (image.last_pulled, manifest, upstream))
         elif image is not None and reason_to_keep(db, image, rules, now) is None:
             planned_manifests.update(image.removable)
-            size = _freed_bytes(db, image, planned_manifests, usage_scope)
+            size = references.remove(image.removable)
             freed += size
             planned_images.append(_as_evicted(db, image, upstream, size))
     return planned_images
@@ -90,26 +99,38 @@ def _ranked(db: apsw.Connection, upstream: str) -> Iterator[tuple[float, int, st
             yield rank, manifest, upstream
 
 
-def _freed_bytes(db: apsw.Connection, image: Image, planned_manifests: set[int], usage_scope: str) -> int:
-    """Returns the bytes of the image's blobs that no repository of the scope `usage_scope` needs any more, once all
-    `planned_manifests` are deleted."""
-    blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
-    freed = 0
-    for blob, digest, size in blobs:
-        holders: list[Any] = db.execute(_LINKS_IN_SCOPE, (usage_scope, blob)).fetchall()
-        if not any(_is_needed(db, repository, digest, planned_manifests) for (repository,) in holders):
-            freed += size
-    return freed
+class _BlobReferences:
+    """Counts what still refers to each blob of a usage scope, while more and more manifests are planned for deletion.
+    Reads the references to a blob only once, because ten thousand images can share a base layer."""
 
+    def __init__(self, db: apsw.Connection, usage_scope: str) -> None:
+        self._db = db
+        self._usage_scope = usage_scope
+        self._manifest_counts: dict[tuple[int, str], int] = {}
+        """How many manifests of a repository (row id) still refer to a blob (digest)."""
+        self._holder_counts: dict[str, int] = {}
+        """In how many repositories of the scope manifests still refer to a blob (digest)."""
 
-def _is_needed(db: apsw.Connection, repository: int, digest: str, planned_manifests: set[int]) -> bool:
-    """Returns whether the blob is still needed: whether a manifest of the repository that is not in `planned_manifests`
-    refers to it."""
-    max_rows = len(planned_manifests) + 1  # if there are more rows than planned manifests, one manifest stays
-    rows: list[Any] = db.execute(
-        "SELECT manifest FROM manifest_blob WHERE repository = ? AND digest = ? LIMIT ?", (repository, digest, max_rows)
-    ).fetchall()
-    return any(manifest not in planned_manifests for (manifest,) in rows)
+    def remove(self, manifests: Sequence[int]) -> int:
+        """No longer counts the references of `manifests`. Returns the bytes of the blobs to which nothing in the scope
+        refers any more. Call this once for each manifest."""
+        freed = 0
+        references: list[Any] = self._db.execute(_REFERENCES, (json.dumps(manifests), self._usage_scope)).fetchall()
+        for repository, blob, digest, size in references:
+            key = (repository, digest)
+            if key not in self._manifest_counts:
+                self._manifest_counts[key] = int(self._db.execute(_REFERENCE_COUNT, key).get)
+            self._manifest_counts[key] -= 1
+            if self._manifest_counts[key]:
+                continue
+            if digest not in self._holder_counts:
+                self._holder_counts[digest] = int(
+                    self._db.execute(_HOLDER_COUNT, (self._usage_scope, blob, digest)).get
+                )
+            self._holder_counts[digest] -= 1
+            if not self._holder_counts[digest]:
+                freed += size
+        return freed
 
 
 def _as_evicted(db: apsw.Connection, image: Image, upstream: str, size: int) -> EvictedImage:

@@ -8,10 +8,12 @@ from typing import Any
 import apsw
 import pytest
 
+from storage.cached_images import EvictionRules
 from storage.composition import prepare_data_dir
 from storage.data_dir.layout import Layout
 from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.upkeep.cached_image_tables import find_image, unused_links
+from storage.metadata.sqlite.upkeep.eviction_plan import plan
 from storage.names import Digest
 from tests.fakes.read_rows import record_rows
 
@@ -138,3 +140,40 @@ def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) 
     db.close()
     assert sizes == [51, 501]
     assert operations[1] <= 11 * operations[0]
+
+
+@pytest.mark.parametrize("repositories", [1, 120])
+def test_plan_reads_the_references_to_a_shared_layer_once(tmp_path: Path, repositories: int) -> None:
+    """All images of a cache share a base layer. The plan for twice as many images reads twice as many rows, whether the
+    images are in one repository or in as many as there are images."""
+    prepare_data_dir(tmp_path)
+    db = connect(Layout(tmp_path).metadata)
+    with db:
+        sql = "INSERT INTO usage_scope (id, name, prefixes, excluded, upstream) VALUES (1, 'c', ?, '[]', 'h')"
+        db.execute(sql, ('["h/"]',))
+        for number in range(1, repositories + 1):
+            db.execute("INSERT INTO repository (id, name, created) VALUES (?, ?, 0)", (number, f"h/{number}"))
+        for image in range(120):
+            repository = image % repositories + 1
+            manifest = db.execute(ADD_MANIFEST, (repository, f"sha256:{image:064x}", MANIFEST)).get
+            for blob in (1, 1000 + image):
+                digest = f"sha256:{blob:064x}"
+                db.execute(
+                    "INSERT OR IGNORE INTO blob (id, digest, size, place, created) VALUES (?, ?, ?, 'x', 0)",
+                    (blob, digest, 100 if blob == 1 else 7),
+                )
+                db.execute(
+                    "INSERT OR IGNORE INTO blob_link (repository, blob, needed) VALUES (?, ?, 0)", (repository, blob)
+                )
+                db.execute(
+                    "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
+                    (repository, digest, manifest),
+                )
+    rules = EvictionRules(lambda _: False, frozenset(), 0.0)
+    read_rows = record_rows(db)
+    assert len(plan(db, ["h"], rules, 60 * 7, "c", 10.0)) == 60
+    rows_of_half = len(read_rows)
+    images = plan(db, ["h"], rules, 10**9, "c", 10.0)
+    assert [image.bytes for image in images] == [7] * 119 + [107]
+    assert len(read_rows) - rows_of_half <= 2.2 * rows_of_half
+    db.close()
