@@ -98,6 +98,7 @@ def entrepot_program(*args: str | Path, folder: Path, **variables: str) -> subpr
 def command_environment(**variables: str) -> dict[str, str]:
     """Returns the environment of this process with `variables` added and all other ENTREPOT_* variables removed. A
     command with this environment can show its stacks to `wait_for_output`."""
+    assert all(name == name.upper() for name in variables), f"not names of variables: {sorted(variables)}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
     needed = {"PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200"}
     return {**inherited, **NO_CERTIFICATES, **needed, **variables}
