@@ -75,6 +75,8 @@ def size_bench(options: Options, plan: SizePlan[StoreT]) -> Bench:
             return _measure_by_size(options.sizes, plan, programs, folder)
 
         names = plan.name, f"{plan.name}-against"
+        # The empty tuple: no goals for docker-registry, which is not measured. `comparison` sets the goals for another
+        # version of Entrepot.
         return comparison(options, names, PACKAGES, 2 * disk_bytes, (), measure, plan.drawn)
 
     def find(folder: Path) -> Findings:
@@ -87,7 +89,8 @@ def size_bench(options: Options, plan: SizePlan[StoreT]) -> Bench:
             row_samples.title: [row_samples.median(name, row_samples.figures[0].key) or 0 for name in names]
             for row_samples in measured_rows
         }
-        plot = curves("As the store grows, against the smallest", options.sizes, series)
+        # `curves` divides each median by the first one of its series, which is that of the smallest store.
+        plot = curves("Median, as a multiple of the median on the smallest store", options.sizes, series)
         subjects = names[::-1] if plan.is_largest_first else names
         return Findings(measured_rows, subjects, plan.goals(names[0], names[-1]), plot, about, plan.table)
 
@@ -98,7 +101,8 @@ def _measure_by_size(
     sizes: Sequence[int], plan: SizePlan[StoreT], programs: Sequence[ServerProgram], folder: Path
 ) -> list[RowSamples]:
     """Builds and measures stores of all sizes for all programs. Splits each measured row into one row for each size,
-    and returns these rows. Their samples are sorted by program."""
+    and returns these rows. In the `samples` of a returned row, the keys are the names of the programs, not those of the
+    stores."""
     stores = [plan.build(folder, program, size) for size in sizes for program in programs]
     split_rows = list[RowSamples]()
     for row_samples in plan.measure(stores):

@@ -41,9 +41,9 @@ class Share:
     """The number of bytes that one request holds in memory, as part of a `MemoryBudget`.
 
     `size`: that number. `key`: shares with the same key hold the same object in memory, so the budget counts its bytes
-    only once; None: no other share holds these bytes. `held_since`: the event loop's time when the share first held
-    bytes. `on_cut`: the budget calls this function to cut off the request when other requests need the memory; None:
-    the request cannot be cut off now."""
+    only once; None: no other share holds these bytes. All shares with the same key must grow to the same size, that of
+    the object. `held_since`: the event loop's time when the share first held bytes. `on_cut`: the budget calls this
+    function to cut off the request when other requests need the memory; None: the request cannot be cut off now."""
 
     __slots__ = ("_budget", "held_since", "key", "on_cut", "size")
 
@@ -190,7 +190,8 @@ class MemoryBudget:
     def _grow_if_free(self, share: Share, added_bytes: int) -> bool:
         """Grows `share` and returns True if enough of the budget is free. Otherwise changes nothing and returns False.
         Ignores the queues."""
-        # If another share holds the same bytes, and this share holds none yet, `used` includes the bytes already.
+        # A share that holds no bytes yet needs no free memory if another share with its key holds the object already:
+        # `used` includes the bytes of the object. The growth of a share that holds bytes already is added to `used`.
         if not self._is_key_counted(share) or share.size:
             if self._missing_bytes(share, added_bytes) > 0:
                 return False
@@ -209,17 +210,19 @@ class MemoryBudget:
         for queue in (self._large_waiters, self._small_waiters):
             while queue:
                 waiter = next(iter(queue))
-                if not waiter.granted.done():  # otherwise its task is cancelled and has not run since
+                # If `granted` is done here, the wait was cancelled or timed out, and its task has not run since. Such a
+                # waiter is only removed from the queue.
+                if not waiter.granted.done():
                     if not self._grow_if_free(waiter.share, waiter.added_bytes):
                         break
                     waiter.granted.set_result(None)
                 del queue[waiter]
 
     def _cut_slow(self) -> None:
-        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first. Stops when these
-        requests release as much memory as all shares in one queue need: in the queue of large shares if any large share
-        waits, otherwise in the queue of small shares. Is called again every `CUT_INTERVAL_SECONDS` while a share
-        waits."""
+        """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first. This frees
+        memory for one queue: that of the large shares or, if no large share waits, that of the small shares. Stops when
+        the requests that are cut off release enough memory for all shares in this queue together. Is called again every
+        `CUT_INTERVAL_SECONDS` while a share waits."""
         self._timer = None
         queue = self._large_waiters or self._small_waiters
         if not queue:
@@ -241,7 +244,7 @@ class MemoryBudget:
                 missing -= share.size
                 if share.key is not None:
                     keys.add(share.key)
-            if share.on_cut is not None:
+            if share.on_cut is not None:  # another share's `on_cut`, called in this loop, may have set it to None
                 on_cut, share.on_cut = share.on_cut, None
                 on_cut()
 

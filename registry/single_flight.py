@@ -31,7 +31,8 @@ class SingleFlight(Generic[T]):
     """The running tasks of one kind of work, by key. At most one task per key runs at a time.
 
     A key may be any hashable value that identifies the result. If there is only one result, use None. `make_stop_error`
-    returns the error that callers get if `aclose` cancels the task for which they wait."""
+    returns the error that callers get if `aclose` has cancelled the task whose result they want, or if a task would
+    have to be started after `aclose`."""
 
     def __init__(self, make_stop_error: Callable[[], Exception] = server_stopping_error) -> None:
         self._make_stop_error = make_stop_error
@@ -39,8 +40,8 @@ class SingleFlight(Generic[T]):
         self._closed = False
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """Returns the running task for `key`. If there is none, starts and returns a task that runs `work()`. After
-        `aclose`, starts no task and raises the error of `make_stop_error`."""
+        """Returns the running task for `key`. If there is none, starts and returns a task that runs `work()`. If a task
+        would have to be started after `aclose`, raises the error of `make_stop_error` instead."""
         task = self._running.get(key)
         if task is None:
             if self._closed:
@@ -51,14 +52,15 @@ class SingleFlight(Generic[T]):
 
     async def run(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Waits for the task for `key`, and returns its result. If none is running, starts one that runs `work()`.
-        Raises the exception of the task, or the error of `make_stop_error` if `aclose` cancels the task. If the caller
-        is cancelled, the task continues."""
+        Raises the exception of the task. Raises the error of `make_stop_error` if `aclose` cancels the task, or if a
+        task would have to be started after `aclose`. If the caller is cancelled, the task continues."""
         return await wait_for_outcome(self.start(key, work), self._make_stop_error)
 
     async def settle(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
         """Waits until the task for `key` has ended. If none is running, starts one that runs `work()`. Ignores the
-        task's result and exception. Raises only the error of `make_stop_error`, after `aclose`. If the caller is
-        cancelled, the task continues."""
+        task's result and exception: returns normally even if the task fails or `aclose` cancels it. If a task would
+        have to be started after `aclose`, raises the error of `make_stop_error`. If the caller is cancelled, the task
+        continues."""
         await asyncio.wait([self.start(key, work)])
 
     def __len__(self) -> int:
@@ -81,7 +83,8 @@ async def wait_for_outcome(
     task: asyncio.Task[T], make_stop_error: Callable[[], Exception] = server_stopping_error
 ) -> T:
     """Waits for `task` and returns its result, or raises its exception. Raises the error of `make_stop_error` if
-    `task` was cancelled. If the caller is cancelled, `task` continues."""
+    `task` was cancelled. If the caller is cancelled, `task` continues. If both were cancelled, raises CancelledError,
+    because the caller has to end."""
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

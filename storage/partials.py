@@ -117,8 +117,9 @@ class Partial(Protocol):
         """Checks the digest, stores the bytes durably as a blob of `repo`, lets all calls of `wait` return, and returns
         the blob's descriptor. Only for the owner, when no bytes are missing. If the digest is wrong, it calls and
         awaits `on_corrupt` (None: nothing to call), deletes all bytes, and raises DigestInvalid; from then on `wait`
-        raises DigestInvalid in all processes. Raises PartialLost, and raises StorageFull and StorageFailed after
-        deleting all bytes. If the call is cancelled, it takes effect either completely or not at all."""
+        raises DigestInvalid in all processes. Raises PartialLost if this handle is not the owner or bytes are missing,
+        and deletes nothing then. Raises StorageFull or StorageFailed if the bytes cannot be stored, and deletes
+        them. If the call is cancelled, it takes effect either completely or not at all."""
         ...
 
     async def discard(self) -> None:
@@ -141,7 +142,7 @@ class Partials(Protocol):
         was no owner. `size`: size of the complete blob in bytes. `source`: name of the upstream registry that the bytes
         come from. Two calls get handles to the same partial blob only if they pass the same `digest`, `size` and
         `source`, because another upstream might send corrupt bytes. Raises StorageFull, StorageFailed, SizeInvalid
-        (`size` is negative). A cancelled call leaves no handle open and no owner."""
+        (`size` is negative). If the call is cancelled, it leaves no handle open and makes nobody the owner."""
         ...
 
     async def downloading(self) -> set[Digest]:

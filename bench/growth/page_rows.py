@@ -39,14 +39,15 @@ def _overview_pages(trial: GrowthTrial, *, key: str, headers: Mapping[str, str],
 
 def _repository_pages(trial: GrowthTrial) -> Sample:
     """Returns the median time for the page with the list of repositories. The requests alternate between the list of
-    all repositories and the list of those with a prefix."""
+    all repositories and the list of those whose names begin with `r/0`. Each page must have a link to repository 0."""
     paths = ["/ui/repositories", "/ui/repositories?q=r%2F0"] * (PAGE_TRIALS // 2)
     return {"repository_page": _time_pages(trial, paths, [_link(repository_name(0))] * len(paths))}
 
 
 def _search_pages(trial: GrowthTrial) -> Sample:
-    """Returns the median time for the page with search results. The requests alternate between a text that every
-    repository name contains and a whole name."""
+    """Returns the median time for the page with search results. Every second request searches for `r/0`, which nearly
+    every repository name contains. Its page must have a link to repository 0. The other requests search for a whole
+    name, chosen at random. Their pages must have a link to the repository with this name."""
     rng, count = random.Random(trial.round), trial.store.size.repositories
     names = [repository_name(rng.randrange(count) if number % 2 else 0) for number in range(PAGE_TRIALS)]
     paths = [f"/ui/search?q={quote(name if number % 2 else 'r/0', safe='')}" for number, name in enumerate(names)]
@@ -96,12 +97,14 @@ def _manifests_beside_pages(trial: GrowthTrial) -> Sample:
 
 
 def _page_row(name: str, title: str, trial: Callable[[GrowthTrial], Sample]) -> Row[GrowthTrial]:
+    """Returns a row for the time of one page. `peer_rounds=0` in it means that docker-registry cannot be measured: it
+    has no web UI."""
     return Row(name, title, (Figure(name, "ms"),), trial, peer_rounds=0)
 
 
 def page_rows() -> list[Row[GrowthTrial]]:
     """Returns the rows, in the order in which they are measured. In a title, "all over" means that the requested
-    manifests are spread over all repositories of the store."""
+    manifests are spread over all repositories of the store. Rows with pages have `peer_rounds=0` (see `_page_row`)."""
     overview = partial(_overview_pages, key="overview", headers={}, text='id="now"')
     overview_of_others = partial(_overview_pages, key="overview_others", headers=FROM_ELSEWHERE, text='class="facts"')
     steady = f"manifest by tag, all over, {STEADY_RATE} requests/s"

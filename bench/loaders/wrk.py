@@ -17,7 +17,8 @@ from bench.system.programs import clean_environment
 LUA_SCRIPTS = Path(__file__).parent / "lua"
 WRK_CONNECTIONS = 16
 ENDLESS_SECONDS = 3600.0
-"""Duration for wrk when the end of `work` ends the run."""
+"""The duration that wrk gets on its command line if it has to send requests for as long as some other work runs. It is
+so long that wrk never ends by itself: `run_wrk` stops wrk when the work has ended."""
 DEFAULT_HEADERS = {"Accept": MANIFEST_ACCEPT}
 
 
@@ -33,8 +34,9 @@ def run_wrk(
     work: Callable[[], object] | None = None,
 ) -> LoadReport:
     """Requests `url` for `seconds` or, with `work`, for as long as `work` runs. `script`: the name of a Lua script that
-    makes the requests, with its `arguments`. `size`: number of bytes that each response body must have. Raises
-    TrialFailed when a request failed or a body was too short; exceptions of `work` pass through."""
+    makes the requests, with its `arguments`. `size`: the expected size of each response body in bytes; 0: the size is
+    not checked. Raises TrialFailed when a request failed, or when the responses have fewer than `size` bytes on
+    average. Exceptions of `work` pass through."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write("".join((LUA_SCRIPTS / f"{name}.lua").read_text() for name in ("report", script) if name))
         file.flush()

@@ -61,7 +61,7 @@ REGISTRY_GOALS = (
     at_most_times("manifest-tag", "cpu", "manifest by tag, CPU each", 1 / 8),
     at_least_times("manifest-digest", "rate", "manifest by digest, requests/s", 9.5),
     at_most_times("manifest-digest", "cpu", "manifest by digest, CPU each", 1 / 8),
-    at_most("manifest-tag-bearer", "toll", "manifest by tag with a token, CPU to that without", 1.15),
+    at_most("manifest-tag-bearer", "token_cost", "manifest by tag with a token, CPU / CPU without accounts", 1.15),
     at_least_times("blob-4k", "rate", "blob of 4 KiB, requests/s", 22),
     at_least_times("v2", "rate", "GET /v2/, requests/s", 10),
     at_least_times("tags-list", "rate", "tags list, requests/s", 8),

@@ -21,13 +21,16 @@ class Figure:
 
 RATE = Figure("rate", "requests/s")
 CPU = Figure("cpu", "server CPU µs each")
-TOKEN_COST = Figure("toll", "CPU to that without accounts")
+TOKEN_COST = Figure("token_cost", "CPU / CPU without accounts")
+"""The server's CPU time for a request with a token, divided by the CPU time for a request to a registry without
+accounts."""
 P50 = Figure("p50", "p50 ms")
 P99 = Figure("p99", "p99 ms")
 SPEED = Figure("speed", "MiB/s")
 CPU_GIB = Figure("cpu_gib", "server CPU s/GiB")
 LOADER_GIB = Figure("loader_gib", "loader CPU s/GiB")
-BULK = Figure("bulk", "bulk MiB/s meanwhile")
+BULK = Figure("bulk", "MiB/s of the bulk transfers")
+"""The speed of the blob transfers that run while the other figures of the row are measured."""
 SECONDS = Figure("seconds", "s")
 CPU_SECONDS = Figure("cpu_seconds", "server CPU s")
 PSS = Figure("pss", "MiB PSS")

@@ -51,11 +51,13 @@ def _build(parent: Path, program: ServerProgram, count: int) -> FilledStore:
     config = make_config(layers)
     content = UpkeepStore(folder / "data", BlobCount(count), config)
     cost = build_data(name, mirror, folder, (config, layers), lambda _: content.fill())
-    return FilledStore(name, mirror, folder, content, config, *cost)
+    return FilledStore(name, mirror, folder, content, config, *cost)  # `cost`: disk_bytes and build_seconds
 
 
 def _mirror_command(folder: Path, port: int, _: str | None) -> list[str]:
-    """Returns the command for an Entrepot with two workers and default settings that mirrors an upstream."""
+    """Returns the command for an Entrepot with two workers and default settings that mirrors an upstream. Every
+    version of Entrepot gets this command. `started_server` sets PYTHONPATH to the checkout of the program, so
+    `-m registry` runs the code of that version."""
     path = folder / "config.toml"
     path.write_text(CONFIG)
     command = [sys.executable, "-m", "registry", "serve", "--workers", "2", "--listen", f"{HOST}:{port}"]

@@ -12,5 +12,6 @@ router = management_router()
 @router.get("/status", tags=["status"])
 async def read_status(caller: AdminCaller) -> ServerStatus:
     """Returns what the server does now: its processes, the disk, uploads and downloads that are not complete, jobs, the
-    use of the cache and the quotas, and how its upstreams respond. Numbers of processes are up to a second old."""
+    use of the cache and the quotas, and how its upstreams respond. Each worker process reports its numbers once a
+    second, so these are up to a second old."""
     return await read_server_status(caller.upkeep)

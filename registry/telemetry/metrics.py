@@ -59,9 +59,10 @@ class Metrics:
         inherited: CountsMemory | None = None,
         webhooks: Sequence[str] = (),
     ) -> None:
-        """`upstreams`, `webhooks`: the names in the settings. `workers`: number of processes that run at the same time;
-        while they are replaced, there are twice as many. `inherited`: the memory of the version that ran before in this
-        process. If it is suitable, its counts are continued; if not, it is closed. None: all counts begin at 0."""
+        """`upstreams`, `webhooks`: the names in the settings. `workers`: number of worker processes. During a restart,
+        there are up to twice as many, because a replaced worker runs until its last connection has ended. `inherited`:
+        the memory of the version that ran before in this process. If it is suitable, its counts are continued; if not,
+        it is closed. None: all counts begin at 0."""
         plan = CellPlan()
         by_route = {"route": ROUTES}
         by_method = {**by_route, "method": METHODS}
@@ -106,6 +107,8 @@ class Metrics:
         )
         self.activity = ActivityCounts(plan, self.requests, self.mirror)
         self.plan = plan
+        # Four columns for each worker: during a restart, two are needed. The others are for another restart that begins
+        # while workers that the first restart has replaced still run.
         webhooks_start = SharedNames.needed_bytes(UPSTREAM_CAPACITY)
         start, columns = webhooks_start + SharedNames.needed_bytes(WEBHOOK_CAPACITY), max(_MIN_COLUMNS, 4 * workers)
         memory = None
@@ -130,9 +133,12 @@ class Metrics:
         self.events.use(self.cells, self.webhooks)
 
     def _add_sources(self, plan: CellPlan) -> int:
-        """Adds the sources: cells whose numbers are added to several series of requests (`CellPlan`). Returns the first
-        of the sources for requests that the response cache answers. Such a request has no body, takes microseconds and
-        has the status 200."""
+        """Adds the sources to `plan`. A *source* is a cell whose number `CellPlan.complete` adds to other cells. So
+        one addition, to the source, counts a request in several series.
+
+        Reserves a source for each kind of request that the response cache answers: one for each route, method and
+        bucket of the response's size. Such a request has no body, takes microseconds and has the status 200. Also makes
+        the byte counters sources. Returns the first of the reserved cells."""
         first_cell = cell = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
         for route in ROUTES:
             sent = self.response_sizes.cell(route)
@@ -144,6 +150,8 @@ class Metrics:
                         *(self.cached_answers.cell(route), self.request_sizes.cell(route), sent + bucket),
                     )
                     cell += 1
+            # The bytes of all requests are added to the two byte counters only. Each of these counters is the source of
+            # the sum in the histogram of the same sizes.
             plan.add_source(self.sent_bytes.cell(route), self.response_sizes.sum_cell(sent))
             received = self.request_sizes.sum_cell(self.request_sizes.cell(route))
             plan.add_source(self.received_bytes.cell(route), received)
@@ -152,6 +160,8 @@ class Metrics:
     def cached_cell(self, route: str, method: str, size: int) -> int:
         """Returns the cell that counts requests which the response cache has answered with a body of `size` bytes. The
         cell stands for all series that count such requests."""
+        # The cells for a route and method come one after the other, in the order of the buckets of `response_sizes`. So
+        # `bucket` finds the cell for `size` among them.
         position = ROUTES.index(route) * len(_CACHED_METHODS) + _CACHED_METHODS.index(method)
         return self.response_sizes.bucket(self._first_cached_cell + position * (len(SIZES) + 1), size)
 
@@ -177,6 +187,7 @@ class Metrics:
         """Claims a column for this process. Call it once in each worker."""
         if not self.cells.claim_column(self.plan.gauge_cells()):
             log.error("too many processes run: the metrics leave out what process %d does", os.getpid())
+        # If no column was free, `own` is memory of this process alone. No total includes it.
         self.cells.own[self.worker_starts.first] += 1
 
 

@@ -10,7 +10,8 @@ WIDTH: Final = 600
 HEIGHT: Final = 100
 """The size of a chart in the units of its SVG, which a page stretches."""
 _GAP: Final = 0.2
-"""The share of the width for each bar that stays empty, so that there is space between bars."""
+"""The part of a bar's slot that stays empty, as a share of the slot's width. It separates the bars. There is one slot
+for each bar, and all slots have the same width."""
 _LEAST_HEIGHT: Final = 1.5
 """The smallest height of a part of a bar whose value is not 0, so that the part stays visible."""
 

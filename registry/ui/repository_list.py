@@ -33,7 +33,9 @@ class RepositoryPage:
 
 
 def visible_upstreams(components: PageComponents, names: NameSet) -> list[str]:
-    """Returns the upstreams, sorted, in which `names`, the names that the visitor may pull, can have a repository."""
+    """Returns, sorted, the upstreams from which the visitor may pull. `names`: all names that the visitor may pull."""
+    # `seek` returns where the next name of the set can be, from its argument on; None: there is no such name. If this
+    # position is not among the names of the upstream, the set has none of them.
     return [
         upstream
         for upstream in sorted(components.naming.upstreams)
@@ -45,29 +47,33 @@ async def list_repositories(
     components: PageComponents, upstream: str | None, prefix: str, after: str | None
 ) -> RepositoryPage:
     """Returns a page of the repositories whose names begin with `prefix`. `upstream`: lists the repositories of this
-    upstream, and `prefix` follows the upstream's name; None: lists hosted repositories. `after`: the cursor of the page
-    before; None: the first page. Raises the errors of `Registry.repositories`, such as RequestInvalid for a cursor of
-    another list."""
+    upstream; None: lists hosted repositories. With `upstream`, `prefix` is compared with the part of a name after the
+    upstream's name; it may also begin with the upstream's name itself, as in `docker.io/library`. `after`: the cursor
+    of the page before; None: the first page. Raises the errors of `Registry.repositories`, such as RequestInvalid for a
+    cursor of another list."""
     base = f"{upstream}/" if upstream is not None else ""
     if prefix.startswith(base):
         prefix = prefix[len(base) :]
     wanted_prefix = base + prefix
+    if any(character >= _AFTER_EVERY_NAME for character in prefix):
+        return RepositoryPage([], None)  # no name has such a character
     if after is None and wanted_prefix:
         after = _just_before(wanted_prefix)
     names: list[RepositoryName] = []
     for _ in range(_MAX_CALLS):
         page = await components.content.repositories(after, PAGE_SIZE - len(names))
+        # The cursor of the next call: `next_after` if the page has it, otherwise the last name of the page.
         after = page.next_after or (page.items[-1] if page.items else after)
         for name in page.items:
             if not name.startswith(wanted_prefix):
-                if name > wanted_prefix:
+                if name > wanted_prefix:  # all names with the prefix were read
                     return RepositoryPage(names, None)
                 continue
             if upstream is None and (skipped := _upstream_range(components, name)) is not None:
-                after = skipped
+                after = skipped  # the next call continues after all names of this upstream
                 break
             names.append(name)
-        else:
+        else:  # the whole page was read
             if not page.more:
                 return RepositoryPage(names, None)
         if len(names) >= PAGE_SIZE:
@@ -82,5 +88,6 @@ def _upstream_range(components: PageComponents, name: str) -> str | None:
 
 
 def _just_before(text: str) -> str:
-    """Returns a text that sorts before `text`, with no repository name between the two."""
-    return text[:-1] + chr(ord(text[-1]) - 1) + _AFTER_EVERY_NAME * 2
+    """Returns a text that sorts before `text`, with no repository name between the two. It is `text` with its last
+    character replaced by the character before it, followed by characters that sort after every character of a name."""
+    return text[:-1] + chr(ord(text[-1]) - 1) + _AFTER_EVERY_NAME

@@ -89,6 +89,7 @@ async def jobs(request: Request) -> Response:
     kind = query.one("kind") or None
     if kind is not None and kind not in JOB_KINDS:
         raise RequestInvalid("there are no jobs of this kind")
+    # The number of a job has at most 18 digits (`registry.http.query.MAX_NUMBER`), so a longer text is cut.
     page = await list_jobs(caller, kind, (query.one("after") or "")[:18] or None, JOBS_ON_A_PAGE)
     return await page_response(
         request,
@@ -176,14 +177,14 @@ async def _upkeep_page(request: Request, caller: Caller, problem: RegistryError 
         cache=await read_cache(caller),
         quotas=await list_quotas(caller),
         rules=_rules(caller),
-        retention_every=_every(0.0 if settings.read_only else settings.upkeep.retention_every),
+        retention_every=_duration_text(0.0 if settings.read_only else settings.upkeep.retention_every),
         collected=await _last_job(caller, "gc"),
         checked=await _last_job(caller, "fsck"),
-        gc_every=_every(0.0 if settings.read_only else settings.gc.interval),
+        gc_every=_duration_text(0.0 if settings.read_only else settings.gc.interval),
         gc_grace=format_duration(settings.gc.grace),
         questions=QUESTIONS,
         scrub=await show_scrub(caller),
-        scrub_every=_every(settings.scrub.every),
+        scrub_every=_duration_text(settings.scrub.every),
         damaged=damaged.items,
         has_more_damaged=damaged.next is not None,
         backups=backups,
@@ -213,14 +214,16 @@ async def _last_job(caller: Caller, kind: str) -> JobResponse | None:
 
 
 def _rules(caller: Caller) -> list[dict[str, Any]]:
-    """Returns the rules of retention, with their durations as texts. A duration that is not set has an empty text."""
+    """Returns the rules of retention, with their durations as texts. For `keep_pushed_within` and `keep_pulled_within`,
+    0 means that the condition is not set, and the text is empty. For `delete_untagged_after`, 0 is a duration like any
+    other; None means that it is not set, and stays None."""
     return [
         {
             "repositories": rule.repositories,
             "keep_last": rule.keep_last,
             "keep_tags": rule.keep_tags,
-            "keep_pushed_within": _every(rule.keep_pushed_within),
-            "keep_pulled_within": _every(rule.keep_pulled_within),
+            "keep_pushed_within": _duration_text(rule.keep_pushed_within),
+            "keep_pulled_within": _duration_text(rule.keep_pulled_within),
             "delete_untagged_after": (
                 None if rule.delete_untagged_after is None else format_duration(rule.delete_untagged_after)
             ),
@@ -230,8 +233,8 @@ def _rules(caller: Caller) -> list[dict[str, Any]]:
     ]
 
 
-def _every(seconds: float | None) -> str:
-    """Returns an interval as text; an empty text for 0 and None, which mean never."""
+def _duration_text(seconds: float | None) -> str:
+    """Returns a duration as text. Returns an empty text for 0 and None, which mean that it is not set."""
     return format_duration(seconds) if seconds else ""
 
 

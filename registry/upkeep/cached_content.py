@@ -125,7 +125,7 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
     except ManifestUnknown as error:
         if before is None:
             raise
-        raise ManifestUnknown(f"it is gone: {error.message}; it was {before}") from None
+        raise ManifestUnknown(f"the tag no longer exists: {error.message}; it pointed at {before}") from None
     if why_maybe_outdated is not None:
         raise UpstreamUnavailable(why_maybe_outdated)
     now = (await stored.resolve_manifest(mirrored.repo, tag)).digest
@@ -135,6 +135,9 @@ async def _refresh_tag(stored: StoredRegistry, mirrored: Destination, image: Ima
         result = RefreshResult(RefreshOutcome.UNCHANGED, upstream, now)
     else:
         result = RefreshResult(RefreshOutcome.CHANGED, upstream, now, before)
+    # For a tag with a cooldown, `choose` returns the digests that may be served now, the newest first. Pulls get the
+    # first one. If this is the tag's newest digest, `newest_matures_at` is None. `choose` returns None if the tag has
+    # no cooldown, or if the mirror has no record of it.
     choice = await mirrored.registry.served_tags.choose(mirrored.repo, tag)
     if choice is None or choice.newest_matures_at is None:
         return result

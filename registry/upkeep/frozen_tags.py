@@ -46,9 +46,10 @@ def parse_tag_reference(text: str) -> TagReference:
 
 
 async def freeze_tag(router: Router, tags: UpstreamTags, requested: TagReference, *, by: Actor) -> FreezeResult:
-    """Freezes a mirrored tag at the digest that a pull would get now, or at the digest that `requested` names. The
-    upstream is asked for the manifest if it is not cached. Raises NameUnknown if the repository is not mirrored, and
-    the errors of `Mirror.resolve_manifest`; then nothing has changed."""
+    """Freezes a mirrored tag at the digest that `requested` names. If it names none, a tag that is frozen already keeps
+    its digest, and any other tag is frozen at the digest that a pull would get now. The upstream is asked for the
+    manifest if it is not cached. Raises NameUnknown if the repository is not mirrored, and the errors of
+    `Mirror.resolve_manifest`; then nothing has changed."""
     mirrored = await _locate_mirrored(router, requested.repository)
     frozen_before = await tags.frozen(mirrored.repo, requested.tag)
     reference = requested.digest or (frozen_before.digest if frozen_before else requested.tag)

@@ -22,9 +22,14 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     of the command.
 
     Each problem is a step `problem` with the fields `code`, `repository`, `item`, `problem` and `repair`; `repair` is
-    null if the problem was not repaired. The result has the number of problems by code, and the number of problems that
-    are left. The job can be stopped at any time. A server that continues the job after a restart starts it from the
-    beginning."""
+    null if the problem was not repaired. The job can be stopped at any time. A server that continues the job after a
+    restart starts it from the beginning. The result has these fields:
+
+    - `found`: the number of problems by code. `repaired`: how many of them were repaired. `left`: how many were not.
+    - `damaged`: the number of blobs and manifests that are recorded as damaged at the end of the check. Content that
+      was recorded before the check is not a problem, so it counts only in `damaged`. If the check finds a damaged blob
+      and its repair records the blob, the blob counts in `found`, `repaired` and `damaged`.
+    - `records`: the first `MAX_RECORDS` problems, with the fields of a step. `more`: whether there are further ones."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
 
     async def check(context: JobContext) -> JSON:
@@ -45,14 +50,14 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
             quarantine_bytes=settings.scrub.quarantine_max,
             is_mirrored=lambda name: name.startswith(mirrored),
         )
-        report = await store.checker.check(options, on_finding, on_progress)
-        await context.report(save_now=True)
-        count_by_code = {code.value: count for code, count in report.found.items()}
+        check_report = await store.checker.check(options, on_finding, on_progress)
+        await context.report(save_now=True)  # saves the last progress, because not every progress is saved at once
+        count_by_code = {code.value: count for code, count in check_report.found.items()}
         return {
             "found": count_by_code,
-            "repaired": report.repaired,
-            "left": report.left,
-            "damaged": report.damaged,
+            "repaired": check_report.repaired,
+            "left": check_report.left,
+            "damaged": check_report.damaged,
             "records": records,
             "more": sum(count_by_code.values()) > len(records),
         }

@@ -49,4 +49,5 @@ async def keep_counted(usage: Usage, leases: Leases, definitions: Sequence[Scope
 
 async def _uncounted(usage: Usage) -> str:
     """Returns the names of the scopes that are not complete, separated by commas."""
+    # A quota for all hosted repositories has an empty prefix, so the name of its scope is `quota ` with a final blank.
     return ", ".join(use.definition.name.strip() for use in await usage.scopes() if not use.is_complete)

@@ -1,8 +1,9 @@
 """Tests of the commands in the book. The tests run each block of commands, or the block states why not. Each command
 that a page names exists.
 
-Blocks that need docker are run in tests/deploy/test_book_commands.py. The sections of upkeep.md, moving.md,
-air-gapped.md and operations.md are run in tests/system/cli, which also compares what they print.
+Blocks that need docker are run in tests/deploy/test_book_commands.py. The pages upkeep.md, moving.md, air-gapped.md and
+operations.md are run section by section in tests/system/cli. The tests there compare the whole output with the page.
+The tests here only check that each line that the page shows is printed; a command may print further lines.
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ from tests.fakes.server_process import ROOT
 from tests.system.cli.test_command import EVERY_COMMAND, ROOT_COMMAND, options_of
 
 RUN_BY_SECTION = ("upkeep", "moving", "air-gapped", "operations")
+"""The pages that tests/system/cli runs."""
 PAGES_RUN_AS_A_WHOLE = {name: file for name, file in pages_in_english().items() if name not in RUN_BY_SECTION}
-"""The pages whose blocks this module runs, one after the other."""
+"""The files of all other pages, by the names of the pages. The blocks of such a page are run one after the other, in
+one folder."""
 PAGES = [name for name, file in PAGES_RUN_AS_A_WHOLE.items() if not all(map(needs_clients, runnable_blocks(file)))]
+"""The pages that this module runs: those of `PAGES_RUN_AS_A_WHOLE` with a block that needs no docker, podman or skopeo.
+The other pages have only blocks that need these clients, or no block to run."""
 NOT_RUN_HERE = {
     "README": {"tests/deploy"},
     "quick-start": {"tests/deploy"},
@@ -73,8 +78,9 @@ def test_the_blocks_that_are_not_run() -> None:
 
 
 def test_deployment_commands_are_taken_from_the_pages() -> None:
-    """Each command in a block that tests/deploy runs is one that a test there takes from the page, with the exceptions
-    of `WITHOUT_TEST`. Or a block that is run here has the same command."""
+    """Each command in a block with the mark `not run here: tests/deploy` is tested: a test in tests/deploy takes the
+    command from the page, or a block that is run here has the same command. Only the commands in `WITHOUT_TEST` are not
+    tested."""
     run_here = {
         command.line.partition("  #")[0]
         for file in PAGES_RUN_AS_A_WHOLE.values()
@@ -82,6 +88,7 @@ def test_deployment_commands_are_taken_from_the_pages() -> None:
         for command in commands_of(block.text)
     }
     tested_beginnings = [beginning for _, beginning in taken_commands(ROOT / "tests" / "deploy")]
+    # tests/system/cli runs air-gapped.md, but one block of this page has the mark.
     untested_commands = {
         command
         for page in PAGES_RUN_AS_A_WHOLE | {"air-gapped": None}
@@ -92,7 +99,8 @@ def test_deployment_commands_are_taken_from_the_pages() -> None:
 
 
 def test_every_preparation_is_used() -> None:
-    """Each preparation is named by a page, and each preparation that a page names exists."""
+    """A preparation is a function that adds what a block needs, such as accounts; the mark of the block names it after
+    `test:`. Each preparation is named by a page, and each preparation that a page names exists."""
     marks = [block.mark for file in PAGES_RUN_AS_A_WHOLE.values() for block in runnable_blocks(file)]
     assert {mark.partition("test: ")[2] for mark in marks if "test: " in mark} == set(PREPARATIONS)
 

@@ -38,6 +38,8 @@ _TEST: Final = re.compile(r"\btest: (.+)$")
 _COMMAND: Final = re.compile(r"(?P<variables>(?:\w+=\S+ )+)?entrepot (?P<words>[^>]+?)(?: > (?P<file>\S+))?")
 _SHELL: Final = re.compile(r"[|<>;&$`*]")
 _TOKEN_ID: Final = re.compile(r"\b(?=\w*[A-Z0-9])[0-9A-Za-z]{12}\b")
+"""Matches the id of an API token, such as `UGLgmhaDgtyu`: 12 letters and digits. At least one of them is a digit or a
+capital letter, so that plain words do not match. The id on a page differs from the id in the output of the test."""
 _PROMPTS: Final = re.compile(r"^(Password for .*:|The same again:)$")
 _UPSTREAM: Final = '[[upstream]]\nname = "{name}"\ndefault = {default}\nendpoints = ["{url}"]\n'
 _IMAGES: Final = {
@@ -101,10 +103,14 @@ class PageRun:
             if found := _TEST.search(block.mark):
                 PREPARATIONS[found[1]](self)
             for command in commands_of(block.text):
+                # A page without `entrepot serve` expects a running server, so its first command starts the server. On
+                # other pages, `entrepot serve` starts the server, or an earlier command of another program, such as
+                # docker. The `entrepot` commands before that run without a server.
                 self._run(command, starts_server=not serves or not command.line.startswith("entrepot"))
 
     @property
     def server(self) -> RegistryServer:
+        """The server, which the first access to this property starts."""
         if self._server is None:
             listen = f"127.0.0.1:{self.clients.port if self.clients else 0}"
             self._server = start_server(self.folder, "--config", str(self._settings), workers=1, listen=listen)
@@ -137,7 +143,7 @@ class PageRun:
             self._variables[match[1]] = self._with_local_paths(match[2])
             return
         if command.line.startswith("entrepot serve") or starts_server:
-            assert self.server
+            assert self.server  # the access starts the server
         if command.line.startswith("entrepot serve"):
             return
         match = _COMMAND.fullmatch(command.line)
@@ -177,7 +183,7 @@ class PageRun:
         text = re.sub(r"(--user|-u) alice\b", rf"\1 alice:'{PASSWORD}'", self._with_local_paths(line))
         if "docker login" in text and "--password-stdin" not in text:
             text = f"{text} --password-stdin <<< '{PASSWORD}'"
-        if self._digest:
+        if self._digest:  # the page writes the digest of the pushed image as `sha256:4f53…`
             text = text.replace("sha256:4f53…", self._digest)
         return subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text],
@@ -226,7 +232,7 @@ class PageRun:
         return output.replace(f"{self.folder}/data", "/srv/entrepot/data").replace(f"{self.folder}/", "/")
 
     def add_people(self) -> None:
-        """Adds the accounts and the group to which the page grants rights."""
+        """Adds the accounts and the group to which the block grants rights."""
         self._prepare_accounts("user add bob", "user add carol", "robot add deploy", "group add dev")
 
     def add_accounts(self) -> None:
@@ -234,7 +240,8 @@ class PageRun:
         self._prepare_accounts("user add alice --admin", "group add dev")
 
     def remove_group(self) -> None:
-        """Removes the group that `add_people` has added, because the page adds it later."""
+        """Removes the group `dev`, because the block adds it with `entrepot group add`. `add_people` has added this
+        group for an earlier block of the page."""
         self._prepare_accounts("group remove dev")
 
     def read_token(self) -> None:
@@ -265,6 +272,8 @@ def _is_printed_as(shown: str, printed: str) -> bool:
 
 
 def _shape(line: str) -> str:
+    """Returns the line with fixed words in place of what differs between runs, such as digests, times and the ids of
+    API tokens. With `is_loose`, numbers are replaced as well."""
     return shape_of(_TOKEN_ID.sub("ID", line), is_loose=True)
 
 

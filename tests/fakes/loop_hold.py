@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 MAX_SECONDS = 0.1
-"""Longest time for which a task may block the event loop, in seconds of CPU time. The value is large because the
-machine may be busy. The faults that these tests look for would block the loop for whole seconds."""
+"""Longest time for which a task may block the event loop, in seconds of CPU time. The value leaves room for a slow
+machine. The faults that these tests look for would block the loop for whole seconds."""
 
 
 class LoopHold:
-    """The result of a measurement. `longest`: the longest CPU time of this thread, in seconds, between two steps of a
-    task that is always ready to run. CPU time does not depend on how busy the machine is."""
+    """The result of a measurement. A task calls `tick` every millisecond, unless other tasks block the event loop.
+    `longest`: the longest CPU time, in seconds, that this thread has used between two calls of `tick`. CPU time does
+    not include the time in which other processes have the CPU."""
 
     def __init__(self) -> None:
         self.longest = 0.0

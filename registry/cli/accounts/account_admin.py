@@ -1,8 +1,8 @@
 """Functions and options that the account commands share: access to the accounts in a data directory, output of lists,
 and input of passwords.
 
-The *actor* is the person who makes a change, as the audit log records it. Methods that change something take the actor
-as the argument `by`.
+The *actor* is the person who makes a change, as the audit log records it. The methods of `Administration` that change
+something take the actor as the argument `by`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def administer(
     create_data_directory: bool = False,
 ) -> T:
     """Opens the accounts in the data directory, calls `work` with them and with the actor of this command, and returns
-    the result of `work`. This is also safe while a server uses the same directory.
+    the result of `work`. This is also safe while a server uses the same directory. If root runs the command, the
+    process first becomes the user who owns the data directory, and remains that user (`prepare_data_directory`).
 
     `config` and `data` are the values of --config and --data. `create_data_directory` allows the command to create the
     data directory if there is none. Ends the command with one line on stderr for an error that an operator can fix."""
@@ -82,7 +83,9 @@ def administer(
 
 def has_had_account(settings: Settings) -> bool:
     """Returns whether there ever was an account in the data directory. The directory may be missing, or its data may be
-    of an older version. Ends the command with one line on stderr if the data cannot be read."""
+    of an older version. If root runs the command, the process first becomes the user who owns the data directory, and
+    remains that user (`become_owner`). Ends the command with one line on stderr if that fails or if the data cannot be
+    read."""
     from registry.cli.data_owner import become_owner
     from storage import composition
 

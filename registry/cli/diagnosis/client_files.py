@@ -28,24 +28,25 @@ class FileUnusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ClientFiles:
-    """The files of one client. `program`: the name of the client, which findings have as the name of their check.
-    `root`: the directory before every path, such as a mounted disk; `/` for this machine. `home`: the home directory of
-    the person who runs the client without root; None: files in a home directory are not read."""
+    """The files of one client. `program`: the name of the client. A finding about a file has this name as its `check`.
+    `root`: the root directory of the client's file system, such as the mount point of a disk; `/` for this machine.
+    `home`: the home directory of the person who runs the client without root; None: files in a home directory are not
+    read. `home` is a path on this machine, not one below `root`."""
 
     program: str
     root: Path = Path("/")
     home: Path | None = None
 
     def path(self, name: str) -> Path:
-        """Returns the path below `root` of the file with the absolute path `name`. A `~` at its start means the home
-        directory."""
+        """Returns the path on this machine of the client's file `name`. If `name` begins with `~/`, the file is in
+        `home`. Otherwise `name` is an absolute path of the client, and the file is below `root`."""
         if name.startswith("~/"):
             return (self.home or Path("/nonexistent")) / name[2:]
         return self.root / name.lstrip("/")
 
     def first(self, *names: str) -> str | None:
-        """Returns the first of the paths that exists, or that may exist because this user may not access it; None if
-        none exists."""
+        """Returns the first of the paths that exists; None if none exists. A path that this user has no permission to
+        access counts as one that exists."""
         return next((name for name in names if self._is(Path.exists, name)), None)
 
     def is_directory(self, name: str) -> bool:

@@ -54,9 +54,12 @@ class RequestReader:
         self._current_buffer: BodyBuffer | None = None
         """The buffer whose memory `get_memory` returned last; None: the head buffer."""
         self._completed_parts = 0
-        """Number of complete heads, and of parts of bodies, that were parsed so far."""
+        """Grows by 1 whenever a head is complete, and whenever bytes of a body were parsed. If it does not grow while
+        bytes are parsed, these bytes belong to an incomplete head."""
         self._incomplete_bytes = 0
-        """Bytes received since `_completed_parts` last changed: the beginning of a head."""
+        """Number of bytes of an incomplete head, for the limit `header_bytes`. `_parse` adds the bytes of each of its
+        calls in which `_completed_parts` does not grow, and sets the number to 0 in a call in which it grows. Empty
+        lines before a head count too."""
         self.is_finished = False
         """Whether the reader parses nothing more, and discards all bytes that it still receives."""
         self.reads = 0
@@ -67,7 +70,8 @@ class RequestReader:
 
     @property
     def is_in_head(self) -> bool:
-        """Whether a head was received in part."""
+        """Whether a head was received in part. The head parser ignores empty lines before a head, and is not in a head
+        after them. Here a read with nothing but such lines counts as the beginning of a head."""
         return self._head_parser.is_in_head or self._incomplete_bytes > 0
 
     def partial_scope(self) -> Scope:
@@ -75,7 +79,9 @@ class RequestReader:
         return self._head_parser.partial_scope()
 
     def get_memory(self) -> memoryview:
-        """Returns the memory into which the transport is to receive the next bytes."""
+        """Returns the memory into which the transport is to receive the next bytes: the buffer of the body that is
+        being received, or else the head buffer. The rest of a closed body is discarded, so it gets no memory of its own
+        and is received into the head buffer. So are all bytes after `is_finished` has become True."""
         body = self._body
         if body is None or self._body_buffer is None or body.is_closed or self.is_finished:
             self._current_buffer = None

@@ -19,11 +19,13 @@ MAX_CHUNKS_PER_CALL = 1024
 """Largest number of chunks and lines that one call of `ChunkedFraming.parse` parses. Each takes a microsecond or two,
 even if it is small, and the event loop does nothing else in this time."""
 _NEXT_CHUNK = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})\r\n")
-"""The end of a chunk, followed by the size line of the next chunk."""
+"""The end of a chunk, followed by the size line of the next chunk. A size of 15 digits is always less than
+`MAX_CHUNK_BYTES`, so it is not checked. A size of 16 digits can be larger: `_parse_size_line` checks it."""
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 """The line before a chunk: its size, and perhaps extensions, which are ignored."""
 _SIZE_LINE_START = re.compile(rb"[0-9A-Fa-f]{1,16}(?:\r|;[\t\x20-\x7e\x80-\xff]*\r?)?")
-"""The received part of an incomplete size line, if the rest of the line can make it valid."""
+"""Any beginning of a valid size line. If the received part of an incomplete line does not match, the line cannot become
+valid."""
 _TRAILER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*\r\n")
 _FORBIDDEN_TRAILERS = (b"content-length", b"transfer-encoding")
 _LINE_END = re.compile(rb"\n")
@@ -102,8 +104,11 @@ class ChunkedFraming:
                 self._chunk_remaining_bytes -= end - offset
                 return end
             pieces.append(data[offset:chunk_end])
-            # This one match handles most chunks. It fails if the end of the chunk and the next size line were not
-            # received completely, or if the size line has extensions. A size of 0 marks the end of the body.
+            # This one match handles most chunks. All other cases are left to `_receive_line`, which parses the chunk's
+            # end and the size line one after the other:
+            # - They were not received completely.
+            # - The size line has extensions or 16 digits, or one of the two is malformed.
+            # - The size is 0, which marks the end of the body. What follows are trailers, so a match is not used.
             next_chunk = _NEXT_CHUNK.match(data, chunk_end)
             self._chunk_remaining_bytes = int(next_chunk[1], 16) if next_chunk else 0
             if next_chunk and self._chunk_remaining_bytes:

@@ -43,7 +43,11 @@ files."""
 
 class PartialHandle:
     """One user's access to a partial blob: implements the Protocol `Partial`. All handles of this process for the same
-    partial blob share one `ProcessPartial`, which has the open files (`shared`)."""
+    partial blob share one `ProcessPartial`, which has the open files (`shared`).
+
+    Work that only the owner may do runs inside the context manager `ProcessPartial.owner_step`. It raises PartialLost
+    if the handle is not the owner. Otherwise, the handle stays the owner and the files stay open until the work has
+    ended."""
 
     def __init__(self, store: FilePartialStore, shared: ProcessPartial) -> None:
         self.digest = shared.digest
@@ -195,7 +199,8 @@ class FilePartialStore:
         """Returns a handle to the partial blob, which is created if it does not exist. The handle becomes the owner if
         there is no owner. A new owner should first check whether the blob is stored, because another process may have
         committed the partial blob a moment ago. `source`: name of the upstream registry that sends the bytes. Raises
-        StorageFull, StorageFailed, SizeInvalid (`size` is negative). A cancelled call makes no handle the owner."""
+        StorageFull, StorageFailed, SizeInvalid (`size` is negative). If the call is cancelled, it leaves no handle open
+        and makes nobody the owner."""
         if size < 0:
             raise SizeInvalid(f"a blob cannot have {size} bytes")
         name = self._disk.layout.partial_name(digest, size, source)
@@ -233,7 +238,9 @@ class FilePartialStore:
         opening = disk.run(lambda: open_file_pair(disk.system, paths, size, self._boot, disk.reserve))
         try:
             files = await opening
-        except asyncio.CancelledError:  # raised only after the call has ended (`UncancellableFuture`)
+        except asyncio.CancelledError:
+            # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
+            # opened the files. `done()` only makes sure of that, because `exception()` fails for a running call.
             if opening.done() and opening.exception() is None and (unused := opening.result()) is not None:
                 unused.close()
             raise

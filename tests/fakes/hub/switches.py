@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 HubRequestKind = Literal["ping", "token", "manifest", "redirect", "blob", "tags", "referrers", "other"]
-"""The kind of a request. `blob`: the response has the bytes of a blob, from whichever port. `redirect`: the response
-redirects the client to the URL of these bytes."""
+"""The kind of a request. `blob`: the response has the bytes of a blob. `redirect`: the response redirects the client to
+the URL of these bytes, at the second port of the fake Hub (`Switches.redirects`). The next request, to that port, has
+the kind `blob`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +18,8 @@ class Switches:
 
     auth: Literal["off", "bearer", "basic"] = "off"
     realm: str = ""
-    """The URL of the token service that clients get in a challenge; empty: /token on the registry's own port. The token
-    service of `hub.auth_url` is on another host."""
+    """The URL of the token service that clients get in a challenge; empty: /token on the registry's own port. For a
+    token service on another host, set `hub.auth_url + "/token"`."""
     realms: dict[str, str] = field(default_factory=dict)
     """The URLs of other token services, by the repository for which they are used."""
     service: str = "registry.docker.io"
@@ -73,8 +74,8 @@ class Switches:
     manifest."""
     keep_alive: bool = True
     send_buffer: int = 0
-    """SO_SNDBUF of the connections in bytes; 0: the system's default. With a small value, few bytes are lost in the
-    buffer if the client disconnects."""
+    """SO_SNDBUF of the connections in bytes; 0: the system's default. Bytes in this buffer count as sent
+    (`hub.sent_ranges`), but they do not reach a client that disconnects. A small value keeps their number small."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Switches:
@@ -87,8 +88,8 @@ SWITCHES = frozenset(each.name for each in fields(Switches))
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """A fault, and a description of the requests to which it applies. An authorized request gets the first fault that
-    matches the request and is not used up. A fault with a stall or a drop does not match responses that end before its
-    offset."""
+    matches it and is not used up. A request does not match a fault whose `stall_after` or `drop_after` is larger than
+    the number of bytes in the body of the response."""
 
     on: HubRequestKind | Literal["any"] = "blob"
     method: str = "GET"
@@ -117,7 +118,8 @@ class Fault:
     with FIN, or with RST if `reset` is true."""
     reset: bool = False
     corrupt: int | None = None
-    """The offset of a byte of the blob or manifest that is changed. Responses without this byte do not match."""
+    """The offset of a byte of the blob or manifest that is changed. A request does not match if its response lacks this
+    byte."""
     shift: int = 0
     """A range begins this many bytes later than requested. Content-Range has the shifted range."""
 

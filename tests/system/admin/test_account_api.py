@@ -124,8 +124,9 @@ def test_groups_and_grants(site: AdminSite) -> None:
 
 
 def test_rights(site: AdminSite) -> None:
-    """`/rights` shows what an account may do with a repository, and which grants allow it. An admin can query every
-    account. Other callers can query their own account, and clients without a login."""
+    """`/rights` shows what an account may do with a repository, and which grants allow it. An admin can ask about
+    every account. Other callers can ask about their own account and about a client without a login
+    (`for=anonymous`)."""
     user = site.user()
     group = site.name("group")
     site.call_ok("POST", "/groups", {"name": group})
@@ -199,7 +200,8 @@ def test_new_patterns_are_simple(site: AdminSite, pattern: str) -> None:
 
 def test_tokens(site: AdminSite) -> None:
     """A user can make an API token with their password, but not with an API token. Only the first response has the
-    secret. The token is accepted as Basic and as Bearer. After its revocation, it is refused at once."""
+    secret. The list of tokens has the other values of that response; only `used`, the time of the last use, may differ.
+    The token is accepted as Basic and as Bearer. After its revocation, it is refused at once."""
     user = site.user()
     added_token = site.call_ok("POST", "/tokens", {"note": "laptop", "expires_in": "90d"}, auth=user)
     assert added_token["account"] == user[0]
@@ -218,7 +220,7 @@ def test_tokens(site: AdminSite) -> None:
 
 @pytest.mark.parametrize("wrong", ["0s", "37000d", "99999999999999w"])
 def test_lifetimes_of_tokens_that_are_refused(site: AdminSite, wrong: str) -> None:
-    """A lifetime of 0, or one that ends after the last date that a calendar can express, is refused."""
+    """A lifetime of 0, or of more than a hundred years (36,525 days), is refused."""
     user = site.user()
     answer = site.call("POST", "/tokens", {"expires_in": wrong}, auth=user)
     assert (answer.status_code, code_of(answer)) == (400, "ACCOUNT_INVALID")
@@ -248,8 +250,8 @@ def test_keys(site: AdminSite) -> None:
 
 
 def test_key_that_is_replaced_at_once(site: AdminSite) -> None:
-    """If a signing key is replaced at once, by the API or the command, every worker refuses the bearer tokens that it
-    has signed."""
+    """If a signing key is replaced with `at_once`, by the API or the command, every worker refuses the bearer tokens
+    that the old key has signed, although they have not expired."""
     user = site.user()
     for replace_key in (
         lambda: site.call_ok("POST", "/keys", {"at_once": True}),
@@ -287,7 +289,8 @@ def test_audit(site: AdminSite) -> None:
 
 
 def test_me(site: AdminSite) -> None:
-    """`/me` shows the account of the caller. Without a login, it responds with 401."""
+    """`/me` shows the account of the caller, and in `open` whether the registry has no accounts yet. Without a login,
+    it responds with 401."""
     me = site.call_ok("GET", "/me")
     assert (me["name"], me["admin"], me["open"], me["account"]["name"]) == ("root", True, False, "root")
     nobody = site.call("GET", "/me", auth=None)

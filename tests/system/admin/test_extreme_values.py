@@ -22,9 +22,11 @@ from tests.system.admin.test_api_refusals import BODIES, ROUTES
 EXTREME_TEXTS = (
     *("-1", "9" * 18, "9" * 19, "9" * 30, "-" + "9" * 20, "9" * 5000, "1e400", "nan", "²", "٣", "9" * 18 + "d"),
     *("0001-01-01T00:00:00", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "a\0b", "\x1b", "\ud800"),
+    *("\ue000", "\uffff", "\U0010ffff"),
 )
 """Texts for parameters, and for fields of bodies: large and negative numbers, times outside of the years that a file
-system or a database has, digits that are not ASCII, and control characters."""
+system or a database has, digits that are not ASCII, control characters, and characters beside the surrogates or at the
+end of Unicode."""
 EXTREME_VALUES = (10**18, 10**19, 10**30, -(10**20), 1e308, float("inf"))
 """Numbers for fields of bodies."""
 DOCUMENT = create_app(Settings()).openapi()

@@ -54,7 +54,8 @@ def pull_statuses(server: RegistryServer, name: str, auth: tuple[str, str] | Non
 
 def test_grants(server: RegistryServer) -> None:
     """After a grant (a right of an account) is added or removed, every worker applies the change from the next request
-    on."""
+    on. Without the right, an account gets 403 for a push. For a pull it gets 404, so that the refusal does not reveal
+    whether the repository exists."""
     assert push_statuses(server, "granted/app", BOB) == {403}
     run(server, "grant", "add", "granted/**", "pull,push", "user:bob")
     assert push_statuses(server, "granted/app", BOB) == {201}
@@ -80,8 +81,9 @@ def test_groups(server: RegistryServer) -> None:
 
 
 def test_tokens(server: RegistryServer) -> None:
-    """A robot (an account for a program) can use its API tokens within their limits. A revoked token is refused, and so
-    are all tokens of a disabled robot."""
+    """A robot (an account for a program) can use its API tokens within their limits. Beyond the limits, it gets 401 and
+    not 403, because it has the right and needs only another token. A revoked token is refused, and so are all tokens of
+    a disabled robot."""
     run(server, "robot", "add", "ci")
     run(server, "grant", "add", "built/**", "pull,push", "robot:ci")
     unlimited, limited = (
@@ -91,6 +93,7 @@ def test_tokens(server: RegistryServer) -> None:
     assert push_statuses(server, "built/app", ("ci", unlimited)) == {201}
     assert push_statuses(server, "built/app", ("ci", limited)) == {401}
     assert pull_statuses(server, "built/app", ("ci", limited)) == {200}
+    # A token is `ent_ID_SECRET`. The command gets the id.
     run(server, "token", "revoke", unlimited.split("_")[1])
     assert push_statuses(server, "built/app", ("ci", unlimited)) == {401}
     assert pull_statuses(server, "built/app", ("ci", limited)) == {200}
@@ -99,8 +102,8 @@ def test_tokens(server: RegistryServer) -> None:
 
 
 def test_people(server: RegistryServer) -> None:
-    """After an account is disabled, removed or gets another password, the next request with the old login is
-    refused."""
+    """After an account is disabled, removed or gets another password, the next request with the old login is refused
+    with 401. A request with an accepted login gets 404, because the repository does not exist."""
     folder = server.data.parent
     entrepot_output("user", "add", "carol", "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     assert pull_statuses(server, "none/none", ("carol", PASSWORD)) == {404}
@@ -125,6 +128,8 @@ def test_audit_log_has_requests_and_commands(server: RegistryServer, tmp_path: P
     ):
         pass
     assert {line["action"] for line in lines} == {"push"}
+    # Each worker combines equal entries into one with a count, and writes it a second later. The sum is lower than
+    # CONNECTIONS if one worker has not written its entry yet.
     assert sum(line["count"] for line in lines) <= CONNECTIONS
     added = json.loads(run(server, "audit", "--action", "account.add", "--target", "bob", "--json"))
     assert [line["actor"].partition(":")[0] for line in added] == ["cli"]

@@ -45,7 +45,8 @@ EFFECTS = {
 }
 """The counts in each command's JSON result that show that the command found something to do."""
 UNTAGGED_AT_ONCE = str(Path(__file__).with_name("untagged_at_once.py"))
-"""A module that runs before `entrepot retention`: see there."""
+"""A Python file that the process of `entrepot retention` runs before the command. It lets retention delete untagged
+manifests at once. Otherwise, retention would keep them for an hour after their push."""
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,8 @@ def run_commands(options: tuple[str | Path, ...], folder: Path, is_failed: Calla
             if is_failed() or seconds > SECONDS + 60 or (seconds > SECONDS and has_worked):
                 break
             name = command[0]
+            # `site` is the Python file that the process runs before the command. The default file prints the stacks of
+            # a command that does not end.
             site = UNTAGGED_AT_ONCE if name == "retention" else STACK_DUMP_SITE
             process = entrepot(*command, "--json", *options, folder=folder, site=site)
             assert process.returncode == 0, (command, process.stdout, process.stderr)
@@ -162,6 +165,8 @@ def pull_everything(client: BusyClient, port: int) -> None:
     acknowledged = client.acknowledged
     with RawConnection(("127.0.0.1", port)) as wire:
         for repo, digest in list(acknowledged.manifests):
+            # `pull_whole` removes the entry of a manifest that retention has deleted. For an index, it does so for the
+            # images of the index as well. So an entry of the copied list may be gone.
             if (repo, digest) in acknowledged.manifests:
                 client.pull_whole(wire, repo, digest)
         for (repo, tag), digest in acknowledged.tags.items():

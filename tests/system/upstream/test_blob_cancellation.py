@@ -1,5 +1,5 @@
-"""Tests of downloads of blobs from upstreams that are cancelled, or whose upstream client is closed. The downloaded
-bytes go to a sink, an object that the caller passes to `fetch_blob`."""
+"""Tests of downloads of blobs from upstreams. The tests cancel a running download, or close its upstream client. The
+downloaded bytes go to a sink, an object that the caller passes to `fetch_blob`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ async def test_cancelled_during_a_body(registry: StoredRegistry, upstream: Hub, 
 
 
 async def test_cancelled_during_a_call_of_the_sink(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
-    """A cancelled download ends only after the running call of the sink has ended. The sink is not called again."""
+    """A cancelled download ends only after the running call of the sink has ended, even if it is cancelled a second
+    time. The sink is not called again."""
     entered, may_return = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 

@@ -39,7 +39,8 @@ from tests.system.upstream.conftest import good_repo
     ],
 )
 async def test_error_of_each_status(registry: StoredRegistry, status: int, error: type[RegistryError]) -> None:
-    """Without a login, each status raises the expected error, for GET and HEAD requests of manifests and for blobs."""
+    """Without a login, each status raises the expected error, for GET and HEAD requests of manifests and for blobs. A
+    429 is tested only for GET: `test_rate_limits.py` tests which requests the client sends after a 429."""
     async with scripted_server(lambda head: answer(status)) as server, upstream_source(registry, server.url) as source:
         with pytest.raises(error) as raised:
             await source.get_manifest(REPO, TAG)
@@ -94,8 +95,8 @@ async def test_refusal_without_a_registry_error_is_unconfirmed(
 
 
 async def test_refusal_of_a_new_token_is_confirmed(registry: StoredRegistry, upstream: Hub, tmp_path: Path) -> None:
-    """A registry requires a token, and refuses the token that its token service has issued. Such a refusal is
-    confirmed, even for HEAD, whose response has no body."""
+    """The token service issues a new token without access to a private repository. The registry refuses this token with
+    `insufficient_scope`. This refusal is confirmed, even for HEAD, whose response has no body."""
     upstream.set(auth="bearer", private=[REPO], username="ann", password="x")
     async with upstream_source(registry, upstream.url) as source:
         with pytest.raises(ManifestUnknown) as raised:
@@ -148,8 +149,9 @@ async def test_refusal_of_a_request_without_a_token_is_unconfirmed(
             lambda: source.tags(REPO, None, 5),
             lambda: source.referrers(REPO, ABSENT, None, None, 5),
         ]
-        # The client requests tokens for other repositories from the token service that it knows from this one, until
-        # this has failed several times in a row.
+        # This request gets a token. After it, the client knows the token service of the registry, and requests tokens
+        # for other repositories there. After several failures in a row, the client stops that, and sends requests
+        # without a token at once. So the first of `requests` fail to get a token, and the last ones do not try.
         assert await source.get_manifest(good_repo(), TAG)
         for request in requests:
             with pytest.raises((UnconfirmedManifestUnknown, UnconfirmedBlobUnknown, UnconfirmedNameUnknown)):
@@ -157,13 +159,17 @@ async def test_refusal_of_a_request_without_a_token_is_unconfirmed(
 
 
 async def test_referrers_without_a_token_are_unconfirmed(registry: StoredRegistry, image: ImageTree) -> None:
-    """The token service fails for the first request, and the registry answers this request with 404. This does not show
-    that the registry has no referrers API, although it then confirms that there is no fallback tag."""
+    """The first request for referrers is sent without a token, because the token service fails. The registry answers
+    404. This does not show that the registry has no referrers API, so the client does not request the fallback tag, and
+    the refusal is unconfirmed. The second request has a token and also gets 404. Then the client requests the fallback
+    tag, which does not exist, and the list of referrers is empty."""
 
     def reply(head: str) -> bytes:
         path = head.split()[1]
         if "/token" in path:
             tokens.append(path)
+            # The first token is for the good repository. The second request for a token comes from the first request
+            # for referrers.
             return answer(500 if "good" not in path and len(tokens) == 2 else 200, '{"token": "t"}')
         if "good" in path:
             has_token = "authorization" in head.lower()
@@ -232,8 +238,8 @@ async def test_get_overrules_a_head_without_the_manifest(registry: StoredRegistr
 async def test_next_endpoint_is_used_after_an_unconfirmed_refusal(
     registry: StoredRegistry, upstream: Hub, image: ImageTree
 ) -> None:
-    """After an unconfirmed refusal of the first endpoint, the client uses the next endpoint, even for a tag. A "not
-    found" of the next endpoint is unconfirmed too."""
+    """The first endpoint decides whether a tag exists. But an unconfirmed refusal decides nothing, so the client uses
+    the next endpoint. If the next endpoint answers "not found", the result is still unconfirmed."""
     async with (
         scripted_server(lambda head: answer(404, HTML_PAGE)) as first,
         upstream_source(registry, first.url, upstream.url) as source,

@@ -61,6 +61,7 @@ async def test_memory_of_what_an_upstream_sends_is_bounded(
         if "authorization: bearer" in head.lower():
             return answer(200, "{}")  # which is no manifest, but the token is accepted
         padding = "x" * (1 if cached == "tokens" else PARAMETER_CHARACTERS)
+        # The scope begins with the last part of the repository's name, so each repository has another scope.
         scope = f"{head.split('/manifests')[0].rpartition('/')[2]}{padding}"
         return answer(401, www_authenticate=f'Bearer realm="{server.url}/token",service="{padding}",scope="{scope}"')
 
@@ -75,7 +76,7 @@ async def test_memory_of_what_an_upstream_sends_is_bounded(
             for number in range(256):  # replaces the long URLs in the cache of urllib, which keeps the last 128
                 urlsplit(f"http://127.0.0.1/{number}")
 
-        await request(range(30))  # which fill the caches
+        await request(range(30))  # fills the cache under test
         tracemalloc.start()
         try:
             before = tracemalloc.get_traced_memory()[0]
@@ -83,4 +84,6 @@ async def test_memory_of_what_an_upstream_sends_is_bounded(
             grown = tracemalloc.get_traced_memory()[0] - before
         finally:
             tracemalloc.stop()
+    # The cache under test was full before, so it does not grow. The margin is for other memory. A cache without a limit
+    # would grow by more than the margin.
     assert grown < 2 * BYTES

@@ -44,8 +44,9 @@ def value_in(*headers: str) -> str:
 )
 def test_cookie_value(header: str, value: str) -> None:
     """The value of a cookie is the text after the first `=`, without spaces and quotes around it. The last cookie of a
-    name counts. A name with another white-space character before it is another name: any host of the domain can set
-    such a cookie, even if the name then begins with `__Host-`."""
+    name counts. Only spaces and tabs are removed before a name, and no other white space such as a no-break space. A
+    browser protects a cookie only if its name begins with `__Host-`. So any host of the domain can set a cookie whose
+    name is a no-break space followed by `__Host-…`. This cookie must not replace the protected one."""
     assert value_in(header) == value
 
 

@@ -159,7 +159,7 @@ async def test_a_job_of_a_dead_command_is_marked_as_failed(store: StoredRegistry
 async def test_a_failed_job_states_the_reason(
     store: StoredRegistry, error: Exception, state: JobState, message: str
 ) -> None:
-    """If a job raises an error, its state and its message state what happened."""
+    """If a job raises an error, its state and its message say what happened."""
 
     async def work(_: JobContext) -> object:
         raise error
@@ -172,7 +172,8 @@ async def test_a_failed_job_states_the_reason(
 
 
 async def test_lists_of_jobs(store: StoredRegistry) -> None:
-    """Jobs of all kinds, or of one kind, are listed in pages, the newest first. An unknown job raises an error."""
+    """Jobs of all kinds, or of one kind, are listed in pages, the newest first. An unknown job raises an error. Each
+    kind has a slot of its own (the permit to run one job of the kind), so two kinds can run at the same time."""
     jobs = [await store.jobs.add("count" if number % 2 else "sort", {}, actor="alice") for number in range(5)]
 
     page = await store.jobs.jobs(None, 3)

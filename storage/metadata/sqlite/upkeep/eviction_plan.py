@@ -1,8 +1,9 @@
 """Plans an eviction of mirrored images without changing anything (`plan`), and counts images (`summary`).
 
 The caller runs both in the thread for long lookups. Every mirrored manifest has a *rank*, a time that determines the
-order of eviction (`storage.metadata.sqlite.upkeep.cached_image_tables`). An eviction gives images that were pulled
-after their rank a later rank and stores this rank; the plan keeps such ranks in memory.
+order of eviction (`storage.metadata.sqlite.upkeep.cached_image_tables`). A pull does not change the rank. If the last
+pull of an image is later than its rank, the eviction does not evict the image when it reaches the rank. Instead, it
+stores the time of the pull as the new rank. The plan does the same, but keeps the new rank in memory.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ SELECT count(*), min(max(m.pushed, coalesce(p.last, 0))) FROM cached_manifest c 
    AND NOT EXISTS (SELECT 1 FROM manifest_child i WHERE i.repository = m.repository AND i.digest = m.digest)
    AND (m.subject IS NULL
         OR NOT EXISTS (SELECT 1 FROM manifest s WHERE s.repository = m.repository AND s.digest = m.subject))"""
+"""Returns the number of root manifests of the upstream ?1, and the earliest of the times at which they were last pulled
+or stored. A root manifest is one that no stored index lists and whose subject is not stored. Each image has one."""
 
 
 def plan(
@@ -57,11 +60,13 @@ def plan(
     planned_images: list[EvictedImage] = []
     planned_manifests: set[int] = set()
     references = _BlobReferences(db, usage_scope)
-    postponed: list[tuple[float, int, str]] = []  # a heap of manifests whose image was pulled after its rank
+    postponed: list[tuple[float, int, str]] = []  # a heap of root manifests with the later ranks of their images
     freed = 0
     for rank, manifest, upstream in _in_order(db, upstreams, postponed):
         if freed >= bytes_to_free:
             break
+        # None: the manifest belongs to another image, or is planned for deletion already. `image.removable`: the
+        # manifests that an eviction of the image deletes.
         image = find_image(db, manifest, planned_manifests)
         if image is not None and image.last_pulled > rank:
             heapq.heappush(postponed, (image.last_pulled, manifest, upstream))
@@ -112,8 +117,8 @@ class _BlobReferences:
         """In how many repositories of the scope manifests still refer to a blob (digest)."""
 
     def remove(self, manifests: Sequence[int]) -> int:
-        """No longer counts the references of `manifests`. Returns the bytes of the blobs to which nothing in the scope
-        refers any more. Call this once for each manifest."""
+        """Subtracts the references of `manifests` from the counts. Returns the bytes of the blobs to which nothing in
+        the scope refers any more. Call this once for each manifest."""
         freed = 0
         references: list[Any] = self._db.execute(_REFERENCES, (json.dumps(manifests), self._usage_scope)).fetchall()
         for repository, blob, digest, size in references:
@@ -140,6 +145,7 @@ def _as_evicted(db: apsw.Connection, image: Image, upstream: str, size: int) -> 
 
 
 def summary(db: apsw.Connection, upstream: str) -> CacheSummary:
-    """Counts the images of an upstream."""
+    """Returns the number of images of an upstream, and when the least recently pulled one was last pulled or stored.
+    Reads only the root manifests of the images."""
     row: Any = db.execute(_ROOTS, (upstream,)).get
     return CacheSummary(*row)

@@ -145,8 +145,8 @@ def test_refresh_of_a_tag_that_the_upstream_has_deleted(
     output_of(tmp_path, "refresh", "app:1")
     upstream.remove("library/app", "1")
     error = error_line(run_mirror(tmp_path, "refresh", "app:1"), 1)
-    assert error.startswith("app:1: it is gone: ")
-    assert error.endswith(f"it was {images['index'].digest}")
+    assert error.startswith("app:1: the tag no longer exists: ")
+    assert error.endswith(f"it pointed at {images['index'].digest}")
     assert status(tmp_path)["upstreams"][0]["tags"] == 0
 
 

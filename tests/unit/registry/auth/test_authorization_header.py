@@ -33,7 +33,8 @@ def test_a_request_without_the_header_has_no_credential() -> None:
     ],
 )
 def test_valid_headers_are_parsed(value: bytes, credential: Basic | Bearer) -> None:
-    """The case of the scheme does not matter. A password may contain colons, spaces and any letters."""
+    """The case of the scheme does not matter. A password may contain colons, spaces and any letters. `repr` does not
+    show the password, so that it gets into no log."""
     assert parse_authorization([value]) == credential
     assert "secret" not in repr(credential)
 

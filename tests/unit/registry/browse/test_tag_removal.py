@@ -178,7 +178,8 @@ async def test_an_error_does_not_end_the_removal(site: Site) -> None:
 
 
 class FailingRetention:
-    """A retention that deletes no manifest: `orphans` is its result, or (None) it raises StorageFull."""
+    """A retention that does not touch the store. `delete_orphans` returns `orphans`, as if it had deleted these
+    manifests. If `orphans` is None, it raises StorageFull."""
 
     def __init__(self, orphans: DeletedOrphans | None) -> None:
         self._orphans = orphans
@@ -252,7 +253,9 @@ async def test_rights_to_remove_and_restore_tags(site: Site) -> None:
 
 
 async def test_the_plan_needs_the_right_to_pull(site: Site) -> None:
-    """The plan and the removal also need the right to pull, because their responses have digests."""
+    """The plan and the removal also need the right to pull, because their responses have digests. An account that may
+    delete but not pull gets 404, as for a missing repository. An account that may not delete gets 403 before this
+    check."""
     await site.image("v1")
     site.logins["blind"] = await site.app.user("blind")
     await add_grant(site.app.accounts, "user:blind", "team/**", "delete")

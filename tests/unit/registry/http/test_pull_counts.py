@@ -19,6 +19,8 @@ def pulls() -> list[Pull]:
 
 @pytest.fixture
 def api(registry: MemoryRegistry, pulls: list[Pull]) -> DistributionAPI:
+    # The first function returns the store's version, which never changes here. The second one returns whether a
+    # repository is always hosted (never mirrored). So the cache keeps the answers for all repositories.
     cache = AnswerCache(lambda: 0, lambda repo: True)
     return DistributionAPI(registry, answer_cache=cache, count_pull=lambda pull, *_: pulls.append(pull))
 
@@ -50,13 +52,15 @@ async def test_a_304_counts_as_a_pull(
 async def test_responses_from_the_cache_count_as_pulls(
     registry: MemoryRegistry, api: DistributionAPI, pulls: list[Pull], method: str
 ) -> None:
-    """Each response from the response cache counts as a pull."""
+    """Each response from the response cache counts as a pull. `client.ready` says whether the last response came from
+    the cache."""
     digest = (await put_image(registry, "latest")).digest
     client = CachedAnswerClient(api)
     cached = 0
     for _ in range(6):
         assert (await client(method, f"{V2}/manifests/latest")).status == 200
         cached += client.ready
+    # The first responses come from the application, because a response is cached only after a repeated request.
     assert cached > 2
     assert pulls == [(REPO, digest)] * 6
 

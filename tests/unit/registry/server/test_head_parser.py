@@ -36,7 +36,7 @@ class NoConnection:
 
 
 class RequestCounter:
-    """The parser's callback for new requests: counts them, and refuses each request after the first `last` ones."""
+    """The parser's callback for new requests. It counts the requests. After `last` requests, it refuses all others."""
 
     def __init__(self, last: int = 100) -> None:
         self.count = 0
@@ -91,6 +91,7 @@ async def test_several_heads_in_one_piece(context: ConnectionContext) -> None:
 
 
 GET = b"GET /v2/a%20b?x=1 HTTP/1.1\r\nHost: test\r\nAccept: */*\r\n\r\n"
+"""A head that the head cache accepts. It is added when it arrives for the second time, so tests first send it twice."""
 
 
 async def test_a_repeated_head(context: ConnectionContext) -> None:
@@ -123,7 +124,8 @@ async def test_a_repeated_head_after_the_last_request(context: ConnectionContext
 
 @pytest.mark.parametrize("cut", [1, len(GET) - 1])
 async def test_a_repeated_head_in_two_pieces(context: ConnectionContext, cut: int) -> None:
-    """Bytes of a cached head that continue an incomplete head are not taken for a head."""
+    """A cached head that arrives in two pieces is parsed as usual. If an incomplete head has arrived, the next bytes
+    continue it, even if they are the bytes of a cached head."""
     whole, _ = feed(HeadParser(context, RequestCounter()), GET * 2)
     (cut_head,) = feed(parser := HeadParser(context, RequestCounter()), GET[:cut]) + feed(parser, GET[cut:])
     assert cut_head.scope == whole.scope
@@ -149,8 +151,11 @@ async def test_a_repeated_head_in_two_pieces(context: ConnectionContext, cut: in
     ids=["body", "write", "old", "last", "continue", "upgrade", "password", "long", "many headers"],
 )
 async def test_heads_that_are_not_cached(context: ConnectionContext, head: bytes) -> None:
-    """Heads are not cached if they have a body, a password or many bytes, change something, or end the connection."""
+    """Only heads of GET and HEAD requests are cached. A head is not cached if it announces a body, expects 100
+    (Continue), asks for another protocol, has a password, or ends the connection. A head that is too large is not
+    cached either. Each short header counts as 64 bytes, so a head with many headers is too large."""
     for _ in range(2):
+        # The context's limit of 1000 bytes would refuse the large heads, so the default limits are used.
         parser = HeadParser(replace(context, worker=replace(context.worker, limits=ServerLimits())), RequestCounter())
         feed(parser, head)
     assert context.worker.head_cache.find(head) is None

@@ -139,6 +139,7 @@ async def test_the_page_states_the_error_in_a_form(tmp_path: Path) -> None:
             problem_on_page(await send(browser, "/ui/access/grants", **grant, pattern="a*b/c", action="pull"))[0] == 400
         )
         assert problem_on_page(await send(browser, "/ui/access/grants", **grant, pattern="a/**"))[0] == 400
+        # This form has no action, and its group does not exist. The test accepts an error page with any status.
         assert problem_on_page(
             await send(browser, "/ui/access/grants", do="put", kind="group", name="none", pattern="a")
         )[0]
@@ -158,6 +159,7 @@ async def test_groups_and_grants(tmp_path: Path) -> None:
         assert answer.headers["location"] == "/ui/access/grants"
         rights_path = "/ui/access/rights?account=alice&repository=team/app"
         page = (await browser.get(rights_path)).text
+        # The top of the page still names the visitor, and not the account whose rights the page shows.
         assert '<span class="account">root</span>' in page
         rights_if_hosted, rights_if_mirrored = ["yes", "yes", "no", "no"], ["no"] * 4  # pull, push, delete, admin
         assert re.findall(r'<dd class="(yes|no)">', page) == rights_if_hosted + rights_if_mirrored
@@ -253,7 +255,8 @@ async def test_sessions_can_be_ended(tmp_path: Path) -> None:
 
 async def test_visitors_change_their_own_password(tmp_path: Path) -> None:
     """To change their password, visitors have to enter the old one. After the change, this session continues, and all
-    other sessions of the account have ended."""
+    other sessions of the account have ended. The admins' page about an account does not ask for the old password, so
+    admins cannot use it to change their own."""
     async with site(tmp_path) as server, server.browser() as browser, server.browser() as other:
         await server.log_in(browser, "alice")
         await server.log_in(other, "alice")
@@ -310,6 +313,7 @@ async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
         assert await activity(browser, "repository=team/app&account=eve&period=month") == ["Push team/app"]
         assert await activity(browser, "account=eve&period=day") == []
         assert await activity(browser, "outcome=failed") == ["odd.action &lt;b&gt;"]
+        # The oldest entry, `odd.action`, is from 2001-09-09T01:46:40 UTC. Entries have to be older than `until`.
         assert await activity(browser, "until=2001-09-09T01:47") == ["odd.action &lt;b&gt;"]
         assert await activity(browser, "until=2001-09-09T01:46:40") == []
         assert await activity(browser, "until=2001-09-09T09:47%2B08:00&period=hour") == ["odd.action &lt;b&gt;"]
@@ -329,6 +333,7 @@ async def fill_audit_log(server: Site) -> None:
     await server.app.accounts.add_audit_entries(
         [
             AuditEntry(time.time() - 2 * 86400, "eve", "push", "team/app", "denied", address="192.0.2.7"),
+            # 1e9 is 2001-09-09T01:46:40 UTC.
             AuditEntry(1e9, "eve", "odd.action", "<b>", "failed", detail={"<i>": ["<u>", 1]}),
         ]
     )

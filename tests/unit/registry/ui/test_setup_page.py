@@ -40,6 +40,7 @@ async def test_only_admins_see_requests_from_other_addresses(tmp_path: Path) -> 
             assert "here from 192.0.2.2" not in (await browser.get(path)).text
         await server.log_in(browser, "root")
         assert expected in (await browser.get(path)).text
+        # The same page for 192.0.2.3, which has sent no request.
         assert "has come through here from 192.0.2.3 in" in (await browser.get(f"{path[:-1]}3")).text
         assert 'name="from"' in (await browser.get("/ui/setup")).text
         assert (await browser.get("/ui/setup?from=%3Cscript%3E")).status_code == 400

@@ -1,5 +1,5 @@
 """Leases and slots, within one process and between processes. A *lease* is the exclusive right to do some work. A
-*slot* is one of a limited number of permits."""
+*slot* is one of a limited number of permits. Each lease and each slot is the lock on one byte of a file."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ async def test_unused_keys_use_no_memory(leases: FileLeases) -> None:
         async with leases.take(f"manifest {number}"):
             pass
     assert not leases._queues._locks
-    assert not leases._held_bytes
+    assert not leases._held_bytes  # the offsets of the bytes of the file that this process has locked
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""Content for tests of partial blobs (files with the bytes of a mirror's download that have arrived): a blob of a bit
-more than 3 MiB, and functions that write and read its bytes."""
+"""Content for tests of partial blobs: a blob of a bit more than 3 MiB, and functions that write and read its bytes. A
+partial blob is a file with those bytes of a blob that the mirror has downloaded so far."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.fakes.partial_peer import content, digest
 
 SIZE = 3 * 1024 * 1024 + 17
 BODY, DIGEST = content(1, SIZE), digest(1, SIZE)
+"""The bytes of the blob, which are random with the seed 1, and their digest."""
 PIECE_BYTES = 64 * 1024
 
 
