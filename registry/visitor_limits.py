@@ -52,6 +52,11 @@ class VisitorLimits:
         self._visitors: dict[str, _Visitor] = {}
         self._pieces = 0
 
+    @property
+    def pending(self) -> int:
+        """The number of pieces of work that are in progress or wait."""
+        return self._pieces
+
     @asynccontextmanager
     async def slot(self, visitor: str) -> AsyncIterator[None]:
         """Waits until the process may do a piece of work for the visitor, and holds a slot for it inside the `async

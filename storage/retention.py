@@ -7,9 +7,10 @@ checks again, in its own transaction, the facts on which the judgement was based
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from storage.content import Actor
@@ -94,6 +95,16 @@ class UntaggedPage:
     next_after: Digest | None
 
 
+@dataclass(slots=True)
+class LostTags:
+    """The part of the tag history of one repository that `Retention.untagged` has read. `digests`: the manifests that
+    have lost a tag. `last_entry`: the newest entry that was read; 0: none was. Whoever reads all pages of a repository
+    passes the same object for each, so that each entry of the history is read only once."""
+
+    digests: set[str] = field(default_factory=set)
+    last_entry: int = 0
+
+
 class DeletedOrphans(NamedTuple):
     """The result of `Retention.delete_orphans`. `deleted`: the deleted manifests. `dependents`: the children and
     referrers of the deleted manifests. `is_restorable`: False if the disk was too full to keep the deleted manifests,
@@ -124,9 +135,13 @@ class Retention(Protocol):
         """Returns at most `limit` tags whose names sort after `after`, in the order of their names."""
         ...
 
-    async def untagged(self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None) -> UntaggedPage:
-        """Returns the untagged manifests that have been unused for long enough. A page may be empty although there are
-        further pages."""
+    async def untagged(
+        self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None, lost_tags: LostTags
+    ) -> UntaggedPage:
+        """Returns the untagged manifests that have been unused for long enough. Reads at most `MAX_PAGE_ROWS`
+        manifests, so a page may be empty although there are further pages. `lost_tags`: what the pages before have read
+        of the tag history, with the same `limits`; an empty object for the first page. Adds the entries that were
+        written since then."""
         ...
 
     async def delete_tag(
@@ -152,12 +167,17 @@ class Retention(Protocol):
         ...
 
     async def add_unused(
-        self, repo: RepositoryName, roots: Sequence[ManifestKey], without: Collection[Tag], unused: set[ManifestKey]
+        self,
+        repo: RepositoryName,
+        roots: Sequence[ManifestKey],
+        without: Collection[Tag],
+        unused: set[ManifestKey],
+        max_unused: float = math.inf,
     ) -> None:
         """Finds the manifests that would become unused if the tags `without` and the manifests in `unused` were
         deleted. Adds to `unused` each of the `roots` that would become unused. Then adds, recursively, the children and
-        referrers of the added manifests that would become unused as well. There are at most `MAX_PAGE_ROWS` roots.
-        Changes nothing in the store."""
+        referrers of the added manifests that would become unused as well. Stops when `unused` has `max_unused`
+        manifests. There are at most `MAX_PAGE_ROWS` roots. Changes nothing in the store."""
         ...
 
     async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:

@@ -27,7 +27,7 @@ from registry.auth.rights.management_rights import ALL_MANAGEMENT_RIGHTS, Manage
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
 from registry.browse.repository_browser import RepositoryBrowser
-from registry.client_addresses import is_loopback, is_loopback_host
+from registry.client_addresses import is_loopback, is_loopback_host, visitor_key
 from registry.http.cross_site import CrossSiteCheck
 from registry.request import RequestContext
 from registry.upkeep.components import UpkeepComponents
@@ -106,6 +106,11 @@ class Caller:
     def accounts(self) -> Accounts:
         """The store of accounts, groups, grants and tokens."""
         return self.administration.accounts
+
+    @property
+    def visitor(self) -> str:
+        """The text that identifies the caller in limits for each visitor."""
+        return visitor_key(None if self.principal.is_anonymous else self.principal.name, self.actor.address)
 
     def request_on(self, repo: RepositoryName) -> RequestContext:
         """Returns the context of a request by this caller for a repository. Functions that receive the context check

@@ -248,7 +248,9 @@ async def read_description(caller: AnyCaller, name: PathRepository) -> Descripti
 async def put_description(caller: AnyCaller, name: PathRepository, body: NewDescription) -> DescriptionView:
     """Replaces the description of a repository. Needs `push` on the repository."""
     stored = await pushable_repository(caller, name)
-    return await caller.browser.put_description(stored, body.text, body.revision, caller.actor)
+    return await caller.browser.put_description(
+        caller.request_on(stored), stored, body.text, body.revision, caller.actor
+    )
 
 
 router.routes.extend((*_plans.routes, *_removals.routes, *_changes.routes))

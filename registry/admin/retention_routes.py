@@ -56,6 +56,10 @@ class RetentionTotals(BaseModel):
     bytes_left: int = Field(
         description="Bytes that the images of deleted tags still occupy, because the rule has no delete_untagged_after"
     )
+    complete: bool = Field(
+        description="False: the repository has more than about 5000 tags or manifests, or the rule would delete more "
+        "than 20,000 manifests. The totals then count only a part of them"
+    )
 
     @classmethod
     def from_summary(cls, summary: PreviewSummary) -> Self:
@@ -66,6 +70,7 @@ class RetentionTotals(BaseModel):
             manifests_deleted=summary.manifests_deleted,
             bytes_freed=summary.bytes_freed,
             bytes_left=summary.bytes_left,
+            complete=summary.complete,
         )
 
 
@@ -85,15 +90,16 @@ async def preview_retention(
     after: Annotated[str | None, Query(description="The field `next` of the previous page", max_length=128)] = None,
     limit: Annotated[int, Query(description="Maximum number of tags", ge=1, le=MAX_PAGE_ROWS)] = 100,
 ) -> RetentionPreviewResponse:
-    """Says for each tag of a repository whether the rules in the settings keep it, and why. Needs the action admin on
-    the repository."""
+    """Says for each tag of a repository whether the rules in the settings keep it, and why. The totals count the first
+    5000 tags; `entrepot retention preview` counts all. Needs the action admin on the repository."""
     repo = RepositoryName(repository)
     if not caller.rights.may_grant(NamePattern(repo)):
         raise Denied(f"{caller.rights.account_name} may not see this: it needs the action admin on {repo}")
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
-    lines = await preview.page(repo, after, limit)
-    totals = None if after is not None else await preview.run(lambda _: None, repo)
+    async with preview.slots.slot(caller.visitor):
+        lines = await preview.page(repo, after, limit)
+        totals = None if after is not None else await preview.totals(repo)
     return RetentionPreviewResponse(
         rule=rule.text,
         items=[TagDecisionResponse.from_line(line) for line in lines],
@@ -133,7 +139,9 @@ async def preview_repositories(
 ) -> models.ListPage[RepositoryPreviewResponse]:
     """Lists the repositories to which a rule in the settings applies, each with the number of tags that the rule would
     keep and delete. A page of repositories with many tags is shorter."""
-    found = await caller.upkeep.retention_preview.repositories(after, limit)
+    preview = caller.upkeep.retention_preview
+    async with preview.slots.slot(caller.visitor):
+        found = await preview.repositories(after, limit)
     return models.list_page(found, RepositoryPreviewResponse.from_preview, lambda each: each.repository)
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Final, TypeVar
 
+from registry.browse.byte_limited_cache import ByteLimitedCache
 from registry.browse.image_config import ImageConfig, parse_config, platform_text
 from registry.browse.models import Kind
 from registry.upkeep.images.image_files import DOCKER_CONFIG, OCI_CONFIG
@@ -91,8 +91,10 @@ class ContentReader:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._manifests: _Cache[ManifestSummary] = _Cache(_bytes_of_summary)
-        self._configs: _Cache[ConfigSummary] = _Cache(lambda each: _bytes_of((each.platform, each.created)))
+        self._manifests = ByteLimitedCache[ManifestSummary](_MAX_CACHED_BYTES, _bytes_of_summary)
+        self._configs = ByteLimitedCache[ConfigSummary](
+            _MAX_CACHED_BYTES, lambda each: _bytes_of((each.platform, each.created))
+        )
         self._thread = asyncio.Lock()
         """Held while a large document is parsed."""
 
@@ -254,30 +256,3 @@ def _bytes_of_summary(summary: ManifestSummary) -> int:
 def _bytes_of(texts: Iterable[str]) -> int:
     """Returns about how much memory an object with these texts, a digest and a media type takes."""
     return 3 * _OBJECT_BYTES + sum(map(sys.getsizeof, texts))
-
-
-class _Cache(Generic[T]):
-    """A cache of the most recently used values. Together they take at most `_MAX_CACHED_BYTES`. `bytes_of` returns the
-    size of a value."""
-
-    def __init__(self, bytes_of: Callable[[T], int]) -> None:
-        self._bytes_of = bytes_of
-        self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, key: Hashable) -> T | None:
-        found = self._values.get(key)
-        if found is None:
-            return None
-        self._values.move_to_end(key)
-        return found[0]
-
-    def keep(self, key: Hashable, value: T) -> T:
-        size = self._bytes_of(value)
-        replaced = self._values.pop(key, None)
-        self._values[key] = value, size
-        self._bytes += size - (replaced[1] if replaced else 0)
-        while self._bytes > _MAX_CACHED_BYTES:
-            _, (_, dropped_bytes) = self._values.popitem(last=False)
-            self._bytes -= dropped_bytes
-        return value

@@ -1,95 +1,82 @@
-"""Reads, changes and renders the descriptions of repositories (`DescriptionPages`). People write them in Markdown. They
-are rendered as HTML that is safe on a page of this registry.
-
-Two libraries make the HTML safe, one after the other. markdown-it-py escapes HTML in the text, and nh3 removes all but
-a few elements and attributes from the result. Images become links, because a page may not load anything from other
-hosts.
-"""
+"""Reads, changes and renders the descriptions of repositories (`DescriptionPages`). People write them in Markdown.
+`registry.browse.markdown_rendering` renders them as HTML that is safe on a page of this registry."""
 
 from __future__ import annotations
 
 import asyncio
-import html
-from collections import OrderedDict
-from collections.abc import Sequence
+import sys
 from typing import TYPE_CHECKING, Final
 
+from registry.browse.byte_limited_cache import ByteLimitedCache
 from registry.browse.models import DescriptionView, utc_time
 from registry.request import RequestInvalid
+from registry.visitor_limits import Limits, VisitorLimits
 from storage.content import Actor
 from storage.descriptions import MAX_DESCRIPTION_BYTES, Description, Descriptions
 from storage.names import RepositoryName
 
 if TYPE_CHECKING:
-    from markdown_it.token import Token
+    from registry.browse.markdown_rendering import RenderedText
 
-_MAX_CACHED: Final = 16
-"""How many rendered descriptions are cached in memory."""
-_MAX_RENDERED_CHARACTERS: Final = 64 * 1024
-"""How many characters of a description are rendered. The rest is shown as plain text, because rendering takes up to 30
-µs for each character."""
-_MAX_NESTING: Final = 20
-"""How many levels of nested lists and quotes are rendered. Deeper ones are shown as text."""
-# The HTML elements, their attributes and the URL schemes that may remain in the rendered HTML.
-_TAGS: Final = frozenset(
-    {
-        *("a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p"),
-        *("pre", "s", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"),
-    }
-)
-_ATTRIBUTES: Final = {"a": {"href", "title"}, "ol": {"start"}}
-_SCHEMES: Final = frozenset({"http", "https", "mailto"})
-_LINK_REL: Final = "nofollow noreferrer"
+_RENDERINGS: Final = Limits(max_running=1, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
+"""How many descriptions a process renders at a time. A rendering keeps a processor busy for up to 0.3 seconds."""
+_MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
+"""Roughly how many bytes of memory the cached HTML of descriptions may take. One description takes up to 6 MiB, most
+take a few kilobytes."""
+_OBJECT_BYTES: Final = 256
+"""The memory that a cached description takes in addition to its HTML, approximately."""
 
 
 class DescriptionPages:
-    """Reads and changes descriptions. The caller has checked that the visitor may do so."""
+    """Reads and changes descriptions. The caller has checked that the visitor may do so.
+
+    A process renders one description at a time, in a thread. `visitor` is the text that identifies the visitor for whom
+    a method renders. The methods that render raise TooManyRequests if too many descriptions wait."""
 
     def __init__(self, descriptions: Descriptions) -> None:
         self._descriptions = descriptions
-        self._rendered: OrderedDict[tuple[str, int], str] = OrderedDict()
-        self._render_lock = asyncio.Lock()
-        """Held while a description is rendered, which happens in a thread."""
-
-    async def read(self, repo: RepositoryName) -> DescriptionView:
-        """Returns the description of a repository; an empty description if nobody has written one."""
-        return await self._view(repo, await self._descriptions.description(repo))
-
-    async def put(self, repo: RepositoryName, text: str, revision: int | None, by: Actor) -> DescriptionView:
-        """Replaces a description. Raises RequestInvalid if the text is too long, or is not UTF-8."""
-        _check(text)
-        return await self._view(repo, await self._descriptions.put_description(repo, text, by=by, revision=revision))
-
-    async def preview(self, text: str) -> str:
-        """Returns the HTML that a description with this text would have. Raises RequestInvalid in the same cases as
-        `put`."""
-        _check(text)
-        async with self._render_lock:
-            return await asyncio.to_thread(render_markdown, text)
-
-    async def _view(self, repo: RepositoryName, description: Description | None) -> DescriptionView:
-        if description is None:
-            return DescriptionView(text="", html="", revision=0, changed=None, changed_by=None)
-        return DescriptionView(
-            text=description.text,
-            html=await self._render((repo, description.revision), description.text),
-            revision=description.revision,
-            changed=utc_time(description.at),
-            changed_by=description.actor,
+        self._rendered = ByteLimitedCache["RenderedText"](
+            _MAX_CACHED_BYTES, lambda rendered: sys.getsizeof(rendered.html) + _OBJECT_BYTES
         )
+        self.renderings = VisitorLimits(_RENDERINGS, "descriptions")
+        """Limits the renderings."""
 
-    async def _render(self, key: tuple[str, int], text: str) -> str:
+    async def read(self, repo: RepositoryName) -> Description | None:
+        """Returns the description of a repository; None if nobody has written one. Renders nothing."""
+        return await self._descriptions.description(repo)
+
+    async def view(
+        self, repo: RepositoryName, description: Description | None, visitor: str, top_heading: int = 1
+    ) -> DescriptionView:
+        """Returns a description of the repository with its HTML. None: nobody has written one. `top_heading`: the level
+        of the highest headings in the HTML."""
+        if description is None:
+            return DescriptionView(text="", html="", formatted=True, revision=0, changed=None, changed_by=None)
+        key = repo, description.revision, top_heading
         rendered = self._rendered.get(key)
         if rendered is None:
-            async with self._render_lock:
-                rendered = self._rendered.get(key)
+            async with self.renderings.slot(visitor):
+                rendered = self._rendered.get(key)  # it may have been rendered during the wait
                 if rendered is None:
-                    rendered = await asyncio.to_thread(render_markdown, text)
-            self._rendered[key] = rendered
-            if len(self._rendered) > _MAX_CACHED:
-                self._rendered.popitem(last=False)
-        self._rendered.move_to_end(key)
-        return rendered
+                    rendered = self._rendered.keep(key, await _render(description.text, top_heading))
+        return _view(description, rendered)
+
+    async def put(
+        self, repo: RepositoryName, text: str, revision: int | None, by: Actor, visitor: str
+    ) -> DescriptionView:
+        """Replaces a description. Raises RequestInvalid if the text is too long, or is not UTF-8."""
+        _check(text)
+        # The text is rendered first, so that a description for which nothing can be rendered is not changed.
+        async with self.renderings.slot(visitor):
+            rendered = await _render(text)
+        description = await self._descriptions.put_description(repo, text, by=by, revision=revision)
+        return _view(description, self._rendered.keep((repo, description.revision, 1), rendered))
+
+    async def preview(self, text: str, visitor: str, top_heading: int = 1) -> RenderedText:
+        """Renders a text as `view` renders a description. Raises RequestInvalid in the same cases as `put`."""
+        _check(text)
+        async with self.renderings.slot(visitor):
+            return await _render(text, top_heading)
 
 
 def _check(text: str) -> None:
@@ -102,53 +89,30 @@ def _check(text: str) -> None:
         raise RequestInvalid(f"the description has {size} bytes; at most {MAX_DESCRIPTION_BYTES} are accepted")
 
 
-def render_markdown(text: str) -> str:
-    """Returns Markdown (CommonMark, with tables and strikethrough) as safe HTML. The end of a very long text is
-    returned as plain text."""
+async def _render(text: str, top_heading: int = 1) -> RenderedText:
+    """Renders a description in a thread. If the caller is cancelled, ends only when the thread has finished, because a
+    thread cannot be stopped and must keep its slot."""
+    rendering = asyncio.get_running_loop().run_in_executor(None, _render_now, text, top_heading)
+    try:
+        return await asyncio.shield(rendering)
+    finally:
+        if not rendering.done():
+            await asyncio.wait({rendering})
+
+
+def _render_now(text: str, top_heading: int) -> RenderedText:
     # Imported only when the first description is rendered, because most servers never show one.
-    import nh3
-    from markdown_it import MarkdownIt
+    from registry.browse.markdown_rendering import render_markdown
 
-    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING}).enable(["table", "strikethrough"])
-    markdown, rest = _split(text)
-    tokens = parser.parse(markdown)
-    for token in tokens:
-        if token.children is not None:
-            token.children = _with_links_for_images(token.children)
-    return nh3.clean(
-        parser.renderer.render(tokens, parser.options, {}) + rest,
-        tags=set(_TAGS),
-        attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
-        url_schemes=set(_SCHEMES),
-        link_rel=_LINK_REL,
-        url_relative="deny",  # a relative link would lead to a page of this registry
+    return render_markdown(text, top_heading)
+
+
+def _view(description: Description, rendered: RenderedText) -> DescriptionView:
+    return DescriptionView(
+        text=description.text,
+        html=rendered.html,
+        formatted=rendered.is_formatted,
+        revision=description.revision,
+        changed=utc_time(description.at),
+        changed_by=description.actor,
     )
-
-
-def _split(text: str) -> tuple[str, str]:
-    """Splits a text at the end of a line. Returns the beginning as Markdown, and the rest as HTML of plain text."""
-    if len(text) <= _MAX_RENDERED_CHARACTERS:
-        return text, ""
-    end = text.rfind("\n", 0, _MAX_RENDERED_CHARACTERS) + 1 or _MAX_RENDERED_CHARACTERS
-    return text[:end], f"<pre>{html.escape(text[end:])}</pre>\n"
-
-
-def _with_links_for_images(tokens: Sequence[Token]) -> list[Token]:
-    """Replaces each image by a link to the image. The text of the link is the image's alternative text. An image inside
-    a link, such as a badge, becomes the text of that link."""
-    from markdown_it.token import Token
-
-    result: list[Token] = []
-    open_links = 0
-    for token in tokens:
-        open_links += {"link_open": 1, "link_close": -1}.get(token.type, 0)
-        if token.type != "image":
-            result.append(token)
-            continue
-        text = Token("text", "", 0, content=token.content or "image")
-        if open_links:
-            result.append(text)
-        else:
-            source = str(token.attrGet("src") or "")
-            result += [Token("link_open", "a", 1, attrs={"href": source}), text, Token("link_close", "a", -1)]
-    return result

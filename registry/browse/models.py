@@ -342,6 +342,10 @@ class DescriptionView(View):
 
     text: str = Field(description="Markdown")
     html: str = Field(description="The text as HTML that contains no scripts, styles, images or relative links")
+    formatted: bool = Field(
+        description="False: the text is too long or has too many elements, so the HTML shows all of it, or its end, as "
+        "plain text"
+    )
     revision: int = Field(description="Grows with each change; 0: nobody has written anything yet")
     changed: datetime | None
     changed_by: str | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from registry.browse.comparison import common_platform, compare_images
 from registry.browse.content_reader import MAX_CONFIG_BYTES, ContentReader
@@ -32,7 +32,7 @@ from registry.memory_budget import MIB, MemoryBudget
 from registry.request import RequestContext, enter_request, leave_request
 from registry.visitor_limits import Limits, VisitorLimits
 from storage.content import Actor, Manifest
-from storage.descriptions import Descriptions
+from storage.descriptions import Description, Descriptions
 from storage.errors import BlobUnknown
 from storage.interface import Registry
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -42,6 +42,9 @@ from storage.tag_listing import TagListing, TagQuery
 from storage.tag_removal import TagRemovals
 from storage.tag_rules import ImmutableTags
 from storage.upstream_tags import UpstreamTags
+
+if TYPE_CHECKING:
+    from registry.browse.markdown_rendering import RenderedText
 
 _READS: Final = Limits(max_running=4, max_running_per_visitor=2, max_pending=200, max_pending_per_visitor=20)
 """How many reads a process runs at a time."""
@@ -197,25 +200,31 @@ class RepositoryBrowser:
         with as_current_request(request):
             return await open_archive(self._live, repo, reference, platform, name)
 
-    async def description(self, request: RequestContext, repo: RepositoryName) -> DescriptionView:
-        """Returns the description of a repository, as text and as HTML."""
+    async def stored_description(self, request: RequestContext, repo: RepositoryName) -> Description | None:
+        """Returns the description of a repository, without HTML; None if nobody has written one."""
         async with self._reading(request):
             await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
             return await self._descriptions.read(repo)
 
+    async def description(self, request: RequestContext, repo: RepositoryName, top_heading: int = 1) -> DescriptionView:
+        """Returns the description of a repository, as text and as HTML. `top_heading`: the level of the highest
+        headings in the HTML. Rendering has a limit of its own: while a visitor waits for it, others can read."""
+        description = await self.stored_description(request, repo)
+        return await self._descriptions.view(repo, description, visitor_of(request), top_heading)
+
     async def put_description(
-        self, repo: RepositoryName, text: str, revision: int | None, by: Actor
+        self, request: RequestContext, repo: RepositoryName, text: str, revision: int | None, by: Actor
     ) -> DescriptionView:
         """Replaces the description of a repository; an empty text removes it. `revision`: the revision that the visitor
         has edited; None: the revision is not checked. `repo` has to be hosted, and the caller has checked the right to
         push to it. Raises RequestInvalid if the text is too long, and PreconditionFailed if somebody has changed the
         description in the meantime."""
-        return await self._descriptions.put(repo, text, revision, by)
+        return await self._descriptions.put(repo, text, revision, by, visitor_of(request))
 
-    async def preview_description(self, request: RequestContext, text: str) -> str:
-        """Returns the HTML that a description with this text has. Raises RequestInvalid if the text is too long."""
-        async with self._reading(request):
-            return await self._descriptions.preview(text)
+    async def preview_description(self, request: RequestContext, text: str, top_heading: int = 1) -> RenderedText:
+        """Renders a description with this text, as `description` does. Raises RequestInvalid if the text is too
+        long."""
+        return await self._descriptions.preview(text, visitor_of(request), top_heading)
 
     async def plan_removal(self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag]) -> RemovalPlanView:
         """Returns what a removal of these tags, at most MAX_REMOVED_TAGS, would remove. `repo` has to be hosted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, Request, Response
@@ -30,14 +29,15 @@ from storage.names import RepositoryName
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+    from registry.browse.markdown_rendering import RenderedText
+    from registry.browse.models import DescriptionView
+
 DESCRIPTION_PATH: Final = "/ui/description"
 _MAX_FORM_BYTES: Final = 3 * MAX_DESCRIPTION_BYTES + 16 * 1024
 """The largest size of the form. A form encodes each byte of a text as three characters (`%XX`), except for letters,
 digits and a few others."""
-_HEADING: Final = re.compile(r"(</?h)([1-6])(?=>)")
-_HEADING_DEPTH: Final = 2
-"""By how many levels the headings of a description are lowered, because the page and its section have headings above
-it."""
+TOP_HEADING: Final = 3
+"""The level of the highest headings of a description, because the page and its section have headings above it."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
@@ -46,10 +46,11 @@ _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 
 
 def description_html(html: str) -> Markup:
-    """Returns the HTML of a description, which `registry.browse.descriptions` has made safe, with lowered headings."""
+    """Returns the HTML of a description, which `registry.browse.markdown_rendering` has made safe, as a value that
+    templates do not escape."""
     from markupsafe import Markup  # imported late, like all modules that only pages need
 
-    return Markup(_HEADING.sub(lambda found: f"{found[1]}{min(6, int(found[2]) + _HEADING_DEPTH)}", html))
+    return Markup(html)
 
 
 @router.get(DESCRIPTION_PATH + "/{path:path}")
@@ -58,7 +59,9 @@ async def description_form(request: Request, path: str) -> Response:
     NameUnknown."""
     caller, name = caller_of(request), repository_in(path)
     stored = await _writable_repository(caller, name)
-    description = await caller.browser.description(caller.request_on(stored), stored)
+    description = await caller.browser.stored_description(caller.request_on(stored), stored)
+    if description is None:
+        return await _form_page(request, stored, "", 0)
     return await _form_page(request, stored, description.text, description.revision)
 
 
@@ -77,17 +80,17 @@ async def write_description(request: Request, path: str) -> Response:
     context = caller.request_on(stored)
     if form.one("action") == "save":
         try:
-            await caller.browser.put_description(stored, text, revision, caller.actor)
+            await caller.browser.put_description(context, stored, text, revision, caller.actor)
         except PreconditionFailed as error:
-            theirs = await caller.browser.description(context, stored)
+            theirs = await caller.browser.description(context, stored, TOP_HEADING)
             problem = translatable("Somebody else has changed the description. Saving replaces theirs, shown below.")
             async with page_slot(request):
                 return await _form_page(
-                    request, stored, text, theirs.revision, theirs=theirs.html, problem=problem, status=status_of(error)
+                    request, stored, text, theirs.revision, theirs=theirs, problem=problem, status=status_of(error)
                 )
         return redirect(f"/ui/repositories/{path_of(stored, None)}")
+    preview = await caller.browser.preview_description(context, text, TOP_HEADING)
     async with page_slot(request):
-        preview = await caller.browser.preview_description(context, text)
         return await _form_page(request, stored, text, revision, preview=preview)
 
 
@@ -103,13 +106,13 @@ async def _form_page(
     text: str,
     revision: int,
     *,
-    preview: str | None = None,
-    theirs: str | None = None,
+    preview: RenderedText | None = None,
+    theirs: DescriptionView | None = None,
     problem: str = "",
     status: int = 200,
 ) -> Response:
-    """Returns the page. `preview`: the HTML of the visitor's text. `theirs`: the HTML of the text that somebody else
-    has saved."""
+    """Returns the page. `preview`: the rendered text of the visitor. `theirs`: the description that somebody else has
+    saved."""
     return await page_response(
         request,
         "description.html",
@@ -119,8 +122,10 @@ async def _form_page(
         name=name,
         text=text,
         revision=revision,
-        preview=None if preview is None else description_html(preview),
-        theirs=None if theirs is None else description_html(theirs),
+        preview=None if preview is None else description_html(preview.html),
+        is_preview_formatted=preview is None or preview.is_formatted,
+        theirs=None if theirs is None else description_html(theirs.html),
+        are_theirs_formatted=theirs is None or theirs.formatted,
         problem=problem,
         max_characters=MAX_DESCRIPTION_BYTES,
     )

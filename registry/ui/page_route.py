@@ -1,5 +1,6 @@
 """What all pages share. `Visit` says who requests a page, and in which language. `PageRoute` is the route class that
-identifies the visitor, applies the limits and turns errors into pages. `FormRoute` is the route class for forms.
+identifies the visitor, applies the limits and turns errors into pages. `FormRoute` is the route class for forms, and
+`WaitingRoute` for pages that wait for something slow.
 `page_response` renders a page.
 
 A page identifies its visitor by the session cookie alone. An Authorization header is for programs, which use the API.
@@ -179,12 +180,18 @@ class PageRoute(APIRoute):
             return await handler(request)
 
 
-class FormRoute(PageRoute):
-    """A route that receives a form. Its handler holds no slot while the form arrives or while a password is hashed,
-    because both can take long. A handler that renders a page acquires a slot itself."""
+class WaitingRoute(PageRoute):
+    """A route whose handler first waits for something slow, such as a description that is rendered. It holds no slot
+    during this wait, so that pages of other visitors are rendered. The handler acquires a slot itself (`page_slot`)
+    before it renders a page."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)
+
+
+class FormRoute(WaitingRoute):
+    """A route that receives a form. Its handler holds no slot while the form arrives or while a password is hashed,
+    because both can take long."""
 
 
 async def page_response(request: Request, template: str, *, status_code: int = 200, **values: object) -> Response:

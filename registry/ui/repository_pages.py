@@ -11,12 +11,22 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.repository_rights import readable_repository
+from registry.browse.models import DescriptionView
 from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
 from registry.request import RequestInvalid
-from registry.ui.description_page import description_html
+from registry.ui.description_page import TOP_HEADING, description_html
 from registry.ui.image_page import image_page, parse_path, path_of
 from registry.ui.languages import translatable
-from registry.ui.page_route import PageRoute, caller_of, image_host, page_response, query_of, redirect
+from registry.ui.page_route import (
+    PageRoute,
+    WaitingRoute,
+    caller_of,
+    image_host,
+    page_response,
+    page_slot,
+    query_of,
+    redirect,
+)
 from registry.ui.pages import PageComponents
 from registry.ui.repository_list import list_repositories, visible_upstreams
 from registry.ui.visitor_rights import visitor_rights
@@ -38,6 +48,7 @@ _ORDERS: Final = {
 """The names of the orders in which tags can be listed."""
 
 router = APIRouter(prefix=REPOSITORIES_PATH, route_class=PageRoute, include_in_schema=False)
+_waiting = APIRouter(prefix=REPOSITORIES_PATH, route_class=WaitingRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +86,7 @@ async def repositories(request: Request) -> Response:
     )
 
 
-@router.get("/{path:path}")
+@_waiting.get("/{path:path}")
 async def repository(request: Request, path: str) -> Response:
     """Shows the tags of a repository, and its description. If the path has a tag or a digest, shows the image or
     artifact instead (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text that the names of
@@ -88,17 +99,20 @@ async def repository(request: Request, path: str) -> Response:
         await _components(request).content.tags(name, None, 1)  # raises NameUnknown with the name in the request
         return redirect(f"{REPOSITORIES_PATH}/{path_of(stored, reference)}")
     if reference is not None:
-        return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
-    return await _tags_page(request, stored)
+        async with page_slot(request):
+            return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
+    caller = caller_of(request)
+    description = await caller.browser.description(caller.request_on(stored), stored, TOP_HEADING)
+    async with page_slot(request):
+        return await _tags_page(request, stored, description)
 
 
-async def _tags_page(request: Request, name: RepositoryName) -> Response:
+async def _tags_page(request: Request, name: RepositoryName, description: DescriptionView) -> Response:
     caller, query = caller_of(request), query_of(request)
     text = (query.one("q") or "").strip()[:MAX_TEXT_CHARACTERS]
     sort = query.one("sort") or TagOrder.NAME.value
     tags, after, context = _tag_query(text, sort), query.one("after") or None, caller.request_on(name)
     page = await caller.browser.tags(context, name, tags, after, TAGS_ON_A_PAGE)
-    description = await caller.browser.description(context, name)
     return await page_response(
         request,
         "repository.html",
@@ -114,6 +128,7 @@ async def _tags_page(request: Request, name: RepositoryName) -> Response:
         is_descending=tags.is_descending,
         most_tags=MAX_REMOVED_TAGS,
         description=description_html(description.html),
+        is_description_formatted=description.formatted,
         host=image_host(request),
         now=datetime.now(UTC),
         rights=await visitor_rights(caller, name),
@@ -141,3 +156,6 @@ def _sort_links(tags: TagQuery) -> Iterator[SortLink]:
 def _components(request: Request) -> PageComponents:
     components: PageComponents = request.app.service.pages
     return components
+
+
+router.routes.extend(_waiting.routes)

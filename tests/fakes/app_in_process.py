@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -21,6 +22,15 @@ from storage.composition import prepare_data_dir
 from storage.interface import Registry
 from tests.fakes.asgi_client import AsgiClient
 from tests.fakes.store_accounts import BY, add_account
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds. Raises TimeoutError after 30 seconds."""
+    async with asyncio.timeout(30):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.005)
 
 
 class AppInProcess:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from registry.upkeep.retention.decision import unused_limits
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
+from registry.visitor_limits import Limits, VisitorLimits
 from storage.content import Page
 from storage.errors import NameUnknown
 from storage.human_text import date_text
 from storage.names import Digest, RepositoryName, Tag
-from storage.retention import MAX_PAGE_ROWS, ManifestKey, Retention, UnusedLimits
+from storage.retention import MAX_PAGE_ROWS, LostTags, ManifestKey, Retention, UnusedLimits
 
 MAX_JUDGED_TAGS: Final = 5000
-"""Approximate largest number of tags that are judged for a page of `RetentionPreview.repositories`. It is also the
-largest number for one repository."""
+"""Approximate largest number of tags that are judged for a page of `RetentionPreview.repositories`, and for the totals
+of one repository (`RetentionPreview.totals`). It is also the largest number of manifests that are read for these totals
+to find those without a tag. Judging 5,000 tags takes about half a second."""
+MAX_COUNTED_MANIFESTS: Final = 20_000
+"""Approximate largest number of manifests that the totals of one repository count as deleted, with those that their
+indexes list. Counting 20,000 takes about a second."""
+_PREVIEWS: Final = Limits(max_running=2, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10)
+"""How many previews a process makes at a time. Other long lookups in the metadata database wait for each of their
+pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ class PreviewSummary:
     """The totals of a preview. `bytes_freed`: the bytes that garbage collection frees after the rules have deleted all
     these tags and manifests. `bytes_left`: the bytes that the images of deleted tags still occupy after that, because
     their rule has no `delete_untagged_after`. Each blob is counted once. `warnings`: patterns that apply to no
-    repository."""
+    repository. `complete`: False if the numbers are only those of the first tags and manifests."""
 
     repositories: int = 0
     tags_kept: int = 0
@@ -50,6 +59,7 @@ class PreviewSummary:
     bytes_freed: int = 0
     bytes_left: int = 0
     warnings: list[str] = field(default_factory=list)
+    complete: bool = True
 
 
 class RepositoryPreview(NamedTuple):
@@ -67,33 +77,52 @@ OnLine = Callable[[PreviewLine], None]
 """Receives one line of the preview."""
 
 
+@dataclass(slots=True)
+class _Findings:
+    """What one preview has found so far, and how much it may find. `on_line`: None if nobody needs the lines.
+    `max_judged`: the approximate largest number of tags that are judged, and of manifests that are read to find those
+    without a tag. `freed`: the manifests that would be deleted. `only_untagged`: the manifests that would only lose
+    their tags. `max_manifests`: the largest number of manifests in each of the two sets."""
+
+    on_line: OnLine | None
+    max_judged: float = math.inf
+    max_manifests: float = math.inf
+    summary: PreviewSummary = field(default_factory=PreviewSummary)
+    freed: set[ManifestKey] = field(default_factory=set)
+    only_untagged: set[ManifestKey] = field(default_factory=set)
+
+
 class RetentionPreview:
     """Judges repositories as the job `retention` would. `clock` returns the time in seconds since 1970."""
 
     def __init__(self, judge: RetentionJudge, retention: Retention, clock: Callable[[], float]) -> None:
         self.judge = judge
+        self.slots = VisitorLimits(_PREVIEWS, "previews")
+        """The slots for previews that visitors request."""
         self._retention = retention
         self._clock = clock
 
     async def run(self, on_line: OnLine, repo: RepositoryName | None = None) -> PreviewSummary:
         """Passes one line for each tag and untagged manifest to `on_line`, and returns the totals. `repo`: the only
         repository to preview; None: all repositories. Raises NameUnknown if no rule applies to `repo`."""
-        summary = PreviewSummary()
-        freed: set[ManifestKey] = set()
-        only_untagged: set[ManifestKey] = set()
+        findings = _Findings(on_line)
         if repo is not None:
-            await self._preview(repo, self.rule_of(repo), on_line, summary, freed, only_untagged)
+            await self._preview(repo, self.rule_of(repo), findings)
         else:
             unmatched = UnmatchedPatterns(self.judge.rules)
             async for listed_repo, rule in self.judge.repositories():
                 unmatched.on_repository(listed_repo, rule)
-                await self._preview(listed_repo, rule, on_line, summary, freed, only_untagged)
-            summary.warnings = unmatched.texts()
-        summary.bytes_freed = await self._retention.freed_bytes(freed)
-        summary.bytes_left = (
-            await self._retention.freed_bytes(freed | only_untagged) - summary.bytes_freed if only_untagged else 0
-        )
-        return summary
+                await self._preview(listed_repo, rule, findings)
+            findings.summary.warnings = unmatched.texts()
+        return await self._with_sizes(findings)
+
+    async def totals(self, repo: RepositoryName) -> PreviewSummary:
+        """Returns the totals of a preview of one repository. Judges at most about `MAX_JUDGED_TAGS` of its tags, and
+        stops at the other limits of this module; the result is then not `complete`. Raises NameUnknown if no rule
+        applies to the repository."""
+        findings = _Findings(None, MAX_JUDGED_TAGS, MAX_COUNTED_MANIFESTS)
+        await self._preview(repo, self.rule_of(repo), findings)
+        return await self._with_sizes(findings)
 
     def rule_of(self, repo: RepositoryName) -> NumberedRule:
         """Returns the rule that applies to the repository. Raises NameUnknown if none does."""
@@ -136,59 +165,79 @@ class RetentionPreview:
                 deleted_tags += len(page) - kept_of_page
         return RepositoryPreview(repo, rule, kept_tags, deleted_tags, True)
 
-    async def _preview(
-        self,
-        repo: RepositoryName,
-        rule: NumberedRule,
-        on_line: OnLine,
-        summary: PreviewSummary,
-        freed: set[ManifestKey],
-        only_untagged: set[ManifestKey],
-    ) -> None:
-        """Previews one repository. Adds the manifests that would be deleted to `freed`. Adds the manifests that would
-        only lose their tags to `only_untagged`."""
+    async def _preview(self, repo: RepositoryName, rule: NumberedRule, findings: _Findings) -> None:
+        """Previews one repository."""
         now = self._clock()
+        summary, on_line = findings.summary, findings.on_line
         summary.repositories += 1
+        judged_tags = 0
         deleted_tags: set[Tag] = set()
         roots: list[ManifestKey] = []
-        async for page in self.judge.tags(repo, rule.rule, now):
-            for tag, decision in page:
-                on_line(_tag_line(repo, rule, JudgedTag(tag, decision)))
-                if not decision.is_kept:
-                    deleted_tags.add(tag.name)
-                    roots.append(tag.manifest)
-            summary.tags_kept += len(page)
+        async with aclosing(self.judge.tags(repo, rule.rule, now)) as pages:
+            async for page in pages:
+                if judged_tags >= findings.max_judged:
+                    summary.complete = False
+                    break
+                judged_tags += len(page)
+                for tag, decision in page:
+                    if on_line is not None:
+                        on_line(_tag_line(repo, rule, JudgedTag(tag, decision)))
+                    if not decision.is_kept:
+                        deleted_tags.add(tag.name)
+                        roots.append(tag.manifest)
         summary.tags_deleted += len(roots)
-        summary.tags_kept -= len(roots)
+        summary.tags_kept += judged_tags - len(roots)
         limits = unused_limits(rule.rule, now)
         if limits is not None:
-            await self._preview_untagged(repo, rule, limits, on_line, summary, freed)
+            await self._preview_untagged(repo, rule, limits, findings)
+        unused = findings.only_untagged if limits is None else findings.freed
         for start in range(0, len(roots), MAX_PAGE_ROWS):
-            batch = roots[start : start + MAX_PAGE_ROWS]
-            await self._retention.add_unused(repo, batch, deleted_tags, only_untagged if limits is None else freed)
+            await self._add_unused(repo, roots[start : start + MAX_PAGE_ROWS], deleted_tags, unused, findings)
 
     async def _preview_untagged(
-        self,
-        repo: RepositoryName,
-        rule: NumberedRule,
-        limits: UnusedLimits,
-        on_line: OnLine,
-        summary: PreviewSummary,
-        freed: set[ManifestKey],
+        self, repo: RepositoryName, rule: NumberedRule, limits: UnusedLimits, findings: _Findings
     ) -> None:
         """Previews the manifests of a repository that have been unused for long enough."""
-        count_before = len(freed)
+        count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
+        lost_tags = LostTags()
         after: Digest | None = None
         while True:
-            page = await self._retention.untagged(repo, limits, after)
-            for manifest in page.items:
-                reason = f"no tag, pushed {date_text(manifest.pushed)}"
-                on_line(PreviewLine(repo, None, manifest.digest, False, reason, rule.number, manifest.pushed, None))
-            await self._retention.add_unused(repo, [manifest.manifest for manifest in page.items], (), freed)
+            page = await self._retention.untagged(repo, limits, after, lost_tags)
+            read_manifests += MAX_PAGE_ROWS
+            if on_line is not None:
+                for manifest in page.items:
+                    reason = f"no tag, pushed {date_text(manifest.pushed)}"
+                    on_line(PreviewLine(repo, None, manifest.digest, False, reason, rule.number, manifest.pushed, None))
+            await self._add_unused(repo, [manifest.manifest for manifest in page.items], (), findings.freed, findings)
             if page.next_after is None:
                 break
+            if read_manifests >= findings.max_judged:
+                findings.summary.complete = False
+                break
             after = page.next_after
-        summary.manifests_deleted += len(freed) - count_before
+        findings.summary.manifests_deleted += len(findings.freed) - count_before
+
+    async def _add_unused(
+        self,
+        repo: RepositoryName,
+        roots: Sequence[ManifestKey],
+        without: Collection[Tag],
+        unused: set[ManifestKey],
+        findings: _Findings,
+    ) -> None:
+        """Adds manifests to `unused`, as `Retention.add_unused` does, up to the limit of the preview."""
+        if roots and len(unused) < findings.max_manifests:
+            await self._retention.add_unused(repo, roots, without, unused, findings.max_manifests)
+            if len(unused) >= findings.max_manifests:
+                findings.summary.complete = False
+
+    async def _with_sizes(self, findings: _Findings) -> PreviewSummary:
+        """Returns the totals of the preview, with the numbers of bytes."""
+        summary, freed, only_untagged = findings.summary, findings.freed, findings.only_untagged
+        summary.bytes_freed = await self._retention.freed_bytes(freed)
+        if only_untagged:
+            summary.bytes_left = await self._retention.freed_bytes(freed | only_untagged) - summary.bytes_freed
+        return summary
 
 
 def _tag_line(repo: RepositoryName, rule: NumberedRule, judged: JudgedTag) -> PreviewLine:

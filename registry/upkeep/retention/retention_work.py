@@ -17,7 +17,7 @@ from storage.content import Actor
 from storage.human_text import date_text
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName
-from storage.retention import MAX_ORPHANS, Retention, UntaggedManifest, UnusedLimits
+from storage.retention import MAX_ORPHANS, LostTags, Retention, UntaggedManifest, UnusedLimits
 from storage.upkeep.job_runner import JobContext
 
 KIND: Final = "retention"
@@ -116,10 +116,11 @@ class RetentionWork:
         """Deletes the manifests of a repository that have been unused for long enough, with their children and
         referrers that nothing else uses. Returns the number of deleted manifests."""
         deleted = 0
+        lost_tags = LostTags()
         after: Digest | None = None
         while True:
             judged_at = self._clock()
-            page = await self._retention.untagged(repo, limits, after)
+            page = await self._retention.untagged(repo, limits, after, lost_tags)
             for manifest in page.items:
                 deleted += await self._delete_with_dependents(context, repo, manifest, limits, judged_at)
                 await context.report()

@@ -62,6 +62,16 @@ def _details_of_image(history: str, site: AttackedSite) -> AttackAnswer:
     return site.ask("GET", f"/api/v1/repositories/{REPO}/manifests/history/details", login="admin")
 
 
+def _described(text: str, site: AttackedSite) -> AttackAnswer:
+    """Writes the description of a repository, and reads it."""
+    path = f"/api/v1/repositories/{REPO}/description"
+    written = site.ask(
+        "PUT", path, {"Content-Type": "application/json"}, json.dumps({"text": text}).encode(), login="admin"
+    )
+    assert written.status == 200, written
+    return site.ask("GET", path, login="admin")
+
+
 _REFERRERS = "/v2/large/referrers/referrers/" + large_store.SUBJECT
 _BARE = "/v2/large/bare/referrers/" + large_store.BARE_SUBJECT
 _HUGE = "/v2/large/huge/referrers/" + large_store.HUGE_SUBJECT
@@ -125,6 +135,14 @@ _REMOVALS: dict[str, bytes] = {
     "api: lists in lists": b'{"tags":[' + b",".join([b"[]"] * 200_000) + b"]}",
     "api: a long field": b'{"' + b"\\u00e9" * 100_000 + b'":1}',
 }
+# By name: a description in Markdown.
+_DESCRIPTIONS: dict[str, str] = {
+    "api: description with a table that grows": "|" + "a|" * 300 + "\n|" + "-|" * 300 + "\n" + "x|\n" * 600,
+    "api: description of headings": "#\n" * (32 * KIB),
+    "api: description of references to a long address": "[a]: http://" + "x" * 30_000 + "\n\n" + "![a]" * 1000,
+    "api: description of images that are never closed": "![" * (32 * KIB),
+    "api: description of escaped characters": "a\n" + "<" * (256 * KIB - 2),
+}
 
 ATTACKS = [
     *(Attack(name, "640 KiB", partial(_posted, _REMOVAL, body, "POST")) for name, body in _REMOVALS.items()),
@@ -142,6 +160,7 @@ ATTACKS = [
     Attack("api: 10 pages of audit", "200,000", partial(_paged, "/api/v1/audit?limit=1000", "admin", 10)),
     Attack("api: token with slow patterns", "50", _limits),
     Attack("api: details of an image with a history of spaces", "4096", partial(_details_of_image, " " * 4095 + "x")),
+    *(Attack(name, "256 KiB", partial(_described, text)) for name, text in _DESCRIPTIONS.items()),
     Attack("api: grant of a slow pattern", "255", _grants),
     Attack("api: users like a pattern", "", partial(_listed, f"/api/v1/users?after={quote('z' * 80)}", "admin")),
 ]

@@ -4,6 +4,7 @@ job that deletes tags and manifests that no rule of the settings keeps."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, TypeVar
 
@@ -24,6 +25,7 @@ from storage.retention import (
     MAX_PAGE_ROWS,
     REFERRER_TAG,
     DeletedOrphans,
+    LostTags,
     ManifestKey,
     TagFacts,
     TagPosition,
@@ -90,7 +92,9 @@ class SqliteRetention:
 
         return await self._scans.run(read)
 
-    async def untagged(self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None) -> UntaggedPage:
+    async def untagged(
+        self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None, lost_tags: LostTags
+    ) -> UntaggedPage:
         def read(db: apsw.Connection) -> UntaggedPage:
             repository = _repository(db, repo)
             rows: list[Any] = db.execute(_MANIFESTS, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
@@ -104,8 +108,8 @@ class SqliteRetention:
                 and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
             ]
             if roots:  # reads the tag history only if there is something to delete
-                recent = unused_manifests.digests_without_tag_since(db, repository, limits.untagged)
-                roots = [root for root in roots if root.digest not in recent]
+                unused_manifests.add_lost_tags(db, repository, limits.untagged, lost_tags)
+                roots = [root for root in roots if root.digest not in lost_tags.digests]
             return UntaggedPage(roots, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
 
         return await self._scans.run(read)
@@ -183,9 +187,14 @@ class SqliteRetention:
             return await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.ALL)
 
     async def add_unused(
-        self, repo: RepositoryName, roots: Sequence[ManifestKey], without: Collection[Tag], unused: set[ManifestKey]
+        self,
+        repo: RepositoryName,
+        roots: Sequence[ManifestKey],
+        without: Collection[Tag],
+        unused: set[ManifestKey],
+        max_unused: float = math.inf,
     ) -> None:
-        await self._scans.run(lambda db: unused_manifests.add_unused(db, roots, without, unused))
+        await self._scans.run(lambda db: unused_manifests.add_unused(db, roots, without, unused, max_unused))
 
     async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:
         return await self._scans.run(lambda db: unused_manifests.freed_bytes(db, manifests))

@@ -15,6 +15,7 @@ from typing import Any, Final
 import apsw
 
 from storage.names import Digest
+from storage.retention import LostTags
 
 _LAST_PULL: Final = """
 WITH RECURSIVE tree (id) AS (
@@ -38,11 +39,14 @@ SELECT m.id, m.digest FROM manifest_child c JOIN manifest m ON m.repository = c.
 UNION
 SELECT s.id, s.digest FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest
  WHERE m.id = ?1"""
-_LOST_TAG: Final = """
+_LOST_TAGS: Final = """
 SELECT DISTINCT (SELECT p.digest FROM tag_history p
                   WHERE p.repository = h.repository AND p.tag = h.tag AND p.id < h.id ORDER BY p.id DESC LIMIT 1)
-  FROM tag_history h WHERE h.repository = ?1 AND h.at > ?2"""
+  FROM tag_history h"""
+_LOST_TAGS_SINCE: Final = f"{_LOST_TAGS} WHERE h.repository = ?1 AND h.at > ?2"
 """The digests in the repository ?1 that have lost a tag since the time ?2, because the tag was moved or deleted."""
+_LOST_TAGS_AFTER: Final = f"{_LOST_TAGS} NOT INDEXED WHERE h.repository = ?1 AND h.at > ?2 AND h.id > ?3"
+"""The same, but only for entries of the history after the entry ?3. Reads only the entries after it."""
 _FREED_BYTES: Final = """
 SELECT coalesce(sum(b.size), 0) FROM blob b
  WHERE b.digest IN (SELECT g.digest FROM json_each(?1) j JOIN manifest_blob g ON g.manifest = j.value)
@@ -60,7 +64,19 @@ def last_pull(db: apsw.Connection, manifest: int) -> float | None:
 
 def digests_without_tag_since(db: apsw.Connection, repository: int, since: float) -> set[str]:
     """Returns the digests that have lost a tag since the time `since`. Other tags may still point at them."""
-    return {digest for (digest,) in _rows(db, _LOST_TAG, repository, since) if digest is not None}
+    return {digest for (digest,) in _rows(db, _LOST_TAGS_SINCE, repository, since) if digest is not None}
+
+
+def add_lost_tags(db: apsw.Connection, repository: int, since: float, lost_tags: LostTags) -> None:
+    """Adds to `lost_tags` the digests that have lost a tag since the time `since`. Reads only those entries of the tag
+    history that were not read before."""
+    newest_entry = int(db.execute("SELECT coalesce(max(id), 0) FROM tag_history").get)
+    if not lost_tags.last_entry:
+        lost_tags.digests |= digests_without_tag_since(db, repository, since)
+    elif newest_entry > lost_tags.last_entry:
+        rows = _rows(db, _LOST_TAGS_AFTER, repository, since, lost_tags.last_entry)
+        lost_tags.digests.update(digest for (digest,) in rows if digest is not None)
+    lost_tags.last_entry = newest_entry
 
 
 def is_used(db: apsw.Connection, manifest: int) -> bool:

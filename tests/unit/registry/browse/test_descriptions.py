@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import html
 import re
 from typing import Any
 
 import pytest
 
-from registry.browse.descriptions import render_markdown
+from registry.browse.byte_limited_cache import ByteLimitedCache
+from registry.browse.markdown_rendering import render_markdown
 from storage.descriptions import MAX_DESCRIPTION_BYTES
+from tests.fakes.app_in_process import until
+from tests.fakes.registry_content import BY
 from tests.fakes.store_accounts import add_grant
 from tests.unit.registry.browse.conftest import APP, Site
 
@@ -23,6 +28,13 @@ async def writer(site: Site) -> None:
     await site.image("v1")
 
 
+def html_of(text: str) -> str:
+    """Returns the HTML of a text, which is short enough to be formatted."""
+    rendered = render_markdown(text)
+    assert rendered.is_formatted
+    return rendered.html
+
+
 async def put(site: Site, text: str, **fields: Any) -> Any:
     return await site.json(PATH, "writer", "PUT", {"text": text, **fields})
 
@@ -31,7 +43,7 @@ async def put(site: Site, text: str, **fields: Any) -> Any:
 async def test_a_description(site: Site) -> None:
     """An account that may push can write the description, and an account that may pull can read it."""
     empty = await site.json(PATH)
-    assert empty == {"text": "", "html": "", "revision": 0, "changed": None, "changed_by": None}
+    assert empty == {"text": "", "html": "", "formatted": True, "revision": 0, "changed": None, "changed_by": None}
     written = await put(site, "# Hello", revision=0)
     assert (written["html"], written["revision"], written["changed_by"]) == ("<h1>Hello</h1>\n", 1, "writer")
     assert await site.json(PATH) == written
@@ -65,7 +77,7 @@ async def test_the_longest_description(site: Site) -> None:
 
 def test_descriptions_are_commonmark() -> None:
     """Descriptions are CommonMark, with tables and strikethrough."""
-    rendered = render_markdown("*a* **b** ~~c~~ `d`\n\n| x |\n| - |\n| y |\n\n1. one\n\n```sh\nls\n```\n\n> quote\n")
+    rendered = html_of("*a* **b** ~~c~~ `d`\n\n| x |\n| - |\n| y |\n\n1. one\n\n```sh\nls\n```\n\n> quote\n")
     for part in ("<em>a</em>", "<strong>b</strong>", "<s>c</s>", "<code>d</code>", "<td>y</td>", "<li>one</li>"):
         assert part in rendered
     assert "<pre><code>ls\n</code></pre>" in rendered
@@ -74,19 +86,19 @@ def test_descriptions_are_commonmark() -> None:
 def test_links_in_descriptions() -> None:
     """Links to other hosts have the attributes `nofollow` and `noreferrer`. Relative links are shown as text, because
     they would lead to this registry."""
-    assert render_markdown('[a](https://example.org/?a=1&b=2 "t")') == (
+    assert html_of('[a](https://example.org/?a=1&b=2 "t")') == (
         '<p><a href="https://example.org/?a=1&amp;b=2" title="t" rel="nofollow noreferrer">a</a></p>\n'
     )
     for target in ("/api/v1/me", "//example.org", "docs/a.md", "#part", "?x"):
-        assert "href" not in render_markdown(f"[a]({target})")
+        assert "href" not in html_of(f"[a]({target})")
 
 
 def test_images_are_links() -> None:
     """An image becomes a link, so that a page loads nothing from another host."""
-    assert render_markdown("![a <b>](https://example.org/a.png)") == (
+    assert html_of("![a <b>](https://example.org/a.png)") == (
         '<p><a href="https://example.org/a.png" rel="nofollow noreferrer">a &lt;b&gt;</a></p>\n'
     )
-    badge = render_markdown("[![build](https://example.org/badge.svg)](https://example.org/build)")
+    badge = html_of("[![build](https://example.org/badge.svg)](https://example.org/build)")
     assert badge == '<p><a href="https://example.org/build" rel="nofollow noreferrer">build</a></p>\n'
 
 
@@ -122,7 +134,7 @@ HOSTILE_TEXTS = [
 @pytest.mark.parametrize("text", HOSTILE_TEXTS)
 def test_hostile_texts_become_harmless_html(text: str) -> None:
     """The HTML of hostile texts has only harmless elements, attributes and link targets."""
-    rendered = render_markdown(text)
+    rendered = html_of(text)
     for tag, attributes in re.findall(r"<\s*/?\s*([^\s>/]+)([^>]*)>", rendered):
         assert tag in {"p", "a", "code", "pre", "table", "thead", "tbody", "tr", "th", "td"}, rendered
         names = re.findall(r"""([^\s"'=]+)\s*=\s*"[^"]*\"""", attributes)
@@ -132,12 +144,81 @@ def test_hostile_texts_become_harmless_html(text: str) -> None:
         assert target.startswith(("https://", "http://", "mailto:")), rendered
 
 
-@pytest.mark.slow
-def test_long_texts_are_parsed_in_limited_time() -> None:
-    """A text of the largest length, of the kind that is slowest to parse, is parsed only up to a limit. The rest is
-    shown as escaped plain text."""
-    text = "![" * 30_000 + "\n" + "<script>" * ((MAX_DESCRIPTION_BYTES - 60_001) // 8)
+def test_headings_can_be_lowered() -> None:
+    """The headings of a description can be made lower than those of the page that shows it."""
+    assert render_markdown("# a\n\nb\n=\n\n##### c", 3).html == "<h3>a</h3>\n<h3>b</h3>\n<h6>c</h6>\n"
+
+
+def test_the_end_of_a_long_text_is_plain() -> None:
+    """Only the first 64 KiB of a text are formatted. The rest is shown as escaped plain text."""
+    lines = "*a* " + "word " * 3000 + "\n"
+    rendered = render_markdown(lines * 4 + "b\n" + "<script>*c*" * 5000)
+    assert not rendered.is_formatted
+    assert rendered.html.startswith("<p><em>a</em>")
+    assert rendered.html.endswith("&lt;script&gt;*c*</pre>\n")
+    assert "<script" not in rendered.html
+
+
+GROWING_TEXTS = {
+    "a table whose empty cells are not in the text": "|" + "a|" * 300 + "\n|" + "-|" * 300 + "\n" + "x|\n" * 600,
+    "many small tables": "|a|\n|-|\n\n" * 7000,
+    "headings": "#\n" * 32_000,
+    "lists": "- a\n" * 16_000,
+    "quotes": (">" * 19 + "a\n\n") * 3000,
+    "emphasis": "*a*" * 20_000,
+    "line breaks": "a\\\n" * 20_000,
+    "links": "[](b)" * 13_000,
+    "references to a long address": "[a]: http://" + "x" * 30_000 + "\n\n" + "[a]" * 1000,
+    "references to a long title": "[a]: http://x '" + "&" * 30_000 + "'\n\n" + "[a]" * 100,
+    "images with a long address": "[a]: http://" + "x" * 30_000 + "\n\n" + "![a]" * 1000,
+    "an image with a long text": "![" + "*a*" * 20_000 + "](b)",
+    "nested images": ("![" * 19 + "a" + "](b)" * 19 + " ") * 500,
+    "links that are never closed": "[" * 60_000,
+    "images that are never closed": "![" * 30_000,
+}
+
+
+@pytest.mark.parametrize("text", GROWING_TEXTS.values(), ids=GROWING_TEXTS)
+def test_texts_with_very_much_formatting_are_plain(text: str) -> None:
+    """A text with too many elements, or whose links are too long together, is shown as plain text. So its HTML is not
+    much longer than the text."""
     rendered = render_markdown(text)
-    assert rendered.startswith("<p>![![")
-    assert rendered.endswith("&lt;script&gt;</pre>\n")
-    assert "<script" not in rendered
+    assert not rendered.is_formatted
+    assert rendered.html.startswith("<pre>")
+    assert rendered.html.count("<") == 2
+    assert html.unescape(rendered.html) == f"<pre>{text}</pre>\n"
+
+
+def test_a_readme_is_formatted() -> None:
+    """A text with as much formatting as a large README is formatted."""
+    table = "| name | use |\n| - | - |\n" + "| `a` | [b](https://example.org/) |\n" * 300
+    assert render_markdown("# Title\n\nText with *two* **words**.\n\n- item\n" * 100 + table).is_formatted
+
+
+@pytest.mark.usefixtures("writer")
+async def test_waiting_for_a_description_keeps_nobody_from_reading(site: Site) -> None:
+    """A process renders one description at a time. The visitors who wait for a rendering hold no slots for reads, so
+    other requests are answered meanwhile."""
+    assert site.app.app.service.access is not None
+    management = site.app.app.service.access.management
+    await management.upkeep.store.descriptions.put_description(APP, "# Hello", by=BY)
+    renderings = management.browser._descriptions.renderings
+    async with asyncio.TaskGroup() as tasks, renderings.slot("somebody"):
+        waiting = [tasks.create_task(site.get(PATH, account)) for account in ("puller", "root") * 2]
+        await until(lambda: renderings.pending > len(waiting))
+        async with asyncio.timeout(30):
+            assert [row["tag"] for row in (await site.json(f"{APP}/tag-list", "writer"))["items"]] == ["v1"]
+    assert [task.result().json["html"] for task in waiting] == ["<h1>Hello</h1>\n"] * 4
+
+
+def test_cached_descriptions_are_limited_by_bytes() -> None:
+    """A cache that is limited by bytes removes the values that have not been used for longest. It keeps no value that
+    is larger than the cache."""
+    cache = ByteLimitedCache[str](10, len)
+    for key in "abc":
+        cache.keep(key, key * 3)
+    assert cache.get("a") == "aaa"
+    cache.keep("d", "dddd")
+    assert [cache.get(key) for key in "abcd"] == ["aaa", None, "ccc", "dddd"]
+    assert cache.keep("e", "e" * 11) == "e" * 11
+    assert [cache.get(key) for key in "acde"] == [None] * 4

@@ -3,6 +3,7 @@ browser."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,12 +15,13 @@ import httpx2
 
 from registry.auth.password.hashing import hash_password
 from registry.ui.image_page import STEPS_ON_A_PAGE
+from registry.ui.page_limits import MAX_RENDERED_PAGES
 from registry.ui.repository_list import PAGE_SIZE
 from registry.ui.search_page import HITS_OF_EACH_KIND
 from storage.access import AccountKind, AccountName
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
-from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.app_in_process import AppInProcess, running_app, until
 from tests.fakes.page_store import add_cached, add_described, add_index
 from tests.fakes.store_accounts import BY, add_grant
 
@@ -199,7 +201,7 @@ async def test_tags_are_sorted_and_filtered(tmp_path: Path) -> None:
 
 async def test_a_description_is_shown(tmp_path: Path) -> None:
     """The headings of a description are at a lower level than those of the page. HTML in a description is shown as
-    text."""
+    text. A note says that a text with very much formatting is shown as plain text."""
     async with site(tmp_path, accounts=False) as server, server.browser() as browser:
         await add_cached(server.store, "team/app", "1")
         assert 'class="description"' not in (await browser.get("/ui/repositories/team/app")).text
@@ -210,6 +212,29 @@ async def test_a_description_is_shown(tmp_path: Path) -> None:
         assert "&lt;script&gt;alert(1)" in page
         assert '"javascript:' not in page
         assert 'src="https://evil' not in page
+        assert "shown as plain text" not in page
+        await server.store.descriptions.put_description(RepositoryName("team/app"), "# a\n" * 10_000, by=BY)
+        page = (await browser.get("/ui/repositories/team/app")).text
+        assert "shown as plain text" in page
+        assert "<h3>" not in page
+
+
+async def test_waiting_for_a_description_keeps_nobody_from_pages(tmp_path: Path) -> None:
+    """A page that waits until its description is rendered holds no slot for pages, so that other pages are rendered
+    meanwhile."""
+    async with site(tmp_path, accounts=False) as server, server.browser() as browser:
+        await add_cached(server.store, "team/app", "1")
+        await server.store.descriptions.put_description(RepositoryName("team/app"), "# Our app", by=BY)
+        access = server.app.app.service.access
+        assert access is not None
+        renderings = access.management.browser._descriptions.renderings
+        async with asyncio.TaskGroup() as tasks, renderings.slot("somebody"):
+            page = "/ui/repositories/team/app"
+            waiting = [tasks.create_task(browser.get(page)) for _ in range(MAX_RENDERED_PAGES)]
+            await until(lambda: renderings.pending > len(waiting))
+            async with asyncio.timeout(30):
+                assert "team/app" in (await browser.get("/ui/repositories")).text
+        assert all("<h3>Our app</h3>" in task.result().text for task in waiting)
 
 
 async def test_the_page_of_a_tag(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from registry.upkeep.retention import preview
 from tests.fakes.page_store import add_cached
 from tests.unit.registry.ui.test_pages import FROM_PAGE, Site, site
 
@@ -102,9 +105,9 @@ async def test_budgets_quotas_and_backups(tmp_path: Path) -> None:
         assert "<script>alert" not in page
 
 
-async def test_the_retention_page(tmp_path: Path) -> None:
+async def test_the_retention_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page shows the retention rules and the number of tags that they would keep and delete in each repository. For
-    one repository, it shows the decision on each tag."""
+    one repository, it shows the decision on each tag. It says if the totals of the repository are not complete."""
     async with site(tmp_path, retention=RULES) as server, server.browser() as browser:
         await server.log_in(browser, "root")
         for number in range(4):
@@ -129,6 +132,11 @@ async def test_the_retention_page(tmp_path: Path) -> None:
             "v1": "kept",
         }
         assert "keeps the last 2 tags" in page
+        assert "or more" not in page
+        monkeypatch.setattr(preview, "MAX_COUNTED_MANIFESTS", 1)
+        page = (await browser.get("/ui/upkeep/retention?repository=team/app")).text
+        assert "3 or more" in page
+        assert "<code>entrepot retention preview team/app</code>" in page
         for name, status in (("other/app", 404), ("UPPER", 400), ("%3Cscript%3E", 400), ("", 200)):
             answer = await browser.get(f"/ui/upkeep/retention?repository={name}")
             assert (answer.status_code, "<script>" in answer.text) == (status, False)

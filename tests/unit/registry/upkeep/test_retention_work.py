@@ -21,7 +21,7 @@ from storage.errors import ManifestUnknown, NameUnknown
 from storage.jobs import JSON, Job, JobState, JobStopped
 from storage.names import RepositoryName, Tag
 from storage.patterns import NamePattern
-from storage.retention import Retention, TagFacts, UnusedLimits
+from storage.retention import MAX_PAGE_ROWS, Retention, TagFacts, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.job_runner import JobContext, run_in_command, run_job
@@ -381,6 +381,56 @@ async def test_a_preview_of_all_repositories(
     monkeypatch.setattr(preview, "MAX_JUDGED_TAGS", 3)
     assert await page(None) == (all_previews[:1], True)
     assert await page(APP) == (all_previews[1:], False)
+
+
+async def test_totals_judge_a_limited_number_of_tags(
+    store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The totals of one repository judge a limited number of tags, and are then not complete. A preview with lines
+    judges all tags."""
+    names = [f"t{number:04}" for number in range(2 * MAX_PAGE_ROWS + 1)]
+    await push_image(store, APP, "image", *names)
+    retention_preview = RetentionPreview(RetentionRun(store, clock, rule(keep_last=1)).judge, store.retention, clock)
+
+    async def totals() -> tuple[int, bool]:
+        found = await retention_preview.totals(APP)
+        return found.tags_kept + found.tags_deleted, found.complete
+
+    assert await totals() == (len(names), True)
+    monkeypatch.setattr(preview, "MAX_JUDGED_TAGS", MAX_PAGE_ROWS + 1)
+    assert await totals() == (2 * MAX_PAGE_ROWS, False)
+    lines: list[PreviewLine] = []
+    summary = await retention_preview.run(lines.append, APP)
+    assert (len(lines), summary.complete) == (len(names), True)
+
+
+async def test_totals_count_a_limited_number_of_manifests(
+    store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The totals of one repository read a limited number of manifests to find those without a tag, and count a limited
+    number as deleted. They are not complete if there are more."""
+    for number in range(5):
+        await push_image(store, APP, f"untagged {number}")
+    tagged = await push_daily(store, clock, APP, "a", "b", "c")
+    retention = RetentionRun(store, clock, rule(delete_all=True, delete_untagged_after="1h"))
+    retention_preview = RetentionPreview(retention.judge, store.retention, clock)
+
+    async def totals() -> tuple[int, bool]:
+        found = await retention_preview.totals(APP)
+        return found.manifests_deleted, found.complete
+
+    assert await totals() == (5, True)
+    monkeypatch.setattr(preview, "MAX_COUNTED_MANIFESTS", 5 + len(tagged) - 1)
+    assert await totals() == (5, False)
+    monkeypatch.setattr(preview, "MAX_COUNTED_MANIFESTS", 4)
+    assert await totals() == (4, False)
+    monkeypatch.undo()
+    monkeypatch.setattr("storage.metadata.sqlite.upkeep.sqlite_retention.MAX_PAGE_ROWS", 4)
+    assert await totals() == (5, True)
+    monkeypatch.setattr(preview, "MAX_JUDGED_TAGS", 3)
+    manifests_deleted, is_complete = await totals()
+    assert manifests_deleted <= 4
+    assert not is_complete
 
 
 async def test_a_preview_of_a_repository_without_a_rule(store: StoredRegistry, clock: Clock) -> None:

@@ -17,7 +17,7 @@ from storage.data_dir.system import System, boot_id
 from storage.errors import ManifestUnknown
 from storage.metadata.sqlite.upkeep import sqlite_retention
 from storage.names import Digest, Reference, RepositoryName, Tag
-from storage.retention import TagFacts, TagPosition, UnusedLimits
+from storage.retention import LostTags, TagFacts, TagPosition, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import nothing_immutable
 from tests.fakes import written_data_dir as previous_release
@@ -51,7 +51,7 @@ async def tag_facts(store: StoredRegistry, name: str) -> TagFacts:
 
 async def unused_manifests(store: StoredRegistry, since: float) -> list[Digest]:
     """Returns the untagged manifests that have not been used since this time."""
-    page = await store.retention.untagged(APP, UnusedLimits(since, since, since), None)
+    page = await store.retention.untagged(APP, UnusedLimits(since, since, since), None, LostTags())
     assert page.next_after is None
     return [manifest.digest for manifest in page.items]
 
@@ -182,16 +182,34 @@ async def test_untagged_manifests_are_listed_in_pages(store: StoredRegistry, mon
     monkeypatch.setattr("storage.metadata.sqlite.upkeep.sqlite_retention.MAX_PAGE_ROWS", 2)
     tagged = [(await push_image(store, APP, f"tagged {n}", f"t{n}")).digest for n in range(4)]
     untagged = [(await push_image(store, APP, f"untagged {n}")).digest for n in range(3)]
+    lost_tags = LostTags()
     listed: list[Digest] = []
     after: Digest | None = None
     while True:
-        page = await store.retention.untagged(APP, UnusedLimits(START, START, START), after)
+        page = await store.retention.untagged(APP, UnusedLimits(START, START, START), after, lost_tags)
         listed += [manifest.digest for manifest in page.items]
         if page.next_after is None:
             break
         after = page.next_after
     assert listed == sorted(untagged)
     assert not set(listed) & set(tagged)
+
+
+async def test_each_entry_of_the_tag_history_is_read_once(store: StoredRegistry, clock: Clock) -> None:
+    """A run over the pages of untagged manifests reads each entry of the tag history only once. Between two pages, it
+    reads the entries that were written meanwhile."""
+    first, second = [(await push_image(store, APP, name, name)).digest for name in ("first", "second")]
+    clock.pass_days(1)
+    limits = UnusedLimits(pushed=clock(), untagged=clock() - DAY / 2, pulled=clock())
+    lost_tags = LostTags()
+    await store.delete_tag(APP, Tag("first"), by=BY)
+    assert (await store.retention.untagged(APP, limits, None, lost_tags)).items == []
+    assert lost_tags.digests == {first}
+    lost_tags.digests.clear()  # so that the manifest is listed, unless the entry about its tag is read again
+    await store.delete_tag(APP, Tag("second"), by=BY)
+    listed = (await store.retention.untagged(APP, limits, None, lost_tags)).items
+    assert [manifest.digest for manifest in listed] == [first]
+    assert lost_tags.digests == {second}
 
 
 async def test_an_untagged_index_is_deleted_with_its_manifests(store: StoredRegistry, clock: Clock) -> None:
@@ -285,6 +303,9 @@ async def test_manifests_that_are_unused_without_some_tags(store: StoredRegistry
     assert unused == set()
     await store.retention.add_unused(APP, [index], {Tag("1"), Tag("2")}, unused)
     assert len(unused) == 2
+    limited: set[int] = set()
+    await store.retention.add_unused(APP, [index], {Tag("1"), Tag("2")}, limited, 1)
+    assert limited == {index}
     assert await store.retention.freed_bytes(unused) == sum(blob.size for blob in child.blobs)
 
 
@@ -309,7 +330,7 @@ async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path
         since = clock() - 5 * DAY
         assert {new.digest, untagged.digest} <= set(await unused_manifests(store, since))
         limits = UnusedLimits(pushed=since, untagged=since, pulled=started - DAY)
-        listed = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None)).items}
+        listed = {manifest.digest for manifest in (await store.retention.untagged(APP, limits, None, LostTags())).items}
         assert old_tag.digest not in listed
         assert old_tag.digest in await unused_manifests(store, since)
 

@@ -1,0 +1,40 @@
+"""`ByteLimitedCache`: a cache in memory that is limited by the size of its values."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class ByteLimitedCache(Generic[T]):
+    """A cache of the most recently used values. Together they take at most `max_bytes`. `bytes_of` returns the size of
+    a value."""
+
+    def __init__(self, max_bytes: int, bytes_of: Callable[[T], int]) -> None:
+        self._max_bytes = max_bytes
+        self._bytes_of = bytes_of
+        self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: Hashable) -> T | None:
+        """Returns the value under `key`; None if there is none."""
+        found = self._values.get(key)
+        if found is None:
+            return None
+        self._values.move_to_end(key)
+        return found[0]
+
+    def keep(self, key: Hashable, value: T) -> T:
+        """Puts a value into the cache, and returns it. Removes the values that have not been used for longest, until
+        the others fit."""
+        size = self._bytes_of(value)
+        replaced = self._values.pop(key, None)
+        self._values[key] = value, size
+        self._bytes += size - (replaced[1] if replaced else 0)
+        while self._bytes > self._max_bytes:
+            _, (_, dropped_bytes) = self._values.popitem(last=False)
+            self._bytes -= dropped_bytes
+        return value
