@@ -68,6 +68,7 @@ def entrepot(
     """Runs `entrepot` in `folder` and waits for its end. `variables`: environment variables; the command gets no other
     ENTREPOT_* variables. `stdin_text`: the text on its stdin; None: its stdin is empty. `site`: a Python file that
     the process runs first. The command runs in a fork of a process that has imported the program (`forked_process`)."""
+    assert all(name == name.upper() for name in variables), f"not names of variables: {sorted(variables)}"
     with ForkedProcess(
         "registry",
         *map(str, args),
@@ -98,7 +99,6 @@ def entrepot_program(*args: str | Path, folder: Path, **variables: str) -> subpr
 def command_environment(**variables: str) -> dict[str, str]:
     """Returns the environment of this process with `variables` added and all other ENTREPOT_* variables removed. A
     command with this environment can show its stacks to `wait_for_output`."""
-    assert all(name == name.upper() for name in variables), f"not names of variables: {sorted(variables)}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ENTREPOT_")}
     needed = {"PYTHONPATH": f"{STACK_DUMP}:{ROOT}", "COLUMNS": "200"}
     return {**inherited, **NO_CERTIFICATES, **needed, **variables}
