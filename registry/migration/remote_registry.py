@@ -201,13 +201,21 @@ class RemoteRegistry:
                 return
             after = page.items[-1].digest
 
+    async def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
+        """Returns the size in bytes that the old registry states for a blob of this repository, usually by a HEAD
+        request."""
+        try:
+            return (await self._retry(lambda: self._client.resolve_blob(repo, digest))).size
+        except BlobUnknown:
+            raise self._missing_blob(digest) from None
+
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         """Downloads a blob. If the download is interrupted, the bytes that have arrived are kept, and the next download
         continues after them."""
         try:
             await self._retry(lambda: self._download(repo, blob))
         except BlobUnknown:
-            raise ContentBroken(f"{self.host} does not have the blob {blob.digest}") from None
+            raise self._missing_blob(blob.digest) from None
         except DigestInvalid:
             raise ContentBroken(f"{self.host} sends other bytes for the blob {blob.digest}") from None
         except SizeInvalid as error:
@@ -221,6 +229,10 @@ class RemoteRegistry:
         with closing(await self._store.partials.claim(blob.digest, blob.size, self._client.name)) as partial:
             if not partial.is_owner:
                 raise PartialLost("another process downloads this blob from the old registry")
+            if not partial.missing():
+                # All bytes arrived in an earlier import, possibly for another repository. So nothing is downloaded, and
+                # the old registry has to confirm that this repository has the blob. Raises BlobUnknown if not.
+                await self._client.resolve_blob(repo, blob.digest)
             demand = Demand()
             demand.request()
             download = Download(
@@ -228,6 +240,9 @@ class RemoteRegistry:
             )
             await download.run()
             await partial.commit(repo)
+
+    def _missing_blob(self, digest: Digest) -> ContentBroken:
+        return ContentBroken(f"{self.host} does not have the blob {digest}")
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Calls `attempt`, repeats the call after errors that may be temporary, and returns its result. Raises the last
