@@ -7,6 +7,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor
 from storage.errors import BlobUnknown
 from storage.imports import ImportInvalid, SourceDown
-from storage.jobs import JSON
+from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
@@ -39,7 +40,7 @@ from tests.fakes.upstream_content import (
     manifest_of,
     noise_image,
 )
-from tests.fakes.upstream_source import ScriptedServer
+from tests.fakes.upstream_source import scripted_server
 
 APP = RepositoryName("team/app")
 CONFIGURED: list[Upstream] = []
@@ -273,14 +274,8 @@ async def test_head_response_with_another_size_gives_no_blob(
         headers = f"Content-Type: {media_type}\r\nContent-Length: {len(answer)}\r\n\r\n"
         return f"HTTP/1.1 200 OK\r\n{headers}".encode() + (b"" if head.startswith("HEAD") else answer)
 
-    scripted = ScriptedServer(reply)
-    server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0)
-    try:
-        port = server.sockets[0].getsockname()[1]
-        await run_import(url=f"http://127.0.0.1:{port}", repositories=["evil/app"])
-    finally:
-        server.close()
-        await scripted.stop()
+    async with scripted_server(reply) as script:
+        await run_import(url=script.url, repositories=["evil/app"])
     [(name, _)] = run_import.reports()
     assert name == "evil/app:1"
     with pytest.raises(BlobUnknown):
@@ -431,16 +426,58 @@ async def test_a_list_that_leads_in_a_circle(run_import: ImportRun) -> None:
         link = "" if "/_catalog" not in head else 'Link: </v2/_catalog?last=x>; rel="next"\r\n'
         return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{link}\r\n".encode() + body
 
-    old_registry = ScriptedServer(reply)
-    server = await asyncio.start_server(old_registry.serve, "127.0.0.1", 0)
-    try:
-        port = server.sockets[0].getsockname()[1]
+    async with scripted_server(reply) as script:
         with pytest.raises(ImportInvalid, match="leads in a circle"):
-            await run_import(url=f"http://127.0.0.1:{port}", repositories=None)
-    finally:
-        server.close()
-        await old_registry.stop()
+            await run_import(url=script.url, repositories=None)
     assert len(run_import.reports()) == 2
+
+
+async def test_a_list_without_an_end(run_import: ImportRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old registry lists its repositories in pages, and each page links to another one. After MAX_CATALOG_PAGES
+    pages, the import ends with an error that states what to do."""
+    monkeypatch.setattr("registry.migration.remote_registry.MAX_CATALOG_PAGES", 5)
+    pages = count()
+
+    def reply(head: str) -> bytes:
+        link = "" if "/_catalog" not in head else f'Link: </v2/_catalog?last={next(pages)}>; rel="next"\r\n'
+        return f"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n{link}\r\n".encode() + b'{"repositories": []}'
+
+    async with scripted_server(reply) as script, asyncio.timeout(20):
+        with pytest.raises(ImportInvalid, match=r"more than 5 pages; .* pass it with --repositories FILE"):
+            await run_import(url=script.url, repositories=None)
+    assert next(pages) == 5
+
+
+async def test_import_can_be_stopped_while_it_waits(
+    store: StoredRegistry, run_import: ImportRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old registry asks for a pause of ten minutes. An import that waits for the end of the pause can be
+    stopped."""
+    monkeypatch.setattr("storage.upkeep.job_runner.STOP_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("storage.upkeep.job_runner.STOP_GRACE_SECONDS", 0.01)
+    asked = asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        asked.set()
+        await asyncio.sleep(seconds)
+
+    async def work(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
+        return await import_remote(store, router, context, CONFIGURED, pause)
+
+    def reply(head: str) -> bytes:
+        return b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 600\r\nContent-Length: 0\r\n\r\n"
+
+    async def stop() -> None:
+        await asked.wait()
+        [job] = await store.jobs.active()
+        await store.jobs.request_stop(job.id)
+
+    run_import.work = work
+    async with scripted_server(reply) as script, asyncio.timeout(20):
+        stopping = asyncio.create_task(stop())
+        with pytest.raises(JobStopped):
+            await run_import(url=script.url, repositories=None)
+        await stopping
 
 
 async def test_login(
