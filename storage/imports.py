@@ -1,6 +1,6 @@
 """The interface of the records that an import from another registry (the *old registry*) reads and writes in addition
-to content (`ImportRecords`), and the errors of imports. The records say who changed a tag last, and when content was
-pushed to the old registry."""
+to content (`ImportRecords`), and the errors of imports. The records say who changed a tag last, when content was pushed
+to the old registry, and which blobs this registry has."""
 
 from __future__ import annotations
 
@@ -57,6 +57,11 @@ class ImportRecords(Protocol):
 
     async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> TagChange | None:
         """Returns the latest change of a tag; None if there never was such a tag."""
+        ...
+
+    async def stored_size(self, digest: Digest) -> int | None:
+        """Returns the size in bytes of the blob, if any repository, hosted or mirrored, has it; otherwise None. Returns
+        None also for a blob that is known to be damaged."""
         ...
 
     async def save_times(

@@ -55,13 +55,14 @@ class DirectorySource:
         """The reasons for refused links that were reported already."""
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
-        return await asyncio.to_thread(self._directory.manifest, digest)
+        return await asyncio.to_thread(self._directory.manifest, repo, digest)
+
+    async def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
+        return await asyncio.to_thread(self._directory.layer_size, repo, digest)
 
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         digest = blob.digest
-        async with self._opened(digest) as file_descriptor:
-            if not await asyncio.to_thread(self._directory.has_layer, repo, digest):
-                self._report.note(repo, "the old registry did not serve this blob: its link is missing", digest=digest)
+        async with self._opened(repo, digest) as file_descriptor:
             size = os.fstat(file_descriptor).st_size
             if not await self._link(repo, digest, size, file_descriptor):
                 await self._copy(repo, digest, file_descriptor)
@@ -69,9 +70,9 @@ class DirectorySource:
             self._report.bytes += size
 
     @asynccontextmanager
-    async def _opened(self, digest: Digest) -> AsyncIterator[int]:
+    async def _opened(self, repo: RepositoryName, digest: Digest) -> AsyncIterator[int]:
         """A context manager that opens the file of a blob, and closes it when the block ends. Raises ContentBroken."""
-        opening = asyncio.get_running_loop().run_in_executor(None, self._directory.open_blob, digest)
+        opening = asyncio.get_running_loop().run_in_executor(None, self._directory.open_blob, repo, digest)
         try:
             file_descriptor = await asyncio.shield(opening)
         except asyncio.CancelledError:

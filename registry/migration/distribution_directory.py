@@ -8,8 +8,9 @@
     ROOT/blobs/sha256/HH/HEX/data                                    the bytes of a manifest or blob
 
 A *link* is a file named `link` that contains a digest. A deleted manifest leaves its directory in `revisions` without
-the link. The old registry may run meanwhile: it moves a finished layer to its place and never writes to that file
-again, and its garbage collection only unlinks files. All methods block.
+the link. The old registry serves a manifest or blob only from the repositories that have a link to it, so that knowing
+a digest gives no access to content of another repository. The old registry may run meanwhile: it moves a finished layer
+to its place and never writes to that file again, and its garbage collection only unlinks files. All methods block.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _ROOTS: Final = ("", "docker/registry/v2", "registry/v2", "v2", "_data/docker/re
 settings of the old registry, or a directory below it."""
 _MAX_LINK_BYTES: Final = 256
 """A link contains one digest. A longer file is not read."""
+_NOT_SERVED: Final = "the old registry does not serve it from this repository: its link is missing"
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 """Largest manifest that is read: the largest that the settings of this registry can allow."""
 
@@ -145,16 +147,23 @@ class DistributionDirectory:
                 if (path / "link").exists():
                     yield digest
 
-    def has_layer(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the old registry serves the blob from this repository."""
-        return (self._repository(repo) / "_layers" / digest.algorithm / digest.encoded / "link").exists()
+    def layer_size(self, repo: RepositoryName, digest: Digest) -> int:
+        """Returns the size in bytes of a blob that the old registry serves from this repository. Raises
+        ContentBroken."""
+        self._check_layer(repo, digest)
+        try:
+            return os.stat(self.blob_path(digest)).st_size
+        except OSError as error:
+            raise ContentBroken(_unreadable(f"the file of the blob {digest}", error)) from None
 
     def unfinished_uploads(self, repo: RepositoryName) -> int:
         """Returns the number of unfinished pushes of the repository."""
         return sum(1 for _ in self._names(self._repository(repo) / "_uploads"))
 
-    def manifest(self, digest: Digest) -> Manifest:
-        """Returns the manifest with this digest. Raises ContentBroken."""
+    def manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
+        """Returns a manifest that the old registry serves from this repository. Raises ContentBroken."""
+        if self.revision_time(repo, digest) is None:
+            raise ContentBroken(_NOT_SERVED)
         path = self.blob_path(digest)
         try:
             with open(path, "rb") as file:
@@ -174,12 +183,19 @@ class DistributionDirectory:
         """Returns the path of the file with the bytes of the blob or manifest."""
         return self.root / "blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded / "data"
 
-    def open_blob(self, digest: Digest) -> int:
-        """Opens the file of the blob for reading and returns its descriptor. Raises ContentBroken."""
+    def open_blob(self, repo: RepositoryName, digest: Digest) -> int:
+        """Opens the file of a blob that the old registry serves from this repository. Returns the descriptor of the
+        open file. Raises ContentBroken."""
+        self._check_layer(repo, digest)
         try:
             return os.open(self.blob_path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise ContentBroken(_unreadable(f"the file of the blob {digest}", error)) from None
+
+    def _check_layer(self, repo: RepositoryName, digest: Digest) -> None:
+        """Raises ContentBroken if the repository has no link to the blob."""
+        if not (self._repository(repo) / "_layers" / digest.algorithm / digest.encoded / "link").exists():
+            raise ContentBroken(f"the blob {digest}: {_NOT_SERVED}")
 
     def _repository(self, repo: RepositoryName) -> Path:
         return self.root / "repositories" / repo

@@ -2,6 +2,9 @@
 their index, and the tag with the last manifest. So an interrupted import leaves no incomplete image, and a second run
 continues.
 
+A manifest can name any digest. So a repository gets a blob that this registry has already only after the old registry
+has shown that its repository of the same name has the blob (ADR 9).
+
 If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
 undo a push. The history of the tag tells who changed it (`IMPORT_PROGRAM`).
 """
@@ -40,9 +43,15 @@ class ContentSource(Protocol):
         """Returns the manifest, whose bytes were verified. Raises ContentBroken, and errors of the old registry."""
         ...
 
+    async def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
+        """Returns the size in bytes of a blob that the old registry serves from this repository. Raises ContentBroken
+        if it does not serve the blob from there, and errors of the old registry."""
+        ...
+
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Stores a blob, which this registry does not have yet, in this registry's repository of the same name. Raises
-        ContentBroken, errors of the old registry, StorageFull, StorageFailed."""
+        """Reads a blob of the old registry's repository and stores it in this registry's repository of the same name.
+        Raises ContentBroken, also if the old registry does not serve the blob from this repository. Raises errors of
+        the old registry, StorageFull, StorageFailed."""
         ...
 
 
@@ -173,24 +182,39 @@ class ImageWriter:
 
         async def import_listed_blob(blob: Descriptor) -> None:
             try:
-                await self._import_blob(repo, blob)
+                await self._import_blob(repo, blob, may_mount=blob.digest not in manifest.foreign)
             except ContentBroken:
                 if blob.digest not in manifest.foreign:  # clients fetch foreign layers from other servers
                     raise
 
         await run_workers(each(iter(blobs.values())), import_listed_blob, min(BLOBS_AT_A_TIME, max(len(blobs), 1)))
 
-    async def _import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
-        """Stores a blob in a repository. If another repository of this registry has the blob, mounts that blob, so that
-        the bytes are fetched only once."""
+    async def _import_blob(self, repo: RepositoryName, blob: Descriptor, *, may_mount: bool = True) -> None:
+        """Stores a blob in a repository. If another repository of this registry has the blob, and the old registry
+        serves it from this repository, too, mounts the blob, so that its bytes are fetched only once. `may_mount`:
+        False for a foreign layer, which is only stored if the old registry sends its bytes."""
         async with self._blob_locks.hold(blob.digest):
             try:
                 await self._store.resolve_blob(repo, blob.digest)
                 return
             except BlobUnknown:
                 pass
-            try:
-                await self._store.mount_blob(repo, blob.digest, ALL_NAMES, self._by)
-                self._report.shared += 1
-            except BlobUnknown:
+            if not may_mount or not await self._mount(repo, blob.digest):
                 await self._source.import_blob(repo, blob)
+
+    async def _mount(self, repo: RepositoryName, digest: Digest) -> bool:
+        """If another repository of this registry has the blob, and the old registry serves a blob of the same size from
+        `repo`, adds the blob to `repo` and returns True. Otherwise returns False. Raises ContentBroken if the old
+        registry does not serve the blob from `repo`."""
+        stored_size = await self._store.imports.stored_size(digest)
+        if stored_size is None:
+            return False
+        # A redirect to a login page also ends with status 200, so the size is compared.
+        if await self._source.blob_size(repo, digest) != stored_size:
+            return False
+        try:
+            await self._store.mount_blob(repo, digest, ALL_NAMES, self._by)
+        except BlobUnknown:  # garbage collection has just deleted the blob
+            return False
+        self._report.shared += 1
+        return True

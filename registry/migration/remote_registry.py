@@ -7,6 +7,7 @@ registry is treated as down, and the import ends with `SourceDown`. The next imp
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import re
 import time
@@ -55,11 +56,15 @@ LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
 """The import ends after this number of requests in a row has failed. A request fails if all its attempts fail."""
+MAX_CATALOG_PAGES: Final = 20_000
+"""Largest number of pages of the list of repositories that are read. A registry that sends only 100 names in a page can
+list two million repositories in as many pages. A faulty registry may link to further pages without an end."""
 PAGE_SIZE: Final = 1000
 """Largest number of tags or referrers that are requested in one page."""
 IDLE_TIMEOUT_SECONDS: Final = 60.0
 """Time without a byte after which a request fails. It is longer than the timeout of the mirrors, because no client
 waits."""
+_NAMES_BY_FILE: Final = "write their names into a file, one per line, and pass it with --repositories FILE"
 log = logging.getLogger("registry.migration")
 
 
@@ -135,26 +140,28 @@ class RemoteRegistry:
 
     async def repositories(self) -> AsyncIterator[str]:
         """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it offers no
-        list."""
+        list, or a list without an end."""
         page: CatalogPage | None = None
-        seen_urls: set[str] = set()
+        # The digests of the URLs of the pages, because a registry may send URLs of many KiB.
+        url_digests: set[bytes] = set()
         while page is None or page.next_url is not None:
+            if len(url_digests) >= MAX_CATALOG_PAGES:
+                raise ImportInvalid(
+                    f"the list of repositories of {self.host} has more than {MAX_CATALOG_PAGES} pages; {_NAMES_BY_FILE}"
+                )
             previous = page
             try:
                 page = await self._retry(lambda: self._client.catalog_page(previous))  # noqa: B023  awaited here
             except (NameUnknown, Denied) as error:
                 raise ImportInvalid(
-                    f"{self.host} does not give out the list of its repositories ({error.message}); write their names "
-                    "into a file, one per line, and pass it with --repositories FILE"
+                    f"{self.host} does not give out the list of its repositories ({error.message}); {_NAMES_BY_FILE}"
                 ) from None
             for name in page.names:
                 yield name
-            if page.next_url in seen_urls:
-                raise ImportInvalid(
-                    f"the list of repositories of {self.host} leads in a circle; write their names into a "
-                    "file, one per line, and pass it with --repositories FILE"
-                )
-            seen_urls.add(page.next_url or "")
+            url_digest = hashlib.sha256((page.next_url or "").encode()).digest()
+            if url_digest in url_digests:
+                raise ImportInvalid(f"the list of repositories of {self.host} leads in a circle; {_NAMES_BY_FILE}")
+            url_digests.add(url_digest)
 
     async def tags(self, repo: RepositoryName) -> AsyncIterator[Tag]:
         """Yields the tags of a repository. Raises ContentBroken if there is no such repository."""
@@ -201,13 +208,21 @@ class RemoteRegistry:
                 return
             after = page.items[-1].digest
 
+    async def blob_size(self, repo: RepositoryName, digest: Digest) -> int:
+        """Returns the size in bytes that the old registry states for a blob of this repository, usually by a HEAD
+        request."""
+        try:
+            return (await self._retry(lambda: self._client.resolve_blob(repo, digest))).size
+        except BlobUnknown:
+            raise self._missing_blob(digest) from None
+
     async def import_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
         """Downloads a blob. If the download is interrupted, the bytes that have arrived are kept, and the next download
         continues after them."""
         try:
             await self._retry(lambda: self._download(repo, blob))
         except BlobUnknown:
-            raise ContentBroken(f"{self.host} does not have the blob {blob.digest}") from None
+            raise self._missing_blob(blob.digest) from None
         except DigestInvalid:
             raise ContentBroken(f"{self.host} sends other bytes for the blob {blob.digest}") from None
         except SizeInvalid as error:
@@ -221,6 +236,10 @@ class RemoteRegistry:
         with closing(await self._store.partials.claim(blob.digest, blob.size, self._client.name)) as partial:
             if not partial.is_owner:
                 raise PartialLost("another process downloads this blob from the old registry")
+            if not partial.missing():
+                # All bytes arrived in an earlier import, possibly for another repository. So nothing is downloaded, and
+                # the old registry has to confirm that this repository has the blob. Raises BlobUnknown if not.
+                await self._client.resolve_blob(repo, blob.digest)
             demand = Demand()
             demand.request()
             download = Download(
@@ -228,6 +247,9 @@ class RemoteRegistry:
             )
             await download.run()
             await partial.commit(repo)
+
+    def _missing_blob(self, digest: Digest) -> ContentBroken:
+        return ContentBroken(f"{self.host} does not have the blob {digest}")
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Calls `attempt`, repeats the call after errors that may be temporary, and returns its result. Raises the last

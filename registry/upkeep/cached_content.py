@@ -12,11 +12,12 @@ upstream's name. `mirrored.repo` is the name under which `stored` has the reposi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 from registry.router import Destination, Router
 from storage.composition import open_inventory
@@ -26,6 +27,9 @@ from storage.inventory import RemovalPlan
 from storage.names import Digest, ImageReference, Reference, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upstream_tags import FrozenTag, TagFrozen
+
+MANIFESTS_AT_A_TIME: Final = 20
+"""Number of manifests that are read and parsed before other tasks of the process can run: about 2 ms of work."""
 
 
 class RefreshOutcome(StrEnum):
@@ -151,22 +155,25 @@ async def _forget_bad_senders(stored: StoredRegistry, mirrored: Destination, ima
     assert mirrored.upstream is not None
     # The digest in a reference may be that of a blob and not of a manifest.
     blobs = {image.reference} if isinstance(image.reference, Digest) else set()
-    async for manifest in _cached_tree(stored, mirrored.repo, [image.reference]):
+    async for manifest in _cached_tree(stored, mirrored.repo, image.reference, set()):
         blobs |= {blob.digest for blob in manifest.blobs} | manifest.blob_children
     return await stored.records.forget_bad_senders(mirrored.upstream, blobs)
 
 
 async def _cached_tree(
-    stored: StoredRegistry, repo: RepositoryName, references: Sequence[Reference]
+    stored: StoredRegistry, repo: RepositoryName, reference: Reference, read_references: set[Reference]
 ) -> AsyncIterator[Manifest]:
-    """Yields the cached manifests of the references, and those that they list, directly or through other indexes."""
-    unread = list(references)
-    read_references: set[Reference] = set()
+    """Yields the cached manifest of the reference, and those that it lists, directly or through other indexes. Leaves
+    out the manifests of `read_references`, and adds to this set the references that were read. Lets other tasks run
+    meanwhile, because an index can list tens of thousands of manifests."""
+    unread = [reference]
     while unread:
         reference = unread.pop()
         if reference in read_references:
             continue
         read_references.add(reference)
+        if len(read_references) % MANIFESTS_AT_A_TIME == 0:
+            await asyncio.sleep(0)
         try:
             manifest = await stored.get_manifest(repo, reference)
         except ManifestUnknown:
@@ -221,10 +228,11 @@ async def _check_not_frozen(stored: StoredRegistry, repo: RepositoryName, remova
     """Raises TagFrozen if a frozen tag of the repository is among the tags that would be deleted, or needs one of the
     manifests."""
     removed, removed_tags = set(removal.manifests), set(removal.tags)
+    read_references: set[Reference] = set()  # many frozen tags can need the same manifests
     for frozen in await stored.upstream_tags.frozen_in(repo):
         if frozen.tag in removed_tags:
             raise _tag_frozen(frozen)
-        async for manifest in _cached_tree(stored, repo, [frozen.digest]):
+        async for manifest in _cached_tree(stored, repo, frozen.digest, read_references):
             if manifest.digest in removed:
                 raise _tag_frozen(frozen)
 

@@ -2,9 +2,9 @@
 runs it.
 
 A job's work is a function with a `JobContext` as argument. The work reports its progress to the context, which raises
-JobStopped if the job has to stop. In all processes together, only one job of a kind runs at a time: the process that
-runs it holds the slot (a permit) of the kind. If the process dies, its slot becomes free, and a server process
-continues the job if it is resumable.
+JobStopped if the job has to stop. Work that reports nothing for a while, because it waits or searches, is cancelled. In
+all processes together, only one job of a kind runs at a time: the process that runs it holds the slot (a permit) of the
+kind. If the process dies, its slot becomes free, and a server process continues the job if it is resumable.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ POLL_SECONDS: Final = 1.0
 """Interval, in seconds, at which a server process checks whether jobs are queued."""
 SAVE_SECONDS: Final = 1.0
 """Shortest time between two writes of a job's progress."""
+STOP_CHECK_SECONDS: Final = 1.0
+"""Interval, in seconds, at which the process that runs a job checks whether a stop of the job was requested."""
+STOP_GRACE_SECONDS: Final = 5.0
+"""Seconds that a job has to stop at its next report before it is cancelled. Most jobs report more often, and complete
+the step that they are doing."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a server process checks again for queued jobs after an error of the store."""
 log = logging.getLogger("storage.jobs")
@@ -82,7 +87,8 @@ class JobContext:
 
 
 Work = Callable[[JobContext], Awaitable[JSON]]
-"""The work of a job. Returns the job's result."""
+"""The work of a job. Returns the job's result. It may be cancelled at any time, when the process ends or a stop was
+requested, and then leaves the store consistent."""
 
 
 class JobRunner:
@@ -169,11 +175,11 @@ class JobRunner:
 
 async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
     """Runs the work of a job, stores the state in which it ended, and returns its result. Raises the errors of the
-    work. If the task is cancelled, a resumable job stays as it is, so that a server continues it. A job that is not
-    resumable gets the state STOPPED."""
+    work, and JobStopped if it had to be cancelled because a stop was requested. If the task is cancelled, a resumable
+    job stays as it is, so that a server continues it. A job that is not resumable gets the state STOPPED."""
     job_id = context.job.id
     try:
-        result = await work(context)
+        result = await _run_until_stopped(context, jobs, work)
     except asyncio.CancelledError:
         if not context.job.is_resumable:
             await jobs.end(job_id, JobState.STOPPED, "it was interrupted")
@@ -189,6 +195,35 @@ async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
         raise
     await jobs.end(job_id, JobState.DONE, "", result)
     return result
+
+
+async def _run_until_stopped(context: JobContext, jobs: Jobs, work: Work) -> JSON:
+    """Runs the work and returns its result. If a stop was requested and the work does not end within
+    `STOP_GRACE_SECONDS`, cancels the work and raises JobStopped. A cancellation of this call cancels the work."""
+    running = asyncio.ensure_future(work(context))
+    try:
+        while not running.done():
+            await asyncio.wait([running], timeout=STOP_CHECK_SECONDS)
+            if not running.done() and await _is_stopping(jobs, context.job.id):
+                await asyncio.wait([running], timeout=STOP_GRACE_SECONDS)
+                break
+        if not running.done():
+            running.cancel()
+            await asyncio.wait([running])
+            if running.cancelled():
+                raise JobStopped
+        return running.result()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _is_stopping(jobs: Jobs, job_id: int) -> bool:
+    """Returns whether a stop of the job was requested; False if the store cannot be read now."""
+    try:
+        return (await jobs.job(job_id)).is_stopping
+    except RegistryError:
+        return False
 
 
 async def run_in_command(

@@ -39,7 +39,8 @@ def import_file(path: Path, as_name: str | None, config: Path | None, data: str 
             content = await asyncio.to_thread(find_images, opened)
             own_host = urlsplit(upkeep.settings.public_url or "").netloc
             return await import_images(
-                *(upkeep.router, content, name, operator_actor(), reporter, own_host, upkeep.store.immutable_tags)
+                *(upkeep.router, content, name, operator_actor(), reporter, upkeep.store.imports),
+                *(own_host, upkeep.store.immutable_tags),
             )
 
     result = with_upkeep(config, data, work, create_data_directory=True)

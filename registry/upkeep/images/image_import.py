@@ -1,34 +1,37 @@
 """Imports the images of a file into hosted repositories, that is, repositories to which clients push (`import_images`).
 
-The import pushes the images as a client would push them, so the same checks apply. Blobs that the registry has already
-are not read from the file. So a second call continues an import that was interrupted.
+The import pushes the images as a client would push them, so the same checks apply. Blobs that the repository has
+already are not read from the file. So a second call continues an import that was interrupted. A blob that only another
+repository has is not stored again, but the file must contain its bytes: a manifest can name any digest, and naming a
+digest must give no access to a blob (ADR 9).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from registry.router import Router
 from registry.upkeep.images.found_images import CHUNK_BYTES, FoundContent, FoundImage
+from registry.upkeep.images.image_trees import ImageTree, read_tree
 from storage.backups import ImageFileFailed
 from storage.content import Actor, Descriptor, Manifest
 from storage.errors import BlobUnknown, DigestInvalid, ManifestBlobUnknown, ManifestUnknown, NameUnknown, RegistryError
+from storage.imports import ImportRecords
 from storage.interface import BlobWriter
 from storage.jobs import JSON
 from storage.names import DEFAULT_TAG, Digest, ImageReference, RepositoryName, Tag, parse_reference
 from storage.patterns import ALL_NAMES
+from storage.running_digest import start_digest
 from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags, immutable_tag_denied
 from storage.upkeep.reporter import Reporter
 
 ATTEMPTS: Final = 3
 """Largest number of attempts to push an image. An attempt fails if the garbage collection deletes a blob of the image
 before its manifest is stored."""
-MAX_DEPTH: Final = 8
-"""Largest number of levels of manifests in one image, because an index can list other indexes."""
 _HUB_PREFIXES: Final = ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/")
 """Prefixes of the names of Docker Hub images, which docker leaves out when it shows a name."""
 
@@ -50,32 +53,23 @@ class ImportName:
         return cls(name.repository, name.reference if has_tag else None)
 
 
-@dataclass(slots=True)
-class _ImageTree:
-    """An image with everything that belongs to it. `manifests`: all its manifests, in the order in which they are
-    stored. `missing`: digests of listed manifests that the file does not contain."""
-
-    root: Manifest
-    manifests: dict[Digest, Manifest] = field(default_factory=dict)
-    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
-    missing: list[Digest] = field(default_factory=list)
-
-
 async def import_images(
     router: Router,
     content: FoundContent,
     name: ImportName | None,
     by: Actor,
     reporter: Reporter,
+    records: ImportRecords,
     own_host: str = "",
     immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS,
 ) -> JSON:
     """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
-    bytes. `name`: the name under which to import; None: the names in the file are used. `own_host`: the host name under
-    which clients know this registry, which is left out of names; empty: not known. An immutable tag that points at
-    another image stays, and is reported as a problem. Raises ImageFileFailed, Denied (the name belongs to an upstream),
-    and the errors of pushes. Content that was stored before an error stays."""
-    trees = [await asyncio.to_thread(_read_tree, content, image) for image in content.images]
+    bytes. `name`: the name under which to import; None: the names in the file are used. `records`: tells which blobs
+    this registry has. `own_host`: the host name under which clients know this registry, which is left out of names;
+    empty: not known. An immutable tag that points at another image stays, and is reported as a problem. Raises
+    ImageFileFailed, Denied (the name belongs to an upstream), and the errors of pushes. Content that was stored before
+    an error stays."""
+    trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
     referrers = [tree for tree in trees if tree.root.subject is not None]
     named_images = [
         (image, tree)
@@ -83,7 +77,7 @@ async def import_images(
         if tree.root.subject is None or image.names
     ]
     targets = _targets(content, named_images, name, own_host)
-    importer = _Importer(router, content, by, reporter, immutable_tags)
+    importer = _Importer(router, content, by, reporter, records, immutable_tags)
     for tree, references in targets:
         await importer.push(tree, references)
     await importer.push_referrers([tree for tree in referrers if not importer.has_stored(tree.root.digest)])
@@ -98,8 +92,8 @@ async def import_images(
 
 
 def _targets(
-    content: FoundContent, images: list[tuple[FoundImage, _ImageTree]], name: ImportName | None, own_host: str
-) -> list[tuple[_ImageTree, list[ImageReference]]]:
+    content: FoundContent, images: list[tuple[FoundImage, ImageTree]], name: ImportName | None, own_host: str
+) -> list[tuple[ImageTree, list[ImageReference]]]:
     """Returns the names under which each image is stored. Raises ImageFileFailed if the file and `name` do not
     determine these names."""
     label = content.source.label
@@ -144,84 +138,28 @@ def _reference(label: str, text: str, name: ImportName | None, own_host: str) ->
     return reference
 
 
-def _read_tree(content: FoundContent, image: FoundImage) -> _ImageTree:
-    """Reads the manifests of an image. Leaves out manifests that an index lists but the file does not contain: `docker
-    save` writes only the platforms that docker has pulled. Blocks. Raises ImageFileFailed."""
-    root = content.manifest(image.digest, image.media_type)
-    if root is None:
-        raise ImageFileFailed(f"{content.source.label} is incomplete: it has no manifest {image.digest}")
-    tree = _ImageTree(root)
-    tree.root = _add_manifest(content, tree, root, MAX_DEPTH)
-    return tree
-
-
-def _add_manifest(content: FoundContent, tree: _ImageTree, manifest: Manifest, depth: int) -> Manifest:
-    """Adds to `tree` a manifest, and the manifests and blobs that it lists. `depth`: how many further levels of
-    manifests are allowed. Returns the manifest. If the file lacks some of the listed manifests, returns an index of the
-    other manifests instead."""
-    if depth == 0:
-        raise ImageFileFailed(f"{content.source.label} has indexes in indexes, more than {MAX_DEPTH} deep")
-    replaced: dict[str, Manifest | None] = {}
-    for entry in manifest.manifests:
-        if entry.digest in manifest.blob_children:
-            tree.blobs.setdefault(entry.digest, entry)
-            continue
-        child = content.manifest(entry.digest, entry.media_type)
-        replacement = (
-            None if child is None or not _has_blobs(content, child) else _add_manifest(content, tree, child, depth - 1)
-        )
-        if replacement is None:
-            tree.missing.append(entry.digest)
-        if replacement is None or replacement.digest != entry.digest:
-            replaced[entry.digest] = replacement
-    if replaced:
-        manifest = _without_missing(content, manifest, replaced)
-    for blob in manifest.blobs:
-        if blob.digest not in manifest.foreign:
-            tree.blobs.setdefault(blob.digest, blob)
-    tree.manifests[manifest.digest] = manifest
-    return manifest
-
-
-def _has_blobs(content: FoundContent, manifest: Manifest) -> bool:
-    """Returns whether the file contains the blobs of a listed manifest. containerd keeps manifests of other platforms
-    without their blobs, and `docker save` writes them."""
-    needed_digests = [blob.digest for blob in manifest.blobs if blob.digest not in manifest.foreign]
-    return all(content.source.size(content.file_of(digest)) is not None for digest in needed_digests)
-
-
-def _without_missing(content: FoundContent, index: Manifest, replaced: dict[str, Manifest | None]) -> Manifest:
-    """Returns the index with changed entries. `replaced`: by the digest of an old entry, the manifest to list instead;
-    None: the entry is left out. Raises ImageFileFailed if no entry is left."""
-    document = json.loads(index.body)
-    entries = []
-    for entry in document["manifests"]:
-        replacement = replaced.get(entry["digest"])
-        if replacement is not None:
-            entries.append({**entry, "digest": replacement.digest, "size": len(replacement.body)})
-        elif entry["digest"] not in replaced:
-            entries.append(entry)
-    if not entries:
-        raise ImageFileFailed(
-            f"{content.source.label} is incomplete: it has nothing that the index {index.digest} lists"
-        )
-    document["manifests"] = entries
-    return Manifest.parse(json.dumps(document).encode(), index.media_type)
-
-
 class _Importer:
     """Pushes images from a file."""
 
     def __init__(
-        self, router: Router, content: FoundContent, by: Actor, reporter: Reporter, immutable_tags: ImmutableTags
+        self,
+        router: Router,
+        content: FoundContent,
+        by: Actor,
+        reporter: Reporter,
+        records: ImportRecords,
+        immutable_tags: ImmutableTags,
     ) -> None:
         self._router = router
         self._content = content
         self._by = by
         self._reporter = reporter
+        self._records = records
         self._immutable_tags = immutable_tags
         self._stored: dict[Digest, set[RepositoryName]] = {}
         """The repositories in which each manifest was stored, by the manifest's digest."""
+        self._verified: set[Digest] = set()
+        """The blobs whose bytes in the file had the right digest."""
         self._refused: set[Digest] = set()
         """The manifests that were stored in no repository because their tag is immutable, and the referrers of these
         manifests."""
@@ -234,7 +172,7 @@ class _Importer:
     def has_stored(self, digest: Digest) -> bool:
         return digest in self._stored
 
-    async def push(self, tree: _ImageTree, references: list[ImageReference]) -> None:
+    async def push(self, tree: ImageTree, references: list[ImageReference]) -> None:
         """Stores an image under all names, except for immutable tags that point at another manifest."""
         by_repository: dict[RepositoryName, list[Tag]] = {}
         for repository, reference in references:
@@ -267,7 +205,7 @@ class _Importer:
                 self._reporter.step("problem", image=f"{repo}:{tag}", digest=root.digest, reason=reason)
         return changeable
 
-    async def push_referrers(self, trees: list[_ImageTree]) -> None:
+    async def push_referrers(self, trees: list[ImageTree]) -> None:
         """Stores each referrer in the repositories that have its subject. Leaves out the referrers of images that were
         not stored because of an immutable tag. Raises ImageFileFailed if a subject is not among the manifests of the
         file."""
@@ -291,7 +229,7 @@ class _Importer:
                 self._reporter.step("referrer", digest=tree.root.digest, subject=tree.root.subject)
             waiting = [tree for tree in waiting if tree not in storable]
 
-    async def _push_to(self, repo: RepositoryName, tree: _ImageTree, tags: list[Tag]) -> None:
+    async def _push_to(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             await self._push_blobs(repo, tree)
             try:
@@ -307,38 +245,72 @@ class _Importer:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
 
-    async def _push_blobs(self, repo: RepositoryName, tree: _ImageTree) -> None:
+    async def _push_blobs(self, repo: RepositoryName, tree: ImageTree) -> None:
         position = self._content.source.position
         for blob in sorted(tree.blobs.values(), key=lambda blob: position(self._content.file_of(blob.digest))):
             await self._reporter.report(self.done_bytes, unit="bytes", message=f"importing into {repo}")
-            if await self._is_stored(repo, blob.digest):
+            if await self._has_blob(repo, blob.digest):
+                self.present_blobs += 1
+                continue
+            file_name = await self._find_blob(blob)
+            if await self._mount(repo, blob, file_name):
                 self.present_blobs += 1
             else:
-                await self._push_blob(repo, blob)
+                await self._push_blob(repo, blob, file_name)
                 self.new_blobs += 1
 
-    async def _is_stored(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the repository has the blob. If only another repository has the blob, adds it to this one,
-        and returns True."""
+    async def _has_blob(self, repo: RepositoryName, digest: Digest) -> bool:
         with suppress(BlobUnknown):
             await self._router.hosted.resolve_blob(repo, digest)
             return True
-        with suppress(BlobUnknown):
-            await self._router.mount_blob(repo, digest, ALL_NAMES, self._by)
-            return True
         return False
 
-    async def _push_blob(self, repo: RepositoryName, blob: Descriptor) -> None:
+    async def _find_blob(self, blob: Descriptor) -> str:
+        """Returns the name of the file with the blob. Raises ImageFileFailed if there is none, or if its size is not
+        the one in the manifest."""
         source, file_name = self._content.source, self._content.file_of(blob.digest)
         size = await asyncio.to_thread(source.size, file_name)
         if size is None:
             raise ImageFileFailed(f"{source.label} is incomplete: it has no blob {blob.digest}")
         if size != blob.size:
             raise ImageFileFailed(f"{source.label}: the blob {blob.digest} has {size} bytes instead of {blob.size}")
+        return file_name
+
+    async def _mount(self, repo: RepositoryName, blob: Descriptor, file_name: str) -> bool:
+        """If another repository of this registry has the blob, adds it to `repo` and returns True. Otherwise returns
+        False. First checks that the bytes in the file have the digest; reads them only once, however many repositories
+        get the blob. Raises ImageFileFailed if the bytes have another digest."""
+        if await self._records.stored_size(blob.digest) != blob.size:
+            return False
+        if blob.digest not in self._verified:
+            await self._verify(blob.digest, file_name)
+        with suppress(BlobUnknown):  # garbage collection has just deleted it, or only a private upstream has it
+            await self._router.mount_blob(repo, blob.digest, ALL_NAMES, self._by)
+            return True
+        return False
+
+    async def _verify(self, digest: Digest, file_name: str) -> None:
+        """Reads the file of a blob. Raises ImageFileFailed if its bytes have another digest."""
+        running_digest = start_digest(digest.algorithm)
+
+        async def add_to_digest(data: bytes) -> None:
+            await asyncio.to_thread(running_digest.update, data)
+            await self._reporter.report(self.done_bytes)
+
+        await self._read(file_name, add_to_digest)
+        if running_digest.digest() != digest:
+            raise ImageFileFailed(
+                f"{self._content.source.label}: the blob {digest} is damaged: its bytes have another digest"
+            )
+        self._verified.add(digest)
+
+    async def _push_blob(self, repo: RepositoryName, blob: Descriptor, file_name: str) -> None:
+        source = self._content.source
         writer = await self._router.start_upload(repo, blob.digest.algorithm, by=self._by)
         try:
             await self._copy(file_name, writer)
             await writer.commit(blob.digest)
+            self._verified.add(blob.digest)
         except DigestInvalid as error:
             raise ImageFileFailed(f"{source.label}: the blob {blob.digest} is damaged: {error.message}") from error
         except BaseException:
@@ -350,6 +322,17 @@ class _Importer:
                 await writer.aclose()
 
     async def _copy(self, file_name: str, writer: BlobWriter) -> None:
+        """Writes the bytes of a file to `writer`."""
+
+        async def write(data: bytes) -> None:
+            await writer.write(data)
+            self.done_bytes += len(data)
+            await self._reporter.report(self.done_bytes)
+
+        await self._read(file_name, write)
+
+    async def _read(self, file_name: str, take: Callable[[bytes], Awaitable[None]]) -> None:
+        """Reads a file and calls `take` with each chunk of its bytes. Raises ImageFileFailed."""
         label = self._content.source.label
         with await asyncio.to_thread(self._content.source.open, file_name) as file:
 
@@ -360,6 +343,4 @@ class _Importer:
                     raise ImageFileFailed(f"{label} is damaged or cut off: {error}") from error
 
             while data := await asyncio.to_thread(read):
-                await writer.write(data)
-                self.done_bytes += len(data)
-                await self._reporter.report(self.done_bytes)
+                await take(data)

@@ -8,6 +8,7 @@ connection of its own.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -40,10 +41,10 @@ SELECT m.id FROM manifest_child c JOIN manifest m ON m.repository = c.repository
 _REFERRERS = """
 SELECT s.id FROM manifest m JOIN manifest s ON s.repository = m.repository AND s.subject = m.digest WHERE m.id = ?1"""
 """Row ids of the manifests whose subject is the manifest with row id ?1."""
-_INDEXES = """
+_NEXT_INDEX = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
- WHERE m.id = ?1"""
-"""Row ids of the indexes that list the manifest with row id ?1."""
+ WHERE m.id = ?1 AND c.manifest > ?2 ORDER BY c.manifest LIMIT 1"""
+"""Row id of the first index after the row id ?2 that lists the manifest with row id ?1."""
 _FREED_BYTES = """
 SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = ?1
  WHERE NOT EXISTS (SELECT 1 FROM blob_link o WHERE o.blob = b.id AND o.repository <> ?1)
@@ -147,7 +148,7 @@ class SqliteInventory:
         if root is None:
             raise ManifestUnknown(f"{repo} has no manifest {reference}")
         tags = self._tags(root)
-        if isinstance(reference, Tag) and (tags != [reference] or self._column(_INDEXES, root)):
+        if isinstance(reference, Tag) and (tags != [reference] or self._next_index(root)):
             return RemovalPlan(repo, (reference,), manifests=(), size=0)
         return self._plan(repo, repository, tags, self._with_dependents(root))
 
@@ -165,16 +166,41 @@ class SqliteInventory:
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root`, its children and referrers, and recursively their
         children and referrers. Leaves out manifests that have a tag or that a remaining index lists."""
-        removed_ids = [root]
-        for manifest in removed_ids:  # also visits the manifests that are appended during the loop
+        # An index can have tens of thousands of children, and many indexes can list the same children. So these are
+        # dictionaries, and a manifest that an index lists waits until that index is removed, if it ever is. Thus each
+        # reference is read only once.
+        removed: dict[int, None] = {}  # keeps the order
+        waiting: dict[int, list[int]] = {}  # by index: the manifests that stay unless the index is removed
+        checked_indexes = {root: 0}  # by found manifest: no remaining index up to this row id lists it
+        pending = deque([root])
+        while pending:
+            manifest = pending.popleft()
+            if manifest != root:
+                index = self._next_index(manifest, checked_indexes[manifest])
+                while index is not None and index in removed:
+                    checked_indexes[manifest] = index
+                    index = self._next_index(manifest, index)
+                if index is not None:
+                    waiting.setdefault(index, []).append(manifest)
+                    continue
+                if self._has_tag(manifest):
+                    continue
+            removed[manifest] = None
+            pending += waiting.pop(manifest, ())
             for dependent in [*self._column(_CHILDREN, manifest), *self._column(_REFERRERS, manifest)]:
-                if (
-                    dependent not in removed_ids
-                    and not self._tags(dependent)
-                    and set(self._column(_INDEXES, dependent)) <= set(removed_ids)
-                ):
-                    removed_ids.append(dependent)
-        return removed_ids
+                if dependent not in checked_indexes:
+                    checked_indexes[dependent] = 0
+                    pending.append(dependent)
+        return list(removed)
+
+    def _next_index(self, manifest: int, after: int = 0) -> int | None:
+        """Returns the row id of the first index with a row id larger than `after` that lists the manifest; None if
+        there is none."""
+        row_ids = self._column(_NEXT_INDEX, manifest, after)
+        return row_ids[0] if row_ids else None
+
+    def _has_tag(self, manifest: int) -> bool:
+        return bool(self._column("SELECT 1 FROM tag WHERE manifest = ?1 LIMIT 1", manifest))
 
     def _plan(self, repo: RepositoryName, repository: int, tags: Sequence[Tag], removed: list[int]) -> RemovalPlan:
         """Returns the plan that removes `tags` and the manifests with the row ids `removed`. `RemovalPlan.size` is the
@@ -187,9 +213,9 @@ class SqliteInventory:
         """Returns the tags that point at the manifest with the row id `manifest`."""
         return [Tag(name) for name in self._column("SELECT name FROM tag WHERE manifest = ?1 ORDER BY name", manifest)]
 
-    def _column(self, sql: str, parameter: int) -> list[Any]:
-        """Runs a statement with one parameter and one column. Returns the values of the column."""
-        return [value for (value,) in self._db.execute(sql, (parameter,)).fetchall()]
+    def _column(self, sql: str, *parameters: int) -> list[Any]:
+        """Runs a statement with one column. Returns the values of the column."""
+        return [value for (value,) in self._db.execute(sql, parameters).fetchall()]
 
 
 def _range_below(name: str) -> tuple[str, str]:

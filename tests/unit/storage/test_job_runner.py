@@ -105,6 +105,53 @@ async def test_a_job_can_be_stopped(store: StoredRegistry) -> None:
     runner.cancel()
 
 
+async def test_job_that_reports_nothing_can_be_stopped(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that waits for a long time without a report of its progress is cancelled when a stop is requested. It ends
+    as stopped, also if it is resumable."""
+    monkeypatch.setattr("storage.upkeep.job_runner.STOP_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("storage.upkeep.job_runner.STOP_GRACE_SECONDS", 0.01)
+    started, cleaned_up = asyncio.Event(), asyncio.Event()
+
+    async def work(_: JobContext) -> object:
+        started.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cleaned_up.set()
+        return None
+
+    runner = asyncio.create_task(JobRunner(store.jobs, store.leases, {"count": work}).run())
+    job = await store.jobs.add("count", {}, actor="alice", is_resumable=True)
+    async with asyncio.timeout(20):
+        await started.wait()
+    await store.jobs.request_stop(job.id)
+    stopped_job = await wait_for_end(store, job)
+    assert (stopped_job.state, stopped_job.progress.message) == (JobState.STOPPED, "the job was stopped")
+    assert cleaned_up.is_set()
+    runner.cancel()
+
+
+async def test_job_stops_at_its_next_report_if_that_comes_soon(
+    store: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a stop was requested, a job is not cancelled at once: it ends at its next report, and completes the step
+    before that."""
+    monkeypatch.setattr("storage.upkeep.job_runner.STOP_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("storage.upkeep.job_runner.STOP_GRACE_SECONDS", 60.0)
+    steps = list[str]()
+
+    async def work(context: JobContext) -> object:
+        await store.jobs.request_stop(context.job.id)
+        await asyncio.sleep(0.2)
+        steps.append("complete")
+        await context.report(save_now=True)
+        return None
+
+    with pytest.raises(JobStopped):
+        await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:alice")
+    assert steps == ["complete"]
+
+
 async def test_a_resumable_job_continues_after_a_restart(store: StoredRegistry) -> None:
     """If a server ends while it runs a resumable job, the next server continues the job at its stored position."""
     started = asyncio.Event()

@@ -16,6 +16,10 @@ from storage.names import Digest, RepositoryName, Tag
 _LAST_CHANGE: Final = """
 SELECT h.digest, h.at, h.actor, h.user_agent FROM repository r JOIN tag_history h ON h.repository = r.id AND h.tag = ?2
  WHERE r.name = ?1 ORDER BY h.id DESC LIMIT 1"""
+_BLOB_SIZE: Final = """
+SELECT b.size FROM blob b
+ WHERE b.digest = ? AND b.place <> '' AND EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = b.id)"""
+"""A damaged blob has an empty `place`."""
 _MANIFEST: Final = """
 SELECT m.id FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2 WHERE r.name = ?1"""
 _SAVE_TAG_TIME: Final = """
@@ -37,6 +41,10 @@ class SqliteImportRecords:
             return None
         digest, at, actor, program = row
         return TagChange(None if digest is None else Digest(digest), at, actor, program)
+
+    async def stored_size(self, digest: Digest) -> int | None:
+        size: int | None = self._db.execute(_BLOB_SIZE, (digest,)).get
+        return size
 
     async def save_times(
         self, repo: RepositoryName, digest: Digest, pushed: float | None, tags: Mapping[Tag, float]

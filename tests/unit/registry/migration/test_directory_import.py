@@ -18,7 +18,7 @@ from registry.router import Router
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor
 from storage.data_dir.system import System
-from storage.errors import ManifestUnknown, StorageFull
+from storage.errors import BlobUnknown, ManifestUnknown, StorageFull
 from storage.imports import ImportInvalid
 from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName, Tag
@@ -238,6 +238,35 @@ async def test_a_shared_blob_is_linked_once(
     assert (result["linked"], result["shared"]) == (2, 2)
     for name in ("a", "b"):
         await assert_complete(store, RepositoryName(name), image)
+
+
+async def test_known_digest_gives_no_content_of_another_repository(
+    store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """Manifests name a layer and a child manifest that the old registry serves only from another repository: their
+    links are missing. The import does not take them from that repository, neither before nor after they are stored."""
+    secret = old_registry.push("bob/secret", noise_image("secret", 10), "1")
+    config = UpstreamBlob(b"{}", "application/vnd.oci.image.config.v1+json")
+    old_registry.push("evil/app", manifest_of(config, secret.layers[0]), "layer")
+    old_registry.layer("evil/app", secret.layers[0].digest).unlink()
+    old_registry.push("evil/app", index_of((secret, "amd64")), "index")
+    old_registry.revision("evil/app", secret.digest).unlink()
+    old_registry.layer("evil/app", secret.layers[0].digest).unlink()
+    reason = "the old registry does not serve it from this repository: its link is missing"
+    expected = {
+        "evil/app:layer": f"the blob {secret.layers[0].digest}: {reason}",
+        "evil/app:index": f"its child {secret.digest}: {reason}",
+    }
+
+    await run_import(include=["evil/**"])
+    assert dict(run_import.reports()) == expected
+    await run_import()
+    assert dict(run_import.reports()) == expected
+    await run_import()
+    assert dict(run_import.reports()) == expected
+    with pytest.raises(BlobUnknown):
+        await store.resolve_blob(RepositoryName("evil/app"), Digest(secret.layers[0].digest))
+    await assert_complete(store, RepositoryName("bob/secret"), secret)
 
 
 async def test_broken_content_is_reported(

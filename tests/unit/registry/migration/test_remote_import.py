@@ -4,7 +4,10 @@ faults. A second import fetches only what has changed."""
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,9 @@ from registry.migration.remote_registry import FAILURES_TO_END
 from registry.router import Router
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor
+from storage.errors import BlobUnknown
 from storage.imports import ImportInvalid, SourceDown
-from storage.jobs import JSON
+from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
@@ -36,7 +40,7 @@ from tests.fakes.upstream_content import (
     manifest_of,
     noise_image,
 )
-from tests.fakes.upstream_source import ScriptedServer
+from tests.fakes.upstream_source import scripted_server
 
 APP = RepositoryName("team/app")
 CONFIGURED: list[Upstream] = []
@@ -214,6 +218,89 @@ async def test_a_shared_blob_is_downloaded_once(
         await assert_complete(store, name, image)
 
 
+@pytest.mark.parametrize("names", [["bob/secret", "evil/app"], ["evil/app"]], ids=["together", "afterwards"])
+async def test_known_digest_gives_no_blob_of_another_repository(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, names: list[str]
+) -> None:
+    """A manifest names a layer and a foreign layer that the old registry has only in another repository. The import
+    does not take these blobs from that repository, although this registry has stored them."""
+    secret = content.add("bob/secret", noise_image("secret", 1000, 2000), "1")
+    foreign_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    configs = [UpstreamBlob(body, "application/vnd.oci.image.config.v1+json") for body in (b"{}", b"{ }")]
+    foreign_layer = UpstreamBlob(secret.layers[1].body, foreign_type)
+    plain = content.add("evil/app", manifest_of(configs[0], secret.layers[0]), "plain")
+    content.add("evil/app", manifest_of(configs[1], foreign_layer), "foreign")
+    old_registry.put(content)
+    for layer in secret.layers:
+        old_registry.remove("evil/app", layer.digest)
+    await run_import(repositories=["bob/secret"])
+    old_registry.forget()
+
+    await run_import(repositories=names)
+
+    reason = f"{old_registry.address} does not have the blob {plain.layers[0].digest}"
+    assert run_import.reports() == [("evil/app:plain", reason)]
+    assert (await store.tags(RepositoryName("evil/app"), None, 10)).items == ["foreign"]
+    for layer in secret.layers:
+        with pytest.raises(BlobUnknown):
+            await store.resolve_blob(RepositoryName("evil/app"), Digest(layer.digest))
+    await assert_complete(store, "bob/secret", secret)
+    assert old_registry.count("blob", digest=secret.config.digest) == 0  # an unchanged image costs no blob request
+
+
+async def test_head_response_with_another_size_gives_no_blob(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
+) -> None:
+    """The old registry answers a request for a blob with other bytes, as a login page does. This does not confirm the
+    stored blob, even if the manifest states the size of these bytes."""
+    secret = content.add("bob/secret", noise_image("secret", 1000), "1")
+    layer = secret.layers[0]
+    config = UpstreamBlob(b"{}", "application/vnd.oci.image.config.v1+json")
+    page = UpstreamBlob(b"<html>login</html>", layer.media_type)
+    tree = manifest_of(config, page)
+    body = tree.body.replace(page.digest.encode(), layer.digest.encode())
+    content.add("evil/app", ImageTree(body, tree.media_type, {config.digest: config}), "1")
+    old_registry.put(content)
+    await run_import(repositories=["bob/secret"])
+
+    def reply(head: str) -> bytes:
+        media_type, answer = "application/json", b'{"name": "evil/app", "tags": ["1"]}'
+        if "/manifests/" in head:
+            media_type, answer = tree.media_type, body
+        elif config.digest in head:
+            answer = b"{}"
+        elif "/blobs/" in head:
+            media_type, answer = "text/html", b"<html>login</html>"
+        headers = f"Content-Type: {media_type}\r\nContent-Length: {len(answer)}\r\n\r\n"
+        return f"HTTP/1.1 200 OK\r\n{headers}".encode() + (b"" if head.startswith("HEAD") else answer)
+
+    async with scripted_server(reply) as script:
+        await run_import(url=script.url, repositories=["evil/app"])
+    [(name, _)] = run_import.reports()
+    assert name == "evil/app:1"
+    with pytest.raises(BlobUnknown):
+        await store.resolve_blob(RepositoryName("evil/app"), Digest(layer.digest))
+
+
+async def test_complete_download_of_another_repository_gives_no_blob(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
+) -> None:
+    """An import was killed after all bytes of a blob had arrived, and before it stored the blob. The next import does
+    not store the blob in a repository in which the old registry does not have it."""
+    image = content.add("evil/app", noise_image("image", 1000), "1")
+    layer = image.layers[0]
+    old_registry.put(content)
+    old_registry.remove("evil/app", layer.digest)
+    name = "-".join(["import", *re.findall("[a-z0-9]+", old_registry.address)])
+    with closing(await store.partials.claim(Digest(layer.digest), layer.size, name)) as partial:
+        await asyncio.to_thread(partial.write_at, 0, layer.read())
+
+    await run_import(repositories=["evil/app"])
+
+    reason = f"{old_registry.address} does not have the blob {layer.digest}"
+    assert run_import.reports() == [("evil/app:1", reason)]
+
+
 async def test_faults_are_retried(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, pauses: Pauses
 ) -> None:
@@ -339,16 +426,58 @@ async def test_a_list_that_leads_in_a_circle(run_import: ImportRun) -> None:
         link = "" if "/_catalog" not in head else 'Link: </v2/_catalog?last=x>; rel="next"\r\n'
         return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{link}\r\n".encode() + body
 
-    old_registry = ScriptedServer(reply)
-    server = await asyncio.start_server(old_registry.serve, "127.0.0.1", 0)
-    try:
-        port = server.sockets[0].getsockname()[1]
+    async with scripted_server(reply) as script:
         with pytest.raises(ImportInvalid, match="leads in a circle"):
-            await run_import(url=f"http://127.0.0.1:{port}", repositories=None)
-    finally:
-        server.close()
-        await old_registry.stop()
+            await run_import(url=script.url, repositories=None)
     assert len(run_import.reports()) == 2
+
+
+async def test_a_list_without_an_end(run_import: ImportRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old registry lists its repositories in pages, and each page links to another one. After MAX_CATALOG_PAGES
+    pages, the import ends with an error that states what to do."""
+    monkeypatch.setattr("registry.migration.remote_registry.MAX_CATALOG_PAGES", 5)
+    pages = count()
+
+    def reply(head: str) -> bytes:
+        link = "" if "/_catalog" not in head else f'Link: </v2/_catalog?last={next(pages)}>; rel="next"\r\n'
+        return f"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n{link}\r\n".encode() + b'{"repositories": []}'
+
+    async with scripted_server(reply) as script, asyncio.timeout(20):
+        with pytest.raises(ImportInvalid, match=r"more than 5 pages; .* pass it with --repositories FILE"):
+            await run_import(url=script.url, repositories=None)
+    assert next(pages) == 5
+
+
+async def test_import_can_be_stopped_while_it_waits(
+    store: StoredRegistry, run_import: ImportRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old registry asks for a pause of ten minutes. An import that waits for the end of the pause can be
+    stopped."""
+    monkeypatch.setattr("storage.upkeep.job_runner.STOP_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("storage.upkeep.job_runner.STOP_GRACE_SECONDS", 0.01)
+    asked = asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        asked.set()
+        await asyncio.sleep(seconds)
+
+    async def work(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
+        return await import_remote(store, router, context, CONFIGURED, pause)
+
+    def reply(head: str) -> bytes:
+        return b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 600\r\nContent-Length: 0\r\n\r\n"
+
+    async def stop() -> None:
+        await asked.wait()
+        [job] = await store.jobs.active()
+        await store.jobs.request_stop(job.id)
+
+    run_import.work = work
+    async with scripted_server(reply) as script, asyncio.timeout(20):
+        stopping = asyncio.create_task(stop())
+        with pytest.raises(JobStopped):
+            await run_import(url=script.url, repositories=None)
+        await stopping
 
 
 async def test_login(

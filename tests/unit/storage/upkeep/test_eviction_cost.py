@@ -12,9 +12,10 @@ from storage.cached_images import EvictionRules
 from storage.composition import prepare_data_dir
 from storage.data_dir.layout import Layout
 from storage.metadata.sqlite.database import connect
+from storage.metadata.sqlite.inventory import SqliteInventory
 from storage.metadata.sqlite.upkeep.cached_image_tables import find_image, unused_links
 from storage.metadata.sqlite.upkeep.eviction_plan import plan
-from storage.names import Digest
+from storage.names import Digest, RepositoryName
 from tests.fakes.read_rows import record_rows
 
 REPOSITORIES = 200
@@ -140,6 +141,54 @@ def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) 
     db.close()
     assert sizes == [51, 501]
     assert operations[1] <= 11 * operations[0]
+
+
+def test_cost_of_planning_a_purge_grows_only_with_its_manifests(tmp_path: Path) -> None:
+    """To plan the deletion of an index with ten times as many children takes at most ten times as many operations."""
+    prepare_data_dir(tmp_path)
+    db = connect(Layout(tmp_path).metadata)
+    with db:
+        for number, children in enumerate((50, 500), 1):
+            add_image(db, number, children)
+    db.row_trace = lambda _, row: tuple(CountedRowID(value) if isinstance(value, int) else value for value in row)
+    operations, sizes = list[int](), list[int]()
+    for number in (1, 2):
+        before = CountedRowID.operations
+        plan = SqliteInventory(db).plan_removal(RepositoryName(f"h/{number}"), Digest(f"sha256:{0:064x}"))
+        operations.append(CountedRowID.operations - before)
+        sizes.append(len(plan.manifests))
+    db.close()
+    assert sizes == [51, 501]
+    assert operations[1] <= 11 * operations[0]
+
+
+def test_planning_a_purge_reads_each_reference_once(tmp_path: Path) -> None:
+    """An index lists 20 indexes and 30 children, and each of these 20 indexes lists the same 30 children. The plan of
+    its deletion reads each entry of these indexes at most twice, and removes an index before the manifests that it
+    lists. Of 40 further indexes that list one of the children, it reads only one."""
+    prepare_data_dir(tmp_path)
+    db = connect(Layout(tmp_path).metadata)
+    with db:
+        root = add_image(db, 1, children=50)
+        nested = [
+            row_id for (row_id,) in db.execute("SELECT id FROM manifest WHERE id > ? ORDER BY id LIMIT 20", (root,))
+        ]
+        for index in nested:
+            db.execute(
+                "INSERT INTO manifest_child (repository, digest, manifest) "
+                "SELECT 1, digest, ? FROM manifest WHERE id > ?",
+                (index, nested[-1]),
+            )
+        for other in range(40):
+            row_id = db.execute(ADD_MANIFEST, (1, f"sha256:{1000 + other:064x}", INDEX)).get
+            row = (1, f"sha256:{50:064x}", row_id)
+            db.execute("INSERT INTO manifest_child (repository, digest, manifest) VALUES (?, ?, ?)", row)
+    read_rows = record_rows(db)
+    plan = SqliteInventory(db).plan_removal(RepositoryName("h/1"), Digest(f"sha256:{0:064x}"))
+    assert set(plan.manifests) == {Digest(f"sha256:{number:064x}") for number in range(50)}
+    assert set(plan.manifests[1:21]) == {Digest(f"sha256:{number:064x}") for number in range(1, 21)}
+    assert len(read_rows) <= 2 * (50 + 20 * 30) + 4 * 50
+    db.close()
 
 
 @pytest.mark.parametrize("repositories", [1, 120])
