@@ -90,6 +90,18 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class EventPage:
+    """Events that one look-up in the list of events found. A look-up reads a limited number of events, so `events` may
+    be empty although later look-ups find some. `position`: number of the last event that was read, or the number at
+    which the look-up began if it read none; the next look-up begins there. `is_last`: whether the list had no further
+    event to read."""
+
+    events: Sequence[Event]
+    position: int
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EventReader:
     """A webhook, or the list of events (`LIST_READER`). It wants the events with one of `actions`, from repositories
     that one of the patterns `repositories` matches."""
@@ -204,13 +216,16 @@ class Outbox(Protocol):
         numbers in the list have gaps even if no event was removed, because not every event enters the list."""
         ...
 
-    async def after(self, number: int, limit: int) -> Sequence[Event]:
-        """Returns at most `limit` events of the list with numbers above `number`, oldest first."""
+    async def after(
+        self, number: int, limit: int, *, action: EventAction | None = None, repository: str | None = None
+    ) -> EventPage:
+        """Returns at most `limit` events of the list with numbers above `number`, oldest first. `action` and
+        `repository`: only such events (None: all)."""
         ...
 
     async def before(
         self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
-    ) -> Sequence[Event]:
+    ) -> EventPage:
         """Returns at most `limit` events of the list with numbers below `number` (None: all of them), newest first.
         `action` and `repository`: only such events (None: all)."""
         ...

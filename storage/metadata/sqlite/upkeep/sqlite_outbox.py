@@ -24,6 +24,7 @@ from storage.outbox import (
     Event,
     EventAction,
     EventLimits,
+    EventPage,
     EventReader,
     FailedDelivery,
     NewEvent,
@@ -54,16 +55,18 @@ repository is due. SQLite reads a few rows for each repository, no matter how ma
 _QUEUE: Final = f"""
 SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
  WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""
-_DELIVERIES: Final = f"""
-SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
- WHERE d.event < ?1 AND (?2 IS NULL OR d.webhook = ?2) AND (d.dead IS NOT NULL OR NOT ?3)
-   AND (d.dead IS NULL OR NOT ?5)
- ORDER BY d.event DESC, d.webhook LIMIT ?4"""
-_EVENTS: Final = f"""
-SELECT {_EVENT} FROM event e
- WHERE e.kept = 1 AND e.id < ?1 AND (?2 IS NULL OR e.action = ?2) AND (?3 IS NULL OR e.repository = ?3)
- ORDER BY e.id DESC LIMIT ?4"""
-_NEXT_EVENTS: Final = f"SELECT {_EVENT} FROM event e WHERE e.kept = 1 AND e.id > ? ORDER BY e.id LIMIT ?"
+_OLDER_WINDOW: Final = """
+SELECT min(id), count(*) FROM (SELECT id FROM event WHERE kept = 1 AND id < ?1 ORDER BY id DESC LIMIT ?2)"""
+_NEWER_WINDOW: Final = """
+SELECT max(id), count(*) FROM (SELECT id FROM event WHERE kept = 1 AND id > ?1 ORDER BY id LIMIT ?2)"""
+_IS_WANTED: Final = "e.kept = 1 AND (?3 IS NULL OR e.action = ?3) AND (?4 IS NULL OR e.repository = ?4)"
+_OLDER_EVENTS: Final = f"""
+SELECT {_EVENT} FROM event e WHERE e.id < ?1 AND e.id >= ?2 AND {_IS_WANTED} ORDER BY e.id DESC LIMIT ?5"""
+_NEWER_EVENTS: Final = f"""
+SELECT {_EVENT} FROM event e WHERE e.id > ?1 AND e.id <= ?2 AND {_IS_WANTED} ORDER BY e.id LIMIT ?5"""
+MAX_READ_EVENTS: Final = 5000
+"""Largest number of events that one look-up reads to find those with an action or a repository. Reading them takes a
+few milliseconds, for which other look-ups wait."""
 LONGEST_PAUSE_SECONDS: Final = 300.0
 """Longest time from a failed attempt of a delivery to its next attempt."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
@@ -148,22 +151,23 @@ class SqliteOutbox:
         with _as_storage_failed():
             return int(self._db.execute("SELECT kept_from FROM event_list").get)
 
-    async def after(self, number: int, limit: int) -> Sequence[Event]:
-        with _as_storage_failed():
-            rows: list[Any] = self._db.execute(_NEXT_EVENTS, (number, limit)).fetchall()
-        return [_event(row) for row in rows]
+    async def after(
+        self, number: int, limit: int, *, action: EventAction | None = None, repository: str | None = None
+    ) -> EventPage:
+        return await self._scan(partial(_read_page, _NEWER_WINDOW, _NEWER_EVENTS, number, limit, action, repository))
 
     async def before(
         self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
-    ) -> Sequence[Event]:
-        values = (_HIGHEST_ROW_ID if number is None else number, action, repository, limit)
-        return await self._scan(lambda db: [_event(row) for row in db.execute(_EVENTS, values)])
+    ) -> EventPage:
+        start = _HIGHEST_ROW_ID if number is None else number
+        return await self._scan(partial(_read_page, _OLDER_WINDOW, _OLDER_EVENTS, start, limit, action, repository))
 
     async def deliveries(
         self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool, only_pending: bool = False
     ) -> Sequence[Delivery]:
-        values = (_HIGHEST_ROW_ID if before is None else before, webhook, only_dead, limit, only_pending)
-        return await self._scan(lambda db: [_delivery(row) for row in db.execute(_DELIVERIES, values)])
+        sql = _deliveries_query(has_webhook=webhook is not None, only_dead=only_dead, only_pending=only_pending)
+        values = (_HIGHEST_ROW_ID if before is None else before, webhook, limit)
+        return await self._scan(lambda db: [_delivery(row) for row in db.execute(sql, values)])
 
     async def retry(self, webhook: str | None, event: int | None) -> int:
         def change(db: apsw.Connection) -> int:
@@ -202,6 +206,46 @@ def _as_storage_failed() -> Iterator[None]:
         yield
     except apsw.Error as error:
         raise StorageFailed(f"the events cannot be read: {error}") from error
+
+
+def _read_page(
+    window: str,
+    events: str,
+    start: int,
+    limit: int,
+    action: EventAction | None,
+    repository: str | None,
+    db: apsw.Connection,
+) -> EventPage:
+    """Reads events of the list from the number `start` on, in one direction. The query `window` returns the number of
+    the last event to read, and how many events there are up to this event. The query `events` reads them."""
+    has_filter = action is not None or repository is not None
+    window_size = max(limit + 1, MAX_READ_EVENTS) if has_filter else limit + 1
+    row: Any = db.execute(window, (start, window_size)).get
+    end, count = row
+    if end is None:
+        return EventPage([], start, is_last=True)
+    rows: list[Any] = db.execute(events, (start, end, action, repository, limit)).fetchall()
+    # If the page is full, later events in the window may match as well.
+    position: int = rows[-1][0] if len(rows) == limit else end
+    return EventPage([_event(row) for row in rows], position, is_last=count < window_size and position == end)
+
+
+def _deliveries_query(*, has_webhook: bool, only_dead: bool, only_pending: bool) -> str:
+    """Returns the query for at most ?3 deliveries of events before the event ?1, to the webhook ?2 or to all webhooks.
+    It names the index of the dead letters, because there may be far more deliveries than dead letters."""
+    conditions = ["d.event < ?1"]
+    if has_webhook:
+        conditions.append("d.webhook = ?2")
+    if only_dead:
+        conditions.append("d.dead IS NOT NULL")
+    if only_pending:
+        conditions.append("d.dead IS NULL")
+    return (
+        f"SELECT {_DELIVERY} FROM event_delivery d {'INDEXED BY event_delivery_dead' if only_dead else ''} "
+        f"CROSS JOIN event e ON e.id = d.event WHERE {' AND '.join(conditions)} "
+        "ORDER BY d.event DESC, d.webhook LIMIT ?3"
+    )
 
 
 def _is_due(next_at: float, now: float) -> bool:
