@@ -128,10 +128,13 @@ class Delivery:
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`:
-    time at which the next delivery that is not in `queues` is due; None if there is no such delivery."""
+    time at which the next delivery that is not in `queues` is due; None if there is no such delivery, or if there are
+    as many queues as the caller wanted. `pause`: how many seconds the caller waits at least before it looks for due
+    deliveries again, because very many repositories have pending deliveries; usually 0."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
+    pause: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
