@@ -7,14 +7,16 @@ one job of a *kind* runs at a time: the process that runs it holds the slot `slo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from storage.content import Page
 from storage.errors import RegistryError
 
+MAX_QUEUED_JOBS: Final = 100
+"""Largest number of queued jobs of one kind. Only one of them runs at a time."""
 JSON = Any
 """A value that can be written as JSON."""
 
@@ -70,7 +72,7 @@ class Job:
     `is_resumable`: whether a server continues the job after a restart. `is_stopping`: whether a stop of the job was
     requested. `created`, `updated` and `ended` are in seconds since 1970; `ended` is None for a job that has not ended.
     `result`: the value that the job returned; None if it has not ended, or failed. After a failure, `progress.message`
-    is the reason."""
+    is the reason. A job in a list has no `progress.position`, and may lack long lists in `arguments` and `result`."""
 
     id: int
     kind: str
@@ -94,14 +96,15 @@ def slot_name(kind: str) -> str:
 
 
 class Jobs(Protocol):
-    """The store of jobs, which all processes share. Changes raise StorageFull, StorageFailed. A power cut may lose the
-    newest changes of `save_progress`."""
+    """The store of jobs, which all processes share. All methods may raise StorageFailed. Methods that change something
+    may also raise StorageFull. A power cut may lose the newest changes of `save_progress`."""
 
     async def add(
         self, kind: str, arguments: Mapping[str, JSON], *, actor: str, holder: str = "", is_resumable: bool = False
     ) -> Job:
         """Adds a job and returns it. With a `holder`, its state is `RUNNING`, because the caller runs it; without one,
-        it is `QUEUED`. Deletes the oldest ended jobs if there are very many."""
+        it is `QUEUED`. Deletes the oldest ended jobs if there are very many. Raises TooManyRequests if
+        `MAX_QUEUED_JOBS` jobs of the kind are queued already."""
         ...
 
     async def job(self, job_id: int) -> Job:
@@ -110,11 +113,17 @@ class Jobs(Protocol):
 
     async def jobs(self, before: int | None, limit: int, kind: str | None = None) -> Page[Job]:
         """Returns a page of at most `limit` jobs, newest first: those with an id less than `before` (None: from the
-        newest on). `kind`: only jobs of this kind."""
+        newest on). `kind`: only jobs of this kind. Leaves out the lists in long arguments and results, such as what a
+        dry run would remove. `job` returns these."""
         ...
 
-    async def active(self, kind: str | None = None) -> list[Job]:
-        """Returns the jobs that are queued or running, oldest first. `kind`: only jobs of this kind."""
+    async def active(self, kind: str | None = None, limit: int = 1000) -> Sequence[Job]:
+        """Returns at most `limit` jobs that are queued or running, oldest first. `kind`: only jobs of this kind. Leaves
+        out what `jobs` leaves out."""
+        ...
+
+    async def oldest_active(self, kinds: Collection[str]) -> Mapping[str, int]:
+        """Returns the id of the oldest job that is queued or running, for each of the kinds that have such a job."""
         ...
 
     async def start(self, job_id: int, holder: str) -> Job:

@@ -90,6 +90,18 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class EventPage:
+    """Events that one look-up in the list of events found. A look-up reads a limited number of events, so `events` may
+    be empty although later look-ups find some. `position`: number of the last event that was read, or the number at
+    which the look-up began if it read none; the next look-up begins there. `is_last`: whether the list had no further
+    event to read."""
+
+    events: Sequence[Event]
+    position: int
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EventReader:
     """A webhook, or the list of events (`LIST_READER`). It wants the events with one of `actions`, from repositories
     that one of the patterns `repositories` matches."""
@@ -116,10 +128,13 @@ class Delivery:
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`:
-    time at which the next delivery that is not in `queues` is due; None if there is no such delivery."""
+    time at which the next delivery that is not in `queues` is due; None if there is no such delivery, or if there are
+    as many queues as the caller wanted. `pause`: how many seconds the caller waits at least before it looks for due
+    deliveries again, because very many repositories have pending deliveries; usually 0."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
+    pause: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,13 +219,16 @@ class Outbox(Protocol):
         numbers in the list have gaps even if no event was removed, because not every event enters the list."""
         ...
 
-    async def after(self, number: int, limit: int) -> Sequence[Event]:
-        """Returns at most `limit` events of the list with numbers above `number`, oldest first."""
+    async def after(
+        self, number: int, limit: int, *, action: EventAction | None = None, repository: str | None = None
+    ) -> EventPage:
+        """Returns at most `limit` events of the list with numbers above `number`, oldest first. `action` and
+        `repository`: only such events (None: all)."""
         ...
 
     async def before(
         self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
-    ) -> Sequence[Event]:
+    ) -> EventPage:
         """Returns at most `limit` events of the list with numbers below `number` (None: all of them), newest first.
         `action` and `repository`: only such events (None: all)."""
         ...

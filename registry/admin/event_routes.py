@@ -134,12 +134,11 @@ async def list_events(
     if not caller.upkeep.settings.events.keep:
         raise Unsupported(NOT_KEPT)
     position = _number_or_none(last_event_id or after)
-    event_filter = _EventFilter(caller, action, repository)
     if EVENT_STREAM_TYPE in accept:
-        stream = EventStream(request, position, event_filter.as_json, caller)
+        stream = EventStream(request, position, _as_json, caller, action=action, repository=repository)
         headers = {"x-accel-buffering": "no"}  # nginx would collect the events otherwise
         return StreamingResponse(await stream.open(), headers=headers, media_type=EVENT_STREAM_TYPE)
-    return await _read_page(caller, event_filter, position, limit)
+    return await _read_page(caller, position, limit, action=action, repository=repository)
 
 
 @router.get("/events/deliveries", tags=["events"])
@@ -175,55 +174,52 @@ async def recent_events(caller: Caller, limit: int) -> list[EventResponse]:
     """Returns the newest events that a caller with an account may see; nothing if no events are kept."""
     if not caller.upkeep.settings.events.keep:
         return []
-    return (await _read_page(caller, _EventFilter(caller, None, None), None, limit)).items
+    return (await _read_page(caller, None, limit)).items
 
 
-class _EventFilter:
-    """Selects the events that a caller asked for and may see, and converts them to responses."""
+def _response(event: Event, caller: Caller) -> EventResponse | None:
+    """Returns an event for a caller; None if the caller may not see the event."""
+    content: NewEvent = event.content
+    if caller.rights.admin:
+        return EventResponse.from_stored(event)
+    principal = caller.principal
+    if not principal.may(Action.PULL, content.repository):
+        return None
+    return EventResponse.from_stored(event, with_client=principal.may(Action.PUSH, content.repository))
 
-    def __init__(self, caller: Caller, action: EventAction | None, repository: str | None) -> None:
-        self.action = action
-        self.repository = repository
-        self._caller = caller
 
-    def response(self, event: Event, caller: Caller) -> EventResponse | None:
-        """Returns an event for a caller; None if the caller did not ask for it or may not see it."""
-        content: NewEvent = event.content
-        if self.action not in (None, content.action) or self.repository not in (None, content.repository):
-            return None
-        if caller.rights.admin:
-            return EventResponse.from_stored(event)
-        principal = caller.principal
-        if not principal.may(Action.PULL, content.repository):
-            return None
-        return EventResponse.from_stored(event, with_client=principal.may(Action.PUSH, content.repository))
-
-    def as_json(self, event: Event, caller: Caller) -> tuple[str, str] | None:
-        """Returns the action of an event and the event as JSON, for a stream."""
-        response = self.response(event, caller)
-        return None if response is None else (response.action, response.model_dump_json())
+def _as_json(event: Event, caller: Caller) -> tuple[str, str] | None:
+    """Returns the action of an event and the event as JSON, for a stream; None if the caller may not see the event."""
+    response = _response(event, caller)
+    return None if response is None else (response.action, response.model_dump_json())
 
 
 async def _read_page(
-    caller: Caller, event_filter: _EventFilter, before: int | None, limit: int
+    caller: Caller,
+    before: int | None,
+    limit: int,
+    *,
+    action: EventAction | None = None,
+    repository: str | None = None,
 ) -> models.ListPage[EventResponse]:
     """Returns a page of events, newest first. The page may have fewer than `limit` events although more follow, because
-    the work for one page is limited."""
+    the work for one page is limited. `action` and `repository`: only such events (None: all)."""
     items: list[EventResponse] = []
     outbox = caller.upkeep.store.outbox
     for _ in range(MAX_PAGES_READ):
-        page = await outbox.before(before, limit + 1, action=event_filter.action, repository=event_filter.repository)
-        for event in page[:limit]:
-            if (response := event_filter.response(event, caller)) is not None:
+        page = await outbox.before(before, limit, action=action, repository=repository)
+        before, is_last = page.position, page.is_last
+        for event in page.events:
+            if (response := _response(event, caller)) is not None:
                 items.append(response)
-            before = event.number
-            if len(items) == limit:
+            if len(items) == limit and event is not page.events[-1]:
+                before, is_last = event.number, False
                 break
-        if len(page) <= limit and (not page or before == page[-1].number):
+        if is_last:
             return models.ListPage(items=items)
         if len(items) == limit:
             break
-    return models.ListPage(items=items, next=None if before is None else str(before))
+    return models.ListPage(items=items, next=str(before))
 
 
 def _number_or_none(text: str | None) -> int | None:

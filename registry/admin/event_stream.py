@@ -26,11 +26,11 @@ from registry.admin.caller import Caller, identify_again, require_login
 from registry.asgi import STOPPING_STATE, client_address
 from registry.client_addresses import visitor_key
 from storage.errors import RegistryError, TooManyRequests
-from storage.outbox import Event, Outbox
+from storage.outbox import Event, EventAction, Outbox
 
 POLL_SECONDS: Final = 0.25
 """Seconds between two checks for changes of the store by any process."""
-PAGE_EVENTS: Final = 200
+PAGE_EVENTS: Final = 100
 """Largest number of events that are in memory at a time."""
 EVENT_STREAM_TYPE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
@@ -48,39 +48,56 @@ RECONNECT_MILLISECONDS: Final = 2000
 """How long a client waits before it connects again."""
 
 AsJSON = Callable[[Event, Caller], tuple[str, str] | None]
-"""Returns the action of an event and the event as JSON; None if the caller may not see the event or has filtered it
-out."""
+"""Returns the action of an event and the event as JSON; None if the caller may not see the event."""
 
 
 async def follow(
-    outbox: Outbox, version: Callable[[], object], after: int, *, idle_seconds: float
+    outbox: Outbox,
+    version: Callable[[], object],
+    after: int,
+    *,
+    idle_seconds: float,
+    action: EventAction | None = None,
+    repository: str | None = None,
 ) -> AsyncGenerator[Sequence[Event], None]:
     """Yields the events with numbers above `after`, in pages, oldest first. Then waits for new events and yields them,
     until the iterator is closed. Yields an empty page if there was no event for `idle_seconds`. `version` returns a
-    value that changes with every commit of any process. Raises StorageFailed."""
+    value that changes with every commit of any process. `action` and `repository`: only such events (None: all). Other
+    tasks of the event loop run between two pages. Raises StorageFailed."""
     time = asyncio.get_running_loop().time
     yielded_at = time()
     while True:
         current = version()
-        page = await outbox.after(after, PAGE_EVENTS)
-        if page:
-            after = page[-1].number
-        if page or time() - yielded_at >= idle_seconds:
-            yield page
+        page = await outbox.after(after, PAGE_EVENTS, action=action, repository=repository)
+        after = page.position
+        if page.events or time() - yielded_at >= idle_seconds:
+            yield page.events
             yielded_at = time()
-        is_caught_up = len(page) < PAGE_EVENTS
-        while is_caught_up and version() == current and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
+        await asyncio.sleep(0)  # a store on a full disk reads without waiting
+        while page.is_last and version() == current and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)  # no object can signal the events of other processes
 
 
 class EventStream:
     """The stream for one request. `after`: the number of the last event that the client has received; None: the stream
-    begins with the next event. `caller`: who sent the request."""
+    begins with the next event. `caller`: who sent the request. `action` and `repository`: the stream has only such
+    events (None: all)."""
 
-    def __init__(self, request: Request, after: int | None, as_json: AsJSON, caller: Caller) -> None:
+    def __init__(
+        self,
+        request: Request,
+        after: int | None,
+        as_json: AsJSON,
+        caller: Caller,
+        *,
+        action: EventAction | None = None,
+        repository: str | None = None,
+    ) -> None:
         self._request = request
         self._after = after
         self._as_json = as_json
+        self._action = action
+        self._repository = repository
         principal = caller.principal
         self._visitor = visitor_key(None if principal.is_anonymous else principal.name, client_address(request.scope))
         self._streams: Counter[str] = request.app.event_streams
@@ -124,7 +141,14 @@ class EventStream:
         if after + 1 < (oldest := await store.outbox.oldest()) or after < (self._after or 0):
             yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": oldest}).encode()
         checked_version, checked_at = store.metadata.version(), self._now()
-        pages = follow(store.outbox, store.metadata.version, after, idle_seconds=POLL_SECONDS)
+        pages = follow(
+            store.outbox,
+            store.metadata.version,
+            after,
+            idle_seconds=POLL_SECONDS,
+            action=self._action,
+            repository=self._repository,
+        )
         sent_at = self._now()
         async with aclosing(pages) as pages_to_close:
             async for page in pages_to_close:

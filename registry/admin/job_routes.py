@@ -65,7 +65,7 @@ class JobResponse(BaseModel):
 
 async def queue_job(caller: Caller, kind: str, arguments: Mapping[str, JSON]) -> JobResponse:
     """Queues a job for the caller, and returns the job. A process of the server runs it. If that process ends, another
-    process resumes the job."""
+    process resumes the job. Raises TooManyRequests if too many jobs of the kind are queued."""
     job = await caller.upkeep.store.jobs.add(kind, arguments, actor=caller.actor.name, is_resumable=True)
     return JobResponse.from_stored(job)
 
@@ -77,14 +77,15 @@ async def list_jobs(
     after: AfterQuery = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[JobResponse]:
-    """Lists the jobs, newest first. The newest thousand are kept."""
+    """Lists the jobs, newest first. The newest thousand are kept. The list leaves out the lists in long arguments and
+    results, such as what a dry run would remove. `GET /jobs/{job}` returns these."""
     page = await caller.upkeep.store.jobs.jobs(_job_id_or_none(after), limit, kind)
     return models.list_page(page, JobResponse.from_stored, lambda job: str(job.id))
 
 
 @router.get("/jobs/{job}", tags=["jobs"])
 async def show_job(caller: AdminCaller, job: PathJob) -> JobResponse:
-    """Returns one job with its progress."""
+    """Returns one job with its progress and its whole result."""
     return JobResponse.from_stored(await caller.upkeep.store.jobs.job(job))
 
 

@@ -27,6 +27,8 @@ from storage.errors import RegistryError
 from storage.jobs import Job
 from storage.store.stored_registry import StoredRegistry
 
+MAX_SHOWN_JOBS: Final = 100
+"""Largest number of jobs in the status. More may be queued, and browsers poll the page that shows them."""
 _BREAKER_RANKS: Final = {"closed": 0, "half-open": 1, "open": 2}
 """Ranks the states of a circuit breaker. A higher number is worse."""
 
@@ -174,7 +176,7 @@ class ServerStatus(BaseModel):
     disk: DiskStatus
     uploads: UploadStatus | None
     fills: list[FillStatus]
-    jobs: list[JobStatus]
+    jobs: list[JobStatus] = Field(description=f"Those that run or wait, oldest first, at most {MAX_SHOWN_JOBS}")
     cache: list[CachePartResponse]
     quotas: list[QuotaResponse]
     upstreams: list[UpstreamStatus]
@@ -225,7 +227,7 @@ async def _add_from_store(
     for upstream, configured in zip(status.upstreams, settings.upstream, strict=True):
         await _add_allowance(upstream, configured, store, clock())
     status.fills = await read_fills(settings)
-    status.jobs = [JobStatus.from_stored(job) for job in await store.jobs.active()]
+    status.jobs = [JobStatus.from_stored(job) for job in await store.jobs.active(limit=MAX_SHOWN_JOBS)]
     if with_cache:
         status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
     status.quotas = [QuotaResponse.from_use(use) for use in await store.usage.scopes() if is_quota(use)]

@@ -58,16 +58,18 @@ def tail(
 
     async def follow(upkeep: UpkeepComponents) -> None:
         from registry.admin.event_stream import follow
+        from storage.outbox import EventAction
 
         if not upkeep.settings.events.keep:
             fail(NOT_KEPT)
         outbox, version = upkeep.store.outbox, upkeep.store.metadata.version
         start = await outbox.newest() if after is None else after
-        async with aclosing(follow(outbox, version, start, idle_seconds=IDLE_SECONDS)) as pages:
+        event_action = None if action is None else EventAction(action)
+        events = follow(outbox, version, start, idle_seconds=IDLE_SECONDS, action=event_action, repository=repository)
+        async with aclosing(events) as pages:
             async for page in pages:
                 for event in page:
-                    if _is_wanted(event, action, repository):
-                        _print_event(event, as_json=as_json)
+                    _print_event(event, as_json=as_json)
 
     with_upkeep(config, data, follow)
 
@@ -108,7 +110,15 @@ def list_events(
         if not upkeep.settings.events.keep:
             fail(f"{NOT_KEPT}. `entrepot events list --pending` shows the events that wait for delivery")
         event_action = None if action is None else EventAction(action)
-        return list(await upkeep.store.outbox.before(None, limit, action=event_action, repository=repository))
+        events: list[Event] = []
+        position, is_last = None, False
+        while len(events) < limit and not is_last:
+            page = await upkeep.store.outbox.before(
+                position, limit - len(events), action=event_action, repository=repository
+            )
+            events += page.events
+            position, is_last = page.position, page.is_last
+        return events
 
     events = with_upkeep(config, data, read)
     if as_json:
@@ -183,11 +193,6 @@ def _check_action(action: str | None) -> None:
 
     if action is not None and action not in set(EventAction):
         fail(f"there is no action {action}; the actions are {', '.join(EventAction)}", USAGE_ERROR)
-
-
-def _is_wanted(event: Event, action: str | None, repository: str | None) -> bool:
-    content = event.content
-    return action in (None, content.action) and repository in (None, content.repository)
 
 
 def _print_event(event: Event, *, as_json: bool) -> None:

@@ -133,6 +133,8 @@ class WebhookDispatcher:
         self._read_again_at = float("-inf")
         """When to read again even if the version has not changed and no delivery has become due, in seconds of the
         event loop's clock."""
+        self._earliest_read_at = float("-inf")
+        """When the next read may begin at the earliest, in seconds of the event loop's clock."""
         self._logged_reason = ""
 
     async def run(self) -> None:
@@ -182,7 +184,9 @@ class WebhookDispatcher:
 
     async def _read(self) -> None:
         """Reads the queues that are due, except those of repositories that have a sender or pause. Does nothing if no
-        further queue can be due since the last read."""
+        further queue can be due since the last read, or if the last read was costly and not long ago."""
+        if self._time() < self._earliest_read_at:
+            return
         version, now = self._version(), self._clock()
         is_due = self._next_at is not None and now >= self._next_at
         if version == self._read_version and not is_due and self._time() < self._read_again_at:
@@ -191,6 +195,7 @@ class WebhookDispatcher:
         limit = self._settings.connections if self._health.failures else QUEUES_PER_READ
         excluded_repositories = {*self._senders, *self._outcomes.repositories, *pauses}
         due = await self._outbox.due(self._settings.name, now, limit, EVENTS_PER_QUEUE, excluded_repositories)
+        self._earliest_read_at = self._time() + due.pause
         self._waiting.extend(due.queues)
         self._read_version, self._next_at = version, due.next_at
         has_more = len(due.queues) == limit

@@ -60,6 +60,7 @@ from storage.errors import (
     NameUnknown,
     RegistryError,
     TagInvalid,
+    TooManyRequests,
     UpstreamUnavailable,
 )
 from storage.names import parse_reference
@@ -243,7 +244,7 @@ async def warm_images(request: Request) -> Response:
 
     try:
         await work()
-    except _SHOWN_ERRORS as error:
+    except (*_SHOWN_ERRORS, TooManyRequests) as error:
         return await _problem_page(request, "", error)
     return redirect(f"{MIRROR_PATH}#downloads")
 

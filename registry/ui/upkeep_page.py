@@ -32,7 +32,7 @@ from registry.ui.page_route import (
     redirect,
 )
 from storage.backups import BackupFailed, BackupTargetUnknown
-from storage.errors import NameInvalid, NameUnknown, RegistryError, TagInvalid, Unsupported
+from storage.errors import NameInvalid, NameUnknown, RegistryError, TagInvalid, TooManyRequests, Unsupported
 from storage.jobs import JobRunning
 from storage.names import MAX_NAME_LENGTH
 
@@ -155,7 +155,7 @@ async def start(request: Request) -> Response:
             return await page_response(request, "upkeep_question.html", section="upkeep", here=UPKEEP_PATH, **values)
     try:
         await STARTS[kind](caller)
-    except (JobRunning, Unsupported, BackupTargetUnknown, NameUnknown) as error:
+    except (JobRunning, TooManyRequests, Unsupported, BackupTargetUnknown, NameUnknown) as error:
         async with page_slot(request):
             return await _upkeep_page(request, caller, error)
     return redirect(f"{UPKEEP_PATH}#jobs")

@@ -137,40 +137,39 @@ class JobRunner:
     async def _start_jobs(self) -> None:
         """For each kind of which this process runs no job, starts a task with the oldest job of that kind. The task
         runs the job unless another process runs a job of the kind."""
-        busy_kinds = set(self._running)
-        for job in await self._jobs.active():
-            if job.kind in self._works and job.kind not in busy_kinds and self._takes_jobs:
-                busy_kinds.add(job.kind)
-                task = asyncio.create_task(self._run_if_free(job))
-                self._running[job.kind] = task
-                task.add_done_callback(partial(self._forget, job.kind))
+        free_kinds = self._works.keys() - self._running.keys()
+        for kind, job_id in (await self._jobs.oldest_active(free_kinds)).items():
+            if self._takes_jobs:
+                task = asyncio.create_task(self._run_if_free(kind, job_id))
+                self._running[kind] = task
+                task.add_done_callback(partial(self._forget, kind))
 
     def _forget(self, kind: str, _task: asyncio.Task[None]) -> None:
         del self._running[kind]
 
-    async def _run_if_free(self, job: Job) -> None:
+    async def _run_if_free(self, kind: str, job_id: int) -> None:
         """Runs the job if this process gets the slot of its kind."""
         try:
-            async with self._leases.try_slot(slot_name(job.kind), count=1) as has_slot:
+            async with self._leases.try_slot(slot_name(kind), count=1) as has_slot:
                 if not has_slot:
                     return
-                job = await self._jobs.job(job.id)
+                job = await self._jobs.job(job_id)
                 if job.state is JobState.RUNNING and not job.is_resumable:
                     # The process that ran the job held the slot until it died.
                     await self._jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
                 elif job.state in (JobState.QUEUED, JobState.RUNNING):
                     job = await self._jobs.start(job.id, self._holder)
-                    await run_job(JobContext(job, self._jobs), self._jobs, self._works[job.kind])
-                    self.on_ended(job.kind, JobState.DONE)
+                    await run_job(JobContext(job, self._jobs), self._jobs, self._works[kind])
+                    self.on_ended(kind, JobState.DONE)
         except JobStopped:
-            self.on_ended(job.kind, JobState.STOPPED)
-            log.info("job %d (%s) was stopped", job.id, job.kind)
+            self.on_ended(kind, JobState.STOPPED)
+            log.info("job %d (%s) was stopped", job_id, kind)
         except RegistryError as error:
-            self.on_ended(job.kind, JobState.FAILED)
-            log.warning("job %d (%s) ended with an error: %s", job.id, job.kind, error, exc_info=error.__cause__)
+            self.on_ended(kind, JobState.FAILED)
+            log.warning("job %d (%s) ended with an error: %s", job_id, kind, error, exc_info=error.__cause__)
         except Exception:
-            self.on_ended(job.kind, JobState.FAILED)
-            log.exception("job %d (%s) ended with an unexpected error", job.id, job.kind)
+            self.on_ended(kind, JobState.FAILED)
+            log.exception("job %d (%s) ended with an unexpected error", job_id, kind)
 
 
 async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:

@@ -84,13 +84,14 @@ class SqliteDatabase:
         writer = immutable or CommitThread(layout, system, version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # for the lists on web pages
-        self._parts_in_closing_order = writer, scans, checks, searches, lists, version, shared_reads
+        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # of tags and jobs for people
+        deliveries = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # of events to webhooks
+        self._parts_in_closing_order = writer, scans, checks, searches, lists, deliveries, version, shared_reads
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
-        self.jobs = SqliteJobs(self._db, writer, clock)
+        self.jobs = SqliteJobs(self._db, writer, lists, clock)
         self.upstream_tags = SqliteUpstreamTags(self._db, writer, clock, scans)
         self.tag_history = SqliteTagHistory(scans, writer, clock)
         self.tag_listing = SqliteTagListing(lists)
@@ -105,7 +106,7 @@ class SqliteDatabase:
         self.imports = SqliteImportRecords(self._db, writer)
         self.descriptions = SqliteDescriptions(self._db, writer, clock)
         self.activity = SqliteActivityLog(self._db, writer)
-        self.outbox = SqliteOutbox(self._db, writer, scans, clock)
+        self.outbox = SqliteOutbox(self._db, writer, scans, deliveries, clock)
         self.search = SqliteSearch(self._db, writer, searches)
 
     def close(self) -> None:

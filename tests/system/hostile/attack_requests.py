@@ -88,11 +88,12 @@ def send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
             sock.sendall(piece)
 
 
-def read(sock: socket.socket, keep: int = MAX_KEPT) -> AttackAnswer:
-    """Reads until the connection is closed or breaks. Keeps the first `keep` bytes."""
+def read(sock: socket.socket, keep: int = MAX_KEPT, most: int | None = None) -> AttackAnswer:
+    """Reads until the connection is closed or breaks, or until `most` bytes have been read. Keeps the first `keep`
+    bytes."""
     data_kept, size = bytearray(), 0
     with contextlib.suppress(OSError):
-        while data := sock.recv(PIECE):
+        while (most is None or size < most) and (data := sock.recv(PIECE)):
             size += len(data)
             data_kept += data[: keep - len(data_kept)]
     status_line = bytes(data_kept[:13])

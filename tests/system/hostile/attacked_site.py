@@ -13,8 +13,8 @@ from tests.system.hostile import attack_requests
 from tests.system.hostile.attack_requests import AttackAnswer
 from tests.system.hostile.bad_upstreams import BadUpstreams, bad_upstreams
 
-ENVIRONMENT = {"ENTREPOT_LOG_LEVEL": "warning"}
-"""The environment variables of the attacked server."""
+ENVIRONMENT = {"ENTREPOT_LOG_LEVEL": "warning", "ENTREPOT_EVENTS__KEEP": "90d"}
+"""The environment variables of the attacked server. It keeps the events of the large store, which are 30 days old."""
 
 
 @dataclass

@@ -9,11 +9,16 @@ from functools import partial
 from urllib.parse import quote
 
 from storage.content import OCI_MANIFEST
-from tests.system.hostile import costly_bodies, large_store
+from tests.system.hostile import attack_requests, costly_bodies, large_store
 from tests.system.hostile.attack import KIB, Attack
 from tests.system.hostile.attack_requests import AttackAnswer
 from tests.system.hostile.attacked_site import AttackedSite
 from tests.system.hostile.attacks_manifests import REPO
+
+STREAM_IDLE_SECONDS = 3.0
+"""Seconds without an event after which a stream is closed."""
+STREAM_BYTES = 4 << 20
+"""Bytes of a stream that are read. There are ten times as many, and the rest is like them."""
 
 
 def _listed(target: str, login: str, site: AttackedSite) -> AttackAnswer:
@@ -30,6 +35,16 @@ def _paged(target: str, login: str, pages: int, site: AttackedSite) -> AttackAns
             break
         answer = site.ask("GET", link[1 : link.index(">")], login=login)
     return answer
+
+
+def _streamed(target: str, login: str, site: AttackedSite) -> AttackAnswer:
+    """Requests a stream of all old events. Reads a part of the stream, or until no event has come for a few
+    seconds."""
+    headers = {"Authorization": site.logins[login], "Accept": "text/event-stream", "Last-Event-ID": "0"}
+    with attack_requests.connect(site.port) as sock:
+        sock.settimeout(STREAM_IDLE_SECONDS)
+        sock.sendall(attack_requests.head("GET", target, headers, keep=True))
+        return attack_requests.read(sock, most=STREAM_BYTES)
 
 
 def _posted(target: str, body: bytes, method: str, site: AttackedSite, login: str = "admin") -> AttackAnswer:
@@ -110,6 +125,12 @@ _LISTS: dict[str, tuple[str, str, str]] = {
     "api: audit of a pattern": ("200,000", "/api/v1/audit?limit=1000&target=zz&outcome=denied", "admin"),
     "api: audit of a digest": ("100,000", "/api/v1/audit?target=large/tags@sha256:" + "0" * 64, "admin"),
     "api: audit of a tag": ("100,000", "/api/v1/audit?target=large/tags:none", "admin"),
+    "events: not visible": ("100,000", "/api/v1/events?limit=1000", "limited"),
+    "events: all": ("100,000", "/api/v1/events?limit=1000", "admin"),
+    "events: of a repository without events": ("100,000", "/api/v1/events?limit=1000&repository=FRESH", "admin"),
+    "jobs: with long results": ("1,000", "/api/v1/jobs?limit=1000", "admin"),
+    "jobs: of one kind": ("1,000", "/api/v1/jobs?limit=1000&kind=gc", "admin"),
+    "jobs: in the status": ("1,000", "/api/v1/status", "admin"),
     "api: audit since": ("200,000", "/api/v1/audit?limit=1000&since=2026-01-01T00:00:00Z", "admin"),
 }
 # By name: the limit that applies, and the body that is sent to the management API.
@@ -158,6 +179,9 @@ ATTACKS = [
     Attack("tags: 10 pages of 10,000", "100,000", partial(_paged, "/v2/large/tags/tags/list", "", 10)),
     Attack("referrers: 10 pages", "20,000", partial(_paged, _REFERRERS, "", 10)),
     Attack("api: 10 pages of audit", "200,000", partial(_paged, "/api/v1/audit?limit=1000", "admin", 10)),
+    Attack("events: a stream that shows none", "100,000", partial(_streamed, "/api/v1/events", "limited")),
+    Attack("events: a stream of all", "100,000", partial(_streamed, "/api/v1/events", "admin")),
+    Attack("events: a stream with a filter", "100,000", partial(_streamed, "/api/v1/events?action=fill", "admin")),
     Attack("api: token with slow patterns", "50", _limits),
     Attack("api: details of an image with a history of spaces", "4096", partial(_details_of_image, " " * 4095 + "x")),
     *(Attack(name, "256 KiB", partial(_described, text)) for name, text in _DESCRIPTIONS.items()),

@@ -33,6 +33,9 @@ REFERRERS = 20_000
 BARE_REFERRERS = 50_000
 GRANTS = 5_000
 AUDITED = 100_000
+EVENTS = 99_000
+LONG_JOBS, RESULT_RECORDS, QUEUED_JOBS = 200, 1_000, 800
+"""The number of ended jobs with long results, of records in each result, and of queued jobs."""
 WIDE = 30_000
 """The number of tags, or of blobs, of a manifest that the tests delete."""
 SPARE_COPIES = 6
@@ -76,6 +79,8 @@ def build(data: Path) -> dict[str, str]:
             rows.add_tags(f"wide/tags{number}", WIDE, history=False)
             rows.add_wide_manifest(f"wide/blobs{number}", WIDE)
         rows.add_audit(AUDITED)
+        rows.add_events(EVENTS)
+        rows.add_jobs(LONG_JOBS, QUEUED_JOBS)
         return rows.add_accounts()
 
 
@@ -186,6 +191,29 @@ class Rows:
             "count) VALUES (?, 'somebody', 'blob.mount', 'team/app', ?, 'ok', '127.0.0.1', '', 'test', ?, 1)",
             ((self._now + number, f"@{digest(str(number))}", '{"from": "team/base"}') for number in range(count)),
         )
+
+    def add_events(self, count: int) -> None:
+        """Adds `count` events to the list of events."""
+        self._db.executemany(
+            "INSERT INTO event (uuid, at, action, repository, tag, digest, media_type, size, actor, address, "
+            "request_id, user_agent, reason, kept) VALUES (?, ?, 'push', ?, 'latest', ?, ?, 500, 'somebody', "
+            "'127.0.0.1', '', 'test', '', 1)",
+            (
+                (str(uuid.UUID(int=number)), self._now, f"r/{number:06d}/app", digest(str(number)), OCI_MANIFEST)
+                for number in range(count)
+            ),
+        )
+
+    def add_jobs(self, ended: int, queued: int) -> None:
+        """Adds `ended` jobs with long results, and `queued` jobs of a kind that no server runs."""
+        record = {"kind": "blob", "repository": None, "item": digest("garbage"), "bytes": 1, "reason": "r" * 100}
+        result = json.dumps({"dry_run": True, "bytes": 1, "records": [record] * RESULT_RECORDS})
+        insert = (
+            "INSERT INTO job (kind, arguments, state, actor, holder, resumable, created, updated, ended, result) "
+            "VALUES (?1, '{}', ?2, 'somebody', '', 1, ?3, ?3, ?4, ?5)"
+        )
+        self._db.executemany(insert, [("gc", "done", self._now, self._now, result)] * ended)
+        self._db.executemany(insert, [("other", "queued", self._now, None, None)] * queued)
 
     def add_accounts(self) -> dict[str, str]:
         """Adds accounts. Everyone may pull, push and delete. The account `limited` has a token with slow patterns. The

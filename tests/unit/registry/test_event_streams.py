@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
 import pytest
 from fastapi import Request
 
-from registry.admin.caller import identify_caller
-from registry.admin.event_stream import MAX_STREAMS_PER_VISITOR, EventStream
+from registry.admin.caller import Caller, identify_caller
+from registry.admin.event_stream import MAX_STREAMS_PER_VISITOR, PAGE_EVENTS, AsJSON, EventStream
 from storage.access import AccountName
+from storage.composition import open_registry
 from storage.errors import TooManyRequests, Unauthorized
+from storage.outbox import LIST_READER, MAX_ADDED_EVENTS, Event, EventAction, EventReader, NewEvent
 from tests.fakes.app_in_process import AppInProcess, running_app
 from tests.fakes.store_accounts import BY
 
 
-async def stream_of(site: AppInProcess, login: str) -> EventStream:
+async def stream_of(
+    site: AppInProcess, login: str, after: int | None = None, as_json: AsJSON = lambda event, caller: None
+) -> EventStream:
     """Returns a stream for the account with this Authorization header. The stream is not open yet."""
     headers = [(b"host", b"registry.test"), (b"authorization", login.encode())]
     scope = {"type": "http", "method": "GET", "path": "/api/v1/events", "headers": headers, "app": site.app}
     request = Request(scope | {"client": ("192.0.2.1", 1), "query_string": b"", "scheme": "https"})
-    return EventStream(request, None, lambda event, caller: None, await identify_caller(request, None, None))
+    return EventStream(request, after, as_json, await identify_caller(request, None, None))
 
 
 async def test_an_account_has_a_largest_number_of_streams(tmp_path: Path) -> None:
@@ -50,3 +55,39 @@ async def test_an_open_stream_checks_the_credential_again(tmp_path: Path) -> Non
         await site.accounts.set_enabled(AccountName("alice"), False, by=BY)
         with pytest.raises(Unauthorized):
             await stream.identify_again()
+
+
+async def test_a_stream_of_old_events_does_not_block_the_event_loop(tmp_path: Path) -> None:
+    """A client asks for all old events, and may see none of them. The stream reads them in pages, and other tasks run
+    after each page."""
+    async with running_app(tmp_path) as site:
+        async with open_registry(tmp_path) as store:
+            await store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
+            for _ in range(4):
+                await store.outbox.add([NewEvent(EventAction.PULL, "secret/app", 1.0, BY)] * MAX_ADDED_EVENTS)
+            newest = await store.outbox.newest()
+        read_events, most_read_at_once = 0, 0
+        has_read_all = asyncio.Event()
+
+        def hide(event: Event, caller: Caller) -> None:
+            nonlocal read_events
+            read_events += 1
+            if event.number == newest:
+                has_read_all.set()
+
+        async def watch() -> None:
+            nonlocal read_events, most_read_at_once
+            while not has_read_all.is_set():
+                most_read_at_once, read_events = max(most_read_at_once, read_events), 0
+                await asyncio.sleep(0)
+
+        async def read(stream: EventStream) -> None:
+            async for _ in await stream.open():
+                pass
+
+        reading = asyncio.create_task(read(await stream_of(site, await site.user("alice"), 0, hide)))
+        async with asyncio.timeout(60):
+            await watch()
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        assert 0 < max(most_read_at_once, read_events) <= PAGE_EVENTS

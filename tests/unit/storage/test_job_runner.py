@@ -4,14 +4,16 @@ line command runs its own job."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
-from storage.errors import StorageFailed
-from storage.jobs import JSON, Job, JobRunning, JobState, JobStopped, JobUnknown, Progress, slot_name
+from storage.errors import StorageFailed, TooManyRequests
+from storage.jobs import JSON, MAX_QUEUED_JOBS, Job, JobRunning, JobState, JobStopped, JobUnknown, Progress, slot_name
+from storage.metadata.sqlite.upkeep.sqlite_jobs import JOBS_PER_READ
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, JobRunner, run_in_command
 
@@ -235,6 +237,64 @@ async def test_lists_of_jobs(store: StoredRegistry) -> None:
     with pytest.raises(JobUnknown):
         await store.jobs.request_stop(999)
     assert slot_name("count") != slot_name("sort")
+
+
+async def add_ended_job(store: StoredRegistry, result: JSON, arguments: Mapping[str, JSON] | None = None) -> Job:
+    """Adds a job that a command has run, and returns it as `Jobs.job` does."""
+    job = await store.jobs.add("count", arguments or {}, actor="cli:alice", holder="command, process 1")
+    await store.jobs.end(job.id, JobState.DONE, "", result)
+    return await store.jobs.job(job.id)
+
+
+async def test_lists_of_jobs_leave_out_long_lists(store: StoredRegistry) -> None:
+    """A list of jobs leaves out the lists in long arguments and long results, and keeps their other fields. A single
+    job has all fields, and so does a job in a list whose result is short."""
+    totals = {"blobs": {"count": 1000, "bytes": 7.5}, "text": '"x"'}
+    result = {"dry_run": True, "more": False, "none": None, "bytes": 7, "totals": totals, "reason": 'é"['}
+    arguments = {"references": [f"docker.io/library/image{number}" for number in range(100)], "platform": "all"}
+    long_jobs = [
+        await add_ended_job(store, result | {"records": [{"item": "x" * 200}] * 1000}, arguments),
+        await add_ended_job(store, ["x" * 50] * 100),
+        await add_ended_job(store, {"text": "x" * 100_000}),
+    ]
+    assert [len(json.dumps(job.result)) > 1000 for job in long_jobs] == [True] * 3
+    assert long_jobs[0].arguments == arguments
+    short_job = await add_ended_job(store, result | {"records": ["one"]})
+
+    listed = {job.id: job for job in (await store.jobs.jobs(None, 10)).items}
+    assert [listed[job.id].result for job in long_jobs] == [result, {}, {}]
+    assert listed[long_jobs[0].id].arguments == {"platform": "all"}
+    assert listed[short_job.id] == short_job
+
+
+async def test_a_list_of_jobs_does_not_block_the_event_loop(store: StoredRegistry) -> None:
+    """Jobs are read outside of the event loop. A long list of jobs is read in several portions, and is complete."""
+    jobs = [await add_ended_job(store, number) for number in range(2 * JOBS_PER_READ + 5)]
+    expected = [job.id for job in reversed(jobs)]
+    for limit in (JOBS_PER_READ - 1, JOBS_PER_READ, JOBS_PER_READ + 1, len(jobs), 1000):
+        reading = asyncio.create_task(store.jobs.jobs(None, limit))
+        await asyncio.sleep(0)
+        assert not reading.done()
+        page = await reading
+        assert ([job.id for job in page.items], page.more) == (expected[:limit], limit < len(jobs))
+
+
+async def test_the_number_of_queued_jobs_of_a_kind_is_limited(store: StoredRegistry) -> None:
+    """If many jobs of a kind are queued, a further job of this kind is refused. A command still runs its own job, and
+    other kinds are not affected. After a queued job was stopped, another one is accepted."""
+    jobs = [await store.jobs.add("count", {}, actor="alice") for _ in range(MAX_QUEUED_JOBS)]
+    with pytest.raises(TooManyRequests, match="100 jobs of the kind count are queued already") as refused:
+        await store.jobs.add("count", {}, actor="alice")
+    assert refused.value.retry_after > 0
+    other = await store.jobs.add("other", {}, actor="alice")
+    command = await store.jobs.add("count", {}, actor="cli:alice", holder="command, process 1")
+    assert await store.jobs.oldest_active(["count", "other", "none"]) == {"count": jobs[0].id, "other": other.id}
+    active = await store.jobs.active()
+    assert [job.id for job in active] == [*(job.id for job in jobs), other.id, command.id]
+    assert list(await store.jobs.active("count", limit=3)) == jobs[:3]
+    await store.jobs.request_stop(jobs[0].id)
+    await store.jobs.add("count", {}, actor="alice")
+    assert await store.jobs.oldest_active(["count"]) == {"count": jobs[1].id}
 
 
 async def test_a_runner_that_stops_completes_its_job(store: StoredRegistry) -> None:

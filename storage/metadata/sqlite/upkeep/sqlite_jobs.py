@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import apsw
 
 from storage.content import Page
 from storage.data_dir.reserve import ReserveUse
-from storage.jobs import JSON, Job, JobState, JobUnknown, Progress
+from storage.errors import StorageFailed, TooManyRequests
+from storage.jobs import JSON, MAX_QUEUED_JOBS, Job, JobState, JobUnknown, Progress
 from storage.metadata.sqlite.commit_thread import CommitThread
-from storage.metadata.sqlite.immutable_database import ImmutableDatabase
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+
+T = TypeVar("T")
 
 MAX_JOBS: Final = 1000
 """Number of jobs whose records are kept. When a job is added, older jobs that have ended are deleted."""
+MAX_WHOLE_BYTES: Final = 1000
+"""Longest JSON text, in bytes, of arguments or of a result that a list of jobs contains with all its lists."""
+MAX_LISTED_BYTES: Final = 4000
+"""Longest JSON text, in bytes, of arguments or of a result without its lists that a list of jobs contains."""
+JOBS_PER_READ: Final = 50
+"""Largest number of jobs that one look-up reads. SQLite needs about a millisecond to leave out the lists of a long
+result, and other look-ups wait meanwhile."""
+QUEUE_RETRY_SECONDS: Final = 60
+"""The value of Retry-After if too many jobs are queued."""
 _COLUMNS: Final = (
     "id, kind, arguments, state, actor, holder, resumable, stopping, created, updated, ended, done, total, unit, "
     "message, position, result"
@@ -23,20 +38,59 @@ _COLUMNS: Final = (
 _ACTIVE: Final = "state IN ('queued', 'running')"
 _PRUNE: Final = f"""
 DELETE FROM job WHERE id <= (SELECT id FROM job ORDER BY id DESC LIMIT 1 OFFSET {MAX_JOBS}) AND NOT {_ACTIVE}"""
+_IS_FULL: Final = f"""
+SELECT count(*) >= {MAX_QUEUED_JOBS} FROM job INDEXED BY job_active
+ WHERE {_ACTIVE} AND kind = ? AND state = 'queued'"""
+_OLDEST_ACTIVE: Final = f"""
+SELECT k.value, (SELECT min(id) FROM job INDEXED BY job_active WHERE {_ACTIVE} AND kind = k.value)
+  FROM json_each(?) k"""
+
+
+def _shortened(column: str) -> str:
+    """Returns the SQL expression for the JSON in a column, as a list of jobs contains it. If the text is long, the
+    expression leaves out the fields that are lists. If the text is still too long, the expression is `{}`."""
+    short = f"""(
+      SELECT json_group_object(key, CASE type WHEN 'object' THEN json(value) WHEN 'true' THEN json(type)
+                                    WHEN 'false' THEN json(type) ELSE value END)
+        FROM json_each({column}) WHERE type <> 'array')"""
+    return f"""
+    CASE WHEN octet_length({column}) <= {MAX_WHOLE_BYTES} OR {column} IS NULL THEN {column}
+         WHEN substr({column}, 1, 1) <> '{{' THEN '{{}}'
+         ELSE (SELECT iif(octet_length(short) <= {MAX_LISTED_BYTES}, short, '{{}}')
+                 FROM (SELECT {short} AS short)) END"""
+
+
+_LISTED_COLUMNS: Final = (
+    f"id, kind, {_shortened('arguments')}, state, actor, holder, resumable, stopping, created, updated, ended, done, "
+    f"total, unit, message, NULL, {_shortened('result')}"
+)
+_JOBS: Final = f"""
+SELECT {_LISTED_COLUMNS} FROM job WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR kind = ?2)
+ ORDER BY id DESC LIMIT ?3"""
+_ACTIVE_JOBS: Final = f"""
+SELECT {_LISTED_COLUMNS} FROM job WHERE id IN (
+  SELECT id FROM job WHERE {_ACTIVE} AND (?1 IS NULL OR kind = ?1) ORDER BY id LIMIT ?2)
+ ORDER BY id"""
 
 
 class SqliteJobs:
-    """Implements `storage.jobs.Jobs`, which describes the methods. Reads on the event loop.
+    """Implements `storage.jobs.Jobs`, which describes the methods.
 
     On a full disk, changes may use a part of the reserve (disk space that was allocated in advance), because a job may
     free disk space."""
 
     def __init__(
-        self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]
+        self,
+        db: apsw.Connection,
+        writer: CommitThread | ImmutableDatabase,
+        scans: ScanThread | ImmutableScans,
+        clock: Callable[[], float],
     ) -> None:
-        """Reads with `db` and changes through `writer`. `clock` returns the time in seconds since 1970."""
+        """Reads ids with `db` and jobs with `scans`, because the result of a job may be long. Changes through `writer`.
+        `clock` returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
+        self._scans = scans
         self._clock = clock
 
     async def add(
@@ -47,6 +101,12 @@ class SqliteJobs:
         row = (kind, json.dumps(dict(arguments)), state, actor, holder, int(is_resumable), now, now)
 
         def insert(db: apsw.Connection) -> Job:
+            if state is JobState.QUEUED and db.execute(_IS_FULL, (kind,)).get:
+                raise TooManyRequests(
+                    f"{MAX_QUEUED_JOBS} jobs of the kind {kind} are queued already; stop some of them, or try "
+                    "again when some have ended",
+                    retry_after=QUEUE_RETRY_SECONDS,
+                )
             inserted: Any = db.execute(
                 "INSERT INTO job (kind, arguments, state, actor, holder, resumable, created, updated) "
                 f"VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING {_COLUMNS}",
@@ -58,21 +118,26 @@ class SqliteJobs:
         return await self._writer.run(insert, reserve_use=ReserveUse.HALF)
 
     async def job(self, job_id: int) -> Job:
-        return _find(self._db, job_id)
+        return await self._scan(partial(_find, job_id=job_id))
 
     async def jobs(self, before: int | None, limit: int, kind: str | None = None) -> Page[Job]:
-        rows: list[Any] = self._db.execute(
-            f"SELECT {_COLUMNS} FROM job WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR kind = ?2) "
-            "ORDER BY id DESC LIMIT ?3",
-            (before, kind, limit + 1),
-        ).fetchall()
-        return Page([_job(row) for row in rows[:limit]], more=len(rows) > limit)
+        jobs: list[Job] = []
+        position, has_more = before, True
+        while has_more and len(jobs) <= limit:
+            wanted = min(JOBS_PER_READ, limit + 1 - len(jobs))
+            portion = await self._scan(partial(_read, _JOBS, (position, kind, wanted)))
+            jobs += portion
+            has_more = len(portion) == wanted
+            position = jobs[-1].id if jobs else None
+        return Page(jobs[:limit], more=len(jobs) > limit)
 
-    async def active(self, kind: str | None = None) -> list[Job]:
-        rows: list[Any] = self._db.execute(
-            f"SELECT {_COLUMNS} FROM job WHERE {_ACTIVE} AND (?1 IS NULL OR kind = ?1) ORDER BY id", (kind,)
-        ).fetchall()
-        return [_job(row) for row in rows]
+    async def active(self, kind: str | None = None, limit: int = 1000) -> Sequence[Job]:
+        return await self._scan(partial(_read, _ACTIVE_JOBS, (kind, limit)))
+
+    async def oldest_active(self, kinds: Collection[str]) -> Mapping[str, int]:
+        with _as_storage_failed():
+            rows: list[Any] = self._db.execute(_OLDEST_ACTIVE, (json.dumps(list(kinds)),)).fetchall()
+        return {kind: job_id for kind, job_id in rows if job_id is not None}
 
     async def start(self, job_id: int, holder: str) -> Job:
         return await self._change(
@@ -114,6 +179,11 @@ class SqliteJobs:
             durable=True,
         )
 
+    async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
+        """Runs a lookup that reads whole jobs. Raises what it raises, and StorageFailed."""
+        with _as_storage_failed():
+            return await self._scans.run(lookup)
+
     async def _change(self, job_id: int, assignments: str, values: Mapping[str, Any], *, durable: bool) -> Job:
         """Updates the row of a job by SQL `assignments` with the named `values`, and returns the job after the change.
         Raises JobUnknown."""
@@ -130,6 +200,15 @@ class SqliteJobs:
         return await self._writer.run(update, durable=durable, reserve_use=ReserveUse.HALF)
 
 
+@contextmanager
+def _as_storage_failed() -> Iterator[None]:
+    """Raises StorageFailed in place of an error of SQLite."""
+    try:
+        yield
+    except apsw.Error as error:
+        raise StorageFailed(f"the jobs cannot be read: {error}") from error
+
+
 def _unknown(job_id: int) -> JobUnknown:
     return JobUnknown(f"there is no job {job_id}")
 
@@ -139,6 +218,12 @@ def _find(db: apsw.Connection, job_id: int) -> Job:
     if row is None:
         raise _unknown(job_id)
     return _job(row)
+
+
+def _read(sql: str, values: Sequence[object], db: apsw.Connection) -> list[Job]:
+    """Returns the jobs that a query with the columns `_COLUMNS` or `_LISTED_COLUMNS` selects."""
+    rows: list[Any] = db.execute(sql, values).fetchall()
+    return [_job(row) for row in rows]
 
 
 def _job(row: tuple[Any, ...]) -> Job:

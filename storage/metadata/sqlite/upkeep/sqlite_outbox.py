@@ -9,21 +9,22 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
-from storage.content import Actor
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFailed
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import event_tables, outbox_limits
+from storage.metadata.sqlite.upkeep.due_deliveries import find_due
+from storage.metadata.sqlite.upkeep.event_rows import DELIVERY_COLUMNS, EVENT_COLUMNS, to_delivery, to_event
 from storage.outbox import (
     MAX_ADDED_EVENTS,
     Delivery,
     DroppedDeliveries,
     DueDeliveries,
-    Event,
     EventAction,
     EventLimits,
+    EventPage,
     EventReader,
     FailedDelivery,
     NewEvent,
@@ -31,41 +32,18 @@ from storage.outbox import (
 )
 
 T = TypeVar("T")
-_EVENT: Final = (
-    "e.id, e.uuid, e.at, e.action, e.repository, e.tag, e.digest, e.previous, e.media_type, e.size, e.actor, "
-    "e.address, e.request_id, e.user_agent, e.reason"
-)
-_DELIVERY: Final = f"d.webhook, d.attempts, d.next_at, d.dead, d.error, {_EVENT}"
-_HEADS: Final = """
-WITH RECURSIVE waiting (repository) AS (
-  SELECT min(repository) FROM event_delivery WHERE webhook = ?1 AND dead IS NULL
-  UNION ALL
-  SELECT (SELECT min(d.repository) FROM event_delivery d
-           WHERE d.webhook = ?1 AND d.dead IS NULL AND d.repository > w.repository)
-    FROM waiting w WHERE w.repository IS NOT NULL),
-head (repository, event) AS (
-  SELECT w.repository, (SELECT min(d.event) FROM event_delivery d
-                         WHERE d.webhook = ?1 AND d.dead IS NULL AND d.repository = w.repository)
-    FROM waiting w WHERE w.repository IS NOT NULL)
-SELECT h.repository, d.next_at FROM head h JOIN event_delivery d ON d.webhook = ?1 AND d.event = h.event
- ORDER BY h.event"""
-"""Finds the repositories with pending deliveries to the webhook ?1, and the time at which the oldest delivery of each
-repository is due. SQLite reads a few rows for each repository, no matter how many deliveries it has."""
-_QUEUE: Final = f"""
-SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
- WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""
-_DELIVERIES: Final = f"""
-SELECT {_DELIVERY} FROM event_delivery d CROSS JOIN event e ON e.id = d.event
- WHERE d.event < ?1 AND (?2 IS NULL OR d.webhook = ?2) AND (d.dead IS NOT NULL OR NOT ?3)
-   AND (d.dead IS NULL OR NOT ?5)
- ORDER BY d.event DESC, d.webhook LIMIT ?4"""
-_EVENTS: Final = f"""
-SELECT {_EVENT} FROM event e
- WHERE e.kept = 1 AND e.id < ?1 AND (?2 IS NULL OR e.action = ?2) AND (?3 IS NULL OR e.repository = ?3)
- ORDER BY e.id DESC LIMIT ?4"""
-_NEXT_EVENTS: Final = f"SELECT {_EVENT} FROM event e WHERE e.kept = 1 AND e.id > ? ORDER BY e.id LIMIT ?"
-LONGEST_PAUSE_SECONDS: Final = 300.0
-"""Longest time from a failed attempt of a delivery to its next attempt."""
+_OLDER_WINDOW: Final = """
+SELECT min(id), count(*) FROM (SELECT id FROM event WHERE kept = 1 AND id < ?1 ORDER BY id DESC LIMIT ?2)"""
+_NEWER_WINDOW: Final = """
+SELECT max(id), count(*) FROM (SELECT id FROM event WHERE kept = 1 AND id > ?1 ORDER BY id LIMIT ?2)"""
+_IS_WANTED: Final = "e.kept = 1 AND (?3 IS NULL OR e.action = ?3) AND (?4 IS NULL OR e.repository = ?4)"
+_OLDER_EVENTS: Final = f"""
+SELECT {EVENT_COLUMNS} FROM event e WHERE e.id < ?1 AND e.id >= ?2 AND {_IS_WANTED} ORDER BY e.id DESC LIMIT ?5"""
+_NEWER_EVENTS: Final = f"""
+SELECT {EVENT_COLUMNS} FROM event e WHERE e.id > ?1 AND e.id <= ?2 AND {_IS_WANTED} ORDER BY e.id LIMIT ?5"""
+MAX_READ_EVENTS: Final = 5000
+"""Largest number of events that one look-up reads to find those with an action or a repository. Reading them takes a
+few milliseconds, for which other look-ups wait."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 """The largest row id of SQLite, which no event reaches."""
 
@@ -78,13 +56,16 @@ class SqliteOutbox:
         db: apsw.Connection,
         writer: CommitThread | ImmutableDatabase,
         scans: ScanThread | ImmutableScans,
+        delivery_scans: ScanThread | ImmutableScans,
         clock: Callable[[], float],
     ) -> None:
-        """Reads a few rows with `db` and many with `scans`, and changes through `writer`. `clock` returns the time in
-        seconds since 1970."""
+        """Reads a few rows with `db`, and pages of lists with `scans`. Reads with `delivery_scans` what the delivery of
+        events needs, because a webhook may have very many pending deliveries, for which other look-ups do not wait.
+        Changes through `writer`. `clock` returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
         self._scans = scans
+        self._delivery_scans = delivery_scans
         self._clock = clock
 
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
@@ -107,19 +88,9 @@ class SqliteOutbox:
     async def due(
         self, webhook: str, now: float, max_repositories: int, max_events: int, without: Collection[str] = ()
     ) -> DueDeliveries:
-        excluded_repositories = frozenset(without)  # a copy, because the caller may change `without` meanwhile
-
-        def read(db: apsw.Connection) -> DueDeliveries:
-            rows: list[Any] = db.execute(_HEADS, (webhook,)).fetchall()
-            heads = [row for row in rows if row[0] not in excluded_repositories]
-            due_repositories = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
-            later_times = [next_at for _, next_at in heads if not _is_due(next_at, now)]
-            queues = [
-                [_delivery(row) for row in db.execute(_QUEUE, (webhook, repo, max_events))] for repo in due_repositories
-            ]
-            return DueDeliveries(queues, min(later_times, default=None))
-
-        return await self._scan(read)
+        limits = {"max_repositories": max_repositories, "max_events": max_events}
+        excluded = frozenset(without)  # a copy, because the caller may change `without` meanwhile
+        return await self._scan_deliveries(lambda db: find_due(db, webhook, now, **limits, excluded=excluded))
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
         updates = [
@@ -148,22 +119,23 @@ class SqliteOutbox:
         with _as_storage_failed():
             return int(self._db.execute("SELECT kept_from FROM event_list").get)
 
-    async def after(self, number: int, limit: int) -> Sequence[Event]:
-        with _as_storage_failed():
-            rows: list[Any] = self._db.execute(_NEXT_EVENTS, (number, limit)).fetchall()
-        return [_event(row) for row in rows]
+    async def after(
+        self, number: int, limit: int, *, action: EventAction | None = None, repository: str | None = None
+    ) -> EventPage:
+        return await self._scan(partial(_read_page, _NEWER_WINDOW, _NEWER_EVENTS, number, limit, action, repository))
 
     async def before(
         self, number: int | None, limit: int, *, action: EventAction | None = None, repository: str | None = None
-    ) -> Sequence[Event]:
-        values = (_HIGHEST_ROW_ID if number is None else number, action, repository, limit)
-        return await self._scan(lambda db: [_event(row) for row in db.execute(_EVENTS, values)])
+    ) -> EventPage:
+        start = _HIGHEST_ROW_ID if number is None else number
+        return await self._scan(partial(_read_page, _OLDER_WINDOW, _OLDER_EVENTS, start, limit, action, repository))
 
     async def deliveries(
         self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool, only_pending: bool = False
     ) -> Sequence[Delivery]:
-        values = (_HIGHEST_ROW_ID if before is None else before, webhook, only_dead, limit, only_pending)
-        return await self._scan(lambda db: [_delivery(row) for row in db.execute(_DELIVERIES, values)])
+        sql = _deliveries_query(has_webhook=webhook is not None, only_dead=only_dead, only_pending=only_pending)
+        values = (_HIGHEST_ROW_ID if before is None else before, webhook, limit)
+        return await self._scan(lambda db: [to_delivery(row) for row in db.execute(sql, values)])
 
     async def retry(self, webhook: str | None, event: int | None) -> int:
         def change(db: apsw.Connection) -> int:
@@ -178,7 +150,7 @@ class SqliteOutbox:
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
         dropped: list[DroppedDeliveries] = []
-        while excess := await self._scan(lambda db: outbox_limits.find_excess(db, limits)):
+        while excess := await self._scan_deliveries(lambda db: outbox_limits.find_excess(db, limits)):
             delete = partial(outbox_limits.delete_excess, excess=excess)
             await self._writer.run(delete, durable=False, reserve_use=ReserveUse.ALL)
             dropped += excess.dropped
@@ -187,12 +159,17 @@ class SqliteOutbox:
         return dropped
 
     async def backlog(self) -> Sequence[WebhookBacklog]:
-        return await self._scan(outbox_limits.backlog)
+        return await self._scan_deliveries(outbox_limits.backlog)
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
-        """Runs a lookup that may read many rows. Raises StorageFailed."""
+        """Runs a lookup of a page of a list. Raises StorageFailed."""
         with _as_storage_failed():
             return await self._scans.run(lookup)
+
+    async def _scan_deliveries(self, lookup: Callable[[apsw.Connection], T]) -> T:
+        """Runs a lookup that may read all deliveries. Raises StorageFailed."""
+        with _as_storage_failed():
+            return await self._delivery_scans.run(lookup)
 
 
 @contextmanager
@@ -204,22 +181,41 @@ def _as_storage_failed() -> Iterator[None]:
         raise StorageFailed(f"the events cannot be read: {error}") from error
 
 
-def _is_due(next_at: float, now: float) -> bool:
-    """Returns whether a delivery is due. If `next_at` is more than `LONGEST_PAUSE_SECONDS` in the future, the clock was
-    set back after `next_at` was stored. The delivery then counts as due."""
-    return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS
+def _read_page(
+    window: str,
+    events: str,
+    start: int,
+    limit: int,
+    action: EventAction | None,
+    repository: str | None,
+    db: apsw.Connection,
+) -> EventPage:
+    """Reads events of the list from the number `start` on, in one direction. The query `window` returns the number of
+    the last event to read, and how many events there are up to this event. The query `events` reads them."""
+    has_filter = action is not None or repository is not None
+    window_size = max(limit + 1, MAX_READ_EVENTS) if has_filter else limit + 1
+    row: Any = db.execute(window, (start, window_size)).get
+    end, count = row
+    if end is None:
+        return EventPage([], start, is_last=True)
+    rows: list[Any] = db.execute(events, (start, end, action, repository, limit)).fetchall()
+    # If the page is full, later events in the window may match as well.
+    position: int = rows[-1][0] if len(rows) == limit else end
+    return EventPage([to_event(row) for row in rows], position, is_last=count < window_size and position == end)
 
 
-def _event(row: Sequence[Any]) -> Event:
-    """Returns the event of a row with the columns `_EVENT`."""
-    number, uuid, at, action, repository, tag, digest, previous, media_type, size, *cause_columns = row
-    actor, address, request_id, user_agent, reason = cause_columns
-    by = Actor(actor, address, request_id, user_agent)
-    content = NewEvent(EventAction(action), repository, at, by, tag, digest, previous, media_type, size, reason)
-    return Event(number, uuid, content)
-
-
-def _delivery(row: Sequence[Any]) -> Delivery:
-    """Returns the delivery of a row with the columns `_DELIVERY`."""
-    webhook, attempts, next_at, dead, error, *event = row
-    return Delivery(webhook, _event(event), attempts, next_at, dead, error)
+def _deliveries_query(*, has_webhook: bool, only_dead: bool, only_pending: bool) -> str:
+    """Returns the query for at most ?3 deliveries of events before the event ?1, to the webhook ?2 or to all webhooks.
+    It names the index of the dead letters, because there may be far more deliveries than dead letters."""
+    conditions = ["d.event < ?1"]
+    if has_webhook:
+        conditions.append("d.webhook = ?2")
+    if only_dead:
+        conditions.append("d.dead IS NOT NULL")
+    if only_pending:
+        conditions.append("d.dead IS NULL")
+    return (
+        f"SELECT {DELIVERY_COLUMNS} FROM event_delivery d {'INDEXED BY event_delivery_dead' if only_dead else ''} "
+        f"CROSS JOIN event e ON e.id = d.event WHERE {' AND '.join(conditions)} "
+        "ORDER BY d.event DESC, d.webhook LIMIT ?3"
+    )

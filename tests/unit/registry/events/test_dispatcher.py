@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from registry.events.attempts import Outcome
 from registry.events.dispatcher import SenderLimit, WebhookDispatcher
 from registry.events.webhook_client import WebhookClient
 from storage.composition import open_registry, prepare_data_dir
+from storage.metadata.sqlite.upkeep import due_deliveries, sqlite_outbox
+from storage.metadata.sqlite.upkeep.due_deliveries import find_due
 from storage.names import RepositoryName, Tag
-from storage.outbox import Delivery, EventAction, EventReader
+from storage.outbox import Delivery, DueDeliveries, EventAction, EventReader
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import BY, index_of
 from tests.fakes.upkeep_store import START, Clock, clocked_store
@@ -280,6 +283,32 @@ async def test_a_secret_that_cannot_be_read(
             file.write_text("now there is one\n")
             await wait_for(receiver, 1)
             assert receiver.requests[0].headers["x-hub-signature-256"].startswith("sha256=")
+
+
+async def test_look_ups_of_very_many_repositories_have_pauses(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If very many repositories have pending deliveries, and few of them are due, a look-up is costly. The dispatcher
+    then waits before the next look-up, although the store changes in the meantime."""
+    monkeypatch.setattr(due_deliveries, "MAX_FIRST_HEADS", 2)
+    monkeypatch.setattr(due_deliveries, "PAUSE_SECONDS_PER_HEAD", 0.1)
+    receiver.status = lambda body: 400
+    look_ups = list[float]()
+
+    def find(*values: Any, **keywords: Any) -> DueDeliveries:
+        look_ups.append(time.monotonic())
+        return find_due(*values, **keywords)
+
+    monkeypatch.setattr(sqlite_outbox, "find_due", find)
+    for number in range(5):
+        await push(store, RepositoryName(f"team/app{number}"), "v1")
+    async with running_dispatcher(store, receiver, clock) as counts:
+        await wait_until(lambda: counts.attempts[Outcome.REFUSED] == 5)
+        await push(store, BAD, "v1")
+        await wait_until(lambda: counts.attempts[Outcome.REFUSED] == 6)
+        await push(store, BAD, "v2")
+        await wait_until(lambda: len(look_ups) >= 3)
+    assert min(later - earlier for earlier, later in pairwise(look_ups)) >= 0.5
 
 
 @pytest.mark.parametrize("token", ["s3cret\nsecond\n", "s3cret \u00e9\n", "s3 cret", "s3cret\x00", " \n"])

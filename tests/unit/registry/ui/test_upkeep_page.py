@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry.upkeep.retention import preview
+from storage.jobs import MAX_QUEUED_JOBS
 from tests.fakes.page_store import add_cached
 from tests.unit.registry.ui.test_pages import FROM_PAGE, Site, site
 
@@ -76,6 +77,11 @@ async def test_each_kind_of_work_is_started(tmp_path: Path) -> None:
         stop = {"job": numbers[0], "next": "/ui/upkeep"}
         assert (await browser.post("/ui/upkeep/stop", data=stop, headers=FROM_PAGE)).status_code == 303
         assert f'id="stop-{numbers[0]}"' not in (await browser.get("/ui/upkeep/newest-jobs")).text
+        for _ in range(MAX_QUEUED_JOBS - 1):
+            await server.store.jobs.add("fsck", {}, actor="root")
+        answer = await browser.post("/ui/upkeep/start", data={"kind": "fsck"}, headers=FROM_PAGE)
+        assert answer.status_code == 429
+        assert "100 jobs of the kind fsck are queued already" in answer.text
         assert len(re.findall(r'scope="row"', (await browser.get("/ui/upkeep/jobs?kind=gc")).text)) == 2
         for query in ("kind=none", "after=x"):
             assert (await browser.get(f"/ui/upkeep/jobs?{query}")).status_code == 400

@@ -4,6 +4,7 @@ transaction of the change. Each webhook gets the events of a repository in order
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.content import BLOB_TYPE, Actor, Condition, digest_of
 from storage.data_dir.system import System
 from storage.errors import Denied, PreconditionFailed, StorageFull
+from storage.metadata.sqlite.upkeep import sqlite_outbox
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import (
     CHANGES,
@@ -21,6 +23,7 @@ from storage.outbox import (
     DroppedDeliveries,
     EventAction,
     EventLimits,
+    EventPage,
     EventReader,
     FailedDelivery,
     NewEvent,
@@ -60,7 +63,7 @@ def reader(name: str, actions: frozenset[EventAction] = frozenset(EventAction), 
 
 async def recorded_events(store: StoredRegistry) -> list[tuple[str, str | None, str | None, str | None]]:
     """Returns the action, tag, digest and previous digest of all events, oldest first."""
-    events = [event.content for event in await store.outbox.after(0, 1000)]
+    events = [event.content for event in (await store.outbox.after(0, 1000)).events]
     return [(str(event.action), event.tag, event.digest, event.previous) for event in events]
 
 
@@ -90,7 +93,7 @@ async def test_events_of_pushes(store: StoredRegistry) -> None:
         ("push", "v1", first, None),
         ("push", "v1", second, first),
     ]
-    event = (await store.outbox.after(0, 1))[0].content
+    event = (await store.outbox.after(0, 1)).events[0].content
     assert (event.by, event.repository, event.media_type) == (BY, APP, "application/vnd.oci.image.index.v1+json")
     assert event.size > 0
 
@@ -142,7 +145,7 @@ async def test_an_event_of_damage_has_the_reason(store: StoredRegistry) -> None:
     image = await push_image(store, APP, "image", "v1")
     change_body(store, image.digest, image.body.replace(b"layer", b"lawyer"))
     await scrub(store)
-    event = (await store.outbox.after(0, 100))[-1].content
+    event = (await store.outbox.after(0, 100)).events[-1].content
     assert (event.action, event.repository, event.digest) == (EventAction.QUARANTINE, APP, image.digest)
     assert event.reason.startswith("its stored body has the digest sha256:")
 
@@ -182,17 +185,40 @@ async def test_the_list_has_only_events_that_match_its_settings(
     for number in range(3):
         await push_index(store, f"{number}", "v1")
         await store.delete_tag(APP, Tag("v1"), by=BY)
-    listed = [event.number for event in await store.outbox.after(0, 100)]
+    listed = [event.number for event in (await store.outbox.after(0, 100)).events]
     assert listed == [2, 4, 6]
-    assert [event.number for event in await store.outbox.before(None, 100)] == [6, 4, 2]
+    assert [event.number for event in (await store.outbox.before(None, 100)).events] == [6, 4, 2]
     limits = EventLimits(clock.now, 2, 100, 100)
     await store.outbox.tidy(limits)
-    assert [event.number for event in await store.outbox.after(0, 100)] == [4, 6]
+    assert [event.number for event in (await store.outbox.after(0, 100)).events] == [4, 6]
     assert (await due_events(store), await store.outbox.oldest()) == ([[1, 2, 3, 4, 5, 6]], 3)
     await store.outbox.settle(HOOK, [1, 2, 3, 5], [])
     await store.outbox.tidy(limits)
     assert stored_numbers(tmp_path) == [4, 6]
     assert await store.outbox.oldest() == 3  # the list has lost no event after event 2
+
+
+async def test_a_look_up_reads_a_limited_number_of_events(
+    store: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look-up of events with an action or a repository reads a limited number of events, even if none of them
+    matches. It returns where the next look-up continues. A later look-up finds the events further away."""
+    monkeypatch.setattr(sqlite_outbox, "MAX_READ_EVENTS", 10)
+    repositories = ["rare/app", *["team/app"] * 30, "rare/app"]
+    await store.outbox.add([NewEvent(EventAction.PULL, name, 1.0, BY) for name in repositories])
+    found, pages = list[int](), list[tuple[int, bool]]()
+    for read, position in ((store.outbox.after, 0), (store.outbox.before, 33)):
+        is_last = False
+        while not is_last:
+            page = await read(position, 2, repository="rare/app")
+            position, is_last = page.position, page.is_last
+            found += [event.number for event in page.events]
+            pages.append((position, is_last))
+    assert found == [1, 32, 32, 1]
+    assert pages[:4] == [(10, False), (20, False), (30, False), (32, True)]
+    assert pages[4:] == [(23, False), (13, False), (3, False), (1, True)]
+    assert await store.outbox.before(None, 32) == replace(await store.outbox.before(33, 40), position=1)
+    assert not (await store.outbox.before(None, 31)).is_last
 
 
 async def test_a_list_that_is_enabled_again_begins_with_the_next_event(store: StoredRegistry, clock: Clock) -> None:
@@ -204,7 +230,7 @@ async def test_a_list_that_is_enabled_again_begins_with_the_next_event(store: St
     await store.outbox.configure([reader(LIST_READER), reader(HOOK)])
     await push_index(store, "third", "v1")
     assert await store.outbox.oldest() == 3
-    assert [event.number for event in await store.outbox.after(1, 100)] == [3]
+    assert [event.number for event in (await store.outbox.after(1, 100)).events] == [3]
 
 
 async def test_events_of_blobs_name_the_client(store: StoredRegistry) -> None:
@@ -214,7 +240,7 @@ async def test_events_of_blobs_name_the_client(store: StoredRegistry) -> None:
     layer = image.blobs[1].digest
     await store.mount_blob(OTHER, layer, APP, BY)
     await store.delete_blob(OTHER, layer, by=BY)
-    events = [event.content for event in await store.outbox.after(0, 100)]
+    events = [event.content for event in (await store.outbox.after(0, 100)).events]
     pushed = [event for event in events if event.action is EventAction.BLOB_PUSH]
     assert [event.digest for event in pushed] == [blob.digest for blob in image.blobs]
     assert [(event.size, event.repository) for event in pushed] == [(blob.size, APP) for blob in image.blobs]
@@ -234,7 +260,7 @@ async def test_event_of_a_blob_names_the_client_that_completed_the_upload(store:
     await writer.write(b"whole")
     await writer.commit(digest_of(b"halfwhole"))
     await writer.aclose()
-    (event,) = await store.outbox.after(0, 100)
+    (event,) = (await store.outbox.after(0, 100)).events
     assert (event.content.action, event.content.by, event.content.size) == (EventAction.BLOB_PUSH, completing_client, 9)
 
 
@@ -271,7 +297,8 @@ async def test_events_of_a_repository_are_delivered_in_order(store: StoredRegist
     assert await due_events(store, now=100.0) == [[1, 3, 5], [4, 6]]
     await store.outbox.settle(HOOK, [], [FailedDelivery(1, 2, 100.0, 50.0, "it answered 500")])
     assert await due_events(store) == [[3, 5], [4, 6]]
-    assert await store.outbox.backlog() == [WebhookBacklog(HOOK, 4, 1, (await store.outbox.after(2, 1))[0].content.at)]
+    third = (await store.outbox.after(2, 1)).events[0]
+    assert await store.outbox.backlog() == [WebhookBacklog(HOOK, 4, 1, third.content.at)]
 
 
 async def test_dead_letters_are_listed_and_retried(store: StoredRegistry) -> None:
@@ -319,7 +346,7 @@ async def test_old_and_excess_events_are_deleted(store: StoredRegistry, clock: C
     (dropped,) = await store.outbox.tidy(limits)
     assert (dropped.webhook, dropped.pending, dropped.dead) == (HOOK, 1, 1)
     assert stored_numbers(tmp_path) == [4, 6]
-    assert (await store.outbox.after(0, 10), await store.outbox.oldest()) == ([], 7)
+    assert (await store.outbox.after(0, 10), await store.outbox.oldest()) == (EventPage([], 0, is_last=True), 7)
     assert [d.event.number for d in await store.outbox.deliveries(HOOK, None, 10, only_dead=False)] == [6, 4]
     await store.outbox.settle(HOOK, [4, 6], [])
     assert await store.outbox.tidy(limits) == []
@@ -334,10 +361,11 @@ async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
     for number in range(5):
         await push_index(store, f"{number}", "v1")
     await store.outbox.tidy(EventLimits(0.0, 2, 10, 10))
-    assert ([event.number for event in await store.outbox.after(0, 10)], await store.outbox.oldest()) == ([4, 5], 4)
-    assert [event.number for event in await store.outbox.before(None, 1)] == [5]
-    assert await store.outbox.before(5, 10, action=EventAction.DELETE) == []
-    assert [event.number for event in await store.outbox.before(5, 10, repository=APP)] == [4]
+    assert [event.number for event in (await store.outbox.after(0, 10)).events] == [4, 5]
+    assert await store.outbox.oldest() == 4
+    assert [event.number for event in (await store.outbox.before(None, 1)).events] == [5]
+    assert (await store.outbox.before(5, 10, action=EventAction.DELETE)).events == []
+    assert [event.number for event in (await store.outbox.before(5, 10, repository=APP)).events] == [4]
 
 
 class FullDisk(System):

@@ -161,7 +161,7 @@ async def test_a_repaired_tag_has_an_event(site: DamagedStore) -> None:
     await site.store.outbox.configure([EventReader(LIST_READER, CHANGES, ("**",))])
     lose_tagged_manifest(site)
     await findings(site.store, repair=True)
-    (event,) = [event.content for event in await site.store.outbox.after(0, 10)]
+    (event,) = [event.content for event in (await site.store.outbox.after(0, 10)).events]
     assert (event.action, event.repository, event.tag) == (EventAction.MOVE, APP, "latest")
     assert (event.digest, event.size, event.by) == (site.image.digest, len(site.image.body), UPKEEP_ACTOR)
     assert event.reason

@@ -174,7 +174,7 @@ async def test_an_evicted_image_has_events(cache: Cache) -> None:
     image = await cache.fetch(APP, "layer", tag="v1")
     cache.clock.now += 1
     await cache.evictor(10).evict()
-    events = [event.content for event in await cache.store.outbox.after(0, 10)]
+    events = [event.content for event in (await cache.store.outbox.after(0, 10)).events]
     assert [(event.action, event.tag, event.digest) for event in events] == [
         (EventAction.FILL, "v1", image.digest),
         (EventAction.EVICTION, "v1", image.digest),

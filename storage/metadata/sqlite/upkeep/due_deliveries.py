@@ -1,0 +1,102 @@
+"""Finds the deliveries of a webhook that are due (`find_due`).
+
+The *head* of a repository is its oldest pending delivery. Deliveries of a repository are sent in order, so only the
+time of its head says whether the repository has anything to send now.
+
+A webhook can have pending deliveries of one repository or of as many repositories as there are deliveries. Each
+statement names the index by which SQLite reads the table. Without the name, SQLite may read all deliveries of the
+webhook to find the head of one repository.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any, Final
+
+import apsw
+
+from storage.metadata.sqlite.upkeep.event_rows import DELIVERY_COLUMNS, to_delivery
+from storage.outbox import DueDeliveries
+
+MAX_FIRST_HEADS: Final = 500
+"""Number of heads that a look-up reads first. Up to this number, it needs no other statement. SQLite reads as many
+heads in about two milliseconds."""
+MAX_OLDEST_DELIVERIES: Final = 20_000
+"""Number of deliveries, oldest first, in which a look-up searches for due heads before it reads all heads. It is larger
+than the default of the setting `events.max_dead`, because dead letters are often older than all pending deliveries."""
+PAUSE_SECONDS_PER_HEAD: Final = 50e-6
+"""If a look-up has read all heads, the pause until the next look-up, for each head. To read a head takes a tenth of
+this time. So the look-ups of a webhook use at most about a tenth of the thread's time."""
+LONGEST_PAUSE_SECONDS: Final = 300.0
+"""Longest time from a failed attempt of a delivery to its next attempt."""
+_PENDING: Final = "event_delivery p INDEXED BY event_delivery_pending WHERE p.webhook = ?1 AND p.dead IS NULL"
+_HEADS: Final = f"""
+WITH RECURSIVE head (event, repository, next_at) AS (
+  SELECT d.event, d.repository, d.next_at FROM event_delivery d
+   WHERE d.webhook = ?1 AND d.event = (SELECT p.event FROM {_PENDING} ORDER BY p.repository, p.event LIMIT 1)
+  UNION ALL
+  SELECT d.event, d.repository, d.next_at FROM head h CROSS JOIN event_delivery d
+   WHERE d.webhook = ?1 AND d.event = (SELECT p.event FROM {_PENDING} AND p.repository > h.repository
+                                        ORDER BY p.repository, p.event LIMIT 1)"""
+_FIRST_HEADS: Final = f"{_HEADS} LIMIT ?2) SELECT repository, next_at FROM head ORDER BY event"
+# The conditions `_IS_DUE` and `_IS_INCLUDED` use these parameters: ?2 is the current time, ?3 the time after which no
+# attempt can have been planned, ?4 the repositories to leave out (a JSON array).
+_IS_DUE: Final = "(next_at <= ?2 OR next_at > ?3)"
+_IS_INCLUDED: Final = "repository NOT IN (SELECT value FROM json_each(?4))"
+_DUE_AMONG_THE_OLDEST: Final = f"""
+SELECT o.repository
+  FROM (SELECT event, repository, next_at, dead FROM event_delivery WHERE webhook = ?1
+         ORDER BY event LIMIT {MAX_OLDEST_DELIVERIES}) o
+ WHERE o.dead IS NULL AND {_IS_DUE} AND {_IS_INCLUDED}
+   AND o.event = (SELECT p.event FROM {_PENDING} AND p.repository = o.repository ORDER BY p.event LIMIT 1)
+ ORDER BY o.event LIMIT ?5"""
+_ALL_HEADS: Final = f"""{_HEADS})
+SELECT repository, NULL, NULL FROM (
+  SELECT repository FROM head WHERE {_IS_DUE} AND {_IS_INCLUDED} ORDER BY event LIMIT ?5)
+UNION ALL SELECT NULL, min(iif(NOT {_IS_DUE} AND {_IS_INCLUDED}, next_at, NULL)), count(*) FROM head"""
+_QUEUE: Final = f"""
+SELECT {DELIVERY_COLUMNS} FROM event_delivery d INDEXED BY event_delivery_pending CROSS JOIN event e ON e.id = d.event
+ WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""
+
+
+def find_due(
+    db: apsw.Connection,
+    webhook: str,
+    now: float,
+    *,
+    max_repositories: int,
+    max_events: int,
+    excluded: Collection[str],
+) -> DueDeliveries:
+    """Returns the deliveries that `storage.outbox.Outbox.due` describes. `excluded`: the repositories to leave out.
+
+    Reads a few rows of each repository if up to `MAX_FIRST_HEADS` repositories have pending deliveries. If more have
+    some, and enough of them are due among the oldest deliveries, reads only these. Otherwise reads a few rows of each
+    repository."""
+    first_heads: list[Any] = db.execute(_FIRST_HEADS, (webhook, MAX_FIRST_HEADS + 1)).fetchall()
+    pause = 0.0
+    if len(first_heads) <= MAX_FIRST_HEADS:
+        heads = [head for head in first_heads if head[0] not in excluded]
+        repositories = [repository for repository, next_at in heads if _is_due(next_at, now)][:max_repositories]
+        next_at = min((next_at for _, next_at in heads if not _is_due(next_at, now)), default=None)
+    else:
+        values = (webhook, now, now + LONGEST_PAUSE_SECONDS, json.dumps(list(excluded)), max_repositories)
+        repositories = [repository for (repository,) in db.execute(_DUE_AMONG_THE_OLDEST, values)]
+        next_at = None
+        if len(repositories) < max_repositories:
+            rows: list[Any] = db.execute(_ALL_HEADS, values).fetchall()
+            repositories = [repository for repository, _, _ in rows[:-1]]
+            _, next_at, head_count = rows[-1]
+            pause = head_count * PAUSE_SECONDS_PER_HEAD
+    queues = [
+        [to_delivery(row) for row in db.execute(_QUEUE, (webhook, repository, max_events))]
+        for repository in repositories
+    ]
+    return DueDeliveries(queues, next_at, pause)
+
+
+def _is_due(next_at: float, now: float) -> bool:
+    """Returns whether a delivery is due. If `next_at` is more than `LONGEST_PAUSE_SECONDS` in the future, the clock was
+    set back after `next_at` was stored. The delivery then counts as due."""
+    return next_at <= now or next_at > now + LONGEST_PAUSE_SECONDS
