@@ -98,7 +98,8 @@ async def open_auth_components(
     stamps = [*issuers.issuers_by_stamp, *([provider_stamp(oidc)] if oidc.issuer else [])]
     revocation_check = RevocationCheck(accounts, htpasswd, stamps)
     hashing_pool = HashingPool(leases)
-    passwords = PasswordCheck(accounts, hashing_pool, LoginThrottle(accounts, clock), clock, htpasswd)
+    throttle = LoginThrottle(accounts, clock)
+    passwords = PasswordCheck(accounts, hashing_pool, throttle, clock, htpasswd)
     audit_buffer = AuditBuffer(accounts, clock)
     logins = LoginAudit(accounts, audit_buffer, clock, on_login)
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
@@ -107,7 +108,9 @@ async def open_auth_components(
     openid_login = None
     if oidc.issuer:
         provider, attempts = OpenIDProvider(oidc, monotonic), LoginAttempts(keys, clock)
-        openid_login = OpenIDLogin(oidc, accounts, provider, attempts, login_sessions, logins, clock)
+        openid_login = OpenIDLogin(
+            oidc, accounts, provider, attempts, login_sessions, logins, throttle, htpasswd, clock
+        )
     verifier = CredentialVerifier(accounts, bearer_tokens, issuers, passwords, revocation_check, logins, clock)
     try:
         yield AuthComponents(
