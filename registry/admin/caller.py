@@ -18,7 +18,7 @@ from fastapi.security.base import SecurityBase
 
 from registry.admin.archive_response import RunningDownloads
 from registry.admin.browser_login import BrowserLogin
-from registry.admin.content_searches import ContentSearches
+from registry.admin.content_searches import ContentSearches, Searcher
 from registry.admin.cookies import BrowserCookies
 from registry.asgi import unauthenticated_actor
 from registry.auth.administration import Administration
@@ -106,6 +106,11 @@ class Caller:
     def accounts(self) -> Accounts:
         """The store of accounts, groups, grants and tokens."""
         return self.administration.accounts
+
+    @property
+    def searcher(self) -> Searcher:
+        """The caller as the client of a search."""
+        return Searcher(self.principal, self.actor.address)
 
     def request_on(self, repo: RepositoryName) -> RequestContext:
         """Returns the context of a request by this caller for a repository. Functions that receive the context check
