@@ -34,7 +34,7 @@ from storage.leases import Leases
 class AuthComponents:
     """The objects that authenticate requests, for use by other packages. `openid_login` is None if the settings name no
     OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds since
-    1970. `cursors` encrypts the cursors of lists."""
+    1970. `cursors` encrypts the cursors of lists. `htpasswd` is the file with further accounts; None: there is none."""
 
     credential_verifier: CredentialVerifier
     bearer_tokens: BearerTokens
@@ -47,6 +47,7 @@ class AuthComponents:
     accounts: Accounts
     clock: Callable[[], float]
     cursors: SealedCursors
+    htpasswd: HtpasswdFile | None
 
     def token_service(self, rights: ScopePolicy) -> TokenService:
         """Returns a token service, which issues tokens at `/token`. `rights` computes the access that a token can
@@ -125,6 +126,7 @@ async def open_auth_components(
             accounts=accounts,
             clock=clock,
             cursors=SealedCursors(keys.secrets),
+            htpasswd=htpasswd,
         )
     finally:
         if openid_login is not None:

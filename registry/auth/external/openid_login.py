@@ -157,8 +157,10 @@ class OpenIDLogin:
             claims = await self._fetch_claims(response, attempt, by)
             identity = await self._identity(claims, by)
         except LoginFailed as failed:
-            outcome = "throttled" if isinstance(failed.shown_error, TooManyRequests) else "failed"
-            self._logins.record_failure(failed.user, LOGIN_METHOD, failed.reason, by, outcome)
+            is_throttled = isinstance(failed.shown_error, TooManyRequests)
+            self._logins.record_failure(
+                failed.user, LOGIN_METHOD, failed.reason, by, "throttled" if is_throttled else "failed"
+            )
             raise
         self._logins.record_success(identity, LOGIN_METHOD, by)
         return LoginResult(await self._sessions.start(identity, LOGIN_METHOD, by), attempt.back)
