@@ -79,11 +79,14 @@ class Accounts(Protocol):
         password_hash: str | None,
         admin: bool = False,
         note: str = "",
+        only_without_rights: bool = False,
         by: Actor,
     ) -> Account:
         """Adds an account and returns it. From the first added account on, clients that have not logged in have only
         the rights that grants give them; removing the account does not undo this. `password_hash`: None for an account
-        without a password. `note`: free text."""
+        without a password. `note`: free text. `only_without_rights`: whether to raise AccountInvalid if grants or
+        groups name the account already. This can be so before it exists, because accounts outside the store can have
+        rights too."""
         ...
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:

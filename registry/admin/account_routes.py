@@ -64,7 +64,8 @@ async def add_user(caller: AdminCaller, body: models.NewUser) -> models.AddedUse
     added = await caller.administration.add_user(
         AccountName(body.name), password, admin=body.admin, note=body.note, by=caller.actor
     )
-    return models.AddedUser(**models.AccountResponse.from_stored(added.account).model_dump(), password=added.password)
+    fields = models.AccountResponse.from_stored(added.account).model_dump()
+    return models.AddedUser(**fields, notes=list(added.notes), password=added.password)
 
 
 @router.get("/users/{name}", tags=["users"])
@@ -108,13 +109,14 @@ async def list_robots(
 
 
 @router.post("/robots", status_code=201, tags=["robots"])
-async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AccountResponse:
+async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AddedAccount:
     """Adds a robot, the account of a program. A robot has no rights until it gets a grant. It logs in with API tokens
     only. The first account cannot be a robot."""
     if caller.is_registry_open:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     added = await caller.administration.add_robot(AccountName(body.name), note=body.note, by=caller.actor)
-    return models.AccountResponse.from_stored(added.account)
+    fields = models.AccountResponse.from_stored(added.account).model_dump()
+    return models.AddedAccount(**fields, notes=list(added.notes))
 
 
 @router.get("/robots/{name}", tags=["robots"])

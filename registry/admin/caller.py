@@ -18,7 +18,7 @@ from fastapi.security.base import SecurityBase
 
 from registry.admin.archive_response import RunningDownloads
 from registry.admin.browser_login import BrowserLogin
-from registry.admin.content_searches import ContentSearches
+from registry.admin.content_searches import ContentSearches, Searcher
 from registry.admin.cookies import BrowserCookies
 from registry.asgi import unauthenticated_actor
 from registry.auth.administration import Administration
@@ -27,7 +27,7 @@ from registry.auth.rights.management_rights import ALL_MANAGEMENT_RIGHTS, Manage
 from registry.auth.rights.principal import Principal
 from registry.auth.rights.sealed_cursors import SealedCursors
 from registry.browse.repository_browser import RepositoryBrowser
-from registry.client_addresses import is_loopback, is_loopback_host, visitor_key
+from registry.client_addresses import is_loopback, is_loopback_host
 from registry.http.cross_site import CrossSiteCheck
 from registry.request import RequestContext
 from registry.upkeep.components import UpkeepComponents
@@ -110,7 +110,12 @@ class Caller:
     @property
     def visitor(self) -> str:
         """The text that identifies the caller in limits for each visitor."""
-        return visitor_key(None if self.principal.is_anonymous else self.principal.name, self.actor.address)
+        return self.principal.visitor_at(self.actor.address)
+
+    @property
+    def searcher(self) -> Searcher:
+        """The caller as the client of a search."""
+        return Searcher(self.principal, self.actor.address)
 
     def request_on(self, repo: RepositoryName) -> RequestContext:
         """Returns the context of a request by this caller for a repository. Functions that receive the context check

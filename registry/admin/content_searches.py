@@ -6,21 +6,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from registry.admin.pasted_reference import pasted_references
 from registry.auth.rights.principal import Principal
 from registry.router import Router
+from registry.visitor_limits import Limits, VisitorLimits
 from storage.access import Action
 from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound, search_words
-from storage.errors import BlobUnknown, ManifestUnknown, NameInvalid, NameUnknown, Unauthorized
-from storage.keyed_locks import KeyedLocks
+from storage.errors import BlobUnknown, ManifestUnknown, NameInvalid, NameUnknown, TooManyRequests, Unauthorized
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import NameSet
 from storage.store.stored_registry import StoredRegistry
 
 if TYPE_CHECKING:
     from registry.upstream.hub_search import UpstreamResult, UpstreamSearch
+
+
+SEARCH_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
+"""How many searches of the store a process runs at a time. A search takes some milliseconds."""
+UPSTREAM_SEARCH_LIMITS: Final = Limits(
+    max_running=20, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=4
+)
+"""How many searches a process passes on to the upstream at a time. Each takes up to some seconds, so a visitor may have
+only a few of them in the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +42,31 @@ class SearchTarget:
     is_blob: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Searcher:
+    """The client for which a search runs. `address`: its IP address; empty: unknown."""
+
+    principal: Principal
+    address: str
+
+    @property
+    def visitor(self) -> str:
+        """The text that identifies the client in limits."""
+        return self.principal.visitor_at(self.address)
+
+
 class ContentSearches:
-    """The searches of one process. Each account runs only one search at a time, so that many searches of one account do
-    not delay those of other accounts. All methods raise StorageFull, StorageFailed."""
+    """The searches of one process. Each account, and each network of anonymous clients, runs only one search at a time,
+    so that many searches of one visitor do not delay those of others. All methods raise StorageFull, StorageFailed.
+    `repositories`, `tags`, `labels` and `digests` raise TooManyRequests if too many searches wait."""
 
     def __init__(self, store: StoredRegistry, router: Router, upstream_search: UpstreamSearch | None = None) -> None:
         """`upstream_search`: searches an upstream in addition to the store; None: only the store is searched."""
         self._store = store
         self._router = router
         self._upstream_search = upstream_search
-        self._locks: KeyedLocks[str] = KeyedLocks()
+        self._stored_searches = VisitorLimits(SEARCH_LIMITS, "searches")
+        self._upstream_searches = VisitorLimits(UPSTREAM_SEARCH_LIMITS, "searches")
 
     async def is_indexing(self) -> bool:
         """Returns whether the search index is still being built. Until it is complete, searches may miss much."""
@@ -57,27 +81,26 @@ class ContentSearches:
         """Returns the name of the upstream from which a repository is mirrored; None: it is hosted."""
         return self._router.naming.upstream_of(stored_name)
 
-    async def repositories(
-        self, principal: Principal, text: str, offset: int, limit: int
-    ) -> SearchPage[RepositoryName]:
+    async def repositories(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[RepositoryName]:
         """Finds repositories by the words of their names."""
-        async with self._locks.hold(principal.name):
-            return await self._store.search.repositories(search_words(text), _readable(principal), offset, limit)
+        readable = _readable(searcher.principal)
+        async with self._stored_searches.slot(searcher.visitor):
+            return await self._store.search.repositories(search_words(text), readable, offset, limit)
 
-    async def tags(self, principal: Principal, text: str, offset: int, limit: int) -> SearchPage[TagFound]:
+    async def tags(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[TagFound]:
         """Finds tags."""
-        async with self._locks.hold(principal.name):
-            return await self._store.search.tags(search_words(text), _readable(principal), offset, limit)
+        async with self._stored_searches.slot(searcher.visitor):
+            return await self._store.search.tags(search_words(text), _readable(searcher.principal), offset, limit)
 
-    async def labels(self, principal: Principal, text: str, offset: int, limit: int) -> SearchPage[LabelsFound]:
+    async def labels(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[LabelsFound]:
         """Finds manifests by their labels and annotations."""
-        async with self._locks.hold(principal.name):
-            return await self._store.search.labels(search_words(text), _readable(principal), offset, limit)
+        async with self._stored_searches.slot(searcher.visitor):
+            return await self._store.search.labels(search_words(text), _readable(searcher.principal), offset, limit)
 
-    async def digests(self, principal: Principal, text: str, offset: int, limit: int) -> SearchPage[DigestFound]:
+    async def digests(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[DigestFound]:
         """Finds manifests and blobs by the beginnings of their digests."""
-        async with self._locks.hold(principal.name):
-            return await self._store.search.digests(text.strip(), _readable(principal), offset, limit)
+        async with self._stored_searches.slot(searcher.visitor):
+            return await self._store.search.digests(text.strip(), _readable(searcher.principal), offset, limit)
 
     async def target(self, principal: Principal, text: str) -> SearchTarget | None:
         """Returns what a pasted reference or command names, if it is stored here and `principal` may pull it; None
@@ -114,15 +137,21 @@ class ContentSearches:
         return await self._store.search.tags_of(stored, limit)
 
     async def at_upstream(
-        self, principal: Principal, text: str, count: int, page: int
+        self, searcher: Searcher, text: str, count: int, page: int
     ) -> Sequence[tuple[RepositoryName, UpstreamResult]]:
         """Searches the upstream, if searches are passed on to one. Returns each result with the stored name that the
-        repository has here, or would have. Leaves out repositories that `principal` may not pull. Does not ask the
-        upstream if `principal` may pull nothing from it."""
+        repository has here, or would have. Leaves out repositories that the searcher may not pull. Does not ask the
+        upstream if the searcher may pull nothing from it, or has too many such searches already."""
+        principal = searcher.principal
         if self._upstream_search is None or not _may_pull_below(principal, self._upstream_search.upstream):
             return []
         hits, readable = [], _readable(principal)
-        for result in await self._upstream_search.find(text, count, page):
+        try:
+            async with self._upstream_searches.slot(searcher.visitor):
+                results = await self._upstream_search.find(text, count, page)
+        except TooManyRequests:
+            return []
+        for result in results:
             with suppress(NameInvalid, NameUnknown):
                 naming, upstream = self._router.naming, self._upstream_search.upstream
                 stored = naming.mirrored_name(naming.with_upstream(upstream, RepositoryName(result.name)), upstream)

@@ -94,11 +94,11 @@ async def search(
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)
-    found = await caller.searches.repositories(caller.principal, text, offset, count)
+    found = await caller.searches.repositories(caller.searcher, text, offset, count)
     results = [V1Result(name=name) for name in found.items]
     has_more = found.more
     if text and len(results) < count:
-        upstream_results = await caller.searches.at_upstream(caller.principal, text, count, page)
+        upstream_results = await caller.searches.at_upstream(caller.searcher, text, count, page)
         listed_names = {result.name for result in results}
         results += [
             V1Result(

@@ -24,7 +24,6 @@ from fastapi import Request
 
 from registry.admin.caller import Caller, identify_again, require_login
 from registry.asgi import STOPPING_STATE, client_address
-from registry.client_addresses import visitor_key
 from storage.errors import RegistryError, TooManyRequests
 from storage.outbox import Event, EventAction, Outbox
 
@@ -99,7 +98,7 @@ class EventStream:
         self._action = action
         self._repository = repository
         principal = caller.principal
-        self._visitor = visitor_key(None if principal.is_anonymous else principal.name, client_address(request.scope))
+        self._visitor = principal.visitor_at(client_address(request.scope))
         self._streams: Counter[str] = request.app.event_streams
         self._stopping: asyncio.Event | None = request.scope.get("state", {}).get(STOPPING_STATE)
 

@@ -135,7 +135,7 @@ def management_components(
     def record_denial(actor: Actor, operation: str, target: str) -> None:
         auth.audit_buffer.record(actor, operation, target, outcome="denied")
 
-    administration = Administration(auth.accounts, hash_in_pool, clock=auth.clock)
+    administration = Administration(auth.accounts, hash_in_pool, clock=auth.clock, htpasswd=auth.htpasswd)
     authenticator = ManagementAuthenticator(policy, auth.credential_verifier, auth.login_sessions)
     return ManagementComponents(
         administration=administration,

@@ -138,9 +138,16 @@ class NewUser(BodyModel):
     note: NoteText = ""
 
 
-class AddedUser(AccountResponse):
-    """A new account. `password` is the generated password, which only this response shows; null if the request gave a
-    password."""
+class AddedAccount(AccountResponse):
+    """A new account. `notes` says which rights it has from the start, by grants and groups that named it already, and
+    whether it replaces an account of an htpasswd file."""
+
+    notes: Annotated[list[str], Field(examples=[["alice had grants already, which apply to this account"]])]
+
+
+class AddedUser(AddedAccount):
+    """A new account of a person. `password` is the generated password, which only this response shows; null if the
+    request gave a password."""
 
     password: Annotated[str | None, Field(examples=["8wq2-cn4r-q7mz-k3tb"])] = None
 

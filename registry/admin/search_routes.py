@@ -128,7 +128,7 @@ async def search(
     ) -> FoundList[ItemT] | None:
         if kind not in (None, result_kind):
             return None
-        return FoundList[Any].from_page(await find(principal, q, offset, limit), offset, to_model)
+        return FoundList[Any].from_page(await find(caller.searcher, q, offset, limit), offset, to_model)
 
     def repository_model(name: RepositoryName) -> FoundRepository:
         return FoundRepository(**mirrored(name))

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from registry.auth.password.hashing import check_password
+from registry.auth.password.htpasswd import HtpasswdFile
 from registry.auth.token import api_tokens, signing_keys
 from storage.access import (
     Account,
@@ -58,18 +59,21 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 class AddedAccount:
     """A new account. `password` is the generated password; None: none was generated. `is_first`: whether this is the
     first account that the registry ever had. Before the first account was added, everybody could do everything. Since
-    then, a request needs a login, or a grant to everyone."""
+    then, a request needs a login, or a grant to everyone. `notes`: what the admin should know: rights that the
+    account has from the start, and an account of the same name that it replaces."""
 
     account: Account
     password: str | None
     is_first: bool
+    notes: tuple[str, ...]
 
 
 class Administration:
     """The administrative operations on the store `accounts`.
 
     `hash_password` returns the hash of a password, and raises TooManyRequests if too many calls wait for hashing.
-    `clock` returns seconds since 1970; `random(n)` returns n random bytes.
+    `clock` returns seconds since 1970; `random(n)` returns n random bytes. `htpasswd` is the file with further
+    accounts; None: there is none.
     """
 
     def __init__(
@@ -79,8 +83,10 @@ class Administration:
         *,
         clock: Callable[[], float],
         random: Callable[[int], bytes] = os.urandom,
+        htpasswd: HtpasswdFile | None = None,
     ) -> None:
         self.accounts = accounts
+        self._htpasswd = htpasswd
         self._hash_password = hash_password
         self._clock = clock
         self._random = random
@@ -113,7 +119,8 @@ class Administration:
         account = await self.accounts.add_account(
             name, AccountKind.USER, password_hash=hashed, admin=admin, note=note, by=by
         )
-        return AddedAccount(account, new_password if password is None else None, is_first)
+        shown_password = new_password if password is None else None
+        return AddedAccount(account, shown_password, is_first, await self._notes_on(account))
 
     async def add_robot(self, name: AccountName, *, note: str = "", by: Actor) -> AddedAccount:
         """Adds a robot's account. A robot has no password. It logs in with API tokens, or with tokens of trusted
@@ -121,7 +128,18 @@ class Administration:
         check_note(note)
         is_first = not self.accounts.has_had_account()
         account = await self.accounts.add_account(name, AccountKind.ROBOT, password_hash=None, note=note, by=by)
-        return AddedAccount(account, None, is_first)
+        return AddedAccount(account, None, is_first, await self._notes_on(account))
+
+    async def _notes_on(self, account: Account) -> tuple[str, ...]:
+        """Returns the notes on a new account (`AddedAccount.notes`)."""
+        name, notes = account.name, []
+        if self._htpasswd is not None and (await self._htpasswd.current()).has_name(name):
+            notes.append(f"the htpasswd file has an account {name}, which this account replaces from now on")
+        if self.accounts.grant_page([Grantee(GranteeKind(account.kind), name)], None, 1).items:
+            notes.append(f"{name} had grants already, which apply to this account")
+        if account.groups:
+            notes.append(f"{name} was already in the groups {', '.join(account.groups)}")
+        return tuple(notes)
 
     async def set_password(self, name: AccountName, password: str | None, *, by: Actor) -> str | None:
         """Sets a person's password. If `password` is None, generates a password and returns it. Otherwise, returns

@@ -34,7 +34,7 @@ from storage.leases import Leases
 class AuthComponents:
     """The objects that authenticate requests, for use by other packages. `openid_login` is None if the settings name no
     OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds since
-    1970. `cursors` encrypts the cursors of lists."""
+    1970. `cursors` encrypts the cursors of lists. `htpasswd` is the file with further accounts; None: there is none."""
 
     credential_verifier: CredentialVerifier
     bearer_tokens: BearerTokens
@@ -47,6 +47,7 @@ class AuthComponents:
     accounts: Accounts
     clock: Callable[[], float]
     cursors: SealedCursors
+    htpasswd: HtpasswdFile | None
 
     def token_service(self, rights: ScopePolicy) -> TokenService:
         """Returns a token service, which issues tokens at `/token`. `rights` computes the access that a token can
@@ -98,7 +99,8 @@ async def open_auth_components(
     stamps = [*issuers.issuers_by_stamp, *([provider_stamp(oidc)] if oidc.issuer else [])]
     revocation_check = RevocationCheck(accounts, htpasswd, stamps)
     hashing_pool = HashingPool(leases)
-    passwords = PasswordCheck(accounts, hashing_pool, LoginThrottle(accounts, clock), clock, htpasswd)
+    throttle = LoginThrottle(accounts, clock)
+    passwords = PasswordCheck(accounts, hashing_pool, throttle, clock, htpasswd)
     audit_buffer = AuditBuffer(accounts, clock)
     logins = LoginAudit(accounts, audit_buffer, clock, on_login)
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
@@ -107,7 +109,9 @@ async def open_auth_components(
     openid_login = None
     if oidc.issuer:
         provider, attempts = OpenIDProvider(oidc, monotonic), LoginAttempts(keys, clock)
-        openid_login = OpenIDLogin(oidc, accounts, provider, attempts, login_sessions, logins, clock)
+        openid_login = OpenIDLogin(
+            oidc, accounts, provider, attempts, login_sessions, logins, throttle, htpasswd, clock
+        )
     verifier = CredentialVerifier(accounts, bearer_tokens, issuers, passwords, revocation_check, logins, clock)
     try:
         yield AuthComponents(
@@ -122,6 +126,7 @@ async def open_auth_components(
             accounts=accounts,
             clock=clock,
             cursors=SealedCursors(keys.secrets),
+            htpasswd=htpasswd,
         )
     finally:
         if openid_login is not None:

@@ -25,7 +25,6 @@ from registry.admin.caller import Caller, make_caller, require_admin, require_lo
 from registry.admin.cookies import SESSION_COOKIE, BrowserCookies, cookie_value
 from registry.admin.management_route import audit_denial
 from registry.asgi import Scope, Send, client_address, raw_path, unauthenticated_actor
-from registry.client_addresses import visitor_key
 from registry.clients.registry_address import RegistryAddress
 from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
 from registry.http.query import Query
@@ -258,7 +257,7 @@ def _visitor_of(visit: Visit, scope: Scope) -> str:
     """Returns the text that identifies a visitor in `PageLimits`: an account, or the network of an anonymous client."""
     assert visit.caller is not None
     principal = visit.caller.principal
-    return visitor_key(None if principal.is_anonymous else principal.name, client_address(scope))
+    return principal.visitor_at(client_address(scope))
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from typing import Final, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from registry.admin.content_searches import ContentSearches, SearchTarget
-from registry.auth.rights.principal import Principal
+from registry.admin.content_searches import ContentSearches, Searcher, SearchTarget
 from registry.request import RequestInvalid
 from registry.ui.image_page import image_name, path_of
 from registry.ui.languages import translatable
@@ -82,7 +81,7 @@ async def search(request: Request) -> Response:
     lists: list[HitList] = []
     if text:
         target = None if kind else await searches.target(principal, text)
-        lists = [await _find(searches, principal, text, each, offset) for each in ([kind] if kind else KINDS)]
+        lists = [await _find(searches, caller.searcher, text, each, offset) for each in ([kind] if kind else KINDS)]
     if not visit_of(request).is_partial and (path := _only_path(text, target, lists)) is not None:
         return redirect(path)
     return await page_response(
@@ -111,15 +110,15 @@ def _offset(after: str | None, kind: str | None) -> int:
     return int(after)
 
 
-async def _find(searches: ContentSearches, principal: Principal, text: str, kind: str, offset: int) -> HitList:
+async def _find(searches: ContentSearches, searcher: Searcher, text: str, kind: str, offset: int) -> HitList:
     """Returns a page of the entries of one kind that are found; the first page if `offset` is 0."""
     limit = HITS_OF_ONE_KIND if offset else HITS_OF_EACH_KIND
 
     async def found(
-        find: Callable[[Principal, str, int, int], Awaitable[SearchPage[FoundT]]],
+        find: Callable[[Searcher, str, int, int], Awaitable[SearchPage[FoundT]]],
         to_hit: Callable[[ContentSearches, FoundT], Hit],
     ) -> HitList:
-        page = await find(principal, text, offset, limit)
+        page = await find(searcher, text, offset, limit)
         hits = list(map(partial(to_hit, searches), page.items))
         return HitList(
             kind,

@@ -32,10 +32,10 @@ def limit(pattern: str, actions: str) -> TokenLimit:
 
 
 @contextmanager
-def acting_as(principal: Principal, requested_name: str = "") -> Iterator[None]:
+def acting_as(principal: Principal, requested_name: str = "", address: str = "") -> Iterator[None]:
     """Makes `principal` the caller of all calls in the block. `requested_name`: the repository name that the
-    request used."""
-    token = enter_request(RequestContext(principal, requested_name))
+    request used. `address`: the client's IP address."""
+    token = enter_request(RequestContext(principal, requested_name, address))
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ login, and nobody else can read or forge an attempt. An attempt contains three r
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import json
 import os
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from registry.auth.token.signing_keys import SigningKeys
 from storage.access import SigningKey
+from storage.accounts import Accounts
 
 ATTEMPT_SECONDS: Final = 600
 """The longest time from the start of a login to the provider's response. A person can need minutes to find a second
@@ -112,6 +114,29 @@ class LoginAttempts:
                 f"the login took too long (more than {ATTEMPT_SECONDS} s), or the clock of this machine was set back"
             )
         return attempt
+
+
+class UsedAttempts:
+    """Remembers in the store which attempts were used, so that no worker uses an attempt twice. Otherwise a client
+    could send any number of invented codes with one attempt, and each code causes a request to the provider."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self._being_stored: set[str] = set()
+        """The keys of attempts whose use is being stored."""
+
+    async def use(self, attempt: LoginAttempt) -> None:
+        """Stores that the attempt is used, until it has expired. Raises LoginAttemptInvalid if it was used before.
+        Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as used."""
+        key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
+        if key in self._being_stored or self._accounts.throttled_until(key):
+            raise LoginAttemptInvalid("the login attempt in the browser's cookie was used before")
+        self._being_stored.add(key)
+        try:
+            # `LoginAttempts.open` accepts an attempt until twice this time has passed, if its start is in the future.
+            await self._accounts.add_failures({key: 2.0 * ATTEMPT_SECONDS})
+        finally:
+            self._being_stored.discard(key)
 
 
 def _cipher(key: SigningKey) -> AESGCM:

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 from registry.auth.audit_log import LoginAudit
 from registry.auth.external.identity_claims import groups_from_claim
-from registry.auth.external.login_attempts import LoginAttempt, LoginAttemptInvalid, LoginAttempts
+from registry.auth.external.login_attempts import LoginAttempt, LoginAttemptInvalid, LoginAttempts, UsedAttempts
 from registry.auth.external.openid_provider import OpenIDProvider
 from registry.auth.external.openid_settings import (
     CodeRefused,
@@ -27,10 +27,14 @@ from registry.auth.external.openid_settings import (
     loggable_error_code,
     provider_stamp,
 )
+from registry.auth.password.htpasswd import HtpasswdFile
+from registry.auth.password.throttle import LoginThrottle
 from registry.auth.rights.principal import Identity
 from registry.auth.token.login_sessions import LoginSessions
+from registry.client_addresses import visitor_key
 from registry.config.auth_settings import OIDCSettings
 from registry.request import RequestInvalid
+from registry.visitor_limits import Limits, VisitorLimits
 from storage.access import Account, AccountExists, AccountInvalid, AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
 from storage.content import Actor
@@ -40,8 +44,10 @@ log = logging.getLogger(__name__)
 
 LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
-MAX_PARALLEL_LOGINS: Final = 32
-"""The largest number of logins in one process that exchange a code at the same time. Further logins are refused."""
+EXCHANGE_LIMITS: Final = Limits(max_running=32, max_running_per_visitor=2, max_pending=256, max_pending_per_visitor=16)
+"""The largest numbers of logins in one process that exchange a code at the same time, or wait to do so: in total, and
+from one network. An exchange takes up to ten seconds if the provider is slow. So one network can delay its own logins
+only. Further logins are refused."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
 _START_AGAIN: Final = "start again at /login"
@@ -93,8 +99,13 @@ class LoginFailed(Exception):
 
 
 class OpenIDLogin:
-    """Starts and finishes logins at the OpenID provider, for one process and its event loop. `logins` records them in
-    the audit log. `clock` returns seconds since 1970."""
+    """Starts and finishes logins at the OpenID provider, for one process and its event loop.
+
+    - `logins` records the logins in the audit log.
+    - `throttle` limits the failed logins of each network.
+    - `htpasswd` is the file with further accounts; None: there is none. No account is created under a name in it.
+    - `clock` returns seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -104,6 +115,8 @@ class OpenIDLogin:
         attempts: LoginAttempts,
         sessions: LoginSessions,
         logins: LoginAudit,
+        throttle: LoginThrottle,
+        htpasswd: HtpasswdFile | None,
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -112,10 +125,12 @@ class OpenIDLogin:
         self._attempts = attempts
         self._sessions = sessions
         self._logins = logins
+        self._throttle = throttle
+        self._htpasswd = htpasswd
         self._clock = clock
         self._stamp = provider_stamp(settings)
-        self._running_exchanges = 0
-        """The number of logins that exchange a code now."""
+        self._used_attempts = UsedAttempts(accounts)
+        self._exchanges = VisitorLimits(EXCHANGE_LIMITS, "logins")
 
     async def begin(self, redirect_uri: str, return_path: str) -> tuple[str, str]:
         """Starts a login. Returns the URL of the provider's login page, and the encrypted attempt for a cookie.
@@ -139,10 +154,13 @@ class OpenIDLogin:
         the provider accepts a code only once."""
         try:
             attempt = self._open_attempt(response, sealed)
-            claims = await self._fetch_claims(response, attempt)
+            claims = await self._fetch_claims(response, attempt, by)
             identity = await self._identity(claims, by)
         except LoginFailed as failed:
-            self._logins.record_failure(failed.user, LOGIN_METHOD, failed.reason, by)
+            is_throttled = isinstance(failed.shown_error, TooManyRequests)
+            self._logins.record_failure(
+                failed.user, LOGIN_METHOD, failed.reason, by, "throttled" if is_throttled else "failed"
+            )
             raise
         self._logins.record_success(identity, LOGIN_METHOD, by)
         return LoginResult(await self._sessions.start(identity, LOGIN_METHOD, by), attempt.back)
@@ -175,13 +193,31 @@ class OpenIDLogin:
             raise _login_invalid("the response has no authorization code, or one that is too long")
         return attempt
 
-    async def _fetch_claims(self, response: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
+    async def _fetch_claims(
+        self, response: AuthorizationResponse, attempt: LoginAttempt, by: Actor
+    ) -> Mapping[str, Any]:
+        """Waits until the client's network may exchange a code. Then uses the attempt up, exchanges the code for an ID
+        token, and returns the claims of the token. Counts a code or a token that is refused as a failed login of the
+        network. Raises LoginFailed, StorageFull, StorageFailed."""
+        try:
+            async with self._exchanges.slot(visitor_key(None, by.address)):
+                self._throttle.check_address(by.address)
+                try:
+                    await self._used_attempts.use(attempt)
+                    return await self._exchange(response, attempt)
+                except LoginFailed as failed:
+                    if isinstance(failed.shown_error, Denied):  # not if the provider fails
+                        await self._throttle.record_address_failure(by.address)
+                    raise
+        except TooManyRequests as error:
+            # The attempt was not used, so the browser can send the same response again.
+            raise LoginFailed(error, error.message, is_finished=False) from None
+        except LoginAttemptInvalid as error:
+            raise _login_invalid(str(error)) from None
+
+    async def _exchange(self, response: AuthorizationResponse, attempt: LoginAttempt) -> Mapping[str, Any]:
         """Exchanges the code for an ID token and returns the token's claims, which it has verified. Raises
         LoginFailed."""
-        if self._running_exchanges >= MAX_PARALLEL_LOGINS:
-            shown_error = TooManyRequests("too many people are logging in; try again in a moment", retry_after=5)
-            raise LoginFailed(shown_error, f"{MAX_PARALLEL_LOGINS} logins are waiting for the provider")
-        self._running_exchanges += 1
         try:
             if (await self._provider.metadata()).sends_issuer and not response.issuer:
                 raise _login_invalid("the response does not name its issuer, which the provider's metadata requires")
@@ -195,8 +231,6 @@ class OpenIDLogin:
         except IDTokenInvalid as error:
             log.warning("an ID token of the OpenID provider is refused: %s", error)
             raise _login_invalid(f"the ID token: {error}") from None
-        finally:
-            self._running_exchanges -= 1
 
     async def _identity(self, claims: Mapping[str, Any], by: Actor) -> Identity:
         """Returns the identity for the account that the claims of an ID token name. Raises LoginFailed if that account
@@ -228,12 +262,35 @@ class OpenIDLogin:
         except AccountUnknown:
             if not self._settings.create:
                 raise LoginFailed(_no_account(name), "there is no such account", user=name) from None
+        if reason := await self._reason_not_to_create(name):
+            log.warning("the OpenID login of %s creates no account: %s", name, reason)
+            raise LoginFailed(_no_account(name), reason, user=name)
         try:
             return await self._accounts.add_account(
-                name, AccountKind.USER, password_hash=None, note="first login by OpenID", by=replace(by, name="system")
+                name,
+                AccountKind.USER,
+                password_hash=None,
+                note="first login by OpenID",
+                only_without_rights=True,
+                by=replace(by, name="system"),
             )
         except AccountExists:  # a concurrent login has created the account, or a group has the name
             return self._just_created_account(name)
+        except AccountInvalid as error:  # the name has rights already
+            log.warning("the OpenID login of %s creates no account: %s", name, error)
+            raise LoginFailed(_no_account(name), str(error), user=name) from None
+
+    async def _reason_not_to_create(self, name: AccountName) -> str:
+        """Returns why a login must not create the account `name`; empty if it may. An account of the store replaces the
+        account of the same name in the htpasswd file and gets its rights, so the name may belong to somebody else."""
+        if self._htpasswd is None:
+            return ""
+        file = await self._htpasswd.current()
+        if not file.is_readable:
+            return "the htpasswd file, which may have this name, cannot be read"
+        return (
+            "the htpasswd file has this name; rename one of the two, or add the account" if file.has_name(name) else ""
+        )
 
     def _just_created_account(self, name: AccountName) -> Account:
         """Returns the account that a concurrent login has created. Raises LoginFailed if there is none, because a group

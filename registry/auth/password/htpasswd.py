@@ -1,19 +1,21 @@
 """Accounts in an htpasswd file: lines with a name and a bcrypt hash, as `htpasswd -B` writes them.
 
 Each lookup of a line checks with one `stat` (a microsecond or two) whether the file has changed, and if so reads it
-again. So a changed line takes effect with the next request. If the store has an account of the same name,
+again. So a changed line takes effect with the next request. A thread parses a large file; meanwhile, a lookup searches
+the new text for its one line. If the store has an account of the same name,
 `registry.auth.password.password_check` uses that account and not the line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,9 +26,12 @@ log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES: Final = 8 * 1024 * 1024
 """The size of the largest file that is accepted. Such a file has about a hundred thousand lines."""
+MAX_INLINE_BYTES: Final = 64 * 1024
+"""The size of the largest file that is parsed on the event loop: about a thousand lines, which take about 5 ms."""
 SETTLED_NANOSECONDS: Final = 100_000_000
 """If the file changed less than this time before it was read, the next lookup reads it again. The timestamps can stay
-the same when the file changes twice in a short time, and then `stat` alone would miss the second change."""
+the same when the file changes twice in a short time, and then `stat` alone would miss the second change. A file with
+timestamps in the future is read again until reads this far apart have seen the same timestamps."""
 STAMP_PREFIX: Final = "htpasswd"
 """The prefix of the *stamp* of a line, a hash of that line. An identity that the line's password proved contains the
 stamp, and is refused when the line has changed. The stamps of token issuers and of the OpenID provider have other
@@ -35,6 +40,10 @@ prefixes."""
 
 class HtpasswdError(Exception):
     """The file cannot be used. The text says why, in one line for the operator, and contains no part of the file."""
+
+
+class _Unreadable(HtpasswdError):
+    """The file cannot be read at the moment, so the next lookup has to try again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,99 +56,171 @@ class HtpasswdLine:
 
 
 @dataclass(frozen=True, slots=True)
-class _ParsedFile:
-    """The content of the file when it was last read.
+class HtpasswdContent:
+    """The content of the file when it was read.
 
     - `lines`: the valid lines by account name.
-    - `highest_bcrypt_cost`: the highest bcrypt cost in these lines; 0 if there are none.
+    - `invalid_names`: the account names in invalid lines, with which nobody can log in.
+    - `highest_bcrypt_cost`: the highest bcrypt cost in the valid lines; 0 if there are none.
     - `version`: a hash of the whole file; empty if it could not be read.
-    - `state`: the file's times, inode and size. None: the next lookup must read the file again.
     """
 
     lines: Mapping[str, HtpasswdLine]
+    invalid_names: frozenset[str]
     highest_bcrypt_cost: int
     version: str
-    state: tuple[int, ...] | None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the file could be read."""
+        return bool(self.version)
+
+    def has_name(self, name: str) -> bool:
+        """Returns whether the file has a line for the account `name`, even an invalid one."""
+        return name in self.lines or name in self.invalid_names
 
 
-_EMPTY_FILE = _ParsedFile(lines={}, highest_bcrypt_cost=0, version="", state=None)
-"""The content that is used before the first lookup, and while the file cannot be read."""
+EMPTY_CONTENT: Final = HtpasswdContent(lines={}, invalid_names=frozenset(), highest_bcrypt_cost=0, version="")
+"""The content that is used if there is no file, before the first lookup, and while the file cannot be read."""
+_State = tuple[int, ...]
+"""The file's times of change (`st_mtime_ns`, `st_ctime_ns`), inode and size."""
+_Parsed = tuple[HtpasswdContent, list[str]]
+"""The content of a file, and a description of each invalid line."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RunningParse:
+    """A large file that a thread parses. `text` is the file's text. `future` will have the result."""
+
+    state: _State
+    is_settled: bool
+    text: str
+    future: asyncio.Future[_Parsed]
+
+    def find(self, name: str) -> HtpasswdLine | None:
+        """Searches the text for the first valid line of the account `name`, without parsing the other lines. Finds only
+        lines that begin with the name; a line that begins with a space is found when the thread has finished."""
+        start, needle = 0, f"\n{name}:"
+        text = self.text
+        if text.startswith(needle[1:]) and (line := _line_for(name, text[: _line_end(text, 0)])):
+            return line
+        while (start := text.find(needle, start)) >= 0:
+            end = _line_end(text, start + 1)
+            if line := _line_for(name, text[start + 1 : end]):
+                return line
+            start = end
+        return None
 
 
 class HtpasswdFile:
-    """The current lines of the file at `path`. While the file cannot be read, there are no lines."""
+    """The current lines of the file at `path`. While the file cannot be read, there are no lines. A file of more than
+    `MAX_INLINE_BYTES` is parsed in a thread, so that the event loop does not stop."""
 
     def __init__(self, path: Path, clock: Callable[[], int] = time.time_ns) -> None:
         """Does not read the file; the first lookup does. `clock` returns nanoseconds since 1970."""
         self._path = path
         self._clock = clock
-        self._parsed = _EMPTY_FILE
+        self._content = EMPTY_CONTENT
+        self._state: _State | None = None
+        """The state of the file that `_content` was read from. None: the next lookup must read the file again."""
+        self._last_seen_state: _State | None = None
+        """The state of the file at the last read, and in `_state_first_seen` the time when a read saw it first."""
+        self._state_first_seen = 0
+        self._running_parse: _RunningParse | None = None
         self._logged_problem = ""
         """The problem that was logged last; empty if the last read found none."""
 
     def check(self) -> None:
         """Reads and checks the file. The server calls this when it starts. Raises HtpasswdError if the file cannot be
         read, has an invalid line, or has no line at all."""
-        lines, problems = _parse(_decode(_load(self._path), self._path))
+        lines, _, problems = _parse_lines(_decode(_load(self._path), self._path))
         if problems:
             more_problems = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise HtpasswdError(f"{self._path}: {problems[0]}{more_problems}")
         if not lines:
             raise HtpasswdError(f"{self._path} has no line NAME:HASH; `htpasswd -nB NAME` prints one")
 
+    async def current(self) -> HtpasswdContent:
+        """Returns the current content of the file. Callers that need several facts about the file should call this
+        once, because each call may read the file. If the caller is cancelled, a thread that parses continues."""
+        parse = self._refresh()
+        if parse is None:
+            return self._content
+        content, _ = await asyncio.shield(parse.future)
+        return content
+
     def line(self, name: str) -> HtpasswdLine | None:
         """Returns the line of the account `name`, or None if there is none."""
-        return self._current().lines.get(name)
+        parse = self._refresh()
+        return self._content.lines.get(name) if parse is None else parse.find(name)
 
     def stamp(self, name: str) -> str | None:
         """Returns the stamp of the line of the account `name`, or None if there is none."""
         line = self.line(name)
         return line.stamp if line else None
 
-    @property
-    def highest_bcrypt_cost(self) -> int:
-        """The highest bcrypt cost in the file, or 0 if it has no lines."""
-        return self._current().highest_bcrypt_cost
-
-    @property
-    def version(self) -> str:
-        """A hash of the file. It changes when the file changes. Empty while the file cannot be read."""
-        return self._current().version
-
-    def _current(self) -> _ParsedFile:
-        """Returns the current content of the file. Reads the file again if it has changed since the last read."""
+    def _refresh(self) -> _RunningParse | None:
+        """Reads the file if it has changed since the last read. Returns None if `_content` is current then. If a thread
+        still parses the file, returns the running parse."""
         try:
             status = os.stat(self._path)
         except OSError as error:
-            self._log_problem(_unreadable_text(self._path, error))
-            self._parsed = _EMPTY_FILE
-            return self._parsed
+            self._store(EMPTY_CONTENT, None, _unreadable_text(self._path, error))
+            return None
         state = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
-        if state != self._parsed.state:
-            self._reread(state)
-        return self._parsed
-
-    def _reread(self, state: tuple[int, ...]) -> None:
-        """Reads and parses the file. `state` has the times, inode and size that `stat` reported before this read."""
-        is_settled = self._clock() - max(state[:2]) > SETTLED_NANOSECONDS  # `state` begins with the file's two times
+        if state == self._state:
+            return None
+        if self._running_parse is not None and self._running_parse.state == state:
+            return self._running_parse
+        is_settled = self._is_settled(state)
         try:
             content = _load(self._path)
-            lines, problems = _parse(_decode(content, self._path))
+            text = _decode(content, self._path)
         except HtpasswdError as error:
-            self._log_problem(str(error))
-            self._parsed = _EMPTY_FILE
-            return
-        highest_cost = max((bcrypt_cost_of(line.hash) for line in lines.values()), default=0)
-        version = hashlib.blake2b(content, digest_size=12).hexdigest()
-        self._parsed = _ParsedFile(lines, highest_cost, version, state if is_settled else None)
-        self._log_problem("; ".join(problems[:10]))
+            is_known = is_settled and not isinstance(error, _Unreadable)
+            self._store(EMPTY_CONTENT, state if is_known else None, str(error))
+            return None
+        if len(content) > MAX_INLINE_BYTES and (loop := _running_loop()):
+            future = loop.run_in_executor(None, _parse, content, text)
+            self._running_parse = _RunningParse(state, is_settled, text, future)
+            future.add_done_callback(partial(self._on_parsed, self._running_parse))
+            return self._running_parse
+        parsed, problems = _parse(content, text)
+        self._store(parsed, state if is_settled else None, "; ".join(problems[:10]))
+        return None
 
-    def _log_problem(self, text: str) -> None:
-        """Logs a problem with the file, unless it is the one that was logged last. An empty `text` means that the file
-        has no problem."""
-        if text and text != self._logged_problem:
-            log.warning("htpasswd: %s", text)
-        self._logged_problem = text
+    def _is_settled(self, state: _State) -> bool:
+        """Returns whether a change of the file after now would change its state. So it is if the last change was longer
+        ago than `SETTLED_NANOSECONDS`, or if an earlier read longer ago than this saw the same state. The latter holds
+        for a file whose times are in the future, because its machine's clock was ahead."""
+        now = self._clock()
+        if state != self._last_seen_state:
+            self._last_seen_state, self._state_first_seen = state, now
+        last_change = max(state[:2])  # `state` begins with the file's two times
+        return now - last_change > SETTLED_NANOSECONDS or abs(now - self._state_first_seen) > SETTLED_NANOSECONDS
+
+    def _on_parsed(self, parse: _RunningParse, future: asyncio.Future[_Parsed]) -> None:
+        """Called when a thread has parsed the file. Ignores the result if the file was read again since then."""
+        if self._running_parse is not parse or future.cancelled() or future.exception():
+            return
+        content, problems = future.result()
+        self._store(content, parse.state if parse.is_settled else None, "; ".join(problems[:10]))
+
+    def _store(self, content: HtpasswdContent, state: _State | None, problem: str) -> None:
+        """Stores the result of a read. Logs `problem`, unless it is the one that was logged last. An empty `problem`
+        means that the file has none."""
+        self._content, self._state, self._running_parse = content, state, None
+        if problem and problem != self._logged_problem:
+            log.warning("htpasswd: %s", problem)
+        self._logged_problem = problem
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """Returns the running event loop; None if there is none, as in a command."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _load(path: Path) -> bytes:
@@ -148,7 +229,7 @@ def _load(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise HtpasswdError(_unreadable_text(path, error)) from None
+        raise _Unreadable(_unreadable_text(path, error)) from None
     if len(content) > MAX_FILE_BYTES:
         raise HtpasswdError(f"{path} has more than {MAX_FILE_BYTES} bytes")
     return content
@@ -165,25 +246,54 @@ def _unreadable_text(path: Path, error: OSError) -> str:
     return f"{path} cannot be read: {(error.strerror or str(error)).lower()}"
 
 
-def _parse(text: str) -> tuple[dict[str, HtpasswdLine], list[str]]:
-    """Returns the valid lines by account name, and a description of each invalid line. If several lines have the same
-    name, the first is valid and the others are invalid; Apache uses the first as well."""
+def _parse(content: bytes, text: str) -> _Parsed:
+    """Parses the file with these bytes and this text."""
+    lines, invalid_names, problems = _parse_lines(text)
+    highest_cost = max((bcrypt_cost_of(line.hash) for line in lines.values()), default=0)
+    version = hashlib.blake2b(content, digest_size=12).hexdigest()
+    return HtpasswdContent(lines, frozenset(invalid_names), highest_cost, version), problems
+
+
+def _parse_lines(text: str) -> tuple[dict[str, HtpasswdLine], set[str], list[str]]:
+    """Returns the valid lines by account name, the names in invalid lines, and a description of each invalid line. If
+    several lines have the same name, the first is valid and the others are invalid; Apache uses the first as well."""
     lines: dict[str, HtpasswdLine] = {}
+    invalid_names: set[str] = set()
     problems: list[str] = []
     for line_number, name, password_hash in _entries(text):
         if problem := _problem(name, password_hash):
             problems.append(f"line {line_number} {problem}")
+            invalid_names.add(name)
         elif name in lines:
             problems.append(f"line {line_number} has the same name as an earlier line")
         else:
-            stamp = hashlib.blake2b(f"{name}:{password_hash}".encode(), digest_size=12).hexdigest()
-            lines[name] = HtpasswdLine(password_hash, f"{STAMP_PREFIX}:{stamp}")
-    return lines, problems
+            lines[name] = _valid_line(name, password_hash)
+    return lines, invalid_names, problems
+
+
+def _valid_line(name: str, password_hash: str) -> HtpasswdLine:
+    stamp = hashlib.blake2b(f"{name}:{password_hash}".encode(), digest_size=12).hexdigest()
+    return HtpasswdLine(password_hash, f"{STAMP_PREFIX}:{stamp}")
+
+
+def _line_end(text: str, start: int) -> int:
+    """Returns the position of the line feed that ends the line at `start`, or the length of the text if there is
+    none."""
+    end = text.find("\n", start)
+    return len(text) if end < 0 else end
+
+
+def _line_for(name: str, line: str) -> HtpasswdLine | None:
+    """Parses one line that begins with the account name `name`. Returns None if it is invalid."""
+    for _, line_name, password_hash in _entries(line):
+        if line_name == name and not _problem(name, password_hash):
+            return _valid_line(name, password_hash)
+    return None
 
 
 def _entries(text: str) -> Iterator[tuple[int, str, str]]:
     """Yields the line number, the name and the hash of each line. Skips empty lines and comments."""
-    for line_number, line in enumerate(re.split(r"\r?\n", text), 1):
+    for line_number, line in enumerate(text.split("\n"), 1):  # `strip` removes a carriage return
         if line.strip() and not line.startswith("#"):
             name, _, password_hash = line.strip().partition(":")
             yield line_number, name, password_hash

@@ -21,7 +21,7 @@ from registry.auth.password.hashing import (
     needs_rehash,
     verify_password,
 )
-from registry.auth.password.htpasswd import HtpasswdFile
+from registry.auth.password.htpasswd import EMPTY_CONTENT, HtpasswdContent, HtpasswdFile
 from registry.auth.password.throttle import LoginThrottle
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
@@ -90,15 +90,16 @@ class PasswordCheck:
         if len(password.encode()) > MAX_PASSWORD_BYTES:
             raise Unauthorized("the password is too long")
         key = self._failed_checks.key_of(name, password, address)
-        if self._was_wrong(key, name):
+        file = await self._htpasswd.current() if self._htpasswd else EMPTY_CONTENT
+        if self._was_wrong(key, name, file):
             raise Unauthorized("the password is wrong, as before")
         self._throttle.check(name, address)
-        epoch, file_version = self._accounts.epoch(), self._file_version()
-        stored, identity = self._stored_hash(name)
+        epoch = self._accounts.epoch()
+        stored, identity = self._stored_hash(name, file)
         is_right = await self._hashing.run(partial(verify_password, password, stored))
         if not is_right or identity is None:
             until = self._clock() + WRONG_CACHED_SECONDS
-            self._failed_checks.put(key, _FailedCheck((stored, identity), epoch, file_version, until))
+            self._failed_checks.put(key, _FailedCheck((stored, identity), epoch, file.version, until))
             await self._throttle.record_failure(name, address)
             # The client sees neither text, so it cannot tell whether the account exists.
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
@@ -111,34 +112,32 @@ class PasswordCheck:
         """Waits until the running replacements of hashes have ended."""
         await asyncio.gather(*self._rehashes, return_exceptions=True)
 
-    def _was_wrong(self, key: bytes, name: AccountName) -> bool:
+    def _was_wrong(self, key: bytes, name: AccountName, file: HtpasswdContent) -> bool:
         """Returns whether the cache has a failed check under `key`, and the account `name` has not changed since. Reads
-        the account only if the store or the htpasswd file has changed."""
+        the account only if the store or the htpasswd file, whose content is `file`, has changed."""
         failed = self._failed_checks.get(key)
         if failed is None:
             return False
         if self._clock() < failed.until:
-            epoch, file_version = self._accounts.epoch(), self._file_version()
-            is_unchanged = (failed.epoch, failed.file_version) == (epoch, file_version)
-            if is_unchanged or failed.checked_against == self._stored_hash(name):
-                failed.epoch, failed.file_version = epoch, file_version
+            epoch = self._accounts.epoch()
+            is_unchanged = (failed.epoch, failed.file_version) == (epoch, file.version)
+            if is_unchanged or failed.checked_against == self._stored_hash(name, file):
+                failed.epoch, failed.file_version = epoch, file.version
                 return True
         self._failed_checks.remove(key)
         return False
 
-    def _file_version(self) -> str:
-        return self._htpasswd.version if self._htpasswd else ""
-
-    def _stored_hash(self, name: AccountName) -> tuple[StoredHash, Identity | None]:
-        """Returns the hash of an account's password, and the account's identity. The identity is None if no password is
-        right: the account does not exist, is disabled, or has no password."""
+    def _stored_hash(self, name: AccountName, file: HtpasswdContent) -> tuple[StoredHash, Identity | None]:
+        """Returns the hash of an account's password, and the account's identity. `file` is the content of the htpasswd
+        file. The identity is None if no password is right: the account does not exist, is disabled, or has no
+        password."""
         # `verify_password` needs this cost for every account. With it, the check of a wrong password takes the same
         # time for all accounts, including accounts that do not exist.
-        highest_bcrypt_cost = self._htpasswd.highest_bcrypt_cost if self._htpasswd else 0
+        highest_bcrypt_cost = file.highest_bcrypt_cost
         try:
             account = self._accounts.account(name)
         except AccountUnknown:
-            line = self._htpasswd.line(name) if self._htpasswd else None
+            line = file.lines.get(name)
             if line is None:
                 return StoredHash(highest_bcrypt_cost=highest_bcrypt_cost), None
             # When the line changes, its stamp (a hash of the line) changes, and an identity with the old stamp is

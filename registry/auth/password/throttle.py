@@ -81,6 +81,20 @@ class LoginThrottle:
         if wait:
             raise TooManyRequests("too many failed logins; try again later", retry_after=math.ceil(wait))
 
+    def check_address(self, address: str) -> None:
+        """Checks that a login from `address` may be tried now, if the account is not known yet. Raises TooManyRequests
+        if not."""
+        if network := network_of(address):
+            wait = BY_ADDRESS.wait(self._accounts.throttled_until(_address_key(network)), self._clock())
+            if wait:
+                raise TooManyRequests("too many failed logins; try again later", retry_after=math.ceil(wait))
+
+    async def record_address_failure(self, address: str) -> None:
+        """Counts a failed login from `address` whose account is not known in the limit per address. Raises StorageFull,
+        StorageFailed."""
+        if network := network_of(address):
+            await self._accounts.add_failures({_address_key(network): BY_ADDRESS.cost_seconds})
+
     async def record_failure(self, name: str, address: str) -> None:
         """Counts a failed login to the account `name` from `address` in all three limits. A failure from a familiar
         address is not counted in the limit per account, because it is probably a mistake of the account's owner. Raises

@@ -26,6 +26,7 @@ from registry.auth.rights.principal import Principal, current_principal
 from registry.auth.rights.sealed_cursors import CursorKind, SealedCursors, process_secrets
 from registry.naming import NamingRules
 from registry.request import current_request
+from registry.visitor_limits import Limits, VisitorLimits
 from storage.access import Action
 from storage.content import Actor, Page
 from storage.errors import (
@@ -38,7 +39,6 @@ from storage.errors import (
     Unsupported,
 )
 from storage.interface import Registry
-from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName
 from storage.patterns import NameSet
 from storage.wrappers import Call, ForwardingRegistry
@@ -49,6 +49,8 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 3.1)."""
 _PUSH: Final = Action.PUSH.value
 """The bits of the action push as a plain int, because comparing ints is faster."""
+LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
+"""How many lists of repositories a process reads at a time. A thread reads them one after the other."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""
 
@@ -151,8 +153,7 @@ class Guarded(ForwardingRegistry):
         self._denied = denied
         self._renew = renew
         self._cursors = cursors or SealedCursors(process_secrets())
-        self._list_locks: KeyedLocks[str] = KeyedLocks()
-        """A lock for each account name, so that only one list of its repositories runs at a time."""
+        self._lists = VisitorLimits(LIST_LIMITS, "lists")
 
     async def handle(self, call: Call[T]) -> T:
         """Checks the rights for a call, forwards it to `inner`, and returns the result. If the rights do not suffice,
@@ -300,19 +301,20 @@ class Guarded(ForwardingRegistry):
         """Returns a page of the repositories in `names` that the principal may pull.
 
         `after` is the cursor that the client sent: the position after which the page starts; None: the first page. For
-        each account, this process makes one page at a time, so that many requests of one account do not delay the lists
-        of other accounts.
+        each account, and for each network of anonymous clients, this process makes one page at a time, so that many
+        requests of one visitor do not delay the lists of others.
 
-        Raises RequestInvalid for an unknown cursor. Raises Unauthorized if the client sent no credential, or if its
-        bearer token does not allow the list of repositories. After this error, the client can log in or get another
-        token.
+        Raises RequestInvalid for an unknown cursor. Raises TooManyRequests if too many lists wait. Raises Unauthorized
+        if the client sent no credential, or if its bearer token does not allow the list of repositories. After this
+        error, the client can log in or get another token.
         """
         principal = current_principal()
         if not principal.may_list:
             reason = INSUFFICIENT_SCOPE if principal.identity.access is not None else None
             raise Unauthorized("log in to list repositories", reason=reason)
         after = await self._cursors.read(CursorKind.REPOSITORIES, after)
-        async with self._list_locks.hold(principal.name):
+        visitor = principal.visitor_at(current_request().address)
+        async with self._lists.slot(visitor):
             page = await self.inner.repositories(after, limit, _intersect(names, principal.listable_names))
         if page.next_after is None or page.next_after in page.items[-1:]:  # the cursor is the last visible entry
             return page

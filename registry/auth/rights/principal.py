@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from registry.client_addresses import visitor_key
 from registry.request import current_request
 from storage.access import EVERY_ACTION, Action, TokenLimit
 from storage.content import Actor
@@ -231,6 +232,11 @@ class Principal:
         visitor = Principal(self.identity, self.rights, is_open=self.is_open, epoch=self.epoch)
         visitor.is_admitted = True
         return visitor
+
+    def visitor_at(self, address: str) -> str:
+        """Returns the text that identifies the client in limits for each visitor: its account, or the network of its IP
+        address `address` if it is anonymous."""
+        return visitor_key(None if self.is_anonymous else self.name, address)
 
     # Rights on one repository
 

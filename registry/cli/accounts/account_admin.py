@@ -65,6 +65,7 @@ def administer(
     with one_line_errors():
         from registry.auth.administration import Administration
         from registry.auth.password.hashing import hash_password
+        from registry.auth.password.htpasswd import HtpasswdFile
         from registry.cli.data_owner import prepare_data_directory
         from storage.composition import open_accounts
 
@@ -74,11 +75,20 @@ def administer(
         async def hash_in_event_loop(password: str) -> str:
             return hash_password(password)  # may block the event loop, because nothing else runs in it
 
+        htpasswd = HtpasswdFile(settings.auth.htpasswd) if settings.auth.htpasswd else None
+
         async def run_work() -> T:
             async with open_accounts(settings.data) as accounts:
-                return await work(Administration(accounts, hash_in_event_loop, clock=time.time), actor)
+                administration = Administration(accounts, hash_in_event_loop, clock=time.time, htpasswd=htpasswd)
+                return await work(administration, actor)
 
         return run_interruptible(run_work())
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Prints the notes on a new account on stderr."""
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 def has_had_account(settings: Settings) -> bool:

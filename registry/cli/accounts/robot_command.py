@@ -10,6 +10,7 @@ from registry.cli.accounts.account_admin import (
     administer,
     parse_name_or_fail,
     print_first_account_notice,
+    print_notes,
 )
 from registry.cli.options import ConfigOption, DataOption, load_or_fail
 from storage.access import AccountKind
@@ -43,6 +44,7 @@ def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, 
         create_data_directory=True,
     )
     typer.echo(f"{account} is added; to make an API token for its login, run: entrepot token add {account}", err=True)
+    print_notes(added.notes)
     if added.is_first:
         print_first_account_notice(settings, account, admin=False)
 

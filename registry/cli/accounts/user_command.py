@@ -18,6 +18,7 @@ from registry.cli.accounts.account_admin import (
     password_or_fail,
     print_first_account_notice,
     print_list,
+    print_notes,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail
 from registry.cli.output import comma_list, local_time, print_json, print_rows
@@ -85,6 +86,7 @@ def add(
     if added.password is not None:
         typer.echo(added.password)
     typer.echo(f"{account} is added{', an admin' if admin else ''}", err=True)
+    print_notes(added.notes)
     if added.is_first:
         print_first_account_notice(settings, account, admin)
 

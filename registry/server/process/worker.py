@@ -237,12 +237,15 @@ class Worker:
             await asyncio.sleep(self._options.limits.timeout_check_seconds)
 
     async def run_command(self, name: str, payload: bytes) -> None:
-        """Runs a command of the supervisor: `prepare`, `switch` or `discard` (see `LiveApplication`) or `retire`. An
-        application that is no `LiveApplication` ignores the first three. Even then, `switch` reloads the certificates.
-        Raises the exceptions of the application, and ChangeRefused if the application takes too long to prepare."""
+        """Runs a command of the supervisor: `prepare`, `switch` or `discard` (see `LiveApplication`), `retire` or
+        `end_connections`. An application that is no `LiveApplication` ignores the first three. Even then, `switch`
+        reloads the certificates. Raises the exceptions of the application, and ChangeRefused if the application takes
+        too long to prepare."""
         app = self._app if isinstance(self._app, LiveApplication) else None
         if name == "retire":
             self._retirement.begin()
+        elif name == "end_connections":
+            self._end_connections()
         elif name == "switch":
             self._refresh_certificates(are_files_complete=True)
             if app is not None:
@@ -258,12 +261,21 @@ class Worker:
                     f"a worker could not open the new configuration within {PREPARE_SECONDS:g} s"
                 ) from None
 
+    def _end_connections(self) -> None:
+        """Makes this worker, which retires, answer only the requests that it has received, because the settings have
+        changed since. Closes idle connections at once."""
+        self._retirement.ends_connections = True
+        for pending in list(self._pending):
+            pending.evict()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+
     async def _retire(self, acceptors: list[Acceptor]) -> None:
         """Ends the worker without the loss of a request, because another worker has taken its place. The worker accepts
         no more connections, and answers one more request on each connection with `Connection: close`. A connection
         without a request stays open until its timeout, because the client may be sending a request. Also waits for the
         application's background work. Returns when all of this has ended, after `retire_seconds`, or when the worker is
-        told to stop."""
+        told to stop. After the command `end_connections`, answers only the requests that it has received."""
         for acceptor in acceptors:
             acceptor.close(ends_handshakes=False)
         app = self._app if isinstance(self._app, LiveApplication) else None
@@ -272,6 +284,8 @@ class Worker:
         while self._state.connections or self._state.tasks or self._pending or not (work is None or work.done()):
             if self._stop.is_set() or time.monotonic() >= deadline:
                 break
+            if self._retirement.ends_connections:
+                self._end_connections()
             for connection in list(self._state.connections):
                 connection.retire()
             await asyncio.sleep(_RETIREMENT_CHECK_SECONDS)

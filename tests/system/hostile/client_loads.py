@@ -122,6 +122,9 @@ LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
         _get(lambda number: f"{_LISTED}?last=sha256:{number:02x}"), reads=False
     ),
     "catalogs": lambda site: ClientLoad(_get(_catalog, site.logins["admin"])),
+    "searches": lambda site: ClientLoad(
+        _get(lambda number: f"/api/v1/search?q=r{number}&limit=100", site.logins["admin"])
+    ),
     "tags that nobody reads": lambda site: ClientLoad(
         _get(lambda number: f"/v2/large/tags/tags/list?last=t{number:03d}"), reads=False
     ),

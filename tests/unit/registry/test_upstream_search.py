@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.admin.content_searches import ContentSearches
+from registry.admin.content_searches import SEARCH_LIMITS, ContentSearches, Searcher
 from registry.auth.rights.principal import UNPRIVILEGED, open_principal
 from registry.backend import open_backend
 from registry.background_work import search_indexer
@@ -25,6 +25,7 @@ from registry.upstream.hub_search import (
     open_upstream_search,
 )
 from storage.composition import prepare_data_dir
+from storage.errors import TooManyRequests
 from storage.names import RepositoryName, Tag
 from storage.patterns import ALL_NAMES
 from tests.fakes.loop_hold import MAX_SECONDS, watch_loop
@@ -184,6 +185,27 @@ async def test_a_timeout_in_the_queue_is_no_failure_of_the_upstream(monkeypatch:
         assert await search.find("in vain", 25, 1)
 
 
+async def test_searches_of_one_visitor_do_not_delay_those_of_others(tmp_path: Path) -> None:
+    """Anonymous clients of one network run one search at a time, and some more wait; the rest are refused. A search
+    from another network does not wait for them."""
+    prepare_data_dir(tmp_path)
+    finished: list[str] = []
+    async with open_backend(Settings(data=tmp_path)) as backend:
+        searches = ContentSearches(backend.store, backend.router)
+
+        async def search(address: str) -> None:
+            try:
+                await searches.tags(Searcher(open_principal(), address), "nginx", 0, 25)
+            finally:
+                finished.append(address)
+
+        most = SEARCH_LIMITS.max_pending_per_visitor
+        running = [asyncio.create_task(search(address)) for address in ["192.0.2.1"] * (most + 3) + ["192.0.2.2"]]
+        results = await asyncio.gather(*running, return_exceptions=True)
+    assert [isinstance(result, TooManyRequests) for result in results] == [False] * most + [True] * 3 + [False]
+    assert finished.index("192.0.2.2") < most
+
+
 async def test_results_have_the_names_of_this_registry(tmp_path: Path) -> None:
     """Results have the names under which they can be pulled from this registry. Results that the user may not pull are
     left out, and so are invalid names. If the user may pull nothing from the upstream, no request is sent to it."""
@@ -201,7 +223,7 @@ async def test_results_have_the_names_of_this_registry(tmp_path: Path) -> None:
             (open_principal(["docker.io"]), [], 0),
             (open_principal(), ["docker.io/library/nginx", "docker.io/bitnami/nginx"], 1),
         ):
-            results = await searches.at_upstream(principal, "nginx", 25, 1)
+            results = await searches.at_upstream(Searcher(principal, "192.0.2.1"), "nginx", 25, 1)
             assert ([name for name, _ in results], len(fake.requests)) == (names, total_requests)
     server.close()
     await server.wait_closed()

@@ -29,6 +29,10 @@ SELECT a.name, a.kind, a.enabled, a.admin, a.version, a.created, a.note, a.passw
 _ACCOUNT_BY_NAME = _ACCOUNT + " WHERE a.name = ?"
 _PAGE = _ACCOUNT + " WHERE (?1 IS NULL OR a.kind = ?1) AND a.name > ?2 ORDER BY a.name LIMIT ?3"
 
+_HAS_RIGHTS = """
+SELECT EXISTS (SELECT 1 FROM access_grant WHERE kind IN ('user', 'robot') AND name = ?1)
+    OR EXISTS (SELECT 1 FROM group_member WHERE member = ?1)"""
+
 
 def name_from_database(text: str) -> AccountName:
     """Returns a name read from the database. Skips the checks of `AccountName`, which ran before it was stored."""
@@ -96,13 +100,17 @@ def add(
     hashed_password: str | None,
     admin: bool,
     note: str,
+    only_without_rights: bool,
 ) -> Account:
     """Adds an enabled account and returns it. `hashed_password`: None for an account without a password. `admin`:
     whether the account may do everything. Raises AccountExists if an account or a group has the name; AccountInvalid
-    for a robot with a password."""
+    for a robot with a password. With `only_without_rights`, raises AccountInvalid if the name has grants or is in a
+    group already."""
     if kind is AccountKind.ROBOT and hashed_password is not None:
         raise AccountInvalid("a robot has no password; make an API token for it")
     check_name_is_free(db, name)
+    if only_without_rights and db.execute(_HAS_RIGHTS, (name,)).get:
+        raise AccountInvalid(f"{name} has rights already, by grants or groups; an admin has to add the account")
     db.execute(
         "INSERT INTO account (name, kind, password, enabled, admin, version, created, note) "
         "VALUES (?, ?, ?, 1, ?, ?, ?, ?)",

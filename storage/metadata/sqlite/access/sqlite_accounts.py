@@ -147,9 +147,12 @@ class SqliteAccounts:
         password_hash: str | None,
         admin: bool = False,
         note: str = "",
+        only_without_rights: bool = False,
         by: Actor,
     ) -> Account:
-        return await self._run_adding(account_table.add, by, name, kind, password_hash, admin, note)
+        return await self._run_adding(
+            account_table.add, by, name, kind, password_hash, admin, note, only_without_rights
+        )
 
     async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
         await self._run_restricting(account_table.set_password, by, name, password_hash)

@@ -3,13 +3,17 @@ Older grants and limits with other patterns still apply."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
 
 from registry.auth.administration import Administration, parse_limit, parse_pattern
+from registry.auth.password.htpasswd import HtpasswdFile
 from registry.auth.rights.policy import Policy
-from storage.access import AccountInvalid, Action, Grant, Grantee, TokenLimit
+from storage.access import AccountInvalid, AccountName, Action, Grant, Grantee, TokenLimit
 from storage.patterns import NamePattern
-from tests.fakes.auth_worker import ADMIN, ALICE, KNOWN_ADDRESS, AuthWorker
+from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, AuthWorker
 
 OLD_PATTERN = NamePattern("*/app")
 """A pattern that an earlier version allowed for new grants."""
@@ -20,9 +24,38 @@ async def _no_hash(password: str) -> str:
     raise AssertionError("no password is hashed here")
 
 
+async def _any_hash(password: str) -> str:
+    return "$argon2id$"
+
+
 @pytest.fixture
 def administration(worker: AuthWorker) -> Administration:
     return Administration(worker.accounts, _no_hash, clock=worker.clock)
+
+
+async def test_notes_on_a_new_account(worker: AuthWorker, tmp_path: Path) -> None:
+    """An admin who adds an account is told which rights it has from the start, and that it replaces an account of the
+    htpasswd file. If there is nothing to tell, there are no notes."""
+    file = await asyncio.to_thread(htpasswd_file, tmp_path)
+    administration = Administration(worker.accounts, _any_hash, clock=worker.clock, htpasswd=file)
+    await worker.grant("user:carol", "prod/**", "pull,push")
+    for group in ("dev", "ops"):
+        await worker.accounts.add_group(AccountName(group), by=ADMIN)
+        await worker.accounts.add_member(AccountName(group), CI, by=ADMIN)
+    carol = await administration.add_user(AccountName("carol"), None, by=ADMIN)
+    assert carol.notes == ("carol had grants already, which apply to this account",)
+    assert (await administration.add_robot(CI, by=ADMIN)).notes == (
+        "the htpasswd file has an account ci, which this account replaces from now on",
+        "ci was already in the groups dev, ops",
+    )
+    assert (await administration.add_robot(AccountName("dave"), by=ADMIN)).notes == ()
+
+
+def htpasswd_file(folder: Path) -> HtpasswdFile:
+    """Returns an htpasswd file with the account `ci`."""
+    path = folder / "htpasswd"
+    path.write_text(f"ci:$2b$04${'a' * 53}\n")
+    return HtpasswdFile(path)
 
 
 async def test_new_grants_need_simple_patterns(worker: AuthWorker, administration: Administration) -> None:

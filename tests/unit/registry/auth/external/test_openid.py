@@ -16,7 +16,7 @@ from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from registry.auth.external import identity_http
 from registry.auth.external.identity_claims import MAX_CLAIM_GROUPS
 from registry.auth.external.login_attempts import ATTEMPT_SECONDS, LoginAttemptInvalid, LoginAttempts
-from registry.auth.external.openid_login import AuthorizationResponse, LoginFailed
+from registry.auth.external.openid_login import EXCHANGE_LIMITS, AuthorizationResponse, LoginFailed
 from registry.auth.external.openid_protocol import parse_token_response
 from registry.auth.external.openid_provider import (
     METADATA_FRESH_SECONDS,
@@ -31,16 +31,23 @@ from registry.auth.external.openid_settings import (
     check_provider,
     provider_stamp,
 )
+from registry.auth.password.throttle import BY_ADDRESS
 from registry.auth.rights.principal import Identity
 from registry.auth.token.signing_keys import SigningKeys
 from registry.config import OIDCSettings
+from registry.config.auth_settings import AuthSettings
 from storage.access import AccountKind, AccountName
-from storage.errors import Unauthorized
-from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, AuthClock, AuthWorker, auth_worker
+from storage.content import Actor
+from storage.errors import Denied, TooManyRequests, Unauthorized, UpstreamUnavailable
+from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, OTHER_ADDRESS, AuthClock, AuthWorker, auth_worker
 from tests.fakes.openid_server import CLIENT, SECRET, CodeGrant, FakeOpenIDProvider, openid_provider
 
 REDIRECT_URI = "http://127.0.0.1:5000/login/callback"
 """The URL of the registry to which the provider sends the browser back."""
+
+
+BCRYPT = "$2b$04$" + "a" * 53
+"""A valid bcrypt hash; no test needs its password."""
 
 
 @pytest.fixture
@@ -306,7 +313,7 @@ async def test_changed_settings_end_sessions(data: Path, clock: AuthClock, fake_
 # Accounts and groups
 
 
-async def log_in(worker: AuthWorker, fake_provider: FakeOpenIDProvider) -> Identity:
+async def log_in(worker: AuthWorker, fake_provider: FakeOpenIDProvider, by: Actor = KNOWN_ADDRESS) -> Identity:
     """Logs in at the provider, and returns the identity of the session. Raises LoginFailed."""
     openid = worker.access.openid_login
     assert openid is not None
@@ -315,8 +322,89 @@ async def log_in(worker: AuthWorker, fake_provider: FakeOpenIDProvider) -> Ident
     state, nonce, challenge = query["state"], query["nonce"], query["code_challenge"]
     code = "code-" + state
     fake_provider.grants[code] = CodeGrant(challenge, REDIRECT_URI, nonce)
-    result = await openid.finish(AuthorizationResponse(state, code), sealed, KNOWN_ADDRESS)
+    result = await openid.finish(AuthorizationResponse(state, code), sealed, by)
     return worker.access.login_sessions.verify(result.session)
+
+
+async def begin_login(worker: AuthWorker) -> tuple[str, str]:
+    """Begins a login. Returns its state and its sealed attempt."""
+    assert worker.access.openid_login is not None
+    redirect_url, sealed = await worker.access.openid_login.begin(REDIRECT_URI, "/")
+    return dict(part.split("=", 1) for part in redirect_url.partition("?")[2].split("&"))["state"], sealed
+
+
+async def finish_login(worker: AuthWorker, state: str, sealed: str, by: Actor = KNOWN_ADDRESS) -> LoginFailed:
+    """Finishes a login with an invented code. Returns the error."""
+    assert worker.access.openid_login is not None
+    with pytest.raises(LoginFailed) as failed:
+        await worker.access.openid_login.finish(AuthorizationResponse(state, "invented"), sealed, by)
+    return failed.value
+
+
+async def test_attempt_is_used_once(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:
+    """A login attempt causes one request to the provider at most, on all workers together."""
+    fake_provider.secret = None
+    options = {"oidc": settings(fake_provider)}
+    async with auth_worker(data, clock, options) as worker, auth_worker(data, clock, options) as other_worker:
+        state, sealed = await begin_login(worker)
+        errors = await asyncio.gather(*(finish_login(worker, state, sealed) for _ in range(3)))
+        errors.append(await finish_login(other_worker, state, sealed))
+        assert fake_provider.paths.count("/token") == 1
+        assert sum("used before" in error.reason for error in errors) == 3
+        assert all(error.is_finished for error in errors)
+
+
+async def test_invented_codes_are_throttled(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:
+    """Codes that the provider refuses count as failed logins of the client's address. After too many, the registry
+    sends no more codes from this address to the provider, and other addresses can still log in."""
+    clock.now = time.time()
+    fake_provider.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(fake_provider)}) as worker:
+        await worker.add_user(ALICE)
+        for _ in range(BY_ADDRESS.burst):
+            assert isinstance((await finish_login(worker, *await begin_login(worker))).shown_error, Denied)
+        before = fake_provider.paths.count("/token")
+        error = await finish_login(worker, *await begin_login(worker))
+        assert isinstance(error.shown_error, TooManyRequests)
+        assert not error.is_finished
+        assert fake_provider.paths.count("/token") == before
+        assert (await log_in(worker, fake_provider, OTHER_ADDRESS)).name == ALICE
+
+
+async def test_failures_of_the_provider_are_not_counted(
+    data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
+) -> None:
+    """A login that fails because the provider fails does not count as a failed login of the client's address."""
+    fake_provider.statuses["/token"] = 503
+    async with auth_worker(data, clock, {"oidc": settings(fake_provider)}) as worker:
+        for _ in range(BY_ADDRESS.burst + 1):
+            error = await finish_login(worker, *await begin_login(worker))
+        assert isinstance(error.shown_error, UpstreamUnavailable)
+
+
+async def test_one_network_cannot_take_all_exchanges(
+    data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
+) -> None:
+    """While the provider is slow, only two logins of one network exchange a code at the same time. Some more wait, the
+    rest are refused, and a login from another network goes on."""
+    fake_provider.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(fake_provider)}) as worker:
+        first_attempts = [await begin_login(worker) for _ in range(40)]
+        other_attempt = await begin_login(worker)
+        fake_provider.delayed_paths.add("/token")
+        logins = [asyncio.create_task(finish_login(worker, *attempt)) for attempt in first_attempts]
+        logins.append(asyncio.create_task(finish_login(worker, *other_attempt, by=OTHER_ADDRESS)))
+        deadline = time.monotonic() + 30
+        while fake_provider.paths.count("/token") < 3:
+            assert time.monotonic() < deadline, "the login from the other network does not go on"
+            await asyncio.sleep(0.01)
+        refused = [login for login in logins if login.done()]
+        assert len(refused) == len(first_attempts) - EXCHANGE_LIMITS.max_pending_per_visitor
+        assert all(isinstance(login.result().shown_error, TooManyRequests) for login in refused)
+        assert fake_provider.paths.count("/token") == 1 + EXCHANGE_LIMITS.max_running_per_visitor
+        for login in logins:
+            login.cancel()
+        await asyncio.gather(*logins, return_exceptions=True)
 
 
 async def test_groups_of_a_session(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:
@@ -355,6 +443,52 @@ async def test_first_login_creates_an_account(data: Path, clock: AuthClock, fake
                 await log_in(worker, fake_provider)
         (*failed, _) = await worker.audited()
         assert {line.outcome for line in failed} == {"failed"}
+
+
+@pytest.mark.parametrize("line", ["ci:" + BCRYPT, "ci:{SHA}x", None], ids=["valid", "invalid hash", "unreadable file"])
+async def test_create_does_not_take_a_name_of_the_htpasswd_file(
+    data: Path, tmp_path: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider, line: str | None
+) -> None:
+    """With the setting `create`, a login under a name in the htpasswd file creates no account. An account of the store
+    would replace the one in the file, and would have the rights that were granted to it. While the file cannot be
+    read, no account is created at all."""
+    clock.now = time.time()
+    fake_provider.secret = None
+    fake_provider.person["preferred_username"] = CI
+    file = tmp_path / "htpasswd"
+    if line is not None:
+        file.write_text(f"carol:{BCRYPT}\n{line}\n")
+    options = {"oidc": settings(fake_provider, create=True), "auth": AuthSettings(htpasswd=file)}
+    async with auth_worker(data, clock, options) as worker:
+        with pytest.raises(LoginFailed, match="htpasswd") as failed:
+            await log_in(worker, fake_provider)
+        assert isinstance(failed.value.shown_error, Denied)
+        assert worker.accounts.accounts(None, None, 10).items == []
+        if line is not None:
+            fake_provider.person["preferred_username"] = ALICE
+            assert (await log_in(worker, fake_provider)).name == ALICE
+
+
+@pytest.mark.parametrize("rights", ["grant", "membership"])
+async def test_create_does_not_give_a_new_account_old_rights(
+    data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider, rights: str
+) -> None:
+    """With the setting `create`, a login creates no account if the store has grants to the name or has it in a group,
+    such as for a removed line of an htpasswd file. An admin can add the account, and then the person can log in."""
+    clock.now = time.time()
+    fake_provider.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(fake_provider, create=True)}) as worker:
+        if rights == "grant":
+            await worker.grant("user:alice", "prod/**", "pull,push")
+        else:
+            await worker.accounts.add_group(AccountName("dev"), by=ADMIN)
+            await worker.accounts.add_member(AccountName("dev"), ALICE, by=ADMIN)
+        with pytest.raises(LoginFailed, match="rights") as failed:
+            await log_in(worker, fake_provider)
+        assert isinstance(failed.value.shown_error, Denied)
+        assert worker.accounts.accounts(None, None, 10).items == []
+        await worker.add_user(ALICE, None)
+        assert (await log_in(worker, fake_provider)).name == ALICE
 
 
 async def test_without_create_no_account_is_made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from registry.auth.password.htpasswd import SETTLED_NANOSECONDS, HtpasswdError, HtpasswdFile
+from registry.auth.password.htpasswd import MAX_INLINE_BYTES, SETTLED_NANOSECONDS, HtpasswdError, HtpasswdFile
 
 HASH = bcrypt.hashpw(b"a password", bcrypt.gensalt(4)).decode()
 OTHER = bcrypt.hashpw(b"another password", bcrypt.gensalt(5)).decode()
@@ -31,9 +32,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "htpasswd"
 
 
-def test_names_and_hashes_are_read(path: Path) -> None:
+def write(path: Path, text: str) -> None:
+    """Writes the file, for tests that run in an event loop."""
+    path.write_text(text)
+
+
+async def test_names_and_hashes_are_read(path: Path) -> None:
     """All names and hashes in the file are read. Comments and empty lines are ignored."""
-    path.write_text(f"# people\n\nalice:{HASH}\r\nbob:{OTHER.replace('$2b$', '$2y$')}\n")
+    write(path, f"# people\n\nalice:{HASH}\r\nbob:{OTHER.replace('$2b$', '$2y$')}\n")
     file = HtpasswdFile(path)
     file.check()
     alice, bob = file.line("alice"), file.line("bob")
@@ -44,7 +50,7 @@ def test_names_and_hashes_are_read(path: Path) -> None:
     assert alice.stamp != bob.stamp
     assert HASH not in alice.stamp
     assert file.line("carol") is None
-    assert file.highest_bcrypt_cost == 5
+    assert (await file.current()).highest_bcrypt_cost == 5
 
 
 def test_the_next_lookup_sees_a_change(path: Path) -> None:
@@ -78,6 +84,58 @@ def test_unchanged_file_is_not_read_again(path: Path) -> None:
     now.now = path.stat().st_mtime_ns
     young = HtpasswdFile(path, now)
     assert young.line("alice") is not young.line("alice")
+
+
+def test_file_with_times_in_the_future_is_read_again_only_for_a_moment(path: Path) -> None:
+    """A file that was copied from a machine whose clock is ahead is not read by every lookup: it counts as unchanged
+    if two reads, some time apart, have seen the same times."""
+    path.write_text(f"alice:{HASH}\n")
+    now = HtpasswdClock()
+    now.now = path.stat().st_ctime_ns + SETTLED_NANOSECONDS + 1
+    day_nanoseconds = 86400 * 10**9
+    os.utime(path, ns=(now.now, now.now + day_nanoseconds))
+    file = HtpasswdFile(path, now)
+    assert file.line("alice") is not file.line("alice")
+    now.now += SETTLED_NANOSECONDS + 1
+    assert file.line("alice") is file.line("alice")
+    path.write_text(f"bob:{HASH}\n")
+    os.utime(path, ns=(now.now, now.now + day_nanoseconds))
+    assert file.line("alice") is None
+
+
+def large_file(*first_lines: str) -> str:
+    """Returns the text of a file with these lines and so many others that a thread parses it."""
+    count = MAX_INLINE_BYTES // len(HASH) + 1
+    return "".join(f"{line}\n" for line in first_lines) + "".join(f"name-{number}:{HASH}\n" for number in range(count))
+
+
+async def test_large_file_is_parsed_in_a_thread(path: Path) -> None:
+    """While a large file is parsed, the event loop runs other callbacks."""
+    write(path, large_file(f"alice:{HASH}"))
+    file = HtpasswdFile(path)
+    calls: list[str] = []
+    asyncio.get_running_loop().call_soon(calls.append, "during the parse")
+    content = await file.current()
+    assert calls == ["during the parse"]
+    assert content.lines["alice"].hash == HASH
+    assert content.has_name("name-7")
+
+
+async def test_changed_line_of_a_large_file_takes_effect_during_the_parse(path: Path) -> None:
+    """While a thread parses a large file, lookups of single lines give the same results as afterwards. So the password
+    of a removed line is refused at once."""
+    write(path, large_file(f"alice:{HASH}", f"bob:{HASH}"))
+    file = HtpasswdFile(path)
+    await file.current()
+    old_stamp = file.stamp("alice")
+    write(path, large_file("# a comment", "carol:x", f"carol:{HASH}", f"carol:{OTHER}", f"alice:{OTHER}\r"))
+    names = ("alice", "bob", "carol", "name-0", "ame-0", "# a comment")
+    stamps = [file.stamp(name) for name in names]  # no callback of the parse can have run yet
+    assert stamps[0] != old_stamp
+    assert stamps[1] is None
+    assert await file.current()
+    assert [file.stamp(name) for name in names] == stamps
+    assert (await file.current()).has_name("carol")
 
 
 def test_a_missing_file_has_no_lines(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,24 +3,27 @@ repository exists."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
-from registry.auth.rights.guard import Guarded
-from registry.auth.rights.principal import CATALOG, UNPRIVILEGED, Principal
+from registry.auth.rights.guard import LIST_LIMITS, Guarded
+from registry.auth.rights.principal import CATALOG, UNPRIVILEGED, Principal, open_principal
 from storage.access import Action
 from storage.composition import open_registry, prepare_data_dir
+from storage.content import Page
 from storage.errors import (
     BlobUnknown,
     BlobUploadUnknown,
     Denied,
     ManifestUnknown,
     NameUnknown,
+    TooManyRequests,
     Unauthorized,
     Unsupported,
 )
@@ -94,6 +97,45 @@ async def test_with_every_right_each_call_is_passed_on(name: str) -> None:
     """For an admin, the guard passes every call on."""
     with acting_as(ROOT), pytest.raises(CallPassed):
         await CALLS[name](Guarded(PassingRegistry()), APP)
+
+
+class WaitingRegistry(RefusingRegistry):
+    """A registry whose calls wait until `is_open` is set. `waiting`: the number of calls that wait."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.is_open = asyncio.Event()
+
+    async def handle(self, call: RegistryCall[T]) -> T:
+        self.waiting += 1
+        await self.is_open.wait()
+        return cast("T", Page([]))
+
+
+async def list_repositories(guarded: Guarded, principal: Principal, address: str) -> Page[RepositoryName]:
+    """Lists the repositories for a client at this address."""
+    with acting_as(principal, address=address):
+        return await guarded.repositories(None, 10)
+
+
+async def test_lists_of_one_visitor_do_not_delay_those_of_others() -> None:
+    """Each account, and each network of anonymous clients, has one list of repositories in progress. Further lists of
+    the same visitor wait, and are refused if too many wait already."""
+    registry = WaitingRegistry()
+    guarded = Guarded(registry)
+    alice = principal_with("alice", ("team/**", PULL))
+    most = LIST_LIMITS.max_pending_per_visitor
+    anonymous = open_principal()
+    clients = [(anonymous, "192.0.2.1")] * (most + 3) + [(anonymous, "192.0.2.2"), (alice, "192.0.2.1")]
+    lists = [asyncio.create_task(list_repositories(guarded, *client)) for client in clients]
+    done, _ = await asyncio.wait(lists, return_when=asyncio.FIRST_COMPLETED, timeout=30)  # a refused one
+    assert done
+    assert registry.waiting == 3
+    registry.is_open.set()
+    results = await asyncio.gather(*lists, return_exceptions=True)
+    refused = [index for index, result in enumerate(results) if isinstance(result, TooManyRequests)]
+    assert refused == [most, most + 1, most + 2]
+    assert registry.waiting == len(lists) - len(refused)
 
 
 def needed_action(name: str) -> Action:
