@@ -112,18 +112,14 @@ class Acceptor:
         self._resume_timer: asyncio.TimerHandle | None = None
         self._resume()
 
-    def close(self, *, ends_handshakes: bool = True) -> None:
-        """Stops accepting connections, and closes this process's copy of the listening socket. May be called
-        repeatedly. `ends_handshakes`: whether TLS handshakes in progress are cancelled. Their cancellation loses no
-        request, because a client sends its first request after the handshake."""
+    def close(self) -> None:
+        """Stops accepting connections, and closes this process's copy of the listening socket. Connections that are
+        being set up continue. May be called repeatedly."""
         if self._resume_timer is not None:
             self._resume_timer.cancel()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._sock.close()
-        if ends_handshakes and self._listener_options.certificates is not None:
-            for connection in self._pending:
-                connection.evict()
 
     def _resume(self) -> None:
         self._resume_timer = None
