@@ -25,9 +25,6 @@ from registry.server.http1.error_responses import RefusedRequest, error_response
 from registry.server.kernel import tcp_progress
 from registry.server.server_log import log
 
-TLS_BUFFER_BYTES = 64 * 1024
-"""High-water mark of a TLS transport's write buffer. It is lower than the default, because a TLS transport has a second
-buffer, for encrypted bytes, which takes memory as well."""
 _EVICTED = "the connection was closed before the request was complete, to make room for another one"
 
 
@@ -80,8 +77,6 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._context = context = ConnectionContext.for_transport(self._worker, self._transport, self)
         self._flow = context.flow
-        if context.is_tls:
-            self._transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
         self._reader = RequestReader(context, self)
         first_wait = Wait("first_byte", (0, 0), self._limits.header_seconds)
         self._timeouts = ConnectionTimeouts(first_wait, self._worker.loop.time())
@@ -149,7 +144,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         the request's body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
-        if self._context.sendfile_socket is not None:
+        if self._context.can_send_files:
             extensions["http.response.zerocopysend"] = {}
         if self._context.proxies is not None:
             self._context.proxies.apply(scope, scope["headers"])
