@@ -24,6 +24,7 @@ class FlowControl:
         if is_tls:
             self._set_write_limits()
         self._read_paused = False
+        self._read_blocked = False
         self.write_paused = False
         """Whether the transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water
         mark since."""
@@ -57,10 +58,20 @@ class FlowControl:
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Reads from the socket again. May be called repeatedly."""
-        if self._read_paused:
+        """Reads from the socket again, unless reading is blocked. May be called repeatedly."""
+        if self._read_paused and not self._read_blocked:
             self._read_paused = False
             self._transport.resume_reading()
+
+    def block_reading(self) -> None:
+        """Stops reading from the socket, and makes `resume_reading` do nothing until `unblock_reading`."""
+        self._read_blocked = True
+        self.pause_reading()
+
+    def unblock_reading(self) -> None:
+        """Reads from the socket again. May be called repeatedly."""
+        self._read_blocked = False
+        self.resume_reading()
 
     def pause_writing(self) -> None:
         """Makes `drain` wait. The transport calls this when its write buffer exceeds its high-water mark."""
