@@ -79,7 +79,7 @@ class HeadParser:
         if is_begin and (cached := self._cache.find(head_bytes)) is not None:
             if self._on_start is not None:
                 self._on_start()
-            scope = self._new_scope([*cached.headers])
+            scope = self._new_scope(cached.headers_of(head_bytes))
             scope.update(cached.fields)
             return end_offset, RequestHead(scope, 0, keep_alive=True, expects_continue=False, size=cached.size)
         try:

@@ -150,6 +150,23 @@ async def test_heads_that_are_not_cached(context: ConnectionContext, head: bytes
     assert context.worker.head_cache.find(head) is None
 
 
+@pytest.mark.parametrize("name", ["Authorization: Bearer ", "Cookie: session=", "proxy-authorization: bearer "])
+async def test_the_cache_has_no_secrets(context: ConnectionContext, name: str) -> None:
+    """A head with a token or a cookie is cached, but the cache does not have the secret. The scope of each request has
+    the secret of its own head."""
+    heads = [GET.replace(b"Accept: */*", f"{name}{secret}\r\nX: y".encode()) for secret in ("s3cret", "other")]
+    first, second, other = feed(HeadParser(context, RequestCounter()), heads[0] * 2 + heads[1])
+    cache = context.worker.head_cache
+    cached = cache.find(heads[0])
+    assert cached is not None
+    (repeated,) = feed(HeadParser(context, RequestCounter()), heads[0])
+    assert first.scope == second.scope == repeated.scope
+    assert [name for name, _ in other.scope["headers"]] == [name for name, _ in first.scope["headers"]]
+    assert [value for _, value in repeated.scope["headers"] if b"s3cret" in value]
+    assert [value for _, value in other.scope["headers"] if b"other" in value]
+    assert "s3cret" not in repr((cache._heads, cache._seen_hashes, cached))
+
+
 async def test_the_cache_is_bounded(context: ConnectionContext) -> None:
     """If the cache is full, each new head takes the place of the oldest one. A head that arrives once is not added."""
     heads = [GET.replace(b"x=1", b"x=%d" % number) for number in range(MAX_HEADS + 1)]
