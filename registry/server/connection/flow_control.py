@@ -25,6 +25,7 @@ class FlowControl:
             self._set_write_limits()
         self._read_paused = False
         self._read_blocked = False
+        self._is_reading = True
         self.write_paused = False
         """Whether the transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water
         mark since."""
@@ -53,25 +54,33 @@ class FlowControl:
 
     def pause_reading(self) -> None:
         """Stops reading from the socket. May be called repeatedly."""
-        if not self._read_paused:
-            self._read_paused = True
-            self._transport.pause_reading()
+        self._read_paused = True
+        self._update_reading()
 
     def resume_reading(self) -> None:
         """Reads from the socket again, unless reading is blocked. May be called repeatedly."""
-        if self._read_paused and not self._read_blocked:
-            self._read_paused = False
-            self._transport.resume_reading()
+        self._read_paused = False
+        self._update_reading()
 
     def block_reading(self) -> None:
-        """Stops reading from the socket, and makes `resume_reading` do nothing until `unblock_reading`."""
+        """Stops reading from the socket until both `unblock_reading` was called and reading is not paused. May be
+        called repeatedly."""
         self._read_blocked = True
-        self.pause_reading()
+        self._update_reading()
 
     def unblock_reading(self) -> None:
-        """Reads from the socket again. May be called repeatedly."""
+        """Reads from the socket again, unless reading is paused. May be called repeatedly."""
         self._read_blocked = False
-        self.resume_reading()
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        is_reading = not (self._read_paused or self._read_blocked)
+        if is_reading != self._is_reading:
+            self._is_reading = is_reading
+            if is_reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     def pause_writing(self) -> None:
         """Makes `drain` wait. The transport calls this when its write buffer exceeds its high-water mark."""

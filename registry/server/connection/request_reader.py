@@ -130,10 +130,12 @@ class RequestReader:
     def continue_parsing(self) -> None:
         """Called when a response is complete. Parses the held bytes, up to the end of the next request that is not
         answered at once, and goes on reading if no bytes are held after that."""
+        self._context.flow.resume_reading()  # a closed body no longer needs the pause
         held, self._held = self._held, b""
-        self._context.flow.unblock_reading()
         if held:
             self._parse(held)
+        if not self._held and not self._context.transport.is_closing():
+            self._context.flow.unblock_reading()
 
     def discard_input(self) -> None:
         """Stops parsing, goes on reading, and discards what is received. Call it before the connection is closed if the
@@ -142,6 +144,7 @@ class RequestReader:
         self.is_finished = True
         self.discarded_bytes = 0
         self._held = b""
+        self._context.flow.resume_reading()
         self._context.flow.unblock_reading()
 
     def close(self) -> None:
