@@ -32,6 +32,9 @@ SLOW_SECONDS: Final = 5.0
 """While a share waits, requests that have held memory for longer than this are cut off."""
 CUT_INTERVAL_SECONDS: Final = 0.25
 """Seconds between two searches for requests to cut off, while a share waits."""
+MAX_CUT_AT_ONCE: Final = 100
+"""Largest number of requests that are cut off at once, because to close that many connections takes a few milliseconds,
+in which the server answers no other request."""
 MAX_WAITING: Final = 256
 """Largest number of shares in each of the two queues, one for small and one for large shares. If a queue is full, a
 share that has to wait in it is refused immediately."""
@@ -85,16 +88,23 @@ class MemoryBudget:
     be called in one event loop."""
 
     def __init__(
-        self, size: int, what: str, *, wait_seconds: float = WAIT_SECONDS, slow_seconds: float = SLOW_SECONDS
+        self,
+        size: int,
+        what: str,
+        *,
+        wait_seconds: float = WAIT_SECONDS,
+        slow_seconds: float = SLOW_SECONDS,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         """`what`: what the shares hold, for the error text, such as "request bodies". `wait_seconds`: how long a share
         waits for free memory before it is refused. `slow_seconds`: while a share waits, requests that have held memory
-        for longer than this are cut off."""
+        for longer than this are cut off. `max_waiting`: the largest number of shares in each of the two queues."""
         self.size = size
         self.used = 0
         self._what = what
         self._wait_seconds = wait_seconds
         self._slow_seconds = slow_seconds
+        self._max_waiting = max_waiting
         self._limit_for_large = size - size // 4  # a large share must not make `used` larger than this
         self._used_by_small = 0
         self._shares: set[Share] = set()  # those that have grown and were not released yet
@@ -119,7 +129,7 @@ class MemoryBudget:
         """Waits until `share` has grown by `added_bytes`. Raises TooManyRequests if not enough of the budget becomes
         free in time, or if the queue is full."""
         queue = self._queue_for(share, added_bytes)
-        if len(queue) >= MAX_WAITING:
+        if len(queue) >= self._max_waiting:
             raise self._refusal()
         waiter = _Waiter(share, added_bytes, asyncio.get_running_loop().create_future())
         queue[waiter] = None
@@ -221,8 +231,8 @@ class MemoryBudget:
     def _cut_slow(self) -> None:
         """Cuts off requests that have held memory for longer than `slow_seconds`, the oldest first. This frees
         memory for one queue: that of the large shares or, if no large share waits, that of the small shares. Stops when
-        the requests that are cut off release enough memory for all shares in this queue together. Is called again every
-        `CUT_INTERVAL_SECONDS` while a share waits."""
+        the requests that are cut off release enough memory for all shares in this queue together, or after
+        `MAX_CUT_AT_ONCE` requests. Is called again every `CUT_INTERVAL_SECONDS` while a share waits."""
         self._timer = None
         queue = self._large_waiters or self._small_waiters
         if not queue:
@@ -237,6 +247,7 @@ class MemoryBudget:
         # Bytes that several shares hold become free when the last of these shares is closed. So if a share is cut off,
         # all slow shares with its key are cut off as well. Their bytes are subtracted from `missing` only once.
         keys: set[Hashable] = set()  # the keys of the shares that were cut off
+        cut_count = 0
         for share in sorted(slow, key=lambda share: share.held_since):
             if share.key not in keys:
                 if missing <= 0:
@@ -244,6 +255,9 @@ class MemoryBudget:
                 missing -= share.size
                 if share.key is not None:
                     keys.add(share.key)
+            if cut_count >= MAX_CUT_AT_ONCE:
+                break
+            cut_count += 1
             if share.on_cut is not None:  # another share's `on_cut`, called in this loop, may have set it to None
                 on_cut, share.on_cut = share.on_cut, None
                 on_cut()

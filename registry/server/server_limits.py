@@ -60,9 +60,6 @@ class ServerLimits:
     """Memory of one worker for response bodies of more than 64 KiB that clients have not received yet. Each counts as
     at most 256 KiB, the size of a slice, because the server writes the next slice only when the client has received
     enough of the one before. A response that would exceed the limit is replaced by 503."""
-    max_pipelined_requests: int = 64
-    """How many requests of a connection can wait until earlier ones are answered. If the client sends more, they are
-    ignored, and the connection is closed after the responses to the others."""
     certificate_check_seconds: float = 2.0
     """Time between two checks whether the certificate's files have changed. Every worker makes these checks."""
     timeout_check_seconds: float = 1.0

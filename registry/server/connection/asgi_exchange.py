@@ -16,6 +16,7 @@ from typing import Any
 from registry.asgi import AsgiApp, Message
 from registry.log_output import mark_logged, was_logged
 from registry.server.connection.context import ConnectionContext
+from registry.server.connection.encrypted_file_sender import EncryptedFileSender
 from registry.server.connection.file_sender import FileSender, FileTruncated
 from registry.server.connection.flow_control import ClientDisconnected
 from registry.server.connection.head_parser import RequestHead
@@ -40,7 +41,7 @@ class AsgiExchange:
 
     - `send` raises ClientDisconnected (an OSError) once the client has disconnected. The application can then stop
       reading a blob of 40 GiB that nobody receives any more.
-    - `send` accepts files (ASGI's zero-copy extension), which the kernel sends: only on Linux, and not with TLS.
+    - `send` accepts files (ASGI's zero-copy extension), only on Linux. Without TLS the kernel sends them.
     - The application can respond before the request's body was received completely. If only a short rest is missing,
       the server first receives and discards it. Otherwise the server closes the connection after the response.
     - If the application fails, the client gets an error response in the error format of the distribution spec.
@@ -65,7 +66,7 @@ class AsgiExchange:
         """Whether the whole response was passed to the transport or the kernel."""
         self._response_progress = 0
         """Grows with each part of the response that is written, and with each byte that the kernel accepts."""
-        self.file_sender: FileSender | None = None
+        self.file_sender: FileSender | EncryptedFileSender | None = None
         """The sender of the file that is being sent; None if no file is being sent."""
         self._context = context  # `context.unsent` is this connection's share of the worker's budget for unsent bytes
         self._transport = context.transport
@@ -275,7 +276,7 @@ class AsgiExchange:
                 raise ClientDisconnected
             self._write_part(body[start : start + RESPONSE_SLICE_BYTES], more=True)
         if not self._context.is_tls:
-            await self._wait_or_abort(slice_seconds, self._flush())  # a slice in the buffer keeps `body` in memory
+            await self._wait_or_abort(slice_seconds, self._flow.flush())  # a slice in the buffer keeps `body` in memory
         if self.body.is_disconnected:
             raise ClientDisconnected
         if not more:
@@ -342,13 +343,16 @@ class AsgiExchange:
         """Sends the bytes `before`, and then `count` bytes of the file from the offset `start`. Raises
         ClientDisconnected, OSError or FileTruncated."""
         sock = self._context.sendfile_socket
-        if sock is None:
+        if not self._context.can_send_files:
             raise RuntimeError("files cannot be sent on this connection: the extension is not in its scope")
-        await self._flush()
+        await self._flow.flush()
         if self._transport.is_closing():
             self.disconnect()
             raise ClientDisconnected
-        self.file_sender = FileSender(self._context.worker.loop, sock, file, self._on_sent)
+        if sock is None:
+            self.file_sender = EncryptedFileSender(self._context, file, self._on_sent)
+        else:
+            self.file_sender = FileSender(self._context.worker.loop, sock, file, self._on_sent)
         try:
             await self.file_sender.run(before, start, count)
         except (OSError, FileTruncated) as error:
@@ -359,17 +363,6 @@ class AsgiExchange:
         finally:
             self._framing.body_bytes -= self.file_sender.unsent_bytes
             self.file_sender = None
-
-    async def _flush(self) -> None:
-        """Waits until the transport has passed all written bytes to the kernel, or the connection is lost."""
-        if self._transport.is_closing() or not self._transport.get_write_buffer_size():
-            return
-        self._transport.set_write_buffer_limits(0)  # `drain` then waits until the buffer is empty
-        try:
-            await self._flow.drain()
-        finally:
-            if not self._transport.is_closing():
-                self._transport.set_write_buffer_limits()  # back to the defaults
 
     def _on_sent(self, count: int) -> None:
         self._has_written = True

@@ -11,11 +11,12 @@ from typing import Any, Protocol, Self
 
 from registry.asgi import AsgiApp
 from registry.client_addresses import plain_address
+from registry.memory_budget import MemoryBudget
 from registry.server.connection.flow_control import FlowControl
 from registry.server.connection.head_cache import HeadCache
 from registry.server.connection.receive_buffers import HEAD_BUFFER_BYTES, IncomingBodies
 from registry.server.connection.request_reports import RequestReports
-from registry.server.connection.unsent_budget import UnsentBudget, UnsentShare
+from registry.server.connection.unsent_budget import UnsentBudget, UnsentShare, new_piece_memory
 from registry.server.gate.connection_limit import ConnectionLimit, EvictableConnection
 from registry.server.gate.trusted_proxies import TrustedProxies
 from registry.server.http1.response_head import Headers
@@ -99,6 +100,8 @@ class WorkerContext:
     retirement: Retirement = field(default_factory=Retirement)
     incoming_bodies: IncomingBodies = field(default_factory=IncomingBodies)
     """Counts the request bodies that are being received."""
+    piece_memory: MemoryBudget = field(default_factory=new_piece_memory)
+    """The memory budget for the pieces of files that are sent over TLS."""
     reports: RequestReports = field(init=False)
     """Reports the end of each request to the application."""
     head_cache: HeadCache = field(default_factory=HeadCache)
@@ -123,13 +126,19 @@ class ConnectionContext:
     is_tls: bool
     sendfile_socket: socket.socket | None
     """The socket to which the kernel can send files directly. None if the kernel cannot do so, because the connection
-    uses TLS or the system is not Linux. Then the application has to read the files and send their bytes."""
+    uses TLS or the system is not Linux."""
     server: tuple[str, int] | None
     """Address and port of this end of the connection; None: unknown."""
     client: tuple[str, int] | None
     """Address and port of the peer; None: unknown. An IPv4 address has the form 192.0.2.1, even on an IPv6 socket."""
     proxies: TrustedProxies | None
     """The trusted reverse proxies if the peer is one of them; otherwise None."""
+
+    @property
+    def can_send_files(self) -> bool:
+        """Whether the application can leave it to the server to send a file. Otherwise it has to read the file and send
+        the bytes."""
+        return sys.platform == "linux" and (self.is_tls or self.sendfile_socket is not None)
 
     @classmethod
     def for_transport(
@@ -148,7 +157,7 @@ class ConnectionContext:
         return cls(
             worker,
             transport,
-            flow=FlowControl(transport),
+            flow=FlowControl(transport, is_tls=is_tls),
             unsent=UnsentShare(worker.unsent_budget, connection, transport, is_tls=is_tls),
             is_tls=is_tls,
             sendfile_socket=None if is_tls or sys.platform != "linux" else sock,

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import asyncio
 
+TLS_BUFFER_BYTES = 64 * 1024
+"""High-water mark of a TLS transport's write buffer. It is lower than the default, because a TLS transport has a second
+buffer, for encrypted bytes, which takes memory as well."""
+
 
 class ClientDisconnected(OSError):
     """The connection was closed by the client or the server, so the response cannot be sent. It is an OSError because
@@ -14,9 +18,14 @@ class ClientDisconnected(OSError):
 class FlowControl:
     """Pauses and resumes both directions of one connection."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, *, is_tls: bool) -> None:
         self._transport = transport
+        self._is_tls = is_tls
+        if is_tls:
+            self._set_write_limits()
         self._read_paused = False
+        self._read_blocked = False
+        self._is_reading = True
         self.write_paused = False
         """Whether the transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water
         mark since."""
@@ -27,17 +36,51 @@ class FlowControl:
         """Waits while `write_paused` is True. Returns immediately if it is False."""
         await self._writable.wait()
 
+    async def flush(self) -> None:
+        """Waits until the transport's write buffer is empty, or the connection is lost. Without TLS, the kernel then
+        has all written bytes. With TLS, the last ones can still be in the transport's second buffer, for encrypted
+        bytes."""
+        if self._transport.is_closing() or not self._transport.get_write_buffer_size():
+            return
+        self._transport.set_write_buffer_limits(1 if self._is_tls else 0, 0)  # `drain` then waits for an empty buffer
+        try:
+            await self.drain()
+        finally:
+            if not self._transport.is_closing():
+                self._set_write_limits()
+
+    def _set_write_limits(self) -> None:
+        self._transport.set_write_buffer_limits(TLS_BUFFER_BYTES if self._is_tls else None)
+
     def pause_reading(self) -> None:
         """Stops reading from the socket. May be called repeatedly."""
-        if not self._read_paused:
-            self._read_paused = True
-            self._transport.pause_reading()
+        self._read_paused = True
+        self._update_reading()
 
     def resume_reading(self) -> None:
-        """Reads from the socket again. May be called repeatedly."""
-        if self._read_paused:
-            self._read_paused = False
-            self._transport.resume_reading()
+        """Reads from the socket again, unless reading is blocked. May be called repeatedly."""
+        self._read_paused = False
+        self._update_reading()
+
+    def block_reading(self) -> None:
+        """Stops reading from the socket until both `unblock_reading` was called and reading is not paused. May be
+        called repeatedly."""
+        self._read_blocked = True
+        self._update_reading()
+
+    def unblock_reading(self) -> None:
+        """Reads from the socket again, unless reading is paused. May be called repeatedly."""
+        self._read_blocked = False
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        is_reading = not (self._read_paused or self._read_blocked)
+        if is_reading != self._is_reading:
+            self._is_reading = is_reading
+            if is_reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     def pause_writing(self) -> None:
         """Makes `drain` wait. The transport calls this when its write buffer exceeds its high-water mark."""

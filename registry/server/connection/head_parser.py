@@ -21,11 +21,6 @@ from registry.server.http1.response_head import Headers
 from registry.server.server_limits import HEADER_COST
 
 
-class RequestAfterLast(Exception):
-    """The client has sent a request that the server ignores, because the connection is closed after the response to an
-    earlier request."""
-
-
 @dataclass(slots=True)
 class RequestHead:
     """The head of a request. It was received completely, and is valid."""
@@ -46,8 +41,7 @@ class HeadParser:
     """Parses the heads of one connection. The request reader calls `feed`; httptools calls the methods `on_…`."""
 
     def __init__(self, context: ConnectionContext, on_start: Callable[[], None]) -> None:
-        """`on_start` is called at the first byte of each request. If it raises an exception, `feed` stops parsing and
-        raises that exception."""
+        """`on_start` is called at the first byte of each request."""
         self._connection_scope = {
             "type": "http",
             "server": context.server,
@@ -77,8 +71,7 @@ class HeadParser:
         the head does not end in `data`.
 
         Returns the offset after the parsed bytes, and the head, or None if it is not complete yet. Raises
-        RefusedRequest for a head that is malformed or too large, and any exception of `on_start`. Do not call `feed`
-        again after an exception.
+        RefusedRequest for a head that is malformed or too large. Do not call `feed` again after an exception.
         """
         end_offset = find_head_end(self._tail, data, start)
         head_bytes = data if end_offset - start == len(data) else data[start:end_offset]
@@ -86,7 +79,7 @@ class HeadParser:
         if is_begin and (cached := self._cache.find(head_bytes)) is not None:
             if self._on_start is not None:
                 self._on_start()
-            scope = self._new_scope([*cached.headers])
+            scope = self._new_scope(cached.headers_of(head_bytes))
             scope.update(cached.fields)
             return end_offset, RequestHead(scope, 0, keep_alive=True, expects_continue=False, size=cached.size)
         try:

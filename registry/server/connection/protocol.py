@@ -6,7 +6,6 @@ docs/adr/0005 explains why the server does not use uvicorn's protocol class.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import cast
@@ -15,7 +14,7 @@ from registry.asgi import Scope
 from registry.server.connection.asgi_exchange import AsgiExchange
 from registry.server.connection.cached_answers import CachedAnswers, render
 from registry.server.connection.context import ConnectionContext, WorkerContext
-from registry.server.connection.head_parser import RequestAfterLast, RequestHead
+from registry.server.connection.head_parser import RequestHead
 from registry.server.connection.receive_buffers import BODY_EXTENSION
 from registry.server.connection.request_body import RequestBody
 from registry.server.connection.request_reader import RequestReader
@@ -25,9 +24,6 @@ from registry.server.http1.error_responses import RefusedRequest, error_response
 from registry.server.kernel import tcp_progress
 from registry.server.server_log import log
 
-TLS_BUFFER_BYTES = 64 * 1024
-"""High-water mark of a TLS transport's write buffer. It is lower than the default, because a TLS transport has a second
-buffer, for encrypted bytes, which takes memory as well."""
 _EVICTED = "the connection was closed before the request was complete, to make room for another one"
 
 
@@ -56,16 +52,10 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         event loop."""
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
-        self._queue: deque[AsgiExchange] = deque()
-        """Requests that the client has sent without waiting for the response to the active one (pipelining)."""
-        self._queued_bytes = 0
-        """Total size, in bytes, of the heads that were queued since the queue was last empty."""
         self._latest: AsgiExchange | None = None
         """The request whose head was received last, not counting requests that were answered from the cache."""
         self._requests_started = 0
         """Number of requests of which at least one byte was received."""
-        self._refused: tuple[RefusedRequest, Scope] | None = None
-        """The request that is refused after the responses to earlier requests; None if there is none."""
         self._is_half_closed = False
         """Whether the client has shut down its sending side."""
         self._is_lingering = False
@@ -80,8 +70,6 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._context = context = ConnectionContext.for_transport(self._worker, self._transport, self)
         self._flow = context.flow
-        if context.is_tls:
-            self._transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
         self._reader = RequestReader(context, self)
         first_wait = Wait("first_byte", (0, 0), self._limits.header_seconds)
         self._timeouts = ConnectionTimeouts(first_wait, self._worker.loop.time())
@@ -122,7 +110,6 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._worker.reports.report_connection(-1)
         if self._active is not None:
             self._active.disconnect()
-        self._queue.clear()
         self._flow.resume_writing()
         self._reader.close()
         self._context.unsent.close()
@@ -131,29 +118,31 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     # Called by the request reader
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered."""
+        return self._active is not None
+
+    def end_after_response(self) -> None:
+        """Makes the connection end after the response to the request that is being answered."""
+        if self._active is not None:
+            self._active.keep_alive = False
+
     def on_request_start(self) -> None:
-        """Counts a request whose first byte was received. Raises RequestAfterLast if the queue is full: then the
-        server ignores this request, and closes the connection after the response to the request before it."""
-        is_queue_full = (
-            len(self._queue) >= self._limits.max_pipelined_requests
-            or self._queued_bytes > 2 * self._limits.header_bytes  # limits the memory of queued heads
-        )
-        if is_queue_full and self._latest is not None:
-            self._latest.keep_alive = False
-            raise RequestAfterLast
+        """Counts a request whose first byte was received."""
         self._requests_started += 1
 
-    def on_request(self, head: RequestHead) -> RequestBody | None:
-        """Called when a head was received completely. Answers the request from the cache, starts a task that answers
-        the request, or queues the request if another one is being answered. Returns the object to which the reader adds
-        the request's body; None if the request has no body."""
+    def on_request(self, head: RequestHead, *, is_followed: bool) -> RequestBody | None:
+        """Called when a head was received completely, and no request is being answered. Answers the request from the
+        cache, or starts a task that answers the request. `is_followed`: whether the client has sent another head
+        already. Returns the object to which the reader adds the request's body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
-        if self._context.sendfile_socket is not None:
+        if self._context.can_send_files:
             extensions["http.response.zerocopysend"] = {}
         if self._context.proxies is not None:
             self._context.proxies.apply(scope, scope["headers"])
-        if self._worker.retirement.has_begun:
+        if self._worker.retirement.has_begun and not is_followed:
             head.keep_alive = False
         if head.body_length == 0 and head.keep_alive and self._answer_from_cache(scope):
             return None
@@ -163,12 +152,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._reader.is_finished = not head.keep_alive  # without keep-alive, no other request follows
         else:
             extensions[BODY_EXTENSION] = exchange.body.extension()
-        if self._active is None:
-            self._start(exchange)
-        else:
-            self._queue.append(exchange)
-            self._queued_bytes += head.size
-            self._flow.pause_reading()  # until the queue is empty
+        self._start(exchange)
         return exchange.body if head.body_length != 0 else None
 
     def on_body_end(self) -> None:
@@ -178,20 +162,14 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def refuse(self, refused: RefusedRequest) -> None:
         """Refuses the request that is being received, because its head or its body is not valid or is received too
-        slowly. Sends the error response after the responses to earlier requests, and then ends the connection. Aborts
-        the connection if the response to the refused request has started already."""
+        slowly. Sends the error response, and then ends the connection. Aborts the connection if the response to the
+        refused request has started already."""
         self._reader.is_finished = True
         # The request whose body is being received; None if a head is being received.
         incomplete = self._latest if self._latest is not None and self._latest.body.has_more else None
-        scope = self._reader.partial_scope() if incomplete is None else incomplete.scope
         if incomplete is None and self._active is None:
-            self._write_error(refused, scope)
-        elif incomplete is None:
-            self._refused = refused, scope
-        elif incomplete in self._queue:
-            self._queue.remove(incomplete)
-            self._refused = refused, scope
-        elif incomplete is not self._active:
+            self._write_error(refused, self._reader.partial_scope())
+        elif incomplete is None or incomplete is not self._active:
             self._transport.close()  # the request was answered already, so no error response can be sent
         else:
             incomplete.disconnect()
@@ -233,26 +211,19 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         task.add_done_callback(worker.state.tasks.discard)
 
     def _on_response_complete(self) -> None:
-        """Starts to answer the next request in the queue. If the queue is empty, lets the reader go on to the next
-        request, or ends the connection."""
+        """Lets the reader go on to the next request, or ends the connection."""
         completed, self._active = self._active, None
         self._worker.state.total_requests += 1
         if completed is None or self._transport.is_closing():
             return
         if not completed.keep_alive:
-            has_unread_bytes = completed.body.has_more or self._reader.discarded_bytes > 0
+            reader = self._reader
+            has_unread_bytes = completed.body.has_more or reader.has_held_bytes or reader.discarded_bytes > 0
             self._finish(linger=has_unread_bytes or self._worker.retirement.has_begun)
-        elif self._queue:
-            self._start(self._queue.popleft())
-            if not self._queue:
-                self._queued_bytes = 0
-                self._flow.resume_reading()
-        elif self._refused is not None:
-            self._write_error(*self._refused)
         elif self._reader.is_finished:
             self._finish(linger=not self._is_half_closed)
         else:
-            self._flow.resume_reading()
+            self._reader.continue_parsing()
 
     def _write_error(self, refused: RefusedRequest, scope: Scope | None) -> None:
         """Writes the error response to a refused request, and ends the connection. `scope`: what is known of the
@@ -292,9 +263,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
                 self._transport.abort()
             self._close()
             return
-        last = self._queue[-1] if self._queue else self._active
-        last.keep_alive = False
-        self._reader.is_finished = self._reader.is_finished or not last.body.has_more
+        if not self._reader.has_held_head:  # otherwise a later call marks the last request
+            self._active.keep_alive = False
+            self._reader.is_finished = self._reader.is_finished or not self._active.body.has_more
 
     def retire(self) -> None:
         """Makes the connection close after its last response, whose head contains `Connection: close`. The last
@@ -303,10 +274,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         request. May be called repeatedly."""
         if self._is_lingering or self._active is None:
             return  # `on_request` makes the next response the last one
-        last = self._queue[-1] if self._queue else self._active
-        if last.keep_alive and not last.response_started:
-            last.keep_alive = False
-            self._reader.is_finished = self._reader.is_finished or not last.body.has_more
+        if self._active.keep_alive and not self._active.response_started and not self._reader.has_held_head:
+            self._active.keep_alive = False
+            self._reader.is_finished = self._reader.is_finished or not self._active.body.has_more
 
     def abort(self) -> None:
         """Closes the connection immediately. The client does not receive the rest of a response."""

@@ -18,8 +18,9 @@ BODY_EXTENSION = "entrepot.body"
 """Key in `scope["extensions"]` of a request with a body. The value is a dictionary of functions. `receive` waits for
 the next part of the body, and `take_whole` returns the whole body if it was received already; neither copies it.
 `is_disconnected` returns whether the client has disconnected."""
-HEAD_BUFFER_BYTES = 64 * 1024
-"""Size of the buffer for the heads of requests."""
+HEAD_BUFFER_BYTES = 16 * 1024
+"""Size of the buffer for the heads of requests. It is small because what follows a request in one read is kept until
+the request is answered (pipelining)."""
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 64 * 1024, 1024 * 1024
 """Size of a body's first buffer, and the maximum for its other buffers. Each new buffer of a body is twice as large as
 the one before, up to this maximum. But new buffers have `MIN_BUFFER_BYTES` while the body comes in tiny chunks, or

@@ -1,6 +1,10 @@
 """Separates the bytes received on one connection into the heads and bodies of requests.
 
 Heads are received into a buffer that all connections of the worker share, and bodies into buffers of their own.
+
+A client can send requests before it has the response to an earlier one (pipelining). The bytes of these requests are
+*held*: they are parsed, one request at a time, when the response before them is complete. Meanwhile the reader reads
+nothing from the socket. So such a client cannot make the server keep more than it has sent, and not much of that.
 """
 
 from __future__ import annotations
@@ -9,24 +13,36 @@ from typing import Protocol
 
 from registry.asgi import Scope
 from registry.server.connection.context import ConnectionContext
-from registry.server.connection.head_parser import HeadParser, RequestAfterLast, RequestHead
-from registry.server.connection.receive_buffers import BodyBuffer
+from registry.server.connection.head_parser import HeadParser, RequestHead
+from registry.server.connection.receive_buffers import HEAD_BUFFER_BYTES, BodyBuffer
 from registry.server.connection.request_body import RequestBody
 from registry.server.http1.error_responses import RefusedRequest
+from registry.server.http1.request_head import HEAD_END
 from registry.server.server_log import log
+
+MAX_HELD_BYTES = HEAD_BUFFER_BYTES
+"""Largest number of bytes that a connection holds of requests that the client has sent ahead."""
 
 
 class RequestHandler(Protocol):
     """The object to which the reader reports requests: the connection's protocol object."""
 
-    def on_request_start(self) -> None:
-        """Called when the first byte of a request was received. Raises RequestAfterLast if the reader must ignore this
-        request and all bytes after it."""
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is being answered, so that the reader must hold the next one."""
         ...
 
-    def on_request(self, head: RequestHead) -> RequestBody | None:
-        """Called when a head is complete. Returns the object to which the reader adds the request's body; None if the
-        request has no body."""
+    def end_after_response(self) -> None:
+        """Called when the connection must end after the response to the request that is being answered."""
+        ...
+
+    def on_request_start(self) -> None:
+        """Called when the first byte of a request is parsed."""
+        ...
+
+    def on_request(self, head: RequestHead, *, is_followed: bool) -> RequestBody | None:
+        """Called when a head is complete. `is_followed`: whether the client has sent the head of another request
+        already. Returns the object to which the reader adds the request's body; None if the request has no body."""
         ...
 
     def on_body_end(self) -> None:
@@ -53,6 +69,9 @@ class RequestReader:
         """The memory of `_body`."""
         self._current_buffer: BodyBuffer | None = None
         """The buffer whose memory `get_memory` returned last; None: the head buffer."""
+        self._held = b""
+        """Bytes of requests that the client has sent before the response to an earlier request was complete. They begin
+        with the beginning of a head, or with empty lines before it."""
         self._completed_parts = 0
         """Grows by 1 whenever a head is complete, and whenever bytes of a body were parsed. If it does not grow while
         bytes are parsed, these bytes belong to an incomplete head."""
@@ -74,6 +93,16 @@ class RequestReader:
         after them. Here a read with nothing but such lines counts as the beginning of a head."""
         return self._head_parser.is_in_head or self._incomplete_bytes > 0
 
+    @property
+    def has_held_bytes(self) -> bool:
+        """Whether bytes of requests are held."""
+        return bool(self._held)
+
+    @property
+    def has_held_head(self) -> bool:
+        """Whether the bytes that are held include a complete head."""
+        return HEAD_END in self._held
+
     def partial_scope(self) -> Scope:
         """Returns what is known of the request whose head is being received (see `HeadParser.partial_scope`)."""
         return self._head_parser.partial_scope()
@@ -93,9 +122,20 @@ class RequestReader:
         """Parses `count` bytes that were received into the memory that `get_memory` returned."""
         buffer, self._current_buffer = self._current_buffer, None
         if buffer is None:
+            self.reads += 1
             self._parse(bytes(self._head_buffer[:count]))
         else:
             self._parse_body_buffer(buffer, count)
+
+    def continue_parsing(self) -> None:
+        """Called when a response is complete. Parses the held bytes, up to the end of the next request that is not
+        answered at once, and goes on reading if no bytes are held after that."""
+        self._context.flow.resume_reading()  # a closed body no longer needs the pause
+        held, self._held = self._held, b""
+        if held:
+            self._parse(held)
+        if not self._held and not self._context.transport.is_closing():
+            self._context.flow.unblock_reading()
 
     def discard_input(self) -> None:
         """Stops parsing, goes on reading, and discards what is received. Call it before the connection is closed if the
@@ -103,31 +143,54 @@ class RequestReader:
         client could lose the last response."""
         self.is_finished = True
         self.discarded_bytes = 0
+        self._held = b""
         self._context.flow.resume_reading()
+        self._context.flow.unblock_reading()
 
     def close(self) -> None:
         """Called when the connection is lost. The reader parses nothing afterwards."""
         self.is_finished = True
         self._body = self._body_buffer = self._current_buffer = None
+        self._held = b""
         self._head_parser.close()
         del self._handler  # breaks the reference cycle with the connection
 
     def _parse(self, data: bytes) -> None:
         """Parses bytes that were received into the head buffer, or that follow a body's end in that body's buffer. The
         bytes can contain heads and the bodies after these heads. They can also begin in the middle of a body: once the
-        response to a request is complete (`body.is_closed`), the rest of its body goes into the head buffer too."""
-        self.reads += 1
-        parts_before, offset = self._completed_parts, 0
-        while offset < len(data) and not self.is_finished:
-            offset = self._parse_head(data, offset) if self._body_buffer is None else self._parse_body(data, offset)
-        if offset < len(data):
+        response to a request is complete (`body.is_closed`), the rest of its body goes into the head buffer too. Holds
+        the bytes of requests that follow one that is being answered."""
+        parts_before, offset, is_held = self._completed_parts, 0, False
+        while offset < len(data) and not self.is_finished and not is_held:
+            if self._body_buffer is not None:
+                offset = self._parse_body(data, offset)
+            elif self._handler.is_answering:
+                is_held = self._hold(data[offset:])
+            else:
+                offset = self._parse_head(data, offset)
+        if offset < len(data) and not is_held:
             self._discard(len(data) - offset)
         if self._completed_parts != parts_before:
             self._incomplete_bytes = 0
             return
+        if is_held:
+            return
         self._incomplete_bytes += len(data)
         if self._incomplete_bytes > self._limits.header_bytes and not self.is_finished:
             self._refuse(self._head_parser.too_large())
+
+    def _hold(self, data: bytes) -> bool:
+        """Holds `data` until the current response is complete, and stops reading meanwhile. Returns False if that would
+        be more than `MAX_HELD_BYTES`. Then the client's further requests are ignored, and the connection ends after the
+        current response. This can only happen after a chunked body, whose buffers are larger."""
+        if len(self._held) + len(data) > MAX_HELD_BYTES:
+            self._held = b""
+            self.is_finished = True
+            self._handler.end_after_response()
+            return False
+        self._held += data
+        self._context.flow.block_reading()
+        return True
 
     def _parse_head(self, data: bytes, offset: int) -> int:
         """Parses the bytes of one head in `data`, which begin at `offset`. Reports the head if it is complete. Returns
@@ -136,13 +199,12 @@ class RequestReader:
             end_offset, head = self._head_parser.feed(data, offset)
             if head is not None:
                 self._completed_parts += 1
-                self._body = body = self._handler.on_request(head)
+                is_followed = end_offset < len(data) and data.find(HEAD_END, end_offset + (head.body_length or 0)) >= 0
+                self._body = body = self._handler.on_request(head, is_followed=is_followed)
                 self._body_buffer = None if body is None else body.buffer
             return end_offset
         except RefusedRequest as refused:
             self._refuse(refused)
-        except RequestAfterLast:
-            self.is_finished = True
         except Exception:
             log.exception("unexpected error while processing the head of a request; closing the connection")
             self.is_finished = True
@@ -171,6 +233,7 @@ class RequestReader:
             return
         self._add_to_body(buffer, pieces)
         if rest:
+            self.reads += 1
             self._parse(bytes(rest))
 
     def _add_to_body(self, buffer: BodyBuffer, pieces: list[memoryview]) -> None:

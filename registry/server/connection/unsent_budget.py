@@ -3,7 +3,8 @@
 asyncio's transport keeps written bytes in memory until the kernel accepts them, and the kernel accepts them only as
 fast as the client receives. The budget limits this memory for response bodies of more than 64 KiB that the application
 sends in one message. Bodies that it sends in several messages are not counted: after each message the application has
-to wait until the client has received most of the bytes written so far.
+to wait until the client has received most of the bytes written so far. Files that are sent over TLS are counted by
+another budget (`new_piece_memory`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from registry.server.gate.connection_limit import EvictableConnection
+from registry.memory_budget import MIB, MemoryBudget
+from registry.server.gate.connection_limit import MAX_CONNECTIONS, MAX_EVICTIONS, EvictableConnection
 from registry.server.kernel import tcp_progress
+
+PIECES_BUDGET_BYTES = 48 * MIB
+"""Size of a worker's budget for the pieces of files that are sent over TLS. Three quarters of it are for shares of more
+than 64 KiB (see `MemoryBudget`), so 288 clients have a piece at the same time."""
+_SLOW_CLIENT_SECONDS = 8.0
+"""While another client waits for memory, a client that takes longer than this for one piece (64 KiB) is cut off."""
+_MAX_WAIT_SECONDS = 600.0
+"""How long a client waits for memory. The time is so long because the memory of slow clients becomes free after
+`_SLOW_CLIENT_SECONDS`, and each client that waits gets its turn."""
+
+
+def new_piece_memory() -> MemoryBudget:
+    """Returns a budget for the pieces of files that one worker sends over TLS."""
+    return MemoryBudget(
+        PIECES_BUDGET_BYTES,
+        "parts of blobs",
+        wait_seconds=_MAX_WAIT_SECONDS,
+        slow_seconds=_SLOW_CLIENT_SECONDS,
+        max_waiting=MAX_CONNECTIONS,
+    )
 
 
 class UnsentBudget:
@@ -46,9 +68,12 @@ class UnsentBudget:
         return sum([share.unsent_bytes() for share in self._shares])
 
     def _evict_stalled(self) -> None:
-        now = self._clock()
+        """Closes connections whose clients have received nothing for a while, at most `MAX_EVICTIONS`."""
+        now, count = self._clock(), 0
         for share in [share for share in self._shares if share.unsent_bytes()]:
-            share.evict_if_stalled(now)
+            count += share.evict_if_stalled(now)
+            if count == MAX_EVICTIONS:
+                break
 
 
 class UnsentShare:
@@ -103,12 +128,14 @@ class UnsentShare:
         is_unsent = self._transport.get_write_buffer_size() or (self._is_tls and self._unacknowledged())
         return self.reserved_bytes if is_unsent else 0
 
-    def evict_if_stalled(self, now: float) -> None:
-        """Closes the connection if its client has received nothing for a while. `now` is in seconds of the event loop's
-        clock."""
+    def evict_if_stalled(self, now: float) -> bool:
+        """Closes the connection if its client has received nothing for a while. Returns whether it did. `now` is in
+        seconds of the event loop's clock."""
         candidate = None if self._connection is None else self._connection.eviction_candidate(now)
-        if self._connection is not None and candidate is not None and candidate.kind == "stalled":
-            self._connection.evict()
+        if self._connection is None or candidate is None or candidate.kind != "stalled":
+            return False
+        self._connection.evict()
+        return True
 
     def _unacknowledged(self) -> int:
         return tcp_progress(self._transport.get_extra_info("socket"))[1]

@@ -31,8 +31,9 @@ from registry.server.server_log import log
 OnLost = Callable[[], None]
 """Called when a connection is lost, in rare cases twice."""
 OnRefused = Callable[[tuple[str, int], bytes, int, str], None]
-"""Called for each connection that is refused. The arguments are the client's address and port, the bytes that the
-client has sent, the status of the response (0: there was none), and the reason in one line."""
+"""Called for each connection that is refused, except for most of those beyond the limit of an address: a log line for
+each could fill the log. The arguments are the client's address and port, the bytes that the client has sent, the status
+of the response (0: there was none), and the reason in one line."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
 """Returns the protocol object of a new connection. The argument is None if nothing has to be called when the
 connection is lost."""
@@ -112,18 +113,14 @@ class Acceptor:
         self._resume_timer: asyncio.TimerHandle | None = None
         self._resume()
 
-    def close(self, *, ends_handshakes: bool = True) -> None:
-        """Stops accepting connections, and closes this process's copy of the listening socket. May be called
-        repeatedly. `ends_handshakes`: whether TLS handshakes in progress are cancelled. Their cancellation loses no
-        request, because a client sends its first request after the handshake."""
+    def close(self) -> None:
+        """Stops accepting connections, and closes this process's copy of the listening socket. Connections that are
+        being set up continue. May be called repeatedly."""
         if self._resume_timer is not None:
             self._resume_timer.cancel()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)
             self._sock.close()
-        if ends_handshakes and self._listener_options.certificates is not None:
-            for connection in self._pending:
-                connection.evict()
 
     def _resume(self) -> None:
         self._resume_timer = None
@@ -149,9 +146,10 @@ class Acceptor:
         try:
             limit = None if is_trusted_proxy else options.per_address_limit
             counted = None if limit is None else limit.admit(peer[0])
-        except TooManyConnections:
+        except TooManyConnections as refusal:
             sock.close()
-            self._on_refused((plain_address(peer[0]), peer[1]), b"", 0, _TOO_MANY)
+            if refusal.is_logged:
+                self._on_refused((plain_address(peer[0]), peer[1]), b"", 0, _TOO_MANY)
             return
         sock.setblocking(False)
         connection = PendingConnection(

@@ -28,6 +28,12 @@ the workers, and a replaced worker keeps its column until its last connection ha
 class TooManyConnections(Exception):
     """The client address already has the maximum number of connections."""
 
+    def __init__(self, *, is_logged: bool) -> None:
+        """`is_logged`: whether the log has a line about this connection. Most connections have none, because a client
+        could fill the log otherwise."""
+        super().__init__()
+        self.is_logged = is_logged
+
 
 class CountedConnection:
     """A connection that counts against the limit of its client's address until `release`."""
@@ -93,8 +99,7 @@ class PerAddressLimit:
             return CountedConnection(self, network)
         if self._counts.add(self._own_column, network) > self._max_connections:
             self._counts.remove(self._own_column, network)
-            self._log_closed(network)
-            raise TooManyConnections
+            raise TooManyConnections(is_logged=self._log_closed(network))
         return CountedConnection(self, network)
 
     def remove(self, network: str) -> None:
@@ -102,16 +107,19 @@ class PerAddressLimit:
         if self._own_column is not None:
             self._counts.remove(self._own_column, network)
 
-    def _log_closed(self, network: str) -> None:
+    def _log_closed(self, network: str) -> bool:
         """Counts a closed connection, and logs how many were closed since the last line. Logs at most one line in
-        `_LOG_INTERVAL_SECONDS`: with a line for each connection, a client could fill the log."""
+        `_LOG_INTERVAL_SECONDS`: with a line for each connection, a client could fill the log. Returns whether it has
+        logged a line."""
         self._unlogged += 1
         now = self._clock()
-        if now - self._logged_at >= _LOG_INTERVAL_SECONDS:
-            log.warning(
-                "closed %d connections beyond the limit of %d, the last from %s",
-                self._unlogged,
-                self._max_connections,
-                network,
-            )
-            self._logged_at, self._unlogged = now, 0
+        if now - self._logged_at < _LOG_INTERVAL_SECONDS:
+            return False
+        log.warning(
+            "closed %d connections beyond the limit of %d, the last from %s",
+            self._unlogged,
+            self._max_connections,
+            network,
+        )
+        self._logged_at, self._unlogged = now, 0
+        return True

@@ -15,7 +15,7 @@ from registry.asgi import Scope
 from registry.server.http1.error_responses import RefusedRequest
 from registry.server.http1.response_head import Headers
 
-_HEAD_END = b"\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
 
 
 def find_head_end(tail: bytes, data: bytes, start: int) -> int:
@@ -26,11 +26,11 @@ def find_head_end(tail: bytes, data: bytes, start: int) -> int:
     that was received before `data`. These bytes could be the beginning of the CRLFCRLF that ends the head.
     """
     if start == 0 and tail:
-        position = (tail + data[:3]).find(_HEAD_END)
+        position = (tail + data[:3]).find(HEAD_END)
         if position >= 0:
-            return position + len(_HEAD_END) - len(tail)
-    position = data.find(_HEAD_END, start)
-    return len(data) if position < 0 else position + len(_HEAD_END)
+            return position + len(HEAD_END) - len(tail)
+    position = data.find(HEAD_END, start)
+    return len(data) if position < 0 else position + len(HEAD_END)
 
 
 def fill_scope(scope: Scope, headers: Headers, target: bytes, version: str, method: str) -> None:

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from email.utils import formatdate
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -28,9 +27,9 @@ from registry.server.gate.acceptor import Acceptor, OnLost, PendingConnection
 from registry.server.gate.connection_limit import ConnectionLimit
 from registry.server.kernel import tune_malloc
 from registry.server.process.commands import CommandReceiver
-from registry.server.process.free_memory import MemoryTrimmer
 from registry.server.process.lifespan import Lifespan
 from registry.server.process.live_change import ChangeRefused, LiveApplication
+from registry.server.process.maintenance import Maintenance, visit_in_steps
 from registry.server.process.worker_options import WorkerOptions
 from registry.server.server_log import LoopErrors, log
 
@@ -114,7 +113,7 @@ class Worker:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         self._handle_signals(loop)
-        self._refresh_certificates(are_files_complete=True)  # the files may have changed since the server's start
+        self._reload_certificates()  # the files may have changed since the server's start
         self._app = app = self._options.make_app()
         lifespan = Lifespan(app)
         lifespan.state[STOPPING_STATE] = self._stop
@@ -134,7 +133,9 @@ class Worker:
         limit = ConnectionLimit(self._state.connections, self._pending, self._state.tasks, loop.time)
         limit.warn_if_low()
         self._max_connections = limit.capacity
-        maintenance = asyncio.create_task(self._run_maintenance(loop, limit))
+        certificates = self._options.listener_options.certificates
+        maintenance = Maintenance(loop, self._state, self._options.limits, limit, certificates)
+        maintenance.start()
         receiver = None if self._commands is None else CommandReceiver(loop, self._commands, self.run_command)
         end_changes = None if self._on_start is None else self._on_start(loop, self.run_command)
         acceptors = self._listen(loop, app, lifespan.state, limit)
@@ -148,7 +149,7 @@ class Worker:
             if end is not None:
                 end()
         await self._drain(acceptors)
-        maintenance.cancel()
+        maintenance.stop()
         await _shut_down(lifespan)
 
     def _counts(self) -> ServerCounts:
@@ -176,11 +177,10 @@ class Worker:
         blocked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
 
-    def _refresh_certificates(self, *, are_files_complete: bool = False) -> None:
-        """Reloads the TLS certificate if its files have changed. See `Certificates.refresh` for
-        `are_files_complete`."""
+    def _reload_certificates(self) -> None:
+        """Reloads the TLS certificate if its files have changed. Its files must be complete."""
         if self._options.listener_options.certificates is not None:
-            self._options.listener_options.certificates.refresh(are_files_complete=are_files_complete)
+            self._options.listener_options.certificates.refresh(are_files_complete=True)
 
     def _on_interrupt(self, loop: asyncio.AbstractEventLoop, signal_number: int, _: FrameType | None) -> None:
         """Stops the worker gracefully at the first SIGINT, and exits immediately at the second SIGINT, or at a SIGINT
@@ -218,24 +218,6 @@ class Worker:
             for sock in self._options.sockets
         ]
 
-    async def _run_maintenance(self, loop: asyncio.AbstractEventLoop, limit: ConnectionLimit) -> None:
-        """Once a second updates the Date header, checks the timeouts of each connection, adapts the number of allowed
-        connections to the open files, and returns free memory to the system. Every few seconds checks whether the
-        certificate's files have changed."""
-        certificates_checked_at = loop.time()
-        memory = MemoryTrimmer(loop, self._state.connections)
-        while True:
-            self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
-            now = loop.time()
-            for connection in list(self._state.connections):
-                connection.check_timeouts(now)
-            limit.adapt_to_open_files()
-            memory.release_if_due(now)
-            if now - certificates_checked_at >= self._options.limits.certificate_check_seconds:
-                certificates_checked_at = now
-                self._refresh_certificates()
-            await asyncio.sleep(self._options.limits.timeout_check_seconds)
-
     async def run_command(self, name: str, payload: bytes) -> None:
         """Runs a command of the supervisor: `prepare`, `switch` or `discard` (see `LiveApplication`), `retire` or
         `end_connections`. An application that is no `LiveApplication` ignores the first three. Even then, `switch`
@@ -245,9 +227,9 @@ class Worker:
         if name == "retire":
             self._retirement.begin()
         elif name == "end_connections":
-            self._end_connections()
+            await self._end_connections()
         elif name == "switch":
-            self._refresh_certificates(are_files_complete=True)
+            self._reload_certificates()
             if app is not None:
                 await app.switch()
         elif app is not None and name == "discard":
@@ -261,14 +243,12 @@ class Worker:
                     f"a worker could not open the new configuration within {PREPARE_SECONDS:g} s"
                 ) from None
 
-    def _end_connections(self) -> None:
+    async def _end_connections(self) -> None:
         """Makes this worker, which retires, answer only the requests that it has received, because the settings have
         changed since. Closes idle connections at once."""
         self._retirement.ends_connections = True
-        for pending in list(self._pending):
-            pending.evict()
-        for connection in list(self._state.connections):
-            connection.shutdown()
+        await visit_in_steps(self._pending, lambda pending: pending.evict())
+        await visit_in_steps(self._state.connections, lambda connection: connection.shutdown())
 
     async def _retire(self, acceptors: list[Acceptor]) -> None:
         """Ends the worker without the loss of a request, because another worker has taken its place. The worker accepts
@@ -277,7 +257,7 @@ class Worker:
         application's background work. Returns when all of this has ended, after `retire_seconds`, or when the worker is
         told to stop. After the command `end_connections`, answers only the requests that it has received."""
         for acceptor in acceptors:
-            acceptor.close(ends_handshakes=False)
+            acceptor.close()
         app = self._app if isinstance(self._app, LiveApplication) else None
         work = None if app is None else asyncio.create_task(_finish_work(app))
         deadline = time.monotonic() + self._options.retire_seconds
@@ -285,9 +265,8 @@ class Worker:
             if self._stop.is_set() or time.monotonic() >= deadline:
                 break
             if self._retirement.ends_connections:
-                self._end_connections()
-            for connection in list(self._state.connections):
-                connection.retire()
+                await self._end_connections()
+            await visit_in_steps(self._state.connections, lambda connection: connection.retire())
             await asyncio.sleep(_RETIREMENT_CHECK_SECONDS)
         if work is not None:
             work.cancel()
@@ -298,15 +277,17 @@ class Worker:
         period aborts the connections that are left, and cancels their requests."""
         for acceptor in acceptors:
             acceptor.close()
+        if self._options.listener_options.certificates is not None:
+            # Ends the TLS handshakes in progress. This loses no request, because a client sends its first request after
+            # the handshake.
+            await visit_in_steps(self._pending, lambda connection: connection.evict())
         deadline = time.monotonic() + self._options.grace_seconds
         while (self._state.connections or self._state.tasks) and time.monotonic() < deadline:
             # This is repeated in each round, because connections that are still being set up are added to the set
             # later.
-            for connection in list(self._state.connections):
-                connection.shutdown()
+            await visit_in_steps(self._state.connections, lambda connection: connection.shutdown())
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)
-        for connection in list(self._state.connections):
-            connection.abort()
+        await visit_in_steps(self._state.connections, lambda connection: connection.abort())
         tasks = set(self._state.tasks)
         if tasks:
             log.warning("cut %d requests that did not end within %g s", len(tasks), self._options.grace_seconds)

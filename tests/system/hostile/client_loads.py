@@ -61,6 +61,12 @@ def _pipelined(target: str, count: int) -> Callable[[int], Sequence[bytes]]:
     return lambda number: [attack_requests.head("GET", target, keep=True) * count]
 
 
+def _pipelined_behind_a_blob(number: int) -> Sequence[bytes]:
+    """Returns the requests of a client: a GET of a large blob, and 64 short requests behind it."""
+    blob = attack_requests.head("GET", f"/v2/{PULLED_REPO}/blobs/{costly_bodies.noise_digest(LAYER)}", keep=True)
+    return [blob + b"GET / HTTP/1.1\r\nHost:a\r\n\r\n" * 64]
+
+
 def _posted(target: str, kind: str, body: bytes, site: AttackedSite) -> Callable[[int], Sequence[bytes]]:
     """Returns a function with the request of a client: a POST by the admin."""
     return lambda number: [
@@ -130,6 +136,9 @@ LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
     ),
     "pipelined tags that nobody reads": lambda site: ClientLoad(
         _pipelined("/v2/large/tags/tags/list", 64), reads=False
+    ),
+    "pipelined requests behind a blob that nobody reads": lambda site: ClientLoad(
+        _pipelined_behind_a_blob, reads=False
     ),
     "pipelined bundles that nobody reads": lambda site: ClientLoad(
         _pipelined("/api/docs/swagger-ui-bundle.js", 64), reads=False

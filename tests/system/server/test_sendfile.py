@@ -8,26 +8,19 @@ import contextlib
 import os
 import signal
 import socket
-import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from http.client import IncompleteRead
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
 
-from registry.server.connection.context import WorkerContext
 from registry.server.connection.file_sender import FileSender, FileTruncated, is_local_peer
-from registry.server.connection.protocol import RegistryProtocol
-from registry.server.connection.unsent_budget import UnsentBudget
-from registry.server.server_limits import ServerLimits
 from storage.data_dir.mapped_file import MappedFile
 from tests.fakes.temporary_files import disk_folder
 from tests.system.server.app_process import AppProcess, Start, read_all, read_response, wait_for
-from tests.system.server.echo_app import answer
 
 SIZE = 5 * 1024 * 1024 + 77
 """The size of the file in bytes."""
@@ -420,52 +413,6 @@ def test_cancelled_transfer_leaves_no_descriptor(large: Path, make_loop: MakeLoo
         with asyncio.Runner(loop_factory=make_loop) as runner:
             runner.run(cancel(turns))
     assert os.listdir("/proc/self/fd") == descriptors_before
-
-
-@pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=IDS)
-def test_zero_copy_is_not_offered_over_tls(make_loop: MakeLoop) -> None:
-    """Over TLS the server does not offer the zero-copy extension, because the bytes must be encrypted before the kernel
-    sends them."""
-
-    async def ask() -> tuple[list[str], bytes]:
-        offered: list[str] = []
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            offered.extend(scope.get("extensions", ()))
-            await answer(send, 200, b"plain bytes")
-
-        loop = asyncio.get_running_loop()
-        limits = ServerLimits()
-        worker = WorkerContext(app, loop, limits, UnsentBudget(limits.unsent_bytes, loop.time))
-        server = await loop.create_server(
-            lambda: RegistryProtocol(worker),
-            "127.0.0.1",
-            0,
-            ssl=context_without_certificates(ssl.PROTOCOL_TLS_SERVER),
-        )
-        port = server.sockets[0].getsockname()[1]
-        client = context_without_certificates(ssl.PROTOCOL_TLS_CLIENT)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client)
-        writer.write(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
-        received = await reader.read()
-        writer.close()
-        server.close()
-        return offered, received
-
-    with asyncio.Runner(loop_factory=make_loop) as runner:
-        offered, received = runner.run(ask())
-    assert offered == []
-    assert received.endswith(b"plain bytes")
-
-
-def context_without_certificates(protocol: int) -> ssl.SSLContext:
-    """Makes a TLS context that needs no certificates."""
-    context = ssl.SSLContext(protocol)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("aNULL:@SECLEVEL=0")
-    return context
 
 
 def test_files_on_tmpfs(sender: AppProcess, data: bytes) -> None:

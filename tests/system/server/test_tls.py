@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.certificate_authority import CertificateAuthority, KeyPair
+from tests.fakes.temporary_files import disk_folder
 from tests.system.server.app_process import AppProcess, Start, read_all, read_error, read_response, wait_for
 from tests.system.server.tls_client import GET, ask, client_context, tls_connection
 
@@ -71,7 +72,7 @@ def tls_option(pair: KeyPair, *more: str) -> list[str]:
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_tls_versions_and_ciphers(tls: AppProcess, authority: CertificateAuthority, version: ssl.TLSVersion) -> None:
     """The server supports TLS 1.2 and 1.3, selects HTTP/1.1 by ALPN, and uses a cipher with forward secrecy. The
-    application sees the scheme https, and is not offered the extension that sends files without encryption."""
+    application sees the scheme https."""
     context = client_context(authority.certificate)
     context.minimum_version = context.maximum_version = version
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -82,7 +83,7 @@ def test_tls_versions_and_ciphers(tls: AppProcess, authority: CertificateAuthori
         assert cipher[0].startswith("TLS_") or (cipher[0].startswith("ECDHE") and "GCM" in cipher[0])
         for _ in range(3):
             received = ask(sock)
-            assert (received["scheme"], received["client"], received["extensions"]) == ("https", "127.0.0.1", [])
+            assert (received["scheme"], received["client"]) == ("https", "127.0.0.1")
 
 
 def test_tls_1_1_is_refused(tls: AppProcess, authority: CertificateAuthority) -> None:
@@ -278,6 +279,54 @@ def test_unread_responses_occupy_little_memory(tls: AppProcess, context: ssl.SSL
         assert resident(tls) - memory_before < 16 * 3 * MIB
     for _ in socks:
         tls.wait_for_line("cut")
+
+
+@pytest.fixture(scope="module")
+def path() -> Iterator[Path]:
+    """The path of a file of 32 MiB on a real disk."""
+    with disk_folder() as folder:
+        file = folder / "file"
+        file.write_bytes(os.urandom(MIB) * 32)
+        yield file
+
+
+def file_request(path: Path, parts: str, length: int) -> bytes:
+    """Returns a request for parts of the file (see `EchoApp.file`), which have `length` bytes together."""
+    return f"GET /file?path={path}&parts={parts}&length={length} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+
+
+def test_file_over_tls(tls: AppProcess, context: ssl.SSLContext, path: Path) -> None:
+    """The parts of a file, and text between them, arrive in the right order. The connection stays open."""
+    data = path.read_bytes()
+    expected = b"head" + data[:2_000_000] + b"middle" + data[7:8] + data[-300_000:]
+    request = file_request(path, f"=head,0-2000000,=middle,7-1,{len(data) - 300_000}-", len(expected))
+    with tls_connection(tls, context) as sock:
+        sock.sendall(request * 2)  # the second request arrives during the first response
+        for _ in range(2):
+            assert read_response(sock)[2] == expected
+        assert ask(sock)["size"] == 0
+
+
+def test_files_for_clients_that_do_not_read_occupy_little_memory(
+    tls: AppProcess, context: ssl.SSLContext, path: Path
+) -> None:
+    """Forty clients with small buffers request a file and read only its first byte. The server has at most 400 KiB in
+    memory for each of them. When they disconnect, the server closes all descriptors."""
+    request = file_request(path, "-", 32 * MIB)
+    with tls_connection(tls, context) as control, contextlib.ExitStack() as stack:
+        descriptors_before = descriptors(control)
+        socks = [stack.enter_context(tls_connection(tls, context, buffer=4096)) for _ in range(40)]
+        memory_before = resident(tls)
+        for sock in socks:
+            sock.sendall(request)
+        for sock in socks:
+            assert sock.recv(1)
+        assert ask(control)["size"] == 0
+        assert resident(tls) - memory_before < 40 * 400 * 1024
+        stack.close()
+        for _ in socks:
+            tls.wait_for_line("cut ClientDisconnected")
+        wait_for(lambda: descriptors(control) <= descriptors_before)
 
 
 def resident(running: AppProcess) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from registry.memory_budget import MAX_WAITING, SMALL_SHARE_BYTES, MemoryBudget, Share, ShareScope
+from registry.memory_budget import MAX_CUT_AT_ONCE, MAX_WAITING, SMALL_SHARE_BYTES, MemoryBudget, Share, ShareScope
 from storage.errors import TooManyRequests
 from tests.fakes.instruction_count import count_instructions
 from tests.unit.registry.conftest import wait_until
@@ -100,6 +100,30 @@ async def test_several_slow_requests_are_cut_off_at_once() -> None:
     async with asyncio.timeout(10):
         await memory.share().grow(4 * SMALL_SHARE_BYTES)
     assert cut_off == small[:8]
+
+
+async def test_a_limited_number_of_requests_is_cut_off_in_one_step() -> None:
+    """If many slow requests have to be cut off, `MAX_CUT_AT_ONCE` of them are cut off in one step, others later.
+    So the event loop can handle other events in between."""
+    count = MAX_CUT_AT_ONCE + 20
+    memory = MemoryBudget(count * SMALL_SHARE_BYTES, "bodies", wait_seconds=30, slow_seconds=0.0)
+    cut_off: list[Share] = []
+
+    def cut_off_request(share: Share) -> None:
+        cut_off.append(share)
+        share.close()
+
+    for _ in range(count):
+        share = memory.share()
+        await share.grow(SMALL_SHARE_BYTES)
+        share.on_cut = partial(cut_off_request, share)
+    await asyncio.sleep(0.001)  # the requests are older than 0 seconds
+    async with asyncio.timeout(10):
+        waiting = asyncio.create_task(memory.share().grow(count * SMALL_SHARE_BYTES))
+        await asyncio.sleep(0)
+        assert len(cut_off) == MAX_CUT_AT_ONCE
+        await waiting
+    assert len(cut_off) == count
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import json
 from registry.asgi import Message
 from registry.http import DistributionAPI
 from registry.http.body_memory import BodyMemory
-from registry.memory_budget import MemoryBudget
+from registry.memory_budget import SLOW_SECONDS, WAIT_SECONDS, MemoryBudget
 from storage.content import OCI_MANIFEST
 from storage.memory_registry import MemoryRegistry
 from tests.fakes.asgi_client import scope_of
@@ -80,9 +80,9 @@ def api_of(registry: MemoryRegistry, body_memory: BodyMemory) -> DistributionAPI
     return DistributionAPI(registry, body_memory=body_memory)
 
 
-def budget(size: int, **options: float) -> MemoryBudget:
+def budget(size: int, *, wait_seconds: float = WAIT_SECONDS, slow_seconds: float = SLOW_SECONDS) -> MemoryBudget:
     """Returns a budget of `size` bytes for request bodies."""
-    return MemoryBudget(size, "request bodies", **options)
+    return MemoryBudget(size, "request bodies", wait_seconds=wait_seconds, slow_seconds=slow_seconds)
 
 
 class UnreadPut(PiecewiseSender):

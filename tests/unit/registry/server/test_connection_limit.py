@@ -5,6 +5,7 @@ from __future__ import annotations
 from registry.server.gate.connection_limit import (
     FAIR_SHARE,
     FILES_PER_REQUEST,
+    MAX_EVICTIONS,
     MAX_EXAMINED,
     STALLED_SECONDS,
     ConnectionLimit,
@@ -160,6 +161,17 @@ def test_one_eviction_examines_a_limited_number_of_connections() -> None:
     assert most_examined <= MAX_EXAMINED + 10
     assert silent_connection not in open_connections
     assert all(connection in open_connections for connection in connections)
+
+
+def test_one_call_evicts_a_limited_number_of_connections() -> None:
+    """If many connections have to be closed, one call closes only `MAX_EVICTIONS` of them, so that the worker serves
+    its other clients before it closes more."""
+    worker = LimitedWorker()
+    idle = worker.add(MAX_EVICTIONS + 50, "idle")
+    assert worker.limit.evict_connections(1000)
+    assert worker.closed_counts(idle) == [MAX_EVICTIONS]
+    assert worker.limit.evict_connections(1000)
+    assert worker.closed_counts(idle) == [MAX_EVICTIONS + 50]
 
 
 def test_absence_of_silent_connections_is_cached_briefly() -> None:

@@ -1,0 +1,154 @@
+"""Sends files over TLS. The event loop's TLS cannot use sendfile, so the bytes pass through the memory of the process.
+
+A client that receives slowly must not take much of this memory. So a file is sent in small pieces. The next piece is
+read only after the transport has passed on the piece before, and the pieces of all connections share a budget.
+
+A piece is read in the event loop's thread if its pages are in the kernel's page cache: to pass such a small piece from
+another thread takes longer than to read it. Otherwise threads read the file into the page cache first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from registry.server.connection.context import ConnectionContext
+from registry.server.connection.file_sender import FileTruncated
+from registry.server.connection.flow_control import ClientDisconnected
+from registry.server.connection.read_ahead import ReadAhead
+from registry.server.server_log import log
+from storage.data_dir.mapped_file import MappedFile
+
+PIECE_BYTES = 64 * 1024
+"""Size of a piece."""
+RESERVED_BYTES = 2 * PIECE_BYTES
+"""How many bytes of the budget a client uses while it receives a piece: the encrypted piece, and the rest of the piece
+before it, which can still be in the buffer of the transport's socket."""
+
+
+class EncryptedFileSender:
+    """Sends a file, or a part of one, to one client over TLS. Create an object for each call of `run`."""
+
+    is_blocked = False
+    """Always False: the size of the transport's write buffer shows whether the client receives slowly."""
+
+    def __init__(self, context: ConnectionContext, file: int, on_sent: Callable[[int], None]) -> None:
+        """`file` is a file descriptor open for reading, which the sender does not close. `on_sent` is called for each
+        piece that is given to the transport, with the number of its bytes."""
+        self._context = context
+        self._file = file
+        self._on_sent = on_sent
+        self._share = context.worker.piece_memory.share()
+        self._share.on_cut = self._cut_off
+        self._sending: asyncio.Task[None] | None = None
+        self._error: BaseException | None = None
+        """The error with which `end` was called; None: it was not called."""
+        self._mapped_file: MappedFile | None = None
+        """Tells which bytes of the file are in the page cache. None: unknown."""
+        self._read_ahead: ReadAhead | None = None
+        """Reads the file in threads. None until the sender needs a page that is not in memory."""
+        self._just_read_up_to = 0
+        """Offset up to which a thread has read the file for this sender. The bytes before this offset are read even if
+        their pages are no longer in memory. Otherwise a sender would send nothing while memory is scarce."""
+        self._piece_read: asyncio.Future[None] | None = None
+        """Done when a thread has read a part of the file; None while the sender does not wait for the thread."""
+        self.unsent_bytes = 0
+        """How many bytes of the file were not given to the transport yet."""
+
+    def unacknowledged(self) -> int:
+        """Returns 0, because `is_blocked` is never True."""
+        return 0
+
+    async def run(self, head: bytes, offset: int, count: int) -> None:
+        """Sends the bytes `head`, and then `count` bytes of the file from `offset`; `count` must not be 0. Returns when
+        the transport has encrypted all of them and has begun to write the last ones to the socket.
+
+        Raises ClientDisconnected if the connection is lost, or if the client receives too slowly while other clients
+        wait for memory. Raises FileTruncated if the file is too short, OSError if the file cannot be read, and the
+        error that is passed to `end`. After an error or a cancellation the response is incomplete, so the caller has to
+        close the connection.
+        """
+        self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
+        self._sending = self._context.worker.loop.create_task(self._send(head, offset, offset + count))
+        try:
+            await self._sending
+        except asyncio.CancelledError:
+            if self._error is not None:  # `end` has cancelled the task
+                raise self._error from None
+            raise
+        finally:
+            self._share.close()
+            if self._mapped_file is not None:
+                self._mapped_file.close()
+            if self._read_ahead is not None:
+                self._read_ahead.close()
+
+    def end(self, error: BaseException) -> None:
+        """Stops the sending: makes `run` raise `error`. Does nothing if the sending has ended already."""
+        if self._error is None and self._sending is not None:
+            self._error = error
+            self._sending.cancel()
+
+    async def _send(self, head: bytes, offset: int, end_offset: int) -> None:
+        transport, flow = self._context.transport, self._context.flow
+        self.unsent_bytes = end_offset - offset
+        while offset < end_offset:
+            count = await self._wait_for_disk(offset, end_offset)
+            await self._share.grow(RESERVED_BYTES)  # after the wait for the disk, which must not count as a slow client
+            piece = os.pread(self._file, count, offset)
+            if not piece:
+                raise FileTruncated(f"the file ends at byte {offset}; {end_offset - offset} more were promised")
+            offset += len(piece)
+            self.unsent_bytes -= len(piece)
+            self._on_sent(len(head) + len(piece))
+            transport.write(head + piece)
+            head = b""
+            await asyncio.sleep(0)  # the transport writes to the socket, and other connections get their turn
+            await flow.flush()
+            self._share.close()
+            if transport.is_closing():
+                raise ClientDisconnected
+
+    def _cut_off(self) -> None:
+        """Closes the connection, because its client receives too slowly while other clients wait for memory."""
+        log.info("connection aborted: the client receives a blob too slowly while others wait for memory")
+        self._share.close()
+        self._context.transport.abort()
+        self.end(ClientDisconnected())
+
+    # Reading the file
+
+    async def _wait_for_disk(self, offset: int, end_offset: int) -> int:
+        """Waits until the next bytes of the file can be read without waiting for the disk. Returns their number, at
+        most `PIECE_BYTES`. The file can end before them."""
+        piece_end = min(end_offset, offset + PIECE_BYTES)
+        while not (count := self._count_in_memory(offset, piece_end)):
+            self._piece_read = self._context.worker.loop.create_future()
+            if self._read_ahead is None:
+                self._read_ahead = ReadAhead(self._context.worker.loop, self._file, end_offset, self._on_piece_read)
+            self._read_ahead.read(offset)
+            await self._piece_read
+            self._piece_read = None
+            self._just_read_up_to = self._read_ahead.read_up_to
+        if self._read_ahead is not None:
+            self._read_ahead.keep_ahead_of(offset + count)
+        return count
+
+    def _count_in_memory(self, offset: int, end_offset: int) -> int:
+        """Returns how many bytes from `offset` to `end_offset` can be read without waiting for the disk."""
+        if offset < self._just_read_up_to:
+            return min(end_offset, self._just_read_up_to) - offset
+        if self._read_ahead is not None:
+            end_offset = min(end_offset, self._read_ahead.read_up_to)
+        if offset >= end_offset or self._mapped_file is None:  # without a mapping, the sender cannot ask the kernel
+            return 0
+        return self._mapped_file.count_resident(offset, end_offset)
+
+    def _on_piece_read(self, error: BaseException | None) -> None:
+        """Called after a thread has read a part of the file. `error`: why the thread could not read it."""
+        if self._piece_read is not None and not self._piece_read.done():
+            if error is None:
+                self._piece_read.set_result(None)
+            else:
+                self._piece_read.set_exception(error)

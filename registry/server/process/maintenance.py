@@ -1,0 +1,90 @@
+"""Work that a worker repeats every second for all its connections, and visits to all connections in steps.
+
+A worker can have 16,384 connections. A loop over all of them in one go would delay the requests of all clients, so
+`visit_in_steps` handles other events between two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from email.utils import formatdate
+from typing import Final, TypeVar
+
+from registry.server.connection.context import WorkerState
+from registry.server.gate.certificates import Certificates
+from registry.server.gate.connection_limit import ConnectionLimit
+from registry.server.process.free_memory import MemoryTrimmer
+from registry.server.server_limits import ServerLimits
+
+CONNECTIONS_PER_STEP: Final = 100
+"""Number of connections that `visit_in_steps` visits before the event loop handles other events. Refusing the request
+of a connection that has timed out takes about 80 microseconds, so a step takes about 8 ms at most."""
+
+_Connection = TypeVar("_Connection")
+
+
+async def visit_in_steps(connections: Collection[_Connection], visit: Callable[[_Connection], None]) -> None:
+    """Calls `visit` for each connection that is in `connections` now. Between two steps of `CONNECTIONS_PER_STEP`
+    connections, the event loop handles other events. Skips connections that are no longer in `connections` when their
+    step comes. A cancellation leaves the remaining connections unvisited."""
+    to_visit = list(connections)
+    for start in range(0, len(to_visit), CONNECTIONS_PER_STEP):
+        if start:
+            await asyncio.sleep(0)
+        for connection in to_visit[start : start + CONNECTIONS_PER_STEP]:
+            if connection in connections:
+                visit(connection)
+
+
+class Maintenance:
+    """The repeated work of one worker. `start` it once; it runs until `stop`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        state: WorkerState,
+        limits: ServerLimits,
+        connection_limit: ConnectionLimit,
+        certificates: Certificates | None,
+    ) -> None:
+        self._loop = loop
+        self._state = state
+        self._limits = limits
+        self._connection_limit = connection_limit
+        self._certificates = certificates
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        # The checks of the timeouts have a task of their own. With many connections they can take longer than a second
+        # on a busy worker, and must not delay the Date header.
+        self._tasks = [self._loop.create_task(self._check_timeouts()), self._loop.create_task(self._maintain())]
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _check_timeouts(self) -> None:
+        """Once a second checks the timeouts of each connection."""
+        while True:
+            await visit_in_steps(
+                self._state.connections, lambda connection: connection.check_timeouts(self._loop.time())
+            )
+            await asyncio.sleep(self._limits.timeout_check_seconds)
+
+    async def _maintain(self) -> None:
+        """Once a second updates the Date header, adapts the number of allowed connections to the open files, and
+        returns free memory to the system. Every few seconds checks whether the certificate's files have changed."""
+        certificates_checked_at = self._loop.time()
+        memory = MemoryTrimmer(self._loop, self._state.connections)
+        while True:
+            self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+            now = self._loop.time()
+            self._connection_limit.adapt_to_open_files()
+            memory.release_if_due(now)
+            if now - certificates_checked_at >= self._limits.certificate_check_seconds:
+                certificates_checked_at = now
+                if self._certificates is not None:
+                    self._certificates.refresh()
+            await asyncio.sleep(self._limits.timeout_check_seconds)
