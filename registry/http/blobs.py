@@ -207,7 +207,7 @@ BodyPart = bytes | FilePart
 async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectWatch) -> AsyncGenerator[BodyPart, None]:
     """Yields the span that `reader` reads, in parts. A part is a `FilePart` if the blob is in a file and the server can
     send files (ASGI's zero-copy extension), and bytes otherwise. Yields each part of an incomplete blob when the part
-    arrives. Raises ClientGone if the client disconnects while this waits for bytes of the file."""
+    arrives. Raises ClientGone if the client disconnects while this waits for bytes."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         offset, stop = reader.span
@@ -217,7 +217,8 @@ async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectW
             yield FilePart(file, offset, ready_end - offset)
             offset = ready_end
     else:
-        async for data in reader:
+        parts = aiter(reader)
+        while (data := await watch.cancel_on_disconnect(anext(parts, None))) is not None:
             yield data
 
 

@@ -37,8 +37,8 @@ SIZE = len(DATA)
 class GrowingBlobRegistry(RefusingRegistry):
     """A registry with one blob in a file. The download of the blob has written `available` bytes so far.
     `awaited_offsets` has the offsets for which readers have waited. `opened_spans` has the spans that were opened.
-    `file_readers`: how many readers have the file, in the order of opening; None: all. The others have no file, as those
-    of a blob that is passed through without being stored."""
+    `file_readers`: number of readers, from the first one on, that have the file; None: all. The others have no file, as
+    those of a blob that is passed through without being stored."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
