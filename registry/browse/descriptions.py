@@ -12,10 +12,12 @@ import asyncio
 import html
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from registry.browse.models import DescriptionView, utc_time
 from registry.request import RequestInvalid
+from registry.single_flight import finish_in_thread
 from storage.content import Actor
 from storage.descriptions import MAX_DESCRIPTION_BYTES, Description, Descriptions
 from storage.names import RepositoryName
@@ -65,7 +67,7 @@ class DescriptionPages:
         `put`."""
         _check(text)
         async with self._render_lock:
-            return await asyncio.to_thread(render_markdown, text)
+            return await finish_in_thread(partial(render_markdown, text))
 
     async def _view(self, repo: RepositoryName, description: Description | None) -> DescriptionView:
         if description is None:
@@ -84,7 +86,7 @@ class DescriptionPages:
             async with self._render_lock:
                 rendered = self._rendered.get(key)
                 if rendered is None:
-                    rendered = await asyncio.to_thread(render_markdown, text)
+                    rendered = await finish_in_thread(partial(render_markdown, text))
             self._rendered[key] = rendered
             if len(self._rendered) > _MAX_CACHED:
                 self._rendered.popitem(last=False)

@@ -156,7 +156,9 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
             if index:
                 if index % _RANGES_BEFORE_PAUSE == 0:
                     await asyncio.sleep(0)
-                part_reader = await exchange.registry.open_blob(exchange.repo, digest, span)
+                # The mirror may have to wait for its upstream.
+                opening = exchange.registry.open_blob(exchange.repo, digest, span)
+                part_reader = await watch.cancel_on_disconnect(opening)
             async with aclosing(part_reader):
                 if part_reader.is_incomplete and (not reader.is_incomplete or _is_passed_through(part_reader)):
                     # The blob was deleted after the first part, and its mirror downloads it again, maybe with other
