@@ -123,11 +123,21 @@ class Site:
         )
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    leases = FileLeases(tmp_path / "leases", System())
+def open_site(folder: Path) -> Iterator[Site]:
+    leases = FileLeases(folder / "leases", System())
     yield Site(leases)
     leases.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    yield from open_site(tmp_path)
+
+
+@pytest.fixture
+def other_site(tmp_path: Path) -> Iterator[Site]:
+    """The same mirror in another worker: it shares the connection slots with `site`."""
+    yield from open_site(tmp_path)
 
 
 async def read_all(reader: PassThroughReader) -> bytes:
@@ -302,11 +312,12 @@ async def test_slow_client_is_cut_off_while_another_reader_waits_for_memory(site
 
 
 @pytest.mark.parametrize("connections", [1, 2, 5])
+@pytest.mark.parametrize("is_other_worker", [False, True])
 async def test_slow_client_is_cut_off_while_another_request_waits_for_a_connection(
-    site: Site, connections: int
+    site: Site, other_site: Site, connections: int, is_other_worker: bool
 ) -> None:
     """Clients that receive nothing hold connections to the upstream. Such a client is cut off as soon as another
-    request waits for a connection, and the other request then gets its bytes."""
+    request, in any worker, waits for a connection. The other request then gets its bytes."""
     data = bytes(4 * MAX_BUFFERED_BYTES)
     sender = Sender(data, CHUNK_BYTES, connections=connections)
     slow = [site.reader_of(sender, slow_seconds=0.01) for _ in range(max(connections - 2, 1))]
@@ -314,7 +325,7 @@ async def test_slow_client_is_cut_off_while_another_request_waits_for_a_connecti
         for reader in slow:
             await stack.enter_async_context(aclosing(reader))
             await reader.start()
-        assert await read(site.reader_of(sender)) == data
+        assert await read((other_site if is_other_worker else site).reader_of(sender)) == data
         outcomes = await asyncio.gather(*(read_all(reader) for reader in slow), return_exceptions=True)
         assert any(isinstance(outcome, TooManyRequests) for outcome in outcomes)
         assert all(outcome == data or isinstance(outcome, TooManyRequests) for outcome in outcomes)
