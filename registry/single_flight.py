@@ -104,3 +104,17 @@ async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     for task in remaining:
         task.cancel()
     await asyncio.gather(*remaining, return_exceptions=True)
+
+
+async def finish_in_thread(call: Callable[[], T]) -> T:
+    """Runs `call` in a thread of the event loop's pool and returns its result. Raises the errors of `call`.
+
+    If the caller is cancelled, waits for the end of `call` before it raises CancelledError. A thread cannot be stopped,
+    and a lock that the caller holds around this call must not become free while the thread works. A read is cancelled
+    when its client disconnects, so without this wait, clients could make any number of threads work at once."""
+    running_call = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(running_call)
+    finally:
+        if not running_call.done():
+            await asyncio.wait([running_call])

@@ -33,7 +33,8 @@ class BlobReader(Protocol):
     data: bytes | None
     """All bytes of `span` if `open_blob` has read them, which it does for small blobs; None for other blobs."""
     file: OpenFile | None
-    """The open file that contains the blob, so that a server can pass it to `sendfile`; None if there is no file."""
+    """The open file that contains the blob, so that a server can pass it to `sendfile`; None if there is no file. An
+    incomplete blob without a file is downloaded for this reader alone, and is not stored."""
     location: str | None
     """A presigned URL, from which the client can download the bytes itself; None if the store offers no such URL."""
     is_incomplete: bool

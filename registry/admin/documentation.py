@@ -17,6 +17,8 @@ from typing import Any, Final
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 
+from registry.single_flight import finish_in_thread
+
 welcome_router = APIRouter()
 
 
@@ -126,7 +128,7 @@ class OpenAPIDocument:
         """Returns the document as JSON."""
         async with self._lock:
             if self._json is None:
-                self._json = await asyncio.to_thread(lambda: json.dumps(self._build()).encode("ascii"))
+                self._json = await finish_in_thread(lambda: json.dumps(self._build()).encode("ascii"))
             return self._json
 
 

@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from registry.browse.byte_limited_cache import ByteLimitedCache
 from registry.browse.image_config import ImageConfig, parse_config, platform_text
 from registry.browse.models import Kind
+from registry.single_flight import finish_in_thread
 from registry.upkeep.images.image_files import DOCKER_CONFIG, OCI_CONFIG
 from storage.content import INDEXES, OCI_ARTIFACT, Descriptor, Manifest
 from storage.errors import BlobUnknown, ManifestUnknown, RegistryError
@@ -167,14 +168,14 @@ class ContentReader:
             if size <= max_on_loop_bytes:
                 return parse(await _read(reader))
             async with self._thread:
-                return await asyncio.to_thread(parse, await _read(reader))
+                return await finish_in_thread(partial(parse, await _read(reader)))
 
     async def run(self, size: int, parse: Callable[[], T]) -> T:
         """Calls `parse`, which parses a document of `size` bytes: in a thread if it is large."""
         if size <= _MAX_ON_LOOP_BYTES:
             return parse()
         async with self._thread:
-            return await asyncio.to_thread(parse)
+            return await finish_in_thread(parse)
 
 
 async def _read(reader: BlobReader) -> bytes:

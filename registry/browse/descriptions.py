@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from registry.browse.byte_limited_cache import ByteLimitedCache
 from registry.browse.models import DescriptionView, utc_time
 from registry.request import RequestInvalid
+from registry.single_flight import finish_in_thread
 from registry.visitor_limits import Limits, VisitorLimits
 from storage.content import Actor
 from storage.descriptions import MAX_DESCRIPTION_BYTES, Description, Descriptions
@@ -92,12 +93,7 @@ def _check(text: str) -> None:
 async def _render(text: str, top_heading: int = 1) -> RenderedText:
     """Renders a description in a thread. If the caller is cancelled, ends only when the thread has finished, because a
     thread cannot be stopped and must keep its slot."""
-    rendering = asyncio.get_running_loop().run_in_executor(None, _render_now, text, top_heading)
-    try:
-        return await asyncio.shield(rendering)
-    finally:
-        if not rendering.done():
-            await asyncio.wait({rendering})
+    return await finish_in_thread(partial(_render_now, text, top_heading))
 
 
 def _render_now(text: str, top_heading: int) -> RenderedText:

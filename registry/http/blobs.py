@@ -60,8 +60,9 @@ async def get_blob(exchange: Exchange) -> None:
     if spans and len(spans) > 1:
         spans = await _existing_spans(exchange, digest, spans)
         if len(spans) > 1:
-            await _send_multipart(exchange, digest, spans)
-            return
+            if await _send_multipart(exchange, digest, spans):
+                return
+            spans = None
     # Without spans, this opens the whole blob.
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
@@ -125,12 +126,23 @@ async def _existing_spans(exchange: Exchange, digest: Digest, spans: list[Span])
     return existing_spans if sum((span.stop or 0) - span.start for span in existing_spans) <= size else []
 
 
-async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span]) -> None:
-    """Sends several spans, which `_existing_spans` returned, as `multipart/byteranges` (RFC 9110, 14.6).
+def _is_passed_through(reader: BlobReader) -> bool:
+    """Returns whether a mirror downloads the blob for `reader` alone, because the disk is too full to store it. Each
+    further reader of the blob is then a further download."""
+    return reader.is_incomplete and reader.file is None
+
+
+async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span]) -> bool:
+    """Sends several spans, which `_existing_spans` returned, as `multipart/byteranges` (RFC 9110, 14.6). Returns True.
+    If the blob is passed through, sends nothing and returns False: the caller then ignores Range and sends the whole
+    blob (RFC 9110, 14.2), because each span would be a download of its own.
 
     Opens the first span before it sends the status, so an error of that span gets an error response. An error of a
     later span ends the response early, and the server closes the connection."""
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0])
+    if _is_passed_through(reader):
+        await reader.aclose()
+        return False
     size = reader.descriptor.size
     boundary = secrets.token_hex(16).encode("ascii")
     part_heads = [_part_head(boundary, span, size) for span in spans]
@@ -144,11 +156,13 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
             if index:
                 if index % _RANGES_BEFORE_PAUSE == 0:
                     await asyncio.sleep(0)
-                part_reader = await exchange.registry.open_blob(exchange.repo, digest, span)
+                # The mirror may have to wait for its upstream.
+                opening = exchange.registry.open_blob(exchange.repo, digest, span)
+                part_reader = await watch.cancel_on_disconnect(opening)
             async with aclosing(part_reader):
-                if part_reader.is_incomplete and not reader.is_incomplete:
+                if part_reader.is_incomplete and (not reader.is_incomplete or _is_passed_through(part_reader)):
                     # The blob was deleted after the first part, and its mirror downloads it again, maybe with other
-                    # bytes.
+                    # bytes. Or the download has failed, because the disk became full.
                     raise PartialLost(
                         "the blob was removed from this registry after its first part was sent; try again"
                     )
@@ -162,6 +176,7 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
             identity_headers = blob_headers(digest, verified=not reader.is_incomplete)
             await exchange.send_head(206, [content_type, (b"content-length", b"%d" % length), *identity_headers])
             await _send_stream(exchange, stream, length, watch)
+    return True
 
 
 def _part_head(boundary: bytes, span: Span, size: int) -> bytes:
@@ -194,7 +209,7 @@ BodyPart = bytes | FilePart
 async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectWatch) -> AsyncGenerator[BodyPart, None]:
     """Yields the span that `reader` reads, in parts. A part is a `FilePart` if the blob is in a file and the server can
     send files (ASGI's zero-copy extension), and bytes otherwise. Yields each part of an incomplete blob when the part
-    arrives. Raises ClientGone if the client disconnects while this waits for bytes of the file."""
+    arrives. Raises ClientGone if the client disconnects while this waits for bytes."""
     file = reader.file
     if file is not None and _ZERO_COPY in exchange.scope.get("extensions", ()):
         offset, stop = reader.span
@@ -204,7 +219,8 @@ async def _read_parts(exchange: Exchange, reader: BlobReader, watch: DisconnectW
             yield FilePart(file, offset, ready_end - offset)
             offset = ready_end
     else:
-        async for data in reader:
+        parts = aiter(reader)
+        while (data := await watch.cancel_on_disconnect(anext(parts, None))) is not None:
             yield data
 
 

@@ -108,7 +108,8 @@ class MirroredBlobs:
                     raise
                 # The fill requested the blob from another repository. The next fill requests it from `repo`.
             except StorageFull:
-                return await self._open_unstored(repo, digest, size, offsets, deadline)
+                with suppress(DigestInvalid):  # the client has got no byte, so another endpoint can still serve it
+                    return await self._open_unstored(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialLost):
                 continue  # the client has got no byte of the failed fill, so another fill can serve it
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
@@ -117,7 +118,8 @@ class MirroredBlobs:
         self, repo: RepositoryName, digest: Digest, size: int, offsets: tuple[int, int], deadline: float
     ) -> BlobReader:
         """Opens a blob that cannot be stored, because the disk is too full. Waits until the upstream starts to send.
-        Raises UpstreamTimeout, and the errors of the upstream client."""
+        Raises UpstreamTimeout, DigestInvalid (the blob is empty, and its digest is wrong), and the errors of the
+        upstream client."""
         reader = await self._fills.open_unstored(repo, digest, size, offsets)
         try:
             async with asyncio.timeout_at(deadline):

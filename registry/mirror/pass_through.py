@@ -3,7 +3,11 @@ the disk is too full for the blob.
 
 The bytes arrive in a thread, which waits while the client is slower than the upstream. If the client reads nothing for
 the idle timeout of the upstream, the response ends early. The client can then request the remaining bytes with a
-`Range` header. As with a blob that is being stored, the client gets the last byte only after the digest is verified.
+`Range` header. As with a blob that is being stored, the client gets the last byte only after the digest is verified. So
+a request for the last byte downloads the whole blob. A request for other bytes downloads only these, unverified.
+
+A download holds one of the upstream's connection slots (`registry.mirror.fill.slots`), and waits for its client if the
+blob is larger than the buffer. While another request waits for a slot, a reader whose client is slow is cut off.
 
 The bytes that have arrived, and that the client has not received yet, are in memory. So each reader has a share of a
 budget of its worker (`new_pass_through_memory`), from the start of the download until the reader is closed.
@@ -14,14 +18,25 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Final
 
 from registry.memory_budget import MIB, MemoryBudget
-from registry.mirror.fill.slots import ConnectionSlots, Demand
-from registry.mirror.upstream_client import UpstreamClient
+from registry.mirror.fill.retry import AvoidedEndpoints
+from registry.mirror.fill.sinks import check_response
+from registry.mirror.fill.slots import ConnectionSlots
+from registry.mirror.upstream_client import RangesUnsupported, UpstreamClient
+from registry.single_flight import cancel_and_wait
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, Span
-from storage.errors import DigestInvalid, StorageFull, TooManyRequests, UpstreamUnavailable
+from storage.errors import (
+    DigestInvalid,
+    RegistryError,
+    StorageFull,
+    TooManyRequests,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from storage.names import Digest, RepositoryName
 from storage.running_digest import start_digest
 
@@ -38,7 +53,12 @@ BUDGET_BYTES: Final = 48 * MIB
 the same time. That is more than an upstream has connections by default."""
 SLOW_CLIENT_SECONDS: Final = 30.0
 """While another reader waits for memory, a reader whose client takes longer than this for `CHUNK_BYTES` is cut off."""
-_TOO_SLOW: Final = "the client receives the blob too slowly while other requests wait for memory"
+SLOW_SLOT_SECONDS: Final = 15.0
+"""While another request waits for a connection slot, a reader whose client takes longer than this for `CHUNK_BYTES` is
+cut off. It is shorter than the 25 s after which the other request would fail."""
+SLOW_POLL_SECONDS: Final = 0.25
+"""Seconds between two checks whether a request waits for a connection slot, while a reader's client is slow."""
+_TOO_SLOW: Final = "the client receives the blob too slowly while other requests wait"
 
 
 def new_pass_through_memory() -> MemoryBudget:
@@ -54,10 +74,17 @@ class _Buffer:
     """A bounded queue of bytes from the thread that reads the response to the event loop. Implements the Protocol
     `BlobSink`."""
 
-    def __init__(self, digest: Digest, size: int, notify: Callable[[], None]) -> None:
-        """`notify`: called in the thread when there are new bytes."""
+    def __init__(self, digest: Digest, size: int, avoided: AvoidedEndpoints, notify: Callable[[], None]) -> None:
+        """`avoided`: has the endpoints whose bytes are not accepted. `notify`: called in the thread when there are new
+        bytes."""
+        self.endpoint: str | None = None
+        """The endpoint that has started to send; None: none has."""
+        self.expected = (0, size)
+        """The bytes that are requested: the offset of the first byte and of the byte after the last one. It must not be
+        changed after `begin`."""
         self._notify = notify
         self._size = size
+        self._refused = avoided.refused
         self._running_digest = start_digest(digest.algorithm)
         self._chunks: deque[bytes] = deque()
         self._buffered_bytes = 0
@@ -66,14 +93,18 @@ class _Buffer:
         self._changed = threading.Condition()
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        if (start, stop, size) != (0, self._size, self._size):
-            raise UpstreamUnavailable(f"{endpoint} has a blob of {size} bytes; {self._size} bytes were expected")
+        self.endpoint = endpoint
+        check_response(endpoint, self._refused, size, self._size)
+        if (start, stop) != self.expected:
+            raise UpstreamUnavailable(f"{endpoint} sent another part of the blob than the one asked for")
+        self._next_offset = start
 
     def take(self, offset: int, data: memoryview) -> None:
         """Adds the bytes in chunks. Waits for each until the buffer has space for it."""
-        if offset != self._next_offset or offset + len(data) > self._size:
+        if offset != self._next_offset or offset + len(data) > self.expected[1]:
             raise UpstreamUnavailable("the upstream sent bytes that were not asked for")
-        self._running_digest.update(data)
+        if self.is_whole:
+            self._running_digest.update(data)
         for start in range(0, len(data), CHUNK_BYTES):
             self._add(bytes(data[start : start + CHUNK_BYTES]))
             self._notify()
@@ -103,9 +134,14 @@ class _Buffer:
             return chunk
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the whole blob is requested, so that its digest can be verified."""
+        return self.expected == (0, self._size)
+
+    @property
     def received(self) -> int:
         """Number of bytes that have arrived."""
-        return self._next_offset
+        return max(self._next_offset - self.expected[0], 0)
 
     def close(self, error: Exception) -> None:
         """Drops the bytes and makes the thread stop: from now on, `take` raises ReaderClosed, and `next_chunk` raises
@@ -123,7 +159,7 @@ class _Buffer:
 
 class PassThroughReader:
     """Reads a blob while it arrives from the upstream. Implements the Protocol `BlobReader`. The bytes can be read only
-    once. The whole blob is requested even for a span, because its digest cannot be verified otherwise."""
+    once."""
 
     location: str | None = None
     is_incomplete = True
@@ -137,28 +173,36 @@ class PassThroughReader:
         upstream_name: RepositoryName,
         descriptor: tuple[Digest, int],
         span: tuple[int, int],
-        avoid: Collection[str],
+        avoided: AvoidedEndpoints,
         memory: MemoryBudget,
+        *,
+        on_corrupt: Callable[[str], Awaitable[None]],
         on_fetched: Callable[[int], None] = lambda _: None,
+        slow_seconds: float = SLOW_SLOT_SECONDS,
     ) -> None:
         """`upstream_name`: the repository's name at the upstream. `descriptor`: digest and size of the blob. `span`:
-        offsets of the first byte to read and of the byte after the last one. `avoid`: endpoints (base URLs of the
-        upstream) that are asked only if no other endpoint has the blob. `memory`: the worker's budget for the bytes of
-        all readers. `on_fetched`: called at the end with the number of bytes that have arrived."""
+        offsets of the first byte to read and of the byte after the last one. `avoided`: the endpoints (base URLs of the
+        upstream) to avoid. `memory`: the worker's budget for the bytes of all readers. `on_corrupt`: called with the
+        endpoint whose bytes do not have the digest. `on_fetched`: called after each download with the number of bytes
+        that have arrived. `slow_seconds`: while a request waits for a connection slot, a client that takes longer than
+        this for `CHUNK_BYTES` is cut off."""
         self._digest, self._size = descriptor
         self.descriptor = Descriptor(BLOB_TYPE, self._digest, self._size)
         self.span = span
         self._client = client
         self._slots = slots
         self._upstream_name = upstream_name
-        self._avoid = avoid
+        self._avoid = {*avoided.ask_last, *avoided.refused}
+        self._report_corrupt = on_corrupt
         self._report_fetched = on_fetched
+        self._slow_seconds = slow_seconds
         self._share = memory.share()
         self._received_since_mark = 0  # bytes that the client has received since `held_since` of the share
         self._has_news = asyncio.Event()  # set when bytes have arrived and when the download has ended
         loop = asyncio.get_running_loop()
-        self._buffer = _Buffer(self._digest, self._size, lambda: _notify(loop, self._has_news))
+        self._buffer = _Buffer(self._digest, self._size, avoided, lambda: _notify(loop, self._has_news))
         self._fetching: asyncio.Task[None] | None = None
+        self._slot_watch: asyncio.Task[None] | None = None
 
     async def readable_until(self, offset: int) -> int:
         """Always raises StorageFull: no byte is stored, so the caller can only iterate over the reader."""
@@ -166,8 +210,8 @@ class PassThroughReader:
 
     async def start(self) -> None:
         """Waits for memory, starts the download and waits until the first bytes have arrived. Raises TooManyRequests if
-        no memory becomes free in time, and the errors of the upstream client. After an error or a cancellation, the
-        caller must close the reader."""
+        no memory becomes free in time, DigestInvalid if the blob is empty and its digest is wrong, and the errors of
+        the upstream client. After an error or a cancellation, the caller must close the reader."""
         await self._share.grow(min(READER_BYTES, 2 * self._size))  # a small blob is in memory at most twice
         self._share.on_cut = self._cut_off
         self._fetching = asyncio.create_task(self._fetch())
@@ -175,11 +219,26 @@ class PassThroughReader:
         await self._has_news.wait()
         if self._fetching.done():
             self._fetching.result()
+        if not self._size:
+            await self._verify()
         self._mark_progress()
+        if not self._fetching.done():
+            self._slot_watch = asyncio.create_task(self._give_slot_to_others(self._fetching))
+
+    async def _give_slot_to_others(self, fetching: asyncio.Task[None]) -> None:
+        """Cuts off this reader when its client is slow and another request waits for a connection slot. Returns when
+        the download has ended."""
+        clock = asyncio.get_running_loop().time
+        while not fetching.done():
+            remaining_seconds = self._share.held_since + self._slow_seconds - clock()
+            if remaining_seconds <= 0 and await self._slots.are_short():
+                self._cut_off()
+                return
+            await asyncio.wait([fetching], timeout=max(remaining_seconds, SLOW_POLL_SECONDS))
 
     def _cut_off(self) -> None:
-        """Drops the bytes in memory, because other readers need the memory and this client is too slow. The iteration
-        then raises TooManyRequests."""
+        """Drops the bytes in memory and ends the download, because other requests need the memory or the connection
+        slot, and this client is too slow. The iteration then raises TooManyRequests."""
         self._buffer.close(TooManyRequests(_TOO_SLOW))
         self._share.close()
         self._has_news.set()
@@ -196,33 +255,47 @@ class PassThroughReader:
         self._share.held_since = asyncio.get_running_loop().time()
 
     async def _fetch(self) -> None:
-        demand = Demand()
-        demand.request()
-        try:
-            async with self._slots.primary(demand, is_new_connection=True):
-                await self._client.fetch_blob(self._upstream_name, self._digest, Span(0), self._buffer, self._avoid)
-        finally:
-            self._report_fetched(self._buffer.received)
+        """Downloads the span if it does not contain the blob's last byte; otherwise, or if the upstream sends only
+        whole blobs, downloads the whole blob."""
+        if self.span[1] < self._size:
+            try:
+                await self._download(self.span)
+                return
+            except RegistryError as error:
+                if self._buffer.endpoint is not None or not _may_refuse_ranges(error):
+                    raise
+        await self._download((0, self._size))
+
+    async def _download(self, span: tuple[int, int]) -> None:
+        """Waits for a connection slot, and downloads the bytes of `span` into the buffer."""
+        self._buffer.expected = start, stop = span
+        async with self._slots.pass_through(waits_for_client=stop - start > MAX_BUFFERED_BYTES):
+            requested = Span(0) if self._buffer.is_whole else Span(start, stop)
+            try:
+                await self._client.fetch_blob(self._upstream_name, self._digest, requested, self._buffer, self._avoid)
+            finally:
+                self._report_fetched(self._buffer.received)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yields the bytes of the span. Raises the error of the upstream client. If the digest is wrong, raises
-        DigestInvalid instead of yielding the last byte of the blob. If the client is too slow while other readers wait
-        for memory, raises TooManyRequests."""
-        offset = 0
-        async for chunk in self._verified_chunks():
-            start, stop = max(self.span[0] - offset, 0), min(self.span[1] - offset, len(chunk))
-            if start < stop:
-                yield chunk[start:stop]
-            self._note_received(len(chunk))
-            offset += len(chunk)
-            if offset >= self.span[1]:
-                return
+        DigestInvalid instead of yielding the last byte of the blob. If the client is too slow while other requests wait
+        for memory or a connection slot, raises TooManyRequests."""
+        offset = self._buffer.expected[0]
+        async with aclosing(self._verified_chunks()) as chunks:
+            async for chunk in chunks:
+                start, stop = max(self.span[0] - offset, 0), min(self.span[1] - offset, len(chunk))
+                if start < stop:
+                    yield chunk[start:stop]
+                self._note_received(len(chunk))
+                offset += len(chunk)
+                if offset >= self.span[1]:
+                    return
 
-    async def _verified_chunks(self) -> AsyncIterator[bytes]:
-        """Yields all bytes of the blob. Yields the last byte only after the digest is verified."""
+    async def _verified_chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yields all bytes that are requested. Yields the last byte of the blob only after the digest is verified."""
         assert self._fetching is not None, "start was not called"
-        offset = 0
-        while offset < self._size:
+        offset, stop = self._buffer.expected
+        while offset < stop:
             self._has_news.clear()
             chunk = self._buffer.next_chunk()
             if chunk is None:
@@ -240,21 +313,29 @@ class PassThroughReader:
                 continue
             if len(chunk) > 1:
                 yield chunk[:-1]
-            await self._fetching
-            if self._buffer.digest() != self._digest:
-                raise DigestInvalid(f"{self._client.name} sent other bytes than those of {self._digest}")
+            await self._verify()
             yield chunk[-1:]
+
+    async def _verify(self) -> None:
+        """Waits for the end of the download and verifies the digest. If it is wrong, reports the endpoint that has sent
+        the bytes, and raises DigestInvalid. Raises the error of the download."""
+        assert self._fetching is not None
+        await self._fetching
+        if self._buffer.digest() != self._digest:
+            await self._report_corrupt(self._buffer.endpoint or "")
+            raise DigestInvalid(f"{self._client.name} sent other bytes than those of {self._digest}")
 
     async def aclose(self) -> None:
         """Stops the download, and gives the memory back."""
         self._buffer.close(ReaderClosed())
-        if self._fetching is not None:
-            self._fetching.cancel()
         self._share.close()
-        if self._fetching is not None:
-            await asyncio.wait([self._fetching])
-            if not self._fetching.cancelled():
-                self._fetching.exception()  # marks the error as retrieved: the iteration has raised it
+        await cancel_and_wait(task for task in (self._slot_watch, self._fetching) if task is not None)
+
+
+def _may_refuse_ranges(error: RegistryError) -> bool:
+    """Returns whether `error` may mean that the upstream ignores or refuses a `Range` header. If so, a request for the
+    whole blob can help."""
+    return isinstance(error, RangesUnsupported | UpstreamUnavailable) and not isinstance(error, UpstreamTimeout)
 
 
 def _notify(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

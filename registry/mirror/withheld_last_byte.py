@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable
+from functools import partial
 from typing import Final
 
 from registry.mirror.fill.fill import Fill
 from registry.mirror.fill.slots import ImagePull
+from registry.single_flight import finish_in_thread
 from storage.content import BLOB_TYPE, Descriptor, OpenFile
 from storage.errors import StorageFailed
 
@@ -94,4 +96,4 @@ class UnverifiedBlobReader:
         if os.fstat(self._file_descriptor).st_nlink:
             os.close(self._file_descriptor)
         else:  # the file has been deleted, so the call blocks while the file system frees the file's blocks
-            await asyncio.to_thread(os.close, self._file_descriptor)
+            await finish_in_thread(partial(os.close, self._file_descriptor))  # also if the request is cancelled

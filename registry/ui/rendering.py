@@ -10,11 +10,12 @@ import asyncio
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.clients.client_setup import Hint
+from registry.single_flight import finish_in_thread
 from registry.ui.languages import LANGUAGES, load_translations
 from registry.ui.page_files import PageFiles
 
@@ -39,7 +40,7 @@ class PageRenderer:
         """Returns a page in UTF-8. `template`: the name of a file in `templates`. Raises jinja2.TemplateError and the
         errors that the values raise. After a cancellation, the thread still finishes the page."""
         async with self._turn:
-            return await asyncio.to_thread(self.render_now, template, language, values)
+            return await finish_in_thread(partial(self.render_now, template, language, values))
 
     def render_now(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
         """Renders a page as `render` does, but blocks the calling thread."""

@@ -338,11 +338,12 @@ class Fills:
         The caller must call the reader's `start`, and close the reader. `span`: offsets of the first byte and of the
         byte after the last one. Raises UpstreamUnavailable if all endpoints sent corrupt bytes for the blob."""
         context = self._context
-        avoid = {*(avoided := await context.bad_senders.find_avoided(repo, digest)).ask_last, *avoided.refused}
-        name, blob = context.to_upstream_name(repo), (digest, size)
-        on_fetched = partial_function(context.observer.on_fetched, "blob")
         return PassThroughReader(
-            *(context.upstream, context.slots, name, blob, span, avoid, context.pass_through_memory, on_fetched)
+            *(context.upstream, context.slots, context.to_upstream_name(repo), (digest, size), span),
+            await context.bad_senders.find_avoided(repo, digest),
+            context.pass_through_memory,
+            on_corrupt=lambda endpoint: context.bad_senders.add(repo, digest, {endpoint}),
+            on_fetched=partial_function(context.observer.on_fetched, "blob"),
         )
 
     def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from math import ceil
@@ -126,6 +127,9 @@ LONGEST_SENDER_PAUSE_SECONDS: Final = 30.0
 """Longest time for which an endpoint that sent corrupt bytes for a blob is not asked for the blob."""
 FORGET_SENDER_SECONDS: Final = 600.0
 """Time after which the record that an endpoint sent corrupt bytes is deleted."""
+MAX_UNSAVED_BLOBS: Final = 1_000
+"""Largest number of blobs for which a process remembers in memory which endpoints sent corrupt bytes. It does so if the
+record cannot be stored. This number of blobs takes less than 1 MiB."""
 
 
 def sender_pause(times: int) -> float:
@@ -147,21 +151,25 @@ class AvoidedEndpoints:
 
 class BadSenders:
     """Records, for all processes, which endpoints of one upstream sent *corrupt bytes* for a blob: bytes that do not
-    have the blob's digest."""
+    have the blob's digest. On a full disk, a record may be impossible to store. Then only this process remembers it."""
 
     def __init__(self, records: UpstreamRecords, upstream: UpstreamClient, clock: Callable[[], float]) -> None:
         """`clock`: returns seconds since 1970."""
         self._records = records
         self._upstream = upstream
         self._clock = clock
+        self._unsaved: OrderedDict[Digest, tuple[float, frozenset[str]]] = OrderedDict()
+        """Records that could not be stored, by blob: the time, and the endpoints that sent corrupt bytes."""
 
     async def find_avoided(self, repo: RepositoryName, digest: Digest) -> AvoidedEndpoints:
         """Returns which endpoints to avoid for a blob. An endpoint that sent corrupt bytes more often than others is
-        asked last. An endpoint whose pause (`sender_pause`) has not ended is refused. If all endpoints are refused,
-        raises UpstreamUnavailable, with the number of seconds until the first pause ends."""
+        asked last, and so is an endpoint whose record could not be stored. An endpoint whose pause (`sender_pause`) has
+        not ended is refused. If all endpoints are refused, raises UpstreamUnavailable, with the number of seconds until
+        the first pause ends."""
         bad_senders = await self._records.bad_senders(self._upstream.name, digest, FORGET_SENDER_SECONDS)
+        unsaved = self._unsaved_endpoints(digest)
         if not bad_senders:
-            return AvoidedEndpoints()
+            return AvoidedEndpoints(unsaved)
         waits_by_endpoint = {
             endpoint: self._remaining_pause(bad_senders[endpoint]) if endpoint in bad_senders else 0.0
             for endpoint in self._upstream.endpoints
@@ -172,7 +180,7 @@ class BadSenders:
         fewest_times = min(bad_senders[endpoint].times if endpoint in bad_senders else 0 for endpoint in usable)
         ask_last = frozenset(endpoint for endpoint, bad in bad_senders.items() if bad.times > fewest_times)
         return AvoidedEndpoints(
-            ask_last,
+            ask_last | unsaved,
             {
                 endpoint: self._refusal(repo, digest, endpoint, wait)
                 for endpoint, wait in waits_by_endpoint.items()
@@ -198,8 +206,8 @@ class BadSenders:
     async def add(self, repo: RepositoryName, digest: Digest, endpoints: Collection[str]) -> None:
         """Records that `endpoints` sent corrupt bytes for a blob. Call this method once for each download with a wrong
         digest, in the process that has found the wrong digest. `endpoints` is empty if other processes have downloaded
-        all bytes. If the record cannot be stored, only logs the failure: the endpoints are then asked again without a
-        pause."""
+        all bytes. If the record cannot be stored, logs the failure. This process then asks the endpoints last, but
+        without a pause."""
         log.error(
             "the bytes of %s of %s, received from %s, do not match the digest and are deleted",
             digest,
@@ -210,3 +218,18 @@ class BadSenders:
             await self._records.save_bad_senders(self._upstream.name, digest, endpoints, FORGET_SENDER_SECONDS)
         except (StorageFull, StorageFailed) as error:
             log.warning("cannot record that %s sent corrupt bytes: %s", self._upstream.name, error.message)
+            self._remember_unsaved(digest, endpoints)
+
+    def _remember_unsaved(self, digest: Digest, endpoints: Collection[str]) -> None:
+        """Remembers in memory that `endpoints` sent corrupt bytes for a blob. Forgets the oldest records if there are
+        more than `MAX_UNSAVED_BLOBS`."""
+        known_endpoints = self._unsaved_endpoints(digest)
+        self._unsaved[digest] = self._clock(), known_endpoints.union(endpoints)
+        self._unsaved.move_to_end(digest)
+        if len(self._unsaved) > MAX_UNSAVED_BLOBS:
+            self._unsaved.popitem(last=False)
+
+    def _unsaved_endpoints(self, digest: Digest) -> frozenset[str]:
+        """Returns the endpoints of the blob's record that could not be stored, if the record is not too old."""
+        at, endpoints = self._unsaved.get(digest, (0.0, frozenset[str]()))
+        return endpoints if self._clock() - at < FORGET_SENDER_SECONDS else frozenset()

@@ -47,7 +47,7 @@ class PieceSink:
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
         """Checks the start of the response. Raises RangesUnsupported if the response has another range than the piece,
         and UpstreamUnavailable if the endpoint is refused or states another size of the blob."""
-        _check_response(endpoint, self._refused, size, self._partial.size)
+        check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (self.piece.start, self.piece.stop):
             raise RangesUnsupported
         self.endpoint = endpoint
@@ -90,7 +90,7 @@ class WholeSink:
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
         """Checks the start of the response. Raises UpstreamUnavailable if the response has only a part of the blob, or
         if the endpoint is refused or states another size of the blob."""
-        _check_response(endpoint, self._refused, size, self._partial.size)
+        check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent only a part of the blob, but all of it was requested")
         self.endpoint = endpoint
@@ -109,7 +109,7 @@ class WholeSink:
         self.next_offset = offset + len(data)
 
 
-def _check_response(endpoint: str, refused: RefusedEndpoints, size: int, expected_size: int) -> None:
+def check_response(endpoint: str, refused: RefusedEndpoints, size: int, expected_size: int) -> None:
     """Raises UpstreamUnavailable if the endpoint is refused, or if the blob does not have the expected size in bytes.
     With another size, the response may be an error page, or the manifest may state a wrong size."""
     if endpoint in refused:

@@ -5,6 +5,7 @@ A *fill* is the work of one process to get one blob. Before each request to the 
 slot*, one of a limited number of permits, and holds it until the request has ended. A *prefetch fill* was started
 because a client will probably request the blob soon, and no client has requested it yet. Other fills get slots before
 prefetch fills.
+A *pass-through* sends a blob to one client without storing it, because the disk is too full. It takes a slot as well.
 `Demand` says whether a client has requested the blob of a fill. `ImagePull` says whether a client is still pulling the
 image for which a blob is prefetched.
 """
@@ -14,19 +15,23 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
 from registry.mirror.upstream_client import UpstreamClient
 from storage.leases import Leases
 
 SPARE_CONNECTIONS: Final = 2
-"""Number of slots that prefetch fills leave free for other fills."""
+"""Number of slots that prefetch fills leave free for other fills, and that pass-throughs of large blobs leave free for
+all other requests."""
 YIELD_SECONDS: Final = 0.015
 """Time for which a fill leaves a free slot to other fills before it takes the slot. A fill that waits in the queue
 looks for a free slot every 0.01 s or more often, so it gets the slot first."""
 SPARE_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
+WAITING_MARKS: Final = 8
+"""Number of marks that say, to all processes, that a request waits for a slot. A waiting request needs no mark of its
+own if all are taken. The number is small, because a look for marks makes one system call for each of them."""
 
 
 class ConnectionSlots:
@@ -36,6 +41,7 @@ class ConnectionSlots:
         self._leases = leases
         self._upstream = upstream
         self._name = f"upstream-{upstream.name}"
+        self._waiting_name = f"upstream-{upstream.name}-waiting"
 
     @property
     def max_connections(self) -> int:
@@ -44,8 +50,8 @@ class ConnectionSlots:
 
     @property
     def _spare_slots(self) -> int:
-        """Number of slots that prefetch fills leave free. It is less than the number of all slots, so that prefetch
-        fills can get at least one."""
+        """Number of slots that prefetch fills and pass-throughs of large blobs leave free. It is less than the number
+        of all slots, so that each of them can get at least one."""
         return min(SPARE_CONNECTIONS, self.max_connections - 1)
 
     async def wait_for_spare(self) -> None:
@@ -81,8 +87,36 @@ class ConnectionSlots:
                     yield True
                     return
             await asyncio.sleep(YIELD_SECONDS)
-        async with self._leases.slot(self._name, self.max_connections):
+        async with self._queued_slot(keep_free=0):
             yield True
+
+    @asynccontextmanager
+    async def pass_through(self, *, waits_for_client: bool) -> AsyncIterator[None]:
+        """Waits for a slot for a pass-through and holds it inside the `async with` block. `waits_for_client`: whether
+        the block may have to wait for its client, because not all bytes fit in memory. If so, leaves `_spare_slots`
+        slots free, so that slow clients cannot take all of them."""
+        async with self._queued_slot(keep_free=self._spare_slots if waits_for_client else 0):
+            yield
+
+    @asynccontextmanager
+    async def _queued_slot(self, *, keep_free: int) -> AsyncIterator[None]:
+        """Waits for a slot in the queue and holds it inside the `async with` block. While it waits, one of the marks
+        that `are_short` looks for is set. Leaves at least `keep_free` slots free."""
+        async with AsyncExitStack() as mark:
+            await mark.enter_async_context(self._leases.try_slot(self._waiting_name, WAITING_MARKS))
+            async with self._leases.slot(self._name, self.max_connections, keep_free=keep_free):
+                await mark.aclose()
+                yield
+
+    async def are_short(self) -> bool:
+        """Returns whether a request of any process waits in the queue, and at most `_spare_slots` slots are free. Then
+        a pass-through whose client is slow should give its slot back. Raises StorageFailed."""
+        async with self._leases.try_slot(self._name, self.max_connections, keep_free=self._spare_slots) as has_slot:
+            if has_slot:
+                return False
+        others = WAITING_MARKS - 1
+        async with self._leases.try_slot(self._waiting_name, WAITING_MARKS, keep_free=others) as is_unmarked:
+            return not is_unmarked
 
     @asynccontextmanager
     async def additional(self, demand: Demand) -> AsyncIterator[bool]:

@@ -69,8 +69,7 @@ class AsgiExchange:
         self.file_sender: FileSender | EncryptedFileSender | None = None
         """The sender of the file that is being sent; None if no file is being sent."""
         self._context = context  # `context.unsent` is this connection's share of the worker's budget for unsent bytes
-        self._transport = context.transport
-        self._flow = context.flow
+        self._transport, self._flow = context.transport, context.flow
         self._on_complete = on_complete
         self._framing = ResponseFraming()
         self._started_at = time.perf_counter()
@@ -93,8 +92,9 @@ class AsgiExchange:
         except BaseException as error:  # all exceptions, because nothing awaits the request's task
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                # The worker is stopping, and cancels requests that are in progress after the grace period.
-                self._transport.abort()
+                # The worker is stopping, and cancels requests after the grace period; or `RequestTask.on_disconnect`.
+                if not self.body.is_disconnected:
+                    self._transport.abort()
             elif isinstance(error, ClientDisconnected):
                 log.debug("%s: the client has disconnected", self._request_line())
                 self._transport.abort()  # a file sender can notice this before the transport

@@ -18,6 +18,7 @@ from registry.server.connection.head_parser import RequestHead
 from registry.server.connection.receive_buffers import BODY_EXTENSION
 from registry.server.connection.request_body import RequestBody
 from registry.server.connection.request_reader import RequestReader
+from registry.server.connection.request_task import RequestTask
 from registry.server.connection.timeouts import ConnectionTimeouts, Wait, WaitReason
 from registry.server.gate.connection_limit import EvictionCandidate
 from registry.server.http1.error_responses import RefusedRequest, error_response
@@ -52,6 +53,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         event loop."""
         self._active: AsgiExchange | None = None
         """The request that is being answered; None if there is none."""
+        self._active_task: RequestTask | None = None
+        """The task that answers it."""
         self._latest: AsgiExchange | None = None
         """The request whose head was received last, not counting requests that were answered from the cache."""
         self._requests_started = 0
@@ -108,13 +111,13 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._on_lost()
         self._worker.state.connections.discard(self)
         self._worker.reports.report_connection(-1)
-        if self._active is not None:
-            self._active.disconnect()
+        if self._active_task is not None:
+            self._active_task.on_disconnect()
         self._flow.resume_writing()
         self._reader.close()
         self._context.unsent.close()
         # This breaks the last reference cycles. So the memory of this object is freed without the garbage collector.
-        self._active = self._latest = None
+        self._active = self._latest = self._active_task = None
 
     # Called by the request reader
 
@@ -172,8 +175,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         elif incomplete is None or incomplete is not self._active:
             self._transport.close()  # the request was answered already, so no error response can be sent
         else:
-            incomplete.disconnect()
-            self._active = None
+            if self._active_task is not None:
+                self._active_task.on_disconnect()
+            self._active = self._active_task = None
             if incomplete.response_started:
                 self._transport.abort()
             else:
@@ -202,17 +206,12 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _start(self, exchange: AsgiExchange) -> None:
         """Starts a task that answers the request."""
-        worker = self._worker
         self._active = exchange
-        if worker.connection_limit is not None:
-            worker.connection_limit.make_room_for_request()
-        task = worker.loop.create_task(exchange.run(worker.app))
-        worker.state.tasks.add(task)
-        task.add_done_callback(worker.state.tasks.discard)
+        self._active_task = RequestTask(self._worker, exchange)
 
     def _on_response_complete(self) -> None:
         """Lets the reader go on to the next request, or ends the connection."""
-        completed, self._active = self._active, None
+        completed, self._active, self._active_task = self._active, None, None
         self._worker.state.total_requests += 1
         if completed is None or self._transport.is_closing():
             return

@@ -60,7 +60,8 @@ class FileBlobReader:
         if os.fstat(self._fd).st_nlink:
             os.close(self._fd)
         else:
-            await asyncio.get_running_loop().run_in_executor(self._threads, os.close, self._fd)
+            # Shielded, because a call that waits for a thread would be dropped when the request is cancelled.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, os.close, self._fd))
 
 
 class SmallBlobReader:

@@ -136,10 +136,12 @@ class EchoApp:
         time.sleep(600)  # noqa: ASYNC251
 
     async def patient(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """Waits until the client disconnects."""
-        while (await receive())["type"] != "http.disconnect":
-            print_line("patient")
-        print_line("left")
+        """Waits until the client disconnects, or until the server cancels the request because of that."""
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                print_line("patient")
+        finally:
+            print_line("left")
 
     async def big(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         """Sends `size` zero bytes in pieces of 1 MiB. Prints `cut` if the client disconnects before the end."""

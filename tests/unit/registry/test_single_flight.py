@@ -4,11 +4,12 @@ not end if a caller is cancelled."""
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from registry.request import NO_REQUEST, RequestContext, current_request, enter_request
-from registry.single_flight import SingleFlight
+from registry.single_flight import SingleFlight, finish_in_thread
 from storage.errors import UpstreamUnavailable
 
 
@@ -115,3 +116,23 @@ async def test_a_task_does_not_see_the_request_that_starts_it() -> None:
 
     enter_request(RequestContext())
     assert await SingleFlight[RequestContext]().run("a", work) is NO_REQUEST
+
+
+async def test_call_in_a_thread_ends_before_its_cancelled_caller() -> None:
+    """If the caller of `finish_in_thread` is cancelled, it ends only after the call in the thread has ended."""
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def call() -> bool:
+        has_begun.set()
+        return may_end.wait(60)
+
+    caller = asyncio.create_task(finish_in_thread(call))
+    await asyncio.to_thread(has_begun.wait)
+    caller.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not caller.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert await finish_in_thread(call)

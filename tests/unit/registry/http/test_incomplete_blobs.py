@@ -36,13 +36,17 @@ SIZE = len(DATA)
 
 class GrowingBlobRegistry(RefusingRegistry):
     """A registry with one blob in a file. The download of the blob has written `available` bytes so far.
-    `awaited_offsets` has the offsets for which readers have waited."""
+    `awaited_offsets` has the offsets for which readers have waited. `opened_spans` has the spans that were opened.
+    `file_readers`: number of readers, from the first one on, that have the file; None: all. The others have no file, as
+    those of a blob that is passed through without being stored."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
         os.ftruncate(self.fd, SIZE)
         self.available = 0
         self.awaited_offsets: list[int] = []
+        self.opened_spans: list[Span | None] = []
+        self.file_readers: int | None = None
         self.open: set[GrowingReader] = set()
         self._error: RegistryError | None = None
         self._changed = asyncio.Condition()
@@ -77,6 +81,9 @@ class GrowingBlobRegistry(RefusingRegistry):
 
     async def open_blob(self, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
         reader = GrowingReader(self, (span or Span(0)).to_offsets(SIZE))
+        self.opened_spans.append(span)
+        if self.file_readers is not None and len(self.opened_spans) > self.file_readers:
+            reader.file = None
         self.open.add(reader)
         return reader
 
@@ -183,6 +190,36 @@ async def test_many_ranges_of_a_growing_blob(client: AsgiClient, blob: GrowingBl
     assert not blob.open
 
 
+async def test_ranges_of_a_blob_without_a_file_get_the_whole_blob(blob: GrowingBlobRegistry) -> None:
+    """An incomplete blob without a file is downloaded once for each reader. A request for many ranges of it gets the
+    whole blob, so that the request opens no reader for each range."""
+    await blob.grow(100)
+    blob.file_readers = 0
+    client = AsgiClient(DistributionAPI(blob), zero_copy=True)
+    async with asyncio.TaskGroup() as group:
+        ranges = ",".join(f"{offset}-{offset}" for offset in range(90, 0, -2))
+        request_task = group.create_task(client("GET", f"{V2}/blobs/{DIGEST}", {"Range": f"bytes={ranges}"}))
+        await blob.wait_for_reader(100)
+        await blob.grow(SIZE)
+    answer = request_task.result()
+    assert (answer.status, answer["content-length"], answer.body) == (200, str(SIZE), DATA)
+    assert blob.opened_spans == [Span(90, 91), None]
+    assert not blob.open
+
+
+async def test_multipart_response_ends_early_when_the_blob_loses_its_file(blob: GrowingBlobRegistry) -> None:
+    """If the disk becomes full during a response with many ranges, the remaining ranges would each be a download of
+    their own. The response then ends early, after one such download was opened."""
+    await blob.grow(100)
+    blob.file_readers = 2
+    client = AsgiClient(DistributionAPI(blob), zero_copy=True)
+    answer = await client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=1-1,3-3,5-5,7-7,9-9"})
+    assert (answer.status, answer.whole) == (206, False)
+    assert isinstance(answer.cut, PartialLost)
+    assert len(blob.opened_spans) == 3
+    assert not blob.open
+
+
 @pytest.mark.parametrize("headers", [{}, {"Range": "bytes=0-3999"}, {"Range": "bytes=0-99,200-3999"}])
 async def test_a_failed_download_cuts_the_response_off(
     client: AsgiClient, blob: GrowingBlobRegistry, headers: dict[str, str]
@@ -233,8 +270,10 @@ async def test_a_response_that_is_cut_off_is_logged_in_one_line(
 
 
 @pytest.mark.slow
-async def test_the_reader_is_closed_when_the_client_disconnects(blob: GrowingBlobRegistry) -> None:
+@pytest.mark.parametrize("has_file", [True, False])
+async def test_the_reader_is_closed_when_the_client_disconnects(blob: GrowingBlobRegistry, has_file: bool) -> None:
     """If the client disconnects while no byte arrives, the blob's reader is closed."""
+    blob.file_readers = None if has_file else 0
     client, disconnected = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
     await blob.grow(100)
     running = asyncio.create_task(client("GET", f"{V2}/blobs/{DIGEST}", leaves=True, after=disconnected))
@@ -246,10 +285,12 @@ async def test_the_reader_is_closed_when_the_client_disconnects(blob: GrowingBlo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("has_file", [True, False])
 async def test_the_reader_is_closed_when_the_client_disconnects_before_the_first_byte(
-    blob: GrowingBlobRegistry,
+    blob: GrowingBlobRegistry, has_file: bool
 ) -> None:
     """If the client disconnects before the first byte has arrived, the blob's reader is closed."""
+    blob.file_readers = None if has_file else 0
     client, disconnected = AsgiClient(DistributionAPI(blob), zero_copy=True), asyncio.Event()
     running = asyncio.create_task(
         client("GET", f"{V2}/blobs/{DIGEST}", {"Range": "bytes=9-"}, leaves=True, after=disconnected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -45,10 +46,12 @@ class MirrorClock:
 
 
 class SlowDisk(System):
-    """The real disk with three faults. If `full` is set, no metadata can be written. Each commit of metadata takes
-    `pause` seconds longer. Each deletion of a file takes `unlink_pause` seconds longer after the file is gone."""
+    """The real disk with four faults. If `full` is set, no metadata can be written. If `refuses_blobs` is set, no
+    download of a blob can be stored. Each commit of metadata takes `pause` seconds longer. Each deletion of a file
+    takes `unlink_pause` seconds longer after the file is gone."""
 
     full = False
+    refuses_blobs = False
     pause = 0.0
     unlink_pause = 0.0
 
@@ -57,6 +60,11 @@ class SlowDisk(System):
         if self.full:
             raise apsw.FullError("database or disk is full")
         super().commit(commit, durable=durable)
+
+    def truncate(self, fd: int, size: int) -> None:
+        if self.refuses_blobs:
+            raise OSError(errno.ENOSPC, "no space left on the disk")
+        super().truncate(fd, size)
 
     def unlink(self, path: Path) -> None:
         super().unlink(path)

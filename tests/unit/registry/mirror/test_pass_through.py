@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Collection
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Collection, Iterator
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
 
 import pytest
 
 from registry.memory_budget import MemoryBudget
+from registry.mirror.fill.retry import AvoidedEndpoints
+from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.pass_through import (
     CHUNK_BYTES,
     MAX_BUFFERED_BYTES,
     READER_BYTES,
+    SLOW_POLL_SECONDS,
+    SLOW_SLOT_SECONDS,
     PassThroughReader,
     new_pass_through_memory,
 )
-from registry.mirror.upstream_client import BlobSink
+from registry.mirror.upstream_client import BlobSink, RangesUnsupported, UpstreamClient
+from registry.single_flight import cancel_and_wait
 from storage.content import Span
-from storage.errors import DigestInvalid, StorageFull, TooManyRequests, UpstreamUnavailable
+from storage.data_dir.file_leases import FileLeases
+from storage.data_dir.system import System
+from storage.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    StorageFull,
+    TooManyRequests,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from storage.names import Digest, RepositoryName
 
 APP = RepositoryName("library/app")
@@ -28,53 +42,107 @@ APP = RepositoryName("library/app")
 
 class Sender:
     """An upstream that sends `data` in pieces of `piece` bytes. It calls the sink in a thread, as the real client does.
-    After the last piece, it raises `error`, if there is one. `size`: the size that it states for the blob."""
+    After the last piece, it raises `error`, if there is one. `size`: the size that it states for the blob.
+    `range_error`: what it raises for each request for a part of the blob. `connections`: number of its slots."""
 
     name = "hub"
 
     def __init__(
-        self, data: bytes, piece: int = 1000, *, size: int | None = None, error: Exception | None = None
+        self,
+        data: bytes,
+        piece: int = 1000,
+        *,
+        size: int | None = None,
+        error: Exception | None = None,
+        range_error: Exception | None = None,
+        connections: int = 8,
     ) -> None:
         self.data = data
         self.piece = piece
         self.size = len(data) if size is None else size
         self.error = error
+        self.range_error = range_error
+        self.connections = connections
         self.sent = 0
+        self.requested_spans: list[Span] = []
 
     async def fetch_blob(
         self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
     ) -> None:
-        await asyncio.to_thread(self._send, sink)
+        self.requested_spans.append(span)
+        if span != Span(0) and self.range_error is not None:
+            raise self.range_error
+        await asyncio.to_thread(self._send, sink, *(span.to_offsets(self.size) if self.size else (0, 0)))
 
-    def _send(self, sink: BlobSink) -> None:
-        sink.begin("https://hub", 0, self.size, self.size)
-        for offset in range(0, len(self.data), self.piece):
-            piece = self.data[offset : offset + self.piece]
+    def _send(self, sink: BlobSink, start: int, stop: int) -> None:
+        sink.begin("https://hub", start, stop, self.size)
+        for offset in range(start, min(stop, len(self.data)), self.piece):
+            piece = self.data[offset : min(offset + self.piece, stop)]
             sink.take(offset, memoryview(piece))
             self.sent += len(piece)
         if self.error is not None:
             raise self.error
 
 
-class Slots:
-    """Slots for connections to the upstream. A slot is always free."""
+class Site:
+    """A mirror of one upstream, for which readers are opened. `corrupt_senders`: the endpoints of which a reader has
+    reported that they sent corrupt bytes."""
 
-    @asynccontextmanager
-    async def primary(self, demand: object, *, is_new_connection: bool) -> Any:
-        yield True
+    def __init__(self, leases: FileLeases) -> None:
+        self._leases = leases
+        self.corrupt_senders: list[str] = []
+
+    def reader_of(
+        self,
+        sender: Sender,
+        span: tuple[int, int] | None = None,
+        expected: bytes | None = None,
+        memory: MemoryBudget | None = None,
+        *,
+        digest: Digest | None = None,
+        avoided: AvoidedEndpoints | None = None,
+        slow_seconds: float = SLOW_SLOT_SECONDS,
+    ) -> PassThroughReader:
+        content = sender.data if expected is None else expected
+        digest = digest or Digest(f"sha256:{hashlib.sha256(content).hexdigest()}")
+
+        async def on_corrupt(endpoint: str) -> None:
+            self.corrupt_senders.append(endpoint)
+
+        upstream: UpstreamClient = sender  # type: ignore[assignment]
+        return PassThroughReader(
+            upstream,
+            ConnectionSlots(self._leases, upstream),
+            APP,
+            (digest, len(content)),
+            span or (0, len(content)),
+            avoided or AvoidedEndpoints(),
+            memory or new_pass_through_memory(),
+            on_corrupt=on_corrupt,
+            slow_seconds=slow_seconds,
+        )
 
 
-def reader_of(
-    sender: Sender,
-    span: tuple[int, int] | None = None,
-    expected: bytes | None = None,
-    memory: MemoryBudget | None = None,
-) -> PassThroughReader:
-    content = sender.data if expected is None else expected
-    digest = Digest(f"sha256:{hashlib.sha256(content).hexdigest()}")
-    size = len(content)
-    memory = memory or new_pass_through_memory()
-    return PassThroughReader(sender, Slots(), APP, (digest, size), span or (0, size), (), memory)  # type: ignore[arg-type]
+def open_site(folder: Path) -> Iterator[Site]:
+    leases = FileLeases(folder / "leases", System())
+    yield Site(leases)
+    leases.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    yield from open_site(tmp_path)
+
+
+@pytest.fixture
+def other_site(tmp_path: Path) -> Iterator[Site]:
+    """The same mirror in another worker: it shares the connection slots with `site`."""
+    yield from open_site(tmp_path)
+
+
+async def read_all(reader: PassThroughReader) -> bytes:
+    """Reads all bytes of a reader that was started."""
+    return b"".join([chunk async for chunk in reader])
 
 
 async def read(reader: PassThroughReader) -> bytes:
@@ -93,47 +161,102 @@ async def read(reader: PassThroughReader) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 100_000])
-async def test_all_bytes_reach_the_client(size: int) -> None:
+async def test_all_bytes_reach_the_client(site: Site, size: int) -> None:
     """The client gets all bytes of a blob of any size."""
     data = bytes(index % 251 for index in range(size))
-    assert await read(reader_of(Sender(data))) == data
+    assert await read(site.reader_of(Sender(data))) == data
 
 
 @pytest.mark.parametrize("span", [(0, 1), (0, 999), (500, 2500), (2999, 3000), (1000, 3000)])
-async def test_the_client_gets_the_requested_range(span: tuple[int, int]) -> None:
+async def test_the_client_gets_the_requested_range(site: Site, span: tuple[int, int]) -> None:
     """A client that requests a range gets the bytes of this range."""
     data = bytes(index % 251 for index in range(3000))
-    assert await read(reader_of(Sender(data), span)) == data[slice(*span)]
+    assert await read(site.reader_of(Sender(data), span)) == data[slice(*span)]
+
+
+@pytest.mark.parametrize(
+    ("span", "requested"),
+    [
+        ((0, 1), Span(0, 1)),
+        ((500, 2500), Span(500, 2500)),
+        ((2998, 2999), Span(2998, 2999)),
+        ((2999, 3000), Span(0)),
+        ((0, 3000), Span(0)),
+    ],
+)
+async def test_only_a_range_with_the_last_byte_needs_the_whole_blob(
+    site: Site, span: tuple[int, int], requested: Span
+) -> None:
+    """The upstream is asked only for the range that the client requests. If the range contains the last byte, the whole
+    blob is requested, because the digest has to be verified before that byte is sent."""
+    sender = Sender(bytes(3000))
+    assert await read(site.reader_of(sender, span)) == bytes(span[1] - span[0])
+    assert sender.requested_spans == [requested]
+
+
+@pytest.mark.parametrize("error", [RangesUnsupported(), UpstreamUnavailable("the upstream answers 416")])
+async def test_range_of_an_upstream_that_sends_only_whole_blobs(site: Site, error: Exception) -> None:
+    """If the upstream ignores or refuses ranges, the whole blob is requested instead."""
+    data = bytes(index % 251 for index in range(3000))
+    sender = Sender(data, range_error=error)
+    assert await read(site.reader_of(sender, (500, 700))) == data[500:700]
+    assert sender.requested_spans == [Span(500, 700), Span(0)]
+
+
+@pytest.mark.parametrize("error", [UpstreamTimeout(), TooManyRequests("later"), BlobUnknown()])
+async def test_failed_range_request_is_not_repeated(site: Site, error: Exception) -> None:
+    """After a timeout, a rate limit or an unknown blob, the whole blob is not requested."""
+    sender = Sender(bytes(3000), range_error=error)
+    with pytest.raises(type(error)):
+        await read(site.reader_of(sender, (500, 700)))
+    assert sender.requested_spans == [Span(500, 700)]
 
 
 @pytest.mark.parametrize("piece", [1, 1000, 5000])
-async def test_client_does_not_get_the_last_byte_of_corrupt_bytes(piece: int) -> None:
+async def test_client_does_not_get_the_last_byte_of_corrupt_bytes(site: Site, piece: int) -> None:
     """If the bytes from the upstream do not have the blob's digest, the client gets an error instead of the last
     byte."""
     with pytest.raises(DigestInvalid) as failed:
-        await read(reader_of(Sender(b"x" * 2000, piece), expected=b"y" * 2000))
+        await read(site.reader_of(Sender(b"x" * 2000, piece), expected=b"y" * 2000))
     assert failed.value.__notes__ == ["1999"]
+    assert site.corrupt_senders == ["https://hub"]
 
 
-async def test_errors_of_the_upstream() -> None:
+async def test_empty_blob_with_another_digest_is_refused(site: Site) -> None:
+    """If a blob has no bytes although its digest is not that of an empty blob, the client gets no response with status
+    200, and the endpoint counts as one that sent corrupt bytes."""
+    with pytest.raises(DigestInvalid):
+        await site.reader_of(Sender(b""), digest=Digest(f"sha256:{hashlib.sha256(b'x').hexdigest()}")).start()
+    assert site.corrupt_senders == ["https://hub"]
+
+
+async def test_refused_endpoint_sends_no_bytes(site: Site) -> None:
+    """No bytes are accepted from an endpoint that has sent corrupt bytes several times."""
+    refusal = UpstreamUnavailable("it sent wrong bytes", retry_after=7)
+    with pytest.raises(UpstreamUnavailable, match="sent wrong bytes") as refused:
+        await read(site.reader_of(Sender(b"123"), avoided=AvoidedEndpoints(refused={"https://hub": refusal})))
+    assert refused.value.__notes__ == ["0"]
+
+
+async def test_errors_of_the_upstream(site: Site) -> None:
     """The client gets an error if the upstream fails before the first byte or in the middle, states a wrong size, or
     sends too few bytes."""
     error = UpstreamUnavailable("broken")
     with pytest.raises(UpstreamUnavailable, match="broken"):
-        await read(reader_of(Sender(b"", size=5, error=error), expected=b"12345"))
+        await read(site.reader_of(Sender(b"", size=5, error=error), expected=b"12345"))
     with pytest.raises(UpstreamUnavailable, match="broken"):
-        await read(reader_of(Sender(b"123", size=5, error=error), expected=b"12345"))
+        await read(site.reader_of(Sender(b"123", size=5, error=error), expected=b"12345"))
     with pytest.raises(UpstreamUnavailable, match="has a blob of 3 bytes; 5 bytes were expected"):
-        await read(reader_of(Sender(b"123"), expected=b"12345"))
+        await read(site.reader_of(Sender(b"123"), expected=b"12345"))
     with pytest.raises(UpstreamUnavailable, match="sent only a part"):
-        await read(reader_of(Sender(b"123", size=5), expected=b"12345"))
+        await read(site.reader_of(Sender(b"123", size=5), expected=b"12345"))
 
 
-async def test_memory_for_a_slow_client_is_limited() -> None:
+async def test_memory_for_a_slow_client_is_limited(site: Site) -> None:
     """Bytes are received from the upstream only as fast as the client receives them, so only a limited number of bytes
     is in memory. When the client disconnects, no more bytes are received."""
     sender = Sender(bytes(8 * MAX_BUFFERED_BYTES), 100_000)
-    reader = reader_of(sender)
+    reader = site.reader_of(sender)
     await reader.start()
     chunks = aiter(reader)
     assert len(await anext(chunks)) == 100_000
@@ -141,9 +264,9 @@ async def test_memory_for_a_slow_client_is_limited() -> None:
     assert sender.sent <= MAX_BUFFERED_BYTES + 2 * 100_000
 
 
-async def test_a_large_read_is_divided_into_chunks() -> None:
+async def test_a_large_read_is_divided_into_chunks(site: Site) -> None:
     """The client gets no more than `CHUNK_BYTES` at once, although the upstream client receives more at once."""
-    reader = reader_of(Sender(bytes(5 * CHUNK_BYTES), 3 * CHUNK_BYTES))
+    reader = site.reader_of(Sender(bytes(5 * CHUNK_BYTES), 3 * CHUNK_BYTES))
     await reader.start()
     sizes = [len(chunk) async for chunk in reader]
     await reader.aclose()
@@ -152,12 +275,12 @@ async def test_a_large_read_is_divided_into_chunks() -> None:
 
 
 @pytest.mark.parametrize("size", [CHUNK_BYTES, 8 * MAX_BUFFERED_BYTES])
-async def test_memory_of_all_readers_is_limited(size: int) -> None:
+async def test_memory_of_all_readers_is_limited(site: Site, size: int) -> None:
     """All readers of a worker share a budget. If it is used up, a further reader is refused. Each reader holds its
     share until it is closed, also if its download has ended, because its client may not have received the bytes."""
     share_bytes = min(2 * size, READER_BYTES)
     memory = MemoryBudget(4 * share_bytes, "blobs", wait_seconds=0.05)  # large shares may use three quarters of it
-    readers = [reader_of(Sender(bytes(size), CHUNK_BYTES), memory=memory) for _ in range(5)]
+    readers = [site.reader_of(Sender(bytes(size), CHUNK_BYTES), memory=memory) for _ in range(5)]
     for reader in readers[:3]:
         await reader.start()
     assert memory.used == 3 * share_bytes
@@ -172,12 +295,12 @@ async def test_memory_of_all_readers_is_limited(size: int) -> None:
     assert memory.used == 0
 
 
-async def test_slow_client_is_cut_off_while_another_reader_waits_for_memory() -> None:
+async def test_slow_client_is_cut_off_while_another_reader_waits_for_memory(site: Site) -> None:
     """A reader whose client does not receive the bytes loses its memory to a reader that waits for memory. Its
     iteration then ends with an error. The other reader gets all bytes."""
     size = MAX_BUFFERED_BYTES
     memory = MemoryBudget(READER_BYTES, "blobs", wait_seconds=30, slow_seconds=0.0)
-    slow, other = (reader_of(Sender(bytes(size), CHUNK_BYTES), memory=memory) for _ in range(2))
+    slow, other = (site.reader_of(Sender(bytes(size), CHUNK_BYTES), memory=memory) for _ in range(2))
     await slow.start()
     chunks = aiter(slow)
     assert len(await anext(chunks)) == CHUNK_BYTES
@@ -188,10 +311,56 @@ async def test_slow_client_is_cut_off_while_another_reader_waits_for_memory() ->
     assert memory.used == 0
 
 
-async def test_client_that_receives_chunks_is_not_cut_off() -> None:
+@pytest.mark.parametrize("connections", [1, 2, 5])
+@pytest.mark.parametrize("is_other_worker", [False, True])
+async def test_slow_client_is_cut_off_while_another_request_waits_for_a_connection(
+    site: Site, other_site: Site, connections: int, is_other_worker: bool
+) -> None:
+    """Clients that receive nothing hold connections to the upstream. Such a client is cut off as soon as another
+    request, in any worker, waits for a connection. The other request then gets its bytes."""
+    data = bytes(4 * MAX_BUFFERED_BYTES)
+    sender = Sender(data, CHUNK_BYTES, connections=connections)
+    slow = [site.reader_of(sender, slow_seconds=0.01) for _ in range(max(connections - 2, 1))]
+    async with AsyncExitStack() as stack:
+        for reader in slow:
+            await stack.enter_async_context(aclosing(reader))
+            await reader.start()
+        assert await read((other_site if is_other_worker else site).reader_of(sender)) == data
+        outcomes = await asyncio.gather(*(read_all(reader) for reader in slow), return_exceptions=True)
+        assert any(isinstance(outcome, TooManyRequests) for outcome in outcomes)
+        assert all(outcome == data or isinstance(outcome, TooManyRequests) for outcome in outcomes)
+
+
+async def test_slow_client_is_not_cut_off_while_connections_are_free(site: Site) -> None:
+    """A slow client that holds the last connection for large blobs gets all bytes if no other request needs the
+    connection."""
+    data = bytes(4 * MAX_BUFFERED_BYTES)
+    slow = site.reader_of(Sender(data, CHUNK_BYTES, connections=1), slow_seconds=0.0)
+    await slow.start()
+    await asyncio.sleep(3 * SLOW_POLL_SECONDS)
+    assert b"".join([chunk async for chunk in slow]) == data
+    await slow.aclose()
+
+
+async def test_large_blobs_leave_connections_free_for_small_blobs(site: Site) -> None:
+    """Slow clients of large blobs do not take all connections. Blobs that fit in the buffer still get one, because
+    their connection does not wait for the client."""
+    sender = Sender(bytes(4 * MAX_BUFFERED_BYTES), CHUNK_BYTES, connections=4)
+    async with AsyncExitStack() as stack:
+        large = [await stack.enter_async_context(aclosing(site.reader_of(sender))) for _ in range(4)]
+        for reader in large[:2]:
+            await reader.start()
+        waiting = [asyncio.create_task(reader.start()) for reader in large[2:]]
+        assert await read(site.reader_of(Sender(b"{}", connections=4))) == b"{}"
+        assert await read(site.reader_of(sender, (5, 6))) == b"\0"
+        assert not any(task.done() for task in waiting)
+        await cancel_and_wait(waiting)
+
+
+async def test_client_that_receives_chunks_is_not_cut_off(site: Site) -> None:
     """A reader whose client has just received a chunk counts as fast, however long ago its download began."""
     memory = MemoryBudget(READER_BYTES, "blobs", wait_seconds=0.5, slow_seconds=60)
-    reader = reader_of(Sender(bytes(8 * CHUNK_BYTES), CHUNK_BYTES), memory=memory)
+    reader = site.reader_of(Sender(bytes(8 * CHUNK_BYTES), CHUNK_BYTES), memory=memory)
     await reader.start()
     (share,) = memory._shares
     share.held_since -= 1000
@@ -204,9 +373,9 @@ async def test_client_that_receives_chunks_is_not_cut_off() -> None:
     assert received == 8 * CHUNK_BYTES
 
 
-async def test_a_blob_that_is_passed_through_cannot_be_waited_for() -> None:
+async def test_a_blob_that_is_passed_through_cannot_be_waited_for(site: Site) -> None:
     """A caller that waits until the blob is in the store, such as a mount, gets the error that the disk is full."""
-    reader = reader_of(Sender(b"123"))
+    reader = site.reader_of(Sender(b"123"))
     with pytest.raises(StorageFull):
         await reader.readable_until(2)
     await reader.aclose()
