@@ -37,7 +37,7 @@ from storage.errors import (
     UpstreamUnavailable,
 )
 from storage.names import Digest, RepositoryName
-from storage.partials import Partial
+from storage.partials import Partial, discard_if_nearly_empty
 
 log = logging.getLogger("registry.mirror")
 
@@ -152,25 +152,30 @@ class Fill:
 
     async def run(self) -> None:
         """Runs the fill to its end, and sets `error` if it fails. Raises only CancelledError. After a cancellation, the
-        stored bytes are kept for the next fill of the blob."""
+        stored bytes are kept for the next fill of the blob. After an error, they are kept unless they are few."""
         abandoned: RegistryError = server_stopping_error()  # the error if the fill is stopped early
         error: RegistryError | None = abandoned
         try:
-            await self._run()
-            error = None
-        except NoReaders:
-            error = abandoned = PartialLost("the download was stopped because no client waited for the blob; try again")
-        except BlobUnknown as unknown:
-            error = unknown
-            if not isinstance(unknown, UnconfirmedBlobUnknown):
-                with suppress(RegistryError):
-                    await self._context.negative_cache.add(self.repo, self.digest)
-        except RegistryError as failure:
-            error = failure
-            await self._tell_followers(failure)
-        except Exception:
-            log.exception("the download of %s of %s failed", self.digest, self.repo)
-            error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
+            try:
+                await self._run()
+                error = None
+            except NoReaders:
+                error = abandoned = PartialLost(
+                    "the download was stopped because no client waited for the blob; try again"
+                )
+            except BlobUnknown as unknown:
+                error = unknown
+                if not isinstance(unknown, UnconfirmedBlobUnknown):
+                    with suppress(RegistryError):
+                        await self._context.negative_cache.add(self.repo, self.digest)
+            except RegistryError as failure:
+                error = failure
+                await self._tell_followers(failure)
+            except Exception:
+                log.exception("the download of %s of %s failed", self.digest, self.repo)
+                error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
+            if error is not None and self._partial is not None:
+                await discard_if_nearly_empty(self._partial)
         finally:
             self._end(error, is_abandoned=error is abandoned)
 
