@@ -176,6 +176,7 @@ class UpstreamEndpoint:
             except UpstreamUnavailable as error:
                 if attempt.counts_as_failure:
                     self._last_error = error.message, self._clock()
+                    opened_before = [breaker for breaker in self._breakers_for(repo) if breaker.has_opened]
                     if attempt.has_no_connection:
                         self._connections.on_failure(started_at)
                     else:
@@ -183,6 +184,8 @@ class UpstreamEndpoint:
                         if attempt.has_response and self._connections.has_opened and self._connections in breakers:
                             self._connections = Breaker(self._clock)  # the trial has made a connection
                     self._count_failure(started_at)
+                    if any(b.has_opened and b not in opened_before for b in self._breakers_for(repo)):
+                        self._report_open()
                 raise
 
     @property
@@ -275,7 +278,7 @@ class UpstreamEndpoint:
 
     def _count_failure(self, started_at: float) -> None:
         """Counts a failure of an attempt that started at `started_at`. If that makes the endpoint suspect, opens the
-        breakers for all repositories. Reports an open breaker."""
+        breakers for all repositories."""
         # As in `Breaker`, concurrent failures count as one.
         if not self.failures or started_at >= min(self._failed_at, self._clock()):
             self.failures += 1
@@ -283,7 +286,11 @@ class UpstreamEndpoint:
         worked_lately = 0 <= self._clock() - self._worked_at < WORKED_SECONDS
         if min(len(self._newly_failing), self.failures) >= FAILURES_TO_OPEN and not worked_lately:
             self._suspect = self._suspect or _SuspectBreakers(self._clock)
-        if self._opened_breakers() and not self._is_reported_open:
+
+    def _report_open(self) -> None:
+        """Reports that a breaker has opened, unless that was reported already since the endpoint last worked. It is not
+        called after failed trials, because a failing repository can have many of them while the others work."""
+        if not self._is_reported_open:
             self._is_reported_open = True
             self._observer.on_breaker(opened=True)
             log.warning(

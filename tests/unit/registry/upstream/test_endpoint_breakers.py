@@ -124,6 +124,19 @@ def test_failures_do_not_stop_the_others_while_requests_work() -> None:
         assert traffic.request(f"bad{count}")
 
 
+def test_failing_repository_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A repository fails for ten minutes, while requests for another one work. The log says only once that the endpoint
+    has failures, and not again after each failed trial."""
+    traffic = Traffic(bad="503")
+    for _ in range(FAILURES_TO_OPEN):
+        traffic.request("bad")
+    for _ in range(1200):
+        assert traffic.request("good")
+        traffic.request("bad")
+    assert FAILURES_TO_OPEN + 5 < traffic.sent["bad"] < 30
+    assert caplog.text.count("does not respond or has server errors") == 1
+
+
 def test_success_of_another_repository_keeps_failing_ones_waiting() -> None:
     """After a suspect endpoint works again, requests for the failing repositories still wait for their own trial. The
     repository whose trial succeeds is served again."""
