@@ -8,11 +8,17 @@ any time, at most one handle in all processes is the *owner*: its request downlo
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from storage.content import Descriptor, OpenFile, PartialFailures
+from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
+
+MIN_KEPT_BYTES: Final = 256 * 1024
+"""Number of bytes that a failed download must have stored for its partial blob to be kept. The files of fewer bytes are
+deleted, because an upstream can name any number of blobs and send almost nothing of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +93,20 @@ class Partial(Protocol):
         call, and may raise StorageFailed."""
         ...
 
-    def mark_started(self) -> None:
-        """Records for all processes that the owner has started to request bytes from the upstream registry. Only for
-        the owner. Raises StorageFailed."""
+    def mark_started(self, repo: RepositoryName) -> None:
+        """Records for all processes that the owner has started to request bytes from the upstream registry. `repo`: the
+        repository from which it requests them. Only for the owner. Raises StorageFailed."""
         ...
 
     @property
     def has_started(self) -> bool:
         """Whether the owner, in any process, has called `mark_started`. An owner that has not called it is still
         waiting for one of the limited number of connections to the upstream registry. Reading the property may raise
+        StorageFailed."""
+        ...
+
+    def has_started_for(self, repo: RepositoryName) -> bool:
+        """Returns whether the owner, in any process, has called `mark_started` with this repository. Raises
         StorageFailed."""
         ...
 
@@ -123,9 +134,9 @@ class Partial(Protocol):
         ...
 
     async def discard(self) -> None:
-        """Deletes the partial blob. Only for the owner, which has found that the blob is stored already; does nothing
-        for other handles. From then on `wait` raises PartialLost in all processes for the bytes that have not
-        arrived."""
+        """Deletes the partial blob. Only for the owner, which has found that the blob is stored already, or whose
+        download has failed; does nothing for other handles. From then on `wait` raises PartialLost in all processes for
+        the bytes that have not arrived."""
         ...
 
     def close(self) -> None:
@@ -153,3 +164,16 @@ class Partials(Protocol):
         """Deletes the partial blobs that have no owner and were last written before the time `before` (seconds since
         1970). Returns the deleted ones. `dry_run`: returns them without deleting them."""
         ...
+
+
+async def discard_if_nearly_empty(partial: Partial) -> None:
+    """Deletes a partial blob whose download has failed, if fewer than `MIN_KEPT_BYTES` bytes have arrived. Keeps it if
+    some bytes have arrived and a client of another process waits for more, because that process can continue the
+    download. Only for the owner; does nothing for other handles. Raises nothing: if the files cannot be deleted, they
+    expire later."""
+    with suppress(RegistryError):
+        if not partial.is_owner:
+            return
+        stored_bytes = partial.size - sum(stop - start for start, stop in partial.missing())
+        if stored_bytes == 0 or (stored_bytes < MIN_KEPT_BYTES and not partial.has_waiters):
+            await partial.discard()

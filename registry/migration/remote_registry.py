@@ -45,6 +45,7 @@ from storage.errors import (
 )
 from storage.imports import ContentBroken, ImportInvalid, SourceDown
 from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.partials import discard_if_nearly_empty
 from storage.store.stored_registry import StoredRegistry
 
 T = TypeVar("T")
@@ -245,7 +246,11 @@ class RemoteRegistry:
             download = Download(
                 self._client, self._slots, repo, partial, demand, AvoidedEndpoints(), on_response=lambda: None
             )
-            await download.run()
+            try:
+                await download.run()
+            except RegistryError:
+                await discard_if_nearly_empty(partial)
+                raise
             await partial.commit(repo)
 
     def _missing_blob(self, digest: Digest) -> ContentBroken:

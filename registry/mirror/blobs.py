@@ -17,12 +17,21 @@ from contextlib import suppress
 from typing import Final
 
 from registry.mirror.entitlement import BlobEntitlement, start_timeout_error
-from registry.mirror.fill.fill import Fill, Fills
+from registry.mirror.fill.fill import Fill
+from registry.mirror.fill.fills import Fills
 from registry.mirror.prefetch import Prefetcher
 from registry.mirror.withheld_last_byte import UnverifiedBlobReader
 from registry.request import set_cache_state
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Span
-from storage.errors import BlobUnknown, DigestInvalid, PartialLost, StorageFull, UpstreamUnavailable
+from storage.errors import (
+    BlobUnknown,
+    Denied,
+    DigestInvalid,
+    PartialLost,
+    StorageFull,
+    TooManyRequests,
+    UpstreamUnavailable,
+)
 from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
 
@@ -35,6 +44,14 @@ wrong digest, or stopped before it was complete."""
 START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
+SILENCE_SECONDS: Final = 3.0
+"""Time after which a client no longer waits for a fill that requests the blob from another repository, if the upstream
+has not responded. The blob is then also requested from the client's repository. It is longer than an upstream that
+works usually takes to respond, because the upstream may have to send the bytes twice."""
+
+
+class _NoResponse(Exception):
+    """The upstream does not respond to a fill that requests the blob from another repository."""
 
 
 class MirroredBlobs:
@@ -83,7 +100,10 @@ class MirroredBlobs:
         If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill of a larger blob is then
         still waiting for a free connection, returns a reader, which waits for the bytes. If the disk is too full for
         the blob, its bytes are sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors
-        of the upstream client."""
+        of the upstream client.
+
+        The fill may request the blob from another repository of the upstream. If the upstream refuses that request, or
+        does not respond, the blob is requested from `repo`."""
         deadline = self._deadline()
         if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
@@ -94,17 +114,20 @@ class MirroredBlobs:
         set_cache_state("miss", self._upstream_name)
         size, manifests = await self._check_entitlement(repo, digest, deadline)
         offsets = span.to_offsets(size) if span else (0, size)
+        is_separate = False
         for _ in range(MAX_FILL_ATTEMPTS):
             if stored_in := await self._entitlement.mount(repo, digest, size):
                 with suppress(BlobUnknown):
                     return await self._local.open_blob(stored_in, digest, span)
-            fill = self._fills.request(repo, digest, size)
+            fill = self._fills.request(repo, digest, size, is_separate=is_separate)
             self._prefetch.on_missing_blob(repo, digest, manifests)
             try:
-                if await self._wait_started(fill, deadline):
+                if await self._wait_started(fill, repo, deadline):
                     return UnverifiedBlobReader(fill, offsets, self._prefetch.pulls_of(digest))
-            except BlobUnknown:
-                if fill.repo == repo:
+            except _NoResponse:
+                is_separate = True
+            except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
+                if fill.repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
                 # The fill requested the blob from another repository. The next fill requests it from `repo`.
             except StorageFull:
@@ -160,18 +183,30 @@ class MirroredBlobs:
         fill = self._fills.find_running(repo, digest)
         return await self._entitlement.check(repo, digest, deadline, download_size=fill.size if fill else None)
 
-    async def _wait_started(self, fill: Fill, deadline: float) -> bool:
+    async def _wait_started(self, fill: Fill, repo: RepositoryName, deadline: float) -> bool:
         """Waits until the upstream starts to send, or, for a small blob, until the blob is complete. Returns False if
         the blob is then stored, or True if its bytes have to be read from the running fill.
 
         If the deadline passes while the fill of a larger blob waits for a free connection, returns True. If the
-        deadline passes in any other case, raises UpstreamTimeout. If the fill fails, raises the fill's error."""
+        deadline passes in any other case, raises UpstreamTimeout. If the fill fails, raises the fill's error.
+
+        If the fill requests the blob from another repository than `repo`, and the upstream does not respond, raises
+        _NoResponse after `SILENCE_SECONDS`."""
+        had_no_response = False
         try:
             async with asyncio.timeout_at(deadline):
-                if fill.size > SMALL_BLOB_BYTES:
-                    return await fill.wait_started()
-                await fill.wait_finished()
-                return False
+                while True:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(SILENCE_SECONDS / 2):
+                            if fill.size > SMALL_BLOB_BYTES:
+                                return await fill.wait_started()
+                            await fill.wait_finished()
+                            return False
+                    # Two checks, because the fill may have waited for a connection until just before the first one.
+                    has_no_response = fill.has_no_response_for(repo)
+                    if had_no_response and has_no_response:
+                        raise _NoResponse
+                    had_no_response = has_no_response
         except TimeoutError:
             if fill.size > SMALL_BLOB_BYTES and fill.is_queued:
                 return True

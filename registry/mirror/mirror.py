@@ -23,8 +23,9 @@ from registry.config import Upstream
 from registry.memory_budget import MemoryBudget
 from registry.mirror.blobs import START_TIMEOUT_SECONDS, MirroredBlobs
 from registry.mirror.entitlement import BlobEntitlement
-from registry.mirror.fill.fill import Fill, Fills
+from registry.mirror.fill.fill import Fill
 from registry.mirror.fill.fill_context import FillContext
+from registry.mirror.fill.fills import Fills
 from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, BadSenders
 from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.freshness import Freshness, NegativeCache

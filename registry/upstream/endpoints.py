@@ -1,39 +1,53 @@
-"""The endpoints of one upstream (URLs that serve the same content), with a circuit breaker for each.
+"""The endpoints of one upstream (URLs that serve the same content), with circuit breakers for each.
 
-A breaker is closed while the endpoint responds. After FAILURES_TO_OPEN failures in a row, the breaker is open for some
-time, and the endpoint gets no requests. Then the breaker is half-open: one request is sent to the endpoint as a
-*trial*. If the trial succeeds, the breaker is closed; if it fails, the breaker is open again. Each process has its own
-breakers.
+A breaker (`registry.upstream.breaker`) stops the requests to an endpoint that has failed several times in a row. After
+a pause, it lets a request try the endpoint again (a *trial*). Each process has its own breakers.
 
 A request to the endpoint is a failure if it gets no response, or a response with a status of 501 or more. Any other
-status closes the breaker and resets the count of failures, with two exceptions. A 500 changes nothing, because it may
-concern one request only. After a 401, the request may be sent again with a token; then only the last response counts.
-Responses of token services and of servers to which the endpoint redirects do not count.
+status shows that the endpoint works, with two exceptions. A 500 changes nothing, because it may concern one request
+only. After a 401, the request may be sent again with a token; then only the last response counts. Responses of token
+services and of servers to which the endpoint redirects do not count.
 
-If no connection to the endpoint can be made, all repositories are *affected*: the breaker applies to their requests.
-After any other failure, only the repository of the failed request is affected, because possibly only the storage of
-that repository is broken. Once FAILURES_TO_OPEN repositories are affected, all repositories are.
+If no connection to the endpoint can be made, the breaker for connections counts the failure. It stops the requests of
+all repositories. Any other failure counts only for the repository of the failed request, because possibly only the
+storage of that repository is broken. The repository is then *failing* until one of its requests works.
+
+If `FAILURES_TO_OPEN` repositories have begun to fail, and no request has worked for `WORKED_SECONDS`, the endpoint is
+*suspect*: the requests of all repositories are stopped for a pause. After the pause, failing repositories must not keep
+the others from being served. So a suspect endpoint has three more breakers. One is for failing repositories, and allows
+one trial at a time. The two others are for repositories whose last request worked, and for those without any request so
+far. They allow several trials at a time, and open again only after several trials without a response. As soon as any
+request works, the endpoint is no longer suspect. Then only the failing repositories wait, each for its own breaker.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import ExitStack, contextmanager
+from typing import Final, Literal, TypeVar
 
 from registry.config import Upstream
 from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.upstream_client import EndpointHealth
+from registry.upstream.breaker import FAILURES_TO_OPEN, FIRST_OPEN_SECONDS, Breaker
 from storage.errors import UpstreamUnavailable
 
 log = logging.getLogger("registry.upstream")
 
-FAILURES_TO_OPEN = 3
-"""Number of failures in a row that open the breaker. It is also a number of repositories: once so many repositories are
-affected, all repositories are."""
-FIRST_OPEN_SECONDS, LONGEST_OPEN_SECONDS = 5.0, 60.0
-"""First and longest time for which the breaker stays open. Each failed trial doubles the time."""
+MAX_REPOSITORIES: Final = 1024
+"""Largest number of failing repositories, and of working ones, that are remembered for an endpoint. The repositories
+with the oldest requests are forgotten. So clients that request many names cannot make the memory of the process
+grow."""
+RECOUNT_SECONDS: Final = 600.0
+"""Time for which a repository that begins to fail again is not counted again. Otherwise a few repositories that work
+and fail alternately would stop the requests of all others every few seconds."""
+WORKED_SECONDS: Final = 5.0
+"""Time after the last request that worked during which failing repositories do not make the endpoint suspect."""
+SUSPECT_TRIALS: Final = 8
+"""Number of repositories that do not fail and try a suspect endpoint at the same time. It is more than one, because a
+trial without a response takes long, and would keep all others waiting."""
 
 
 class EndpointAttempt:
@@ -61,6 +75,11 @@ class EndpointAttempt:
         self._has_server_error = False
         """Whether the latest response had a status of 501 or more."""
         self._report_working = report_working
+
+    @property
+    def has_response(self) -> bool:
+        """Whether the latest request got a response with a status of 501 or more."""
+        return self._has_server_error
 
     @property
     def counts_as_failure(self) -> bool:
@@ -100,123 +119,209 @@ class UpstreamEndpoint:
     def __init__(self, url: str, clock: Callable[[], float], observer: MirrorObserver) -> None:
         """`clock` returns seconds."""
         self.url = url
+        self._clock = clock
         self._observer = observer
         self.failures = 0
-        """Number of failures in a row."""
-        self._clock = clock
+        """Number of failures in a row, of all repositories together."""
         self._failed_at = 0.0
-        """When the last failure was counted."""
-        self._open_seconds = FIRST_OPEN_SECONDS
-        """How long the breaker is open after `_failed_at`."""
-        self._is_trial_running = False
-        """Whether the breaker is half-open and its trial is running."""
-        self._failing_repos: set[str] = set()
-        """The affected repositories, if not all are: those with failures since the endpoint last worked."""
-        self._is_failing_for_all = False
-        """Whether all repositories are affected."""
+        """When the last of `failures` was counted."""
+        self._connections = Breaker(clock)
+        """Stops all requests after connections to the endpoint could not be made."""
+        self._failing: OrderedDict[str, Breaker] = OrderedDict()
+        """The failing repositories, each with its own breaker."""
+        self._working: OrderedDict[str, None] = OrderedDict()
+        """The repositories whose last request worked."""
+        self._newly_failing: set[str] = set()
+        """The repositories that have begun to fail since the endpoint last worked."""
+        self._counted_at: OrderedDict[str, float] = OrderedDict()
+        """When each repository was last added to `_newly_failing`."""
+        self._worked_at = float("-inf")
+        """When a request worked last."""
+        self._suspect: _SuspectBreakers | None = None
+        """The breakers while the endpoint is suspect; otherwise None."""
+        self._is_reported_open = False
+        """Whether the observer was told that a breaker has opened."""
         self._last_error: tuple[str, float] | None = None
         """The message of the last error that was counted as a failure, and when it was, in seconds of the clock."""
 
     def is_open_for(self, repo: str) -> bool:
-        """Returns whether requests for the repository must not be sent to the endpoint now: the repository is affected,
-        and the breaker is open, or half-open with a trial running."""
-        if self.failures < FAILURES_TO_OPEN or not self._is_affected(repo):
-            return False
-        return self._is_trial_running or self.retry_in_seconds > 0
+        """Returns whether requests for the repository must not be sent to the endpoint now."""
+        return any(breaker.is_blocking for breaker in self._breakers_for(repo))
 
     def is_failing_for(self, repo: str) -> bool:
-        """Returns whether requests for the repository should go to the other endpoints first: the repository is
-        affected, and the breaker is still closed. Returns False if the breaker is half-open, because an endpoint in
-        last place would get no trial as long as another endpoint works."""
-        return 0 < self.failures < FAILURES_TO_OPEN and self._is_affected(repo)
+        """Returns whether requests for the repository should go to the other endpoints first: there were failures, and
+        no breaker has opened. Returns False if a breaker is half-open, because an endpoint in last place would get no
+        trial as long as another endpoint works."""
+        breakers = self._breakers_for(repo)
+        return any(breaker.is_failing for breaker in breakers) and not any(breaker.has_opened for breaker in breakers)
 
-    @property
-    def retry_in_seconds(self) -> float:
-        """Seconds until the open breaker becomes half-open; 0 or less if it already is."""
-        # At most `_open_seconds`, because the difference is larger if the clock was set back.
-        return min(self._failed_at + self._open_seconds - self._clock(), self._open_seconds)
+    def retry_in_seconds_for(self, repo: str) -> float:
+        """Returns the seconds until requests for the repository may be sent again; 0 or less if they may be sent now,
+        or as soon as a running trial has ended."""
+        return max(breaker.retry_in_seconds for breaker in self._breakers_for(repo))
 
     @contextmanager
     def attempt(self, repo: str) -> Iterator[EndpointAttempt]:
         """Context manager for the requests for one manifest, blob or list of a repository. The `with` block sends the
         requests. If the block raises UpstreamUnavailable and `EndpointAttempt.counts_as_failure` is true, a failure of
         the endpoint is counted. If the block raises nothing, the endpoint works."""
-        started_at, is_trial = self._clock(), self.failures >= FAILURES_TO_OPEN and self._is_affected(repo)
-        attempt = EndpointAttempt(self._on_success, self._clock, self._observer)
-        self._is_trial_running = self._is_trial_running or is_trial
-        try:
-            yield attempt
-            attempt.on_working()
-        except UpstreamUnavailable as error:
-            if attempt.counts_as_failure:
-                self._last_error = error.message, self._clock()
-                self._on_failure(started_at, None if attempt.has_no_connection else repo)
-            raise
-        finally:
-            if is_trial and not attempt.is_working:
-                self._is_trial_running = False
+        started_at, breakers = self._clock(), self._breakers_for(repo)
+        attempt = EndpointAttempt(lambda: self._on_success(repo), self._clock, self._observer)
+        with ExitStack() as trials:
+            for breaker in breakers:
+                trials.enter_context(breaker.trial())
+            try:
+                yield attempt
+                attempt.on_working()
+            except UpstreamUnavailable as error:
+                if attempt.counts_as_failure:
+                    self._last_error = error.message, self._clock()
+                    opened_before = [breaker for breaker in self._breakers_for(repo) if breaker.has_opened]
+                    if attempt.has_no_connection:
+                        self._connections.on_failure(started_at)
+                    else:
+                        self._on_repository_failure(repo, started_at, has_response=attempt.has_response)
+                        if attempt.has_response and self._connections.has_opened and self._connections in breakers:
+                            self._connections = Breaker(self._clock)  # the trial has made a connection
+                    self._count_failure(started_at)
+                    if any(b.has_opened and b not in opened_before for b in self._breakers_for(repo)):
+                        self._report_open()
+                raise
 
     @property
     def health(self) -> EndpointHealth:
         """The health of the endpoint, as this process has observed it."""
-        if self.failures < FAILURES_TO_OPEN:
-            breaker: Literal["closed", "open", "half-open"] = "closed"
-        else:
-            breaker = "open" if self.retry_in_seconds > 0 else "half-open"
+        breaker: Literal["closed", "open", "half-open"] = "closed"
+        wait_seconds = 0.0
+        if self._is_reported_open:
+            wait_seconds = min((opened.retry_in_seconds for opened in self._opened_breakers()), default=0.0)
+            breaker = "open" if wait_seconds > 0 else "half-open"
         error, error_at = self._last_error or (None, None)
         return EndpointHealth(
             self.url,
             breaker,
             self.failures,
-            retry_in_seconds=max(0.0, self.retry_in_seconds) if breaker == "open" else None,
+            retry_in_seconds=wait_seconds if breaker == "open" else None,
             last_error=error,
             last_error_at=error_at,
         )
 
     def close(self) -> None:
-        """Ends the reports to the observer. If the breaker is open, first reports that it is no longer open. Call this
+        """Ends the reports to the observer. If a breaker is open, first reports that it is no longer open. Call this
         method when the endpoint is no longer used. Idempotent."""
-        if self.failures >= FAILURES_TO_OPEN:
+        if self._is_reported_open:
             self._observer.on_breaker(opened=False)
-        self._observer = UNOBSERVED  # a request that still runs may open or close the breaker
+        self._observer = UNOBSERVED  # a request that still runs may open or close a breaker
 
-    def _is_affected(self, repo: str) -> bool:
-        """Returns whether the breaker applies to requests for the repository."""
-        return self._is_failing_for_all or repo in self._failing_repos
+    def _opened_breakers(self) -> list[Breaker]:
+        """Returns the breakers that have opened: if possible, those that stop the requests of all repositories."""
+        if self._connections.has_opened:
+            return [self._connections]
+        if self._suspect is not None:
+            return [self._suspect.working]
+        return [breaker for breaker in self._failing.values() if breaker.has_opened]
 
-    def _on_success(self) -> None:
-        """Closes the breaker, after a response has shown that the endpoint works."""
-        if self.failures >= FAILURES_TO_OPEN:
+    def _breakers_for(self, repo: str) -> list[Breaker]:
+        """Returns the breakers that apply to requests for the repository."""
+        breakers = [self._connections]
+        if (own := self._failing.get(repo)) is not None:
+            breakers.append(own)
+        if self._suspect is not None:
+            if own is not None:
+                breakers.append(self._suspect.failing)
+            else:
+                breakers.append(self._suspect.working if repo in self._working else self._suspect.unknown)
+        return breakers
+
+    def _on_success(self, repo: str) -> None:
+        """Closes the breakers, except those of other failing repositories, after a response for `repo` has shown that
+        the endpoint works."""
+        if self._is_reported_open:
             log.info("the upstream endpoint %s responds again", self.url)
             self._observer.on_breaker(opened=False)
-        self.failures, self._open_seconds, self._is_trial_running = 0, FIRST_OPEN_SECONDS, False
-        self._failing_repos.clear()
-        self._is_failing_for_all = False
+            self._is_reported_open = False
+        self.failures, self._worked_at = 0, self._clock()
+        self._connections = Breaker(self._clock)
+        self._failing.pop(repo, None)
+        if self._suspect is not None:
+            for breaker in self._failing.values():
+                if not breaker.has_opened:
+                    breaker.open()
+        for name in [name for name, breaker in self._failing.items() if not breaker.has_opened]:
+            del self._failing[name]
+        self._suspect = None
+        self._newly_failing.clear()
+        _remember(self._working, repo, None)
 
-    def _on_failure(self, started_at: float, repo: str | None) -> None:
-        """Records the failure of an attempt that started at `started_at`. `repo` is the repository whose request got no
-        response or a status of 501 or more; None: no connection could be made."""
-        if repo is not None:
-            self._failing_repos.add(repo)
-        if repo is None or len(self._failing_repos) >= FAILURES_TO_OPEN:
-            self._is_failing_for_all = True
-            self._failing_repos.clear()
-        # Concurrent requests fail together in one outage, which should count as one failure. Therefore a failure is
-        # not counted if its attempt started before the last counted failure.
-        if self.failures and started_at < self._failed_at:
-            return
-        if self.failures >= FAILURES_TO_OPEN:
-            self._open_seconds = min(self._open_seconds * 2, LONGEST_OPEN_SECONDS)
-        self.failures += 1
-        self._failed_at = self._clock()
-        if self.failures == FAILURES_TO_OPEN:
+    def _on_repository_failure(self, repo: str, started_at: float, *, has_response: bool) -> None:
+        """Records the failure of an attempt that started at `started_at`. `has_response`: whether the endpoint sent a
+        response, with a status of 501 or more."""
+        was_working = self._working.pop(repo, self) is not self
+        own = self._failing.get(repo)
+        if own is None:
+            own = Breaker(self._clock)
+            self._note_newly_failing(repo)
+            if self._suspect is not None and not has_response:
+                (self._suspect.working if was_working else self._suspect.unknown).on_failure(started_at)
+        elif self._suspect is not None:
+            self._suspect.failing.on_failure(started_at)
+        own.on_failure(started_at)
+        _remember(self._failing, repo, own)
+
+    def _note_newly_failing(self, repo: str) -> None:
+        """Adds the repository to `_newly_failing`, unless it was added within the last `RECOUNT_SECONDS`."""
+        now = self._clock()
+        counted_at = self._counted_at.get(repo)
+        if counted_at is None or not 0 <= now - counted_at < RECOUNT_SECONDS:
+            self._newly_failing.add(repo)
+            _remember(self._counted_at, repo, now)
+
+    def _count_failure(self, started_at: float) -> None:
+        """Counts a failure of an attempt that started at `started_at`. If that makes the endpoint suspect, opens the
+        breakers for all repositories."""
+        # As in `Breaker`, concurrent failures count as one.
+        if not self.failures or started_at >= min(self._failed_at, self._clock()):
+            self.failures += 1
+            self._failed_at = self._clock()
+        worked_lately = 0 <= self._clock() - self._worked_at < WORKED_SECONDS
+        if min(len(self._newly_failing), self.failures) >= FAILURES_TO_OPEN and not worked_lately:
+            self._suspect = self._suspect or _SuspectBreakers(self._clock)
+
+    def _report_open(self) -> None:
+        """Reports that a breaker has opened, unless that was reported already since the endpoint last worked. It is not
+        called after failed trials, because a failing repository can have many of them while the others work."""
+        if not self._is_reported_open:
+            self._is_reported_open = True
             self._observer.on_breaker(opened=True)
             log.warning(
                 "the upstream endpoint %s does not respond or has server errors; it is left alone for a moment: it "
                 "gets no requests for %g s",
                 self.url,
-                self._open_seconds,
+                FIRST_OPEN_SECONDS,
             )
+
+
+class _SuspectBreakers:
+    """The breakers of a suspect endpoint, which are open at first. `failing`: for failing repositories. `working`: for
+    those whose last request worked. `unknown`: for those without any request so far."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.failing = Breaker(clock)
+        self.working = Breaker(clock, SUSPECT_TRIALS, FAILURES_TO_OPEN)
+        self.unknown = Breaker(clock, SUSPECT_TRIALS, FAILURES_TO_OPEN)
+        for breaker in (self.failing, self.working, self.unknown):
+            breaker.open()
+
+
+V = TypeVar("V")
+
+
+def _remember(names: OrderedDict[str, V], name: str, value: V) -> None:
+    """Sets the value of a name, and makes the name the last one. Forgets the first names if there are too many."""
+    names[name] = value
+    names.move_to_end(name)
+    while len(names) > MAX_REPOSITORIES:
+        names.popitem(last=False)
 
 
 class UpstreamEndpoints:
@@ -245,10 +350,10 @@ class UpstreamEndpoints:
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
         return sorted(usable, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
 
-    def circuit_open_errors(self, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
-        """Returns a list with one error that stands for all endpoints whose breaker is open; an empty list if there is
-        no such endpoint. `usable`: the other endpoints, as `in_order` returns them."""
-        waits = [endpoint.retry_in_seconds for endpoint in self.all if endpoint not in usable]
+    def circuit_open_errors(self, repo: str, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
+        """Returns a list with one error that stands for all endpoints whose breaker is open for the repository; an
+        empty list if there is no such endpoint. `usable`: the other endpoints, as `in_order` returns them."""
+        waits = [endpoint.retry_in_seconds_for(repo) for endpoint in self.all if endpoint not in usable]
         if not waits:
             return []
         wait_seconds = max(1, round(min(waits)))

@@ -146,7 +146,7 @@ class UpstreamRequester:
         """
         await self.remaining_requests.refresh()
         order = self._endpoints.in_order(repo, avoid)  # leaves out endpoints whose circuit breaker is open
-        circuit_errors = self._endpoints.circuit_open_errors(order)
+        circuit_errors = self._endpoints.circuit_open_errors(repo, order)
         if not order:
             self._observer.on_refused()
         failures: list[RegistryError] = []

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -95,9 +96,11 @@ class Evictor:
         list_downloads: Callable[[], Awaitable[Set[Digest]]],
         free_bytes: Callable[[], int | None],
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`list_downloads`: returns the digests of the blobs that any process is downloading. `free_bytes`: returns the
-        free bytes of the disk; None: not known. `clock`: returns seconds since 1970."""
+        free bytes of the disk; None: not known. `clock`: returns seconds since 1970. `monotonic`: returns
+        seconds of a clock that is never set back."""
         self.limits = limits
         self._images = images
         self._usage = usage
@@ -106,6 +109,7 @@ class Evictor:
         self._list_downloads = list_downloads
         self._free_bytes = free_bytes
         self._clock = clock
+        self._monotonic = monotonic
         self.on_evicted: Callable[[Sequence[EvictedImage]], None] = lambda _: None
         """Called after each eviction. Returns at once and raises nothing."""
         self._wake_up = asyncio.Event()
@@ -227,14 +231,13 @@ class Evictor:
         """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Does
         nothing if a search within the last `UNUSED_SECONDS` found no such link, because each search reads the whole
         collect queue (the list of links and blobs that garbage collection may remove)."""
-        now = self._clock()
-        if now < self._no_unused_links_until:
+        if self._monotonic() < self._no_unused_links_until:
             return 0
-        links = await self._images.drop_unused_links(upstreams, now - UNUSED_SECONDS)
+        links = await self._images.drop_unused_links(upstreams, self._clock() - UNUSED_SECONDS)
         if links:
             await self._collector.free_unlinked_blobs()
         else:
-            self._no_unused_links_until = now + UNUSED_SECONDS
+            self._no_unused_links_until = self._monotonic() + UNUSED_SECONDS
         return links
 
     async def _rules(self) -> EvictionRules:
@@ -257,7 +260,7 @@ class Evictor:
 
     def _warn(self) -> None:
         """Logs that a limit is exceeded and that nothing may be evicted, at most once in `WARNING_SECONDS`."""
-        now = self._clock()
+        now = self._monotonic()
         if now - self._warned_at >= WARNING_SECONDS:
             self._warned_at = now
             log.warning(

@@ -33,13 +33,18 @@ def accepting_process(server_port: int, client_port: int, pids: Iterable[int]) -
 
 def open_files(pid: int, target: str) -> list[str]:
     """Returns the numbers of those file descriptors of a process that refer to `target` (proc(5), fd)."""
-    found = []
+    return [number for number, found_target in descriptor_targets(pid).items() if found_target == target]
+
+
+def descriptor_targets(pid: int) -> dict[str, str]:
+    """Returns what each file descriptor of a process refers to, by the descriptor's number (proc(5), fd). Leaves out
+    descriptors that the process closes meanwhile."""
+    targets = {}
     with suppress(FileNotFoundError):
         for number in os.listdir(f"/proc/{pid}/fd"):
             with suppress(FileNotFoundError):
-                if os.readlink(f"/proc/{pid}/fd/{number}") == target:
-                    found.append(number)
-    return found
+                targets[number] = os.readlink(f"/proc/{pid}/fd/{number}")
+    return targets
 
 
 def _socket_inode(local_port: int, remote_port: int) -> int:

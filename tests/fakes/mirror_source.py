@@ -38,6 +38,10 @@ class SourceFaults:
     """All requests except downloads of blobs wait for this event."""
     stall: asyncio.Event | None = None
     """Downloads of blobs wait for this event before they begin."""
+    stalled_repos: set[str] | None = None
+    """The repositories whose downloads wait for `stall`; None: all."""
+    errors: dict[str, RegistryError] = field(default_factory=dict)
+    """For each of these repositories, the error of downloads of its blobs."""
     is_nearly_exhausted: bool = False
 
 
@@ -154,10 +158,13 @@ class FakeSource:
         self.calls["get blob"] += 1
         self.requested_spans.setdefault(digest, []).append(span)
         self.on_fetch(digest)
-        if self.faults.stall is not None:
+        stalled_repos = self.faults.stalled_repos
+        if self.faults.stall is not None and (stalled_repos is None or repo in stalled_repos):
             await self.faults.stall.wait()
         if self.faults.down is not None:
             raise self.faults.down
+        if repo in self.faults.errors:
+            raise self.faults.errors[repo]
         data = self.blobs.get((repo, digest))
         if data is None:
             raise BlobUnknown

@@ -124,7 +124,7 @@ class _Actor:
             case "commit":
                 return (await self._partial.commit(UBUNTU)).size
             case _:
-                return getattr(self._partial, name)()
+                return getattr(self._partial, name)(*arguments)
 
     async def _take(self, name: str, *arguments: Any) -> object:
         """Takes a lease or a slot, and keeps it until the command `leave`. Only `try` returns something: whether a slot

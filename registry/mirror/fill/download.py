@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -32,6 +32,7 @@ from storage.errors import (
     StorageFull,
     TooManyRequests,
     UpstreamTimeout,
+    UpstreamUnavailable,
 )
 from storage.names import RepositoryName
 from storage.partials import Partial
@@ -74,6 +75,7 @@ class Download:
         avoided: AvoidedEndpoints,
         on_response: Callable[[], None],
         *,
+        list_repos: Callable[[], Sequence[RepositoryName]] = tuple,
         on_fetched: Callable[[int], None] = lambda _: None,
         has_response: bool = False,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
@@ -81,14 +83,16 @@ class Download:
         """`slots`: limits the connections to the upstream. `repo`: the repository's name at the upstream. `demand`:
         says who needs the blob. `avoided`: the endpoints to avoid. `on_response`: called on the event loop each time
         the upstream starts to send the response to a request. `on_fetched`: called after each request with the number
-        of bytes that it has stored.
+        of bytes that it has stored. `list_repos`: returns all repositories of the upstream, with their names there,
+        from which the blob may be requested. After an interruption, the blob is requested from the next of them.
 
         `has_response`: whether readers may already have got bytes that a previous owner of the partial blob has
         downloaded. Once readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
         new bytes. Before that, the download is retried at most once, after a short pause (`RetryPolicy`)."""
         self._upstream = upstream
         self._slots = slots
-        self._repo = repo
+        self._repo = self._first_repo = repo
+        self._list_repos = list_repos
         self._partial = partial
         self._demand = demand
         self._avoided = avoided
@@ -242,7 +246,7 @@ class Download:
         self._requests[sink] = _RunningRequest(is_new_connection, cancel_scope)
         self._changed.set()
         try:
-            self._partial.mark_started()
+            self._partial.mark_started(self._repo)
             async with cancel_scope:
                 await self._upstream.fetch_blob(
                     self._repo, self._partial.digest, span, sink, self._avoided.ask_last | self._last_broken
@@ -311,7 +315,9 @@ class Download:
         if sink.endpoint is not None:
             self.senders.add(sink.endpoint)
             self._has_response = True  # because the event loop may not have called `_note_response` yet
-        is_final = isinstance(error, PartialLost | StorageFull | StorageFailed | Denied)
+        is_final = isinstance(error, PartialLost | StorageFull | StorageFailed)
+        if isinstance(error, Denied):
+            is_final = not (self._has_response and self._next_repo() != self._repo)
         if is_final or (isinstance(error, BlobUnknown) and not self._has_response):
             self._fatal_error = self._fatal_error or error
         elif isinstance(error, RangesUnsupported) and not self._ranges_work:
@@ -329,6 +335,8 @@ class Download:
             return  # a retry is scheduled already: connections that break at the same time are one failure
         if not self._retry.should_retry(error, now, self._received, has_response=self._has_response):
             if not self._should_try_whole(error, has_range):
+                if self._repo != self._first_repo:  # callers take the error for one of the first repository
+                    error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
                 self._fatal_error = self._fatal_error or error
                 return
             self._needs_whole = True
@@ -341,6 +349,13 @@ class Download:
             *(self._partial.digest, self._repo, error.message, pause),
         )
         self._concurrency.note_broken_connection(now)
+        if self._has_response:
+            self._repo = self._next_repo()
+
+    def _next_repo(self) -> RepositoryName:
+        """Returns the repository from which to request the blob after an interruption."""
+        repos = list(self._list_repos())
+        return repos[(repos.index(self._repo) + 1) % len(repos)] if self._repo in repos else self._repo
 
     def _should_try_whole(self, error: RegistryError, has_range: bool) -> bool:
         """Returns whether to request the blob once more without a byte range. This can help, because some upstreams

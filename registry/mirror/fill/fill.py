@@ -1,16 +1,20 @@
-"""Downloads one blob from an upstream registry for any number of readers in several processes (`Fill`), and keeps track
-of the downloads of this process (`Fills`).
+"""Downloads one blob from an upstream registry for any number of readers in several processes (`Fill`).
 
 A *fill* is the work of one process to get one blob. The bytes are written into a *partial blob*, a file that all
 processes can read. Each process that has readers for a blob has one fill of the blob. Only one of these fills
 downloads: it is the *owner* of the partial blob. The fills of the other processes are its *followers*: they wait for
 the bytes. If the owner dies, a follower becomes the owner and downloads the bytes that are still missing. A fill
 continues after the request that started it has ended.
+
+Usually all repositories of the upstream share the fill of a blob (*shared* fill), and the owner requests the bytes from
+one of these repositories. If the upstream does not respond, another repository gets a fill of its own (*separate*
+fill), with a partial blob of its own. All processes share that partial blob, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Collection
 from contextlib import suppress
@@ -20,11 +24,10 @@ from typing import Final
 from registry.mirror.fill.download import Download, NoReaders
 from registry.mirror.fill.fill_context import FillContext
 from registry.mirror.fill.retry import decode_failure, encode_failure
-from registry.mirror.fill.slots import Demand, ImagePull
-from registry.mirror.pass_through import PassThroughReader
+from registry.mirror.fill.slots import Demand
 from registry.mirror.upstream_client import UnconfirmedBlobUnknown
-from registry.single_flight import cancel_and_wait, server_stopping_error, start_detached
-from storage.content import Descriptor, OpenFile
+from registry.single_flight import cancel_and_wait, server_stopping_error
+from storage.content import OpenFile
 from storage.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -34,7 +37,7 @@ from storage.errors import (
     UpstreamUnavailable,
 )
 from storage.names import Digest, RepositoryName
-from storage.partials import Partial
+from storage.partials import Partial, discard_if_nearly_empty
 
 log = logging.getLogger("registry.mirror")
 
@@ -50,9 +53,12 @@ class Fill:
     """The fill of one blob in this process. `repo`: the repository from which the blob is requested at the upstream.
     `size`: size of the blob in bytes. `repositories`: the repositories to which the complete blob is added, including
     `repo`; the caller has checked that each of these repositories may serve the blob. `demand`: who needs the blob.
-    `error`: why the fill failed; None while it is running and after it has succeeded."""
+    `error`: why the fill failed; None while it is running and after it has succeeded. `is_separate`: whether the fill
+    is only for `repo`."""
 
-    def __init__(self, context: FillContext, repo: RepositoryName, digest: Digest, size: int) -> None:
+    def __init__(
+        self, context: FillContext, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False
+    ) -> None:
         self.repo = repo
         self.digest = digest
         self.size = size
@@ -60,6 +66,10 @@ class Fill:
         self.demand = Demand()
         self.error: RegistryError | None = None
         self._context = context
+        self._source = context.upstream.name
+        """The source of the partial blob (`Partials.claim`)."""
+        if is_separate:
+            self._source += "@" + hashlib.sha256(repo.encode()).hexdigest()[:32]
         self._partial: Partial | None = None
         self._started = asyncio.Event()
         """Set when the upstream has started to send the blob to any process, or when the fill has ended."""
@@ -85,6 +95,14 @@ class Fill:
         """Whether the owner, in this or another process, is still waiting for a free connection, and so has not sent
         any request to the upstream. Raises StorageFailed."""
         return not self.has_ended and self._partial is not None and not self._partial.has_started
+
+    def has_no_response_for(self, repo: RepositoryName) -> bool:
+        """Returns whether the owner, in this or another process, has requested the blob, but not from `repo`, and the
+        upstream has not responded yet. Raises StorageFailed."""
+        partial = self._partial
+        if partial is None or self._started.is_set() or not partial.has_started:
+            return False
+        return not partial.has_started_for(self._context.to_upstream_name(repo))
 
     async def wait_started(self) -> bool:
         """Waits until the upstream starts to send, and returns True. Returns False if the fill has ended and the blob
@@ -134,25 +152,30 @@ class Fill:
 
     async def run(self) -> None:
         """Runs the fill to its end, and sets `error` if it fails. Raises only CancelledError. After a cancellation, the
-        stored bytes are kept for the next fill of the blob."""
+        stored bytes are kept for the next fill of the blob. After an error, they are kept unless they are few."""
         abandoned: RegistryError = server_stopping_error()  # the error if the fill is stopped early
         error: RegistryError | None = abandoned
         try:
-            await self._run()
-            error = None
-        except NoReaders:
-            error = abandoned = PartialLost("the download was stopped because no client waited for the blob; try again")
-        except BlobUnknown as unknown:
-            error = unknown
-            if not isinstance(unknown, UnconfirmedBlobUnknown):
-                with suppress(RegistryError):
-                    await self._context.negative_cache.add(self.repo, self.digest)
-        except RegistryError as failure:
-            error = failure
-            await self._tell_followers(failure)
-        except Exception:
-            log.exception("the download of %s of %s failed", self.digest, self.repo)
-            error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
+            try:
+                await self._run()
+                error = None
+            except NoReaders:
+                error = abandoned = PartialLost(
+                    "the download was stopped because no client waited for the blob; try again"
+                )
+            except BlobUnknown as unknown:
+                error = unknown
+                if not isinstance(unknown, UnconfirmedBlobUnknown):
+                    with suppress(RegistryError):
+                        await self._context.negative_cache.add(self.repo, self.digest)
+            except RegistryError as failure:
+                error = failure
+                await self._tell_followers(failure)
+            except Exception:
+                log.exception("the download of %s of %s failed", self.digest, self.repo)
+                error = UpstreamUnavailable("the blob could not be fetched; the server's log says why")
+            if error is not None and self._partial is not None:
+                await discard_if_nearly_empty(self._partial)
         finally:
             self._end(error, is_abandoned=error is abandoned)
 
@@ -217,7 +240,7 @@ class Fill:
 
     async def _claim(self) -> Partial:
         """Claims the partial blob, and closes an earlier handle to it."""
-        partial = await self._context.partials.claim(self.digest, self.size, self._context.upstream.name)
+        partial = await self._context.partials.claim(self.digest, self.size, self._source)
         if self._partial is not None:
             self._partial.close()
         self._partial = partial
@@ -266,6 +289,7 @@ class Fill:
             await context.bad_senders.find_avoided(self.repo, self.digest),
             self._started.set,
             on_fetched=partial_function(context.observer.on_fetched, "blob"),
+            list_repos=lambda: sorted(map(context.to_upstream_name, self.repositories)),
             has_response=self._started.is_set(),
             stall_timeout=context.stall_timeout,
         )
@@ -305,82 +329,3 @@ class Fill:
             with suppress(TimeoutError):
                 async with asyncio.timeout(READER_POLL_SECONDS):
                     await self._owner_change_event.wait()
-
-
-class Fills:
-    """The running fills of this process, at most one for each blob. A fill runs in a task of its own, which continues
-    when the requests that use the fill have ended."""
-
-    def __init__(self, context: FillContext) -> None:
-        self._context = context
-        self._fills: dict[tuple[Digest, int], tuple[Fill, asyncio.Task[None]]] = {}
-        """Running fills and their tasks, by digest and size of the blob."""
-        self._closed = False
-
-    def request(self, repo: RepositoryName, digest: Digest, size: int) -> Fill:
-        """Returns the running fill of a blob that a client has requested, or starts one. Awaits nothing, so the fill
-        cannot end before the caller uses it. Raises UpstreamUnavailable if the server is stopping."""
-        fill = self._find_or_start(repo, digest, size)
-        fill.demand.request()
-        return fill
-
-    def start_prefetch(self, repo: RepositoryName, blob: Descriptor, pull: ImagePull) -> Fill:
-        """Returns the running fill of a blob that is prefetched for `pull`, or starts one. If no client requests the
-        blob, the fill ends when `pull` is no longer active. Raises UpstreamUnavailable if the server is stopping."""
-        fill = self._find_or_start(repo, blob.digest, blob.size)
-        fill.demand.pulls.add(pull)
-        return fill
-
-    async def open_unstored(
-        self, repo: RepositoryName, digest: Digest, size: int, span: tuple[int, int]
-    ) -> PassThroughReader:
-        """Returns a reader that downloads a blob for one client and does not store it, because the disk is too full.
-        The caller must call the reader's `start`, and close the reader. `span`: offsets of the first byte and of the
-        byte after the last one. Raises UpstreamUnavailable if all endpoints sent corrupt bytes for the blob."""
-        context = self._context
-        return PassThroughReader(
-            *(context.upstream, context.slots, context.to_upstream_name(repo), (digest, size), span),
-            await context.bad_senders.find_avoided(repo, digest),
-            context.pass_through_memory,
-            on_corrupt=lambda endpoint: context.bad_senders.add(repo, digest, {endpoint}),
-            on_fetched=partial_function(context.observer.on_fetched, "blob"),
-        )
-
-    def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
-        """Returns the running fill of a blob if the fill's `repositories` include `repo`; otherwise None."""
-        for (fill_digest, _), (fill, _) in self._fills.items():
-            if fill_digest == digest and repo in fill.repositories and not fill.has_ended:
-                return fill
-        return None
-
-    def running(self) -> list[Fill]:
-        """Returns the running fills."""
-        return [fill for fill, _ in self._fills.values()]
-
-    async def aclose(self) -> None:
-        """Cancels all fills, and prevents new ones. The stored bytes are kept for the next start of the server."""
-        self._closed = True
-        await cancel_and_wait(task for _, task in self._fills.values())
-
-    def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int) -> Fill:
-        """Adds `repo` to the `repositories` of the running fill of a blob, and returns the fill. Starts a fill if there
-        is none."""
-        if (digest, size) in self._fills:
-            fill, _ = self._fills[digest, size]
-            fill.repositories.add(repo)
-            return fill
-        if self._closed:
-            raise server_stopping_error()
-        fill = Fill(self._context, repo, digest, size)
-        self._context.observer.on_fill_started()
-        task = start_detached(self._run(fill))
-        task.add_done_callback(lambda _: fill.abandon())
-        self._fills[digest, size] = (fill, task)
-        return fill
-
-    async def _run(self, fill: Fill) -> None:
-        """Runs a fill, and removes it from the running fills when it has ended."""
-        try:
-            await fill.run()
-        finally:
-            del self._fills[fill.digest, fill.size]

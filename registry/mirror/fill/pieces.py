@@ -15,8 +15,9 @@ no longer count.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Final, Generic, TypeVar
 
@@ -57,53 +58,65 @@ class Piece:
 
 
 class PiecePlan:
-    """The missing byte ranges of a blob that no connection is requesting. Not thread-safe."""
+    """The missing byte ranges of a blob that no connection is requesting. Not thread-safe. A method takes a number of
+    steps that grows with the logarithm of the number of ranges and readers, because thousands of clients can read
+    different ranges of one blob."""
 
     def __init__(self, gaps: Iterable[tuple[int, int]]) -> None:
         """`gaps`: the missing byte ranges, each as the offsets of its first byte and of the byte after its last one."""
-        self._gaps = sorted(gap for gap in gaps if gap[0] < gap[1])
-        """The byte ranges in the plan, in ascending order."""
-
-    @property
-    def remaining(self) -> int:
+        sorted_gaps = sorted(gap for gap in gaps if gap[0] < gap[1])
+        self._starts = [start for start, _ in sorted_gaps]
+        """The offset of the first byte of each range in the plan, in ascending order."""
+        self._stops = [stop for _, stop in sorted_gaps]
+        """For each range in the plan, the offset of the byte after its last one."""
+        self.remaining = sum(stop - start for start, stop in sorted_gaps)
         """Number of missing bytes that no connection is requesting."""
-        return sum(stop - start for start, stop in self._gaps)
 
-    def take(self, length: int, reader_offsets: Iterable[int] = ()) -> Piece | None:
+    def take(self, length: int, reader_offsets: Sequence[int] = ()) -> Piece | None:
         """Removes the next piece from the plan and returns it. Returns None if the plan is empty. The piece has about
-        `length` bytes. `reader_offsets`: the offsets of the bytes that readers wait for. The piece begins at the lowest
-        of these offsets that is in the plan; if none of them is, the piece begins at the first byte of the plan."""
-        if not self._gaps:
+        `length` bytes. `reader_offsets`: the offsets of the bytes that readers wait for, in ascending order. The piece
+        begins at the lowest of these offsets that is in the plan; if none of them is, the piece begins at the first
+        byte of the plan."""
+        if not self._starts:
             return None
-        piece_start = min(
-            (offset for offset in reader_offsets if self._find_gap(offset) is not None), default=self._gaps[0][0]
-        )
-        index = self._find_gap(piece_start)
-        assert index is not None
-        start, stop = self._gaps[index]
+        index, piece_start = self._find_start(reader_offsets)
+        start, stop = self._starts[index], self._stops[index]
         # Takes the rest of the gap if less than half of the smallest piece would be left of it.
         piece_stop = piece_start + length if stop - piece_start - length > SMALLEST_PIECE // 2 else stop
-        self._gaps[index : index + 1] = [gap for gap in ((start, piece_start), (piece_stop, stop)) if gap[0] < gap[1]]
+        rests = [gap for gap in ((start, piece_start), (piece_stop, stop)) if gap[0] < gap[1]]
+        self._starts[index : index + 1] = [rest_start for rest_start, _ in rests]
+        self._stops[index : index + 1] = [rest_stop for _, rest_stop in rests]
+        self.remaining -= piece_stop - piece_start
         return Piece(piece_start, piece_stop)
 
     def give_back(self, piece: Piece) -> None:
         """Puts the bytes of `piece` that are not stored back into the plan."""
-        if piece.next_offset >= piece.stop:
+        start, stop = piece.next_offset, piece.stop
+        if start >= stop:
             return
-        merged: list[tuple[int, int]] = []
-        for start, stop in sorted([*self._gaps, (piece.next_offset, piece.stop)]):
-            if merged and merged[-1][1] == start:
-                merged[-1] = (merged[-1][0], stop)
-            else:
-                merged.append((start, stop))
-        self._gaps = merged
+        self.remaining += stop - start
+        first = last = bisect_left(self._starts, start)  # the ranges from `first` to `last` are merged with the piece
+        if first > 0 and self._stops[first - 1] == start:
+            first -= 1
+            start = self._starts[first]
+        if last < len(self._starts) and self._starts[last] == stop:
+            stop = self._stops[last]
+            last += 1
+        self._starts[first:last], self._stops[first:last] = [start], [stop]
 
-    def _find_gap(self, offset: int) -> int | None:
-        """Returns the index, in `_gaps`, of the range that contains `offset`. Returns None if no range does."""
-        for index, (start, stop) in enumerate(self._gaps):
-            if start <= offset < stop:
-                return index
-        return None
+    def _find_start(self, reader_offsets: Sequence[int]) -> tuple[int, int]:
+        """Returns where the next piece begins: the index of its range in the plan, and the offset. Skips the offsets
+        that are not in the plan, which are those of the running requests."""
+        position = 0
+        while position < len(reader_offsets):
+            offset = reader_offsets[position]
+            index = bisect_right(self._starts, offset) - 1
+            if index >= 0 and offset < self._stops[index]:
+                return index, offset
+            if index + 1 == len(self._starts):
+                break
+            position = bisect_left(reader_offsets, self._starts[index + 1], position)
+        return 0, self._starts[0]
 
 
 class AdaptiveConcurrency:

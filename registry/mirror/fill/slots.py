@@ -13,8 +13,9 @@ image for which a blob is prefetched.
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
@@ -183,6 +184,8 @@ class Demand:
         one of these pulls is active."""
         self._waiting_readers: Counter[int] = Counter()
         """Number of waiting readers, by the offset of the byte that they wait for."""
+        self._offsets: list[int] = []
+        """The keys of `_waiting_readers`, in ascending order."""
 
     def request(self) -> None:
         """Records that a client has requested the blob."""
@@ -193,17 +196,21 @@ class Demand:
         return self.requested.is_set() or any(pull.is_active() for pull in self.pulls)
 
     @property
-    def offsets(self) -> list[int]:
-        """The offsets of the bytes that readers wait for."""
-        return list(self._waiting_readers)
+    def offsets(self) -> Sequence[int]:
+        """The offsets of the bytes that readers wait for, in ascending order. The sequence changes when a reader begins
+        or stops waiting."""
+        return self._offsets
 
     @contextmanager
     def waiting(self, offset: int) -> Iterator[None]:
         """Registers, inside the `with` block, a reader that waits for the byte at `offset`."""
         self._waiting_readers[offset] += 1
+        if self._waiting_readers[offset] == 1:
+            insort(self._offsets, offset)
         try:
             yield
         finally:
             self._waiting_readers[offset] -= 1
             if not self._waiting_readers[offset]:
                 del self._waiting_readers[offset]
+                del self._offsets[bisect_left(self._offsets, offset)]

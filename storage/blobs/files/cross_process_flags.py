@@ -1,5 +1,5 @@
-"""Two flags of a partial blob that all processes see: "a client waits for it" and "its download has started"
-(`CrossProcessFlags`).
+"""Flags of a partial blob that all processes see: "a client waits for it", "its download has started", and "its
+download has started from this repository" (`CrossProcessFlags`).
 
 A *partial blob* is a blob that is still being downloaded; its *owner* is the process that downloads it. A flag is set
 while any process holds a lock on a certain byte of the blob's state file. So setting a flag writes nothing to the disk,
@@ -8,16 +8,21 @@ and the kernel clears the flags of a process that dies.
 
 from __future__ import annotations
 
+import zlib
 from contextlib import suppress
 
 from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.locks import is_byte_locked, lock_byte_shared, try_lock_byte, unlock_byte
+from storage.names import RepositoryName
 
 WAITERS_BYTE = 1
 """Offset of the byte on which each process that has waiters holds a shared lock."""
 STARTED_BYTE = 2
 """Offset of the byte that the owner locks when it starts to request bytes. (The lock on the byte at offset 0 makes a
 process the owner.)"""
+FIRST_REPOSITORY_BYTE = 1 << 32
+"""The owner also locks the byte at this offset plus the CRC-32 of the name of the repository from which it requests
+bytes. Two names can have the same CRC-32; then a process only waits longer for the owner."""
 
 
 class CrossProcessFlags:
@@ -30,8 +35,8 @@ class CrossProcessFlags:
         self._state_fd = state_fd
         self._waiters: set[object] = set()
         """The waiters of this process."""
-        self._has_started_here = False
-        """Whether this process holds the lock on `STARTED_BYTE`, and so has set the flag."""
+        self._started_bytes: set[int] = set()
+        """Offsets of `STARTED_BYTE` and of the repositories' bytes that this process has locked, to set their flags."""
 
     def add_waiter(self, waiter: object) -> None:
         """Registers that `waiter` waits for the blob, and sets the flag "a client waits". `waiter`: any hashable
@@ -56,20 +61,35 @@ class CrossProcessFlags:
         with as_storage_errors():
             return bool(self._waiters - {waiter}) or is_byte_locked(self._state_fd, WAITERS_BYTE)
 
-    def mark_started(self) -> None:
-        """Sets the flag "the owner has started to request bytes". Only for the process that is the owner."""
-        if not self._has_started_here:
-            with as_storage_errors():
-                self._has_started_here = try_lock_byte(self._state_fd, STARTED_BYTE)
+    def mark_started(self, repo: RepositoryName) -> None:
+        """Sets the flags "the owner has started to request bytes" and "from the repository `repo`". Only for the
+        process that is the owner."""
+        for offset in (_repository_byte(repo), STARTED_BYTE):
+            if offset not in self._started_bytes:
+                with as_storage_errors():
+                    if try_lock_byte(self._state_fd, offset):
+                        self._started_bytes.add(offset)
 
     def clear_started(self) -> None:
-        """Clears the flag if this process has set it with `mark_started`. Raises nothing."""
-        if self._has_started_here:
-            self._has_started_here = False
+        """Clears the flags that this process has set with `mark_started`. Raises nothing."""
+        while self._started_bytes:
             with suppress(OSError):
-                unlock_byte(self._state_fd, STARTED_BYTE)
+                unlock_byte(self._state_fd, self._started_bytes.pop())
 
     def has_started(self) -> bool:
         """Returns whether the owner, in this or another process, has started to request bytes."""
+        return self._is_set(STARTED_BYTE)
+
+    def has_started_for(self, repo: RepositoryName) -> bool:
+        """Returns whether the owner, in this or another process, has started to request bytes from the repository."""
+        return self._is_set(_repository_byte(repo))
+
+    def _is_set(self, offset: int) -> bool:
+        """Returns whether this or another process has set the flag of the byte at `offset`."""
         with as_storage_errors():
-            return self._has_started_here or is_byte_locked(self._state_fd, STARTED_BYTE)
+            return offset in self._started_bytes or is_byte_locked(self._state_fd, offset)
+
+
+def _repository_byte(repo: RepositoryName) -> int:
+    """Returns the offset of the byte that the owner locks when it requests bytes from the repository."""
+    return FIRST_REPOSITORY_BYTE + zlib.crc32(repo.encode())

@@ -103,16 +103,21 @@ class PartialHandle:
         """Whether another handle, in any process, is registered as a waiter. Raises StorageFailed."""
         return not self._closed and self._shared.flags.has_waiter_besides(self)
 
-    def mark_started(self) -> None:
-        """Tells all processes that this handle, which is the owner, has started to request bytes from the upstream.
-        Does nothing if this handle is not the owner. Raises StorageFailed."""
+    def mark_started(self, repo: RepositoryName) -> None:
+        """Tells all processes that this handle, which is the owner, has started to request bytes from the upstream, as
+        bytes of the repository `repo`. Does nothing if this handle is not the owner. Raises StorageFailed."""
         if self.is_owner:
-            self._shared.flags.mark_started()
+            self._shared.flags.mark_started(repo)
 
     @property
     def has_started(self) -> bool:
         """Whether the owner, in any process, has called `mark_started`. Raises StorageFailed."""
         return not self._closed and self._shared.flags.has_started()
+
+    def has_started_for(self, repo: RepositoryName) -> bool:
+        """Returns whether the owner, in any process, has called `mark_started` with this repository. Raises
+        StorageFailed."""
+        return not self._closed and self._shared.flags.has_started_for(repo)
 
     async def report_failure(self, reason: str) -> None:
         """Tells the other processes that the download by this handle, which is the owner, has failed, and why. Raises

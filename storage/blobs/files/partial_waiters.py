@@ -60,7 +60,11 @@ class PartialWaiters:
         futures = self._waiting.setdefault(file, {})
         futures[future] = offset
         try:
-            self._wake_ready(file)  # called after the future was added, so that no change is missed
+            # Called after the future was added, so that no change is missed. Does not check the other waiters, because
+            # all of thousands of readers may call this method after each change.
+            if (end := file.stored_until(offset)) is not None:
+                return end
+            self._poll_later(file)
             return await future
         finally:
             del futures[future]
@@ -107,7 +111,12 @@ class PartialWaiters:
             else:
                 if end is not None:
                     future.set_result(end)
-        if self._poll_timer is None and not file.is_owned_here and not all(future.done() for future in futures):
+        if not all(future.done() for future in futures):
+            self._poll_later(file)
+
+    def _poll_later(self, file: GrowingFile) -> None:
+        """Sets the poll timer if another process downloads the bytes of `file`."""
+        if self._poll_timer is None and not file.is_owned_here:
             self._poll_timer = self._loop.call_later(POLL_SECONDS, self._poll)
 
     def _poll(self) -> None:

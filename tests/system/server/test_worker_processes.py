@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.commands import has_received_signals
+from tests.fakes.connection_owner import descriptor_targets
 from tests.fakes.forked_process import ROOT
 from tests.system.server.app_process import (
     TIMEOUT_SECONDS,
@@ -337,7 +338,7 @@ def test_port_in_use(start: Start) -> None:
 def _sockets(running: AppProcess) -> dict[int, int]:
     """Returns how many sockets each worker has open."""
     return {
-        worker: sum(os.readlink(fd).startswith("socket:") for fd in Path(f"/proc/{worker}/fd").iterdir())
+        worker: sum(target.startswith("socket:") for target in descriptor_targets(worker).values())
         for worker in running.children()
     }
 

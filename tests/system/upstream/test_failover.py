@@ -13,7 +13,7 @@ import pytest
 
 from registry.telemetry.metrics import Metrics
 from registry.telemetry.mirror_metrics import UpstreamCounts
-from registry.upstream.endpoints import FAILURES_TO_OPEN
+from registry.upstream.breaker import FAILURES_TO_OPEN
 from storage.content import Span
 from storage.errors import ManifestUnknown, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Tag

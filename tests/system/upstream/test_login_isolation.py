@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamClient
-from registry.upstream.endpoints import FAILURES_TO_OPEN
+from registry.upstream.breaker import FAILURES_TO_OPEN
 from storage.errors import ManifestUnknown, RegistryError, TooManyRequests, UpstreamUnavailable
 from storage.names import RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from registry.upstream.endpoints import FAILURES_TO_OPEN
+from registry.upstream.breaker import FAILURES_TO_OPEN
 from registry.upstream.requester import REQUESTS_PER_REPOSITORY
 from storage.content import Span
 from storage.errors import RegistryError, UpstreamUnavailable

@@ -6,6 +6,9 @@ was pulled after its rank, or that must stay, the eviction gives the image a lat
 image. So the cost of an eviction depends on how many images it evicts and how many were pulled since the last eviction,
 not on the size of the store.
 
+Ranks and times of pulls lie in the future if the clock was ahead for some time and was then set back. Images with such
+ranks are checked after all others, in the order of their ranks.
+
 `manifest` and `repository` are row ids. A *family* consists of all manifests of an image: a root manifest with its
 children and referrers.
 """
@@ -32,9 +35,14 @@ MAX_CHECKED_MANIFESTS: Final = 20
 """Largest number of manifests that one transaction checks."""
 MAX_LINKS: Final = 200
 """Largest number of links that one transaction removes. A *link* is a row that lets a repository serve a blob."""
+CLOCK_MARGIN_SECONDS: Final = 60.0
+"""A time is in the future if it is more than this later than the present time. It is longer than a change waits for
+earlier changes, so that the times of running changes are never in the future."""
 _ROW = """
 SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
  WHERE m.id = ?"""
+_LOWEST_RANK_BEFORE = "SELECT rank, manifest FROM cached_manifest WHERE upstream = ? AND rank < ? ORDER BY rank LIMIT 1"
+_LOWEST_RANK_AFTER = "SELECT rank, manifest FROM cached_manifest WHERE upstream = ? AND rank > ? ORDER BY rank LIMIT 1"
 _INDEXES = """
 SELECT c.manifest FROM manifest m JOIN manifest_child c ON c.repository = m.repository AND c.digest = m.digest
  WHERE m.id = ?"""
@@ -74,7 +82,7 @@ _UNUSED_LINKS = """
 SELECT q.repository, b.id, q.digest FROM collect_queue q CROSS JOIN usage_member m ON m.repository = q.repository
   CROSS JOIN usage_scope s ON s.id = m.scope CROSS JOIN blob b ON b.digest = q.digest
   CROSS JOIN blob_link l ON l.repository = q.repository AND l.blob = b.id
- WHERE s.upstream IN (SELECT value FROM json_each(?1)) AND l.needed <= ?2 LIMIT ?3"""
+ WHERE s.upstream IN (SELECT value FROM json_each(?1)) AND (l.needed <= ?2 OR l.needed > ?3) LIMIT ?4"""
 """With CROSS JOIN, SQLite begins with the collect queue, which is short, and does not read all links of the store."""
 
 
@@ -148,7 +156,8 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
         return "frozen"
     if rules.downloading and db.execute(_IS_DOWNLOADING, (family, json.dumps(sorted(rules.downloading)))).get:
         return "downloading"
-    if image.last_pulled > rules.incomplete_since and db.execute(_LACKS_BLOB, (family,)).get is not None:
+    is_pulled_lately = rules.incomplete_since < image.last_pulled <= now + CLOCK_MARGIN_SECONDS
+    if is_pulled_lately and db.execute(_LACKS_BLOB, (family,)).get is not None:
         return "incomplete"
     if rules.cooldowns is not None and _is_served_instead(db, image, rules.cooldowns, now):
         return "served"
@@ -177,7 +186,7 @@ def evict_next(
     """Implements `CachedImages.evict_next`. Returns the evicted image. If it has evicted none, returns True if there
     are more images to check, otherwise False."""
     for _ in range(MAX_CHECKED_MANIFESTS):
-        front = _front(db, upstreams, started)
+        front = _front(db, upstreams, started, now)
         if front is None:
             return False
         manifest, upstream, rank = front
@@ -193,21 +202,20 @@ def evict_next(
     return True
 
 
-def _front(db: apsw.Connection, upstreams: Sequence[str], started: float) -> tuple[int, str, float] | None:
-    """Returns the manifest with the lowest rank, with its upstream and rank; None if no manifest has a rank before
-    `started`."""
-    candidates = []
-    for upstream in upstreams:
-        row: Any = db.execute(
-            "SELECT rank, manifest FROM cached_manifest WHERE upstream = ? AND rank < ? ORDER BY rank LIMIT 1",
-            (upstream, started),
-        ).get
-        if row is not None:
-            candidates.append((row[0], row[1], upstream))
-    if not candidates:
-        return None
-    rank, manifest, upstream = min(candidates)
-    return manifest, upstream, rank
+def _front(db: apsw.Connection, upstreams: Sequence[str], started: float, now: float) -> tuple[int, str, float] | None:
+    """Returns the manifest with the lowest rank, with its upstream and rank. Ignores the ranks between `started` and
+    `now`, because this eviction has checked their manifests already. Returns None if no other manifest is left."""
+    future = max(started, now) + CLOCK_MARGIN_SECONDS
+    for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future)):
+        candidates = []
+        for upstream in upstreams:
+            row: Any = db.execute(sql, (upstream, bound)).get
+            if row is not None:
+                candidates.append((row[0], row[1], upstream))
+        if candidates:
+            rank, manifest, upstream = min(candidates)
+            return manifest, upstream, rank
+    return None
 
 
 def _set_rank(db: apsw.Connection, manifest: int, rank: float) -> None:
@@ -236,11 +244,14 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed)
 
 
-def unused_links(db: apsw.Connection, upstreams: Sequence[str], before: float) -> list[tuple[int, int, Digest]]:
+def unused_links(
+    db: apsw.Connection, upstreams: Sequence[str], before: float, now: float
+) -> list[tuple[int, int, Digest]]:
     """Returns links of mirrored repositories, each as (repository, blob, digest). No client has used the blob in the
-    repository after the time `before`, and probably no manifest of the repository refers to it. Reads the collect
-    queue, which lists the links and blobs that garbage collection may have to remove."""
-    rows: list[Any] = db.execute(_UNUSED_LINKS, (json.dumps(list(upstreams)), before, MAX_LINKS)).fetchall()
+    repository between the times `before` and `now`, and probably no manifest of the repository refers to it. Reads the
+    collect queue, which lists the links and blobs that garbage collection may have to remove."""
+    future = now + CLOCK_MARGIN_SECONDS
+    rows: list[Any] = db.execute(_UNUSED_LINKS, (json.dumps(list(upstreams)), before, future, MAX_LINKS)).fetchall()
     return [(repository, blob, Digest(digest)) for repository, blob, digest in rows]
 
 
@@ -251,7 +262,8 @@ def drop_unused_links(db: apsw.Connection, links: Sequence[tuple[int, int, Diges
         needed: Any = db.execute(
             "SELECT needed FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob)
         ).get
-        if needed is not None and needed <= before and not is_referenced(db, repository, digest):
+        is_unused = needed is not None and (needed <= before or needed > now + CLOCK_MARGIN_SECONDS)
+        if is_unused and not is_referenced(db, repository, digest):
             count += remove_link(db, repository, blob, digest, now)
     return count
 

@@ -46,7 +46,7 @@ class SqliteCachedImages:
 
     async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> int:
         now = self._clock()
-        links = await self._scans.run(lambda db: cached_image_tables.unused_links(db, upstreams, before))
+        links = await self._scans.run(lambda db: cached_image_tables.unused_links(db, upstreams, before, now))
         if not links:
             return 0
         return await self._writer.run(

@@ -323,10 +323,10 @@ async def test_faults_are_retried(
 
 
 async def test_permanent_errors_are_reported(
-    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, tmp_path: Path
 ) -> None:
     """If an image cannot be imported because of a permanent error, it is reported, and all other images are imported.
-    After the error is repaired, the next import adds the missing images."""
+    The failed download leaves no files. After the error is repaired, the next import adds the missing images."""
     sound_image = content.add(APP, noise_image("sound", 10), "sound")
     broken_manifest = content.add(APP, noise_image("broken", 10), "broken")
     incomplete_image = content.add(APP, noise_image("gone", 10), "gone")
@@ -347,6 +347,7 @@ async def test_permanent_errors_are_reported(
     assert problems["team/app:wrong"] == f"{old_registry.address} sends other bytes for the blob {corrupt_layer}"
     assert problems["team/app:broken"] == f"the upstream registry {old_registry.url} answers 500"
     assert (await store.tags(APP, None, 10)).items == ["sound"]
+    assert list((tmp_path / "data/partials").glob(f"*{missing_layer.partition(':')[2]}*")) == []
 
     old_registry.clear()
     old_registry.put(content)

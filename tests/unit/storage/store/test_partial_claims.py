@@ -14,6 +14,7 @@ import pytest
 from storage.composition import open_registry
 from storage.content import PartialFailures, digest_of
 from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFull
+from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.partial_peer import BOOT, UBUNTU, digest
 from tests.system.crash.workload import files_below, read
@@ -92,8 +93,10 @@ async def test_the_owner_sees_that_readers_wait(registry: StoredRegistry) -> Non
     owner.add_waiter()
     assert not owner.has_waiters
     assert first.has_waiters
-    owner.mark_started()
+    owner.mark_started(UBUNTU)
     assert first.has_started
+    assert first.has_started_for(UBUNTU)
+    assert not first.has_started_for(RepositoryName("docker.io/library/debian"))
     first.add_waiter()
     second.add_waiter()
     first.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.errors import DigestInvalid, PartialLost
+from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.partial_peer import UBUNTU, content, digest, partial_peer
 from tests.system.crash.workload import files_below, read
@@ -173,8 +174,11 @@ async def test_marks_are_visible_in_other_processes_until_their_process_ends(
         assert await owner.ask("has_waiters") is False
         partial = await registry.partials.claim(DIGEST, SIZE)
         assert not partial.has_started
-        await owner.ask("mark_started")
+        await owner.ask("mark_started", UBUNTU)
         assert partial.has_started
+        assert partial.has_started_for(UBUNTU)
+        assert not partial.has_started_for(RepositoryName("docker.io/library/debian"))
         await owner.kill()
         assert not partial.has_started
+        assert not partial.has_started_for(UBUNTU)
     partial.close()

@@ -48,8 +48,8 @@ def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None
         steps.append(event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"])
 
     db.trace_v2(2, count)  # SQLITE_TRACE_PROFILE
-    assert unused_links(db, ["h"], 1.0) == [(8, 7, Digest(f"sha256:{7:064x}"))]
-    assert unused_links(db, ["other"], 1.0) == []
+    assert unused_links(db, ["h"], 1.0, 61.0) == [(8, 7, Digest(f"sha256:{7:064x}"))]
+    assert unused_links(db, ["other"], 1.0, 61.0) == []
     db.trace_v2(0)
     assert max(steps) < 200
     db.close()

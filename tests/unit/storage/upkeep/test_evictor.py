@@ -53,6 +53,7 @@ class Cache:
         self.store = store
         self.db = db
         self.clock = clock
+        self.monotonic = StillClock()
         self.downloads: set[Digest] = set()
         self.free: int | None = None
 
@@ -74,6 +75,7 @@ class Cache:
             list_downloads=list_downloads,
             free_bytes=lambda: self.free,
             clock=self.clock,
+            monotonic=self.monotonic,
         )
 
     async def fetch(self, repo: RepositoryName, *layers: str, tag: str = "", complete: bool = True) -> Manifest:

@@ -1,0 +1,101 @@
+"""Keeps track of the fills of this process (`Fills`). A *fill* is the work of one process to get one blob from an
+upstream registry. `registry.mirror.fill.fill` explains shared and separate fills."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial as partial_function
+
+from registry.mirror.fill.fill import Fill
+from registry.mirror.fill.fill_context import FillContext
+from registry.mirror.fill.slots import ImagePull
+from registry.mirror.pass_through import PassThroughReader
+from registry.single_flight import cancel_and_wait, server_stopping_error, start_detached
+from storage.content import Descriptor
+from storage.names import Digest, RepositoryName
+
+_Key = tuple[Digest, int, RepositoryName | None]
+
+
+class Fills:
+    """The running fills of this process. A blob has at most one shared fill, and one separate fill for each repository.
+    A fill runs in a task of its own, which continues when the requests that use the fill have ended."""
+
+    def __init__(self, context: FillContext) -> None:
+        self._context = context
+        self._fills: dict[_Key, tuple[Fill, asyncio.Task[None]]] = {}
+        """Running fills and their tasks, by digest and size of the blob, and by the repository of a separate fill (None
+        for a shared one)."""
+        self._closed = False
+
+    def request(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
+        """Returns the running fill of a blob that a client has requested, or starts one. `is_separate`: whether to
+        start a fill only for `repo`. Awaits nothing, so the fill cannot end before the caller uses it. Raises
+        UpstreamUnavailable if the server is stopping."""
+        fill = self._find_or_start(repo, digest, size, is_separate=is_separate)
+        fill.demand.request()
+        return fill
+
+    def start_prefetch(self, repo: RepositoryName, blob: Descriptor, pull: ImagePull) -> Fill:
+        """Returns the running fill of a blob that is prefetched for `pull`, or starts one. If no client requests the
+        blob, the fill ends when `pull` is no longer active. Raises UpstreamUnavailable if the server is stopping."""
+        fill = self._find_or_start(repo, blob.digest, blob.size)
+        fill.demand.pulls.add(pull)
+        return fill
+
+    async def open_unstored(
+        self, repo: RepositoryName, digest: Digest, size: int, span: tuple[int, int]
+    ) -> PassThroughReader:
+        """Returns a reader that downloads a blob for one client and does not store it, because the disk is too full.
+        The caller must call the reader's `start`, and close the reader. `span`: offsets of the first byte and of the
+        byte after the last one. Raises UpstreamUnavailable if all endpoints sent corrupt bytes for the blob."""
+        context = self._context
+        return PassThroughReader(
+            *(context.upstream, context.slots, context.to_upstream_name(repo), (digest, size), span),
+            await context.bad_senders.find_avoided(repo, digest),
+            context.pass_through_memory,
+            on_corrupt=lambda endpoint: context.bad_senders.add(repo, digest, {endpoint}),
+            on_fetched=partial_function(context.observer.on_fetched, "blob"),
+        )
+
+    def find_running(self, repo: RepositoryName, digest: Digest) -> Fill | None:
+        """Returns the running fill of a blob if the fill's `repositories` include `repo`; otherwise None."""
+        for fill, _ in self._fills.values():
+            if fill.digest == digest and repo in fill.repositories and not fill.has_ended:
+                return fill
+        return None
+
+    def running(self) -> list[Fill]:
+        """Returns the running fills."""
+        return [fill for fill, _ in self._fills.values()]
+
+    async def aclose(self) -> None:
+        """Cancels all fills, and prevents new ones. The stored bytes are kept for the next start of the server."""
+        self._closed = True
+        await cancel_and_wait(task for _, task in self._fills.values())
+
+    def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
+        """Returns the separate fill of `repo` if it is running. Otherwise adds `repo` to the `repositories` of the
+        running shared fill, and returns this fill. Starts a fill if there is none, or no separate one with
+        `is_separate`."""
+        keys: list[_Key] = [(digest, size, repo)] if is_separate else [(digest, size, repo), (digest, size, None)]
+        for key in keys:
+            if key in self._fills:
+                fill, _ = self._fills[key]
+                fill.repositories.add(repo)
+                return fill
+        if self._closed:
+            raise server_stopping_error()
+        fill = Fill(self._context, repo, digest, size, is_separate=is_separate)
+        self._context.observer.on_fill_started()
+        task = start_detached(self._run(fill, keys[-1]))
+        task.add_done_callback(lambda _: fill.abandon())
+        self._fills[keys[-1]] = (fill, task)
+        return fill
+
+    async def _run(self, fill: Fill, key: _Key) -> None:
+        """Runs a fill, and removes it from the running fills when it has ended."""
+        try:
+            await fill.run()
+        finally:
+            del self._fills[key]

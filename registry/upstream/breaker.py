@@ -1,0 +1,88 @@
+"""A circuit breaker (`Breaker`), which stops requests after repeated failures and lets single requests try again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+FAILURES_TO_OPEN: Final = 3
+"""Number of failures in a row that open a breaker."""
+FIRST_OPEN_SECONDS: Final = 5.0
+LONGEST_OPEN_SECONDS: Final = 60.0
+"""First and longest time for which a breaker stays open. Failed trials double the time."""
+
+
+class Breaker:
+    """A circuit breaker. It is *closed* at first, and requests may be sent. After `FAILURES_TO_OPEN` failures in a row,
+    it is *open* for some time, and no requests may be sent. Then it is *half-open*: requests may be sent as *trials*.
+    If the trials fail, the breaker is open again, for twice the time. The caller replaces the breaker by a new one when
+    a request succeeds."""
+
+    def __init__(self, clock: Callable[[], float], max_trials: int = 1, failures_to_reopen: int = 1) -> None:
+        """`clock` returns seconds. `max_trials`: largest number of trials that run at the same time.
+        `failures_to_reopen`: number of failed trials after which the half-open breaker is open again."""
+        self._clock = clock
+        self._max_trials = max_trials
+        self._failures_to_reopen = failures_to_reopen
+        self._failures = 0
+        """Number of failures in a row: before the breaker opens, or of trials since it became half-open."""
+        self._failed_at = 0.0
+        """When the last failure was counted."""
+        self._opened_at = 0.0
+        self._open_seconds = FIRST_OPEN_SECONDS
+        """How long the breaker is open after `_opened_at`."""
+        self._running_trials = 0
+        self.has_opened = False
+        """Whether the breaker is open or half-open."""
+
+    @property
+    def is_blocking(self) -> bool:
+        """Whether a request must not be sent now: the breaker is open, or all its trials are running."""
+        return self.has_opened and (self.retry_in_seconds > 0 or self._running_trials >= self._max_trials)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether there are recent failures, but too few to open the breaker."""
+        return self._failures > 0 and not self.has_opened
+
+    @property
+    def retry_in_seconds(self) -> float:
+        """Seconds until the open breaker becomes half-open; 0 or less if the breaker is not open."""
+        if not self.has_opened:
+            return 0.0
+        # At most `_open_seconds`, because the difference is larger if the clock was set back.
+        return min(self._opened_at + self._open_seconds - self._clock(), self._open_seconds)
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Context manager around a request. The request is a trial if the breaker is half-open."""
+        is_trial = self.has_opened
+        self._running_trials += is_trial
+        try:
+            yield
+        finally:
+            self._running_trials -= is_trial
+
+    def on_failure(self, started_at: float) -> None:
+        """Counts the failure of a request that started at `started_at`. Opens the breaker after enough failures.
+
+        Requests that run at the same time fail together in one outage, which should count as one failure. Therefore a
+        failure is not counted if its request started before the last counted failure, or before the breaker opened.
+        Failures of concurrent trials are all counted."""
+        counted_since = self._opened_at if self.has_opened else self._failed_at
+        if started_at < counted_since <= self._clock():  # if it is later than now, the clock was set back
+            return
+        self._failures += 1
+        self._failed_at = self._clock()
+        if not self.has_opened and self._failures >= FAILURES_TO_OPEN:
+            self.open()
+        elif self.has_opened and self._failures >= self._failures_to_reopen:
+            self._open_seconds = min(self._open_seconds * 2, LONGEST_OPEN_SECONDS)
+            self.open()
+
+    def open(self) -> None:
+        """Opens the breaker now, or keeps it open from now on."""
+        self.has_opened = True
+        self._opened_at = self._clock()
+        self._failures = 0

@@ -1,0 +1,107 @@
+"""How much work the readers of a blob make while it is downloaded. Counts operations instead of measuring time."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from registry.mirror.fill.pieces import MIB, PiecePlan
+from registry.mirror.fill.slots import Demand
+from storage.blobs.files.partial_waiters import PartialWaiters
+
+
+class CountedOffset(int):
+    """An offset that counts how often it is compared or hashed."""
+
+    operations = 0
+
+    def __lt__(self, other: int) -> bool:
+        CountedOffset.operations += 1
+        return int(self) < int(other)
+
+    def __le__(self, other: int) -> bool:
+        CountedOffset.operations += 1
+        return int(self) <= int(other)
+
+    def __gt__(self, other: int) -> bool:
+        CountedOffset.operations += 1
+        return int(self) > int(other)
+
+    def __ge__(self, other: int) -> bool:
+        CountedOffset.operations += 1
+        return int(self) >= int(other)
+
+    def __eq__(self, other: object) -> bool:
+        CountedOffset.operations += 1
+        return int(self) == other
+
+    def __hash__(self) -> int:
+        CountedOffset.operations += 1
+        return hash(int(self))
+
+
+@pytest.mark.parametrize("readers", [20, 2000])
+@pytest.mark.parametrize("gaps", [1, 2000])
+def test_choice_of_the_next_piece_takes_few_steps(readers: int, gaps: int) -> None:
+    """However many readers wait and however many ranges are missing, the choice of the next piece takes fewer than 300
+    comparisons, and so does the registration of another reader."""
+    gap_bytes = 4000 * MIB // gaps
+    plan = PiecePlan(
+        (CountedOffset(number * 2 * gap_bytes), CountedOffset(number * 2 * gap_bytes + gap_bytes))
+        for number in range(gaps)
+    )
+    demand = Demand()
+    with ExitStack() as waiting:
+        for number in range(readers):
+            waiting.enter_context(demand.waiting(CountedOffset(number * 8000 * MIB // readers)))
+        for _ in range(20):
+            CountedOffset.operations = 0
+            piece = plan.take(MIB, demand.offsets)
+            assert CountedOffset.operations < 300
+            assert piece is not None
+            plan.give_back(piece)
+            with demand.waiting(CountedOffset(piece.start + 5)):
+                assert CountedOffset.operations < 300
+    assert not demand.offsets
+
+
+class CountedFile:
+    """A file whose waiters are told how far it is stored. Counts the calls of `stored_until`."""
+
+    is_owned_here = True
+
+    def __init__(self) -> None:
+        self.is_notified = False
+        self.checked_at = 0.0
+        self.stored = 0
+        self.calls = 0
+
+    def refresh(self) -> None:
+        pass
+
+    def stored_until(self, offset: int) -> int | None:
+        self.calls += 1
+        return self.stored if offset < self.stored else None
+
+
+async def test_new_waiter_does_not_check_the_others() -> None:
+    """Each of 500 tasks waits for two bytes, one after the other. `PartialWaiters` checks each task a few times."""
+    waiters, file, tasks = PartialWaiters(), CountedFile(), 500
+
+    async def read() -> None:
+        assert await waiters.wait(file, 0) > 0
+        await waiters.wait(file, 10)
+
+    reading = [asyncio.create_task(read()) for _ in range(tasks)]
+    for stored in (5, 20):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        file.stored = stored
+        waiters.notify(file)
+        while file.is_notified:  # noqa: ASYNC110  the file has no event to wait for
+            await asyncio.sleep(0.001)
+    await asyncio.gather(*reading)
+    assert file.calls <= 6 * tasks
+    waiters.close()

@@ -1,0 +1,165 @@
+"""A blob that two repositories of an upstream have: if the upstream does not send it for one repository, clients still
+get it from the other one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
+from storage.names import Digest, RepositoryName, Tag
+from tests.fakes.registry_content import read_blob
+from tests.unit.registry.conftest import wait_until
+from tests.unit.registry.mirror.conftest import (
+    BIG,
+    DIGEST,
+    MIB,
+    MIRRORED_REPO,
+    OTHER,
+    UPSTREAM_REPO,
+    MirrorSite,
+    MirrorWorker,
+    assert_each_byte_sent_once,
+    read_to_end,
+    source_of_another_worker,
+)
+
+pytestmark = pytest.mark.slow
+
+SMALL = BIG[:1000]
+TAG = Tag("1")
+
+
+@pytest.fixture(params=["same worker", "other worker"])
+async def other_worker(
+    site: MirrorSite, worker: MirrorWorker, request: pytest.FixtureRequest
+) -> AsyncIterator[MirrorWorker]:
+    """The worker that the clients of the second repository use."""
+    if request.param == "same worker":
+        yield worker
+    else:
+        async with site.worker(source_of_another_worker(site)) as another:
+            yield another
+
+
+async def pull_manifests(site: MirrorSite, worker: MirrorWorker, data: bytes) -> None:
+    """Adds an image with the layer `data` to both repositories of the upstream, and pulls its manifests."""
+    for upstream_repo, repo in ((UPSTREAM_REPO, MIRRORED_REPO), ("library/other", OTHER)):
+        site.upstream.add_image(upstream_repo, data)
+        await worker.mirror.get_manifest(repo, TAG)
+
+
+def hang(site: MirrorSite, *repos: str) -> asyncio.Event:
+    """Makes downloads of blobs of these repositories wait until the returned event is set."""
+    stall = site.upstream.faults.stall = asyncio.Event()
+    site.upstream.faults.stalled_repos = set(repos)
+    return stall
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "large"])
+async def test_hanging_repository_does_not_delay_another(
+    site: MirrorSite, worker: MirrorWorker, other_worker: MirrorWorker, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upstream does not respond to the request for the blob of one repository. A client that requests the same
+    blob of another repository gets it, and the upstream sends each byte once."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.05)
+    await pull_manifests(site, worker, data)
+    digest = site.upstream.manifests["library/other", TAG].blobs[-1].digest
+    stall = hang(site, UPSTREAM_REPO)
+    waiting = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest))
+    await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+    async with asyncio.timeout(30):
+        bodies = await asyncio.gather(*(read_blob(other_worker.mirror, OTHER, digest) for _ in range(8)))
+    assert bodies == [data] * 8
+    assert not waiting.done()
+    assert_each_byte_sent_once(site, digest, len(data))
+    stall.set()
+    assert await waiting == data
+
+
+async def test_many_hanging_repositories_do_not_delay_another(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients request the blob of two repositories for which the upstream does not respond, and then of a third one,
+    which has it."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.05)
+    await pull_manifests(site, worker, BIG)
+    third = RepositoryName("docker.io/library/third")
+    site.upstream.add_image("library/third", BIG)
+    await worker.mirror.get_manifest(third, TAG)
+    stall = hang(site, UPSTREAM_REPO, "library/other")
+    waiting = [asyncio.create_task(read_blob(worker.mirror, repo, DIGEST)) for repo in (MIRRORED_REPO, OTHER)]
+    await wait_until(lambda: site.upstream.calls["get blob"] == 2)
+    async with asyncio.timeout(30):
+        assert await read_blob(worker.mirror, third, DIGEST) == BIG
+    stall.set()
+    assert await asyncio.gather(*waiting) == [BIG, BIG]
+
+
+async def test_slow_repository_is_asked_once(site: MirrorSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upstream takes long to respond to the request for a blob. Clients of all workers that request the blob of the
+    same repository wait for the same response."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.01)
+    other_source = source_of_another_worker(site)
+    async with site.worker() as worker, site.worker(other_source) as other:
+        await pull_manifests(site, worker, BIG)
+        stall = hang(site, UPSTREAM_REPO)
+        reading = [asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST))]
+        await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+        reading.append(asyncio.create_task(read_blob(other.mirror, MIRRORED_REPO, DIGEST)))
+        _, unfinished = await asyncio.wait(reading, timeout=0.5)
+        assert len(unfinished) == 2
+        assert (site.upstream.calls["get blob"], other_source.calls["get blob"]) == (1, 0)
+        stall.set()
+        assert await asyncio.gather(*reading) == [BIG, BIG]
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UpstreamTimeout("late"), UpstreamUnavailable("503"), Denied("no"), TooManyRequests("later", retry_after=60)],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "large"])
+async def test_error_of_a_repository_is_not_the_error_of_another(
+    site: MirrorSite, worker: MirrorWorker, other_worker: MirrorWorker, error: RegistryError, data: bytes
+) -> None:
+    """While a client of another repository waits for the same blob, the upstream refuses to send the blob for the first
+    repository. Only clients of the first repository get the error."""
+    await pull_manifests(site, worker, data)
+    digest = site.upstream.manifests["library/other", TAG].blobs[-1].digest
+    stall = hang(site, UPSTREAM_REPO)
+    site.upstream.faults.errors[UPSTREAM_REPO] = error
+    failing = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest))
+    await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+    reading = asyncio.create_task(read_blob(other_worker.mirror, OTHER, digest))
+    if other_worker is worker:
+        (fill,) = worker.mirror.running_fills
+        await wait_until(lambda: OTHER in fill.repositories)
+    stall.set()
+    with pytest.raises(type(error)):
+        await failing
+    assert await reading == data
+    assert_each_byte_sent_once(site, digest, len(data))
+
+
+async def test_broken_download_continues_with_another_repository(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A download breaks off, and the upstream then refuses to send the blob for the first repository. The download
+    continues with the requests of the second repository, whose clients get the rest."""
+    await pull_manifests(site, worker, BIG)
+    site.upstream.faults.drops = [MIB]
+    stall = hang(site, UPSTREAM_REPO)
+    readers = [asyncio.create_task(worker.mirror.open_blob(repo, DIGEST)) for repo in (MIRRORED_REPO, OTHER)]
+    await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+    (fill,) = worker.mirror.running_fills
+    await wait_until(lambda: OTHER in fill.repositories)
+
+    def refuse(_: Digest) -> None:
+        site.upstream.faults.errors[UPSTREAM_REPO] = Denied("no")
+
+    site.upstream.on_fetch = refuse  # called for each further request
+    stall.set()
+    assert await asyncio.gather(*[read_to_end(await reader) for reader in readers]) == [BIG, BIG]
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
