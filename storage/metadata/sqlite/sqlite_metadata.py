@@ -72,10 +72,10 @@ T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
 
-def _page_memory(page: Page[Tag] | Page[RepositoryName]) -> int:
-    """Returns the approximate bytes of memory that the page takes. The next two functions return the same for other
-    values."""
-    return _SMALL_VALUE_BYTES + sum(64 + len(name) for name in page.items)
+def _page_memory(page: Page[Tag] | Page[RepositoryName], set_bytes: int = 0) -> int:
+    """Returns the approximate bytes of memory that the page takes, plus `set_bytes`. The next two functions return the
+    memory of other values."""
+    return _SMALL_VALUE_BYTES + set_bytes + sum(64 + len(name) for name in page.items)
 
 
 def _manifest_memory(manifest: Manifest) -> int:
@@ -118,7 +118,8 @@ class SqliteMetadata:
     def _cached_lookup(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
         """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
         equal call instead, if no process has committed anything since that call. `memory_of` returns the approximate
-        bytes of memory that a result takes. If `lookup` raises an error, caches nothing."""
+        bytes of memory that a result takes; the cache adds the texts in `arguments`. If `lookup` raises an error,
+        caches nothing."""
         key = (lookup, *arguments)
         cached = self._cache.get(key)
         if cached is not None:
@@ -306,7 +307,8 @@ class SqliteMetadata:
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
         if within.has_every_name and limit <= _MAX_REPOSITORIES_ON_LOOP:
             return self._cached_lookup(_page_memory, lookups.repositories, after, limit, within)
-        return await self._cached_scan(_page_memory, lookups.repositories, after, limit, within)
+        memory_of = partial(_page_memory, set_bytes=within.memory_bytes)  # the set is a part of the cache's key
+        return await self._cached_scan(memory_of, lookups.repositories, after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return self._cached_lookup(_page_memory, lookups.tags, repo, after, limit)
