@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 
@@ -38,13 +38,19 @@ MAX_TAGS_PER_TRANSACTION: Final = 500
 """Largest number of tags that one transaction deletes. This takes about 5 ms, or 50 ms if a webhook gets an event for
 each tag. Other changes wait that long."""
 _MAX_TAGS_WITHOUT_LOCK: Final = 64
-"""A manifest with more tags than this is deleted while no other such manifest is deleted in the process. Otherwise
-hundreds of deletions could share one transaction, which would take long. One push sets up to 64 tags, too."""
+"""A manifest that more tags than this point at, or need, is deleted while no other such manifest is deleted in the
+process. Otherwise hundreds of deletions could share one transaction, which would take long. One push sets up to 64
+tags, too."""
+_MAX_CHANGED_TAGS: Final = 1000
+"""Largest number of changes of tags that one transaction checks."""
 _FIRST_TAGS: Final = """
 SELECT name FROM tag INDEXED BY tag_manifest WHERE manifest = ?1 AND repository = ?2 ORDER BY name LIMIT ?3"""
 _RECORD_DELETED_TAGS: Final = """
 INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent)
 SELECT ?1, value, NULL, ?3, ?4, ?5, ?6, ?7 FROM json_each(?2)"""
+_SET_TAGS: Final = """
+SELECT tag FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? AND digest IS NOT NULL LIMIT ?"""
+"""NOT INDEXED makes SQLite read only the entries with ids above the first parameter."""
 _DELETE_TAGS: Final = "DELETE FROM tag WHERE repository = ? AND name IN (SELECT value FROM json_each(?))"
 _TAGS_NEEDING_MANIFEST: Final = """
 WITH RECURSIVE needing (id, repository, digest) AS (
@@ -92,6 +98,13 @@ class _Target:
         return [name for (name,) in rows]
 
 
+class _StepResult(NamedTuple):
+    """The result of a step of a deletion. `checked_to`: see `ManifestDeletion._checked_to`."""
+
+    is_deleted: bool
+    checked_to: int | None
+
+
 class ManifestDeletion:
     """The deletion of one manifest at the request of a client. `run` deletes it."""
 
@@ -109,8 +122,8 @@ class ManifestDeletion:
         self._by = by
         self._clock = clock
         self._is_immutable = is_immutable
-        self._is_checked = False
-        """Whether `_check` has found no immutable tag."""
+        self._checked_to: int | None = None
+        """Id of an entry of the tag history: up to this entry, no immutable tag needs the manifest. None: not known."""
 
     async def run(
         self,
@@ -127,14 +140,17 @@ class ManifestDeletion:
         if await self._run_step(writer, restorable):
             return
         async with lock:
-            await scans.run(self._check)
-            while not await self._run_step(writer, restorable):
-                pass  # between two steps, the thread makes other changes
+            while True:  # between two steps, the thread makes other changes
+                if self._checked_to is None:
+                    self._checked_to = await scans.run(self._check)
+                if await self._run_step(writer, restorable):
+                    return
 
     async def _run_step(self, writer: CommitThread | ImmutableDatabase, restorable: bool) -> bool:
-        """Runs `_step` in a transaction. If the disk has no space to keep the manifest, does not keep it."""
+        """Runs `_step` in a transaction, and returns whether the manifest is deleted. If the disk has no space to keep
+        the manifest, does not keep it."""
         try:
-            return await writer.run(lambda db: self._step(db, restorable), reserve_use=ReserveUse.ALL)
+            result = await writer.run(lambda db: self._step(db, restorable), reserve_use=ReserveUse.ALL)
         except StorageFull:
             if not restorable:
                 raise
@@ -143,35 +159,72 @@ class ManifestDeletion:
                 self._digest,
                 self._repo,
             )
-            return await writer.run(lambda db: self._step(db, False), reserve_use=ReserveUse.ALL)
+            result = await writer.run(lambda db: self._step(db, False), reserve_use=ReserveUse.ALL)
+        # The thread may call `_step` several times until the commit, so it must not set this attribute itself.
+        self._checked_to = result.checked_to
+        return result.is_deleted
 
-    def _step(self, db: apsw.Connection, restorable: bool) -> bool:
-        """Before `_check` was called: deletes the manifest and returns True, unless it has more than
-        `_MAX_TAGS_WITHOUT_LOCK` tags; then only returns False. After `_check`: deletes the manifest and returns True,
-        unless it has more than `MAX_TAGS_PER_TRANSACTION` tags; then deletes this number of tags and returns False."""
+    def _step(self, db: apsw.Connection, restorable: bool) -> _StepResult:
+        """Deletes the manifest, or some of its tags if it has too many for one transaction. Deletes nothing if the tags
+        that need the manifest have to be checked first. Raises Denied if one of them is immutable."""
         # The time is read inside the transaction, so that later deletions have later times. Garbage collection keeps a
         # blob for the grace period after the last deletion of a manifest that refers to it. So it keeps the blob at
         # least as long as it keeps every deleted manifest that refers to the blob.
         now = self._clock()
         target = _Target.find(db, self._repo, self._digest)
-        max_tags = MAX_TAGS_PER_TRANSACTION if self._is_checked else _MAX_TAGS_WITHOUT_LOCK
+        is_checked = self._checked_to is not None
+        max_tags = MAX_TAGS_PER_TRANSACTION if is_checked else _MAX_TAGS_WITHOUT_LOCK
         tags = target.first_tags(db, max_tags + 1)
-        if len(tags) <= max_tags:
-            _delete(db, target, tags, self._by, now, restorable, self._is_immutable, EventAction.DELETE)
+        is_last = len(tags) <= max_tags
+        if not (self._check_changes(db, target) if is_checked else is_last and self._check_few(db, target)):
+            return _StepResult(is_deleted=False, checked_to=None)
+        if is_last:
+            _delete(db, target, tags, self._by, now, restorable, EventAction.DELETE)
+        else:
+            _delete_tags(db, target, tags[:max_tags], self._by, now, EventAction.DELETE)
+        return _StepResult(is_deleted=is_last, checked_to=_newest_entry(db))
+
+    def _check(self, db: apsw.Connection) -> int:
+        """Checks all tags that need the manifest. Returns the id of the newest entry of the tag history that was there
+        before. Takes long if there are very many tags, so it must not run in a transaction that changes something.
+        Raises NameUnknown, ManifestUnknown, Denied."""
+        newest_entry = _newest_entry(db)
+        if self._is_immutable is not nothing_immutable:
+            self._refuse_immutable(db, _TAGS_NEEDING_MANIFEST, _Target.find(db, self._repo, self._digest).manifest_id)
+        return newest_entry
+
+    def _check_few(self, db: apsw.Connection, target: _Target) -> bool:
+        """Checks the tags that need the manifest. Returns False if there are too many. Raises Denied."""
+        if self._is_immutable is nothing_immutable:
             return True
-        if self._is_checked:
-            for tag in tags:  # such a tag was made after the check
+        sql = f"{_TAGS_NEEDING_MANIFEST} LIMIT ?"
+        return self._refuse_immutable(db, sql, target.manifest_id, _MAX_TAGS_WITHOUT_LOCK + 1) <= _MAX_TAGS_WITHOUT_LOCK
+
+    def _check_changes(self, db: apsw.Connection, target: _Target) -> bool:
+        """Checks the tags that were set after the entry `_checked_to` of the tag history. No other tag can have come to
+        need the manifest since then: an immutable tag that points at an index keeps all that the index lists, so a
+        manifest between the two cannot have been missing. Returns False if there are too many such tags. Raises
+        Denied."""
+        if self._is_immutable is nothing_immutable:
+            return True
+        rows: list[Any] = db.execute(_SET_TAGS, (self._checked_to, target.repository, _MAX_CHANGED_TAGS + 1)).fetchall()
+        immutable_tags = [tag for (tag,) in rows if self._is_immutable(tag)]
+        if immutable_tags:
+            sql = f"{_TAGS_NEEDING_MANIFEST} WHERE t.name IN (SELECT value FROM json_each(?))"
+            self._refuse_immutable(db, sql, target.manifest_id, json.dumps(immutable_tags))
+        return len(rows) <= _MAX_CHANGED_TAGS
+
+    def _refuse_immutable(self, db: apsw.Connection, sql: str, *parameters: object) -> int:
+        """Raises Denied if a tag that the statement finds is immutable. Otherwise returns the number of these tags."""
+        count, cursor = 0, db.execute(sql, parameters)
+        try:
+            for (tag,) in cursor:
                 if self._is_immutable(tag):
                     raise immutable_delete_denied(self._repo, tag, self._digest)
-            _delete_tags(db, target, tags[:max_tags], self._by, now, EventAction.DELETE)
-        return False
-
-    def _check(self, db: apsw.Connection) -> None:
-        """Raises Denied if an immutable tag needs the manifest; then none of its tags has been deleted. Only reads, but
-        takes long if there are very many tags."""
-        if self._is_immutable is not nothing_immutable:
-            _check_not_needed(db, _Target.find(db, self._repo, self._digest), self._is_immutable)
-        self._is_checked = True
+                count += 1
+        finally:
+            cursor.close()
+        return count
 
 
 def delete_manifest(
@@ -190,7 +243,7 @@ def delete_manifest(
     ManifestUnknown if it has no such manifest. The caller makes sure that the manifest has only a few tags, and that no
     immutable tag needs it."""
     target = _Target.find(db, repo, digest)
-    _delete(db, target, target.first_tags(db, -1), by, now, restorable, nothing_immutable, action)
+    _delete(db, target, target.first_tags(db, -1), by, now, restorable, action)
 
 
 def delete_excess_tags(
@@ -213,13 +266,10 @@ def _delete(
     by: Actor,
     now: float,
     restorable: bool,
-    is_immutable: IsImmutable,
     action: EventAction,
 ) -> None:
-    """Deletes the manifest and `tags`, which are all its tags. Raises Denied if an immutable tag needs the manifest."""
+    """Deletes the manifest and `tags`, which are all its tags."""
     repository, manifest_id = target.repository, target.manifest_id
-    if is_immutable is not nothing_immutable:
-        _check_not_needed(db, target, is_immutable)
     if restorable:
         deleted_manifests.keep(db, manifest_id, now)
     _delete_tags(db, target, tags, by, now, action)
@@ -246,9 +296,6 @@ def _delete_tags(
     db.execute(_DELETE_TAGS, (repository, names))
 
 
-def _check_not_needed(db: apsw.Connection, target: _Target, is_immutable: IsImmutable) -> None:
-    """Raises Denied if an immutable tag points at the manifest, or at an index that contains it."""
-    rows: list[Any] = db.execute(_TAGS_NEEDING_MANIFEST, (target.manifest_id,)).fetchall()
-    for (tag,) in rows:
-        if is_immutable(tag):
-            raise immutable_delete_denied(target.repo, tag, target.digest)
+def _newest_entry(db: apsw.Connection) -> int:
+    """Returns the highest id in the tag history; 0 if it is empty."""
+    return int(db.execute("SELECT coalesce(max(id), 0) FROM tag_history").get)

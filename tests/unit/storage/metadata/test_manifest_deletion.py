@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from storage.content import Manifest
 from storage.errors import Denied, ManifestUnknown
 from storage.metadata.sqlite.manifest_deletion import MAX_TAGS_PER_TRANSACTION
 from storage.names import RepositoryName, Tag
@@ -83,3 +86,60 @@ async def test_no_tag_is_deleted_if_one_of_many_is_immutable(store: StoredRegist
     with pytest.raises(Denied, match=immutable_tag):
         await store.metadata.delete_manifest(APP, IMAGE.digest, BY, True, lambda tag: tag == immutable_tag)
     assert await all_tags(store) == TAGS
+
+
+class TagRule:
+    """A rule that makes `immutable_tag` immutable. Counts the tags that each thread checks. Once a thread that makes no
+    changes checks tags, sets `is_checking`, and this thread waits for `may_go_on`."""
+
+    def __init__(self, immutable_tag: str = "") -> None:
+        self.immutable_tag = immutable_tag
+        self.checked_tags: Counter[str] = Counter()
+        self.is_checking = threading.Event()
+        self.may_go_on = threading.Event()
+
+    def __call__(self, tag: str) -> bool:
+        thread = threading.current_thread().name
+        self.checked_tags[thread] += 1
+        if thread != "metadata":
+            self.is_checking.set()
+            self.may_go_on.wait(60)
+        return tag == self.immutable_tag
+
+
+async def push_index(store: StoredRegistry) -> Manifest:
+    """Pushes an index that lists `IMAGE`, with `TAGS`."""
+    index = index_of([IMAGE.descriptor])
+    await store.delete_manifest(APP, IMAGE.digest, by=BY)
+    await store.put_manifest(APP, IMAGE, by=BY)
+    await store.put_manifest(APP, index, TAGS, by=BY)
+    return index
+
+
+async def test_many_tags_are_not_checked_during_a_transaction(store: StoredRegistry) -> None:
+    """If very many tags need the manifest, because they point at an index that lists it, they are checked while no
+    transaction runs. A transaction checks only the tags that have changed since then."""
+    index = await push_index(store)
+    rule = TagRule()
+    rule.may_go_on.set()
+    await store.metadata.delete_manifest(APP, IMAGE.digest, BY, True, rule)
+    with pytest.raises(ManifestUnknown):
+        await store.resolve_manifest(APP, IMAGE.digest)
+    assert await store.resolve_manifest(APP, TAGS[0]) == index.descriptor
+    assert rule.checked_tags["metadata"] < 100
+    assert rule.checked_tags.total() >= len(TAGS)
+
+
+@pytest.mark.parametrize("is_tag_of_index", [True, False])
+async def test_immutable_tag_that_is_pushed_during_the_deletion(store: StoredRegistry, is_tag_of_index: bool) -> None:
+    """If an immutable tag that needs the manifest is pushed after the check of all tags, the deletion is refused."""
+    pushed = await push_index(store) if is_tag_of_index else IMAGE
+    rule = TagRule("release")
+    deletion = asyncio.create_task(store.metadata.delete_manifest(APP, IMAGE.digest, BY, True, rule))
+    await asyncio.to_thread(rule.is_checking.wait, 60)
+    await store.put_manifest(APP, pushed, [Tag("release")], by=BY)
+    rule.may_go_on.set()
+    with pytest.raises(Denied, match="release is immutable"):
+        await deletion
+    assert len(await all_tags(store)) == len(TAGS) + 1
+    assert await store.resolve_manifest(APP, Tag("release")) == pushed.descriptor
