@@ -126,7 +126,11 @@ class CachedImages(Protocol):
         rules allow to evict, in one transaction, and returns the image. If the rules allow none of these evictions,
         returns True if more images are left to check, otherwise False. `started`: time at which this eviction began
         (seconds since 1970). In one eviction, the store checks each image only once. `by`: the actor that the audit log
-        names."""
+        names.
+
+        If an image that may be evicted has very many tags, deletes only a part of them, so that the transaction stays
+        short, and returns True. The next call goes on with this image, and `EvictedImage.tags` then has only the tags
+        that were left."""
         ...
 
     async def plan(

@@ -194,7 +194,10 @@ class Deleter(Protocol):
         never had content), Denied (an immutable tag points at the manifest, or at an index that lists it).
 
         `restorable`: the store keeps the manifest for the grace period of garbage collection, so that it can be put
-        back. A mirror passes False, because it can fetch the manifest again."""
+        back. A mirror passes False, because it can fetch the manifest again.
+
+        If very many tags point at the manifest, they are removed in several steps, and the manifest in the last one. A
+        cancellation or an error can then leave the manifest with fewer tags."""
         ...
 
     async def delete_tag(

@@ -30,7 +30,7 @@ _END: Final = "\n"
 _BITS_PER_STEP: Final = 1024
 """An operation on an integer of up to this number of bits takes about as long as any other operation in Python. On a
 larger integer, the time grows with the number of bits."""
-_MIN_SHARED_CHARACTERS: Final = 4096
+MIN_SHARED_CHARACTERS: Final = 4096
 """`SharedMatcher` shares the matchers of patterns with at least this number of characters in total. A matcher takes
 about ten bytes of memory per character of its patterns, so sharing smaller matchers would save too little."""
 _MAX_SHARED_MATCHERS: Final = 64
@@ -257,7 +257,7 @@ class SharedMatcher:
 
     def __init__(self, patterns: frozenset[str]) -> None:
         self._patterns = patterns
-        self._own = Matcher(patterns) if sum(map(len, patterns)) < _MIN_SHARED_CHARACTERS else None
+        self._own = Matcher(patterns) if sum(map(len, patterns)) < MIN_SHARED_CHARACTERS else None
 
     @property
     def matcher(self) -> Matcher:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Final, Self
 
-from storage.pattern_matcher import Matcher, SharedMatcher
+from storage.pattern_matcher import MIN_SHARED_CHARACTERS, Matcher, SharedMatcher
 
 _PATTERN = re.compile(r"[a-z0-9._*-]+(/[a-z0-9._*-]+)*")
 _SIMPLE = re.compile(r"[^*]*\*{0,2}")
@@ -27,6 +27,15 @@ _MAX_LENGTH = 255
 _MAX_SEEK_ROUNDS: Final = 4
 """Largest number of times that `NameSet.seek` searches the patterns and then the limits, before it returns what it has
 found so far."""
+
+_SET_BYTES: Final = 2048
+"""Approximate memory of a `NameSet` without its patterns, in bytes."""
+_MATCHED_PATTERN_BYTES: Final = 1200
+"""Approximate memory of a short pattern together with its part of a matcher, in bytes."""
+_MATCHED_CHARACTER_BYTES: Final = 8
+"""Approximate memory of each further character of a pattern and of the matcher, in bytes."""
+_PATTERN_BYTES: Final = 64
+"""Approximate memory of a pattern without its characters and without a matcher, in bytes."""
 
 
 class NamePattern(str):
@@ -141,6 +150,19 @@ class NameSet:
         """True only if the set contains every name. Can be False for a set that contains every name, if only several
         patterns together match all names."""
         return not self.guarded and "**" in self.patterns and (self.limits is None or "**" in self.limits)
+
+    @cached_property
+    def memory_bytes(self) -> int:
+        """Approximate memory of the set with its matchers, in bytes. Does not include large matchers, which sets
+        share."""
+        size = _SET_BYTES + _MATCHED_PATTERN_BYTES * len(self.guarded)
+        for patterns in (self.patterns, self.limits or ()):
+            characters = sum(map(len, patterns))
+            if characters < MIN_SHARED_CHARACTERS:
+                size += _MATCHED_PATTERN_BYTES * len(patterns) + _MATCHED_CHARACTER_BYTES * characters
+            else:
+                size += _PATTERN_BYTES * len(patterns) + characters
+        return size
 
     def prepare(self) -> None:
         """Builds the lookup structure in advance, which takes milliseconds for many patterns. Without this call, the

@@ -3,12 +3,13 @@ values."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 MAX_VALUE_DIVISOR: Final = 16
-"""A cache does not store values larger than its capacity divided by this number, so that no single value evicts most
-others."""
+"""A cache does not store values that are, with their keys, larger than its capacity divided by this number, so that no
+single value evicts most others."""
 MAX_REMEMBERED_KEYS: Final = 4096
 """Largest number of requested keys that `should_cache` remembers. Before it would remember more, it forgets the older
 half."""
@@ -19,8 +20,8 @@ class VersionedCache(Generic[V]):
     """A cache of values that are computed from data with a version.
 
     `version`: a function that returns the current version of the data. When the version has changed, the cache evicts
-    all values, so it never returns a stale value. `capacity`: largest total size of the cached values in bytes. When a
-    new value does not fit, the cache evicts the oldest values."""
+    all values, so it never returns a stale value. `capacity`: largest total size in bytes of the cached values and of
+    the texts in their keys. When a new value does not fit, the cache evicts the oldest values."""
 
     def __init__(self, version: Callable[[], object], capacity: int) -> None:
         self.version = version
@@ -30,9 +31,9 @@ class VersionedCache(Generic[V]):
         self._capacity = capacity
         self._free_bytes = capacity
         self._entries: dict[Hashable, tuple[V, int]] = {}
-        """The value and its size in bytes, by key, in the order of the `put` calls."""
+        """The value, and the size in bytes of the value and its key, by key, in the order of the `put` calls."""
         self._recent_hashes: set[int] = set()
-        """Hashes of the keys of the latest calls of `should_cache`."""
+        """Hashes of the keys of the latest calls of `should_cache`. The keys themselves could be long."""
         self._older_hashes: set[int] = set()
         """Hashes of the keys of the calls before those in `_recent_hashes`."""
 
@@ -60,13 +61,15 @@ class VersionedCache(Generic[V]):
         return False
 
     def put(self, key: Hashable, value: V, size: int, version: object) -> None:
-        """Caches `value`. `size`: approximate size of the value in bytes. `version`: the version that the data had
-        before the value was computed. If the data has changed since then, `get` does not return the value. Does nothing
-        if the value is too large, or if the cache has a value for the key already."""
+        """Caches `value`. `size`: approximate size in bytes of the value, and of the parts of the key that are neither
+        texts nor tuples of texts. This method adds the size of the texts in the key. `version`: the version that the
+        data had before the value was computed. If the data has changed since then, `get` does not return the value.
+        Does nothing if the value with its key is too large, or if the cache has a value for the key already."""
         if version != self.last_version:
             if version != self.version():
                 return
             self._clear(version)
+        size += _text_bytes(key)
         if size > self._capacity // MAX_VALUE_DIVISOR or key in self._entries:
             return
         while size > self._free_bytes:
@@ -78,3 +81,10 @@ class VersionedCache(Generic[V]):
         """Evicts all values, because the data has the new version `version`."""
         self._entries.clear()
         self.last_version, self._free_bytes = version, self._capacity
+
+
+def _text_bytes(key: Hashable) -> int:
+    """Returns how many bytes of memory the texts in the key take. A client may have chosen these texts."""
+    if isinstance(key, tuple):
+        return sum(map(_text_bytes, key))
+    return sys.getsizeof(key) if isinstance(key, str | bytes) else 0

@@ -147,9 +147,8 @@ class AnswerCache:
             *(before, after, body, exchange.name, exchange.is_account, exchange.pull),
             *(exchange.kind, exchange.repo, exchange.item),
         )
-        _, path, _, host = key
-        size = _ENTRY_BYTES + len(path) + len(host) + 2 * len(body)  # `rendered` contains the body once more
-        self._answers.put(key, answer, size, version)
+        # `rendered` contains the body once more. The cache adds the size of the key.
+        self._answers.put(key, answer, _ENTRY_BYTES + 2 * len(body), version)
 
     def _key(self, scope: Scope, make_credential_key: MakeCredentialKey) -> tuple[str, bytes, Hashable, bytes] | None:
         """Returns the cache key of a request; None: the request bypasses the cache."""

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Final
 
 from registry.asgi import Header
 from registry.http.disconnect import DisconnectWatch
@@ -20,6 +21,8 @@ from registry.request import RequestInvalid
 from storage.content import OCI_INDEX, Descriptor
 from storage.names import Digest, shown
 
+MAX_LAST_CHARACTERS: Final = 1024
+"""Largest length of `last`. No name of an entry has more than 255 characters, and no encrypted cursor more than 700."""
 _COUNT = re.compile(r"[0-9]{1,18}")
 _INDEX_TYPE: Header = (b"content-type", OCI_INDEX.encode())
 _INDEX_HEAD = f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":['.encode()
@@ -32,7 +35,7 @@ it would block the loop."""
 async def list_tags(exchange: Exchange) -> None:
     """Lists a repository's tags. With `n=0`, the list is empty, as the spec says. An unknown repository gets 404 even
     with `n=0`."""
-    requested, last = _read_count(exchange), exchange.query.one("last")
+    requested, last = _read_count(exchange), _read_last(exchange)
     max_tags = exchange.limits.tags_per_page
     limit = max_tags if requested is None else min(requested, max_tags)
 
@@ -55,7 +58,7 @@ async def list_repositories(exchange: Exchange) -> None:
     The work for one page is bounded. So a page may be shorter than requested, or even empty, and still have a link to
     the next page. The next page may start after a repository from which the client is not allowed to pull. Then `last`
     in this link is an encrypted cursor, because the client must not learn the name of that repository."""
-    requested, last = _read_count(exchange), exchange.query.one("last")
+    requested, last = _read_count(exchange), _read_last(exchange)
     limit = exchange.limits.default_catalog_page if requested is None else requested
     limit = min(limit, exchange.limits.max_catalog_page)
 
@@ -88,6 +91,19 @@ def _read_count(exchange: Exchange) -> int | None:
     return int(text)
 
 
+def _read_last(exchange: Exchange) -> str | None:
+    """Returns the query parameter `last`, the entry after which the page starts. Returns None if the query does not
+    have it. Raises RequestInvalid if it is longer than any entry or cursor, because the store would cache the page
+    together with this text."""
+    text = exchange.query.one("last")
+    if text is not None and len(text) > MAX_LAST_CHARACTERS:
+        raise RequestInvalid(
+            f"last has {len(text)} characters; it has to be an entry of the list, or come from the Link header of a "
+            f"page, with at most {MAX_LAST_CHARACTERS} characters"
+        )
+    return text
+
+
 def _next_link(exchange: Exchange, path: str, last: str, requested: int | None) -> Header:
     """Returns the Link header with the URL of the page that starts after the entry `last`. `requested`: the `n` of this
     request, which the URL repeats; None: the request has no `n`."""
@@ -101,7 +117,7 @@ async def list_referrers(exchange: Exchange) -> None:
     subject = Digest(exchange.item)
     # A media type contains no space. A '+' that the client did not percent-encode was decoded as a space.
     artifact_type = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
-    last = exchange.query.one("last")
+    last = _read_last(exchange)
 
     async def make_response() -> tuple[bytes, list[Header]]:
         page = await exchange.registry.referrers(

@@ -45,6 +45,10 @@ CHUNK_BYTES: Final = 256 * 1024
 MAX_BUFFERED_BYTES: Final = 512 * 1024
 """Largest number of bytes of one blob that are buffered. If a chunk would exceed it, the thread waits for the
 client."""
+SMALL_CHUNK_BYTES: Final = 4 * 1024
+"""A smaller chunk counts as `_CHUNK_OVERHEAD_BYTES` more bytes, so that tiny chunks do not take much more memory."""
+_CHUNK_OVERHEAD_BYTES: Final = 64
+"""Memory of a chunk in addition to its bytes."""
 READER_BYTES: Final = MAX_BUFFERED_BYTES + 2 * CHUNK_BYTES
 """The share of the budget that the reader of a large blob has: the buffer, the last chunk that it yielded, and the copy
 of this chunk in the buffer of the client's connection."""
@@ -68,6 +72,11 @@ def new_pass_through_memory() -> MemoryBudget:
 
 class ReaderClosed(Exception):
     """The client has closed the reader, so the thread stops."""
+
+
+def _memory_of(chunk: bytes) -> int:
+    """Returns the number of bytes as which the chunk counts."""
+    return len(chunk) if len(chunk) >= SMALL_CHUNK_BYTES else len(chunk) + _CHUNK_OVERHEAD_BYTES
 
 
 class _Buffer:
@@ -111,14 +120,14 @@ class _Buffer:
 
     def _add(self, chunk: bytes) -> None:
         def can_go_on() -> bool:
-            return self._close_error is not None or self._buffered_bytes + len(chunk) <= MAX_BUFFERED_BYTES
+            return self._close_error is not None or self._buffered_bytes + _memory_of(chunk) <= MAX_BUFFERED_BYTES
 
         with self._changed:
             self._changed.wait_for(can_go_on)
             if self._close_error is not None:
                 raise ReaderClosed
             self._chunks.append(chunk)
-            self._buffered_bytes += len(chunk)
+            self._buffered_bytes += _memory_of(chunk)
             self._next_offset += len(chunk)
 
     def next_chunk(self) -> bytes | None:
@@ -129,7 +138,7 @@ class _Buffer:
             if not self._chunks:
                 return None
             chunk = self._chunks.popleft()
-            self._buffered_bytes -= len(chunk)
+            self._buffered_bytes -= _memory_of(chunk)
             self._changed.notify_all()
             return chunk
 

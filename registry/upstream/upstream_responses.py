@@ -97,10 +97,10 @@ class UpstreamResponse:
 
 
 def parse_count(text: str | None) -> int | None:
-    """Returns the number in a header value that has 1 to 19 digits and nothing else; None for any other text, and for
-    None."""
+    """Returns the number in a header value that has 1 to 18 digits and nothing else; None for any other text, and for
+    None. A number with more digits could be larger than the integers of the database."""
     text = (text or "").strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def error_for_response(

@@ -79,9 +79,11 @@ class ChunkedFraming:
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit` is the maximum number of bytes of one line, and of all trailers (headers after the last chunk)
-        together."""
+        """`limit` is the maximum number of bytes of one line, of all chunk extensions together (RFC 9112, 7.1.1), and
+        of all trailers (headers after the last chunk) together. Extensions are limited because they are received into
+        the same buffers as the body, and these buffers stay in memory until the application has used their bytes."""
         self._limit = limit
+        self._extension_bytes = 0
         self._chunk_remaining_bytes = 0  # bytes of the current chunk that were not parsed yet
         self._line = b""  # an incomplete line, as far as it was received
         self._parse_line = self._parse_size_line  # the method that parses the next line
@@ -151,6 +153,9 @@ class ChunkedFraming:
         size = _SIZE_LINE.fullmatch(line)
         if size is None or int(size[1], 16) > MAX_CHUNK_BYTES:
             raise _malformed("a chunk's size is not valid")
+        self._extension_bytes += len(line) - size.end(1) - len(b"\r\n")
+        if self._extension_bytes > self._limit:
+            raise _too_large(self._limit)
         self._chunk_remaining_bytes = int(size[1], 16)
         if not self._chunk_remaining_bytes:
             self._parse_line = self._parse_trailer
@@ -175,5 +180,5 @@ def _malformed(problem: str) -> RefusedRequest:
 def _too_large(limit: int) -> RefusedRequest:
     return RefusedRequest(
         HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        f"the chunked body has a line, or trailers, of more than {limit} bytes",
+        f"the chunked body has a line, chunk extensions, or trailers, of more than {limit} bytes",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from registry.asgi import Scope
@@ -16,6 +16,8 @@ from registry.server.http1.error_responses import RefusedRequest
 from registry.server.http1.response_head import Headers
 
 HEAD_END = b"\r\n\r\n"
+MAX_BODY_BYTES: Final = 2**63 - 1
+"""Largest length of a body, in bytes. No file can be larger, and no integer in the database."""
 
 
 def find_head_end(tail: bytes, data: bytes, start: int) -> int:
@@ -63,10 +65,16 @@ def check_head(headers: Headers, version: str, method: str) -> None:
 def body_length(headers: Headers) -> int | None:
     """Returns the length of the request's body in bytes; None if the body is chunked, so that its length is unknown.
     httptools has refused heads with both Content-Length and Transfer-Encoding, with two lengths, or with a length that
-    is not a number."""
+    is not a number. Raises RefusedRequest with 413 if the body is longer than `MAX_BODY_BYTES`."""
     for name, value in headers:
         if name == b"content-length":
-            return int(value)
+            length = int(value)
+            if length > MAX_BODY_BYTES:
+                raise RefusedRequest(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"Content-Length is {length}; a body has at most {MAX_BODY_BYTES} bytes",
+                )
+            return length
         if name == b"transfer-encoding":
             return None
     return 0

@@ -27,13 +27,19 @@ BUFFERED_BYTES_LIMIT = 32 * 1024 * 1024
 `SMALL_BATCH_BYTES`."""
 SMALL_BATCH_BYTES = 64 * 1024
 """Size of a batch while the uploads hold too many bytes in memory."""
+SMALL_PIECE_BYTES = 4 * 1024
+"""Smaller pieces of data are copied and joined. A memory view takes about 200 bytes even if its data is one byte, and
+keeps the whole buffer in memory into which the data was received."""
+PIECE_OVERHEAD_BYTES = 200
+"""Memory that counts for each element of a batch, in addition to its data."""
 CLOSE_INLINE_BYTES = 64 * 1024
 """Size up to which a session's file is closed on the event loop. Closing a larger file may block for long."""
 
 
 @dataclass(slots=True)
 class UploadBuffers:
-    """Counts the bytes that all uploads of the process hold in memory (`size`). The uploads share one object."""
+    """Counts the memory, in bytes, that the batches of all uploads of the process take (`size`). The uploads share one
+    object."""
 
     size: int = 0
 
@@ -64,9 +70,12 @@ class FileUploadSession:
         if file is not None:
             self._opening = asyncio.get_running_loop().create_future()
             self._opening.set_result(file)
-        self._batch: list[bytes | memoryview] = []
-        """The batch that is being collected."""
+        self._batch: list[bytes | bytearray | memoryview] = []
+        """The batch that is being collected. Each bytearray contains small pieces. No other object refers to it."""
         self._batch_size = 0
+        """Number of bytes of data in the batch."""
+        self._batch_memory = 0
+        """Memory that the batch takes, in bytes."""
         self._written = offset
         """Number of bytes that are in the file or that `_writing` is writing."""
         self._writing: asyncio.Future[Digest | None] | None = None
@@ -80,15 +89,28 @@ class FileUploadSession:
     async def append(self, data: bytes | memoryview) -> None:
         """Adds `data` to the batch, and starts writing the batch if it is full. Waits only if the previous batch is
         still being written. The caller must never change the memory of `data` afterwards."""
-        self._batch.append(data)
-        self._batch_size += len(data)
-        self._buffers.size += len(data)
+        self._add_to_batch(data)
         is_over_limit = self._buffers.size > BUFFERED_BYTES_LIMIT
         if self._batch_size >= (SMALL_BATCH_BYTES if is_over_limit else BATCH_BYTES):
             await self._finish_write()
             self._start_write(await self._open_file())
             if is_over_limit:
                 await self._finish_write()
+
+    def _add_to_batch(self, data: bytes | memoryview) -> None:
+        last = self._batch[-1] if self._batch else None
+        memory = len(data)
+        if memory >= SMALL_PIECE_BYTES:
+            self._batch.append(data)
+            memory += PIECE_OVERHEAD_BYTES
+        elif isinstance(last, bytearray):
+            last += data
+        else:
+            self._batch.append(bytearray(data))
+            memory += PIECE_OVERHEAD_BYTES
+        self._batch_size += len(data)
+        self._batch_memory += memory
+        self._buffers.size += memory
 
     async def read_at(self, offset: int, length: int) -> bytes:
         """Writes all appended bytes to the file, and returns the `length` bytes at `offset`, or fewer if fewer have
@@ -142,8 +164,8 @@ class FileUploadSession:
 
     def _discard_batch(self) -> None:
         """Discards the bytes that were collected after the last write was started."""
-        self._buffers.size -= self._batch_size
-        self._batch, self._batch_size = [], 0
+        self._buffers.size -= self._batch_memory
+        self._batch, self._batch_size, self._batch_memory = [], 0, 0
 
     def _close_when_idle(self) -> None:
         """Closes the file as soon as no thread uses it. If it were closed earlier, a new file could get the same
@@ -160,9 +182,10 @@ class FileUploadSession:
         is the last one, otherwise None. After the last batch, the thread also computes the digest of all bytes, and
         syncs the file if this is the expected digest. All this is done in one call in a thread, because passing calls
         to threads takes more than half of the time of a small push."""
-        chunks, start = self._batch, self._written
+        chunks = [memoryview(piece) if isinstance(piece, bytearray) else piece for piece in self._batch]
+        memory, start = self._batch_memory, self._written
         end = start + self._batch_size
-        self._batch, self._batch_size, self._written = [], 0, end
+        self._batch, self._batch_size, self._batch_memory, self._written = [], 0, 0, end
 
         def write() -> Digest | None:
             if chunks:
@@ -178,7 +201,7 @@ class FileUploadSession:
             return actual
 
         self._writing = self._disk.run(write)
-        self._writing.add_done_callback(lambda _: self._free_buffers(end - start))
+        self._writing.add_done_callback(lambda _: self._free_buffers(memory))
 
     def _free_buffers(self, size: int) -> None:
         """Records that `size` bytes of the uploads are no longer in memory."""

@@ -1,4 +1,4 @@
-"""Changes of manifests and tags.
+"""Changes of manifests and tags, except the deletion of manifests (`storage.metadata.sqlite.manifest_deletion`).
 
 Each function runs inside a transaction on the given connection. `storage.metadata.sqlite.commit_thread.CommitThread`
 commits the transaction afterwards; then the change is durable.
@@ -21,8 +21,8 @@ from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.blob_changes import make_repository
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, usage_tables
-from storage.metadata.sqlite.upkeep.damage_changes import forget_manifest, heal_manifest
-from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_manifest, delete_pulls
+from storage.metadata.sqlite.upkeep.damage_changes import heal_manifest
+from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_manifest
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import EventAction
 from storage.tag_history import not_restorable
@@ -37,28 +37,6 @@ _MANIFESTS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (SELECT 1 FROM manifest m WHERE m.repository = ?1 AND m.digest = value AND m.size > 0)"""
 """Both statements count damaged content (an empty `place`, the size 0) as missing, so that clients push it again."""
-
-_RECORD_DELETED_TAGS = """
-INSERT INTO tag_history (repository, tag, digest, at, actor, address, request_id, user_agent)
-SELECT ?1, name, NULL, ?3, ?4, ?5, ?6, ?7 FROM tag WHERE manifest = ?2 ORDER BY name"""
-_TAGS_NEEDING_MANIFEST = """
-WITH RECURSIVE needing (id, repository, digest) AS (
-  SELECT id, repository, digest FROM manifest WHERE id = ?
-  UNION
-  SELECT m.id, m.repository, m.digest
-    FROM needing n JOIN manifest_child c ON c.repository = n.repository AND c.digest = n.digest
-    JOIN manifest m ON m.id = c.manifest)
-SELECT t.name FROM needing n CROSS JOIN tag t ON t.manifest = n.id"""
-"""Finds the tags of a manifest, and the tags of all indexes that contain it, directly or through other indexes. With
-CROSS JOIN, SQLite does not read all tags of the store."""
-_QUEUE_UNREFERENCED_BLOBS = """
-INSERT INTO collect_queue (repository, digest, since)
-SELECT ?1, g.digest, ?3 FROM manifest_blob g
- WHERE g.manifest = ?2
-   AND NOT EXISTS (SELECT 1 FROM manifest_blob o
-                    WHERE o.repository = ?1 AND o.digest = g.digest AND o.manifest <> ?2)
-    ON CONFLICT (repository, digest) DO UPDATE SET since = excluded.since"""
-"""Queues for garbage collection the blobs to which only this manifest of the repository refers."""
 
 
 def put_manifest(
@@ -269,52 +247,6 @@ def delete_tag(
     db.execute("DELETE FROM tag WHERE repository = ? AND name = ?", (repository, tag))
     _record_tag(db, repository, tag, digest=None, by=by, now=now)
     event_tables.add_deleted_tag(db, action, repo, tag, digest, by, now)
-
-
-def delete_manifest(
-    db: apsw.Connection,
-    repo: RepositoryName,
-    digest: Digest,
-    by: Actor,
-    now: float,
-    *,
-    restorable: bool = True,
-    is_immutable: IsImmutable = nothing_immutable,
-    action: EventAction = EventAction.DELETE,
-) -> None:
-    """Deletes the manifest and all its tags. Queues for garbage collection the blobs to which no other manifest of the
-    repository refers. `restorable`: whether to keep the manifest in the table `deleted_manifest`, so that it can be put
-    back. `action`: the action that the events record. Raises NameUnknown if there is no such repository,
-    ManifestUnknown if it has no such manifest, Denied if an immutable tag needs the manifest."""
-    repository = lookups.repository_id(db, repo)
-    manifest_id = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
-    if manifest_id is None:
-        raise ManifestUnknown(f"{repo} has no manifest {digest}")
-    if is_immutable is not nothing_immutable:
-        _check_not_needed(db, manifest_id, repo, digest, is_immutable)
-    if restorable:
-        deleted_manifests.keep(db, manifest_id, now)
-    event_tables.add_deleted_manifest(db, action, repo, manifest_id, by, now)
-    db.execute(_RECORD_DELETED_TAGS, (repository, manifest_id, now, by.name, by.address, by.request_id, by.user_agent))
-    db.execute("DELETE FROM tag WHERE manifest = ?", (manifest_id,))
-    db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository, manifest_id, now))
-    db.execute("DELETE FROM manifest_blob WHERE manifest = ?", (manifest_id,))
-    db.execute("DELETE FROM manifest_child WHERE manifest = ?", (manifest_id,))
-    delete_pulls(db, manifest_id)
-    db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
-    forget_manifest(db, repository, digest)
-    db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository,))
-    record_content(db, by, now, "manifest.delete", repo, digest)
-
-
-def _check_not_needed(
-    db: apsw.Connection, manifest_id: int, repo: RepositoryName, digest: Digest, is_immutable: IsImmutable
-) -> None:
-    """Raises Denied if an immutable tag points at the manifest, or at an index that contains it."""
-    rows: list[Any] = db.execute(_TAGS_NEEDING_MANIFEST, (manifest_id,)).fetchall()
-    for (tag,) in rows:
-        if is_immutable(tag):
-            raise immutable_delete_denied(repo, tag, digest)
 
 
 def put_back(

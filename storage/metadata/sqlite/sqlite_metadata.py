@@ -16,6 +16,7 @@ The *reserve* is disk space that was allocated in advance. On a full disk, chang
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +27,6 @@ import apsw
 
 from storage.content import Actor, Condition, Descriptor, Manifest, Page
 from storage.data_dir.reserve import ReserveUse
-from storage.errors import StorageFull
 from storage.metadata.catalog import (
     BlobRow,
     DeletedManifest,
@@ -39,6 +39,7 @@ from storage.metadata.catalog import (
 from storage.metadata.sqlite import blob_changes, lookups, manifest_and_tag_changes
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.manifest_deletion import ManifestDeletion
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables
@@ -72,10 +73,10 @@ T = TypeVar("T")
 S = TypeVar("S", bound=str)
 
 
-def _page_memory(page: Page[Tag] | Page[RepositoryName]) -> int:
-    """Returns the approximate bytes of memory that the page takes. The next two functions return the same for other
-    values."""
-    return _SMALL_VALUE_BYTES + sum(64 + len(name) for name in page.items)
+def _page_memory(page: Page[Tag] | Page[RepositoryName], set_bytes: int = 0) -> int:
+    """Returns the approximate bytes of memory that the page takes, plus `set_bytes`. The next two functions return the
+    memory of other values."""
+    return _SMALL_VALUE_BYTES + set_bytes + sum(64 + len(name) for name in page.items)
 
 
 def _manifest_memory(manifest: Manifest) -> int:
@@ -112,13 +113,16 @@ class SqliteMetadata:
         self._cache: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
         self._writer = writer
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
+        self._deletion_lock = asyncio.Lock()
+        """Held while a manifest with many tags is deleted."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
 
     def _cached_lookup(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
         """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
         equal call instead, if no process has committed anything since that call. `memory_of` returns the approximate
-        bytes of memory that a result takes. If `lookup` raises an error, caches nothing."""
+        bytes of memory that a result takes; the cache adds the texts in `arguments`. If `lookup` raises an error,
+        caches nothing."""
         key = (lookup, *arguments)
         cached = self._cache.get(key)
         if cached is not None:
@@ -267,25 +271,10 @@ class SqliteMetadata:
         restorable: bool = True,
         is_immutable: IsImmutable = nothing_immutable,
     ) -> None:
-        """Deletes the manifest and all its tags. `restorable`: keeps the manifest so that it can be put back."""
-
-        def delete(db: apsw.Connection, is_kept: bool) -> None:
-            # The time is read inside the transaction, so that later deletions have later times. Garbage collection
-            # keeps a blob for the grace period after the last deletion of a manifest that refers to it. So it keeps the
-            # blob at least as long as it keeps every deleted manifest that refers to the blob.
-            manifest_and_tag_changes.delete_manifest(
-                db, repo, digest, by, self._clock(), restorable=is_kept, is_immutable=is_immutable
-            )
-
-        try:
-            await self._writer.run(lambda db: delete(db, restorable), reserve_use=ReserveUse.ALL)
-        except StorageFull:
-            if not restorable:
-                raise
-            log.warning(
-                "the disk is too full to keep the deleted manifest %s of %s; it cannot be put back", digest, repo
-            )
-            await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.ALL)
+        """Deletes the manifest and all its tags. `restorable`: keeps the manifest so that it can be put back. A
+        cancellation can leave a manifest that had very many tags with fewer tags."""
+        deletion = ManifestDeletion(repo, digest, by, self._clock, is_immutable)
+        await deletion.run(self._writer, self._scans, self._deletion_lock, restorable=restorable)
 
     async def delete_tag(
         self,
@@ -306,7 +295,8 @@ class SqliteMetadata:
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
         if within.has_every_name and limit <= _MAX_REPOSITORIES_ON_LOOP:
             return self._cached_lookup(_page_memory, lookups.repositories, after, limit, within)
-        return await self._cached_scan(_page_memory, lookups.repositories, after, limit, within)
+        memory_of = partial(_page_memory, set_bytes=within.memory_bytes)  # the set is a part of the cache's key
+        return await self._cached_scan(memory_of, lookups.repositories, after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         return self._cached_lookup(_page_memory, lookups.tags, repo, after, limit)

@@ -100,6 +100,7 @@ _LISTS: dict[str, tuple[str, str, str]] = {
     "catalog: one pattern that matches nothing": ("200,000", "/v2/_catalog?last=FRESH", "one"),
     "catalog: thousands of grants": ("5,000", "/v2/_catalog?last=FRESH", "many"),
     "catalog: a long last": ("31 KiB", f"/v2/_catalog?last={'r/' * (15 * KIB)}FRESH", "limited"),
+    "catalog: a last of the largest length": ("1,024", f"/v2/_catalog?last={'r/' * 500}FRESH", "limited"),
     "tags: n=1000000": ("10,000", "/v2/large/tags/tags/list?n=1000000&last=tFRESH", ""),
     "tags: no n": ("10,000", "/v2/large/tags/tags/list?last=t0FRESH", ""),
     "tags: a pull by an account with thousands of grants": ("5,000", "/v2/team1/a/b/tags/list?last=FRESH", "many"),

@@ -76,6 +76,22 @@ def _ranged(value: str, site: AttackedSite) -> AttackAnswer:
     return site.ask("PATCH", _start(site), {"Content-Range": value}, b"a")
 
 
+def _dripped(size: int, site: AttackedSite) -> AttackAnswer:
+    """Uploads `size` bytes with a declared length, each in a TCP segment of its own."""
+
+    def pieces() -> Iterator[bytes]:
+        yield attack_requests.head("PATCH", _start(site), length=size)
+        for _ in range(size):
+            yield b"a"
+
+    return attack_requests.talk(site.port, pieces())
+
+
+def _of_length(length: int, site: AttackedSite) -> AttackAnswer:
+    """Sends the head of a PATCH with this Content-Length, and one byte of its body."""
+    return site.talk(attack_requests.head("PATCH", _start(site), length=length) + b"a")
+
+
 def _cancelled(site: AttackedSite) -> AttackAnswer:
     """Cancels an upload session with 32 MiB."""
     location = _start(site)
@@ -90,6 +106,8 @@ ATTACKS = [
     Attack("upload: many sessions", "300", _sessions),
     Attack("upload: long Content-Range", "31 KiB", partial(_ranged, f"{'9' * 15_000}-{'9' * 15_000}")),
     Attack("upload: Content-Range beyond any blob", "", partial(_ranged, "999999999999999999-999999999999999999")),
+    Attack("upload: one byte in each segment", "20,000", partial(_dripped, 20_000)),
+    Attack("upload: Content-Length of 2^63", "", partial(_of_length, 2**63)),
     Attack("upload: given up", "32 MiB", _cancelled),
     Attack("upload: mounts", "64", partial(_mounts, f"&from={REPO}")),
     Attack("upload: mounts from anywhere", "64", partial(_mounts, "")),

@@ -67,6 +67,17 @@ def _pipelined_behind_a_blob(number: int) -> Sequence[bytes]:
     return [blob + b"GET / HTTP/1.1\r\nHost:a\r\n\r\n" * 64]
 
 
+def _after_long_texts(number: int) -> Sequence[bytes]:
+    """Returns the requests of a client: pages of tags after 30 long texts, each requested twice, so that the server
+    caches the pages."""
+    texts = [f"%F0%9F%98%80{number:03d}{text:02d}{'z' * 1000}" for text in range(30)]
+    targets = [f"/v2/large/tags/tags/list?n=1&last={text}" for text in texts]
+    return [
+        *(attack_requests.head("GET", target, keep=True) * 2 for target in targets),
+        attack_requests.head("GET", "/v2/"),
+    ]
+
+
 def _posted(target: str, kind: str, body: bytes, site: AttackedSite) -> Callable[[int], Sequence[bytes]]:
     """Returns a function with the request of a client: a POST by the admin."""
     return lambda number: [
@@ -134,6 +145,7 @@ LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
     "tags that nobody reads": lambda site: ClientLoad(
         _get(lambda number: f"/v2/large/tags/tags/list?last=t{number:03d}"), reads=False
     ),
+    "tags after long texts": lambda site: ClientLoad(_after_long_texts),
     "pipelined tags that nobody reads": lambda site: ClientLoad(
         _pipelined("/v2/large/tags/tags/list", 64), reads=False
     ),

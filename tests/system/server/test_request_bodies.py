@@ -28,7 +28,7 @@ from tests.system.server.test_sendfile import descriptors
 POST = b"POST /digest HTTP/1.1\r\nHost: test\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 LIMIT = 1000
-"""The maximum length in bytes of a chunk extension, of a trailer line, and of all trailers."""
+"""The maximum length in bytes of a trailer line, of all chunk extensions together, and of all trailers together."""
 
 
 def resident(running: AppProcess) -> int:
@@ -166,9 +166,18 @@ def test_malformed_chunks(server: AppProcess, body: bytes, bytewise: bool) -> No
             assert read_error(read_all(sock)) == (400, "UNSUPPORTED")
 
 
-@pytest.mark.parametrize("line", [b"3;" + b"a" * 2000, b"0\r\nX: " + b"a" * 2000, b"0\r\n" + b"X: y\r\n" * 400])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"3;" + b"a" * 2000,
+        b"3;abcdefgh\r\nabc\r\n" * 200,
+        b"0\r\nX: " + b"a" * 2000,
+        b"0\r\n" + b"X: y\r\n" * 400,
+    ],
+)
 def test_chunk_extensions_and_trailers_are_limited(line: bytes) -> None:
-    """A chunk extension, a trailer line, or trailers that are larger than the limit get a 431."""
+    """A chunk extension or a trailer line that is larger than the limit gets a 431. So do many small ones that are
+    larger than the limit together."""
     for cuts in ([], list(range(1, len(line)))):
         with pytest.raises(RefusedRequest) as refused:
             receive(BodyBuffer(ChunkedFraming(LIMIT)), line, cuts)

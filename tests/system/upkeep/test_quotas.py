@@ -153,7 +153,8 @@ def test_new_quota_counts_existing_content(tmp_path: Path) -> None:
         wait_until(lambda: bool(quotas(tmp_path)) and quotas(tmp_path)[0]["complete"], "the quota to be counted")
         assert quotas(tmp_path)[0]["size"] == 6 * KIB
         assert push(server, "team/app", data[1]).status_code == 403
-        assert "counted what is stored; all limits are in effect" in server.log_text()
+        end = "counted what is stored; all limits are in effect"
+        wait_until(lambda: end in server.log_text(), "the log line about the end of the count")
     with start(tmp_path, "") as server:
         wait_until(lambda: quotas(tmp_path) == [], "the quota to be removed")
         assert push(server, "team/app", data[2]).status_code == 201

@@ -13,6 +13,7 @@ import pytest
 
 from registry.upstream import authorizer, token_client
 from registry.upstream.sized_cache import ENTRY_BYTES, SizedCache
+from registry.upstream.upstream_responses import parse_count
 from storage.errors import RegistryError
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.upstream_source import TAG, answer, scripted_server, upstream_source
@@ -87,3 +88,12 @@ async def test_memory_of_what_an_upstream_sends_is_bounded(
     # The cache under test was full before, so it does not grow. The margin is for other memory. A cache without a limit
     # would grow by more than the margin.
     assert grown < 2 * BYTES
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), (" 12 ", 12), ("9" * 18, 10**18 - 1), ("9" * 19, None), ("-1", None), ("\u0661", None), ("", None)],
+)
+def test_counts_in_headers_fit_into_the_database(text: str, count: int | None) -> None:
+    """A size that an upstream states counts only if the database can store it."""
+    assert parse_count(text) == count

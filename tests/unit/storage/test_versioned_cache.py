@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import pytest
 
 from storage.versioned_cache import MAX_REMEMBERED_KEYS, MAX_VALUE_DIVISOR, VersionedCache
 
 CAPACITY = 100 * MAX_VALUE_DIVISOR
-"""The capacity of the cache. Each answer states how much of the capacity it uses."""
+"""The capacity of the cache. Each answer states how much of the capacity it uses. Keys that are numbers use nothing."""
 
 
 class DataVersion:
@@ -71,18 +73,18 @@ def test_the_size_of_the_cache_is_limited(cache: VersionedCache[str]) -> None:
 
 def test_a_very_large_answer_is_not_cached(cache: VersionedCache[str]) -> None:
     """A very large answer is not cached, so that it does not evict all other answers."""
-    cache.put("small", "answer", 1, version=0)
-    cache.put("large", "answer", CAPACITY // MAX_VALUE_DIVISOR + 1, version=0)
-    assert cache.get("large") is None
-    assert cache.get("small") == "answer"
+    cache.put(1, "answer", 1, version=0)
+    cache.put(2, "answer", CAPACITY // MAX_VALUE_DIVISOR + 1, version=0)
+    assert cache.get(2) is None
+    assert cache.get(1) == "answer"
 
 
 def test_the_size_of_a_repeated_answer_counts_once(cache: VersionedCache[str]) -> None:
     """If the same answer is put into the cache several times, its size counts once."""
-    cache.put("first", "answer", CAPACITY // MAX_VALUE_DIVISOR, version=0)
+    cache.put(1, "answer", CAPACITY // MAX_VALUE_DIVISOR, version=0)
     for _ in range(3 * MAX_VALUE_DIVISOR):
-        cache.put("again", "answer", CAPACITY // MAX_VALUE_DIVISOR, version=0)
-    assert cache.get("first") == cache.get("again") == "answer"
+        cache.put(2, "answer", CAPACITY // MAX_VALUE_DIVISOR, version=0)
+    assert cache.get(1) == cache.get(2) == "answer"
 
 
 def test_answers_are_cached_from_the_second_request_on(data_version: DataVersion, cache: VersionedCache[str]) -> None:
@@ -94,3 +96,20 @@ def test_answers_are_cached_from_the_second_request_on(data_version: DataVersion
     assert not any(cache.should_cache(number) for number in range(MAX_REMEMBERED_KEYS))
     assert not cache.should_cache("key")
     assert cache.should_cache(MAX_REMEMBERED_KEYS - 1)
+
+
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: (1, (text.encode(), None))], ids=["text", "nested"])
+def test_the_memory_of_keys_counts(data_version: DataVersion, wrap: Callable[[str], Hashable]) -> None:
+    """The cache counts the text of a key, also in a tuple, because clients choose parts of some keys. So many small
+    answers under long keys do not exceed the capacity, and an answer under a very long key is not cached."""
+    capacity = 1_000_000
+    cache: VersionedCache[str] = VersionedCache(data_version, capacity)
+    keys = [wrap(str(number).zfill(10_000)) for number in range(200)]
+    for key in keys:
+        cache.put(key, "answer", 1, version=0)
+    cached_count = sum(cache.get(key) is not None for key in keys)
+    assert 90 <= cached_count <= 100
+    longest = wrap("x" * (capacity // MAX_VALUE_DIVISOR))
+    cache.put(longest, "answer", 1, version=0)
+    assert cache.get(longest) is None
+    assert sum(cache.get(key) is not None for key in keys) == cached_count

@@ -26,7 +26,7 @@ import apsw
 from storage.cached_images import Cooldowns, EvictedImage, EvictionRules
 from storage.content import Actor
 from storage.metadata.sqlite.blob_changes import is_referenced, remove_link
-from storage.metadata.sqlite.manifest_and_tag_changes import delete_manifest
+from storage.metadata.sqlite.manifest_deletion import delete_excess_tags, delete_manifest
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import EventAction
 from storage.upstream_tags import Sighting
@@ -197,6 +197,8 @@ def evict_next(
             # Either the manifest belongs to another image, and the eviction of that image also deletes the manifest; or
             # the image must stay. In both cases, this eviction need not check the manifest again.
             _set_rank(db, manifest, max(started, now))
+        elif delete_excess_tags(db, image.name, image.digest, by, now, EventAction.EVICTION):
+            return True  # the next call finds the image again
         else:
             return _evict(db, image, upstream, by, now)
     return True

@@ -97,18 +97,38 @@ def add_deleted_tag(
     add(db, NewEvent(action, repo, now, by, tag, digest))
 
 
+def add_deleted_tags(
+    db: apsw.Connection,
+    action: EventAction,
+    repo: RepositoryName,
+    manifest_id: int,
+    tags: Sequence[str],
+    by: Actor,
+    now: float,
+) -> None:
+    """Adds the events of tags that are deleted because their manifest is about to be deleted."""
+    if not is_wanted(db, action, repo):
+        return
+    digest, media_type, size = _described_manifest(db, manifest_id)
+    for tag in tags:
+        add(db, NewEvent(action, repo, now, by, tag, digest, media_type=media_type, size=size))
+
+
 def add_deleted_manifest(
     db: apsw.Connection, action: EventAction, repo: RepositoryName, manifest_id: int, by: Actor, now: float
 ) -> None:
-    """Adds the events of a manifest that is about to be deleted, and of its tags, which are deleted with it."""
-    if not is_wanted(db, action, repo):
-        return
+    """Adds the event of a manifest that is about to be deleted. The caller has added the events of its tags
+    (`add_deleted_tags`)."""
+    if is_wanted(db, action, repo):
+        digest, media_type, size = _described_manifest(db, manifest_id)
+        add(db, NewEvent(action, repo, now, by, digest=digest, media_type=media_type, size=size))
+
+
+def _described_manifest(db: apsw.Connection, manifest_id: int) -> tuple[str, str, int]:
+    """Returns the digest, media type and size of a manifest."""
     row: Any = db.execute("SELECT digest, media_type, size FROM manifest WHERE id = ?", (manifest_id,)).get
     digest, media_type, size = row
-    tags: list[Any] = db.execute("SELECT name FROM tag WHERE manifest = ? ORDER BY name", (manifest_id,)).fetchall()
-    for (tag,) in tags:
-        add(db, NewEvent(action, repo, now, by, tag, digest, media_type=media_type, size=size))
-    add(db, NewEvent(action, repo, now, by, digest=digest, media_type=media_type, size=size))
+    return digest, media_type, size
 
 
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[DroppedDeliveries]:

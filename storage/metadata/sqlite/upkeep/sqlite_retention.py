@@ -13,7 +13,7 @@ import apsw
 from storage.content import Actor
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFull
-from storage.metadata.sqlite import manifest_and_tag_changes
+from storage.metadata.sqlite import manifest_and_tag_changes, manifest_deletion
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
@@ -211,7 +211,7 @@ def _delete_manifest(
 ) -> None:
     """Deletes a manifest. `restorable`: whether to keep the manifest, so that it can be put back. `action`: the action
     that the event records."""
-    manifest_and_tag_changes.delete_manifest(db, repo, digest, by, now, restorable=restorable, action=action)
+    manifest_deletion.delete_manifest(db, repo, digest, by, now, restorable=restorable, action=action)
 
 
 def _repository(db: apsw.Connection, repo: RepositoryName) -> int:

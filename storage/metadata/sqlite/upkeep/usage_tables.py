@@ -18,6 +18,8 @@ import apsw
 from storage.names import Digest, RepositoryName
 from storage.usage import ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
 
+_HIGHEST_INTEGER: Final = 2**63 - 1
+"""Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
 """Largest number of rows that one transaction counts or deletes."""
 _REPOSITORIES_PER_BATCH: Final = 2000
@@ -241,11 +243,11 @@ def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
 
 def check_quota(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
     """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo`, unless the scope has the
-    blob with this digest."""
+    blob with this digest. A client has stated the size, so it may be larger than any blob."""
     rows: list[Any] = db.execute(
         "SELECT id, prefixes, excluded, max_bytes, bytes FROM usage_scope "
         "WHERE complete = 1 AND max_bytes IS NOT NULL AND bytes + ? > max_bytes",
-        (size,),
+        (min(size, _HIGHEST_INTEGER),),
     ).fetchall()
     for scope_id, prefixes, excluded, max_bytes, used_bytes in rows:
         is_member = repo.startswith(tuple(json.loads(prefixes))) and not repo.startswith(tuple(json.loads(excluded)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 import pytest
 from fastapi import APIRouter, Request
@@ -13,7 +14,7 @@ from registry.admin.management_route import ManagementRoute
 from registry.app import create_app
 from registry.asgi import Message
 from registry.config import Settings
-from registry.http.body_memory import BodyMemory
+from registry.http.body_memory import JOINED_BYTES, BodyMemory
 from registry.memory_budget import MIB, SMALL_SHARE_BYTES, MemoryBudget
 from storage.content import Actor, Condition, Descriptor, Manifest
 from storage.memory_registry import MemoryRegistry
@@ -244,6 +245,33 @@ async def test_bodies_outside_v2_have_a_budget_of_their_own() -> None:
     assert app.body_memory.manifests.used == 0
     await task
     assert (sender.status, app.body_memory.forms.used) == (408, 0)
+
+
+async def test_small_pieces_of_a_form_are_joined() -> None:
+    """The application gets a body that arrives byte by byte in a few pieces, because it keeps each piece as an object
+    of its own. If the client disconnects, the application gets this message."""
+    received = bytes(number % 251 for number in range(3 * JOINED_BYTES + 100))
+    is_disconnecting = False
+
+    async def send_byte_by_byte() -> AsyncIterator[Message]:
+        for number, byte in enumerate(received):
+            if is_disconnecting:
+                yield {"type": "http.disconnect"}
+            yield {"type": "http.request", "body": bytes([byte]), "more_body": number + 1 < len(received)}
+
+    async def send(message: Message) -> None:
+        pass
+
+    for is_disconnecting in (False, True):
+        async with BodyMemory().metered(partial(anext, send_byte_by_byte()), send) as (receive, _):
+            messages = [await receive()]
+            while messages[-1].get("more_body"):
+                messages.append(await receive())
+        if is_disconnecting:
+            assert messages == [{"type": "http.disconnect"}]
+        else:
+            assert len(messages) == 4
+            assert b"".join(message["body"] for message in messages) == received
 
 
 @pytest.mark.parametrize(("size", "status"), [(2 * MIB, 429), (100, 408)])

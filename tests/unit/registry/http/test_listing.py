@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from registry.auth.rights.sealed_cursors import SEALED_LENGTH
 from registry.http import DistributionAPI, RequestLimits
+from registry.http.listing import MAX_LAST_CHARACTERS
 from storage.content import OCI_INDEX, OCI_MANIFEST, Page, digest_of
 from storage.memory_registry import MemoryRegistry
 from storage.names import RepositoryName
@@ -87,6 +89,18 @@ async def test_a_bad_n_is_400(client: AsgiClient, registry: MemoryRegistry, n: s
     for path in (f"{V2}/tags/list", "/v2/_catalog"):
         answer = await client("GET", f"{path}?n={n}".encode())
         assert (answer.status, answer.code) == (400, "UNSUPPORTED")
+
+
+async def test_a_last_longer_than_any_cursor_is_400(client: AsgiClient, registry: MemoryRegistry) -> None:
+    """If `last` is longer than every name and every cursor of the registry, the request gets 400. The text need not be
+    a name."""
+    await put_image(registry, "a")
+    for path in (f"{V2}/tags/list", "/v2/_catalog", f"{V2}/referrers/{SUBJECT}"):
+        assert (await client("GET", f"{path}?last={'%F0%9F%98%80' * MAX_LAST_CHARACTERS}")).status == 200
+        answer = await client("GET", f"{path}?last={'~' * (MAX_LAST_CHARACTERS + 1)}")
+        assert (answer.status, answer.code) == (400, "UNSUPPORTED")
+        assert f"last has {MAX_LAST_CHARACTERS + 1} characters" in answer.json["errors"][0]["message"]
+    assert MAX_LAST_CHARACTERS >= SEALED_LENGTH
 
 
 async def test_pages_have_a_largest_size(registry: MemoryRegistry) -> None:

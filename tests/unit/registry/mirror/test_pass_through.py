@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from registry.memory_budget import MemoryBudget
+from registry.mirror import pass_through
 from registry.mirror.fill.retry import AvoidedEndpoints
 from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.pass_through import (
@@ -65,6 +67,7 @@ class Sender:
         self.connections = connections
         self.sent = 0
         self.requested_spans: list[Span] = []
+        self.is_done = threading.Event()
 
     async def fetch_blob(
         self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
@@ -80,6 +83,7 @@ class Sender:
             piece = self.data[offset : min(offset + self.piece, stop)]
             sink.take(offset, memoryview(piece))
             self.sent += len(piece)
+        self.is_done.set()
         if self.error is not None:
             raise self.error
 
@@ -262,6 +266,23 @@ async def test_memory_for_a_slow_client_is_limited(site: Site) -> None:
     assert len(await anext(chunks)) == 100_000
     await reader.aclose()
     assert sender.sent <= MAX_BUFFERED_BYTES + 2 * 100_000
+
+
+async def test_memory_for_tiny_pieces_is_limited(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the upstream sends a few bytes at a time, each piece counts as more bytes than it has, because it takes more
+    memory. All bytes reach the client."""
+    monkeypatch.setattr(pass_through, "MAX_BUFFERED_BYTES", 10_000)
+    sender = Sender(bytes(1000), 1)
+    reader = site.reader_of(sender)
+    await reader.start()
+    chunks = aiter(reader)
+    received = [await anext(chunks)]
+    await asyncio.to_thread(sender.is_done.wait, 0.2)  # returns at the timeout, because the sender waits for the client
+    assert sender.sent <= 10_000 // 64
+    async for chunk in chunks:
+        received.append(chunk)
+    await reader.aclose()
+    assert b"".join(received) == sender.data
 
 
 async def test_a_large_read_is_divided_into_chunks(site: Site) -> None:

@@ -16,6 +16,7 @@ from registry.server.connection.head_parser import HeadParser, RequestHead
 from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.gate.connection_limit import EvictionCandidate
 from registry.server.http1.error_responses import RefusedRequest
+from registry.server.http1.request_head import MAX_BODY_BYTES
 from registry.server.server_limits import ServerLimits
 
 HEAD = b"PUT /v2/a%20b?x=1 HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
@@ -76,6 +77,20 @@ async def test_a_head_in_two_pieces(context: ConnectionContext) -> None:
             "http_version": "1.1",
         }
         assert not parser.is_in_head
+
+
+@pytest.mark.parametrize("length", [2**63 - 1, 2**63, 2**64 - 1])
+async def test_a_length_beyond_any_blob_is_refused(context: ConnectionContext, length: int) -> None:
+    """A request whose Content-Length is larger than any file can be is refused with 413."""
+    request = b"PUT /a HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % length
+    parser = HeadParser(context, RequestCounter())
+    if length == MAX_BODY_BYTES:
+        (head,) = feed(parser, request)
+        assert head.body_length == length
+        return
+    with pytest.raises(RefusedRequest, match=f"at most {MAX_BODY_BYTES} bytes") as refused:
+        feed(parser, request)
+    assert refused.value.status == 413
 
 
 async def test_several_heads_in_one_piece(context: ConnectionContext) -> None:

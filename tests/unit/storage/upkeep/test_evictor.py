@@ -11,12 +11,13 @@ from pathlib import Path
 import apsw
 import pytest
 
-from storage.cached_images import EvictedImage
+from storage.cached_images import EvictedImage, EvictionRules
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Manifest, digest_of
 from storage.data_dir.layout import Layout
 from storage.errors import ManifestUnknown
 from storage.metadata.sqlite.database import connect
+from storage.metadata.sqlite.manifest_deletion import MAX_TAGS_PER_TRANSACTION
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.outbox import LIST_READER, EventAction, EventReader
 from storage.pulls import PullCount
@@ -310,6 +311,23 @@ async def test_evicted_manifests_are_not_stored_for_a_restore(cache: Cache) -> N
     assert await cache.evictor(1).evict() == 1
     for table in ("manifest", "deleted_manifest", "manifest_pull", "cached_manifest"):
         assert cache.db.execute(f"SELECT count(*) FROM {table}").get == 0
+
+
+async def test_many_tags_are_evicted_in_several_transactions(cache: Cache) -> None:
+    """A call that finds an image with very many tags deletes only some of them, and returns True. The next calls delete
+    the rest and then the image."""
+    image = await cache.fetch(APP, "layer")
+    tags = [Tag(f"t{number}") for number in range(2 * MAX_TAGS_PER_TRANSACTION + 1)]
+    await cache.store.put_manifest(APP, image, tags, by=BY, sparse=True)
+    cache.clock.now += 1
+    rules = EvictionRules(lambda _: False, frozenset(), 0.0)
+    tag_counts: list[int] = []
+    outcome: EvictedImage | bool = True
+    while outcome is True:
+        outcome = await cache.store.cached_images.evict_next(["hub"], rules, cache.clock.now, BY)
+        tag_counts.append(cache.db.execute("SELECT count(*) FROM tag").get)
+    assert isinstance(outcome, EvictedImage)
+    assert tag_counts == [MAX_TAGS_PER_TRANSACTION + 1, 1, 0]
 
 
 @pytest.mark.parametrize("restorable", [True, False])

@@ -166,6 +166,17 @@ async def test_a_blob_that_does_not_fit_is_refused(store: StoredRegistry) -> Non
     await assert_exact(store)
 
 
+@pytest.mark.parametrize("size", [2**63 - 1, 2**63, 10**20])
+async def test_a_stated_size_beyond_any_blob_does_not_fit(store: StoredRegistry, size: int) -> None:
+    """A client may state a size that is larger than the integers of the database, or that becomes so when it is added
+    to the offset of a chunk. The check of the quota then refuses it like any other size that does not fit."""
+    await set_quota(store, size=2500)
+    await push_blob(store, NAMES[0], b"a" * 100)
+    with pytest.raises(QuotaExceeded, match="does not fit"):
+        await store.usage.check_quota(NAMES[1], size, None)
+    await store.usage.check_quota(NAMES[2], size, None)
+
+
 async def test_a_blob_that_the_scope_has_already_is_not_refused(store: StoredRegistry) -> None:
     """A blob that a usage scope has already can be added to further repositories of the scope, even if the quota is
     used up or was lowered below the use."""
