@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MIN_RSA_BITS: Final = 2048
 """The shortest RSA key that is accepted (RFC 7518, 3.3)."""
+MAX_FILE_BYTES: Final = 256 * 1024
+"""The largest size of a file with a key set. A larger file is not parsed, because that would block the event loop."""
 MAX_KEYS: Final = 100
 """The largest number of entries that are read from one key set. Further entries are ignored."""
 REFRESH_SECONDS: Final = 60.0
@@ -75,26 +77,42 @@ class KeySet(Protocol):
 
 
 class FileKeySet:
-    """A key set in the file at `path`. `find` reads the file again if it has changed. While the file cannot be read or
-    is malformed, `find` logs a warning and returns None."""
+    """A key set in the file at `path`. `find` reads the file again if it has changed. While the file cannot be read, is
+    too large or is malformed, the key set has no keys. The log says so once for each state of the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file_state: tuple[int, ...] = ()
-        """The file's times, inode and size when `_keys` was read from it; empty if the last read failed."""
+        self._file_state: tuple[int, ...] | None = None
+        """The file's times, inode and size when it was last read; empty if there was no file; None before the first
+        use."""
         self._keys: tuple[Key, ...] = ()
 
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
         """Returns a key as `KeySet.find` does."""
+        state = self._read_state()
+        if state != self._file_state:
+            self._file_state = state
+            try:
+                self._keys = parse_key_set(self._read())
+            except (OSError, KeySetUnavailable) as error:
+                log.warning("tokens cannot be verified with the key set in %s: %s", self._path, error)
+                self._keys = ()
+        return _choose_key(self._keys, key_id, algorithm)
+
+    def _read_state(self) -> tuple[int, ...]:
         try:
             status = os.stat(self._path)
-            file_state = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
-            if file_state != self._file_state:
-                self._keys, self._file_state = parse_key_set(self._path.read_bytes()), file_state
-        except (OSError, KeySetUnavailable) as error:
-            log.warning("tokens cannot be verified with the key set in %s: %s", self._path, error)
-            self._keys, self._file_state = (), ()
-        return _choose_key(self._keys, key_id, algorithm)
+        except OSError:
+            return ()
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
+
+    def _read(self) -> bytes:
+        """Returns the content of the file. Raises OSError, and KeySetUnavailable if the file is too large."""
+        with self._path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise KeySetUnavailable(f"the file has more than {MAX_FILE_BYTES} bytes")
+        return content
 
     async def aclose(self) -> None:
         """Does nothing, because a file is never fetched."""

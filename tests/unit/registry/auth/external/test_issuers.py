@@ -418,6 +418,23 @@ async def test_keys_are_read_from_a_file(
         assert await worker.access.credential_verifier.verify_bearer(other_key.sign(claims(clock)), KNOWN_ADDRESS)
 
 
+@pytest.mark.parametrize("content", [None, b"{", b"[" + b"0," * 200_000 + b"0]"], ids=["missing", "malformed", "large"])
+async def test_a_file_without_keys_is_read_once(
+    tmp_path: Path, clock: AuthClock, key: IssuerKey, caplog: pytest.LogCaptureFixture, content: bytes | None
+) -> None:
+    """A file that is missing, malformed or too large is read once, and the log says so once, however many tokens
+    arrive. When the file has changed, it is read again."""
+    file = tmp_path / "keys.json"
+    if content is not None:
+        file.write_bytes(content)
+    async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file)}) as worker:
+        for number in range(3):
+            await check_refused(worker, key.sign(claims(clock, n=number)))
+        assert caplog.text.count("tokens cannot be verified with the key set in") == 1
+        file.write_bytes(key_set(key.jwk()))
+        assert await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock)), KNOWN_ADDRESS)
+
+
 async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey) -> None:
     """A token without a key id is accepted if exactly one key of the issuer can have signed it."""
     file = tmp_path / "keys.json"
