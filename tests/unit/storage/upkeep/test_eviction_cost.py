@@ -16,6 +16,7 @@ from storage.metadata.sqlite.inventory import SqliteInventory
 from storage.metadata.sqlite.upkeep.cached_image_tables import find_image, unused_links
 from storage.metadata.sqlite.upkeep.eviction_plan import plan
 from storage.names import Digest, RepositoryName
+from tests.fakes.counted_int import CountedInt
 from tests.fakes.read_rows import record_rows
 
 REPOSITORIES = 200
@@ -53,20 +54,6 @@ def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None
     db.trace_v2(0)
     assert max(steps) < 200
     db.close()
-
-
-class CountedRowID(int):
-    """A row id that counts how often it is compared or hashed."""
-
-    operations = 0
-
-    def __eq__(self, other: object) -> bool:
-        CountedRowID.operations += 1
-        return int(self) == other
-
-    def __hash__(self) -> int:
-        CountedRowID.operations += 1
-        return hash(int(self))
 
 
 def add_image(db: apsw.Connection, number: int, children: int) -> int:
@@ -129,14 +116,14 @@ def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) 
     db = connect(Layout(tmp_path).metadata)
     with db:
         indexes = [add_image(db, number, children) for number, children in enumerate((50, 500), 1)]
-    db.row_trace = lambda _, row: tuple(CountedRowID(value) if isinstance(value, int) else value for value in row)
+    db.row_trace = lambda _, row: tuple(CountedInt(value) if isinstance(value, int) else value for value in row)
     operations, sizes = list[int](), list[int]()
     for index in indexes:
-        before = CountedRowID.operations
+        before = CountedInt.operations
         image = find_image(db, index, frozenset(range(10**6, 10**6 + 50)))
         assert image is not None
         assert image.family == image.removable
-        operations.append(CountedRowID.operations - before)
+        operations.append(CountedInt.operations - before)
         sizes.append(len(image.family))
     db.close()
     assert sizes == [51, 501]
@@ -150,12 +137,12 @@ def test_cost_of_planning_a_purge_grows_only_with_its_manifests(tmp_path: Path) 
     with db:
         for number, children in enumerate((50, 500), 1):
             add_image(db, number, children)
-    db.row_trace = lambda _, row: tuple(CountedRowID(value) if isinstance(value, int) else value for value in row)
+    db.row_trace = lambda _, row: tuple(CountedInt(value) if isinstance(value, int) else value for value in row)
     operations, sizes = list[int](), list[int]()
     for number in (1, 2):
-        before = CountedRowID.operations
+        before = CountedInt.operations
         plan = SqliteInventory(db).plan_removal(RepositoryName(f"h/{number}"), Digest(f"sha256:{0:064x}"))
-        operations.append(CountedRowID.operations - before)
+        operations.append(CountedInt.operations - before)
         sizes.append(len(plan.manifests))
     db.close()
     assert sizes == [51, 501]

@@ -10,36 +10,7 @@ import pytest
 from registry.mirror.fill.pieces import MIB, PiecePlan
 from registry.mirror.fill.slots import Demand
 from storage.blobs.files.partial_waiters import PartialWaiters
-
-
-class CountedOffset(int):
-    """An offset that counts how often it is compared or hashed."""
-
-    operations = 0
-
-    def __lt__(self, other: int) -> bool:
-        CountedOffset.operations += 1
-        return int(self) < int(other)
-
-    def __le__(self, other: int) -> bool:
-        CountedOffset.operations += 1
-        return int(self) <= int(other)
-
-    def __gt__(self, other: int) -> bool:
-        CountedOffset.operations += 1
-        return int(self) > int(other)
-
-    def __ge__(self, other: int) -> bool:
-        CountedOffset.operations += 1
-        return int(self) >= int(other)
-
-    def __eq__(self, other: object) -> bool:
-        CountedOffset.operations += 1
-        return int(self) == other
-
-    def __hash__(self) -> int:
-        CountedOffset.operations += 1
-        return hash(int(self))
+from tests.fakes.counted_int import CountedInt
 
 
 @pytest.mark.parametrize("readers", [20, 2000])
@@ -49,21 +20,20 @@ def test_choice_of_the_next_piece_takes_few_steps(readers: int, gaps: int) -> No
     comparisons, and so does the registration of another reader."""
     gap_bytes = 4000 * MIB // gaps
     plan = PiecePlan(
-        (CountedOffset(number * 2 * gap_bytes), CountedOffset(number * 2 * gap_bytes + gap_bytes))
-        for number in range(gaps)
+        (CountedInt(number * 2 * gap_bytes), CountedInt(number * 2 * gap_bytes + gap_bytes)) for number in range(gaps)
     )
     demand = Demand()
     with ExitStack() as waiting:
         for number in range(readers):
-            waiting.enter_context(demand.waiting(CountedOffset(number * 8000 * MIB // readers)))
+            waiting.enter_context(demand.waiting(CountedInt(number * 8000 * MIB // readers)))
         for _ in range(20):
-            CountedOffset.operations = 0
+            CountedInt.operations = 0
             piece = plan.take(MIB, demand.offsets)
-            assert CountedOffset.operations < 300
+            assert CountedInt.operations < 300
             assert piece is not None
             plan.give_back(piece)
-            with demand.waiting(CountedOffset(piece.start + 5)):
-                assert CountedOffset.operations < 300
+            with demand.waiting(CountedInt(piece.start + 5)):
+                assert CountedInt.operations < 300
     assert not demand.offsets
 
 
