@@ -7,7 +7,7 @@ waits for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from typing import Any, Generic, TypeVar
 
 from registry.request import detached_context
@@ -116,5 +116,17 @@ async def finish_in_thread(call: Callable[[], T]) -> T:
     try:
         return await asyncio.shield(running_call)
     finally:
-        if not running_call.done():
-            await asyncio.wait([running_call])
+        await wait_uncancelled(running_call)
+
+
+async def wait_uncancelled(future: Awaitable[Any]) -> None:
+    """Waits until `future` is done. A cancellation of the waiting task is ignored, so the caller must raise
+    CancelledError itself if that is needed. The result or the exception of `future` is ignored as well."""
+    waiting = asyncio.ensure_future(future)
+    while not waiting.done():
+        try:
+            await asyncio.wait([waiting])
+        except asyncio.CancelledError:
+            continue
+    if not waiting.cancelled():
+        waiting.exception()  # marks the exception as retrieved, so that asyncio does not log it

@@ -3,6 +3,7 @@ pull."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from registry.admin.pasted_reference import pasted_references
 from registry.auth.rights.principal import Principal
 from registry.router import Router
+from registry.single_flight import start_detached, wait_for_outcome
 from registry.visitor_limits import Limits, VisitorLimits
 from storage.access import Action
 from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound, search_words
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 SEARCH_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
 """How many searches of the store a process runs at a time. A search takes some milliseconds."""
 UPSTREAM_SEARCH_LIMITS: Final = Limits(
-    max_running=20, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=4
+    max_running=20, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10
 )
 """How many searches a process passes on to the upstream at a time. Each takes up to some seconds, so a visitor may have
-only a few of them in the queue."""
+only a few of them in the queue. Searches whose answer is cached do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class ContentSearches:
         self._upstream_search = upstream_search
         self._stored_searches = VisitorLimits(SEARCH_LIMITS, "searches")
         self._upstream_searches = VisitorLimits(UPSTREAM_SEARCH_LIMITS, "searches")
+        self._passed_on: set[asyncio.Task[Sequence[UpstreamResult]]] = set()
+        """The running searches of the upstream."""
 
     async def is_indexing(self) -> bool:
         """Returns whether the search index is still being built. Until it is complete, searches may miss much."""
@@ -146,11 +150,14 @@ class ContentSearches:
         if self._upstream_search is None or not _may_pull_below(principal, self._upstream_search.upstream):
             return []
         hits, readable = [], _readable(principal)
-        try:
-            async with self._upstream_searches.slot(searcher.visitor):
-                results = await self._upstream_search.find(text, count, page)
-        except TooManyRequests:
-            return []
+        results = self._upstream_search.find_cached(text, count, page)
+        if results is None:
+            # The search continues if the client disconnects. It must hold the client's slot until it has ended.
+            # Otherwise a client that disconnects again and again could start any number of searches.
+            search = start_detached(self._pass_on(self._upstream_search, searcher.visitor, text, count, page))
+            self._passed_on.add(search)
+            search.add_done_callback(self._passed_on.discard)
+            results = await wait_for_outcome(search)
         for result in results:
             with suppress(NameInvalid, NameUnknown):
                 naming, upstream = self._router.naming, self._upstream_search.upstream
@@ -158,6 +165,16 @@ class ContentSearches:
                 if stored in readable:
                     hits.append((stored, result))
         return hits
+
+    async def _pass_on(
+        self, upstream_search: UpstreamSearch, visitor: str, text: str, count: int, page: int
+    ) -> Sequence[UpstreamResult]:
+        """Searches the upstream. Returns nothing if the visitor, or all visitors together, have too many searches."""
+        try:
+            async with self._upstream_searches.slot(visitor):
+                return await upstream_search.find(text, count, page)
+        except TooManyRequests:
+            return ()
 
 
 def _readable(principal: Principal) -> NameSet:

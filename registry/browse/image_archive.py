@@ -19,6 +19,7 @@ from typing import Final
 
 from registry.browse.content_reader import ContentReader, index_entry, is_image
 from registry.request import RequestInvalid
+from registry.single_flight import finish_in_thread
 from registry.upkeep.images.image_files import (
     DOCKER_FILE,
     IMAGE_NAME,
@@ -128,7 +129,7 @@ async def open_archive(
     def plan() -> ImageArchive:
         return ImageArchive(registry, repo, file_name, list(_contents(manifest, blobs, tagged_name, found_platform)))
 
-    return await asyncio.to_thread(plan)
+    return await finish_in_thread(plan)
 
 
 def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:

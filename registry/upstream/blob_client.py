@@ -27,8 +27,9 @@ from urllib3.exceptions import (
 )
 
 from registry.config import Upstream
+from registry.single_flight import wait_uncancelled
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
-from registry.upstream.request_limits import COMMON_HEADERS, KIB, SMALL_BODY_BYTES, wait_uncancelled
+from registry.upstream.request_limits import COMMON_HEADERS, KIB, SMALL_BODY_BYTES
 from registry.upstream.transfer import (
     BlobTransfer,
     Connection,

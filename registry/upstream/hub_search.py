@@ -87,16 +87,20 @@ class UpstreamSearch:
         """Returns a page of at most `count` repositories that the upstream finds for `text`; an empty page if the
         upstream fails or does not answer in time. The first `page` is 1. Raises nothing. A cancellation does not stop
         the request: its answer is still cached."""
-        key = text, count, page
-        cached = self._cached.get(key)
-        if cached is not None and self._clock() < cached[0]:
-            return cached[1]
+        cached = self.find_cached(text, count, page)
+        if cached is not None:
+            return cached
         if self._clock() < self._paused_until:
             return ()
         try:
-            return await self._running.run(key, lambda: self._ask(text, count, page))
+            return await self._running.run((text, count, page), lambda: self._ask(text, count, page))
         except RegistryError:
             return ()
+
+    def find_cached(self, text: str, count: int, page: int) -> Sequence[UpstreamResult] | None:
+        """Returns the page that `find` would return if its answer is cached; otherwise None."""
+        cached = self._cached.get((text, count, page))
+        return cached[1] if cached is not None and self._clock() < cached[0] else None
 
     async def _ask(self, text: str, count: int, page: int) -> Sequence[UpstreamResult]:
         """Waits for a free slot, asks the upstream, and caches the answer. Raises UpstreamUnavailable if no slot

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from registry import __version__
 from storage.errors import UpstreamTimeout
@@ -66,16 +65,3 @@ class KeyedSemaphore:
             slots.users -= 1
             if not slots.users:
                 del self._by_key[key]
-
-
-async def wait_uncancelled(future: Awaitable[Any]) -> None:
-    """Waits until `future` is done. A cancellation of the waiting task is ignored, so the caller must raise
-    CancelledError itself if that is needed. The result or the exception of `future` is ignored as well."""
-    waiting = asyncio.ensure_future(future)
-    while not waiting.done():
-        try:
-            await asyncio.wait([waiting])
-        except asyncio.CancelledError:
-            continue
-    if not waiting.cancelled():
-        waiting.exception()  # marks the exception as retrieved, so that asyncio does not log it

@@ -84,20 +84,28 @@ class FileKeySet:
         self._path = path
         self._file_state: tuple[int, ...] | None = None
         """The file's times, inode and size when it was last read; empty if there was no file; None before the first
-        use."""
+        use, and after an error that may be gone at the next read."""
+        self._logged_error = ""
+        """The text of the last error that was logged; empty after the file was read."""
         self._keys: tuple[Key, ...] = ()
 
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
         """Returns a key as `KeySet.find` does."""
         state = self._read_state()
         if state != self._file_state:
-            self._file_state = state
             try:
-                self._keys = parse_key_set(self._read())
+                self._keys, self._file_state, self._logged_error = parse_key_set(self._read()), state, ""
             except (OSError, KeySetUnavailable) as error:
-                log.warning("tokens cannot be verified with the key set in %s: %s", self._path, error)
-                self._keys = ()
+                # A malformed file stays malformed until it changes. Other errors may pass, such as too many open files.
+                can_pass = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+                self._keys, self._file_state = (), None if can_pass else state
+                self._log_once(error)
         return _choose_key(self._keys, key_id, algorithm)
+
+    def _log_once(self, error: Exception) -> None:
+        if str(error) != self._logged_error:
+            self._logged_error = str(error)
+            log.warning("tokens cannot be verified with the key set in %s: %s", self._path, error)
 
     def _read_state(self) -> tuple[int, ...]:
         try:

@@ -11,6 +11,7 @@ Sources: OpenID Connect Core 1.0, 3.1; RFC 6749, 4.1; RFC 7636; RFC 9207; RFC 97
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from registry.auth.token.login_sessions import LoginSessions
 from registry.client_addresses import visitor_key
 from registry.config.auth_settings import OIDCSettings
 from registry.request import RequestInvalid
+from registry.single_flight import cancel_and_wait, start_detached, wait_for_outcome
 from registry.visitor_limits import Limits, VisitorLimits
 from storage.access import Account, AccountExists, AccountInvalid, AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
@@ -44,7 +46,7 @@ log = logging.getLogger(__name__)
 
 LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
-EXCHANGE_LIMITS: Final = Limits(max_running=32, max_running_per_visitor=2, max_pending=256, max_pending_per_visitor=16)
+EXCHANGE_LIMITS: Final = Limits(max_running=32, max_running_per_visitor=8, max_pending=256, max_pending_per_visitor=64)
 """The largest numbers of logins in one process that exchange a code at the same time, or wait to do so: in total, and
 from one network. An exchange takes up to ten seconds if the provider is slow. So one network can delay its own logins
 only. Further logins are refused."""
@@ -131,6 +133,8 @@ class OpenIDLogin:
         self._stamp = provider_stamp(settings)
         self._used_attempts = UsedAttempts(accounts)
         self._exchanges = VisitorLimits(EXCHANGE_LIMITS, "logins")
+        self._checks: set[asyncio.Task[tuple[Identity, str]]] = set()
+        """The running checks of responses."""
 
     async def begin(self, redirect_uri: str, return_path: str) -> tuple[str, str]:
         """Starts a login. Returns the URL of the provider's login page, and the encrypted attempt for a cookie.
@@ -150,24 +154,41 @@ class OpenIDLogin:
     async def finish(self, response: AuthorizationResponse, sealed: str, by: Actor) -> LoginResult:
         """Finishes a login with the provider's response. `sealed` is the encrypted attempt from the browser's cookie.
         Records the login or its failure in the audit log, where `by` describes the client. Raises LoginFailed,
-        StorageFull, StorageFailed. If the caller is cancelled, the person may have to start the login again, because
-        the provider accepts a code only once."""
+        StorageFull, StorageFailed. If the caller is cancelled, the check of the code continues, and a failure still
+        counts. But the person has to start the login again, because the provider accepts a code only once."""
+        # A client can have this call cancelled by closing its connection. If that ended the check, invented codes would
+        # neither be counted nor limited.
+        task = start_detached(self._check(response, sealed, by))
+        self._checks.add(task)
+        task.add_done_callback(self._on_check_done)
+        identity, return_path = await wait_for_outcome(task)
+        self._logins.record_success(identity, LOGIN_METHOD, by)
+        return LoginResult(await self._sessions.start(identity, LOGIN_METHOD, by), return_path)
+
+    async def aclose(self) -> None:
+        """Cancels running checks of codes and fetches of the provider's metadata and keys, and waits until they have
+        ended."""
+        await cancel_and_wait(self._checks)
+        await self._provider.aclose()
+
+    def _on_check_done(self, task: asyncio.Task[tuple[Identity, str]]) -> None:
+        self._checks.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks the exception as retrieved, because a cancelled caller does not await the task
+
+    async def _check(self, response: AuthorizationResponse, sealed: str, by: Actor) -> tuple[Identity, str]:
+        """Checks the provider's response to a login. Returns the identity, and the path to which the browser goes next.
+        Records a failure in the audit log. Raises LoginFailed, StorageFull, StorageFailed."""
         try:
             attempt = self._open_attempt(response, sealed)
             claims = await self._fetch_claims(response, attempt, by)
-            identity = await self._identity(claims, by)
+            return await self._identity(claims, by), attempt.back
         except LoginFailed as failed:
             is_throttled = isinstance(failed.shown_error, TooManyRequests)
             self._logins.record_failure(
                 failed.user, LOGIN_METHOD, failed.reason, by, "throttled" if is_throttled else "failed"
             )
             raise
-        self._logins.record_success(identity, LOGIN_METHOD, by)
-        return LoginResult(await self._sessions.start(identity, LOGIN_METHOD, by), attempt.back)
-
-    async def aclose(self) -> None:
-        """Cancels running fetches of the provider's metadata and keys, and waits until they have ended."""
-        await self._provider.aclose()
 
     def _open_attempt(self, response: AuthorizationResponse, sealed: str) -> LoginAttempt:
         """Returns the attempt that the provider's response belongs to. Raises LoginFailed if the browser's cookie does
@@ -201,13 +222,13 @@ class OpenIDLogin:
         network. Raises LoginFailed, StorageFull, StorageFailed."""
         try:
             async with self._exchanges.slot(visitor_key(None, by.address)):
-                self._throttle.check_address(by.address)
+                self._throttle.check_provider_logins(by.address)
                 try:
                     await self._used_attempts.use(attempt)
                     return await self._exchange(response, attempt)
                 except LoginFailed as failed:
                     if isinstance(failed.shown_error, Denied):  # not if the provider fails
-                        await self._throttle.record_address_failure(by.address)
+                        await self._throttle.record_provider_failure(by.address)
                     raise
         except TooManyRequests as error:
             # The attempt was not used, so the browser can send the same response again.

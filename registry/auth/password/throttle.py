@@ -81,19 +81,19 @@ class LoginThrottle:
         if wait:
             raise TooManyRequests("too many failed logins; try again later", retry_after=math.ceil(wait))
 
-    def check_address(self, address: str) -> None:
-        """Checks that a login from `address` may be tried now, if the account is not known yet. Raises TooManyRequests
-        if not."""
+    def check_provider_logins(self, address: str) -> None:
+        """Checks that a login through the OpenID provider may be tried now from `address`. Raises TooManyRequests if
+        not. These logins have a limit of their own, with the rate `BY_ADDRESS`, so that wrong passwords of other people
+        at this address do not delay them."""
         if network := network_of(address):
-            wait = BY_ADDRESS.wait(self._accounts.throttled_until(_address_key(network)), self._clock())
+            wait = BY_ADDRESS.wait(self._accounts.throttled_until(_provider_key(network)), self._clock())
             if wait:
                 raise TooManyRequests("too many failed logins; try again later", retry_after=math.ceil(wait))
 
-    async def record_address_failure(self, address: str) -> None:
-        """Counts a failed login from `address` whose account is not known in the limit per address. Raises StorageFull,
-        StorageFailed."""
+    async def record_provider_failure(self, address: str) -> None:
+        """Counts a failed login through the OpenID provider from `address`. Raises StorageFull, StorageFailed."""
         if network := network_of(address):
-            await self._accounts.add_failures({_address_key(network): BY_ADDRESS.cost_seconds})
+            await self._accounts.add_failures({_provider_key(network): BY_ADDRESS.cost_seconds})
 
     async def record_failure(self, name: str, address: str) -> None:
         """Counts a failed login to the account `name` from `address` in all three limits. A failure from a familiar
@@ -136,6 +136,10 @@ class LoginThrottle:
 
 def _address_key(network: str) -> str:
     return f"address {network}"
+
+
+def _provider_key(network: str) -> str:
+    return f"provider {network}"
 
 
 def _pair_key(name: str, network: str) -> str:

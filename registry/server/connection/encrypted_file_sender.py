@@ -93,9 +93,18 @@ class EncryptedFileSender:
     async def _send(self, head: bytes, offset: int, end_offset: int) -> None:
         transport, flow = self._context.transport, self._context.flow
         self.unsent_bytes = end_offset - offset
+        reread_offset: int | None = None
         while offset < end_offset:
             count = await self._wait_for_disk(offset, end_offset)
-            await self._share.grow(RESERVED_BYTES)  # after the wait for the disk, which must not count as a slow client
+            # Takes its share after the wait for the disk, which must not count as a slow client.
+            if not self._share.try_grow(RESERVED_BYTES):
+                await self._share.grow(RESERVED_BYTES)
+                if offset != reread_offset and not self._is_resident(offset, count):
+                    # The kernel has dropped the pages during the wait. Reads them again, but only once, because they
+                    # may be dropped again.
+                    reread_offset, self._just_read_up_to = offset, 0
+                    self._share.close()
+                    continue
             piece = os.pread(self._file, count, offset)
             if not piece:
                 raise FileTruncated(f"the file ends at byte {offset}; {end_offset - offset} more were promised")
@@ -144,6 +153,10 @@ class EncryptedFileSender:
         if offset >= end_offset or self._mapped_file is None:  # without a mapping, the sender cannot ask the kernel
             return 0
         return self._mapped_file.count_resident(offset, end_offset)
+
+    def _is_resident(self, offset: int, count: int) -> bool:
+        """Returns whether `count` bytes from `offset` are in the page cache."""
+        return self._mapped_file is not None and self._mapped_file.count_resident(offset, offset + count) == count
 
     def _on_piece_read(self, error: BaseException | None) -> None:
         """Called after a thread has read a part of the file. `error`: why the thread could not read it."""

@@ -199,7 +199,8 @@ class RequestReader:
             end_offset, head = self._head_parser.feed(data, offset)
             if head is not None:
                 self._completed_parts += 1
-                is_followed = end_offset < len(data) and data.find(HEAD_END, end_offset + (head.body_length or 0)) >= 0
+                # Where a chunked body ends is not known here, and its last chunk ends with the same bytes as a head.
+                is_followed = head.body_length is not None and (data.find(HEAD_END, end_offset + head.body_length) >= 0)
                 self._body = body = self._handler.on_request(head, is_followed=is_followed)
                 self._body_buffer = None if body is None else body.buffer
             return end_offset

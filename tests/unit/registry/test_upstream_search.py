@@ -31,6 +31,7 @@ from storage.patterns import ALL_NAMES
 from tests.fakes.loop_hold import MAX_SECONDS, watch_loop
 from tests.fakes.registry_content import BY, image_of, push_blob
 from tests.fakes.upkeep_store import Clock
+from tests.unit.registry.conftest import wait_until
 
 
 class SearchServer:
@@ -206,18 +207,47 @@ async def test_searches_of_one_visitor_do_not_delay_those_of_others(tmp_path: Pa
     assert finished.index("192.0.2.2") < most
 
 
-async def test_results_have_the_names_of_this_registry(tmp_path: Path) -> None:
-    """Results have the names under which they can be pulled from this registry. Results that the user may not pull are
-    left out, and so are invalid names. If the user may pull nothing from the upstream, no request is sent to it."""
+@asynccontextmanager
+async def passed_on_searches(folder: Path) -> AsyncIterator[tuple[SearchServer, ContentSearches]]:
+    """Runs a registry that passes searches on to an upstream."""
     fake = SearchServer()
-    upstream_results = [{"name": name} for name in ("nginx", "bitnami/nginx", "No Name", "x" * 300)]
-    fake.answer = json.dumps({"results": upstream_results}).encode()
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     hub = Upstream(name="docker.io", endpoints=[url], search=f"{url}/v1/search", default=True)
-    prepare_data_dir(tmp_path)
-    async with open_backend(Settings(data=tmp_path, upstream=[hub])) as backend:
-        searches = ContentSearches(backend.store, backend.router, backend.upstream_search)
+    prepare_data_dir(folder)
+    async with open_backend(Settings(data=folder, upstream=[hub])) as backend:
+        yield fake, ContentSearches(backend.store, backend.router, backend.upstream_search)
+    server.close()
+    await server.wait_closed()
+
+
+async def test_disconnected_clients_start_no_further_searches(tmp_path: Path) -> None:
+    """A client that disconnects while the upstream searches for it holds its slot until the upstream has answered. A
+    search of another visitor is passed on, and a cached answer needs no slot."""
+    async with passed_on_searches(tmp_path) as (fake, searches):
+        first, other = Searcher(open_principal(), "192.0.2.1"), Searcher(open_principal(), "192.0.2.2")
+        assert await searches.at_upstream(first, "cached", 25, 1)
+        fake.gate.clear()
+        for number in range(30):
+            search = asyncio.create_task(searches.at_upstream(first, f"x{number}", 25, 1))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            search.cancel()
+            await asyncio.wait([search])
+        assert await searches.at_upstream(first, "cached", 25, 1)
+        others = asyncio.create_task(searches.at_upstream(other, "other", 25, 1))
+        await wait_until(lambda: len(fake.requests) == 3)
+        assert sorted(path.partition("&")[0] for path in fake.requests[1:]) == ["/v1/search?q=other", "/v1/search?q=x0"]
+        fake.gate.set()
+        assert await others
+
+
+async def test_results_have_the_names_of_this_registry(tmp_path: Path) -> None:
+    """Results have the names under which they can be pulled from this registry. Results that the user may not pull are
+    left out, and so are invalid names. If the user may pull nothing from the upstream, no request is sent to it."""
+    async with passed_on_searches(tmp_path) as (fake, searches):
+        upstream_results = [{"name": name} for name in ("nginx", "bitnami/nginx", "No Name", "x" * 300)]
+        fake.answer = json.dumps({"results": upstream_results}).encode()
         for principal, names, total_requests in (
             (UNPRIVILEGED, [], 0),
             (open_principal(["docker.io"]), [], 0),
@@ -225,8 +255,6 @@ async def test_results_have_the_names_of_this_registry(tmp_path: Path) -> None:
         ):
             results = await searches.at_upstream(Searcher(principal, "192.0.2.1"), "nginx", 25, 1)
             assert ([name for name, _ in results], len(fake.requests)) == (names, total_requests)
-    server.close()
-    await server.wait_closed()
 
 
 @pytest.mark.parametrize("is_private", [True, False])

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -433,6 +434,21 @@ async def test_a_file_without_keys_is_read_once(
         assert caplog.text.count("tokens cannot be verified with the key set in") == 1
         file.write_bytes(key_set(key.jwk()))
         assert await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock)), KNOWN_ADDRESS)
+
+
+async def test_a_file_that_could_not_be_opened_is_opened_again(
+    tmp_path: Path, clock: AuthClock, key: IssuerKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the file cannot be opened for a moment, for example because too many files are open, the next token is
+    accepted, although the file has not changed."""
+    file = tmp_path / "keys.json"
+    file.write_bytes(key_set(key.jwk()))
+    async with worker_that_trusts(tmp_path, clock, {"jwks_file": str(file)}) as worker:
+        with monkeypatch.context() as patched:
+            # Raises NotADirectoryError.
+            patched.setattr(Path, "open", lambda *_: os.open("/dev/null/none", os.O_RDONLY))
+            await check_refused(worker, key.sign(claims(clock)))
+        assert await worker.access.credential_verifier.verify_bearer(key.sign(claims(clock, n=1)), KNOWN_ADDRESS)
 
 
 async def test_token_without_a_key_id(tmp_path: Path, clock: AuthClock, key: IssuerKey, other_key: IssuerKey) -> None:

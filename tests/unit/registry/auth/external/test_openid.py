@@ -41,6 +41,7 @@ from storage.content import Actor
 from storage.errors import Denied, TooManyRequests, Unauthorized, UpstreamUnavailable
 from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, OTHER_ADDRESS, AuthClock, AuthWorker, auth_worker
 from tests.fakes.openid_server import CLIENT, SECRET, CodeGrant, FakeOpenIDProvider, openid_provider
+from tests.unit.registry.conftest import wait_until
 
 REDIRECT_URI = "http://127.0.0.1:5000/login/callback"
 """The URL of the registry to which the provider sends the browser back."""
@@ -385,17 +386,17 @@ async def test_failures_of_the_provider_are_not_counted(
 async def test_one_network_cannot_take_all_exchanges(
     data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
 ) -> None:
-    """While the provider is slow, only two logins of one network exchange a code at the same time. Some more wait, the
-    rest are refused, and a login from another network goes on."""
+    """While the provider is slow, only a few logins of one network exchange a code at the same time. Some more wait,
+    the rest are refused, and a login from another network goes on."""
     fake_provider.secret = None
     async with auth_worker(data, clock, {"oidc": settings(fake_provider)}) as worker:
-        first_attempts = [await begin_login(worker) for _ in range(40)]
+        first_attempts = [await begin_login(worker) for _ in range(EXCHANGE_LIMITS.max_pending_per_visitor + 4)]
         other_attempt = await begin_login(worker)
         fake_provider.delayed_paths.add("/token")
         logins = [asyncio.create_task(finish_login(worker, *attempt)) for attempt in first_attempts]
         logins.append(asyncio.create_task(finish_login(worker, *other_attempt, by=OTHER_ADDRESS)))
         deadline = time.monotonic() + 30
-        while fake_provider.paths.count("/token") < 3:
+        while fake_provider.paths.count("/token") < 1 + EXCHANGE_LIMITS.max_running_per_visitor:
             assert time.monotonic() < deadline, "the login from the other network does not go on"
             await asyncio.sleep(0.01)
         refused = [login for login in logins if login.done()]
@@ -405,6 +406,28 @@ async def test_one_network_cannot_take_all_exchanges(
         for login in logins:
             login.cancel()
         await asyncio.gather(*logins, return_exceptions=True)
+
+
+async def test_disconnected_client_does_not_stop_the_count(
+    data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
+) -> None:
+    """A client that disconnects while its code is exchanged does not stop the exchange. The refused code counts as a
+    failed login of its address, and the client holds its slot until the provider has answered."""
+    clock.now = time.time()
+    fake_provider.secret = None
+    async with auth_worker(data, clock, {"oidc": settings(fake_provider)}) as worker:
+        for _ in range(BY_ADDRESS.burst - 1):
+            await finish_login(worker, *await begin_login(worker))
+        fake_provider.delayed_paths.add("/token")
+        fake_provider.open.clear()
+        login = asyncio.create_task(finish_login(worker, *await begin_login(worker)))
+        await wait_until(lambda: fake_provider.paths.count("/token") == BY_ADDRESS.burst)
+        login.cancel()
+        await asyncio.wait([login])
+        fake_provider.open.set()
+        key, until = f"provider {KNOWN_ADDRESS.address}", clock.now + BY_ADDRESS.cost_seconds * BY_ADDRESS.burst
+        await wait_until(lambda: worker.accounts.throttled_until(key) >= until)
+        assert isinstance((await finish_login(worker, *await begin_login(worker))).shown_error, TooManyRequests)
 
 
 async def test_groups_of_a_session(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:
