@@ -63,12 +63,12 @@ class WorkerState:
 
 class Retirement:
     """Whether the worker *retires*: it answers one more request on each connection, because another process has taken
-    its place. `ends_connections`: whether it answers only the requests that it has received."""
+    its place."""
 
-    __slots__ = ("_event", "ends_connections", "has_begun")
+    __slots__ = ("_event", "has_begun")
 
     def __init__(self) -> None:
-        self.has_begun = self.ends_connections = False
+        self.has_begun = False
         self._event = asyncio.Event()
 
     def begin(self) -> None:

@@ -16,7 +16,7 @@ from registry.server.server_log import log
 _PREPARE_SECONDS = 60.0
 """Time for all workers to prepare. If one takes longer, the reload is refused."""
 _SWITCH_SECONDS = 20.0
-"""Time for all workers to switch. A worker that takes longer is ended, and starts again with the new configuration."""
+"""Time for all workers to switch. A worker that takes longer is killed, and starts again with the new configuration."""
 
 
 def command_numbers() -> Iterator[int]:
@@ -27,10 +27,7 @@ def command_numbers() -> Iterator[int]:
 
 class Reload:
     """One reload. While it runs, the supervisor must not fork workers: a new worker would have the old
-    configuration.
-
-    Workers that a restart has replaced do not get the new configuration, because their version of the program may not
-    be able to read it. When the other workers switch, they end their idle connections, and complete their requests."""
+    configuration."""
 
     def __init__(
         self, pool: WorkerPool, source: ConfigurationSource, proposal: Proposal, numbers: Iterator[int]
@@ -45,7 +42,6 @@ class Reload:
         self._is_switching = False
         self._deadline = time.monotonic() + _PREPARE_SECONDS
         self._workers = {worker.pid: worker for worker in pool.serving}
-        """The workers that get commands of this reload. From the switch on, also those that retire."""
         self._waiting = dict(self._workers)
         """The workers whose answer is missing."""
         for worker in list(self._workers.values()):
@@ -73,7 +69,7 @@ class Reload:
             del self._waiting[worker.pid]
             if answer.failure is not None:
                 log.error("the worker %d cannot switch to the new configuration: %s", worker.pid, answer.failure)
-                self._end_worker(worker)
+                self._pool.kill(worker)
             self._end_when_switched()
 
     def on_exit(self, worker: WorkerProcess, how: str) -> None:
@@ -94,9 +90,9 @@ class Reload:
             pids = ", ".join(map(str, self._waiting))
             self._refuse(f"the workers {pids} did not prepare the new configuration within {_PREPARE_SECONDS:g} s")
             return
-        for worker in list(self._waiting.values()):
-            log.error("ending the worker %d: it does not switch to the new configuration", worker.pid)
-            self._end_worker(worker)
+        for worker in self._waiting.values():
+            log.error("killing the worker %d: it does not switch to the new configuration", worker.pid)
+            self._pool.kill(worker)
         self._waiting.clear()
         self._end_when_switched()
 
@@ -111,22 +107,11 @@ class Reload:
             return
         self._is_switching = True
         self._deadline = time.monotonic() + _SWITCH_SECONDS
-        self._workers |= {worker.pid: worker for worker in self._pool.retiring}
         self._waiting = dict(self._workers)
         for worker in self._workers.values():
-            name = "end_connections" if worker.exit_expected else "switch"
-            if not self._pool.command(worker, self._switch_number, name):
-                self._end_worker(worker)
+            if not self._pool.command(worker, self._switch_number, "switch"):
+                self._pool.kill(worker)
         self._end_when_switched()
-
-    def _end_worker(self, worker: WorkerProcess) -> None:
-        """Ends a worker that may still use the old configuration. A worker that retires gets the grace period for its
-        requests; it accepts no new requests meanwhile."""
-        if worker.exit_expected:
-            self._waiting.pop(worker.pid, None)
-            self._pool.stop(worker)
-        else:
-            self._pool.kill(worker)
 
     def _end_when_switched(self) -> None:
         if not self._waiting:

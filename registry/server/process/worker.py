@@ -219,15 +219,12 @@ class Worker:
         ]
 
     async def run_command(self, name: str, payload: bytes) -> None:
-        """Runs a command of the supervisor: `prepare`, `switch` or `discard` (see `LiveApplication`), `retire` or
-        `end_connections`. An application that is no `LiveApplication` ignores the first three. Even then, `switch`
-        reloads the certificates. Raises the exceptions of the application, and ChangeRefused if the application takes
-        too long to prepare."""
+        """Runs a command of the supervisor: `prepare`, `switch` or `discard` (see `LiveApplication`) or `retire`. An
+        application that is no `LiveApplication` ignores the first three. Even then, `switch` reloads the certificates.
+        Raises the exceptions of the application, and ChangeRefused if the application takes too long to prepare."""
         app = self._app if isinstance(self._app, LiveApplication) else None
         if name == "retire":
             self._retirement.begin()
-        elif name == "end_connections":
-            await self._end_connections()
         elif name == "switch":
             self._reload_certificates()
             if app is not None:
@@ -243,19 +240,12 @@ class Worker:
                     f"a worker could not open the new configuration within {PREPARE_SECONDS:g} s"
                 ) from None
 
-    async def _end_connections(self) -> None:
-        """Makes this worker, which retires, answer only the requests that it has received, because the settings have
-        changed since. Closes idle connections at once."""
-        self._retirement.ends_connections = True
-        await visit_in_steps(self._pending, lambda pending: pending.evict())
-        await visit_in_steps(self._state.connections, lambda connection: connection.shutdown())
-
     async def _retire(self, acceptors: list[Acceptor]) -> None:
         """Ends the worker without the loss of a request, because another worker has taken its place. The worker accepts
         no more connections, and answers one more request on each connection with `Connection: close`. A connection
         without a request stays open until its timeout, because the client may be sending a request. Also waits for the
         application's background work. Returns when all of this has ended, after `retire_seconds`, or when the worker is
-        told to stop. After the command `end_connections`, answers only the requests that it has received."""
+        told to stop."""
         for acceptor in acceptors:
             acceptor.close()
         app = self._app if isinstance(self._app, LiveApplication) else None
@@ -264,8 +254,6 @@ class Worker:
         while self._state.connections or self._state.tasks or self._pending or not (work is None or work.done()):
             if self._stop.is_set() or time.monotonic() >= deadline:
                 break
-            if self._retirement.ends_connections:
-                await self._end_connections()
             await visit_in_steps(self._state.connections, lambda connection: connection.retire())
             await asyncio.sleep(_RETIREMENT_CHECK_SECONDS)
         if work is not None:

@@ -71,15 +71,6 @@ class WorkerPool:
         """The workers that were not told to stop."""
         return [worker for worker in self.workers.values() if not worker.exit_expected]
 
-    @property
-    def retiring(self) -> list[WorkerProcess]:
-        """The workers that a restart has replaced and that complete their requests."""
-        return [
-            worker
-            for worker in self.workers.values()
-            if worker.exit_expected and worker.is_ready and not worker.is_stopping
-        ]
-
     def fork(self, index: int) -> WorkerProcess:
         """Forks a worker. Returns only in the supervisor; the child runs the worker and exits. Raises OSError."""
         limit = self._options.listener_options.per_address_limit
@@ -200,7 +191,7 @@ class WorkerPool:
 
     def stop(self, worker: WorkerProcess) -> None:
         """Tells the worker to stop (SIGTERM), and plans SIGKILL for a worker that does not end in time."""
-        worker.exit_expected = worker.is_stopping = True
+        worker.exit_expected = True
         worker.kill_at = time.monotonic() + self._options.grace_seconds + KILL_MARGIN_SECONDS
         os.kill(worker.pid, signal.SIGTERM)
 

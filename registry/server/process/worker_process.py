@@ -41,9 +41,6 @@ class WorkerProcess:
     exit_expected: bool = False
     """Whether the supervisor has told the worker to stop, or has killed it. If so, the supervisor does not restart the
     worker."""
-    is_stopping: bool = False
-    """Whether the supervisor has sent SIGTERM to the worker. If not, and `exit_expected` is true, the worker retires:
-    it completes its requests."""
     kill_at: float = float("inf")
     """When the supervisor sends SIGKILL if the worker has not ended by then."""
 

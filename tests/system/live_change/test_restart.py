@@ -17,7 +17,7 @@ import pytest
 from tests.fakes.commands import command_environment, entrepot
 from tests.fakes.forked_process import ROOT, ForkedProcess
 from tests.fakes.metrics_reader import scrape
-from tests.fakes.raw_http import ConnectionClosed, RawConnection
+from tests.fakes.raw_http import RawConnection
 from tests.system.live_change.conftest import LiveSite
 from tests.system.server.app_process import children, wait_for
 
@@ -64,26 +64,6 @@ def test_push_in_progress_is_completed(site: LiveSite) -> None:
     with RawConnection(("127.0.0.1", site.server.port)) as connection:
         target = f"{answer['location']}{'&' if '?' in answer['location'] else '?'}digest=sha256:{digest}"
         assert connection.ask("PUT", target).status == 201
-
-
-def test_reload_after_a_restart_applies_to_the_replaced_workers(site: LiveSite) -> None:
-    """A reload ends the idle connections of workers that a restart has replaced, so that these workers accept no
-    request with the old settings. Their requests in progress are completed."""
-    address, old_workers = ("127.0.0.1", site.server.port), site.server.worker_pids()
-    with RawConnection(address) as busy, RawConnection(address) as idle:
-        location = busy.ask("POST", "/v2/live/a/blobs/uploads/")["location"]
-        busy.send(f"PATCH {location} HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\nhalf".encode())
-        assert idle.ask("GET", "/v2/").status == 200
-        assert site.run("restart").returncode == 0
-        site.write("read_only = true\n")
-        assert site.run("reload").stdout == "reloaded: read_only\n"
-        with pytest.raises((ConnectionClosed, ConnectionError)):
-            idle.ask("POST", "/v2/live/a/blobs/uploads/")
-        busy.send(b"rest")
-        answer = busy.answer("PATCH")
-        assert (answer.status, answer["range"], answer.closes) == (202, "0-7", True)
-    wait_for(lambda: is_replaced(site, old_workers))
-    assert not site.may_push()
 
 
 def test_restart_fails_if_the_new_version_cannot_start(site: LiveSite) -> None:

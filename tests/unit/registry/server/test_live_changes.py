@@ -7,9 +7,7 @@ import asyncio
 import os
 import resource
 import selectors
-import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -18,7 +16,6 @@ import pytest
 
 from registry.server.gate.listener import ListenerOptions
 from registry.server.gate.per_address_limit import PerAddressLimit
-from registry.server.process.commands import Answer, command_pair
 from registry.server.process.live_change import ChangeRefused, Outcome, Proposal
 from registry.server.process.live_changes import ChangingSupervisor, LiveChanges
 from registry.server.process.live_options import LiveOptions
@@ -117,7 +114,7 @@ def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
     live.step(time.monotonic())
     assert [outcome.ok for outcome in outcomes] == [False]
     assert "run `entrepot restart`" in outcomes[0].message
-    worker.exit_expected = worker.is_stopping = True
+    worker.exit_expected = True
     live.request_reload(outcomes.append)
     live.step(time.monotonic())
     assert [outcome.ok for outcome in outcomes] == [False, True]
@@ -125,58 +122,6 @@ def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
         end.close()
     for file in (status, writer):
         os.close(file)
-
-
-@pytest.fixture
-def retiring_worker(pool: WorkerPool) -> Iterator[tuple[WorkerProcess, socket.socket]]:
-    """A worker of the pool that a restart has replaced, and its end of the channel for commands. The worker's process
-    only sleeps."""
-    (supervisor_end, worker_end), (status, writer) = command_pair(), os.pipe()
-    with subprocess.Popen(["sleep", "60"]) as process, supervisor_end, worker_end:
-        worker = WorkerProcess(process.pid, 0, status, 0.0, None, supervisor_end, is_ready=True, exit_expected=True)
-        pool.adopt(worker)
-        yield worker, worker_end
-        process.kill()
-    for file in (status, writer):
-        os.close(file)
-
-
-def test_reload_waits_until_replaced_workers_have_ended_their_connections(
-    pool: WorkerPool, retiring_worker: tuple[WorkerProcess, socket.socket]
-) -> None:
-    """A worker that a restart has replaced does not get the new configuration of a reload. It is told to end its
-    connections, and the reload succeeds when it has done so."""
-    worker, worker_end = retiring_worker
-    live, outcomes = changes(pool, FakeConfigurationSource()), list[Outcome]()
-    live.request_reload(outcomes.append)
-    live.step(time.monotonic())
-    number, name = worker_end.recv(100).decode().split()
-    assert name == "end_connections"
-    assert outcomes == []
-    live.on_answer(worker, Answer(int(number), None))
-    live.step(time.monotonic())
-    assert [outcome.ok for outcome in outcomes] == [True]
-    assert not worker.is_stopping
-
-
-@pytest.mark.parametrize("fault", ["closed channel", "failure", "no answer"])
-def test_replaced_worker_that_keeps_its_connections_is_stopped(
-    pool: WorkerPool, retiring_worker: tuple[WorkerProcess, socket.socket], fault: str
-) -> None:
-    """If a replaced worker cannot end its connections, a reload stops it with SIGTERM, so that its requests get the
-    grace period. The reload succeeds."""
-    worker, worker_end = retiring_worker
-    if fault == "closed channel":
-        worker_end.close()
-    live, outcomes = changes(pool, FakeConfigurationSource()), list[Outcome]()
-    live.request_reload(outcomes.append)
-    live.step(time.monotonic())
-    if fault == "failure":
-        live.on_answer(worker, Answer(int(worker_end.recv(100).split()[0]), "it is wrong"))
-    live.step(time.monotonic() + (60.0 if fault == "no answer" else 0.0))
-    assert [outcome.ok for outcome in outcomes] == [True]
-    assert worker.is_stopping
-    assert os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1]) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("error", [ChangeRefused("it is wrong"), OSError(5, "it is wrong"), ValueError("it is wrong")])
