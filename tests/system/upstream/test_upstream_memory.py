@@ -87,7 +87,7 @@ async def test_memory_of_what_an_upstream_sends_is_bounded(
             tracemalloc.stop()
     # The cache under test was full before, so it does not grow. The margin is for other memory. A cache without a limit
     # would grow by more than the margin.
-    assert grown < 2 * BYTES
+    assert grown < 3 * BYTES
 
 
 @pytest.mark.parametrize(
