@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from storage.content import digest_of
-from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
+from storage.errors import BlobUnknown, Denied, RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.registry_content import read_blob
 from tests.unit.registry.conftest import wait_until
@@ -235,3 +235,62 @@ async def test_broken_download_continues_with_another_repository(
     stall.set()
     assert await asyncio.gather(*[read_to_end(await reader) for reader in readers]) == [BIG, BIG]
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
+
+
+async def test_broken_download_continues_with_the_repository_that_sent_bytes(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While clients of 30 repositories for which the upstream does not have a blob wait for its download, the
+    connection breaks. The rest is requested from the repository that has sent the first bytes."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 60)
+    (good, *missing), readers, stall = await join_download(site, worker, BIG, count=31)
+    site.upstream.faults.drops = [MIB]
+    for repo in missing:
+        site.upstream.faults.errors[repo.removeprefix("docker.io/")] = BlobUnknown()
+    stall.set()
+    assert await asyncio.gather(*readers) == [BIG] * len(readers)
+    assert set(site.upstream.requested_repos[DIGEST]) == {good.removeprefix("docker.io/")}
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
+
+
+async def test_repository_that_does_not_have_the_blob_is_asked_once(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download breaks off, and the upstream then fails for the repository that has sent bytes. This repository is
+    left after two failures in a row, and is asked again between two others. A repository that does not have the blob is
+    not asked again."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 60)
+    monkeypatch.setattr("registry.mirror.fill.retry.LONGEST_RETRY_SECONDS", 0.01)
+    data = BIG[: 2 * MIB]
+    repos, readers, stall = await join_download(site, worker, data, count=4)
+    names = [repo.removeprefix("docker.io/") for repo in repos]
+    site.upstream.faults.drops = [MIB]
+    site.upstream.faults.errors.update({names[1]: BlobUnknown(), names[2]: BlobUnknown()})
+
+    def fail(_: Digest) -> None:
+        site.upstream.faults.errors[names[0]] = UpstreamUnavailable("503")
+
+    site.upstream.on_fetch = fail  # called for each further request
+    stall.set()
+    assert await asyncio.gather(*readers) == [data] * len(readers)
+    sender, first, second, last = names
+    assert site.upstream.requested_repos[digest_of(data)] == [
+        *(sender, sender, first),
+        *(sender, sender, second),
+        *(sender, sender, last),
+    ]
+    assert_each_byte_sent_once(site, digest_of(data), len(data))
+
+
+async def join_download(
+    site: MirrorSite, worker: MirrorWorker, data: bytes, count: int
+) -> tuple[list[RepositoryName], list[asyncio.Task[bytes]], asyncio.Event]:
+    """Starts to read a blob of several repositories. Returns the repositories, the tasks that read the blob, and an
+    event. The upstream responds to the request from the first repository when the event is set."""
+    repos = await pull_copies(site, worker, data, count)
+    stall = hang(site, repos[0].removeprefix("docker.io/"))
+    readers = [asyncio.create_task(read_blob(worker.mirror, repo, digest_of(data))) for repo in repos]
+    await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+    (fill,) = worker.mirror.running_fills
+    await wait_until(lambda: fill.repositories == set(repos))
+    return repos, readers, stall
