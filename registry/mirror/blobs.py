@@ -39,15 +39,16 @@ SMALL_BLOB_BYTES: Final = 64 * 1024
 """A blob of up to this size is served only after its fill is complete and its digest is verified. This takes
 little longer than waiting for the first byte."""
 MAX_FILL_ATTEMPTS: Final = 5
-"""Largest number of fills that are tried for one request. A new fill is tried if the previous fill got bytes with a
-wrong digest, or stopped before it was complete."""
+"""Largest number of fills for one request that get bytes with a wrong digest, or stop before they are complete."""
 START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
-SILENCE_SECONDS: Final = 3.0
+SILENCE_SECONDS: Final = 8.0
 """Time after which a client no longer waits for a fill that requests the blob from another repository, if the upstream
-has not responded. The blob is then also requested from the client's repository. It is longer than an upstream that
-works usually takes to respond, because the upstream may have to send the bytes twice."""
+has not responded. The client then waits for the other fill of the blob, the shared or the separate one. The time
+includes the request for a token. It is longer than an upstream that works usually takes to respond, because the
+upstream may have to send the bytes twice. It is much shorter than `START_TIMEOUT_SECONDS`, so that the other fill has
+enough time to get a response."""
 
 
 class _NoResponse(Exception):
@@ -102,8 +103,9 @@ class MirroredBlobs:
         the blob, its bytes are sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors
         of the upstream client.
 
-        The fill may request the blob from another repository of the upstream. If the upstream refuses that request, or
-        does not respond, the blob is requested from `repo`."""
+        The fill may request the blob from another repository of the upstream. After an error of that request, the next
+        fill of the blob is used, which requests the blob from `repo` or from another repository that waits for the
+        blob. If there is no response, the shared and the separate fill of the blob are used alternately."""
         deadline = self._deadline()
         if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
@@ -115,7 +117,8 @@ class MirroredBlobs:
         size, manifests = await self._check_entitlement(repo, digest, deadline)
         offsets = span.to_offsets(size) if span else (0, size)
         is_separate = False
-        for _ in range(MAX_FILL_ATTEMPTS):
+        failed_fills = 0
+        while failed_fills < MAX_FILL_ATTEMPTS:
             if stored_in := await self._entitlement.mount(repo, digest, size):
                 with suppress(BlobUnknown):
                     return await self._local.open_blob(stored_in, digest, span)
@@ -125,16 +128,18 @@ class MirroredBlobs:
                 if await self._wait_started(fill, repo, deadline):
                     return UnverifiedBlobReader(fill, offsets, self._prefetch.pulls_of(digest))
             except _NoResponse:
-                is_separate = True
+                is_separate = not is_separate
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
                 if fill.repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
-                # The fill requested the blob from another repository. The next fill requests it from `repo`.
+                # The fill requested the blob from another repository. This is no failed fill of `repo`: any number of
+                # failing repositories may wait for the blob too, and each may start the next fill before `repo` does.
             except StorageFull:
+                failed_fills += 1
                 with suppress(DigestInvalid):  # the client has got no byte, so another endpoint can still serve it
                     return await self._open_unstored(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialLost):
-                continue  # the client has got no byte of the failed fill, so another fill can serve it
+                failed_fills += 1  # the client has got no byte of the failed fill, so another fill can serve it
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
 
     async def _open_unstored(

@@ -78,7 +78,7 @@ class Breaker:
         if not self.has_opened and self._failures >= FAILURES_TO_OPEN:
             self.open()
         elif self.has_opened and self._failures >= self._failures_to_reopen:
-            self._open_seconds = min(self._open_seconds * 2, LONGEST_OPEN_SECONDS)
+            self._open_seconds = min(max(self._open_seconds * 2, FIRST_OPEN_SECONDS), LONGEST_OPEN_SECONDS)
             self.open()
 
     def open(self) -> None:
@@ -86,3 +86,9 @@ class Breaker:
         self.has_opened = True
         self._opened_at = self._clock()
         self._failures = 0
+
+    def make_half_open(self) -> None:
+        """Makes the breaker half-open now: one trial may be sent at once. If it fails, the breaker is open for
+        `FIRST_OPEN_SECONDS`."""
+        self.open()
+        self._open_seconds = 0.0

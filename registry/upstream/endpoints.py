@@ -18,6 +18,7 @@ the others from being served. So a suspect endpoint has three more breakers. One
 one trial at a time. The two others are for repositories whose last request worked, and for those without any request so
 far. They allow several trials at a time, and open again only after several trials without a response. As soon as any
 request works, the endpoint is no longer suspect. Then only the failing repositories wait, each for its own breaker.
+Those with fewer than `FAILURES_TO_OPEN` failures get a trial each at once.
 """
 
 from __future__ import annotations
@@ -235,7 +236,8 @@ class UpstreamEndpoint:
 
     def _on_success(self, repo: str) -> None:
         """Closes the breakers, except those of other failing repositories, after a response for `repo` has shown that
-        the endpoint works."""
+        the endpoint works. After the endpoint was suspect, the breakers of repositories with few failures are
+        half-open: possibly these repositories failed only because the endpoint did."""
         if self._is_reported_open:
             log.info("the upstream endpoint %s responds again", self.url)
             self._observer.on_breaker(opened=False)
@@ -246,7 +248,7 @@ class UpstreamEndpoint:
         if self._suspect is not None:
             for breaker in self._failing.values():
                 if not breaker.has_opened:
-                    breaker.open()
+                    breaker.make_half_open()
         for name in [name for name, breaker in self._failing.items() if not breaker.has_opened]:
             del self._failing[name]
         self._suspect = None

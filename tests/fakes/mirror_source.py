@@ -46,8 +46,9 @@ class SourceFaults:
 
 
 class FakeSource:
-    """An `UpstreamClient`. `calls` counts the requests by kind. `requested_spans` and `sent` have the requested and
-    the sent spans of each blob. `at_once` is the number of running downloads, `most_at_once` its highest value."""
+    """An `UpstreamClient`. `calls` counts the requests by kind. `requested_spans` and `requested_repos` have the spans
+    and the repositories of the requests for each blob, `sent` has the sent spans. `at_once` is the number of running
+    downloads, `most_at_once` its highest value."""
 
     name = "docker.io"
 
@@ -60,6 +61,7 @@ class FakeSource:
         self.calls: Counter[str] = Counter()
         self.sent: dict[Digest, list[tuple[int, int]]] = {}
         self.requested_spans: dict[Digest, list[Span]] = {}
+        self.requested_repos: dict[Digest, list[str]] = {}
         self.most_at_once = 0
         self.at_once = 0
         self.on_fetch: Callable[[Digest], None] = lambda digest: None
@@ -157,6 +159,7 @@ class FakeSource:
         assert not self.closed
         self.calls["get blob"] += 1
         self.requested_spans.setdefault(digest, []).append(span)
+        self.requested_repos.setdefault(digest, []).append(repo)
         self.on_fetch(digest)
         stalled_repos = self.faults.stalled_repos
         if self.faults.stall is not None and (stalled_repos is None or repo in stalled_repos):

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Final
 
 from registry.mirror.fill.pieces import MIB, AdaptiveConcurrency, PiecePlan, StragglerDetector
-from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, AvoidedEndpoints, RetryPolicy
+from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, AvoidedEndpoints, RepositoryChoice, RetryPolicy
 from registry.mirror.fill.sinks import PieceSink, WholeSink
 from registry.mirror.fill.slots import ConnectionSlots, Demand
 from registry.mirror.upstream_client import RangesUnsupported, UpstreamClient
@@ -84,15 +84,15 @@ class Download:
         says who needs the blob. `avoided`: the endpoints to avoid. `on_response`: called on the event loop each time
         the upstream starts to send the response to a request. `on_fetched`: called after each request with the number
         of bytes that it has stored. `list_repos`: returns all repositories of the upstream, with their names there,
-        from which the blob may be requested. After an interruption, the blob is requested from the next of them.
+        from which the blob may be requested. After a refusal, or two failures in a row, another one is asked.
 
         `has_response`: whether readers may already have got bytes that a previous owner of the partial blob has
         downloaded. Once readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
         new bytes. Before that, the download is retried at most once, after a short pause (`RetryPolicy`)."""
         self._upstream = upstream
         self._slots = slots
-        self._repo = self._first_repo = repo
-        self._list_repos = list_repos
+        self._first_repo = repo
+        self._repos = RepositoryChoice(repo, list_repos)
         self._partial = partial
         self._demand = demand
         self._avoided = avoided
@@ -245,21 +245,24 @@ class Download:
         cancel_scope = asyncio.timeout(None)
         self._requests[sink] = _RunningRequest(is_new_connection, cancel_scope)
         self._changed.set()
+        repo = self._repos.next_repo  # which may change while the request is running
         try:
-            self._partial.mark_started(self._repo)
+            self._partial.mark_started(repo)
             async with cancel_scope:
                 await self._upstream.fetch_blob(
-                    self._repo, self._partial.digest, span, sink, self._avoided.ask_last | self._last_broken
+                    repo, self._partial.digest, span, sink, self._avoided.ask_last | self._last_broken
                 )
         except TimeoutError:
             if not cancel_scope.expired():
                 raise
             return True  # `_cancel_stragglers` has cancelled the request
         except RegistryError as error:
-            self._on_error(sink, error, has_range=span != Span(0))
+            self._on_error(sink, repo, error, has_range=span != Span(0))
             return False
         finally:
             del self._requests[sink]
+            if sink.new_bytes:
+                self._repos.on_bytes(repo)
             self._bytes_of_ended_requests += sink.new_bytes
             self._report_fetched(sink.new_bytes)
             if isinstance(sink, PieceSink):
@@ -294,7 +297,7 @@ class Download:
             log.info(
                 "a connection for %s of %s is much slower than the others; its missing bytes are requested again",
                 self._partial.digest,
-                self._repo,
+                self._first_repo,
             )
             self._requests[sink].cancel_scope.reschedule(now)
 
@@ -309,23 +312,29 @@ class Download:
         self._changed.set()
         self._report_response()
 
-    def _on_error(self, sink: PieceSink | WholeSink, error: RegistryError, *, has_range: bool) -> None:
-        """Decides after a failed request whether to retry or to give up. `has_range`: whether the request asked for a
-        byte range."""
+    def _on_error(
+        self, sink: PieceSink | WholeSink, repo: RepositoryName, error: RegistryError, *, has_range: bool
+    ) -> None:
+        """Decides after a failed request from `repo` whether to retry or to give up. `has_range`: whether the request
+        asked for a byte range."""
         if sink.endpoint is not None:
             self.senders.add(sink.endpoint)
             self._has_response = True  # because the event loop may not have called `_note_response` yet
+        if isinstance(error, BlobUnknown | Denied) and self._has_response:
+            self._repos.on_refusal(repo)
         is_final = isinstance(error, PartialLost | StorageFull | StorageFailed)
         if isinstance(error, Denied):
-            is_final = not (self._has_response and self._next_repo() != self._repo)
+            is_final = not (self._has_response and self._repos.has_usable)
         if is_final or (isinstance(error, BlobUnknown) and not self._has_response):
-            self._fatal_error = self._fatal_error or error
+            self._fail(repo, error)
         elif isinstance(error, RangesUnsupported) and not self._ranges_work:
             self._needs_whole = True
         else:
-            self._on_broken_connection(sink, error, has_range=has_range)
+            self._on_broken_connection(sink, repo, error, has_range=has_range)
 
-    def _on_broken_connection(self, sink: PieceSink | WholeSink, error: RegistryError, *, has_range: bool) -> None:
+    def _on_broken_connection(
+        self, sink: PieceSink | WholeSink, repo: RepositoryName, error: RegistryError, *, has_range: bool
+    ) -> None:
         """Schedules a retry. After too many failures, schedules a last attempt without a byte range if that can help
         (`_should_try_whole`); otherwise sets the fatal error."""
         now = self._loop.time()
@@ -335,27 +344,26 @@ class Download:
             return  # a retry is scheduled already: connections that break at the same time are one failure
         if not self._retry.should_retry(error, now, self._received, has_response=self._has_response):
             if not self._should_try_whole(error, has_range):
-                if self._repo != self._first_repo:  # callers take the error for one of the first repository
-                    error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
-                self._fatal_error = self._fatal_error or error
+                self._fail(repo, error)
                 return
             self._needs_whole = True
             self._retry.resume_soon(now)
         if isinstance(error, RangesUnsupported) and self._retry.failures_in_row > 1:
             self._needs_whole = True
-        pause = self._retry.resume_at - now
         log.info(
             "the download of %s of %s was interrupted: %s; it is retried in %.1f s",
-            *(self._partial.digest, self._repo, error.message, pause),
+            *(self._partial.digest, repo, error.message, self._retry.resume_at - now),
         )
         self._concurrency.note_broken_connection(now)
         if self._has_response:
-            self._repo = self._next_repo()
+            self._repos.on_failure(repo, has_progress=self._retry.failures_in_row == 1)
 
-    def _next_repo(self) -> RepositoryName:
-        """Returns the repository from which to request the blob after an interruption."""
-        repos = list(self._list_repos())
-        return repos[(repos.index(self._repo) + 1) % len(repos)] if self._repo in repos else self._repo
+    def _fail(self, repo: RepositoryName, error: RegistryError) -> None:
+        """Ends the download after a failed request from `repo`. Callers take the errors of the upstream for errors of
+        the first repository, so those of other repositories are replaced."""
+        if repo != self._first_repo and not isinstance(error, PartialLost | StorageFull | StorageFailed):
+            error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
+        self._fatal_error = self._fatal_error or error
 
     def _should_try_whole(self, error: RegistryError, has_range: bool) -> bool:
         """Returns whether to request the blob once more without a byte range. This can help, because some upstreams

@@ -7,14 +7,14 @@ the bytes. If the owner dies, a follower becomes the owner and downloads the byt
 continues after the request that started it has ended.
 
 Usually all repositories of the upstream share the fill of a blob (*shared* fill), and the owner requests the bytes from
-one of these repositories. If the upstream does not respond, another repository gets a fill of its own (*separate*
-fill), with a partial blob of its own. All processes share that partial blob, too.
+one of these repositories. If the upstream does not respond, the other repositories use a second fill (*separate* fill),
+which requests the bytes from one of them, into a second partial blob. All processes share that partial blob, too. So at
+most two requests without a response are running for a blob, however many repositories and processes need it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Collection
 from contextlib import suppress
@@ -53,8 +53,8 @@ class Fill:
     """The fill of one blob in this process. `repo`: the repository from which the blob is requested at the upstream.
     `size`: size of the blob in bytes. `repositories`: the repositories to which the complete blob is added, including
     `repo`; the caller has checked that each of these repositories may serve the blob. `demand`: who needs the blob.
-    `error`: why the fill failed; None while it is running and after it has succeeded. `is_separate`: whether the fill
-    is only for `repo`."""
+    `error`: why the fill failed; None while it is running and after it has succeeded. `is_separate`: whether this is
+    the separate fill of the blob."""
 
     def __init__(
         self, context: FillContext, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False
@@ -69,7 +69,7 @@ class Fill:
         self._source = context.upstream.name
         """The source of the partial blob (`Partials.claim`)."""
         if is_separate:
-            self._source += "@" + hashlib.sha256(repo.encode()).hexdigest()[:32]
+            self._source += "@separate"
         self._partial: Partial | None = None
         self._started = asyncio.Event()
         """Set when the upstream has started to send the blob to any process, or when the fill has ended."""
@@ -83,6 +83,11 @@ class Fill:
     def has_ended(self) -> bool:
         """Whether the fill has ended, with success or with an error."""
         return self._ended.is_set()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the upstream has started to send the blob to any process, or the fill has ended."""
+        return self._started.is_set()
 
     @property
     def file(self) -> OpenFile:

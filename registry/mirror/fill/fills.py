@@ -14,24 +14,23 @@ from registry.single_flight import cancel_and_wait, server_stopping_error, start
 from storage.content import Descriptor
 from storage.names import Digest, RepositoryName
 
-_Key = tuple[Digest, int, RepositoryName | None]
+_Key = tuple[Digest, int, bool]
 
 
 class Fills:
-    """The running fills of this process. A blob has at most one shared fill, and one separate fill for each repository.
+    """The running fills of this process. A blob has at most one shared fill and one separate fill.
     A fill runs in a task of its own, which continues when the requests that use the fill have ended."""
 
     def __init__(self, context: FillContext) -> None:
         self._context = context
         self._fills: dict[_Key, tuple[Fill, asyncio.Task[None]]] = {}
-        """Running fills and their tasks, by digest and size of the blob, and by the repository of a separate fill (None
-        for a shared one)."""
+        """Running fills and their tasks, by digest and size of the blob, and by whether the fill is separate."""
         self._closed = False
 
     def request(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
-        """Returns the running fill of a blob that a client has requested, or starts one. `is_separate`: whether to
-        start a fill only for `repo`. Awaits nothing, so the fill cannot end before the caller uses it. Raises
-        UpstreamUnavailable if the server is stopping."""
+        """Returns the running fill of a blob that a client has requested, or starts one. `is_separate`: whether to use
+        the separate fill, because the upstream does not respond to the shared one. Awaits nothing, so the fill cannot
+        end before the caller uses it. Raises UpstreamUnavailable if the server is stopping."""
         fill = self._find_or_start(repo, digest, size, is_separate=is_separate)
         fill.demand.request()
         return fill
@@ -75,22 +74,25 @@ class Fills:
         await cancel_and_wait(task for _, task in self._fills.values())
 
     def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
-        """Returns the separate fill of `repo` if it is running. Otherwise adds `repo` to the `repositories` of the
-        running shared fill, and returns this fill. Starts a fill if there is none, or no separate one with
-        `is_separate`."""
-        keys: list[_Key] = [(digest, size, repo)] if is_separate else [(digest, size, repo), (digest, size, None)]
-        for key in keys:
-            if key in self._fills:
-                fill, _ = self._fills[key]
-                fill.repositories.add(repo)
-                return fill
+        """Returns the running shared fill, or with `is_separate` the running separate fill, and adds `repo` to its
+        `repositories`. Starts the fill if it is not running. Instead of the shared fill, uses a running separate fill
+        that requests the blob from `repo`, or that gets the blob already while the shared fill does not."""
+        shared, _ = self._fills.get((digest, size, False), (None, None))
+        separate, _ = self._fills.get((digest, size, True), (None, None))
+        if separate is not None and (shared is None or not shared.has_started):
+            is_separate = is_separate or separate.repo == repo or separate.has_started
+        fill = separate if is_separate else shared
+        if fill is not None:
+            fill.repositories.add(repo)
+            return fill
         if self._closed:
             raise server_stopping_error()
         fill = Fill(self._context, repo, digest, size, is_separate=is_separate)
         self._context.observer.on_fill_started()
-        task = start_detached(self._run(fill, keys[-1]))
+        key = (digest, size, is_separate)
+        task = start_detached(self._run(fill, key))
         task.add_done_callback(lambda _: fill.abandon())
-        self._fills[keys[-1]] = (fill, task)
+        self._fills[key] = (fill, task)
         return fill
 
     async def _run(self, fill: Fill, key: _Key) -> None:

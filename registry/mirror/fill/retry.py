@@ -1,5 +1,5 @@
-"""Retries of a blob's download: how long to wait and when to give up (`RetryPolicy`), and which endpoints to avoid
-because they sent corrupt bytes (`BadSenders`).
+"""Retries of a blob's download: how long to wait and when to give up (`RetryPolicy`), which repository of the upstream
+to ask (`RepositoryChoice`), and which endpoints to avoid because they sent corrupt bytes (`BadSenders`).
 
 An *endpoint* is one of the base URLs of an upstream registry. A *fill* is the work of one process to get one blob. Only
 one fill of a blob downloads; its *followers*, the fills of the same blob in other processes, wait for its bytes.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Final
@@ -90,6 +90,69 @@ class RetryPolicy:
         """Allows another attempt after the shortest pause. Call it if that attempt differs from the failed one, such as
         a request without a byte range."""
         self.resume_at = now + FIRST_RETRY_SECONDS
+
+
+FAILURES_TO_LEAVE_REPOSITORY: Final = 2
+"""Number of failures in a row after which a download is continued with another repository. After the first one, the
+same repository is asked again, because a connection can break by chance."""
+
+
+class RepositoryChoice:
+    """Chooses from which repository of the upstream one download requests the rest of a blob after an interruption
+    (`next_repo`). Others than the one that has sent bytes possibly do not have the blob, although their manifests name
+    it. Therefore this repository is asked again before each other one is asked. Those for which the upstream has
+    refused to send the blob are not asked again, unless all of them refuse."""
+
+    def __init__(self, first: RepositoryName, list_repos: Callable[[], Sequence[RepositoryName]]) -> None:
+        """`first`: the repository of the first request. `list_repos`: returns the repositories that may be asked, in
+        alphabetical order."""
+        self.next_repo = first
+        self._list_repos = list_repos
+        self._sender = first
+        """The repository that has sent bytes last, or `first`."""
+        self._last_other = first
+        """The repository that was chosen last instead of `_sender`, or `first`."""
+        self._refusing: set[RepositoryName] = set()
+        self._failures_in_row = 0
+        """Number of failures in a row of requests from `next_repo`."""
+
+    @property
+    def has_usable(self) -> bool:
+        """Whether there is a repository that has not refused to send the blob."""
+        return bool(self._usable())
+
+    def on_bytes(self, repo: RepositoryName) -> None:
+        """Records that a request from `repo` has got bytes."""
+        self._sender = repo
+
+    def on_refusal(self, repo: RepositoryName) -> None:
+        """Records that the upstream has refused to send the blob for `repo`: with BlobUnknown or Denied."""
+        self._refusing.add(repo)
+        if repo == self.next_repo:
+            self._choose_another()
+
+    def on_failure(self, repo: RepositoryName, *, has_progress: bool) -> None:
+        """Records that a request from `repo` has failed. `has_progress`: whether bytes have arrived since the failure
+        before. Changes nothing if another repository was chosen since that request was sent."""
+        if repo != self.next_repo:
+            return
+        self._failures_in_row = 1 if has_progress else self._failures_in_row + 1
+        if self._failures_in_row >= FAILURES_TO_LEAVE_REPOSITORY:
+            self._choose_another()
+
+    def _choose_another(self) -> None:
+        """Sets `next_repo` to `_sender`, or if it is that already, to the next of the others in alphabetical order."""
+        self._failures_in_row = 0
+        others = [repo for repo in self._usable() if repo != self.next_repo]
+        if self._sender in others or not others:
+            self.next_repo = self._sender
+        else:
+            self.next_repo = next((repo for repo in others if repo > self._last_other), others[0])
+            self._last_other = self.next_repo
+
+    def _usable(self) -> list[RepositoryName]:
+        """Returns the repositories that have not refused to send the blob."""
+        return [repo for repo in self._list_repos() if repo not in self._refusing]
 
 
 _TIMEOUT_KIND: Final = "late"

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
+from storage.content import digest_of
+from storage.errors import BlobUnknown, Denied, RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.registry_content import read_blob
 from tests.unit.registry.conftest import wait_until
@@ -51,6 +52,16 @@ async def pull_manifests(site: MirrorSite, worker: MirrorWorker, data: bytes) ->
         await worker.mirror.get_manifest(repo, TAG)
 
 
+async def pull_copies(site: MirrorSite, worker: MirrorWorker, data: bytes, count: int) -> list[RepositoryName]:
+    """Adds an image with the layer `data` to `count` repositories of the upstream, pulls its manifests, and returns the
+    repositories."""
+    repos = [RepositoryName(f"docker.io/library/copy{number}") for number in range(count)]
+    for repo in repos:
+        site.upstream.add_image(repo.removeprefix("docker.io/"), data)
+        await worker.mirror.get_manifest(repo, TAG)
+    return repos
+
+
 def hang(site: MirrorSite, *repos: str) -> asyncio.Event:
     """Makes downloads of blobs of these repositories wait until the returned event is set."""
     stall = site.upstream.faults.stall = asyncio.Event()
@@ -79,23 +90,75 @@ async def test_hanging_repository_does_not_delay_another(
     assert await waiting == data
 
 
-async def test_many_hanging_repositories_do_not_delay_another(
-    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+async def test_silent_blob_takes_at_most_two_connections(site: MirrorSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upstream does not respond to any request for a blob that clients of two workers request of ten repositories.
+    It gets two requests for the blob, and other blobs get the other connections. When the upstream responds, all
+    clients get the blob, and the upstream has sent it twice at most."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.02)
+    sources = [site.upstream, source_of_another_worker(site)]
+    async with site.worker() as worker, site.worker(sources[1]) as other:
+        repos = await pull_copies(site, worker, BIG, count=10)
+        _, unrelated = site.upstream.add_image("library/unrelated", BIG[1:]).blobs
+        await worker.mirror.get_manifest(RepositoryName("docker.io/library/unrelated"), TAG)
+        stall = hang(site, *(repo.removeprefix("docker.io/") for repo in repos))
+        reading = [
+            asyncio.create_task(read_blob((worker, other)[number % 2].mirror, repo, DIGEST))
+            for number, repo in enumerate(repos)
+        ]
+        await wait_until(lambda: sum(source.calls["get blob"] for source in sources) == 2)
+        _, unfinished = await asyncio.wait(reading, timeout=0.5)
+        assert len(unfinished) == len(repos)
+        assert sum(source.calls["get blob"] for source in sources) == 2
+        async with asyncio.timeout(30):
+            unrelated_repo = RepositoryName("docker.io/library/unrelated")
+            assert await read_blob(worker.mirror, unrelated_repo, unrelated.digest) == BIG[1:]
+        stall.set()
+        assert await asyncio.gather(*reading) == [BIG] * len(repos)
+    assert site.upstream.bytes_sent(DIGEST) <= 2 * len(BIG)
+
+
+async def test_repository_is_served_after_two_others_time_out(
+    site: MirrorSite, worker: MirrorWorker, other_worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients request the blob of two repositories for which the upstream does not respond, and then of a third one,
-    which has it."""
-    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.05)
-    await pull_manifests(site, worker, BIG)
-    third = RepositoryName("docker.io/library/third")
-    site.upstream.add_image("library/third", BIG)
-    await worker.mirror.get_manifest(third, TAG)
-    stall = hang(site, UPSTREAM_REPO, "library/other")
-    waiting = [asyncio.create_task(read_blob(worker.mirror, repo, DIGEST)) for repo in (MIRRORED_REPO, OTHER)]
+    which has it. When one of the two requests times out, the client of the third repository gets the blob."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.02)
+    first, second, third = await pull_copies(site, worker, BIG, count=3)
+    silent = [repo.removeprefix("docker.io/") for repo in (first, second)]
+    stall = hang(site, *silent)
+    for upstream_repo in silent:
+        site.upstream.faults.errors[upstream_repo] = UpstreamTimeout("late")
+    failing = [asyncio.create_task(read_blob(worker.mirror, repo, DIGEST)) for repo in (first, second)]
     await wait_until(lambda: site.upstream.calls["get blob"] == 2)
-    async with asyncio.timeout(30):
-        assert await read_blob(worker.mirror, third, DIGEST) == BIG
+    reading = asyncio.create_task(read_blob(other_worker.mirror, third, DIGEST))
+    await asyncio.wait([reading], timeout=0.1)
     stall.set()
-    assert await asyncio.gather(*waiting) == [BIG, BIG]
+    assert await reading == BIG
+    for error in await asyncio.gather(*failing, return_exceptions=True):
+        assert isinstance(error, UpstreamTimeout) or error == BIG  # a client that still waits may get the blob
+
+
+async def test_many_failing_repositories_do_not_fail_another(
+    site: MirrorSite, worker: MirrorWorker, other_worker: MirrorWorker
+) -> None:
+    """Clients request a blob of eight repositories for which the upstream refuses to send it, and then of a ninth one,
+    which has it. The client of the ninth repository gets the blob."""
+    *refused, last = await pull_copies(site, worker, SMALL, count=9)
+    for repo in refused:
+        site.upstream.faults.errors[repo.removeprefix("docker.io/")] = Denied("no")
+    digest = digest_of(SMALL)
+    stall = hang(site, *site.upstream.faults.errors)
+    failing = [asyncio.create_task(read_blob(worker.mirror, repo, digest)) for repo in refused]
+    await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+    (fill,) = worker.mirror.running_fills
+    await wait_until(lambda: set(refused) == fill.repositories)
+    reading = asyncio.create_task(read_blob(other_worker.mirror, last, digest))
+    if other_worker is worker:
+        await wait_until(lambda: last in fill.repositories)
+    stall.set()
+    assert await reading == SMALL
+    for error in await asyncio.gather(*failing, return_exceptions=True):
+        assert isinstance(error, Denied) or error == SMALL  # a client that still waits may get the blob
 
 
 async def test_slow_repository_is_asked_once(site: MirrorSite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,10 +187,16 @@ async def test_slow_repository_is_asked_once(site: MirrorSite, monkeypatch: pyte
 )
 @pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "large"])
 async def test_error_of_a_repository_is_not_the_error_of_another(
-    site: MirrorSite, worker: MirrorWorker, other_worker: MirrorWorker, error: RegistryError, data: bytes
+    site: MirrorSite,
+    worker: MirrorWorker,
+    other_worker: MirrorWorker,
+    error: RegistryError,
+    data: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While a client of another repository waits for the same blob, the upstream refuses to send the blob for the first
     repository. Only clients of the first repository get the error."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 60)  # so that a busy machine starts no separate fill
     await pull_manifests(site, worker, data)
     digest = site.upstream.manifests["library/other", TAG].blobs[-1].digest
     stall = hang(site, UPSTREAM_REPO)
@@ -145,9 +214,12 @@ async def test_error_of_a_repository_is_not_the_error_of_another(
     assert_each_byte_sent_once(site, digest, len(data))
 
 
-async def test_broken_download_continues_with_another_repository(site: MirrorSite, worker: MirrorWorker) -> None:
+async def test_broken_download_continues_with_another_repository(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A download breaks off, and the upstream then refuses to send the blob for the first repository. The download
     continues with the requests of the second repository, whose clients get the rest."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 60)  # so that a busy machine starts no separate fill
     await pull_manifests(site, worker, BIG)
     site.upstream.faults.drops = [MIB]
     stall = hang(site, UPSTREAM_REPO)
@@ -163,3 +235,62 @@ async def test_broken_download_continues_with_another_repository(site: MirrorSit
     stall.set()
     assert await asyncio.gather(*[read_to_end(await reader) for reader in readers]) == [BIG, BIG]
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
+
+
+async def test_broken_download_continues_with_the_repository_that_sent_bytes(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While clients of 30 repositories for which the upstream does not have a blob wait for its download, the
+    connection breaks. The rest is requested from the repository that has sent the first bytes."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 60)
+    (good, *missing), readers, stall = await join_download(site, worker, BIG, count=31)
+    site.upstream.faults.drops = [MIB]
+    for repo in missing:
+        site.upstream.faults.errors[repo.removeprefix("docker.io/")] = BlobUnknown()
+    stall.set()
+    assert await asyncio.gather(*readers) == [BIG] * len(readers)
+    assert set(site.upstream.requested_repos[DIGEST]) == {good.removeprefix("docker.io/")}
+    assert_each_byte_sent_once(site, DIGEST, len(BIG))
+
+
+async def test_repository_that_does_not_have_the_blob_is_asked_once(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download breaks off, and the upstream then fails for the repository that has sent bytes. This repository is
+    left after two failures in a row, and is asked again between two others. A repository that does not have the blob is
+    not asked again."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 60)
+    monkeypatch.setattr("registry.mirror.fill.retry.LONGEST_RETRY_SECONDS", 0.01)
+    data = BIG[: 2 * MIB]
+    repos, readers, stall = await join_download(site, worker, data, count=4)
+    names = [repo.removeprefix("docker.io/") for repo in repos]
+    site.upstream.faults.drops = [MIB]
+    site.upstream.faults.errors.update({names[1]: BlobUnknown(), names[2]: BlobUnknown()})
+
+    def fail(_: Digest) -> None:
+        site.upstream.faults.errors[names[0]] = UpstreamUnavailable("503")
+
+    site.upstream.on_fetch = fail  # called for each further request
+    stall.set()
+    assert await asyncio.gather(*readers) == [data] * len(readers)
+    sender, first, second, last = names
+    assert site.upstream.requested_repos[digest_of(data)] == [
+        *(sender, sender, first),
+        *(sender, sender, second),
+        *(sender, sender, last),
+    ]
+    assert_each_byte_sent_once(site, digest_of(data), len(data))
+
+
+async def join_download(
+    site: MirrorSite, worker: MirrorWorker, data: bytes, count: int
+) -> tuple[list[RepositoryName], list[asyncio.Task[bytes]], asyncio.Event]:
+    """Starts to read a blob of several repositories. Returns the repositories, the tasks that read the blob, and an
+    event. The upstream responds to the request from the first repository when the event is set."""
+    repos = await pull_copies(site, worker, data, count)
+    stall = hang(site, repos[0].removeprefix("docker.io/"))
+    readers = [asyncio.create_task(read_blob(worker.mirror, repo, digest_of(data))) for repo in repos]
+    await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+    (fill,) = worker.mirror.running_fills
+    await wait_until(lambda: fill.repositories == set(repos))
+    return repos, readers, stall

@@ -137,19 +137,42 @@ def test_failing_repository_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.text.count("does not respond or has server errors") == 1
 
 
-def test_success_of_another_repository_keeps_failing_ones_waiting() -> None:
-    """After a suspect endpoint works again, requests for the failing repositories still wait for their own trial. The
-    repository whose trial succeeds is served again."""
+def test_repositories_get_one_trial_each_when_the_endpoint_works_again() -> None:
+    """After a suspect endpoint works again, each failing repository may send one trial. The repository whose trial
+    works is served again. Those whose trial fails wait."""
     traffic = Traffic(bad0="503", bad1="503", bad2="503")
     traffic.open_for_all("bad0", "bad1", "bad2")
     traffic.clock.now += FIRST_OPEN_SECONDS
     assert traffic.request("good")
-    assert not any(traffic.request(f"bad{n}") for n in range(3))
-    traffic.clock.now += FIRST_OPEN_SECONDS
     traffic.outcomes["bad0"] = "works"
-    assert traffic.request("bad1")
-    assert not traffic.request("bad1")
     assert all(traffic.request("bad0") for _ in range(5))
+    with traffic.endpoint.attempt("bad1") as attempt:
+        assert not traffic.request("bad1")
+        attempt.on_working()
+    traffic.outcomes["bad1"] = "works"
+    assert traffic.request("bad1")
+    assert traffic.request("bad2")
+    failed_at = traffic.clock.now
+    while traffic.clock.now + REQUEST_SECONDS < failed_at + FIRST_OPEN_SECONDS:
+        assert not traffic.request("bad2")
+    assert traffic.request("bad2")
+
+
+def test_repositories_are_served_at_once_after_an_outage() -> None:
+    """The endpoint is down for a minute, for 40 repositories. Once it works for one of them, requests for those that
+    failed once in that time are sent at once."""
+    repos = [f"name{n}" for n in range(40)]
+    traffic = Traffic(default="503")
+    ends_at = traffic.clock.now + 60
+    while traffic.clock.now < ends_at:
+        for repo in repos:
+            traffic.request(repo)
+    failed_once = [repo for repo in repos if traffic.sent[repo] == 1]
+    assert failed_once
+    traffic.default = "works"
+    while not traffic.request("new"):
+        pass
+    assert all(traffic.request(repo) for repo in failed_once)
 
 
 def test_repositories_that_work_and_fail_in_turn_do_not_stop_the_others_again() -> None:

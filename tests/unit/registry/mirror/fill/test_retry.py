@@ -1,4 +1,4 @@
-"""How long, and at which intervals, the download of a blob from an upstream is retried."""
+"""How long, and at which intervals, the download of a blob from an upstream is retried, and from which repository."""
 
 from __future__ import annotations
 
@@ -6,8 +6,17 @@ from itertools import pairwise
 
 import pytest
 
-from registry.mirror.fill.retry import LONGEST_RETRY_SECONDS, MIN_PROGRESS_BYTES, STALL_TIMEOUT_SECONDS, RetryPolicy
+from registry.mirror.fill.retry import (
+    LONGEST_RETRY_SECONDS,
+    MIN_PROGRESS_BYTES,
+    STALL_TIMEOUT_SECONDS,
+    RepositoryChoice,
+    RetryPolicy,
+)
 from storage.errors import RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
+from storage.names import RepositoryName
+
+A, B, C = (RepositoryName(name) for name in "abc")
 
 
 def attempts(
@@ -59,3 +68,53 @@ def test_a_download_without_a_first_byte_is_given_up_soon(error: RegistryError, 
     times = attempts(RetryPolicy(), error, has_response=False)
     assert len(times) == most
     assert times[-1] < 0.5
+
+
+def test_repository_is_left_after_two_failures_in_a_row() -> None:
+    """The repository that has sent bytes is asked again after one failure, and after each failure that follows
+    progress. After two failures in a row, another repository is asked."""
+    choice = RepositoryChoice(A, lambda: [A, B, C])
+    choice.on_bytes(A)
+    for _ in range(3):
+        choice.on_failure(A, has_progress=True)
+        assert choice.next_repo == A
+    choice.on_failure(A, has_progress=False)
+    assert choice.next_repo == B
+
+
+def test_sender_is_asked_again_before_each_other_repository() -> None:
+    """If no repository sends bytes any more, the one that has sent bytes last and the others are asked alternately."""
+    choice = RepositoryChoice(A, lambda: [A, B, C])
+    chosen = []
+    for _ in range(5):
+        choice.on_failure(choice.next_repo, has_progress=False)
+        choice.on_failure(choice.next_repo, has_progress=False)
+        chosen.append(choice.next_repo)
+    assert chosen == [B, A, C, A, B]
+
+
+def test_repository_that_refuses_the_blob_is_not_asked_again() -> None:
+    """A repository is left after its first refusal. It is asked again only if all repositories have refused."""
+    choice = RepositoryChoice(A, lambda: [A, B, C])
+    choice.on_refusal(A)
+    assert choice.next_repo == B
+    choice.on_bytes(B)
+    choice.on_refusal(C)
+    for _ in range(4):
+        choice.on_failure(B, has_progress=False)
+        assert choice.next_repo == B
+    assert choice.has_usable
+    choice.on_refusal(B)
+    assert not choice.has_usable
+    assert choice.next_repo == B
+
+
+def test_late_failure_of_a_repository_does_not_count_for_another() -> None:
+    """Requests from a repository fail after another repository was chosen. The other one stays chosen."""
+    choice = RepositoryChoice(A, lambda: [A, B, C])
+    choice.on_refusal(A)
+    choice.on_refusal(A)
+    choice.on_failure(A, has_progress=False)
+    choice.on_failure(B, has_progress=False)
+    choice.on_failure(A, has_progress=False)
+    assert choice.next_repo == B
