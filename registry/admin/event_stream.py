@@ -62,7 +62,8 @@ async def follow(
     """Yields the events with numbers above `after`, in pages, oldest first. Then waits for new events and yields them,
     until the iterator is closed. Yields an empty page if there was no event for `idle_seconds`. `version` returns a
     value that changes with every commit of any process. `action` and `repository`: only such events (None: all). Other
-    tasks of the event loop run between two pages. Raises StorageFailed."""
+    tasks of the event loop run between two pages. After the last page, waits at least `POLL_SECONDS` before it reads
+    again. Raises StorageFailed."""
     time = asyncio.get_running_loop().time
     yielded_at = time()
     while True:
@@ -72,8 +73,12 @@ async def follow(
         if page.events or time() - yielded_at >= idle_seconds:
             yield page.events
             yielded_at = time()
-        await asyncio.sleep(0)  # a store on a full disk reads without waiting
-        while page.is_last and version() == current and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
+        if not page.is_last:
+            await asyncio.sleep(0)  # a store on a full disk reads without waiting
+            continue
+        # The stream waits once in any case, because the store may change during each look-up.
+        await asyncio.sleep(POLL_SECONDS)
+        while version() == current and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)  # no object can signal the events of other processes
 
 

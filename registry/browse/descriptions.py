@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from registry.browse.markdown_rendering import RenderedText
 
 _RENDERINGS: Final = Limits(max_running=1, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
-"""How many descriptions a process renders at a time. A rendering keeps a processor busy for up to 0.3 seconds."""
+"""How many descriptions a process renders at a time. A rendering keeps a processor busy for up to 0.5 seconds."""
 _MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
 """Roughly how many bytes of memory the cached HTML of descriptions may take. One description takes up to 6 MiB, most
 take a few kilobytes."""
@@ -63,15 +63,17 @@ class DescriptionPages:
         return _view(description, rendered)
 
     async def put(
-        self, repo: RepositoryName, text: str, revision: int | None, by: Actor, visitor: str
+        self, repo: RepositoryName, text: str, revision: int | None, by: Actor, visitor: str, top_heading: int = 1
     ) -> DescriptionView:
-        """Replaces a description. Raises RequestInvalid if the text is too long, or is not UTF-8."""
+        """Replaces a description, and returns it as `view` does. `top_heading`: the level of the highest headings in
+        the HTML, for the visitors who are likely to see it next. Raises RequestInvalid if the text is too long, or is
+        not UTF-8."""
         _check(text)
         # The text is rendered first, so that a description for which nothing can be rendered is not changed.
         async with self.renderings.slot(visitor):
-            rendered = await _render(text)
+            rendered = await _render(text, top_heading)
         description = await self._descriptions.put_description(repo, text, by=by, revision=revision)
-        return _view(description, self._rendered.keep((repo, description.revision, 1), rendered))
+        return _view(description, self._rendered.keep((repo, description.revision, top_heading), rendered))
 
     async def preview(self, text: str, visitor: str, top_heading: int = 1) -> RenderedText:
         """Renders a text as `view` renders a description. Raises RequestInvalid in the same cases as `put`."""

@@ -213,13 +213,19 @@ class RepositoryBrowser:
         return await self._descriptions.view(repo, description, visitor_of(request), top_heading)
 
     async def put_description(
-        self, request: RequestContext, repo: RepositoryName, text: str, revision: int | None, by: Actor
+        self,
+        request: RequestContext,
+        repo: RepositoryName,
+        text: str,
+        revision: int | None,
+        by: Actor,
+        top_heading: int = 1,
     ) -> DescriptionView:
         """Replaces the description of a repository; an empty text removes it. `revision`: the revision that the visitor
-        has edited; None: the revision is not checked. `repo` has to be hosted, and the caller has checked the right to
-        push to it. Raises RequestInvalid if the text is too long, and PreconditionFailed if somebody has changed the
-        description in the meantime."""
-        return await self._descriptions.put(repo, text, revision, by, visitor_of(request))
+        has edited; None: the revision is not checked. `top_heading`: as for `description`. `repo` has to be hosted, and
+        the caller has checked the right to push to it. Raises RequestInvalid if the text is too long, and
+        PreconditionFailed if somebody has changed the description in the meantime."""
+        return await self._descriptions.put(repo, text, revision, by, visitor_of(request), top_heading)
 
     async def preview_description(self, request: RequestContext, text: str, top_heading: int = 1) -> RenderedText:
         """Renders a description with this text, as `description` does. Raises RequestInvalid if the text is too

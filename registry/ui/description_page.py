@@ -80,7 +80,7 @@ async def write_description(request: Request, path: str) -> Response:
     context = caller.request_on(stored)
     if form.one("action") == "save":
         try:
-            await caller.browser.put_description(context, stored, text, revision, caller.actor)
+            await caller.browser.put_description(context, stored, text, revision, caller.actor, TOP_HEADING)
         except PreconditionFailed as error:
             theirs = await caller.browser.description(context, stored, TOP_HEADING)
             problem = translatable("Somebody else has changed the description. Saving replaces theirs, shown below.")

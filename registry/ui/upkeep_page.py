@@ -24,6 +24,7 @@ from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
     PageRoute,
+    WaitingRoute,
     admin_of,
     page_response,
     page_slot,
@@ -49,9 +50,10 @@ PREVIEWED_TAGS: Final = 100
 PREVIEWED_REPOSITORIES: Final = 50
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""A `WaitingRoute` or `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page
+acquire a `page_slot`."""
 
 
 async def _start_preview(caller: Caller) -> JobResponse:
@@ -110,7 +112,7 @@ async def newest_jobs(request: Request) -> Response:
     return await page_response(request, "newest_jobs.html", section="upkeep", jobs=newest, **_job_values())
 
 
-@router.get(RETENTION_PATH)
+@_waiting.get(RETENTION_PATH)
 async def retention(request: Request) -> Response:
     """Shows a preview of what the retention rules would delete. Without `repository` in the query, lists repositories;
     with it, lists the tags of that repository. `after` is the last repository or tag of the page before. Raises
@@ -126,18 +128,19 @@ async def retention(request: Request) -> Response:
             problem, status = error.message, status_of(error)
     elif caller.upkeep.settings.retention:
         repositories = await preview_repositories(caller, after, PREVIEWED_REPOSITORIES)
-    return await page_response(
-        request,
-        "retention.html",
-        status_code=status,
-        section="upkeep",
-        repository=name,
-        preview=preview,
-        repositories=repositories,
-        problem=problem,
-        rules=_rules(caller),
-        now=datetime.now(UTC),
-    )
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "retention.html",
+            status_code=status,
+            section="upkeep",
+            repository=name,
+            preview=preview,
+            repositories=repositories,
+            problem=problem,
+            rules=_rules(caller),
+            now=datetime.now(UTC),
+        )
 
 
 @_forms.post(START_PATH)
@@ -242,4 +245,4 @@ def _job_values() -> dict[str, Any]:
     return {"job_kinds": JOB_KINDS, "job_states": JOB_STATES, "now": datetime.now(UTC)}
 
 
-router.routes.extend(_forms.routes)
+router.routes.extend([*_waiting.routes, *_forms.routes])

@@ -24,8 +24,12 @@ to find those without a tag. Judging 5,000 tags takes about half a second."""
 MAX_COUNTED_MANIFESTS: Final = 20_000
 """Approximate largest number of manifests that the totals of one repository count as deleted, with those that their
 indexes list. Counting 20,000 takes about a second."""
-_PREVIEWS: Final = Limits(max_running=2, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10)
-"""How many previews a process makes at a time. Other long lookups in the metadata database wait for each of their
+MAX_PREVIEWS: Final = 2
+"""How many previews a process makes at a time."""
+_PREVIEWS: Final = Limits(
+    max_running=MAX_PREVIEWS, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10
+)
+"""The limits on previews that visitors request. Other long lookups in the metadata database wait for each of their
 pages."""
 
 

@@ -163,6 +163,7 @@ _DESCRIPTIONS: dict[str, str] = {
     "api: description of headings": "#\n" * (32 * KIB),
     "api: description of references to a long address": "[a]: http://" + "x" * 30_000 + "\n\n" + "![a]" * 1000,
     "api: description of images that are never closed": "![" * (32 * KIB),
+    "api: description of lines that continue nested quotes": "> " * 19 + "a\n" + "b\n" * 32_700,
     "api: description of escaped characters": "a\n" + "<" * (256 * KIB - 2),
 }
 

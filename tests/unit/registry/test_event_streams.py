@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, aclosing
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import Request
 
+from registry.admin import event_stream
 from registry.admin.caller import Caller, identify_caller
-from registry.admin.event_stream import MAX_STREAMS_PER_VISITOR, PAGE_EVENTS, AsJSON, EventStream
+from registry.admin.event_stream import MAX_STREAMS_PER_VISITOR, PAGE_EVENTS, AsJSON, EventStream, follow
 from storage.access import AccountName
-from storage.composition import open_registry
+from storage.composition import open_registry, prepare_data_dir
 from storage.errors import TooManyRequests, Unauthorized
-from storage.outbox import LIST_READER, MAX_ADDED_EVENTS, Event, EventAction, EventReader, NewEvent
+from storage.outbox import LIST_READER, MAX_ADDED_EVENTS, Event, EventAction, EventPage, EventReader, NewEvent
 from tests.fakes.app_in_process import AppInProcess, running_app
 from tests.fakes.store_accounts import BY
 
@@ -91,3 +94,26 @@ async def test_a_stream_of_old_events_does_not_block_the_event_loop(tmp_path: Pa
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         assert 0 < max(most_read_at_once, read_events) <= PAGE_EVENTS
+
+
+async def test_a_stream_waits_after_each_lookup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that has read all events waits before it reads again, also if the store changes during each look-up."""
+    monkeypatch.setattr(event_stream, "POLL_SECONDS", 3600.0)
+    lookups = 0
+    prepare_data_dir(tmp_path)
+    async with open_registry(tmp_path) as store:
+        find = store.outbox.after
+
+        async def counted(*arguments: Any, **options: Any) -> EventPage:
+            nonlocal lookups
+            lookups += 1
+            return await find(*arguments, **options)
+
+        monkeypatch.setattr(store.outbox, "after", counted)
+        pages = follow(store.outbox, count().__next__, 0, idle_seconds=3600.0)
+        waiting = asyncio.ensure_future(anext(pages))
+        for _ in range(20):
+            await find(0, 1)  # the same thread looks events up for the stream, one look-up after the other
+        assert lookups == 1
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)

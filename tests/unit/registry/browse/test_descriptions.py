@@ -8,6 +8,11 @@ import re
 from typing import Any
 
 import pytest
+from markdown_it import parser_block
+from markdown_it.parser_block import RuleFuncBlockType
+from markdown_it.parser_inline import ParserInline
+from markdown_it.rules_block.state_block import StateBlock
+from markdown_it.rules_inline.state_inline import StateInline
 
 from registry.browse.byte_limited_cache import ByteLimitedCache
 from registry.browse.markdown_rendering import render_markdown
@@ -180,19 +185,97 @@ GROWING_TEXTS = {
 
 @pytest.mark.parametrize("text", GROWING_TEXTS.values(), ids=GROWING_TEXTS)
 def test_texts_with_very_much_formatting_are_plain(text: str) -> None:
-    """A text with too many elements, or whose links are too long together, is shown as plain text. So its HTML is not
-    much longer than the text."""
+    """If a text has too many elements, or its links are too long together, only the blocks at its beginning are
+    formatted. The rest is shown as plain text. So its HTML is not much longer than the text."""
     rendered = render_markdown(text)
     assert not rendered.is_formatted
-    assert rendered.html.startswith("<pre>")
-    assert rendered.html.count("<") == 2
-    assert html.unescape(rendered.html) == f"<pre>{text}</pre>\n"
+    assert rendered.html.count("<") < 40_000
+    formatted, _, rest = rendered.html.rpartition("<pre>")
+    plain = html.unescape(rest.removesuffix("</pre>\n"))
+    assert plain
+    assert html_of(text.removesuffix(plain)) == formatted
+    assert text.endswith(plain)
 
 
-def test_a_readme_is_formatted() -> None:
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_the_beginning_of_a_complex_text_is_formatted(line_end: str) -> None:
+    """If one block of a text takes too much work, the blocks before it are formatted. That block and everything after
+    it is shown as plain text."""
+    lines = ["# Title", "", "- one", "  > two", "", "```", "three", "```", "[a]: b", ""]
+    beginning = line_end.join(lines)
+    for block in ("*a*" * 20_000, "> " * 19 + "a" + line_end + ("b" + line_end) * 20_000, "[" * 10_000):
+        rendered = render_markdown(beginning + line_end + block + line_end * 2 + "*after*")
+        formatted, _, rest = rendered.html.rpartition("<pre>")
+        assert (rendered.is_formatted, formatted) == (False, html_of(beginning))
+        plain = html.unescape(rest).removeprefix("[a]: b\n\n")
+        assert plain == block.replace(line_end, "\n") + "\n\n*after*</pre>\n"
+
+
+COSTLY_TEXTS = {
+    "lines that continue nested quotes": "> " * 19 + "a\n" + "b\n" * 32_700,
+    "lines that continue quotes with tabs": ">\t" * 9 + "a\n" + "b\n" * 32_700,
+    "one paragraph of many lines": "a\n" * 30_000,
+    "lines that continue a list": "- " * 9 + "a\n" + "b\n" * 32_700,
+    "definitions of links": "[a]: b\n" * 9_000,
+}
+
+
+@pytest.mark.parametrize("text", COSTLY_TEXTS.values(), ids=COSTLY_TEXTS)
+def test_rule_calls_for_a_text_are_limited(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser calls its rules for blocks at most 150,000 times for one text, also if it only checks where a
+    paragraph ends."""
+    calls = 0
+
+    def counted(rule: RuleFuncBlockType) -> RuleFuncBlockType:
+        def call(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+            nonlocal calls
+            calls += 1
+            return rule(state, start, end, silent)
+
+        return call
+
+    monkeypatch.setattr(parser_block, "_rules", [(name, counted(rule), alt) for name, rule, alt in parser_block._rules])
+    rendered = render_markdown(text)
+    assert 1000 < calls <= 150_000
+    assert html.unescape(rendered.html).endswith(f"{text[-100:]}</pre>\n") or rendered.is_formatted
+
+
+@pytest.mark.parametrize("text", ["![" * 3740 + "!" * 50_000, "[" * 3740 + "!" * 60_000, "[x " * 3740 + "!" * 45_000])
+def test_steps_to_find_the_ends_of_links_are_limited(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser takes at most 100,000 steps to find the ends of links, also if a text has many brackets that are never
+    closed."""
+    steps = 0
+    take_step = ParserInline.skipToken
+
+    def counted(self: ParserInline, state: StateInline) -> None:
+        nonlocal steps
+        steps += 1
+        take_step(self, state)
+
+    monkeypatch.setattr(ParserInline, "skipToken", counted)
+    rendered = render_markdown(text)
+    assert steps == 100_000
+    assert not rendered.is_formatted
+
+
+ROW = '| image.repository | string | `"registry.example.org"` | see [the values](https://example.org/docs/values) |\n'
+ENTRY = (
+    "- Mend a fault ([#1234](https://github.com/example/app/issues/1234)) by [@someone](https://github.com/someone)\n"
+)
+LARGE_READMES = {
+    "headings, lists and a table": "# Title\n\nText with *two* **words**.\n\n- item\n" * 100
+    + "| name | use |\n| - | - |\n"
+    + "| `a` | [b](https://example.org/) |\n" * 300,
+    "a table of the values of a chart": "| Key | Type | Default | Description |\n|-|-|-|-|\n" + ROW * 430,
+    "a table of 600 rows and 6 columns": "|a|b|c|d|e|f|\n|-|-|-|-|-|-|\n" + "| ab | cd | ef | gh | i | jkl |\n" * 600,
+    "a list of 800 links": ENTRY * 400,
+}
+
+
+@pytest.mark.parametrize("text", LARGE_READMES.values(), ids=LARGE_READMES)
+def test_a_large_readme_is_formatted(text: str) -> None:
     """A text with as much formatting as a large README is formatted."""
-    table = "| name | use |\n| - | - |\n" + "| `a` | [b](https://example.org/) |\n" * 300
-    assert render_markdown("# Title\n\nText with *two* **words**.\n\n- item\n" * 100 + table).is_formatted
+    assert render_markdown(text).is_formatted
 
 
 @pytest.mark.usefixtures("writer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
 from collections.abc import AsyncIterator
@@ -292,3 +293,17 @@ async def test_a_description_is_written(tmp_path: Path) -> None:
             revision = hidden_fields((await browser.get(DESCRIPTION)).text, "revision")[0]
             assert (await post(browser, DESCRIPTION, text="", revision=revision, action="save")).status_code == 303
             assert 'class="description"' not in (await browser.get(PAGE)).text
+
+
+async def test_a_saved_description_is_rendered_once(tmp_path: Path) -> None:
+    """The HTML that is made when a page saves a description is cached, with the headings that pages show. So the page
+    of the repository is shown without another rendering."""
+    async with site(tmp_path) as server:
+        await push_image(server.store, APP, "app", "v1")
+        assert server.app.app.service.access is not None
+        renderings = server.app.app.service.access.management.browser._descriptions.renderings
+        async with logged_in(server, "alice", "pull,push") as browser:
+            saved = await post(browser, DESCRIPTION, action="save", text="# Hello", revision="0")
+            assert saved.status_code == 303
+            async with renderings.slot("somebody"), asyncio.timeout(30):
+                assert "<h3>Hello</h3>" in (await browser.get(PAGE)).text

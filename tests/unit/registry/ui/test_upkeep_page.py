@@ -3,13 +3,18 @@ jobs its forms start. The tests send requests without a browser."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from registry.ui.page_limits import MAX_RENDERED_PAGES
+from registry.ui.upkeep_page import RETENTION_PATH
 from registry.upkeep.retention import preview
 from storage.jobs import MAX_QUEUED_JOBS
+from tests.fakes.app_in_process import until
 from tests.fakes.page_store import add_cached
 from tests.unit.registry.ui.test_pages import FROM_PAGE, Site, site
 
@@ -146,3 +151,22 @@ async def test_the_retention_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for name, status in (("other/app", 404), ("UPPER", 400), ("%3Cscript%3E", 400), ("", 200)):
             answer = await browser.get(f"/ui/upkeep/retention?repository={name}")
             assert (answer.status_code, "<script>" in answer.text) == (status, False)
+
+
+@pytest.mark.parametrize("query", ["", "?repository=team/app"])
+async def test_waiting_for_a_retention_preview_keeps_nobody_from_pages(tmp_path: Path, query: str) -> None:
+    """A page that waits for a preview of retention holds no slot for pages, so that other pages are rendered
+    meanwhile."""
+    async with site(tmp_path, retention=RULES) as server, server.browser() as browser:
+        await server.log_in(browser, "root")
+        await add_cached(server.store, "team/app", "1")
+        assert server.app.app.service.access is not None
+        slots = server.app.app.service.access.management.upkeep.retention_preview.slots
+        async with asyncio.TaskGroup() as tasks, AsyncExitStack() as busy:
+            for number in range(preview.MAX_PREVIEWS):
+                await busy.enter_async_context(slots.slot(f"visitor {number}"))
+            waiting = [tasks.create_task(browser.get(f"{RETENTION_PATH}{query}")) for _ in range(MAX_RENDERED_PAGES)]
+            await until(lambda: slots.pending == preview.MAX_PREVIEWS + len(waiting))
+            async with asyncio.timeout(30):
+                assert (await browser.get("/ui/repositories")).status_code == 200
+        assert [task.result().status_code for task in waiting] == [200] * len(waiting)
