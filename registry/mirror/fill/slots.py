@@ -23,8 +23,8 @@ from registry.mirror.upstream_client import UpstreamClient
 from storage.leases import Leases
 
 SPARE_CONNECTIONS: Final = 2
-"""Number of slots that prefetch fills leave free for other fills, and that pass-throughs of large blobs leave free for
-all other requests."""
+"""Number of slots that prefetch fills leave free for other fills, and that pass-throughs of large blobs never take, so
+that all other requests can use them."""
 YIELD_SECONDS: Final = 0.015
 """Time for which a fill leaves a free slot to other fills before it takes the slot. A fill that waits in the queue
 looks for a free slot every 0.01 s or more often, so it gets the slot first."""
@@ -42,7 +42,8 @@ class ConnectionSlots:
         self._leases = leases
         self._upstream = upstream
         self._name = f"upstream-{upstream.name}"
-        self._waiting_name = f"upstream-{upstream.name}-waiting"
+        self._pass_through_name = f"{self._name}-pass-through"
+        self._waiting_name = f"{self._name}-waiting"
 
     @property
     def max_connections(self) -> int:
@@ -51,8 +52,8 @@ class ConnectionSlots:
 
     @property
     def _spare_slots(self) -> int:
-        """Number of slots that prefetch fills and pass-throughs of large blobs leave free. It is less than the number
-        of all slots, so that each of them can get at least one."""
+        """Number of slots that prefetch fills leave free and pass-throughs of large blobs never take. It is less than
+        the number of all slots, so that each of them can get at least one."""
         return min(SPARE_CONNECTIONS, self.max_connections - 1)
 
     async def wait_for_spare(self) -> None:
@@ -88,33 +89,34 @@ class ConnectionSlots:
                     yield True
                     return
             await asyncio.sleep(YIELD_SECONDS)
-        async with self._queued_slot(keep_free=0):
+        async with self._queued_slots((self._name, self.max_connections)):
             yield True
 
     @asynccontextmanager
     async def pass_through(self, *, waits_for_client: bool) -> AsyncIterator[None]:
         """Waits for a slot for a pass-through and holds it inside the `async with` block. `waits_for_client`: whether
-        the block may have to wait for its client, because not all bytes fit in memory. If so, leaves `_spare_slots`
-        slots free, so that slow clients cannot take all of them."""
-        async with self._queued_slot(keep_free=self._spare_slots if waits_for_client else 0):
+        the block may have to wait for its client, because not all bytes fit in memory. All such blocks together hold at
+        most `max_connections` - `_spare_slots` slots, so that slow clients cannot take all of them."""
+        # The limit is a group of slots of its own. A pass-through that waited until several connection slots are free
+        # at the same moment would wait as long as a fill runs, because a fill takes each free slot within milliseconds.
+        limit = (self._pass_through_name, self.max_connections - self._spare_slots)
+        async with self._queued_slots(*([limit] if waits_for_client else []), (self._name, self.max_connections)):
             yield
 
     @asynccontextmanager
-    async def _queued_slot(self, *, keep_free: int) -> AsyncIterator[None]:
-        """Waits for a slot in the queue and holds it inside the `async with` block. While it waits, one of the marks
-        that `are_short` looks for is set. Leaves at least `keep_free` slots free."""
-        async with AsyncExitStack() as mark:
+    async def _queued_slots(self, *groups: tuple[str, int]) -> AsyncIterator[None]:
+        """Waits for a slot of each group, one group after the other, and holds the slots inside the `async with` block.
+        While it waits, one of the marks that `are_short` looks for is set. `groups`: name and number of the slots."""
+        async with AsyncExitStack() as mark, AsyncExitStack() as held:
             await mark.enter_async_context(self._leases.try_slot(self._waiting_name, WAITING_MARKS))
-            async with self._leases.slot(self._name, self.max_connections, keep_free=keep_free):
-                await mark.aclose()
-                yield
+            for name, count in groups:
+                await held.enter_async_context(self._leases.slot(name, count))
+            await mark.aclose()
+            yield
 
     async def are_short(self) -> bool:
-        """Returns whether a request of any process waits in the queue, and at most `_spare_slots` slots are free. Then
-        a pass-through whose client is slow should give its slot back. Raises StorageFailed."""
-        async with self._leases.try_slot(self._name, self.max_connections, keep_free=self._spare_slots) as has_slot:
-            if has_slot:
-                return False
+        """Returns whether a request of any process waits in the queue. Then a pass-through whose client is slow should
+        give its slot back. Raises StorageFailed."""
         others = WAITING_MARKS - 1
         async with self._leases.try_slot(self._waiting_name, WAITING_MARKS, keep_free=others) as is_unmarked:
             return not is_unmarked
