@@ -19,7 +19,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
+from registry.mirror.fill.slot_holders import LONG_WAIT_SECONDS, SlotHolder, SlotHolders
 from registry.mirror.upstream_client import UpstreamClient
+from registry.single_flight import cancel_and_wait
 from storage.leases import Leases
 
 SPARE_CONNECTIONS: Final = 2
@@ -31,8 +33,11 @@ looks for a free slot every 0.01 s or more often, so it gets the slot first."""
 SPARE_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
-"""Number of marks that say, to all processes, that a request waits for a slot. A waiting request needs no mark of its
-own if all are taken. The number is small, because a look for marks makes one system call for each of them."""
+"""Number of marks that say, to all processes, that a request waits for a slot. While all are taken, a waiting request
+waits for a mark as well. The number is small, because a look for marks makes one system call for each of them."""
+MARK_SECONDS: Final = 0.1
+"""Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal while a fill takes a slot
+anew for each piece."""
 
 
 class ConnectionSlots:
@@ -44,6 +49,8 @@ class ConnectionSlots:
         self._name = f"upstream-{upstream.name}"
         self._pass_through_name = f"{self._name}-pass-through"
         self._waiting_name = f"{self._name}-waiting"
+        self._long_waiting_name = f"{self._name}-long-waiting"
+        self._holders = SlotHolders(self.is_waited_for, self._is_waited_for_long)
 
     @property
     def max_connections(self) -> int:
@@ -93,33 +100,51 @@ class ConnectionSlots:
             yield True
 
     @asynccontextmanager
-    async def pass_through(self, *, waits_for_client: bool) -> AsyncIterator[None]:
-        """Waits for a slot for a pass-through and holds it inside the `async with` block. `waits_for_client`: whether
-        the block may have to wait for its client, because not all bytes fit in memory. All such blocks together hold at
-        most `max_connections` - `_spare_slots` slots, so that slow clients cannot take all of them."""
+    async def pass_through(self, holder: SlotHolder, *, waits_for_client: bool) -> AsyncIterator[None]:
+        """Waits for a slot for a pass-through and holds it inside the `async with` block. `holder`: is cut off when its
+        client is slow and other requests wait for a slot. `waits_for_client`: whether the block may have to wait for
+        its client, because not all bytes fit in memory. All such blocks together hold at most `max_connections` -
+        `_spare_slots` slots, so that slow clients cannot take all of them."""
         # The limit is a group of slots of its own. A pass-through that waited until several connection slots are free
         # at the same moment would wait as long as a fill runs, because a fill takes each free slot within milliseconds.
         limit = (self._pass_through_name, self.max_connections - self._spare_slots)
         async with self._queued_slots(*([limit] if waits_for_client else []), (self._name, self.max_connections)):
-            yield
+            with self._holders.holding(holder):
+                yield
 
     @asynccontextmanager
     async def _queued_slots(self, *groups: tuple[str, int]) -> AsyncIterator[None]:
         """Waits for a slot of each group, one group after the other, and holds the slots inside the `async with` block.
-        While it waits, one of the marks that `are_short` looks for is set. `groups`: name and number of the slots."""
-        async with AsyncExitStack() as mark, AsyncExitStack() as held:
-            await mark.enter_async_context(self._leases.try_slot(self._waiting_name, WAITING_MARKS))
-            for name, count in groups:
-                await held.enter_async_context(self._leases.slot(name, count))
-            await mark.aclose()
-            yield
+        While it waits, it takes the marks that the holders of slots look for. `groups`: name and number of the
+        slots."""
+        marking = asyncio.create_task(self._mark_wait())
+        try:
+            async with AsyncExitStack() as held:
+                for name, count in groups:
+                    await held.enter_async_context(self._leases.slot(name, count))
+                await cancel_and_wait([marking])
+                yield
+        finally:
+            await cancel_and_wait([marking])
 
-    async def are_short(self) -> bool:
-        """Returns whether a request of any process waits in the queue. Then a pass-through whose client is slow should
-        give its slot back. Raises StorageFailed."""
-        others = WAITING_MARKS - 1
-        async with self._leases.try_slot(self._waiting_name, WAITING_MARKS, keep_free=others) as is_unmarked:
-            return not is_unmarked
+    async def _mark_wait(self) -> None:
+        """Marks, until it is cancelled, that a request waits for a slot, and after `LONG_WAIT_SECONDS` also that it
+        has waited for long."""
+        clock = asyncio.get_running_loop().time
+        long_after = clock() + LONG_WAIT_SECONDS
+        await asyncio.sleep(MARK_SECONDS)
+        async with self._leases.slot(self._waiting_name, WAITING_MARKS):
+            await asyncio.sleep(long_after - clock())
+            async with self._leases.slot(self._long_waiting_name, WAITING_MARKS):
+                await asyncio.Event().wait()
+
+    def is_waited_for(self) -> bool:
+        """Returns whether a request of any process waits in the queue for a slot. Raises StorageFailed."""
+        return self._leases.are_slots_held(self._waiting_name, WAITING_MARKS)
+
+    def _is_waited_for_long(self) -> bool:
+        """Returns whether a request of any process has waited for `LONG_WAIT_SECONDS`. Raises StorageFailed."""
+        return self._leases.are_slots_held(self._long_waiting_name, WAITING_MARKS)
 
     @asynccontextmanager
     async def additional(self, demand: Demand) -> AsyncIterator[bool]:
