@@ -47,9 +47,10 @@ class ConnectionSlots:
         self._leases = leases
         self._upstream = upstream
         self._name = f"upstream-{upstream.name}"
-        self._pass_through_name = f"{self._name}-pass-through"
-        self._waiting_name = f"{self._name}-waiting"
-        self._long_waiting_name = f"{self._name}-long-waiting"
+        # No name of an upstream contains a space, so no other upstream has slots with these names.
+        self._pass_through_name = f"{self._name} pass-through"
+        self._waiting_name = f"{self._name} waiting"
+        self._long_waiting_name = f"{self._name} long-waiting"
         self._holders = SlotHolders(self.is_waited_for, self._is_waited_for_long)
 
     @property
