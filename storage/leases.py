@@ -31,6 +31,11 @@ class Leases(Protocol):
         `async with … as has_slot`, `has_slot` is True if the block holds a slot."""
         ...
 
+    def are_slots_held(self, name: str, count: int) -> bool:
+        """Returns whether any of the `count` slots called `name` is held. Takes no slot, not even for a moment, so that
+        another process that looks at the same time sees no slot as held."""
+        ...
+
 
 class DigestLocks(Protocol):
     """A lock for each digest, which all processes share; different digests may have the same lock. If a process dies,

@@ -7,7 +7,8 @@ the idle timeout of the upstream, the response ends early. The client can then r
 a request for the last byte downloads the whole blob. A request for other bytes downloads only these, unverified.
 
 A download holds one of the upstream's connection slots (`registry.mirror.fill.slots`), and waits for its client if the
-blob is larger than the buffer. While another request waits for a slot, a reader whose client is slow is cut off.
+blob is larger than the buffer. While another request waits for a slot, a reader whose client is slow is cut off
+(`registry.mirror.fill.slot_holders`). A client counts as slow only while the reader waits for it, not for the upstream.
 
 The bytes that have arrived, and that the client has not received yet, are in memory. So each reader has a share of a
 budget of its worker (`new_pass_through_memory`), from the start of the download until the reader is closed.
@@ -16,10 +17,11 @@ budget of its worker (`new_pass_through_memory`), from the start of the download
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Final
 
 from registry.memory_budget import MIB, MemoryBudget
@@ -57,11 +59,6 @@ BUDGET_BYTES: Final = 48 * MIB
 the same time. That is more than an upstream has connections by default."""
 SLOW_CLIENT_SECONDS: Final = 30.0
 """While another reader waits for memory, a reader whose client takes longer than this for `CHUNK_BYTES` is cut off."""
-SLOW_SLOT_SECONDS: Final = 15.0
-"""While another request waits for a connection slot, a reader whose client takes longer than this for `CHUNK_BYTES` is
-cut off. It is shorter than the 25 s after which the other request would fail."""
-SLOW_POLL_SECONDS: Final = 0.25
-"""Seconds between two checks whether a request waits for a connection slot, while a reader's client is slow."""
 _TOO_SLOW: Final = "the client receives the blob too slowly while other requests wait"
 
 
@@ -167,8 +164,8 @@ class _Buffer:
 
 
 class PassThroughReader:
-    """Reads a blob while it arrives from the upstream. Implements the Protocol `BlobReader`. The bytes can be read only
-    once."""
+    """Reads a blob while it arrives from the upstream. Implements the Protocols `BlobReader` and `SlotHolder`.
+    The bytes can be read only once."""
 
     location: str | None = None
     is_incomplete = True
@@ -187,14 +184,12 @@ class PassThroughReader:
         *,
         on_corrupt: Callable[[str], Awaitable[None]],
         on_fetched: Callable[[int], None] = lambda _: None,
-        slow_seconds: float = SLOW_SLOT_SECONDS,
     ) -> None:
         """`upstream_name`: the repository's name at the upstream. `descriptor`: digest and size of the blob. `span`:
         offsets of the first byte to read and of the byte after the last one. `avoided`: the endpoints (base URLs of the
         upstream) to avoid. `memory`: the worker's budget for the bytes of all readers. `on_corrupt`: called with the
         endpoint whose bytes do not have the digest. `on_fetched`: called after each download with the number of bytes
-        that have arrived. `slow_seconds`: while a request waits for a connection slot, a client that takes longer than
-        this for `CHUNK_BYTES` is cut off."""
+        that have arrived."""
         self._digest, self._size = descriptor
         self.descriptor = Descriptor(BLOB_TYPE, self._digest, self._size)
         self.span = span
@@ -204,14 +199,16 @@ class PassThroughReader:
         self._avoid = {*avoided.ask_last, *avoided.refused}
         self._report_corrupt = on_corrupt
         self._report_fetched = on_fetched
-        self._slow_seconds = slow_seconds
         self._share = memory.share()
+        """Its `held_since` is the time since which the reader waits for its client, or infinity while it waits for the
+        upstream."""
         self._received_since_mark = 0  # bytes that the client has received since `held_since` of the share
+        self._chunk_seconds = 0.0
+        """Seconds that the client has needed for the last `CHUNK_BYTES`; 0: the upstream was slower than the client."""
         self._has_news = asyncio.Event()  # set when bytes have arrived and when the download has ended
         loop = asyncio.get_running_loop()
         self._buffer = _Buffer(self._digest, self._size, avoided, lambda: _notify(loop, self._has_news))
         self._fetching: asyncio.Task[None] | None = None
-        self._slot_watch: asyncio.Task[None] | None = None
 
     async def readable_until(self, offset: int) -> int:
         """Always raises StorageFull: no byte is stored, so the caller can only iterate over the reader."""
@@ -222,30 +219,22 @@ class PassThroughReader:
         no memory becomes free in time, DigestInvalid if the blob is empty and its digest is wrong, and the errors of
         the upstream client. After an error or a cancellation, the caller must close the reader."""
         await self._share.grow(min(READER_BYTES, 2 * self._size))  # a small blob is in memory at most twice
-        self._share.on_cut = self._cut_off
+        self._share.on_cut = self.cut_off
         self._fetching = asyncio.create_task(self._fetch())
         self._fetching.add_done_callback(lambda _: self._has_news.set())
-        await self._has_news.wait()
+        with self._waiting_for_upstream():
+            await self._has_news.wait()
         if self._fetching.done():
             self._fetching.result()
         if not self._size:
             await self._verify()
-        self._mark_progress()
-        if not self._fetching.done():
-            self._slot_watch = asyncio.create_task(self._give_slot_to_others(self._fetching))
 
-    async def _give_slot_to_others(self, fetching: asyncio.Task[None]) -> None:
-        """Cuts off this reader when its client is slow and another request waits for a connection slot. Returns when
-        the download has ended."""
-        clock = asyncio.get_running_loop().time
-        while not fetching.done():
-            remaining_seconds = self._share.held_since + self._slow_seconds - clock()
-            if remaining_seconds <= 0 and await self._slots.are_short():
-                self._cut_off()
-                return
-            await asyncio.wait([fetching], timeout=max(remaining_seconds, SLOW_POLL_SECONDS))
+    def client_seconds(self) -> float:
+        """Returns the seconds that the client needs for `CHUNK_BYTES`. Returns 0 if the upstream is slower than the
+        client."""
+        return max(self._chunk_seconds, asyncio.get_running_loop().time() - self._share.held_since)
 
-    def _cut_off(self) -> None:
+    def cut_off(self) -> None:
         """Drops the bytes in memory and ends the download, because other requests need the memory or the connection
         slot, and this client is too slow. The iteration then raises TooManyRequests."""
         self._buffer.close(TooManyRequests(_TOO_SLOW))
@@ -253,15 +242,22 @@ class PassThroughReader:
         self._has_news.set()
 
     def _note_received(self, size: int) -> None:
-        """Notes that the client has received a chunk of `size` bytes, so that it does not count as too slow."""
+        """Notes that the client has received a chunk of `size` bytes."""
         self._received_since_mark += size
         if self._received_since_mark >= CHUNK_BYTES:
-            self._mark_progress()
+            now = asyncio.get_running_loop().time()
+            self._chunk_seconds = now - self._share.held_since
+            self._received_since_mark, self._share.held_since = 0, now
 
-    def _mark_progress(self) -> None:
-        """Starts to measure the client's speed anew."""
-        self._received_since_mark = 0
-        self._share.held_since = asyncio.get_running_loop().time()
+    @contextmanager
+    def _waiting_for_upstream(self) -> Iterator[None]:
+        """Says that the reader waits for the upstream inside the `with` block. The client has received everything, so
+        it does not count as slow, neither in the block nor for the time before it."""
+        self._received_since_mark, self._chunk_seconds, self._share.held_since = 0, 0.0, math.inf
+        try:
+            yield
+        finally:
+            self._share.held_since = asyncio.get_running_loop().time()
 
     async def _fetch(self) -> None:
         """Downloads the span if it does not contain the blob's last byte; otherwise, or if the upstream sends only
@@ -278,7 +274,7 @@ class PassThroughReader:
     async def _download(self, span: tuple[int, int]) -> None:
         """Waits for a connection slot, and downloads the bytes of `span` into the buffer."""
         self._buffer.expected = start, stop = span
-        async with self._slots.pass_through(waits_for_client=stop - start > MAX_BUFFERED_BYTES):
+        async with self._slots.pass_through(self, waits_for_client=stop - start > MAX_BUFFERED_BYTES):
             requested = Span(0) if self._buffer.is_whole else Span(start, stop)
             try:
                 await self._client.fetch_blob(self._upstream_name, self._digest, requested, self._buffer, self._avoid)
@@ -309,8 +305,8 @@ class PassThroughReader:
             chunk = self._buffer.next_chunk()
             if chunk is None:
                 if not self._fetching.done():
-                    await self._has_news.wait()
-                    self._mark_progress()  # the client has received everything, and was not the slow one
+                    with self._waiting_for_upstream():
+                        await self._has_news.wait()
                     continue
                 self._fetching.result()  # raises the error of the download, if it failed
                 chunk = self._buffer.next_chunk()
@@ -329,7 +325,8 @@ class PassThroughReader:
         """Waits for the end of the download and verifies the digest. If it is wrong, reports the endpoint that has sent
         the bytes, and raises DigestInvalid. Raises the error of the download."""
         assert self._fetching is not None
-        await self._fetching
+        with self._waiting_for_upstream():
+            await self._fetching
         if self._buffer.digest() != self._digest:
             await self._report_corrupt(self._buffer.endpoint or "")
             raise DigestInvalid(f"{self._client.name} sent other bytes than those of {self._digest}")
@@ -338,7 +335,8 @@ class PassThroughReader:
         """Stops the download, and gives the memory back."""
         self._buffer.close(ReaderClosed())
         self._share.close()
-        await cancel_and_wait(task for task in (self._slot_watch, self._fetching) if task is not None)
+        if self._fetching is not None:
+            await cancel_and_wait([self._fetching])
 
 
 def _may_refuse_ranges(error: RegistryError) -> bool:

@@ -92,6 +92,11 @@ class FileLeases:
             if offset is not None:
                 self._unlock(offset)
 
+    def are_slots_held(self, name: str, count: int) -> bool:
+        """Returns whether a task, in any process, holds one of the `count` slots of `name`. Locks no byte."""
+        first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
+        return any(self._is_locked(offset) for offset in range(first_offset, first_offset + count))
+
     def _lock_free_slot(self, first_offset: int, count: int, keep_free: int) -> int | None:
         """Locks the byte of a free slot and returns its offset. Returns None if no slot is free, or if fewer than
         `keep_free` slots would stay free."""

@@ -19,20 +19,25 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Final
 
+from registry.mirror.fill.slot_holders import LONG_WAIT_SECONDS, SlotHolder, SlotHolders
 from registry.mirror.upstream_client import UpstreamClient
+from registry.single_flight import cancel_and_wait
 from storage.leases import Leases
 
 SPARE_CONNECTIONS: Final = 2
-"""Number of slots that prefetch fills leave free for other fills, and that pass-throughs of large blobs leave free for
-all other requests."""
+"""Number of slots that prefetch fills leave free for other fills, and that pass-throughs of large blobs never take, so
+that all other requests can use them."""
 YIELD_SECONDS: Final = 0.015
 """Time for which a fill leaves a free slot to other fills before it takes the slot. A fill that waits in the queue
 looks for a free slot every 0.01 s or more often, so it gets the slot first."""
 SPARE_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
-"""Number of marks that say, to all processes, that a request waits for a slot. A waiting request needs no mark of its
-own if all are taken. The number is small, because a look for marks makes one system call for each of them."""
+"""Number of marks that say, to all processes, that a request waits for a slot. While all are taken, a waiting request
+waits for a mark as well. The number is small, because a look for marks makes one system call for each of them."""
+MARK_SECONDS: Final = 0.1
+"""Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal while a fill takes a slot
+anew for each piece."""
 
 
 class ConnectionSlots:
@@ -42,7 +47,11 @@ class ConnectionSlots:
         self._leases = leases
         self._upstream = upstream
         self._name = f"upstream-{upstream.name}"
-        self._waiting_name = f"upstream-{upstream.name}-waiting"
+        # No name of an upstream contains a space, so no other upstream has slots with these names.
+        self._pass_through_name = f"{self._name} pass-through"
+        self._waiting_name = f"{self._name} waiting"
+        self._long_waiting_name = f"{self._name} long-waiting"
+        self._holders = SlotHolders(self.is_waited_for, self._is_waited_for_long)
 
     @property
     def max_connections(self) -> int:
@@ -51,8 +60,8 @@ class ConnectionSlots:
 
     @property
     def _spare_slots(self) -> int:
-        """Number of slots that prefetch fills and pass-throughs of large blobs leave free. It is less than the number
-        of all slots, so that each of them can get at least one."""
+        """Number of slots that prefetch fills leave free and pass-throughs of large blobs never take. It is less than
+        the number of all slots, so that each of them can get at least one."""
         return min(SPARE_CONNECTIONS, self.max_connections - 1)
 
     async def wait_for_spare(self) -> None:
@@ -88,36 +97,55 @@ class ConnectionSlots:
                     yield True
                     return
             await asyncio.sleep(YIELD_SECONDS)
-        async with self._queued_slot(keep_free=0):
+        async with self._queued_slots((self._name, self.max_connections)):
             yield True
 
     @asynccontextmanager
-    async def pass_through(self, *, waits_for_client: bool) -> AsyncIterator[None]:
-        """Waits for a slot for a pass-through and holds it inside the `async with` block. `waits_for_client`: whether
-        the block may have to wait for its client, because not all bytes fit in memory. If so, leaves `_spare_slots`
-        slots free, so that slow clients cannot take all of them."""
-        async with self._queued_slot(keep_free=self._spare_slots if waits_for_client else 0):
-            yield
-
-    @asynccontextmanager
-    async def _queued_slot(self, *, keep_free: int) -> AsyncIterator[None]:
-        """Waits for a slot in the queue and holds it inside the `async with` block. While it waits, one of the marks
-        that `are_short` looks for is set. Leaves at least `keep_free` slots free."""
-        async with AsyncExitStack() as mark:
-            await mark.enter_async_context(self._leases.try_slot(self._waiting_name, WAITING_MARKS))
-            async with self._leases.slot(self._name, self.max_connections, keep_free=keep_free):
-                await mark.aclose()
+    async def pass_through(self, holder: SlotHolder, *, waits_for_client: bool) -> AsyncIterator[None]:
+        """Waits for a slot for a pass-through and holds it inside the `async with` block. `holder`: is cut off when its
+        client is slow and other requests wait for a slot. `waits_for_client`: whether the block may have to wait for
+        its client, because not all bytes fit in memory. All such blocks together hold at most `max_connections` -
+        `_spare_slots` slots, so that slow clients cannot take all of them."""
+        # The limit is a group of slots of its own. A pass-through that waited until several connection slots are free
+        # at the same moment would wait as long as a fill runs, because a fill takes each free slot within milliseconds.
+        limit = (self._pass_through_name, self.max_connections - self._spare_slots)
+        async with self._queued_slots(*([limit] if waits_for_client else []), (self._name, self.max_connections)):
+            with self._holders.holding(holder):
                 yield
 
-    async def are_short(self) -> bool:
-        """Returns whether a request of any process waits in the queue, and at most `_spare_slots` slots are free. Then
-        a pass-through whose client is slow should give its slot back. Raises StorageFailed."""
-        async with self._leases.try_slot(self._name, self.max_connections, keep_free=self._spare_slots) as has_slot:
-            if has_slot:
-                return False
-        others = WAITING_MARKS - 1
-        async with self._leases.try_slot(self._waiting_name, WAITING_MARKS, keep_free=others) as is_unmarked:
-            return not is_unmarked
+    @asynccontextmanager
+    async def _queued_slots(self, *groups: tuple[str, int]) -> AsyncIterator[None]:
+        """Waits for a slot of each group, one group after the other, and holds the slots inside the `async with` block.
+        While it waits, it takes the marks that the holders of slots look for. `groups`: name and number of the
+        slots."""
+        marking = asyncio.create_task(self._mark_wait())
+        try:
+            async with AsyncExitStack() as held:
+                for name, count in groups:
+                    await held.enter_async_context(self._leases.slot(name, count))
+                await cancel_and_wait([marking])
+                yield
+        finally:
+            await cancel_and_wait([marking])
+
+    async def _mark_wait(self) -> None:
+        """Marks, until it is cancelled, that a request waits for a slot, and after `LONG_WAIT_SECONDS` also that it
+        has waited for long."""
+        clock = asyncio.get_running_loop().time
+        long_after = clock() + LONG_WAIT_SECONDS
+        await asyncio.sleep(MARK_SECONDS)
+        async with self._leases.slot(self._waiting_name, WAITING_MARKS):
+            await asyncio.sleep(long_after - clock())
+            async with self._leases.slot(self._long_waiting_name, WAITING_MARKS):
+                await asyncio.Event().wait()
+
+    def is_waited_for(self) -> bool:
+        """Returns whether a request of any process waits in the queue for a slot. Raises StorageFailed."""
+        return self._leases.are_slots_held(self._waiting_name, WAITING_MARKS)
+
+    def _is_waited_for_long(self) -> bool:
+        """Returns whether a request of any process has waited for `LONG_WAIT_SECONDS`. Raises StorageFailed."""
+        return self._leases.are_slots_held(self._long_waiting_name, WAITING_MARKS)
 
     @asynccontextmanager
     async def additional(self, demand: Demand) -> AsyncIterator[bool]:

@@ -13,14 +13,13 @@ import pytest
 
 from registry.memory_budget import MemoryBudget
 from registry.mirror import pass_through
+from registry.mirror.fill import slot_holders, slots
 from registry.mirror.fill.retry import AvoidedEndpoints
 from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.pass_through import (
     CHUNK_BYTES,
     MAX_BUFFERED_BYTES,
     READER_BYTES,
-    SLOW_POLL_SECONDS,
-    SLOW_SLOT_SECONDS,
     PassThroughReader,
     new_pass_through_memory,
 )
@@ -38,6 +37,7 @@ from storage.errors import (
     UpstreamUnavailable,
 )
 from storage.names import Digest, RepositoryName
+from tests.unit.registry.conftest import wait_until
 
 APP = RepositoryName("library/app")
 
@@ -68,6 +68,8 @@ class Sender:
         self.sent = 0
         self.requested_spans: list[Span] = []
         self.is_done = threading.Event()
+        self.pause_at: int | None = None  # offset before which it waits for `resumed`
+        self.resumed = threading.Event()
 
     async def fetch_blob(
         self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
@@ -80,6 +82,8 @@ class Sender:
     def _send(self, sink: BlobSink, start: int, stop: int) -> None:
         sink.begin("https://hub", start, stop, self.size)
         for offset in range(start, min(stop, len(self.data)), self.piece):
+            if offset == self.pause_at:
+                self.resumed.wait(60)
             piece = self.data[offset : min(offset + self.piece, stop)]
             sink.take(offset, memoryview(piece))
             self.sent += len(piece)
@@ -105,7 +109,6 @@ class Site:
         *,
         digest: Digest | None = None,
         avoided: AvoidedEndpoints | None = None,
-        slow_seconds: float = SLOW_SLOT_SECONDS,
     ) -> PassThroughReader:
         content = sender.data if expected is None else expected
         digest = digest or Digest(f"sha256:{hashlib.sha256(content).hexdigest()}")
@@ -123,7 +126,6 @@ class Site:
             avoided or AvoidedEndpoints(),
             memory or new_pass_through_memory(),
             on_corrupt=on_corrupt,
-            slow_seconds=slow_seconds,
         )
 
 
@@ -142,6 +144,14 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def other_site(tmp_path: Path) -> Iterator[Site]:
     """The same mirror in another worker: it shares the connection slots with `site`."""
     yield from open_site(tmp_path)
+
+
+@pytest.fixture
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another request waits for a slot, each reader that waits for its client is cut off within milliseconds."""
+    monkeypatch.setattr(slots, "MARK_SECONDS", 0.0)
+    monkeypatch.setattr(slot_holders, "SLOW_SLOT_SECONDS", 0.0)
+    monkeypatch.setattr(slot_holders, "SLOW_POLL_SECONDS", 0.01)
 
 
 async def read_all(reader: PassThroughReader) -> bytes:
@@ -332,6 +342,7 @@ async def test_slow_client_is_cut_off_while_another_reader_waits_for_memory(site
     assert memory.used == 0
 
 
+@pytest.mark.usefixtures("no_patience")
 @pytest.mark.parametrize("connections", [1, 2, 5])
 @pytest.mark.parametrize("is_other_worker", [False, True])
 async def test_slow_client_is_cut_off_while_another_request_waits_for_a_connection(
@@ -341,7 +352,7 @@ async def test_slow_client_is_cut_off_while_another_request_waits_for_a_connecti
     request, in any worker, waits for a connection. The other request then gets its bytes."""
     data = bytes(4 * MAX_BUFFERED_BYTES)
     sender = Sender(data, CHUNK_BYTES, connections=connections)
-    slow = [site.reader_of(sender, slow_seconds=0.01) for _ in range(max(connections - 2, 1))]
+    slow = [site.reader_of(sender) for _ in range(max(connections - 2, 1))]
     async with AsyncExitStack() as stack:
         for reader in slow:
             await stack.enter_async_context(aclosing(reader))
@@ -352,13 +363,14 @@ async def test_slow_client_is_cut_off_while_another_request_waits_for_a_connecti
         assert all(outcome == data or isinstance(outcome, TooManyRequests) for outcome in outcomes)
 
 
+@pytest.mark.usefixtures("no_patience")
 async def test_slow_client_is_not_cut_off_while_connections_are_free(site: Site) -> None:
     """A slow client that holds the last connection for large blobs gets all bytes if no other request needs the
     connection."""
     data = bytes(4 * MAX_BUFFERED_BYTES)
-    slow = site.reader_of(Sender(data, CHUNK_BYTES, connections=1), slow_seconds=0.0)
+    slow = site.reader_of(Sender(data, CHUNK_BYTES, connections=1))
     await slow.start()
-    await asyncio.sleep(3 * SLOW_POLL_SECONDS)
+    await asyncio.sleep(10 * slot_holders.SLOW_POLL_SECONDS)
     assert b"".join([chunk async for chunk in slow]) == data
     await slow.aclose()
 
@@ -376,6 +388,29 @@ async def test_large_blobs_leave_connections_free_for_small_blobs(site: Site) ->
         assert await read(site.reader_of(sender, (5, 6))) == b"\0"
         assert not any(task.done() for task in waiting)
         await cancel_and_wait(waiting)
+
+
+@pytest.mark.usefixtures("no_patience")
+async def test_client_is_not_cut_off_while_the_upstream_pauses(site: Site, other_site: Site) -> None:
+    """The upstream pauses in the middle of a blob, and the client has received all bytes so far. The client then does
+    not count as slow, although other requests wait for memory and for the connection. It gets all bytes."""
+    data = bytes(4 * MAX_BUFFERED_BYTES)
+    memory = MemoryBudget(READER_BYTES, "blobs", wait_seconds=0.05, slow_seconds=0.0)
+    sender = Sender(data, CHUNK_BYTES, connections=1)
+    sender.pause_at = CHUNK_BYTES
+    reader = site.reader_of(sender, memory=memory)
+    await reader.start()
+    reading = asyncio.create_task(read_all(reader))
+    waiting = asyncio.create_task(read(other_site.reader_of(Sender(data, CHUNK_BYTES, connections=1))))
+    await wait_until(reader._slots.is_waited_for)
+    with pytest.raises(TooManyRequests):  # after several checks for slow clients
+        await memory.share().grow(READER_BYTES)
+    await asyncio.sleep(10 * slot_holders.SLOW_POLL_SECONDS)
+    assert not reading.done()
+    sender.resumed.set()
+    async with aclosing(reader):
+        assert await reading == data
+    assert await waiting == data
 
 
 async def test_client_that_receives_chunks_is_not_cut_off(site: Site) -> None:

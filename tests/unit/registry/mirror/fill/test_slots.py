@@ -1,0 +1,144 @@
+"""Connection slots: the permits for the connections to one upstream, which fills (downloads into the cache) and
+pass-throughs (blobs that go to one client without being stored) share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from registry.mirror.fill import slot_holders, slots
+from registry.mirror.fill.slots import ConnectionSlots
+from registry.mirror.upstream_client import UpstreamClient
+from registry.single_flight import cancel_and_wait
+from storage.data_dir.file_leases import FileLeases
+from storage.data_dir.system import System
+from tests.unit.registry.conftest import wait_until
+
+CONNECTIONS = 8
+"""Number of connection slots."""
+
+
+class Worker:
+    """One of the processes that share the slots."""
+
+    def __init__(self, path: Path) -> None:
+        self.leases = FileLeases(path, System())
+        upstream: UpstreamClient = SimpleNamespace(name="hub", connections=CONNECTIONS)
+        self.slots = ConnectionSlots(self.leases, upstream)
+
+    async def take_slot(self, stack: AsyncExitStack) -> None:
+        """Takes a slot until `stack` ends, as a fill does. Fails if none is free."""
+        assert await stack.enter_async_context(self.leases.try_slot("upstream-hub", CONNECTIONS))
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    opened = Worker(tmp_path / "leases")
+    yield opened
+    opened.leases.close()
+
+
+@pytest.fixture
+def other_worker(tmp_path: Path) -> Iterator[Worker]:
+    opened = Worker(tmp_path / "leases")
+    yield opened
+    opened.leases.close()
+
+
+class PassThrough:
+    """A pass-through whose client needs `seconds` for 256 KiB. It holds its slot until it is cut off."""
+
+    def __init__(self, worker: Worker, seconds: float = 0.0) -> None:
+        self._slots = worker.slots
+        self.seconds = seconds
+        self.has_slot = asyncio.Event()
+        self.is_cut_off = asyncio.Event()
+
+    def client_seconds(self) -> float:
+        return self.seconds
+
+    def cut_off(self) -> None:
+        self.is_cut_off.set()
+
+    async def run(self) -> None:
+        """Waits for a slot, and holds it until the client is cut off."""
+        async with self._slots.pass_through(self, waits_for_client=True):
+            self.has_slot.set()
+            await self.is_cut_off.wait()
+
+
+async def test_pass_through_needs_only_one_free_slot(worker: Worker) -> None:
+    """All slots are held. A pass-through of a large blob gets the first slot that becomes free, although the spare
+    slots are held. A fill takes each free slot again within milliseconds, so three slots would rarely be free at the
+    same moment."""
+    pass_through = PassThrough(worker)
+    async with AsyncExitStack() as fills, asyncio.timeout(60):
+        for _ in range(CONNECTIONS - 1):
+            await worker.take_slot(fills)
+        async with AsyncExitStack() as last_slot:
+            await worker.take_slot(last_slot)
+            running = asyncio.create_task(pass_through.run())
+            await asyncio.sleep(0.01)
+            assert not pass_through.has_slot.is_set()
+        await pass_through.has_slot.wait()
+    await cancel_and_wait([running])
+
+
+async def test_pass_throughs_of_large_blobs_do_not_take_the_last_two_slots(worker: Worker) -> None:
+    """Two slots stay free for other requests, however many large blobs are passed through."""
+    async with AsyncExitStack() as others, asyncio.timeout(60):
+        running = [asyncio.create_task(PassThrough(worker).run()) for _ in range(CONNECTIONS)]
+        await wait_until(worker.slots.is_waited_for)
+        await worker.take_slot(others)
+        await worker.take_slot(others)
+    await cancel_and_wait(running)
+
+
+async def test_a_look_for_waiting_requests_is_no_waiting_request(worker: Worker, tmp_path: Path) -> None:
+    """Two workers look at the same time whether a request waits for a slot. Neither takes the look of the other one for
+    a waiting request."""
+    other = Worker(tmp_path / "leases")
+    seen_by_other: list[bool] = []
+
+    def look() -> None:
+        seen_by_other.extend(other.slots.is_waited_for() for _ in range(2000))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    seen = [worker.slots.is_waited_for() for _ in range(2000)]
+    thread.join()
+    other.leases.close()
+    assert not any(seen)
+    assert not any(seen_by_other)
+
+
+async def test_the_slowest_client_is_cut_off_when_a_request_has_waited_for_long(
+    worker: Worker, other_worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that are just fast enough hold all slots for large blobs. When another request has waited for long, the
+    slowest client of all workers is cut off. A client that is faster than the upstream is never cut off."""
+    monkeypatch.setattr(slots, "LONG_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(slot_holders, "LOWERING_SECONDS", 2.0)
+    monkeypatch.setattr(slot_holders, "SLOW_POLL_SECONDS", 0.02)
+    limit = slot_holders.SLOW_SLOT_SECONDS
+    slowest = PassThrough(other_worker, limit * 0.95)
+    others = [PassThrough(worker, limit * 0.1), *(PassThrough(worker) for _ in range(CONNECTIONS - 4))]
+    next_one, last = PassThrough(worker), PassThrough(other_worker)
+    async with asyncio.timeout(60):
+        running = [asyncio.create_task(holder.run()) for holder in (slowest, *others)]
+        for holder in (slowest, *others):
+            await holder.has_slot.wait()
+        running.append(asyncio.create_task(next_one.run()))
+        await next_one.has_slot.wait()
+        assert slowest.is_cut_off.is_set()
+        assert not any(holder.is_cut_off.is_set() for holder in others)
+        running.append(asyncio.create_task(last.run()))
+        await last.has_slot.wait()
+        assert [holder.is_cut_off.is_set() for holder in others] == [True] + [False] * (len(others) - 1)
+    await cancel_and_wait(running)
