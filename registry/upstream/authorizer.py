@@ -108,8 +108,8 @@ class AuthorizationOffer:
     """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
     endpoint refuses such a header, another try is useless."""
     is_guess_given_up: bool = False
-    """Whether the offer has no header because the guessed token service has failed several times in a row, so that it
-    is not asked any more."""
+    """True if the offer has no header because no more tokens are requested from the guessed token service, which has
+    failed several times in a row."""
 
     @property
     def lacks_token(self) -> bool:

@@ -43,7 +43,7 @@ class Breaker:
 
     @property
     def is_failing(self) -> bool:
-        """Whether there are recent failures, but too few to open the breaker."""
+        """Whether the last request failed, but too few have failed in a row to open the breaker."""
         return self._failures > 0 and not self.has_opened
 
     @property

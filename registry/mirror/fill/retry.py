@@ -118,7 +118,7 @@ class RepositoryChoice:
 
     @property
     def has_usable(self) -> bool:
-        """Whether there is a repository that has not refused to send the blob."""
+        """Whether any repository can still be asked: one that has not refused to send the blob."""
         return bool(self._usable())
 
     def on_bytes(self, repo: RepositoryName) -> None:

@@ -83,7 +83,7 @@ OnLine = Callable[[PreviewLine], None]
 
 @dataclass(slots=True)
 class _Findings:
-    """What one preview has found so far, and how much it may find. `on_line`: None if nobody needs the lines.
+    """What one preview has found so far, and its limits. `on_line`: called with each line; None: no lines are needed.
     `max_judged`: the approximate largest number of tags that are judged, and of manifests that are read to find those
     without a tag. `freed`: the manifests that would be deleted. `only_untagged`: the manifests that would only lose
     their tags. `max_manifests`: the largest number of manifests in each of the two sets."""
