@@ -85,10 +85,10 @@ async def make_backup(
     system = system or System()
     directory = BackupDirectory(options.target, system)
     copier = FileCopier(system, directory.root, may_link=options.may_link, verify=options.verify)
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         stack.callback(copier.close)
         await copier.run(directory.create)
-        stack.enter_context(directory.locked(holder))
+        await stack.enter_async_context(copier.holding(directory.locked(holder)))
         await copier.run(directory.remove_unfinished)
         backup = _Backup(snapshots, blobs, directory, copier, options, reporter)
         async with AsyncExitStack() as removal_stack:
