@@ -36,11 +36,13 @@ class ImageFileFailed(RegistryError):
 
 class SnapshotBlob(NamedTuple):
     """A blob that a copy of the metadata names. `size`: number of its bytes. `place`: the key under which the blob
-    store has these bytes; empty if the blob was recorded as damaged."""
+    store has these bytes; empty if the blob was recorded as damaged. `created`: when its bytes were stored, in seconds
+    since 1970; if they were damaged and stored again, the later time."""
 
     digest: Digest
     size: int
     place: str
+    created: float
 
 
 @dataclass(frozen=True, slots=True)

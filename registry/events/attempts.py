@@ -4,7 +4,6 @@ URL to which the events of a webhook are sent."""
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -34,15 +33,6 @@ class Attempt(NamedTuple):
 
     outcome: Outcome
     reason: str = ""
-
-
-def raise_if_cancelled() -> None:
-    """Raises CancelledError if the cancellation of this task was requested. Call this in a loop that continues after an
-    error. If code in a `finally` block raised the error during a cancellation, the error has replaced the
-    CancelledError."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 class DeliveryObserver(Protocol):

@@ -9,10 +9,11 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from registry.config import Settings
-from registry.events.attempts import DeliveryObserver, NoObserver, raise_if_cancelled
+from registry.events.attempts import DeliveryObserver, NoObserver
 from storage.errors import RegistryError
 from storage.leases import Leases
 from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
+from storage.upkeep.round_errors import log_round_error, raise_if_cancelled
 
 DELIVERY_SLOT: Final = "events"
 """Name of a slot (a permit). The process that delivers events to webhooks holds it."""
@@ -110,10 +111,8 @@ class EventDelivery:
                         if not self._is_configured:
                             await self._configure(settings)
                         await _run_all(settings, self._outbox, self._version, self._clock, self._observer)
-            except RegistryError as error:
-                log.warning("the delivery of events stopped with an error and starts again: %s", error)
-            except Exception:
-                log.exception("the delivery of events stopped with an unexpected error and starts again")
+            except Exception as error:
+                log_round_error(log, "the delivery of events stopped with an error", error)
             raise_if_cancelled()
             await asyncio.sleep(SLOT_POLL_SECONDS)
 
@@ -164,7 +163,6 @@ async def _keep_tidy(
                         "events.max_dead",
                         *(dropped.webhook, dropped.dead),
                     )
-        except RegistryError as error:
-            log.warning("cannot tidy the outbox: %s; trying again later", error)
-            raise_if_cancelled()
+        except Exception as error:
+            log_round_error(log, "cannot tidy the outbox", error)
         await asyncio.sleep(TIDY_SECONDS)

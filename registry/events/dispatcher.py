@@ -36,11 +36,11 @@ from registry.events.attempts import (
     EndpointHealth,
     Outcome,
     back_off,
-    raise_if_cancelled,
 )
 from registry.events.webhook_client import WebhookClient
 from storage.errors import RegistryError
 from storage.outbox import Delivery, FailedDelivery, Outbox
+from storage.upkeep.round_errors import log_round_error, raise_if_cancelled
 
 POLL_SECONDS: Final = 0.2
 """Time between two checks whether another process has added events, or a pause has ended."""
@@ -144,10 +144,8 @@ class WebhookDispatcher:
             while True:
                 try:
                     await self._work()
-                except RegistryError as error:
-                    log.warning("webhook %s: cannot read or write its events: %s", self._settings.name, error)
-                except Exception:
-                    log.exception("webhook %s: an unexpected error; trying again later", self._settings.name)
+                except Exception as error:
+                    log_round_error(log, f"webhook {self._settings.name}: cannot read or write its events", error)
                 raise_if_cancelled()
                 await asyncio.sleep(STORE_RETRY_SECONDS)
         finally:

@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from registry.config import Settings
-from registry.events.attempts import raise_if_cancelled
 from storage.content import Actor, Pull
 from storage.errors import NameInvalid, NameUnknown, RegistryError
 from storage.names import RepositoryName
 from storage.outbox import MAX_ADDED_EVENTS, EventAction, NewEvent, Outbox
+from storage.upkeep.round_errors import log_round_error, raise_if_cancelled
 
 STORE_SECONDS: Final = 5.0
 """Seconds between two times at which the pulls are stored."""
@@ -70,13 +70,10 @@ class PullEvents:
             try:
                 await self.store()
                 logged_error = ""
-            except RegistryError as error:
+            except Exception as error:
                 raise_if_cancelled()
                 if logged_error != (logged_error := str(error)):
-                    log.warning("cannot store pulls as events: %s; trying again later", error)
-            except Exception:
-                raise_if_cancelled()
-                log.exception("cannot store pulls as events, because of an unexpected error; trying again later")
+                    log_round_error(log, "cannot store pulls as events", error)
 
     async def store(self) -> None:
         """Stores the pulls so far. Pulls that cannot be stored because of an error stay in memory. Raises StorageFull,

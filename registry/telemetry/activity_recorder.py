@@ -17,6 +17,7 @@ from registry.telemetry.activity import ActivityCounts
 from storage.activity import Activity, ActivityLog
 from storage.errors import RegistryError
 from storage.leases import Leases
+from storage.upkeep.round_errors import log_round_error, raise_if_cancelled
 
 STORE_SECONDS: Final = 300.0
 """Seconds between two times at which activity is stored: a multiple of `pull_recorder.STORE_SECONDS`."""
@@ -50,9 +51,10 @@ class ActivityRecorder:
                         await self._wait()
                         await self.store()
                         logged_error = ""
-            except RegistryError as error:
-                if logged_error != (logged_error := error.message):
-                    log.warning("cannot store the activity counts: %s; trying again later", error.message)
+            except Exception as error:
+                raise_if_cancelled()
+                if logged_error != (logged_error := str(error)):
+                    log_round_error(log, "cannot store the activity counts", error)
             await self._wait()
 
     async def store(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
@@ -106,6 +107,7 @@ class Metrics:
             "Requests that are being answered, except from the response cache.",
         )
         self.activity = ActivityCounts(plan, self.requests, self.mirror)
+        self._began_cell = plan.reserve(1)
         self.plan = plan
         # Four columns for each worker: during a restart, two are needed. The others are for another restart that begins
         # while workers that the first restart has replaced still run.
@@ -174,6 +176,22 @@ class Metrics:
         have counted."""
         return self.plan.complete([*self.cells.own])
 
+    @property
+    def own_start(self) -> float:
+        """When the first process with this column began to count, in seconds since 1970. That may be before a restart
+        by which this version of the program took over."""
+        return self.cells.own[self._began_cell]
+
+    def is_named(self, family: Family, values: Sequence[str]) -> bool:
+        """Returns whether the series belongs to an upstream or webhook that has a name, if it belongs to one at all.
+        `values`: those of `Family.series`."""
+        listed = {"upstream": self.upstreams, "webhook": self.webhooks}
+        return all(
+            int(value) < len(listed[label].names())
+            for label, value in zip(family.labels, values, strict=True)
+            if label in listed
+        )
+
     def label_values(self, family: Family, values: Sequence[str]) -> dict[str, str]:
         """Returns the labels of a series with their values. `values`: those of `Family.series`, in which upstreams and
         webhooks have numbers in place of their names."""
@@ -189,6 +207,8 @@ class Metrics:
             log.error("too many processes run: the metrics leave out what process %d does", os.getpid())
         # If no column was free, `own` is memory of this process alone. No total includes it.
         self.cells.own[self.worker_starts.first] += 1
+        if not self.cells.own[self._began_cell]:
+            self.cells.own[self._began_cell] = time.time()
 
 
 def _name_of(number: str, names: Sequence[str]) -> str:

@@ -37,14 +37,13 @@ class OtlpMetrics:
     """Sends the metrics of one process, from a thread. Create it after the fork, when the process has claimed its
     column. If the collector does not answer, only the data points of that time are lost, and no request is delayed."""
 
-    def __init__(self, metrics: Metrics, endpoint: str | None, started_at: float) -> None:
-        """`endpoint`: the setting `otel.endpoint`; None: the variables of OpenTelemetry name the collector.
-        `started_at`: when the counts began, in seconds since 1970."""
+    def __init__(self, metrics: Metrics, endpoint: str | None) -> None:
+        """`endpoint`: the setting `otel.endpoint`; None: the variables of OpenTelemetry name the collector."""
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.resources import Resource
 
         self._metrics = metrics
-        self._started_at = int(started_at * 1e9)
+        self._started_at = int(metrics.own_start * 1e9)
         self._resource = Resource.create(
             {
                 "service.name": os.environ.get("OTEL_SERVICE_NAME", "entrepot"),
@@ -87,7 +86,7 @@ class OtlpMetrics:
                 yield metric
 
     def _metric(self, family: Family, totals: Sequence[float], now: int) -> Metric | None:
-        """Returns the metric of a family; None if all of its cells are 0."""
+        """Returns the metric of a family; None if it has no series to send."""
         from opentelemetry.sdk.metrics.export import (
             AggregationTemporality,
             Gauge,
@@ -99,7 +98,7 @@ class OtlpMetrics:
         from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 
         points: list[Any] = []
-        for values, cells in family.counted(totals):
+        for values, cells in self._series(family, totals):
             labels = self._metrics.label_values(family, values)
             if isinstance(family, Histogram):
                 counts, sum_of_values = [int(number) for number in cells[:-1]], cells[-1]
@@ -120,3 +119,13 @@ class OtlpMetrics:
             return Metric(family.name, family.help_text, "", Gauge(points))
         data = HistogramData(points, cumulative) if isinstance(family, Histogram) else Sum(points, cumulative, True)
         return Metric(family.name, family.help_text, "", data)
+
+    def _series(self, family: Family, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
+        """Yields the label values and the cells of each series to send. Counters and histograms that are 0 are left
+        out. A gauge that is 0 is sent, because otherwise the collector would keep its last value."""
+        if family.kind != "gauge":
+            yield from family.counted(totals)
+            return
+        for values, first in family.series():
+            if self._metrics.is_named(family, values):
+                yield values, totals[first : first + family.width]

@@ -93,7 +93,7 @@ class Telemetry:
         if are_traces_sent(self._otel_endpoint):
             self.tracing = self.requests.tracing = Tracing(self._otel_endpoint)
         if are_metrics_sent(self._otel_endpoint):
-            self._otlp_metrics = OtlpMetrics(self.metrics, self._otel_endpoint, self._started_at)
+            self._otlp_metrics = OtlpMetrics(self.metrics, self._otel_endpoint)
 
     async def aclose(self) -> None:
         """Sends the last spans and metrics. Call it at the end of each worker."""

@@ -13,11 +13,11 @@ from registry.config.upkeep_settings import ScrubSettings
 from registry.router import Router
 from registry.upkeep.refetch import Refetcher
 from storage.damage import DamageRecords
-from storage.errors import RegistryError
 from storage.jobs import JSON, Job
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.read_rate import ReadRate
+from storage.upkeep.round_errors import log_round_error
 from storage.upkeep.scrubber import KIND, OnScrubbed, Scrubber, ignore_scrubbed
 
 CHECK_SECONDS: Final = 300.0
@@ -101,5 +101,5 @@ async def scrub_on_schedule(settings: ScrubSettings, store: StoredRegistry, cloc
         try:
             if (job := await start_if_due(settings, store, clock)) is not None:
                 log.info("job %d reads all stored content again (scrub)", job.id)
-        except RegistryError as error:
-            log.warning("scrub cannot be started: %s; trying again later", error)
+        except Exception as error:
+            log_round_error(log, "scrub cannot be started", error)

@@ -20,11 +20,11 @@ from typing import Final
 
 from storage.cached_images import CachedImages, Cooldowns, EvictedImage, EvictionRules, IsKept
 from storage.content import Actor
-from storage.errors import RegistryError
 from storage.human_text import size_text
 from storage.leases import Leases
 from storage.names import Digest
 from storage.upkeep.collector import Collector
+from storage.upkeep.round_errors import log_round_error
 from storage.usage import ScopeUse, Usage
 
 EVICTION_ACTOR: Final = Actor(name="entrepot eviction")
@@ -120,8 +120,7 @@ class Evictor:
         self._wake_up.set()
 
     async def run(self) -> None:
-        """Keeps the cache within its limits until the task is cancelled. Logs errors of the store and tries again
-        later."""
+        """Keeps the cache within its limits until the task is cancelled. Logs errors and tries again later."""
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_SECONDS):
@@ -131,8 +130,8 @@ class Evictor:
                 if await self._is_exceeded() and not await self.evict():
                     # Nothing could be evicted, so a further check after each stored blob would be useless.
                     await asyncio.sleep(CHECK_SECONDS)
-            except RegistryError as error:
-                log.warning("eviction stopped with an error: %s; trying again later", error.message)
+            except Exception as error:
+                log_round_error(log, "eviction stopped with an error", error)
                 await asyncio.sleep(CHECK_SECONDS)
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:

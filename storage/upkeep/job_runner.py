@@ -20,6 +20,7 @@ from typing import Any, Final
 from storage.errors import RegistryError
 from storage.jobs import JSON, Job, JobRunning, Jobs, JobState, JobStopped, Progress, slot_name
 from storage.leases import Leases
+from storage.upkeep.round_errors import log_round_error
 
 POLL_SECONDS: Final = 1.0
 """Interval, in seconds, at which a server process checks whether jobs are queued."""
@@ -124,8 +125,8 @@ class JobRunner:
                 try:
                     if self._takes_jobs:
                         await self._start_jobs()
-                except RegistryError as error:
-                    log.warning("cannot read the queued jobs: %s; trying again later", error)
+                except Exception as error:
+                    log_round_error(log, "cannot read the queued jobs", error)
                     pause = RETRY_SECONDS
                 await asyncio.sleep(pause)
         finally:
@@ -221,7 +222,7 @@ async def _is_stopping(jobs: Jobs, job_id: int) -> bool:
     """Returns whether a stop of the job was requested; False if the store cannot be read now."""
     try:
         return (await jobs.job(job_id)).is_stopping
-    except RegistryError:
+    except Exception:  # the job goes on, and the next check may succeed
         return False
 
 

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from storage.errors import RegistryError
 from storage.jobs import Jobs
 from storage.leases import Leases
+from storage.upkeep.round_errors import log_round_error
 
 CHECK_SECONDS: Final = 60.0
 """Longest time between two checks whether a job is due. Also the longest time from the start of the process to the
@@ -31,15 +31,15 @@ async def queue_jobs(
 ) -> None:
     """Runs until the task is cancelled. Queues a resumable job of this kind whenever no such job is queued or running
     and `every` seconds have passed since the newest such job was added. Every process runs this function, but only one
-    of them queues the job. Logs a RegistryError and continues. `clock` returns the time in seconds since 1970."""
+    of them queues the job. Logs an error and continues. `clock` returns the time in seconds since 1970."""
     while True:
         await asyncio.sleep(min(every, check_seconds))
         try:
             async with leases.try_slot(f"schedule of {kind}", count=1) as has_slot:
                 if has_slot and await _is_due(jobs, kind, every, clock()):
                     await jobs.add(kind, {}, actor=actor, is_resumable=True)
-        except RegistryError as error:
-            log.warning("cannot queue a job of the kind %s: %s; trying again later", kind, error)
+        except Exception as error:
+            log_round_error(log, f"cannot queue a job of the kind {kind}", error)
 
 
 async def _is_due(jobs: Jobs, kind: str, every: float, now: float) -> bool:

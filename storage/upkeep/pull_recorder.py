@@ -18,6 +18,7 @@ from storage.content import Pull
 from storage.errors import NameInvalid, NameUnknown, RegistryError
 from storage.names import RepositoryName
 from storage.pulls import MAX_SAVED_PULLS, PullCount, Pulls
+from storage.upkeep.round_errors import log_round_error, raise_if_cancelled
 
 STORE_SECONDS: Final = 30.0
 """Seconds between two times at which the pulls are stored."""
@@ -73,9 +74,10 @@ class PullRecorder:
             try:
                 await self.store()
                 logged_error = ""
-            except RegistryError as error:
+            except Exception as error:
+                raise_if_cancelled()
                 if logged_error != (logged_error := str(error)):
-                    log.warning("cannot store when images were last pulled: %s; trying again later", error)
+                    log_round_error(log, "cannot store when images were last pulled", error)
                 # While a batch is being stored, new pulls may fill the dictionary again and set the event. Without this
                 # pause, the next attempt would then follow immediately.
                 await asyncio.sleep(1.0)

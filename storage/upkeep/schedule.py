@@ -7,8 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from storage.errors import RegistryError
 from storage.leases import Leases
+from storage.upkeep.round_errors import log_round_error
 
 FIRST_ROUND_SECONDS: Final = 300.0
 """Longest time from the start of the process to the first round. This time is short, because a server that is restarted
@@ -28,15 +28,15 @@ async def run_rounds(
     """Calls `work` at the interval `every` (seconds) until the task is cancelled. While `is_urgent` returns True, the
     interval is at most `URGENT_SECONDS`. Every process runs this function, but only one process at a time calls `work`:
     the one that holds the slot `UPKEEP_SLOT`. The other processes skip the round. If a process dies, its slot becomes
-    free. Logs a `RegistryError` of `work` and continues with the next round."""
+    free. Logs an error of `work` and continues with the next round."""
     await _wait_until_due(min(every, FIRST_ROUND_SECONDS), is_urgent, min_seconds=0.0)
     while True:
         try:
             async with leases.try_slot(UPKEEP_SLOT, count=1) as has_slot:
                 if has_slot:
                     await work()
-        except RegistryError as error:
-            log.warning("upkeep stopped with an error: %s; trying again later", error, exc_info=error.__cause__)
+        except Exception as error:
+            log_round_error(log, "upkeep stopped with an error", error)
         await _wait_until_due(every, is_urgent, min_seconds=URGENT_SECONDS)
 
 

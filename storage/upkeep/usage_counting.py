@@ -8,8 +8,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from storage.errors import RegistryError
 from storage.leases import Leases
+from storage.upkeep.round_errors import log_round_error
 from storage.usage import ScopeDefinition, Usage
 
 COUNTING_SLOT: Final = "usage counting"
@@ -38,12 +38,12 @@ async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[Scope
 
 
 async def keep_counted(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
-    """Does the same as `count_scopes`. Logs an error of the store and tries again later instead of raising it."""
+    """Does the same as `count_scopes`. Logs an error and tries again later instead of raising it."""
     while True:
         try:
             return await count_scopes(usage, leases, definitions)
-        except RegistryError as error:
-            log.warning("cannot count the stored content: %s; trying again later", error.message)
+        except Exception as error:
+            log_round_error(log, "cannot count the stored content", error)
         await asyncio.sleep(RETRY_SECONDS)
 
 

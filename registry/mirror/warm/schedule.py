@@ -14,7 +14,6 @@ from registry.mirror.warm.targets import ReferencesError, parse_platforms, parse
 from registry.mirror.warm.warmer import FindStored, Locate, Warmer, WarmObserver, WarmResult
 from registry.single_flight import cancel_and_wait
 from storage.content import Descriptor
-from storage.errors import StorageFailed
 from storage.leases import Leases
 from storage.names import Digest, ImageReference
 
@@ -77,8 +76,8 @@ async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindS
                 while has_slot:
                     await _run_round(settings, locate, find_stored)
                     await asyncio.sleep(settings.interval)
-        except StorageFailed as error:
-            log.warning("cannot find out whether another process warms the mirror: %s", error.message)
+        except Exception as error:  # does not end the task, because the next attempt may succeed
+            log.warning("cannot find out whether another process warms the mirror: %s; trying again later", error)
         await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, settings.interval))
 
 

@@ -345,15 +345,16 @@ class AsgiExchange:
         sock = self._context.sendfile_socket
         if not self._context.can_send_files:
             raise RuntimeError("files cannot be sent on this connection: the extension is not in its scope")
-        await self._flow.flush()
-        if self._transport.is_closing():
-            self.disconnect()
-            raise ClientDisconnected
-        if sock is None:
-            self.file_sender = EncryptedFileSender(self._context, file, self._on_sent)
-        else:
-            self.file_sender = FileSender(self._context.worker.loop, sock, file, self._on_sent)
+        unsent_bytes = count  # until the file sender counts them
         try:
+            await self._flow.flush()
+            if self._transport.is_closing():
+                self.disconnect()
+                raise ClientDisconnected
+            if sock is None:
+                self.file_sender = EncryptedFileSender(self._context, file, self._on_sent)
+            else:
+                self.file_sender = FileSender(self._context.worker.loop, sock, file, self._on_sent)
             await self.file_sender.run(before, start, count)
         except (OSError, FileTruncated) as error:
             if not isinstance(error, ClientDisconnected):
@@ -361,8 +362,9 @@ class AsgiExchange:
                 mark_logged(error)  # so that `_fail` does not log it again
             raise
         finally:
-            self._framing.body_bytes -= self.file_sender.unsent_bytes
-            self.file_sender = None
+            if self.file_sender is not None:
+                unsent_bytes, self.file_sender = self.file_sender.unsent_bytes, None
+            self._framing.body_bytes -= unsent_bytes
 
     def _on_sent(self, count: int) -> None:
         self._has_written = True

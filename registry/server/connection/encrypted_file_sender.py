@@ -69,6 +69,7 @@ class EncryptedFileSender:
         error that is passed to `end`. After an error or a cancellation the response is incomplete, so the caller has to
         close the connection.
         """
+        self.unsent_bytes = count
         self._mapped_file = MappedFile.try_map(self._file, offset, offset + count)
         self._sending = self._context.worker.loop.create_task(self._send(head, offset, offset + count))
         try:
@@ -92,7 +93,6 @@ class EncryptedFileSender:
 
     async def _send(self, head: bytes, offset: int, end_offset: int) -> None:
         transport, flow = self._context.transport, self._context.flow
-        self.unsent_bytes = end_offset - offset
         reread_offset: int | None = None
         while offset < end_offset:
             count = await self._wait_for_disk(offset, end_offset)

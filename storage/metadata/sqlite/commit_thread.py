@@ -41,28 +41,14 @@ from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver
 from storage.metadata.sqlite.cross_process_change_counter import is_exactly_one_commit_later
-from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, connect, is_full
+from storage.metadata.sqlite.database import connect, is_full
+from storage.metadata.sqlite.write_ahead_log import CHECKPOINT_FAILED, WriteAheadLog
 
 MAX_BATCH_CHANGES = 256
 """Largest number of changes in one transaction. The number is limited so that the first change does not wait long for
 its commit."""
-CHECKPOINT_LOG_PAGES = 1000
-"""A checkpoint runs after a commit if the log then has at least this number of pages. This is SQLite's own default."""
-RESTART_LOG_PAGES = 16_000
-"""With at least this number of pages in the log, a checkpoint waits until no reader needs the log. The next commit can
-then overwrite the log from its beginning, so that the log does not grow further."""
-RESTART_WAIT_MILLISECONDS = 200
-"""How long a checkpoint waits for the readers of the log. The wait is short, because a reader with a long transaction,
-such as a backup, may need the log for minutes, and no process can commit during the wait."""
-RESTART_RETRY_PAGES = 4000
-"""After a checkpoint has waited for readers in vain, the log has to grow by this number of pages before a checkpoint
-waits again."""
 RIGHTS_TABLE = "access"
 """Table with the epoch: a number that every change of rights increments in its transaction."""
-_CHECKPOINT_FAILED = (
-    "cannot copy the write-ahead log of the metadata into the database file; no change is lost, and the next commit "
-    "tries again: %s"
-)
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 Change = Callable[[apsw.Connection], T]
@@ -126,9 +112,7 @@ class CommitThread:
         self._versions_with_same_rights: tuple[object, object] = (None, None)
         """Data versions before and after this thread's last commit that changed no rights, for `has_same_rights`."""
         self._queue: queue.SimpleQueue[_PendingChange | None] = queue.SimpleQueue()
-        self._log_pages = 0
-        self._restart_log_pages = RESTART_LOG_PAGES
-        """Length of the log, in pages, from which on a checkpoint waits for the log's readers."""
+        self._wal = WriteAheadLog(reserve)
         self._fsync_enabled: bool | None = None
         self._log_name_is_durable = False
         opened: Future[None] = Future()
@@ -174,7 +158,7 @@ class CommitThread:
         except BaseException as error:
             opened.set_exception(error)
             return
-        db.set_wal_hook(self._note_log_pages)
+        db.set_wal_hook(self._wal.note_pages)
         db.set_update_hook(self._note_changed_row)
         opened.set_result(None)
         try:
@@ -196,7 +180,7 @@ class CommitThread:
                 # competes with this thread for Python's global interpreter lock.
                 for pending in batch:
                     pending.deliver()
-                if self._log_pages >= CHECKPOINT_LOG_PAGES:
+                if self._wal.is_long:
                     self._lock_and_checkpoint(db, lock)
         finally:
             db.close()
@@ -252,7 +236,7 @@ class CommitThread:
                 self._reserve.spend(attempt, StorageFull)
         if disk_is_full:
             # Once a checkpoint has copied all of the log, the next commits overwrite it and need no new space.
-            self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._wal.checkpoint(db)
 
     def _commit(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Commits all changes in one transaction. If the transaction fails, commits each change in a transaction of its
@@ -279,6 +263,7 @@ class CommitThread:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
         self._make_log_name_durable(db)
+        self._wal.close_gaps(db)
         self._set_fsync(db, any(pending.durable for pending in batch))
         db.execute("BEGIN IMMEDIATE")
         before, self._rights_changed = self._version(), False  # `_note_changed_row` sets `_rights_changed` to True
@@ -300,7 +285,11 @@ class CommitThread:
         if all(pending.error is not None for pending in batch):
             db.execute("ROLLBACK")
         else:
-            self._system.commit(lambda: _execute_commit(db), durable=bool(self._fsync_enabled))
+            try:
+                self._system.commit(lambda: _execute_commit(db), durable=bool(self._fsync_enabled))
+            except apsw.IOError:
+                self._wal.note_failed_sync()
+                raise
             for pending in batch:
                 pending.is_committed = pending.error is None
             after = self._version()
@@ -323,11 +312,6 @@ class CommitThread:
             db.pragma("synchronous", "FULL" if enabled else "NORMAL")
             self._fsync_enabled = enabled
 
-    def _note_log_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
-        """SQLite calls this after each commit. `pages`: the length of the log."""
-        self._log_pages = pages
-        return apsw.SQLITE_OK
-
     def _note_changed_row(self, _kind: int, _database: str, table: str, _row: int) -> None:
         """SQLite calls this for each row that a change inserts, updates or deletes."""
         if table == RIGHTS_TABLE:
@@ -337,51 +321,9 @@ class CommitThread:
         """Locks the file `lock` and runs a checkpoint. Logs errors of both steps instead of raising them."""
         try:
             with Flock(lock):
-                if self._log_pages >= self._restart_log_pages:
-                    self._restart_log(db)
-                else:
-                    self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
+                self._wal.shorten(db)
         except Exception as error:
-            log.warning(_CHECKPOINT_FAILED, error, exc_info=error)
-
-    def _restart_log(self, db: apsw.Connection) -> None:
-        """Runs a checkpoint that waits for a short time until no reader needs the log. If readers need the log for
-        longer, a checkpoint waits again only after the log has grown by `RESTART_RETRY_PAGES`."""
-        self._restart_log_pages = self._log_pages + RESTART_RETRY_PAGES
-        db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
-        try:
-            if self._checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART):
-                self._restart_log_pages = RESTART_LOG_PAGES
-        finally:
-            db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
-
-    def _checkpoint(self, db: apsw.Connection, mode: int) -> bool:
-        """Runs a checkpoint. If the disk is full, uses the reserve. Logs apsw.Error and StorageFull instead of raising
-        them. Returns whether the checkpoint was complete. The caller holds the lock. `mode`: one of
-        `apsw.SQLITE_CHECKPOINT_*`."""
-        self._log_pages = 0  # the next commit sets it to the length that the log then has
-
-        def attempt() -> None:
-            try:
-                db.wal_checkpoint(mode=mode)
-            except apsw.Error as error:
-                if is_full(db, error):
-                    raise StorageFull from error
-                raise
-
-        try:
-            try:
-                attempt()
-            except StorageFull:
-                self._reserve.spend(attempt, StorageFull)
-        except apsw.BusyError as error:
-            if mode != apsw.SQLITE_CHECKPOINT_RESTART:  # in that mode, a long read may need the log, which is no fault
-                log.warning(_CHECKPOINT_FAILED, error)
-            return False
-        except (apsw.Error, StorageFull) as error:
-            log.warning(_CHECKPOINT_FAILED, error)
-            return False
-        return True
+            log.warning(CHECKPOINT_FAILED, error, exc_info=error)
 
 
 def _execute_commit(db: apsw.Connection) -> None:

@@ -34,6 +34,8 @@ from storage.upkeep.backup.file_copies import CHUNK_BYTES, BlobDamaged, FileCopi
 from storage.upkeep.removal_gate import blob_removals_blocked
 from storage.upkeep.reporter import Reporter
 
+MAX_CLOCK_SKEW_SECONDS: Final = 60.0
+"""A snapshot whose time is further in the future was made with a wrong clock."""
 BATCH_SIZE: Final = 500
 """Number of blobs that are looked up at a time."""
 
@@ -83,10 +85,10 @@ async def make_backup(
     system = system or System()
     directory = BackupDirectory(options.target, system)
     copier = FileCopier(system, directory.root, may_link=options.may_link, verify=options.verify)
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         stack.callback(copier.close)
         await copier.run(directory.create)
-        stack.enter_context(directory.locked(holder))
+        await stack.enter_async_context(copier.holding(directory.locked(holder)))
         await copier.run(directory.remove_unfinished)
         backup = _Backup(snapshots, blobs, directory, copier, options, reporter)
         async with AsyncExitStack() as removal_stack:
@@ -131,11 +133,15 @@ class _Backup:
         self._copier = copier
         self._verify = options.verify
         self._reporter = reporter
+        self._last_backup = float("inf")
+        """Time of the last complete backup, in seconds since 1970; infinite if there is none."""
         self._done_bytes = 0
         self.counts = _Counts()
 
     async def copy(self, name: str, now: float) -> SnapshotManifest:
         """Copies the database and the blobs that it names, and returns the content of the manifest file."""
+        times = [snapshot.time for snapshot in await self._copier.run(self._directory.snapshots)]
+        self._last_backup = max((time for time in times if time <= now + MAX_CLOCK_SKEW_SECONDS), default=float("inf"))
         path = self._directory.database(name)
         await self._reporter.report(0, unit="pages", message="copying the database")
         await self._copy_database(path)
@@ -187,9 +193,12 @@ class _Backup:
 
     async def _copy_if_needed(self, blob: SnapshotBlob, is_present: bool) -> None:
         """Copies a blob, unless the directory has its right bytes. `is_present`: whether the directory has a file of
-        the right size. If the blob is recorded as damaged in the registry, checks the bytes in the directory. These may
-        be right, unless the file is a hard link to the damaged file."""
-        if is_present and (self._verify or not blob.place):
+        the right size.
+
+        If the blob is recorded as damaged in the registry, checks the bytes in the directory. These may be right,
+        unless the file is a hard link to the damaged file. For the same reason, checks the bytes in the directory if
+        the registry has stored the blob, or stored it again, since the last backup."""
+        if is_present and (self._verify or not blob.place or blob.created >= self._last_backup):
             path = self._directory.blob(blob.digest)
             try:
                 await self._copier.check_file(path, blob.digest, blob.size, self._note_bytes)

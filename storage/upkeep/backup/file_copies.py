@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from storage.backups import BackupFailed
 from storage.data_dir.blocking_calls import UncancellableFuture, run_in_thread
 from storage.data_dir.durable_files import write_fully
 from storage.data_dir.system import System
@@ -83,16 +84,12 @@ class FileCopier:
                 else:
                     on_bytes(size)
             else:
-                target = await self.run(lambda: self._create(temporary))
-                try:
+                async with self.holding(self._created(temporary)) as target:
                     await self._read(fd, digest, size, target, on_bytes)
                     await self.run(lambda: self._system.sync(target))
-                finally:
-                    os.close(target)
             await self.run(lambda: self._move(temporary, final))
         except BaseException:
-            with suppress(OSError):
-                self._system.unlink(temporary)
+            await self._remove(temporary)
             raise
 
     async def write_bytes(self, data: bytes, digest: Digest, temporary: Path, final: Path) -> None:
@@ -106,12 +103,9 @@ class FileCopier:
             if running_digest.digest() != digest:
                 raise BlobDamaged(f"its bytes have the digest {running_digest.digest()}")
             try:
-                fd = self._create(temporary)
-                try:
+                with self._created(temporary) as fd:
                     write_fully(self._system, fd, memoryview(data), 0)
                     self._system.sync(fd)
-                finally:
-                    os.close(fd)
                 self._move(temporary, final)
             except BaseException:
                 with suppress(OSError):
@@ -134,9 +128,8 @@ class FileCopier:
         leaves no file behind."""
         running_digest = start_digest(digest.algorithm)
         offset = 0
-        fd = await self.run(lambda: self._create(temporary))
         try:
-            try:
+            async with self.holding(self._created(temporary)) as fd:
                 async for chunk in chunks:
                     running_digest.update(chunk)
                     await self.run(partial(write_fully, self._system, fd, memoryview(chunk), offset))
@@ -146,40 +139,65 @@ class FileCopier:
                 if running_digest.digest() != digest:
                     raise BlobDamaged(f"its bytes have the digest {running_digest.digest()}")
                 await self.run(lambda: self._system.sync(fd))
-            finally:
-                os.close(fd)
             await self.run(lambda: self._move(temporary, final))
         except BaseException:
-            with suppress(OSError):
-                self._system.unlink(temporary)
+            await self._remove(temporary)
             raise
 
     async def check_file(self, path: Path, digest: Digest, size: int, on_bytes: Callable[[int], object]) -> None:
         """Reads a file and compares its digest. Raises BlobDamaged, BackupFailed."""
-        fd = await self.open_file(path)
-        try:
+        async with self.holding(self.opened(path)) as fd:
             if os.fstat(fd).st_size != size:
                 raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
             await self._read(fd, digest, size, None, on_bytes)
+
+    @asynccontextmanager
+    async def holding(self, resource: AbstractContextManager[T]) -> AsyncIterator[T]:
+        """Enters and leaves `resource` in a thread, because opening and closing a file can block for long: a removed
+        file frees its blocks when it is closed, and a network file system writes what is not written yet. A
+        cancellation leaves `resource`, too."""
+        entering = self.run(resource.__enter__)
+        try:
+            value = await entering
+        except asyncio.CancelledError:
+            # The task gets a cancellation only after the call has ended (`UncancellableFuture`).
+            if entering.done() and entering.exception() is None:
+                await self.run(lambda: resource.__exit__(None, None, None))
+            raise
+        try:
+            yield value
+        finally:
+            await self.run(lambda: resource.__exit__(None, None, None))
+
+    @contextmanager
+    def opened(self, path: Path) -> Iterator[int]:
+        """Context manager with the descriptor of a file that is open for reading. Blocks: use it with `holding`. Raises
+        BlobDamaged if there is no such file; OSError."""
+        try:
+            fd = self._system.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise BlobDamaged("it is missing") from None
+        try:
+            yield fd
         finally:
             os.close(fd)
 
-    async def open_file(self, path: Path) -> int:
-        """Opens a file for reading and returns its descriptor. Raises BlobDamaged if there is no such file. Raises
-        BackupFailed."""
-
-        def open_or_none() -> int | None:
-            with suppress(FileNotFoundError):
-                return self._system.open(path, os.O_RDONLY)
-            return None
-
-        fd = await self.run(open_or_none)
-        if fd is None:
-            raise BlobDamaged("it is missing")
-        return fd
+    @contextmanager
+    def _created(self, path: Path) -> Iterator[int]:
+        """Context manager with the descriptor of a new file. Blocks. Raises OSError."""
+        fd = self._create(path)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def _create(self, path: Path) -> int:
         return self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
+
+    async def _remove(self, path: Path) -> None:
+        """Removes a file, which may be missing. Ignores errors."""
+        with suppress(BackupFailed):
+            await self.run(lambda: self._system.unlink(path))
 
     def _move(self, temporary: Path, final: Path) -> None:
         self._system.rename(temporary, final)
@@ -200,17 +218,15 @@ class FileCopier:
                 elif error.errno not in _UNLINKABLE_FILE_ERRNOS:
                     raise
         if self._may_clone:
-            target = self._create(path)
-            try:
-                self._system.clone(fd, target)
-                self._system.sync(target)
-                return True
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED_ERRNOS:
-                    raise
-                self._may_clone = False
-            finally:
-                os.close(target)
+            with self._created(path) as target:
+                try:
+                    self._system.clone(fd, target)
+                    self._system.sync(target)
+                    return True
+                except OSError as error:
+                    if error.errno not in _UNSUPPORTED_ERRNOS:
+                        raise
+                    self._may_clone = False
         return False
 
     async def _read(

@@ -223,12 +223,9 @@ class _Restore:
             self._note_healed(blob)
             return
         try:
-            fd = await self._copier.open_file(self._backups.blob(blob.digest))
-            try:
+            async with self._copier.holding(self._copier.opened(self._backups.blob(blob.digest))) as fd:
                 temporary = self._layout.trash / f"{blob.digest.encoded}.restored"
                 await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
-            finally:
-                os.close(fd)
         except BlobDamaged as error:
             if blob.place:  # otherwise the database already records the blob as damaged
                 self._counts.damaged.append(blob.digest)

@@ -82,10 +82,12 @@ def restore_blob(db: apsw.Connection, digest: Digest, place: str, now: float) ->
 
 def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
     """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was a
-    record."""
+    record. Sets the time when the blob was created to `now`, because backups check the files that they have of blobs
+    that are newer than the last backup: such a file may be a hard link to the damaged bytes."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False
+    db.execute("UPDATE blob SET created = ? WHERE digest = ?", (now, digest))
     record_content(db, UPKEEP_ACTOR, now, "blob.healed", repo, digest)
     return True
 

@@ -156,11 +156,11 @@ class SqliteSnapshot:
 
     def blobs(self, after: str, limit: int, prefix: str = "") -> list[SnapshotBlob]:
         rows = self._rows(
-            "SELECT digest, size, place FROM blob WHERE digest > ?1 AND digest >= ?2 AND digest < ?3 "
+            "SELECT digest, size, place, created FROM blob WHERE digest > ?1 AND digest >= ?2 AND digest < ?3 "
             "ORDER BY digest LIMIT ?4",
             (after, prefix, f"{prefix}~", limit),  # "~" sorts after all characters of a digest
         )
-        return [SnapshotBlob(Digest(digest), size, place) for digest, size, place in rows]
+        return [SnapshotBlob(Digest(digest), size, place, created) for digest, size, place, created in rows]
 
     def _rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         try:

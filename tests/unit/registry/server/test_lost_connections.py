@@ -1,4 +1,4 @@
-"""Requests whose client resets the connection before the response has started."""
+"""Requests whose client resets the connection before the response has started, or before a file in it is sent."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import asyncio
 import socket
 import struct
 from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
 from registry.asgi import Receive, Scope, Send
 from registry.server.connection.context import WorkerContext
 from registry.server.connection.protocol import RegistryProtocol
+from registry.server.connection.request_reports import RequestEnd
 from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.server_limits import ServerLimits
 from tests.unit.registry.conftest import wait_until
@@ -117,3 +121,85 @@ async def test_write_and_started_response_are_not_cancelled(server: WaitingServe
     server.app.upstream_answer.set()
     await server.wait_for_tasks()
     assert server.app.ended == ["ClientDisconnected"]
+
+
+FILE_BYTES = 1 << 30
+
+
+class FileApp:
+    """An application that sends a few bytes, and then a large file, in each response. It is its own recorder. `ends`:
+    how each request has ended."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.request_recorder = self
+        self.ends: list[RequestEnd] = []
+        self._file = file
+
+    def on_request_end(self, scope: Scope, end: RequestEnd) -> None:
+        self.ends.append(end)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length = b"%d" % (FILE_BYTES + 3)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        await send({"type": "http.response.body", "body": b"abc", "more_body": True})
+        await send({"type": "http.response.zerocopysend", "file": self._file, "offset": 0, "count": FILE_BYTES})
+
+
+class FullTransport(asyncio.Transport):
+    """The transport of a client that receives nothing: all that is written stays in its buffer."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__({"socket": sock})
+        self.protocol: RegistryProtocol | None = None
+        self.is_waiting = self.is_lost = False
+        self._buffered_bytes = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._buffered_bytes += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self._buffered_bytes
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if high == 0 and self._buffered_bytes and self.protocol is not None:
+            self.is_waiting = True
+            self.protocol.pause_writing()
+
+    def is_closing(self) -> bool:
+        return self.is_lost
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.is_lost = True
+
+    abort = close
+
+    def pause_reading(self) -> None:
+        """Does nothing: the test delivers all bytes itself."""
+
+    resume_reading = pause_reading
+
+
+async def test_unsent_file_is_not_counted(tmp_path: Path) -> None:
+    """If the connection is lost while earlier bytes of the response wait to be sent, the bytes of the file behind them
+    do not count as sent."""
+    loop = asyncio.get_running_loop()
+    server_end, client_end = socket.socketpair()
+    with (tmp_path / "file").open("w+b") as file, closing(server_end), closing(client_end):
+        file.truncate(FILE_BYTES)
+        app: Any = FileApp(file)
+        transport = FullTransport(server_end)
+        transport.protocol = protocol = RegistryProtocol(
+            WorkerContext(app, loop, ServerLimits(), UnsentBudget(1 << 30, loop.time))
+        )
+        protocol.connection_made(transport)
+        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        protocol.get_buffer(-1)[: len(request)] = request
+        protocol.buffer_updated(len(request))
+        await wait_until(lambda: transport.is_waiting)
+        transport.is_lost = True
+        protocol.connection_lost(None)
+        await wait_until(lambda: bool(app.ends))
+    assert (app.ends[0].is_complete, app.ends[0].sent_bytes) == (False, 3)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -314,6 +315,22 @@ async def test_verify_replaces_corrupt_bytes_in_a_backup(store: StoredRegistry, 
     copied, _ = await backup(store, tmp_path / "copied", may_link=False)
     linked, _ = await backup(store, tmp_path / "linked", verify=True)
     assert copied["missing"] == linked["missing"] == [large.digest]
+
+
+async def test_a_linked_backup_follows_a_blob_that_was_healed(store: StoredRegistry, tmp_path: Path) -> None:
+    """A backup links a file whose bytes the disk then changes. After the blob is found damaged and pushed again, the
+    next backup replaces its link to the damaged file."""
+    blob = await push_blob(store, REPO, LARGE)
+    await backup(store, tmp_path / "backups", now=time.time() - 1)
+    flip_byte(file_of(store, blob.digest))
+    await scrub(store)
+    await push_blob(store, REPO, LARGE)
+    result, steps = await backup(store, tmp_path / "backups", now=time.time())
+    assert (result["copied_blobs"], result["missing"], result["damaged"]) == (1, [], [])
+    assert [step["digest"] for step in steps if step["event"] == "damaged in the backup"] == [blob.digest]
+    assert BackupDirectory(tmp_path / "backups", System()).blob(blob.digest).read_bytes() == LARGE
+    again, _ = await backup(store, tmp_path / "backups", now=time.time() + 1)
+    assert (again["copied_blobs"], again["present_blobs"]) == (0, result["blobs"])
 
 
 async def test_only_one_backup_at_a_time(store: StoredRegistry, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import apsw
 import pytest
 
 from storage.data_dir.file_leases import FileLeases
@@ -49,8 +50,12 @@ async def test_one_process_runs_rounds_and_another_takes_over(tmp_path: Path) ->
         await cancel_all(list(tasks.values()))
 
 
-async def test_rounds_continue_after_an_error_of_the_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """If a round raises an error of the store, the error is logged. The next round starts as usual."""
+@pytest.mark.parametrize("error", [StorageFailed("the disk failed"), apsw.BusyError("database is locked")])
+async def test_rounds_continue_after_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """If a round raises an error of the store, or one of SQLite, the error is logged. The next round starts as
+    usual."""
     rounds = 0
     second_round = asyncio.Event()
 
@@ -58,7 +63,7 @@ async def test_rounds_continue_after_an_error_of_the_store(tmp_path: Path, caplo
         nonlocal rounds
         rounds += 1
         if rounds == 1:
-            raise StorageFailed("the disk failed")
+            raise error
         second_round.set()
 
     with closing(FileLeases(tmp_path / "leases", System())) as leases:
@@ -66,4 +71,25 @@ async def test_rounds_continue_after_an_error_of_the_store(tmp_path: Path, caplo
         async with asyncio.timeout(60):
             await second_round.wait()
         await cancel_all([task])
-    assert "upkeep stopped with an error: the disk failed" in caplog.text
+    assert "upkeep stopped with an error" in caplog.text
+    assert str(error) in caplog.text
+
+
+async def test_an_error_during_a_cancellation_ends_the_task(tmp_path: Path) -> None:
+    """If the clean-up of a round fails after the task was cancelled, the task ends instead of starting another
+    round."""
+    started = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            started.set()
+            await asyncio.sleep(600)
+        finally:
+            raise StorageFailed("the disk failed")
+
+    with closing(FileLeases(tmp_path / "leases", System())) as leases:
+        task = asyncio.create_task(run_rounds(work, leases, 0.001, lambda: False))
+        async with asyncio.timeout(60):
+            await started.wait()
+            await cancel_all([task])
+    assert task.cancelled()

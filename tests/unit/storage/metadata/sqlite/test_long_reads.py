@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.metadata.sqlite.commit_thread import RESTART_LOG_PAGES
 from storage.metadata.sqlite.database import connect
+from storage.metadata.sqlite.write_ahead_log import RESTART_LOG_PAGES
 from storage.store.stored_registry import StoredRegistry
 
 PAGE_BYTES = 4096

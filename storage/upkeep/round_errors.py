@@ -1,0 +1,32 @@
+"""What a background task does with an error in one of its rounds: it logs the error and continues with the next round
+(`log_round_error`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from storage.errors import RegistryError
+
+
+def log_round_error(log: logging.Logger, what_failed: str, error: Exception) -> None:
+    """Logs an error that ended a round of a background task. Call this in the `except` clause of the task's loop, which
+    then continues with the next round. `what_failed`: the beginning of the line in the log, such as "eviction failed".
+
+    A RegistryError, such as that of a full disk, is logged in one line. Other errors, such as one of SQLite while it
+    reads, are logged with a traceback. They do not end the task either: nothing would start it again before the next
+    reload of the server. Raises CancelledError as `raise_if_cancelled` does."""
+    raise_if_cancelled()
+    if isinstance(error, RegistryError):
+        log.warning("%s: %s; trying again later", what_failed, error, exc_info=error.__cause__)
+    else:
+        log.error("%s, because of an unexpected error; trying again later", what_failed, exc_info=error)
+
+
+def raise_if_cancelled() -> None:
+    """Raises CancelledError if the cancellation of this task was requested. Call this in a loop that continues after an
+    error. If code in a `finally` block raised the error during a cancellation, the error has replaced the
+    CancelledError."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

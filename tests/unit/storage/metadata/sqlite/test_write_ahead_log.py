@@ -1,0 +1,137 @@
+"""The write-ahead log of the metadata after the disk could not store it. SQLite really runs on files here; only the
+fsync of the log fails.
+
+Linux reports a failed fsync once and then treats the bytes as written, although they are not on the disk. A later fsync
+succeeds. So what these tests ask is whether the registry relies on the log after a failed fsync.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from storage.composition import prepare_data_dir
+from storage.data_dir.layout import Layout
+from storage.data_dir.reserve import Reserve
+from storage.data_dir.system import System
+from storage.errors import StorageFailed
+from storage.metadata.sqlite.commit_thread import Change, CommitThread
+from storage.metadata.sqlite.cross_process_change_counter import DataVersion
+from storage.metadata.sqlite.database import connect
+from storage.metadata.sqlite.write_ahead_log import CHECKPOINT_LOG_PAGES
+
+
+class LogSyncs(apsw.VFS):
+    """SQLite's view of the file system, in which the fsync of a log fails as often as `failures` says."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.base = apsw.vfs_names()[0]
+        super().__init__("failing-log-syncs", base=self.base, makedefault=True)
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+        return _OpenFile(self, name, flags)
+
+
+class _OpenFile(apsw.VFSFile):
+    def __init__(self, syncs: LogSyncs, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+        self._syncs = syncs
+        self._is_log = bool(flags[0] & apsw.SQLITE_OPEN_WAL)
+        super().__init__(syncs.base, name, flags)
+
+    def xSync(self, flags: int) -> None:
+        if self._is_log and self._syncs.failures:
+            self._syncs.failures -= 1
+            raise apsw.IOError("the fsync of the log fails")
+        super().xSync(flags)
+
+
+@pytest.fixture
+def log_syncs() -> Iterator[LogSyncs]:
+    syncs = LogSyncs()
+    yield syncs
+    syncs.unregister()
+
+
+@pytest.fixture
+async def writer(tmp_path: Path, log_syncs: LogSyncs) -> AsyncIterator[CommitThread]:
+    prepare_data_dir(tmp_path / "data")
+    layout = Layout(tmp_path / "data")
+    db = connect(layout.metadata, read_only=True)
+    version = DataVersion(db)
+    opened = CommitThread(layout, System(), version, Reserve(layout.reserve, System()))
+    yield opened
+    opened.close()
+    version.close()
+    db.close()
+
+
+def add_repository(name: str) -> Change[None]:
+    """Returns a change that adds a repository."""
+
+    def change(db: apsw.Connection) -> None:
+        db.execute("INSERT INTO repository (name, created) VALUES (?, 0)", (name,))
+
+    return change
+
+
+def names_without_log(data_dir: Path, copy: Path) -> set[str]:
+    """Returns the repositories in the database file alone, as after a power cut that destroyed the log. `copy`: where
+    this function copies that file to."""
+    shutil.copyfile(Layout(data_dir).metadata, copy)
+    with closing(apsw.Connection(os.fspath(copy), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
+        return {name for (name,) in db.execute("SELECT name FROM repository")}
+
+
+async def test_a_commit_after_a_failed_sync_does_not_need_the_old_log(
+    writer: CommitThread, log_syncs: LogSyncs, tmp_path: Path
+) -> None:
+    """A commit without fsync is followed by a commit whose fsync fails, which is reported as failed. Before the next
+    commit, the earlier change is in the database file, so that a gap in the log cannot hide the later commit."""
+    await writer.run(add_repository("not-synced"), durable=False)
+    log_syncs.failures = 1
+    with pytest.raises(StorageFailed):
+        await writer.run(add_repository("failed"))
+    await writer.run(add_repository("later"))
+    assert names_without_log(tmp_path / "data", tmp_path / "copy") == {"not-synced"}
+
+
+async def test_a_failed_sync_of_a_checkpoint_is_noticed(
+    writer: CommitThread, log_syncs: LogSyncs, tmp_path: Path
+) -> None:
+    """If the fsync of the log fails in a checkpoint, the next commit does not rely on that log either."""
+
+    def add_large_repository(db: apsw.Connection) -> None:
+        db.execute("INSERT INTO repository (name, created) VALUES (?, 0)", ("x" * CHECKPOINT_LOG_PAGES * 4096,))
+
+    await writer.run(add_repository("first"))  # SQLite syncs the log at the first commit, whatever `durable` is
+    log_syncs.failures = 1
+    await writer.run(add_large_repository, durable=False)
+    await writer.run(add_repository("later"))
+    assert log_syncs.failures == 0
+    assert "x" * CHECKPOINT_LOG_PAGES * 4096 in names_without_log(tmp_path / "data", tmp_path / "copy")
+
+
+async def test_no_commit_succeeds_while_the_old_log_is_needed(
+    writer: CommitThread, log_syncs: LogSyncs, tmp_path: Path
+) -> None:
+    """While a reader needs the log whose fsync failed, changes fail. They succeed after the reader has ended."""
+    await writer.run(add_repository("one"))
+    with closing(connect(Layout(tmp_path / "data").metadata, read_only=True)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM repository").fetchall()
+        await writer.run(add_repository("two"))
+        log_syncs.failures = 1
+        with pytest.raises(StorageFailed):
+            await writer.run(add_repository("failed"))
+        with pytest.raises(StorageFailed, match="accepts no change until"):
+            await writer.run(add_repository("refused"))
+        reader.execute("ROLLBACK")
+    await writer.run(add_repository("three"))
+    assert names_without_log(tmp_path / "data", tmp_path / "copy") == {"one", "two"}

@@ -1,0 +1,68 @@
+"""Copies of blobs to files: what a cancellation leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from storage.content import digest_of
+from storage.data_dir.system import System
+from storage.upkeep.backup.file_copies import FileCopier
+
+DATA = b"the bytes of a blob"
+
+
+class WaitingSystem(System):
+    """A system whose `open` waits until `may_open` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_opening = threading.Event()
+        self.may_open = threading.Event()
+
+    def open(self, path: Path, flags: int, mode: int = 0o640) -> int:
+        self.is_opening.set()
+        assert self.may_open.wait(60)
+        return super().open(path, flags, mode)
+
+
+def open_files(directory: Path) -> list[str]:
+    """Returns the files in `directory` that this process has open."""
+    paths = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return [path for path in paths if path.startswith(os.fspath(directory))]
+
+
+async def chunks_of(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_cancellation_while_a_file_is_opened(tmp_path: Path, reads: bool) -> None:
+    """A copy or a check that is cancelled while a thread opens its file closes this file. A copy leaves no file."""
+    system = WaitingSystem()
+    copier = FileCopier(system, tmp_path, may_link=False, verify=False)
+    digest = digest_of(DATA)
+    present, temporary = tmp_path / "present", tmp_path / "temporary"
+    present.write_bytes(DATA)
+    if reads:
+        call = copier.check_file(present, digest, len(DATA), lambda _: None)
+    else:
+        call = copier.write_chunks(chunks_of(DATA), digest, temporary, tmp_path / "final", lambda _: None)
+    running = asyncio.create_task(call)
+    assert await asyncio.to_thread(system.is_opening.wait, 60)
+    running.cancel()
+    system.may_open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    copier.close()
+    assert open_files(tmp_path) == []
+    assert os.listdir(tmp_path) == ["present"]
