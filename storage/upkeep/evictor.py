@@ -233,12 +233,12 @@ class Evictor:
         collect queue (the list of links and blobs that garbage collection may remove)."""
         if self._monotonic() < self._no_unused_links_until:
             return 0
-        links = await self._images.drop_unused_links(upstreams, self._clock() - UNUSED_SECONDS)
-        if links:
+        dropped = await self._images.drop_unused_links(upstreams, self._clock() - UNUSED_SECONDS)
+        if dropped.links:
             await self._collector.free_unlinked_blobs()
         else:
             self._no_unused_links_until = self._monotonic() + UNUSED_SECONDS
-        return links
+        return dropped.links
 
     async def _rules(self) -> EvictionRules:
         return EvictionRules(
