@@ -59,6 +59,15 @@ class EvictedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class DroppedLinks:
+    """Links of repositories to blobs that were removed. `links`: their number. `bytes`: size of the blobs that have no
+    link any more, so that garbage collection frees them."""
+
+    links: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class CacheSummary:
     """The images of one upstream. `images`: their number. `oldest_pull`: time of the last pull of the least recently
     pulled image, in seconds since 1970; None if there is no image."""
@@ -141,10 +150,10 @@ class CachedImages(Protocol):
         scope. Changes nothing. Runs in a thread."""
         ...
 
-    async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> int:
+    async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> DroppedLinks:
         """Removes links of mirrored repositories to blobs that no manifest of the repository refers to, if no client
-        used the blob after the time `before` (seconds since 1970). Removes at most a few hundred links, and returns
-        their number."""
+        used the blob after the time `before` (seconds since 1970). Removes at most a few hundred links. Removes none
+        only if there is none."""
         ...
 
     async def summary(self, upstream: str) -> CacheSummary:

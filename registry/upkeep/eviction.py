@@ -3,6 +3,9 @@ the size and content of the cache (`read_cache_use`, `read_cache_status`)."""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,12 +18,18 @@ from storage.jobs import JSON
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.evictor import Budget, Evictor
 from storage.upkeep.job_runner import JobContext, Work
-from storage.upkeep.usage_counting import count_scopes
+from storage.upkeep.usage_counting import complete_counts
+from storage.usage import Usage
 
 EVICTION_KIND: Final = "evict"
 """The kind of the job."""
 MAX_LISTED_IMAGES: Final = 1000
 """Largest number of images that the result of a job lists."""
+SCOPES_WAIT_SECONDS: Final = 2.0
+"""How long a job waits for a server to define what it counts. A server does so within milliseconds after its start and
+after each reload."""
+SCOPES_POLL_SECONDS: Final = 0.05
+"""Seconds between two checks during this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +84,10 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
         arguments = context.job.arguments
         upstream, max_bytes, dry_run = arguments.get("upstream"), arguments.get("to"), bool(arguments.get("dry_run"))
         check_upstream(settings, upstream)
+        budgets = _budgets(settings, evictor, max_bytes, upstream)
         await context.report(message="counting the cache", unit="images")
-        await count_scopes(store.usage, store.leases, scope_definitions(settings))
+        await _check_scopes(settings, store.usage, evictor.limits.budgets if budgets is None else budgets)
+        await complete_counts(store.usage, store.leases)
         evicted: list[dict[str, Any]] = []
         totals = {"images": 0, "bytes": 0}
 
@@ -89,7 +100,6 @@ def eviction_work(settings: Settings, store: StoredRegistry, evictor: Evictor) -
             context.step("would be evicted" if dry_run else "evicted", **record)
             await context.report(totals["images"], message=f"{size_text(totals['bytes'])} freed")
 
-        budgets = _budgets(settings, evictor, max_bytes, upstream)
         if dry_run:
             for image in await _plan(evictor, budgets):
                 await on_evicted(image)
@@ -118,6 +128,25 @@ def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstre
     if not budgets:
         raise Unsupported(f"{upstream} has no cache_max in the settings; say how large its cache may be, with --to")
     return budgets
+
+
+async def _check_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budget]) -> None:
+    """Checks that a server counts the scopes of the budgets as the settings define them. Waits for a server that has
+    just started or reloaded its settings. Raises Unsupported if it counts other scopes.
+
+    A job never defines scopes itself: a command may have other settings than the server, and would then end the quotas
+    and budgets that its settings lack."""
+    definitions = {definition.name: definition for definition in scope_definitions(settings)}
+    deadline = time.monotonic() + SCOPES_WAIT_SECONDS
+    for budget in budgets:
+        while (use := await usage.scope(budget.scope)) is None or use.definition != definitions[budget.scope]:
+            if time.monotonic() >= deadline:
+                upstream = "all upstreams" if budget.scope == CACHE_SCOPE else budget.upstreams[0]
+                raise Unsupported(
+                    f"the server counts the cache of {upstream} with other settings, or does not count it yet; start "
+                    "the server or run entrepot reload, or give this command the settings of the server"
+                )
+            await asyncio.sleep(SCOPES_POLL_SECONDS)
 
 
 async def _plan(evictor: Evictor, budgets: list[Budget] | None) -> list[EvictedImage]:

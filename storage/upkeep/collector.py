@@ -152,6 +152,11 @@ class Collector:
         await self._reclaim_space(this_round)
         return this_round.report.blobs
 
+    async def may_remove_blobs(self) -> bool:
+        """Returns whether blobs may be removed now; False while a backup runs. Raises StorageFailed."""
+        async with removal_slot(self._leases) as may_remove:
+            return may_remove
+
     async def remove_stray(self, stray: ListedBlob) -> bool:
         """Removes bytes that the blob store has listed, unless there is a row with their digest now. Returns whether it
         removed the bytes. `BlobStore.reclaim_space` frees their disk space."""

@@ -3,9 +3,9 @@
 There are two kinds of limits. A *budget* is the largest number of bytes that the content of one upstream (a registry
 that this registry mirrors), or of all upstreams together, may have. If a budget is exceeded, images are evicted until
 at most `TARGET_FRACTION` of the budget is used. The free space of the disk has a low and a high mark: if less than the
-low mark is free, images are evicted until the high mark is reached.
+low mark is free, images are evicted until the high mark is reached (module `storage.upkeep.eviction_for_space`).
 
-The bytes of blobs that nothing uses any more are freed at once.
+The bytes of blobs that nothing uses any more are freed at once, except while a backup holds them back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from storage.cached_images import CachedImages, Cooldowns, EvictedImage, EvictionRules, IsKept
@@ -24,6 +25,7 @@ from storage.human_text import size_text
 from storage.leases import Leases
 from storage.names import Digest
 from storage.upkeep.collector import Collector
+from storage.upkeep.eviction_for_space import EvictionPause, FreeSpaceGoal
 from storage.upkeep.round_errors import log_round_error
 from storage.usage import ScopeUse, Usage
 
@@ -41,9 +43,17 @@ is exceeded."""
 CHECK_SECONDS: Final = 2.0
 """Longest time between two checks of the limits. They are also checked after each blob and manifest that is stored."""
 WARNING_SECONDS: Final = 600.0
-"""Shortest time between two warnings that a limit cannot be kept."""
+"""Shortest time between two warnings that a limit cannot be kept for the same reason."""
 IMAGES_PER_ROUND: Final = 20
 """Largest number of images that are evicted before the list of running downloads is read again."""
+NOTHING_EVICTABLE: Final = (
+    "the cache exceeds its limits, and what is in it must stay: a pattern, a frozen tag or a cooldown keeps it, or it "
+    "is being pulled"
+)
+BLOCKED_BY_BACKUP: Final = (
+    "the disk has less free space than cache.min_free, but no image is evicted for it while a backup runs, because the "
+    "backup holds back the removal of blobs; wait for its end, or stop it with entrepot jobs stop"
+)
 log = logging.getLogger("storage.eviction")
 
 
@@ -113,7 +123,9 @@ class Evictor:
         self.on_evicted: Callable[[Sequence[EvictedImage]], None] = lambda _: None
         """Called after each eviction. Returns at once and raises nothing."""
         self._wake_up = asyncio.Event()
-        self._warned_at = self._no_unused_links_until = float("-inf")
+        self._pause = EvictionPause(leases, monotonic)
+        self._warned_at: dict[str, float] = {}  # when each warning was logged last, by its text
+        self._no_unused_links_until = float("-inf")
 
     def check_soon(self) -> None:
         """Makes `run` check the limits at once. Called after content was stored."""
@@ -121,31 +133,46 @@ class Evictor:
 
     async def run(self) -> None:
         """Keeps the cache within its limits until the task is cancelled. Logs errors and tries again later."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_SECONDS):
-                    await self._wake_up.wait()
-            self._wake_up.clear()
-            try:
-                if await self._is_exceeded() and not await self.evict():
-                    # Nothing could be evicted, so a further check after each stored blob would be useless.
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CHECK_SECONDS):
+                        await self._wake_up.wait()
+                self._wake_up.clear()
+                try:
+                    if not await self.check():
+                        # Nothing could be evicted, so a further check after each stored blob would be useless.
+                        await asyncio.sleep(CHECK_SECONDS)
+                except Exception as error:
+                    log_round_error(log, "eviction stopped with an error", error)
                     await asyncio.sleep(CHECK_SECONDS)
-            except Exception as error:
-                log_round_error(log, "eviction stopped with an error", error)
-                await asyncio.sleep(CHECK_SECONDS)
+        finally:
+            await self._pause.aclose()
+
+    async def check(self) -> bool:
+        """Evicts images if a limit is exceeded. If an eviction for free space has no effect, no process evicts for free
+        space for some time (`EvictionPause`). Returns False if a limit is exceeded and no image may be evicted. Waits
+        while another process evicts. Raises StorageFull, StorageFailed."""
+        await self._pause.update()
+        if not (self._must_free_space() or await self._is_over_a_budget()):
+            return True
+        async with self._leases.slot(EVICTION_SLOT, count=1):
+            count = await self._evict_to_budgets(ignore_evicted)
+            if self._must_free_space():
+                goal, count_for_space = await self._evict_for_space(ignore_evicted)
+                await self._pause.note(goal)
+                count += count_for_space
+            return count > 0
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until no limit is exceeded or no further image may be evicted. Returns the number of evicted
-        images. Waits while another process evicts. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
+        """Evicts images until no limit is exceeded or no further image may be evicted. For the free space, evicts at
+        most as many bytes as are lacking, and none while a backup runs. Returns the number of evicted images. Waits
+        while another process evicts. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
-            count = 0
-            for budget in self.limits.budgets:
-                if await self._is_over(budget):
-                    count += await self._evict_to(budget, on_evicted)
+            count = await self._evict_to_budgets(on_evicted)
             if self._is_disk_low():
-                count += await self._evict_until(self._has_free_space, self.limits.upstreams, on_evicted)
-            if await self._is_exceeded():
-                self._warn()
+                _, count_for_space = await self._evict_for_space(on_evicted)
+                count += count_for_space
             return count
 
     async def evict_to(self, budget: Budget, on_evicted: OnEvicted = ignore_evicted) -> int:
@@ -175,9 +202,9 @@ class Evictor:
                 planned_images |= {(image.repository, image.digest): image for image in await self.plan(target)}
         return list(planned_images.values())
 
-    async def _is_exceeded(self) -> bool:
-        """Returns whether any limit is exceeded now."""
-        return self._is_disk_low() or any([await self._is_over(budget) for budget in self.limits.budgets])
+    async def _is_over_a_budget(self) -> bool:
+        """Returns whether any budget is exceeded now."""
+        return any([await self._is_over(budget) for budget in self.limits.budgets])
 
     async def _is_over(self, budget: Budget) -> bool:
         return not await self._has_at_most(budget, budget.max_bytes)
@@ -192,19 +219,48 @@ class Evictor:
         free_bytes = self._free_bytes() if self.limits.low_free else None
         return free_bytes is not None and free_bytes < self.limits.low_free
 
-    async def _has_free_space(self) -> bool:
-        free_bytes = self._free_bytes()
-        return free_bytes is None or free_bytes >= max(self.limits.low_free, self.limits.high_free)
+    def _must_free_space(self) -> bool:
+        """Returns whether the free space is below the low mark and evictions for free space do not pause."""
+        return self._is_disk_low() and not self._pause.is_running()
 
-    async def _evict_to(self, budget: Budget, on_evicted: OnEvicted) -> int:
-        target = int(budget.max_bytes * TARGET_FRACTION)
-        return await self._evict_until(lambda: self._has_at_most(budget, target), budget.upstreams, on_evicted)
+    async def _evict_to_budgets(self, on_evicted: OnEvicted) -> int:
+        """Evicts images until no budget is exceeded or no further image may be evicted. Returns their number."""
+        count = 0
+        for budget in self.limits.budgets:
+            if await self._is_over(budget):
+                target = int(budget.max_bytes * TARGET_FRACTION)
+                is_reached = partial(self._has_at_most, budget, target)
+                count += await self._evict_until(is_reached, budget.upstreams, on_evicted)
+        if await self._is_over_a_budget():
+            self._warn(NOTHING_EVICTABLE)
+        return count
+
+    async def _evict_for_space(self, on_evicted: OnEvicted) -> tuple[FreeSpaceGoal, int]:
+        """Evicts images to free space, as far as `FreeSpaceGoal` says. Returns the goal and the number of evicted
+        images."""
+        await self._collector.free_unlinked_blobs()  # a backup that has ended may have left enough of them
+        goal = FreeSpaceGoal(self._collector, self._free_bytes, max(self.limits.low_free, self.limits.high_free))
+        count = await self._evict_until(goal.is_reached, self.limits.upstreams, on_evicted, goal.free_blobs)
+        if goal.is_blocked:
+            self._warn(BLOCKED_BY_BACKUP)
+        elif self._is_disk_low() and not await goal.is_reached():
+            self._warn(NOTHING_EVICTABLE)
+        return goal, count
+
+    async def _free_blobs(self, _: int) -> None:
+        await self._collector.free_unlinked_blobs()
 
     async def _evict_until(
-        self, is_reached: Callable[[], Awaitable[bool]], upstreams: Sequence[str], on_evicted: OnEvicted
+        self,
+        is_reached: Callable[[], Awaitable[bool]],
+        upstreams: Sequence[str],
+        on_evicted: OnEvicted,
+        free_blobs: Callable[[int], Awaitable[None]] | None = None,
     ) -> int:
         """Evicts images of the upstreams until `is_reached` returns True or no further image may be evicted. Returns
-        the number of evicted images."""
+        the number of evicted images. `free_blobs`: frees the blobs that have lost their last link, and gets their
+        size in bytes."""
+        free_blobs = free_blobs or self._free_blobs
         evicted: list[EvictedImage] = []
         started = self._clock()
         try:
@@ -215,29 +271,29 @@ class Evictor:
                     outcome = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
                     if isinstance(outcome, EvictedImage):
                         evicted.append(outcome)
-                        await self._collector.free_unlinked_blobs()
+                        await free_blobs(outcome.bytes)
                         await on_evicted(outcome)
                     if not outcome or await is_reached():
                         break
-                if not outcome and not await self._drop_unused_links(upstreams):
+                if not outcome and not await self._drop_unused_links(upstreams, free_blobs):
                     break
         finally:
             self.on_evicted(evicted)
             self._log(evicted)
         return len(evicted)
 
-    async def _drop_unused_links(self, upstreams: Sequence[str]) -> int:
+    async def _drop_unused_links(self, upstreams: Sequence[str], free_blobs: Callable[[int], Awaitable[None]]) -> int:
         """Removes links to blobs that no cached manifest uses, and frees the blobs. Returns the number of links. Does
         nothing if a search within the last `UNUSED_SECONDS` found no such link, because each search reads the whole
         collect queue (the list of links and blobs that garbage collection may remove)."""
         if self._monotonic() < self._no_unused_links_until:
             return 0
-        links = await self._images.drop_unused_links(upstreams, self._clock() - UNUSED_SECONDS)
-        if links:
-            await self._collector.free_unlinked_blobs()
+        dropped = await self._images.drop_unused_links(upstreams, self._clock() - UNUSED_SECONDS)
+        if dropped.links:
+            await free_blobs(dropped.bytes)
         else:
             self._no_unused_links_until = self._monotonic() + UNUSED_SECONDS
-        return links
+        return dropped.links
 
     async def _rules(self) -> EvictionRules:
         return EvictionRules(
@@ -257,12 +313,9 @@ class Evictor:
                 self._clock() - evicted[0].last_pulled,
             )
 
-    def _warn(self) -> None:
-        """Logs that a limit is exceeded and that nothing may be evicted, at most once in `WARNING_SECONDS`."""
+    def _warn(self, text: str) -> None:
+        """Logs why a limit is not kept, at most once in `WARNING_SECONDS` for each reason."""
         now = self._monotonic()
-        if now - self._warned_at >= WARNING_SECONDS:
-            self._warned_at = now
-            log.warning(
-                "the cache exceeds its limits, and what is in it must stay: a pattern, a frozen tag or a cooldown "
-                "keeps it, or it is being pulled"
-            )
+        if now - self._warned_at.get(text, float("-inf")) >= WARNING_SECONDS:
+            self._warned_at[text] = now
+            log.warning(text)

@@ -5,6 +5,9 @@ must stay until it is copied. So the garbage collector removes blobs only while 
 backup takes all of these slots before it copies the metadata, and holds them until the last blob is copied. A slot is
 free again as soon as its process dies, so a backup that was killed prevents no removals.
 
+While a backup waits for the rest of the slots, no collector gets another one. So the backup waits until the present
+batches of the collectors end, and not for all of their garbage.
+
 It would not suffice if the collector checked whether a backup is running: the backup could begin between the check and
 the removal.
 """
@@ -19,13 +22,18 @@ from storage.leases import Leases
 
 SLOT_NAME: Final = "blob removal"
 SLOT_COUNT: Final = 16
-"""Number of garbage collectors that can remove blobs at the same time."""
+"""Number of removal slots."""
+KEPT_FREE: Final = SLOT_COUNT // 2
+"""Number of slots that must stay free when a garbage collector takes one. So at most half of the slots are in use when
+a backup starts, and the backup takes the other half at once. Then no collector can begin another removal, even if all
+running ones end before the backup looks again."""
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:
-    """Returns a context manager that yields True if blobs may be removed inside its block. Remove at most a few hundred
-    blobs in one block, because a backup waits until the block ends."""
-    return leases.try_slot(SLOT_NAME, SLOT_COUNT)
+    """Returns a context manager that yields True if blobs may be removed inside its block, and False
+    while a backup runs or waits for running removals. Remove at most a few hundred blobs in one block, because a backup
+    waits until the block ends."""
+    return leases.try_slot(SLOT_NAME, SLOT_COUNT, keep_free=KEPT_FREE)
 
 
 @asynccontextmanager

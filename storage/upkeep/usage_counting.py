@@ -1,5 +1,5 @@
 """Counts in the background the blobs, bytes and tags of *usage scopes* (sets of repositories), after the scopes in the
-settings have changed (`count_scopes`)."""
+settings of the server have changed (`count_scopes`)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,32 @@ log = logging.getLogger("storage.usage")
 async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
     """Replaces the scopes by `definitions` and counts their content, in one process at a time. Returns when all scopes
     are complete. If the process dies, the next process that calls this function continues the count. Raises
-    StorageFull, StorageFailed."""
+    StorageFull, StorageFailed.
+
+    Only servers call this. The settings of a command may lack upstreams and quotas of the server, and then their limits
+    would have no effect any more."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await usage.configure(definitions)
-        is_logged = False
-        while await usage.count_batch():
-            if not is_logged and (names := await _uncounted(usage)):
-                log.info("counting what is stored for: %s; until that is done, their limits have no effect", names)
-                is_logged = True
-            await asyncio.sleep(PAUSE_SECONDS)
-        if is_logged:
-            log.info("counted what is stored; all limits are in effect")
+        await _count(usage)
+
+
+async def complete_counts(usage: Usage, leases: Leases) -> None:
+    """Waits until the scopes that a server has defined are complete, and continues the count if no process counts.
+    Changes no scope's definition. Raises StorageFull, StorageFailed."""
+    async with leases.slot(COUNTING_SLOT, count=1):
+        await _count(usage)
+
+
+async def _count(usage: Usage) -> None:
+    """Counts until all scopes are complete."""
+    is_logged = False
+    while await usage.count_batch():
+        if not is_logged and (names := await _uncounted(usage)):
+            log.info("counting what is stored for: %s; until that is done, their limits have no effect", names)
+            is_logged = True
+        await asyncio.sleep(PAUSE_SECONDS)
+    if is_logged:
+        log.info("counted what is stored; all limits are in effect")
 
 
 async def keep_counted(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:

@@ -23,9 +23,9 @@ from typing import Any, Final
 
 import apsw
 
-from storage.cached_images import Cooldowns, EvictedImage, EvictionRules
+from storage.cached_images import Cooldowns, DroppedLinks, EvictedImage, EvictionRules
 from storage.content import Actor
-from storage.metadata.sqlite.blob_changes import is_referenced, remove_link
+from storage.metadata.sqlite.blob_changes import WHOLE_STORE, is_referenced, remove_link
 from storage.metadata.sqlite.manifest_deletion import delete_excess_tags, delete_manifest
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import EventAction
@@ -35,6 +35,13 @@ MAX_CHECKED_MANIFESTS: Final = 20
 """Largest number of manifests that one transaction checks."""
 MAX_LINKS: Final = 200
 """Largest number of links that one transaction removes. A *link* is a row that lets a repository serve a blob."""
+QUEUE_PAGE_ROWS: Final = 5000
+"""Largest number of rows of the collect queue that one transaction reads. This takes about twenty milliseconds. Most of
+these rows may be of no use: if a manifest is deleted and then stored again, the rows of its blobs stay in the queue
+until garbage collection looks at them."""
+QUEUE_START: Final = (WHOLE_STORE, "\U0010ffff")
+QUEUE_END: Final = (2**63 - 1, "")
+"""The positions in the collect queue before its first link and after its last one."""
 CLOCK_MARGIN_SECONDS: Final = 60.0
 """A time is in the future if it is more than this later than the present time. It is longer than a change waits for
 earlier changes, so that the times of running changes are never in the future."""
@@ -76,14 +83,26 @@ SELECT 1 FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
  WHERE NOT EXISTS (SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id
                     WHERE b.digest = g.digest AND l.repository = g.repository) LIMIT 1"""
 _BLOBS = """
-SELECT DISTINCT b.id, b.digest, b.size FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
+SELECT DISTINCT b.id, b.digest FROM json_each(?1) i JOIN manifest_blob g ON g.manifest = i.value
   JOIN blob b ON b.digest = g.digest JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository"""
+_UNLINKED_SIZE = "SELECT size FROM blob WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM blob_link WHERE blob = ?1)"
+_END_OF_PAGE = """
+SELECT repository, digest FROM collect_queue WHERE (repository, digest) > (?, ?)
+ ORDER BY repository, digest LIMIT 1 OFFSET ?"""
 _UNUSED_LINKS = """
 SELECT q.repository, b.id, q.digest FROM collect_queue q CROSS JOIN usage_member m ON m.repository = q.repository
   CROSS JOIN usage_scope s ON s.id = m.scope CROSS JOIN blob b ON b.digest = q.digest
   CROSS JOIN blob_link l ON l.repository = q.repository AND l.blob = b.id
- WHERE s.upstream IN (SELECT value FROM json_each(?1)) AND (l.needed <= ?2 OR l.needed > ?3) LIMIT ?4"""
+ WHERE (q.repository, q.digest) > (?5, ?6) AND (q.repository, q.digest) <= (?7, ?8)
+   AND s.upstream IN (SELECT value FROM json_each(?1)) AND (l.needed <= ?2 OR l.needed > ?3)
+   AND NOT EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = q.repository AND g.digest = q.digest)
+ ORDER BY q.repository, q.digest LIMIT ?4"""
 """With CROSS JOIN, SQLite begins with the collect queue, which is short, and does not read all links of the store."""
+
+UnusedLink = tuple[int, int, Digest]
+"""A link, as the row ids of its repository and its blob, and the blob's digest."""
+QueuePosition = tuple[int, str]
+"""A position in the collect queue, as the repository and digest of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +253,10 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
         # store kept the manifest, garbage collection would keep its blobs as well.
         delete_manifest(db, image.name, Digest(digest), by, now, restorable=False, action=EventAction.EVICTION)
     freed = 0
-    for blob, digest, size in blobs:
+    for blob, digest in blobs:
         if not is_referenced(db, image.repository, Digest(digest)):
             remove_link(db, image.repository, blob, Digest(digest), now)
-            if db.execute("SELECT 1 FROM blob_link WHERE blob = ? LIMIT 1", (blob,)).get is None:
-                freed += size
+            freed += _unlinked_size(db, blob)
     for manifest in set(image.family) - set(image.removable):
         # The manifest is an image of its own now. Its rank may be the time of an earlier eviction, so the rank is
         # computed again.
@@ -246,20 +264,30 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed)
 
 
+def _unlinked_size(db: apsw.Connection, blob: int) -> int:
+    """Returns the size of a blob that has no link, in bytes; 0 if it has a link."""
+    size: Any = db.execute(_UNLINKED_SIZE, (blob,)).get
+    return size or 0
+
+
 def unused_links(
-    db: apsw.Connection, upstreams: Sequence[str], before: float, now: float
-) -> list[tuple[int, int, Digest]]:
-    """Returns links of mirrored repositories, each as (repository, blob, digest). No client has used the blob in the
-    repository between the times `before` and `now`, and probably no manifest of the repository refers to it. Reads the
-    collect queue, which lists the links and blobs that garbage collection may have to remove."""
+    db: apsw.Connection, upstreams: Sequence[str], before: float, now: float, after: QueuePosition = QUEUE_START
+) -> tuple[list[UnusedLink], QueuePosition | None]:
+    """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue, which lists the links and blobs that garbage
+    collection may have to remove. Returns links of mirrored repositories to which no manifest of the repository refers,
+    if no client has used the blob in the repository between the times `before` and `now`. Returns also the position to
+    pass as `after` in the next call; None: there are no more rows. Returns at most `MAX_LINKS` links. If a page has
+    more, the rest is left out; call again for it after these links are removed."""
     future = now + CLOCK_MARGIN_SECONDS
-    rows: list[Any] = db.execute(_UNUSED_LINKS, (json.dumps(list(upstreams)), before, future, MAX_LINKS)).fetchall()
-    return [(repository, blob, Digest(digest)) for repository, blob, digest in rows]
+    last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
+    arguments = (json.dumps(list(upstreams)), before, future, MAX_LINKS, *after, *(last_row or QUEUE_END))
+    rows: list[Any] = db.execute(_UNUSED_LINKS, arguments).fetchall()
+    return [(repository, blob, Digest(digest)) for repository, blob, digest in rows], last_row
 
 
-def drop_unused_links(db: apsw.Connection, links: Sequence[tuple[int, int, Digest]], before: float, now: float) -> int:
-    """Removes the `links` that are still unused, and returns the number of removed links."""
-    count = 0
+def drop_unused_links(db: apsw.Connection, links: Sequence[UnusedLink], before: float, now: float) -> DroppedLinks:
+    """Removes the `links` that are still unused."""
+    count = freed = 0
     for repository, blob, digest in links:
         needed: Any = db.execute(
             "SELECT needed FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob)
@@ -267,7 +295,8 @@ def drop_unused_links(db: apsw.Connection, links: Sequence[tuple[int, int, Diges
         is_unused = needed is not None and (needed <= before or needed > now + CLOCK_MARGIN_SECONDS)
         if is_unused and not is_referenced(db, repository, digest):
             count += remove_link(db, repository, blob, digest, now)
-    return count
+            freed += _unlinked_size(db, blob)
+    return DroppedLinks(count, freed)
 
 
 def _has_only_indexes(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:

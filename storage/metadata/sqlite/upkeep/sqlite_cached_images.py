@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from storage.cached_images import CachedImagePage, CacheSummary, EvictedImage, EvictionRules, ImageOrder
+from storage.cached_images import CachedImagePage, CacheSummary, DroppedLinks, EvictedImage, EvictionRules, ImageOrder
 from storage.content import Actor
 from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.commit_thread import CommitThread
@@ -44,15 +45,21 @@ class SqliteCachedImages:
             lambda db: eviction_plan.plan(db, upstreams, rules, bytes_to_free, usage_scope, now)
         )
 
-    async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> int:
-        now = self._clock()
-        links = await self._scans.run(lambda db: cached_image_tables.unused_links(db, upstreams, before, now))
-        if not links:
-            return 0
-        return await self._writer.run(
-            lambda db: cached_image_tables.drop_unused_links(db, links, before, now),
-            reserve_use=ReserveUse.ALL,
-        )
+    async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> DroppedLinks:
+        now, page_start = self._clock(), cached_image_tables.QUEUE_START
+        while True:
+            links, page_end = await self._scans.run(
+                partial(cached_image_tables.unused_links, upstreams=upstreams, before=before, now=now, after=page_start)
+            )
+            dropped = DroppedLinks(0, 0)
+            if links:
+                dropped = await self._writer.run(
+                    partial(cached_image_tables.drop_unused_links, links=links, before=before, now=now),
+                    reserve_use=ReserveUse.ALL,
+                )
+            if dropped.links or page_end is None:
+                return dropped
+            page_start = page_end
 
     async def summary(self, upstream: str) -> CacheSummary:
         return await self._scans.run(lambda db: eviction_plan.summary(db, upstream))

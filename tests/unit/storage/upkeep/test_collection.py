@@ -17,8 +17,10 @@ from storage.content import digest_of
 from storage.jobs import JSON, JobRunning, JobStopped, slot_name
 from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
+from storage.upkeep import collector
 from storage.upkeep.collection_job import GC, MAX_RECORDS, collection_work
 from storage.upkeep.job_runner import run_in_command
+from storage.upkeep.removal_gate import blob_removals_blocked
 from storage.upkeep.removals import Removal, RemovalKind
 from tests.fakes.registry_content import BY, index_of, push_blob, push_image
 
@@ -275,6 +277,38 @@ async def test_a_stopped_collection_is_finished_by_the_next(store: StoredRegistr
         sorted(removal.kind for removal in [*reported, *remaining]) == [RemovalKind.BLOB] * 5 + [RemovalKind.LINK] * 5
     )
     assert await collect_all(store, dry_run=False) == []
+
+
+async def test_collection_ends_its_removals_for_a_waiting_backup(
+    store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup that starts during a collection waits until the present batch of blobs is removed, not for all blobs.
+    The next round removes the rest."""
+    monkeypatch.setattr(collector, "BATCH_SIZE", 2)
+    for number in range(7):
+        await push_blob(store, APP, str(number).encode())
+    clock.now += HOUR + 1
+    removed_blobs: list[Removal] = []
+    are_blocked = asyncio.Event()
+
+    async def hold_back_removals() -> None:
+        async with blob_removals_blocked(store.leases):
+            are_blocked.set()
+
+    async with asyncio.TaskGroup() as tasks:
+
+        async def start_backup(removal: Removal) -> None:
+            if removal.kind != RemovalKind.BLOB:
+                return
+            removed_blobs.append(removal)
+            if len(removed_blobs) == 1:
+                tasks.create_task(hold_back_removals())
+                await asyncio.sleep(0)  # the backup takes the slots that are free
+
+        await store.collector.collect(start_backup)
+    assert len(removed_blobs) == 2
+    assert are_blocked.is_set()
+    assert len(await collect_all(store, dry_run=False)) == 5
 
 
 async def test_large_deleted_manifests_are_removed_in_several_transactions(store: StoredRegistry, data: Path) -> None:

@@ -13,7 +13,8 @@ from storage.composition import prepare_data_dir
 from storage.data_dir.layout import Layout
 from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.inventory import SqliteInventory
-from storage.metadata.sqlite.upkeep.cached_image_tables import find_image, unused_links
+from storage.metadata.sqlite.upkeep import cached_image_tables
+from storage.metadata.sqlite.upkeep.cached_image_tables import QUEUE_START, QueuePosition, find_image, unused_links
 from storage.metadata.sqlite.upkeep.eviction_plan import plan
 from storage.names import Digest, RepositoryName
 from tests.fakes.counted_int import CountedInt
@@ -49,10 +50,48 @@ def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None
         steps.append(event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"])
 
     db.trace_v2(2, count)  # SQLITE_TRACE_PROFILE
-    assert unused_links(db, ["h"], 1.0, 61.0) == [(8, 7, Digest(f"sha256:{7:064x}"))]
-    assert unused_links(db, ["other"], 1.0, 61.0) == []
+    assert unused_links(db, ["h"], 1.0, 61.0) == ([(8, 7, Digest(f"sha256:{7:064x}"))], None)
+    assert unused_links(db, ["other"], 1.0, 61.0) == ([], None)
     db.trace_v2(0)
     assert max(steps) < 200
+    db.close()
+
+
+def test_one_search_for_unused_links_reads_one_page_of_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search reads one page of the collect queue, and returns the position at which the next search continues. A link
+    is found although many rows before it, in its page and in earlier pages, name blobs to which a manifest refers."""
+    monkeypatch.setattr(cached_image_tables, "QUEUE_PAGE_ROWS", 1000)
+    referenced = 2000 + 2 * cached_image_tables.MAX_LINKS
+    prepare_data_dir(tmp_path)
+    db = connect(Layout(tmp_path).metadata)
+    digests = [f"sha256:{number:064x}" for number in range(referenced + 1)]
+    with db:
+        sql = "INSERT INTO usage_scope (id, name, prefixes, excluded, upstream) VALUES (1, 'c', ?, '[]', 'h')"
+        db.execute(sql, ('["h/"]',))
+        db.execute("INSERT INTO repository (id, name, created) VALUES (1, 'h/1', 0)")
+        manifest = db.execute(ADD_MANIFEST, (1, digests[0], MANIFEST)).get
+        for blob, digest in enumerate(digests):
+            db.execute("INSERT INTO blob (id, digest, size, place, created) VALUES (?, ?, 1, 'x', 0)", (blob, digest))
+            db.execute("INSERT INTO blob_link (repository, blob, needed) VALUES (1, ?, 0)", (blob,))
+            db.execute("INSERT OR IGNORE INTO collect_queue (repository, digest, since) VALUES (1, ?, 0)", (digest,))
+        sql = "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (1, ?, ?)"
+        db.executemany(sql, [(digest, manifest) for digest in digests[:-1]])
+    pages, steps = list[Any](), list[int]()
+
+    def count(event: dict[str, Any]) -> None:
+        steps[-1] += event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]
+
+    db.trace_v2(2, count)  # SQLITE_TRACE_PROFILE
+    position: QueuePosition | None = QUEUE_START
+    while position is not None:
+        steps.append(0)
+        links, position = unused_links(db, ["h"], 1.0, 61.0, position)
+        pages.append((links, position))
+    db.trace_v2(0)
+    assert pages == [([], (1, digests[999])), ([], (1, digests[1999])), ([(1, referenced, digests[-1])], None)]
+    assert steps[0] <= 1.2 * steps[1]  # the rows after the first page were not read
     db.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from storage.data_dir.file_leases import FileLeases
 from storage.data_dir.system import System
-from storage.upkeep.removal_gate import SLOT_COUNT, blob_removals_blocked, removal_slot
+from storage.upkeep.removal_gate import SLOT_COUNT, SLOT_NAME, blob_removals_blocked, removal_slot
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ async def test_a_backup_blocks_removals(collector: FileLeases, backup: FileLease
 
 
 async def test_a_limited_number_of_removals_at_the_same_time(collector: FileLeases) -> None:
-    """Up to `SLOT_COUNT` removals can run at the same time."""
+    """Half as many removals as there are slots can run at the same time."""
     async with AsyncExitStack() as stack:
-        slots = [await stack.enter_async_context(removal_slot(collector)) for _ in range(SLOT_COUNT + 1)]
-    assert slots == [True] * SLOT_COUNT + [False]
+        slots = [await stack.enter_async_context(removal_slot(collector)) for _ in range(SLOT_COUNT)]
+    assert slots == [True] * (SLOT_COUNT // 2) + [False] * (SLOT_COUNT // 2)
 
 
 async def test_a_backup_waits_for_a_running_removal(collector: FileLeases, backup: FileLeases) -> None:
@@ -70,6 +70,20 @@ async def test_a_backup_waits_for_a_running_removal(collector: FileLeases, backu
     async with asyncio.timeout(10):
         await blocking
     assert are_blocked.is_set()
+
+
+@pytest.mark.parametrize("removals", [1, SLOT_COUNT // 2])
+async def test_no_removal_begins_while_a_backup_waits(collector: FileLeases, backup: FileLeases, removals: int) -> None:
+    """While a backup waits for running removals, no process can begin another removal, even if all of the running ones
+    end between two polls of the backup. So a backup waits for one removal, not for a whole garbage collection."""
+    async with AsyncExitStack() as backup_slots:
+        async with AsyncExitStack() as running_removals:
+            for _ in range(removals):
+                assert await running_removals.enter_async_context(removal_slot(collector))
+            for _ in range(SLOT_COUNT - removals):  # a waiting backup holds all other slots
+                assert await backup_slots.enter_async_context(backup.try_slot(SLOT_NAME, SLOT_COUNT))
+        assert not await may_remove(collector)
+    assert await may_remove(collector)
 
 
 async def test_a_dead_process_does_not_block_removals(collector: FileLeases, tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""Evictions that make free space on the disk: when one is complete (`FreeSpaceGoal`), and for how long no other one
+follows if it had no effect (`EvictionPause`).
+
+The bytes of an evicted image do not always become free space. A backup on the same file system may have hard links to
+the files, and a snapshot of the file system keeps the blocks. Some file systems, such as btrfs and ZFS, free blocks
+only after some seconds. If evictions went on until the disk has enough free space, they would then empty the whole
+cache. So each eviction removes at most the bytes that the disk lacks, and the next one follows only if the free space
+has grown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Final
+
+from storage.human_text import size_text
+from storage.leases import Leases
+from storage.upkeep.collector import Collector
+
+PAUSE_SLOT: Final = "pause of evictions for free space"
+"""Name of the slot that a process holds during such a pause. The evictors of all processes take part in the pause."""
+EFFECTIVE_FRACTION: Final = 0.25
+"""If the free space grows by less than this fraction of the evicted bytes, the eviction had no effect. Less than 1,
+because clients and mirrors write to the disk at the same time."""
+SETTLE_SECONDS: Final = 60.0
+"""Time after which a file system has freed the blocks of removed files. btrfs does so with the next commit, which is
+every 30 s (btrfs(5), "commit")."""
+FIRST_PAUSE_SECONDS: Final = 300.0
+LONGEST_PAUSE_SECONDS: Final = 86_400.0
+PAUSE_FACTOR: Final = 4
+"""After evictions without effect there is a pause. Each one is longer than the previous one by this factor, up to a
+day. So an attempt is repeated, but evicts only a small part of the cache each day."""
+log = logging.getLogger("storage.eviction")
+
+
+class FreeSpaceGoal:
+    """The goal of one eviction: that `target` bytes of the disk are free. The goal is reached early when as many bytes
+    are evicted as were lacking at the start, or when a backup holds back the removal of blobs."""
+
+    def __init__(self, collector: Collector, free_bytes: Callable[[], int | None], target: int) -> None:
+        """`free_bytes`: returns the free bytes of the disk; None: not known."""
+        self._collector = collector
+        self._free_bytes = free_bytes
+        self._target = target
+        self._free_at_start = self._free()
+        self._freed_bytes = 0  # the growth of the free space during removals, so without what others write meanwhile
+        self.evicted_bytes = 0
+        """Size of the blobs that lost their last link by this eviction."""
+        self.is_blocked = False
+        """Whether the eviction ended because a backup holds back the removal of blobs."""
+
+    async def is_reached(self) -> bool:
+        """Returns whether to end the eviction."""
+        self.is_blocked = not await self._collector.may_remove_blobs()
+        lacking_bytes = self._target - self._free_at_start
+        return self.is_blocked or self.evicted_bytes >= lacking_bytes or self._free() >= self._target
+
+    async def free_blobs(self, size: int) -> None:
+        """Frees the blobs without a link, and adds `size` to the evicted bytes."""
+        free_before = self._free()
+        await self._collector.free_unlinked_blobs()
+        self._freed_bytes += max(0, self._free() - free_before)
+        self.evicted_bytes += size
+
+    @property
+    def effect(self) -> int:
+        """By how many bytes the free space has grown."""
+        return max(self._freed_bytes, self._free() - self._free_at_start)
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether the free space has grown, or nothing was evicted."""
+        return self.effect >= self.evicted_bytes * EFFECTIVE_FRACTION
+
+    def _free(self) -> int:
+        """Returns the free bytes. If they are not known, returns the target, so that nothing is evicted."""
+        free_bytes = self._free_bytes()
+        return self._target if free_bytes is None else free_bytes
+
+
+class EvictionPause:
+    """The pause of evictions for free space after one that had no effect. It ends early when the free space has grown.
+    It applies to all processes."""
+
+    def __init__(self, leases: Leases, monotonic: Callable[[], float]) -> None:
+        """`monotonic`: returns seconds of a clock that is never set back."""
+        self._leases = leases
+        self._monotonic = monotonic
+        self._slot = AsyncExitStack()
+        self._goal: FreeSpaceGoal | None = None
+        """The goal of the eviction that had no effect; None: this process has not begun a pause."""
+        self._begun = 0.0
+        self._seconds = FIRST_PAUSE_SECONDS
+        self._is_logged = False
+
+    def is_running(self) -> bool:
+        """Returns whether any process has begun a pause that has not ended. Raises StorageFailed."""
+        return self._leases.are_slots_held(PAUSE_SLOT, 1)
+
+    async def note(self, goal: FreeSpaceGoal) -> None:
+        """Begins a pause if the eviction with this goal had no effect. If it had one, makes the next pause short
+        again. Does nothing if a backup ended the eviction."""
+        if goal.is_blocked:
+            return
+        if not goal.has_effect:
+            await self._slot.enter_async_context(self._leases.try_slot(PAUSE_SLOT, 1))
+            self._goal, self._begun, self._is_logged = goal, self._monotonic(), False
+        elif goal.evicted_bytes:
+            self._seconds = FIRST_PAUSE_SECONDS
+
+    async def update(self) -> None:
+        """Ends the pause that this process has begun, if its time is over or the free space has grown. Logs once in
+        each pause that the eviction had no effect, as soon as this is certain."""
+        if self._goal is None:
+            return
+        if self._goal.has_effect:
+            self._seconds = FIRST_PAUSE_SECONDS
+            await self.aclose()
+            return
+        seconds = self._monotonic() - self._begun
+        if seconds >= SETTLE_SECONDS and not self._is_logged:
+            self._is_logged = True
+            self._log(self._goal)
+        if seconds >= self._seconds:
+            self._seconds = min(self._seconds * PAUSE_FACTOR, LONGEST_PAUSE_SECONDS)
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the pause that this process has begun, if there is one."""
+        self._goal = None
+        await self._slot.aclose()
+
+    def _log(self, goal: FreeSpaceGoal) -> None:
+        log.warning(
+            "%s were evicted from the cache, but only %s more of the disk are free: probably a backup on the same file "
+            "system or a snapshot of the file system still has the bytes; delete old ones or keep them on another "
+            "disk. The cache is not evicted for free space in the next %.0f minutes unless the free space grows",
+            size_text(goal.evicted_bytes),
+            size_text(max(0, goal.effect)),
+            (self._seconds - SETTLE_SECONDS) / 60,
+        )
