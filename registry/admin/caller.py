@@ -149,7 +149,8 @@ async def identify_caller(
     credentials, TooManyRequests after too many failed logins, Denied for a request that a page of another site may have
     caused (`registry.http.cross_site`), and HTTPException (403) if such a page uses the session cookie for a change.
 
-    A second call for the same request returns the same caller, and does not check the credentials again."""
+    A second call for the same request returns the same caller, and does not check the credentials again, unless
+    `forget_caller` was called in between."""
     known_caller: Caller | None = request.scope.get(_CALLER_KEY)
     if known_caller is not None:
         return known_caller
@@ -163,6 +164,12 @@ async def identify_caller(
     principal = await management.authenticator.authenticate(request.scope["headers"], actor, session_cookie)
     caller = request.scope[_CALLER_KEY] = make_caller(request, principal)
     return caller
+
+
+def forget_caller(request: Request) -> None:
+    """Makes the next call of `identify_caller` for this request check the credentials again. Call this before a wait
+    during which the caller's rights may change, such as the wait for the request's body."""
+    request.scope.pop(_CALLER_KEY, None)
 
 
 async def identify_again(request: Request) -> Caller:

@@ -20,7 +20,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from registry.admin.body_limits import MAX_BODY_BYTES, BoundedRequest, too_long
-from registry.admin.caller import identify_caller, require_login
+from registry.admin.caller import forget_caller, identify_caller, require_login
 from registry.admin.cookies import SAFE_METHODS
 from registry.asgi import raw_path
 from registry.http.query import check_parameter_count
@@ -58,8 +58,9 @@ class ManagementRoute(APIRoute):
 
     async def check_rights(self, request: Request) -> None:
         """Checks the caller's rights before the body of the request is received, so that nobody without rights can make
-        the registry receive and parse it. Called only if the route has a body. Here the caller needs an account; a
-        subclass may check more, or other rights. Raises the errors of `identify_caller` and `require_login`."""
+        the registry receive and parse it. Called only if the route has a body. The function of the route checks the
+        rights again when the body has arrived. Here the caller needs an account; a subclass may check more, or other
+        rights. Raises the errors of `identify_caller` and `require_login`."""
         await require_login(await identify_caller(request, None, None))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -73,6 +74,9 @@ class ManagementRoute(APIRoute):
                 _check_request(request, max_body_bytes)
                 if self.body_field is not None:
                     await self.check_rights(request)
+                    # FastAPI receives the body before it calls the dependencies that identify the caller. These check
+                    # the rights again, because an admin may have removed them while the body arrived.
+                    forget_caller(request)
                 return await run_handler(BoundedRequest(request, max_body_bytes))
             except RegistryError as error:
                 outcome = error.code

@@ -31,7 +31,7 @@ from registry.ui.form_answers import (
     unknown_change,
 )
 from registry.ui.languages import translatable
-from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, read_form, redirect
+from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, receive_form, redirect
 from storage.access import Account, AccountKind, AccountName
 from storage.errors import Denied
 
@@ -52,7 +52,7 @@ async def account(request: Request, name: str) -> Response:
 async def change_account(request: Request, name: str) -> Response:
     """Changes an account. The field `do` of the form is a key of `_CHANGES`. Shows the page again with the
     reason if the change was not possible. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
-    caller, form = await admin_of(request), await read_form(request)
+    caller, form = await receive_form(request, admin_of)
     change = _CHANGES.get(form.one("do") or "")
     if change is None:
         raise unknown_change()

@@ -22,7 +22,7 @@ from registry.ui.form_answers import (
     unknown_change,
 )
 from registry.ui.languages import translatable
-from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, read_form, redirect
+from registry.ui.page_route import FormRoute, PageRoute, admin_of, page_response, page_slot, receive_form, redirect
 from storage.access import AccountName, Grantee, GranteeKind
 
 SHOWN_MEMBERS: Final = 1000
@@ -45,7 +45,7 @@ async def change_group(request: Request, name: str) -> Response:
     """Adds or removes the member that the form names, or deletes the group: the field `do` says which. Shows the page
     again with the reason if the change was not possible. Raises Unauthorized, Denied, AccountInvalid,
     AccountUnknown."""
-    caller, form = await admin_of(request), await read_form(request)
+    caller, form = await receive_form(request, admin_of)
     group_name, _members = caller.administration.group(AccountName(name))
     try:
         return await _change(request, caller, group_name, form)

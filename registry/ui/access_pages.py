@@ -24,7 +24,7 @@ from registry.ui.page_route import (
     page_response,
     page_slot,
     query_of,
-    read_form,
+    receive_form,
     redirect,
     visit_of,
 )
@@ -92,7 +92,7 @@ async def add_person(request: Request) -> Response:
     """Adds the account of a person. If the form has no password, generates one and shows it; otherwise redirects to the
     page of the account. The first account becomes an admin, and the visitor then goes to the login page. Raises
     Unauthorized, Denied."""
-    caller, form = await admin_of(request), await read_form(request)
+    caller, form = await receive_form(request, admin_of)
     password, is_first = form.one("password") or None, caller.is_registry_open
     try:
         added = await caller.administration.add_user(
@@ -116,7 +116,7 @@ async def add_person(request: Request) -> Response:
 async def add_robot(request: Request) -> Response:
     """Adds a robot, and redirects to its page, where the admin can create API tokens for it. Raises Unauthorized,
     Denied."""
-    caller, form = await admin_of(request), await read_form(request)
+    caller, form = await receive_form(request, admin_of)
     try:
         if caller.is_registry_open:
             raise AccountInvalid("the first account has to be a person's; only an admin can add accounts")
@@ -131,7 +131,7 @@ async def add_robot(request: Request) -> Response:
 @forms.post(GROUPS_PATH)
 async def add_group(request: Request) -> Response:
     """Adds a group without members, and redirects to its page. Raises Unauthorized, Denied."""
-    caller, form = await admin_of(request), await read_form(request)
+    caller, form = await receive_form(request, admin_of)
     try:
         name = AccountName(text_of(form, "name"))
         await caller.accounts.add_group(name, by=caller.actor)
@@ -144,7 +144,7 @@ async def add_group(request: Request) -> Response:
 @forms.post(TOKENS_PATH)
 async def change_token(request: Request) -> Response:
     """Revokes an API token. Raises Unauthorized, Denied, AccountUnknown."""
-    caller, form = await admin_of(request), await read_form(request)
+    caller, form = await receive_form(request, admin_of)
     if form.one("do") != "revoke":
         raise unknown_change()
     return await revoke_token(request, caller, form, TOKENS_PATH)

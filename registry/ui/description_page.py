@@ -18,10 +18,10 @@ from registry.ui.page_route import (
     caller_of,
     page_response,
     page_slot,
-    read_form,
     redirect,
     visit_of,
 )
+from registry.ui.visitor_rights import receive_repository_form
 from storage.descriptions import MAX_DESCRIPTION_BYTES
 from storage.errors import PreconditionFailed
 from storage.names import RepositoryName
@@ -72,9 +72,9 @@ async def write_description(request: Request, path: str) -> Response:
     `action=preview`, shows how the text will look. If somebody else has changed the description in the meantime, shows
     their text and the form again. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown,
     RequestInvalid, FormTooLarge."""
-    caller, name = caller_of(request), repository_in(path)
-    stored = await _writable_repository(caller, name)
-    form = await read_form(request, _MAX_FORM_BYTES)
+    caller, stored, form = await receive_repository_form(
+        request, repository_in(path), _writable_repository, _MAX_FORM_BYTES
+    )
     text = (form.one("text") or "").replace("\r\n", "\n")  # browsers send CRLF
     revision = _revision(form.one("revision"))
     context = caller.request_on(stored)

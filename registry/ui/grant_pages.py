@@ -31,7 +31,7 @@ from registry.ui.page_route import (
     page_response,
     page_slot,
     query_of,
-    read_form,
+    receive_form,
     redirect,
     visit_of,
 )
@@ -66,7 +66,7 @@ async def grants(request: Request) -> Response:
 async def change_grants(request: Request) -> Response:
     """Adds the grant that the form describes, or removes it after a confirmation: the field `do` says which. Shows the
     page again with the reason if the change was not possible. Raises Unauthorized, Denied."""
-    caller, form = await admin_of(request), await read_form(request)
+    caller, form = await receive_form(request, admin_of)
     try:
         if form.one("do") == "put":
             return await _put_grant(caller, form)

@@ -10,7 +10,7 @@ from registry.admin.browser_login import local_path
 from registry.admin.job_routes import stop_job
 from registry.http.query import parse_number
 from registry.ui.languages import translatable
-from registry.ui.page_route import FormRoute, admin_of, read_form, redirect
+from registry.ui.page_route import FormRoute, admin_of, receive_form, redirect
 
 STOP_PATH: Final = "/ui/upkeep/stop"
 JOB_KINDS: Final = {
@@ -40,7 +40,6 @@ router = APIRouter(include_in_schema=False, route_class=FormRoute)
 async def stop(request: Request) -> Response:
     """Asks the process that runs a job to stop it, and redirects to the path `next` of the form. Raises Unauthorized,
     Denied, JobUnknown, RequestInvalid."""
-    form = await read_form(request)
-    caller = await admin_of(request)
+    caller, form = await receive_form(request, admin_of)
     await stop_job(caller, parse_number(form.one("job") or "", "this is not the number of a job"))
     return redirect(local_path(form.one("next"), "/ui/upkeep"))

@@ -46,7 +46,7 @@ from registry.ui.page_route import (
     page_response,
     page_slot,
     query_of,
-    read_form,
+    receive_form,
     redirect,
 )
 from registry.ui.system_page import BREAKER_NAMES
@@ -161,8 +161,8 @@ async def images(request: Request) -> Response:
 async def refresh_image(request: Request) -> Response:
     """Asks the upstream what the tag `reference` points at, and shows the result. Holds no slot for rendering pages
     while it waits, because an upstream may take long. Raises Unauthorized, Denied."""
-    form = await read_form(request)
-    caller, reference = await admin_of(request), _reference(form)
+    caller, form = await receive_form(request, admin_of)
+    reference = _reference(form)
 
     async def work() -> dict[str, Any]:
         result = await refresh(caller, ImageToRefresh(reference=reference))
@@ -174,8 +174,8 @@ async def refresh_image(request: Request) -> Response:
 @_forms.post("/freeze")
 async def freeze_image(request: Request) -> Response:
     """Freezes the tag `reference`. Raises Unauthorized, Denied."""
-    form = await read_form(request)
-    caller, reference = await admin_of(request), _reference(form)
+    caller, form = await receive_form(request, admin_of)
+    reference = _reference(form)
 
     async def work() -> dict[str, Any]:
         frozen = await freeze(caller, TagToFreeze(reference=reference))
@@ -190,8 +190,8 @@ async def freeze_image(request: Request) -> Response:
 @_forms.post("/unfreeze")
 async def unfreeze_image(request: Request) -> Response:
     """Lets the frozen tag `reference` follow the upstream again. Raises Unauthorized, Denied."""
-    form = await read_form(request)
-    caller, reference = await admin_of(request), _reference(form)
+    caller, form = await receive_form(request, admin_of)
+    reference = _reference(form)
 
     async def work() -> dict[str, Any]:
         await unfreeze(caller, reference)
@@ -205,8 +205,8 @@ async def purge_image(request: Request) -> Response:
     """Deletes content from the cache: the image `reference`, or its whole repository if the form has `everything`.
     Without the field `sure`, only asks for confirmation. With `force`, also deletes content that a frozen tag needs.
     Raises Unauthorized, Denied."""
-    form = await read_form(request)
-    caller, reference, everything = await admin_of(request), _reference(form), bool(form.one("everything"))
+    caller, form = await receive_form(request, admin_of)
+    reference, everything = _reference(form), bool(form.one("everything"))
     try:
         repository = parse_reference(reference).repository if everything else ""
     except _SHOWN_ERRORS as error:
@@ -231,8 +231,7 @@ async def warm_images(request: Request) -> Response:
     """Starts a job that fetches the images in `references`, which has one image in each line. `platform` lists
     platforms, such as `linux/arm64`, or has `all`; if it is empty, the platforms of the settings are fetched. Redirects
     to the page with the progress of the job. Raises Unauthorized, Denied."""
-    form = await read_form(request)
-    caller = await admin_of(request)
+    caller, form = await receive_form(request, admin_of)
     references, platforms = (form.one("references") or "").split(), (form.one("platform") or "").split()
 
     async def work() -> None:

@@ -32,7 +32,7 @@ from registry.ui.page_route import (
     cookies_of,
     page_response,
     page_slot,
-    read_form,
+    receive_form,
     redirect,
 )
 from storage.access import Account, AccountName, AccountUnknown
@@ -49,7 +49,7 @@ forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 @router.get(OWN_ACCOUNT_PATH)
 async def own_account(request: Request) -> Response:
     """Shows the account of the visitor. Raises Unauthorized, Denied."""
-    caller = await require_login(caller_of(request))
+    caller = await _logged_in_visitor(request)
     return await _own_page(request, caller, AccountName(caller.rights.account_name))
 
 
@@ -57,7 +57,7 @@ async def own_account(request: Request) -> Response:
 async def change_own_account(request: Request) -> Response:
     """Changes the visitor's account. The field `do` of the form names the change. Shows the page again with the reason
     if the change was not possible. Raises Unauthorized, Denied."""
-    caller, form = await require_login(caller_of(request)), await read_form(request)
+    caller, form = await receive_form(request, _logged_in_visitor)
     name = AccountName(caller.rights.account_name)
     try:
         return await _change(request, caller, name, form)
@@ -67,6 +67,11 @@ async def change_own_account(request: Request) -> Response:
         problem = error.problem
     async with page_slot(request):
         return await _own_page(request, caller, name, problem)
+
+
+async def _logged_in_visitor(request: Request) -> Caller:
+    """Returns the visitor, who has an account. Raises Unauthorized, Denied."""
+    return await require_login(caller_of(request))
 
 
 class _WrongPassword(Exception):

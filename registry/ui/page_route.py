@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
@@ -28,11 +28,12 @@ from registry.asgi import Scope, Send, client_address, raw_path, unauthenticated
 from registry.clients.registry_address import RegistryAddress
 from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
 from registry.http.query import Query
-from registry.request import RequestContext, enter_request, leave_request
+from registry.request import RequestContext, current_request, enter_request, leave_request
 from registry.ui.languages import choose_language, translatable
 from registry.ui.pages import Pages
 from storage.errors import Denied, RegistryError, StorageFailed, TooManyRequests, Unauthorized
 
+T = TypeVar("T")
 log = logging.getLogger("registry.pages")
 
 LANGUAGE_COOKIE: Final = "entrepot-language"
@@ -120,11 +121,23 @@ async def page_slot(request: Request) -> AsyncIterator[None]:
         yield
 
 
+async def receive_form(
+    request: Request, check: Callable[[Request], Awaitable[T]], max_bytes: int = MAX_FORM_BYTES
+) -> tuple[T, Query]:
+    """Returns the result of `check` and the fields of a form. `check` raises an error if the visitor has not the rights
+    that the form needs. It is called before the form is received, so that nobody without rights can send one, and again
+    when the form has arrived, because an admin may have removed the rights in the meantime. The result is that of the
+    second call. Raises the errors of `check` and `read_form`."""
+    await check(request)
+    form = await read_form(request, max_bytes)
+    return await check(request), form
+
+
 async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
-    """Returns the fields of a form. The route should be a `FormRoute`. `max_bytes`: the largest size of the form. A
-    route that allows more than the default has to check the visitor's rights before this call. Raises HTTPException
-    (403) if a page of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form
-    cannot be read."""
+    """Returns the fields of a form that needs no rights; `receive_form` is for all other forms. The route should be a
+    `FormRoute`. `max_bytes`: the largest size of the form. Identifies the visitor again when the form has arrived, so
+    `caller_of` and calls on the registry then have the visitor's present rights. Raises HTTPException (403) if a page
+    of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form cannot be read."""
     cookies_of(request).check_same_origin()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
@@ -134,8 +147,12 @@ async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
         if len(body) > max_bytes:
             raise FormTooLarge(f"the form has more than {max_bytes} bytes")
     if len(body) <= MAX_FORM_BYTES:
-        return Query(bytes(body))
-    return await asyncio.to_thread(Query, bytes(body))  # a long text takes tens of milliseconds
+        form = Query(bytes(body))
+    else:
+        form = await asyncio.to_thread(Query, bytes(body))  # a long text takes tens of milliseconds
+    request.state.visit = await _identify(request)
+    current_request().principal = caller_of(request).principal
+    return form
 
 
 def cookies_of(request: Request) -> BrowserCookies:

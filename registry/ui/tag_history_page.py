@@ -19,12 +19,11 @@ from registry.ui.page_route import (
     page_response,
     page_slot,
     query_of,
-    read_form,
     redirect,
     visit_of,
 )
 from registry.ui.pages import PageComponents
-from registry.ui.visitor_rights import visitor_rights
+from registry.ui.visitor_rights import receive_repository_form, visitor_rights
 from storage.errors import Denied, ManifestUnknown, RegistryError
 from storage.names import Digest, RepositoryName, Tag
 
@@ -57,9 +56,7 @@ async def restore(request: Request, path: str) -> Response:
     instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, ManifestUnknown, DigestInvalid and the
     errors of the store."""
     name, tag = _parse(path)
-    caller = caller_of(request)
-    stored = await pushable_repository(caller, name)
-    form = await read_form(request)
+    caller, stored, form = await receive_repository_form(request, name, pushable_repository)
     if tag is None:
         raise ManifestUnknown("the path has to end with a tag")
     digest = form.one("digest")

@@ -19,11 +19,10 @@ from registry.ui.page_route import (
     page_response,
     page_slot,
     query_of,
-    read_form,
     redirect,
 )
 from registry.ui.tag_history_page import TAG_HISTORY_PATH
-from registry.ui.visitor_rights import visitor_rights
+from registry.ui.visitor_rights import receive_repository_form, visitor_rights
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_removal import MAX_REMOVED_TAGS
 
@@ -61,9 +60,10 @@ async def remove_tags(request: Request, path: str) -> Response:
     """Removes the tags that the form names. Each field `tag` of the form is `TAG@DIGEST`: a tag, and the digest that
     the preview showed for it. Does not remove a tag that points at another digest now. Shows what was removed, with a
     form to undo that. Needs `pull` and `delete`. Raises the errors of `tag_removal`."""
-    caller, name = caller_of(request), repository_in(path)
-    stored = await deletable_repository(caller, name)
-    expected = _tags_in(await read_form(request, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES), MAX_REMOVED_TAGS)
+    caller, stored, form = await receive_repository_form(
+        request, repository_in(path), deletable_repository, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES
+    )
+    expected = _tags_in(form, MAX_REMOVED_TAGS)
     removed = await caller.browser.remove_tags(
         caller.request_on(stored), stored, list(expected), caller.actor, expected
     )
@@ -93,9 +93,10 @@ async def restore_tags(request: Request, path: str) -> Response:
     """Undoes a removal: puts back the tags that the form names, each at its digest. Each field `tag` of the form is
     `TAG@DIGEST`. Does not change a tag that exists again. Needs `push`. Raises Unauthorized, Denied, Unsupported,
     NameUnknown, RequestInvalid."""
-    caller = caller_of(request)
-    stored = await pushable_repository(caller, repository_in(path))
-    tags = _tags_in(await read_form(request, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES), _MAX_RESTORED_TAGS)
+    caller, stored, form = await receive_repository_form(
+        request, repository_in(path), pushable_repository, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES
+    )
+    tags = _tags_in(form, _MAX_RESTORED_TAGS)
     restored = await caller.browser.restore_tags(stored, list(tags.items()), caller.actor)
     async with page_slot(request):
         return await page_response(

@@ -29,7 +29,7 @@ from registry.ui.page_route import (
     page_response,
     page_slot,
     query_of,
-    read_form,
+    receive_form,
     redirect,
 )
 from storage.backups import BackupFailed, BackupTargetUnknown
@@ -148,8 +148,8 @@ async def start(request: Request) -> Response:
     """Starts the job `kind`, a key of `STARTS`, and redirects to the page with its progress. If the job deletes
     content, asks for confirmation first, unless the form has the field `sure`. Raises Unauthorized, Denied,
     RequestInvalid."""
-    form = await read_form(request)
-    caller, kind = await admin_of(request), form.one("kind") or ""
+    caller, form = await receive_form(request, admin_of)
+    kind = form.one("kind") or ""
     if kind not in STARTS:
         raise RequestInvalid("this cannot be started")
     if kind in QUESTIONS and not form.one("sure"):

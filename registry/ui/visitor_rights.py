@@ -1,12 +1,17 @@
-"""`VisitorRights`: what a visitor may do with a repository. A page offers only these actions."""
+"""The rights of the visitors of pages on a repository. `VisitorRights` says which actions a page offers.
+`receive_repository_form` receives a form that changes a repository."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+
+from fastapi import Request
 
 from registry.admin.caller import Caller
 from registry.admin.repository_rights import check_may_download, deletable_repository, pushable_repository
+from registry.http.query import Query
+from registry.ui.page_route import MAX_FORM_BYTES, caller_of, receive_form
 from storage.errors import Denied, NameUnknown, Unauthorized, Unsupported
 from storage.names import RepositoryName
 
@@ -32,6 +37,25 @@ async def visitor_rights(caller: Caller, name: RepositoryName) -> VisitorRights:
         may_delete=await _is_allowed(deletable_repository(caller, name)),
         may_download=_may_download(caller),
     )
+
+
+async def receive_repository_form(
+    request: Request,
+    name: RepositoryName,
+    check: Callable[[Caller, RepositoryName], Awaitable[RepositoryName]],
+    max_bytes: int = MAX_FORM_BYTES,
+) -> tuple[Caller, RepositoryName, Query]:
+    """Returns the visitor, the stored name of the repository `name`, and the fields of the form. `check` returns the
+    stored name, or raises an error if the visitor may not change the repository, as `pushable_repository` does. It is
+    called before the form is received and again when the form has arrived. `max_bytes`: the largest size of the form.
+    Raises the errors of `receive_form`."""
+
+    async def check_visitor(request: Request) -> tuple[Caller, RepositoryName]:
+        caller = caller_of(request)
+        return caller, await check(caller, name)
+
+    (caller, stored), form = await receive_form(request, check_visitor, max_bytes)
+    return caller, stored, form
 
 
 async def _is_allowed(check: Awaitable[object]) -> bool:
