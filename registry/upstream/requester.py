@@ -225,11 +225,13 @@ class UpstreamRequester:
             raise as_unconfirmed(not_found_error) from None
         if response.status < 500:
             attempt.on_working()
-        if response.is_cross_origin and response.status == 429:  # from the target of a redirect, not from the endpoint
-            raise self._backoff.unrecorded_error(response.headers)
-        await self.remaining_requests.record(response.headers)
-        if response.status == 429:
-            raise await self._backoff.record_429(endpoint.url, kind, response.headers)
+        if response.is_cross_origin:  # the target of a redirect has other rate limits than the endpoint
+            if response.status == 429:
+                raise self._backoff.unrecorded_error(response.headers)
+        else:
+            await self.remaining_requests.record(response.headers)
+            if response.status == 429:
+                raise await self._backoff.record_429(endpoint.url, kind, response.headers)
         if offer.lacks_token:
             not_found_error = as_unconfirmed(not_found_error)
         is_accepted = response.status in accepted_statuses and not (

@@ -115,6 +115,26 @@ async def test_429_of_a_redirect_target_does_not_limit_the_registry(registry: St
         assert bytes((await fetch(source, layer.digest)).body) == layer.read()
 
 
+async def test_numbers_of_a_redirect_target_are_not_those_of_the_registry(
+    registry: StoredRegistry, image: ImageTree
+) -> None:
+    """The target of a redirect states that few requests are left. This does not count as the rate limit of the
+    registry, whose own numbers still count."""
+    layer = image.layers[0]
+    few = {"ratelimit_limit": "100", "ratelimit_remaining": "5"}
+    async with (
+        scripted_server(always(answer(200, layer.read(), **few))) as cdn,
+        scripted_server(lambda head: answer(307, location=f"{cdn.url}/x")) as server,
+        upstream_source(registry, server.url) as source,
+    ):
+        assert bytes((await fetch(source, layer.digest)).body) == layer.read()
+        assert not source.is_nearly_exhausted()
+        assert await registry.records.allowance("far.test") is None
+        server.reply = always(answer(200, layer.read(), **few))
+        await fetch(source, layer.digest)
+        assert source.is_nearly_exhausted()
+
+
 async def test_429_of_the_token_service_does_not_limit_the_registry(registry: StoredRegistry, upstream: Hub) -> None:
     """After a 429 of the token service, requests for which the client already has a token are still sent."""
     upstream.set(auth="bearer")
