@@ -27,7 +27,7 @@ from storage.errors import (
     UpstreamUnavailable,
 )
 from storage.names import Digest, RepositoryName
-from storage.upstream_records import UpstreamRecords
+from storage.upstream_records import CLOCK_TOLERANCE_SECONDS, UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
 """Time without progress after which a download fails, if the upstream has already begun to send the blob. (Otherwise,
@@ -295,4 +295,5 @@ class BadSenders:
     def _unsaved_endpoints(self, digest: Digest) -> frozenset[str]:
         """Returns the endpoints of the blob's record that could not be stored, if the record is not too old."""
         at, endpoints = self._unsaved.get(digest, (0.0, frozenset[str]()))
-        return endpoints if self._clock() - at < FORGET_SENDER_SECONDS else frozenset()
+        age = self._clock() - at  # negative if the clock was set back
+        return endpoints if -CLOCK_TOLERANCE_SECONDS <= age < FORGET_SENDER_SECONDS else frozenset()
