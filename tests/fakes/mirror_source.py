@@ -154,7 +154,13 @@ class FakeSource:
             raise self.faults.down
 
     async def fetch_blob(
-        self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        span: Span,
+        sink: BlobSink,
+        avoid: Collection[str] = (),
+        refused: Collection[str] = (),
     ) -> None:
         assert not self.closed
         self.calls["get blob"] += 1
@@ -177,7 +183,7 @@ class FakeSource:
         if not self.faults.ranges and (start, stop) != (0, len(data)):
             raise RangesUnsupported
         reachable = [e for e in self.endpoints if e not in self.faults.unreachable]
-        endpoint = next((e for e in reachable if e not in avoid), reachable[0])
+        endpoint = min(reachable, key=lambda e: (e in refused, e in avoid))
         sending = _Sending(self, digest, endpoint, data, start, stop, sink)
         self.at_once += 1
         self._sending.add(sending)

@@ -206,7 +206,7 @@ def sender_pause(times: int) -> float:
 class AvoidedEndpoints:
     """The endpoints of an upstream that one download avoids. `ask_last`: endpoints that are asked only if no
     other endpoint has the blob. `refused`: endpoints whose bytes are not accepted in this download, with the error to
-    raise for each."""
+    raise for each. They are asked after all others."""
 
     ask_last: frozenset[str] = frozenset()
     refused: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
