@@ -70,6 +70,6 @@ async def _run_round(mirror: Mirror) -> None:
     try:
         await mirror.recheck_young_tags()
     except RegistryError as error:
-        log.info("not all young tags were looked at: %s; the next round tries again", error.message)
+        log.info("not all young tags were looked at: %s; the next round continues after the last one", error.message)
     except Exception:  # does not end the rounds, because the next one may succeed
         log.exception("looking at young tags failed; the next round tries again")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -20,7 +20,7 @@ from storage.errors import Denied, StorageFailed, StorageFull
 from storage.human_text import utc_text
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import NamePattern
-from storage.upstream_tags import FrozenTag, Sighting, TagFrozen, UpstreamTags
+from storage.upstream_tags import FrozenTag, Sighting, TagFrozen, TagMove, UpstreamTags
 
 log = logging.getLogger("registry.mirror")
 
@@ -113,19 +113,31 @@ class ServedTags:
         choice = choose_digest(sightings, cooldown, self._clock(), serves_new=self._serves_new)
         return None if choice.newest_matures_at is None else next(iter(choice.candidates), None)
 
-    async def young_tags(self) -> AsyncIterator[tuple[RepositoryName, Tag]]:
-        """Yields the tags of this upstream that have pointed at their newest digest for less than their cooldown."""
-        now, last_move = self._clock(), None
-        while moves := await self._tags.moves(now - self._settings.cooldown, last_move, _MOVES_PER_READ):
-            for last_move in moves:
-                since, repo, tag = last_move
-                if since >= now:  # seen after this call has begun
-                    return
-                if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
-                    continue
-                sightings = await self._tags.sightings(repo, tag)
-                if sightings and sightings[-1].since == since:
-                    yield repo, tag
+    async def young_tags(self, after: TagMove | None = None) -> AsyncGenerator[TagMove, None]:
+        """Yields the last moves of the tags of this upstream that have pointed at their newest digest for less than
+        their cooldown, oldest first. With `after`, begins with the first move after this one, and yields the moves up
+        to this one at the end."""
+        now = self._clock()
+        oldest = now - self._settings.cooldown
+        start = after if after is not None and oldest <= after.since < now else None
+        # In the order of tuples, `(now,)` lies before all moves at `now`: those are seen after this call has begun.
+        passes: list[tuple[TagMove | None, tuple[object, ...]]] = [(start, (now,))]
+        if start is not None:
+            passes.append((None, start))
+        for position, end in passes:
+            while moves := [move for move in await self._tags.moves(oldest, position, _MOVES_PER_READ) if move <= end]:
+                position = moves[-1]
+                for move in moves:
+                    if await self._is_young(move):
+                        yield move
+
+    async def _is_young(self, move: TagMove) -> bool:
+        """Returns whether `move` is the last move of a tag of this upstream that has a cooldown."""
+        since, repo, tag = move
+        if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
+            return False
+        sightings = await self._tags.sightings(repo, tag)
+        return bool(sightings) and sightings[-1].since == since
 
     async def record(self, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
         """Records that the upstream's tag points at `digest` now. Tags without a cooldown are recorded as well, so that
