@@ -6,6 +6,7 @@ the client in the response.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import re
@@ -29,7 +30,8 @@ _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[
 its signatures. Examples are the fallback tag of the OCI spec ("Referrers Tag Schema"), and the tags of cosign, as in
 `sha256-….sig`."""
 _MOVES_PER_READ: Final = 100
-"""Number of recorded tag moves that one call reads from the store."""
+"""Number of recorded tag moves that one call reads from the store. Other tasks run after each call, because the moves
+of other upstreams and of exempt tags are skipped without a wait. 100 moves take about a millisecond."""
 
 
 class ServedTags:
@@ -116,7 +118,7 @@ class ServedTags:
     async def young_tags(self, after: TagMove | None = None) -> AsyncGenerator[TagMove, None]:
         """Yields the last moves of the tags of this upstream that have pointed at their newest digest for less than
         their cooldown, oldest first. With `after`, begins with the first move after this one, and yields the moves up
-        to this one at the end."""
+        to this one at the end. Lets other tasks run after every `_MOVES_PER_READ` stored moves."""
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
@@ -130,6 +132,7 @@ class ServedTags:
                 for move in moves:
                     if await self._is_young(move):
                         yield move
+                await asyncio.sleep(0)
 
     async def _is_young(self, move: TagMove) -> bool:
         """Returns whether `move` is the last move of a tag of this upstream that has a cooldown."""

@@ -3,14 +3,18 @@ The cooldown is the time for which a digest must hold a tag before the mirror se
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing
 
 import pytest
 
 from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.mirror import MAX_UNANSWERED_REPOSITORIES
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamContentInvalid
+from storage.content import digest_of
 from storage.errors import Denied, ManifestUnknown, RegistryError, TooManyRequests, UpstreamUnavailable
+from storage.metadata.sqlite.database import connect
 from storage.names import RepositoryName, Tag
 from tests.unit.registry.mirror.conftest import MirrorSite, MirrorWorker
 
@@ -135,3 +139,26 @@ async def test_frozen_tags_are_not_asked_about(site: MirrorSite, worker: MirrorW
     await worker.store.upstream_tags.freeze(mirrored("a"), TAG, digest, by=MIRROR_ACTOR)
     await worker.mirror.recheck_young_tags()
     assert await repositories_with_noticed_move(worker, "ab") == "b"
+
+
+async def test_other_tasks_run_while_moves_are_read(site: MirrorSite, worker: MirrorWorker) -> None:
+    """The store has many moves of tags of another upstream, which the mirror skips. Other tasks of the process run
+    after every hundred of these moves."""
+    db = connect(site.data / "entrepot.db")
+    with closing(db), db:
+        db.executemany(
+            "INSERT INTO upstream_tag (repository, tag, since, digest) VALUES ('ghcr.io/app', ?, ?, ?)",
+            [(f"t{number}", site.clock.now - 1 - number, digest_of(b"")) for number in range(400)],
+        )
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_turns())
+    assert [move async for move in worker.mirror.served_tags.young_tags()] == []
+    counting.cancel()
+    assert turns >= 4
