@@ -9,6 +9,8 @@ from contextlib import closing
 
 import pytest
 
+from registry.mirror import cooldown_watch
+from registry.mirror.cooldown_watch import watch_young_tags
 from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.mirror import MAX_UNANSWERED_REPOSITORIES
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamContentInvalid
@@ -16,6 +18,7 @@ from storage.content import digest_of
 from storage.errors import Denied, ManifestUnknown, RegistryError, TooManyRequests, UpstreamUnavailable
 from storage.metadata.sqlite.database import connect
 from storage.names import RepositoryName, Tag
+from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import MirrorSite, MirrorWorker
 
 TAG = Tag("1")
@@ -162,3 +165,15 @@ async def test_other_tasks_run_while_moves_are_read(site: MirrorSite, worker: Mi
     assert [move async for move in worker.mirror.served_tags.young_tags()] == []
     counting.cancel()
     assert turns >= 4
+
+
+async def test_first_round_does_not_wait_for_the_interval(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first round of a process runs soon after its start, so that a server that reloads its settings more often
+    than the interval also asks about young tags."""
+    monkeypatch.setattr(cooldown_watch, "FIRST_ROUND_SECONDS", 0.01)
+    await make_young_tags(site, worker, "a")
+    site.upstream.calls.clear()
+    async with watch_young_tags([worker.mirror], HOUR, worker.store.leases):
+        await wait_until(lambda: site.upstream.calls["head manifest"] > 0)
