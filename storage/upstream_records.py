@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 from storage.content import Allowance, CorruptionRecord, Manifest, UpstreamCheck
 from storage.names import Digest, Reference, RepositoryName
+
+MAX_PAUSE_SECONDS: Final = 3600.0
+"""Longest time for which the mirror sends no requests after a 429 of an upstream, even if the upstream asks for a
+longer pause. A pause that ends later than this from now was stored before the clock was set back."""
+CLOCK_TOLERANCE_SECONDS: Final = 1.0
+"""A record that lies more than this many seconds in the future was stored before the clock was set back."""
 
 
 class UpstreamRecords(Protocol):
@@ -96,5 +102,7 @@ class UpstreamRecords(Protocol):
 
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
         """Stores the state of a rate limit. If a state is stored already, combines the two: takes `remaining` and
-        `limit` from the state with the later `at`, and the later `until` of the two."""
+        `limit` from the state with the later `at`, and the later `until` of the two. Does not use a stored `at` in the
+        future, nor a stored `until` more than `MAX_PAUSE_SECONDS` from now: they were stored before the clock was set
+        back."""
         ...

@@ -29,6 +29,9 @@ MIN_INTERVAL_SECONDS: Final = 60.0
 """Shortest time between two rounds."""
 MAX_INTERVAL_SECONDS: Final = 3600.0
 """Longest time between two rounds."""
+FIRST_ROUND_SECONDS: Final = 60.0
+"""Longest time until the first round of a process. It is short, because each reload of the settings starts anew:
+otherwise, a server with more reloads than one in `MAX_INTERVAL_SECONDS` would never run a round."""
 TAKEOVER_POLL_SECONDS: Final = 15.0
 """Longest time between two attempts of a process to become the watching process."""
 log = logging.getLogger("registry.mirror")
@@ -41,9 +44,9 @@ def round_interval(cooldowns: Iterable[float]) -> float:
 
 @asynccontextmanager
 async def watch_young_tags(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> AsyncIterator[None]:
-    """Runs rounds in the background while the `async with` block runs, with `interval` seconds between them. Every
-    server process calls this, but only one of them at a time asks the upstreams. `mirrors`: the mirrors with a
-    cooldown."""
+    """Runs rounds in the background while the `async with` block runs, with `interval` seconds between them, and the
+    first one after at most `FIRST_ROUND_SECONDS`. Every server process calls this, but only one of them at a time asks
+    the upstreams. `mirrors`: the mirrors with a cooldown."""
     rounds = asyncio.create_task(_run_rounds(mirrors, interval, leases))
     try:
         yield
@@ -52,14 +55,16 @@ async def watch_young_tags(mirrors: Sequence[Mirror], interval: float, leases: L
 
 
 async def _run_rounds(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> None:
-    """Waits until this process can become the watching process, and then runs a round after each `interval`. Ends only
-    when it is cancelled."""
+    """Waits until this process can become the watching process, and then runs a round after each `interval`, the first
+    one after at most `FIRST_ROUND_SECONDS`. Ends only when it is cancelled."""
     while True:
         try:
             async with leases.try_slot(WATCH_SLOT, count=1) as has_slot:
+                seconds = min(FIRST_ROUND_SECONDS, interval)
                 while has_slot:
-                    await asyncio.sleep(interval)
+                    await asyncio.sleep(seconds)
                     await asyncio.gather(*map(_run_round, mirrors))
+                    seconds = interval
         except RegistryError as error:
             log.warning("cannot find out whether another process looks at young tags: %s", error.message)
         await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, interval))
@@ -70,6 +75,6 @@ async def _run_round(mirror: Mirror) -> None:
     try:
         await mirror.recheck_young_tags()
     except RegistryError as error:
-        log.info("not all young tags were looked at: %s; the next round tries again", error.message)
+        log.info("not all young tags were looked at: %s; the next round continues after the last one", error.message)
     except Exception:  # does not end the rounds, because the next one may succeed
         log.exception("looking at young tags failed; the next round tries again")

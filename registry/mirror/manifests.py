@@ -175,6 +175,14 @@ class MirroredManifests:
             return None
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
+    async def recheck(self, repo: RepositoryName, tag: Tag) -> None:
+        """Asks the upstream about a tag, although the tag may be fresh, and records for the cooldown which digest the
+        tag names. Fetches the manifest if the tag has moved or is not cached. While the upstream is nearly exhausted,
+        fetches nothing and sends only a HEAD request, which Docker Hub does not count against its limit. Does nothing
+        for a frozen tag. Raises ManifestUnknown and the errors of the upstream client, also if a manifest is cached."""
+        if await self._served_tags.frozen(repo, tag) is None:
+            await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
+
     @property
     def is_busy(self) -> bool:
         """Whether a flight is running."""
@@ -240,6 +248,26 @@ class MirroredManifests:
                 return None
             return await self._revalidate_tag(repo, reference, cached, check, force=force)
 
+    async def _recheck_under_lease(self, repo: RepositoryName, tag: Tag) -> None:
+        """Does the work of `recheck`, in one process at a time."""
+        async with self._leases.take(f"manifest {repo} {tag}"):
+            cached = await self._find_cached(repo, tag)
+            may_fetch = not self._upstream.is_nearly_exhausted()
+            if cached is None and may_fetch:
+                await self._fetch_new(repo, tag)
+                return
+            if cached is None:
+                check = await self._records.last_check(repo, tag)
+                if check is not None and not check.found:
+                    return  # the upstream has deleted the tag; it confirms that only in the response to a GET request
+            try:
+                await self._ask_about_tag(repo, tag, cached, may_fetch=may_fetch)
+            except UnconfirmedManifestUnknown:
+                raise
+            except ManifestUnknown:
+                await self._delete_tag(repo, tag)
+                raise
+
     async def _fetch_new(self, repo: RepositoryName, reference: Reference) -> None:
         """Fetches and stores a manifest that is not cached."""
         with ShareScope() as memory:
@@ -262,13 +290,7 @@ class MirroredManifests:
         if self._upstream.is_nearly_exhausted() and not force:
             return self._outdated_notice(repo, tag, check, f"few requests are left at {self._name}")
         try:
-            at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)
-            await self._served_tags.record(repo, tag, at_upstream.digest)
-            if at_upstream.digest != cached.digest:
-                with ShareScope() as memory:
-                    await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory))
-            else:
-                await self._record_check(repo, tag, found=True)
+            await self._ask_about_tag(repo, tag, cached)
         except _NO_USABLE_ANSWER as error:
             notice = self._outdated_notice(repo, tag, check, f"asking {self._name} failed: {error.message}")
             log.warning("%s", notice)
@@ -277,6 +299,20 @@ class MirroredManifests:
             await self._delete_tag(repo, tag)
             raise
         return None
+
+    async def _ask_about_tag(
+        self, repo: RepositoryName, tag: Tag, cached: Descriptor | None, *, may_fetch: bool = True
+    ) -> None:
+        """Asks the upstream with a HEAD request which manifest the tag names, and records the digest for the cooldown.
+        If the tag names another manifest than `cached`, fetches and stores that manifest, but not without
+        `may_fetch`. Raises the errors of the upstream client and of the local registry."""
+        at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)
+        await self._served_tags.record(repo, tag, at_upstream.digest)
+        if cached is not None and at_upstream.digest == cached.digest:
+            await self._record_check(repo, tag, found=True)
+        elif may_fetch:
+            with ShareScope() as memory:
+                await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory))
 
     async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
         """Returns the manifest `digest`, which the tag names at the upstream, from the local registry or from the

@@ -14,10 +14,11 @@ if a proxy or firewall in front of the upstream possibly sent it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from contextlib import aclosing
+from typing import Final, TypeVar
 
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget
@@ -34,21 +35,45 @@ from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.pass_through import new_pass_through_memory
 from registry.mirror.prefetch import Prefetcher, PrefetchQueue
 from registry.mirror.served_tags import ServedTags
-from registry.mirror.upstream_client import EndpointHealth, UnconfirmedNameUnknown, UpstreamClient
+from registry.mirror.upstream_client import (
+    EndpointHealth,
+    UnconfirmedManifestUnknown,
+    UnconfirmedNameUnknown,
+    UpstreamClient,
+    UpstreamContentInvalid,
+)
 from registry.request import set_cache_state, set_notice
 from storage.access import Action
 from storage.content import Actor, Condition, Descriptor, Manifest, Page, Span
-from storage.errors import Denied, ManifestUnknown, NameUnknown, TooManyRequests, UpstreamUnavailable
+from storage.errors import (
+    Denied,
+    ManifestUnknown,
+    NameUnknown,
+    RegistryError,
+    TooManyRequests,
+    UpstreamUnavailable,
+)
 from storage.interface import BlobReader, Registry
 from storage.leases import Leases
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.partials import Partials
 from storage.patterns import ALL_NAMES, NameSet
 from storage.upstream_records import UpstreamRecords
-from storage.upstream_tags import UpstreamTags
+from storage.upstream_tags import TagMove, UpstreamTags
 from storage.wrappers import Call, RefusingRegistry
 
 T = TypeVar("T")
+log = logging.getLogger("registry.mirror")
+
+MAX_UNANSWERED_REPOSITORIES: Final = 3
+"""Number of repositories in a row without an answer after which `recheck_young_tags` ends early. So many failures
+probably mean that the upstream is down or wants fewer requests."""
+MAX_REFUSED_REPOSITORIES: Final = 50
+"""Number of refused repositories in a row after which `recheck_young_tags` ends early. So many refusals probably mean
+that the configured login is wrong, and an upstream may lock an account after many failed logins. The number is large,
+because the upstream also refuses repositories that it has deleted, and anyone can delete their own repositories."""
+_REFUSALS: Final = (UnconfirmedManifestUnknown, Denied, UpstreamContentInvalid)
+"""Errors that concern one repository or tag only: the upstream has answered."""
 
 
 class Mirror(RefusingRegistry):
@@ -117,6 +142,8 @@ class Mirror(RefusingRegistry):
         )
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_nearly_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, settings.name, start_timeout)
+        self._last_rechecked: TagMove | None = None
+        """The tag at which the last call of `recheck_young_tags` ended early; None: it did not."""
 
     def upstream_name(self, repo: RepositoryName) -> RepositoryName:
         """Returns the name that a repository has at the upstream: `library/ubuntu` for `docker.io/library/ubuntu`.
@@ -136,14 +163,40 @@ class Mirror(RefusingRegistry):
     async def recheck_young_tags(self) -> None:
         """Asks the upstream about each tag that has moved within its cooldown, although the tag may be fresh. The
         mirror would otherwise ask only when a client pulls the tag. If nobody pulled it, the mirror would not notice
-        that the upstream has replaced the digest, and would serve this digest after the cooldown. Stops if the upstream
-        gives no usable answer, or if its rate limit leaves only few requests."""
-        async for repo, tag in self.served_tags.young_tags():
-            if self._upstream.is_nearly_exhausted():
-                return
-            with suppress(ManifestUnknown):  # the upstream has deleted the tag
-                if await self.revalidate(repo, tag, force=True) is not None:
-                    return
+        that the upstream has replaced the digest, and would serve this digest after the cooldown.
+
+        While the upstream's rate limit leaves only few requests, moved manifests are not fetched. Continues after a
+        tag that fails. Ends early with the last error after `MAX_UNANSWERED_REPOSITORIES` or
+        `MAX_REFUSED_REPOSITORIES`. The next call then starts with the tag after the last one, so that failing
+        repositories do not keep it from asking about the others."""
+        unanswered: set[RepositoryName] = set()
+        refused: set[RepositoryName] = set()
+        async with aclosing(self.served_tags.young_tags(self._last_rechecked)) as moves:
+            async for move in moves:
+                self._last_rechecked = move
+                error = await self._recheck(move.repository, move.tag)
+                if error is None:
+                    unanswered.clear()
+                    refused.clear()
+                    continue
+                log.info("cannot ask %s about %s:%s: %s", self._name, move.repository, move.tag, error.message)
+                if isinstance(error, _REFUSALS):
+                    unanswered.clear()
+                    refused.add(move.repository)
+                else:
+                    unanswered.add(move.repository)
+                if len(unanswered) >= MAX_UNANSWERED_REPOSITORIES or len(refused) >= MAX_REFUSED_REPOSITORIES:
+                    raise error
+        self._last_rechecked = None
+
+    async def _recheck(self, repo: RepositoryName, tag: Tag) -> RegistryError | None:
+        """Asks the upstream about a tag. Returns the error if the upstream gives no usable answer."""
+        try:
+            await self._manifests.recheck(repo, tag)
+        except RegistryError as error:
+            is_deleted = isinstance(error, ManifestUnknown) and not isinstance(error, UnconfirmedManifestUnknown)
+            return None if is_deleted else error  # that the upstream has deleted the tag is an answer
+        return None
 
     @property
     def endpoint_health(self) -> list[EndpointHealth]:

@@ -196,7 +196,7 @@ class PassThroughReader:
         self._client = client
         self._slots = slots
         self._upstream_name = upstream_name
-        self._avoid = {*avoided.ask_last, *avoided.refused}
+        self._avoided = avoided
         self._report_corrupt = on_corrupt
         self._report_fetched = on_fetched
         self._share = memory.share()
@@ -277,7 +277,11 @@ class PassThroughReader:
         async with self._slots.pass_through(self, waits_for_client=stop - start > MAX_BUFFERED_BYTES):
             requested = Span(0) if self._buffer.is_whole else Span(start, stop)
             try:
-                await self._client.fetch_blob(self._upstream_name, self._digest, requested, self._buffer, self._avoid)
+                await self._client.fetch_blob(
+                    *(self._upstream_name, self._digest, requested, self._buffer),
+                    self._avoided.ask_last,
+                    self._avoided.refused,
+                )
             finally:
                 self._report_fetched(self._buffer.received)
 

@@ -6,10 +6,11 @@ the client in the response.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -20,7 +21,7 @@ from storage.errors import Denied, StorageFailed, StorageFull
 from storage.human_text import utc_text
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import NamePattern
-from storage.upstream_tags import FrozenTag, Sighting, TagFrozen, UpstreamTags
+from storage.upstream_tags import FrozenTag, Sighting, TagFrozen, TagMove, UpstreamTags
 
 log = logging.getLogger("registry.mirror")
 
@@ -29,7 +30,8 @@ _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[
 its signatures. Examples are the fallback tag of the OCI spec ("Referrers Tag Schema"), and the tags of cosign, as in
 `sha256-….sig`."""
 _MOVES_PER_READ: Final = 100
-"""Number of recorded tag moves that one call reads from the store."""
+"""Number of recorded tag moves that one call reads from the store. Other tasks run after each call, because the moves
+of other upstreams and of exempt tags are skipped without a wait. 100 moves take about a millisecond."""
 
 
 class ServedTags:
@@ -113,19 +115,32 @@ class ServedTags:
         choice = choose_digest(sightings, cooldown, self._clock(), serves_new=self._serves_new)
         return None if choice.newest_matures_at is None else next(iter(choice.candidates), None)
 
-    async def young_tags(self) -> AsyncIterator[tuple[RepositoryName, Tag]]:
-        """Yields the tags of this upstream that have pointed at their newest digest for less than their cooldown."""
-        now, last_move = self._clock(), None
-        while moves := await self._tags.moves(now - self._settings.cooldown, last_move, _MOVES_PER_READ):
-            for last_move in moves:
-                since, repo, tag = last_move
-                if since >= now:  # seen after this call has begun
-                    return
-                if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
-                    continue
-                sightings = await self._tags.sightings(repo, tag)
-                if sightings and sightings[-1].since == since:
-                    yield repo, tag
+    async def young_tags(self, after: TagMove | None = None) -> AsyncGenerator[TagMove, None]:
+        """Yields the last moves of the tags of this upstream that have pointed at their newest digest for less than
+        their cooldown, oldest first. With `after`, begins with the first move after this one, and yields the moves up
+        to this one at the end. Lets other tasks run after every `_MOVES_PER_READ` stored moves."""
+        now = self._clock()
+        oldest = now - self._settings.cooldown
+        start = after if after is not None and oldest <= after.since < now else None
+        # In the order of tuples, `(now,)` lies before all moves at `now`: those are seen after this call has begun.
+        passes: list[tuple[TagMove | None, tuple[object, ...]]] = [(start, (now,))]
+        if start is not None:
+            passes.append((None, start))
+        for position, end in passes:
+            while moves := [move for move in await self._tags.moves(oldest, position, _MOVES_PER_READ) if move <= end]:
+                position = moves[-1]
+                for move in moves:
+                    if await self._is_young(move):
+                        yield move
+                await asyncio.sleep(0)
+
+    async def _is_young(self, move: TagMove) -> bool:
+        """Returns whether `move` is the last move of a tag of this upstream that has a cooldown."""
+        since, repo, tag = move
+        if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
+            return False
+        sightings = await self._tags.sightings(repo, tag)
+        return bool(sightings) and sightings[-1].since == since
 
     async def record(self, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
         """Records that the upstream's tag points at `digest` now. Tags without a cooldown are recorded as well, so that

@@ -122,13 +122,21 @@ class UpstreamClient(Protocol):
         ...
 
     async def fetch_blob(
-        self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        span: Span,
+        sink: BlobSink,
+        avoid: Collection[str] = (),
+        refused: Collection[str] = (),
     ) -> None:
         """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. Asks the endpoints in
-        `avoid` only if no other endpoint has the blob. Raises BlobUnknown, RangesUnsupported (`span` does not start at
-        0, and the upstream sends only whole blobs), and the exceptions of the sink. Raises UpstreamUnavailable or
-        UpstreamTimeout if the connection breaks, also after the sink has got some bytes. If this call is cancelled,
-        closes the connection. The sink is not called after this call has ended or was cancelled."""
+        `avoid` only if no other endpoint has the blob, and those in `refused`, whose bytes the sink does not accept,
+        only after all others. Asks no further endpoint after the first call of the sink. Raises BlobUnknown,
+        RangesUnsupported (`span` does not start at 0, and the upstream sends only whole blobs), and the exceptions of
+        the sink. Raises UpstreamUnavailable or UpstreamTimeout if the connection breaks, also after the sink has got
+        some bytes. If this call is cancelled, closes the connection. The sink is not called after this call has ended
+        or was cancelled."""
         ...
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:

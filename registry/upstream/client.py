@@ -220,12 +220,18 @@ class HttpUpstreamClient:
         return size
 
     async def fetch_blob(
-        self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        span: Span,
+        sink: BlobSink,
+        avoid: Collection[str] = (),
+        refused: Collection[str] = (),
     ) -> None:
         """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries the endpoints whose URL is in `avoid`
-        last. Tries no other endpoint after the sink was called. Raises BlobUnknown, RangesUnsupported (the upstream
-        sends only whole blobs), the errors of a failed upstream request, and what the sink raises. After a cancellation
-        the sink is not called again."""
+        after the others, and those in `refused` last. Tries no other endpoint after the sink was called. Raises
+        BlobUnknown, RangesUnsupported (the upstream sends only whole blobs), the errors of a failed upstream request,
+        and what the sink raises. After a cancellation the sink is not called again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()
@@ -253,7 +259,11 @@ class HttpUpstreamClient:
         try:
             # There is no time limit for the whole blob, because `BlobClient` stops a transfer that makes no progress.
             await self._requester.try_endpoints(
-                operation, repo, RequestKind.BLOB, any_endpoint=True, avoid=avoid, timeout_seconds=None
+                *(operation, repo, RequestKind.BLOB),
+                any_endpoint=True,
+                avoid=avoid,
+                refused=refused,
+                timeout_seconds=None,
             )
         except FetchEnded as ended:
             if isinstance(ended.error, UpstreamUnavailable):

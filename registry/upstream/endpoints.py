@@ -344,13 +344,16 @@ class UpstreamEndpoints:
         for endpoint in self.all:
             endpoint.close()
 
-    def in_order(self, repo: str, avoid: Collection[str] = ()) -> list[UpstreamEndpoint]:
+    def in_order(self, repo: str, avoid: Collection[str] = (), refused: Collection[str] = ()) -> list[UpstreamEndpoint]:
         """Returns the endpoints to which requests for a repository may be sent, in the order in which to try them.
         Leaves out those whose breaker is open for the repository (`is_open_for`). Puts the endpoints whose URL is in
-        `avoid` after the others. In each of these two groups, endpoints with recent failures (`is_failing_for`) come
-        last. Otherwise keeps the order of the settings."""
+        `avoid` after the others, and those whose URL is in `refused` last. In each of these three groups, endpoints
+        with recent failures (`is_failing_for`) come last. Otherwise keeps the order of the settings."""
         usable = [endpoint for endpoint in self.all if not endpoint.is_open_for(repo)]
-        return sorted(usable, key=lambda endpoint: (endpoint.url in avoid, endpoint.is_failing_for(repo)))
+        return sorted(
+            usable,
+            key=lambda endpoint: (endpoint.url in refused, endpoint.url in avoid, endpoint.is_failing_for(repo)),
+        )
 
     def circuit_open_errors(self, repo: str, usable: Collection[UpstreamEndpoint]) -> list[UpstreamUnavailable]:
         """Returns a list with one error that stands for all endpoints whose breaker is open for the repository; an

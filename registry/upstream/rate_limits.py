@@ -21,14 +21,12 @@ from registry.upstream.destinations import loggable_origin
 from registry.upstream.upstream_responses import parse_count
 from storage.content import Allowance
 from storage.errors import StorageFailed, StorageFull, TooManyRequests
-from storage.upstream_records import UpstreamRecords
+from storage.upstream_records import MAX_PAUSE_SECONDS, UpstreamRecords
 
 log = logging.getLogger("registry.upstream")
 
 STORED_VALUES_CACHED_SECONDS = 1.0
 """Time for which a process uses values from the metadata store before it reads them again."""
-MAX_PAUSE_SECONDS = 3600.0
-"""Longest pause after a 429, even if the upstream asks for a longer one."""
 DEFAULT_PAUSE_SECONDS = 5.0
 """Pause after a 429 without a valid `Retry-After`."""
 MAX_DATE_LENGTH = 64
@@ -206,7 +204,7 @@ class RemainingRequests:
         if (
             latest
             and (latest.remaining, latest.limit) == (remaining, allowance.limit)
-            and allowance.at - latest.at < REMAINING_REWRITE_SECONDS
+            and 0 <= allowance.at - latest.at < REMAINING_REWRITE_SECONDS  # negative: the clock was set back
         ):
             return
         self._latest = allowance

@@ -131,6 +131,7 @@ class UpstreamRequester:
         *,
         any_endpoint: bool = False,
         avoid: Collection[str] = (),
+        refused: Collection[str] = (),
         timeout_seconds: float | None = REQUEST_TIMEOUT_SECONDS,
     ) -> T:
         """Calls `operation` for one endpoint after another until it succeeds, and returns its result. If it succeeds at
@@ -140,12 +141,11 @@ class UpstreamRequester:
         for this kind after a 429 are not tried. `any_endpoint`: if True, as for content with a digest, the next
         endpoint is tried after an error of _NOT_AT_THIS_ENDPOINT. If False, as for tags and lists, the first endpoint
         in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried.
-        `avoid`: URLs of endpoints to try last. `timeout_seconds`: time limit for all endpoints together; None: no
-        limit. Each endpoint gets an equal part of the remaining time, so that one without a response leaves time for
-        the next.
-        """
+        `avoid`, `refused`: see `UpstreamEndpoints.in_order`. `timeout_seconds`: time limit for all endpoints together;
+        None: no limit. Each endpoint gets an equal part of the remaining time, so that one without a response leaves
+        time for the next."""
         await self.remaining_requests.refresh()
-        order = self._endpoints.in_order(repo, avoid)  # leaves out endpoints whose circuit breaker is open
+        order = self._endpoints.in_order(repo, avoid, refused)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(repo, order)
         if not order:
             self._observer.on_refused()
@@ -225,11 +225,13 @@ class UpstreamRequester:
             raise as_unconfirmed(not_found_error) from None
         if response.status < 500:
             attempt.on_working()
-        if response.is_cross_origin and response.status == 429:  # from the target of a redirect, not from the endpoint
-            raise self._backoff.unrecorded_error(response.headers)
-        await self.remaining_requests.record(response.headers)
-        if response.status == 429:
-            raise await self._backoff.record_429(endpoint.url, kind, response.headers)
+        if response.is_cross_origin:  # the target of a redirect has other rate limits than the endpoint
+            if response.status == 429:
+                raise self._backoff.unrecorded_error(response.headers)
+        else:
+            await self.remaining_requests.record(response.headers)
+            if response.status == 429:
+                raise await self._backoff.record_429(endpoint.url, kind, response.headers)
         if offer.lacks_token:
             not_found_error = as_unconfirmed(not_found_error)
         is_accepted = response.status in accepted_statuses and not (

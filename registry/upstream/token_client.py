@@ -24,13 +24,13 @@ from registry.single_flight import SingleFlight
 from registry.upstream.api_client import ApiClient
 from registry.upstream.configured_login import UpstreamLogin
 from registry.upstream.destinations import Reach, loggable_origin
-from registry.upstream.rate_limits import MAX_PAUSE_SECONDS, RateLimitBackoff
+from registry.upstream.rate_limits import RateLimitBackoff
 from registry.upstream.request_limits import KIB, MIB, REQUEST_TIMEOUT_SECONDS, time_limit
 from registry.upstream.sized_cache import SizedCache
 from registry.upstream.upstream_responses import UpstreamResponse, login_denied
 from storage.errors import StorageFailed, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.leases import Leases
-from storage.upstream_records import UpstreamRecords
+from storage.upstream_records import MAX_PAUSE_SECONDS, UpstreamRecords
 
 log = logging.getLogger("registry.upstream")
 

@@ -42,6 +42,8 @@ class SourceFaults:
     """The repositories whose downloads wait for `stall`; None: all."""
     errors: dict[str, RegistryError] = field(default_factory=dict)
     """For each of these repositories, the error of downloads of its blobs."""
+    manifest_errors: dict[str, RegistryError] = field(default_factory=dict)
+    """For each of these repositories, the error of requests for its manifests."""
     is_nearly_exhausted: bool = False
 
 
@@ -96,13 +98,13 @@ class FakeSource:
     # Methods of UpstreamClient
 
     async def resolve_manifest(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        await self._called("head manifest")
+        await self._called("head manifest", repo)
         return self._manifest(repo, reference).descriptor
 
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        await self._called("get manifest")
+        await self._called("get manifest", repo)
         return self._manifest(repo, reference)
 
     def _manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
@@ -145,16 +147,24 @@ class FakeSource:
         assert self.at_once == 0, "closed while something is fetched"
         self.closed = True
 
-    async def _called(self, kind: str) -> None:
+    async def _called(self, kind: str, repo: str = "") -> None:
         assert not self.closed
         self.calls[kind] += 1
         if self.faults.hold is not None:
             await self.faults.hold.wait()
         if self.faults.down is not None:
             raise self.faults.down
+        if repo in self.faults.manifest_errors:
+            raise self.faults.manifest_errors[repo]
 
     async def fetch_blob(
-        self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        span: Span,
+        sink: BlobSink,
+        avoid: Collection[str] = (),
+        refused: Collection[str] = (),
     ) -> None:
         assert not self.closed
         self.calls["get blob"] += 1
@@ -177,7 +187,7 @@ class FakeSource:
         if not self.faults.ranges and (start, stop) != (0, len(data)):
             raise RangesUnsupported
         reachable = [e for e in self.endpoints if e not in self.faults.unreachable]
-        endpoint = next((e for e in reachable if e not in avoid), reachable[0])
+        endpoint = min(reachable, key=lambda e: (e in refused, e in avoid))
         sending = _Sending(self, digest, endpoint, data, start, stop, sink)
         self.at_once += 1
         self._sending.add(sending)

@@ -250,7 +250,9 @@ class Download:
             self._partial.mark_started(repo)
             async with cancel_scope:
                 await self._upstream.fetch_blob(
-                    repo, self._partial.digest, span, sink, self._avoided.ask_last | self._last_broken
+                    *(repo, self._partial.digest, span, sink),
+                    self._avoided.ask_last | self._last_broken,
+                    self._avoided.refused,
                 )
         except TimeoutError:
             if not cancel_scope.expired():

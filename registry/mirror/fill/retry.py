@@ -27,7 +27,7 @@ from storage.errors import (
     UpstreamUnavailable,
 )
 from storage.names import Digest, RepositoryName
-from storage.upstream_records import UpstreamRecords
+from storage.upstream_records import CLOCK_TOLERANCE_SECONDS, UpstreamRecords
 
 STALL_TIMEOUT_SECONDS: Final = 45.0
 """Time without progress after which a download fails, if the upstream has already begun to send the blob. (Otherwise,
@@ -206,7 +206,7 @@ def sender_pause(times: int) -> float:
 class AvoidedEndpoints:
     """The endpoints of an upstream that one download avoids. `ask_last`: endpoints that are asked only if no
     other endpoint has the blob. `refused`: endpoints whose bytes are not accepted in this download, with the error to
-    raise for each."""
+    raise for each. They are asked after all others."""
 
     ask_last: frozenset[str] = frozenset()
     refused: Mapping[str, UpstreamUnavailable] = field(default_factory=dict)
@@ -295,4 +295,5 @@ class BadSenders:
     def _unsaved_endpoints(self, digest: Digest) -> frozenset[str]:
         """Returns the endpoints of the blob's record that could not be stored, if the record is not too old."""
         at, endpoints = self._unsaved.get(digest, (0.0, frozenset[str]()))
-        return endpoints if self._clock() - at < FORGET_SENDER_SECONDS else frozenset()
+        age = self._clock() - at  # negative if the clock was set back
+        return endpoints if -CLOCK_TOLERANCE_SECONDS <= age < FORGET_SENDER_SECONDS else frozenset()

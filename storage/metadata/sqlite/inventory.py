@@ -23,6 +23,7 @@ from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.upkeep import outbox_limits, usage_tables
 from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.upstream_records import CLOCK_TOLERANCE_SECONDS
 
 _COUNT_CONTENT = """
 SELECT count(*), coalesce(sum(manifests), 0),
@@ -62,7 +63,9 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(s
        (SELECT count(*) FROM damaged_blob), (SELECT count(*) FROM damaged_manifest)
   FROM blob"""
 _REMAINING = """
-SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 ORDER BY upstream"""
+SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 AND at <= ?2
+ ORDER BY upstream"""
+"""The reports about rate limits after the time ?1. ?2: a later report was stored before the clock was set back."""
 REMAINING_VALID_SECONDS = 3600.0
 """Age in seconds at which an upstream's last report about its rate limit is out of date."""
 
@@ -105,7 +108,9 @@ class SqliteInventory:
                 self._db.execute("SELECT kind, count(*) FROM job WHERE state = ?1 GROUP BY kind", running)
             ),
             scopes=usage_tables.scopes(self._db),
-            remaining_requests=dict(self._db.execute(_REMAINING, (now - REMAINING_VALID_SECONDS,))),
+            remaining_requests=dict(
+                self._db.execute(_REMAINING, (now - REMAINING_VALID_SECONDS, now + CLOCK_TOLERANCE_SECONDS))
+            ),
             backlogs=outbox_limits.backlog(self._db),
         )
 

@@ -24,6 +24,7 @@ from storage.metadata.sqlite.blob_changes import confirm_blob
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase
 from storage.names import Digest, Reference, RepositoryName
+from storage.upstream_records import CLOCK_TOLERANCE_SECONDS, MAX_PAUSE_SECONDS
 
 MAX_NOT_FOUND_CHECKS = 10_000
 """Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
@@ -53,6 +54,15 @@ _BODY = "SELECT body FROM manifest WHERE id = ?"
 _REPOSITORY_WITH_BLOB = """
 SELECT r.name FROM blob b JOIN blob_link l ON l.blob = b.id JOIN repository r ON r.id = l.repository
  WHERE b.digest = ?1 AND r.name >= ?2 AND r.name < ?3 LIMIT 1"""
+
+_SAVE_ALLOWANCE = """
+INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?1, ?2, ?3, ?4, ?5)
+    ON CONFLICT (upstream) DO UPDATE
+   SET at = iif(at > ?6, excluded.at, max(at, excluded.at)),
+       remaining = iif(at > ?6 OR excluded.at >= at, excluded.remaining, remaining),
+       most = iif(at > ?6 OR excluded.at >= at, excluded.most, most),
+       until = max(iif(until > ?7, 0.0, until), excluded.until)"""
+"""?6: a stored `at` that is later lies in the future. ?7: the latest end of a pause that is possible now."""
 
 _IS_CONFIRMED = """
 SELECT l.confirmed
@@ -102,7 +112,7 @@ class SqliteUpstreamRecords:
                 (repo, key, now, int(found)),
             )
             if should_prune:
-                _prune_not_found_checks(db)
+                _prune_not_found_checks(db, now)
 
         await self._writer.run(store, durable=False)
 
@@ -161,7 +171,7 @@ class SqliteUpstreamRecords:
         # such records.
         rows: list[Any] = self._db.execute(
             "SELECT endpoint, times, at FROM upstream_wrong WHERE upstream = ? AND digest = ? AND at BETWEEN ? AND ?",
-            (upstream, digest, now - seconds, now + 1.0),
+            (upstream, digest, now - seconds, now + CLOCK_TOLERANCE_SECONDS),
         ).fetchall()
         return {endpoint: CorruptionRecord(times, at) for endpoint, times, at in rows}
 
@@ -171,7 +181,10 @@ class SqliteUpstreamRecords:
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:
-            db.execute("DELETE FROM upstream_wrong WHERE at NOT BETWEEN ? AND ?", (now - seconds, now + 1.0))
+            db.execute(
+                "DELETE FROM upstream_wrong WHERE at NOT BETWEEN ? AND ?",
+                (now - seconds, now + CLOCK_TOLERANCE_SECONDS),
+            )
             for endpoint in endpoints:
                 db.execute(
                     "INSERT INTO upstream_wrong (upstream, digest, endpoint, times, at) VALUES (?, ?, ?, 1, ?) "
@@ -233,13 +246,16 @@ class SqliteUpstreamRecords:
         """Stores a rate limit that the upstream stated at `allowance.at`.
 
         If a rate limit is stored already, the record gets `remaining` and `limit` of the newer of the two rate limits,
-        and the later of the two values of `until`: the time before which the mirror must not send a request."""
+        and the later of the two values of `until`: the time before which the mirror must not send a request. A stored
+        rate limit from the future counts as the older one, and a stored `until` more than `MAX_PAUSE_SECONDS` from now
+        as no pause: both were stored before the clock was set back."""
+        now = self._clock()
         await self._execute(
-            "INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT (upstream) DO UPDATE SET at = max(at, excluded.at), until = max(until, excluded.until), "
-            "remaining = iif(excluded.at >= at, excluded.remaining, remaining), "
-            "most = iif(excluded.at >= at, excluded.most, most)",
-            (upstream, allowance.at, allowance.remaining, allowance.limit, allowance.until),
+            _SAVE_ALLOWANCE,
+            (
+                *(upstream, allowance.at, allowance.remaining, allowance.limit, allowance.until),
+                *(now + CLOCK_TOLERANCE_SECONDS, now + MAX_PAUSE_SECONDS),
+            ),
         )
 
     async def _execute(
@@ -256,8 +272,10 @@ def _check_key(reference: Reference, blob: bool) -> str:
     return f"blob {reference}" if blob else reference
 
 
-def _prune_not_found_checks(db: apsw.Connection) -> None:
-    """Deletes the oldest 'not found' checks if there are more than `MAX_NOT_FOUND_CHECKS`."""
+def _prune_not_found_checks(db: apsw.Connection, now: float) -> None:
+    """Deletes the oldest 'not found' checks if there are more than `MAX_NOT_FOUND_CHECKS`. Also deletes those from the
+    future, which are no longer valid since the clock was set back, but would be the newest ones."""
+    db.execute("DELETE FROM upstream_check WHERE known = 0 AND at > ?", (now + CLOCK_TOLERANCE_SECONDS,))
     db.execute(
         "DELETE FROM upstream_check WHERE known = 0 AND at <= (SELECT at FROM upstream_check WHERE known = 0 "
         "ORDER BY at DESC LIMIT 1 OFFSET ?)",

@@ -115,6 +115,45 @@ async def test_429_of_a_redirect_target_does_not_limit_the_registry(registry: St
         assert bytes((await fetch(source, layer.digest)).body) == layer.read()
 
 
+async def test_numbers_of_a_redirect_target_are_not_those_of_the_registry(
+    registry: StoredRegistry, image: ImageTree
+) -> None:
+    """The target of a redirect states that few requests are left. This does not count as the rate limit of the
+    registry, whose own numbers still count."""
+    layer = image.layers[0]
+    few = {"ratelimit_limit": "100", "ratelimit_remaining": "5"}
+    async with (
+        scripted_server(always(answer(200, layer.read(), **few))) as cdn,
+        scripted_server(lambda head: answer(307, location=f"{cdn.url}/x")) as server,
+        upstream_source(registry, server.url) as source,
+    ):
+        assert bytes((await fetch(source, layer.digest)).body) == layer.read()
+        assert not source.is_nearly_exhausted()
+        assert await registry.records.allowance("far.test") is None
+        server.reply = always(answer(200, layer.read(), **few))
+        await fetch(source, layer.digest)
+        assert source.is_nearly_exhausted()
+
+
+async def test_numbers_are_stored_again_after_the_clock_was_set_back(
+    registry: StoredRegistry, image: ImageTree
+) -> None:
+    """The numbers of a response that came while the clock was ahead are stored with that time. After the clock is set
+    right, the same numbers in the next response count."""
+    layer, clock = image.layers[0], UpstreamClock()
+    few = {"ratelimit_limit": "100", "ratelimit_remaining": "5"}
+    async with (
+        scripted_server(always(answer(200, layer.read(), **few))) as server,
+        upstream_source(registry, server.url, clock=clock) as source,
+    ):
+        clock.now += 86_400
+        await fetch(source, layer.digest)
+        clock.now -= 86_400
+        assert not source.is_nearly_exhausted()  # the numbers from the future are unknown now
+        await fetch(source, layer.digest)
+        assert source.is_nearly_exhausted()
+
+
 async def test_429_of_the_token_service_does_not_limit_the_registry(registry: StoredRegistry, upstream: Hub) -> None:
     """After a 429 of the token service, requests for which the client already has a token are still sent."""
     upstream.set(auth="bearer")

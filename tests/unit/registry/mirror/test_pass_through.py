@@ -72,7 +72,13 @@ class Sender:
         self.resumed = threading.Event()
 
     async def fetch_blob(
-        self, repo: RepositoryName, digest: Digest, span: Span, sink: BlobSink, avoid: Collection[str] = ()
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        span: Span,
+        sink: BlobSink,
+        avoid: Collection[str] = (),
+        refused: Collection[str] = (),
     ) -> None:
         self.requested_spans.append(span)
         if span != Span(0) and self.range_error is not None:

@@ -25,6 +25,14 @@ REQUEST_SECONDS: Final = 0.25
 """Time between two requests of a test, in seconds of the endpoint's clock."""
 
 
+def test_refused_endpoints_come_after_the_avoided_ones() -> None:
+    """Endpoints to avoid come after the others, and refused endpoints come last, also if they are to be avoided."""
+    urls = ["https://a.test", "https://b.test", "https://c.test", "https://d.test"]
+    endpoints = UpstreamEndpoints(Upstream.model_validate({"name": "far.test", "endpoints": urls}), UpstreamClock())
+    ordered = endpoints.in_order("app", avoid={urls[0], urls[1], urls[2]}, refused={urls[0]: "error"})
+    assert [endpoint.url for endpoint in ordered] == [urls[3], urls[1], urls[2], urls[0]]
+
+
 class Traffic:
     """Requests to one endpoint, whose breakers decide which of them are sent. `outcomes`: the outcome of the requests
     for each repository. `default`: the outcome for other repositories."""

@@ -240,6 +240,37 @@ async def test_a_requested_pause_is_never_shortened(registry: StoredRegistry, da
         assert await registry.records.allowance("docker.io") == Allowance(13.0, 4, 100, 90.0)
 
 
+async def test_not_found_checks_from_the_future_do_not_displace_others(
+    registry: StoredRegistry, clock: RecordsClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many "not found" checks were stored while the clock was ahead. After the clock is set right, they are not taken
+    for the newest ones, so a new check is kept."""
+    monkeypatch.setattr(sqlite_upstream_records, "MAX_NOT_FOUND_CHECKS", 2)
+    monkeypatch.setattr(sqlite_upstream_records, "CHECKS_PER_PRUNE", 1)
+    right_time = clock.now
+    clock.now += 86_400
+    for tag in "abc":
+        clock.now += 1
+        await registry.records.save_check(UBUNTU, Tag(tag), found=False)
+    clock.now = right_time
+    await registry.records.save_check(UBUNTU, Tag("d"), found=False)
+    assert await registry.records.last_check(UBUNTU, Tag("d")) == UpstreamCheck(right_time, found=False)
+
+
+async def test_allowance_from_the_future_is_replaced(registry: StoredRegistry, clock: RecordsClock) -> None:
+    """An allowance was stored while the clock was ahead. After the clock is set right, newer numbers and pauses replace
+    those from the future. A stored pause of at most an hour is still not shortened."""
+    records, right_time = registry.records, clock.now
+    clock.now = right_time + 86_400
+    await records.save_allowance("docker.io", Allowance(clock.now, 99, 100, until=clock.now + 60))
+    clock.now = right_time
+    await records.save_allowance("docker.io", Allowance(clock.now, 2, 100, until=clock.now + 30))
+    assert await records.allowance("docker.io") == Allowance(right_time, 2, 100, right_time + 30)
+    await records.save_allowance("docker.io", Allowance(clock.now, 1, 100, until=clock.now + 3600))
+    await records.save_allowance("docker.io", Allowance(clock.now, 0, 100))
+    assert await records.allowance("docker.io") == Allowance(right_time, 0, 100, right_time + 3600)
+
+
 async def test_which_blobs_are_confirmed_for_a_repository(registry: StoredRegistry, data: Path) -> None:
     """A blob is confirmed for a repository if its bytes were downloaded for this repository, or if the upstream has
     stated that the repository has the blob. The confirmation is deleted with the repository's link to the blob. A mount

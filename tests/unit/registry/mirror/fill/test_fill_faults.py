@@ -203,6 +203,38 @@ async def test_paused_endpoint_is_not_used_even_if_the_other_one_is_down(
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
 
 
+async def record_corrupt_senders(site: MirrorSite, worker: MirrorWorker, *endpoints: str) -> None:
+    """Records that the endpoints sent corrupt bytes for `SMALL`, each one second after the one before."""
+    for endpoint in endpoints:
+        await worker.store.records.save_bad_senders("docker.io", digest_of(SMALL), [endpoint], 600)
+        site.clock.now += 1
+
+
+async def test_endpoint_without_a_pause_is_asked_before_a_paused_one(site: MirrorSite, worker: MirrorWorker) -> None:
+    """An endpoint whose pause after corrupt bytes is over is asked before an endpoint that is still paused. This also
+    holds if the first one sent corrupt bytes more often, and comes later in the settings."""
+    site.upstream.endpoints = ("https://two", "https://one")
+    await pull_manifest_of_new_image(site, worker, SMALL)
+    await record_corrupt_senders(site, worker, "https://one", "https://one", "https://one")
+    site.clock.now += 10
+    await record_corrupt_senders(site, worker, "https://two", "https://two")
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
+    assert_each_byte_sent_once(site, digest_of(SMALL), len(SMALL))
+
+
+async def test_download_continues_at_the_endpoint_whose_connection_broke(
+    site: MirrorSite, worker: MirrorWorker
+) -> None:
+    """After the connection to the only endpoint without a pause broke, the download continues at this endpoint, and
+    not at the paused one."""
+    site.upstream.endpoints = ("https://two", "https://one")
+    await pull_manifest_of_new_image(site, worker, SMALL)
+    await record_corrupt_senders(site, worker, "https://two", "https://two")
+    site.upstream.faults.drops = [MIB]
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
+    assert_each_byte_sent_once(site, digest_of(SMALL), len(SMALL))
+
+
 async def test_record_of_corrupt_bytes_expires_or_can_be_deleted(site: MirrorSite, worker: MirrorWorker) -> None:
     """The record that an endpoint sent corrupt bytes is deleted after some time, or on request."""
     site.upstream.faults.corrupt = {"https://one"}
