@@ -203,13 +203,13 @@ class Policy:
 
         A requested name can lead to one of several stored names. The result contains an action if the action is allowed
         on any of these stored names. Each later request with the token is checked for the stored name to which the
-        request leads. If the identity is not valid any more, the result is `Action.NONE` for all names.
+        request leads. Raises Unauthorized if the identity is not valid any more.
         """
         await self.prepare(identity)
         try:
             principal = self.principal(identity)
         except Unauthorized:
-            return dict.fromkeys(names, Action.NONE)
+            raise Unauthorized(REFUSED) from None
         allowed_by_name = {}
         for name in names:
             if principal.is_slow_to_match:

@@ -43,7 +43,7 @@ class ScopePolicy(Protocol):
 
     async def allowed(self, identity: Identity, names: Iterable[str]) -> Mapping[str, Action]:
         """Returns all actions that a token for `identity` can grant on each of the repositories `names`. The keys of
-        the result are these names."""
+        the result are these names. Raises Unauthorized if the identity is not valid any more."""
         ...
 
 
@@ -160,7 +160,8 @@ class TokenService:
         return all(Action.PULL in allowed for allowed in allowed_by_name.values())
 
     async def _grant(self, identity: Identity, requested: RequestedAccess) -> dict[str, Action]:
-        """Returns those of the requested actions that `identity` may do, by repository name."""
+        """Returns those of the requested actions that `identity` may do, by repository name. Raises Unauthorized if the
+        identity is not valid any more."""
         granted = {}
         allowed = await self._rights.allowed(identity, [name for name in requested.actions if name != CATALOG])
         for name, actions in requested.actions.items():
@@ -173,7 +174,8 @@ class TokenService:
     async def _make_refresh_token(self, identity: Identity, request: TokenRequest, by: Actor) -> str | None:
         """Makes a refresh token, stores it and returns its text. Returns None for a login that was not made with the
         password of an account in the store. A login with an API token gets no refresh token, because the refresh token
-        would still be valid after the API token was revoked."""
+        would still be valid after the API token was revoked. Raises Unauthorized if the account has changed since its
+        password was verified, because a new password ends all logins with the old one."""
         if identity.name is None or identity.version is None:  # no account, or an account of the htpasswd file
             return None
         if identity.token is not None or identity.stamp is not None:  # an API token, or a token of an issuer
@@ -187,7 +189,12 @@ class TokenService:
             expires=now + self._refresh_lifetime,
         )
         actor = Actor(account, by.address, by.request_id, by.user_agent)
-        await self._accounts.add_token(new_token.token, new_token.secret_hash, by=actor)
+        try:
+            await self._accounts.add_token(
+                new_token.token, new_token.secret_hash, expected_version=identity.version, by=actor
+            )
+        except Unauthorized:  # the account, such as its password, has changed since the login was verified
+            raise Unauthorized(REFUSED) from None
         await self._revoke_excess(account, actor)
         return new_token.text
 

@@ -18,7 +18,13 @@ import apsw
 
 from storage.access import AccountExists, AccountInvalid, AccountName, AccountUnknown, Action, ApiToken, TokenLimit
 from storage.content import Actor, Page
-from storage.metadata.sqlite.access.account_table import account, increment_epoch, limited_page, name_from_database
+from storage.metadata.sqlite.access.account_table import (
+    account,
+    check_version,
+    increment_epoch,
+    limited_page,
+    name_from_database,
+)
 from storage.metadata.sqlite.access.audit_table import record
 from storage.metadata.sqlite.access.grant_table import pattern_from_database
 
@@ -73,11 +79,19 @@ def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str 
     )
 
 
-def add(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken, secret_hash: bytes) -> None:
-    """Adds the token. Does not increment the epoch, because no process can have cached anything about the token. Raises
-    AccountUnknown if its account does not exist; AccountExists if its id is in use; AccountInvalid if its account has
-    too many personal tokens."""
+def add(
+    db: apsw.Connection,
+    by: Actor,
+    now: float,
+    new_token: ApiToken,
+    secret_hash: bytes,
+    expected_version: int | None = None,
+) -> None:
+    """Adds the token. Does not increment the epoch, because no process can have cached anything about the token.
+    `expected_version`: as for `check_version`. Raises AccountUnknown if its account does not exist; AccountExists if
+    its id is in use; AccountInvalid if its account has too many personal tokens; Unauthorized (`check_version`)."""
     _delete_expired(db, now)
+    check_version(db, new_token.account, expected_version)
     account(db, new_token.account)  # raises AccountUnknown
     if db.execute("SELECT 1 FROM api_token WHERE id = ?", (new_token.id,)).get is not None:
         raise AccountExists("there is an API token with that id already")

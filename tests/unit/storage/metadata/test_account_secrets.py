@@ -12,7 +12,17 @@ from pathlib import Path
 import apsw
 import pytest
 
-from storage.access import AccountExists, AccountInvalid, AccountName, AccountUnknown, Action, SigningKey, TokenLimit
+from storage.access import (
+    AccountExists,
+    AccountInvalid,
+    AccountName,
+    AccountUnknown,
+    Action,
+    LoginSession,
+    SigningKey,
+    TokenLimit,
+)
+from storage.errors import Unauthorized
 from storage.metadata.sqlite.access.api_token_table import MOST_TOKENS
 from storage.patterns import NamePattern
 from tests.fakes.server_process import ROOT as PROJECT_ROOT
@@ -105,6 +115,33 @@ async def test_a_new_password_deletes_refresh_tokens(workers: TwoWorkers) -> Non
     await workers.second.set_password(BOB, "$new", by=BY_ROOT)
     assert workers.epoch_changed()
     assert [token.id for token in workers.first.tokens(None, None, 10).items] == ["made", "other"]
+
+
+async def test_an_old_login_cannot_make_credentials(workers: TwoWorkers) -> None:
+    """A login with an old password cannot make a credential after the password was changed, although the change was
+    made after the login was verified. The account's version has changed, and the transaction compares it. The same
+    applies to an account that was removed."""
+    old_version = workers.first.account(BOB).version
+    session = LoginSession("s1", BOB, "password", 1_000_000.0, 2_000_000.0, 1_000_000.0, "", "", version=old_version)
+    login, made = api_token("login", BOB, login=True), api_token("made", BOB)
+
+    async def check_refused() -> None:
+        for change in (
+            workers.first.add_token(login, b"hash", expected_version=old_version, by=BY_ROOT),
+            workers.first.add_token(made, b"hash", expected_version=old_version, by=BY_ROOT),
+            workers.first.add_login_session(session, b"hash", by=BY_ROOT),
+            workers.first.set_password(BOB, "$old", expected_version=old_version, by=BY_ROOT),
+        ):
+            with pytest.raises(Unauthorized):
+                await change
+        assert workers.first.tokens(BOB, None, 10).items == []
+        assert workers.first.login_sessions(BOB) == []
+
+    await workers.second.set_password(BOB, "$new", expected_version=old_version, by=BY_ROOT)
+    await check_refused()
+    assert workers.first.password_hash(BOB) == "$new"
+    await workers.second.remove_account(BOB, by=BY_ROOT)
+    await check_refused()
 
 
 async def test_the_last_use_of_a_token_is_stored(workers: TwoWorkers) -> None:

@@ -242,7 +242,8 @@ async def test_access_that_a_bearer_token_can_get(accounts: Accounts, policy: Po
     assert (await policy.allowed(alice, ["bitnami/redis"]))["bitnami/redis"] == PULL
     assert (await policy.allowed(ANONYMOUS, ["team/app"]))["team/app"] == Action.NONE
     await accounts.set_enabled(AccountName("alice"), False, by=BY)
-    assert (await policy.allowed(alice, ["team/app"]))["team/app"] == Action.NONE
+    with pytest.raises(Unauthorized):
+        await policy.allowed(alice, ["team/app"])
 
 
 async def test_the_cache_of_a_principal_has_a_largest_size(accounts: Accounts, policy: Policy) -> None:

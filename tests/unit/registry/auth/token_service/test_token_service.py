@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -14,9 +15,11 @@ import pytest
 from fastapi import FastAPI
 
 from registry.admin.token_endpoint import MAX_FORM_BYTES, token_router
+from registry.auth.authorization_header import REFUSED, Basic
 from registry.auth.password.hashing import hash_password
 from registry.auth.rights.principal import CATALOG, Identity
-from registry.auth.token_service.service import MAX_REFRESH_TOKENS
+from registry.auth.token_service.scopes import parse_scopes
+from registry.auth.token_service.service import MAX_REFRESH_TOKENS, TokenRequest
 from registry.naming import NamingRules
 from storage.access import Action
 from storage.errors import Unauthorized
@@ -145,6 +148,21 @@ async def test_a_new_password_ends_tokens(worker: AuthWorker, client: httpx2.Asy
     check_refused(await post(client, grant_type="refresh_token", refresh_token=answer.json()["refresh_token"]))
     with pytest.raises(Unauthorized):
         await identity_in(worker, answer)
+
+
+async def test_logins_during_a_change_of_the_password_get_no_refresh_token(worker: AuthWorker) -> None:
+    """Logins with the old password that run while the password is changed are refused, and leave no refresh token."""
+    service = worker.service()
+    login = TokenRequest(Basic(ALICE, PASSWORD), parse_scopes([]), offline=True)
+    assert (await service.answer(login, KNOWN_ADDRESS)).refresh
+    _, *outcomes = await asyncio.gather(
+        worker.accounts.set_password(ALICE, hash_password("another password"), by=ADMIN),
+        *(service.answer(login, KNOWN_ADDRESS) for _ in range(10)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [Unauthorized] * 10
+    assert {str(outcome) for outcome in outcomes} == {REFUSED}
+    assert worker.accounts.tokens(ALICE, None, 100).items == []
 
 
 async def test_a_refresh_token_expires(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
