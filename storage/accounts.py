@@ -197,7 +197,8 @@ class Accounts(Protocol):
         """Adds a token of an account. Does not increment the epoch, because no process can have cached anything about
         the token before it exists. `expected_version`: the version that the account had at the login that allows this
         change; None: no login to this account allows it. Raises Unauthorized if the account has another version now.
-        Raises AccountInvalid if the account has too many tokens."""
+        Raises AccountInvalid if the account has too many tokens of the purpose `personal`. If it has too many of the
+        purpose `login`, revokes the least recently used ones."""
         ...
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:

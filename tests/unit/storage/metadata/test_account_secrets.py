@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -23,7 +24,7 @@ from storage.access import (
     TokenLimit,
 )
 from storage.errors import Unauthorized
-from storage.metadata.sqlite.access.api_token_table import MOST_TOKENS
+from storage.metadata.sqlite.access.api_token_table import MAX_REFRESH_TOKENS, MOST_TOKENS
 from storage.patterns import NamePattern
 from tests.fakes.server_process import ROOT as PROJECT_ROOT
 from tests.unit.storage.metadata.account_views import (
@@ -301,3 +302,27 @@ async def test_the_number_of_api_tokens_of_an_account_is_limited(workers: TwoWor
     await workers.second.add_token(api_token("bobs", BOB), b"hash", by=BY_ROOT)
     await workers.second.revoke_token("t0", by=BY_ROOT)
     await workers.first.add_token(api_token("more"), b"hash", by=BY_ROOT)
+
+
+async def test_the_number_of_refresh_tokens_of_an_account_is_limited(workers: TwoWorkers) -> None:
+    """If an account has the largest number of refresh tokens, a further one revokes the token that was used least
+    recently, and changes the epoch of rights. API tokens that the user has made stay, whatever their ids and limits
+    are. The same applies to tokens of other accounts."""
+    limits = tuple(TokenLimit(NamePattern(f"team{number}/**"), Action.PULL) for number in range(50))
+    personal = [f"a{number}" for number in range(10)]
+    for token_id in personal:  # these ids sort before those of the refresh tokens
+        await workers.first.add_token(api_token(token_id, BOB, limits=limits), b"hash", by=BY_ROOT)
+    await workers.first.add_token(api_token("other", ALICE, login=True), b"hash", by=BY_ROOT)
+    for number in range(MAX_REFRESH_TOKENS):
+        token = replace(api_token(f"t{number}", BOB, login=True), created=1_000_000.0 + number)
+        await workers.first.add_token(token, b"hash", by=BY_ROOT)
+    await workers.first.save_token_use("t0", 1_000_500.0)
+    assert not workers.epoch_changed()
+    # The new token stays, although the clock was set back and its time is the earliest.
+    await workers.second.add_token(replace(api_token("new", BOB, login=True), created=1.0), b"hash", by=BY_ROOT)
+    assert workers.epoch_changed()
+    assert workers.audit_entries(action="token.revoke") == [("token.revoke", "bob")]
+    with pytest.raises(AccountUnknown):
+        workers.first.token("t1")
+    for token_id in (*personal, "other", "new", "t0", *(f"t{number}" for number in range(2, MAX_REFRESH_TOKENS))):
+        assert workers.first.token(token_id)[0].id == token_id
