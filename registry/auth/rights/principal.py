@@ -37,7 +37,8 @@ repository's name, because repository names contain no colon."""
 class Identity:
     """The account that a credential has proved, with the limits of the credential.
 
-    An identity becomes invalid when its account, its API token or its source outside the store (see `stamp`) changes.
+    An identity becomes invalid when its account, its API token, its signing key or its source outside the store (see
+    `stamp`) changes.
     `registry.auth.revocation` checks this.
 
     - `name`: the account's name. None: the client sent no credential, or an anonymous bearer token.
@@ -49,6 +50,8 @@ class Identity:
       or the settings of a token issuer or of the OpenID provider. None: there is no such source.
     - `token`: the id of the API token that the client sent, or with which it got its bearer token. None: no API token
       was used.
+    - `key_id`: the id of the store's key that signed the bearer token. None: the client sent no bearer token that this
+      registry issued.
     - `session`: the id of the login session of the browser that sent the request. None: there is none.
     - `groups`: groups that an issuer or the OpenID provider named, in addition to the account's groups in the store.
     - `access`: the actions that a bearer token grants, by repository name. None: the client sent no bearer token that
@@ -62,6 +65,7 @@ class Identity:
     version: int | None = None
     stamp: str | None = None
     token: str | None = None
+    key_id: str | None = None
     session: str | None = None
     groups: tuple[str, ...] = ()
     access: Mapping[str, Action] | None = None
