@@ -89,7 +89,7 @@ _EVERY_BIT: Final = EVERY_ACTION.value
 """The bits of all actions, as a plain int."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Rights:
     """The actions that an account, or an anonymous client, may do on repositories.
 
@@ -109,6 +109,8 @@ class Rights:
     _bits_by_names: Mapping[NameSet, int] = field(init=False, repr=False, compare=False)
     """The bits of all actions that are allowed on each set of names. Each set occurs once, so a name is matched against
     it only once."""
+    _unions: dict[Action, NameSet] = field(init=False, repr=False, compare=False)
+    """The results of `names_allowing` that are unions of several sets, because such a union can be large."""
 
     def __post_init__(self) -> None:
         bits_by_names: dict[NameSet, int] = {}
@@ -119,6 +121,7 @@ class Rights:
         ):
             raise ValueError("the sets of names differ in their guarded upstreams, or have limits")
         object.__setattr__(self, "_bits_by_names", bits_by_names)
+        object.__setattr__(self, "_unions", {})
 
     @classmethod
     def everything(cls, guarded: Iterable[str] = (), *, admin: bool = False) -> Rights:
@@ -132,8 +135,11 @@ class Rights:
         matching_sets = [names for actions, names in (*self.names.items(), *self.more_names) if action in actions]
         if len(matching_sets) <= 1:
             return matching_sets[0] if matching_sets else NO_NAMES
-        # All sets have the same guarded upstreams (see the class), so the union has those of the first set.
-        return NameSet(frozenset().union(*(names.patterns for names in matching_sets)), matching_sets[0].guarded)
+        if action not in self._unions:
+            # All sets have the same guarded upstreams (see the class), so the union has those of the first set.
+            patterns = frozenset().union(*(names.patterns for names in matching_sets))
+            self._unions[action] = NameSet(patterns, matching_sets[0].guarded)
+        return self._unions[action]
 
     def action_bits(self, stored_name: str) -> int:
         """Returns the actions allowed on a repository, as the bits of an `Action`. The bits are a plain int for speed:
