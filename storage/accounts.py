@@ -89,10 +89,13 @@ class Accounts(Protocol):
         rights too."""
         ...
 
-    async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
+    async def set_password(
+        self, name: AccountName, password_hash: str | None, *, expected_version: int | None = None, by: Actor
+    ) -> None:
         """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (API tokens
         of the purpose `login`), bearer tokens and browser sessions become invalid; its API tokens of the purpose
-        `personal` stay valid. Raises AccountInvalid for a robot."""
+        `personal` stay valid. `expected_version`: as for `add_token`. Raises AccountInvalid for a robot, and
+        Unauthorized."""
         ...
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
@@ -188,9 +191,14 @@ class Accounts(Protocol):
         """Returns a page of the tokens of `account` (None: of all accounts), sorted by id."""
         ...
 
-    async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
+    async def add_token(
+        self, token: ApiToken, secret_hash: bytes, *, expected_version: int | None = None, by: Actor
+    ) -> None:
         """Adds a token of an account. Does not increment the epoch, because no process can have cached anything about
-        the token before it exists. Raises AccountInvalid if the account has too many tokens."""
+        the token before it exists. `expected_version`: the version that the account had at the login that allows this
+        change; None: no login to this account allows it. Raises Unauthorized if the account has another version now.
+        Raises AccountInvalid if the account has too many tokens of the purpose `personal`. If it has too many of the
+        purpose `login`, revokes the least recently used ones."""
         ...
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
@@ -214,7 +222,8 @@ class Accounts(Protocol):
         ...
 
     async def add_login_session(self, session: LoginSession, secret_hash: bytes, *, by: Actor) -> None:
-        """Adds a session. If the account has too many sessions, ends the least recently used one."""
+        """Adds a session. If the account has too many sessions, ends the least recently used one. Raises Unauthorized
+        if `session.version` is not None and the account has another version now."""
         ...
 
     async def end_login_session(self, session_id: str, *, by: Actor) -> None:

@@ -31,6 +31,7 @@ from registry.client_addresses import is_loopback, is_loopback_host
 from registry.http.cross_site import CrossSiteCheck
 from registry.request import RequestContext
 from registry.upkeep.components import UpkeepComponents
+from storage.access import AccountName
 from storage.accounts import Accounts
 from storage.content import Actor
 from storage.errors import Denied, Unauthorized
@@ -106,6 +107,12 @@ class Caller:
     def accounts(self) -> Accounts:
         """The store of accounts, groups, grants and tokens."""
         return self.administration.accounts
+
+    def version_of(self, account: AccountName) -> int | None:
+        """Returns the version that the account had when the caller logged in to it. A change of the account's
+        credentials is refused if the account has another version by then. None: it is not the caller's account."""
+        identity = self.principal.identity
+        return identity.version if identity.name == account else None
 
     @property
     def visitor(self) -> str:

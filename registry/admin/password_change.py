@@ -15,12 +15,16 @@ async def change_password(caller: Caller, name: AccountName, old: str, new: str 
     person's browser sessions end. Callers who set their own password have to give the old one. An admin may set the
     password of every other person.
 
-    Raises Unauthorized and AccountUnknown. Raises Denied if the caller may not set the password or the old password is
-    wrong, TooManyRequests after too many wrong passwords, and AccountInvalid if the new password is not acceptable."""
+    Raises AccountUnknown. Raises Unauthorized if the caller has no account, or if the caller's own account was changed
+    since the request was authenticated: another change of the password ends this login. Raises Denied if the caller may
+    not set the password or the old password is wrong, TooManyRequests after too many wrong passwords, and
+    AccountInvalid if the new password is not acceptable."""
     caller.rights.check_may_change_credentials(name)
     if name == caller.principal.name:
         await _check_old_password(caller, name, old)
-    return await caller.administration.set_password(name, new, by=caller.actor)
+    return await caller.administration.set_password(
+        name, new, expected_version=caller.version_of(name), by=caller.actor
+    )
 
 
 async def _check_old_password(caller: Caller, account: AccountName, old: str) -> None:

@@ -50,6 +50,7 @@ async def add_token(caller: LoggedInCaller, body: models.NewToken) -> models.Add
         note=body.note,
         expires_in=body.lifetime_seconds,
         limits=[limit.to_token_limit() for limit in body.limits],
+        expected_version=caller.version_of(name),
         by=caller.actor,
     )
     return models.AddedToken(**models.ApiTokenResponse.from_stored(token).model_dump(), secret=secret)

@@ -141,12 +141,15 @@ class Administration:
             notes.append(f"{name} was already in the groups {', '.join(account.groups)}")
         return tuple(notes)
 
-    async def set_password(self, name: AccountName, password: str | None, *, by: Actor) -> str | None:
+    async def set_password(
+        self, name: AccountName, password: str | None, *, expected_version: int | None = None, by: Actor
+    ) -> str | None:
         """Sets a person's password. If `password` is None, generates a password and returns it. Otherwise, returns
-        None."""
+        None. `expected_version`: as for `add_token`."""
         self.find(name, AccountKind.USER)
         new_password = self._make_password() if password is None else password
-        await self.accounts.set_password(name, await self._hashed(name, new_password), by=by)
+        hashed = await self._hashed(name, new_password)
+        await self.accounts.set_password(name, hashed, expected_version=expected_version, by=by)
         return new_password if password is None else None
 
     async def _hashed(self, name: AccountName, password: str) -> str:
@@ -236,13 +239,16 @@ class Administration:
         note: str = "",
         expires_in: float | None = None,
         limits: Sequence[TokenLimit] = (),
+        expected_version: int | None = None,
         by: Actor,
     ) -> tuple[ApiToken, str]:
         """Creates an API token for an account and stores it. Returns the stored part of the token, and its full text
         with the secret, which is shown only once.
 
         `expires_in` is the lifetime in seconds; None: the token never expires. `limits` restrict the token to some of
-        the actions that the account may do. Empty: the token has no restriction.
+        the actions that the account may do. Empty: the token has no restriction. `expected_version` is the version that
+        the account had when its owner logged in for this change; None: somebody else makes the change. Raises
+        Unauthorized if the account, such as its password, was changed since.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:
@@ -262,7 +268,7 @@ class Administration:
             limits=tuple(limits) or None,
             random=self._random,
         )
-        await self.accounts.add_token(new_token.token, new_token.secret_hash, by=by)
+        await self.accounts.add_token(new_token.token, new_token.secret_hash, expected_version=expected_version, by=by)
         return new_token.token, new_token.text
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:

@@ -97,13 +97,13 @@ async def open_auth_components(
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)
     # A stamp is a hash of the settings of an issuer or of the provider. Logins under other settings are refused.
     stamps = [*issuers.issuers_by_stamp, *([provider_stamp(oidc)] if oidc.issuer else [])]
-    revocation_check = RevocationCheck(accounts, htpasswd, stamps)
+    keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
+    revocation_check = RevocationCheck(accounts, htpasswd, stamps, keys)
     hashing_pool = HashingPool(leases)
     throttle = LoginThrottle(accounts, clock)
     passwords = PasswordCheck(accounts, hashing_pool, throttle, clock, htpasswd)
     audit_buffer = AuditBuffer(accounts, clock)
     logins = LoginAudit(accounts, audit_buffer, clock, on_login)
-    keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
     bearer_tokens = BearerTokens(accounts, keys, service_name, auth.token_ttl, clock)
     login_sessions = LoginSessions(accounts, clock)
     openid_login = None

@@ -35,19 +35,16 @@ class VerifiedCredential:
     - `identity`: the account, and the limits of the credential.
     - `epoch`: the epoch of the store when the identity was last checked.
     - `until`: when the entry expires, in seconds since 1970. This is not later than the expiry of the identity.
-    - `key_id`: the id of the store's signing key that signed the credential. None: it is not a bearer token of this
-      registry.
     - `principal`: the principal of the identity; None until it is first needed. It contains the epoch of its rights,
       which can differ from `epoch`.
     """
 
-    __slots__ = ("epoch", "identity", "key_id", "principal", "until")
+    __slots__ = ("epoch", "identity", "principal", "until")
 
-    def __init__(self, identity: Identity, epoch: int, until: float, key_id: str | None = None) -> None:
+    def __init__(self, identity: Identity, epoch: int, until: float) -> None:
         self.identity = identity
         self.epoch = epoch
         self.until = until if identity.expires is None else min(until, identity.expires)
-        self.key_id = key_id
         self.principal: Principal | None = None
 
 

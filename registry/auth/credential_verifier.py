@@ -42,8 +42,8 @@ password."""
 class CredentialVerifier:
     """Verifies credentials, for one process and its event loop.
 
-    - `revocation_check`: checks whether the account, the API token and the settings that an identity depends on are
-      still valid, and returns the identity with the current limits of the API token.
+    - `revocation_check`: checks whether the account, the API token, the signing key and the settings that an identity
+      depends on are still valid, and returns the identity with the current limits of the API token.
     - `logins`: records logins in the audit log.
     - `clock`: returns seconds since 1970.
     """
@@ -68,7 +68,7 @@ class CredentialVerifier:
         self._verifications = SingleFlight[VerifiedCredential]()
         """The running verifications of Basic credentials, by cache key."""
         self.cache = CredentialCache()
-        self.cached_credential_check = CachedCredentialCheck(accounts, bearer_tokens, revocation_check, clock)
+        self.cached_credential_check = CachedCredentialCheck(accounts, revocation_check, clock)
         """Checks whether an entry of the cache is still valid. The entry must not have expired, and its source outside
         the store must be unchanged. If the epoch has changed, the entry must pass `revocation_check` again."""
 
@@ -139,9 +139,9 @@ class CredentialVerifier:
         is_from_issuer = self._issuers.is_issuer_token(token)
         try:
             if is_from_issuer:
-                identity, key_id = await self._issuers.verify(token), None  # no signing key of this store
+                identity = await self._issuers.verify(token)
             else:
-                identity, key_id = self._bearer_tokens.verify(token), self._bearer_tokens.signing_key_id(token)
+                identity = self._bearer_tokens.verify(token)
             # Refuses a bearer token if its account was disabled, or the API token behind it was revoked, after the
             # bearer token was issued. Adds the current limits of that API token to the identity, because a bearer token
             # does not contain them.
@@ -152,7 +152,7 @@ class CredentialVerifier:
             raise Unauthorized(REFUSED) from None
         if is_from_issuer:
             self._logins.record_success(identity, "issuer", by)
-        return self._store(cache_key, credential, identity, epoch, key_id)
+        return self._store(cache_key, credential, identity, epoch)
 
     async def _verify_basic(self, cache_key: bytes, credential: Basic, by: Actor) -> VerifiedCredential:
         """Verifies a user name and a secret, which is a password, an API token or an issuer's token. Caches the result
@@ -187,15 +187,14 @@ class CredentialVerifier:
         return "issuer" if self._issuers.is_issuer_token(secret) else "password"
 
     def _store(
-        self, cache_key: bytes, credential: Basic | Bearer, identity: Identity, epoch: int, key_id: str | None = None
+        self, cache_key: bytes, credential: Basic | Bearer, identity: Identity, epoch: int
     ) -> VerifiedCredential:
-        """Caches a verified credential under `cache_key`, and returns the entry. `key_id` is the id of the signing key
-        of this store that signed a bearer token; None: the credential is not a bearer token of this registry.
+        """Caches a verified credential under `cache_key`, and returns the entry.
 
         `epoch` must be read before the verification. If it changes during the verification, the entry contains the old
         number, and the next lookup checks the credential again.
         """
-        verified = VerifiedCredential(identity, epoch, self._clock() + CACHED_SECONDS, key_id)
+        verified = VerifiedCredential(identity, epoch, self._clock() + CACHED_SECONDS)
         self.cache.put(cache_key, verified, credential)
         return verified
 

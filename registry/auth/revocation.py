@@ -1,11 +1,11 @@
 """`RevocationCheck`: checks whether the identity that a credential proved earlier is still valid. An identity is the
 account of a client, with the limits of its credential.
 
-The check reads the account and the API token from the store. Some identities depend on a *source outside the store*:
-the account's line in the htpasswd file, or the settings of a token issuer or of the OpenID provider. Such an identity
-has a *stamp*, a hash of its source. The check compares the stamp with a hash of the source as it is now.
-`registry.auth.revocation_across_workers` describes when this check runs, and how a worker learns that another worker
-has revoked a credential.
+The check reads the account, the API token and the keys that sign bearer tokens from the store. Some identities depend
+on a *source outside the store*: the account's line in the htpasswd file, or the settings of a token issuer or of the
+OpenID provider. Such an identity has a *stamp*, a hash of its source. The check compares the stamp with a hash of the
+source as it is now. `registry.auth.revocation_across_workers` describes when this check runs, and how a worker learns
+that another worker has revoked a credential.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from registry.auth.password.htpasswd import STAMP_PREFIX, HtpasswdFile
 from registry.auth.rights.principal import Identity
+from registry.auth.token.signing_keys import SigningKeys
 from storage.access import AccountName, AccountUnknown, ApiToken
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
@@ -22,12 +23,20 @@ from storage.errors import Unauthorized
 
 class RevocationCheck:
     """Checks identities. `stamps` are the stamps of the issuers and of the OpenID provider in the current settings.
-    `htpasswd` is None if the settings name no htpasswd file."""
+    `htpasswd` is None if the settings name no htpasswd file. `keys` are the keys that sign bearer tokens; None: every
+    identity that a bearer token of this registry has proved is refused."""
 
-    def __init__(self, accounts: Accounts, htpasswd: HtpasswdFile | None = None, stamps: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        accounts: Accounts,
+        htpasswd: HtpasswdFile | None = None,
+        stamps: Collection[str] = (),
+        keys: SigningKeys | None = None,
+    ) -> None:
         self._accounts = accounts
         self._htpasswd = htpasswd
         self._stamps = frozenset(stamps)
+        self._keys = keys
 
     def check(self, identity: Identity) -> Identity:
         """Returns the identity with the current limits of its API token. If the API token expires earlier than the
@@ -38,6 +47,8 @@ class RevocationCheck:
         returns False. The epoch is a number in the store that increases when an account, a grant or a signing key
         changes, or an API token is revoked.
         """
+        if identity.key_id is not None and (self._keys is None or self._keys.find(identity.key_id) is None):
+            raise Unauthorized("the key that signed the token is not accepted any more")
         if identity.name is None:
             return identity
         if identity.version is not None:

@@ -24,11 +24,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from registry.auth.authorization_header import REFUSED
 from registry.auth.credential_cache import VerifiedCredential
 from registry.auth.revocation import RevocationCheck
 from registry.auth.rights.policy import Policy
 from registry.auth.rights.principal import Principal
-from registry.auth.token.bearer_tokens import BearerTokens
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
 
@@ -36,15 +36,8 @@ from storage.errors import Unauthorized
 class CachedCredentialCheck:
     """Checks whether a cached credential is still valid. `clock` returns seconds since 1970."""
 
-    def __init__(
-        self,
-        accounts: Accounts,
-        bearer_tokens: BearerTokens,
-        revocation_check: RevocationCheck,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, accounts: Accounts, revocation_check: RevocationCheck, clock: Callable[[], float]) -> None:
         self._accounts = accounts
-        self._bearer_tokens = bearer_tokens
         self._revocation_check = revocation_check
         self._clock = clock
 
@@ -60,8 +53,6 @@ class CachedCredentialCheck:
             return False
         epoch = self._accounts.epoch()
         if verified.epoch != epoch:
-            if verified.key_id is not None and not self._bearer_tokens.is_key_accepted(verified.key_id):
-                return False
             try:
                 verified.identity = self._revocation_check.check(verified.identity)
             except Unauthorized:
@@ -77,5 +68,9 @@ async def principal_of(policy: Policy, verified: VerifiedCredential) -> Principa
     principal = verified.principal
     if principal is None or principal.epoch != policy.accounts.epoch():
         await policy.prepare(verified.identity)
-        principal = verified.principal = policy.principal(verified.identity, checked_at=verified.epoch)
+        try:
+            # Checks the identity again if the epoch has changed since it was last checked, even during `prepare`.
+            principal = verified.principal = policy.principal(verified.identity, checked_at=verified.epoch)
+        except Unauthorized:
+            raise Unauthorized(REFUSED) from None
     return principal

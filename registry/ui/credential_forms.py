@@ -71,6 +71,7 @@ async def add_token(request: Request, caller: Caller, account: AccountName, form
         note=text_of(form, "note"),
         expires_in=float(days) * 86400 if days else None,
         limits=_limits(form.one("limits") or ""),
+        expected_version=caller.version_of(account),
         by=caller.actor,
     )
     return await show_secret(

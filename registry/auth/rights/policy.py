@@ -5,7 +5,11 @@ with its rights. A grant allows a *grantee* (an account, a group, all accounts, 
 repositories whose names match a pattern. Grants only add rights; no grant takes rights away.
 
 The *epoch* is a number in the store. It increases when any worker changes an account, a group, a grant or a signing
-key, or revokes an API token. The grants that this module caches are used only while the epoch stays the same.
+key, or revokes an API token. When the epoch has changed, this module reads the grants that it has cached again.
+
+A process caches thousands of principals, and an account can have many of them: one for each bearer token. So principals
+share their `Rights`: all principals to which the same grants apply have one object, also if the epoch has changed but
+the grants have not.
 """
 
 from __future__ import annotations
@@ -13,7 +17,9 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 from registry.auth.authorization_header import REFUSED
 from registry.auth.rights.principal import ANONYMOUS, Identity, Principal, Rights, open_principal
@@ -30,9 +36,9 @@ _MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
 requests. The action push is missing, because a push always stores under the requested name."""
 
 _MANY_GRANTS: Final = 200
-"""If a grantee has more grants than this, all identities to which the grants apply share the grantee's cached name
-sets. The patterns of grantees with at most this many grants are merged for each identity, into one name set for each
-combination of actions."""
+"""If a grantee has more grants than this, all rights to which the grants contribute share the grantee's cached name
+sets. The patterns of grantees with at most this many grants are merged into one name set for each combination of
+actions."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
@@ -41,11 +47,24 @@ _MAX_CACHED_GRANTS: Final = 100_000
 """The cache of grants is emptied when it has more grants and grantees together than this."""
 
 
-class GranteeGrants(NamedTuple):
-    """The grants of one grantee: the granted `names` by combination of actions, and the number of grants (`size`)."""
+@dataclass(frozen=True, slots=True, eq=False)
+class GranteeGrants:
+    """The grants of one grantee: the granted `names` by combination of actions, and the number of grants (`size`). Two
+    of these objects are equal only if they are the same object, so a set of them is a key that is fast to compare."""
 
     names: Mapping[Action, NameSet]
     size: int
+
+    def has_patterns(self, patterns_by_actions: Mapping[Action, frozenset[NamePattern]]) -> bool:
+        """Returns whether these grants are for exactly these patterns, by combination of actions."""
+        return {actions: names.patterns for actions, names in self.names.items()} == patterns_by_actions
+
+
+class _CachedGrants(NamedTuple):
+    """The cached `grants` of a grantee, and the `epoch` under which they were last read."""
+
+    grants: GranteeGrants
+    epoch: int
 
 
 class IdentityCheck(Protocol):
@@ -94,11 +113,12 @@ class Policy:
         self._guarded = frozenset(guarded)
         self._is_closed = is_closed
         self._open = open_principal(self._guarded)
-        self._cached_grants: dict[Grantee, GranteeGrants] = {}
-        self._cache_epoch: int | None = None
-        """The epoch under which the cached grants were read; None before the first reading."""
+        self._cached_grants: dict[Grantee, _CachedGrants] = {}
         self._cached_count = 0
         """The number of cached grants, plus the number of grantees that they are cached for."""
+        self._rights_by_grants: WeakValueDictionary[frozenset[GranteeGrants], Rights] = WeakValueDictionary()
+        """The rights that principals have now, by the grants that they were computed from. Rights that no principal has
+        any more disappear, so this needs no largest size."""
 
     @classmethod
     def from_settings(cls, settings: Settings, accounts: Accounts, identity_check: IdentityCheck) -> Policy:
@@ -126,7 +146,7 @@ class Policy:
             return
         cost_since_pause = 0
         for grantee in self._grantees(identity):
-            granted = self._grants_of(grantee)
+            granted = self._grants_of(grantee, self.accounts.epoch())
             cost_since_pause += _GRANTEE_COST + granted.size
             if cost_since_pause >= _GRANTS_PER_STEP:
                 await asyncio.sleep(0)  # lets other tasks run
@@ -203,13 +223,13 @@ class Policy:
 
         A requested name can lead to one of several stored names. The result contains an action if the action is allowed
         on any of these stored names. Each later request with the token is checked for the stored name to which the
-        request leads. If the identity is not valid any more, the result is `Action.NONE` for all names.
+        request leads. Raises Unauthorized if the identity is not valid any more.
         """
         await self.prepare(identity)
         try:
             principal = self.principal(identity)
         except Unauthorized:
-            return dict.fromkeys(names, Action.NONE)
+            raise Unauthorized(REFUSED) from None
         allowed_by_name = {}
         for name in names:
             if principal.is_slow_to_match:
@@ -238,12 +258,21 @@ class Policy:
             return False
 
     def _rights(self, identity: Identity) -> Rights:
-        """Returns the rights that the grants give an identity. Merges the patterns of grantees with few grants, because
-        one large set of patterns is faster to match than several small ones."""
+        """Returns the rights that the grants give an identity. All identities with the same grants share them."""
+        epoch = self.accounts.epoch()
+        granted = (self._grants_of(grantee, epoch) for grantee in self._grantees(identity))
+        grants = frozenset(each for each in granted if each.size)
+        rights = self._rights_by_grants.get(grants)
+        if rights is None:
+            rights = self._rights_by_grants[grants] = self._merge(grants)
+        return rights
+
+    def _merge(self, grants: Iterable[GranteeGrants]) -> Rights:
+        """Returns the rights that the grants of several grantees give together. Merges the patterns of grantees with
+        few grants, because one large set of patterns is faster to match than several small ones."""
         merged: defaultdict[Action, set[NamePattern]] = defaultdict(set)
         unmerged: list[tuple[Action, NameSet]] = []
-        for grantee in self._grantees(identity):
-            granted = self._grants_of(grantee)
+        for granted in grants:
             if granted.size > _MANY_GRANTS:
                 unmerged += granted.names.items()
                 continue
@@ -252,19 +281,24 @@ class Policy:
         merged_names = {actions: NameSet(frozenset(patterns), self._guarded) for actions, patterns in merged.items()}
         return Rights(merged_names, more_names=unmerged)
 
-    def _grants_of(self, grantee: Grantee) -> GranteeGrants:
-        """Returns the grants of a grantee, from the cache if the epoch has not changed. The cache saves time because
-        many accounts share a grantee, such as a group or everyone."""
-        epoch = self.accounts.epoch()
-        if epoch != self._cache_epoch or self._cached_count > _MAX_CACHED_GRANTS:
-            self._cached_grants, self._cache_epoch, self._cached_count = {}, epoch, 0
-        grantee_grants = self._cached_grants.get(grantee)
-        if grantee_grants is None:
-            patterns = self.accounts.patterns_by_actions([grantee])
-            names = {actions: NameSet(granted, self._guarded) for actions, granted in patterns.items()}
-            grantee_grants = self._cached_grants[grantee] = GranteeGrants(names, sum(map(len, patterns.values())))
-            self._cached_count += grantee_grants.size + 1
-        return grantee_grants
+    def _grants_of(self, grantee: Grantee, epoch: int) -> GranteeGrants:
+        """Returns the grants of a grantee, from the cache if they were read under the current `epoch`. The cache saves
+        time because many accounts share a grantee, such as a group or everyone. If the epoch has changed, but the
+        grants have not, returns the same object as before."""
+        cached = self._cached_grants.get(grantee)
+        if cached is not None and cached.epoch == epoch:
+            return cached.grants
+        patterns = self.accounts.patterns_by_actions([grantee])
+        if cached is not None and cached.grants.has_patterns(patterns):
+            self._cached_grants[grantee] = _CachedGrants(cached.grants, epoch)
+            return cached.grants
+        if self._cached_count > _MAX_CACHED_GRANTS:
+            self._cached_grants, self._cached_count, cached = {}, 0, None
+        names = {actions: NameSet(granted, self._guarded) for actions, granted in patterns.items()}
+        grants = GranteeGrants(names, sum(map(len, patterns.values())))
+        self._cached_grants[grantee] = _CachedGrants(grants, epoch)
+        self._cached_count += grants.size + 1 - (0 if cached is None else cached.grants.size + 1)
+        return grants
 
     def _grantees(self, identity: Identity) -> Sequence[Grantee]:
         """Returns the grantees whose grants apply to an identity: everyone, all accounts, the account itself, and its

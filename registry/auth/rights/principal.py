@@ -37,7 +37,8 @@ repository's name, because repository names contain no colon."""
 class Identity:
     """The account that a credential has proved, with the limits of the credential.
 
-    An identity becomes invalid when its account, its API token or its source outside the store (see `stamp`) changes.
+    An identity becomes invalid when its account, its API token, its signing key or its source outside the store (see
+    `stamp`) changes.
     `registry.auth.revocation` checks this.
 
     - `name`: the account's name. None: the client sent no credential, or an anonymous bearer token.
@@ -49,6 +50,8 @@ class Identity:
       or the settings of a token issuer or of the OpenID provider. None: there is no such source.
     - `token`: the id of the API token that the client sent, or with which it got its bearer token. None: no API token
       was used.
+    - `key_id`: the id of the store's key that signed the bearer token. None: the client sent no bearer token that this
+      registry issued.
     - `session`: the id of the login session of the browser that sent the request. None: there is none.
     - `groups`: groups that an issuer or the OpenID provider named, in addition to the account's groups in the store.
     - `access`: the actions that a bearer token grants, by repository name. None: the client sent no bearer token that
@@ -62,6 +65,7 @@ class Identity:
     version: int | None = None
     stamp: str | None = None
     token: str | None = None
+    key_id: str | None = None
     session: str | None = None
     groups: tuple[str, ...] = ()
     access: Mapping[str, Action] | None = None
@@ -85,7 +89,7 @@ _EVERY_BIT: Final = EVERY_ACTION.value
 """The bits of all actions, as a plain int."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Rights:
     """The actions that an account, or an anonymous client, may do on repositories.
 
@@ -105,6 +109,8 @@ class Rights:
     _bits_by_names: Mapping[NameSet, int] = field(init=False, repr=False, compare=False)
     """The bits of all actions that are allowed on each set of names. Each set occurs once, so a name is matched against
     it only once."""
+    _unions: dict[Action, NameSet] = field(init=False, repr=False, compare=False)
+    """The results of `names_allowing` that are unions of several sets, because such a union can be large."""
 
     def __post_init__(self) -> None:
         bits_by_names: dict[NameSet, int] = {}
@@ -115,6 +121,7 @@ class Rights:
         ):
             raise ValueError("the sets of names differ in their guarded upstreams, or have limits")
         object.__setattr__(self, "_bits_by_names", bits_by_names)
+        object.__setattr__(self, "_unions", {})
 
     @classmethod
     def everything(cls, guarded: Iterable[str] = (), *, admin: bool = False) -> Rights:
@@ -128,8 +135,11 @@ class Rights:
         matching_sets = [names for actions, names in (*self.names.items(), *self.more_names) if action in actions]
         if len(matching_sets) <= 1:
             return matching_sets[0] if matching_sets else NO_NAMES
-        # All sets have the same guarded upstreams (see the class), so the union has those of the first set.
-        return NameSet(frozenset().union(*(names.patterns for names in matching_sets)), matching_sets[0].guarded)
+        if action not in self._unions:
+            # All sets have the same guarded upstreams (see the class), so the union has those of the first set.
+            patterns = frozenset().union(*(names.patterns for names in matching_sets))
+            self._unions[action] = NameSet(patterns, matching_sets[0].guarded)
+        return self._unions[action]
 
     def action_bits(self, stored_name: str) -> int:
         """Returns the actions allowed on a repository, as the bits of an `Action`. The bits are a plain int for speed:

@@ -101,24 +101,12 @@ class BearerTokens:
         token, or if the token has expired. Does not check whether the account still exists; `registry.auth.revocation`
         does."""
         try:
-            return _identity_of(self._signed.verify(text, self._clock()))
+            return _identity_of(*self._signed.verify(text, self._clock()))
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             # The signature is right, so another version of this software made the token.
             raise Unauthorized("the token has claims in an unknown format") from None
-
-    def signing_key_id(self, text: str) -> str:
-        """Returns the id of the signing key that a token names. Does not check the signature. Raises Unauthorized if
-        this is not a bearer token."""
-        try:
-            return self._signed.key_id(text)
-        except TokenInvalid as error:
-            raise Unauthorized(f"the token {error}") from None
-
-    def is_key_accepted(self, key_id: str) -> bool:
-        """Returns whether tokens that were signed with the key `key_id` are still accepted."""
-        return self._signed.is_key_accepted(key_id)
 
 
 def _access_claim(access: Mapping[str, Action]) -> list[dict[str, object]]:
@@ -149,7 +137,8 @@ def _parse_access(claim: object) -> dict[str, Action]:
 
 def _identity_claims(identity: Identity) -> dict[str, object]:
     """Returns the claims for those fields of an identity that have no standard claim. `Identity` describes the fields.
-    There is no claim for the limits of an API token, because `registry.auth.revocation` reads them from the store."""
+    There is no claim for the limits of an API token, because `registry.auth.revocation` reads them from the store. The
+    id of the signing key is in the token's header."""
     return {
         "robot": identity.robot,
         "version": identity.version,
@@ -159,15 +148,16 @@ def _identity_claims(identity: Identity) -> dict[str, object]:
     }
 
 
-def _identity_of(claims: Mapping[str, Any]) -> Identity:
-    """Returns the identity in a token's claims. Raises KeyError, TypeError, ValueError or AttributeError if they are
-    malformed."""
+def _identity_of(claims: Mapping[str, Any], key_id: str) -> Identity:
+    """Returns the identity in a token's claims. `key_id`: the id of the key that signed the token. Raises KeyError,
+    TypeError, ValueError or AttributeError if the claims are malformed."""
     return Identity(
         claims["sub"] or None,
         robot=bool(claims.get("robot")),
         version=claims.get("version"),
         stamp=claims.get("stamp"),
         token=claims.get("token"),
+        key_id=key_id,
         groups=tuple(claims.get("groups", ())),
         access=_parse_access(claims["access"]),
         expires=float(claims["exp"]),

@@ -78,14 +78,9 @@ class SignedTokens:
         text = json.dumps(payload, separators=(",", ":"))
         return serialize_compact(header, text, self._hmac_key(key.id, key.secret), registry=_REGISTRY)
 
-    def key_id(self, text: str) -> str:
-        """Returns the id of the signing key that the token `text` names. Does not check the signature. Raises
-        TokenInvalid if the text is not a token of this kind."""
-        return self._key_id(parse_token(text, self._max_characters))
-
-    def verify(self, text: str, now: float) -> dict[str, Any]:
-        """Returns the claims of the token `text`. Raises TokenInvalid if this registry did not sign the token, or if
-        the token is not valid at the time `now`, in seconds since 1970."""
+    def verify(self, text: str, now: float) -> tuple[dict[str, Any], str]:
+        """Returns the claims of the token `text`, and the id of the signing key that signed it. Raises TokenInvalid if
+        this registry did not sign the token, or if the token is not valid at the time `now`, in seconds since 1970."""
         token = parse_token(text, self._max_characters)
         key = self._keys.find(self._key_id(token))
         if key is None:
@@ -97,11 +92,7 @@ class SignedTokens:
         check_claims(claims, self._claims, now, LEEWAY_SECONDS)
         if claims["exp"] <= now:  # the leeway is for the other times only
             raise TokenInvalid("has expired")
-        return claims
-
-    def is_key_accepted(self, key_id: str) -> bool:
-        """Returns whether tokens that were signed with the key `key_id` are still accepted."""
-        return self._keys.find(key_id) is not None
+        return claims, key.id
 
     def _key_id(self, token: CompactSignature) -> str:
         """Returns the id of the signing key that a token names. Raises TokenInvalid if the token is of another kind."""

@@ -14,7 +14,6 @@ Sources: Distribution's "Token Authentication Specification" and "OAuth2 Token A
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -28,12 +27,9 @@ from registry.request import RequestInvalid
 from storage.access import AccountName, Action
 from storage.accounts import Accounts
 from storage.content import Actor
-from storage.errors import RegistryError, TooManyRequests, Unauthorized
+from storage.errors import TooManyRequests, Unauthorized
 from storage.names import shown
 
-MAX_REFRESH_TOKENS: Final = 100
-"""The largest number of refresh tokens of one account. If a new token exceeds this number, the least recently used one
-is revoked."""
 _MAX_CLIENT_CHARACTERS: Final = 64
 """The number of characters to which the name of a client is cut before the name is stored. Clients choose this name."""
 
@@ -43,7 +39,7 @@ class ScopePolicy(Protocol):
 
     async def allowed(self, identity: Identity, names: Iterable[str]) -> Mapping[str, Action]:
         """Returns all actions that a token for `identity` can grant on each of the repositories `names`. The keys of
-        the result are these names."""
+        the result are these names. Raises Unauthorized if the identity is not valid any more."""
         ...
 
 
@@ -160,7 +156,8 @@ class TokenService:
         return all(Action.PULL in allowed for allowed in allowed_by_name.values())
 
     async def _grant(self, identity: Identity, requested: RequestedAccess) -> dict[str, Action]:
-        """Returns those of the requested actions that `identity` may do, by repository name."""
+        """Returns those of the requested actions that `identity` may do, by repository name. Raises Unauthorized if the
+        identity is not valid any more."""
         granted = {}
         allowed = await self._rights.allowed(identity, [name for name in requested.actions if name != CATALOG])
         for name, actions in requested.actions.items():
@@ -171,9 +168,11 @@ class TokenService:
         return granted
 
     async def _make_refresh_token(self, identity: Identity, request: TokenRequest, by: Actor) -> str | None:
-        """Makes a refresh token, stores it and returns its text. Returns None for a login that was not made with the
+        """Makes a refresh token, stores it and returns its text. If the account has too many refresh tokens, the store
+        revokes the least recently used ones. Returns None for a login that was not made with the
         password of an account in the store. A login with an API token gets no refresh token, because the refresh token
-        would still be valid after the API token was revoked."""
+        would still be valid after the API token was revoked. Raises Unauthorized if the account has changed since its
+        password was verified, because a new password ends all logins with the old one."""
         if identity.name is None or identity.version is None:  # no account, or an account of the htpasswd file
             return None
         if identity.token is not None or identity.stamp is not None:  # an API token, or a token of an issuer
@@ -187,19 +186,13 @@ class TokenService:
             expires=now + self._refresh_lifetime,
         )
         actor = Actor(account, by.address, by.request_id, by.user_agent)
-        await self._accounts.add_token(new_token.token, new_token.secret_hash, by=actor)
-        await self._revoke_excess(account, actor)
+        try:
+            await self._accounts.add_token(
+                new_token.token, new_token.secret_hash, expected_version=identity.version, by=actor
+            )
+        except Unauthorized:  # the account, such as its password, has changed since the login was verified
+            raise Unauthorized(REFUSED) from None
         return new_token.text
-
-    async def _revoke_excess(self, account: AccountName, by: Actor) -> None:
-        """Revokes the least recently used refresh tokens of an account, if it has more than `MAX_REFRESH_TOKENS`."""
-        # The page can also contain API tokens that people made, so it is larger than `MAX_REFRESH_TOKENS`.
-        page = self._accounts.tokens(account, after=None, limit=10 * MAX_REFRESH_TOKENS)
-        refresh_tokens = [token for token in page.items if token.purpose == "login"]
-        refresh_tokens.sort(key=lambda token: token.used or token.created)
-        for token in refresh_tokens[: max(0, len(refresh_tokens) - MAX_REFRESH_TOKENS)]:
-            with suppress(RegistryError):  # already revoked, or the disk is full; the login must succeed anyway
-                await self._accounts.revoke_token(token.id, by=by)
 
 
 def _token_note(client: str, address: str) -> str:

@@ -20,6 +20,7 @@ import apsw
 
 from storage.access import Account, AccountExists, AccountInvalid, AccountKind, AccountName, AccountUnknown, LastAdmin
 from storage.content import Actor, Page
+from storage.errors import Unauthorized
 from storage.metadata.sqlite.access.audit_table import nonzero_counts, record
 
 _ACCOUNT = """
@@ -61,6 +62,16 @@ def account(db: apsw.Connection, name: AccountName) -> Account:
     if row is None:
         raise AccountUnknown(f"there is no account {name}")
     return _account(row)
+
+
+def check_version(db: apsw.Connection, name: AccountName, expected_version: int | None) -> None:
+    """Raises Unauthorized if the account's version is not `expected_version`, or if the account does not exist. None:
+    checks nothing. A change calls this in its transaction if a login to the account allows the change. Otherwise a
+    login with an old password, which runs while the password is changed, could make a credential that stays valid."""
+    if expected_version is None:
+        return
+    if db.execute("SELECT version FROM account WHERE name = ?", (name,)).get != expected_version:
+        raise Unauthorized(f"the account {name} was changed during this request; log in again")
 
 
 def password_hash(db: apsw.Connection, name: AccountName) -> str | None:
@@ -121,12 +132,22 @@ def add(
     return account(db, name)
 
 
-def set_password(db: apsw.Connection, by: Actor, now: float, name: AccountName, hashed_password: str | None) -> None:
+def set_password(
+    db: apsw.Connection,
+    by: Actor,
+    now: float,
+    name: AccountName,
+    hashed_password: str | None,
+    expected_version: int | None = None,
+) -> None:
     """Changes a person's password. `hashed_password`: the hash of the new password; None to remove the password.
+    `expected_version`: as for `check_version`.
 
     Bearer tokens and browser sessions that were issued earlier become invalid, because the account's version changes.
     Deletes the account's refresh tokens, which are the API tokens that `docker login` got (purpose `login`). The API
-    tokens that the person made (purpose `personal`) stay. Raises AccountUnknown; AccountInvalid for a robot."""
+    tokens that the person made (purpose `personal`) stay. Raises AccountUnknown; AccountInvalid for a robot;
+    Unauthorized (`check_version`)."""
+    check_version(db, name, expected_version)
     if account(db, name).kind is AccountKind.ROBOT:
         raise AccountInvalid(f"{name} is a robot, and robots have no password; make an API token for it")
     _change(db, name, "password", hashed_password)

@@ -12,18 +12,30 @@ that takes a right away increments the epoch.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import apsw
 
 from storage.access import AccountExists, AccountInvalid, AccountName, AccountUnknown, Action, ApiToken, TokenLimit
 from storage.content import Actor, Page
-from storage.metadata.sqlite.access.account_table import account, increment_epoch, limited_page, name_from_database
+from storage.metadata.sqlite.access.account_table import (
+    account,
+    check_version,
+    increment_epoch,
+    limited_page,
+    name_from_database,
+)
 from storage.metadata.sqlite.access.audit_table import record
 from storage.metadata.sqlite.access.grant_table import pattern_from_database
 
 MOST_TOKENS = 500
 """Largest number of personal API tokens of an account. Without this limit, a client could fill the disk with tokens."""
+MAX_REFRESH_TOKENS: Final = 100
+"""Largest number of refresh tokens of an account. A further login revokes the token that was not used for the longest
+time. Without this limit, a client that logs in again and again could fill the disk."""
+_REVOKED_PER_LOGIN: Final = 100
+"""Largest number of refresh tokens that a further login revokes. An account that exceeds the limit by many tokens, as
+older versions allowed, loses them in several logins, because other changes wait until the transaction has ended."""
 MAX_PAGE_LIMITS = 500
 """A limit restricts a token to some actions on the repositories that a pattern matches. A page ends when its tokens
 together have this number of limits or more."""
@@ -33,6 +45,12 @@ _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY 
 _PAGE_OF_ACCOUNT = (
     _TOKEN + " WHERE account = ?4 AND id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY account, id LIMIT ?3"
 )
+_EXCESS_REFRESH_TOKENS = (
+    _TOKEN + " WHERE account = ?1 AND purpose = 'login' AND id <> ?2 "
+    "ORDER BY ifnull(used, created) DESC, created DESC, id LIMIT ?4 OFFSET ?3"
+)
+"""The refresh tokens of an account without the new one, the most recently used first. Leaves out the first ?3 of
+them."""
 
 
 def _token(row: tuple[Any, ...]) -> ApiToken:
@@ -73,11 +91,21 @@ def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str 
     )
 
 
-def add(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken, secret_hash: bytes) -> None:
-    """Adds the token. Does not increment the epoch, because no process can have cached anything about the token. Raises
-    AccountUnknown if its account does not exist; AccountExists if its id is in use; AccountInvalid if its account has
-    too many personal tokens."""
+def add(
+    db: apsw.Connection,
+    by: Actor,
+    now: float,
+    new_token: ApiToken,
+    secret_hash: bytes,
+    expected_version: int | None = None,
+) -> None:
+    """Adds the token. Does not increment the epoch, because no process can have cached anything about the token. If the
+    token is a refresh token, and its account has more than `MAX_REFRESH_TOKENS` now, revokes the least recently used
+    ones, which increments the epoch. `expected_version`: as for `check_version`. Raises AccountUnknown if its account
+    does not exist; AccountExists if its id is in use; AccountInvalid if its account has too many personal tokens;
+    Unauthorized (`check_version`)."""
     _delete_expired(db, now)
+    check_version(db, new_token.account, expected_version)
     account(db, new_token.account)  # raises AccountUnknown
     if db.execute("SELECT 1 FROM api_token WHERE id = ?", (new_token.id,)).get is not None:
         raise AccountExists("there is an API token with that id already")
@@ -96,11 +124,13 @@ def add(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken, secret_
         ),
     )
     record(db, by, now, "token.add", new_token.account, _detail(new_token))
+    if new_token.purpose == "login":
+        _revoke_excess(db, by, now, new_token)
 
 
 def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
     """Raises AccountInvalid if the token is a personal one and its account already has `MOST_TOKENS` personal tokens.
-    Does not limit refresh tokens: the code that adds them revokes the least recently used ones."""
+    Does not limit refresh tokens: `add` revokes the least recently used ones."""
     count_sql = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = 'personal'"
     if new_token.purpose == "personal" and db.execute(count_sql, (new_token.account,)).get >= MOST_TOKENS:
         raise AccountInvalid(
@@ -108,11 +138,25 @@ def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
         )
 
 
+def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken) -> None:
+    """Revokes refresh tokens of the account of `new_token`, a refresh token that was just added, if the account has
+    more than `MAX_REFRESH_TOKENS`."""
+    values = (new_token.account, new_token.id, MAX_REFRESH_TOKENS - 1, _REVOKED_PER_LOGIN)
+    excess = [_token(row) for row in db.execute(_EXCESS_REFRESH_TOKENS, values).fetchall()]
+    for excess_token in excess:
+        _delete(db, by, now, excess_token)
+
+
 def revoke(db: apsw.Connection, by: Actor, now: float, token_id: str) -> None:
     """Deletes a token. Raises AccountUnknown if there is no such token or it has expired."""
     revoked, _ = token(db, now, token_id)
     _delete_expired(db, now)
-    db.execute("DELETE FROM api_token WHERE id = ?", (token_id,))
+    _delete(db, by, now, revoked)
+
+
+def _delete(db: apsw.Connection, by: Actor, now: float, revoked: ApiToken) -> None:
+    """Deletes a token that exists, increments the epoch, and writes the line of the audit log."""
+    db.execute("DELETE FROM api_token WHERE id = ?", (revoked.id,))
     increment_epoch(db)
     record(db, by, now, "token.revoke", revoked.account, _detail(revoked))
 

@@ -18,7 +18,7 @@ import apsw
 
 from storage.access import AccountName, AccountUnknown, LoginSession
 from storage.content import Actor
-from storage.metadata.sqlite.access.account_table import name_from_database
+from storage.metadata.sqlite.access.account_table import check_version, name_from_database
 from storage.metadata.sqlite.access.audit_table import record
 
 MOST_SESSIONS: Final = 20
@@ -70,7 +70,8 @@ def sessions(db: apsw.Connection, now: float, account: AccountName) -> list[Logi
 
 def add(db: apsw.Connection, by: Actor, now: float, new: LoginSession, secret_hash: bytes) -> None:
     """Adds a session. Deletes expired sessions. If the account has more than `MOST_SESSIONS` sessions, deletes its
-    least recently used ones."""
+    least recently used ones. Raises Unauthorized if the account has changed since the login, such as its password."""
+    check_version(db, new.account, new.version)
     _delete_expired(db, now)
     db.execute(
         "INSERT INTO login_session (id, account, method, secret, created, expires, seen, address, user_agent, version, "

@@ -154,8 +154,10 @@ class SqliteAccounts:
             account_table.add, by, name, kind, password_hash, admin, note, only_without_rights
         )
 
-    async def set_password(self, name: AccountName, password_hash: str | None, *, by: Actor) -> None:
-        await self._run_restricting(account_table.set_password, by, name, password_hash)
+    async def set_password(
+        self, name: AccountName, password_hash: str | None, *, expected_version: int | None = None, by: Actor
+    ) -> None:
+        await self._run_restricting(account_table.set_password, by, name, password_hash, expected_version)
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
         """Replaces the hash `old` by `new`, a hash of the same password with stronger parameters. Does nothing if the
@@ -226,8 +228,10 @@ class SqliteAccounts:
     def tokens(self, account: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
         return api_token_table.page(self._db, self._clock(), account, after, limit)
 
-    async def add_token(self, token: ApiToken, secret_hash: bytes, *, by: Actor) -> None:
-        await self._run_adding(api_token_table.add, by, token, secret_hash)
+    async def add_token(
+        self, token: ApiToken, secret_hash: bytes, *, expected_version: int | None = None, by: Actor
+    ) -> None:
+        await self._run_adding(api_token_table.add, by, token, secret_hash, expected_version)
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
         await self._run_restricting(api_token_table.revoke, by, token_id)

@@ -7,13 +7,24 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import pytest
 
-from storage.access import AccountExists, AccountInvalid, AccountName, AccountUnknown, Action, SigningKey, TokenLimit
-from storage.metadata.sqlite.access.api_token_table import MOST_TOKENS
+from storage.access import (
+    AccountExists,
+    AccountInvalid,
+    AccountName,
+    AccountUnknown,
+    Action,
+    LoginSession,
+    SigningKey,
+    TokenLimit,
+)
+from storage.errors import Unauthorized
+from storage.metadata.sqlite.access.api_token_table import MAX_REFRESH_TOKENS, MOST_TOKENS
 from storage.patterns import NamePattern
 from tests.fakes.server_process import ROOT as PROJECT_ROOT
 from tests.unit.storage.metadata.account_views import (
@@ -105,6 +116,33 @@ async def test_a_new_password_deletes_refresh_tokens(workers: TwoWorkers) -> Non
     await workers.second.set_password(BOB, "$new", by=BY_ROOT)
     assert workers.epoch_changed()
     assert [token.id for token in workers.first.tokens(None, None, 10).items] == ["made", "other"]
+
+
+async def test_an_old_login_cannot_make_credentials(workers: TwoWorkers) -> None:
+    """A login with an old password cannot make a credential after the password was changed, although the change was
+    made after the login was verified. The account's version has changed, and the transaction compares it. The same
+    applies to an account that was removed."""
+    old_version = workers.first.account(BOB).version
+    session = LoginSession("s1", BOB, "password", 1_000_000.0, 2_000_000.0, 1_000_000.0, "", "", version=old_version)
+    login, made = api_token("login", BOB, login=True), api_token("made", BOB)
+
+    async def check_refused() -> None:
+        for change in (
+            workers.first.add_token(login, b"hash", expected_version=old_version, by=BY_ROOT),
+            workers.first.add_token(made, b"hash", expected_version=old_version, by=BY_ROOT),
+            workers.first.add_login_session(session, b"hash", by=BY_ROOT),
+            workers.first.set_password(BOB, "$old", expected_version=old_version, by=BY_ROOT),
+        ):
+            with pytest.raises(Unauthorized):
+                await change
+        assert workers.first.tokens(BOB, None, 10).items == []
+        assert workers.first.login_sessions(BOB) == []
+
+    await workers.second.set_password(BOB, "$new", expected_version=old_version, by=BY_ROOT)
+    await check_refused()
+    assert workers.first.password_hash(BOB) == "$new"
+    await workers.second.remove_account(BOB, by=BY_ROOT)
+    await check_refused()
 
 
 async def test_the_last_use_of_a_token_is_stored(workers: TwoWorkers) -> None:
@@ -264,3 +302,27 @@ async def test_the_number_of_api_tokens_of_an_account_is_limited(workers: TwoWor
     await workers.second.add_token(api_token("bobs", BOB), b"hash", by=BY_ROOT)
     await workers.second.revoke_token("t0", by=BY_ROOT)
     await workers.first.add_token(api_token("more"), b"hash", by=BY_ROOT)
+
+
+async def test_the_number_of_refresh_tokens_of_an_account_is_limited(workers: TwoWorkers) -> None:
+    """If an account has the largest number of refresh tokens, a further one revokes the token that was used least
+    recently, and changes the epoch of rights. API tokens that the user has made stay, whatever their ids and limits
+    are. The same applies to tokens of other accounts."""
+    limits = tuple(TokenLimit(NamePattern(f"team{number}/**"), Action.PULL) for number in range(50))
+    personal = [f"a{number}" for number in range(10)]
+    for token_id in personal:  # these ids sort before those of the refresh tokens
+        await workers.first.add_token(api_token(token_id, BOB, limits=limits), b"hash", by=BY_ROOT)
+    await workers.first.add_token(api_token("other", ALICE, login=True), b"hash", by=BY_ROOT)
+    for number in range(MAX_REFRESH_TOKENS):
+        token = replace(api_token(f"t{number}", BOB, login=True), created=1_000_000.0 + number)
+        await workers.first.add_token(token, b"hash", by=BY_ROOT)
+    await workers.first.save_token_use("t0", 1_000_500.0)
+    assert not workers.epoch_changed()
+    # The new token stays, although the clock was set back and its time is the earliest.
+    await workers.second.add_token(replace(api_token("new", BOB, login=True), created=1.0), b"hash", by=BY_ROOT)
+    assert workers.epoch_changed()
+    assert workers.audit_entries(action="token.revoke") == [("token.revoke", "bob")]
+    with pytest.raises(AccountUnknown):
+        workers.first.token("t1")
+    for token_id in (*personal, "other", "new", "t0", *(f"t{number}" for number in range(2, MAX_REFRESH_TOKENS))):
+        assert workers.first.token(token_id)[0].id == token_id

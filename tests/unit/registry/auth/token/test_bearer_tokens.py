@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from registry.auth.authorization_header import REFUSED, Bearer
+from registry.auth.revocation_across_workers import principal_of
+from registry.auth.rights.policy import Policy
 from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity
 from registry.auth.token.bearer_tokens import MAX_TOKEN_CHARACTERS, BearerTokens
 from registry.auth.token.signing_keys import RETIRED_KEY_SECONDS, make_key, rotate
@@ -64,8 +67,8 @@ async def check_refused(worker: AuthWorker, text: str) -> None:
 async def test_a_token_proves_its_account(worker: AuthWorker) -> None:
     """A token proves the account that requested it, with the granted access, until it expires."""
     proof = await worker.access.credential_verifier.verify_bearer(await issue_token(worker), KNOWN_ADDRESS)
-    account = worker.accounts.account(ALICE)
-    assert proof == Identity(ALICE, version=account.version, access=ACCESS, expires=worker.clock() + 300)
+    account, key = worker.accounts.account(ALICE), worker.accounts.signing_keys()[0]
+    assert proof == Identity(ALICE, version=account.version, key_id=key.id, access=ACCESS, expires=worker.clock() + 300)
 
 
 async def test_the_form_of_a_token(worker: AuthWorker) -> None:
@@ -295,6 +298,27 @@ async def test_a_key_that_is_retired_at_once(worker: AuthWorker) -> None:
     assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
     await check_refused(worker, text)
+
+
+@pytest.mark.parametrize("is_anonymous", [False, True], ids=["alice", "anonymous"])
+async def test_a_key_that_is_retired_at_once_ends_requests_in_progress(worker: AuthWorker, is_anonymous: bool) -> None:
+    """A key can be retired at once while a request with one of its tokens is in progress. Such a request is refused if
+    its token was verified, but its rights were not read yet. If its rights were read, it is refused when they are
+    checked again, as after a slow push. Later requests with the tokens are refused, too."""
+    policy = Policy(worker.accounts, worker.access.revocation_check)
+    identity = ANONYMOUS if is_anonymous else await identity_of_alice(worker)
+    text, text_of_push = [(await worker.access.bearer_tokens.issue(identity, ACCESS)).text for _ in range(2)]
+    verify = worker.access.credential_verifier.verify
+    verified, verified_push = [await verify(Bearer(each), KNOWN_ADDRESS) for each in (text, text_of_push)]
+    principal_of_push = await principal_of(policy, verified_push)
+    await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
+    with pytest.raises(Unauthorized, match=REFUSED):
+        await principal_of(policy, verified)
+    with pytest.raises(Unauthorized, match=REFUSED):
+        await policy.reevaluate(principal_of_push)
+    assert verified.principal is None
+    for each in (text, text_of_push):
+        await check_refused(worker, each)
 
 
 @pytest.fixture

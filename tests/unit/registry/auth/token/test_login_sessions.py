@@ -41,7 +41,7 @@ def check_refused(worker: AuthWorker, text: str) -> None:
 async def test_a_session_lasts_eight_hours(worker: AuthWorker, other_worker: AuthWorker) -> None:
     """On every worker, a session has the identity that logged in, for eight hours. A new signing key does not end the
     session."""
-    proof = Identity(ALICE, version=1, stamp="openid:x", groups=("dev",))
+    proof = replace(identity_of_alice(worker), stamp="openid:x", groups=("dev",))
     text = await worker.access.login_sessions.start(proof, "openid", KNOWN_ADDRESS)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
     worker.clock.now += SESSION_SECONDS - 1
