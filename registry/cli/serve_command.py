@@ -117,10 +117,11 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         for sock in all_sockets:
             stack.enter_context(sock)
         bound_to_loopback = all(is_loopback(sock.getsockname()[0]) for sock in sockets)
+        addresses = [address_of(sock) for sock in all_sockets]
         options, is_registry_closed = prepare(
             settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None
         )
-        banner = startup_banner(settings, address_of(sockets[0]), sockets[0], is_registry_closed=is_registry_closed)
+        banner = startup_banner(settings, addresses[0], sockets[0], is_registry_closed=is_registry_closed)
         # Created before the workers are forked, so that all of them share it.
         rate_memory = RateLimitMemory()
         run = new_server_run()
@@ -129,7 +130,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
             None if metrics_socket is None else metrics_socket.getsockname()[1],
             inherited=None if handover is None or handover.counts is None else CountsMemory(*handover.counts),
         )
-        configuration = LiveConfiguration(settings, flags, config, bound_to_loopback=bound_to_loopback)
+        configuration = LiveConfiguration(settings, flags, config, addresses, bound_to_loopback=bound_to_loopback)
 
         def make_app(settings: Settings, starts_background_work: bool) -> Entrepot:
             rate_limit = shared_rate_limit(settings, rate_memory)
@@ -152,7 +153,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
             live=LiveOptions(
                 configuration,
                 control=layout_of(settings.data).control,
-                successor=successor(settings, bound_to_loopback=bound_to_loopback),
+                successor=successor(settings, addresses, bound_to_loopback=bound_to_loopback),
                 handover=handover,
                 counts=telemetry.metrics.memory,
                 notifier=Notifier(os.environ.get("NOTIFY_SOCKET")),
