@@ -47,7 +47,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     from registry.app import create_app
     from registry.cli.server_preparation import prepare
     from registry.client_addresses import is_loopback
-    from registry.server.gate.listener import ListenError, bind
+    from registry.server.gate.listener import ListenError, address_of, bind
 
     if str(settings.data.absolute()) != facts["data"]:
         fail("the setting data takes effect only at a start: stop the server and start it again")
@@ -57,13 +57,15 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
     used = _used_addresses(facts)
+    addresses = used[:-1] if facts["metrics"] else used
     with ExitStack() as stack:
         try:
             if settings.listen != facts["listen"]:
                 sock = stack.enter_context(bind(settings.listen))
                 bound_to_loopback = is_loopback(sock.getsockname()[0])
+                addresses = [address_of(sock)]
             if metrics is not None and metrics != facts["metrics"]:
-                stack.enter_context(bind(metrics))
+                check_metrics_port(addresses, address_of(stack.enter_context(bind(metrics))))
         except ListenError as error:
             _fail_to_listen(error, used)
     prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
@@ -94,6 +96,14 @@ def _port(address: str) -> int | None:
     """Returns the port of an address such as `[::1]:5000`; None if it has none."""
     port = address.rpartition(":")[2]
     return int(port) if port.isdecimal() else None
+
+
+def check_metrics_port(addresses: Sequence[str], metrics: str) -> None:
+    """Ends the command with an error message if a socket of the registry has the same port as the socket for the
+    metrics: the server distinguishes them by their ports. `addresses`, `metrics`: the addresses of open sockets. The
+    check of the settings does not find this if systemd has opened the registry's socket."""
+    if any(_port(address) == _port(metrics) for address in addresses):
+        fail(f"port {_port(metrics)} is the registry's own: give metrics.listen another port")
 
 
 def metrics_address(settings: Settings) -> str | None:

@@ -108,6 +108,8 @@ print(listener.getsockname()[1], flush=True)
 os.dup2(listener.fileno(), 3)
 os.set_inheritable(3, True)
 os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="entrepot.socket")
+if metrics_host := os.environ.pop("METRICS_HOST", ""):
+    os.environ["ENTREPOT_METRICS__LISTEN"] = f"{metrics_host}:{listener.getsockname()[1]}"
 os.execv(sys.executable, [sys.executable, "-m", "registry", "serve", "--data", "data", "--workers", "2"])
 """
 
@@ -142,6 +144,17 @@ def test_socket_activation(tmp_path: Path) -> None:
             assert manager.recv(4096) == b"STOPPING=1"
             process.stdout.read()
             assert process.wait(60) == 0
+
+
+def test_metrics_on_the_port_of_the_socket(tmp_path: Path) -> None:
+    """If the metrics have the port of the socket that systemd has opened, on another host, the server does not start.
+    Otherwise it would answer the registry's clients as those of the metrics."""
+    environment = command_environment(PYTHONPATH=str(ROOT), METRICS_HOST="127.0.0.2")
+    done = subprocess.run(
+        [sys.executable, "-c", SOCKET_UNIT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert f"port {done.stdout.strip()} is the registry's own" in done.stderr
 
 
 def test_parent_is_killed_after_a_restart(site: LiveSite) -> None:

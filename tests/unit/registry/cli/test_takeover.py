@@ -76,6 +76,15 @@ def test_a_port_that_another_program_uses(data: Path, used: str, capsys: pytest.
     assert "the port is in use by another program" in message
 
 
+def test_metrics_on_the_port_of_a_socket_of_systemd(data: Path, used: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """If systemd has opened the registry's socket, `listen` does not name its port. The metrics may not get the same
+    port on another host: the server would take requests to the registry for requests to the metrics."""
+    port = used.rpartition(":")[2]
+    settings = Settings(data=data, workers=2, metrics=MetricsSettings(listen=f"127.0.0.2:{port}"))
+    message = refusal(settings, facts_of(Settings(data=data, workers=2), used), capsys)
+    assert f"port {port} is the registry's own" in message
+
+
 def test_a_host_that_does_not_overlap(data: Path, used: str) -> None:
     """On the same port of another host, the new version can listen while the old one runs."""
     port = used.rpartition(":")[2]
