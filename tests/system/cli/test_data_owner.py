@@ -125,6 +125,19 @@ def test_root_reaches_a_server_that_its_owner_could_not(folder: Path, public_imp
     assert (done.returncode, done.stdout) == (0, "reloaded\n"), done.stderr
 
 
+def test_password_file_that_only_root_can_read(folder: Path, public_imports: str) -> None:
+    """`user add --if-first` reads the password as root, before it becomes the owner to look for accounts. If there is
+    an account, it needs no password."""
+    file = folder / "password.txt"
+    file.write_text("correct horse battery")
+    file.chmod(0o600)
+    command = ("user", "add", "admin", "--if-first", "--password-file", file, "--data", folder / "data")
+    assert "admin is added" in entrepot(*command, folder=folder, site=public_imports).stderr
+    file.unlink()
+    second_run = entrepot(*command, folder=folder, site=public_imports)
+    assert (second_run.returncode, "admin is not added" in second_run.stderr) == (0, True)
+
+
 def test_second_start_on_the_same_directory(folder: Path) -> None:
     """A second start of the server on the same directory works, and all files still belong to the owner."""
     for _ in range(2):
