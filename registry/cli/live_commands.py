@@ -37,13 +37,14 @@ def restart(config: ConfigOption = None, data: DataOption = None) -> None:
 
 def _ask(settings: Settings, request: str) -> None:
     """Sends a request to the server that uses the data directory, and prints the response. If there is no such server,
-    or if the server refuses the request, prints the reason and ends the command with exit code 1."""
-    from registry.cli.data_owner import become_owner
+    or if the server refuses the request, prints the reason and ends the command with exit code 1.
+
+    Root stays root, in contrast to other commands: this one creates no files, and the owner of the data directory may
+    not reach it by its path. With DynamicUser, systemd puts it below /var/lib/private, which only root can enter."""
     from registry.server.process.control_socket import ControlUnavailable, ask_server
     from storage.composition import layout_of
 
     with one_line_errors():
-        become_owner(settings.data)
         try:
             response = ask_server(layout_of(settings.data).control, {"do": request})
         except ControlUnavailable as error:

@@ -4,12 +4,13 @@ variables and file as at the start."""
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from registry.cli.takeover import STOP_AND_START, metrics_address
 from registry.config import Settings
-from registry.config.setting_changes import changed_settings
+from registry.config.setting_changes import TakesEffect, changed_settings
 from registry.config.settings_sources import ConfigError, load_settings
 from registry.server.process.live_change import ChangeRefused, Proposal
 
@@ -18,13 +19,21 @@ class LiveConfiguration:
     """Implements `ConfigurationSource`. `settings`: the settings that are in effect now."""
 
     def __init__(
-        self, settings: Settings, flags: Mapping[str, Any], file: Path | None, *, bound_to_loopback: bool
+        self,
+        settings: Settings,
+        flags: Mapping[str, Any],
+        file: Path | None,
+        addresses: Sequence[str],
+        *,
+        bound_to_loopback: bool,
     ) -> None:
-        """`flags` and `file`: the arguments of `load_settings` at the start. `bound_to_loopback`: whether only this
-        machine can connect to the server's port."""
+        """`flags` and `file`: the arguments of `load_settings` at the start. `addresses`: the addresses of all sockets
+        on which the server listens. `bound_to_loopback`: whether only this machine can connect to the server's
+        port."""
         self.settings = settings
         self._flags = flags
         self._file = file
+        self._addresses = addresses
         self._bound_to_loopback = bound_to_loopback
         self._proposed: tuple[Proposal, Settings] | None = None
 
@@ -34,8 +43,8 @@ class LiveConfiguration:
             settings = load_settings(self._flags, self._file).settings
         except ConfigError as error:
             raise ChangeRefused(str(error)) from None
-        changes = list(changed_settings(self.settings, settings))
-        for effect, how in (("start", "stop the server and start it again"), ("restart", "run `entrepot restart`")):
+        changes = list(self._changes(settings))
+        for effect, how in (("start", STOP_AND_START), ("restart", "run `entrepot restart`")):
             if names := [name for name, takes_effect in changes if takes_effect == effect]:
                 verb = "takes" if len(names) == 1 else "take"
                 raise ChangeRefused(f"{', '.join(names)} {verb} effect only at a {effect}: {how}")
@@ -56,6 +65,17 @@ class LiveConfiguration:
         preload_mirrors(settings)
         set_log_level(settings.log_level)
         self.settings = settings
+
+    def _changes(self, settings: Settings) -> Iterator[tuple[str, TakesEffect]]:
+        """Yields the changed settings, and when each change takes effect. A changed address takes effect at a start
+        instead of a restart if the server cannot listen on it before its present sockets are closed."""
+        from registry.server.gate.listener import overlaps
+
+        new_addresses = {"listen": settings.listen, "metrics.listen": metrics_address(settings)}
+        for name, effect in changed_settings(self.settings, settings):
+            address = new_addresses.get(name)
+            is_used = address is not None and any(overlaps(address, used) for used in self._addresses)
+            yield name, "start" if is_used else effect
 
     def _check_files(self, settings: Settings) -> None:
         """Makes the same checks as the start of the server. Raises ChangeRefused."""

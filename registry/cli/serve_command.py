@@ -83,7 +83,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     from registry.cli.live_configuration import LiveConfiguration
     from registry.cli.server_preparation import prepare
     from registry.cli.startup_banner import startup_banner
-    from registry.cli.takeover import check_takeover, listening_sockets, successor
+    from registry.cli.takeover import check_metrics_port, check_takeover, listening_sockets, successor
     from registry.client_addresses import is_loopback
     from registry.live_app import LiveApp
     from registry.log_output import log_to_stderr
@@ -120,10 +120,13 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         for sock in all_sockets:
             stack.enter_context(sock)
         bound_to_loopback = all(is_loopback(sock.getsockname()[0]) for sock in sockets)
+        addresses = [address_of(sock) for sock in all_sockets]
+        if metrics_socket is not None:
+            check_metrics_port(addresses[:-1], addresses[-1])
         options, is_registry_closed = prepare(
             settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None
         )
-        banner = startup_banner(settings, address_of(sockets[0]), sockets[0], is_registry_closed=is_registry_closed)
+        banner = startup_banner(settings, addresses[0], sockets[0], is_registry_closed=is_registry_closed)
         # Created before the workers are forked, so that all of them share it.
         rate_memory = RateLimitMemory()
         run = new_server_run()
@@ -132,7 +135,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
             None if metrics_socket is None else metrics_socket.getsockname()[1],
             inherited=None if handover is None or handover.counts is None else CountsMemory(*handover.counts),
         )
-        configuration = LiveConfiguration(settings, flags, config, bound_to_loopback=bound_to_loopback)
+        configuration = LiveConfiguration(settings, flags, config, addresses, bound_to_loopback=bound_to_loopback)
 
         def make_app(settings: Settings, starts_background_work: bool) -> Entrepot:
             rate_limit = shared_rate_limit(settings, rate_memory)
@@ -155,7 +158,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
             live=LiveOptions(
                 configuration,
                 control=layout_of(settings.data).control,
-                successor=successor(settings, bound_to_loopback=bound_to_loopback),
+                successor=successor(settings, addresses, bound_to_loopback=bound_to_loopback),
                 handover=handover,
                 counts=telemetry.metrics.memory,
                 notifier=Notifier(os.environ.get("NOTIFY_SOCKET")),

@@ -16,6 +16,8 @@ from registry.client_addresses import is_loopback_host
 from registry.config import Settings
 
 if TYPE_CHECKING:
+    from registry.config.settings import TLSSettings
+    from registry.server.gate.certificates import CertificateFiles
     from registry.server.gate.listener import ListenerOptions
 
 
@@ -62,13 +64,26 @@ def build_listener_options(settings: Settings) -> ListenerOptions:
 
     If root started the command, this must run while the process is still root, because only root may be able to read
     the TLS key."""
-    from registry.server.gate.certificates import CertificateError, CertificateFiles, Certificates
+    from registry.server.gate.certificates import Certificates
     from registry.server.gate.listener import ListenerOptions
     from registry.server.gate.per_address_limit import PerAddressLimit
     from registry.server.gate.trusted_proxies import TrustedProxies
 
-    tls, max_connections = settings.tls, settings.limits.connections_per_address
-    client_auth = tls.client_auth or ("off" if tls.client_ca is None else "required")
+    max_connections = settings.limits.connections_per_address
+    files = certificate_files(settings.tls)
+    return ListenerOptions(
+        certificates=None if files is None else Certificates(files),
+        proxies=TrustedProxies(map(ip_network, settings.trusted_proxies)) if settings.trusted_proxies else None,
+        per_address_limit=PerAddressLimit(max_connections, settings.workers) if max_connections else None,
+    )
+
+
+def certificate_files(tls: TLSSettings) -> CertificateFiles | None:
+    """Returns the files of the settings `[tls]`, and whether clients need a certificate; None: the server speaks plain
+    HTTP. Does not read the files. Raises CertificateError if the settings contradict each other."""
+    from registry.server.gate.certificates import CertificateError, CertificateFiles
+
+    client_auth = tls.effective_client_auth
     if tls.certificate is None and (tls.key, tls.client_ca, tls.client_auth) != (None, None, None):
         raise CertificateError("[tls] has settings, but names no certificate; set tls.certificate")
     if client_auth != "off" and tls.client_ca is None:
@@ -76,14 +91,9 @@ def build_listener_options(settings: Settings) -> ListenerOptions:
             f"tls.client_auth is {client_auth}, but there is no authority for client certificates: set tls.client_ca "
             "to the file with the certificate of the authority that signs them"
         )
-    certificates = None
-    if tls.certificate is not None:
-        certificates = Certificates(CertificateFiles(tls.certificate, tls.key, tls.client_ca, client_auth))
-    return ListenerOptions(
-        certificates=certificates,
-        proxies=TrustedProxies(map(ip_network, settings.trusted_proxies)) if settings.trusted_proxies else None,
-        per_address_limit=PerAddressLimit(max_connections, settings.workers) if max_connections else None,
-    )
+    if tls.certificate is None:
+        return None
+    return CertificateFiles(tls.certificate, tls.key, tls.client_ca, client_auth)
 
 
 class InsecureOpenError(Exception):

@@ -6,15 +6,24 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING, NoReturn
 
 from registry.cli.options import fail
 from registry.config import Settings
 from registry.server.process.successor import Handover, Successor
 
+if TYPE_CHECKING:
+    from registry.server.gate.listener import ListenError
 
-def successor(settings: Settings, *, bound_to_loopback: bool) -> Successor:
+STOP_AND_START = "stop the server and start it again (systemctl restart entrepot, or docker restart)"
+"""What to do if a changed address cannot take effect in a restart."""
+
+
+def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback: bool) -> Successor:
     """Returns the program that takes over at a restart: this command, with the same arguments as this process.
+    `addresses`: the addresses of all sockets on which the server listens, in the order of `Handover.sockets`.
     `bound_to_loopback`: whether only this machine can connect to the server's port."""
     arguments = sys.argv[1:]
     command = sys.orig_argv[1:]
@@ -25,6 +34,7 @@ def successor(settings: Settings, *, bound_to_loopback: bool) -> Successor:
         "data": str(settings.data.absolute()),
         "listen": settings.listen,
         "metrics": metrics,
+        "sockets": " ".join(addresses),
         "loopback": "yes" if bound_to_loopback else "no",
     }
     return Successor([sys.executable, *command], facts)
@@ -37,7 +47,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     from registry.app import create_app
     from registry.cli.server_preparation import prepare
     from registry.client_addresses import is_loopback
-    from registry.server.gate.listener import ListenError, bind
+    from registry.server.gate.listener import ListenError, address_of, bind
 
     if str(settings.data.absolute()) != facts["data"]:
         fail("the setting data takes effect only at a start: stop the server and start it again")
@@ -46,17 +56,54 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     # If the running server got its socket from systemd, the setting `listen` is not the socket's address.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
+    used = _used_addresses(facts)
+    addresses = used[:-1] if facts["metrics"] else used
     with ExitStack() as stack:
         try:
             if settings.listen != facts["listen"]:
                 sock = stack.enter_context(bind(settings.listen))
                 bound_to_loopback = is_loopback(sock.getsockname()[0])
+                addresses = [address_of(sock)]
             if metrics is not None and metrics != facts["metrics"]:
-                stack.enter_context(bind(metrics))
+                check_metrics_port(addresses, address_of(stack.enter_context(bind(metrics))))
         except ListenError as error:
-            fail(error.message)
+            _fail_to_listen(error, used)
     prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
     create_app(settings)
+
+
+def _used_addresses(facts: dict[str, str]) -> list[str]:
+    """Returns the addresses of the running server's sockets, the one for the metrics last. A server of an older version
+    does not pass them: then returns the addresses in its settings."""
+    if "sockets" in facts:
+        return facts["sockets"].split()
+    return [facts["listen"], *filter(None, [facts["metrics"]])]
+
+
+def _fail_to_listen(error: ListenError, used: Sequence[str]) -> NoReturn:
+    """Ends the command with an error message: the check of a restart cannot open a socket. `used`: the addresses of the
+    running server's sockets. Its workers keep them open until the restart is complete, so the new version cannot open
+    another address on the same port if one of the two stands for all addresses."""
+    if any(_port(address) == error.refused_port for address in used):
+        fail(
+            f"the running server itself uses port {error.refused_port}, so the new address takes effect only at a "
+            f"start: {STOP_AND_START}"
+        )
+    fail(error.message)
+
+
+def _port(address: str) -> int | None:
+    """Returns the port of an address such as `[::1]:5000`; None if it has none."""
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdecimal() else None
+
+
+def check_metrics_port(addresses: Sequence[str], metrics: str) -> None:
+    """Ends the command with an error message if a socket of the registry has the same port as the socket for the
+    metrics: the server distinguishes them by their ports. `addresses`, `metrics`: the addresses of open sockets. The
+    check of the settings does not find this if systemd has opened the registry's socket."""
+    if any(_port(address) == _port(metrics) for address in addresses):
+        fail(f"port {_port(metrics)} is the registry's own: give metrics.listen another port")
 
 
 def metrics_address(settings: Settings) -> str | None:

@@ -85,6 +85,11 @@ class TLSSettings(SettingsGroup):
         description="Client certificates: `off`, `optional` or `required`. Default: `required` if `client_ca` is set",
     )
 
+    @property
+    def effective_client_auth(self) -> Literal["off", "optional", "required"]:
+        """The value of `client_auth`, or its default."""
+        return self.client_auth or ("off" if self.client_ca is None else "required")
+
 
 ENV_PREFIX = "ENTREPOT_"
 """Prefix of the environment variables that set settings."""

@@ -166,9 +166,22 @@ def parse_name_or_fail(text: str) -> AccountName:
         return AccountName(text)
 
 
-def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> str | None:
+def read_password_file(file: Path | None) -> str | None:
+    """Returns the text of a file with a password, for `password_or_fail`. Call this before `has_had_account`, after
+    which root cannot read the file any more if only root may. Returns None if there is no such file, if it cannot be
+    read, or if it is stdin: a command that finds an account needs no password."""
+    if file is None or str(file) == "-":
+        return None
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def password_or_fail(name: AccountName, file: Path | None, generate: bool, file_text: str | None = None) -> str | None:
     """Returns the password for the account `name`: reads it from `file`, or asks for it at the terminal. Returns None
-    if `generate` is true, so that the registry generates a password.
+    if `generate` is true, so that the registry generates a password. `file_text`: the text of `file`, if it has been
+    read already.
 
     The password cannot be an argument of the command, because every process of the machine can read the arguments. Ends
     the command if there is no password or it is not acceptable."""
@@ -179,7 +192,7 @@ def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> st
     if generate:
         return None
     if file is not None:
-        password = _first_line(file)
+        password = _first_line(file, file_text)
     elif sys.stdin.isatty():
         password = typer.prompt(f"Password for {name}", hide_input=True, confirmation_prompt="The same again", err=True)
     else:
@@ -192,11 +205,12 @@ def password_or_fail(name: AccountName, file: Path | None, generate: bool) -> st
     return password
 
 
-def _first_line(file: Path) -> str:
-    """Returns the first line of the file without its line end; the file `-` means stdin. Ends the command if the file
-    cannot be read or the line is empty."""
+def _first_line(file: Path, text: str | None) -> str:
+    """Returns the first line of the file without its line end; the file `-` means stdin. `text`: the text of the file;
+    None: it has not been read yet. Ends the command if the file cannot be read or the line is empty."""
     try:
-        text = sys.stdin.readline() if str(file) == "-" else file.read_text()
+        if text is None:
+            text = sys.stdin.readline() if str(file) == "-" else file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file}: {getattr(error, 'strerror', None) or 'it is not text'}")
     line = text.partition("\n")[0].removesuffix("\r")

@@ -19,6 +19,7 @@ from registry.cli.accounts.account_admin import (
     print_first_account_notice,
     print_list,
     print_notes,
+    read_password_file,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail
 from registry.cli.output import comma_list, local_time, print_json, print_rows
@@ -73,10 +74,13 @@ def add(
     account of the registry, prints that everyone has to log in from now on, and which commands to run next."""
     settings = load_or_fail(config, data=data).settings
     account = parse_name_or_fail(name)
-    if if_first and has_had_account(settings):
-        typer.echo(f"{account} is not added: the registry has or had an account", err=True)
-        return
-    password = password_or_fail(account, password_file, generate)
+    file_text = None
+    if if_first:
+        file_text = read_password_file(password_file)
+        if has_had_account(settings):
+            typer.echo(f"{account} is not added: the registry has or had an account", err=True)
+            return
+    password = password_or_fail(account, password_file, generate, file_text)
     added = administer(
         config,
         data,

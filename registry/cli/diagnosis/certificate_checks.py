@@ -7,14 +7,15 @@ import socket
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from registry.cli.diagnosis.finding import Finding, ok, problem, warning
+from registry.cli.server_preparation import certificate_files
 from registry.clients.registry_address import listens_everywhere
 from registry.config import Settings
-from registry.config.settings import TLSSettings
-from registry.server.gate.certificates import CertificateError, CertificateFiles, make_context
+from registry.server.gate.certificates import CertificateError, make_context
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -31,31 +32,29 @@ def certificate_findings(settings: Settings, url: str, now: float) -> list[Findi
     """Returns the findings about the server's certificate. `url`: the registry's address for clients. `now`: the time
     in seconds since 1970. Reads the files of the certificate and the key, so call it while the process can still read
     the key."""
-    tls = settings.tls
-    if tls.certificate is None:
-        if urlsplit(url).scheme == "https":
-            return [ok(CHECK, f"the server has none of its own: a proxy answers for {url}")]
-        return []
     try:
-        make_context(CertificateFiles(tls.certificate, tls.key, tls.client_ca, tls.client_auth or "off"), now)
+        files = certificate_files(settings.tls)
+        if files is None:
+            is_behind_proxy = urlsplit(url).scheme == "https"
+            return [ok(CHECK, f"the server has none of its own: a proxy answers for {url}")] if is_behind_proxy else []
+        make_context(files, now)
     except CertificateError as error:
         expired = "expired" in error.message
         why = "the server does not start with it" + (", and clients refuse it" if expired else "")
-        return [problem(CHECK, error.message, why, _RENEW if expired else "correct tls.certificate and tls.key")]
-    chain = _chain(tls)
+        return [problem(CHECK, error.message, why, _RENEW if expired else "correct the settings and files of [tls]")]
+    chain = _chain(files.certificate)
     is_guessed = not settings.public_url and listens_everywhere(settings)
     findings = [*_check_age(chain, now), *_check_names(chain[0], url, is_guessed), *_check_chain(chain)]
     if findings:
         return findings
     until = chain[0].not_valid_after_utc
-    return [ok(CHECK, f"the certificate in {tls.certificate} is valid until {until:%Y-%m-%d}")]
+    return [ok(CHECK, f"the certificate in {files.certificate} is valid until {until:%Y-%m-%d}")]
 
 
-def _chain(tls: TLSSettings) -> Sequence[Certificate]:
+def _chain(file: Path) -> Sequence[Certificate]:
     from cryptography import x509
 
-    assert tls.certificate is not None
-    return x509.load_pem_x509_certificates(tls.certificate.read_bytes())
+    return x509.load_pem_x509_certificates(file.read_bytes())
 
 
 def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.cli.diagnosis.finding import Finding, problem
+from registry.cli.diagnosis.finding import Finding, problem, warning
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
 from registry.clients.client_setup import ClientSetup, MirroredHost
 from registry.clients.registry_address import RegistryAddress
+
+_CURL = "curl --cert client.cert --key client.key"
+"""The beginning of a command that sends a request with a client certificate."""
 
 
 class FileUnusable(Exception):
@@ -180,7 +183,8 @@ class Target:
 
 
 def answer_findings(check: str, answer: ProbeResult) -> list[Finding]:
-    """Returns a finding if no registry answers at the registry's address; an empty list if a registry answers."""
+    """Returns a finding if no registry answers at the registry's address; an empty list if a registry answers. If the
+    server requires a client certificate, which this command does not have, the finding is only a warning."""
     if answer.error is not None:
         steps = {
             ProbeError.DNS: "correct the address (--url, or public_url in the settings), or add the name to the DNS",
@@ -189,10 +193,14 @@ def answer_findings(check: str, answer: ProbeResult) -> list[Finding]:
             ProbeError.UNREACHABLE: "look for a firewall or a missing route between the two machines",
             ProbeError.UNTRUSTED: "make this machine trust the authority of the certificate, or renew the certificate",
             ProbeError.NO_TLS: "use http:// in the address, or set [tls] in the server's settings",
+            ProbeError.CLIENT_CERTIFICATE: f"try it with the certificate of a client: {_CURL} {answer.url}/v2/",
+            ProbeError.TLS_ENDED: "if it requires a client certificate (tls.client_auth), try it with one: "
+            f"{_CURL} {answer.url}/v2/; otherwise look at the log of the server or proxy",
             ProbeError.NO_HTTP: "use https:// in the address, if the server has [tls]",
         }
         what = f"{answer.url} does not answer this machine: {answer.error.value}"
-        return [problem(check, what, answer.detail, steps[answer.error])]
+        make_finding = warning if answer.error is ProbeError.CLIENT_CERTIFICATE else problem
+        return [make_finding(check, what, answer.detail, steps[answer.error])]
     if not answer.is_registry:
         what = f"{answer.url} is no registry: GET /v2/ answers {answer.status}"
         advice = "let the proxy pass all paths to Entrepot, or correct the address"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,8 @@ class ProbeError(StrEnum):
     UNREACHABLE = "no connection"
     UNTRUSTED = "the certificate is not trusted"
     NO_TLS = "it speaks no TLS"
+    CLIENT_CERTIFICATE = "it requires a client certificate"
+    TLS_ENDED = "it ends the TLS connection"
     NO_HTTP = "it does not answer plain HTTP"
 
 
@@ -56,19 +59,33 @@ def probe(url: str, ca_file: Path | None = None, seconds: float = PROBE_SECONDS)
     except ssl.SSLCertVerificationError as error:
         return ProbeResult(url, ProbeError.UNTRUSTED, error.verify_message)
     except ssl.SSLError as error:
-        return ProbeResult(url, ProbeError.NO_TLS, (error.reason or str(error)).replace("_", " ").lower())
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        return ProbeResult(url, _tls_error(reason), reason)
     except socket.gaierror as error:
         return ProbeResult(url, ProbeError.DNS, error.strerror or str(error))
     except ConnectionRefusedError as error:
         return ProbeResult(url, ProbeError.REFUSED, error.strerror or "")
     except TimeoutError:
         return ProbeResult(url, ProbeError.TIMEOUT, f"{seconds:g} s")
-    except (http.client.HTTPException, ConnectionResetError) as error:
+    except ConnectionResetError as error:
+        # With TLS 1.3, this is how some servers treat a client without a certificate: asyncio in Python 3.11 sends no
+        # alert.
+        kind = ProbeError.TLS_ENDED if urlsplit(url).scheme == "https" else ProbeError.NO_HTTP
+        return ProbeResult(url, kind, str(error) or type(error).__name__)
+    except http.client.HTTPException as error:
         return ProbeResult(url, ProbeError.NO_HTTP, str(error) or type(error).__name__)
     except OSError as error:
         return ProbeResult(url, ProbeError.UNREACHABLE, error.strerror or str(error))
     is_registry = status in (200, 401) and "docker-distribution-api-version" in headers
     return ProbeResult(url, None, "", live_headers.get(INSTANCE_HEADER), status, is_registry)
+
+
+def _tls_error(reason: str) -> ProbeError:
+    """Returns the kind of a TLS error. `reason`: the name of the error in OpenSSL, in lower case."""
+    if "alert certificate required" in reason:  # TLS 1.3 (RFC 8446, 6.2)
+        return ProbeError.CLIENT_CERTIFICATE
+    # A server with TLS 1.2 sends this alert if the client has no certificate, and for other reasons (RFC 5246, 7.4.6).
+    return ProbeError.TLS_ENDED if "alert handshake failure" in reason else ProbeError.NO_TLS
 
 
 def _get(url: str, path: str, ca_file: Path | None, seconds: float) -> tuple[int, dict[str, str]]:
@@ -83,7 +100,11 @@ def _get(url: str, path: str, ca_file: Path | None, seconds: float) -> tuple[int
     else:
         connection = http.client.HTTPConnection(host, parts.port, timeout=seconds)
     try:
-        connection.request("GET", path, headers={"User-Agent": "entrepot-check"})
+        connection.connect()
+        # If the server has closed the connection, the request cannot be sent, but the reason can still be read, such as
+        # the alert of TLS 1.3 for a missing client certificate.
+        with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            connection.request("GET", path, headers={"User-Agent": "entrepot-check"})
         answer = connection.getresponse()
         answer.read(65536)
         return answer.status, {name.lower(): value for name, value in answer.getheaders()}

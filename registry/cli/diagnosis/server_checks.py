@@ -94,6 +94,9 @@ class ServerCheck:
             # Some networks do not let a machine connect to its own public address.
             step = f"try it from another machine: curl {url}/livez"
             return [warning(name, f"{url} does not answer this machine: {answer.error.value}", answer.detail, step)]
+        needs_certificate = self._settings.tls.effective_client_auth == "required"
+        if needs_certificate and answer.error in (ProbeError.CLIENT_CERTIFICATE, ProbeError.TLS_ENDED):
+            return [ok(name, f"{url} requires a client certificate, as tls.client_auth says; it was not asked further")]
         if findings := answer_findings(name, answer):
             return findings
         if answer.instance is None:

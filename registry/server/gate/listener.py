@@ -23,10 +23,13 @@ _HOST_PORT = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
 
 
 class ListenError(Exception):
-    """The server cannot listen on an address. `message` says in one line why, and what to do."""
+    """The server cannot listen on an address. `message` says in one line why, and what to do. `refused_port`: the port
+    that the system refuses, because another socket uses it or because this process has no right to it; None: the reason
+    is another one."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, refused_port: int | None = None) -> None:
         self.message = message
+        self.refused_port = refused_port
         super().__init__(message)
 
 
@@ -53,7 +56,8 @@ def bind(listen: str) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise ListenError(_explain(error, listen, host, port)) from error
+        is_refused = error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
+        raise ListenError(_explain(error, listen, host, port), port if is_refused else None) from error
     return sock
 
 
@@ -61,6 +65,22 @@ def address_of(sock: socket.socket) -> str:
     """Returns the address that a socket listens on, such as `127.0.0.1:5000` or `[::1]:5000`."""
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def overlaps(listen: str, used: str) -> bool:
+    """Returns whether a socket cannot be opened on `listen` while another socket listens on `used`, as far as their
+    texts show: they have the same port, and the same host or a host that stands for all addresses. Looks up no host
+    names. Returns False if a text is malformed, or if a port is 0."""
+    try:
+        (host, port), (used_host, used_port) = _split(listen), _split(used)
+    except ListenError:
+        return False
+    if port != used_port or port == 0:
+        return False
+    hosts = {host or "0.0.0.0", used_host or "0.0.0.0"}
+    if len(hosts) == 1 or "::" in hosts:  # `bind` lets a socket on `[::]` accept IPv4 clients as well
+        return True
+    return "0.0.0.0" in hosts and not any(":" in each for each in hosts)
 
 
 def _split(listen: str) -> tuple[str, int]:

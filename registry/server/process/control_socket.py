@@ -1,8 +1,8 @@
 """The control socket, over which commands on the same machine send requests to a running server.
 
-It is a Unix socket in the data directory, which only the owner of the socket can use. On each connection, the client
-sends one request, a line of JSON such as `{"do": "reload"}`. When the work is done, the server sends one answer, the
-line `{"ok": true, "message": "…"}`. If the client disconnects before that, the work goes on.
+It is a Unix socket in the data directory, which only the owner of the socket and root can use. On each connection, the
+client sends one request, a line of JSON such as `{"do": "reload"}`. When the work is done, the server sends one answer,
+the line `{"ok": true, "message": "…"}`. If the client disconnects before that, the work goes on.
 """
 
 from __future__ import annotations
@@ -89,15 +89,16 @@ def remove_control(path: Path, identity: tuple[int, int] | None) -> None:
 
 
 def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Sends a request to the server whose control socket is at `path`, waits for the answer and returns it. Raises
-    ControlUnavailable."""
+    """Sends a request to the server whose control socket is at `path`, waits for the answer and returns it. Does not
+    follow a symbolic link at `path`: root may call this function, and the owner of the data directory could make it
+    send the request to another program with such a link. Raises ControlUnavailable."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
-            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+            file = os.open(path, os.O_PATH | os.O_NOFOLLOW)
             try:
-                sock.connect(_address(directory, path))
+                sock.connect(f"/proc/self/fd/{file}")
             finally:
-                os.close(directory)
+                os.close(file)
             sock.sendall(json.dumps(request).encode() + b"\n")
             with sock.makefile("rb") as stream:
                 line = stream.readline()

@@ -9,19 +9,34 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from registry.cli.data_owner import become_owner
-from tests.fakes.commands import entrepot_program
+from registry.server.process.control_socket import listen_for_control
+from tests.fakes.commands import entrepot, entrepot_program
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 from tests.fakes.temporary_files import memory_root
 
+PUBLIC_IMPORTS = """
+import importlib.readers, os, sys
+from pathlib import Path
+
+def is_public(folder):
+    return all(path.exists() and path.stat().st_mode & 0o005 == 0o005 for path in (folder, *folder.parents))
+
+sys.path[:] = [entry for entry in sys.path if is_public(Path(entry).absolute())]
+"""
+"""Code after which a process imports modules only from folders that every user can read. Then it keeps no right of root
+when it becomes the owner of the data directory, wherever Python is installed."""
 OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 
 
@@ -35,6 +50,13 @@ def folder() -> Iterator[Path]:
     os.chown(owner_folder / "data", OWNER, -1)
     yield owner_folder
     shutil.rmtree(owner_folder)
+
+
+@pytest.fixture
+def public_imports(tmp_path: Path) -> str:
+    """The path of a file with PUBLIC_IMPORTS, for the parameter `site` of `entrepot`."""
+    (tmp_path / "public_imports.py").write_text(PUBLIC_IMPORTS)
+    return str(tmp_path / "public_imports.py")
 
 
 def owners(data: Path) -> set[int]:
@@ -74,6 +96,46 @@ def test_files_of_account_commands_belong_to_the_owner(folder: Path) -> None:
     for args in (("user", "add", "alice", "--generate"), ("grant", "add", "**", "pull", "everyone")):
         assert entrepot_program(*args, "--data", folder / "data", folder=folder).returncode == 0
     assert owners(folder / "data") == {OWNER}
+
+
+def test_root_reaches_a_server_that_its_owner_could_not(folder: Path, public_imports: str) -> None:
+    """`entrepot reload` by root reaches the control socket also if the owner of the data directory may not enter a
+    directory above it. systemd puts the data there with `DynamicUser=yes`."""
+    (folder / "private").mkdir(mode=0o700)
+    data = (folder / "data").rename(folder / "private" / "data")
+    listener = listen_for_control(data / "control")
+    assert listener is not None
+    os.chown(data / "control", OWNER, -1)
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(BrokenPipeError):
+            connection.recv(4096)
+            connection.sendall(b'{"ok": true, "message": "reloaded"}\n')
+
+    with listener:
+        listener.settimeout(60)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        done = entrepot("reload", "--data", data, folder=folder, site=public_imports)
+        if done.returncode != 0:  # ends the thread
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(data / "control"))
+        thread.join()
+    assert (done.returncode, done.stdout) == (0, "reloaded\n"), done.stderr
+
+
+def test_password_file_that_only_root_can_read(folder: Path, public_imports: str) -> None:
+    """`user add --if-first` reads the password as root, before it becomes the owner to look for accounts. If there is
+    an account, it needs no password."""
+    file = folder / "password.txt"
+    file.write_text("correct horse battery")
+    file.chmod(0o600)
+    command = ("user", "add", "admin", "--if-first", "--password-file", file, "--data", folder / "data")
+    assert "admin is added" in entrepot(*command, folder=folder, site=public_imports).stderr
+    file.unlink()
+    second_run = entrepot(*command, folder=folder, site=public_imports)
+    assert (second_run.returncode, "admin is not added" in second_run.stderr) == (0, True)
 
 
 def test_second_start_on_the_same_directory(folder: Path) -> None:

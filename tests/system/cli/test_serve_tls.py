@@ -104,7 +104,8 @@ def test_a_key_that_only_root_can_read(tmp_path: Path, authority: CertificateAut
 
 
 def test_client_ca_alone_requires_certificates(tmp_path: Path, authority: CertificateAuthority, pair: KeyPair) -> None:
-    """If `client_ca` is set and `client_auth` is not, clients need a certificate."""
+    """If `client_ca` is set and `client_auth` is not, clients need a certificate. `entrepot doctor`, which has none,
+    finds no problem with the server's address."""
     env = {**variables(pair), "ENTREPOT_TLS__CLIENT_CA": str(authority.certificate)}
     client_pair = authority.sign("client", client=True)
     context = ssl.create_default_context(cafile=authority.certificate)
@@ -113,6 +114,11 @@ def test_client_ca_alone_requires_certificates(tmp_path: Path, authority: Certif
             httpx2.get(server.url + "/v2/", verify=context)
         context.load_cert_chain(client_pair.certificate, client_pair.key)
         assert httpx2.get(server.url + "/v2/", verify=context).status_code == 200
+        doctor = ("doctor", "--json", "--data", server.data, "--listen", server.address)
+        done = entrepot(*doctor, folder=tmp_path, **env, SSL_CERT_FILE=str(authority.certificate))
+        (finding,) = (each for each in json.loads(done.stdout)["findings"] if each["check"] == "address")
+        assert finding["level"] == "ok", finding
+        assert "requires a client certificate" in finding["what"]
 
 
 def test_client_settings_have_the_https_address(tmp_path: Path, pair: KeyPair) -> None:

@@ -159,6 +159,31 @@ def test_wrong_file_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("listen", "metrics"),
+    [("10.0.0.5:5000", "127.0.0.1:5000"), ("127.0.0.1:5000", "[::1]:05000"), (":5000", ":5000")],
+)
+def test_metrics_on_the_port_of_the_registry(tmp_path: Path, listen: str, metrics: str) -> None:
+    """The settings are refused if the metrics have the registry's port, also on another address. The server would
+    answer requests to the registry with 404, and show the metrics there without a login."""
+    (tmp_path / "a.toml").write_text(f"listen = '{listen}'\n[metrics]\nlisten = '{metrics}'\n")
+    with pytest.raises(ConfigError, match=r"a\.toml: metrics\.listen: port 5000 is already that of listen = "):
+        load_settings({}, tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("listen", "metrics"),
+    [("127.0.0.1:0", "127.0.0.1:0"), (":5001", "127.0.0.1:5000"), ("nonsense", "nonsense")],
+)
+def test_listen_and_the_metrics_from_different_sources(tmp_path: Path, listen: str, metrics: str) -> None:
+    """The ports of `listen` and `metrics.listen` are compared after all sources were read. Port 0 may be given twice.
+    What is no address is left to the server, which says so."""
+    (tmp_path / "a.toml").write_text(f"[metrics]\nlisten = '{metrics}'\n")
+    assert load_settings({"listen": listen}, tmp_path / "a.toml").settings.metrics.listen == metrics
+    (tmp_path / "b.toml").write_text("[metrics]\nenabled = false\nlisten = '127.0.0.1:5000'\n")
+    assert load_settings({}, tmp_path / "b.toml").settings.listen == "127.0.0.1:5000"
+
+
 def test_wrong_value_in_the_file_is_an_error_even_if_overridden(tmp_path: Path) -> None:
     """A wrong value in the file is an error even if a flag overrides it."""
     (tmp_path / "a.toml").write_text("workers = 0")
@@ -174,6 +199,11 @@ def test_wrong_value_in_the_file_is_an_error_even_if_overridden(tmp_path: Path) 
         (["--config", "missing.toml"], {}, "missing.toml: cannot read the settings: no such file or directory"),
         (["--config", "."], {}, ".: cannot read the settings: is a directory"),
         ([], {"ENTREPOT_GC__GRACE": "x"}, "ENTREPOT_GC__GRACE: 'x' is not a duration"),
+        (
+            ["--listen", ":5009"],
+            {"ENTREPOT_METRICS__LISTEN": "127.0.0.1:5009"},
+            "ENTREPOT_METRICS__LISTEN: port 5009 is already that of listen = ':5009'; give the metrics a port of ",
+        ),
         ([], {"ENTREPOT_GC": "{"}, "ENTREPOT_GC: not JSON; set ENTREPOT_GC__NAME instead"),
         (["--mirror", "docker.io/x"], {}, "--mirror: 'docker.io/x' is not a name like docker.io or ghcr.io"),
         ([], {"ENTREPOT_UPSTREAM": "["}, "ENTREPOT_UPSTREAM: not JSON; write it like [{"),

@@ -108,6 +108,8 @@ print(listener.getsockname()[1], flush=True)
 os.dup2(listener.fileno(), 3)
 os.set_inheritable(3, True)
 os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="entrepot.socket")
+if metrics_host := os.environ.pop("METRICS_HOST", ""):
+    os.environ["ENTREPOT_METRICS__LISTEN"] = f"{metrics_host}:{listener.getsockname()[1]}"
 os.execv(sys.executable, [sys.executable, "-m", "registry", "serve", "--data", "data", "--workers", "2"])
 """
 
@@ -144,6 +146,17 @@ def test_socket_activation(tmp_path: Path) -> None:
             assert process.wait(60) == 0
 
 
+def test_metrics_on_the_port_of_the_socket(tmp_path: Path) -> None:
+    """If the metrics have the port of the socket that systemd has opened, on another host, the server does not start.
+    Otherwise it would answer the registry's clients as those of the metrics."""
+    environment = command_environment(PYTHONPATH=str(ROOT), METRICS_HOST="127.0.0.2")
+    done = subprocess.run(
+        [sys.executable, "-c", SOCKET_UNIT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert f"port {done.stdout.strip()} is the registry's own" in done.stderr
+
+
 def test_parent_is_killed_after_a_restart(site: LiveSite) -> None:
     """If the parent is killed after a restart, the new workers end too."""
     assert site.run("restart").returncode == 0
@@ -159,25 +172,34 @@ def test_stop_during_a_restart(site: LiveSite) -> None:
     assert wait().returncode == 1
 
 
-def test_number_of_workers(tmp_path: Path) -> None:
-    """A restart can change the number of workers, but not to one."""
+def test_number_of_workers_and_address(tmp_path: Path) -> None:
+    """A restart can change the number of workers, but not to one. It cannot change the address from one to all of the
+    machine on the same port, because the old workers use the port meanwhile. A reload says so as well."""
     file, data = tmp_path / "settings.toml", tmp_path / "data"
-    file.write_text("workers = 2\n")
-    arguments = ["serve", "--config", str(file), "--data", str(data), "--listen", "127.0.0.1:0"]
+    listen = 'listen = "127.0.0.1:0"\n'
+    file.write_text(f"{listen}workers = 2\n")
+    arguments = ["serve", "--config", str(file), "--data", str(data)]
     with ForkedProcess("registry", *arguments, cwd=tmp_path, env=command_environment()) as process:
         try:
             assert process.stdout is not None
-            assert "listens on" in process.stdout.readline()
+            banner = process.stdout.readline()
+            assert "listens on" in banner
             for count in (3, 2):
                 old_workers = children(process.pid)
-                file.write_text(f"workers = {count}\n")
+                file.write_text(f"{listen}workers = {count}\n")
                 restart = entrepot("restart", "--data", data, folder=tmp_path)
                 assert (restart.returncode, restart.stderr) == (0, "")
                 wait_for(partial(is_renewed, process.pid, count, old_workers))
-            file.write_text("workers = 1\n")
+            file.write_text(f"{listen}workers = 1\n")
             restart = entrepot("restart", "--data", data, folder=tmp_path)
             assert (restart.returncode, restart.stdout) == (1, "")
             assert "workers cannot become 1 in a restart" in restart.stderr
+            port = banner.strip().rpartition(":")[2]
+            file.write_text(f'listen = "0.0.0.0:{port}"\ninsecure_open = true\nworkers = 2\n')
+            for command in ("reload", "restart"):
+                refused = entrepot(command, "--data", data, folder=tmp_path)
+                assert (refused.returncode, refused.stdout) == (1, "")
+                assert "takes effect only at a start: stop the server and start it again" in refused.stderr
         finally:
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=60)

@@ -83,6 +83,15 @@ def test_path_longer_than_a_socket_address(tmp_path: Path) -> None:
         assert ask_server(path, {"do": "reload"})["ok"]
 
 
+def test_a_link_in_place_of_the_socket_is_not_followed(tmp_path: Path) -> None:
+    """Root may send a request to the control socket of another user. If this user puts a symbolic link in place of the
+    socket, the program at its target does not get the request."""
+    with serve(tmp_path / "control", ACTIONS):
+        (tmp_path / "link").symlink_to(tmp_path / "control")
+        with pytest.raises(ControlUnavailable):
+            ask_server(tmp_path / "link", {"do": "reload"})
+
+
 def test_a_second_server_does_not_take_over_the_socket(tmp_path: Path) -> None:
     """A second server cannot take over the control socket of a running server."""
     path = tmp_path / "control"

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from registry.server.gate.listener import ListenError, address_of, bind
+from registry.server.gate.listener import ListenError, address_of, bind, overlaps
 
 
 def test_free_port() -> None:
@@ -47,6 +47,26 @@ def test_address_of_another_machine() -> None:
     """The error for an address of another machine says how to listen on all addresses of this machine."""
     with pytest.raises(ListenError, match=r"no such address.*0\.0\.0\.0:5000"):
         bind("192.0.2.1:5000")
+
+
+@pytest.mark.parametrize(
+    ("listen", "used", "result"),
+    [
+        ("0.0.0.0:5000", "127.0.0.1:5000", True),
+        ("127.0.0.1:5000", ":5000", True),
+        ("127.0.0.1:5000", "127.0.0.1:5000", True),
+        ("[::]:5000", "127.0.0.1:5000", True),
+        ("[::1]:5000", "[::]:5000", True),
+        ("127.0.0.2:5000", "127.0.0.1:5000", False),
+        ("[::1]:5000", "0.0.0.0:5000", False),
+        ("0.0.0.0:5001", "127.0.0.1:5000", False),
+        ("0.0.0.0:0", "127.0.0.1:0", False),
+        ("0.0.0.0", "127.0.0.1:5000", False),
+    ],
+)
+def test_addresses_that_overlap(listen: str, used: str, result: bool) -> None:
+    """Two addresses overlap if they have the same port, and the same host or a host that stands for the other one."""
+    assert overlaps(listen, used) is result
 
 
 def test_ipv6_is_bracketed() -> None:

@@ -115,6 +115,23 @@ def test_certificate_findings(authority: CertificateAuthority, tmp_path: Path) -
     assert "cannot read" in worst_finding(tmp_path / "none.pem", pair.key).what
 
 
+def test_findings_about_client_certificates(authority: CertificateAuthority, tmp_path: Path) -> None:
+    """What keeps the server from starting is a problem: an authority for client certificates that cannot be read, also
+    if `client_auth` is not set, and settings that contradict each other."""
+    pair, missing = authority.sign("localhost"), tmp_path / "none.pem"
+    for tls, text in (
+        (TLSSettings(certificate=pair.certificate, key=pair.key, client_ca=missing), f"{missing}: no such file"),
+        (TLSSettings(certificate=pair.certificate, key=pair.key, client_auth="required"), "set tls.client_ca"),
+        (TLSSettings(key=pair.key), "set tls.certificate"),
+    ):
+        (finding,) = certificate_findings(Settings(tls=tls), "https://localhost:5000", time.time())
+        assert (finding.level, text in finding.what) == (Level.PROBLEM, True), finding
+        assert "the server does not start" in finding.why
+    unused = TLSSettings(certificate=pair.certificate, key=pair.key, client_ca=missing, client_auth="off")
+    findings = certificate_findings(Settings(tls=unused), "https://localhost:5000", time.time())
+    assert not [finding for finding in findings if finding.level is Level.PROBLEM]
+
+
 def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
     """If the server listens on all addresses and has no `public_url`, its host name is not known. Then a certificate
     for another name than `localhost` is only a warning."""

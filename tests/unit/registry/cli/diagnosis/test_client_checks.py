@@ -328,6 +328,16 @@ def test_a_registry_that_does_not_respond(tmp_path: Path) -> None:
     assert "start the server" in first.next_step
 
 
+def test_a_registry_that_requires_client_certificates(tmp_path: Path) -> None:
+    """If the registry requires a client certificate, which the command does not have, there is a warning. It is not a
+    problem, because the client can have one."""
+    answer = ProbeResult(SECURE, ProbeError.CLIENT_CERTIFICATE, "tlsv13 alert certificate required")
+    first = findings_of("podman", tmp_path, SECURE, answer=answer)[0]
+    assert (first.level, "it requires a client certificate" in first.what) == (Level.WARNING, True)
+    assert "curl --cert" in first.next_step
+    assert "http://" not in first.next_step
+
+
 def test_programs_on_this_machine(tmp_path: Path) -> None:
     """The doctor checks only those client programs of which it finds a file on the machine."""
     assert programs_on_this_machine(tmp_path) == []
