@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,11 +18,16 @@ import httpx2
 import pytest
 
 from registry.cli.data_owner import become_owner
-from tests.fakes.commands import entrepot_program
+from tests.fakes.client_images import image, write_layout
+from tests.fakes.commands import entrepot_output, entrepot_program
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 from tests.fakes.temporary_files import memory_root
 
+ERIN = {"SUDO_USER": "erin"} if os.geteuid() == 0 else {}
+"""Environment variable of a command that erin runs with sudo."""
+OPERATOR = "cli:erin" if ERIN else f"cli:{pwd.getpwuid(os.geteuid()).pw_name}"
+"""The actor of such a command. Without root's rights, the user who runs the tests."""
 OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 
 
@@ -73,6 +79,27 @@ def test_files_of_account_commands_belong_to_the_owner(folder: Path) -> None:
     """After a command has created the database and another command has changed it, all files belong to the owner."""
     for args in (("user", "add", "alice", "--generate"), ("grant", "add", "**", "pull", "everyone")):
         assert entrepot_program(*args, "--data", folder / "data", folder=folder).returncode == 0
+    assert owners(folder / "data") == {OWNER}
+
+
+def test_commands_name_the_user_who_called_sudo(folder: Path) -> None:
+    """Erin runs commands with sudo, and each command becomes the owner of the data directory. Erin is the actor in the
+    audit log, in the history of a tag, and of a job."""
+    write_layout(folder / "layout", {"v1": image("one")})
+
+    def run(*args: str | Path) -> str:
+        return entrepot_output(*args, "--data", folder / "data", folder=folder, **ERIN)
+
+    run("user", "add", "alice", "--generate", "--if-first")
+    run("import", folder / "layout", "--as", "team/app")
+    run("tag", "move", "team/app:v2", "v1")
+    run("tag", "delete", "team/app:v1")
+    run("gc")
+    tags = json.loads(run("tag", "history", "team/app", "--json"))
+    assert {(change["tag"], change["actor"]) for change in tags} == {("v1", OPERATOR), ("v2", OPERATOR)}
+    audit = json.loads(run("audit", "--json"))
+    assert {entry["actor"] for entry in audit if entry["action"] in ("account.add", "tag.delete")} == {OPERATOR}
+    assert {job["started_by"] for job in json.loads(run("jobs", "list", "--json"))} == {OPERATOR}
     assert owners(folder / "data") == {OWNER}
 
 
