@@ -21,7 +21,7 @@ from registry.admin.management_router import management_router
 from registry.upkeep.backup_work import backup_arguments
 from storage.backups import BackupTargetUnknown
 from storage.data_dir.system import System
-from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest
+from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, with_backup_errors
 
 router = management_router()
 
@@ -61,7 +61,7 @@ class NewBackup(BodyModel):
 async def list_backups(caller: AdminCaller) -> models.ListPage[BackupResponse]:
     """Lists the complete backups in the directory that `[backup] target` names, newest first."""
     directory = BackupDirectory(_target(caller), System())
-    snapshots = await asyncio.to_thread(directory.snapshots)
+    snapshots = await asyncio.to_thread(with_backup_errors, f"cannot read {directory.root}", directory.snapshots)
     return models.ListPage(items=[BackupResponse.from_stored(each) for each in reversed(snapshots)], next=None)
 
 

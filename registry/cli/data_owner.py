@@ -2,7 +2,7 @@
 
 If root starts a command on a data directory that belongs to another user, the command first becomes that user.
 Otherwise its new files would belong to root, and the server, which runs as the other user, could not read, rename or
-remove them.
+remove them. `operator_actor` still names the user who started the command.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from registry.config import Settings
 
 if TYPE_CHECKING:
     from registry.backend import Backend
+    from storage.content import Actor
 
 T = TypeVar("T")
 _CAP_DAC_READ_SEARCH = 1 << 2
@@ -28,6 +29,10 @@ _CAPABILITY_VERSION = 0x20080522
 _PR_SET_KEEPCAPS = 8
 """The operation of prctl(2) after which the process keeps its capabilities when it changes from root to another
 user."""
+
+_operator_name: str | None = None
+"""The name of the user who started the command, after `become_owner` has switched this process to another user. None:
+this process still has the user who started it."""
 
 
 class OwnerError(Exception):
@@ -48,6 +53,8 @@ def become_owner(data: Path) -> None:
     if status.st_uid == 0:
         return
     keep_read_access = not _can_read_program(status.st_uid, status.st_gid)
+    global _operator_name
+    _operator_name = _user_name()  # read before the switch, because root's SUDO_USER means nothing for another user
     try:
         _switch_user(status.st_uid, status.st_gid, keep_read_access=keep_read_access)
     except OSError as error:
@@ -55,6 +62,29 @@ def become_owner(data: Path) -> None:
             f"{data} belongs to the user with uid {status.st_uid}, and this process may not become that user "
             f"({error.strerror}); run the command as that user"
         ) from None
+
+
+def operator_actor() -> Actor:
+    """Returns the actor of this command for the audit log, the history of tags and the jobs: `cli:` with the name of
+    the operating system's user who runs the command. Under sudo, that is the user who called sudo. If the user has no
+    name, the uid takes its place. The result is the same before and after `become_owner`."""
+    from storage.content import Actor
+
+    return Actor(name=f"cli:{_operator_name or _user_name()}")
+
+
+def _user_name() -> str:
+    """Returns the name of the user of this process, or the user who called sudo if this process is root. Returns the
+    uid if the user has no name."""
+    import pwd
+
+    user = os.environ.get("SUDO_USER") if os.getuid() == 0 else None
+    if user:
+        return user
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _switch_user(uid: int, gid: int, *, keep_read_access: bool) -> None:

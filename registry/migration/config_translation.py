@@ -117,6 +117,7 @@ class _Translation:
         self._setting("expire", age, _duration, table="[uploads]")
 
     def _translate_http(self) -> None:
+        is_insecure_open = False
         address = self._take("http.addr")
         if address is not _MISSING:
             host, colon, port = str(address).rpartition(":")
@@ -128,9 +129,19 @@ class _Translation:
                         "# There are no accounts, so everybody who reaches this address can push and delete:",
                         "insecure_open = true",
                     ]
+                    is_insecure_open = True
             else:
                 self._comments.append("# http.addr: this is not HOST:PORT; set listen")
-        self._setting("public_url", self._first("http.host"), _public_url)
+        host_source = self._first("http.host")
+        self._setting("public_url", host_source, _public_url)
+        public_host = urlsplit(_public_url(host_source[1]) or "").hostname
+        if public_host and not (is_insecure_open or self._has_accounts() or is_loopback_host(public_host)):
+            # `insecure_open` is not set here: the old registry did not say whether its proxy asks clients for a login.
+            self._top += [
+                "# There are no accounts, and other machines reach this registry by public_url. It does not start",
+                "# before you add an account with `entrepot user add NAME --admin`, or let everybody push and delete:",
+                "# insecure_open = true",
+            ]
         self._setting("shutdown_grace", self._first("http.draintimeout"), _duration)
         self._setting("certificate", self._first("http.tls.certificate"), _text, table="[tls]")
         self._setting("key", self._first("http.tls.key"), _text, table="[tls]")

@@ -76,6 +76,8 @@ class DistributionDirectory:
                 raise ImportInvalid(
                     f"{root}/repositories cannot be read: {error.strerror}; give this user the right to read it"
                 ) from None
+            except ValueError:
+                raise ImportInvalid("the path has a character that paths cannot have, such as a null") from None
             return cls(root)
         problem = "is no registry" if path.is_dir() else "is no directory"
         raise ImportInvalid(

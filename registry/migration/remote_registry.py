@@ -239,8 +239,11 @@ class RemoteRegistry:
                 raise PartialLost("another process downloads this blob from the old registry")
             if not partial.missing():
                 # All bytes arrived in an earlier import, possibly for another repository. So nothing is downloaded, and
-                # the old registry has to confirm that this repository has the blob. Raises BlobUnknown if not.
-                await self._client.resolve_blob(repo, blob.digest)
+                # the old registry has to confirm that this repository has the blob. Raises BlobUnknown if not. A
+                # redirect to a login page also ends with status 200, so the size is compared.
+                stated_size = (await self._client.resolve_blob(repo, blob.digest)).size
+                if stated_size != blob.size:
+                    raise SizeInvalid(f"{self.host} states {stated_size} bytes")
             demand = Demand()
             demand.request()
             download = Download(

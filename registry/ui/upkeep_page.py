@@ -206,8 +206,6 @@ async def _backups(caller: Caller) -> tuple[list[BackupResponse], str | None]:
         return [], None
     except BackupFailed as error:
         return [], error.message
-    except OSError as error:
-        return [], error.strerror or str(error)
 
 
 async def _last_job(caller: Caller, kind: str) -> JobResponse | None:

@@ -29,6 +29,14 @@ def test_the_units_are_valid(analyze: ForeignProgram, tmp_path: Path) -> None:
     assert analyze("verify", "--man=no", *(str(tmp_path / name) for name in names)).text == ""
 
 
+def test_the_start_has_time_for_a_migration() -> None:
+    """systemd does not end a start that migrates the data, however long it takes. The server reports that it is ready
+    only after the migration."""
+    unit = (UNITS / "entrepot.service").read_text()
+    settings = re.findall(r"^(?:Type|TimeoutStartSec)=.*", unit, re.MULTILINE)
+    assert settings == ["Type=notify", "TimeoutStartSec=infinity"]
+
+
 def test_the_service_is_confined(analyze: ForeignProgram) -> None:
     """The exposure level of the service is at most 2. systemd computes this level, from 0 (confined) to 10
     (exposed)."""

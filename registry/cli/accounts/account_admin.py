@@ -7,7 +7,6 @@ something take the actor as the argument `by`.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -66,10 +65,9 @@ def administer(
         from registry.auth.administration import Administration
         from registry.auth.password.hashing import hash_password
         from registry.auth.password.htpasswd import HtpasswdFile
-        from registry.cli.data_owner import prepare_data_directory
+        from registry.cli.data_owner import operator_actor, prepare_data_directory
         from storage.composition import open_accounts
 
-        actor = operator_actor()
         prepare_data_directory(settings, create_if_missing=create_data_directory)
 
         async def hash_in_event_loop(password: str) -> str:
@@ -80,7 +78,7 @@ def administer(
         async def run_work() -> T:
             async with open_accounts(settings.data) as accounts:
                 administration = Administration(accounts, hash_in_event_loop, clock=time.time, htpasswd=htpasswd)
-                return await work(administration, actor)
+                return await work(administration, operator_actor())
 
         return run_interruptible(run_work())
 
@@ -142,22 +140,6 @@ def all_pages(read_page: Callable[[str | None], Page[T]], sort_key: Callable[[T]
         items += page.items
         if not page.more:
             return items
-
-
-def operator_actor() -> Actor:
-    """Returns the actor of this command for the audit log: `cli:` with the name of the operating system's user who runs
-    the command. Under sudo, that is the user who called sudo. If the user has no name, the uid takes its place."""
-    import pwd
-
-    from storage.content import Actor
-
-    user = os.environ.get("SUDO_USER") if os.getuid() == 0 else None
-    if not user:
-        try:
-            user = pwd.getpwuid(os.getuid()).pw_name
-        except KeyError:
-            user = str(os.getuid())
-    return Actor(name=f"cli:{user}")
 
 
 def parse_name_or_fail(text: str) -> AccountName:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from registry.cli.accounts.account_admin import operator_actor
+from registry.cli.data_owner import operator_actor
 from registry.cli.mirror.mirror_command import ReferencesArgument, load_mirror_settings, run_on_mirrors
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, MirrorOption, fail, one_line_errors
 from registry.cli.output import local_time, print_json, print_rows

@@ -6,18 +6,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from registry.cli.data_owner import operator_actor
 from registry.cli.output import human_size, local_time, plural
 from registry.config import format_duration
 from registry.mirror.served_tags import time_text
 from registry.router import Router
 from registry.upkeep.cached_content import RefreshOutcome, RefreshResult, purge_image, refresh_image
-from storage.content import Actor
 from storage.names import ImageReference
 from storage.store.stored_registry import StoredRegistry
 from storage.upstream_tags import TagFrozen
-
-MIRROR_COMMAND_ACTOR = Actor(name="entrepot mirror")
-"""The actor that the audit log names for content that `purge` deletes."""
 
 
 async def refresh_reference(router: Router, stored: StoredRegistry, image: ImageReference) -> str:
@@ -65,7 +62,7 @@ async def purge_reference(
     """Deletes the cached content of an image, or with `everything` the cached content of its whole repository. Returns
     the result as a text for the user. `grace`: the number of seconds after which garbage collection may delete the
     blobs. The other parameters and the errors are those of `purge_image`."""
-    by = MIRROR_COMMAND_ACTOR
+    by = operator_actor()
     try:
         result = await purge_image(router, stored, image, data=data, by=by, everything=everything, force=force)
     except TagFrozen as error:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from registry.cli.accounts.account_admin import operator_actor
+from registry.cli.data_owner import operator_actor
 from registry.cli.options import USAGE_ERROR, fail
 from registry.cli.output import human_size, plural
 from registry.cli.upkeep.upkeep_run import print_done, print_json_line, progress_bar, with_upkeep

@@ -113,7 +113,7 @@ def restore(
     as_json: MoveJsonOption = False,
 ) -> None:
     """Restores the tag and prints what it points at now."""
-    from registry.cli.accounts.account_admin import operator_actor
+    from registry.cli.data_owner import operator_actor
     from registry.cli.upkeep.upkeep_run import with_upkeep
     from storage.names import Digest
     from storage.upkeep.tag_changes import TagChanges
@@ -152,7 +152,7 @@ def move(
     as_json: MoveJsonOption = False,
 ) -> None:
     """Moves the tag and prints what it points at now."""
-    from registry.cli.accounts.account_admin import operator_actor
+    from registry.cli.data_owner import operator_actor
     from registry.cli.upkeep.upkeep_run import with_upkeep
     from storage.names import as_reference
     from storage.upkeep.tag_changes import TagChanges
@@ -178,7 +178,7 @@ def delete(
     reference: TagArgument, force: ForceOption = False, config: ConfigOption = None, data: DataOption = None
 ) -> None:
     """Deletes the tag."""
-    from registry.cli.accounts.account_admin import operator_actor
+    from registry.cli.data_owner import operator_actor
     from registry.cli.upkeep.upkeep_run import with_upkeep
     from storage.upkeep.tag_changes import TagChanges
 

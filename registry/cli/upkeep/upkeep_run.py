@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from registry.cli.accounts.account_admin import operator_actor
-from registry.cli.data_owner import run_on_backend
+from registry.cli.data_owner import operator_actor, run_on_backend
 from registry.cli.options import load_or_fail, one_line_errors
 
 if TYPE_CHECKING:

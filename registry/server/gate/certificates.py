@@ -109,12 +109,15 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     _load_certificate_and_key(context, files)
     if files.client_ca is not None and files.client_auth != "off":
+        what = "certificates of the authorities for clients"
         # Called only for its error, which names the file. The error of `load_verify_locations` does not name it.
-        _read(files.client_ca, "certificates of the authorities for clients")
+        _read(files.client_ca, what)
         try:
             context.load_verify_locations(files.client_ca)
         except ssl.SSLError:
             raise CertificateError(f"{files.client_ca} holds no certificate in PEM form") from None
+        except OSError as error:  # the file was removed after it was read above
+            raise _unreadable(files.client_ca, what, error) from None
         context.verify_mode = _VERIFY_MODES[files.client_auth]
     return context
 
@@ -122,8 +125,9 @@ def make_context(files: CertificateFiles, now: float) -> ssl.SSLContext:
 def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) -> None:
     """Loads the certificate with its chain and key into `context`. Raises CertificateError."""
     key_path = files.key or files.certificate
+    what = "key of the certificate"
     # Called only for its error, which names the file. The error of `load_cert_chain` does not name it.
-    _read(key_path, "key of the certificate")
+    _read(key_path, what)
 
     def refuse_password() -> NoReturn:  # without this function, OpenSSL would ask for the password on the terminal
         raise CertificateError(f"the key in {key_path} is protected by a password; write it without one")
@@ -139,6 +143,11 @@ def _load_certificate_and_key(context: ssl.SSLContext, files: CertificateFiles) 
         raise CertificateError(
             f"the certificate in {files.certificate} and the key in {key_path} cannot be used{reason_text}"
         ) from None
+    except OSError as error:
+        # A program that renews the certificate has removed one of the files since they were read above. The error does
+        # not say which one.
+        _read(files.certificate, "certificate")
+        raise _unreadable(key_path, what, error) from None
 
 
 def expiry_of(path: Path) -> datetime:
@@ -151,6 +160,8 @@ def expiry_of(path: Path) -> datetime:
         return x509.load_pem_x509_certificates(pem)[0].not_valid_after_utc
     except ValueError:
         raise CertificateError(f"{path} holds no certificate in PEM form") from None
+    except x509.InvalidVersion:
+        raise CertificateError(f"the certificate in {path} has an unknown version; X.509 version 3 is usual") from None
 
 
 def _check_expiry(path: Path, now: float) -> None:
@@ -166,8 +177,12 @@ def _read(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CertificateError(f"cannot read the {what} {path}: {reason}") from None
+        raise _unreadable(path, what, error) from None
+
+
+def _unreadable(path: Path, what: str, error: OSError) -> CertificateError:
+    """Returns the error for a file that cannot be read. `what` is what the file contains."""
+    return CertificateError(f"cannot read the {what} {path}: {(error.strerror or str(error)).lower()}")
 
 
 def _file_state(path: Path) -> FileState:

@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -145,13 +145,19 @@ class Successor:
             raise ChangeRefused(f"the program cannot be started: {error}") from None
         return SuccessorCheck(process)
 
-    def execute(self, handover: Handover) -> None:
+    def execute(self, handover: Handover, must_stop: Callable[[], bool]) -> None:
         """Executes the new version in this process. Does not return if that succeeds; otherwise raises ChangeRefused.
-        Signals that arrive in the meantime are blocked until the new version has set its handlers."""
+
+        Signals that arrive in the meantime are blocked until the new version has set its handlers. `must_stop` is
+        called when they are blocked. It returns whether this process has received a signal to stop and has not handled
+        it yet. The new version would not get this signal, so it is not executed then."""
         files = handover.files()
         environment = self._environment({"check": False, "handover": asdict(handover)})
         flush_output()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        if must_stop():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            raise ChangeRefused("the server stops")
         for file in files:
             os.set_inheritable(file, True)
         try:

@@ -36,6 +36,8 @@ _MAX_BACKOFF_SECONDS = 10.0
 """The longest back-off."""
 _STABLE_SECONDS = 10.0
 """If a worker was ready and has run for this long when it dies, its restart counts as the first one again."""
+_SIGNAL_PIPE_BYTES = 1 << 16
+"""At least the capacity of the signal pipe (pipe(7)), so that one read empties the pipe."""
 _STOPPED_WORKER_PAUSE_SECONDS = 0.5
 """Pause before the restart of a worker that ended with exit code 0, because another process had sent it SIGTERM. If
 SIGTERM was sent to the whole process group, the supervisor receives it in this time, and stops the server."""
@@ -334,8 +336,19 @@ class Supervisor:
                 workers=[describe_worker(worker) for worker in self._pool.workers.values()],
                 facts=successor.facts,
                 counts=self._live.counts,
-            )
+            ),
+            self._must_stop,
         )
+
+    def _must_stop(self) -> bool:
+        """Returns whether SIGTERM or SIGINT has arrived and the loop has not handled it yet. Leaves all signals for the
+        loop. Call this method only while `SIGNALS` are blocked."""
+        try:
+            arrived = os.read(self._signal_reader, _SIGNAL_PIPE_BYTES)
+        except BlockingIOError:
+            return False
+        os.write(self._signal_writer, arrived)
+        return signal.SIGTERM in arrived or signal.SIGINT in arrived
 
     def _take_over(self, handover: Handover) -> None:
         """Adopts the workers of the old version, and starts to replace them."""

@@ -23,7 +23,8 @@ def test_only_directories_of_registries(site: AdminSite, tmp_path: Path) -> None
     """An import from a directory that is not the data directory of a registry is refused. The error contains nothing of
     the directory's content."""
     (tmp_path / "secret").write_text("a secret text")
-    for path in (str(tmp_path), str(tmp_path / "secret"), str(tmp_path / "none"), "relative"):
+    paths = (str(tmp_path), str(tmp_path / "secret"), str(tmp_path / "none"), "relative", "/null\0", "/" + "x" * 300)
+    for path in paths:
         answer = site.call("POST", "/imports/directory", {"path": path})
         assert (answer.status_code, code_of(answer)) == (400, "IMPORT_INVALID")
         assert "a secret" not in answer.text

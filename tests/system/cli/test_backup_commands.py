@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -228,7 +229,7 @@ def test_restore_after_a_killed_restore(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_configured", [True, False])
 def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
     """An admin can start a backup into the directory of the settings, and sees it in the list. If the settings have no
-    directory, the API responds with 409."""
+    directory, the API responds with 409. If the directory cannot be read, the API says why."""
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=tmp_path, stdin_text=PASSWORD)
     env = {"ENTREPOT_BACKUP__TARGET": str(tmp_path / "backups"), "ENTREPOT_BACKUP__KEEP": "1"} if is_configured else {}
     with running_server(tmp_path, env=env) as server:
@@ -246,6 +247,11 @@ def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
             assert (job["state"], job["started_by"], job["result"]["missing"]) == ("done", ADMIN, [])
         (made,) = site.call_ok("GET", "/backups")["items"]
         assert (made["name"], made["tags"]) == (job["result"]["snapshot"], 0)
+        shutil.rmtree(tmp_path / "backups/snapshots")
+        (tmp_path / "backups/snapshots").write_text("no directory")
+        answer = site.call("GET", "/backups")
+        assert (answer.status_code, code_of(answer)) == (500, "BACKUP_FAILED")
+        assert f"cannot read {tmp_path}/backups: Not a directory" in answer.text
 
 
 def test_lost_and_damaged_blobs(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import socket
 import tempfile
@@ -21,7 +22,8 @@ import pytest
 
 from registry.cli.data_owner import become_owner
 from registry.server.process.control_socket import listen_for_control
-from tests.fakes.commands import entrepot, entrepot_program
+from tests.fakes.client_images import image, write_layout
+from tests.fakes.commands import entrepot, entrepot_output, entrepot_program
 from tests.fakes.plain_client import plain_request
 from tests.fakes.server_process import running_server
 from tests.fakes.temporary_files import memory_root
@@ -37,6 +39,12 @@ sys.path[:] = [entry for entry in sys.path if is_public(Path(entry).absolute())]
 """
 """Code after which a process imports modules only from folders that every user can read. Then it keeps no right of root
 when it becomes the owner of the data directory, wherever Python is installed."""
+
+
+ERIN = {"SUDO_USER": "erin"} if os.geteuid() == 0 else {}
+"""Environment variable of a command that erin runs with sudo."""
+OPERATOR = "cli:erin" if ERIN else f"cli:{pwd.getpwuid(os.geteuid()).pw_name}"
+"""The actor of such a command. Without root's rights, the user who runs the tests."""
 OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 
 
@@ -136,6 +144,27 @@ def test_password_file_that_only_root_can_read(folder: Path, public_imports: str
     file.unlink()
     second_run = entrepot(*command, folder=folder, site=public_imports)
     assert (second_run.returncode, "admin is not added" in second_run.stderr) == (0, True)
+
+
+def test_commands_name_the_user_who_called_sudo(folder: Path) -> None:
+    """Erin runs commands with sudo, and each command becomes the owner of the data directory. Erin is the actor in the
+    audit log, in the history of a tag, and of a job."""
+    write_layout(folder / "layout", {"v1": image("one")})
+
+    def run(*args: str | Path) -> str:
+        return entrepot_output(*args, "--data", folder / "data", folder=folder, **ERIN)
+
+    run("user", "add", "alice", "--generate", "--if-first")
+    run("import", folder / "layout", "--as", "team/app")
+    run("tag", "move", "team/app:v2", "v1")
+    run("tag", "delete", "team/app:v1")
+    run("gc")
+    tags = json.loads(run("tag", "history", "team/app", "--json"))
+    assert {(change["tag"], change["actor"]) for change in tags} == {("v1", OPERATOR), ("v2", OPERATOR)}
+    audit = json.loads(run("audit", "--json"))
+    assert {entry["actor"] for entry in audit if entry["action"] in ("account.add", "tag.delete")} == {OPERATOR}
+    assert {job["started_by"] for job in json.loads(run("jobs", "list", "--json"))} == {OPERATOR}
+    assert owners(folder / "data") == {OWNER}
 
 
 def test_second_start_on_the_same_directory(folder: Path) -> None:

@@ -7,8 +7,10 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from tests.fakes.certificate_authority import CertificateAuthority, KeyPair
 from tests.fakes.commands import entrepot, error_line
 from tests.fakes.hub.hub import hub
 from tests.fakes.plain_client import plain_request
-from tests.fakes.server_process import RegistryServer, running_server
+from tests.fakes.server_process import ROOT, RegistryServer, running_server
 from tests.fakes.upstream_content import UpstreamContent, noise_image
 
 MIB = 1024 * 1024
@@ -125,6 +127,29 @@ def test_client_settings_have_the_https_address(tmp_path: Path, pair: KeyPair) -
     """`entrepot client` prints an https address if the settings have a certificate."""
     result = entrepot("client", "docker", folder=tmp_path, **variables(pair))
     assert "https://127.0.0.1:5000" in result.stdout
+
+
+def is_healthy(listen: str, env: Mapping[str, str]) -> bool:
+    """Runs the health check of the image in deploy/Dockerfile with these variables. Returns whether it succeeds."""
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", dockerfile, re.MULTILINE)
+    python, *arguments = json.loads(command)
+    assert python == "python"
+    environment = {**os.environ, "ENTREPOT_LISTEN": listen, **env}
+    check = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=60)
+    return check.returncode == 0
+
+
+def test_health_check_of_the_image(tmp_path: Path, server: RegistryServer, pair: KeyPair) -> None:
+    """The health check of the image succeeds if TLS is set in variables, if it is set in a file, so that no variable
+    names the certificate, and if the server has no TLS. It fails if the server has ended."""
+    listen = f"0.0.0.0:{server.port}"
+    assert is_healthy(listen, variables(pair))
+    assert is_healthy(listen, {})
+    assert server.stop() == 0
+    assert not is_healthy(listen, {})
+    with running_server(tmp_path / "plain", workers=1) as plain:
+        assert is_healthy(f"0.0.0.0:{plain.port}", {})
 
 
 # Blobs

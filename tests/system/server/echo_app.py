@@ -9,8 +9,10 @@ import hashlib
 import io
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,7 +26,9 @@ from registry.server.gate.certificates import CertificateFiles, Certificates
 from registry.server.gate.listener import ListenerOptions, ListenError, address_of, bind
 from registry.server.gate.per_address_limit import PerAddressLimit
 from registry.server.gate.trusted_proxies import TrustedProxies
+from registry.server.process.live_options import LiveOptions
 from registry.server.process.run import serve
+from registry.server.process.successor import Handover, Successor
 from registry.server.server_limits import ServerLimits
 
 
@@ -288,8 +292,17 @@ def mark_or(start: str) -> str:
     return "marked" if mark_file is not None and os.path.exists(mark_file) else start
 
 
+class LateStop(Successor):
+    """A new version of the program. SIGTERM arrives when the old version has left its loop to execute it."""
+
+    def execute(self, handover: Handover, must_stop: Callable[[], bool]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().execute(handover, must_stop)
+
+
 def main() -> int:
     options = json.loads(sys.argv[1])
+    successor = LateStop(options["successor"], {}) if "successor" in options else None
     try:
         sock = bind(options.get("listen", "127.0.0.1:0"))
     except ListenError as error:
@@ -304,6 +317,7 @@ def main() -> int:
         limits=ServerLimits(**options.get("limits", {})),
         on_ready=lambda: print_line(f"ready {address}"),
         listener_options=listener_options_of(options),
+        live=LiveOptions(successor=successor),
     )
 
 

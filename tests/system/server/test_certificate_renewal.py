@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -85,12 +86,17 @@ def test_unusable_certificates_and_keys_are_refused(
     tmp_path: Path, authority: CertificateAuthority, first_pair: KeyPair, second_pair: KeyPair
 ) -> None:
     """The server refuses the key of another certificate, a certificate without a key, files that are not in PEM form,
-    and a key with a password. Each gets a message of its own."""
+    a certificate of an unknown version, and a key with a password. Each gets a message of its own."""
     text = tmp_path / "text"
     text.write_text("not PEM at all\n")
+    future = tmp_path / "future"
+    der = ssl.PEM_cert_to_DER_cert(first_pair.certificate.read_text())
+    # X.509 stores version 3 as the number 2 (RFC 5280, section 4.1).
+    future.write_text(ssl.DER_cert_to_PEM_cert(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)))
     cases = [
         (CertificateFiles(first_pair.certificate, second_pair.key), "does not belong to the certificate in"),
         (CertificateFiles(first_pair.certificate), "cannot be used"),
+        (CertificateFiles(future, first_pair.key), "future has an unknown version"),
         (CertificateFiles(text, first_pair.key), "text holds no certificate in PEM form"),
         (CertificateFiles(first_pair.certificate, text), "cannot be used"),
         (
@@ -111,6 +117,29 @@ def test_expired_certificate_is_refused(authority: CertificateAuthority, first_p
     make_context(files_of(first_pair), time.time() + DAY)
     with pytest.raises(CertificateError, match="expired on"):
         make_context(files_of(first_pair), time.time() + 3 * DAY)
+
+
+@pytest.mark.parametrize("name", ["key", "authorities"])
+def test_file_that_is_removed_while_it_is_loaded_is_refused(
+    tmp_path: Path, authority: CertificateAuthority, first_pair: KeyPair, name: str
+) -> None:
+    """A renewal program removes the key, or the file with the authorities for client certificates, after the server has
+    checked that the file can be read. The error names the file."""
+    pipe = tmp_path / f"{name}.pem"
+    os.mkfifo(pipe)
+    files = CertificateFiles(first_pair.certificate, first_pair.key, authority.certificate, "required")
+    files = replace(files, key=pipe) if name == "key" else replace(files, client_ca=pipe)
+
+    def write_and_remove() -> None:
+        with pipe.open("wb") as file:  # waits until the server has opened the file for its check
+            pipe.unlink()
+            file.write(b"content")
+
+    writer = threading.Thread(target=write_and_remove)
+    writer.start()
+    with pytest.raises(CertificateError, match=rf"cannot read .*{name}\.pem: no such file"):
+        make_context(files, time.time())
+    writer.join()
 
 
 def test_key_and_certificate_in_one_file(tmp_path: Path, first_pair: KeyPair) -> None:

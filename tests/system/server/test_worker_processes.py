@@ -314,6 +314,16 @@ def test_renewal(start: Start) -> None:
     assert running.wait_for_exit() == 0
 
 
+def test_stop_just_before_the_new_version_is_executed(start: Start) -> None:
+    """A new version has checked that it can start. SIGTERM arrives after the last signals were handled, just before the
+    new version is executed. The server stops, and the new version is not executed. It would not get this signal."""
+    is_check = """case "$_ENTREPOT_HANDOVER" in *'"check": true'*) exit 0;; esac"""
+    running = start(workers=2, successor=["/bin/sh", "-c", f"{is_check}; echo executed; exit 3"])
+    os.kill(running.pid, signal.SIGUSR2)
+    assert running.wait_for_exit() == 0
+    assert "the workers are not renewed: the server stops" in running.errors
+
+
 def test_failed_renewal(start: Start, tmp_path: Path) -> None:
     """If a new worker cannot start during a renewal, the old workers stay."""
     mark_file = tmp_path / "mark"

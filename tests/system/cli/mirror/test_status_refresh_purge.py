@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.fakes.commands import entrepot, error_line
+from tests.fakes.commands import entrepot, entrepot_output, error_line
 from tests.fakes.hub.hub import Hub
 from tests.fakes.plain_client import plain_client, plain_request
 from tests.fakes.server_process import running_server
@@ -184,12 +185,14 @@ def test_refresh_while_a_server_runs(tmp_path: Path, upstream: Hub, images: dict
 
 def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
     """`purge` deletes the cached tag and its manifests. The output says how many bytes will be freed, and when. The
-    next request for the tag fetches it from the upstream again."""
+    audit log names the user who ran the command. The next request for the tag fetches it from the upstream again."""
     output_of(tmp_path, "warm", "app:1", *FOR_AMD64)
     (line,) = output_of(tmp_path, "purge", "app:1")
     assert line.startswith("app:1: dropped 1 tag and 2 manifests; 3.0 MiB are freed after ")
     assert line.endswith("(gc.grace is 24h), unless a pull uses them again before")
     assert status(tmp_path)["upstreams"][0]["manifests"] == 0
+    (deletion,) = json.loads(entrepot_output("audit", "--action", "tag.delete", "--json", folder=tmp_path))
+    assert deletion["actor"].startswith("cli:")
     upstream.forget()
     output_of(tmp_path, "refresh", "app:1")
     assert upstream.count("manifest", "GET") == 1

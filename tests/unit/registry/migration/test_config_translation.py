@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.cli.server_preparation import InsecureOpenError, check_insecure_open
 from registry.config import Settings
 from registry.config.settings_sources import load_settings
 from registry.migration.config_translation import translate
@@ -75,6 +76,12 @@ def load(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Settings
     file = tmp_path / "entrepot.toml"
     file.write_text(text)
     return load_settings({}, file).settings
+
+
+def check_open(settings: Settings) -> None:
+    """Raises InsecureOpenError if a registry without accounts that listens on a loopback address does not start with
+    these settings."""
+    check_insecure_open(settings, bound_to_loopback=True, is_registry_closed=False)
 
 
 def comments(text: str) -> dict[str, str]:
@@ -162,6 +169,35 @@ def test_an_open_registry_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load(tmp_path, text, monkeypatch).insecure_open
     text = translate("version: 0.1\nhttp: {addr: 'localhost:5000'}", {})
     assert not load(tmp_path, text, monkeypatch).insecure_open
+
+
+@pytest.mark.parametrize("address", ["addr: '127.0.0.1:5000', ", ""])
+def test_open_registry_behind_a_proxy_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """The old registry has no logins, and a proxy on its machine passes requests on to it. The server does not start
+    with the translated settings. A comment below `public_url` says what to do, and the line that it names helps."""
+    text = translate(f"version: 0.1\nhttp: {{{address}host: 'https://registry.example.com'}}", {})
+    with pytest.raises(InsecureOpenError):
+        check_open(load(tmp_path, text, monkeypatch))
+    lines = text.splitlines()
+    start = lines.index('public_url = "https://registry.example.com"')
+    assert "`entrepot user add NAME --admin`" in " ".join(lines[start + 1 : start + 4])
+    check_open(load(tmp_path, text.replace("# insecure_open = true", "insecure_open = true"), monkeypatch))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http: {host: 'https://registry.example.com'}\nauth: {htpasswd: {realm: x, path: /auth}}",
+        "http: {addr: ':5000', host: 'https://registry.example.com'}",
+        "http: {host: 'http://localhost'}",
+    ],
+)
+def test_comment_on_missing_accounts_is_only_written_if_needed(text: str) -> None:
+    """A registry with logins, one that is open already, and one with a name that only its own machine can use can start
+    with the translated settings. So they have no comment that says how to add an account."""
+    assert "does not start" not in translate(text, {})
 
 
 def test_upstream_other_than_docker_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -248,6 +249,27 @@ async def test_known_digest_gives_no_blob_of_another_repository(
     assert old_registry.count("blob", digest=secret.config.digest) == 0  # an unchanged image costs no blob request
 
 
+LOGIN_PAGE = b"<html>login</html>"
+
+
+def login_page_replies(manifest: bytes, media_type: str, config: UpstreamBlob) -> Callable[[str], bytes]:
+    """Returns the replies of an old registry that has the image `evil/app:1` with this manifest and config. It answers
+    requests for all other blobs with a login page."""
+
+    def reply(head: str) -> bytes:
+        kind, body = "application/json", b'{"name": "evil/app", "tags": ["1"]}'
+        if "/manifests/" in head:
+            kind, body = media_type, manifest
+        elif config.digest in head:
+            body = config.read()
+        elif "/blobs/" in head:
+            kind, body = "text/html", LOGIN_PAGE
+        headers = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        return f"HTTP/1.1 200 OK\r\n{headers}".encode() + (b"" if head.startswith("HEAD") else body)
+
+    return reply
+
+
 async def test_head_response_with_another_size_gives_no_blob(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
@@ -256,25 +278,14 @@ async def test_head_response_with_another_size_gives_no_blob(
     secret = content.add("bob/secret", noise_image("secret", 1000), "1")
     layer = secret.layers[0]
     config = UpstreamBlob(b"{}", "application/vnd.oci.image.config.v1+json")
-    page = UpstreamBlob(b"<html>login</html>", layer.media_type)
+    page = UpstreamBlob(LOGIN_PAGE, layer.media_type)
     tree = manifest_of(config, page)
     body = tree.body.replace(page.digest.encode(), layer.digest.encode())
     content.add("evil/app", ImageTree(body, tree.media_type, {config.digest: config}), "1")
     old_registry.put(content)
     await run_import(repositories=["bob/secret"])
 
-    def reply(head: str) -> bytes:
-        media_type, answer = "application/json", b'{"name": "evil/app", "tags": ["1"]}'
-        if "/manifests/" in head:
-            media_type, answer = tree.media_type, body
-        elif config.digest in head:
-            answer = b"{}"
-        elif "/blobs/" in head:
-            media_type, answer = "text/html", b"<html>login</html>"
-        headers = f"Content-Type: {media_type}\r\nContent-Length: {len(answer)}\r\n\r\n"
-        return f"HTTP/1.1 200 OK\r\n{headers}".encode() + (b"" if head.startswith("HEAD") else answer)
-
-    async with scripted_server(reply) as script:
+    async with scripted_server(login_page_replies(body, tree.media_type, config)) as script:
         await run_import(url=script.url, repositories=["evil/app"])
     [(name, _)] = run_import.reports()
     assert name == "evil/app:1"
@@ -299,6 +310,23 @@ async def test_complete_download_of_another_repository_gives_no_blob(
 
     reason = f"{old_registry.address} does not have the blob {layer.digest}"
     assert run_import.reports() == [("evil/app:1", reason)]
+
+
+async def test_complete_download_is_not_confirmed_by_another_size(store: StoredRegistry, run_import: ImportRun) -> None:
+    """All bytes of a blob arrived in an earlier import, for another repository. The old registry answers the request
+    that has to confirm the blob with a login page. So the blob is not stored in this repository."""
+    image = noise_image("image", 1000)
+    layer = image.layers[0]
+    async with scripted_server(login_page_replies(image.body, image.media_type, image.config)) as script:
+        name = "-".join(["import", *re.findall("[a-z0-9]+", urlsplit(script.url).netloc)])
+        with closing(await store.partials.claim(Digest(layer.digest), layer.size, name)) as partial:
+            await asyncio.to_thread(partial.write_at, 0, layer.read())
+        await run_import(url=script.url, repositories=["evil/app"])
+    with pytest.raises(BlobUnknown):
+        await store.resolve_blob(RepositoryName("evil/app"), Digest(layer.digest))
+    [(image_name, reason)] = run_import.reports()
+    assert image_name == "evil/app:1"
+    assert f"{layer.digest} does not have the size" in reason
 
 
 async def test_faults_are_retried(

@@ -1,9 +1,13 @@
-"""A worker that checks, retires or closes all of its connections handles other events in between."""
+"""A worker that checks, retires or closes all of its connections handles other events in between, and an error in one
+step of its maintenance does not end the maintenance."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +15,12 @@ from registry.asgi import Receive, Scope, Send
 from registry.server.connection.context import WorkerContext
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget
+from registry.server.gate.certificates import CertificateFiles, Certificates
 from registry.server.gate.connection_limit import ConnectionLimit
 from registry.server.process.maintenance import CONNECTIONS_PER_STEP, Maintenance, visit_in_steps
 from registry.server.server_limits import ServerLimits
+from tests.fakes.app_in_process import until
+from tests.fakes.certificate_authority import CertificateAuthority
 
 
 class CountingTransport(asyncio.Transport):
@@ -36,8 +43,23 @@ class CountingTransport(asyncio.Transport):
         return False
 
 
+class BrokenTransport(CountingTransport):
+    """A transport that cannot write."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        raise RuntimeError("the transport is broken")
+
+
 async def no_app(scope: Scope, receive: Receive, send: Send) -> None:
     pytest.fail("the application was called")
+
+
+def open_connection(worker: WorkerContext, transport: asyncio.Transport) -> None:
+    """Opens a connection whose client has sent only the first byte of a request."""
+    connection = RegistryProtocol(worker)
+    connection.connection_made(transport)
+    connection.get_buffer(-1)[:1] = b"G"
+    connection.buffer_updated(1)
 
 
 async def test_timeouts_of_many_connections_leave_time_for_other_events() -> None:
@@ -49,10 +71,7 @@ async def test_timeouts_of_many_connections_leave_time_for_other_events() -> Non
     worker = WorkerContext(no_app, loop, limits, UnsentBudget(0, loop.time))
     answered: list[bytes] = []
     for _ in range(1000):
-        connection = RegistryProtocol(worker)
-        connection.connection_made(CountingTransport(answered))
-        connection.get_buffer(-1)[:1] = b"G"
-        connection.buffer_updated(1)
+        open_connection(worker, CountingTransport(answered))
     connections = worker.state.connections
     maintenance = Maintenance(loop, worker.state, limits, ConnectionLimit(connections, set(), set(), loop.time), None)
     maintenance.start()
@@ -64,6 +83,32 @@ async def test_timeouts_of_many_connections_leave_time_for_other_events() -> Non
     maintenance.stop()
     assert most_in_one_iteration <= 200
     assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answered)
+
+
+async def test_errors_do_not_end_the_maintenance(tmp_path: Path) -> None:
+    """The transport of one connection fails, and each check of the certificate fails. The worker reports both errors to
+    the event loop. It still checks the timeouts of the other connections, and updates the Date header."""
+    loop = asyncio.get_running_loop()
+    reported: list[str] = []
+    loop.set_exception_handler(lambda _, context: reported.append(str(context["exception"])))
+    limits = replace(ServerLimits(), header_seconds=0.0, timeout_check_seconds=0.001, certificate_check_seconds=0.0)
+    worker = WorkerContext(no_app, loop, limits, UnsentBudget(0, loop.time))
+    answered: list[bytes] = []
+    for transport in (BrokenTransport(answered), CountingTransport(answered)):
+        open_connection(worker, transport)
+    times = [time.time()]  # the clock fails at the second call
+    pair = CertificateAuthority(tmp_path).sign("server")
+    certificates = Certificates(CertificateFiles(pair.certificate, pair.key), clock=times.pop)
+    os.utime(pair.certificate, (0, 0))
+    connections = worker.state.connections
+    limit = ConnectionLimit(connections, set(), set(), loop.time)
+    maintenance = Maintenance(loop, worker.state, limits, limit, certificates)
+    maintenance.start()
+    await until(lambda: bool(answered) and len(set(reported)) == 2)
+    headers = worker.state.default_headers
+    await until(lambda: worker.state.default_headers is not headers)
+    maintenance.stop()
+    assert set(reported) == {"the transport is broken", "pop from empty list"}
 
 
 async def test_connection_that_is_lost_between_two_steps_is_not_visited() -> None:
