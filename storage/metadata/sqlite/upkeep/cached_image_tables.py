@@ -25,6 +25,7 @@ import apsw
 
 from storage.cached_images import Cooldowns, EvictedImage, EvictionRules
 from storage.content import Actor
+from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.metadata.sqlite.blob_changes import is_referenced, remove_link
 from storage.metadata.sqlite.manifest_deletion import delete_excess_tags, delete_manifest
 from storage.names import Digest, RepositoryName, Tag
@@ -35,9 +36,6 @@ MAX_CHECKED_MANIFESTS: Final = 20
 """Largest number of manifests that one transaction checks."""
 MAX_LINKS: Final = 200
 """Largest number of links that one transaction removes. A *link* is a row that lets a repository serve a blob."""
-CLOCK_MARGIN_SECONDS: Final = 60.0
-"""A time is in the future if it is more than this later than the present time. It is longer than a change waits for
-earlier changes, so that the times of running changes are never in the future."""
 _ROW = """
 SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
  WHERE m.id = ?"""
