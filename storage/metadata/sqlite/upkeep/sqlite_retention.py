@@ -13,6 +13,7 @@ import apsw
 from storage.content import Actor
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFull
+from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.metadata.sqlite import manifest_and_tag_changes, manifest_deletion
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
@@ -40,12 +41,23 @@ log = logging.getLogger("storage.retention")
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _IS_REFERRER: Final = f"(name GLOB '{_REFERRER_GLOB}' OR name GLOB '{_REFERRER_GLOB}.?*')"
 """SQL condition that is true if the regular expression `storage.retention.REFERRER_TAG` matches the name of a tag."""
+_ORDER_TIME: Final = """
+CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
+    SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
+     WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
+"""The field `order_time` of a tag: NULL, unless its time is in the future, which begins at ?3. ?4: the time of the last
+change before the clock was ahead (`_last_change_before_future`). If the tag was pushed again while the clock was ahead,
+with the same manifest, the tag history has only the time of an earlier push, which may be later than ?4."""
 _NEWEST: Final = f"""
-SELECT updated, name FROM tag WHERE repository = ?1 AND NOT {_IS_REFERRER}
- ORDER BY updated DESC, name LIMIT 1 OFFSET ?2"""
-_TAGS: Final = """
-SELECT t.name, m.digest, m.id, t.updated FROM tag t JOIN manifest m ON m.id = t.manifest
- WHERE t.repository = ?1 AND t.name > ?2 ORDER BY t.name LIMIT ?3"""
+SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
+ ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""
+_TAGS: Final = f"""
+SELECT t.name, m.digest, m.id, t.updated, {_ORDER_TIME} FROM tag t JOIN manifest m ON m.id = t.manifest
+ WHERE t.repository = ?1 AND t.name > ?2 ORDER BY t.name LIMIT ?5"""
+_FIRST_FUTURE_CHANGE: Final = """
+SELECT min(id) FROM tag_history INDEXED BY tag_history_repository WHERE repository = ? AND at > ?"""
+_LAST_CHANGE_BEFORE: Final = """
+SELECT at FROM tag_history NOT INDEXED WHERE id < ? AND at <= ? ORDER BY id DESC LIMIT 1"""
 _MANIFESTS: Final = """
 SELECT digest, id, pushed FROM manifest WHERE repository = ?1 AND digest > ?2 ORDER BY digest LIMIT ?3"""
 _TAG: Final = """
@@ -71,23 +83,27 @@ class SqliteRetention:
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
         def read(db: apsw.Connection) -> TagPosition | None:
-            row: Any = db.execute(_NEWEST, (_repository(db, repo), count - 1)).fetchone()
-            return None if row is None else TagPosition(*row)
+            repository, future = _repository(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            before_future = _last_change_before_future(db, repository, future)
+            row: Any = db.execute(_NEWEST, (repository, count - 1, future, before_future)).fetchone()
+            return None if row is None else TagPosition(*row, future_after=future)
 
         return await self._scans.run(read)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
         def read(db: apsw.Connection) -> list[TagFacts]:
-            repository = _repository(db, repo)
-            rows: list[Any] = db.execute(_TAGS, (repository, after or "", limit)).fetchall()
+            repository, future = _repository(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            before_future = _last_change_before_future(db, repository, future)
+            rows: list[Any] = db.execute(_TAGS, (repository, after or "", future, before_future, limit)).fetchall()
             recorded_since = _recorded_since(db)
             return [
                 TagFacts(
                     *(Tag(name), Digest(digest), manifest, pushed, unused_manifests.last_pull(db, manifest)),
                     unrecorded_until=recorded_since if pushed < recorded_since else None,
                     subject=_subject_of_tag(db, repository, name),
+                    order_time=order_time,
                 )
-                for name, digest, manifest, pushed in rows
+                for name, digest, manifest, pushed, order_time in rows
             ]
 
         return await self._scans.run(read)
@@ -218,6 +234,14 @@ def _repository(db: apsw.Connection, repo: RepositoryName) -> int:
     """Returns the repository's row id; 0, which no row has, if there is no such repository."""
     row_id = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
     return 0 if row_id is None else int(row_id)
+
+
+def _last_change_before_future(db: apsw.Connection, repository: int, future: float) -> float:
+    """Returns the time of the last change of a tag, in any repository, before the first change in this repository whose
+    time is in the future, which begins at `future`. Returns 0 if there is no such change."""
+    first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future)).get
+    time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future)).get
+    return 0.0 if time is None else float(time)
 
 
 def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest | None:
