@@ -176,11 +176,14 @@ class Retention(Protocol):
         ...
 
     async def delete_orphans(
-        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
+        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, unused_since: float | None
     ) -> DeletedOrphans:
         """Checks the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes the manifests that have no
-        tag, that no index lists, and whose subject is not in the repository. `is_retention`: whether the events of
-        these deletions name a rule of retention as the reason."""
+        tag, that no index lists, and whose subject is not in the repository.
+
+        `unused_since`: manifests that were pushed or pulled after this time, in seconds since 1970, stay, because a
+        client may be about to push an index that lists them. The events of the deletions name a rule of retention as
+        the reason. None: a client deletes the manifests, whenever they were used."""
         ...
 
     async def add_unused(

@@ -86,7 +86,10 @@ class SqliteRetention:
             repository, future = _repository(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
             before_future = _last_change_before_future(db, repository, future)
             row: Any = db.execute(_NEWEST, (repository, count - 1, future, before_future)).fetchone()
-            return None if row is None else TagPosition(*row, future_after=future)
+            if row is None:
+                return None
+            pushed, name, order_time = row
+            return TagPosition(pushed, name, order_time, future_after=future)
 
         return await self._scans.run(read)
 
@@ -158,9 +161,11 @@ class SqliteRetention:
         def delete(db: apsw.Connection, restorable: bool) -> list[Digest] | None:
             repository = _repository(db, repo)
             row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
-            if row is None or row[1] > limits.pushed or unused_manifests.is_used(db, row[0]):
-                return None
-            if _is_newer(unused_manifests.last_pull(db, row[0]), limits.pulled):
+            if (
+                row is None
+                or unused_manifests.is_used(db, row[0])
+                or _is_used_after(db, row[0], row[1], limits.pushed, limits.pulled)
+            ):
                 return None
             if digest in unused_manifests.digests_without_tag_since(db, repository, judged_at):
                 return None
@@ -171,10 +176,11 @@ class SqliteRetention:
         return await self._delete_manifests(repo, delete)
 
     async def delete_orphans(
-        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
+        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, unused_since: float | None
     ) -> DeletedOrphans:
         assert len(digests) <= MAX_ORPHANS
-        action = EventAction.RETENTION if is_retention else EventAction.DELETE
+        action = EventAction.DELETE if unused_since is None else EventAction.RETENTION
+        keep_after = math.inf if unused_since is None else unused_since
 
         def delete(db: apsw.Connection, restorable: bool) -> DeletedOrphans:
             repository = _repository(db, repo)
@@ -182,7 +188,9 @@ class SqliteRetention:
             dependents: list[Digest] = []
             for digest in digests:
                 row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
-                if row is not None and not unused_manifests.is_used(db, row[0]):
+                if row is None or unused_manifests.is_used(db, row[0]):
+                    continue
+                if not _is_used_after(db, row[0], row[1], keep_after, keep_after):
                     dependents += (dependent for _, dependent in unused_manifests.dependents(db, row[0]))
                     # The clock is read in the transaction, so that later deletions have later times (see
                     # `SqliteMetadata.delete_manifest`).
@@ -257,6 +265,12 @@ def _recorded_since(db: apsw.Connection) -> float:
     """Returns the time since which pulls are recorded, in seconds since 1970; 0 if no manifest is older than that."""
     since = db.execute("SELECT since FROM pull_recording").get
     return 0.0 if since is None else float(since)
+
+
+def _is_used_after(db: apsw.Connection, manifest: int, pushed: float, push_limit: float, pull_limit: float) -> bool:
+    """Returns whether the manifest, which was last pushed at `pushed`, was pushed after `push_limit` or pulled after
+    `pull_limit`."""
+    return pushed > push_limit or _is_newer(unused_manifests.last_pull(db, manifest), pull_limit)
 
 
 def _is_newer(time: float | None, limit: float) -> bool:
