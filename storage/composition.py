@@ -151,13 +151,19 @@ def database_sizes(data: Path) -> tuple[int, int]:
 
 
 async def restore_data_dir(
-    data: Path, options: RestoreOptions, reporter: Reporter, *, system: System | None = None
+    data: Path,
+    options: RestoreOptions,
+    reporter: Reporter,
+    *,
+    clock: Callable[[], float] = time.time,
+    system: System | None = None,
 ) -> JSON:
-    """Restores a backup into the data directory, which must be missing or empty, and prepares it. Returns the report of
-    `storage.upkeep.backup.restore.restore_backup`. Raises BackupFailed, DataDirectoryError."""
+    """Restores a backup into the data directory, which must be missing or empty, and prepares it. `clock` returns
+    seconds since 1970. Returns the report of `storage.upkeep.backup.restore.restore_backup`. Raises BackupFailed,
+    DataDirectoryError."""
     layout = layout_of(data)
     result = await restore_backup(
-        SqliteSnapshots(layout.metadata, system=system), layout, options, reporter, system=system
+        SqliteSnapshots(layout.metadata, system=system), layout, options, reporter, clock=clock, system=system
     )
     prepare_data_dir(data, system)
     return result

@@ -36,7 +36,9 @@ class TagFacts:
     manifest that an index lists, was last pulled; None: no pull is recorded. `unrecorded_until`: pulls before this time
     were not recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are
     in seconds since 1970. `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None:
-    the repository does not have that manifest, or the tag has another name."""
+    the repository does not have that manifest, or the tag has another name. `order_time`: if `pushed` was in the
+    future (`storage.future_times`) when the tag was read, the time of the last change that is known to be older than
+    the push; otherwise None."""
 
     name: Tag
     digest: Digest
@@ -45,6 +47,7 @@ class TagFacts:
     pulled: float | None
     unrecorded_until: float | None = None
     subject: Digest | None = None
+    order_time: float | None = None
 
     @property
     def is_referrer(self) -> bool:
@@ -54,15 +57,29 @@ class TagFacts:
 
 @dataclass(frozen=True, slots=True)
 class TagPosition:
-    """The position of a tag in the list of the tags of a repository, newest first. Of several tags that were pushed at
-    the same time, the first in the order of names comes first."""
+    """The position of a tag in the list of the tags of a repository, newest first. Tags are in the order of their last
+    pushes. A tag whose time is in the future (`storage.future_times`) does not stay the newest until the clock has
+    reached that time: its place is that of `TagFacts.order_time`. Of several tags that were pushed at the same time,
+    the first in the order of names comes first.
+
+    `pushed`, `name`, `order_time`: those of the tag. `future_after`: later times were in the future when the list was
+    read."""
 
     pushed: float
     name: str
+    order_time: float | None = None
+    future_after: float = field(default=math.inf, compare=False)
 
     def is_at_or_after(self, tag: TagFacts) -> bool:
         """Returns whether the tag is at this position or before it."""
-        return (-tag.pushed, tag.name) <= (-self.pushed, self.name)
+        # The clock can be set back after the list was read. Then the time of a tag is in the future that was not in the
+        # future for the list.
+        order_time = tag.order_time if tag.pushed > self.future_after else None
+        return _sort_key(tag.pushed, tag.name, order_time) <= _sort_key(self.pushed, self.name, self.order_time)
+
+
+def _sort_key(pushed: float, name: str, order_time: float | None) -> tuple[float, float, str]:
+    return (-pushed if order_time is None else -order_time, -pushed, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +176,14 @@ class Retention(Protocol):
         ...
 
     async def delete_orphans(
-        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
+        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, unused_since: float | None
     ) -> DeletedOrphans:
         """Checks the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes the manifests that have no
-        tag, that no index lists, and whose subject is not in the repository. `is_retention`: whether the events of
-        these deletions name a rule of retention as the reason."""
+        tag, that no index lists, and whose subject is not in the repository.
+
+        `unused_since`: manifests that were pushed or pulled after this time, in seconds since 1970, stay, because a
+        client may be about to push an index that lists them. The events of the deletions name a rule of retention as
+        the reason. None: a client deletes the manifests, whenever they were used."""
         ...
 
     async def add_unused(

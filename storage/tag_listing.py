@@ -83,7 +83,7 @@ class ManifestFacts:
     """The facts in the metadata about a manifest of a repository.
 
     - `size`: size of the manifest itself in bytes; 0 if its stored bytes are damaged.
-    - `stored`: when the manifest was stored in the repository.
+    - `stored`: when the manifest was last pushed to the repository, to the minute; in a mirror, when it was stored.
     - `last_pulled`: when a manifest of its tree was last pulled; None: no pull is recorded. `pulls`: total number of
       pulls of the manifests of its tree.
     - `stored_bytes`: size of the stored blobs of the tree, each counted once; None: the tree is too large to add up.

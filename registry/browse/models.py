@@ -162,7 +162,7 @@ class ManifestView(View):
     annotations: dict[str, str]
     annotations_truncated: bool
     tags: list[str]
-    stored: datetime
+    stored: datetime = Field(description="When the manifest was last pushed; in a mirror, when it was stored")
     last_pulled: datetime | None
     pulls: int
     stored_bytes: int | None

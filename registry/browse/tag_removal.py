@@ -155,7 +155,7 @@ class _Removal:
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
             try:
-                orphans = await self._retention.delete_orphans(self._repo, batch, self._by, is_retention=False)
+                orphans = await self._retention.delete_orphans(self._repo, batch, self._by, unused_since=None)
             except RegistryError as error:
                 self.problem = error.message
                 return

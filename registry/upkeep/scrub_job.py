@@ -13,6 +13,7 @@ from registry.config.upkeep_settings import ScrubSettings
 from registry.router import Router
 from registry.upkeep.refetch import Refetcher
 from storage.damage import DamageRecords
+from storage.future_times import is_future
 from storage.jobs import JSON, Job
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, Work
@@ -72,14 +73,19 @@ def scrub_work(
 async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
     """Returns whether a round should start or continue at the time `now`. A round starts `every` seconds after the end
     of the last round. The first round starts when the oldest blob is `every` seconds old, because younger blobs need no
-    check yet."""
+    check yet. If the time from which an interval counts is in the future (`storage.future_times`), the interval is
+    over."""
     newest = await damage.rounds(1)
     if not newest:
         oldest = await damage.oldest_blob_created()
-        return oldest is not None and now - oldest >= every
+        return oldest is not None and _has_passed(every, oldest, now)
     if newest[0].ended is None:
-        return now - newest[0].updated >= min(every, CONTINUE_SECONDS)
-    return now - newest[0].ended >= every
+        return _has_passed(min(every, CONTINUE_SECONDS), newest[0].updated, now)
+    return _has_passed(every, newest[0].ended, now)
+
+
+def _has_passed(seconds: float, since: float, now: float) -> bool:
+    return now - since >= seconds or is_future(since, now)
 
 
 async def start_if_due(settings: ScrubSettings, store: StoredRegistry, clock: Callable[[], float]) -> Job | None:

@@ -299,6 +299,12 @@ class Metadata(Protocol):
         """Returns those of `digests` for which there is a blob row."""
         ...
 
+    async def correct_future_times(self) -> None:
+        """If the clock was ahead and was set back: replaces times in the future (`storage.future_times`) of queued
+        links, upload sessions and deleted manifests by the present time, so that their removal does not wait until the
+        clock has reached them. Changes them in small transactions."""
+        ...
+
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:
         """Returns at most `limit` upload sessions without progress since the time `before` (seconds since 1970), the
         longest idle ones first. `after`: only sessions that follow this one (None: from the first on)."""

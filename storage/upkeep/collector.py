@@ -124,6 +124,7 @@ class Collector:
         )
         failure: StorageFull | None = None
         for step in (
+            self._correct_future_times,
             self._empty_trash,
             self._expire_partials,
             self._remove_stale_uploads,
@@ -172,6 +173,11 @@ class Collector:
         for _ in range(SHARDS_PER_ROUND):
             shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
             yield shard
+
+    async def _correct_future_times(self, this_round: _Round) -> None:
+        """Corrects times that were stored while the clock was ahead."""
+        if not this_round.dry_run:
+            await self._metadata.correct_future_times()
 
     async def _empty_trash(self, this_round: _Round) -> None:
         """Frees the disk space of bytes that an earlier round has removed."""

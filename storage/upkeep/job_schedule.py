@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from storage.future_times import is_future
 from storage.jobs import Jobs
 from storage.leases import Leases
 from storage.upkeep.round_errors import log_round_error
@@ -44,8 +45,9 @@ async def queue_jobs(
 
 async def _is_due(jobs: Jobs, kind: str, every: float, now: float) -> bool:
     """Returns whether no job of the kind is queued or running, and the newest one was added at least `every` seconds
-    ago."""
+    ago, or at a time in the future (`storage.future_times`)."""
     newest = (await jobs.jobs(None, 1, kind)).items
     if not newest:
         return True
-    return newest[0].ended is not None and now - newest[0].created >= every
+    created = newest[0].created
+    return newest[0].ended is not None and (now - created >= every or is_future(created, now))

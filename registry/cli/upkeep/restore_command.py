@@ -79,8 +79,10 @@ def restore(
 
 
 def _print_problem(step: Mapping[str, Any]) -> None:
-    """Prints a problem with a blob on stderr. Prints nothing for a restored blob."""
-    if step["event"] == "damaged":
+    """Prints a warning, or a problem with a blob, on stderr. Prints nothing for a restored blob."""
+    if step["event"] == "warning":
+        typer.echo(f"entrepot: warning: {step['reason']}", err=True)
+    elif step["event"] == "damaged":
         typer.echo(f"entrepot: {step['digest']} cannot be restored: {step['reason']}", err=True)
 
 

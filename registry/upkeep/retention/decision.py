@@ -12,8 +12,9 @@ from storage.human_text import date_text
 from storage.retention import TagFacts, TagPosition, UnusedLimits
 
 MIN_UNTAGGED_SECONDS: Final = 3600.0
-"""An untagged manifest is kept for at least this time after its push, because a client pushes the manifests of an index
-before the index itself."""
+"""An untagged manifest is kept for at least this time after its last push or pull. A client pushes the manifests of an
+index before the index itself, and some clients only send a HEAD request, which is a pull, for a manifest that the
+repository already has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,5 +73,5 @@ def unused_limits(rule: RetentionRule, now: float) -> UnusedLimits | None:
     return UnusedLimits(
         pushed=now - max(unused_seconds, MIN_UNTAGGED_SECONDS),
         untagged=now - unused_seconds,
-        pulled=now - max(unused_seconds, rule.keep_pulled_within),
+        pulled=now - max(unused_seconds, rule.keep_pulled_within, MIN_UNTAGGED_SECONDS),
     )

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
-from registry.upkeep.retention.decision import unused_limits
+from registry.upkeep.retention.decision import MIN_UNTAGGED_SECONDS, unused_limits
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
 from storage.content import Actor
 from storage.human_text import date_text
@@ -137,8 +137,9 @@ class RetentionWork:
         limits: UnusedLimits,
         judged_at: float,
     ) -> int:
-        """Deletes an untagged manifest, and then the children and referrers that nothing else uses. Returns the number
-        of deleted manifests. If this method is interrupted after the first manifest, the next run finds the others."""
+        """Deletes an untagged manifest, and then the children and referrers that nothing else uses, except those that
+        were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted manifests. The next run finds
+        the others, also if this method is interrupted after the first manifest."""
         dependents = await self._retention.delete_untagged(repo, manifest.digest, limits, judged_at, ACTOR)
         if dependents is None:
             return 0
@@ -148,7 +149,8 @@ class RetentionWork:
         pending = deque(dependents)
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
-            orphans = await self._retention.delete_orphans(repo, batch, ACTOR)
+            unused_since = self._clock() - MIN_UNTAGGED_SECONDS
+            orphans = await self._retention.delete_orphans(repo, batch, ACTOR, unused_since=unused_since)
             for digest in orphans.deleted:
                 _report_deleted(context, repo, digest, f"belongs to {manifest.digest}")
             deleted += len(orphans.deleted)

@@ -16,6 +16,7 @@ from storage.blobs.blob_store import BytesMissing, ContentCheck, ListedBlob, OnR
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
 from storage.blobs.files.content_check import FileCheck
 from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file
+from storage.blobs.files.file_times import past_write_time
 from storage.blobs.files.linked_file import LinkedFile
 from storage.blobs.files.quarantine import QuarantineDirectory, file_version
 from storage.blobs.files.upload_file import UploadFile, upload_size
@@ -147,13 +148,14 @@ class FileBlobStore:
                 file.close()
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
-        """Returns the sessions that have a directory, and when each last changed (seconds since 1970)."""
+        """Returns the sessions that have a directory, and when each last changed (seconds since 1970). Corrects times
+        in the future (`past_write_time`)."""
 
         def scan() -> list[tuple[UploadID, float]]:
             uploads = []
             for entry in os.scandir(self._disk.layout.uploads):
                 with suppress(BlobUploadUnknown, FileNotFoundError):  # not a session, or deleted meanwhile
-                    uploads.append((UploadID(entry.name), entry.stat().st_mtime))
+                    uploads.append((UploadID(entry.name), past_write_time(entry, entry.stat())))
             return uploads
 
         return await self._disk.run(scan)

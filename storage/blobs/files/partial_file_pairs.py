@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from storage.blobs.files.file_times import past_write_time
 from storage.blobs.files.partial_state_format import RECORD_SIZE, PartialStatus, Progress, read_progress
 from storage.data_dir.durable_files import write_fully
 from storage.data_dir.layout import Layout
@@ -111,7 +112,7 @@ def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float,
 
 
 def is_file_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
-    """Returns whether `delete_file_pair_if_idle` would delete the files. Changes nothing. Raises OSError."""
+    """Returns whether `delete_file_pair_if_idle` would delete the files. Deletes nothing. Raises OSError."""
     if not _is_stale(paths, before, boot):
         return False
     try:
@@ -255,7 +256,7 @@ def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot:
 
 def _is_stale(paths: PartialPaths, before: float, boot: str) -> bool:
     """Returns whether the pair was last written before the time `before` or during another boot than `boot`. Returns
-    False if neither file exists."""
+    False if neither file exists. Corrects times in the future (`past_write_time`)."""
     try:
         state_fd = os.open(paths.state, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -269,5 +270,5 @@ def _is_stale(paths: PartialPaths, before: float, boot: str) -> bool:
         return True
     for path in (paths.data, paths.state):
         with suppress(FileNotFoundError):
-            return os.stat(path).st_mtime < before
+            return past_write_time(path, os.stat(path)) < before
     return False

@@ -11,7 +11,7 @@ commits the transaction afterwards; then the change is durable.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
-from typing import Any
+from typing import Any, Final
 
 import apsw
 
@@ -28,6 +28,9 @@ from storage.outbox import EventAction
 from storage.tag_history import not_restorable
 from storage.tag_rules import IsImmutable, immutable_delete_denied, immutable_tag_denied, nothing_immutable
 
+PUSH_TIME_STEP_SECONDS: Final = 60.0
+"""Retention keeps a manifest for some time after its last push. A push within this time after the recorded one is not
+recorded, so that pushes of many tags of a manifest do not write its row each time."""
 _BLOBS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (
@@ -65,7 +68,7 @@ def put_manifest(
             _check_unchanged(db, repository, repo, tag, manifest.digest)
     if not sparse:
         _check_complete(db, repository, manifest)
-    manifest_id, is_new = _store_manifest(db, repository, manifest, now)
+    manifest_id, is_new = _store_manifest(db, repository, manifest, now, is_push=not sparse)
     if sparse:  # a sparse manifest is mirrored, so the repository's name begins with the upstream's name
         add_mirrored_manifest(db, manifest_id, repo.partition("/")[0], now)
     if is_new and not tags:  # with tags, the lines that `_store_tag` adds to the tag history name the manifest
@@ -144,15 +147,21 @@ def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest
     return [Digest(digest) for (digest,) in rows]
 
 
-def _store_manifest(db: apsw.Connection, repository: int, manifest: Manifest, now: float) -> tuple[int, bool]:
+def _store_manifest(
+    db: apsw.Connection, repository: int, manifest: Manifest, now: float, *, is_push: bool = False
+) -> tuple[int, bool]:
     """Stores the manifest, and the digests that it refers to. If the repository already has the manifest, only updates
-    its media type, or, if the manifest is damaged, stores its body again. Returns the manifest's row id, and True if
-    the manifest is new to the repository."""
+    its media type, or, if the manifest is damaged, stores its body again. `is_push`: a client pushes the manifest, so
+    this also becomes the time of its last push. Returns the manifest's row id, and True if the manifest is new to the
+    repository."""
     existing_row = db.execute(
-        "SELECT id, media_type, size FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)
+        "SELECT id, media_type, size, pushed FROM manifest WHERE repository = ? AND digest = ?",
+        (repository, manifest.digest),
     ).get
     if existing_row is not None:
-        manifest_id, media_type, size = existing_row
+        manifest_id, media_type, size, pushed = existing_row
+        if is_push and abs(now - pushed) > PUSH_TIME_STEP_SECONDS:
+            db.execute("UPDATE manifest SET pushed = ? WHERE id = ?", (now, manifest_id))
         if not size:
             heal_manifest(db, repository, manifest_id, manifest, now)
         elif media_type != manifest.media_type:

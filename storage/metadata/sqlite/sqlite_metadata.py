@@ -42,7 +42,7 @@ from storage.metadata.sqlite.immutable_database import ImmutableDatabase, Immuta
 from storage.metadata.sqlite.manifest_deletion import ManifestDeletion
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables
+from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, future_times
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.outbox import EventAction
 from storage.patterns import NameSet
@@ -348,6 +348,12 @@ class SqliteMetadata:
     async def known_blobs(self, digests: Sequence[Digest]) -> set[Digest]:
         """Returns the `digests` whose blobs are in the database."""
         return await self._existing(digests, table="blob", column="digest")
+
+    async def correct_future_times(self) -> None:
+        is_more = future_times.are_there_future_times(self._db, self._clock())
+        correct = partial(future_times.correct_future_times, now=self._clock())
+        while is_more:
+            is_more = await self._writer.run(correct, reserve_use=ReserveUse.ALL)
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:
         """Returns at most `limit` upload sessions that made no progress after `before`."""

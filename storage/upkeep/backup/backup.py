@@ -29,7 +29,7 @@ from storage.errors import StorageFailed
 from storage.jobs import JSON
 from storage.leases import Leases
 from storage.names import ALGORITHMS, Digest
-from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, with_backup_errors
+from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, by_age, with_backup_errors
 from storage.upkeep.backup.file_copies import CHUNK_BYTES, BlobDamaged, FileCopier, run_together
 from storage.upkeep.removal_gate import blob_removals_blocked
 from storage.upkeep.reporter import Reporter
@@ -97,7 +97,7 @@ async def make_backup(
             name = await copier.run(lambda: directory.add_snapshot(clock()))
             manifest = await backup.copy(name, clock())
         await copier.run(lambda: directory.complete_snapshot(manifest))
-        prune_report = await backup.prune(options.keep) if options.keep is not None else {}
+        prune_report = await backup.prune(options.keep, manifest) if options.keep is not None else {}
         counts = backup.counts
         return {
             "target": str(directory.root),
@@ -247,10 +247,13 @@ class _Backup:
     def _note_bytes(self, count: int) -> None:
         self._done_bytes += count
 
-    async def prune(self, keep: int) -> dict[str, JSON]:
+    async def prune(self, keep: int, newest: SnapshotManifest) -> dict[str, JSON]:
         """Removes the oldest snapshots until `keep` snapshots are left, and the blobs that no remaining snapshot names.
-        Returns the removals, as a part of the report."""
-        snapshots = await self._copier.run(self._directory.snapshots)
+        `newest`: the snapshot of this run. It stays, even if the names of other snapshots are later because the clock
+        was ahead. Returns the removals, as a part of the report."""
+        stored = await self._copier.run(self._directory.snapshots)
+        earlier = [snapshot for snapshot in stored if snapshot.name != newest.name]
+        snapshots = [*by_age(earlier, newest.time), newest]
         unneeded = snapshots[: max(len(snapshots) - keep, 0)]
         for snapshot in unneeded:
             await self._copier.run(partial(self._directory.remove_snapshot, snapshot.name))

@@ -35,6 +35,7 @@ from storage.backups import BackupFailed, SnapshotTotals
 from storage.data_dir.durable_files import make_directories, make_root, sync_directory, write_fully
 from storage.data_dir.locks import try_flock
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
+from storage.future_times import is_future
 from storage.names import ALGORITHMS, Digest
 
 T = TypeVar("T")
@@ -109,6 +110,12 @@ class SnapshotManifest:
             SnapshotTotals(*totals),
             tuple(Digest(digest) for digest in fields["missing"]),
         )
+
+
+def by_age(snapshots: Iterable[SnapshotManifest], now: float) -> list[SnapshotManifest]:
+    """Returns the snapshots, oldest first. Snapshots whose times are in the future (`storage.future_times`) count as
+    older than all others, because nobody knows when they were made."""
+    return sorted(snapshots, key=lambda snapshot: (not is_future(snapshot.time, now), snapshot.name))
 
 
 class BackupDirectory:
@@ -222,8 +229,8 @@ class BackupDirectory:
         self._write_json(folder / "manifest.json", manifest.as_json())
 
     def snapshots(self) -> list[SnapshotManifest]:
-        """Returns the complete snapshots, oldest first; none if the directory is missing. Raises BackupFailed if a
-        manifest file cannot be understood."""
+        """Returns the complete snapshots, in the order of their names; none if the directory is missing. Raises
+        BackupFailed if a manifest file cannot be understood."""
         complete: list[SnapshotManifest] = []
         folder = self.root / "snapshots"
         for path in sorted(folder.iterdir()) if folder.exists() else ():

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,10 +26,11 @@ from storage.data_dir import durable_files
 from storage.data_dir.layout import Layout
 from storage.data_dir.locks import try_flock
 from storage.data_dir.system import System
+from storage.future_times import is_future
 from storage.jobs import JSON
 from storage.names import Digest
 from storage.upkeep.backup.backup import BATCH_SIZE, hash_file
-from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, with_backup_errors
+from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, by_age, with_backup_errors
 from storage.upkeep.backup.file_copies import BlobDamaged, FileCopier, run_together
 from storage.upkeep.reporter import Reporter
 
@@ -62,10 +64,18 @@ class _Counts:
 
 
 async def restore_backup(
-    snapshots: Snapshots, layout: Layout, options: RestoreOptions, reporter: Reporter, *, system: System | None = None
+    snapshots: Snapshots,
+    layout: Layout,
+    options: RestoreOptions,
+    reporter: Reporter,
+    *,
+    clock: Callable[[], float] = time.time,
+    system: System | None = None,
 ) -> JSON:
     """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns a report as
-    JSON. The caller prepares the directory afterwards, as for any start of a server.
+    JSON. The caller prepares the directory afterwards, as for any start of a server. `clock` returns seconds since
+    1970. If the newest snapshot is restored and the times of other snapshots are in the future (`by_age`), reports a
+    step `warning`.
 
     Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False. After an error or a
     cancellation, the blobs that were restored so far stay in the directory. A further call continues from there, for
@@ -77,7 +87,10 @@ async def restore_backup(
         stack.callback(copier.close)
         await copier.run(backups.check)
         stack.enter_context(backups.locked("", shared=True))
-        snapshot = choose_snapshot(await copier.run(backups.snapshots), options.snapshot, backups.root)
+        stored_snapshots = by_age(await copier.run(backups.snapshots), now := clock())
+        snapshot = choose_snapshot(stored_snapshots, options.snapshot, backups.root)
+        if options.snapshot is None and (warning := _clock_warning(stored_snapshots, snapshot, now)):
+            reporter.step("warning", reason=warning)
         stack.enter_context(_directory_in_restore(layout, snapshot.name, system))
         restore = _Restore(snapshots, backups, snapshot, layout, copier, system, reporter)
         await restore.restore_database()
@@ -103,8 +116,8 @@ async def restore_backup(
 
 
 def choose_snapshot(snapshots: list[SnapshotManifest], name: str | None, root: Path) -> SnapshotManifest:
-    """Returns the snapshot with this name; the newest one if `name` is None. Raises BackupFailed, whose text lists the
-    existing names."""
+    """Returns the snapshot with this name; the last of `snapshots` if `name` is None. Raises BackupFailed, whose text
+    lists the existing names."""
     if not snapshots:
         raise BackupFailed(f"{root} has no complete snapshot; run `entrepot backup {root}` to its end")
     for snapshot in snapshots:
@@ -114,6 +127,19 @@ def choose_snapshot(snapshots: list[SnapshotManifest], name: str | None, root: P
         names = ", ".join(snapshot.name for snapshot in snapshots[-10:])
         raise BackupFailed(f"{root} has no snapshot {name}; it has {names}")
     return snapshots[-1]
+
+
+def _clock_warning(snapshots: list[SnapshotManifest], chosen: SnapshotManifest, now: float) -> str:
+    """Returns a sentence for operators if the times of some snapshots are in the future, so that `chosen` may not be
+    the newest one; otherwise an empty text."""
+    from_future = [snapshot.name for snapshot in snapshots if is_future(snapshot.time, now)]
+    if not from_future:
+        return ""
+    return (
+        f"the times of {len(from_future)} of {len(snapshots)} backups are in the future, up to {from_future[-1]}: "
+        f"the clock was wrong then or is wrong now; restoring {chosen.name}; "
+        "to restore another one, name it with --snapshot"
+    )
 
 
 @contextmanager

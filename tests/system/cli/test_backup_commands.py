@@ -104,7 +104,8 @@ def test_backups_while_clients_push(tmp_path: Path) -> None:
 
 
 def test_output_of_the_commands(tmp_path: Path) -> None:
-    """The commands report the number of tags, manifests and blobs, and wrong directories with one line."""
+    """The commands report the number of tags, manifests and blobs, and wrong directories with one line. A restore warns
+    if the time of a backup is in the future."""
     with running_server(tmp_path) as server:
         push(server, "team/app", "v1")
         first = entrepot_output("backup", "backups", folder=tmp_path).splitlines()
@@ -122,6 +123,11 @@ def test_output_of_the_commands(tmp_path: Path) -> None:
     assert "is in the data directory" in error_line(entrepot("backup", "data/backups", folder=tmp_path), 1)
     assert "name the directory of the backups" in error_line(entrepot("backup", folder=tmp_path), 2)
     assert "is no directory of backups" in error_line(entrepot("restore", "data", "--data", "x", folder=tmp_path), 1)
+    [manifest_file] = (tmp_path / "backups").glob("snapshots/*/manifest.json")
+    manifest_file.write_text(json.dumps(json.loads(manifest_file.read_text()) | {"time": "2999-01-01T00:00:00+00:00"}))
+    completed = entrepot("restore", "backups", "--data", "newer", folder=tmp_path)
+    assert completed.returncode == 0
+    assert "entrepot: warning: the times of 1 of 1 backups are in the future" in completed.stderr
 
 
 def test_restore_of_damaged_bytes(tmp_path: Path) -> None:

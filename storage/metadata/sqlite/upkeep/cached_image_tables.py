@@ -25,6 +25,7 @@ import apsw
 
 from storage.cached_images import Cooldowns, DroppedLinks, EvictedImage, EvictionRules
 from storage.content import Actor
+from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.metadata.sqlite.blob_changes import WHOLE_STORE, is_referenced, remove_link
 from storage.metadata.sqlite.manifest_deletion import delete_excess_tags, delete_manifest
 from storage.names import Digest, RepositoryName, Tag
@@ -42,9 +43,6 @@ until garbage collection looks at them."""
 QUEUE_START: Final = (WHOLE_STORE, "\U0010ffff")
 QUEUE_END: Final = (2**63 - 1, "")
 """The positions in the collect queue before its first link and after its last one."""
-CLOCK_MARGIN_SECONDS: Final = 60.0
-"""A time is in the future if it is more than this later than the present time. It is longer than a change waits for
-earlier changes, so that the times of running changes are never in the future."""
 _ROW = """
 SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
  WHERE m.id = ?"""

@@ -13,6 +13,7 @@ import apsw
 from storage.content import Actor
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFull
+from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.metadata.sqlite import manifest_and_tag_changes, manifest_deletion
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
@@ -40,12 +41,23 @@ log = logging.getLogger("storage.retention")
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _IS_REFERRER: Final = f"(name GLOB '{_REFERRER_GLOB}' OR name GLOB '{_REFERRER_GLOB}.?*')"
 """SQL condition that is true if the regular expression `storage.retention.REFERRER_TAG` matches the name of a tag."""
+_ORDER_TIME: Final = """
+CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
+    SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
+     WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
+"""The field `order_time` of a tag: NULL, unless its time is in the future, which begins at ?3. ?4: the time of the last
+change before the clock was ahead (`_last_change_before_future`). If the tag was pushed again while the clock was ahead,
+with the same manifest, the tag history has only the time of an earlier push, which may be later than ?4."""
 _NEWEST: Final = f"""
-SELECT updated, name FROM tag WHERE repository = ?1 AND NOT {_IS_REFERRER}
- ORDER BY updated DESC, name LIMIT 1 OFFSET ?2"""
-_TAGS: Final = """
-SELECT t.name, m.digest, m.id, t.updated FROM tag t JOIN manifest m ON m.id = t.manifest
- WHERE t.repository = ?1 AND t.name > ?2 ORDER BY t.name LIMIT ?3"""
+SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
+ ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""
+_TAGS: Final = f"""
+SELECT t.name, m.digest, m.id, t.updated, {_ORDER_TIME} FROM tag t JOIN manifest m ON m.id = t.manifest
+ WHERE t.repository = ?1 AND t.name > ?2 ORDER BY t.name LIMIT ?5"""
+_FIRST_FUTURE_CHANGE: Final = """
+SELECT min(id) FROM tag_history INDEXED BY tag_history_repository WHERE repository = ? AND at > ?"""
+_LAST_CHANGE_BEFORE: Final = """
+SELECT at FROM tag_history NOT INDEXED WHERE id < ? AND at <= ? ORDER BY id DESC LIMIT 1"""
 _MANIFESTS: Final = """
 SELECT digest, id, pushed FROM manifest WHERE repository = ?1 AND digest > ?2 ORDER BY digest LIMIT ?3"""
 _TAG: Final = """
@@ -71,23 +83,30 @@ class SqliteRetention:
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
         def read(db: apsw.Connection) -> TagPosition | None:
-            row: Any = db.execute(_NEWEST, (_repository(db, repo), count - 1)).fetchone()
-            return None if row is None else TagPosition(*row)
+            repository, future = _repository(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            before_future = _last_change_before_future(db, repository, future)
+            row: Any = db.execute(_NEWEST, (repository, count - 1, future, before_future)).fetchone()
+            if row is None:
+                return None
+            pushed, name, order_time = row
+            return TagPosition(pushed, name, order_time, future_after=future)
 
         return await self._scans.run(read)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
         def read(db: apsw.Connection) -> list[TagFacts]:
-            repository = _repository(db, repo)
-            rows: list[Any] = db.execute(_TAGS, (repository, after or "", limit)).fetchall()
+            repository, future = _repository(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            before_future = _last_change_before_future(db, repository, future)
+            rows: list[Any] = db.execute(_TAGS, (repository, after or "", future, before_future, limit)).fetchall()
             recorded_since = _recorded_since(db)
             return [
                 TagFacts(
                     *(Tag(name), Digest(digest), manifest, pushed, unused_manifests.last_pull(db, manifest)),
                     unrecorded_until=recorded_since if pushed < recorded_since else None,
                     subject=_subject_of_tag(db, repository, name),
+                    order_time=order_time,
                 )
-                for name, digest, manifest, pushed in rows
+                for name, digest, manifest, pushed, order_time in rows
             ]
 
         return await self._scans.run(read)
@@ -142,9 +161,11 @@ class SqliteRetention:
         def delete(db: apsw.Connection, restorable: bool) -> list[Digest] | None:
             repository = _repository(db, repo)
             row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
-            if row is None or row[1] > limits.pushed or unused_manifests.is_used(db, row[0]):
-                return None
-            if _is_newer(unused_manifests.last_pull(db, row[0]), limits.pulled):
+            if (
+                row is None
+                or unused_manifests.is_used(db, row[0])
+                or _is_used_after(db, row[0], row[1], limits.pushed, limits.pulled)
+            ):
                 return None
             if digest in unused_manifests.digests_without_tag_since(db, repository, judged_at):
                 return None
@@ -155,10 +176,11 @@ class SqliteRetention:
         return await self._delete_manifests(repo, delete)
 
     async def delete_orphans(
-        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, is_retention: bool = True
+        self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, unused_since: float | None
     ) -> DeletedOrphans:
         assert len(digests) <= MAX_ORPHANS
-        action = EventAction.RETENTION if is_retention else EventAction.DELETE
+        action = EventAction.DELETE if unused_since is None else EventAction.RETENTION
+        keep_after = math.inf if unused_since is None else unused_since
 
         def delete(db: apsw.Connection, restorable: bool) -> DeletedOrphans:
             repository = _repository(db, repo)
@@ -166,7 +188,9 @@ class SqliteRetention:
             dependents: list[Digest] = []
             for digest in digests:
                 row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
-                if row is not None and not unused_manifests.is_used(db, row[0]):
+                if row is None or unused_manifests.is_used(db, row[0]):
+                    continue
+                if not _is_used_after(db, row[0], row[1], keep_after, keep_after):
                     dependents += (dependent for _, dependent in unused_manifests.dependents(db, row[0]))
                     # The clock is read in the transaction, so that later deletions have later times (see
                     # `SqliteMetadata.delete_manifest`).
@@ -220,6 +244,14 @@ def _repository(db: apsw.Connection, repo: RepositoryName) -> int:
     return 0 if row_id is None else int(row_id)
 
 
+def _last_change_before_future(db: apsw.Connection, repository: int, future: float) -> float:
+    """Returns the time of the last change of a tag, in any repository, before the first change in this repository whose
+    time is in the future, which begins at `future`. Returns 0 if there is no such change."""
+    first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future)).get
+    time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future)).get
+    return 0.0 if time is None else float(time)
+
+
 def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest | None:
     """Returns the digest that the name of a tag contains, if the name is a `REFERRER_TAG` and the repository has a
     manifest with that digest."""
@@ -233,6 +265,12 @@ def _recorded_since(db: apsw.Connection) -> float:
     """Returns the time since which pulls are recorded, in seconds since 1970; 0 if no manifest is older than that."""
     since = db.execute("SELECT since FROM pull_recording").get
     return 0.0 if since is None else float(since)
+
+
+def _is_used_after(db: apsw.Connection, manifest: int, pushed: float, push_limit: float, pull_limit: float) -> bool:
+    """Returns whether the manifest, which was last pushed at `pushed`, was pushed after `push_limit` or pulled after
+    `pull_limit`."""
+    return pushed > push_limit or _is_newer(unused_manifests.last_pull(db, manifest), pull_limit)
 
 
 def _is_newer(time: float | None, limit: float) -> bool:

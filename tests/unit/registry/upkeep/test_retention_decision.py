@@ -138,10 +138,12 @@ def test_each_condition_alone_is_enough(
 
 def test_limits_for_untagged_manifests() -> None:
     """By default, untagged manifests are not deleted. With `delete_untagged_after`, they are deleted when they have
-    been untagged and not pulled for this time, but not within an hour of their push. A pull within `keep_pulled_within`
-    keeps them as well."""
+    been untagged and not pulled for this time, but not within an hour of their push or pull. A pull within
+    `keep_pulled_within` keeps them as well."""
     assert unused_limits(rule(keep_last=1), NOW) is None
-    assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(NOW - 3600, NOW, NOW)
+    assert unused_limits(rule(keep_last=1, delete_untagged_after="0s"), NOW) == UnusedLimits(
+        NOW - 3600, NOW, NOW - 3600
+    )
     week, fortnight = NOW - 7 * DAY, NOW - 14 * DAY
     assert unused_limits(rule(keep_last=1, delete_untagged_after="7d"), NOW) == UnusedLimits(week, week, week)
     pulled = rule(keep_pulled_within="14d", delete_untagged_after="7d")

@@ -87,6 +87,24 @@ async def test_a_stopped_round_continues_after_a_day(tmp_path: Path) -> None:
         assert await is_due(store.damage, 3600.0, clock.now + 3600)
 
 
+@pytest.mark.parametrize("state", ["no round yet", "interrupted", "ended"])
+async def test_times_in_the_future_do_not_stop_the_schedule(tmp_path: Path, state: str) -> None:
+    """If content was stored or a round ran while the clock was ahead, a round is due as soon as the clock has been set
+    back."""
+    prepare_data_dir(tmp_path)
+    clock = Clock()
+    async with open_registry(tmp_path, clock=clock) as store:
+        clock.now += 365 * DAY
+        await push_blob(store, APP, b"first")
+        if state == "interrupted":
+            await store.damage.save_round(await store.damage.start_round())
+        elif state == "ended":
+            await store.damage.end_round(await store.damage.start_round())
+        assert not await is_due(store.damage, 30 * DAY, clock.now)
+        clock.now -= 365 * DAY
+        assert await is_due(store.damage, 30 * DAY, clock.now)
+
+
 async def test_a_server_continues_after_a_restart(tmp_path: Path) -> None:
     """If a process ends in the middle of a round, the next process continues the same job and the same round."""
     prepare_data_dir(tmp_path)

@@ -227,7 +227,7 @@ async def test_an_untagged_index_is_deleted_with_its_manifests(store: StoredRegi
     )
     assert dependents is not None
     assert set(dependents) == {exclusive.digest, tagged.digest, shared.digest, signature.digest}
-    orphans = await store.retention.delete_orphans(APP, dependents, RETENTION)
+    orphans = await store.retention.delete_orphans(APP, dependents, RETENTION, unused_since=clock())
     assert set(orphans.deleted) == {exclusive.digest, signature.digest}
     assert (orphans.dependents, orphans.is_restorable) == ([], True)
     assert [await has_manifest(store, image.digest) for image in (index, exclusive, signature)] == [False] * 3
@@ -276,7 +276,8 @@ async def test_manifests_are_deleted_on_a_full_disk(
             await store.tag_history.move(APP, Tag("tag"), image.digest, by=BY, is_immutable=nothing_immutable)
         other = await push_image(store, APP, "b")
         disk.is_full = True
-        assert await store.retention.delete_orphans(APP, [other.digest], RETENTION) == ([other.digest], [], False)
+        orphans = await store.retention.delete_orphans(APP, [other.digest], RETENTION, unused_since=clock())
+        assert orphans == ([other.digest], [], False)
 
 
 async def test_freed_bytes_count_shared_blobs_once(store: StoredRegistry) -> None:

@@ -66,7 +66,8 @@ async def backup(
 
 async def restore(target: Path, data: Path, *, system: System | None = None, **options: Any) -> Any:
     reporter = PlainReporter(lambda _: None, lambda _: None)
-    return await restore_data_dir(data, RestoreOptions(target, **options), reporter, system=system)
+    options_of_restore = RestoreOptions(target, **options)
+    return await restore_data_dir(data, options_of_restore, reporter, clock=lambda: 4e9, system=system)
 
 
 async def check_image(data: Path, tag: str, digest: Digest) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.metadata.sqlite.upkeep.cached_image_tables import CLOCK_MARGIN_SECONDS
+from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.upkeep.evictor import UNUSED_SECONDS
 from tests.fakes.registry_content import BY
 from tests.unit.storage.upkeep.test_evictor import APP, LAYER_BYTES, Cache

@@ -55,3 +55,16 @@ async def test_a_restart_does_not_start_the_interval_again(store: StoredRegistry
     assert len(await jobs_after_checks(store, clock)) == 1
     clock.pass_days(0.2)
     assert len(await jobs_after_checks(store, clock)) == 2
+
+
+async def test_a_job_from_the_future_does_not_stop_the_schedule(store: StoredRegistry, clock: Clock) -> None:
+    """If the newest job was added while the clock was ahead, the next job is queued as soon as the clock has been set
+    back. From then on the interval applies again."""
+    clock.pass_days(365)
+    first = await store.jobs.add("tidy", {}, actor="alice")
+    await store.jobs.end(first.id, JobState.DONE, "")
+    clock.pass_days(-365)
+    _, second = sorted(await jobs_after_checks(store, clock), key=lambda job: job.id)
+    await store.jobs.end(second.id, JobState.DONE, "")
+    clock.pass_days(0.9)
+    assert len(await jobs_after_checks(store, clock)) == 2

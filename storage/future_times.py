@@ -1,0 +1,19 @@
+"""Recognizes stored times that are in the future (`is_future`). Such a time is wrong: it was stored while the clock of
+the machine was ahead, and the clock has been set back since then.
+
+Code that compares a stored time with the present time must not wait until the clock has reached a time in the future,
+because that can take years.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+CLOCK_MARGIN_SECONDS: Final = 60.0
+"""A time is in the future if it is more than this many seconds later than the present time. It is longer than a change
+waits for earlier changes, so that the times of running changes are never in the future."""
+
+
+def is_future(stored_time: float, now: float) -> bool:
+    """Returns whether the stored time is in the future at the time `now`. Both are in seconds since 1970."""
+    return stored_time > now + CLOCK_MARGIN_SECONDS

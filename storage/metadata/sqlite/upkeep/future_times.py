@@ -1,0 +1,55 @@
+"""Corrects times of garbage that are in the future (`storage.future_times`), so that garbage collection does not wait
+until the clock has reached them.
+
+Garbage collection removes upload sessions, deleted manifests and unused links (a *link* is the right of a repository to
+serve a blob) some time after they were last used. If that time is in the future, it is replaced by the present time, so
+that they stay for the usual time from now on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import apsw
+
+from storage.future_times import CLOCK_MARGIN_SECONDS
+from storage.metadata.sqlite.blob_changes import queue_for_collection
+from storage.names import Digest
+
+MAX_CORRECTED_ROWS: Final = 500
+"""Largest number of rows of each table that one transaction corrects, because other changes wait for it."""
+_ARE_THERE_FUTURE_TIMES: Final = """
+SELECT EXISTS (SELECT 1 FROM collect_queue WHERE since > ?1) OR EXISTS (SELECT 1 FROM upload WHERE touched > ?1)
+    OR EXISTS (SELECT 1 FROM deleted_manifest WHERE deleted > ?1)"""
+_CORRECT_UPLOADS: Final = """
+UPDATE upload SET touched = ?1 WHERE id IN (SELECT id FROM upload WHERE touched > ?2 LIMIT ?3)"""
+_CORRECT_DELETED_MANIFESTS: Final = """
+UPDATE deleted_manifest SET deleted = ?1
+ WHERE rowid IN (SELECT rowid FROM deleted_manifest WHERE deleted > ?2 LIMIT ?3)"""
+_CORRECT_LINK: Final = """
+UPDATE blob_link SET needed = ?3
+ WHERE repository = ?1 AND blob = (SELECT id FROM blob WHERE digest = ?2) AND needed > ?4"""
+
+
+def are_there_future_times(db: apsw.Connection, now: float) -> bool:
+    """Returns whether `correct_future_times` would change anything. Reads at most one entry of an index of each
+    table."""
+    return bool(db.execute(_ARE_THERE_FUTURE_TIMES, (now + CLOCK_MARGIN_SECONDS,)).get)
+
+
+def correct_future_times(db: apsw.Connection, now: float) -> bool:
+    """Replaces times in the future by `now`: of at most `MAX_CORRECTED_ROWS` upload sessions, as many deleted
+    manifests, and as many entries of the collect queue and their links. Returns whether there may be more. Runs inside
+    a transaction, which the caller commits."""
+    future = now + CLOCK_MARGIN_SECONDS
+    entries: list[Any] = db.execute(
+        "SELECT repository, digest FROM collect_queue WHERE since > ? LIMIT ?", (future, MAX_CORRECTED_ROWS)
+    ).fetchall()
+    for repository, digest in entries:
+        queue_for_collection(db, repository, Digest(digest), now)
+        db.execute(_CORRECT_LINK, (repository, digest, now, future))
+    corrected = [len(entries)]
+    for sql in (_CORRECT_UPLOADS, _CORRECT_DELETED_MANIFESTS):
+        db.execute(sql, (now, future, MAX_CORRECTED_ROWS))
+        corrected.append(db.changes())
+    return MAX_CORRECTED_ROWS in corrected
