@@ -12,7 +12,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from storage.errors import RegistryError
 from storage.names import shown
@@ -22,6 +22,12 @@ _ACCOUNT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
+CLOCK_MARGIN_SECONDS: Final = 60.0
+"""If the stored time of an event is more than this later than the present time, the clock was ahead when the time was
+stored, and was set back afterwards. The margin is longer than a change waits for earlier changes, so that the times of
+running changes never look like that."""
+LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
+"""The times of throttling keys (see `storage.accounts.Accounts.add_failures`) are at most this far in the future."""
 
 
 class AccountInvalid(RegistryError):
@@ -231,6 +237,19 @@ class SigningKey:
     created: float
     retired: float | None = None
     until: float | None = None
+
+
+class FailureCost(NamedTuple):
+    """What a failed login adds to the time of a throttling key. `seconds`: the number of seconds to add. `max_seconds`:
+    the largest number of seconds by which the sum may lie in the future, at most `LONGEST_THROTTLING_SECONDS`."""
+
+    seconds: float
+    max_seconds: float
+
+    def latest_plausible(self, now: float) -> float:
+        """Returns the latest time that earlier failures can have given to the key. If the stored time of the key is
+        later, the clock was ahead when it was stored. Times are in seconds since 1970; `now` is the present time."""
+        return now + self.max_seconds + CLOCK_MARGIN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from registry.auth.token import api_tokens
 from registry.auth.token.bearer_tokens import BearerTokens, IssuedToken
 from registry.auth.token_service.scopes import CONTENT_ACTIONS, RequestedAccess
 from registry.request import RequestInvalid
-from storage.access import AccountName, Action
+from storage.access import CLOCK_MARGIN_SECONDS, AccountName, Action
 from storage.accounts import Accounts
 from storage.content import Actor
 from storage.errors import RegistryError, TooManyRequests, Unauthorized
@@ -196,7 +196,9 @@ class TokenService:
         # The page can also contain API tokens that people made, so it is larger than `MAX_REFRESH_TOKENS`.
         page = self._accounts.tokens(account, after=None, limit=10 * MAX_REFRESH_TOKENS)
         refresh_tokens = [token for token in page.items if token.purpose == "login"]
-        refresh_tokens.sort(key=lambda token: token.used or token.created)
+        # A token of the future counts as the oldest: the clock was set back. Otherwise the new token would be revoked.
+        latest = self._clock() + CLOCK_MARGIN_SECONDS
+        refresh_tokens.sort(key=lambda token: 0.0 if (used := token.used or token.created) > latest else used)
         for token in refresh_tokens[: max(0, len(refresh_tokens) - MAX_REFRESH_TOKENS)]:
             with suppress(RegistryError):  # already revoked, or the disk is full; the login must succeed anyway
                 await self._accounts.revoke_token(token.id, by=by)

@@ -16,7 +16,16 @@ from typing import Any
 
 import apsw
 
-from storage.access import AccountExists, AccountInvalid, AccountName, AccountUnknown, Action, ApiToken, TokenLimit
+from storage.access import (
+    CLOCK_MARGIN_SECONDS,
+    AccountExists,
+    AccountInvalid,
+    AccountName,
+    AccountUnknown,
+    Action,
+    ApiToken,
+    TokenLimit,
+)
 from storage.content import Actor, Page
 from storage.metadata.sqlite.access.account_table import account, increment_epoch, limited_page, name_from_database
 from storage.metadata.sqlite.access.audit_table import record
@@ -132,5 +141,9 @@ def _detail(api_token: ApiToken) -> dict[str, object]:
 
 
 def save_token_use(db: apsw.Connection, token_id: str, used_at: float) -> None:
-    """Stores that the token was used at the time `used_at` (seconds since 1970), unless a later use is stored."""
-    db.execute("UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2)", (token_id, used_at))
+    """Stores that the token was used at the time `used_at` (seconds since 1970), unless a later use is stored. If the
+    stored use is far later, the clock was set back; then replaces it."""
+    db.execute(
+        "UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2 OR used > ?3)",
+        (token_id, used_at, used_at + CLOCK_MARGIN_SECONDS),
+    )

@@ -189,6 +189,21 @@ async def test_an_account_has_a_largest_number_of_refresh_tokens(
     assert answer.status_code == 200
 
 
+async def test_new_refresh_token_stays_after_the_clock_was_set_back(
+    worker: AuthWorker, client: httpx2.AsyncClient
+) -> None:
+    """An account got the largest number of refresh tokens while the clock was a day ahead. After the clock was set
+    back, a new refresh token is accepted, and one of the older tokens is revoked."""
+    worker.clock.now += 86400
+    for _ in range(MAX_REFRESH_TOKENS):
+        await worker.add_token(ALICE, purpose="login")
+    worker.clock.now -= 86400
+    new = await get(client, login=basic("alice", PASSWORD), offline_token="true")
+    answer = await post(client, grant_type="refresh_token", refresh_token=new.json()["refresh_token"])
+    assert answer.status_code == 200
+    assert len(worker.accounts.tokens(ALICE, None, 1000).items) == MAX_REFRESH_TOKENS
+
+
 async def test_a_robot_logs_in_with_an_api_token(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """A robot logs in with an API token in place of the password, by GET and by POST."""
     api_token = await worker.add_token(CI)
