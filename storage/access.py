@@ -12,9 +12,10 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from storage.errors import RegistryError
+from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.names import shown
 from storage.patterns import NamePattern
 
@@ -22,6 +23,8 @@ _ACCOUNT_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
+LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
+"""The times of throttling keys (see `storage.accounts.Accounts.add_failures`) are at most this far in the future."""
 
 
 class AccountInvalid(RegistryError):
@@ -231,6 +234,19 @@ class SigningKey:
     created: float
     retired: float | None = None
     until: float | None = None
+
+
+class FailureCost(NamedTuple):
+    """What a failed login adds to the time of a throttling key. `seconds`: the number of seconds to add. `max_seconds`:
+    the largest number of seconds by which the sum may lie in the future, at most `LONGEST_THROTTLING_SECONDS`."""
+
+    seconds: float
+    max_seconds: float
+
+    def latest_plausible(self, now: float) -> float:
+        """Returns the latest time that earlier failures can have given to the key. If the stored time of the key is
+        later, the clock was ahead when it was stored. Times are in seconds since 1970; `now` is the present time."""
+        return now + self.max_seconds + CLOCK_MARGIN_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

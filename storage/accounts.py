@@ -19,6 +19,7 @@ from storage.access import (
     ApiToken,
     AuditEntry,
     AuditQuery,
+    FailureCost,
     Grant,
     Grantee,
     LoginSession,
@@ -265,9 +266,11 @@ class Accounts(Protocol):
         """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""
         ...
 
-    async def add_failures(self, keys: Mapping[str, float]) -> None:
-        """Records a failed login. `keys` maps each of its throttling keys to a number of seconds. The new time of a key
-        is `max(now, old time) + seconds` (the generic cell rate algorithm). The change may be lost in a power cut."""
+    async def add_failures(self, keys: Mapping[str, FailureCost]) -> None:
+        """Records a failed login. `keys` maps each of its throttling keys to its cost. The new time of a key is
+        `max(now, old time) + seconds` (the generic cell rate algorithm), but at most `now + max_seconds`. If the old
+        time is not plausible, because the clock was set back, it does not count. The change may be lost in a power
+        cut."""
         ...
 
     async def clear_failures(self, keys: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 module, *index* means the search index; the manifest that lists the images of several platforms is an *image index*.
 
 A search finds only content in a set of repositories. The caller passes the set of repositories that a person may see.
-Content outside of the set has no influence on the result, with one exception: see `SearchPage.is_complete`.
+Content outside of the set has no influence on the result, with one exception: if the set is large and very many
+entries outside of it match, a search may miss entries of the set.
 
 A push does not write to the index. The index is updated afterwards, so a search finds pushed content after about a
 second. After a deletion, no search finds the deleted content.
@@ -37,8 +38,9 @@ class SearchPage(Generic[T]):
     """A page of search results. `more`: whether more entries follow this page.
 
     `is_complete`: False if the search has stopped at the limit of entries that one search may read, so that it may have
-    missed some entries. This happens if very many entries match. It also happens if the set of repositories is large
-    and very many entries outside of the set match."""
+    missed some entries. This happens if very many entries match. Always False if the set of repositories is large and
+    is not the set of all repositories: such a search also reads entries outside of the set, and whether it stopped
+    would tell how many of them match."""
 
     items: Sequence[T]
     more: bool = False

@@ -81,7 +81,9 @@ class FoundList(BaseModel, Generic[ItemT]):
     items: list[ItemT]
     next: str | None = None
     complete: bool = Field(
-        default=True, description="False: so much matches that some may be missing; a longer search finds them"
+        default=True,
+        description="False: some may be missing, because so much matches, or because the account may see only a part "
+        "of very many repositories; a longer search finds them",
     )
 
     @classmethod

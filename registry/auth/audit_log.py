@@ -185,8 +185,9 @@ class LoginAudit:
         self._on_login(method, "ok")
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
-        if now - (self._recorded_at.get(key) or -REPEAT_SECONDS) < REPEAT_SECONDS:
-            return
+        recorded_at = self._recorded_at.get(key)
+        if recorded_at is not None and recorded_at <= now < recorded_at + REPEAT_SECONDS:
+            return  # a time in the future does not count: the clock was set back
         self._recorded_at.put(key, now)
         detail: dict[str, object] = {"how": method}
         if identity.token is not None:

@@ -31,6 +31,7 @@ from typing import Final
 from registry.config.event_settings import Webhook
 from registry.events.attempts import (
     FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
     Attempt,
     DeliveryObserver,
     EndpointHealth,
@@ -186,7 +187,9 @@ class WebhookDispatcher:
         if self._time() < self._earliest_read_at:
             return
         version, now = self._version(), self._clock()
-        is_due = self._next_at is not None and now >= self._next_at
+        # If the time is further in the future than any pause, the clock was set back, and the store counts the delivery
+        # as due.
+        is_due = self._next_at is not None and not now < self._next_at <= now + LONGEST_PAUSE_SECONDS
         if version == self._read_version and not is_due and self._time() < self._read_again_at:
             return
         pauses = self._health.pauses()

@@ -107,7 +107,8 @@ class SharedRateLimiter:
 
     def take(self, key: str) -> float:
         """Counts one request of `key` and returns 0.0. If the request exceeds the rate, does not count it, and returns
-        in how many seconds a request of the key will be within the rate."""
+        in how many seconds a request of the key will be within the rate. This is `1 / per_second` at most, also if an
+        earlier limiter with a lower rate or a larger burst used the memory."""
         now = self._clock()
         key_hash = hash(key)  # the same code as in `_cells_of`: to call that function would cost time in every request
         first_cell, second_cell = key_hash & _MASK, _ROW_CELLS + ((key_hash >> _SHIFT_BITS) & _MASK)
@@ -117,6 +118,9 @@ class SharedRateLimiter:
         if due < now:
             due = now
         elif (wait := due - now - self._tolerance_seconds) > 0:
+            if wait > self._step_seconds:  # only a limiter with other limits can have stored such a time in both cells
+                wait = self._step_seconds
+                cells[first_cell] = cells[second_cell] = now + self._tolerance_seconds + wait
             return wait
         due += self._step_seconds
         if first_due < due:

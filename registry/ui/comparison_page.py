@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.repository_rights import readable_repository
 from registry.browse.models import ComparisonView
+from registry.browse.repository_browser import RepositoryBrowser
 from registry.http.error_statuses import status_of
 from registry.request import RequestInvalid
 from registry.ui.image_page import path_of, repository_in
 from registry.ui.languages import translatable
-from registry.ui.page_route import PageRoute, caller_of, page_response, query_of, redirect
+from registry.ui.page_route import WaitingRoute, caller_of, page_response, page_slot, query_of, redirect
 from registry.ui.pages import PageComponents
 from storage.errors import DigestInvalid, ManifestUnknown, TagInvalid
-from storage.names import as_reference
+from storage.names import RepositoryName, as_reference
 
 COMPARISON_PATH: Final = "/ui/comparison"
 LAYERS_ON_A_PAGE: Final = 200
@@ -37,7 +39,7 @@ FIELD_NAMES: Final = {
 }
 """The names of the fields of an image's config on the page, by `registry.browse.models.ConfigChange`."""
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 
 
 @router.get(COMPARISON_PATH + "/{path:path}")
@@ -56,12 +58,22 @@ async def comparison(request: Request, path: str) -> Response:
     if len(chosen) > 2:
         raise RequestInvalid("choose two tags to compare")
     platform = (query.one("platform") or "").strip()[:_MAX_CHARACTERS] or None
+    async with caller.browser.read_slot(caller.request_on(stored)) as browser, page_slot(request):
+        return await _comparison_page(request, browser, stored, chosen, platform)
+
+
+async def _comparison_page(
+    request: Request, browser: RepositoryBrowser, name: RepositoryName, chosen: Sequence[str], platform: str | None
+) -> Response:
+    """Returns the page. Compares the images if two are `chosen`. `browser` has a slot to read."""
+    caller = caller_of(request)
+    components: PageComponents = request.app.service.pages
     found: ComparisonView | None = None
     problem, status = "", 200
     if len(chosen) == 2:
         try:
             base, other = (as_reference(text) for text in chosen)
-            found = await caller.browser.compare(caller.request_on(stored), stored, base, other, platform)
+            found = await browser.compare(caller.request_on(name), name, base, other, platform)
         except (DigestInvalid, ManifestUnknown, TagInvalid) as error:
             problem, status = error.message, status_of(error)
     return await page_response(
@@ -69,8 +81,8 @@ async def comparison(request: Request, path: str) -> Response:
         "comparison.html",
         status_code=status,
         section="repositories",
-        name=stored,
-        upstream=components.naming.upstream_of(stored),
+        name=name,
+        upstream=components.naming.upstream_of(name),
         chosen=[*chosen, "", ""][:2],
         platform=platform or "",
         found=found,

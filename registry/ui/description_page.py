@@ -14,7 +14,7 @@ from registry.ui.image_page import path_of, repository_in
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
     FormRoute,
-    PageRoute,
+    WaitingRoute,
     caller_of,
     page_response,
     page_slot,
@@ -39,10 +39,10 @@ digits and a few others."""
 TOP_HEADING: Final = 3
 """The level of the highest headings of a description, because the page and its section have headings above it."""
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""A `WaitingRoute` or `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page
+acquire a `page_slot`."""
 
 
 def description_html(html: str) -> Markup:
@@ -59,10 +59,12 @@ async def description_form(request: Request, path: str) -> Response:
     NameUnknown."""
     caller, name = caller_of(request), repository_in(path)
     stored = await _writable_repository(caller, name)
-    description = await caller.browser.stored_description(caller.request_on(stored), stored)
-    if description is None:
-        return await _form_page(request, stored, "", 0)
-    return await _form_page(request, stored, description.text, description.revision)
+    context = caller.request_on(stored)
+    async with caller.browser.read_slot(context) as browser, page_slot(request):
+        description = await browser.stored_description(context, stored)
+        if description is None:
+            return await _form_page(request, stored, "", 0)
+        return await _form_page(request, stored, description.text, description.revision)
 
 
 @_forms.post(DESCRIPTION_PATH + "/{path:path}")

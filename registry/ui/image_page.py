@@ -15,6 +15,7 @@ from urllib.parse import quote
 from fastapi import Request, Response
 
 from registry.browse.models import SizePart
+from registry.browse.repository_browser import RepositoryBrowser
 from registry.ui.languages import translatable
 from registry.ui.page_route import caller_of, image_host, page_response, query_of
 from registry.ui.visitor_rights import visitor_rights
@@ -75,12 +76,14 @@ def image_name(name: RepositoryName, reference: Reference | None) -> str:
     return f"{name}{'@' if isinstance(reference, Digest) else ':'}{reference}"
 
 
-async def image_page(request: Request, name: RepositoryName, reference: Reference, upstream: str | None) -> Response:
+async def image_page(
+    request: Request, browser: RepositoryBrowser, name: RepositoryName, reference: Reference, upstream: str | None
+) -> Response:
     """Shows the image, index or artifact `reference` in the repository with this stored name. For an index, the query
-    can have `platform`: the platform or digest of the image to show. Raises Unauthorized, NameUnknown,
-    ManifestUnknown."""
+    can have `platform`: the platform or digest of the image to show. `browser` has a slot to read. Raises Unauthorized,
+    NameUnknown, ManifestUnknown."""
     caller, platform = caller_of(request), query_of(request).one("platform") or None
-    context, browser = caller.request_on(name), caller.browser
+    context = caller.request_on(name)
     view = await browser.manifest(context, name, reference, platform)
     contents = await browser.files(context, name, reference) if view.kind == "artifact" else None
     return await page_response(

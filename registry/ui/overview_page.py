@@ -20,11 +20,12 @@ from registry.admin.server_status import ServerStatus, read_server_status
 from registry.ui.charts import Chart
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
-    PageRoute,
+    WaitingRoute,
     admin_of,
     caller_of,
     image_host,
     page_response,
+    page_slot,
     query_of,
     redirect,
     visit_of,
@@ -53,7 +54,7 @@ _JOB_STATES: Final = {"queued": translatable("waits"), "running": translatable("
 """The texts for the states of jobs that have not ended."""
 _PERIODS: Final = {"day": translatable("The last 24 hours"), "month": translatable("The last 30 days")}
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +93,19 @@ async def overview(request: Request) -> Response:
     the part about the present does not reload itself."""
     caller = caller_of(request)
     if caller.rights.admin:
-        return await _admin_page(request, await admin_of(request))
-    return await page_response(
-        request,
-        "welcome.html",
-        section="overview",
-        counts=await _count_repositories(request, caller),
-        events=await _events_for(caller),
-        host=image_host(request),
-        now=datetime.now(UTC),
-    )
+        async with page_slot(request):
+            return await _admin_page(request, await admin_of(request))
+    counts = await _count_repositories(request, caller)
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "welcome.html",
+            section="overview",
+            counts=counts,
+            events=await _events_for(caller),
+            host=image_host(request),
+            now=datetime.now(UTC),
+        )
 
 
 @router.get(f"{OVERVIEW_PATH}/now")
@@ -111,8 +115,9 @@ async def present(request: Request) -> Response:
     if not visit_of(request).is_partial:
         return redirect(OVERVIEW_PATH)
     caller = await admin_of(request)
-    status = await read_server_status(caller.upkeep, with_cache=False)
-    return await page_response(request, "overview_now.html", **_values_of_present(status, is_live=True))
+    async with page_slot(request):
+        status = await read_server_status(caller.upkeep, with_cache=False)
+        return await page_response(request, "overview_now.html", **_values_of_present(status, is_live=True))
 
 
 async def _admin_page(request: Request, caller: Caller) -> Response:

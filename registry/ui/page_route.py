@@ -197,9 +197,10 @@ class PageRoute(APIRoute):
 
 
 class WaitingRoute(PageRoute):
-    """A route whose handler first waits for something slow, such as a description that is rendered. It holds no slot
-    during this wait, so that pages of other visitors are rendered. The handler acquires a slot itself (`page_slot`)
-    before it renders a page."""
+    """A route whose handler first waits for something slow, such as a search, or a description that is rendered. It
+    holds no slot during this wait, so that pages of other visitors are rendered. The handler acquires a slot itself
+    (`page_slot`) before it renders a page. Every handler that waits for a slot of the visitor (`VisitorLimits`) needs
+    such a route: the visitor's other requests can make this wait long."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)

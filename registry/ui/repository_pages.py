@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request, Response
 
 from registry.admin.repository_rights import readable_repository
 from registry.browse.models import DescriptionView
+from registry.browse.repository_browser import RepositoryBrowser
 from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
 from registry.request import RequestInvalid
 from registry.ui.description_page import TOP_HEADING, description_html
 from registry.ui.image_page import image_page, parse_path, path_of
 from registry.ui.languages import translatable
 from registry.ui.page_route import (
-    PageRoute,
     WaitingRoute,
     caller_of,
     image_host,
@@ -47,8 +47,7 @@ _ORDERS: Final = {
 }
 """The names of the orders in which tags can be listed."""
 
-router = APIRouter(prefix=REPOSITORIES_PATH, route_class=PageRoute, include_in_schema=False)
-_waiting = APIRouter(prefix=REPOSITORIES_PATH, route_class=WaitingRoute, include_in_schema=False)
+router = APIRouter(prefix=REPOSITORIES_PATH, route_class=WaitingRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +71,22 @@ async def repositories(request: Request) -> Response:
         raise NameUnknown(f"{upstream[:_MAX_FILTER_CHARACTERS]} is not mirrored here")
     prefix = (query.one("q") or "").strip().lower()[:_MAX_FILTER_CHARACTERS]
     page = await list_repositories(components, upstream, prefix, query.one("after") or None)
-    return await page_response(
-        request,
-        "repositories.html",
-        section="repositories",
-        names=page.names,
-        next_after=page.next_after,
-        upstream=upstream,
-        upstreams=upstreams,
-        prefix=prefix,
-        is_first=query.one("after") is None,
-        host=image_host(request),
-    )
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "repositories.html",
+            section="repositories",
+            names=page.names,
+            next_after=page.next_after,
+            upstream=upstream,
+            upstreams=upstreams,
+            prefix=prefix,
+            is_first=query.one("after") is None,
+            host=image_host(request),
+        )
 
 
-@_waiting.get("/{path:path}")
+@router.get("/{path:path}")
 async def repository(request: Request, path: str) -> Response:
     """Shows the tags of a repository, and its description. If the path has a tag or a digest, shows the image or
     artifact instead (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text that the names of
@@ -98,21 +98,25 @@ async def repository(request: Request, path: str) -> Response:
     if stored != name:
         await _components(request).content.tags(name, None, 1)  # raises NameUnknown with the name in the request
         return redirect(f"{REPOSITORIES_PATH}/{path_of(stored, reference)}")
-    if reference is not None:
-        async with page_slot(request):
-            return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
     caller = caller_of(request)
-    description = await caller.browser.description(caller.request_on(stored), stored, TOP_HEADING)
-    async with page_slot(request):
-        return await _tags_page(request, stored, description)
+    context = caller.request_on(stored)
+    if reference is not None:
+        upstream = _components(request).naming.upstream_of(stored)
+        async with caller.browser.read_slot(context) as browser, page_slot(request):
+            return await image_page(request, browser, stored, reference, upstream)
+    description = await caller.browser.description(context, stored, TOP_HEADING)
+    async with caller.browser.read_slot(context, is_list=True) as browser, page_slot(request):
+        return await _tags_page(request, browser, stored, description)
 
 
-async def _tags_page(request: Request, name: RepositoryName, description: DescriptionView) -> Response:
+async def _tags_page(
+    request: Request, browser: RepositoryBrowser, name: RepositoryName, description: DescriptionView
+) -> Response:
     caller, query = caller_of(request), query_of(request)
     text = (query.one("q") or "").strip()[:MAX_TEXT_CHARACTERS]
     sort = query.one("sort") or TagOrder.NAME.value
     tags, after, context = _tag_query(text, sort), query.one("after") or None, caller.request_on(name)
-    page = await caller.browser.tags(context, name, tags, after, TAGS_ON_A_PAGE)
+    page = await browser.tags(context, name, tags, after, TAGS_ON_A_PAGE)
     return await page_response(
         request,
         "repository.html",
@@ -156,6 +160,3 @@ def _sort_links(tags: TagQuery) -> Iterator[SortLink]:
 def _components(request: Request) -> PageComponents:
     components: PageComponents = request.app.service.pages
     return components
-
-
-router.routes.extend(_waiting.routes)

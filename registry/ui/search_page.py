@@ -15,7 +15,7 @@ from registry.admin.content_searches import ContentSearches, Searcher, SearchTar
 from registry.request import RequestInvalid
 from registry.ui.image_page import image_name, path_of
 from registry.ui.languages import translatable
-from registry.ui.page_route import PageRoute, caller_of, page_response, query_of, redirect, visit_of
+from registry.ui.page_route import WaitingRoute, caller_of, page_response, page_slot, query_of, redirect, visit_of
 from registry.ui.repository_pages import REPOSITORIES_PATH
 from storage.content_search import DigestFound, LabelsFound, SearchPage, TagFound
 from storage.errors import DigestInvalid
@@ -36,7 +36,7 @@ HITS_OF_ONE_KIND: Final = 25
 _MAX_TEXT_CHARACTERS: Final = 1024
 FoundT = TypeVar("FoundT")
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +84,20 @@ async def search(request: Request) -> Response:
         lists = [await _find(searches, caller.searcher, text, each, offset) for each in ([kind] if kind else KINDS)]
     if not visit_of(request).is_partial and (path := _only_path(text, target, lists)) is not None:
         return redirect(path)
-    return await page_response(
-        request,
-        "search.html",
-        section="search",
-        text=text,
-        kind=kind,
-        kinds=KINDS,
-        target=None if target is None else _target_hit(searches, target),
-        lists=[each for each in lists if each.hosted or each.mirrored],
-        is_complete=all(each.is_complete for each in lists),
-        is_indexing=await searches.is_indexing(),
-        now=datetime.now(UTC),
-    )
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "search.html",
+            section="search",
+            text=text,
+            kind=kind,
+            kinds=KINDS,
+            target=None if target is None else _target_hit(searches, target),
+            lists=[each for each in lists if each.hosted or each.mirrored],
+            is_complete=all(each.is_complete for each in lists),
+            is_indexing=await searches.is_indexing(),
+            now=datetime.now(UTC),
+        )
 
 
 def _offset(after: str | None, kind: str | None) -> int:

@@ -15,6 +15,7 @@ from registry.ui.image_page import path_of, repository_in
 from registry.ui.page_route import (
     FormRoute,
     PageRoute,
+    WaitingRoute,
     caller_of,
     page_response,
     page_slot,
@@ -35,12 +36,13 @@ _MAX_REFERENCE_BYTES: Final = 128 + 136 + 16
 field and separators."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""A `WaitingRoute` or `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page
+acquire a `page_slot`."""
 
 
-@router.get(TAG_REMOVAL_PATH + "/{path:path}")
+@_waiting.get(TAG_REMOVAL_PATH + "/{path:path}")
 async def tag_removal(request: Request, path: str) -> Response:
     """Shows what a removal of tags would remove. The query has the parameter `tag` once for each tag. Needs `pull` and
     `delete`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid."""
@@ -49,10 +51,12 @@ async def tag_removal(request: Request, path: str) -> Response:
     stored = await deletable_repository(caller, name)
     tags = [Tag(tag) for tag in dict.fromkeys(query_of(request).all("tag"))]
     _check_count(len(tags), MAX_REMOVED_TAGS)
-    plan = await caller.browser.plan_removal(caller.request_on(stored), stored, tags) if tags else None
-    return await page_response(
-        request, "tag_removal.html", section="repositories", name=stored, plan=plan, kept_until=_kept_until(caller)
-    )
+    context = caller.request_on(stored)
+    async with caller.browser.read_slot(context, is_list=True) as browser, page_slot(request):
+        plan = await browser.plan_removal(context, stored, tags) if tags else None
+        return await page_response(
+            request, "tag_removal.html", section="repositories", name=stored, plan=plan, kept_until=_kept_until(caller)
+        )
 
 
 @_forms.post(TAG_REMOVAL_PATH + "/{path:path}")
@@ -136,4 +140,4 @@ def _repository_path(name: RepositoryName) -> str:
     return f"/ui/repositories/{path_of(name, None)}"
 
 
-router.routes.extend(_forms.routes)
+router.routes.extend([*_waiting.routes, *_forms.routes])

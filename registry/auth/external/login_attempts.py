@@ -26,7 +26,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from registry.auth.token.signing_keys import SigningKeys
-from storage.access import SigningKey
+from storage.access import FailureCost, SigningKey
 from storage.accounts import Accounts
 
 ATTEMPT_SECONDS: Final = 600
@@ -134,7 +134,8 @@ class UsedAttempts:
         self._being_stored.add(key)
         try:
             # `LoginAttempts.open` accepts an attempt until twice this time has passed, if its start is in the future.
-            await self._accounts.add_failures({key: 2.0 * ATTEMPT_SECONDS})
+            seconds = 2.0 * ATTEMPT_SECONDS
+            await self._accounts.add_failures({key: FailureCost(seconds, max_seconds=seconds)})
         finally:
             self._being_stored.discard(key)
 

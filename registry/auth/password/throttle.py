@@ -22,12 +22,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from registry.client_addresses import network_of
+from storage.access import LONGEST_THROTTLING_SECONDS, FailureCost
 from storage.accounts import Accounts
 from storage.errors import RegistryError, TooManyRequests
 
 log = logging.getLogger(__name__)
 
 DAY_SECONDS: Final = 86400.0
+MAX_CONCURRENT_FAILURES: Final = 300
+"""The largest number of failures that a limit counts beyond its burst. Attempts that are checked at the same time can
+fail together after the burst: four workers, the largest default, check 264 passwords at a time
+(`registry.auth.password.hashing`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +46,18 @@ class FailureRate:
     cost_seconds: float
     burst: int
 
+    @property
+    def failure(self) -> FailureCost:
+        """The cost of one failure, for the store."""
+        return FailureCost(self.cost_seconds, self.cost_seconds * (self.burst + MAX_CONCURRENT_FAILURES))
+
     def wait(self, until: float, now: float) -> float:
         """Returns how many seconds the next attempt must wait. `until` is the time at which the costs of all earlier
-        failures have passed. `until` and `now` are in seconds since 1970."""
+        failures have passed. `until` and `now` are in seconds since 1970. Returns 0.0 if `until` is not plausible: the
+        clock was ahead when a login failed, and without this check logins would be refused for as long as it was
+        ahead."""
+        if until > self.failure.latest_plausible(now):
+            return 0.0
         return max(0.0, until - now - self.cost_seconds * (self.burst - 1))
 
 
@@ -53,8 +67,8 @@ BY_ACCOUNT_AND_ADDRESS: Final = FailureRate(cost_seconds=30.0, burst=10)
 """Allows two guesses a minute in the long run. The burst is enough for a person who tries several passwords."""
 BY_ACCOUNT: Final = FailureRate(cost_seconds=60.0, burst=50)
 """Allows 1440 guesses a day at one account in the long run, from all addresses together."""
-FAMILIAR_SECONDS: Final = 30 * DAY_SECONDS
-"""How long an address stays familiar to an account after a login."""
+FAMILIAR_SECONDS: Final = LONGEST_THROTTLING_SECONDS
+"""How long an address stays familiar to an account after a login: 30 days."""
 
 
 class LoginThrottle:
@@ -93,7 +107,7 @@ class LoginThrottle:
     async def record_provider_failure(self, address: str) -> None:
         """Counts a failed login through the OpenID provider from `address`. Raises StorageFull, StorageFailed."""
         if network := network_of(address):
-            await self._accounts.add_failures({_provider_key(network): BY_ADDRESS.cost_seconds})
+            await self._accounts.add_failures({_provider_key(network): BY_ADDRESS.failure})
 
     async def record_failure(self, name: str, address: str) -> None:
         """Counts a failed login to the account `name` from `address` in all three limits. A failure from a familiar
@@ -103,11 +117,11 @@ class LoginThrottle:
         costs = {}
         if network:
             costs = {
-                _address_key(network): BY_ADDRESS.cost_seconds,
-                _pair_key(name, network): BY_ACCOUNT_AND_ADDRESS.cost_seconds,
+                _address_key(network): BY_ADDRESS.failure,
+                _pair_key(name, network): BY_ACCOUNT_AND_ADDRESS.failure,
             }
         if not self._is_familiar(name, network, now):
-            costs[_account_key(name)] = BY_ACCOUNT.cost_seconds
+            costs[_account_key(name)] = BY_ACCOUNT.failure
         await self._accounts.add_failures(costs)
 
     async def record_success(self, name: str, address: str) -> None:
@@ -122,7 +136,8 @@ class LoginThrottle:
             remaining = max(0.0, self._accounts.throttled_until(_familiar_key(name, network)) - self._clock())
             if remaining < FAMILIAR_SECONDS - DAY_SECONDS:  # written at most once a day
                 # Extends the stored time so that the address stays familiar for `FAMILIAR_SECONDS` from now.
-                await self._accounts.add_failures({_familiar_key(name, network): FAMILIAR_SECONDS - remaining})
+                cost = FailureCost(FAMILIAR_SECONDS - remaining, FAMILIAR_SECONDS)
+                await self._accounts.add_failures({_familiar_key(name, network): cost})
         except RegistryError as error:
             log.warning("could not record from which address %s has logged in: %s", name, error)
 

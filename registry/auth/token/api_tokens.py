@@ -18,6 +18,7 @@ from typing import Final, Literal
 from storage.access import AccountName, AccountUnknown, ApiToken, TokenLimit
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
+from storage.future_times import CLOCK_MARGIN_SECONDS
 
 _BASE62_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """The digits with which ids and secrets are written."""
@@ -86,8 +87,9 @@ def find(accounts: Accounts, text: str) -> ApiToken:
 
 def should_record_use(token: ApiToken, now: float) -> bool:
     """Returns whether the store should record a use of the token at the time `now`, in seconds since 1970. If the last
-    recorded use is less than an hour ago, it should not."""
-    return token.used is None or now - token.used >= _USE_RECORD_SECONDS
+    recorded use is less than an hour ago, it should not. A recorded use in the future does not count, because the clock
+    was set back."""
+    return token.used is None or not -CLOCK_MARGIN_SECONDS <= now - token.used < _USE_RECORD_SECONDS
 
 
 def _hash_secret(secret: str) -> bytes:

@@ -27,6 +27,7 @@ from storage.access import AccountName, AccountUnknown, LoginSession
 from storage.accounts import Accounts
 from storage.content import Actor
 from storage.errors import RegistryError, Unauthorized
+from storage.future_times import CLOCK_MARGIN_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,9 @@ class LoginSessions:
         the session may be invalid, such as a new password; `registry.auth.revocation` does."""
         session = self._find(text)
         now = self._clock()
-        if now - session.seen >= SEEN_SECONDS and session.id not in self._use_writes:
+        # A request in the future does not count: the clock was set back.
+        is_recorded = -CLOCK_MARGIN_SECONDS <= now - session.seen < SEEN_SECONDS
+        if not is_recorded and session.id not in self._use_writes:
             self._use_writes[session.id] = start_detached(self._write_use(session.id, now))
         return Identity(
             session.account,

@@ -26,6 +26,7 @@ from storage.backups import DatabaseSnapshot, SnapshotBlob, Snapshots
 from storage.blobs.blob_store import BlobStore, BytesMissing
 from storage.data_dir.system import System
 from storage.errors import StorageFailed
+from storage.future_times import is_future
 from storage.jobs import JSON
 from storage.leases import Leases
 from storage.names import ALGORITHMS, Digest
@@ -34,8 +35,6 @@ from storage.upkeep.backup.file_copies import CHUNK_BYTES, BlobDamaged, FileCopi
 from storage.upkeep.removal_gate import blob_removals_blocked
 from storage.upkeep.reporter import Reporter
 
-MAX_CLOCK_SKEW_SECONDS: Final = 60.0
-"""A snapshot whose time is further in the future was made with a wrong clock."""
 BATCH_SIZE: Final = 500
 """Number of blobs that are looked up at a time."""
 
@@ -141,7 +140,7 @@ class _Backup:
     async def copy(self, name: str, now: float) -> SnapshotManifest:
         """Copies the database and the blobs that it names, and returns the content of the manifest file."""
         times = [snapshot.time for snapshot in await self._copier.run(self._directory.snapshots)]
-        self._last_backup = max((time for time in times if time <= now + MAX_CLOCK_SKEW_SECONDS), default=float("inf"))
+        self._last_backup = max((time for time in times if not is_future(time, now)), default=float("inf"))
         path = self._directory.database(name)
         await self._reporter.report(0, unit="pages", message="copying the database")
         await self._copy_database(path)

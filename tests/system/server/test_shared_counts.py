@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.server.gate.per_address_limit import PerAddressLimit, TooManyConnections
-from registry.server.shared_counters import SharedCounters, SharedRateLimiter
+from registry.server.shared_counters import SharedCounters, SharedRateLimiter, shared_cells
 from tests.system.server.app_process import AppProcess, Start, read_response, wait_for
 
 
@@ -62,6 +62,25 @@ def test_a_burst_and_then_the_rate() -> None:
     assert limiter.take("a") > 0
     clock.now += 1000
     assert [limiter.take("a") for _ in range(3)] == [0.0] * 3
+    assert limiter.take("a") > 0
+
+
+@pytest.mark.parametrize(("per_second", "burst"), [(100.0, 100), (1.0, 1)])
+def test_limiter_with_new_limits_frees_blocked_clients(per_second: float, burst: int) -> None:
+    """A client has used up a burst of 100 with a rate of one request per second. Then a limiter with a higher rate or a
+    smaller burst uses the same memory, as after a change of the settings. It refuses the client for the time of one
+    request at most, and then applies its own limits."""
+    clock, cells = LimiterClock(), shared_cells()
+    old_limiter = SharedRateLimiter(1.0, 100, clock=clock, cells=cells)
+    assert [old_limiter.take("a") for _ in range(100)] == [0.0] * 100
+    limiter = SharedRateLimiter(per_second, burst, clock=clock, cells=cells)
+    for _ in range(2):
+        assert limiter.take("a") == pytest.approx(1 / per_second)
+    clock.now += 1.001 / per_second
+    assert limiter.take("a") == 0.0
+    assert limiter.take("a") > 0
+    clock.now += 1000
+    assert [limiter.take("a") for _ in range(burst)] == [0.0] * burst
     assert limiter.take("a") > 0
 
 

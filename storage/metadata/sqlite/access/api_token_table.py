@@ -16,8 +16,17 @@ from typing import Any, Final
 
 import apsw
 
-from storage.access import AccountExists, AccountInvalid, AccountName, AccountUnknown, Action, ApiToken, TokenLimit
+from storage.access import (
+    AccountExists,
+    AccountInvalid,
+    AccountName,
+    AccountUnknown,
+    Action,
+    ApiToken,
+    TokenLimit,
+)
 from storage.content import Actor, Page
+from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.metadata.sqlite.access.account_table import (
     account,
     check_version,
@@ -47,10 +56,10 @@ _PAGE_OF_ACCOUNT = (
 )
 _EXCESS_REFRESH_TOKENS = (
     _TOKEN + " WHERE account = ?1 AND purpose = 'login' AND id <> ?2 "
-    "ORDER BY ifnull(used, created) DESC, created DESC, id LIMIT ?4 OFFSET ?3"
+    "ORDER BY ifnull(used, created) > ?5, ifnull(used, created) DESC, created DESC, id LIMIT ?4 OFFSET ?3"
 )
-"""The refresh tokens of an account without the new one, the most recently used first. Leaves out the first ?3 of
-them."""
+"""The refresh tokens of an account without the new one, the most recently used first. Those with a time after ?5 come
+last, because this time was stored while the clock was ahead. Leaves out the first ?3 of them."""
 
 
 def _token(row: tuple[Any, ...]) -> ApiToken:
@@ -141,7 +150,8 @@ def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
 def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken) -> None:
     """Revokes refresh tokens of the account of `new_token`, a refresh token that was just added, if the account has
     more than `MAX_REFRESH_TOKENS`."""
-    values = (new_token.account, new_token.id, MAX_REFRESH_TOKENS - 1, _REVOKED_PER_LOGIN)
+    latest = now + CLOCK_MARGIN_SECONDS
+    values = (new_token.account, new_token.id, MAX_REFRESH_TOKENS - 1, _REVOKED_PER_LOGIN, latest)
     excess = [_token(row) for row in db.execute(_EXCESS_REFRESH_TOKENS, values).fetchall()]
     for excess_token in excess:
         _delete(db, by, now, excess_token)
@@ -176,5 +186,9 @@ def _detail(api_token: ApiToken) -> dict[str, object]:
 
 
 def save_token_use(db: apsw.Connection, token_id: str, used_at: float) -> None:
-    """Stores that the token was used at the time `used_at` (seconds since 1970), unless a later use is stored."""
-    db.execute("UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2)", (token_id, used_at))
+    """Stores that the token was used at the time `used_at` (seconds since 1970), unless a later use is stored. If the
+    stored use is far later, the clock was set back; then replaces it."""
+    db.execute(
+        "UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2 OR used > ?3)",
+        (token_id, used_at, used_at + CLOCK_MARGIN_SECONDS),
+    )

@@ -18,6 +18,7 @@ import apsw
 
 from storage.access import AccountName, AccountUnknown, LoginSession
 from storage.content import Actor
+from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.metadata.sqlite.access.account_table import check_version, name_from_database
 from storage.metadata.sqlite.access.audit_table import record
 
@@ -32,7 +33,10 @@ _SESSION_BY_ID = _SESSION + " WHERE id = ? AND expires > ?"
 _SESSIONS_OF_ACCOUNT = _SESSION + " WHERE account = ? AND expires > ? ORDER BY created DESC, id"
 _DELETE_EXCESS = """
 DELETE FROM login_session WHERE id IN (
-    SELECT id FROM login_session WHERE account = ? ORDER BY seen DESC, created DESC, id LIMIT -1 OFFSET ?)"""
+    SELECT id FROM login_session WHERE account = ?1 ORDER BY iif(seen <= ?2, seen, 0) DESC, created DESC, id
+     LIMIT -1 OFFSET ?3)"""
+"""A session that was last used in the future counts as the oldest: the clock was set back. Otherwise such sessions
+would count as the newest, and each new session would be deleted at once."""
 
 
 def _session(row: tuple[Any, ...]) -> LoginSession:
@@ -81,7 +85,7 @@ def add(db: apsw.Connection, by: Actor, now: float, new: LoginSession, secret_ha
             *(new.address, new.user_agent, new.version, new.stamp, json.dumps(new.groups)),
         ),
     )
-    db.execute(_DELETE_EXCESS, (new.account, MOST_SESSIONS))
+    db.execute(_DELETE_EXCESS, (new.account, now + CLOCK_MARGIN_SECONDS, MOST_SESSIONS))
     record(db, by, now, "session.start", new.account, {"session": new.id, "how": new.method})
 
 
@@ -105,8 +109,11 @@ def end_all(db: apsw.Connection, by: Actor, now: float, account: AccountName, ke
 
 def save_use(db: apsw.Connection, session_id: str, used_at: float) -> None:
     """Stores that a request with the session came at the time `used_at` (seconds since 1970), unless a later use is
-    stored."""
-    db.execute("UPDATE login_session SET seen = ?2 WHERE id = ?1 AND seen < ?2", (session_id, used_at))
+    stored. If the stored use is far later, the clock was set back; then replaces it."""
+    db.execute(
+        "UPDATE login_session SET seen = ?2 WHERE id = ?1 AND (seen < ?2 OR seen > ?3)",
+        (session_id, used_at, used_at + CLOCK_MARGIN_SECONDS),
+    )
 
 
 def _delete_expired(db: apsw.Connection, now: float) -> None:

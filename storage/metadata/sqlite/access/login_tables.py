@@ -21,8 +21,9 @@ from typing import Any
 
 import apsw
 
-from storage.access import SigningKey
+from storage.access import LONGEST_THROTTLING_SECONDS, FailureCost, SigningKey
 from storage.content import Actor
+from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.metadata.sqlite.access.account_table import increment_epoch
 from storage.metadata.sqlite.access.audit_table import record
 
@@ -71,14 +72,22 @@ def throttled_until(db: apsw.Connection, now: float, key: str) -> float:
     return until or 0.0
 
 
-def add_failures(db: apsw.Connection, now: float, keys: Mapping[str, float]) -> None:
-    """Stores a failed login under each throttling key in `keys`, which maps the key to the seconds to add to its time.
-    Deletes all throttling keys whose time has passed."""
+# ?1: the throttling key; ?2: the present time; ?3: the latest plausible time of the key; ?4 and ?5: `FailureCost`.
+_ADD_FAILURE = """
+INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?4)
+    ON CONFLICT (key) DO UPDATE SET until = min(iif(until <= ?3, max(until, ?2), ?2) + ?4, ?2 + ?5)"""
+
+
+def add_failures(db: apsw.Connection, now: float, keys: Mapping[str, FailureCost]) -> None:
+    """Stores a failed login under each throttling key in `keys`, which maps the key to the cost of the failure. Deletes
+    all throttling keys whose time has passed. If the clock was set back, moves the times that are too far in the future
+    to the latest possible time, so that they pass one day."""
     db.execute("DELETE FROM login_pace WHERE until <= ?", (now,))
+    latest = now + LONGEST_THROTTLING_SECONDS
+    db.execute("UPDATE login_pace SET until = ? WHERE until > ?", (latest, latest + CLOCK_MARGIN_SECONDS))
     db.executemany(
-        "INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?3) "
-        "ON CONFLICT (key) DO UPDATE SET until = max(until, ?2) + ?3",
-        ((key, now, seconds) for key, seconds in keys.items()),
+        _ADD_FAILURE,
+        ((key, now, cost.latest_plausible(now), cost.seconds, cost.max_seconds) for key, cost in keys.items()),
     )
 
 

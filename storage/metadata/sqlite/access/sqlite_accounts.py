@@ -25,6 +25,7 @@ from storage.access import (
     ApiToken,
     AuditEntry,
     AuditQuery,
+    FailureCost,
     Grant,
     Grantee,
     LoginSession,
@@ -285,9 +286,8 @@ class SqliteAccounts:
         """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""
         return login_tables.throttled_until(self._db, self._clock(), key)
 
-    async def add_failures(self, keys: Mapping[str, float]) -> None:
-        """Stores a failed login under each throttling key in `keys`, which maps the key to the seconds to add to its
-        time."""
+    async def add_failures(self, keys: Mapping[str, FailureCost]) -> None:
+        """Stores a failed login under each throttling key in `keys`, which maps the key to the cost of the failure."""
         now = self._clock()
         await self._writer.run(
             lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.HALF

@@ -103,8 +103,9 @@ def repositories(
 
 
 def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
-    """Returns the names that match, and whether these are all matching names. Searches for the best matches first,
-    because the search ends early if very many names match."""
+    """Returns the names that match, and whether these are all matching names (False if the search must not tell, see
+    `SearchScope.reads_hidden_rows`). Searches for the best matches first, because the search ends early if very many
+    names match."""
     names: set[str] = set()
     rows_read = 0
     try:
@@ -119,7 +120,7 @@ def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScop
                             names.add(name)
     except apsw.InterruptError:
         return names, False
-    return names, True
+    return names, not scope.reads_hidden_rows
 
 
 def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple[str, tuple[str, ...]]]:

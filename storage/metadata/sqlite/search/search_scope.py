@@ -75,6 +75,12 @@ class SearchScope:
         """The row ids as a JSON array; None: there are many repositories."""
         return None if self.ids is None else json.dumps(list(self.ids.values()))
 
+    @property
+    def reads_hidden_rows(self) -> bool:
+        """Whether a search also reads rows of repositories that are not in the scope. Whether such a search reaches its
+        limits depends on these rows. So it must not tell: its page always states that it may not be complete."""
+        return self.ids is None and not self.within.has_every_name
+
     def __contains__(self, name: str) -> bool:
         if self.ids is not None:
             return name in self.ids
@@ -96,6 +102,7 @@ def read_page(
     if offset > MAX_OFFSET:
         return SearchPage([], is_complete=False)
     entries: dict[object, T] = {}
+    is_complete = not scope.reads_hidden_rows
     rows_read = 0
     try:
         with time_limit(db), closing(_rows(db, sql, values)) as rows:
@@ -108,10 +115,11 @@ def read_page(
                 key, entry = converted
                 entries[key] = entry
                 if len(entries) > offset + limit:
-                    return SearchPage(list(entries.values())[offset : offset + limit], more=True)
+                    page = list(entries.values())[offset : offset + limit]
+                    return SearchPage(page, more=True, is_complete=is_complete)
     except apsw.InterruptError:
-        return SearchPage(list(entries.values())[offset:], is_complete=False)
-    return SearchPage(list(entries.values())[offset:])
+        is_complete = False
+    return SearchPage(list(entries.values())[offset:], is_complete=is_complete)
 
 
 def _rows(db: apsw.Connection, sql: str, values: Sequence[Any]) -> Generator[tuple[Any, ...], None, None]:

@@ -302,6 +302,19 @@ async def test_logins_in_the_audit_log(worker: AuthWorker, caplog: pytest.LogCap
     assert PASSWORD not in logged_text
 
 
+async def test_logins_are_recorded_after_the_clock_was_set_back(worker: AuthWorker) -> None:
+    """A login was recorded while the clock was a day ahead. After the clock was set back, the next login is recorded,
+    and so is the use of the API token."""
+    api_token = await worker.add_token(ALICE)
+    for days_ahead in (1, 0):
+        worker.clock.now += 86400 * (days_ahead or -1)
+        await worker.access.credential_verifier.verify_api_token(api_token.text, KNOWN_ADDRESS)
+        for _ in range(2):  # these empty writes wait for all earlier writes, which a task may only be about to start
+            await worker.accounts.clear_failures([])
+        assert worker.accounts.token(api_token.token.id)[0].used == worker.clock()
+    assert sum(line.count for line in await worker.audited()) == 2
+
+
 async def test_closing_waits_for_a_write_that_runs(worker: AuthWorker) -> None:
     """After the audit log is closed, each entry is in the store, at whatever point its write was."""
     for turns in range(8):

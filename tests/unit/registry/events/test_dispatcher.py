@@ -311,6 +311,29 @@ async def test_look_ups_of_very_many_repositories_have_pauses(
     assert min(later - earlier for earlier, later in pairwise(look_ups)) >= 0.5
 
 
+async def test_clock_that_was_ahead_does_not_stop_deliveries(
+    store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt failed while the clock was a day ahead. After the clock was set back, the event is sent again, even if
+    nothing else changes the store."""
+    planned_times = list[float | None]()
+
+    def find(*values: Any, **keywords: Any) -> DueDeliveries:
+        due = find_due(*values, **keywords)
+        planned_times.append(due.next_at)
+        return due
+
+    monkeypatch.setattr(sqlite_outbox, "find_due", find)
+    clock.pass_days(1)
+    receiver.status = lambda _: 400
+    await push(store, BAD, "v1")
+    async with running_dispatcher(store, receiver, clock):
+        await wait_until(lambda: any(planned_times))  # the dispatcher knows the time of the next attempt
+        receiver.status = lambda _: 204
+        clock.pass_days(-1)
+        await wait_for(receiver, 1)
+
+
 @pytest.mark.parametrize("token", ["s3cret\nsecond\n", "s3cret \u00e9\n", "s3 cret", "s3cret\x00", " \n"])
 async def test_a_token_that_is_not_valid_in_a_header(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path, token: str

@@ -6,16 +6,21 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from registry.app import create_app
 from registry.ui import page_limits
+from registry.ui.page_limits import MAX_RENDERED_PAGES
 from storage.access import AccountName
 from storage.errors import StorageFailed
 from storage.names import RepositoryName
+from tests.fakes.app_in_process import until
+from tests.fakes.page_store import add_cached
 from tests.fakes.store_accounts import BY
 from tests.unit.registry.ui.test_pages import FROM_PAGE, PASSWORD, names_on, site
 
@@ -193,6 +198,66 @@ async def test_slow_forms_do_not_delay_pages(tmp_path: Path) -> None:
                 assert (await browser.get("/ui/setup")).status_code == 200
             send_rest.set()
         assert sorted(form.result() for form in forms) == [303, 303, 400, 400, 403, 403]
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"),
+    [
+        ("/ui/search?q=app", "searches"),
+        ("/ui/repositories/team/app", "lists"),
+        ("/ui/repositories/team/app:1", "reads"),
+        ("/ui/comparison/team/app?tag=1&tag=1", "reads"),
+        ("/ui/tag-removal/team/app?tag=1", "lists"),
+        ("/ui/description/team/app", "reads"),
+    ],
+)
+async def test_pages_that_wait_for_other_requests_keep_nobody_from_pages(tmp_path: Path, path: str, limit: str) -> None:
+    """The pages of some visitors wait until other requests have ended, such as searches of the same visitors. They hold
+    no slot for pages meanwhile, so that other pages are rendered."""
+    async with site(tmp_path, accounts=False) as server, server.browser() as browser:
+        await add_cached(server.store, "team/app", "1")
+        access = server.app.app.service.access
+        assert access is not None
+        management = access.management
+        slots = {
+            "searches": management.searches._stored_searches,
+            "reads": management.browser._reads,
+            "lists": management.browser._lists,
+        }[limit]
+        async with asyncio.TaskGroup() as tasks, AsyncExitStack() as held:
+            for number in range(slots._limits.max_running):
+                await held.enter_async_context(slots.slot(f"visitor {number}"))
+            waiting = [tasks.create_task(browser.get(path)) for _ in range(MAX_RENDERED_PAGES)]
+            await until(lambda: slots.pending == slots._limits.max_running + len(waiting))
+            async with asyncio.timeout(30):
+                assert (await browser.get("/ui/setup")).status_code == 200
+        assert [task.result().status_code for task in waiting] == [200] * len(waiting)
+
+
+@pytest.mark.parametrize("path", ["/ui/repositories", "/ui/overview"])
+async def test_pages_that_wait_for_a_list_of_repositories_keep_nobody_from_pages(tmp_path: Path, path: str) -> None:
+    """A page that waits for a list of repositories holds no slot for pages, so that other pages are rendered
+    meanwhile."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        await server.log_in(browser, "alice")
+        pages = server.app.app.service.pages
+        assert pages is not None
+        read, waiting_lists, may_read = pages.content.repositories, 0, asyncio.Event()
+
+        async def read_later(*values: Any, **keywords: Any) -> Any:
+            nonlocal waiting_lists
+            waiting_lists += 1
+            await may_read.wait()
+            return await read(*values, **keywords)
+
+        pages.content.repositories = read_later  # type: ignore[method-assign]
+        async with asyncio.TaskGroup() as tasks:
+            waiting = [tasks.create_task(browser.get(path)) for _ in range(MAX_RENDERED_PAGES)]
+            await until(lambda: waiting_lists == len(waiting))
+            async with asyncio.timeout(30):
+                assert (await browser.get("/ui/setup")).status_code == 200
+            may_read.set()
+        assert [task.result().status_code for task in waiting] == [200] * len(waiting)
 
 
 async def test_the_root_redirects_browsers_to_the_pages(tmp_path: Path) -> None:

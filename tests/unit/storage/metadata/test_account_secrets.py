@@ -14,11 +14,13 @@ import apsw
 import pytest
 
 from storage.access import (
+    LONGEST_THROTTLING_SECONDS,
     AccountExists,
     AccountInvalid,
     AccountName,
     AccountUnknown,
     Action,
+    FailureCost,
     LoginSession,
     SigningKey,
     TokenLimit,
@@ -38,6 +40,9 @@ from tests.unit.storage.metadata.account_views import (
     signing_key,
     two_workers,
 )
+
+TEN_SECONDS, THREE_SECONDS = FailureCost(10.0, 100.0), FailureCost(3.0, 100.0)
+"""The costs of failed logins in some tests."""
 
 
 @pytest.fixture
@@ -263,18 +268,18 @@ async def test_a_rotation_can_delete_old_keys_at_once(workers: TwoWorkers) -> No
 async def test_failed_logins_of_all_processes_add_up(workers: TwoWorkers) -> None:
     """After failed logins, further logins from an address or for an account are throttled for some time. Each failure
     adds seconds to this time, in whichever process it occurs. A successful login ends the throttling."""
-    await workers.first.add_failures({"address": 10.0, "account": 3.0})
-    await workers.second.add_failures({"address": 10.0})
+    await workers.first.add_failures({"address": TEN_SECONDS, "account": THREE_SECONDS})
+    await workers.second.add_failures({"address": TEN_SECONDS})
     assert workers.first.throttled_until("address") == 1_000_020.0
     assert workers.second.throttled_until("account") == 1_000_003.0
     assert workers.second.throttled_until("another") == 0.0
     workers.clock.now += 15
-    await workers.first.add_failures({"address": 10.0, "account": 3.0})
+    await workers.first.add_failures({"address": TEN_SECONDS, "account": THREE_SECONDS})
     assert workers.second.throttled_until("address") == 1_000_030.0
     assert workers.second.throttled_until("account") == 1_000_018.0
     workers.clock.now += 15
     assert workers.second.throttled_until("address") == 0.0
-    await workers.second.add_failures({"address": 10.0, "account": 3.0})
+    await workers.second.add_failures({"address": TEN_SECONDS, "account": THREE_SECONDS})
     await workers.first.clear_failures(["address", "another"])
     assert (workers.second.throttled_until("address"), workers.second.throttled_until("account")) == (0.0, 1_000_033.0)
     assert not workers.epoch_changed()
@@ -283,12 +288,32 @@ async def test_failed_logins_of_all_processes_add_up(workers: TwoWorkers) -> Non
 async def test_old_failed_logins_are_deleted(data: Path, workers: TwoWorkers) -> None:
     """When a login fails, the records of failures whose throttling is over are deleted."""
     for number in range(50):
-        await workers.first.add_failures({f"address {number}": 1.0})
+        await workers.first.add_failures({f"address {number}": FailureCost(1.0, 100.0)})
         workers.clock.now += 1
-    await workers.first.add_failures({"last": 1.0})
+    await workers.first.add_failures({"last": FailureCost(1.0, 100.0)})
     db = apsw.Connection(str(data / "entrepot.db"))
     assert db.execute("SELECT key FROM login_pace").fetchall() == [("last",)]
     db.close()
+
+
+async def test_failed_logins_of_the_future_pass(data: Path, workers: TwoWorkers) -> None:
+    """A login failed while the clock was ahead. After the clock was set back, the next failure under the same key
+    counts as the first one, and the records of other keys end after `LONGEST_THROTTLING_SECONDS` at the latest."""
+    workers.clock.now += 2 * LONGEST_THROTTLING_SECONDS
+    await workers.first.add_failures({"address": TEN_SECONDS, "account": THREE_SECONDS})
+    workers.clock.now -= 2 * LONGEST_THROTTLING_SECONDS
+    await workers.first.add_failures({"address": TEN_SECONDS})
+    assert workers.first.throttled_until("address") == 1_000_010.0
+    assert workers.first.throttled_until("account") == workers.clock() + LONGEST_THROTTLING_SECONDS
+
+
+async def test_recorded_use_of_the_future_is_replaced(workers: TwoWorkers) -> None:
+    """An API token was used while the clock was ahead. After the clock was set back, the next use is recorded. Uses
+    that are recorded out of order do not replace later ones."""
+    await workers.first.add_token(api_token("t1"), b"hash", by=BY_ROOT)
+    for used_at, recorded in ((1_086_400.0, 1_086_400.0), (1_000_000.0, 1_000_000.0), (999_990.0, 1_000_000.0)):
+        await workers.first.save_token_use("t1", used_at)
+        assert workers.second.token("t1")[0].used == recorded
 
 
 async def test_the_number_of_api_tokens_of_an_account_is_limited(workers: TwoWorkers) -> None:

@@ -89,7 +89,27 @@ async def test_work_of_a_search_is_limited(searched: SearchedStore, monkeypatch:
     ):
         assert not page.is_complete
     narrow_search = await search.repositories(["app"], NameSet.of(["open/**"]), 0, 10)
-    assert (list(narrow_search.items), narrow_search.is_complete) == (["open/app"], True)
+    assert list(narrow_search.items) == ["open/app"]
+
+
+async def test_a_search_does_not_tell_whether_hidden_content_matches(
+    searched: SearchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user may see very many repositories, but not all. The result of a search is the same, whether nothing or very
+    much of the content matches that the user may not see."""
+    for module in (search_queries, search_scope):
+        monkeypatch.setattr(module, "MAX_ROWS", 5)
+    monkeypatch.setattr(search_scope, "MAX_LISTED_REPOSITORIES", 0)
+    for number in range(10):
+        repo = RepositoryName(f"secret/hidden{number}")
+        await push_image(searched.store, repo, str(number), "hidden", annotations={"color": "hidden"})
+    await push_image(searched.store, RepositoryName("open/app"), "last", "v1", annotations={"color": "red"})
+    await searched.index()
+    search, within = searched.store.search, NameSet.of(["*/app"])
+    for find in (search.repositories, search.tags, search.labels):
+        assert await find(["hidden"], within, 0, 10) == await find(["absent"], within, 0, 10)
+        everything = await find(["absent"], ALL_NAMES, 0, 10)
+        assert everything.is_complete
 
 
 async def test_time_of_a_search_is_limited(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:

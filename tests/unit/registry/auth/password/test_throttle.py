@@ -12,7 +12,9 @@ from registry.auth.password.throttle import (
     BY_ACCOUNT,
     BY_ACCOUNT_AND_ADDRESS,
     BY_ADDRESS,
+    DAY_SECONDS,
     FAMILIAR_SECONDS,
+    MAX_CONCURRENT_FAILURES,
     LoginThrottle,
 )
 from registry.client_addresses import network_of
@@ -124,6 +126,48 @@ async def test_workers_share_the_counters(data: Path, clock: AuthClock, worker: 
     async with auth_worker(data, clock) as other:
         await attempt_and_fail(LoginThrottle(worker.accounts, clock), ALICE, address(1), BY_ACCOUNT_AND_ADDRESS.burst)
         assert wait_seconds(LoginThrottle(other.accounts, clock), ALICE, address(1)) > 0
+
+
+async def test_clock_that_was_ahead_does_not_refuse_logins(
+    throttle: LoginThrottle, worker: AuthWorker, clock: AuthClock
+) -> None:
+    """Logins failed while the clock was a year ahead. After the clock was set back, these failures do not delay any
+    login, and later failures are counted as usual."""
+    clock.now += 365 * DAY_SECONDS
+    for number in range(BY_ACCOUNT.burst):
+        await throttle.record_failure(ALICE, address(number))
+    for _ in range(BY_ADDRESS.burst):
+        await throttle.record_failure(ALICE, address(1))
+        await throttle.record_provider_failure(address(1))
+    clock.now -= 365 * DAY_SECONDS
+    assert wait_seconds(throttle, ALICE, address(1)) == 0
+    throttle.check_provider_logins(address(1))
+    await attempt_and_fail(throttle, ALICE, address(1), BY_ACCOUNT_AND_ADDRESS.burst)
+    assert wait_seconds(throttle, ALICE, address(1)) == BY_ACCOUNT_AND_ADDRESS.cost_seconds
+    for _ in range(BY_ADDRESS.burst):
+        throttle.check_provider_logins(address(1))
+        await throttle.record_provider_failure(address(1))
+    with pytest.raises(TooManyRequests):
+        throttle.check_provider_logins(address(1))
+
+
+async def test_address_of_the_future_stays_familiar_for_a_month(throttle: LoginThrottle, worker: AuthWorker) -> None:
+    """An address became familiar while the clock was a year ahead. After the clock was set back and any login failed,
+    the address stays familiar for a month."""
+    worker.clock.now += 365 * DAY_SECONDS
+    await throttle.record_success(ALICE, address(1))
+    worker.clock.now -= 365 * DAY_SECONDS
+    await throttle.record_failure("bob", address(2))
+    assert worker.accounts.throttled_until(f"known {ALICE} {address(1)}") == worker.clock() + FAMILIAR_SECONDS
+
+
+async def test_failures_at_the_same_time_delay_for_limited_time(throttle: LoginThrottle) -> None:
+    """However many attempts fail together, their delay has a limit. Further failures do not end the delay."""
+    await throttle.record_success(ALICE, address(1))  # failures from here do not count in the limit per account
+    for _ in range(MAX_CONCURRENT_FAILURES + 2 * BY_ACCOUNT_AND_ADDRESS.burst):
+        await throttle.record_failure(ALICE, address(1))
+    limit = BY_ACCOUNT_AND_ADDRESS.cost_seconds * (MAX_CONCURRENT_FAILURES + 1)
+    assert wait_seconds(throttle, ALICE, address(1)) == limit
 
 
 @pytest.mark.parametrize("name", ["alice", "nobody-here"])

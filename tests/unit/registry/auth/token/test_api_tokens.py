@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,16 @@ async def test_log_in_with_a_token(worker: AuthWorker) -> None:
     assert not api_tokens.should_record_use(api_tokens.find(worker.accounts, token.text), worker.clock())
     worker.clock.now += 3600
     assert api_tokens.should_record_use(api_tokens.find(worker.accounts, token.text), worker.clock())
+
+
+@pytest.mark.parametrize(
+    ("used_at", "is_due"), [(10_000.0, False), (10_050.0, False), (10_100.0, True), (6400.0, True)]
+)
+def test_use_of_the_future_does_not_count(used_at: float, is_due: bool) -> None:
+    """A use is recorded unless one was recorded in the last hour. A recorded use in the future does not count, because
+    the clock was set back. A use of a process that is a moment ahead counts."""
+    token = replace(api_tokens.make(ALICE, now=1.0).token, used=used_at)
+    assert api_tokens.should_record_use(token, 10_000.0) == is_due
 
 
 @pytest.mark.parametrize("change", ["secret", "id", "user", "shorter", "prefix"])

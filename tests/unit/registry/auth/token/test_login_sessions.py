@@ -132,6 +132,22 @@ async def test_an_account_has_a_largest_number_of_sessions(worker: AuthWorker) -
     assert len(worker.accounts.login_sessions(ALICE)) == MOST_SESSIONS
 
 
+async def test_sessions_of_the_future_do_not_end_new_ones(worker: AuthWorker) -> None:
+    """An account got the largest number of sessions while the clock was a day ahead. After the clock was set back, a
+    new login gets a session, and the time of the last request to an older session is recorded."""
+    worker.clock.now += 86400
+    older_texts = [await start_session(worker) for _ in range(MOST_SESSIONS)]
+    worker.clock.now -= 86400
+    for text in older_texts[:2]:
+        worker.access.login_sessions.verify(text)
+        await worker.access.login_sessions.aclose()
+    new_text = await start_session(worker)
+    for text in (new_text, *older_texts[:2]):
+        assert worker.access.login_sessions.verify(text)
+    seen_by_id = {session.id: session.seen for session in worker.accounts.login_sessions(ALICE)}
+    assert [seen_by_id[text.partition(".")[0]] for text in older_texts[:2]] == [worker.clock()] * 2
+
+
 async def test_the_time_of_the_last_request_is_recorded(worker: AuthWorker) -> None:
     """The time of the last request is recorded at most once in ten minutes."""
     text, started = await start_session(worker), worker.clock()
