@@ -339,9 +339,9 @@ async def test_the_number_of_refresh_tokens_of_an_account_is_limited(workers: Tw
         await workers.first.add_token(api_token(token_id, BOB, limits=limits), b"hash", by=BY_ROOT)
     await workers.first.add_token(api_token("other", ALICE, login=True), b"hash", by=BY_ROOT)
     for number in range(MAX_REFRESH_TOKENS):
-        token = replace(api_token(f"t{number}", BOB, login=True), created=1_000_000.0 + number)
+        token = replace(api_token(f"t{number}", BOB, login=True), created=999_000.0 + number)
         await workers.first.add_token(token, b"hash", by=BY_ROOT)
-    await workers.first.save_token_use("t0", 1_000_500.0)
+    await workers.first.save_token_use("t0", 999_500.0)
     assert not workers.epoch_changed()
     # The new token stays, although the clock was set back and its time is the earliest.
     await workers.second.add_token(replace(api_token("new", BOB, login=True), created=1.0), b"hash", by=BY_ROOT)
@@ -351,3 +351,16 @@ async def test_the_number_of_refresh_tokens_of_an_account_is_limited(workers: Tw
         workers.first.token("t1")
     for token_id in (*personal, "other", "new", "t0", *(f"t{number}" for number in range(2, MAX_REFRESH_TOKENS))):
         assert workers.first.token(token_id)[0].id == token_id
+
+
+async def test_new_refresh_tokens_stay_after_the_clock_was_set_back(workers: TwoWorkers) -> None:
+    """An account got the largest number of refresh tokens while the clock was a day ahead. After the clock was set
+    back, new refresh tokens do not revoke each other, but those of the future."""
+    for number in range(MAX_REFRESH_TOKENS):
+        token = replace(api_token(f"t{number}", BOB, login=True), created=workers.clock.now + 86400)
+        await workers.first.add_token(token, b"hash", by=BY_ROOT)
+    for token_id in ("new", "newer"):
+        token = replace(api_token(token_id, BOB, login=True), created=workers.clock.now)
+        await workers.first.add_token(token, b"hash", by=BY_ROOT)
+    assert {workers.first.token(token_id)[0].id for token_id in ("new", "newer")} == {"new", "newer"}
+    assert len(workers.first.tokens(BOB, None, 1000).items) == MAX_REFRESH_TOKENS
