@@ -18,8 +18,9 @@ For most of this, a lease (a lock across processes) lets only one process at a t
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.config import Settings
@@ -33,7 +34,6 @@ from registry.upkeep.budgets import scope_definitions
 from registry.upkeep.components import UpkeepComponents
 from registry.upkeep.retention import retention_work
 from registry.upkeep.scrub_job import scrub_on_schedule
-from storage.errors import StorageFailed, StorageFull
 from storage.jobs import JobState
 from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 _BUSY_CHECK_SECONDS: Final = 0.2
 """Seconds between two checks whether the mirrors still download."""
+log = logging.getLogger("registry")
 
 
 class BackgroundWork:
@@ -145,8 +146,10 @@ class BackgroundWork:
         await cancel_all(tasks)
         for pulls in (self._pulls, self._pull_events):
             if pulls is not None:
-                with suppress(StorageFull, StorageFailed):  # then the last pulls are lost
+                try:
                     await pulls.store()
+                except Exception as error:  # must not keep the rest from being stored
+                    log.warning("the pulls of the last seconds are lost: %s", error)
         if self._activity is not None:
             await self._activity.store_last()
 

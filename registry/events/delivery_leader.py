@@ -13,7 +13,7 @@ from registry.events.attempts import DeliveryObserver, NoObserver
 from storage.errors import RegistryError
 from storage.leases import Leases
 from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
-from storage.upkeep.round_errors import log_round_error, raise_if_cancelled
+from storage.round_errors import log_round_error, raise_if_cancelled
 
 DELIVERY_SLOT: Final = "events"
 """Name of a slot (a permit). The process that delivers events to webhooks holds it."""

@@ -19,6 +19,7 @@ from registry.mirror.mirror import Mirror
 from registry.single_flight import cancel_and_wait
 from storage.errors import RegistryError
 from storage.leases import Leases
+from storage.round_errors import log_round_error
 
 WATCH_SLOT: Final = "cooldown"
 """Name of the slot (a permit) that the watching process holds. Only one process at a time can hold it."""
@@ -65,8 +66,8 @@ async def _run_rounds(mirrors: Sequence[Mirror], interval: float, leases: Leases
                     await asyncio.sleep(seconds)
                     await asyncio.gather(*map(_run_round, mirrors))
                     seconds = interval
-        except RegistryError as error:
-            log.warning("cannot find out whether another process looks at young tags: %s", error.message)
+        except Exception as error:
+            log_round_error(log, "cannot find out whether another process looks at young tags", error)
         await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, interval))
 
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from registry.telemetry.activity import ActivityCounts
 from storage.activity import Activity, ActivityLog
-from storage.errors import RegistryError
 from storage.leases import Leases
-from storage.upkeep.round_errors import log_round_error, raise_if_cancelled
+from storage.round_errors import log_round_error, raise_if_cancelled
 
 STORE_SECONDS: Final = 300.0
 """Seconds between two times at which activity is stored: a multiple of `pull_recorder.STORE_SECONDS`."""
@@ -70,11 +68,13 @@ class ActivityRecorder:
 
     async def store_last(self) -> None:
         """Stores the remaining activity at the end of this process, unless another process holds the slot. Raises
-        nothing: if the disk is full, this activity is lost."""
-        with suppress(RegistryError):
+        nothing: after an error, this activity is lost."""
+        try:
             async with self._leases.try_slot(SLOT, count=1) as has_slot:
                 if has_slot:
                     await self.store()
+        except Exception as error:
+            log.warning("the activity of the last minutes is lost: %s", error)
 
     async def _wait(self) -> None:
         await asyncio.sleep(STORE_SECONDS - self._clock() % STORE_SECONDS)

@@ -15,10 +15,10 @@ from registry.upkeep.refetch import Refetcher
 from storage.damage import DamageRecords
 from storage.future_times import is_future
 from storage.jobs import JSON, Job
+from storage.round_errors import log_round_error
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.job_runner import JobContext, Work
 from storage.upkeep.read_rate import ReadRate
-from storage.upkeep.round_errors import log_round_error
 from storage.upkeep.scrubber import KIND, OnScrubbed, Scrubber, ignore_scrubbed
 
 CHECK_SECONDS: Final = 300.0

@@ -24,9 +24,9 @@ from storage.content import Actor
 from storage.human_text import size_text
 from storage.leases import Leases
 from storage.names import Digest
+from storage.round_errors import log_round_error
 from storage.upkeep.collector import Collector
 from storage.upkeep.eviction_for_space import EvictionPause, FreeSpaceGoal
-from storage.upkeep.round_errors import log_round_error
 from storage.usage import ScopeUse, Usage
 
 EVICTION_ACTOR: Final = Actor(name="entrepot eviction")

@@ -20,7 +20,7 @@ from typing import Any, Final
 from storage.errors import RegistryError
 from storage.jobs import JSON, Job, JobRunning, Jobs, JobState, JobStopped, Progress, slot_name
 from storage.leases import Leases
-from storage.upkeep.round_errors import log_round_error
+from storage.round_errors import log_round_error
 
 POLL_SECONDS: Final = 1.0
 """Interval, in seconds, at which a server process checks whether jobs are queued."""

@@ -12,7 +12,7 @@ from typing import Final
 from storage.future_times import is_future
 from storage.jobs import Jobs
 from storage.leases import Leases
-from storage.upkeep.round_errors import log_round_error
+from storage.round_errors import log_round_error
 
 CHECK_SECONDS: Final = 60.0
 """Longest time between two checks whether a job is due. Also the longest time from the start of the process to the

@@ -18,7 +18,7 @@ from storage.content import Pull
 from storage.errors import NameInvalid, NameUnknown, RegistryError
 from storage.names import RepositoryName
 from storage.pulls import MAX_SAVED_PULLS, PullCount, Pulls
-from storage.upkeep.round_errors import log_round_error, raise_if_cancelled
+from storage.round_errors import log_round_error, raise_if_cancelled
 
 STORE_SECONDS: Final = 30.0
 """Seconds between two times at which the pulls are stored."""

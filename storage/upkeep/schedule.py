@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from storage.leases import Leases
-from storage.upkeep.round_errors import log_round_error
+from storage.round_errors import log_round_error
 
 FIRST_ROUND_SECONDS: Final = 300.0
 """Longest time from the start of the process to the first round. This time is short, because a server that is restarted

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from storage.leases import Leases
-from storage.upkeep.round_errors import log_round_error
+from storage.round_errors import log_round_error
 from storage.usage import ScopeDefinition, Usage
 
 COUNTING_SLOT: Final = "usage counting"

@@ -16,6 +16,7 @@ from registry.single_flight import cancel_and_wait
 from storage.content import Descriptor
 from storage.leases import Leases
 from storage.names import Digest, ImageReference
+from storage.round_errors import log_round_error
 
 WARM_SLOT = "warm"
 """Name of the slot (a permit) that the warming process holds. Only one process at a time can hold it."""
@@ -76,8 +77,8 @@ async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindS
                 while has_slot:
                     await _run_round(settings, locate, find_stored)
                     await asyncio.sleep(settings.interval)
-        except Exception as error:  # does not end the task, because the next attempt may succeed
-            log.warning("cannot find out whether another process warms the mirror: %s; trying again later", error)
+        except Exception as error:
+            log_round_error(log, "cannot find out whether another process warms the mirror", error)
         await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, settings.interval))
 
 

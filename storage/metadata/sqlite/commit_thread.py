@@ -112,7 +112,7 @@ class CommitThread:
         self._versions_with_same_rights: tuple[object, object] = (None, None)
         """Data versions before and after this thread's last commit that changed no rights, for `has_same_rights`."""
         self._queue: queue.SimpleQueue[_PendingChange | None] = queue.SimpleQueue()
-        self._wal = WriteAheadLog(reserve)
+        self._wal = WriteAheadLog(layout.metadata, system, reserve)
         self._fsync_enabled: bool | None = None
         self._log_name_is_durable = False
         opened: Future[None] = Future()
@@ -183,6 +183,7 @@ class CommitThread:
                 if self._wal.is_long:
                     self._lock_and_checkpoint(db, lock)
         finally:
+            self._close_gaps(db, lock)
             db.close()
             os.close(lock)
 
@@ -287,8 +288,8 @@ class CommitThread:
         else:
             try:
                 self._system.commit(lambda: _execute_commit(db), durable=bool(self._fsync_enabled))
-            except apsw.IOError:
-                self._wal.note_failed_sync()
+            except apsw.Error as error:
+                self._wal.note_error(error)
                 raise
             for pending in batch:
                 pending.is_committed = pending.error is None
@@ -316,6 +317,15 @@ class CommitThread:
         """SQLite calls this for each row that a change inserts, updates or deletes."""
         if table == RIGHTS_TABLE:
             self._rights_changed = True
+
+    def _close_gaps(self, db: apsw.Connection, lock: int) -> None:
+        """Closes the gaps of the log at the end of the thread, because other processes may not know of them. Logs
+        errors instead of raising them."""
+        try:
+            with Flock(lock):
+                self._wal.close_gaps(db)
+        except Exception as error:
+            log.error("the metadata is not stored completely after an error of the disk: %s", error)
 
     def _lock_and_checkpoint(self, db: apsw.Connection, lock: int) -> None:
         """Locks the file `lock` and runs a checkpoint. Logs errors of both steps instead of raising them."""

@@ -2,15 +2,24 @@
 
 SQLite commits by appending to the log. A *checkpoint* copies the log into the database file and syncs that file. The
 *reserve* is disk space allocated in advance (`storage.data_dir.reserve`), which checkpoints use on a full disk.
+
+A failed fsync can leave *gaps* in the log. Linux reports such an error once. It then treats the bytes that it could not
+write as written, and these bytes may belong to earlier commits. After a power cut, SQLite reads the log only up to the
+first gap. A later commit in the same log would be lost with the gap, even if its own fsync succeeds. So the log has to
+be emptied before the next commit (`WriteAheadLog.close_gaps`).
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from pathlib import Path
 
 import apsw
 
+from storage.data_dir.durable_files import sync_file
 from storage.data_dir.reserve import Reserve
+from storage.data_dir.system import System
 from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, is_full
 
@@ -25,6 +34,8 @@ such as a backup, may need the log for minutes, and no process can commit during
 RESTART_RETRY_PAGES = 4000
 """After a checkpoint has waited for readers in vain, the log has to grow by this number of pages before a checkpoint
 waits again."""
+CLOSE_RETRY_SECONDS = 1.0
+"""Seconds between two attempts to close the gaps of the log. No process can commit during an attempt."""
 CHECKPOINT_FAILED = (
     "cannot copy the write-ahead log of the metadata into the database file; no change is lost, and the next commit "
     "tries again: %s"
@@ -36,14 +47,17 @@ class WriteAheadLog:
     """The log, as the process sees it that commits. The caller of each method holds the lock of the database's writers
     and calls from one thread. `db` is the connection that commits."""
 
-    def __init__(self, reserve: Reserve) -> None:
-        """Checkpoints use `reserve` on a full disk."""
+    def __init__(self, database: Path, system: System, reserve: Reserve) -> None:
+        """`database`: the database file. Checkpoints use `reserve` on a full disk."""
+        self._path = Path(f"{database}-wal")
+        self._system = system
         self._reserve = reserve
         self._pages = 0
         self._restart_pages = RESTART_LOG_PAGES
         """Length of the log, in pages, from which on a checkpoint waits for the log's readers."""
         self._may_have_gaps = False
-        """Whether an fsync of the log has failed since the log began (see `note_failed_sync`)."""
+        self._close_again_at = float("-inf")
+        """When to try again to close the gaps, in seconds of `time.monotonic`."""
 
     @property
     def is_long(self) -> bool:
@@ -55,79 +69,82 @@ class WriteAheadLog:
         self._pages = pages
         return apsw.SQLITE_OK
 
-    def note_failed_sync(self) -> None:
-        """Notes that SQLite could not sync the log. Before the next commit, `close_gaps` has to be called.
-
-        Linux reports such an error once. It then treats the bytes that it could not write as written, and these bytes
-        may belong to earlier commits. After a power cut, SQLite reads the log only up to the first such gap. A later
-        commit in the same log would be lost with the gap, even if its own fsync succeeds."""
-        self._may_have_gaps = True
+    def note_error(self, error: apsw.Error) -> None:
+        """Notes that the log may have gaps, if `error` is that of a failed fsync. Call this with each error of a commit
+        or checkpoint."""
+        if isinstance(error, apsw.IOError):
+            result = getattr(error, "extendedresult", apsw.SQLITE_IOERR_FSYNC)  # only SQLite's own errors have it
+            self._may_have_gaps = self._may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
 
     def close_gaps(self, db: apsw.Connection) -> None:
-        """Does nothing unless an fsync of the log has failed. Otherwise copies the whole log into the database file and
-        syncs that file; the next commit then overwrites the log from its beginning. The copy is complete, because the
-        page cache still has the bytes that the kernel could not write. Raises StorageFailed if the copy fails, or if a
-        reader needs the log for too long."""
+        """Does nothing if the log has no gaps. Otherwise copies the log into the database file, syncs that file, and
+        empties the log. The copy is complete, because the page cache still has the bytes that the kernel could not
+        write. Raises StorageFull or StorageFailed if this fails, or if a reader needs the log for too long."""
         if not self._may_have_gaps:
             return
-        if not self._restart(db):
+        if time.monotonic() >= self._close_again_at:
+            self._close_again_at = time.monotonic() + CLOSE_RETRY_SECONDS
+            db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
+            try:
+                # Empties the log, because after a power cut SQLite would copy the part before the gap over newer pages.
+                self._try_checkpoint(db, apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                sync_file(self._system, self._path)
+                self._may_have_gaps, self._close_again_at = False, float("-inf")
+            except StorageFull:
+                self._close_again_at = float("-inf")  # the caller tries again at once, with space from the reserve
+                raise
+            except (apsw.Error, OSError) as error:
+                log.warning("cannot store the metadata completely after an error of the disk: %s", error)
+            finally:
+                db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
+        if self._may_have_gaps:
             raise StorageFailed(
                 "the disk could not store the registry's metadata, and the registry accepts no change until it can "
                 "store the metadata again; check the disk"
             )
-        self._may_have_gaps = False
         log.warning("the metadata is stored completely again after an error of the disk; check the disk")
 
     def shorten(self, db: apsw.Connection) -> None:
-        """Runs a checkpoint. If the log is very long, waits for its readers."""
-        if self._pages >= self._restart_pages:
-            self._restart(db)
-        else:
+        """Runs a checkpoint. If the log is very long, waits for its readers. Logs errors instead of raising them."""
+        if self._pages < self._restart_pages:
             self.checkpoint(db)
+            return
+        self._restart_pages = self._pages + RESTART_RETRY_PAGES
+        db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
+        try:
+            if self._checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART):
+                self._restart_pages = RESTART_LOG_PAGES
+        finally:
+            db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
 
     def checkpoint(self, db: apsw.Connection) -> None:
         """Runs a checkpoint that does not wait for readers. Logs errors instead of raising them."""
         self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
 
-    def _restart(self, db: apsw.Connection) -> bool:
-        """Runs a checkpoint that waits for a short time until no reader needs the log. Returns whether the next commit
-        overwrites the log from its beginning. If readers need the log for longer, a checkpoint waits again only after
-        the log has grown by `RESTART_RETRY_PAGES`."""
-        self._restart_pages = self._pages + RESTART_RETRY_PAGES
-        db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
-        try:
-            is_complete = self._checkpoint(db, apsw.SQLITE_CHECKPOINT_RESTART)
-        finally:
-            db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
-        if is_complete:
-            self._restart_pages = RESTART_LOG_PAGES
-        return is_complete
-
     def _checkpoint(self, db: apsw.Connection, mode: int) -> bool:
         """Runs a checkpoint. If the disk is full, uses the reserve. Logs apsw.Error and StorageFull instead of raising
         them. Returns whether the checkpoint was complete. `mode`: one of `apsw.SQLITE_CHECKPOINT_*`."""
         self._pages = 0  # the next commit sets it to the length that the log then has
-
-        def attempt() -> None:
-            try:
-                db.wal_checkpoint(mode=mode)
-            except apsw.Error as error:
-                if is_full(db, error):
-                    raise StorageFull from error
-                raise
-
         try:
             try:
-                attempt()
+                self._try_checkpoint(db, mode)
             except StorageFull:
-                self._reserve.spend(attempt, StorageFull)
+                self._reserve.spend(lambda: self._try_checkpoint(db, mode), StorageFull)
         except apsw.BusyError as error:
             if mode != apsw.SQLITE_CHECKPOINT_RESTART:  # in that mode, a long read may need the log, which is no fault
                 log.warning(CHECKPOINT_FAILED, error)
             return False
         except (apsw.Error, StorageFull) as error:
-            if isinstance(error, apsw.IOError) or isinstance(error.__cause__, apsw.IOError):
-                self.note_failed_sync()  # a checkpoint syncs the log first
             log.warning(CHECKPOINT_FAILED, error)
             return False
         return True
+
+    def _try_checkpoint(self, db: apsw.Connection, mode: int) -> None:
+        """Runs a checkpoint once. Raises StorageFull, apsw.Error."""
+        try:
+            db.wal_checkpoint(mode=mode)
+        except apsw.Error as error:
+            self.note_error(error)  # a checkpoint syncs the log first
+            if is_full(db, error):
+                raise StorageFull from error
+            raise

@@ -132,15 +132,15 @@ class _Backup:
         self._copier = copier
         self._verify = options.verify
         self._reporter = reporter
-        self._last_backup = float("inf")
-        """Time of the last complete backup, in seconds since 1970; infinite if there is none."""
+        self._last_backup = 0.0
+        """Time of the last complete backup, in seconds since 1970; 0 if there is none."""
         self._done_bytes = 0
         self.counts = _Counts()
 
     async def copy(self, name: str, now: float) -> SnapshotManifest:
         """Copies the database and the blobs that it names, and returns the content of the manifest file."""
         times = [snapshot.time for snapshot in await self._copier.run(self._directory.snapshots)]
-        self._last_backup = max((time for time in times if not is_future(time, now)), default=float("inf"))
+        self._last_backup = max((time for time in times if not is_future(time, now)), default=0.0)
         path = self._directory.database(name)
         await self._reporter.report(0, unit="pages", message="copying the database")
         await self._copy_database(path)

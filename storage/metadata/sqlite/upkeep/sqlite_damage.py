@@ -31,6 +31,8 @@ _ROUND: Final = (
     "id, started, updated, ended, until_blob, until_manifest, total_bytes, after_blob, after_manifest, blobs, "
     "manifests, bytes, damaged"
 )
+_OLDEST_BLOB = "SELECT min(created) FROM (SELECT created FROM blob ORDER BY id LIMIT 100)"
+"""When the oldest blob was created. Reads several rows, because a blob that is healed gets a new time."""
 
 
 class SqliteDamageRecords:
@@ -103,7 +105,7 @@ class SqliteDamageRecords:
         return [ScrubRound(*row) for row in rows]
 
     async def oldest_blob_created(self) -> float | None:
-        created: float | None = self._db.execute("SELECT created FROM blob ORDER BY id LIMIT 1").get
+        created: float | None = self._db.execute(_OLDEST_BLOB).get
         return created
 
     async def blobs_after(self, after: int, until: int, limit: int) -> Sequence[StoredBlob]:

@@ -7,20 +7,22 @@ succeeds. So what these tests ask is whether the registry relies on the log afte
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from storage.composition import prepare_data_dir
 from storage.data_dir.layout import Layout
-from storage.data_dir.reserve import Reserve
+from storage.data_dir.reserve import Reserve, ReserveUse
 from storage.data_dir.system import System
-from storage.errors import StorageFailed
+from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.commit_thread import Change, CommitThread
 from storage.metadata.sqlite.cross_process_change_counter import DataVersion
 from storage.metadata.sqlite.database import connect
@@ -28,10 +30,11 @@ from storage.metadata.sqlite.write_ahead_log import CHECKPOINT_LOG_PAGES
 
 
 class LogSyncs(apsw.VFS):
-    """SQLite's view of the file system, in which the fsync of a log fails as often as `failures` says."""
+    """SQLite's view of the file system, in which the fsync of a log fails as often as `failures` says. The disk is full
+    for as many writes to a database file as `full_writes` says."""
 
     def __init__(self) -> None:
-        self.failures = 0
+        self.failures = self.full_writes = 0
         self.base = apsw.vfs_names()[0]
         super().__init__("failing-log-syncs", base=self.base, makedefault=True)
 
@@ -48,8 +51,16 @@ class _OpenFile(apsw.VFSFile):
     def xSync(self, flags: int) -> None:
         if self._is_log and self._syncs.failures:
             self._syncs.failures -= 1
-            raise apsw.IOError("the fsync of the log fails")
+            error: Any = apsw.IOError("the fsync of the log fails")
+            error.result, error.extendedresult = apsw.SQLITE_IOERR, apsw.SQLITE_IOERR_FSYNC
+            raise error
         super().xSync(flags)
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        if not self._is_log and self._syncs.full_writes:
+            self._syncs.full_writes -= 1
+            raise apsw.FullError("the disk is full")
+        super().xWrite(data, offset)
 
 
 @pytest.fixture
@@ -81,6 +92,16 @@ def add_repository(name: str) -> Change[None]:
     return change
 
 
+async def run_until_stored(writer: CommitThread, change: Change[None]) -> None:
+    """Makes a change, and repeats it while the disk fails."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await writer.run(change)
+            except StorageFailed:
+                await asyncio.sleep(0.05)
+
+
 def names_without_log(data_dir: Path, copy: Path) -> set[str]:
     """Returns the repositories in the database file alone, as after a power cut that destroyed the log. `copy`: where
     this function copies that file to."""
@@ -100,6 +121,34 @@ async def test_a_commit_after_a_failed_sync_does_not_need_the_old_log(
         await writer.run(add_repository("failed"))
     await writer.run(add_repository("later"))
     assert names_without_log(tmp_path / "data", tmp_path / "copy") == {"not-synced"}
+
+
+async def test_the_log_is_empty_after_a_failed_sync(writer: CommitThread, log_syncs: LogSyncs, tmp_path: Path) -> None:
+    """Before the next change, the log whose fsync failed is emptied, even if that change is rolled back. After a power
+    cut, SQLite would otherwise copy the part before the gap over newer pages of the database file."""
+    await writer.run(add_repository("one"))
+    log_syncs.failures = 1
+    with pytest.raises(StorageFailed):
+        await writer.run(add_repository("failed"))
+    with pytest.raises(StorageFailed):
+        await writer.run(add_repository("one"))  # there is a repository with this name
+    assert Path(f"{Layout(tmp_path / 'data').metadata}-wal").stat().st_size == 0  # noqa: ASYNC240
+
+
+async def test_a_failed_sync_on_a_full_disk(writer: CommitThread, log_syncs: LogSyncs, tmp_path: Path) -> None:
+    """If the disk is full when the earlier changes are copied into the database file, a change that may use the reserve
+    copies them with space from the reserve."""
+    await writer.run(add_repository("one"))
+    log_syncs.failures = 1
+    with pytest.raises(StorageFailed):
+        await writer.run(add_repository("failed"))
+    log_syncs.full_writes = 1
+    with pytest.raises(StorageFull):
+        await writer.run(add_repository("refused"))
+    log_syncs.full_writes = 1
+    async with asyncio.timeout(60):
+        await writer.run(lambda db: db.execute("DELETE FROM repository").fetchall(), reserve_use=ReserveUse.ALL)
+    assert names_without_log(tmp_path / "data", tmp_path / "copy") == set()
 
 
 async def test_a_failed_sync_of_a_checkpoint_is_noticed(
@@ -133,5 +182,5 @@ async def test_no_commit_succeeds_while_the_old_log_is_needed(
         with pytest.raises(StorageFailed, match="accepts no change until"):
             await writer.run(add_repository("refused"))
         reader.execute("ROLLBACK")
-    await writer.run(add_repository("three"))
+    await run_until_stored(writer, add_repository("three"))
     assert names_without_log(tmp_path / "data", tmp_path / "copy") == {"one", "two"}
