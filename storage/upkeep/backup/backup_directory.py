@@ -54,7 +54,7 @@ def as_backup_error(error: OSError, what: str) -> BackupFailed:
     if error.errno in DISK_FULL_ERRNOS:
         reason = "the disk is full; free some space there and run the same command again, which goes on from here"
     elif isinstance(error, PermissionError):
-        reason = f"{error.strerror}; give access to the user with uid {os.geteuid()}, who owns the data directory"
+        reason = f"{error.strerror}; this process runs as the user with uid {os.geteuid()}, who needs access"
     else:
         reason = error.strerror or str(error)
     return BackupFailed(f"{what}: {reason}")

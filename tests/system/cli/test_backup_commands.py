@@ -19,6 +19,7 @@ from tests.fakes.commands import command_environment, entrepot, entrepot_output,
 from tests.fakes.plain_client import plain_client
 from tests.fakes.raw_http import RawConnection
 from tests.fakes.raw_pushes import RawPushes, digest_of, image
+from tests.fakes.scrub_runs import flip_byte
 from tests.fakes.server_process import RegistryServer, running_server
 
 SHORT_GRACE_SETTINGS = {"ENTREPOT_GC__GRACE": "2", "ENTREPOT_GC__INTERVAL": "0.2"}
@@ -137,7 +138,7 @@ def test_restore_of_damaged_bytes(tmp_path: Path) -> None:
         push(server, "team/app", "v1")
         entrepot_output("backup", "backups", "--copy", folder=tmp_path)
     damaged_file = max((tmp_path / "backups/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-    damaged_file.write_bytes(damaged_file.read_bytes()[:-1] + b"?")
+    flip_byte(damaged_file)
     completed = entrepot("restore", "backups", "--data", "new", folder=tmp_path)
     assert (completed.returncode, completed.stdout) == (1, "")
     assert f"sha256:{damaged_file.name} cannot be restored: its bytes have the digest sha256:" in completed.stderr

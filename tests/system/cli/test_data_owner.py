@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pwd
 import shutil
 import socket
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from registry.cli.data_owner import become_owner
+from registry.cli.data_owner import become_owner, operator_actor
 from registry.server.process.control_socket import listen_for_control
 from tests.fakes.client_images import image, write_layout
 from tests.fakes.commands import entrepot, entrepot_output, entrepot_program
@@ -43,7 +42,7 @@ when it becomes the owner of the data directory, wherever Python is installed.""
 
 ERIN = {"SUDO_USER": "erin"} if os.geteuid() == 0 else {}
 """Environment variable of a command that erin runs with sudo."""
-OPERATOR = "cli:erin" if ERIN else f"cli:{pwd.getpwuid(os.geteuid()).pw_name}"
+OPERATOR = "cli:erin" if ERIN else operator_actor().name
 """The actor of such a command. Without root's rights, the user who runs the tests."""
 OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
 
