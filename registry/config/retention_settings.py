@@ -41,8 +41,9 @@ class RetentionRule(SettingsGroup):
     delete_untagged_after: Duration | None = Field(
         default=None,
         description="Deletes a manifest once it has had no tag, push or pull for this time, unless an index lists it "
-        "or it is a referrer of a manifest that is kept. It stays for an hour after its push or pull in any "
-        "case, because clients push an index after what it lists. Default: manifests without a tag are kept",
+        "or it is a referrer of a manifest that is kept. It stays for an hour after its push or pull, "
+        "because clients push an index after what it lists (a pull counts half a minute later). "
+        "Default: manifests without a tag are kept",
     )
     delete_all: bool = Field(
         default=False, description="Has to be true in a rule without a condition, which deletes every tag"

@@ -299,10 +299,14 @@ class Metadata(Protocol):
         """Returns those of `digests` for which there is a blob row."""
         ...
 
+    async def has_future_times(self) -> bool:
+        """Returns whether `correct_future_times` would change anything."""
+        ...
+
     async def correct_future_times(self) -> None:
-        """If the clock was ahead and was set back: replaces times in the future (`storage.future_times`) of queued
-        links, upload sessions and deleted manifests by the present time, so that their removal does not wait until the
-        clock has reached them. Changes them in small transactions."""
+        """Replaces times in the future (`storage.future_times`) of queued links, upload sessions and deleted manifests
+        by the present time, so that their removal does not wait until the clock has reached them. Changes them in small
+        transactions."""
         ...
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:

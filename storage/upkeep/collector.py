@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -35,6 +36,9 @@ BATCH_SIZE = 500
 """Number of rows that one call reads from the metadata store."""
 IDLE_SECONDS_ON_FULL_DISK = 60.0
 """Seconds after which a partial blob without progress is deleted while the disk is full."""
+CONFIRM_FUTURE_SECONDS = 3600.0
+"""How long there must have been times in the future before they are corrected. It is longer than machines usually need
+to set a clock that is behind after their start."""
 MIN_STRAY_AGE_SECONDS = 60.0
 """Bytes without a row are kept for at least this time in seconds, because a push stores the row shortly after the
 bytes."""
@@ -104,6 +108,8 @@ class Collector:
         self._is_full = is_full
         self.on_removed: Callable[[Removal], None] = lambda _: None
         """Called after each removal, except in dry runs. Returns at once and raises nothing."""
+        self._saw_future_at: float | None = None
+        """When a round first saw times in the future, in seconds of `time.monotonic`; None: the last round saw none."""
         self._next_shard = int(clock()) % blobs.shard_count
         """Number of the next shard to list. The first one depends on the time of the start, so that a process that is
         often restarted does not list the same shards again and again."""
@@ -175,8 +181,16 @@ class Collector:
             yield shard
 
     async def _correct_future_times(self, this_round: _Round) -> None:
-        """Corrects times that were stored while the clock was ahead."""
-        if not this_round.dry_run:
+        """Corrects times that were stored while the clock was ahead. Waits for `CONFIRM_FUTURE_SECONDS` before that: if
+        the clock is behind, as it may be after a start of the machine, right times look like times in the future."""
+        if this_round.dry_run:
+            return
+        if not await self._metadata.has_future_times():
+            self._saw_future_at = None
+            return
+        if self._saw_future_at is None:
+            self._saw_future_at = time.monotonic()
+        if time.monotonic() - self._saw_future_at >= CONFIRM_FUTURE_SECONDS:
             await self._metadata.correct_future_times()
 
     async def _empty_trash(self, this_round: _Round) -> None:

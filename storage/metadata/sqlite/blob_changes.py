@@ -24,7 +24,6 @@ import apsw
 
 from storage.content import Actor
 from storage.errors import BlobUnknown, BlobUploadUnknown, blob_in_use
-from storage.future_times import is_future
 from storage.metadata.catalog import LinkPreview, QueuedLink, StaleUpload, UnlinkedBlob
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, usage_tables
@@ -60,8 +59,6 @@ SELECT q.digest, CASE WHEN b.place <> '' THEN b.size ELSE 0 END,
 _REFERRING_MANIFEST = """
 SELECT m.digest FROM manifest_blob p JOIN manifest m ON m.id = p.manifest
  WHERE p.repository = ? AND p.digest = ? LIMIT 1"""
-
-_SET_NEEDED = "UPDATE blob_link SET needed = ? WHERE repository = ? AND blob = ?"
 
 
 def make_repository(db: apsw.Connection, repo: RepositoryName, now: float) -> int:
@@ -285,7 +282,7 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
     The period is over if the link was queued by the time `before`, no manifest of the repository refers to the blob,
     and no client pushed, mounted or requested the blob after `before`. If the link no longer exists or a manifest
     refers to the blob, this function removes the entry from the queue. If a client used the blob after `before`, the
-    grace period starts again at the time of that use, or at `now` if that time is in the future.
+    grace period starts again at the time of that use.
 
     Before this function removes the link, it removes the deleted manifests of the repository whose grace period is
     over, because these manifests may refer to the blob. If there are more such manifests than one transaction should
@@ -298,9 +295,6 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
         return False
     blob, needed = link
     if needed > before:
-        if is_future(needed, now):
-            needed = now
-            db.execute(_SET_NEEDED, (now, entry.repository, blob))
         queue_for_collection(db, entry.repository, entry.digest, needed)
         return False
     if not deleted_manifests.drop_of_repository(db, entry.repository, before):

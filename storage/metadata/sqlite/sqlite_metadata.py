@@ -349,11 +349,13 @@ class SqliteMetadata:
         """Returns the `digests` whose blobs are in the database."""
         return await self._existing(digests, table="blob", column="digest")
 
+    async def has_future_times(self) -> bool:
+        return future_times.are_there_future_times(self._db, self._clock())
+
     async def correct_future_times(self) -> None:
-        is_more = future_times.are_there_future_times(self._db, self._clock())
         correct = partial(future_times.correct_future_times, now=self._clock())
-        while is_more:
-            is_more = await self._writer.run(correct, reserve_use=ReserveUse.ALL)
+        while await self._writer.run(correct, reserve_use=ReserveUse.ALL):
+            pass
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:
         """Returns at most `limit` upload sessions that made no progress after `before`."""

@@ -18,6 +18,8 @@ from storage.names import Digest
 
 MAX_CORRECTED_ROWS: Final = 500
 """Largest number of rows of each table that one transaction corrects, because other changes wait for it."""
+MAX_CORRECTED_MANIFESTS: Final = 20
+"""The same for deleted manifests, whose rows have bodies of up to 4 MiB: each takes up to 10 ms."""
 _ARE_THERE_FUTURE_TIMES: Final = """
 SELECT EXISTS (SELECT 1 FROM collect_queue WHERE since > ?1) OR EXISTS (SELECT 1 FROM upload WHERE touched > ?1)
     OR EXISTS (SELECT 1 FROM deleted_manifest WHERE deleted > ?1)"""
@@ -38,9 +40,9 @@ def are_there_future_times(db: apsw.Connection, now: float) -> bool:
 
 
 def correct_future_times(db: apsw.Connection, now: float) -> bool:
-    """Replaces times in the future by `now`: of at most `MAX_CORRECTED_ROWS` upload sessions, as many deleted
-    manifests, and as many entries of the collect queue and their links. Returns whether there may be more. Runs inside
-    a transaction, which the caller commits."""
+    """Replaces times in the future by `now`: of at most `MAX_CORRECTED_ROWS` upload sessions and as many entries of the
+    collect queue with their links, and of at most `MAX_CORRECTED_MANIFESTS` deleted manifests. Returns whether there
+    may be more. Runs inside a transaction, which the caller commits."""
     future = now + CLOCK_MARGIN_SECONDS
     entries: list[Any] = db.execute(
         "SELECT repository, digest FROM collect_queue WHERE since > ? LIMIT ?", (future, MAX_CORRECTED_ROWS)
@@ -48,8 +50,8 @@ def correct_future_times(db: apsw.Connection, now: float) -> bool:
     for repository, digest in entries:
         queue_for_collection(db, repository, Digest(digest), now)
         db.execute(_CORRECT_LINK, (repository, digest, now, future))
-    corrected = [len(entries)]
-    for sql in (_CORRECT_UPLOADS, _CORRECT_DELETED_MANIFESTS):
-        db.execute(sql, (now, future, MAX_CORRECTED_ROWS))
-        corrected.append(db.changes())
-    return MAX_CORRECTED_ROWS in corrected
+    is_more = len(entries) == MAX_CORRECTED_ROWS
+    for sql, limit in (_CORRECT_UPLOADS, MAX_CORRECTED_ROWS), (_CORRECT_DELETED_MANIFESTS, MAX_CORRECTED_MANIFESTS):
+        db.execute(sql, (now, future, limit))
+        is_more = is_more or db.changes() == limit
+    return is_more

@@ -13,6 +13,7 @@ from storage.content import digest_of
 from storage.errors import BlobUnknown
 from storage.metadata.sqlite.upkeep import future_times
 from storage.store.stored_registry import StoredRegistry
+from storage.upkeep import collector
 from storage.upkeep.removals import RemovalKind
 from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
 from tests.unit.storage.upkeep.test_collection import APP, HOUR, OTHER, Clock, collect_all
@@ -23,12 +24,18 @@ from tests.unit.storage.upkeep.test_collection import store as store
 YEAR = 365 * 86_400.0
 
 
+@pytest.fixture
+def corrected_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a round correct times in the future when it first sees them."""
+    monkeypatch.setattr(collector, "CONFIRM_FUTURE_SECONDS", 0.0)
+
+
 async def removed_kinds(store: StoredRegistry) -> list[RemovalKind]:
     return sorted(removal.kind for removal in await collect_all(store, dry_run=False))
 
 
 async def test_garbage_from_the_future_is_removed(
-    store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch, corrected_at_once: None
 ) -> None:
     """Unused blobs, uploads and deleted manifests that were left while the clock was ahead stay for the usual time from
     the first collection on after the clock was set back. Then they are removed."""
@@ -54,9 +61,11 @@ async def test_garbage_from_the_future_is_removed(
     )
 
 
-async def test_a_use_in_the_future_does_not_keep_a_blob(store: StoredRegistry, clock: Clock) -> None:
+async def test_a_use_in_the_future_does_not_keep_a_blob(
+    store: StoredRegistry, clock: Clock, corrected_at_once: None
+) -> None:
     """A blob that was queued for removal before the clock was ahead, and that a client used meanwhile, stays for
-    another grace period. Then it is removed."""
+    further grace periods. Then it is removed."""
     blob = await push_blob(store, APP, b"used once more")
     clock.now += YEAR
     await store.resolve_blob(APP, blob.digest)
@@ -65,10 +74,27 @@ async def test_a_use_in_the_future_does_not_keep_a_blob(store: StoredRegistry, c
     clock.now += HOUR / 2 + 1
     assert await removed_kinds(store) == []
     assert await read_blob(store, APP, blob.digest) == b"used once more"
-    clock.now += HOUR + 1
-    await collect_all(store, dry_run=False)
+    for _ in range(2):  # the first round corrects the time of the use
+        clock.now += HOUR + 1
+        await collect_all(store, dry_run=False)
     with pytest.raises(BlobUnknown):
         await store.resolve_blob(APP, blob.digest)
+
+
+async def test_a_clock_that_was_behind_ends_no_grace_period(store: StoredRegistry, clock: Clock) -> None:
+    """The clock is a year behind during a round, as after a start of the machine, and is then set right. The round has
+    not changed the times of uploads, of unused blobs and of deleted manifests, so they stay for the rest of their
+    time."""
+    await push_blob(store, APP, b"unused")
+    deleted = await push_image(store, APP, "deleted")
+    await store.delete_manifest(APP, deleted.digest, by=BY)
+    upload = await store.start_upload(APP)
+    await upload.write(b"unfinished")
+    await upload.aclose()
+    clock.now -= YEAR
+    assert await removed_kinds(store) == []
+    clock.now += YEAR + HOUR / 2
+    assert await removed_kinds(store) == []
 
 
 @pytest.mark.parametrize("kind", [RemovalKind.PARTIAL, RemovalKind.UPLOAD])
