@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,8 +19,13 @@ HIDDEN_EVENTS = 8 * MAX_ADDED_EVENTS
 """Number of pushes to the repository that the account may not pull. It is more than one page reads."""
 
 
+def new_event(action: EventAction, repository: str) -> NewEvent:
+    """Returns an event of this moment, because the server deletes old events."""
+    return NewEvent(action, repository, time.time(), BY)
+
+
 def push(repository: str) -> NewEvent:
-    return NewEvent(EventAction.PUSH, repository, 1.0, BY)
+    return new_event(EventAction.PUSH, repository)
 
 
 @asynccontextmanager
@@ -72,7 +78,7 @@ async def test_the_end_of_the_list_does_not_depend_on_hidden_events(tmp_path: Pa
     repository is a push or a deletion."""
     pages_by_action = []
     for action in (EventAction.PUSH, EventAction.DELETE):
-        oldest = NewEvent(action, SECRET, 1.0, BY)
+        oldest = new_event(action, SECRET)
         async with site_with_events(tmp_path / action, oldest, push(OWN), push(SECRET)) as site:
             alice = await site.user("alice")
             await add_grant(site.accounts, "user:alice", OWN, "pull")
