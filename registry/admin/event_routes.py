@@ -3,6 +3,7 @@ not delivered to webhooks yet. The docstrings of the routes are the descriptions
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Annotated, Any, Final, Self
 
@@ -13,25 +14,23 @@ from pydantic import BaseModel, Field
 from registry.admin import models
 from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AdminCaller, Caller, LoggedInCaller
-from registry.admin.event_stream import EVENT_STREAM_TYPE, EventStream
+from registry.admin.event_stream import EVENT_STREAM_TYPE, PAGE_EVENTS, EventStream
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
 from registry.http.query import MAX_NUMBER, parse_number
 from storage.access import Action
 from storage.errors import Unsupported
-from storage.outbox import Delivery, Event, EventAction, NewEvent, Outbox
+from storage.outbox import Delivery, Event, EventAction, NewEvent
 
 router = management_router()
-EVENTS_IN_WINDOW: Final = 1_000
-"""Number of consecutive event numbers in a window. The response to a caller who may not see all events covers at most
-two windows: reading and checking 2,000 events takes tens of milliseconds."""
-FILTERED_WINDOWS: Final = 50
-"""How many windows the response covers at most if the caller may see all events that the database returns. The database
-leaves out the events with another action or repository, which takes a few microseconds for each event."""
-_MIN_EVENTS_READ: Final = 100
-_MAX_EVENTS_READ: Final = 1_000
-"""How many events one look-up returns at least and at most if the caller may not see some of them. The number doubles
-with each look-up, so that few look-ups find the events of a caller who may see few."""
+MAX_LOOK_UPS: Final = 20
+"""How many look-ups the response to a request for a page takes at most. Each look-up returns at most `PAGE_EVENTS`
+events. Reading and checking 2,000 events takes tens of milliseconds, in steps between which other requests run. A
+look-up with a filter finds no event if there are none among the next 5,000, which it reads in a few milliseconds."""
+CURSOR_STEP: Final = 1_000
+"""The cursor of a page that does not end at a visible event is a multiple of this number, so that it does not state the
+number of a hidden event. It is less than the number of events that `MAX_LOOK_UPS` look-ups read, so that each page
+begins below the one before it."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
 
@@ -218,35 +217,37 @@ async def _read_page(
     the work for one page is limited. `action` and `repository`: only such events (None: all).
 
     `next` must not reveal events that the caller may not see. So it is the number of the last event on the page, or a
-    border between windows. It depends on hidden events only in how many events the whole registry has, which the
-    numbers of the visible events show as well."""
+    multiple of `CURSOR_STEP`. It depends on hidden events only in their number, not in their repositories or actions:
+    for a caller who may not see all events, the database does not look for an action."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox
-    after_newest = await outbox.newest() + 1
-    position = after_newest if before is None else min(before, after_newest)
-    sees_all = caller.rights.admin or repository is not None
-    windows = FILTERED_WINDOWS if sees_all else 2
-    end = max(0, (position - 1) // EVENTS_IN_WINDOW - windows + 1) * EVENTS_IN_WINDOW
+    sees_all = caller.rights.admin or repository is not None  # all events that a look-up with the filter returns
     items: list[EventResponse] = []
-    count, is_last = limit if sees_all else max(limit, _MIN_EVENTS_READ), False
-    while position > end and not is_last:
-        page = await outbox.before(position, count, action=action, repository=repository)
-        position, is_last = page.position, page.is_last
+    position = MAX_NUMBER if before is None else before
+    for _ in range(MAX_LOOK_UPS):
+        if sees_all:
+            count = min(PAGE_EVENTS, limit - len(items))
+            page = await outbox.before(position, count, action=action, repository=repository)
+        else:
+            page = await outbox.before(position, PAGE_EVENTS)
         for event in page.events:
-            if event.number < end or (response := _response(event, caller)) is None:
+            if action is not None and event.content.action is not action:
+                continue
+            if (response := _response(event, caller)) is None:
                 continue
             items.append(response)
             if len(items) == limit:
-                return models.ListPage(items=items, next=await _cursor(outbox, event.number))
-        count = min(2 * count, _MAX_EVENTS_READ)
-    return models.ListPage(items=items, next=await _cursor(outbox, end))
-
-
-async def _cursor(outbox: Outbox, number: int) -> str | None:
-    """Returns the cursor of the page that begins below the number of an event; None if the list keeps no such event.
-    The page may be empty, because the list may have no event with the lowest numbers that it keeps."""
-    return str(number) if number > await outbox.oldest() else None
+                is_oldest = page.is_last and event is page.events[-1]
+                return models.ListPage(items=items, next=None if is_oldest else str(event.number))
+        if page.is_last:
+            return models.ListPage(items=items)
+        position = page.position
+        await asyncio.sleep(0)  # a store on a full disk reads without waiting
+    if not caller.rights.admin:
+        border = position + -position % CURSOR_STEP
+        position = min(border, items[-1].number) if items else border
+    return models.ListPage(items=items, next=str(position))
 
 
 def _number_or_none(text: str | None) -> int | None:
