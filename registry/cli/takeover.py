@@ -64,8 +64,9 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
                 sock = stack.enter_context(bind(settings.listen))
                 bound_to_loopback = is_loopback(sock.getsockname()[0])
                 addresses = [address_of(sock)]
-            if metrics is not None and metrics != facts["metrics"]:
-                check_metrics_port(addresses, address_of(stack.enter_context(bind(metrics))))
+            if metrics is not None:
+                is_kept = metrics == facts["metrics"]
+                check_metrics_port(addresses, used[-1] if is_kept else address_of(stack.enter_context(bind(metrics))))
         except ListenError as error:
             _fail_to_listen(error, used)
     prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
@@ -100,8 +101,8 @@ def _port(address: str) -> int | None:
 
 def check_metrics_port(addresses: Sequence[str], metrics: str) -> None:
     """Ends the command with an error message if a socket of the registry has the same port as the socket for the
-    metrics: the server distinguishes them by their ports. `addresses`, `metrics`: the addresses of open sockets. The
-    check of the settings does not find this if systemd has opened the registry's socket."""
+    metrics: the server distinguishes them by their ports. `addresses`, `metrics`: the addresses of open sockets.
+    `check_ports` does not find this if systemd has opened the registry's socket."""
     if any(_port(address) == _port(metrics) for address in addresses):
         fail(f"port {_port(metrics)} is the registry's own: give metrics.listen another port")
 

@@ -85,6 +85,17 @@ def test_metrics_on_the_port_of_a_socket_of_systemd(data: Path, used: str, capsy
     assert f"port {port} is the registry's own" in message
 
 
+def test_registry_moves_to_the_port_of_the_metrics(data: Path, used: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`listen` may not change to the port of the metrics either, which keep their address."""
+    port = used.rpartition(":")[2]
+    old, new = (
+        Settings(data=data, workers=2, listen=listen, metrics=MetricsSettings(listen=used))
+        for listen in ("127.0.0.1:0", f"127.0.0.2:{port}")
+    )
+    message = refusal(new, facts_of(old, "127.0.0.1:1", used), capsys)
+    assert f"port {port} is the registry's own" in message
+
+
 def test_a_host_that_does_not_overlap(data: Path, used: str) -> None:
     """On the same port of another host, the new version can listen while the old one runs."""
     port = used.rpartition(":")[2]
