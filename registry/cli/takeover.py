@@ -84,12 +84,17 @@ def _used_addresses(facts: dict[str, str]) -> list[str]:
 def _fail_to_listen(error: ListenError, used: Sequence[str]) -> NoReturn:
     """Ends the command with an error message: the check of a restart cannot open a socket. `used`: the addresses of the
     running server's sockets. Its workers keep them open until the restart is complete, so the new version cannot open
-    another address on the same port if one of the two stands for all addresses."""
-    if any(_port(address) == error.refused_port for address in used):
-        fail(
-            f"the running server itself uses port {error.refused_port}, so the new address takes effect only at a "
-            f"start: {STOP_AND_START}"
-        )
+    another address on the same port if one of the two stands for all addresses. If this process has no right to a port
+    that the running server uses, root has opened the port at the start of the server."""
+    from registry.server.gate.listener import overlaps
+
+    new, port = error.used_address, error.forbidden_port
+    for address in used:
+        if (new is not None and overlaps(new, address)) or (port is not None and _port(address) == port):
+            fail(
+                f"the running server itself uses port {_port(address)}, so the new address takes effect only at a "
+                f"start: {STOP_AND_START}"
+            )
     fail(error.message)
 
 
