@@ -90,8 +90,8 @@ def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
 
 
 def load_server_settings_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
-    """Does the same as `load_or_fail`, for the flags of `entrepot serve`. Also ends the command if the settings give the
-    registry and the metrics the same port."""
+    """Does the same as `load_or_fail`, for the flags of `entrepot serve`. Also ends the command if the settings give
+    the registry and the metrics the same port."""
     loaded = load_or_fail(file, **flags)
     try:
         check_ports(loaded)
