@@ -20,7 +20,7 @@ from registry.cli.options import (
     MirrorOption,
     ReadOnlyOption,
     WorkersOption,
-    load_or_fail,
+    load_server_settings_or_fail,
 )
 from registry.cli.settings_text import display_text, plain_value, toml_lines, toml_value
 from registry.config.settings_sources import LoadedSettings, SettingPath, setting_fields, table_model
@@ -53,7 +53,7 @@ def config(
     as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
 ) -> None:
     """Prints the settings that `entrepot serve` would use with the same options."""
-    loaded = load_or_fail(
+    loaded = load_server_settings_or_fail(
         config,
         data=data,
         listen=listen,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
-from registry.config.settings_sources import ConfigError, LoadedSettings, load_settings
+from registry.config.settings_sources import ConfigError, LoadedSettings, check_ports, load_settings
 
 USAGE_ERROR = 2
 """Exit code for an invalid flag, environment variable or settings file. The exit code for other failures is 1."""
@@ -86,6 +86,17 @@ def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
         fail(str(error), USAGE_ERROR)
     for warning in loaded.warnings:
         typer.echo(f"entrepot: warning: {warning}", err=True)
+    return loaded
+
+
+def load_server_settings_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
+    """Does the same as `load_or_fail`, for the flags of `entrepot serve`. Also ends the command if the settings give
+    the registry and the metrics the same port."""
+    loaded = load_or_fail(file, **flags)
+    try:
+        check_ports(loaded)
+    except ConfigError as error:
+        fail(str(error), USAGE_ERROR)
     return loaded
 
 

@@ -22,7 +22,7 @@ from registry.cli.options import (
     WorkersOption,
     fail,
     given_flags,
-    load_or_fail,
+    load_server_settings_or_fail,
     one_line_errors,
 )
 from registry.config import Settings
@@ -61,7 +61,7 @@ def serve(
         "mirror": mirror,
         "insecure_open": insecure_open,
     }
-    settings = load_or_fail(config, **flags).settings
+    settings = load_server_settings_or_fail(config, **flags).settings
     with one_line_errors():
         raise typer.Exit(run_server(settings, given_flags(flags), config))
 

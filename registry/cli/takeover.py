@@ -64,8 +64,9 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
                 sock = stack.enter_context(bind(settings.listen))
                 bound_to_loopback = is_loopback(sock.getsockname()[0])
                 addresses = [address_of(sock)]
-            if metrics is not None and metrics != facts["metrics"]:
-                check_metrics_port(addresses, address_of(stack.enter_context(bind(metrics))))
+            if metrics is not None:
+                is_kept = metrics == facts["metrics"]
+                check_metrics_port(addresses, used[-1] if is_kept else address_of(stack.enter_context(bind(metrics))))
         except ListenError as error:
             _fail_to_listen(error, used)
     prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
@@ -83,12 +84,17 @@ def _used_addresses(facts: dict[str, str]) -> list[str]:
 def _fail_to_listen(error: ListenError, used: Sequence[str]) -> NoReturn:
     """Ends the command with an error message: the check of a restart cannot open a socket. `used`: the addresses of the
     running server's sockets. Its workers keep them open until the restart is complete, so the new version cannot open
-    another address on the same port if one of the two stands for all addresses."""
-    if any(_port(address) == error.refused_port for address in used):
-        fail(
-            f"the running server itself uses port {error.refused_port}, so the new address takes effect only at a "
-            f"start: {STOP_AND_START}"
-        )
+    another address on the same port if one of the two stands for all addresses. If this process has no right to a port
+    that the running server uses, root has opened the port at the start of the server."""
+    from registry.server.gate.listener import overlaps
+
+    new, port = error.used_address, error.forbidden_port
+    for address in used:
+        if (new is not None and overlaps(new, address)) or (port is not None and _port(address) == port):
+            fail(
+                f"the running server itself uses port {_port(address)}, so the new address takes effect only at a "
+                f"start: {STOP_AND_START}"
+            )
     fail(error.message)
 
 
@@ -100,8 +106,8 @@ def _port(address: str) -> int | None:
 
 def check_metrics_port(addresses: Sequence[str], metrics: str) -> None:
     """Ends the command with an error message if a socket of the registry has the same port as the socket for the
-    metrics: the server distinguishes them by their ports. `addresses`, `metrics`: the addresses of open sockets. The
-    check of the settings does not find this if systemd has opened the registry's socket."""
+    metrics: the server distinguishes them by their ports. `addresses`, `metrics`: the addresses of open sockets.
+    `check_ports` does not find this if systemd has opened the registry's socket."""
     if any(_port(address) == _port(metrics) for address in addresses):
         fail(f"port {_port(metrics)} is the registry's own: give metrics.listen another port")
 

@@ -124,11 +124,31 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Loade
     for source in sources:  # each source alone, so that the error message can name the source that is wrong
         _check_source(source)
     settings = _create_settings(sources)
-    _check_ports(settings, sources)
     origins = {".".join(path): _origin(path, sources) or "default" for path, _ in setting_fields()}
     if origins["upstream"] == "default":
         origins["upstream"] = origins["mirror"]  # the model makes upstreams from the names in `mirror`
     return LoadedSettings(settings, origins, tuple(_unknown_variable_warning(name) for name in unknown_names))
+
+
+def check_ports(loaded: LoadedSettings) -> None:
+    """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`, also on another host: the server
+    recognises the requests that may only read the metrics by their port.
+
+    `load_settings` does not call this function, because it cannot know the sockets of a server: a command without
+    `--listen` may read the file of a server with this flag, and systemd may open the registry's socket. The server
+    compares the ports of its sockets when it starts."""
+    metrics, listen = loaded.settings.metrics, loaded.settings.listen
+    if not metrics.enabled or metrics.listen is None or loaded.origins["listen"] == "default":
+        return
+    port, registry_port = (address.rpartition(":")[2] for address in (metrics.listen, listen))
+    if port.isdecimal() and registry_port.isdecimal() and int(port) == int(registry_port) != 0:
+        path = ("metrics", "listen")
+        origin = loaded.origins[".".join(path)]
+        name = "" if origin == variable_name(path) else f"{'.'.join(path)}: "
+        raise ConfigError(
+            f"{origin}: {name}port {int(port)} is already that of listen = {listen!r}; give the metrics a port of "
+            "their own"
+        )
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -242,24 +262,6 @@ def _create_settings(sources: list[SettingsSource]) -> Settings:
         problem = error.errors(include_url=False)[0]
         names = ", ".join(source.name or f"{source.kind}s" for source in reversed(sources) if source.values)
         raise ConfigError(f"{names} together: {_problem_text(problem)}") from None
-
-
-def _check_ports(settings: Settings, sources: list[SettingsSource]) -> None:
-    """Raises ConfigError if `listen` and `metrics.listen` have the same port, also on different hosts: the server
-    recognises the requests that may only read the metrics by their port. This is no check of the model `Settings`,
-    because each source alone has to be valid as well, and the two settings can come from different sources."""
-    path, metrics = ("metrics", "listen"), settings.metrics
-    if not metrics.enabled or metrics.listen is None:
-        return
-    port = metrics.listen.rpartition(":")[2]
-    registry_port = settings.listen.rpartition(":")[2]
-    if port.isdecimal() and registry_port.isdecimal() and int(port) == int(registry_port) != 0:
-        origin = _origin(path, sources)
-        name = "" if origin == variable_name(path) else f"{'.'.join(path)}: "
-        raise ConfigError(
-            f"{origin}: {name}port {int(port)} is already that of listen = {settings.listen!r}; give the metrics a "
-            "port of their own"
-        )
 
 
 def _origin(path: SettingPath, sources: list[SettingsSource]) -> str | None:

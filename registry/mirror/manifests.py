@@ -178,8 +178,9 @@ class MirroredManifests:
     async def recheck(self, repo: RepositoryName, tag: Tag) -> None:
         """Asks the upstream about a tag, although the tag may be fresh, and records for the cooldown which digest the
         tag names. Fetches the manifest if the tag has moved or is not cached. While the upstream is nearly exhausted,
-        fetches nothing and sends only a HEAD request, which Docker Hub does not count against its limit. Does nothing
-        for a frozen tag. Raises ManifestUnknown and the errors of the upstream client, also if a manifest is cached."""
+        fetches no moved manifest. It then sends a HEAD request, which Docker Hub does not count against its limit; a
+        GET request follows only if the response does not suffice, such as a 404. Does nothing for a frozen tag.
+        Raises ManifestUnknown and the errors of the upstream client, also if a manifest is cached."""
         if await self._served_tags.frozen(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
 

@@ -15,6 +15,7 @@ if a proxy or firewall in front of the upstream possibly sent it.
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -49,7 +50,10 @@ from storage.errors import (
     Denied,
     ManifestUnknown,
     NameUnknown,
+    QuotaExceeded,
     RegistryError,
+    StorageFailed,
+    StorageFull,
     TooManyRequests,
     UpstreamUnavailable,
 )
@@ -74,6 +78,8 @@ that the configured login is wrong, and an upstream may lock an account after ma
 because the upstream also refuses repositories that it has deleted, and anyone can delete their own repositories."""
 _REFUSALS: Final = (UnconfirmedManifestUnknown, Denied, UpstreamContentInvalid)
 """Errors that concern one repository or tag only: the upstream has answered."""
+_STORAGE_ERRORS: Final = (StorageFull, StorageFailed, QuotaExceeded)
+"""Errors of this registry's store."""
 
 
 class Mirror(RefusingRegistry):
@@ -98,6 +104,7 @@ class Mirror(RefusingRegistry):
         tags: UpstreamTags,
         observer: MirrorObserver = UNOBSERVED,
         pass_through_memory: MemoryBudget | None = None,
+        random_number: Callable[[], float] = random.random,
     ) -> None:
         """`partials`: the store of unfinished downloads. `records`: the stored answers of the upstream, such as which
         manifests it has. `tags`: what the upstream's tags pointed at, and which are frozen. `leases`: locks across
@@ -106,12 +113,12 @@ class Mirror(RefusingRegistry):
         the upstream has not answered. `start_timeout`: seconds that a client waits for the first byte of a blob.
         `stall_timeout`: seconds without new bytes after which the download of a blob fails. `pass_through_memory`: the
         worker's budget for blobs that are sent to clients without being stored; None: a budget for this mirror
-        alone."""
+        alone. `random_number`: returns a random number from 0 to 1."""
         self._local = local
         self._upstream = upstream
         self._records = records
         self._name = settings.name
-        self.served_tags = ServedTags(tags, settings, clock)
+        self.served_tags = ServedTags(tags, settings, clock, random_number)
         freshness = Freshness(settings, clock)
         self._negative_cache = NegativeCache(records, freshness)
         self._entitlement = BlobEntitlement(
@@ -143,7 +150,7 @@ class Mirror(RefusingRegistry):
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_nearly_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, settings.name, start_timeout)
         self._last_rechecked: TagMove | None = None
-        """The tag at which the last call of `recheck_young_tags` ended early; None: it did not."""
+        """The tag at which the last call of `recheck_young_tags` ended early; None: it did not, or there was none."""
 
     def upstream_name(self, repo: RepositoryName) -> RepositoryName:
         """Returns the name that a repository has at the upstream: `library/ubuntu` for `docker.io/library/ubuntu`.
@@ -166,20 +173,33 @@ class Mirror(RefusingRegistry):
         that the upstream has replaced the digest, and would serve this digest after the cooldown.
 
         While the upstream's rate limit leaves only few requests, moved manifests are not fetched. Continues after a
-        tag that fails. Ends early with the last error after `MAX_UNANSWERED_REPOSITORIES` or
-        `MAX_REFUSED_REPOSITORIES`. The next call then starts with the tag after the last one, so that failing
-        repositories do not keep it from asking about the others."""
+        tag that fails. Skips the other tags of a repository that the upstream refuses, because each request can be a
+        failed login. Ends early with the last error after `MAX_UNANSWERED_REPOSITORIES` or `MAX_REFUSED_REPOSITORIES`.
+        The next call then starts with the tag after the last one, so that failing repositories do not keep it from
+        asking about the others. Without such a tag it starts with a random one: a process of a server that is often
+        reloaded makes only few calls, and would begin each time with the same failing repositories."""
         unanswered: set[RepositoryName] = set()
         refused: set[RepositoryName] = set()
-        async with aclosing(self.served_tags.young_tags(self._last_rechecked)) as moves:
+        skipped: set[RepositoryName] = set()
+        logged: set[RepositoryName] = set()
+        start = self._last_rechecked or await self.served_tags.random_move()
+        async with aclosing(self.served_tags.young_tags(start)) as moves:
             async for move in moves:
                 self._last_rechecked = move
+                if move.repository in skipped:
+                    continue
                 error = await self._recheck(move.repository, move.tag)
                 if error is None:
                     unanswered.clear()
                     refused.clear()
                     continue
-                log.info("cannot ask %s about %s:%s: %s", self._name, move.repository, move.tag, error.message)
+                if move.repository not in logged:
+                    logged.add(move.repository)
+                    is_local = isinstance(error, _STORAGE_ERRORS)
+                    problem = f"cannot store what {self._name} has as" if is_local else f"cannot ask {self._name} about"
+                    log.info("%s %s:%s: %s", problem, move.repository, move.tag, error.message)
+                if isinstance(error, Denied) and not isinstance(error, QuotaExceeded):
+                    skipped.add(move.repository)
                 if isinstance(error, _REFUSALS):
                     unanswered.clear()
                     refused.add(move.repository)

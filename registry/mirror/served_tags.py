@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
@@ -38,11 +39,18 @@ class ServedTags:
     """Applies the cooldown and the frozen tags of one upstream. The store keeps the *sightings* of each tag: when the
     mirror first saw the tag point at a digest."""
 
-    def __init__(self, tags: UpstreamTags, settings: Upstream, clock: Callable[[], float]) -> None:
-        """`clock`: returns seconds since 1970."""
+    def __init__(
+        self,
+        tags: UpstreamTags,
+        settings: Upstream,
+        clock: Callable[[], float],
+        random_number: Callable[[], float] = random.random,
+    ) -> None:
+        """`clock`: returns seconds since 1970. `random_number`: returns a random number from 0 to 1."""
         self._tags = tags
         self._settings = settings
         self._clock = clock
+        self._random_number = random_number
         self._serves_new = settings.cooldown_new == "serve"
         exemptions = [entry.partition(":") for entry in settings.cooldown_exempt]
         self._exemptions = [(NamePattern(repository), tag or "*") for repository, _, tag in exemptions]
@@ -133,6 +141,21 @@ class ServedTags:
                     if await self._is_young(move):
                         yield move
                 await asyncio.sleep(0)
+
+    async def random_move(self) -> TagMove | None:
+        """Returns one of the moves within the cooldown of this upstream, each with the same probability; None: there
+        are none. Lets other tasks run after every `_MOVES_PER_READ` stored moves."""
+        oldest = self._clock() - self._settings.cooldown
+        position, chosen, count = None, None, 0
+        while moves := await self._tags.moves(oldest, position, _MOVES_PER_READ):
+            for move in moves:
+                if move.repository.startswith(f"{self._settings.name}/"):
+                    count += 1
+                    if self._random_number() * count < 1:  # reservoir sampling: true with probability 1 / count
+                        chosen = move
+            position = moves[-1]
+            await asyncio.sleep(0)
+        return chosen
 
     async def _is_young(self, move: TagMove) -> bool:
         """Returns whether `move` is the last move of a tag of this upstream that has a cooldown."""

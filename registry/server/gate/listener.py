@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from registry.server.gate.certificates import Certificates
@@ -23,13 +24,14 @@ _HOST_PORT = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
 
 
 class ListenError(Exception):
-    """The server cannot listen on an address. `message` says in one line why, and what to do. `refused_port`: the port
-    that the system refuses, because another socket uses it or because this process has no right to it; None: the reason
-    is another one."""
+    """The server cannot listen on an address. `message` says in one line why, and what to do. `used_address`: the
+    address, with an IP address as host, if another socket uses it; None: the reason is another one. `forbidden_port`:
+    the port, if this process has no right to it; None: the reason is another one."""
 
-    def __init__(self, message: str, refused_port: int | None = None) -> None:
+    def __init__(self, message: str, *, used_address: str | None = None, forbidden_port: int | None = None) -> None:
         self.message = message
-        self.refused_port = refused_port
+        self.used_address = used_address
+        self.forbidden_port = forbidden_port
         super().__init__(message)
 
 
@@ -56,15 +58,17 @@ def bind(listen: str) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        is_refused = error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EPERM)
-        raise ListenError(_explain(error, listen, host, port), port if is_refused else None) from error
+        raise ListenError(
+            _explain(error, listen, host, port),
+            used_address=_address_text(address) if error.errno == errno.EADDRINUSE else None,
+            forbidden_port=port if error.errno in (errno.EACCES, errno.EPERM) else None,
+        ) from error
     return sock
 
 
 def address_of(sock: socket.socket) -> str:
     """Returns the address that a socket listens on, such as `127.0.0.1:5000` or `[::1]:5000`."""
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return _address_text(sock.getsockname())
 
 
 def overlaps(listen: str, used: str) -> bool:
@@ -81,6 +85,12 @@ def overlaps(listen: str, used: str) -> bool:
     if len(hosts) == 1 or "::" in hosts:  # `bind` lets a socket on `[::]` accept IPv4 clients as well
         return True
     return "0.0.0.0" in hosts and not any(":" in each for each in hosts)
+
+
+def _address_text(address: Sequence[object]) -> str:
+    """Returns the text of a socket address of Python's module `socket`, such as `[::1]:5000`."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def _split(listen: str) -> tuple[str, int]:

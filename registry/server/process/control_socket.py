@@ -105,11 +105,22 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         except (FileNotFoundError, ConnectionRefusedError):
             raise ControlUnavailable(f"no server uses the data directory {path.parent}") from None
         except OSError as error:
-            raise ControlUnavailable(f"cannot reach the server at {path}: {error.strerror or error}") from None
+            advice = _user_advice(path) if isinstance(error, PermissionError) else ""
+            raise ControlUnavailable(f"cannot reach the server at {path}: {error.strerror or error}{advice}") from None
     if not line:
         raise ControlUnavailable("the server ended before it answered")
     answer: dict[str, Any] = json.loads(line)
     return answer
+
+
+def _user_advice(path: Path) -> str:
+    """Returns the text to add to the message for a user who may not use the socket at `path`: which user may. Root
+    needs it as well in a container without the capability CAP_DAC_OVERRIDE. Empty if this is the user already."""
+    for file in (path, path.parent):
+        with suppress(OSError):  # this user may not enter a directory above `file`
+            owner = os.stat(file, follow_symlinks=False).st_uid
+            return "" if owner == os.geteuid() else f"; run the command as the user with uid {owner}"
+    return "; run the command as the user who runs the server"
 
 
 def _address(directory: int, path: Path) -> str:

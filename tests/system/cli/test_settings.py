@@ -14,7 +14,7 @@ from pydantic import ByteSize, TypeAdapter
 
 from book.settings_page import render_settings_page
 from registry.config import Settings, format_duration, format_size, parse_duration
-from registry.config.settings_sources import ConfigError, load_settings, setting_fields, variable_name
+from registry.config.settings_sources import ConfigError, check_ports, load_settings, setting_fields, variable_name
 from tests.fakes.commands import entrepot, error_line
 from tests.fakes.server_process import ROOT
 
@@ -168,7 +168,7 @@ def test_metrics_on_the_port_of_the_registry(tmp_path: Path, listen: str, metric
     answer requests to the registry with 404, and show the metrics there without a login."""
     (tmp_path / "a.toml").write_text(f"listen = '{listen}'\n[metrics]\nlisten = '{metrics}'\n")
     with pytest.raises(ConfigError, match=r"a\.toml: metrics\.listen: port 5000 is already that of listen = "):
-        load_settings({}, tmp_path / "a.toml")
+        check_ports(load_settings({}, tmp_path / "a.toml"))
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,26 @@ def test_listen_and_the_metrics_from_different_sources(tmp_path: Path, listen: s
     """The ports of `listen` and `metrics.listen` are compared after all sources were read. Port 0 may be given twice.
     What is no address is left to the server, which says so."""
     (tmp_path / "a.toml").write_text(f"[metrics]\nlisten = '{metrics}'\n")
-    assert load_settings({"listen": listen}, tmp_path / "a.toml").settings.metrics.listen == metrics
+    check_ports(load_settings({"listen": listen}, tmp_path / "a.toml"))
     (tmp_path / "b.toml").write_text("[metrics]\nenabled = false\nlisten = '127.0.0.1:5000'\n")
-    assert load_settings({}, tmp_path / "b.toml").settings.listen == "127.0.0.1:5000"
+    check_ports(load_settings({"listen": "127.0.0.1:5000"}, tmp_path / "b.toml"))
+
+
+@pytest.mark.parametrize("listen", ["", "listen = '127.0.0.1:5000'\n"], ids=["default", "set"])
+def test_commands_do_not_compare_the_ports_of_the_server(tmp_path: Path, listen: str) -> None:
+    """The server may have been started with `--listen`, which `entrepot reload` does not have. The command accepts the
+    metrics on the port that `listen` has without this flag, and looks for the server."""
+    (tmp_path / "a.toml").write_text(f"{listen}[metrics]\nlisten = '127.0.0.1:5000'\n")
+    result = entrepot("reload", "--config", "a.toml", "--data", "missing", folder=tmp_path)
+    assert error_line(result, 1).startswith("no server uses the data directory")
+
+
+def test_metrics_on_the_default_port_of_the_registry(tmp_path: Path) -> None:
+    """If `listen` is not set, the registry's socket may be one that systemd has opened on another port. So the settings
+    may give the default port to the metrics."""
+    (tmp_path / "a.toml").write_text("[metrics]\nlisten = '127.0.0.1:5000'\n")
+    settings = effective_settings(tmp_path, "--config", "a.toml")
+    assert settings["listen"] == {"value": "127.0.0.1:5000", "origin": "default"}
 
 
 def test_wrong_value_in_the_file_is_an_error_even_if_overridden(tmp_path: Path) -> None:

@@ -76,12 +76,43 @@ def test_a_port_that_another_program_uses(data: Path, used: str, capsys: pytest.
     assert "the port is in use by another program" in message
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_another_program_on_the_servers_port_of_another_host(
+    data: Path, used: str, host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server listens on the same port of another host, and another program on the new address. The message names
+    that program, because a stop and a start of the server would fail as well."""
+    port = used.rpartition(":")[2]
+    old, new = (Settings(data=data, workers=2, listen=f"{each}:{port}") for each in ("127.0.0.2", host))
+    message = refusal(new, facts_of(old, f"127.0.0.2:{port}"), capsys)
+    assert "the port is in use by another program" in message
+
+
+def test_name_of_the_servers_own_host(data: Path, used: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """If `listen` changes from an address to a name of this address, the server itself uses the port."""
+    port = used.rpartition(":")[2]
+    old, new = (Settings(data=data, workers=2, listen=f"{host}:{port}") for host in ("127.0.0.1", "localhost"))
+    message = refusal(new, facts_of(old, used), capsys)
+    assert f"the running server itself uses port {port}" in message
+
+
 def test_metrics_on_the_port_of_a_socket_of_systemd(data: Path, used: str, capsys: pytest.CaptureFixture[str]) -> None:
     """If systemd has opened the registry's socket, `listen` does not name its port. The metrics may not get the same
     port on another host: the server would take requests to the registry for requests to the metrics."""
     port = used.rpartition(":")[2]
     settings = Settings(data=data, workers=2, metrics=MetricsSettings(listen=f"127.0.0.2:{port}"))
     message = refusal(settings, facts_of(Settings(data=data, workers=2), used), capsys)
+    assert f"port {port} is the registry's own" in message
+
+
+def test_registry_moves_to_the_port_of_the_metrics(data: Path, used: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`listen` may not change to the port of the metrics either, which keep their address."""
+    port = used.rpartition(":")[2]
+    old, new = (
+        Settings(data=data, workers=2, listen=listen, metrics=MetricsSettings(listen=used))
+        for listen in ("127.0.0.1:0", f"127.0.0.2:{port}")
+    )
+    message = refusal(new, facts_of(old, "127.0.0.1:1", used), capsys)
     assert f"port {port} is the registry's own" in message
 
 

@@ -93,6 +93,7 @@ class MirrorSite:
         self.stall_timeout = 60.0
         self.settings = Upstream(name="docker.io", prefetch="off")
         self.observer: MirrorObserver = UNOBSERVED
+        self.random_number = 1.0  # a first round about young tags begins with the oldest one
         prepare_data_dir(data)
 
     def configure(self, **changes: object) -> None:
@@ -117,6 +118,7 @@ class MirrorSite:
                 self.stall_timeout,
                 tags=store.upstream_tags,
                 observer=self.observer,
+                random_number=lambda: self.random_number,
             )
             try:
                 yield MirrorWorker(mirror, store)

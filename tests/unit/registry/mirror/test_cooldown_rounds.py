@@ -13,13 +13,22 @@ from registry.mirror import cooldown_watch
 from registry.mirror.cooldown_watch import watch_young_tags
 from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.mirror import MAX_UNANSWERED_REPOSITORIES
+from registry.mirror.served_tags import ServedTags
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UpstreamContentInvalid
 from storage.content import digest_of
-from storage.errors import Denied, ManifestUnknown, RegistryError, TooManyRequests, UpstreamUnavailable
+from storage.errors import (
+    Denied,
+    ManifestUnknown,
+    QuotaExceeded,
+    RegistryError,
+    StorageFull,
+    TooManyRequests,
+    UpstreamUnavailable,
+)
 from storage.metadata.sqlite.database import connect
 from storage.names import RepositoryName, Tag
 from tests.unit.registry.conftest import wait_until
-from tests.unit.registry.mirror.conftest import MirrorSite, MirrorWorker
+from tests.unit.registry.mirror.conftest import MirrorSite, MirrorWorker, source_of_another_worker
 
 TAG = Tag("1")
 HOUR = 3600.0
@@ -88,6 +97,85 @@ async def test_many_deleted_repositories_do_not_end_a_round(site: MirrorSite, wo
     site.upstream.faults.manifest_errors = {f"library/{name}": Denied() for name in "abcdefg"}
     await worker.mirror.recheck_young_tags()
     assert await repositories_with_noticed_move(worker, "abcdefgh") == "h"
+
+
+async def make_young_tags_of_one_repository(site: MirrorSite, worker: MirrorWorker, name: str, tags: list[Tag]) -> None:
+    """Pulls these tags of the repository `name`."""
+    for tag in tags:
+        site.upstream.add_image(f"library/{name}", b"first", tags=(tag,))
+        await worker.mirror.get_manifest(mirrored(name), tag)
+        site.clock.now += 1
+
+
+@pytest.mark.parametrize(
+    ("error", "requests"), [(Denied(), 1), (UpstreamContentInvalid(), 3)], ids=["refused repository", "invalid tag"]
+)
+async def test_refused_repository_is_asked_about_once_in_a_round(
+    site: MirrorSite,
+    worker: MirrorWorker,
+    error: RegistryError,
+    requests: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If the upstream refuses a repository, for example because the password is wrong, the round skips the other tags
+    of the repository: each request is a failed login, and many of them can lock the account. An invalid manifest is no
+    reason to skip other tags. The log has one line for each failing repository. The next round asks again."""
+    await make_young_tags_of_one_repository(site, worker, "a", [Tag("1"), Tag("2"), Tag("3")])
+    await make_young_tags(site, worker, "b")
+    site.upstream.faults.manifest_errors = {"library/a": error}
+    for _ in range(2):
+        site.clock.now += 1
+        site.upstream.calls.clear()
+        caplog.clear()
+        with caplog.at_level("INFO", "registry.mirror"):
+            await worker.mirror.recheck_young_tags()
+        assert site.upstream.calls["head manifest"] == requests + 1
+        assert [record.getMessage() for record in caplog.records if "library/a" in record.getMessage()] == [
+            f"cannot ask docker.io about docker.io/library/a:1: {error.message}"
+        ]
+    assert await repositories_with_noticed_move(worker, "b") == "b"
+
+
+@pytest.mark.parametrize("error", [StorageFull(), QuotaExceeded()], ids=lambda error: type(error).__name__)
+async def test_full_storage_is_not_logged_as_a_failed_request(
+    site: MirrorSite, worker: MirrorWorker, error: RegistryError, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the new manifest of a young tag cannot be stored, the log does not say that the upstream cannot be asked. The
+    round still asks about the other tags of the repository."""
+    await make_young_tags_of_one_repository(site, worker, "a", [Tag("1"), Tag("2")])
+    site.upstream.faults.manifest_errors = {"library/a": error}
+    site.upstream.calls.clear()
+    with caplog.at_level("INFO", "registry.mirror"):
+        await worker.mirror.recheck_young_tags()
+    assert site.upstream.calls["head manifest"] == 2
+    (line,) = (record.getMessage() for record in caplog.records if "library/a" in record.getMessage())
+    assert line == f"cannot store what docker.io has as docker.io/library/a:1: {error.message}"
+
+
+async def test_first_round_of_a_process_begins_at_a_random_tag(site: MirrorSite) -> None:
+    """Each reload begins anew. If the server is reloaded before each second round, repositories that fail and lie
+    before the others do not keep the mirror from asking about these: the first round begins at a random tag."""
+    site.configure(tag_ttl=HOUR, cooldown=3 * DAY)
+    async with site.worker() as worker:
+        await make_young_tags(site, worker, "abcdef")
+    site.random_number = 0.3  # chooses the third tag, after which the round begins
+    site.upstream.faults.manifest_errors = {f"library/{name}": UpstreamUnavailable() for name in "abc"}
+    async with site.worker(source_of_another_worker(site)) as worker:
+        with pytest.raises(UpstreamUnavailable):
+            await worker.mirror.recheck_young_tags()
+        assert await repositories_with_noticed_move(worker, "abcdef") == "def"
+
+
+async def test_each_tag_can_be_the_start_of_a_first_round(site: MirrorSite, worker: MirrorWorker) -> None:
+    """The start of the first round is one of the tags of this upstream. The choice depends on the random numbers
+    alone, also if the mirror has seen all tags at nearly the same time."""
+    await make_young_tags(site, worker, "abc")
+    starts = []
+    for number in (0.9, 0.4, 0.3):
+        served_tags = ServedTags(worker.store.upstream_tags, site.settings, site.clock, lambda: number)  # noqa: B023
+        start = await served_tags.random_move()
+        starts.append(start and start.repository)
+    assert starts == [mirrored("a"), mirrored("b"), mirrored("c")]
 
 
 async def test_round_continues_after_the_repositories_that_ended_the_one_before(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import threading
@@ -53,6 +54,8 @@ def serve(path: Path, actions: dict[str, Action]) -> Iterator[None]:
             end.close()
 
 
+NOBODY = 65534
+"""The uid of a user who owns no files."""
 ACTIONS: dict[str, Action] = {
     "reload": lambda reply: reply(Outcome(True, "done")),
     "restart": lambda reply: reply(Outcome(False, "no")),
@@ -90,6 +93,22 @@ def test_a_link_in_place_of_the_socket_is_not_followed(tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path / "control")
         with pytest.raises(ControlUnavailable):
             ask_server(tmp_path / "link", {"do": "reload"})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_without_the_right_is_told_which_user_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who may not use the socket learns whose socket it is: in a container without CAP_DAC_OVERRIDE, root does
+    not have the right either."""
+    with serve(tmp_path / "control", ACTIONS):
+        tmp_path.chmod(0o755)
+        monkeypatch.chdir(tmp_path)  # only root may enter the directories above it
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(ControlUnavailable) as refused:
+                ask_server(Path("control"), {"do": "reload"})
+        finally:
+            os.seteuid(0)
+    assert refused.value.message.endswith(": Permission denied; run the command as the user with uid 0")
 
 
 def test_a_second_server_does_not_take_over_the_socket(tmp_path: Path) -> None:
