@@ -42,9 +42,9 @@ class Site:
         assert access is not None
         self.store: StoredRegistry = access.management.upkeep.store
 
-    def browser(self, **headers: str) -> httpx2.AsyncClient:
-        """Returns a client at another machine, which sends these headers with each request."""
-        transport = httpx2.ASGITransport(app=self.app.app, client=("192.0.2.1", 1), raise_app_exceptions=False)
+    def browser(self, *, address: str = "192.0.2.1", **headers: str) -> httpx2.AsyncClient:
+        """Returns a client at another machine with this IP address, which sends these headers with each request."""
+        transport = httpx2.ASGITransport(app=self.app.app, client=(address, 1), raise_app_exceptions=False)
         return httpx2.AsyncClient(transport=transport, base_url=BASE_URL, headers=headers)
 
     async def log_in(self, browser: httpx2.AsyncClient, name: str, **form: str) -> httpx2.Response:
