@@ -269,6 +269,30 @@ async def test_pages_that_wait_to_be_rendered_keep_nobody_from_reads(tmp_path: P
         assert [task.result().status_code for task in waiting] == [200] * len(waiting)
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [("/ui/comparison/none", {}, 404), ("/ui/logout", {"sec-fetch-site": "cross-site"}, 403)],
+)
+async def test_error_pages_wait_for_a_slot(tmp_path: Path, path: str, headers: dict[str, str], status: int) -> None:
+    """A page about an error is rendered in a slot of its visitor, like every other page. If too many pages of this
+    visitor wait, the visitor gets 429."""
+    async with site(tmp_path, accounts=False) as server, server.browser(**headers) as browser:
+        pages = server.app.app.pages
+        assert pages is not None
+        slots = pages.limits._limits
+        method = "POST" if headers else "GET"
+        async with asyncio.TaskGroup() as tasks, AsyncExitStack() as held:
+            for number in range(MAX_RENDERED_PAGES):
+                await held.enter_async_context(slots.slot(f"visitor {number}"))
+            waiting = [
+                tasks.create_task(browser.request(method, path))
+                for _ in range(page_limits.MAX_PENDING_PAGES_PER_VISITOR)
+            ]
+            await until(lambda: slots.pending == MAX_RENDERED_PAGES + len(waiting))
+            assert (await browser.request(method, path)).status_code == 429
+        assert [task.result().status_code for task in waiting] == [status] * len(waiting)
+
+
 @pytest.mark.parametrize("path", ["/ui/repositories", "/ui/overview"])
 async def test_pages_that_wait_for_a_list_of_repositories_keep_nobody_from_pages(tmp_path: Path, path: str) -> None:
     """A page that waits for a list of repositories holds no slot for pages, so that other pages are rendered
