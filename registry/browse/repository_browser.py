@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from copy import copy
 from typing import TYPE_CHECKING, Final, Protocol
 
 from registry.browse.comparison import common_platform, compare_images
@@ -90,7 +89,8 @@ class RepositoryBrowser:
     raises the same errors as a read of `/v2`: Unauthorized, NameUnknown or ManifestUnknown.
 
     A process runs a limited number of reads at a time, in total and for each visitor (`visitor_of`). Further reads
-    wait. If too many wait, a read raises TooManyRequests. A page acquires a slot for all its reads (`read_slot`).
+    wait. If too many wait, a read raises TooManyRequests. A page reads first, and then waits for a slot to render
+    (`registry.ui.page_route.page_slot`). It holds no slot to read meanwhile, so that other visitors can read.
 
     `answer_memory`: the budget for the memory of the results of `raw_manifest` and `raw_config`. A route that sends
     such a result reserves memory in this budget."""
@@ -107,8 +107,6 @@ class RepositoryBrowser:
         self._live = live
         self._reads = VisitorLimits(_READS, "answers")
         self._lists = VisitorLimits(_LISTS, "lists")
-        self._holds_slot = False
-        """Whether `read_slot` has yielded this object, so that its reads need no slot."""
         self.answer_memory = MemoryBudget(_ANSWER_BYTES, "manifests and configs")
         listing, upstream_tags = store.tag_listing, store.upstream_tags
         self._reader = ContentReader(registry)
@@ -264,30 +262,14 @@ class RepositoryBrowser:
         return await self._remover.restore(repo, tags, by)
 
     @asynccontextmanager
-    async def read_slot(self, request: RequestContext, *, is_list: bool = False) -> AsyncIterator[RepositoryBrowser]:
-        """Waits for a slot to read for the visitor, and holds it. Yields a browser whose reads use this slot. Inside
-        the `async with` block, all reads have to use this browser: a second slot for the same visitor might never
-        become free.
-
-        A page waits here before it waits for a slot for rendering (`registry.ui.page_route.page_slot`). In the opposite
-        order, the visitor's other requests could make the page hold its slot for rendering for a long time. `is_list`:
-        the block reads a list of tags. Raises TooManyRequests. A cancellation releases the slot."""
+    async def _reading(self, request: RequestContext, *, is_list: bool = False) -> AsyncIterator[None]:
+        """Waits for a slot to read for the visitor, and holds it. Inside the `async with` block, `request` is the
+        current request. `is_list`: the block reads a list of tags. Raises TooManyRequests."""
         visitor = visitor_of(request)
         async with AsyncExitStack() as slots:
             if is_list:
                 await slots.enter_async_context(self._lists.slot(visitor))
             await slots.enter_async_context(self._reads.slot(visitor))
-            browser = copy(self)
-            browser._holds_slot = True
-            yield browser
-
-    @asynccontextmanager
-    async def _reading(self, request: RequestContext, *, is_list: bool = False) -> AsyncIterator[None]:
-        """Waits for a slot to read for the visitor, and holds it, unless this browser has a slot already. Inside the
-        `async with` block, `request` is the current request. Raises TooManyRequests."""
-        async with AsyncExitStack() as slots:
-            if not self._holds_slot:
-                await slots.enter_async_context(self.read_slot(request, is_list=is_list))
             with as_current_request(request):
                 yield
 

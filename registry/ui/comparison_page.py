@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
 from registry.admin.repository_rights import readable_repository
 from registry.browse.models import ComparisonView
-from registry.browse.repository_browser import RepositoryBrowser
 from registry.http.error_statuses import status_of
 from registry.request import RequestInvalid
 from registry.ui.image_page import path_of, repository_in
@@ -17,7 +15,7 @@ from registry.ui.languages import translatable
 from registry.ui.page_route import WaitingRoute, caller_of, page_response, page_slot, query_of, redirect
 from registry.ui.pages import PageComponents
 from storage.errors import DigestInvalid, ManifestUnknown, TagInvalid
-from storage.names import RepositoryName, as_reference
+from storage.names import as_reference
 
 COMPARISON_PATH: Final = "/ui/comparison"
 LAYERS_ON_A_PAGE: Final = 200
@@ -58,35 +56,26 @@ async def comparison(request: Request, path: str) -> Response:
     if len(chosen) > 2:
         raise RequestInvalid("choose two tags to compare")
     platform = (query.one("platform") or "").strip()[:_MAX_CHARACTERS] or None
-    async with caller.browser.read_slot(caller.request_on(stored)) as browser, page_slot(request):
-        return await _comparison_page(request, browser, stored, chosen, platform)
-
-
-async def _comparison_page(
-    request: Request, browser: RepositoryBrowser, name: RepositoryName, chosen: Sequence[str], platform: str | None
-) -> Response:
-    """Returns the page. Compares the images if two are `chosen`. `browser` has a slot to read."""
-    caller = caller_of(request)
-    components: PageComponents = request.app.service.pages
     found: ComparisonView | None = None
     problem, status = "", 200
     if len(chosen) == 2:
         try:
             base, other = (as_reference(text) for text in chosen)
-            found = await browser.compare(caller.request_on(name), name, base, other, platform)
+            found = await caller.browser.compare(caller.request_on(stored), stored, base, other, platform)
         except (DigestInvalid, ManifestUnknown, TagInvalid) as error:
             problem, status = error.message, status_of(error)
-    return await page_response(
-        request,
-        "comparison.html",
-        status_code=status,
-        section="repositories",
-        name=name,
-        upstream=components.naming.upstream_of(name),
-        chosen=[*chosen, "", ""][:2],
-        platform=platform or "",
-        found=found,
-        problem=problem,
-        field_names=FIELD_NAMES,
-        layers_on_a_page=LAYERS_ON_A_PAGE,
-    )
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "comparison.html",
+            status_code=status,
+            section="repositories",
+            name=stored,
+            upstream=components.naming.upstream_of(stored),
+            chosen=[*chosen, "", ""][:2],
+            platform=platform or "",
+            found=found,
+            problem=problem,
+            field_names=FIELD_NAMES,
+            layers_on_a_page=LAYERS_ON_A_PAGE,
+        )

@@ -59,9 +59,8 @@ async def description_form(request: Request, path: str) -> Response:
     NameUnknown."""
     caller, name = caller_of(request), repository_in(path)
     stored = await _writable_repository(caller, name)
-    context = caller.request_on(stored)
-    async with caller.browser.read_slot(context) as browser, page_slot(request):
-        description = await browser.stored_description(context, stored)
+    description = await caller.browser.stored_description(caller.request_on(stored), stored)
+    async with page_slot(request):
         if description is None:
             return await _form_page(request, stored, "", 0)
         return await _form_page(request, stored, description.text, description.revision)

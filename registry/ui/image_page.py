@@ -15,9 +15,8 @@ from urllib.parse import quote
 from fastapi import Request, Response
 
 from registry.browse.models import SizePart
-from registry.browse.repository_browser import RepositoryBrowser
 from registry.ui.languages import translatable
-from registry.ui.page_route import caller_of, image_host, page_response, query_of
+from registry.ui.page_route import caller_of, image_host, page_response, page_slot, query_of
 from registry.ui.visitor_rights import visitor_rights
 from storage.errors import DigestInvalid, ManifestUnknown, NameInvalid, NameUnknown, TagInvalid
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -76,35 +75,35 @@ def image_name(name: RepositoryName, reference: Reference | None) -> str:
     return f"{name}{'@' if isinstance(reference, Digest) else ':'}{reference}"
 
 
-async def image_page(
-    request: Request, browser: RepositoryBrowser, name: RepositoryName, reference: Reference, upstream: str | None
-) -> Response:
+async def image_page(request: Request, name: RepositoryName, reference: Reference, upstream: str | None) -> Response:
     """Shows the image, index or artifact `reference` in the repository with this stored name. For an index, the query
-    can have `platform`: the platform or digest of the image to show. `browser` has a slot to read. Raises Unauthorized,
-    NameUnknown, ManifestUnknown."""
+    can have `platform`: the platform or digest of the image to show. The route has to be a `WaitingRoute`. Raises
+    Unauthorized, NameUnknown, ManifestUnknown."""
     caller, platform = caller_of(request), query_of(request).one("platform") or None
     context = caller.request_on(name)
-    view = await browser.manifest(context, name, reference, platform)
-    contents = await browser.files(context, name, reference) if view.kind == "artifact" else None
-    return await page_response(
-        request,
-        "image.html",
-        section="repositories",
-        name=name,
-        image_name=image_name(name, reference),
-        upstream=upstream,
-        view=view,
-        referrers=await browser.referrers(context, name, reference),
-        contents=contents,
-        bars=list(size_bars(view.image.parts)) if view.image is not None else [],
-        steps_on_a_page=STEPS_ON_A_PAGE,
-        purpose_names=PURPOSE_NAMES,
-        is_tag=isinstance(reference, Tag),
-        is_immutable=isinstance(reference, Tag) and browser.is_immutable(name, reference),
-        rights=await visitor_rights(caller, name),
-        host=image_host(request),
-        now=datetime.now(UTC),
-    )
+    view = await caller.browser.manifest(context, name, reference, platform)
+    contents = await caller.browser.files(context, name, reference) if view.kind == "artifact" else None
+    referrers = await caller.browser.referrers(context, name, reference)
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "image.html",
+            section="repositories",
+            name=name,
+            image_name=image_name(name, reference),
+            upstream=upstream,
+            view=view,
+            referrers=referrers,
+            contents=contents,
+            bars=list(size_bars(view.image.parts)) if view.image is not None else [],
+            steps_on_a_page=STEPS_ON_A_PAGE,
+            purpose_names=PURPOSE_NAMES,
+            is_tag=isinstance(reference, Tag),
+            is_immutable=isinstance(reference, Tag) and caller.browser.is_immutable(name, reference),
+            rights=await visitor_rights(caller, name),
+            host=image_host(request),
+            now=datetime.now(UTC),
+        )
 
 
 def size_bars(parts: Sequence[SizePart]) -> Iterator[SizeBar]:

@@ -25,6 +25,7 @@ from registry.admin.caller import Caller, make_caller, require_admin, require_lo
 from registry.admin.cookies import SESSION_COOKIE, BrowserCookies, cookie_value
 from registry.admin.management_route import audit_denial
 from registry.asgi import Scope, Send, client_address, raw_path, unauthenticated_actor
+from registry.client_addresses import visitor_key
 from registry.clients.registry_address import RegistryAddress
 from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
 from registry.http.query import Query
@@ -272,10 +273,10 @@ def _path_of(scope: Scope) -> str:
 
 
 def _visitor_of(visit: Visit, scope: Scope) -> str:
-    """Returns the text that identifies a visitor in `PageLimits`: an account, or the network of an anonymous client."""
-    assert visit.caller is not None
-    principal = visit.caller.principal
-    return principal.visitor_at(client_address(scope))
+    """Returns the text that identifies a visitor in `PageLimits`: an account, or the network of a client that is
+    anonymous or not identified yet."""
+    address = client_address(scope)
+    return visitor_key(None, address) if visit.caller is None else visit.caller.principal.visitor_at(address)
 
 
 @contextmanager
@@ -306,8 +307,8 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
-    """Returns the page about an error. A visitor who has to log in is redirected to the login page. Logs an error whose
-    status is 500 or above."""
+    """Returns the page about an error, which is rendered in a `page_slot`. A visitor who has to log in is redirected to
+    the login page. Logs an error whose status is 500 or above."""
     visit = visit_of(request)
     if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
         return _to_login(visit)
@@ -319,9 +320,12 @@ async def _error_response(request: Request, error: Exception) -> Response:
         needs_traceback = not isinstance(error, RegistryError) or isinstance(error, StorageFailed)
         log.error("page %s failed with %d: %s", request_id, status, error, exc_info=error if needs_traceback else None)
     try:
-        response = await page_response(
-            request, "error.html", status_code=status, **_error_values(status, error, request_id)
-        )
+        async with page_slot(request):
+            response = await page_response(
+                request, "error.html", status_code=status, **_error_values(status, error, request_id)
+            )
+    except TooManyRequests as refusal:
+        response = await _too_many_response(request, refusal)
     except Exception:
         log.exception("the page about the error of request %s failed", request_id)
         response = Response("The registry failed; its log says why.\n", 500, HEADERS, "text/plain; charset=utf-8")

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Request, Response
 
 from registry.admin.repository_rights import readable_repository
 from registry.browse.models import DescriptionView
-from registry.browse.repository_browser import RepositoryBrowser
 from registry.browse.tag_rows import MAX_TEXT_CHARACTERS
 from registry.request import RequestInvalid
 from registry.ui.description_page import TOP_HEADING, description_html
@@ -101,42 +100,38 @@ async def repository(request: Request, path: str) -> Response:
     caller = caller_of(request)
     context = caller.request_on(stored)
     if reference is not None:
-        upstream = _components(request).naming.upstream_of(stored)
-        async with caller.browser.read_slot(context) as browser, page_slot(request):
-            return await image_page(request, browser, stored, reference, upstream)
+        return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
     description = await caller.browser.description(context, stored, TOP_HEADING)
-    async with caller.browser.read_slot(context, is_list=True) as browser, page_slot(request):
-        return await _tags_page(request, browser, stored, description)
+    return await _tags_page(request, stored, description)
 
 
-async def _tags_page(
-    request: Request, browser: RepositoryBrowser, name: RepositoryName, description: DescriptionView
-) -> Response:
+async def _tags_page(request: Request, name: RepositoryName, description: DescriptionView) -> Response:
     caller, query = caller_of(request), query_of(request)
     text = (query.one("q") or "").strip()[:MAX_TEXT_CHARACTERS]
     sort = query.one("sort") or TagOrder.NAME.value
     tags, after, context = _tag_query(text, sort), query.one("after") or None, caller.request_on(name)
-    page = await browser.tags(context, name, tags, after, TAGS_ON_A_PAGE)
-    return await page_response(
-        request,
-        "repository.html",
-        section="repositories",
-        name=name,
-        upstream=_components(request).naming.upstream_of(name),
-        rows=page.items,
-        next_after=page.next,
-        is_sorted=page.order == tags.order,
-        text=text,
-        sort=sort,
-        sort_links=list(_sort_links(tags)),
-        is_descending=tags.is_descending,
-        most_tags=MAX_REMOVED_TAGS,
-        description=description_html(description.html),
-        is_description_formatted=description.formatted,
-        host=image_host(request),
-        now=datetime.now(UTC),
-        rights=await visitor_rights(caller, name),
-    )
+    page = await caller.browser.tags(context, name, tags, after, TAGS_ON_A_PAGE)
+    async with page_slot(request):
+        return await page_response(
+            request,
+            "repository.html",
+            section="repositories",
+            name=name,
+            upstream=_components(request).naming.upstream_of(name),
+            rows=page.items,
+            next_after=page.next,
+            is_sorted=page.order == tags.order,
+            text=text,
+            sort=sort,
+            sort_links=list(_sort_links(tags)),
+            is_descending=tags.is_descending,
+            most_tags=MAX_REMOVED_TAGS,
+            description=description_html(description.html),
+            is_description_formatted=description.formatted,
+            host=image_host(request),
+            now=datetime.now(UTC),
+            rights=await visitor_rights(caller, name),
+        )
 
 
 def _tag_query(text: str, sort: str) -> TagQuery:

@@ -94,7 +94,8 @@ async def search(request: Request) -> Response:
             kinds=KINDS,
             target=None if target is None else _target_hit(searches, target),
             lists=[each for each in lists if each.hosted or each.mirrored],
-            is_complete=all(each.is_complete for each in lists),
+            # A longer text is no help if the text names an image, a repository or a whole digest.
+            may_lack_matches=target is None and not _is_digest(text) and not all(each.is_complete for each in lists),
             is_indexing=await searches.is_indexing(),
             now=datetime.now(UTC),
         )
@@ -143,12 +144,19 @@ def _only_path(text: str, target: SearchTarget | None, lists: Sequence[HitList])
     image or repository; None for other texts."""
     if target is not None and not target.is_blob and (target.reference is not None or len(text.split()) > 1):
         return _path(target.repository, target.reference)
-    try:
-        Digest(text)
-    except DigestInvalid:
+    if not _is_digest(text):
         return None
     hits = [hit for each in lists for hit in (*each.hosted, *each.mirrored) if each.kind == "digests"]
     return hits[0].path if len(hits) == 1 and not hits[0].is_blob else None
+
+
+def _is_digest(text: str) -> bool:
+    """Returns whether the text is a whole digest, such as `sha256:` and 64 hexadecimal digits."""
+    try:
+        Digest(text)
+    except DigestInvalid:
+        return False
+    return True
 
 
 def _path(name: RepositoryName, reference: Reference | None) -> str:

@@ -51,9 +51,8 @@ async def tag_removal(request: Request, path: str) -> Response:
     stored = await deletable_repository(caller, name)
     tags = [Tag(tag) for tag in dict.fromkeys(query_of(request).all("tag"))]
     _check_count(len(tags), MAX_REMOVED_TAGS)
-    context = caller.request_on(stored)
-    async with caller.browser.read_slot(context, is_list=True) as browser, page_slot(request):
-        plan = await browser.plan_removal(context, stored, tags) if tags else None
+    plan = await caller.browser.plan_removal(caller.request_on(stored), stored, tags) if tags else None
+    async with page_slot(request):
         return await page_response(
             request, "tag_removal.html", section="repositories", name=stored, plan=plan, kept_until=_kept_until(caller)
         )

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from registry.app import create_app
+from registry.browse.repository_browser import _READS
 from registry.ui import page_limits
 from registry.ui.page_limits import MAX_RENDERED_PAGES
 from storage.access import AccountName
@@ -232,6 +233,64 @@ async def test_pages_that_wait_for_other_requests_keep_nobody_from_pages(tmp_pat
             async with asyncio.timeout(30):
                 assert (await browser.get("/ui/setup")).status_code == 200
         assert [task.result().status_code for task in waiting] == [200] * len(waiting)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ui/repositories/team/app",
+        "/ui/repositories/team/app:1",
+        "/ui/comparison/team/app?tag=1&tag=1",
+        "/ui/tag-removal/team/app?tag=1",
+        "/ui/description/team/app",
+    ],
+)
+async def test_pages_that_wait_to_be_rendered_keep_nobody_from_reads(tmp_path: Path, path: str) -> None:
+    """While pages of some visitors wait for a slot to render, these pages hold no slot to read. So another visitor can
+    read."""
+    async with site(tmp_path, accounts=False) as server, AsyncExitStack() as browsers:
+        await add_cached(server.store, "team/app", "1")
+        pages = server.app.app.pages
+        assert pages is not None
+        slots = pages.limits._limits
+        visitors = [
+            await browsers.enter_async_context(server.browser(address=f"192.0.2.{number}"))
+            for number in range(_READS.max_running + 1)
+        ]
+        async with asyncio.TaskGroup() as tasks, AsyncExitStack() as held:
+            for number in range(MAX_RENDERED_PAGES):
+                await held.enter_async_context(slots.slot(f"visitor {number}"))
+            waiting = [tasks.create_task(visitor.get(path)) for visitor in visitors[1:]]
+            await until(lambda: slots.pending == MAX_RENDERED_PAGES + len(waiting))
+            async with asyncio.timeout(30):
+                for read in ("manifests/1/details", "tag-list"):
+                    answer = await visitors[0].get(f"/api/v1/repositories/team/app/{read}")
+                    assert answer.status_code == 200, read
+        assert [task.result().status_code for task in waiting] == [200] * len(waiting)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [("/ui/comparison/none", {}, 404), ("/ui/logout", {"sec-fetch-site": "cross-site"}, 403)],
+)
+async def test_error_pages_wait_for_a_slot(tmp_path: Path, path: str, headers: dict[str, str], status: int) -> None:
+    """A page about an error is rendered in a slot of its visitor, like every other page. If too many pages of this
+    visitor wait, the visitor gets 429."""
+    async with site(tmp_path, accounts=False) as server, server.browser(**headers) as browser:
+        pages = server.app.app.pages
+        assert pages is not None
+        slots = pages.limits._limits
+        method = "POST" if headers else "GET"
+        async with asyncio.TaskGroup() as tasks, AsyncExitStack() as held:
+            for number in range(MAX_RENDERED_PAGES):
+                await held.enter_async_context(slots.slot(f"visitor {number}"))
+            waiting = [
+                tasks.create_task(browser.request(method, path))
+                for _ in range(page_limits.MAX_PENDING_PAGES_PER_VISITOR)
+            ]
+            await until(lambda: slots.pending == MAX_RENDERED_PAGES + len(waiting))
+            assert (await browser.request(method, path)).status_code == 429
+        assert [task.result().status_code for task in waiting] == [status] * len(waiting)
 
 
 @pytest.mark.parametrize("path", ["/ui/repositories", "/ui/overview"])

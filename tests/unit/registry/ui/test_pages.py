@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from registry.auth.password.hashing import hash_password
 from registry.ui.image_page import STEPS_ON_A_PAGE
@@ -19,6 +20,7 @@ from registry.ui.page_limits import MAX_RENDERED_PAGES
 from registry.ui.repository_list import PAGE_SIZE
 from registry.ui.search_page import HITS_OF_EACH_KIND
 from storage.access import AccountKind, AccountName
+from storage.metadata.sqlite.search import search_scope
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.app_in_process import AppInProcess, running_app, until
@@ -42,9 +44,9 @@ class Site:
         assert access is not None
         self.store: StoredRegistry = access.management.upkeep.store
 
-    def browser(self, **headers: str) -> httpx2.AsyncClient:
-        """Returns a client at another machine, which sends these headers with each request."""
-        transport = httpx2.ASGITransport(app=self.app.app, client=("192.0.2.1", 1), raise_app_exceptions=False)
+    def browser(self, *, address: str = "192.0.2.1", **headers: str) -> httpx2.AsyncClient:
+        """Returns a client at another machine with this IP address, which sends these headers with each request."""
+        transport = httpx2.ASGITransport(app=self.app.app, client=(address, 1), raise_app_exceptions=False)
         return httpx2.AsyncClient(transport=transport, base_url=BASE_URL, headers=headers)
 
     async def log_in(self, browser: httpx2.AsyncClient, name: str, **form: str) -> httpx2.Response:
@@ -294,10 +296,11 @@ async def test_large_images_and_indexes(tmp_path: Path) -> None:
         assert "5.00 MiB" in page
 
 
-async def test_search(tmp_path: Path) -> None:
+async def test_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The results have hosted and mirrored content in separate lists, with links to further pages. A visitor finds only
     what they may pull. A search for a tag, a digest or a pull command redirects to the page of the image. HTML in a
-    search is shown as text."""
+    search is shown as text. If the visitor may pull many repositories but not all, the page says that matches may be
+    missing, except for such a tag, digest or command."""
     async with site(tmp_path) as server, server.browser() as browser:
         hostile = "<script>alert(1)</script>"
         index = await add_described(server.store, "team/app", "v1", hostile)
@@ -332,6 +335,15 @@ async def test_search(tmp_path: Path) -> None:
             assert f'href="/ui/repositories/{path}"' in while_typing.text
         for wrong in ({"kind": "people"}, {"after": "1"}, {"kind": "tags", "after": "-1"}):
             assert (await search(params={"q": "app", **wrong})).status_code == 400
+        monkeypatch.setattr(search_scope, "MAX_LISTED_REPOSITORIES", 0)
+        for text, may_lack_matches in (
+            ("alert", True),
+            ("team/app:v1", False),
+            (index.digest, False),
+            (f"sha256:{'0' * 64}", False),  # a digest that is not stored
+        ):
+            page = (await search(params={"q": text}, headers={"hx-request": "true"})).text
+            assert ("Some matches may be missing" in page) is may_lack_matches, text
         await server.log_in(browser, "root")
         first = (await search(params={"q": "secret/app"})).text
         next_link = re.search(r'<a class="button" href="([^"]+kind=repositories[^"]+)"', first)
