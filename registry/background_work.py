@@ -144,12 +144,12 @@ class BackgroundWork:
         await self.hand_over()
         tasks, self._tasks = self._tasks, []
         await cancel_all(tasks)
-        for pulls in (self._pulls, self._pull_events):
+        for pulls, what in ((self._pulls, "pulls"), (self._pull_events, "events of pulls")):
             if pulls is not None:
                 try:
                     await pulls.store()
                 except Exception as error:  # must not keep the rest from being stored
-                    log.warning("the pulls of the last seconds are lost: %s", error)
+                    log.warning("the %s of the last seconds are lost: %s", what, error)
         if self._activity is not None:
             await self._activity.store_last()
 

@@ -192,6 +192,7 @@ class Collector:
             self._saw_future_at = time.monotonic()
         if time.monotonic() - self._saw_future_at >= CONFIRM_FUTURE_SECONDS:
             await self._metadata.correct_future_times()
+            self._saw_future_at = None
 
     async def _empty_trash(self, this_round: _Round) -> None:
         """Frees the disk space of bytes that an earlier round has removed."""

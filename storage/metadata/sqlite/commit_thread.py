@@ -249,7 +249,10 @@ class CommitThread:
             self._roll_back(db)
             if any(pending.is_committed for pending in batch):
                 raise  # a committed change must not be made again
-            if len(batch) > 1:
+            if isinstance(error, StorageFailed | StorageFull):  # before the first change: none would succeed alone
+                for pending in batch:
+                    pending.error = error
+            elif len(batch) > 1:
                 for pending in batch:
                     self._commit(db, [pending])
             else:
@@ -321,9 +324,11 @@ class CommitThread:
     def _close_gaps(self, db: apsw.Connection, lock: int) -> None:
         """Closes the gaps of the log at the end of the thread, because other processes may not know of them. Logs
         errors instead of raising them."""
+        if not self._wal.may_have_gaps:
+            return
         try:
             with Flock(lock):
-                self._wal.close_gaps(db)
+                self._wal.close_gaps_at_end(db)
         except Exception as error:
             log.error("the metadata is not stored completely after an error of the disk: %s", error)
 

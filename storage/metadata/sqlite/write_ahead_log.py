@@ -55,7 +55,8 @@ class WriteAheadLog:
         self._pages = 0
         self._restart_pages = RESTART_LOG_PAGES
         """Length of the log, in pages, from which on a checkpoint waits for the log's readers."""
-        self._may_have_gaps = False
+        self.may_have_gaps = False
+        """Whether an fsync of the log has failed since the log was emptied."""
         self._close_again_at = float("-inf")
         """When to try again to close the gaps, in seconds of `time.monotonic`."""
 
@@ -74,13 +75,13 @@ class WriteAheadLog:
         or checkpoint."""
         if isinstance(error, apsw.IOError):
             result = getattr(error, "extendedresult", apsw.SQLITE_IOERR_FSYNC)  # only SQLite's own errors have it
-            self._may_have_gaps = self._may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
+            self.may_have_gaps = self.may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
 
     def close_gaps(self, db: apsw.Connection) -> None:
         """Does nothing if the log has no gaps. Otherwise copies the log into the database file, syncs that file, and
         empties the log. The copy is complete, because the page cache still has the bytes that the kernel could not
         write. Raises StorageFull or StorageFailed if this fails, or if a reader needs the log for too long."""
-        if not self._may_have_gaps:
+        if not self.may_have_gaps:
             return
         if time.monotonic() >= self._close_again_at:
             self._close_again_at = time.monotonic() + CLOSE_RETRY_SECONDS
@@ -89,7 +90,7 @@ class WriteAheadLog:
                 # Empties the log, because after a power cut SQLite would copy the part before the gap over newer pages.
                 self._try_checkpoint(db, apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 sync_file(self._system, self._path)
-                self._may_have_gaps, self._close_again_at = False, float("-inf")
+                self.may_have_gaps, self._close_again_at = False, float("-inf")
             except StorageFull:
                 self._close_again_at = float("-inf")  # the caller tries again at once, with space from the reserve
                 raise
@@ -97,12 +98,20 @@ class WriteAheadLog:
                 log.warning("cannot store the metadata completely after an error of the disk: %s", error)
             finally:
                 db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
-        if self._may_have_gaps:
+        if self.may_have_gaps:
             raise StorageFailed(
                 "the disk could not store the registry's metadata, and the registry accepts no change until it can "
                 "store the metadata again; check the disk"
             )
         log.warning("the metadata is stored completely again after an error of the disk; check the disk")
+
+    def close_gaps_at_end(self, db: apsw.Connection) -> None:
+        """Does the same as `close_gaps`, at once and with the reserve, because this process ends."""
+        self._close_again_at = float("-inf")
+        try:
+            self.close_gaps(db)
+        except StorageFull:
+            self._reserve.spend(lambda: self.close_gaps(db), StorageFull)
 
     def shorten(self, db: apsw.Connection) -> None:
         """Runs a checkpoint. If the log is very long, waits for its readers. Logs errors instead of raising them."""
