@@ -84,8 +84,10 @@ async def search(request: Request) -> Response:
         target = None if kind else await searches.target(principal, text)
         lists = [await _find(searches, caller.searcher, text, each, offset) for each in ([kind] if kind else KINDS)]
     # While the visitor types, the script htmx requests only the results (`is_partial`). The visitor may still be in the
-    # middle of the text, so only a request for the whole page, as after Enter, leads to another page.
-    if not visit_of(request).is_partial and (path := _only_path(text, target, lists)) is not None:
+    # middle of the text, so only a request for the whole page, as after Enter, leads to another page. A further page of
+    # results (`kind`) shows these results, even if there is only one.
+    may_redirect = not visit_of(request).is_partial and kind is None
+    if may_redirect and (path := _redirect_path(text, target, lists)) is not None:
         return redirect(path)
     async with page_slot(request):
         return await page_response(
@@ -118,7 +120,8 @@ def _offset(after: str | None, kind: str | None) -> int:
 
 
 async def _find(searches: ContentSearches, searcher: Searcher, text: str, kind: str, offset: int) -> HitList:
-    """Returns a page of the entries of one kind that are found; the first page if `offset` is 0."""
+    """Returns a page of the entries of one kind that match `text`. `offset`: the number of entries to skip; 0 for the
+    first page."""
     limit = HITS_OF_ONE_KIND if offset else HITS_OF_EACH_KIND
 
     async def found(
@@ -144,7 +147,7 @@ async def _find(searches: ContentSearches, searcher: Searcher, text: str, kind: 
     return await found(searches.digests, _digest_hit)
 
 
-def _only_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
+def _redirect_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
     """Returns the path of the image or repository to which the search redirects; None: the search shows its results.
     The search redirects if the text names an image with its tag or digest, if it has several words (such as a pull
     command) and names an image or repository, or if it is a whole digest that leads to only one image."""
