@@ -206,9 +206,9 @@ class LoginSession:
     """The session of a person who logged in with a browser. `method`: how the person logged in: `password`, or `openid`
     for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: approximate time of the
     last request. `address` and `user_agent`: IP address and User-Agent of the browser at the login. `version`: the
-    version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the source outside
-    the store on which the login depends (the htpasswd line, or the settings of the OpenID provider); None: there is
-    none. `groups`: groups that the OpenID provider named."""
+    version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the account's
+    htpasswd line, or of the settings of the OpenID provider, if the login used one of them; otherwise None. The session
+    is valid only as long as this hash stays the same. `groups`: groups that the OpenID provider named."""
 
     id: str
     account: AccountName
@@ -238,14 +238,14 @@ class SigningKey:
 
 class FailureCost(NamedTuple):
     """What a failed login adds to the time of a throttling key. `seconds`: the number of seconds to add. `max_seconds`:
-    the largest number of seconds by which the sum may lie in the future, at most `LONGEST_THROTTLING_SECONDS`."""
+    how far in the future the new time may be at most, in seconds; not more than `LONGEST_THROTTLING_SECONDS`."""
 
     seconds: float
     max_seconds: float
 
     def latest_plausible(self, now: float) -> float:
-        """Returns the latest time that earlier failures can have given to the key. If the stored time of the key is
-        later, the clock was ahead when it was stored. Times are in seconds since 1970; `now` is the present time."""
+        """Returns the latest time that the key can have now. If the stored time is later, it was stored before the
+        clock was set back. `now` and the result are in seconds since 1970."""
         return now + self.max_seconds + CLOCK_MARGIN_SECONDS
 
 

@@ -83,11 +83,11 @@ class Accounts(Protocol):
         only_without_rights: bool = False,
         by: Actor,
     ) -> Account:
-        """Adds an account and returns it. From the first added account on, clients that have not logged in have only
-        the rights that grants give them; removing the account does not undo this. `password_hash`: None for an account
-        without a password. `note`: free text. `only_without_rights`: whether to raise AccountInvalid if grants or
-        groups name the account already. This can be so before it exists, because accounts outside the store can have
-        rights too."""
+        """Adds an account and returns it. As soon as the first account is added, clients that have not logged in have
+        only the rights that grants give them; removing the account does not undo this. `password_hash`: None for an
+        account without a password. `note`: free text. `only_without_rights`: whether to raise AccountInvalid if the
+        name has a grant or is a member of a group already. A name can have these without an account in this store,
+        because accounts of other sources, such as an htpasswd file, have rights in the same way."""
         ...
 
     async def set_password(
@@ -166,9 +166,8 @@ class Accounts(Protocol):
         ...
 
     def patterns_by_actions(self, subjects: Sequence[Grantee]) -> dict[Action, frozenset[NamePattern]]:
-        """Returns the grants of all `subjects` together, grouped by their actions (an `Action` can combine several).
-        The result maps each combination of actions to the patterns of the grants that have exactly these actions. Takes
-        a microsecond per grant."""
+        """Returns the patterns of the grants of all `subjects` together. The result maps a set of actions (an `Action`)
+        to the patterns of the grants that have exactly this set. Takes a microsecond per grant."""
         ...
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
@@ -196,10 +195,10 @@ class Accounts(Protocol):
         self, token: ApiToken, secret_hash: bytes, *, expected_version: int | None = None, by: Actor
     ) -> None:
         """Adds a token of an account. Does not increment the epoch, because no process can have cached anything about
-        the token before it exists. `expected_version`: the version that the account had at the login that allows this
-        change; None: no login to this account allows it. Raises Unauthorized if the account has another version now.
-        Raises AccountInvalid if the account has too many tokens of the purpose `personal`. If it has too many of the
-        purpose `login`, revokes the least recently used ones."""
+        the token before it exists. `expected_version`: the version that the account had when the caller logged in to
+        it; None: the caller did not log in to this account. If the account has another version now, raises
+        Unauthorized. Raises AccountInvalid if the account has too many tokens of the purpose `personal`. If it has too
+        many of the purpose `login`, revokes the least recently used ones."""
         ...
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:
@@ -257,10 +256,10 @@ class Accounts(Protocol):
         `keep` is 0.0, the tokens of the older keys become invalid immediately, which is right if a key has leaked."""
         ...
 
-    # Throttling of logins after failed logins. All processes share it. A *throttling key* is a text that stands for an
-    # account, for the network of a client, or for both together. Each key has a time, and each failed login moves the
-    # times of its keys further into the future. While the time of a key lies too far in the future, the caller refuses
-    # logins under the key.
+    # Throttling of logins after failed logins, for all processes together. A *throttling key* is a text that stands for
+    # an account, for the network of a client, or for both. The store has a time for each key. A failed login has
+    # several keys, and moves the time of each key further into the future. If the time of a key lies too far in the
+    # future, the caller of this interface refuses logins under the key.
 
     def throttled_until(self, key: str) -> float:
         """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 CLOCK_MARGIN_SECONDS: Final = 60.0
-"""A time is in the future if it is more than this many seconds later than the present time. It is longer than a change
-waits for earlier changes, so that the times of running changes are never in the future."""
+"""A time is in the future if it is more than this many seconds later than the present time. There is a margin because a
+change reads the clock first and then waits for earlier changes, which may store slightly later times. The margin is
+longer than such a wait."""
 
 
 def is_future(stored_time: float, now: float) -> bool:

@@ -36,9 +36,9 @@ class TagFacts:
     manifest that an index lists, was last pulled; None: no pull is recorded. `unrecorded_until`: pulls before this time
     were not recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are
     in seconds since 1970. `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None:
-    the repository does not have that manifest, or the tag has another name. `order_time`: if `pushed` was in the
-    future (`storage.future_times`) when the tag was read, the time of the last change that is known to be older than
-    the push; otherwise None."""
+    the repository does not have that manifest, or the tag has another name. `order_time`: None, unless `pushed` was in
+    the future (`storage.future_times`) when the tag was read. Then it takes the place of `pushed` in the order of the
+    tags, and is the time of the last change of a tag that is known to be older than the push."""
 
     name: Tag
     digest: Digest
@@ -58,12 +58,12 @@ class TagFacts:
 @dataclass(frozen=True, slots=True)
 class TagPosition:
     """The position of a tag in the list of the tags of a repository, newest first. Tags are in the order of their last
-    pushes. A tag whose time is in the future (`storage.future_times`) does not stay the newest until the clock has
-    reached that time: its place is that of `TagFacts.order_time`. Of several tags that were pushed at the same time,
-    the first in the order of names comes first.
+    pushes. If the time of a push is in the future (`storage.future_times`), `TagFacts.order_time` takes its place.
+    Otherwise that tag would be the newest until the clock has reached the time. Of several tags that were pushed at the
+    same time, the first in the order of names comes first.
 
-    `pushed`, `name`, `order_time`: those of the tag. `future_after`: later times were in the future when the list was
-    read."""
+    `pushed`, `name`, `order_time`: those of the tag. `future_after`: a time was in the future, when the list was read,
+    if it is later than this time."""
 
     pushed: float
     name: str
@@ -72,8 +72,8 @@ class TagPosition:
 
     def is_at_or_after(self, tag: TagFacts) -> bool:
         """Returns whether the tag is at this position or before it."""
-        # The clock can be set back after the list was read. Then the time of a tag is in the future that was not in the
-        # future for the list.
+        # The clock may have been set back after the list was read and before the tag was read. Then the tag can have an
+        # `order_time` although the list has the tag in the place of `pushed`. That place counts.
         order_time = tag.order_time if tag.pushed > self.future_after else None
         return _sort_key(tag.pushed, tag.name, order_time) <= _sort_key(self.pushed, self.name, self.order_time)
 
@@ -156,16 +156,18 @@ class Retention(Protocol):
         self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None, lost_tags: LostTags
     ) -> UntaggedPage:
         """Returns the untagged manifests that have been unused for long enough. Reads at most `MAX_PAGE_ROWS`
-        manifests, so a page may be empty although there are further pages. `lost_tags`: what the pages before have read
-        of the tag history, with the same `limits`; an empty object for the first page. Adds the entries that were
-        written since then."""
+        manifests, so a page may be empty although there are further pages.
+
+        `lost_tags`: for the first page, an empty object; for each further page, the same object and the same `limits`.
+        The call adds to it the entries of the tag history that no earlier call has read."""
         ...
 
     async def delete_tag(
         self, repo: RepositoryName, judged: TagFacts, by: Actor, is_immutable: IsImmutable = nothing_immutable
     ) -> bool:
-        """Deletes a tag, unless it is immutable, or has been pushed, moved, deleted or pulled since it was judged. Its
-        manifest stays. Returns whether it deleted the tag."""
+        """Deletes a tag, unless it is immutable, belongs to a manifest in the repository (`TagFacts.subject`), or has
+        been pushed, moved, deleted or pulled since it was judged. Its manifest stays. Returns whether it deleted
+        the tag."""
         ...
 
     async def delete_untagged(
@@ -183,7 +185,7 @@ class Retention(Protocol):
 
         `unused_since`: manifests that were pushed or pulled after this time, in seconds since 1970, stay, because a
         client may be about to push an index that lists them. The events of the deletions name a rule of retention as
-        the reason. None: a client deletes the manifests, whenever they were used."""
+        the reason. None: a client asked for the deletion, so it does not matter when the manifests were used."""
         ...
 
     async def add_unused(

@@ -1,8 +1,9 @@
 """A TCP relay that limits the rate of each connection: `python -m bench.mirror.paced_relay PORT TARGET RATE`.
 
-nginx's `limit_rate` limits each request on its own and counts whole seconds: it sends the bytes of the first second at
-once. So it hardly slows down a client that requests a large blob in many small ranges. In this relay, the kernel limits
-the rate of each connection (SO_MAX_PACING_RATE, socket(7)), no matter which requests the connection carries.
+nginx's `limit_rate` is no replacement. It limits each response separately, and it measures time in whole seconds: as
+soon as a response begins, nginx sends as many bytes as the rate allows for one second, without a pause. So it hardly
+slows down a client that requests a large blob in many small ranges. In this relay, the kernel limits the rate of each
+connection (SO_MAX_PACING_RATE, socket(7)), no matter which requests the connection carries.
 """
 
 from __future__ import annotations

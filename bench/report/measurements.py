@@ -21,6 +21,7 @@ class Figure:
 
 RATE = Figure("rate", "requests/s")
 CPU = Figure("cpu", "server CPU µs each")
+"""The server's CPU time for each request, in microseconds."""
 TOKEN_COST = Figure("token_cost", "CPU / CPU without accounts")
 """The server's CPU time for a request with a token, divided by the CPU time for a request to a registry without
 accounts."""

@@ -1,4 +1,5 @@
-"""Runs programs. A program runs in the background until a `with` block ends, or the caller waits for its end."""
+"""Runs programs: in the background until a `with` block ends (`running_program`), or to their own end while the caller
+waits (`run_to_end`)."""
 
 from __future__ import annotations
 

@@ -27,8 +27,9 @@ _VALUE_BOUNDS: Final = Bounds(values=20_000)
 """Largest number of JSON values in a body. The largest list that a route takes has 10,000 names. Parsing 640 KiB of
 `[],[],…` would block the event loop for 50 ms."""
 MAX_UNKNOWN_FIELDS: Final = 20
-"""Largest number of unknown fields of an object that are reported one by one. If there may be more, one error is
-reported instead."""
+"""The number of fields that an object may have in excess of its model's fields. If an object has more fields, more
+than this number of them must be unknown. It gets a single error, which names none of them. In any other object, each
+unknown field gets its own error."""
 ItemT = TypeVar("ItemT")
 FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 """A list whose validation ends at the first invalid item, so that a long list cannot cause many errors."""
@@ -44,7 +45,8 @@ class BodyModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_field_count(cls, fields: Any) -> Any:
-        """Raises one error if the object has so many fields that more than `MAX_UNKNOWN_FIELDS` may be unknown."""
+        """Raises one error if the object has so many fields that more than `MAX_UNKNOWN_FIELDS` must be unknown. Only
+        counts the fields and does not look at their names."""
         if isinstance(fields, dict) and len(fields) > len(cls.model_fields) + MAX_UNKNOWN_FIELDS:
             raise PydanticCustomError(
                 "too_many_fields",

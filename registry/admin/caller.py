@@ -109,14 +109,15 @@ class Caller:
         return self.administration.accounts
 
     def version_of(self, account: AccountName) -> int | None:
-        """Returns the version that the account had when the caller logged in to it. A change of the account's
-        credentials is refused if the account has another version by then. None: it is not the caller's account."""
+        """Returns the version that the account had when the caller logged in to it; None if the caller is not logged in
+        to it, or if it is not in the store. The store refuses a change of the account's credentials if the account
+        has another version by then."""
         identity = self.principal.identity
         return identity.version if identity.name == account else None
 
     @property
     def visitor(self) -> str:
-        """The text that identifies the caller in limits for each visitor."""
+        """The text that identifies the caller for per-visitor limits."""
         return self.principal.visitor_at(self.actor.address)
 
     @property
@@ -180,8 +181,8 @@ def forget_caller(request: Request) -> None:
 
 
 async def identify_again(request: Request) -> Caller:
-    """Checks the credentials of a request again, which `identify_caller` has accepted, and returns the caller with the
-    current rights. Raises the same errors."""
+    """Checks once more the credentials of a request that `identify_caller` has accepted. Returns the caller with the
+    current rights. Raises the same errors as `identify_caller`."""
     scope = {key: value for key, value in request.scope.items() if key != _CALLER_KEY}
     return await identify_caller(Request(scope), None, None)
 

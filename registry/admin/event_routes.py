@@ -24,13 +24,13 @@ from storage.outbox import Delivery, Event, EventAction, NewEvent
 
 router = management_router()
 MAX_LOOK_UPS: Final = 20
-"""How many look-ups the response to a request for a page takes at most. Each look-up returns at most `PAGE_EVENTS`
-events. Reading and checking 2,000 events takes tens of milliseconds, in steps between which other requests run. A
-look-up with a filter finds no event if there are none among the next 5,000, which it reads in a few milliseconds."""
+"""Largest number of look-ups for one page. Each look-up returns at most `PAGE_EVENTS` events, so one page checks the
+caller's rights to at most 2,000 events. This takes tens of milliseconds, and other requests run between two look-ups. A
+look-up with a filter reads at most 5,000 events, which takes a few milliseconds, and may find none among them."""
 CURSOR_STEP: Final = 1_000
-"""The cursor of a page that does not end at a visible event is a multiple of this number, so that it does not state the
-number of a hidden event. It is less than the number of events that `MAX_LOOK_UPS` look-ups read, so that each page
-begins below the one before it."""
+"""If a page does not end at a visible event, its cursor is rounded up to a multiple of this number, so that the cursor
+does not state the number of a hidden event. `MAX_LOOK_UPS` look-ups read more events than this number. So the rounded
+cursor is still lower than the cursor of the page before, and paging always makes progress."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
 
@@ -55,7 +55,7 @@ class EventResponse(BaseModel):
 
     @classmethod
     def from_stored(cls, event: Event, *, with_client: bool = True) -> Self:
-        """Converts a stored event. `with_client`: whether to include the address and the program of the client."""
+        """Converts a stored event. `with_client`: whether to include `address`, `request` and `user_agent`."""
         content, by = event.content, event.content.by
         return cls(
             number=event.number,
@@ -158,8 +158,8 @@ async def list_deliveries(
     """Lists the events that are not delivered to webhooks yet, and the dead letters, newest first."""
     outbox = caller.upkeep.store.outbox
     deliveries = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
-    # The next page begins with the event before the last one on this page. So a page has all deliveries of its last
-    # event, if they fit.
+    # The cursor is the number of the last event on the page; the next page has only lower numbers. So if the deliveries
+    # of the last event do not all fit, the page leaves this event to the next page. It cannot do so if it has no other.
     shown_deliveries = deliveries[:limit]
     if len(deliveries) > limit and (next_number := deliveries[limit].event.number) == shown_deliveries[-1].event.number:
         complete_deliveries = [delivery for delivery in shown_deliveries if delivery.event.number != next_number]
@@ -217,12 +217,12 @@ async def _read_page(
     the work for one page is limited. `action` and `repository`: only such events (None: all).
 
     `next` must not reveal events that the caller may not see. So it is the number of the last event on the page, or a
-    multiple of `CURSOR_STEP`. It depends on hidden events only in their number, not in their repositories or actions:
-    for a caller who may not see all events, the database does not look for an action."""
+    multiple of `CURSOR_STEP`. How many events are hidden can change `next`, but their repositories and actions cannot:
+    if a look-up can return hidden events, it has no filter, and this function itself selects by action."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox
-    sees_all = caller.rights.admin or repository is not None  # all events that a look-up with the filter returns
+    sees_all = caller.rights.admin or repository is not None  # no look-up returns a hidden event
     items: list[EventResponse] = []
     position = MAX_NUMBER if before is None else before
     for _ in range(MAX_LOOK_UPS):
@@ -243,10 +243,10 @@ async def _read_page(
         if page.is_last:
             return models.ListPage(items=items)
         position = page.position
-        await asyncio.sleep(0)  # a store on a full disk reads without waiting
+        await asyncio.sleep(0)  # lets other requests run: on a full disk, `before` reads on the event loop
     if not caller.rights.admin:
-        border = position + -position % CURSOR_STEP
-        position = min(border, items[-1].number) if items else border
+        rounded_up = position + -position % CURSOR_STEP
+        position = min(rounded_up, items[-1].number) if items else rounded_up
     return models.ListPage(items=items, next=str(position))
 
 

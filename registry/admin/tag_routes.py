@@ -1,8 +1,8 @@
 """The routes of `/api/v1/repositories/{name}/tags`, which show the history of tags, and move or restore a tag. The
 docstrings of the routes are the descriptions in the OpenAPI document.
 
-The name of a repository in the path may contain slashes. A path ends with `/tags/` and a tag, with `/tags/`, a tag and
-one word, or with `/tag-history`. So it belongs to one route only, even if the name of the repository contains `/tags/`.
+The name of a repository in the path may contain slashes, and even `/tags/`. The route depends only on the method and on
+the end of the path: `/tags/TAG/history`, `/tag-history`, `/tags/TAG/restore` or `/tags/TAG`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from storage.tag_history import TagChange, TagMove
 from storage.upkeep.tag_changes import TagChanges
 
 router = management_router()
-_changes = management_router(PushRoute)
+_push_router = management_router(PushRoute)
+"""The router of the routes that change a tag. They need `push` on the repository."""
 
 
 async def path_repository(name: Annotated[str, Path(examples=["team/app"])]) -> RepositoryName:
@@ -106,8 +107,8 @@ class TagMoveRequest(BodyModel):
 
 
 class TagRestoreRequest(BodyModel):
-    """What the tag shall point at again: `to`, or what it pointed at at the time `at`. Without both: what it pointed at
-    before its last change. `force` is for admins."""
+    """What the tag shall point at again: the manifest `to`, or the manifest to which the tag pointed at the time `at`.
+    Without both: the manifest to which it pointed before its last change. `force` is for admins."""
 
     to: str | None = Field(default=None, description="The digest of a manifest", max_length=200)
     at: models.UtcTime | None = None
@@ -132,11 +133,11 @@ async def list_repository_history(
     return await _history(caller, name, None, after, limit)
 
 
-@_changes.post("/repositories/{name:path}/tags/{tag}/restore", tags=["tags"])
+@_push_router.post("/repositories/{name:path}/tags/{tag}/restore", tags=["tags"])
 async def restore_tag(
     caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagRestoreRequest
 ) -> TagMoveResponse:
-    """Gives a tag back what it pointed at before, also if it was deleted. A deleted manifest is put back if garbage
+    """Points a tag at an earlier manifest again, also if the tag was deleted. A deleted manifest is put back if garbage
     collection has not removed it yet. Needs `push` on the repository."""
     stored = await pushable_repository(caller, name)
     _check_force(caller, body.force)
@@ -153,7 +154,7 @@ async def restore_tag(
     return TagMoveResponse.from_stored(name, move)
 
 
-@_changes.put("/repositories/{name:path}/tags/{tag}", tags=["tags"])
+@_push_router.put("/repositories/{name:path}/tags/{tag}", tags=["tags"])
 async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagMoveRequest) -> TagMoveResponse:
     """Points a tag at a manifest of the repository, and makes the tag if there is none. A deleted manifest is put back
     if garbage collection has not removed it yet. Needs `push` on the repository."""
@@ -193,4 +194,4 @@ def _entry_id_or_none(after: str | None) -> int | None:
     return None if after is None else parse_number(after, f"{after!r} is not the `next` of a page of the history")
 
 
-router.routes.extend(_changes.routes)
+router.routes.extend(_push_router.routes)

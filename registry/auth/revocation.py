@@ -23,8 +23,8 @@ from storage.errors import Unauthorized
 
 class RevocationCheck:
     """Checks identities. `stamps` are the stamps of the issuers and of the OpenID provider in the current settings.
-    `htpasswd` is None if the settings name no htpasswd file. `keys` are the keys that sign bearer tokens; None: every
-    identity that a bearer token of this registry has proved is refused."""
+    `htpasswd` is None if the settings name no htpasswd file. `keys` are the keys that sign bearer tokens. If `keys` is
+    None, the check refuses every identity that a bearer token of this registry has proved."""
 
     def __init__(
         self,

@@ -56,9 +56,9 @@ class ManifestDetails:
         self._upstream_tags = upstream_tags
 
     async def read(self, repo: RepositoryName, reference: Reference, platform: str | None) -> ManifestView:
-        """Returns the details of a manifest. `platform`: for an index, the platform, such as `linux/arm64`, or the
-        digest of the image to show; None: a default platform (`choose_platform`). Raises NameUnknown, and
-        ManifestUnknown, also if the index has no such platform."""
+        """Returns the details of a manifest. `platform`: which image of an index to show, by its platform, such as
+        `linux/arm64`, or by its digest; None: the image of a default platform (`choose_platform`). Raises NameUnknown.
+        Raises ManifestUnknown if there is no such manifest, or if the index lists no such image."""
         frozen = await self.frozen_at(repo, reference)
         manifest = await self._registry.get_manifest(repo, frozen or reference)
         summary = await self._reader.summary_of(manifest)
@@ -81,7 +81,7 @@ class ManifestDetails:
             last_pulled=None if facts.last_pulled is None else utc_time(facts.last_pulled),
             pulls=facts.pulls,
             stored_bytes=facts.stored_bytes,
-            marks=overview.marks,
+            marks=overview.marks,  # whether it is signed, has an SBOM and is attested
             frozen_at=frozen,
             platforms=list(overview.platforms),
             more_platforms=overview.more_platforms,
@@ -109,12 +109,15 @@ class ManifestDetails:
             child = await self._registry.get_manifest(repo, Digest(chosen.digest))
         except ManifestUnknown:  # the manifest is damaged, or has been deleted in the meantime
             return None
+        # If the manifest is large, this parses it in a thread, so that the event loop need not parse it below. The
+        # summary is not needed.
         await self._reader.summary_of(child)
         return await self.image(repo, child, chosen.name) if child.is_readable and is_image(child) else None
 
     async def image(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
         """Returns the details of an image of one platform. `platform`: the platform that the index states; empty: the
-        platform in the config is used. The caller has parsed the manifest."""
+        platform in the config is used. The caller has passed `manifest` to `ContentReader.summary_of`, which parses it,
+        in a thread if it is large."""
         assert manifest.config is not None
         config = await self._reader.config(repo, manifest.config)
         layers = manifest.layers[:MAX_STEPS]

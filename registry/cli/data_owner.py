@@ -54,7 +54,7 @@ def become_owner(data: Path) -> None:
         return
     keep_read_access = not _can_read_program(status.st_uid, status.st_gid)
     global _operator_name
-    _operator_name = _user_name()  # read before the switch, because root's SUDO_USER means nothing for another user
+    _operator_name = _user_name()  # read before the switch: SUDO_USER counts only while the process is root
     try:
         _switch_user(status.st_uid, status.st_gid, keep_read_access=keep_read_access)
     except OSError as error:

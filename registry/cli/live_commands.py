@@ -39,8 +39,9 @@ def _ask(settings: Settings, request: str) -> None:
     """Sends a request to the server that uses the data directory, and prints the response. If there is no such server,
     or if the server refuses the request, prints the reason and ends the command with exit code 1.
 
-    Root stays root, in contrast to other commands: this one creates no files, and the owner of the data directory may
-    not reach it by its path. With DynamicUser, systemd puts it below /var/lib/private, which only root can enter."""
+    Other commands switch from root to the owner of the data directory, so that their new files belong to the owner.
+    This one creates no files, and stays root, because the owner may have no access to a parent directory: with
+    DynamicUser, systemd puts the data directory below /var/lib/private, which only root can enter."""
     from registry.server.process.control_socket import ControlUnavailable, ask_server
     from storage.composition import layout_of
 

@@ -38,7 +38,8 @@ class LiveConfiguration:
         self._proposed: tuple[Proposal, Settings] | None = None
 
     def propose(self) -> Proposal:
-        """Reads the settings, and checks them and the files for logins that they name. Raises ChangeRefused."""
+        """Reads and checks the settings. Also checks the files that they name for logins, such as the htpasswd file.
+        Raises ChangeRefused."""
         try:
             settings = load_settings(self._flags, self._file).settings
         except ConfigError as error:
@@ -67,8 +68,9 @@ class LiveConfiguration:
         self.settings = settings
 
     def _changes(self, settings: Settings) -> Iterator[tuple[str, TakesEffect]]:
-        """Yields the changed settings, and when each change takes effect. A changed address takes effect at a start
-        instead of a restart if the server cannot listen on it before its present sockets are closed."""
+        """Yields the name of each changed setting, and when its change takes effect. A changed address usually
+        takes effect at a restart, which opens the new socket while the present sockets are still open. This would fail
+        if the new address overlaps with a present one. Such a change takes effect only at a start."""
         from registry.server.gate.listener import overlaps
 
         new_addresses = {"listen": settings.listen, "metrics.listen": metrics_address(settings)}

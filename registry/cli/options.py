@@ -16,8 +16,9 @@ USAGE_ERROR = 2
 """Exit code for an invalid flag, environment variable or settings file. The exit code for other failures is 1."""
 
 MAX_NUMBER: Final = 10**18 - 1
-"""Largest id of a job or an event. SQLite stores numbers up to 2^63 - 1, and Python raises OverflowError for larger
-ones."""
+"""Largest id of a job or an event that a command accepts: the largest number with 18 digits, as in the management API
+(`registry.http.query.MAX_NUMBER`). It fits into SQLite's integers, which end at 2^63 - 1 (19 digits). For a number that
+does not fit, Python raises OverflowError."""
 ConfigOption = Annotated[
     Path | None,
     typer.Option(

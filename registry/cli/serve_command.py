@@ -75,7 +75,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     old version of the program may have opened it.
 
     Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
-    DataDirectoryError if the data directory cannot be used, and OwnerError if the process may not become its owner."""
+    DataDirectoryError if the data directory cannot be used, and OwnerError if root started the command and the process
+    may not become the user who owns the data directory."""
     gc.disable()  # garbage collections would find nothing, and take a tenth of the time of these imports
     from pydantic.warnings import UnsupportedFieldAttributeWarning
 
@@ -102,11 +103,13 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
 
     gc.enable()
     try:
+        # What a running old version of the program asks of this process. `Check`: to check whether this version could
+        # take over. `Handover`: to take over. None: no old version has started this process.
         start_request = take_handover(os.environ)
         check_otel(settings.otel.endpoint)
     except (ChangeRefused, OtelUnavailable) as error:
         fail(str(error))
-    if isinstance(start_request, Check):  # this process only checks whether the new version could take over
+    if isinstance(start_request, Check):
         check_takeover(settings, start_request.facts)
         return 0
     handover = start_request
@@ -123,6 +126,8 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         addresses = [address_of(sock) for sock in all_sockets]
         if metrics_socket is not None:
             check_metrics_port(addresses[:-1], addresses[-1])
+        # A registry is closed if clients must log in: it has or had accounts, or the settings name another source of
+        # accounts.
         options, is_registry_closed = prepare(
             settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None
         )

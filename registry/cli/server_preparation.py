@@ -104,9 +104,9 @@ def check_insecure_open(settings: Settings, *, bound_to_loopback: bool, is_regis
     """Raises InsecureOpenError if the registry is open and other machines can reach it, unless the setting
     `insecure_open` allows this.
 
-    `bound_to_loopback`: whether the socket is bound to a loopback address, which only this machine can reach. A proxy
-    on this machine can pass on the requests of other machines. The settings `trusted_proxies` and `public_url` show
-    that there is one."""
+    `bound_to_loopback`: whether the socket is bound to a loopback address, which only this machine can reach. But a
+    proxy on this machine can pass on the requests of other machines. There is probably one if `trusted_proxies` is set,
+    or if `public_url` names another host than this machine."""
     if is_registry_closed or settings.insecure_open:
         return
     if not bound_to_loopback:

@@ -28,7 +28,8 @@ def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback
     arguments = sys.argv[1:]
     command = sys.orig_argv[1:]
     if not arguments or command[-len(arguments) :] != arguments:
-        command = ["-m", "registry", *arguments]  # the interpreter was started with other arguments
+        # The interpreter's command line does not end with the arguments of this command, so it cannot be reused.
+        command = ["-m", "registry", *arguments]
     metrics = metrics_address(settings) or ""
     facts = {
         "data": str(settings.data.absolute()),
@@ -53,7 +54,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("the setting data takes effect only at a start: stop the server and start it again")
     if settings.workers < 2:
         fail("the setting workers cannot become 1 in a restart: stop the server and start it again")
-    # If the running server got its socket from systemd, the setting `listen` is not the socket's address.
+    # The setting `listen` does not show this: if systemd opened the running server's socket, its address may differ.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
     used = _used_addresses(facts)
@@ -74,18 +75,21 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
 
 
 def _used_addresses(facts: dict[str, str]) -> list[str]:
-    """Returns the addresses of the running server's sockets, the one for the metrics last. A server of an older version
-    does not pass them: then returns the addresses in its settings."""
+    """Returns the addresses of the running server's sockets. If it has a socket for the metrics, its address is the
+    last one. A server of an older version does not report its sockets; then returns the addresses in its settings."""
     if "sockets" in facts:
         return facts["sockets"].split()
     return [facts["listen"], *filter(None, [facts["metrics"]])]
 
 
 def _fail_to_listen(error: ListenError, used: Sequence[str]) -> NoReturn:
-    """Ends the command with an error message: the check of a restart cannot open a socket. `used`: the addresses of the
-    running server's sockets. Its workers keep them open until the restart is complete, so the new version cannot open
-    another address on the same port if one of the two stands for all addresses. If this process has no right to a port
-    that the running server uses, root has opened the port at the start of the server."""
+    """Ends the command with an error message, because the check of a restart could not open a socket. `used`: the
+    addresses of the running server's sockets.
+
+    Two causes disappear only if the server is stopped and started. First, the workers of the running server keep their
+    sockets open until the restart is complete. The new version cannot open an address that overlaps with one of theirs,
+    for example because one of the two stands for all addresses of the machine. Second, this process may have no right
+    to the port of the running server: root opened that port at the start of the server."""
     from registry.server.gate.listener import overlaps
 
     new, port = error.used_address, error.forbidden_port

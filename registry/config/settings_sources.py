@@ -131,12 +131,12 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Loade
 
 
 def check_ports(loaded: LoadedSettings) -> None:
-    """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`, also on another host: the server
-    recognises the requests that may only read the metrics by their port.
+    """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`, even on another host: the server
+    distinguishes the socket for the metrics from its other sockets only by the port.
 
-    `load_settings` does not call this function, because it cannot know the sockets of a server: a command without
-    `--listen` may read the file of a server with this flag, and systemd may open the registry's socket. The server
-    compares the ports of its sockets when it starts."""
+    `load_settings` does not call this function, because other commands than `entrepot serve` do not know on which
+    sockets the server listens: they read its settings file, but not its flag `--listen`, and systemd may open the
+    registry's socket. The server compares the ports of its sockets when it starts."""
     metrics, listen = loaded.settings.metrics, loaded.settings.listen
     if not metrics.enabled or metrics.listen is None or loaded.origins["listen"] == "default":
         return
@@ -176,7 +176,7 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
     # pydantic also reads unknown variables that begin with the name of a group, such as ENTREPOT_GC__X.
     for name in unknown_names:
-        group, *rest = name.removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
+        group, *rest = name.upper().removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
         if rest and isinstance(values.get(group), dict):
             values[group].pop(rest[0], None)
     return values

@@ -58,8 +58,8 @@ LONGEST_PAUSE_SECONDS: Final = 600.0
 FAILURES_TO_END: Final = 8
 """The import ends after this number of requests in a row has failed. A request fails if all its attempts fail."""
 MAX_CATALOG_PAGES: Final = 20_000
-"""Largest number of pages of the list of repositories that are read. A registry that sends only 100 names in a page can
-list two million repositories in as many pages. A faulty registry may link to further pages without an end."""
+"""Largest number of pages that are read of the list of repositories. There is a limit because a faulty registry may
+link to further pages without an end. With 100 names in each page, the limit allows two million repositories."""
 PAGE_SIZE: Final = 1000
 """Largest number of tags or referrers that are requested in one page."""
 IDLE_TIMEOUT_SECONDS: Final = 60.0

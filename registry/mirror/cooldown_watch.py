@@ -1,10 +1,10 @@
 """Looks regularly at *young* tags: mirrored tags that have moved within their cooldown (`watch_young_tags`). The
 cooldown is the time for which a moved tag is still served at its older digest.
 
-The mirror learns that an upstream's tag has moved when a client pulls the tag. If nobody pulls the tag for some days,
-the mirror does not notice that the upstream withdrew a digest after an hour. The mirror would then take this digest for
-the tag's target during all those days. So one server process asks the upstream about young tags, one after the other,
-in *rounds*.
+The mirror learns that an upstream's tag has moved when a client pulls the tag. Suppose that a pull shows a move
+to a bad digest, that the upstream moves the tag back after an hour, and that nobody pulls the tag for some days. The
+mirror would believe that the tag has pointed at the bad digest all this time, and would serve it after the cooldown. So
+one server process asks the upstream about young tags, one after the other, in *rounds*.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from storage.round_errors import log_round_error
 WATCH_SLOT: Final = "cooldown"
 """Name of the slot (a permit) that the watching process holds. Only one process at a time can hold it."""
 ROUNDS_PER_COOLDOWN: Final = 20
-"""Number of rounds within the shortest cooldown, unless the limits below say otherwise. So the mirror overestimates the
-time for which a tag pointed at a digest by at most a twentieth of the cooldown."""
+"""Number of rounds within the shortest cooldown, unless the two limits below change the interval. The mirror notices a
+move at the next round. So if it overestimates how long a tag pointed at a digest, then by at most about a twentieth of
+the cooldown."""
 MIN_INTERVAL_SECONDS: Final = 60.0
 """Shortest time between two rounds."""
 MAX_INTERVAL_SECONDS: Final = 3600.0
 """Longest time between two rounds."""
 FIRST_ROUND_SECONDS: Final = 60.0
-"""Longest time until the first round of a process. It is short, because each reload of the settings starts anew:
-otherwise, a server with more reloads than one in `MAX_INTERVAL_SECONDS` would never run a round."""
+"""Longest time until the first round of a process. Each reload of the settings starts this time again. So it is
+short: if it were `MAX_INTERVAL_SECONDS`, a server that reloads its settings more often would never run a round."""
 TAKEOVER_POLL_SECONDS: Final = 15.0
 """Longest time between two attempts of a process to become the watching process."""
 log = logging.getLogger("registry.mirror")

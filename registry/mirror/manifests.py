@@ -75,8 +75,8 @@ class MirroredManifests:
         stale_wait: float = STALE_WAIT_SECONDS,
     ) -> None:
         """`local`: the registry in which the mirror stores manifests. `records`: the recorded answers of the upstream.
-        `served_tags`: decides which tags are served at another digest than the cached one. `stale_wait`: seconds after
-        which a client gets the cached copy, if there is one, although the upstream has not answered."""
+        `served_tags`: decides at which digest a frozen tag or a tag with a cooldown is served. `stale_wait`: seconds
+        after which a client gets the cached copy, if there is one, although the upstream has not answered."""
         self._local = local
         self._upstream = upstream
         self._records = records
@@ -90,10 +90,10 @@ class MirroredManifests:
         """The running flights. A flight returns a notice, or None if the manifest in the local registry is current."""
 
     async def read(self, look_up: LocalLookup[T], repo: RepositoryName, reference: Reference) -> T:
-        """Returns the result of `look_up` for the manifest. If necessary, asks the upstream before, or in the
-        background (`Freshness`). A tag can be frozen at a digest, or be held back at an older one by a cooldown; the
-        client then gets a notice. Raises ManifestUnknown, Denied if the cooldown lets no digest of the tag be served
-        yet, and, if the manifest is not cached, the errors of the upstream client."""
+        """Returns the result of `look_up` for the manifest. `Freshness` decides whether this method asks the upstream
+        first, in the background, or not at all. A tag can be frozen at a digest, or be held back at an older one by a
+        cooldown; the client then gets a notice. Raises ManifestUnknown. Raises Denied if the cooldown lets no digest of
+        the tag be served yet. If the manifest is not cached, also raises the errors of the upstream client."""
         if isinstance(reference, Digest):
             with suppress(ManifestUnknown):
                 result = await look_up(repo, reference)
@@ -176,11 +176,11 @@ class MirroredManifests:
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
     async def recheck(self, repo: RepositoryName, tag: Tag) -> None:
-        """Asks the upstream about a tag, although the tag may be fresh, and records for the cooldown which digest the
-        tag names. Fetches the manifest if the tag has moved or is not cached. While the upstream is nearly exhausted,
-        fetches no moved manifest. It then sends a HEAD request, which Docker Hub does not count against its limit; a
-        GET request follows only if the response does not suffice, such as a 404. Does nothing for a frozen tag.
-        Raises ManifestUnknown and the errors of the upstream client, also if a manifest is cached."""
+        """Asks the upstream about a tag, even if the tag is fresh, and records for the cooldown which digest the tag
+        names. Fetches the manifest if the tag has moved or is not cached. While the upstream is nearly exhausted,
+        fetches no manifest: sends only a HEAD request, which Docker Hub does not count against its limit. If the
+        response to it is not enough, such as a 404, sends a GET request all the same. Does nothing for a frozen tag.
+        Raises ManifestUnknown and the errors of the upstream client, even if a manifest is cached."""
         if await self._served_tags.frozen(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
 
@@ -260,7 +260,9 @@ class MirroredManifests:
             if cached is None:
                 check = await self._records.last_check(repo, tag)
                 if check is not None and not check.found:
-                    return  # the upstream has deleted the tag; it confirms that only in the response to a GET request
+                    # The upstream had no such tag at its last answer. Only a GET request can confirm this, and such a
+                    # request counts against the rate limit.
+                    return
             try:
                 await self._ask_about_tag(repo, tag, cached, may_fetch=may_fetch)
             except UnconfirmedManifestUnknown:
@@ -305,8 +307,8 @@ class MirroredManifests:
         self, repo: RepositoryName, tag: Tag, cached: Descriptor | None, *, may_fetch: bool = True
     ) -> None:
         """Asks the upstream with a HEAD request which manifest the tag names, and records the digest for the cooldown.
-        If the tag names another manifest than `cached`, fetches and stores that manifest, but not without
-        `may_fetch`. Raises the errors of the upstream client and of the local registry."""
+        If the tag names another manifest than `cached` and `may_fetch` is True, fetches and stores that manifest.
+        Raises the errors of the upstream client and of the local registry."""
         at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)
         await self._served_tags.record(repo, tag, at_upstream.digest)
         if cached is not None and at_upstream.digest == cached.digest:

@@ -70,12 +70,12 @@ T = TypeVar("T")
 log = logging.getLogger("registry.mirror")
 
 MAX_UNANSWERED_REPOSITORIES: Final = 3
-"""Number of repositories in a row without an answer after which `recheck_young_tags` ends early. So many failures
-probably mean that the upstream is down or wants fewer requests."""
+"""If the upstream gives no answer about this number of repositories in a row, `recheck_young_tags` ends early. So many
+failures probably mean that the upstream is down or wants fewer requests."""
 MAX_REFUSED_REPOSITORIES: Final = 50
-"""Number of refused repositories in a row after which `recheck_young_tags` ends early. So many refusals probably mean
-that the configured login is wrong, and an upstream may lock an account after many failed logins. The number is large,
-because the upstream also refuses repositories that it has deleted, and anyone can delete their own repositories."""
+"""If the upstream refuses this number of repositories in a row, `recheck_young_tags` ends early. So many refusals
+probably mean that the configured login is wrong, and an upstream may lock an account after many failed logins. The
+number is large, because the upstream also refuses deleted repositories, and every owner may delete repositories."""
 _REFUSALS: Final = (UnconfirmedManifestUnknown, Denied, UpstreamContentInvalid)
 """Errors that concern one repository or tag only: the upstream has answered."""
 _STORAGE_ERRORS: Final = (StorageFull, StorageFailed, QuotaExceeded)
@@ -150,7 +150,8 @@ class Mirror(RefusingRegistry):
         self._prefetch = Prefetcher(settings.prefetch, queue, lambda: not upstream.is_nearly_exhausted(), monotonic)
         self._blobs = MirroredBlobs(local, self._entitlement, self._fills, self._prefetch, settings.name, start_timeout)
         self._last_rechecked: TagMove | None = None
-        """The tag at which the last call of `recheck_young_tags` ended early; None: it did not, or there was none."""
+        """The tag at which the last call of `recheck_young_tags` ended early. None if the last call asked about all
+        tags, or if there was no call yet."""
 
     def upstream_name(self, repo: RepositoryName) -> RepositoryName:
         """Returns the name that a repository has at the upstream: `library/ubuntu` for `docker.io/library/ubuntu`.
@@ -168,16 +169,18 @@ class Mirror(RefusingRegistry):
         return await self._manifests.revalidate(repo, tag, force=force)
 
     async def recheck_young_tags(self) -> None:
-        """Asks the upstream about each tag that has moved within its cooldown, although the tag may be fresh. The
-        mirror would otherwise ask only when a client pulls the tag. If nobody pulled it, the mirror would not notice
-        that the upstream has replaced the digest, and would serve this digest after the cooldown.
+        """Asks the upstream about each tag that has moved within its cooldown, even if the tag is fresh. Otherwise the
+        mirror would ask only when a client pulls the tag. If nobody pulled it, the mirror would not notice that the
+        upstream has moved the tag away from a bad digest, and would serve the bad digest after the cooldown.
 
-        While the upstream's rate limit leaves only few requests, moved manifests are not fetched. Continues after a
-        tag that fails. Skips the other tags of a repository that the upstream refuses, because each request can be a
-        failed login. Ends early with the last error after `MAX_UNANSWERED_REPOSITORIES` or `MAX_REFUSED_REPOSITORIES`.
-        The next call then starts with the tag after the last one, so that failing repositories do not keep it from
-        asking about the others. Without such a tag it starts with a random one: a process of a server that is often
-        reloaded makes only few calls, and would begin each time with the same failing repositories."""
+        While the upstream's rate limit leaves only few requests, does not fetch moved manifests. Continues after a tag
+        that fails. If the upstream denies access to a tag, skips the other tags of the repository, because each
+        request can be a failed login. Ends early, and raises the last error, after `MAX_UNANSWERED_REPOSITORIES` or
+        `MAX_REFUSED_REPOSITORIES`.
+
+        If the last call ended early, continues after the tag at which it ended, so that failing repositories do not
+        keep the mirror from asking about the others. Otherwise starts with a random tag: the processes of a server
+        that is often reloaded make only few calls each, and would all start with the same failing repositories."""
         unanswered: set[RepositoryName] = set()
         refused: set[RepositoryName] = set()
         skipped: set[RepositoryName] = set()
@@ -215,7 +218,7 @@ class Mirror(RefusingRegistry):
             await self._manifests.recheck(repo, tag)
         except RegistryError as error:
             is_deleted = isinstance(error, ManifestUnknown) and not isinstance(error, UnconfirmedManifestUnknown)
-            return None if is_deleted else error  # that the upstream has deleted the tag is an answer
+            return None if is_deleted else error  # "the upstream has deleted the tag" is a usable answer
         return None
 
     @property
@@ -263,7 +266,7 @@ class Mirror(RefusingRegistry):
         sort after `after`. Returns only names in the set `within`."""
         prefix = f"{self._name}/"
         page = await self._local.repositories(max(after or "", prefix), limit, within)
-        # The page of `local` may end with repositories that are not of this upstream. They are left out.
+        # Names with other prefixes may follow in the page of `local`. They are left out, and then no page follows.
         repos = [repo for repo in page.items if repo.startswith(prefix)]
         has_more = page.more and len(repos) == len(page.items) and (page.next_after or prefix).startswith(prefix)
         return Page(repos, has_more, page.next_after if has_more else None)

@@ -31,8 +31,9 @@ _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[
 its signatures. Examples are the fallback tag of the OCI spec ("Referrers Tag Schema"), and the tags of cosign, as in
 `sha256-….sig`."""
 _MOVES_PER_READ: Final = 100
-"""Number of recorded tag moves that one call reads from the store. Other tasks run after each call, because the moves
-of other upstreams and of exempt tags are skipped without a wait. 100 moves take about a millisecond."""
+"""Number of tag moves that are read from the store at a time. After each read, other tasks may run. Otherwise, many
+moves of other upstreams or of exempt tags would block the event loop, because such moves are skipped without a wait.
+100 moves take about a millisecond."""
 
 
 class ServedTags:
@@ -124,13 +125,15 @@ class ServedTags:
         return None if choice.newest_matures_at is None else next(iter(choice.candidates), None)
 
     async def young_tags(self, after: TagMove | None = None) -> AsyncGenerator[TagMove, None]:
-        """Yields the last moves of the tags of this upstream that have pointed at their newest digest for less than
-        their cooldown, oldest first. With `after`, begins with the first move after this one, and yields the moves up
-        to this one at the end. Lets other tasks run after every `_MOVES_PER_READ` stored moves."""
+        """Yields the last move of each *young* tag of this upstream, oldest move first. A tag is young if it has
+        pointed at its newest digest for less than its cooldown. With `after`, first yields the moves after this one,
+        and then the moves from the oldest up to this one. Lets other tasks run after every `_MOVES_PER_READ` stored
+        moves."""
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
-        # In the order of tuples, `(now,)` lies before all moves at `now`: those are seen after this call has begun.
+        # As a tuple, `(now,)` sorts before each move at the time `now` or later. So moves that are recorded during this
+        # call are left out.
         passes: list[tuple[TagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))
@@ -143,8 +146,9 @@ class ServedTags:
                 await asyncio.sleep(0)
 
     async def random_move(self) -> TagMove | None:
-        """Returns one of the moves within the cooldown of this upstream, each with the same probability; None: there
-        are none. Lets other tasks run after every `_MOVES_PER_READ` stored moves."""
+        """Returns a random move of a tag of this upstream; None if there is none. Considers only moves that are younger
+        than the upstream's cooldown, each with the same probability. Lets other tasks run after every `_MOVES_PER_READ`
+        stored moves."""
         oldest = self._clock() - self._settings.cooldown
         position, chosen, count = None, None, 0
         while moves := await self._tags.moves(oldest, position, _MOVES_PER_READ):
@@ -158,7 +162,7 @@ class ServedTags:
         return chosen
 
     async def _is_young(self, move: TagMove) -> bool:
-        """Returns whether `move` is the last move of a tag of this upstream that has a cooldown."""
+        """Returns whether the tag of `move` is of this upstream and has a cooldown, and `move` is its last move."""
         since, repo, tag = move
         if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
             return False

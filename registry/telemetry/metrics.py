@@ -1,5 +1,7 @@
-"""`Metrics`: all metrics of the server that processes count in shared memory, and how to count each of them. A *cell*
-is one number in that memory. Each process writes to cells of its own, its *column* (`registry.telemetry.shared_cells`).
+"""The metrics that the processes of the server count in shared memory (`Metrics`).
+
+A *cell* is one number in that memory. Each process writes to cells of its own, its *column*
+(`registry.telemetry.shared_cells`).
 
 Names follow Prometheus ("Metric and label naming"): the prefix `entrepot_`, base units, counters with `_total`. No
 label has a repository's name, because there can be a million of them.
@@ -36,8 +38,8 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 SIZES: Final = tuple(1024 << exponent for exponent in range(22))
 """Upper bounds of the buckets of sizes, in bytes: from 1 KiB to 2 GiB, as in CNCF Distribution."""
 _MIN_COLUMNS: Final = 32
-"""Smallest number of columns. It is so large that the same columns are enough after a restart with more workers, which
-can then continue the counts."""
+"""Smallest number of columns. A small server has more columns than it needs. So they are also enough for more workers
+after a restart, and the counts continue."""
 
 
 class CountsMemory(NamedTuple):
@@ -51,7 +53,7 @@ class CountsMemory(NamedTuple):
 
 class Metrics:
     """The metrics that all worker processes of one server count together. Create it before the fork. Call
-    `cells.claim_column` in each worker."""
+    `start_worker` in each worker."""
 
     def __init__(
         self,
@@ -152,8 +154,8 @@ class Metrics:
                         *(self.cached_answers.cell(route), self.request_sizes.cell(route), sent + bucket),
                     )
                     cell += 1
-            # The bytes of all requests are added to the two byte counters only. Each of these counters is the source of
-            # the sum in the histogram of the same sizes.
+            # A request adds its bytes only to the two byte counters, not to the sums of the two histograms of sizes. So
+            # each counter is the source of the sum in its histogram.
             plan.add_source(self.sent_bytes.cell(route), self.response_sizes.sum_cell(sent))
             received = self.request_sizes.sum_cell(self.request_sizes.cell(route))
             plan.add_source(self.received_bytes.cell(route), received)
@@ -178,13 +180,13 @@ class Metrics:
 
     @property
     def own_start(self) -> float:
-        """When the first process with this column began to count, in seconds since 1970. That may be before a restart
-        by which this version of the program took over."""
+        """When the first process with this column began to count, in seconds since 1970. This may be before the last
+        restart, because a new version of the program continues the counts of the old one."""
         return self.cells.own[self._began_cell]
 
     def is_named(self, family: Family, values: Sequence[str]) -> bool:
-        """Returns whether the series belongs to an upstream or webhook that has a name, if it belongs to one at all.
-        `values`: those of `Family.series`."""
+        """Returns False if the series has the number of an upstream or webhook to which no name belongs. Returns True
+        for every other series. `values`: those of `Family.series`."""
         listed = {"upstream": self.upstreams, "webhook": self.webhooks}
         return all(
             int(value) < len(listed[label].names())

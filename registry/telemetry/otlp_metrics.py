@@ -121,8 +121,9 @@ class OtlpMetrics:
         return Metric(family.name, family.help_text, "", data)
 
     def _series(self, family: Family, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
-        """Yields the label values and the cells of each series to send. Counters and histograms that are 0 are left
-        out. A gauge that is 0 is sent, because otherwise the collector would keep its last value."""
+        """Yields the label values and the cells of each series to send. Leaves out counters and histograms that are 0.
+        A gauge that is 0 is sent, because otherwise the collector would keep its last value. The plan has gauges for
+        more upstreams and webhooks than there are; those that belong to none (`Metrics.is_named`) are left out."""
         if family.kind != "gauge":
             yield from family.counted(totals)
             return

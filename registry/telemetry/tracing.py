@@ -1,5 +1,6 @@
-"""Traces for OpenTelemetry (`Tracing`): spans for requests, calls on the registry, upstream requests and changes of the
-metadata.
+"""Traces for OpenTelemetry (`Tracing`): spans for the HTTP requests of clients, for the operations of the registry that
+they cause, for the requests to upstreams, and for changes of the metadata. An *operation* is a call of a method of
+`storage.interface.Registry`, such as `get_manifest`.
 
 The libraries come with the extra `entrepot[otel]`, and are imported only if traces are configured.
 """
@@ -45,7 +46,8 @@ class Tracing:
 
     def request(self, scope: Scope) -> AbstractContextManager[object]:
         """Starts the span of a request. The span is the current one inside the `with` block. Its parent is the span
-        that the header traceparent names. `end_request` ends it."""
+        that the header traceparent names. `end_request` ends the span. If the server has put no dictionary for notes
+        into `scope`, `end_request` cannot find the span, so the span ends with the block."""
         from opentelemetry.trace import use_span
 
         notes = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION)
@@ -67,19 +69,20 @@ class Tracing:
         self._end(span, scope, route, 200)
 
     def call(self, operation: str, repo: str) -> AbstractContextManager[object]:
-        """Makes the span of a call on the registry around the `with` block."""
+        """Makes a span for one operation of the registry, which the caller runs inside the `with` block."""
         attributes = {"entrepot.repository": repo} if repo else {}
         return self._tracer.start_as_current_span(f"registry.{operation}", attributes=attributes)
 
     def upstream_request(self, upstream: str, endpoint: str, repo: str) -> AbstractContextManager[object]:
-        """Makes the span of the requests to one endpoint of an upstream around the `with` block."""
+        """Makes one span for all requests that the caller sends to an endpoint of an upstream inside the `with`
+        block."""
         from opentelemetry.trace import SpanKind
 
         attributes = {"entrepot.upstream": upstream, "entrepot.endpoint": endpoint, "entrepot.repository": repo}
         return self._tracer.start_as_current_span("upstream.request", kind=SpanKind.CLIENT, attributes=attributes)
 
     def change(self, change: Future[Any]) -> None:
-        """Makes the span of a change of the metadata, from now until `change` is done."""
+        """Makes the span of a change of the metadata. It begins now and ends when `change` is done."""
         span = self._tracer.start_span("database.write", attributes={"db.system.name": "sqlite"})
         change.add_done_callback(lambda _: span.end())
 

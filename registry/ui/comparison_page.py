@@ -21,7 +21,7 @@ COMPARISON_PATH: Final = "/ui/comparison"
 LAYERS_ON_A_PAGE: Final = 200
 """How many layers of each kind (shared, or in only one of the images) the page shows. Further layers are left out."""
 _MAX_CHARACTERS: Final = 200
-"""The most characters that are read of a tag or platform in the query."""
+"""Largest length of a tag or platform in the query. Further characters are ignored."""
 FIELD_NAMES: Final = {
     "user": translatable("User"),
     "working_dir": translatable("Working directory"),
@@ -35,7 +35,8 @@ FIELD_NAMES: Final = {
     "env": translatable("Environment"),
     "labels": translatable("Labels"),
 }
-"""The names of the fields of an image's config on the page, by `registry.browse.models.ConfigChange`."""
+"""What the page calls each field of an image's config. The keys are the values of `ConfigChange.field`
+(`registry.browse.models`)."""
 
 router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 
@@ -43,8 +44,8 @@ router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 @router.get(COMPARISON_PATH + "/{path:path}")
 async def comparison(request: Request, path: str) -> Response:
     """Compares two images of a repository, and shows a form to choose others. The query has `tag` twice, each with a
-    tag or a digest; otherwise the page has only the form. It can have `platform`: of an index, the image for this
-    platform is compared. Needs `pull`. Raises Unauthorized, NameUnknown, RequestInvalid."""
+    tag or a digest; otherwise the page has only the form. The query can also have `platform`. If a tag points at an
+    index, `platform` chooses the image in the index. Needs `pull`. Raises Unauthorized, NameUnknown, RequestInvalid."""
     caller, query = caller_of(request), query_of(request)
     name = repository_in(path)
     stored = await readable_repository(caller, name)

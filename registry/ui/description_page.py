@@ -128,6 +128,8 @@ async def _form_page(
         theirs=None if theirs is None else description_html(theirs.html),
         are_theirs_formatted=theirs is None or theirs.formatted,
         problem=problem,
+        # The browser counts characters, each of which takes at least one byte. So it accepts every allowed text. The
+        # limit in bytes is checked when the text is saved or previewed.
         max_characters=MAX_DESCRIPTION_BYTES,
     )
 

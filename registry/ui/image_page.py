@@ -1,7 +1,7 @@
 """The page that describes an image, an index or another artifact, which a tag or a digest names.
 
-Its path ends with `NAME:TAG` or `NAME@DIGEST`, as in a pull command. No name of a repository contains `:` or `@`, so
-this path never is the path of the page about a repository. So every tag of every repository has a path of its own.
+Its path ends with `NAME:TAG` or `NAME@DIGEST`, as in a pull command. The path of the page about a repository ends with
+`NAME`. A repository name contains neither `:` nor `@`, so no two of these pages have the same path.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PURPOSE_NAMES: Final = {
     "attestation": translatable("Attestations"),
     "other": translatable("Other artifacts"),
 }
-"""The names on the page for the purposes of referrers (`registry.browse.artifact_types.Purpose`)."""
+"""What the page calls each purpose of a referrer (`registry.browse.artifact_types.Purpose`)."""
 
 
 @dataclass(frozen=True, slots=True)
-class SizeBar:
-    """A part of the bar that shows how much each layer adds to an image's size. `start` and `width` are in thousandths
-    of the bar."""
+class BarSegment:
+    """A segment of the bar that shows what makes up an image's size. The segment stands for `part`: a layer, the config
+    or the rest. `start` and `width` are in thousandths of the bar."""
 
     part: SizePart
     start: float
@@ -76,9 +76,13 @@ def image_name(name: RepositoryName, reference: Reference | None) -> str:
 
 
 async def image_page(request: Request, name: RepositoryName, reference: Reference, upstream: str | None) -> Response:
-    """Shows the image, index or artifact `reference` in the repository with this stored name. For an index, the query
-    can have `platform`: the platform or digest of the image to show. The route has to be a `WaitingRoute`. Raises
-    Unauthorized, NameUnknown, ManifestUnknown."""
+    """Shows the image, index or artifact `reference` in a repository. `name`: the repository's name in the store; for
+    mirrored content, it begins with the upstream's name. `upstream`: the name of that upstream; None: the repository is
+    hosted. For an index, the query can have `platform`: the platform or digest of the image to show.
+
+    The route must be a `WaitingRoute`, which calls its handler without a slot for rendering. This function first reads
+    the content, which can take long, and only then acquires such a slot (`page_slot`). Meanwhile, pages of other
+    visitors can be rendered. Raises Unauthorized, NameUnknown, ManifestUnknown."""
     caller, platform = caller_of(request), query_of(request).one("platform") or None
     context = caller.request_on(name)
     view = await caller.browser.manifest(context, name, reference, platform)
@@ -95,7 +99,7 @@ async def image_page(request: Request, name: RepositoryName, reference: Referenc
             view=view,
             referrers=referrers,
             contents=contents,
-            bars=list(size_bars(view.image.parts)) if view.image is not None else [],
+            bars=list(bar_segments(view.image.parts)) if view.image is not None else [],
             steps_on_a_page=STEPS_ON_A_PAGE,
             purpose_names=PURPOSE_NAMES,
             is_tag=isinstance(reference, Tag),
@@ -106,9 +110,9 @@ async def image_page(request: Request, name: RepositoryName, reference: Referenc
         )
 
 
-def size_bars(parts: Sequence[SizePart]) -> Iterator[SizeBar]:
-    """Yields the parts of the bar, from left to right."""
+def bar_segments(parts: Sequence[SizePart]) -> Iterator[BarSegment]:
+    """Yields the segments of the bar, from left to right: one for each part of the size."""
     total, start = sum(part.size for part in parts) or 1, 0
     for part in parts:
-        yield SizeBar(part, round(1000 * start / total, 2), round(1000 * part.size / total, 2))
+        yield BarSegment(part, round(1000 * start / total, 2), round(1000 * part.size / total, 2))
         start += part.size

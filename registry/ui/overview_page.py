@@ -90,7 +90,7 @@ class RepositoryCount:
 @router.get(OVERVIEW_PATH)
 async def overview(request: Request) -> Response:
     """Shows admins the activity of the registry, and other visitors what they may pull. With `live=off` in the query,
-    the part about the present does not reload itself."""
+    the part that shows the current state does not reload itself."""
     caller = caller_of(request)
     if caller.rights.admin:
         async with page_slot(request):
@@ -110,14 +110,14 @@ async def overview(request: Request) -> Response:
 
 @router.get(f"{OVERVIEW_PATH}/now")
 async def present(request: Request) -> Response:
-    """Returns the part of the page about the present, for htmx. Redirects all other requests to the whole page. Raises
-    Unauthorized, Denied."""
+    """Returns the part of the page that shows the current state, for htmx. Redirects all other requests to the whole
+    page. Raises Unauthorized, Denied."""
     if not visit_of(request).is_partial:
         return redirect(OVERVIEW_PATH)
     caller = await admin_of(request)
     async with page_slot(request):
         status = await read_server_status(caller.upkeep, with_cache=False)
-        return await page_response(request, "overview_now.html", **_values_of_present(status, is_live=True))
+        return await page_response(request, "overview_now.html", **_current_values(status, is_live=True))
 
 
 async def _admin_page(request: Request, caller: Caller) -> Response:
@@ -137,12 +137,13 @@ async def _admin_page(request: Request, caller: Caller) -> Response:
         entries=[AuditEntryResponse.from_stored(entry) for entry in entries.items],
         breaker_names=BREAKER_NAMES,
         age_now=datetime.now(UTC),
-        **_values_of_present(status, is_live=query_of(request).one("live") != "off"),
+        **_current_values(status, is_live=query_of(request).one("live") != "off"),
     )
 
 
-def _values_of_present(status: ServerStatus, *, is_live: bool) -> dict[str, Any]:
-    """Returns the values for the part of the page about the present. `is_live`: whether that part reloads itself."""
+def _current_values(status: ServerStatus, *, is_live: bool) -> dict[str, Any]:
+    """Returns the values for the part of the page that shows the current state (`overview_now.html`). `is_live`:
+    whether that part reloads itself."""
     fills = sorted(status.fills, key=lambda fill: not fill.running)
     return {
         "status": status,
@@ -166,8 +167,8 @@ def _charted(name: str, period: ActivityPeriod, has_mirrors: bool) -> ChartedPer
 
 
 async def _count_repositories(request: Request, caller: Caller) -> list[RepositoryCount]:
-    """Returns the number of hosted repositories, and the number for each upstream. Counts at most one page of each
-    list."""
+    """Returns how many hosted repositories the visitor may pull, and how many of each upstream. Counts at most one page
+    of each list."""
     components: PageComponents = request.app.service.pages
     counts = []
     for upstream in (None, *visible_upstreams(components, caller.principal.listable_names)):

@@ -200,8 +200,8 @@ class PageRoute(APIRoute):
 class WaitingRoute(PageRoute):
     """A route whose handler first waits for something slow, such as a search, or a description that is rendered. It
     holds no slot during this wait, so that pages of other visitors are rendered. The handler acquires a slot itself
-    (`page_slot`) before it renders a page. Every handler that waits for a slot of the visitor (`VisitorLimits`) needs
-    such a route: the visitor's other requests can make this wait long."""
+    (`page_slot`) before it renders a page. A handler that waits for another slot of its visitor (`VisitorLimits`) needs
+    this route class, because the wait is long if the visitor's other requests hold the slots."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)
@@ -340,7 +340,7 @@ async def _too_many_response(request: Request, error: TooManyRequests) -> Respon
 
 
 async def _too_many_page(pages: Pages, language: str) -> bytes:
-    return await pages.standing_page(language, lambda: _standing_values(429))
+    return await pages.standing_page(language, lambda: _values_without_visitor(429))
 
 
 def _to_login(visit: Visit) -> Response:
@@ -370,8 +370,8 @@ def _error_values(status: int, error: Exception, request_id: str) -> dict[str, o
     return {"status": status, "title": title, "explanation": explanation, "message": message, "request_id": request_id}
 
 
-def _standing_values(status: int) -> dict[str, object]:
-    """Returns all values of an error page that does not depend on the visitor, only on the language."""
+def _values_without_visitor(status: int) -> dict[str, object]:
+    """Returns all values of an error page that is the same for all visitors with the same language."""
     title, explanation = _ERROR_TEXTS[status]
     layout = {"account": None, "is_admin": False, "is_open": False, "is_session_over": False, "here": "/ui/"}
     texts = {"status": status, "title": title, "explanation": explanation, "message": "", "request_id": ""}

@@ -1,5 +1,5 @@
-"""The pages *Repositories* and *Repository*: the list of repositories, and the tags of one. The routes also lead to the
-pages of tags and digests."""
+"""The pages *Repositories* and *Repository*: the list of repositories, and the tags of one. A path with a tag
+or a digest leads to the page of that image (`registry.ui.image_page`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from storage.tag_removal import MAX_REMOVED_TAGS
 
 REPOSITORIES_PATH: Final = "/ui/repositories"
 TAGS_ON_A_PAGE: Final = 25
-"""How many tags a page shows. For each, the manifest and the config may have to be read."""
+"""How many tags a page shows. The number is small, because each tag may require reads of a manifest and a config."""
 _MAX_FILTER_CHARACTERS: Final = 255
 _ORDERS: Final = {
     TagOrder.NAME: translatable("Name"),
@@ -52,7 +52,7 @@ router = APIRouter(prefix=REPOSITORIES_PATH, route_class=WaitingRoute, include_i
 @dataclass(frozen=True, slots=True)
 class SortLink:
     """A link that sorts the tags. `sort`: the value of the parameter `sort` of the query. `text`: the name of the
-    order."""
+    order. `is_current`: whether the page has this order."""
 
     sort: str
     text: str
@@ -62,7 +62,7 @@ class SortLink:
 @router.get("")
 async def repositories(request: Request) -> Response:
     """Lists repositories. The query can have `in`, the name of an upstream (without it, the hosted repositories are
-    listed), `q`, with which the listed names begin, and `after`, the cursor of a page."""
+    listed), `q`, a prefix of the names to list, and `after`, the cursor of a page."""
     components, query = _components(request), query_of(request)
     upstreams = visible_upstreams(components, caller_of(request).principal.listable_names)
     upstream = query.one("in") or None
@@ -90,12 +90,13 @@ async def repository(request: Request, path: str) -> Response:
     """Shows the tags of a repository, and its description. If the path has a tag or a digest, shows the image or
     artifact instead (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text that the names of
     the tags contain; `sort`, an order of tags, with `-` in front for the reverse order; and `after`, the cursor of a
-    page. A name under which clients pull mirrored content, such as `ubuntu`, redirects to the page of the name under
-    which it is stored. Raises Unauthorized, NameUnknown, ManifestUnknown."""
+    page. Clients can pull some mirrored content under another name than its stored name, such as `ubuntu`. A request
+    with such a name is redirected to the page of the stored name. Raises Unauthorized, NameUnknown,
+    ManifestUnknown."""
     name, reference = parse_path(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        await _components(request).content.tags(name, None, 1)  # raises NameUnknown with the name in the request
+        await _components(request).content.tags(name, None, 1)  # raises NameUnknown, which has the name in the request
         return redirect(f"{REPOSITORIES_PATH}/{path_of(stored, reference)}")
     caller = caller_of(request)
     context = caller.request_on(stored)
@@ -144,8 +145,8 @@ def _tag_query(text: str, sort: str) -> TagQuery:
 
 
 def _sort_links(tags: TagQuery) -> Iterator[SortLink]:
-    """Yields a link for each order. The link for the current order reverses it. The links for versions, times and sizes
-    list the largest first."""
+    """Yields a link for each order. The link for the current order reverses it. The other links for versions, times
+    and sizes list the largest first."""
     for order, text in _ORDERS.items():
         is_current = order is tags.order
         is_descending = not tags.is_descending if is_current else order is not TagOrder.NAME

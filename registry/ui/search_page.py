@@ -30,9 +30,9 @@ KINDS: Final = {
 }
 """The kinds of entries that can be searched for, with the titles of their lists."""
 HITS_OF_EACH_KIND: Final = 8
-"""How many entries of each kind the first page has."""
+"""Largest number of entries of each kind on the first page."""
 HITS_OF_ONE_KIND: Final = 25
-"""How many entries a later page has, which lists only one kind."""
+"""Largest number of entries on each further page. A further page continues the list of one kind."""
 _MAX_TEXT_CHARACTERS: Final = 1024
 FoundT = TypeVar("FoundT")
 
@@ -56,8 +56,9 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class HitList:
-    """The entries of one kind that were found. `next_after`: the number of entries before the next page; None: there is
-    no next page. `is_complete`: False if some entries may be missing."""
+    """The entries of one kind that were found, as one page shows them. `next_after`: the number of entries to skip for
+    the next page, which is the parameter `after` of its link; None: there is no next page. `is_complete`: False if the
+    search may have missed some entries."""
 
     kind: str
     hosted: Sequence[Hit]
@@ -82,7 +83,11 @@ async def search(request: Request) -> Response:
     if text:
         target = None if kind else await searches.target(principal, text)
         lists = [await _find(searches, caller.searcher, text, each, offset) for each in ([kind] if kind else KINDS)]
-    if not visit_of(request).is_partial and (path := _only_path(text, target, lists)) is not None:
+    # While the visitor types, the script htmx requests only the results (`is_partial`). The visitor may still be in the
+    # middle of the text, so only a request for the whole page, as after Enter, leads to another page. A further page of
+    # results (`kind`) shows these results, even if there is only one.
+    may_redirect = not visit_of(request).is_partial and kind is None
+    if may_redirect and (path := _redirect_path(text, target, lists)) is not None:
         return redirect(path)
     async with page_slot(request):
         return await page_response(
@@ -94,7 +99,8 @@ async def search(request: Request) -> Response:
             kinds=KINDS,
             target=None if target is None else _target_hit(searches, target),
             lists=[each for each in lists if each.hosted or each.mirrored],
-            # A longer text is no help if the text names an image, a repository or a whole digest.
+            # Makes the page advise the visitor to type a longer text, which finds missing matches. The advice is wrong
+            # for a text that already names an image, a repository or a whole digest.
             may_lack_matches=target is None and not _is_digest(text) and not all(each.is_complete for each in lists),
             is_indexing=await searches.is_indexing(),
             now=datetime.now(UTC),
@@ -102,7 +108,8 @@ async def search(request: Request) -> Response:
 
 
 def _offset(after: str | None, kind: str | None) -> int:
-    """Returns the number of entries before the page. Raises RequestInvalid, also for an unknown kind."""
+    """Returns how many entries the page skips: the number in `after`. Raises RequestInvalid, also for an unknown
+    kind."""
     if kind is not None and kind not in KINDS:
         raise RequestInvalid("this cannot be searched for")
     if not after:
@@ -113,7 +120,8 @@ def _offset(after: str | None, kind: str | None) -> int:
 
 
 async def _find(searches: ContentSearches, searcher: Searcher, text: str, kind: str, offset: int) -> HitList:
-    """Returns a page of the entries of one kind that are found; the first page if `offset` is 0."""
+    """Returns a page of the entries of one kind that match `text`. `offset`: the number of entries to skip; 0 for the
+    first page."""
     limit = HITS_OF_ONE_KIND if offset else HITS_OF_EACH_KIND
 
     async def found(
@@ -139,9 +147,10 @@ async def _find(searches: ContentSearches, searcher: Searcher, text: str, kind: 
     return await found(searches.digests, _digest_hit)
 
 
-def _only_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
-    """Returns the path of the page to redirect to, if the text is a tag, a digest or a command and matches only one
-    image or repository; None for other texts."""
+def _redirect_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
+    """Returns the path of the image or repository to which the search redirects; None: the search shows its results.
+    The search redirects if the text names an image with its tag or digest, if it has several words (such as a pull
+    command) and names an image or repository, or if it is a whole digest that leads to only one image."""
     if target is not None and not target.is_blob and (target.reference is not None or len(text.split()) > 1):
         return _path(target.repository, target.reference)
     if not _is_digest(text):

@@ -30,7 +30,8 @@ from storage.tag_removal import MAX_REMOVED_TAGS
 TAG_REMOVAL_PATH: Final = "/ui/tag-removal"
 TAG_RESTORATION_PATH: Final = "/ui/tag-restoration"
 _MAX_RESTORED_TAGS: Final = 4 * MAX_REMOVED_TAGS
-"""How many tags one form may restore."""
+"""How many tags one form may restore. One removal deletes at most `MAX_REMOVED_TAGS` tags that its form names, and at
+most three times as many referrer tags."""
 _MAX_REFERENCE_BYTES: Final = 128 + 136 + 16
 """The most bytes that a form has for one tag: up to 128 for the tag, 136 for its digest, and 16 for the name of the
 field and separators."""
@@ -86,8 +87,8 @@ async def remove_tags(request: Request, path: str) -> Response:
 
 @router.get(TAG_RESTORATION_PATH + "/{path:path}")
 async def tag_restoration(path: str) -> Response:
-    """Redirects to the tag history. A visitor whose session ended before the undo has to log in, and the login page
-    then leads to this path with GET. Raises NameUnknown."""
+    """Redirects to the tag history. If the session of a visitor has ended when they undo a removal, they get the login
+    page. After the login, that page redirects them to this path with GET. Raises NameUnknown."""
     return redirect(f"{TAG_HISTORY_PATH}/{path_of(repository_in(path), None)}")
 
 

@@ -1,5 +1,5 @@
-"""The rights of the visitors of pages on a repository. `VisitorRights` says which actions a page offers.
-`receive_repository_form` receives a form that changes a repository."""
+"""What the visitor of a repository's page may do with the repository (`VisitorRights`), so that the page offers only
+these actions. `receive_repository_form` receives a form that changes a repository."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ async def receive_repository_form(
     max_bytes: int = MAX_FORM_BYTES,
 ) -> tuple[Caller, RepositoryName, Query]:
     """Returns the visitor, the stored name of the repository `name`, and the fields of the form. `check` returns the
-    stored name, or raises an error if the visitor may not change the repository, as `pushable_repository` does. It is
-    called before the form is received and again when the form has arrived. `max_bytes`: the largest size of the form.
-    Raises the errors of `receive_form`."""
+    stored name, or raises an error if the visitor may not change the repository, as `pushable_repository` does. This
+    function calls `check` before it receives the form, and again when the form has arrived. `max_bytes`: the largest
+    size of the form. Raises the errors of `receive_form`."""
 
     async def check_visitor(request: Request) -> tuple[Caller, RepositoryName]:
         caller = caller_of(request)

@@ -1,5 +1,9 @@
 """The job that evicts images from the cache of mirrored content on demand (`eviction_work`), and functions that return
-the size and content of the cache (`read_cache_use`, `read_cache_status`)."""
+the size and content of the cache (`read_cache_use`, `read_cache_status`).
+
+A *scope* is a set of repositories whose disk space the store counts together: the cached content of one upstream, or of
+all upstreams. A *budget* is the size to which an eviction reduces a scope.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +30,18 @@ EVICTION_KIND: Final = "evict"
 MAX_LISTED_IMAGES: Final = 1000
 """Largest number of images that the result of a job lists."""
 SCOPES_WAIT_SECONDS: Final = 2.0
-"""How long a job waits for a server to define what it counts. A server does so within milliseconds after its start and
+"""How long a job waits until a server has defined the scopes. A server does so within milliseconds after its start and
 after each reload."""
 SCOPES_POLL_SECONDS: Final = 0.05
-"""Seconds between two checks during this time."""
+"""Seconds between two checks during this wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachePart:
     """The cached content of an upstream, or of all upstreams (`upstream` is None). `blobs` and `size` count each blob
-    once. `max_size`: the budget; None: not limited. `oldest_pull`: the last pull of the image that has not been pulled
-    for the longest time, in seconds since 1970; None: there are no images. `is_complete`: False while the content is
-    still being counted."""
+    once. `max_size`: the limit in the settings; None: there is none. Each image has a time of its last pull;
+    `oldest_pull` is the oldest of these times, in seconds since 1970 (None: there are no images). `is_complete`: False
+    while the content is still being counted."""
 
     upstream: str | None
     max_size: int | None
@@ -134,8 +138,8 @@ async def _check_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budg
     """Checks that a server counts the scopes of the budgets as the settings define them. Waits for a server that has
     just started or reloaded its settings. Raises Unsupported if it counts other scopes.
 
-    A job never defines scopes itself: a command may have other settings than the server, and would then end the quotas
-    and budgets that its settings lack."""
+    A job never defines the scopes itself. It can run in a command, whose settings may differ from those of the server.
+    Scopes from these settings would replace those of the server, and quotas that only the server knows would end."""
     definitions = {definition.name: definition for definition in scope_definitions(settings)}
     deadline = time.monotonic() + SCOPES_WAIT_SECONDS
     for budget in budgets:

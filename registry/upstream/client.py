@@ -304,8 +304,8 @@ class HttpUpstreamClient:
         await self._requester.try_endpoints(operation, _NO_REPOSITORY, RequestKind.LOGIN)
 
     async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the upstream responds to requests for the referrers of a manifest of this digest, and so has
-        the referrers API. Raises the errors of a failed upstream request."""
+        """Returns whether the upstream has the referrers API. Asks it for the referrers of the manifest `digest`.
+        Raises the errors of a failed upstream request."""
         return await self._lists.has_referrers_api(repo, digest)
 
     def is_nearly_exhausted(self) -> bool:

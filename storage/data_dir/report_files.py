@@ -65,8 +65,9 @@ class ReportFile:
             raise
 
     def write(self, report: bytes) -> None:
-        """Replaces the report. Raises ValueError if the report is longer than `MAX_REPORT_BYTES`; OSError. If only a
-        part of the report could be written, readers see no report of this process until the next `write`."""
+        """Replaces the report. Raises ValueError if the report is longer than `MAX_REPORT_BYTES`. Raises OSError if it
+        cannot be written completely, for example on a full disk. If a part of it was written, readers see no report of
+        this process until the next `write`."""
         if len(report) > MAX_REPORT_BYTES:
             raise ValueError(f"the report has {len(report)} bytes; {MAX_REPORT_BYTES} are allowed")
         header = len(report).to_bytes(4, "big") + zlib.crc32(report).to_bytes(4, "big")

@@ -37,8 +37,9 @@ BATCH_SIZE = 500
 IDLE_SECONDS_ON_FULL_DISK = 60.0
 """Seconds after which a partial blob without progress is deleted while the disk is full."""
 CONFIRM_FUTURE_SECONDS = 3600.0
-"""How long there must have been times in the future before they are corrected. It is longer than machines usually need
-to set a clock that is behind after their start."""
+"""The collector corrects times in the future only after it has seen such times for this many seconds. After a start, a
+machine's clock may be behind, and right times then look like times in the future. Machines usually set the clock within
+this time."""
 MIN_STRAY_AGE_SECONDS = 60.0
 """Bytes without a row are kept for at least this time in seconds, because a push stores the row shortly after the
 bytes."""
@@ -181,8 +182,8 @@ class Collector:
             yield shard
 
     async def _correct_future_times(self, this_round: _Round) -> None:
-        """Corrects times that were stored while the clock was ahead. Waits for `CONFIRM_FUTURE_SECONDS` before that: if
-        the clock is behind, as it may be after a start of the machine, right times look like times in the future."""
+        """Corrects times that were stored while the clock was ahead, if this and earlier rounds have seen times in the
+        future for `CONFIRM_FUTURE_SECONDS`."""
         if this_round.dry_run:
             return
         if not await self._metadata.has_future_times():
@@ -214,7 +215,8 @@ class Collector:
             await this_round.note(RemovalKind.PARTIAL, partial.digest, partial.size, reason)
 
     async def _remove_stale_uploads(self, this_round: _Round) -> None:
-        """Removes upload sessions without recent progress, and the bytes of old upload sessions without a row."""
+        """Removes upload sessions without recent progress. Also removes uploaded bytes whose session no longer exists,
+        if they were not written recently."""
         before = self._clock() - self._expire
         after: StaleUpload | None = None
         while stale := await self._metadata.stale_uploads(before, BATCH_SIZE, after):
@@ -275,8 +277,8 @@ class Collector:
 
     async def _remove_blobs(self, this_round: _Round) -> None:
         """Removes blobs without a link: first the row, then the bytes, which the blob store finds under the key in the
-        row (`place`). A push of the same blob waits for the lock of the digest and then stores the bytes again, so
-        these blobs need no grace period. While a backup is running, leaves the blobs for a later round."""
+        row (`place`). These blobs need no grace period: a push of the same blob waits for the lock of the digest, and
+        then stores the bytes again. While a backup is running, leaves the blobs for a later round."""
         if this_round.dry_run:
             await self._preview_blobs(this_round)
             return

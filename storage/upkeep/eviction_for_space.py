@@ -1,5 +1,5 @@
-"""Evictions that make free space on the disk: when one is complete (`FreeSpaceGoal`), and for how long no other one
-follows if it had no effect (`EvictionPause`).
+"""Decides when an eviction for free space on the disk is complete (`FreeSpaceGoal`). After an eviction without effect,
+pauses all evictions for free space (`EvictionPause`).
 
 The bytes of an evicted image do not always become free space. A backup on the same file system may have hard links to
 the files, and a snapshot of the file system keeps the blocks. Some file systems, such as btrfs and ZFS, free blocks
@@ -20,18 +20,19 @@ from storage.leases import Leases
 from storage.upkeep.collector import Collector
 
 PAUSE_SLOT: Final = "pause of evictions for free space"
-"""Name of the slot that a process holds during such a pause. The evictors of all processes take part in the pause."""
+"""Name of a slot. The process that has begun a pause holds the slot until the pause ends. So the evictors of all
+processes see that there is a pause, and do not evict for free space."""
 EFFECTIVE_FRACTION: Final = 0.25
-"""If the free space grows by less than this fraction of the evicted bytes, the eviction had no effect. Less than 1,
-because clients and mirrors write to the disk at the same time."""
+"""If the free space grows by less than this fraction of the evicted bytes, the eviction had no effect. The fraction is
+less than 1, because clients and mirrors write to the disk at the same time."""
 SETTLE_SECONDS: Final = 60.0
 """Time after which a file system has freed the blocks of removed files. btrfs does so with the next commit, which is
 every 30 s (btrfs(5), "commit")."""
 FIRST_PAUSE_SECONDS: Final = 300.0
 LONGEST_PAUSE_SECONDS: Final = 86_400.0
 PAUSE_FACTOR: Final = 4
-"""After evictions without effect there is a pause. Each one is longer than the previous one by this factor, up to a
-day. So an attempt is repeated, but evicts only a small part of the cache each day."""
+"""Each pause is longer than the previous one by this factor, up to a day, until an eviction has an effect. So evictors
+try again and again, but evict only a small part of the cache each day."""
 log = logging.getLogger("storage.eviction")
 
 
@@ -45,7 +46,9 @@ class FreeSpaceGoal:
         self._free_bytes = free_bytes
         self._target = target
         self._free_at_start = self._free()
-        self._freed_bytes = 0  # the growth of the free space during removals, so without what others write meanwhile
+        self._freed_bytes = 0
+        """By how much the free space has grown during the removals. Leaves out what others write between the
+        removals."""
         self.evicted_bytes = 0
         """Size of the blobs that lost their last link by this eviction."""
         self.is_blocked = False
@@ -71,7 +74,8 @@ class FreeSpaceGoal:
 
     @property
     def has_effect(self) -> bool:
-        """Whether the free space has grown, or nothing was evicted."""
+        """Whether the free space has grown by a large enough fraction of the evicted bytes. Also True if nothing was
+        evicted."""
         return self.effect >= self.evicted_bytes * EFFECTIVE_FRACTION
 
     def _free(self) -> int:
@@ -81,8 +85,8 @@ class FreeSpaceGoal:
 
 
 class EvictionPause:
-    """The pause of evictions for free space after one that had no effect. It ends early when the free space has grown.
-    It applies to all processes."""
+    """A pause of the evictions for free space. It begins after an eviction that had no effect, and ends early when the
+    free space has grown. It applies to all processes."""
 
     def __init__(self, leases: Leases, monotonic: Callable[[], float]) -> None:
         """`monotonic`: returns seconds of a clock that is never set back."""

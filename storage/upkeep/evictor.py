@@ -34,12 +34,13 @@ EVICTION_ACTOR: Final = Actor(name="entrepot eviction")
 EVICTION_SLOT: Final = "cache eviction"
 """Name of the slot (a permit that one process at a time can hold) for evictions."""
 TARGET_FRACTION: Final = 0.95
-"""The fraction of a budget down to which an eviction evicts, so that not every new blob causes an eviction."""
+"""If a budget is exceeded, images are evicted until at most this fraction of the budget is used. It is less than 1, so
+that not every new blob causes an eviction."""
 INCOMPLETE_SECONDS: Final = 600.0
 """An image that lacks blobs is kept for this time after its last pull, because a client may be pulling it."""
 UNUSED_SECONDS: Final = 60.0
-"""A blob to which no manifest of a mirrored repository refers is kept for this time after its last use, if the budget
-is exceeded."""
+"""An eviction also removes a blob to which no manifest of its mirrored repository refers, if the blob was last used
+longer ago than this time."""
 CHECK_SECONDS: Final = 2.0
 """Longest time between two checks of the limits. They are also checked after each blob and manifest that is stored."""
 WARNING_SECONDS: Final = 600.0
@@ -69,7 +70,7 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
     """All limits of the cache. `upstreams`: names of all upstreams. `low_free` and `high_free`: marks of the free space
-    of the disk, in bytes; 0: not limited. `is_kept`: returns whether the images of a repository are never evicted.
+    of the disk, in bytes; 0: not limited. `is_kept`: returns True for a repository whose images are never evicted.
     `cooldowns`: after a tag has moved at the upstream, clients get the older image until the cooldown is over, and the
     older image is not evicted; None: there are no cooldowns."""
 
@@ -121,7 +122,7 @@ class Evictor:
         self._clock = clock
         self._monotonic = monotonic
         self.on_evicted: Callable[[Sequence[EvictedImage]], None] = lambda _: None
-        """Called after each eviction. Returns at once and raises nothing."""
+        """Called after each eviction with the evicted images, possibly none. Returns at once and raises nothing."""
         self._wake_up = asyncio.Event()
         self._pause = EvictionPause(leases, monotonic)
         self._warned_at: dict[str, float] = {}  # when each warning was logged last, by its text
@@ -150,9 +151,9 @@ class Evictor:
             await self._pause.aclose()
 
     async def check(self) -> bool:
-        """Evicts images if a limit is exceeded. If an eviction for free space has no effect, no process evicts for free
-        space for some time (`EvictionPause`). Returns False if a limit is exceeded and no image may be evicted. Waits
-        while another process evicts. Raises StorageFull, StorageFailed."""
+        """Evicts images if a limit is exceeded. If an eviction for free space has no effect, all processes pause such
+        evictions for some time (`EvictionPause`). Returns False if a limit is exceeded and no image may be evicted.
+        Waits while another process evicts. Raises StorageFull, StorageFailed."""
         await self._pause.update()
         if not (self._must_free_space() or await self._is_over_a_budget()):
             return True
@@ -165,9 +166,9 @@ class Evictor:
             return count > 0
 
     async def evict(self, on_evicted: OnEvicted = ignore_evicted) -> int:
-        """Evicts images until no limit is exceeded or no further image may be evicted. For the free space, evicts at
-        most as many bytes as are lacking, and none while a backup runs. Returns the number of evicted images. Waits
-        while another process evicts. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
+        """Evicts images until no limit is exceeded or no further image may be evicted. If the disk lacks free space,
+        evicts about as many bytes as it lacks, and none while a backup runs. Returns the number of evicted images.
+        Waits while another process evicts. Raises StorageFull, StorageFailed, and what `on_evicted` raises."""
         async with self._leases.slot(EVICTION_SLOT, count=1):
             count = await self._evict_to_budgets(on_evicted)
             if self._is_disk_low():
@@ -238,7 +239,7 @@ class Evictor:
     async def _evict_for_space(self, on_evicted: OnEvicted) -> tuple[FreeSpaceGoal, int]:
         """Evicts images to free space, as far as `FreeSpaceGoal` says. Returns the goal and the number of evicted
         images."""
-        await self._collector.free_unlinked_blobs()  # a backup that has ended may have left enough of them
+        await self._collector.free_unlinked_blobs()  # may be enough if a backup has held back such blobs
         goal = FreeSpaceGoal(self._collector, self._free_bytes, max(self.limits.low_free, self.limits.high_free))
         count = await self._evict_until(goal.is_reached, self.limits.upstreams, on_evicted, goal.free_blobs)
         if goal.is_blocked:
@@ -266,7 +267,7 @@ class Evictor:
         try:
             while not await is_reached():
                 rules = await self._rules()
-                outcome: EvictedImage | bool = True
+                outcome: EvictedImage | bool = True  # False: no further image may be evicted
                 for _ in range(IMAGES_PER_ROUND):
                     outcome = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
                     if isinstance(outcome, EvictedImage):

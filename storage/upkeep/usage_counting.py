@@ -26,16 +26,16 @@ async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[Scope
     are complete. If the process dies, the next process that calls this function continues the count. Raises
     StorageFull, StorageFailed.
 
-    Only servers call this. The settings of a command may lack upstreams and quotas of the server, and then their limits
-    would have no effect any more."""
+    Only servers call this. A command may have other settings than the server. If it called this, the limits of the
+    upstreams and quotas that its settings lack would have no effect any more."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await usage.configure(definitions)
         await _count(usage)
 
 
 async def complete_counts(usage: Usage, leases: Leases) -> None:
-    """Waits until the scopes that a server has defined are complete, and continues the count if no process counts.
-    Changes no scope's definition. Raises StorageFull, StorageFailed."""
+    """Returns when the scopes that a server has defined are complete. If another process counts them, waits for it;
+    otherwise, continues the count. Changes no scope's definition. Raises StorageFull, StorageFailed."""
     async with leases.slot(COUNTING_SLOT, count=1):
         await _count(usage)
 

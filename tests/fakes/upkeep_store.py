@@ -1,4 +1,4 @@
-"""A store with a clock that tests set, for tests of upkeep jobs such as garbage collection."""
+"""Opens a store whose time a test can set (`clocked_store`), for tests of upkeep jobs such as garbage collection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START = 1_700_000_000.0
 
 
 class Clock:
-    """A clock that a test sets: a call returns `now`, in seconds since 1970."""
+    """A clock for a store. A call returns `now`, in seconds since 1970, which a test can set."""
 
     def __init__(self, now: float = START) -> None:
         self.now = now

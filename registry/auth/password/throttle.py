@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 DAY_SECONDS: Final = 86400.0
 MAX_CONCURRENT_FAILURES: Final = 300
-"""The largest number of failures that a limit counts beyond its burst. Attempts that are checked at the same time can
-fail together after the burst: four workers, the largest default, check 264 passwords at a time
+"""The largest number of failures that a limit counts beyond its burst. Such failures occur, because attempts that begin
+before the burst is used up can all fail later. Four workers, the largest default, check 264 passwords at a time
 (`registry.auth.password.hashing`)."""
 
 
@@ -52,10 +52,10 @@ class FailureRate:
         return FailureCost(self.cost_seconds, self.cost_seconds * (self.burst + MAX_CONCURRENT_FAILURES))
 
     def wait(self, until: float, now: float) -> float:
-        """Returns how many seconds the next attempt must wait. `until` is the time at which the costs of all earlier
-        failures have passed. `until` and `now` are in seconds since 1970. Returns 0.0 if `until` is not plausible: the
-        clock was ahead when a login failed, and without this check logins would be refused for as long as it was
-        ahead."""
+        """Returns how many seconds the next attempt must wait. `until` is the stored time of a throttling key: each
+        failure moves it `cost_seconds` further into the future. `until` and `now` are in seconds since 1970. Returns
+        0.0 if `until` is later than failures can have moved it: the clock was ahead when a login failed. Without this
+        check, logins would be refused until the clock reaches that time."""
         if until > self.failure.latest_plausible(now):
             return 0.0
         return max(0.0, until - now - self.cost_seconds * (self.burst - 1))

@@ -3,15 +3,18 @@
 The principal is the account, or anonymous client, that makes the request. A client without the right to read a
 repository gets the same error whether or not the content exists. So a refusal does not reveal what is stored.
 
-Mirrored content is stored under another name than the client requests: `ubuntu` as `docker.io/library/ubuntu`. So the
-repository name `repo` in a call has one or two candidates, its *stored names*: `repo` itself, for content that clients
-pushed to this name, and the name of mirrored content. At each moment, `repo` leads to one of these names. For reads and
-deletes, the account needs the right on the stored name. For pushes, it needs the right on `repo` itself.
+A *stored name* is the name of a repository in the store. Mirrored content is stored under another name than the client
+requests: `ubuntu` as `docker.io/library/ubuntu`. The repository name `repo` in a call has one or two *candidates*, that
+is, stored names to which it can lead: `repo` itself, for content that clients pushed to this name, and the name of
+mirrored content. If there are two, `repo` leads to the mirrored content until the first push to `repo`, and from then
+on to itself. For reads and deletes, the account needs the right on the stored name to which `repo` leads now. For
+pushes, it needs the right on `repo` itself.
 
 The *requested name* is the name in the path of the request. It differs from `repo` if the Host header or the query
-names an upstream (a registry that this one mirrors): then `repo` begins with the name of the upstream. If the client
-sends a bearer token, the access in the token must allow the action as well, either on the requested name or on the name
-on which the account needs the right.
+names an upstream (a registry that this one mirrors): then `repo` begins with the name of the upstream. A bearer token
+lists names of repositories with the actions that it allows on each. If the client sends a bearer token, it must allow
+the action too. It is enough if it allows the action on one of two names: the requested name, or the name on which the
+account needs the right.
 
 The guard refuses calls of methods for which it has no rule.
 """
@@ -50,7 +53,9 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 _PUSH: Final = Action.PUSH.value
 """The bits of the action push as a plain int, because comparing ints is faster."""
 LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
-"""How many lists of repositories a process reads at a time. A thread reads them one after the other."""
+"""How many lists of repositories may be in progress in a process at a time. Most of them only wait: they are in the
+queue of one thread, which reads one list after the other. Each visitor may have only one list in this queue, so nobody
+has to wait for several lists of one visitor."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""
 
@@ -227,8 +232,11 @@ class Guarded(ForwardingRegistry):
         use the returned name, because a push to `repo` after this check could change where `repo` leads.
 
         If the action is not allowed, raises Unauthorized or Denied. If the rule hides content, raises `not_found` in
-        place of Denied. Also raises `not_found` if the action is allowed on `repo` itself, but `repo` leads to mirrored
-        content on which the action is not allowed, because then nothing was pushed to `repo`.
+        place of Denied.
+
+        The action can be allowed on `repo` itself, but not on the mirrored content to which `repo` leads now. This
+        method then raises `not_found`, whether or not the rule hides content: the account has the right on `repo`, but
+        nothing was pushed to `repo`.
         """
         principal, requested = current_principal(), current_request().requested_name or repo
         names: Sequence[RepositoryName] = self._naming.candidates(repo)
@@ -269,10 +277,10 @@ class Guarded(ForwardingRegistry):
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
-        """Resolves a blob under the name `repo`; other reads use the stored name. `inner` then chooses between pushed
-        and mirrored content itself. With `repo`, `inner` recognizes a client that is about to push, and sends no
-        requests to upstreams for such a client. A push during the call could change where `repo` leads, so this method
-        checks the rights before the call and again after it."""
+        """Resolves a blob. Calls `inner` with `repo`; for other reads, `handle` replaces `repo` by the stored name.
+        `inner` needs `repo` here to recognize a client that is about to push: it sends no requests to upstreams for
+        such a client. With `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call
+        could change its choice, so this method checks the rights before the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         result = await self.forward(call)
@@ -316,7 +324,8 @@ class Guarded(ForwardingRegistry):
         visitor = principal.visitor_at(current_request().address)
         async with self._lists.slot(visitor):
             page = await self.inner.repositories(after, limit, _intersect(names, principal.listable_names))
-        if page.next_after is None or page.next_after in page.items[-1:]:  # the cursor is the last visible entry
+        # If the cursor is the last name on the page, the client may see it, so it need not be sealed (encrypted).
+        if page.next_after is None or page.next_after in page.items[-1:]:
             return page
         return Page(page.items, page.more, await self._cursors.seal(CursorKind.REPOSITORIES, page.next_after))
 
@@ -329,9 +338,9 @@ def _intersect(wanted: NameSet, allowed: NameSet) -> NameSet:
 
 
 def _grant_needed(names: Sequence[RepositoryName]) -> str:
-    """Returns the error text for a client that requests content of a guarded upstream from a registry without accounts.
-    A guarded upstream is a mirrored registry whose content needs grants that name it. The upstream's name is the first
-    segment of the last name in `names`, the stored names."""
+    """Returns the error text for a client to which a registry without accounts refuses content. Such a registry allows
+    everything except content of upstreams that need a grant of their own (the setting `require_grant`). The last of the
+    stored names `names` begins with the name of the upstream."""
     upstream = names[-1].partition("/")[0]
     return (
         f"content mirrored from {upstream} needs a grant of its own, and this registry has no accounts yet: "

@@ -5,11 +5,12 @@ with its rights. A grant allows a *grantee* (an account, a group, all accounts, 
 repositories whose names match a pattern. Grants only add rights; no grant takes rights away.
 
 The *epoch* is a number in the store. It increases when any worker changes an account, a group, a grant or a signing
-key, or revokes an API token. When the epoch has changed, this module reads the grants that it has cached again.
+key, or revokes an API token. When the epoch has changed, the grants in the cache are stale: this module reads them from
+the store again.
 
-A process caches thousands of principals, and an account can have many of them: one for each bearer token. So principals
-share their `Rights`: all principals to which the same grants apply have one object, also if the epoch has changed but
-the grants have not.
+A process caches thousands of principals, and an account can have many of them: one for each bearer token. So all
+principals to which the same grants apply share one `Rights` object. If the epoch changes but the grants do not, the
+principals keep sharing this object.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
 requests. The action push is missing, because a push always stores under the requested name."""
 
 _MANY_GRANTS: Final = 200
-"""If a grantee has more grants than this, all rights to which the grants contribute share the grantee's cached name
-sets. The patterns of grantees with at most this many grants are merged into one name set for each combination of
+"""If a grantee has more grants than this, its cached name sets stay as they are, and all `Rights` objects that include
+its grants share them. The patterns of an identity's other grantees are merged into one name set for each combination of
 actions."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""

@@ -149,9 +149,10 @@ def parse_name_or_fail(text: str) -> AccountName:
 
 
 def read_password_file(file: Path | None) -> str | None:
-    """Returns the text of a file with a password, for `password_or_fail`. Call this before `has_had_account`, after
-    which root cannot read the file any more if only root may. Returns None if there is no such file, if it cannot be
-    read, or if it is stdin: a command that finds an account needs no password."""
+    """Returns the text of a file with a password, for `password_or_fail`. Call this before `has_had_account`, because
+    that function can make the process run as another user, who may have no right to read the file. Returns None if
+    `file` is None or stdin, or if the file cannot be read. This is no error yet, because the command needs no password
+    if there is an account; `password_or_fail` tries again."""
     if file is None or str(file) == "-":
         return None
     try:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from registry.status.worker_report import INSTANCE_HEADER
 
 PROBE_SECONDS: Final = 5.0
-"""Time limit for a connection, and for each response."""
+"""Time limit for each attempt to connect, and for each read from the connection or write to it."""
 
 
 class ProbeError(StrEnum):
@@ -36,7 +36,8 @@ class ProbeError(StrEnum):
 class ProbeResult:
     """The response of the server at an address.
 
-    - `error` and `detail`: why there was no response, and the message of the system; None and empty: there was one.
+    - `error`: why there was no response; None: there was one.
+    - `detail`: a message about the error, usually that of the system; may be empty.
     - `instance`: the id of this run of the server (`registry.status.worker_report`); None: the server is not Entrepot.
     - `status`: the HTTP status of the response to GET `/v2/`.
     - `is_registry`: whether the response to GET `/v2/` is that of a registry."""
@@ -68,8 +69,8 @@ def probe(url: str, ca_file: Path | None = None, seconds: float = PROBE_SECONDS)
     except TimeoutError:
         return ProbeResult(url, ProbeError.TIMEOUT, f"{seconds:g} s")
     except ConnectionResetError as error:
-        # With TLS 1.3, this is how some servers treat a client without a certificate: asyncio in Python 3.11 sends no
-        # alert.
+        # With TLS 1.3, some servers reset the connection, without an alert, if the client has no certificate. A server
+        # that uses asyncio in Python 3.11 does so.
         kind = ProbeError.TLS_ENDED if urlsplit(url).scheme == "https" else ProbeError.NO_HTTP
         return ProbeResult(url, kind, str(error) or type(error).__name__)
     except http.client.HTTPException as error:

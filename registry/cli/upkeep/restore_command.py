@@ -71,6 +71,8 @@ def restore(
             f"{plural(result['blobs'], 'blob')} ({human_size(result['size'])}) as of {result['snapshot']}"
         )
         if result["healed_blobs"]:
+            # The restored backup records these blobs as damaged. The directory of backups has their right bytes: from
+            # an earlier backup, or because an operator has put them there.
             healed = plural(result["healed_blobs"], "blob")
             typer.echo(f"{healed} restored completely, although damaged in the registry when the backup was made")
     if result["damaged"]:

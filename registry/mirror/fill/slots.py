@@ -33,11 +33,12 @@ looks for a free slot every 0.01 s or more often, so it gets the slot first."""
 SPARE_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
-"""Number of marks that say, to all processes, that a request waits for a slot. While all are taken, a waiting request
-waits for a mark as well. The number is small, because a look for marks makes one system call for each of them."""
+"""Number of marks. A request that waits for a slot also takes a mark. A taken mark tells all processes that a request
+waits. One is enough for that, so further requests can do without a mark while all marks are taken. The number is small,
+because a look for marks makes one system call for each of them."""
 MARK_SECONDS: Final = 0.1
-"""Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal while a fill takes a slot
-anew for each piece."""
+"""Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal, because a fill gives its
+slot back after each request to the upstream and then takes a slot again."""
 
 
 class ConnectionSlots:
@@ -60,8 +61,8 @@ class ConnectionSlots:
 
     @property
     def _spare_slots(self) -> int:
-        """Number of slots that prefetch fills leave free and pass-throughs of large blobs never take. It is less than
-        the number of all slots, so that each of them can get at least one."""
+        """Number of slots that prefetch fills leave free and pass-throughs of large blobs never take. It is always
+        smaller than `max_connections`, so that a prefetch fill or a pass-through can take at least one slot."""
         return min(SPARE_CONNECTIONS, self.max_connections - 1)
 
     async def wait_for_spare(self) -> None:
@@ -76,8 +77,9 @@ class ConnectionSlots:
         requested the blob, takes a slot only if `_spare_slots` others are free. Yields True if the block holds a slot,
         or False if nothing needs the blob any more.
 
-        `is_new_connection`: whether the connection has not been used for a request yet. If it has been used, and no
-        other slot is free, fills that wait in the queue get the slot first."""
+        `is_new_connection`: whether this is the first request of the connection. Before a later request, if a client
+        has requested the blob and fewer than two slots are free, pauses for `YIELD_SECONDS`, so that the requests that
+        wait in the queue get a slot first."""
         while not demand.requested.is_set() and demand.is_alive():
             async with self._leases.try_slot(self._name, self.max_connections, keep_free=self._spare_slots) as has_slot:
                 if has_slot:
@@ -106,8 +108,9 @@ class ConnectionSlots:
         client is slow and other requests wait for a slot. `waits_for_client`: whether the block may have to wait for
         its client, because not all bytes fit in memory. All such blocks together hold at most `max_connections` -
         `_spare_slots` slots, so that slow clients cannot take all of them."""
-        # The limit is a group of slots of its own. A pass-through that waited until several connection slots are free
-        # at the same moment would wait as long as a fill runs, because a fill takes each free slot within milliseconds.
+        # `limit` is a second group of slots, which only these pass-throughs take. `keep_free` could keep the spare
+        # slots free as well, but such a wait ends only when several connection slots are free at the same moment. While
+        # a fill runs, that does not happen, because the fill takes each free slot within milliseconds.
         limit = (self._pass_through_name, self.max_connections - self._spare_slots)
         async with self._queued_slots(*([limit] if waits_for_client else []), (self._name, self.max_connections)):
             with self._holders.holding(holder):
@@ -153,7 +156,8 @@ class ConnectionSlots:
         the queue. Takes the last free slot only if a client has requested the blob and the slot is still free after
         `YIELD_SECONDS`. Yields whether the block holds a slot."""
         is_requested = demand.requested.is_set()
-        # Only a fill that a client has requested may take one of the spare slots, and it leaves one slot free at first.
+        # Leaves one slot for the first connection of another fill. If no client has requested the blob, leaves the
+        # spare slots as well. If there are not so many slots, takes one only while all others are free.
         slots_to_leave = min(1 if is_requested else SPARE_CONNECTIONS + 1, self.max_connections - 1)
         async with self._leases.try_slot(self._name, self.max_connections, keep_free=slots_to_leave) as has_slot:
             if has_slot:

@@ -22,8 +22,9 @@ from typing import Literal, NoReturn
 from registry.server.server_log import log
 
 ClientAuth = Literal["off", "optional", "required"]
-FileState = tuple[int, int, int] | None
-"""Modification time in nanoseconds, inode number and size in bytes of a file; None if the file cannot be read."""
+FileState = tuple[int, int, int, int] | None
+"""The times in nanoseconds at which the content of a file and its status (owner, permissions) were last changed, its
+inode number and its size in bytes; None if the file cannot be read."""
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Ciphers of TLS 1.2, in OpenSSL's syntax: only those with forward secrecy and authenticated encryption. All ciphers of
@@ -70,6 +71,7 @@ class Certificates:
         self._clock = clock
         self._last_states = self._file_states()  # the files' states at the last check
         self._tried_states = self._last_states  # their states at the last attempt to load them
+        self._has_failed = False  # whether that attempt failed
         self.context = make_context(files, clock())
 
     def refresh(self, *, are_files_complete: bool = False) -> None:
@@ -84,14 +86,17 @@ class Certificates:
         states = self._file_states()
         may_be_incomplete = states != self._last_states and not are_files_complete
         self._last_states = states
-        if may_be_incomplete or states == self._tried_states:
+        # A failed attempt is repeated on request, because its cause may lie outside the files (too many open files).
+        may_succeed_now = self._has_failed and are_files_complete
+        if may_be_incomplete or (states == self._tried_states and not may_succeed_now):
             return
-        self._tried_states = states
+        self._tried_states, self._has_failed = states, True
         try:
             self.context = make_context(self.files, self._clock())
         except CertificateError as error:
             log.warning("new connections still use the old certificate: %s", error.message)
         else:
+            self._has_failed = False
             log.info("reloaded the certificate %s: new connections use it", self.files.certificate)
 
     def _file_states(self) -> list[FileState]:
@@ -190,4 +195,4 @@ def _file_state(path: Path) -> FileState:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size

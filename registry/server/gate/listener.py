@@ -24,9 +24,9 @@ _HOST_PORT = re.compile(r"([^:\[\]\s/]*):(\d{1,5})")
 
 
 class ListenError(Exception):
-    """The server cannot listen on an address. `message` says in one line why, and what to do. `used_address`: the
-    address, with an IP address as host, if another socket uses it; None: the reason is another one. `forbidden_port`:
-    the port, if this process has no right to it; None: the reason is another one."""
+    """The server cannot listen on an address. `message` says in one line why, and what to do. `used_address`: the IP
+    address and port, if another socket uses them; None: the reason is another one. `forbidden_port`: the port, if this
+    process has no right to it; None: the reason is another one."""
 
     def __init__(self, message: str, *, used_address: str | None = None, forbidden_port: int | None = None) -> None:
         self.message = message
@@ -72,9 +72,10 @@ def address_of(sock: socket.socket) -> str:
 
 
 def overlaps(listen: str, used: str) -> bool:
-    """Returns whether a socket cannot be opened on `listen` while another socket listens on `used`, as far as their
-    texts show: they have the same port, and the same host or a host that stands for all addresses. Looks up no host
-    names. Returns False if a text is malformed, or if a port is 0."""
+    """Returns whether `listen` and `used` conflict, so that no socket can listen on `listen` while another one listens
+    on `used`. They conflict if they have the same port, and the same host or a host that stands for all addresses.
+    Compares only the texts and looks up no host names, so it does not find every conflict. Returns False if a text is
+    malformed, or if a port is 0."""
     try:
         (host, port), (used_host, used_port) = _split(listen), _split(used)
     except ListenError:

@@ -114,8 +114,9 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user_advice(path: Path) -> str:
-    """Returns the text to add to the message for a user who may not use the socket at `path`: which user may. Root
-    needs it as well in a container without the capability CAP_DAC_OVERRIDE. Empty if this is the user already."""
+    """Returns a text that says which user may use the socket at `path`. It ends the message of an error for a user who
+    has no right to use it. Root may need it too, in a container without the capability CAP_DAC_OVERRIDE. Returns an
+    empty text if this process already runs as the right user."""
     for file in (path, path.parent):
         with suppress(OSError):  # this user may not enter a directory above `file`
             owner = os.stat(file, follow_symlinks=False).st_uid

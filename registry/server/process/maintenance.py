@@ -1,4 +1,4 @@
-"""Work that a worker repeats every second for all its connections, and visits to all connections in steps.
+"""The work that a worker repeats every second (`Maintenance`), and a function that visits all connections in steps.
 
 A worker can have 16,384 connections. A loop over all of them in one go would delay the requests of all clients, so
 `visit_in_steps` handles other events between two steps.
@@ -67,7 +67,7 @@ class Maintenance:
             task.cancel()
 
     async def _check_timeouts(self) -> None:
-        """Once a second checks the timeouts of each connection."""
+        """Checks the timeouts of each connection once a second."""
         while True:
             await visit_in_steps(
                 self._state.connections,
@@ -76,8 +76,9 @@ class Maintenance:
             await asyncio.sleep(self._limits.timeout_check_seconds)
 
     async def _maintain(self) -> None:
-        """Once a second updates the Date header, adapts the number of allowed connections to the open files, and
-        returns free memory to the system. Every few seconds checks whether the certificate's files have changed."""
+        """Once a second, updates the Date header, adapts the number of allowed connections to the number of other open
+        files, and returns free memory to the system if that is due. Every few seconds, checks whether the files of the
+        certificate have changed."""
         certificates_checked_at = self._loop.time()
         memory = MemoryTrimmer(self._loop, self._state.connections)
         while True:

@@ -238,7 +238,9 @@ class _Importer:
                         repo, manifest, tags if digest == tree.root.digest else (), by=self._by
                     )
                 break
-            except ManifestBlobUnknown:  # if its grace period is short, the garbage collection has deleted a blob
+            except ManifestBlobUnknown:
+                # Garbage collection has deleted a blob since `_push_blobs` stored or found it. This can happen only if
+                # the import takes longer than the grace period of garbage collection.
                 if attempt == ATTEMPTS:
                     raise
         for digest in tree.manifests:
@@ -284,7 +286,9 @@ class _Importer:
             return False
         if blob.digest not in self._verified:
             await self._verify(blob.digest, file_name)
-        with suppress(BlobUnknown):  # garbage collection has just deleted it, or only a private upstream has it
+        # BlobUnknown: garbage collection has just deleted the blob, or the store has it only in repositories of private
+        # upstreams. The router takes no blob from these unless the call names the repository.
+        with suppress(BlobUnknown):
             await self._router.mount_blob(repo, blob.digest, ALL_NAMES, self._by)
             return True
         return False

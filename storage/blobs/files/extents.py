@@ -43,8 +43,9 @@ class Extents:
         if start < stop:
             bounds = self._bounds
             left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
-            # `start` is a new bound, unless an extent reaches it. `stop` is a new bound, unless an extent continues
-            # after it.
+            # If an extent before `start` touches or contains `start`, the merged extent begins where that one begins;
+            # otherwise it begins at `start`. If an extent touches or contains `stop` and continues after it, the merged
+            # extent ends where that one ends; otherwise it ends at `stop`.
             bounds[left:right] = [start] * (left % 2 == 0) + [stop] * (right % 2 == 0)
 
     def remove(self, start: int, stop: int) -> None:

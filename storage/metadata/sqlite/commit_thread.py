@@ -9,7 +9,8 @@ Changes that arrive while a transaction runs share the next transaction and its 
 
 SQLite commits by appending to a write-ahead log. A *checkpoint* copies the log into the database file. Checkpoints run
 in the same thread and with the same lock. Unless the disk is full, a checkpoint runs only after the results of a batch
-were delivered, so that no change of the batch waits for it.
+were delivered, so that no change of the batch waits for it. A failed fsync can leave *gaps* in the log: parts that are
+not on the disk. They are closed before the next commit (`storage.metadata.sqlite.write_ahead_log`).
 
 The *reserve* is disk space allocated in advance (`storage.data_dir.reserve`). On a full disk, the reserve is used by
 checkpoints, and by changes that free space or revoke rights. Changes that store content are refused (`StorageFull`).
@@ -140,8 +141,8 @@ class CommitThread:
         """Returns True if exactly one commit lies between the data versions `before` and `after`, this thread made it,
         and it changed no rights. Rights that were read at `before` are then still valid at `after`.
 
-        Returns False in all other cases. May also return False for an earlier commit that fulfils these conditions,
-        because the thread remembers only its last commit."""
+        Returns False in all other cases. Also returns False if this thread has made a later commit that changed no
+        rights, because the thread remembers only the last one."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:
@@ -204,10 +205,9 @@ class CommitThread:
         return batch
 
     def _commit_with_reserve(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits the batch. If the reserve cannot be restored to its full size, the disk counts as full, and this
-        method refuses the changes that must not use the reserve. If a commit finds no space, the method frees a part of
-        the reserve and repeats the changes that may use the reserve. On a full disk, it runs a checkpoint at the
-        end."""
+        """Commits the batch. If the reserve does not have its full size and cannot be restored now, the disk counts as
+        full: refuses the changes that must not use the reserve. If the commit finds no space, frees a part of the
+        reserve and repeats the changes that may use it. If the disk was full, runs a checkpoint after the commits."""
         disk_is_full = not (self._reserve.is_whole or self._reserve.restore())
         uncommitted = batch
         if disk_is_full:
@@ -241,7 +241,8 @@ class CommitThread:
 
     def _commit(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Commits all changes in one transaction. If the transaction fails, commits each change in a transaction of its
-        own, because the disk may have space for some of them. Raises only errors that occur after a commit."""
+        own, because the disk may have space for some of them. Sets the errors of the changes that failed. Raises an
+        error only if it occurs after a commit."""
         try:
             self._transact(db, batch)
         except BaseException as error:
@@ -249,7 +250,7 @@ class CommitThread:
             self._roll_back(db)
             if any(pending.is_committed for pending in batch):
                 raise  # a committed change must not be made again
-            if isinstance(error, StorageFailed | StorageFull):  # before the first change: none would succeed alone
+            if isinstance(error, StorageFailed | StorageFull):  # raised before the first change: all would fail again
                 for pending in batch:
                     pending.error = error
             elif len(batch) > 1:
@@ -322,8 +323,8 @@ class CommitThread:
             self._rights_changed = True
 
     def _close_gaps(self, db: apsw.Connection, lock: int) -> None:
-        """Closes the gaps of the log at the end of the thread, because other processes may not know of them. Logs
-        errors instead of raising them."""
+        """Closes the gaps of the log before the thread ends, because other processes may not know of them. Logs errors
+        instead of raising them."""
         if not self._wal.may_have_gaps:
             return
         try:

@@ -29,8 +29,9 @@ from storage.tag_history import not_restorable
 from storage.tag_rules import IsImmutable, immutable_delete_denied, immutable_tag_denied, nothing_immutable
 
 PUSH_TIME_STEP_SECONDS: Final = 60.0
-"""Retention keeps a manifest for some time after its last push. A push within this time after the recorded one is not
-recorded, so that pushes of many tags of a manifest do not write its row each time."""
+"""Retention keeps a manifest for some time after its last push, so the manifest's row has the time of this push. If a
+push follows less than this many seconds later, the row keeps the earlier time. So a client that pushes many tags of a
+manifest does not write its row each time."""
 _BLOBS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (
@@ -71,7 +72,7 @@ def put_manifest(
     manifest_id, is_new = _store_manifest(db, repository, manifest, now, is_push=not sparse)
     if sparse:  # a sparse manifest is mirrored, so the repository's name begins with the upstream's name
         add_mirrored_manifest(db, manifest_id, repo.partition("/")[0], now)
-    if is_new and not tags:  # with tags, the lines that `_store_tag` adds to the tag history name the manifest
+    if is_new and not tags:  # with tags, `_store_tag` records the digest in the tag history, a part of the audit log
         record_content(db, by, now, "manifest.put", repo, manifest.digest)
     action = EventAction.FILL if sparse else EventAction.PUSH
     for tag in tags:
@@ -82,8 +83,8 @@ def put_manifest(
 
 
 def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: Condition) -> None:
-    """Raises PreconditionFailed unless the condition holds for the digest that the tag points at now. If there is no
-    such tag, the condition must hold for None."""
+    """Raises PreconditionFailed unless the condition holds for the digest that the tag points at now, or for None if
+    there is no such tag."""
     current = _digest_of_tag(db, repository, tag)
     if not condition.holds(current):
         raise PreconditionFailed(
@@ -112,8 +113,8 @@ def _check_complete(db: apsw.Connection, repository: int, manifest: Manifest) ->
     layers, which clients fetch from elsewhere.
 
     The children of an index are the entries of its list `manifests`. The repository must have each child as a manifest.
-    A child in `manifest.blob_children` has the media type of neither manifest nor index, so the repository may have it
-    as a blob instead."""
+    Only for the children in `manifest.blob_children`, a blob is enough: their media type is not that of a manifest or
+    index."""
     foreign = manifest.foreign
     blobs = {blob.digest for blob in manifest.blobs if blob.digest not in foreign}
     children = {child.digest for child in manifest.manifests}

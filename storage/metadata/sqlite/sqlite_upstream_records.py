@@ -40,7 +40,8 @@ MAX_PARSED_BYTES = 256 * 1024
 """Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because the
 manifests are parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Largest number of references to a blob that `referring_manifests` searches for the newest manifests."""
+"""Largest number of references to a blob that `referring_manifests` reads. It reads those of the manifests with the
+highest row ids, and selects the newest manifests among them."""
 _DELETE_SURPLUS_TOKENS = """
 DELETE FROM upstream_token WHERE key IN (
     SELECT key FROM upstream_token WHERE key <> ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)"""
@@ -62,7 +63,7 @@ INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?1
        remaining = iif(at > ?6 OR excluded.at >= at, excluded.remaining, remaining),
        most = iif(at > ?6 OR excluded.at >= at, excluded.most, most),
        until = max(iif(until > ?7, 0.0, until), excluded.until)"""
-"""?6: a stored `at` that is later lies in the future. ?7: the latest end of a pause that is possible now."""
+"""?6: the latest `at` that does not count as a time in the future. ?7: the latest `until` that a pause can have now."""
 
 _IS_CONFIRMED = """
 SELECT l.confirmed
@@ -176,8 +177,9 @@ class SqliteUpstreamRecords:
         return {endpoint: CorruptionRecord(times, at) for endpoint, times, at in rows}
 
     async def save_bad_senders(self, upstream: str, digest: Digest, endpoints: Collection[str], seconds: float) -> None:
-        """Stores that each of the endpoints sent corrupt bytes for the blob one more time. Deletes all records, for any
-        blob, of which the last corrupt bytes came more than `seconds` seconds ago."""
+        """Stores that each of the endpoints sent corrupt bytes for the blob one more time. First deletes the outdated
+        records of all blobs: those whose last corrupt bytes came more than `seconds` seconds ago, and those from the
+        future, which were stored before the clock was set back."""
         now = self._clock()
 
         def store(db: apsw.Connection) -> None:
@@ -245,10 +247,11 @@ class SqliteUpstreamRecords:
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
         """Stores a rate limit that the upstream stated at `allowance.at`.
 
-        If a rate limit is stored already, the record gets `remaining` and `limit` of the newer of the two rate limits,
-        and the later of the two values of `until`: the time before which the mirror must not send a request. A stored
-        rate limit from the future counts as the older one, and a stored `until` more than `MAX_PAUSE_SECONDS` from now
-        as no pause: both were stored before the clock was set back."""
+        If a rate limit is stored already, merges the two: `remaining` and `limit` come from the newer rate limit, and
+        `until` gets the later value. The mirror must not send a request before `until`.
+
+        Stored values may be from a time before the clock was set back. So a stored rate limit from the future counts
+        as the older one. A stored `until` more than `MAX_PAUSE_SECONDS` from now counts as no pause."""
         now = self._clock()
         await self._execute(
             _SAVE_ALLOWANCE,
@@ -273,8 +276,8 @@ def _check_key(reference: Reference, blob: bool) -> str:
 
 
 def _prune_not_found_checks(db: apsw.Connection, now: float) -> None:
-    """Deletes the oldest 'not found' checks if there are more than `MAX_NOT_FOUND_CHECKS`. Also deletes those from the
-    future, which are no longer valid since the clock was set back, but would be the newest ones."""
+    """Deletes the oldest 'not found' checks if there are more than `MAX_NOT_FOUND_CHECKS`. First deletes those from the
+    future: they were stored before the clock was set back and are not valid, but would count as the newest ones."""
     db.execute("DELETE FROM upstream_check WHERE known = 0 AND at > ?", (now + CLOCK_TOLERANCE_SECONDS,))
     db.execute(
         "DELETE FROM upstream_check WHERE known = 0 AND at <= (SELECT at FROM upstream_check WHERE known = 0 "

@@ -5,8 +5,8 @@ SQLite commits by appending to the log. A *checkpoint* copies the log into the d
 
 A failed fsync can leave *gaps* in the log. Linux reports such an error once. It then treats the bytes that it could not
 write as written, and these bytes may belong to earlier commits. After a power cut, SQLite reads the log only up to the
-first gap. A later commit in the same log would be lost with the gap, even if its own fsync succeeds. So the log has to
-be emptied before the next commit (`WriteAheadLog.close_gaps`).
+first gap, so it would lose every later commit in the same log, even one whose own fsync succeeded. Therefore the log
+has to be emptied before the next commit (`WriteAheadLog.close_gaps`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ log = logging.getLogger("storage.metadata")
 
 
 class WriteAheadLog:
-    """The log, as the process sees it that commits. The caller of each method holds the lock of the database's writers
-    and calls from one thread. `db` is the connection that commits."""
+    """The log, in the process that commits. The caller of each method holds the lock of the database's writers. All
+    calls come from the same thread. `db` is the connection that commits."""
 
     def __init__(self, database: Path, system: System, reserve: Reserve) -> None:
         """`database`: the database file. Checkpoints use `reserve` on a full disk."""
@@ -54,7 +54,7 @@ class WriteAheadLog:
         self._reserve = reserve
         self._pages = 0
         self._restart_pages = RESTART_LOG_PAGES
-        """Length of the log, in pages, from which on a checkpoint waits for the log's readers."""
+        """A checkpoint waits for the log's readers if the log has at least this number of pages."""
         self.may_have_gaps = False
         """Whether an fsync of the log has failed since the log was emptied."""
         self._close_again_at = float("-inf")
@@ -74,12 +74,13 @@ class WriteAheadLog:
         """Notes that the log may have gaps, if `error` is that of a failed fsync. Call this with each error of a commit
         or checkpoint."""
         if isinstance(error, apsw.IOError):
-            result = getattr(error, "extendedresult", apsw.SQLITE_IOERR_FSYNC)  # only SQLite's own errors have it
+            # An error that SQLite did not raise has no `extendedresult`. It counts as a failed fsync.
+            result = getattr(error, "extendedresult", apsw.SQLITE_IOERR_FSYNC)
             self.may_have_gaps = self.may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
 
     def close_gaps(self, db: apsw.Connection) -> None:
         """Does nothing if the log has no gaps. Otherwise copies the log into the database file, syncs that file, and
-        empties the log. The copy is complete, because the page cache still has the bytes that the kernel could not
+        empties the log. SQLite reads the log from the page cache, which still has the bytes that the kernel could not
         write. Raises StorageFull or StorageFailed if this fails, or if a reader needs the log for too long."""
         if not self.may_have_gaps:
             return
@@ -87,7 +88,8 @@ class WriteAheadLog:
             self._close_again_at = time.monotonic() + CLOSE_RETRY_SECONDS
             db.set_busy_timeout(RESTART_WAIT_MILLISECONDS)
             try:
-                # Empties the log, because after a power cut SQLite would copy the part before the gap over newer pages.
+                # Copying the log is not enough. After a power cut, SQLite would still read the log up to the gap, and
+                # put these old pages in the place of newer pages in the database file. So this empties the log as well.
                 self._try_checkpoint(db, apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 sync_file(self._system, self._path)
                 self.may_have_gaps, self._close_again_at = False, float("-inf")
@@ -140,7 +142,8 @@ class WriteAheadLog:
             except StorageFull:
                 self._reserve.spend(lambda: self._try_checkpoint(db, mode), StorageFull)
         except apsw.BusyError as error:
-            if mode != apsw.SQLITE_CHECKPOINT_RESTART:  # in that mode, a long read may need the log, which is no fault
+            # With SQLITE_CHECKPOINT_RESTART, this error means that a reader still needs the log, which is no fault.
+            if mode != apsw.SQLITE_CHECKPOINT_RESTART:
                 log.warning(CHECKPOINT_FAILED, error)
             return False
         except (apsw.Error, StorageFull) as error:

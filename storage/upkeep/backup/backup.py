@@ -1,9 +1,9 @@
 """Makes a backup of a registry, also while servers use it (`make_backup`).
 
-A backup first copies the metadata database, as it is at one moment, and then the blobs that the copy names. A blob
-whose last link is deleted meanwhile stays in the store, because the backup prevents the removal of blobs (module
-`storage.upkeep.removal_gate`). The other order, blobs first, would not work: after a push during the backup, the copied
-metadata would name a blob that the backup lacks.
+A backup first copies the metadata database, as it is at one moment, and then the blobs that the copy names. If the last
+repository that has a blob deletes it meanwhile, the blob stays in the store, because the backup prevents the removal of
+blobs (module `storage.upkeep.removal_gate`). The other order, blobs first, would not work: after a push during the
+backup, the copied metadata would name a blob that the backup lacks.
 
 A blob that the directory has from an earlier backup is not copied again. So after an interruption, the next run copies
 only the rest. An interrupted snapshot has no manifest file; the next run replaces it by a new snapshot.
@@ -76,11 +76,11 @@ async def make_backup(
     holder: str,
     system: System | None = None,
 ) -> JSON:
-    """Makes a backup and returns a report as JSON. The backup is complete except for the blobs in two lists of the
-    report: `damaged` lists the blobs that were recorded as damaged before, `missing` the blobs whose bytes are missing
-    or damaged without such a record. `holder`: text that says who makes the backup; a process that tries to make a
-    backup at the same time shows this text. Raises BackupFailed, StorageFull, StorageFailed, JobStopped. After an
-    error, the copied blobs stay for the next run."""
+    """Makes a backup and returns a report as JSON. Two lists in the report name the blobs that the backup lacks.
+    `damaged`: the blobs that the registry had recorded as damaged. `missing`: other blobs that could not be copied, for
+    example because their bytes are missing or damaged. `holder`: text that says who makes the backup; a process that
+    tries to make a backup at the same time shows this text. Raises BackupFailed, StorageFull, StorageFailed,
+    JobStopped. After an error, the copied blobs stay for the next run."""
     system = system or System()
     directory = BackupDirectory(options.target, system)
     copier = FileCopier(system, directory.root, may_link=options.may_link, verify=options.verify)
@@ -154,7 +154,8 @@ class _Backup:
         return SnapshotManifest(name, now, sha256, size, version, totals, absent_digests)
 
     async def _copy_database(self, path: Path) -> None:
-        """Copies the database. Reports the progress twice a second meanwhile, so that the job can be stopped."""
+        """Copies the database. Meanwhile reports the progress twice a second, because only `report` raises JobStopped
+        when the job is stopped."""
         pages = [0, 0]  # the number of copied pages, and of all pages
 
         def note(done: int, total: int) -> None:
@@ -192,11 +193,12 @@ class _Backup:
 
     async def _copy_if_needed(self, blob: SnapshotBlob, is_present: bool) -> None:
         """Copies a blob, unless the directory has its right bytes. `is_present`: whether the directory has a file of
-        the right size.
+        the right size. An empty `blob.place` means that the registry has recorded the blob as damaged.
 
-        If the blob is recorded as damaged in the registry, checks the bytes in the directory. These may be right,
-        unless the file is a hard link to the damaged file. For the same reason, checks the bytes in the directory if
-        the registry has stored the blob, or stored it again, since the last backup."""
+        The file in the directory may be a hard link to a damaged file of the registry. So this method compares the file
+        with the digest in two cases, also without `verify`. First, if the blob is recorded as damaged. Second, if the
+        registry has stored the blob since the last backup: it may have replaced damaged bytes, and the file in the
+        directory may still be the damaged one."""
         if is_present and (self._verify or not blob.place or blob.created >= self._last_backup):
             path = self._directory.blob(blob.digest)
             try:
@@ -247,9 +249,9 @@ class _Backup:
         self._done_bytes += count
 
     async def prune(self, keep: int, newest: SnapshotManifest) -> dict[str, JSON]:
-        """Removes the oldest snapshots until `keep` snapshots are left, and the blobs that no remaining snapshot names.
-        `newest`: the snapshot of this run. It stays, even if the names of other snapshots are later because the clock
-        was ahead. Returns the removals, as a part of the report."""
+        """Removes the oldest snapshots until `keep` snapshots are left. If it removes any, also removes the blobs that
+        no remaining snapshot names. `newest`: the snapshot of this run. It counts as the newest even if the clock was
+        ahead at an earlier backup, whose snapshot has a later name. Returns the removals, as a part of the report."""
         stored = await self._copier.run(self._directory.snapshots)
         earlier = [snapshot for snapshot in stored if snapshot.name != newest.name]
         snapshots = [*by_age(earlier, newest.time), newest]

@@ -72,15 +72,15 @@ class FileCopier:
         self, fd: int, digest: Digest, size: int, temporary: Path, final: Path, on_bytes: Callable[[int], object]
     ) -> None:
         """Creates the file `final` with the bytes of the open file `fd`. The file has the name `temporary` until its
-        bytes are durable. Calls `on_bytes` with the number of bytes of each chunk. Raises BlobDamaged, BackupFailed. An
-        error leaves no file behind."""
+        bytes are durable. Calls `on_bytes` with the number of bytes of each chunk, or once with `size` if the bytes of
+        a link or clone are not checked. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
         if os.fstat(fd).st_size != size:
             raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
         try:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
                 if self._verify:
                     await self._read(fd, digest, size, None, on_bytes)
-                    await self.run(lambda: self._system.sync(fd))  # its writer may not have synced it
+                    await self.run(lambda: self._system.sync(fd))  # whatever wrote the file may not have synced it
                 else:
                     on_bytes(size)
             else:
@@ -94,8 +94,8 @@ class FileCopier:
 
     async def write_bytes(self, data: bytes, digest: Digest, temporary: Path, final: Path) -> None:
         """Creates the file `final` with these bytes. The file has the name `temporary` until its bytes are durable.
-        Does everything in one call in a thread, because most blobs of a registry are small and each such call takes
-        time. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
+        Makes only one call in a thread for all of this, because most blobs of a registry are small, and each call in a
+        thread takes time. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
 
         def write() -> None:
             running_digest = start_digest(digest.algorithm)
@@ -154,8 +154,8 @@ class FileCopier:
     @asynccontextmanager
     async def holding(self, resource: AbstractContextManager[T]) -> AsyncIterator[T]:
         """Enters and leaves `resource` in a thread, because opening and closing a file can block for long: a removed
-        file frees its blocks when it is closed, and a network file system writes what is not written yet. A
-        cancellation leaves `resource`, too."""
+        file frees its blocks when it is closed, and a network file system writes what is not written yet. Also leaves
+        `resource` if the task is cancelled while it enters."""
         entering = self.run(resource.__enter__)
         try:
             value = await entering
@@ -192,7 +192,11 @@ class FileCopier:
             os.close(fd)
 
     def _create(self, path: Path) -> int:
-        return self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o640)
+        """Creates the file and returns its descriptor. A file with this name is left by an interrupted run. It may be
+        a hard link to the source file, so its name is removed, and the file is not truncated."""
+        with suppress(FileNotFoundError):
+            self._system.unlink(path)
+        return self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)
 
     async def _remove(self, path: Path) -> None:
         """Removes a file, which may be missing. Ignores errors."""
@@ -201,7 +205,7 @@ class FileCopier:
 
     def _move(self, temporary: Path, final: Path) -> None:
         self._system.rename(temporary, final)
-        with suppress(FileNotFoundError):  # a rename onto another name of the same file does nothing
+        with suppress(FileNotFoundError):  # if both are names of one file, the rename removes none of them
             self._system.unlink(temporary)
 
     def _link_or_clone(self, fd: int, path: Path) -> bool:

@@ -1,7 +1,8 @@
 """Restores a registry from a backup into an empty data directory (`restore_backup`).
 
-The snapshot's database may record a blob as damaged although the backup has its right bytes, from an earlier snapshot,
-or because an operator has put them there. In the restored registry, such a blob is not damaged.
+The snapshot's database can record a blob as damaged although the backup has its right bytes: an earlier snapshot has
+copied them, or an operator has put them there. The restore *heals* such a blob: the restored registry has its bytes and
+does not record it as damaged.
 
 The bytes of each blob are compared with its digest before the blob gets its name in the data directory. The database
 gets its name last. Until then, the directory contains a marker file, so that no server uses it. After an interruption,
@@ -73,9 +74,9 @@ async def restore_backup(
     system: System | None = None,
 ) -> JSON:
     """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns a report as
-    JSON. The caller prepares the directory afterwards, as for any start of a server. `clock` returns seconds since
-    1970. If the newest snapshot is restored and the times of other snapshots are in the future (`by_age`), reports a
-    step `warning`.
+    JSON. Afterwards, the caller must prepare the directory as before each start of a server. `clock` returns seconds
+    since 1970. If `options` name no snapshot and the times of some snapshots are in the future (`by_age`), the restored
+    snapshot may not be the newest, and this function reports a step `warning`.
 
     Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False. After an error or a
     cancellation, the blobs that were restored so far stay in the directory. A further call continues from there, for
@@ -173,8 +174,8 @@ def _directory_in_restore(layout: Layout, snapshot: str, system: System) -> Iter
 
 
 def _open_marker(layout: Layout, system: System) -> int:
-    """Creates the data directory if it is missing, and opens its marker. Raises BackupFailed if the directory contains
-    something and no restore was interrupted in it; OSError."""
+    """Creates the data directory and its marker if they are missing, and opens the marker. Raises BackupFailed if the
+    directory contains other files but no marker of an interrupted restore. Raises OSError."""
     durable_files.make_root(system, layout.root)
     names = set(os.listdir(layout.root)) - {"lost+found"}
     if names and layout.restore_marker.name not in names:
@@ -266,6 +267,7 @@ class _Restore:
         self._done_bytes += count
 
     def _note_healed(self, blob: SnapshotBlob) -> None:
+        """Counts a restored blob as healed if the snapshot's database records it as damaged: its `place` is empty."""
         if not blob.place:
             self._counts.healed.append(blob.digest)
 

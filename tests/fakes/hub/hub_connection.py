@@ -174,7 +174,7 @@ class HubConnection:
             except OSError as error:
                 raise PeerGone from error
 
-    async def arrived(self) -> None:
+    async def wait_until_received(self) -> None:
         """Waits until the client's kernel has received all sent bytes, so that a reset of the connection destroys none
         of them."""
         deadline = time.monotonic() + ARRIVAL_TIMEOUT

@@ -80,7 +80,7 @@ class HubServer:
         return len(self._connections)
 
     def listen(self) -> None:
-        """Accepts connections, on the same ports as before."""
+        """Accepts connections. The ports are the same after each `refuse`, so the URLs stay valid."""
         if self._listening:
             return
         for role, reserved in self._reserved_ports.items():
@@ -222,7 +222,7 @@ class HubServer:
             if fault.stall_after is not None and position == answer.start + fault.stall_after:
                 await connection.wait(self._released)
             if fault.drop_after is not None and position == answer.start + fault.drop_after:
-                await connection.arrived()
+                await connection.wait_until_received()
                 raise ConnectionDropped(reset=fault.reset)
 
 

@@ -93,17 +93,18 @@ async def _add_and_remove(data: Path) -> None:
         (True, {"public_url": "https://registry.example.com"}, True),
     ],
 )
-@pytest.mark.parametrize("is_closed", [True, False])
+@pytest.mark.parametrize("requires_login", [True, False])
 @pytest.mark.parametrize("insecure", [True, False])
 def test_when_an_open_registry_is_refused(
-    loopback: bool, values: dict[str, object], reachable: bool, is_closed: bool, insecure: bool
+    loopback: bool, values: dict[str, object], reachable: bool, requires_login: bool, insecure: bool
 ) -> None:
-    """The start is refused only if the registry has no accounts, other machines reach it directly or through a proxy,
-    and `insecure_open` is not set."""
+    """The start is refused only if the registry requires no login (`is_registry_closed` is false), other machines reach
+    it directly or through a proxy, and `insecure_open` is not set. A registry requires a login if it has or had
+    accounts, or if its settings allow external logins."""
     settings = Settings.model_validate({**values, "insecure_open": insecure})
-    allowed = not reachable or is_closed or insecure
+    allowed = not reachable or requires_login or insecure
     with nullcontext() if allowed else pytest.raises(InsecureOpenError, match="there are no accounts: add one"):
-        check_insecure_open(settings, bound_to_loopback=loopback, is_registry_closed=is_closed)
+        check_insecure_open(settings, bound_to_loopback=loopback, is_registry_closed=requires_login)
 
 
 def test_start_behind_a_proxy_without_accounts(tmp_path: Path) -> None:

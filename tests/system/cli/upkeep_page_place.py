@@ -53,8 +53,9 @@ auth:
 class Place:
     """A folder in which the commands of one section run, and a server that runs at the same time.
 
-    The paths on the page that begin with /mnt, /srv, /var or /etc are below the folder. `addresses`: the URLs of
-    servers of the tests, by the URLs on the page for which they stand. The server starts with the first command."""
+    The paths on the page that begin with /mnt, /srv, /var or /etc are below the folder. Servers of the tests stand for
+    the other servers on the page. `addresses` maps each URL on the page to the URL of the server that stands for it.
+    The server of the section starts with the first command."""
 
     def __init__(self, folder: Path, section: Section, stack: ExitStack) -> None:
         self.folder = folder
@@ -94,7 +95,7 @@ class Place:
         assert any(has_shape(output, command.output) for output in outputs), difference
 
     def prepare(self, name: str) -> None:
-        """Makes the preparation that a comment on the page names."""
+        """Makes the preparation with this name, which is in the mark `test: NAME` of a block of the page."""
         PREPARATIONS[name](self)
 
     def fill(self, work: Callable[[StoredRegistry, Clock], Awaitable[None]]) -> None:
@@ -116,7 +117,7 @@ class Place:
 
     def _entrepot(self, line: str) -> subprocess.CompletedProcess[str]:
         words = shlex.split(self._here(line))
-        assert words.pop(0) == "entrepot", f"mark the block of {line!r} as one that is not run here"
+        assert words.pop(0) == "entrepot", f"{line!r} is not run here: mark its block with `not run here: FILE`"
         paths = {"ENTREPOT_CONFIG": str(self.folder / "entrepot.toml"), "ENTREPOT_DATA": str(self.data)}
         return entrepot(*words, folder=self.folder, **paths)
 
@@ -176,7 +177,8 @@ class Place:
         flip_byte(self._layer_file(0))
 
     def lose_blob(self) -> None:
-        """Replaces the damaged blob by a push, and removes the file of another blob."""
+        """Repairs the blob that `damage_blob` has damaged: pushes its image again. Then removes the file of a blob of
+        the other image."""
         self.push("team/app", "1")
         self._layer_file(1).unlink()
 
@@ -286,7 +288,7 @@ PREPARATIONS: dict[str, Callable[[Place], None]] = {
     "cooldown": Place.move_upstream_tag,
     "upstream with images": lambda place: place.start_upstream("https://docker.io", _four_images()),
     "cached images": Place.pull_images,
-    "team": Place.wait_for_quota,
+    "team": Place.wait_for_quota,  # the section about the quota of a team
     "damaged blob": Place.damage_blob,
     "lost blob": Place.lose_blob,
     "content to back up": lambda place: place.fill(lambda store, _: _push_tags(store, "1", "2")),
@@ -296,4 +298,4 @@ PREPARATIONS: dict[str, Callable[[Place], None]] = {
     "harbor": Place.start_harbor,
     "upstream with an image": lambda place: place.start_upstream("https://docker.io", _one_image()),
 }
-"""By the name that a comment on a page has for the preparation."""
+"""The functions that make the preparations. On a page, the mark `test: NAME` of a block names its preparation."""

@@ -30,6 +30,7 @@ REPO = "team/large"
 def warm_server(tmp_path: Path) -> Iterator[RegistryServer]:
     """A server that has served pushes and pulls, so that the memory that the first requests need is already
     allocated."""
+    # Without its own interpreter, the server would be a fork, and would share memory with other processes of the tests.
     with running_server(tmp_path, own_interpreter=True) as running:
         wire = RegistryClient(running.address)
         test_image = image("warm", layer({"warm": noise("warm", 4 * MIB)}))

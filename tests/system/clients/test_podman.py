@@ -13,7 +13,7 @@ from tests.fakes.server_process import RegistryServer
 
 
 def loaded(tools: ContainerTools, image: ClientImage, name: str, folder: Path) -> None:
-    """Imports an image into podman's storage under the name, without a registry."""
+    """Loads an image into podman's local storage under the name, without a registry."""
     write_layout(folder, {"x": image})
     image_id = tools.podman("pull", "--quiet", f"oci:{folder}:x").out.split()[-1]
     tools.podman("tag", image_id, name)
@@ -78,7 +78,7 @@ def test_manifest_push_all(
     tools.podman("manifest", "push", INSECURE, "--all", "--format", "oci", index, f"docker://{name}:both")
     reply = wire.manifest(repo, "both")
     assert reply.headers["Content-Type"] == OCI_INDEX
-    # podman may push a layer that it has in another compression, so the test compares the unpacked layers.
+    # podman may change the compression of a layer in a push, so the test compares the unpacked layers.
     for entry, child in zip(reply.json()["manifests"], multi_platform.children, strict=True):
         assert_same_files(wire, repo, entry["digest"], child)
     tools.podman("pull", INSECURE, f"{name}:both")

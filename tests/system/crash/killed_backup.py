@@ -26,7 +26,7 @@ from tests.fakes.upkeep_store import APP
 from tests.system.crash.crash_runs import die_before_each_step
 from tests.system.crash.durable_steps import BOOT, KillingSystem
 
-FIRST_TIME, SECOND_TIME = 1e9, 2e9
+FIRST_TIME, SECOND_TIME = 1e9, 15e8
 """The times of the two backups, in seconds since 1970."""
 LARGE = bytes(range(256)) * 1000
 """The content of a blob that is too large to be read at once."""

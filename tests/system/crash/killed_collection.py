@@ -20,7 +20,7 @@ from tests.system.crash.durable_steps import BOOT
 WEB = RepositoryName("team/web")
 GRACE = 100.0
 """The number of seconds for which a deleted manifest can be restored."""
-RESTORED = ("deleted", "family", "overwritten")
+RESTORABLE = ("deleted", "family", "overwritten")
 """The tags of WEB that `run` restores to the manifest at which they pointed earlier."""
 
 
@@ -29,8 +29,8 @@ def tag_changes(store: StoredRegistry) -> TagChanges:
 
 
 async def make_store(data: Path) -> tuple[dict[str, Digest], Digest]:
-    """Makes a store with everything that a collection can remove. Returns the digests to which the tags in `RESTORED`
-    are restored, and the digest of a manifest without a tag."""
+    """Makes a store with everything that a collection can remove. Returns the digest to which each tag in
+    `RESTORABLE` can be restored, and the digest of a manifest without a tag."""
     clock = Clock()
     prepare_data_dir(data)
     async with open_registry(data, boot=BOOT, clock=clock) as store:
@@ -58,8 +58,8 @@ async def make_store(data: Path) -> tuple[dict[str, Digest], Digest]:
         for digest in (deleted.digest, family.digest, child.digest):
             await store.delete_manifest(WEB, digest, by=BY)
         await store.delete_manifest(WEB, overwritten.digest, by=BY)
-    restored = {"deleted": deleted.digest, "family": family.digest, "overwritten": overwritten.digest}
-    return restored, overwriting.digest
+    restorable = {"deleted": deleted.digest, "family": family.digest, "overwritten": overwritten.digest}
+    return restorable, overwriting.digest
 
 
 async def run(data: Path, system: System) -> None:
@@ -68,7 +68,7 @@ async def run(data: Path, system: System) -> None:
     clock = Clock(START + 2.5 * GRACE)
     async with open_registry(data, grace=GRACE, expire=GRACE, system=system, boot=BOOT, clock=clock) as store:
         await store.collector.collect()
-        for tag in RESTORED:
+        for tag in RESTORABLE:
             await tag_changes(store).restore(WEB, Tag(tag), by=BY)
         await tag_changes(store).move(WEB, Tag("moved"), Tag("deleted"), by=BY)
         await store.collector.collect()

@@ -44,8 +44,8 @@ class AttackAnswer:
 def head(
     method: str, target: str, headers: Mapping[str, str] | None = None, *, length: int | None = None, keep: bool = False
 ) -> bytes:
-    """Returns the request line and headers of a request. Unless `keep` is set, they ask the server to close the
-    connection."""
+    """Returns the request line and headers of a request. `keep`: whether the connection stays open after the response;
+    otherwise the headers ask the server to close it."""
     lines = [f"{method} {target} HTTP/1.1", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     lines += [] if length is None else [f"Content-Length: {length}"]
@@ -88,14 +88,14 @@ def send(sock: socket.socket, pieces: Iterable[bytes]) -> None:
             sock.sendall(piece)
 
 
-def read(sock: socket.socket, keep: int = MAX_KEPT, most: int | None = None) -> AttackAnswer:
-    """Reads until the connection is closed or breaks, or until `most` bytes have been read. Keeps the first `keep`
+def read(sock: socket.socket, max_kept: int = MAX_KEPT, most: int | None = None) -> AttackAnswer:
+    """Reads until the connection is closed or breaks, or until `most` bytes have been read. Keeps the first `max_kept`
     bytes."""
     data_kept, size = bytearray(), 0
     with contextlib.suppress(OSError):
         while (most is None or size < most) and (data := sock.recv(PIECE)):
             size += len(data)
-            data_kept += data[: keep - len(data_kept)]
+            data_kept += data[: max_kept - len(data_kept)]
     status_line = bytes(data_kept[:13])
     status = int(status_line[9:12]) if status_line.startswith(b"HTTP/1.1 ") and status_line[9:12].isdigit() else 0
     return AttackAnswer(status, bytes(data_kept), size)

@@ -71,7 +71,7 @@ class _Client:
         with contextlib.suppress(OSError):
             attack_requests.send(self._sock, self._pieces)
             if self._load.reads and not self._load.holds:
-                self.status = attack_requests.read(self._sock, keep=64).status
+                self.status = attack_requests.read(self._sock, max_kept=64).status
 
     def done(self, steady: bool) -> bool:
         """Returns whether the client has its response. A client that gets or reads no response is done when the memory

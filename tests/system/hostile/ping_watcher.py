@@ -40,12 +40,15 @@ PING = b"GET /v2/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 @dataclass(frozen=True)
 class Stall:
-    """The slowest ping of a worker, in milliseconds.
+    """The slowest ping of a worker: the one with the largest `blocked_ms`. Times are in milliseconds.
 
-    `elapsed_ms`: the time that the watcher has measured. `blocked_ms`: this time without the time in which no CPU was
-    free. `main_cpu_ms`: the CPU time of the worker's main thread during the ping. `other_cpu_ms`: the CPU time of the
-    busiest other thread. The CPU times show whether the event loop itself was busy, or another thread held the
-    interpreter lock.
+    `elapsed_ms`: the response time that the watcher has measured. `blocked_ms`: estimate of the delay that the worker
+    itself caused: the response time without the time for which the worker's threads waited for a CPU. `main_cpu_ms`:
+    the CPU time of the worker's main thread during the ping. `other_cpu_ms`: the CPU time of the busiest other thread.
+    The CPU times show whether the event loop itself was busy, or another thread held the interpreter lock. `pings`:
+    number of all pings of the worker.
+
+    If the slowest ping took at most `SLOW_SECONDS`, the CPU times are 0 and `blocked_ms` is the whole response time.
     """
 
     pid: int
@@ -176,7 +179,7 @@ class _Worker:
 
     def _judge(self, took: float, pings: int) -> Stall:
         """Computes the result of a slow ping from the CPU times of the threads. `took`: the milliseconds that the ping
-        took."""
+        took, without the time for which the watcher waited for a CPU."""
         self._find_threads()
         times = self._times()
         spent = {
@@ -187,8 +190,11 @@ class _Worker:
         other_ran = max((milliseconds for milliseconds, _ in spent.values()), default=0.0)
         other_waited = max((milliseconds for _, milliseconds in spent.values()), default=0.0)
         with_cpu = took - waited
-        held = max(with_cpu - other_waited, min(took, ran))
-        return Stall(self.pid, held, took, ran, other_ran, pings)
+        # Another thread may have waited for a CPU while it held the interpreter lock, so its wait is subtracted too.
+        # Both waits may fall into the same time; then too much is subtracted. But the main thread has surely blocked
+        # the event loop while it ran.
+        blocked = max(with_cpu - other_waited, min(took, ran))
+        return Stall(self.pid, blocked, took, ran, other_ran, pings)
 
     def _times(self) -> dict[int, tuple[float, float]]:
         """Returns the times of each thread by its id (see `_ThreadTimes.read`)."""

@@ -150,6 +150,7 @@ def test_second_import_at_the_same_time_is_refused(tmp_path: Path, stalling: Hub
     with start(*command, folder=tmp_path) as first:
         stalling.wait(1, "blob")
         message = error_line(entrepot(*command, folder=tmp_path), 1)
+        # In parentheses, the message names the job's id and what runs the job: a command, and its process id.
         assert "is running import-remote already (job 1, command, process " in message
         assert "entrepot jobs stop 1" in message
         stalling.clear()

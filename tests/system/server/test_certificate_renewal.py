@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shutil
 import signal
 import ssl
@@ -175,6 +176,29 @@ def test_changed_files_are_loaded_when_they_no_longer_change(live_pair: KeyPair,
     os.utime(live_pair.key)
     certificates.refresh(are_files_complete=True)
     assert certificates.context is not old_context
+
+
+def test_failed_attempt_is_repeated(live_pair: KeyPair, second_pair: KeyPair) -> None:
+    """The process has no file descriptor left while it loads changed files. It loads them after a request for a reload,
+    and after a change of their permissions. (For root, files without permissions are readable.)"""
+    certificates = Certificates(files_of(live_pair))
+    old_context = certificates.context
+    for repair in ("reload", "permissions"):
+        put(second_pair, live_pair)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            certificates.refresh(are_files_complete=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        certificates.refresh()
+        assert certificates.context is old_context
+        if repair == "permissions":
+            live_pair.key.chmod(0o640)
+            certificates.refresh()
+        certificates.refresh(are_files_complete=repair == "reload")
+        assert certificates.context is not old_context
+        old_context = certificates.context
 
 
 def test_unusable_renewal_is_logged_once(

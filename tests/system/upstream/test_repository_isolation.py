@@ -35,12 +35,12 @@ BAD_ANSWERS: dict[str, Callable[[str], bytes]] = {
     "other bytes": lambda head: answer(200, "{}", docker_content_digest=ABSENT_DIGEST),
     "no JSON": lambda head: answer(200, "nonsense"),
     "redirect to a dead host": lambda head: answer(307, location="http://127.0.0.1:1/x"),
-    "redirect to a name that is none": lambda head: answer(307, location="http://absent.invalid/x"),
+    "redirect to an unknown host": lambda head: answer(307, location="http://absent.invalid/x"),
     "redirect to a long address": lambda head: answer(307, location="/" + "x/" * 30000),
     "redirect to itself": lambda head: answer(307, location=target(head)),
-    "redirect to nowhere": lambda head: answer(307),
-    "redirect to no address": lambda head: answer(307, location="ftp://x/"),
-    "no chunk": lambda head: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n\r\n",
+    "redirect without a Location": lambda head: answer(307),
+    "redirect to an FTP address": lambda head: answer(307, location="ftp://x/"),
+    "invalid chunk": lambda head: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n\r\n",
     "many header lines": lambda head: b"HTTP/1.1 200 OK\r\n" + b"a:b\r\n" * 1000 + b"Content-Length: 0\r\n\r\n",
     "many trailer lines": lambda head: (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a:b\r\n" * 1000 + b"\r\n"
@@ -74,12 +74,12 @@ async def test_slow_name_lookups_delay_one_repository_only(
             redirected_heads.append(head)
             if len(redirected_heads) == REQUESTS_PER_REPOSITORY:
                 all_redirected.set()
-            host_of_many = (
+            numbered_host = (
                 f"n{len(redirected_heads)}.slow.test"
                 if names == "many of one domain"
                 else f"n.{len(redirected_heads)}slow.test"
             )
-            name = "slow.test" if names == "one" else host_of_many
+            name = "slow.test" if names == "one" else numbered_host
             return answer(307, location=f"http://{name}:{port}/there")
         return answer(307, location=f"http://fast.test:{port}/there")
 
@@ -101,8 +101,8 @@ async def test_slow_name_lookups_delay_one_repository_only(
 async def test_invalid_responses_do_not_open_the_breaker(
     registry: StoredRegistry, image: ImageTree, bad_answer: str
 ) -> None:
-    """Repeated invalid responses for a repository do not open the circuit breaker, with which the client stops sending
-    requests: further requests are still sent, even for this repository."""
+    """Repeated invalid responses for a repository do not open the circuit breaker. An open breaker would keep the
+    client from sending requests. So the client still sends further requests, even for this repository."""
 
     def reply(head: str) -> bytes:
         if repository(head) == "bad":

@@ -61,10 +61,11 @@ async def test_an_open_stream_checks_the_credential_again(tmp_path: Path) -> Non
 
 
 async def test_a_stream_of_old_events_does_not_block_the_event_loop(tmp_path: Path) -> None:
-    """A client asks for all old events, and may see none of them. The stream reads them in pages, and other tasks run
-    after each page."""
+    """A client requests the events from the first one on, but lacks the rights to see any of them. So the stream reads
+    all of them and sends none. It reads them in pages, and other tasks run after each page."""
     async with running_app(tmp_path) as site:
         async with open_registry(tmp_path) as store:
+            # The store keeps only events that a reader wants. By default, the list of events wants no pulls.
             await store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
             for _ in range(4):
                 await store.outbox.add([NewEvent(EventAction.PULL, "secret/app", 1.0, BY)] * MAX_ADDED_EVENTS)
@@ -97,7 +98,7 @@ async def test_a_stream_of_old_events_does_not_block_the_event_loop(tmp_path: Pa
 
 
 async def test_a_stream_waits_after_each_lookup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream that has read all events waits before it reads again, also if the store changes during each look-up."""
+    """A stream that has read all events waits before it reads again, even if the store changes during every look-up."""
     monkeypatch.setattr(event_stream, "POLL_SECONDS", 3600.0)
     lookups = 0
     prepare_data_dir(tmp_path)
@@ -112,8 +113,10 @@ async def test_a_stream_waits_after_each_lookup(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(store.outbox, "after", counted)
         pages = follow(store.outbox, count().__next__, 0, idle_seconds=3600.0)
         waiting = asyncio.ensure_future(anext(pages))
+        # These look-ups run in the thread that also reads for the stream, one after the other. So a stream that did not
+        # wait would have made several look-ups by the end of the loop.
         for _ in range(20):
-            await find(0, 1)  # the same thread looks events up for the stream, one look-up after the other
+            await find(0, 1)
         assert lookups == 1
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)

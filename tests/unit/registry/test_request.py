@@ -59,7 +59,7 @@ async def test_a_detached_task_sees_no_request() -> None:
     enter_request(request := RequestContext(UNRESTRICTED))
 
     async def work() -> bool:
-        set_notice("of nobody")
+        set_notice("belongs to no request")
         return current_request() is NO_REQUEST
 
     assert await asyncio.create_task(work(), context=detached_context())

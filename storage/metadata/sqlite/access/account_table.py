@@ -1,4 +1,4 @@
-"""The tables of accounts and of the epoch, and a function that limits pages by the size of their entries.
+"""The tables of accounts and of the epoch, and a function that makes pages of limited size (`limited_page`).
 
 An account belongs to a person or to a robot, which is a program.
 
@@ -65,9 +65,11 @@ def account(db: apsw.Connection, name: AccountName) -> Account:
 
 
 def check_version(db: apsw.Connection, name: AccountName, expected_version: int | None) -> None:
-    """Raises Unauthorized if the account's version is not `expected_version`, or if the account does not exist. None:
-    checks nothing. A change calls this in its transaction if a login to the account allows the change. Otherwise a
-    login with an old password, which runs while the password is changed, could make a credential that stays valid."""
+    """Raises Unauthorized if the account's version is not `expected_version`, or if the account does not exist.
+    `expected_version`: the version that the account had at the login that allows the change; None: checks nothing.
+
+    Call this in the transaction of the change. Without the check, a request that has logged in with the old password
+    could add a credential just after the password was changed, and this credential would stay valid."""
     if expected_version is None:
         return
     if db.execute("SELECT version FROM account WHERE name = ?", (name,)).get != expected_version:
@@ -255,10 +257,10 @@ def limited_page(
 ) -> Page[T]:
     """Returns a page of entries, which `make_entry` makes from `rows`.
 
-    An entry may have many parts, and `count_parts` returns their number. The page ends after the entry that raises the
-    number of parts of all entries to `max_parts` or more, or after `limit` entries. So no page takes long to make and
-    to send. `rows` must contain one row more than `limit` if more entries follow. Reads no more rows than it needs, and
-    closes `rows` if it is a cursor."""
+    An entry may have many parts, and `count_parts` returns their number. The page ends after `limit` entries, or when
+    its entries have `max_parts` or more parts in total. So no page takes long to make and to send. `rows` must contain
+    one row more than `limit` if more entries follow. Reads no more rows than it needs, and closes `rows` if it is a
+    cursor."""
     entries: list[T] = []
     parts = 0
     has_more = False

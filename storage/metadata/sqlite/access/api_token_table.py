@@ -43,8 +43,9 @@ MAX_REFRESH_TOKENS: Final = 100
 """Largest number of refresh tokens of an account. A further login revokes the token that was not used for the longest
 time. Without this limit, a client that logs in again and again could fill the disk."""
 _REVOKED_PER_LOGIN: Final = 100
-"""Largest number of refresh tokens that a further login revokes. An account that exceeds the limit by many tokens, as
-older versions allowed, loses them in several logins, because other changes wait until the transaction has ended."""
+"""Largest number of refresh tokens that one login revokes. An account can have far more than `MAX_REFRESH_TOKENS`,
+because older versions allowed this. Then several logins revoke the excess, each in a short transaction, because other
+changes wait until a transaction has ended."""
 MAX_PAGE_LIMITS = 500
 """A limit restricts a token to some actions on the repositories that a pattern matches. A page ends when its tokens
 together have this number of limits or more."""
@@ -59,7 +60,8 @@ _EXCESS_REFRESH_TOKENS = (
     "ORDER BY ifnull(used, created) > ?5, ifnull(used, created) DESC, created DESC, id LIMIT ?4 OFFSET ?3"
 )
 """The refresh tokens of an account without the new one, the most recently used first. Those with a time after ?5 come
-last, because this time was stored while the clock was ahead. Leaves out the first ?3 of them."""
+last, because this time was stored while the clock was ahead. The query skips the first ?3 tokens in this order, which
+the account keeps, and returns at most ?4 of the others."""
 
 
 def _token(row: tuple[Any, ...]) -> ApiToken:
@@ -186,8 +188,9 @@ def _detail(api_token: ApiToken) -> dict[str, object]:
 
 
 def save_token_use(db: apsw.Connection, token_id: str, used_at: float) -> None:
-    """Stores that the token was used at the time `used_at` (seconds since 1970), unless a later use is stored. If the
-    stored use is far later, the clock was set back; then replaces it."""
+    """Stores that the token was used at the time `used_at` (seconds since 1970), unless a later time is stored. If the
+    stored time is later by more than `CLOCK_MARGIN_SECONDS`, it was stored while the clock was ahead. Then `used_at`
+    replaces it."""
     db.execute(
         "UPDATE api_token SET used = ?2 WHERE id = ?1 AND (used IS NULL OR used < ?2 OR used > ?3)",
         (token_id, used_at, used_at + CLOCK_MARGIN_SECONDS),

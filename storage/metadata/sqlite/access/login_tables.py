@@ -72,7 +72,8 @@ def throttled_until(db: apsw.Connection, now: float, key: str) -> float:
     return until or 0.0
 
 
-# ?1: the throttling key; ?2: the present time; ?3: the latest plausible time of the key; ?4 and ?5: `FailureCost`.
+# ?1: the throttling key; ?2: the present time; ?3: the latest plausible time of the key (a later one was stored while
+# the clock was ahead, so it is ignored); ?4 and ?5: the fields `seconds` and `max_seconds` of `FailureCost`.
 _ADD_FAILURE = """
 INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?4)
     ON CONFLICT (key) DO UPDATE SET until = min(iif(until <= ?3, max(until, ?2), ?2) + ?4, ?2 + ?5)"""
@@ -80,8 +81,8 @@ INSERT INTO login_pace (key, until) VALUES (?1, ?2 + ?4)
 
 def add_failures(db: apsw.Connection, now: float, keys: Mapping[str, FailureCost]) -> None:
     """Stores a failed login under each throttling key in `keys`, which maps the key to the cost of the failure. Deletes
-    all throttling keys whose time has passed. If the clock was set back, moves the times that are too far in the future
-    to the latest possible time, so that they pass one day."""
+    all throttling keys whose time has passed. After the clock was set back, some times may be years in the future. Sets
+    them to the latest possible time, `LONGEST_THROTTLING_SECONDS` from now."""
     db.execute("DELETE FROM login_pace WHERE until <= ?", (now,))
     latest = now + LONGEST_THROTTLING_SECONDS
     db.execute("UPDATE login_pace SET until = ? WHERE until > ?", (latest, latest + CLOCK_MARGIN_SECONDS))

@@ -1,8 +1,8 @@
 """The searches of the index: repositories by name, tags, labels and annotations, and digests.
 
-For each row of the index, a search also reads the row of the content. So it does not find deleted content. The
-functions take the arguments of `storage.content_search.ContentSearch`, and read all rows of their statements or close
-the statements.
+After a deletion, the index may still have rows of the deleted content. So each search joins the rows of the index with
+the tables of the content, and finds only content that still exists. The functions take the arguments of
+`storage.content_search.ContentSearch`, and read all rows of their statements or close the statements.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from storage.patterns import NameSet
 GROUP_CHARACTERS: Final = 3
 """The full-text index of names contains all groups of this number of characters that occur in each name."""
 MAX_PATTERNS: Final = 16
-"""Largest number of patterns of a person's rights that become a condition of a search for names."""
+"""Largest number of patterns of a person's rights that become a condition of a search for names. If there are more, the
+search reads the matching names of all repositories, and then leaves out those that the person may not see."""
 MAX_SHOWN_LABELS: Final = 8
 """Largest number of labels that an entry shows."""
 MAX_BLOBS: Final = 20
@@ -103,9 +104,10 @@ def repositories(
 
 
 def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
-    """Returns the names that match, and whether these are all matching names (False if the search must not tell, see
-    `SearchScope.reads_hidden_rows`). Searches for the best matches first, because the search ends early if very many
-    names match."""
+    """Returns the names that match, and whether these are all matching names. The second value is always False if the
+    search also reads names that the person may not see (`SearchScope.reads_hidden_rows`): otherwise it would tell the
+    person whether many of these names match. Searches for the best matches first, because the search ends early if very
+    many names match."""
     names: set[str] = set()
     rows_read = 0
     try:
@@ -179,7 +181,9 @@ def _rank(name: str, word: str) -> int:
 
 
 def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
-    """Finds tags by their words."""
+    """Finds the tags with a word that begins with the last of `words`. The words of a tag are the whole tag, and the
+    text after each '-' and '_' (`index_tables.words_of_tag`). The other `words` must occur in the tag or in the name of
+    its repository."""
     parts = [part for word in words for part in word.split(":") if part]
     if not parts:
         return SearchPage([])
@@ -227,7 +231,8 @@ def labels(
 
 
 def _with_few_tokens(words: Iterable[str]) -> Iterator[str]:
-    """Yields the words of a search for labels that have tokens. Cuts words that have too many tokens."""
+    """Takes the words of a search for labels, and yields those that contain a token (letters or digits). Cuts words
+    with more than `MAX_TOKENS_OF_WORD` tokens. Yields at most `MAX_TOKENS` tokens in all."""
     remaining = MAX_TOKENS
     for word in words:
         starts = [match.start() for match in _TOKEN.finditer(word)]

@@ -130,7 +130,7 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
     if row is None or manifest in excluded_manifests:
         return None
     repository, name, digest, subject = row
-    if not _has_only_indexes(db, manifest, excluded_manifests):
+    if not _is_listed_only_by(db, manifest, excluded_manifests):
         return None
     if subject is not None and any(row_id not in excluded_manifests for row_id in _column(db, _SUBJECT, manifest)):
         return None
@@ -148,7 +148,7 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
             if (
                 member in removable
                 and db.execute(_TAG, (dependent,)).get is None
-                and _has_only_indexes(db, dependent, removable, excluded_manifests)
+                and _is_listed_only_by(db, dependent, removable, excluded_manifests)
             ):
                 removable[dependent] = None
     last_pulled = db.execute(_LAST_PULLED, (json.dumps(list(family)),)).get
@@ -182,8 +182,8 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
 
 
 def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, now: float) -> bool:
-    """Returns whether clients get a manifest of the image for a tag that has moved at the upstream, because a cooldown
-    holds back the newer manifest."""
+    """Returns whether a cooldown keeps the image in use: a tag has moved at the upstream to a newer manifest, the
+    cooldown still holds that manifest back, and clients get a manifest of this image instead."""
     family = json.dumps(image.family)
     tags: list[Any] = db.execute(_MOVED_TAGS, (image.name, family, now - cooldowns.longest)).fetchall()
     for (tag,) in tags:
@@ -203,10 +203,10 @@ def evict_next(
     """Implements `CachedImages.evict_next`. Returns the evicted image. If it has evicted none, returns True if there
     are more images to check, otherwise False."""
     for _ in range(MAX_CHECKED_MANIFESTS):
-        front = _front(db, upstreams, started, now)
-        if front is None:
+        next_check = _next_to_check(db, upstreams, started, now)
+        if next_check is None:
             return False
-        manifest, upstream, rank = front
+        manifest, upstream, rank = next_check
         image = find_image(db, manifest)
         if image is not None and image.last_pulled > rank:
             _set_rank(db, manifest, image.last_pulled)
@@ -221,9 +221,12 @@ def evict_next(
     return True
 
 
-def _front(db: apsw.Connection, upstreams: Sequence[str], started: float, now: float) -> tuple[int, str, float] | None:
-    """Returns the manifest with the lowest rank, with its upstream and rank. Ignores the ranks between `started` and
-    `now`, because this eviction has checked their manifests already. Returns None if no other manifest is left."""
+def _next_to_check(
+    db: apsw.Connection, upstreams: Sequence[str], started: float, now: float
+) -> tuple[int, str, float] | None:
+    """Returns the manifest that the eviction checks next, with its upstream and rank: the one with the earliest rank
+    before `started`, or else the one with the earliest rank in the future. This eviction has already checked the
+    manifests with ranks between `started` and `now`. Returns None if no other manifest is left."""
     future = max(started, now) + CLOCK_MARGIN_SECONDS
     for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future)):
         candidates = []
@@ -247,8 +250,8 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
-        # The manifest is not kept to be put back, because the next pull fetches it from the upstream again. If the
-        # store kept the manifest, garbage collection would keep its blobs as well.
+        # Nobody has to put an evicted manifest back, because the next pull fetches it from the upstream again. If the
+        # manifest were restorable, garbage collection would keep its blobs as well.
         delete_manifest(db, image.name, Digest(digest), by, now, restorable=False, action=EventAction.EVICTION)
     freed = 0
     for blob, digest in blobs:
@@ -272,10 +275,12 @@ def unused_links(
     db: apsw.Connection, upstreams: Sequence[str], before: float, now: float, after: QueuePosition = QUEUE_START
 ) -> tuple[list[UnusedLink], QueuePosition | None]:
     """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue, which lists the links and blobs that garbage
-    collection may have to remove. Returns links of mirrored repositories to which no manifest of the repository refers,
-    if no client has used the blob in the repository between the times `before` and `now`. Returns also the position to
-    pass as `after` in the next call; None: there are no more rows. Returns at most `MAX_LINKS` links. If a page has
-    more, the rest is left out; call again for it after these links are removed."""
+    collection may have to remove. Returns those links of repositories that mirror `upstreams` which are unused: no
+    manifest of the repository refers to the blob, and no client has used the blob in the repository between the times
+    `before` and `now`. Also returns the position to pass as `after` for the next rows; None: there are no more rows.
+
+    Returns at most `MAX_LINKS` links. If the rows have more unused links, remove the returned ones, and call again with
+    the same `after`."""
     future = now + CLOCK_MARGIN_SECONDS
     last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
     arguments = (json.dumps(list(upstreams)), before, future, MAX_LINKS, *after, *(last_row or QUEUE_END))
@@ -297,9 +302,9 @@ def drop_unused_links(db: apsw.Connection, links: Sequence[UnusedLink], before: 
     return DroppedLinks(count, freed)
 
 
-def _has_only_indexes(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:
-    """Returns whether each index that lists the manifest is in one of the sets `allowed` of row ids. Reads no further
-    than to the first index that is not, because thousands of indexes can list the same manifest."""
+def _is_listed_only_by(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:
+    """Returns whether each index that lists the manifest is in one of the sets `allowed` of row ids; True if no index
+    lists it. Stops at the first index that is in none of them, because thousands of indexes can list one manifest."""
     cursor = db.execute(_INDEXES, (manifest,))
     try:
         return all(any(index in row_ids for row_ids in allowed) for (index,) in cursor)

@@ -1,9 +1,9 @@
-"""Corrects times of garbage that are in the future (`storage.future_times`), so that garbage collection does not wait
-until the clock has reached them.
+"""Corrects the times from which garbage collection counts, if they are in the future (`storage.future_times`).
+Otherwise garbage collection would wait until the clock has reached them.
 
 Garbage collection removes upload sessions, deleted manifests and unused links (a *link* is the right of a repository to
-serve a blob) some time after they were last used. If that time is in the future, it is replaced by the present time, so
-that they stay for the usual time from now on.
+serve a blob) some time after they were last used. If the stored time of the last use is in the future, the present time
+replaces it. Then the garbage stays for the usual time from now on.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def are_there_future_times(db: apsw.Connection, now: float) -> bool:
 
 
 def correct_future_times(db: apsw.Connection, now: float) -> bool:
-    """Replaces times in the future by `now`: of at most `MAX_CORRECTED_ROWS` upload sessions and as many entries of the
-    collect queue with their links, and of at most `MAX_CORRECTED_MANIFESTS` deleted manifests. Returns whether there
-    may be more. Runs inside a transaction, which the caller commits."""
+    """Replaces times in the future by `now`. Corrects at most `MAX_CORRECTED_ROWS` upload sessions, at most
+    `MAX_CORRECTED_ROWS` entries of the collect queue with the links that they queue, and at most
+    `MAX_CORRECTED_MANIFESTS` deleted manifests. Returns whether there may be more. Runs inside a transaction, which the
+    caller commits."""
     future = now + CLOCK_MARGIN_SECONDS
     entries: list[Any] = db.execute(
         "SELECT repository, digest FROM collect_queue WHERE since > ? LIMIT ?", (future, MAX_CORRECTED_ROWS)

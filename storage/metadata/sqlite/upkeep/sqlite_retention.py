@@ -45,9 +45,10 @@ _ORDER_TIME: Final = """
 CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
     SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
-"""The field `order_time` of a tag: NULL, unless its time is in the future, which begins at ?3. ?4: the time of the last
-change before the clock was ahead (`_last_change_before_future`). If the tag was pushed again while the clock was ahead,
-with the same manifest, the tag history has only the time of an earlier push, which may be later than ?4."""
+"""SQL expression for the field `order_time` of a tag: NULL if the time of the tag is not in the future. Times after ?3
+are in the future. Otherwise, it is the later of two times: ?4, the result of `_last_change_before_future`, and the time
+of the newest entry for this tag in the tag history that is not in the future. The second can be later: if a client
+pushed the same manifest to the tag again while the clock was ahead, the history has no entry for that push."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
  ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""
@@ -67,8 +68,9 @@ _MANIFEST: Final = "SELECT id, pushed FROM manifest WHERE repository = ?1 AND di
 
 
 class SqliteRetention:
-    """Implements `storage.retention.Retention`, which describes the methods. Reads in the thread for long lookups.
-    Changes free space, so they may use the reserve (disk space that was allocated in advance) on a full disk."""
+    """Implements `storage.retention.Retention`, which describes the methods. Its reads run in the thread for long
+    lookups. Its changes free space. So on a full disk, they may use the reserve (disk space that was allocated in
+    advance)."""
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class SqliteRetention:
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
         def read(db: apsw.Connection) -> TagPosition | None:
-            repository, future = _repository(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            repository, future = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
             before_future = _last_change_before_future(db, repository, future)
             row: Any = db.execute(_NEWEST, (repository, count - 1, future, before_future)).fetchone()
             if row is None:
@@ -95,7 +97,7 @@ class SqliteRetention:
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
         def read(db: apsw.Connection) -> list[TagFacts]:
-            repository, future = _repository(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            repository, future = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
             before_future = _last_change_before_future(db, repository, future)
             rows: list[Any] = db.execute(_TAGS, (repository, after or "", future, before_future, limit)).fetchall()
             recorded_since = _recorded_since(db)
@@ -115,14 +117,16 @@ class SqliteRetention:
         self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None, lost_tags: LostTags
     ) -> UntaggedPage:
         def read(db: apsw.Connection) -> UntaggedPage:
-            repository = _repository(db, repo)
+            repository = _repository_id(db, repo)
             rows: list[Any] = db.execute(_MANIFESTS, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
             recorded_since = _recorded_since(db)
             roots = [
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= limits.pushed
-                and not pushed < recorded_since > limits.pulled  # clients may have pulled it before pulls were recorded
+                # If pulls have been recorded only since after `limits.pulled`, an older manifest may have been pulled
+                # after `limits.pulled` without a record.
+                and not pushed < recorded_since > limits.pulled
                 and not unused_manifests.is_used(db, manifest)
                 and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
             ]
@@ -141,7 +145,7 @@ class SqliteRetention:
             return False
 
         def delete(db: apsw.Connection) -> bool:
-            repository = _repository(db, repo)
+            repository = _repository_id(db, repo)
             row: Any = db.execute(_TAG, (repository, judged.name)).fetchone()
             if row is None or _subject_of_tag(db, repository, judged.name) is not None:
                 return False
@@ -159,7 +163,7 @@ class SqliteRetention:
         self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
         def delete(db: apsw.Connection, restorable: bool) -> list[Digest] | None:
-            repository = _repository(db, repo)
+            repository = _repository_id(db, repo)
             row: Any = db.execute(_MANIFEST, (repository, digest)).fetchone()
             if (
                 row is None
@@ -183,7 +187,7 @@ class SqliteRetention:
         keep_after = math.inf if unused_since is None else unused_since
 
         def delete(db: apsw.Connection, restorable: bool) -> DeletedOrphans:
-            repository = _repository(db, repo)
+            repository = _repository_id(db, repo)
             deleted: list[Digest] = []
             dependents: list[Digest] = []
             for digest in digests:
@@ -238,15 +242,16 @@ def _delete_manifest(
     manifest_deletion.delete_manifest(db, repo, digest, by, now, restorable=restorable, action=action)
 
 
-def _repository(db: apsw.Connection, repo: RepositoryName) -> int:
-    """Returns the repository's row id; 0, which no row has, if there is no such repository."""
+def _repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
+    """Returns the row id of a repository. Returns 0, which no row has, if there is no such repository."""
     row_id = db.execute("SELECT id FROM repository WHERE name = ?", (repo,)).get
     return 0 if row_id is None else int(row_id)
 
 
 def _last_change_before_future(db: apsw.Connection, repository: int, future: float) -> float:
-    """Returns the time of the last change of a tag, in any repository, before the first change in this repository whose
-    time is in the future, which begins at `future`. Returns 0 if there is no such change."""
+    """Finds the first change of a tag in this repository whose time is in the future. Returns the time of the last
+    change before it, in any repository, whose time is not in the future; 0 if there is none. Times after `future` are
+    in the future."""
     first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future)).get
     time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future)).get
     return 0.0 if time is None else float(time)
@@ -262,7 +267,8 @@ def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest |
 
 
 def _recorded_since(db: apsw.Connection) -> float:
-    """Returns the time since which pulls are recorded, in seconds since 1970; 0 if no manifest is older than that."""
+    """Returns the time since which pulls are recorded, in seconds since 1970; 0 if they have been recorded since the
+    first push."""
     since = db.execute("SELECT since FROM pull_recording").get
     return 0.0 if since is None else float(since)
 

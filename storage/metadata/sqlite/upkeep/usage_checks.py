@@ -1,6 +1,11 @@
 """Checks of the counts of disk usage: whether the stored counts of each scope equal a recount.
 
-A *scope* is a set of repositories whose disk usage is counted. A scope that is still being counted is not checked.
+A *scope* is a set of repositories whose blobs, bytes and tags are counted. Each quota has a scope: the repositories
+that it limits. The cache of mirrored content has scopes too: one for each upstream, and one for all upstreams together.
+So a wrong count makes a quota refuse pushes too early or too late, or makes the cache evict too much or too little.
+
+A blob counts once in a scope. Each scope also counts the *links* of each blob: in how many of its repositories the blob
+is. A new scope is not complete until the content that was stored before it is counted. Such a scope is not checked.
 """
 
 from __future__ import annotations
@@ -72,9 +77,9 @@ def repair(db: apsw.Connection, problem: Problem) -> str | None:
 
 
 def _recount_blob(db: apsw.Connection, key: Key) -> None:
-    """Counts again in how many repositories of each scope the blob with the row id `key` has a link. Triggers correct
-    the totals of the scopes. Each scope is marked as not complete during its repair, so that its quota does not abort
-    the repair."""
+    """Counts again, for each complete scope, how many of its repositories have a link to a blob. `key`: the key of the
+    blob's row, a tuple with the row id alone. Triggers correct the totals of the scopes. Each scope is marked as not
+    complete during its repair, so that its quota does not abort the repair."""
     scopes: list[Any] = db.execute("SELECT id FROM usage_scope WHERE complete = 1").fetchall()
     for (scope,) in scopes:
         db.execute("UPDATE usage_scope SET complete = 0 WHERE id = ?", (scope,))

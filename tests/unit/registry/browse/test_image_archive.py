@@ -159,8 +159,9 @@ async def setting(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 async def test_the_setting_for_downloads(setting: tuple[str, Site]) -> None:
-    """The setting says which of the clients that may pull may download archives: everyone, accounts, or nobody. While
-    the registry has no accounts, every client counts as an account."""
+    """A client needs the right to pull to download an archive. The setting `downloads.allow` limits downloads further:
+    `everyone` means all clients with this right, `accounts` only those with a login, `nobody` none. While the registry
+    has no accounts, every client counts as an account."""
     allow, site = setting
     assert (await download(site, account=None)).status == (405 if allow == "nobody" else 200)
     site.logins["someone"] = await site.app.user("someone")
@@ -256,9 +257,9 @@ async def test_an_image_with_too_many_layers_is_refused(site: Site, monkeypatch:
     assert (await download(site, "large")).status == 404
 
 
-async def test_unsent_documents_use_a_memory_budget() -> None:
-    """A manifest or config that is being sent uses memory of a budget. If the budget has too little left, a further
-    response is refused. After a response was sent, its memory is free again."""
+async def test_held_responses_use_a_memory_budget() -> None:
+    """A `HeldResponse` sends a manifest or config. Until it is sent, its body counts in a memory budget. If the budget
+    has too little left, a further response is refused. After a response was sent, its memory is free again."""
     memory, messages = MemoryBudget(1 << 20, "documents"), asyncio.Queue[Any]()
     body, finish = b"x" * (600 << 10), asyncio.Event()
 

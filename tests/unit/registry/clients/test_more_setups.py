@@ -20,7 +20,8 @@ HTTP = RegistryAddress("http://registry.example.com:5000")
 HTTPS = RegistryAddress("https://registry.example.com")
 HUB = MirroredHost("docker.io", "docker.io", "https://registry-1.docker.io")
 GITHUB = MirroredHost("ghcr.io", "ghcr.io", "https://ghcr.io")
-ADDITIONAL_HUB = replace(HUB, has_short_names=False)
+NON_DEFAULT_HUB = replace(HUB, has_short_names=False)
+"""Docker Hub when another upstream is the default one, which serves image names without a host, such as `ubuntu`."""
 GITLAB_KEYWORDS = {
     *("image", "services", "stages", "types", "before_script", "after_script", "variables", "cache", "include"),
     *("default", "workflow", "spec", "pages", "pages:deploy", "true", "false", "nil"),
@@ -49,7 +50,7 @@ def hints(program: str, address: RegistryAddress, hosts: list[MirroredHost], has
 def test_every_file_can_be_parsed(program: str) -> None:
     """Every file can be parsed: over http and https, with and without mirrors, with and without accounts. Every
     placeholder in a hint is filled in. A login is mentioned only if the registry has accounts."""
-    host_lists: tuple[list[MirroredHost], ...] = ([], [HUB], [ADDITIONAL_HUB, GITHUB])
+    host_lists: tuple[list[MirroredHost], ...] = ([], [HUB], [NON_DEFAULT_HUB, GITHUB])
     for address, hosts, has_accounts in itertools.product((HTTP, HTTPS), host_lists, (True, False)):
         setup = PROGRAM_SETUPS[program](address, hosts, has_accounts)
         parsed_files(setup)
@@ -105,9 +106,9 @@ def test_hints_for_upstreams_that_docker_cannot_mirror(program: str) -> None:
     a hint says to write the upstream's name in front of the image."""
     for address in (HTTP, HTTPS):
         assert f"docker pull {address.host}/ghcr.io/NAME" in hints(program, address, [GITHUB], False)
-        setup = PROGRAM_SETUPS[program](address, [ADDITIONAL_HUB], True)
+        setup = PROGRAM_SETUPS[program](address, [NON_DEFAULT_HUB], True)
         assert not any("registry-mirror" in content for _, content in setup.files)
-        text = hints(program, address, [ADDITIONAL_HUB], True)
+        text = hints(program, address, [NON_DEFAULT_HUB], True)
         assert f"docker pull {address.host}/docker.io/library/ubuntu" in text
         assert "sends no login" not in text
         assert "docker.io/library" not in hints(program, address, [HUB], False)
@@ -154,5 +155,5 @@ def test_ci_jobs() -> None:
     assert '"insecure-registries"' in hints("ci", HTTP, [HUB], True)
     assert '"insecure-registries"' not in hints("ci", HTTPS, [HUB], True) + hints("ci", HTTP, [HUB], False)
     assert '"/certs/client"' in hints("ci", HTTPS, [], False)
-    _, (_, content) = PROGRAM_SETUPS["ci"](HTTPS, [ADDITIONAL_HUB], False).files
+    _, (_, content) = PROGRAM_SETUPS["ci"](HTTPS, [NON_DEFAULT_HUB], False).files
     assert "docker.io" in content

@@ -1,5 +1,5 @@
-"""The settings `[[retention]]` (rules for deleting old tags) and `[upkeep]`: the accepted values, and the errors for
-others when the server starts."""
+"""Tests that load the settings `[[retention]]` (rules for deleting old tags) and `[upkeep]`. Valid values are accepted.
+An invalid value causes ConfigError, whose text tells the operator what to change."""
 
 from __future__ import annotations
 

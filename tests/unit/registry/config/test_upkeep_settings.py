@@ -81,3 +81,12 @@ def test_nothing_is_limited_by_default() -> None:
     assert not cache_limits(settings)
     assert scope_definitions(settings) == []
     assert min_free_space(settings) is None
+
+
+@pytest.mark.parametrize("name", ["ENTREPOT_GC__X", "entrepot_gc__x"])
+def test_unknown_variable_of_a_group_is_ignored(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A variable that begins with the name of a group, but belongs to no setting, causes a warning and no error, in
+    upper and in lower case."""
+    monkeypatch.setenv(name, "1")
+    (warning,) = load_settings({}).warnings
+    assert warning.startswith(f"{name} is no setting and is ignored")

@@ -31,7 +31,8 @@ async def mirroring(folder: Path, **upstream: Any) -> AsyncIterator[AnswerCacheS
 
 
 async def store_as_pulled(site: AnswerCacheSite) -> str:
-    """Stores an image from another process, as if the mirror had pulled it from the upstream. Returns its digest."""
+    """Stores an image from another process, as if the mirror had pulled it from the upstream. Returns its digest. The
+    image has no tag. Its bytes are made from the seed "far": the same seed gives an image with the same digest."""
     async with site.other_process() as other:
         return str((await push_image(other, PULLED, "far")).digest)
 
@@ -71,6 +72,7 @@ async def test_a_request_with_a_namespace_bypasses_the_cache(tmp_path: Path) -> 
     of the upstream in `ns`."""
     async with mirroring(tmp_path / "data") as site:
         digest = await store_as_pulled(site)
+        # The hosted repository has the same image, from the same seed, and the tag `1` for it.
         await push_image(site.service.hosted, RepositoryName("library/app"), "far", "1")
         path = f"/v2/library/app/manifests/{digest}"
         await site.cached_answer(path)
@@ -82,6 +84,7 @@ async def test_the_host_decides_whether_a_path_is_mirrored(tmp_path: Path) -> No
     hosts, the same path means a hosted repository. The cache keeps the responses of the hosts apart."""
     async with mirroring(tmp_path / "data", hosts=["hub.test"]) as site:
         mirrored = await store_as_pulled(site)
+        # Another seed than that of the mirrored image, so the two images have different digests.
         hosted = str((await push_image(site.service.hosted, RepositoryName("library/app"), "near")).digest)
         registry_host, mirror_host = ({"host": host} for host in ("registry.test", "hub.test"))
         for digest, right, wrong in ((hosted, registry_host, mirror_host), (mirrored, mirror_host, registry_host)):

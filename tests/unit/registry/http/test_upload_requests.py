@@ -218,7 +218,7 @@ async def test_digest_algorithm(client: AsgiClient) -> None:
     ],
 )
 async def test_an_invalid_post_is_400(client: AsgiClient, query: str) -> None:
-    """A POST with an unknown algorithm or an invalid digest gets 400."""
+    """A POST gets 400 if it names an unknown algorithm, an invalid digest, or an algorithm that is not the digest's."""
     answer = await client("POST", UPLOADS + query)
     assert (answer.status, answer.code) == (400, "DIGEST_INVALID")
 

@@ -223,8 +223,10 @@ async def test_a_shared_blob_is_downloaded_once(
 async def test_known_digest_gives_no_blob_of_another_repository(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, names: list[str]
 ) -> None:
-    """A manifest names a layer and a foreign layer that the old registry has only in another repository. The import
-    does not take these blobs from that repository, although this registry has stored them."""
+    """Two images in `evil/app` name layers that the old registry has only in `bob/secret`. One image names its layer as
+    a foreign layer, which clients download from another server. This registry has stored both layers for `bob/secret`,
+    but the import adds neither to `evil/app`. So it imports the image with the foreign layer without this layer, and
+    cannot import the other image."""
     secret = content.add("bob/secret", noise_image("secret", 1000, 2000), "1")
     foreign_type = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
     configs = [UpstreamBlob(body, "application/vnd.oci.image.config.v1+json") for body in (b"{}", b"{ }")]
@@ -273,8 +275,10 @@ def login_page_replies(manifest: bytes, media_type: str, config: UpstreamBlob) -
 async def test_head_response_with_another_size_gives_no_blob(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """The old registry answers a request for a blob with other bytes, as a login page does. This does not confirm the
-    stored blob, even if the manifest states the size of these bytes."""
+    """This registry has stored a blob for `bob/secret`. A manifest in `evil/app` names the digest of this blob, but the
+    size of a login page. The old registry answers each request for the blob with this login page. The import would add
+    the stored blob to `evil/app` only if the old registry stated the size of this blob. It states the size of the login
+    page, so the import does not add the blob."""
     secret = content.add("bob/secret", noise_image("secret", 1000), "1")
     layer = secret.layers[0]
     config = UpstreamBlob(b"{}", "application/vnd.oci.image.config.v1+json")
@@ -313,8 +317,9 @@ async def test_complete_download_of_another_repository_gives_no_blob(
 
 
 async def test_complete_download_is_not_confirmed_by_another_size(store: StoredRegistry, run_import: ImportRun) -> None:
-    """All bytes of a blob arrived in an earlier import, for another repository. The old registry answers the request
-    that has to confirm the blob with a login page. So the blob is not stored in this repository."""
+    """An earlier import downloaded all bytes of a blob, but did not store the blob. Before the next import stores it in
+    a repository, it asks the old registry for the size of the blob in this repository. The old registry answers with a
+    login page, which has another size. So the import does not store the blob."""
     image = noise_image("image", 1000)
     layer = image.layers[0]
     async with scripted_server(login_page_replies(image.body, image.media_type, image.config)) as script:

@@ -47,8 +47,8 @@ class MirrorClock:
 
 class SlowDisk(System):
     """The real disk with four faults. If `full` is set, no metadata can be written. If `refuses_blobs` is set, no
-    download of a blob can be stored. Each commit of metadata takes `pause` seconds longer. Each deletion of a file
-    takes `unlink_pause` seconds longer after the file is gone."""
+    download of a blob can be stored. Before each commit of metadata, the disk waits for `pause` seconds. `unlink`
+    deletes the file at once, but returns `unlink_pause` seconds later."""
 
     full = False
     refuses_blobs = False
@@ -93,7 +93,10 @@ class MirrorSite:
         self.stall_timeout = 60.0
         self.settings = Upstream(name="docker.io", prefetch="off")
         self.observer: MirrorObserver = UNOBSERVED
-        self.random_number = 1.0  # a first round about young tags begins with the oldest one
+        self.random_number = 1.0
+        """The random number that the mirrors use. It chooses where a new mirror begins its first round of
+        `recheck_young_tags`. A tag is young if it has moved within its cooldown. With 1.0, the round begins with the
+        young tag that moved first."""
         prepare_data_dir(data)
 
     def configure(self, **changes: object) -> None:

@@ -146,6 +146,7 @@ async def test_too_many_requests_get_a_page(tmp_path: Path) -> None:
             refused = await browser.get("/ui/setup")
             assert (refused.status_code, "请求过多" in refused.text) == (429, True)
             assert int(refused.headers["retry-after"]) > 0
+        # This path is outside the pages. It is not `/livez`, because health checks have a rate limit of their own.
         assert (await browser.get("/livez2")).headers["content-type"] == "application/json"
 
 
@@ -213,8 +214,8 @@ async def test_slow_forms_do_not_delay_pages(tmp_path: Path) -> None:
     ],
 )
 async def test_pages_that_wait_for_other_requests_keep_nobody_from_pages(tmp_path: Path, path: str, limit: str) -> None:
-    """The pages of some visitors wait until other requests have ended, such as searches of the same visitors. They hold
-    no slot for pages meanwhile, so that other pages are rendered."""
+    """Other requests hold all slots for searches, reads or lists (`limit`), so pages that need such a slot wait. While
+    they wait, they hold no slot for rendering, so other pages are still rendered."""
     async with site(tmp_path, accounts=False) as server, server.browser() as browser:
         await add_cached(server.store, "team/app", "1")
         access = server.app.app.service.access
@@ -350,11 +351,12 @@ async def test_static_files_are_cached_for_ever(tmp_path: Path) -> None:
 
 
 async def test_pages_send_no_request_to_an_upstream(tmp_path: Path) -> None:
-    """The page of a mirrored repository that is not in the cache gets 404. No request is sent to the upstream for
-    it."""
+    """The page of a mirrored repository that is not in the cache gets 404. No request is sent to the upstream for it:
+    the upstream cannot be reached, so after a request the page would get 502."""
     async with site(tmp_path, accounts=False) as server, server.browser() as browser:
         missing = await browser.get("/ui/repositories/docker.io/library/nginx")
         assert missing.status_code == 404
+        # An allowance is a rate limit that the upstream stated in a response. There was no such response.
         assert await server.store.records.allowance("docker.io") is None
         assert RepositoryName("docker.io/library/nginx") not in names_on(await browser.get("/ui/repositories"))
 

@@ -333,6 +333,12 @@ async def test_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             while_typing = await search(params={"q": text}, headers={"hx-request": "true"})
             assert while_typing.status_code == 200
             assert f'href="/ui/repositories/{path}"' in while_typing.text
+        # A further page with the last of several matches shows this match.
+        one_match = await search(params={"q": index.digest, "kind": "digests", "after": "0"})
+        assert (one_match.status_code, result_paths(one_match.text)) == (
+            200,
+            [f"/ui/repositories/team/app@{index.digest}"],
+        )
         for wrong in ({"kind": "people"}, {"after": "1"}, {"kind": "tags", "after": "-1"}):
             assert (await search(params={"q": "app", **wrong})).status_code == 400
         monkeypatch.setattr(search_scope, "MAX_LISTED_REPOSITORIES", 0)

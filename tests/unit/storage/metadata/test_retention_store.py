@@ -205,7 +205,8 @@ async def test_each_entry_of_the_tag_history_is_read_once(store: StoredRegistry,
     await store.delete_tag(APP, Tag("first"), by=BY)
     assert (await store.retention.untagged(APP, limits, None, lost_tags)).items == []
     assert lost_tags.digests == {first}
-    lost_tags.digests.clear()  # so that the manifest is listed, unless the entry about its tag is read again
+    # Without its digest in `lost_tags`, `first` is listed, unless the history entry of its deleted tag is read again.
+    lost_tags.digests.clear()
     await store.delete_tag(APP, Tag("second"), by=BY)
     listed = (await store.retention.untagged(APP, limits, None, lost_tags)).items
     assert [manifest.digest for manifest in listed] == [first]
@@ -311,8 +312,9 @@ async def test_manifests_that_are_unused_without_some_tags(store: StoredRegistry
 
 
 async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path) -> None:
-    """An earlier version did not record pulls. So content from before the migration may have been pulled at an unknown
-    time until the migration, and is treated like that. This does not affect content that was pushed later."""
+    """An earlier version did not record pulls, so the last pull of content from before the migration is unknown.
+    Retention treats such content as if it had been pulled just before the migration. This does not affect content that
+    was pushed later."""
     previous_release.write_data_dir(tmp_path / "data", boot_id())
     started = time.time()
     clock = Clock()

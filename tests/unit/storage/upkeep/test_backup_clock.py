@@ -37,22 +37,23 @@ async def test_a_new_backup_replaces_backups_from_the_future(store: StoredRegist
 async def test_a_restore_prefers_a_backup_of_the_past(
     store: StoredRegistry, tmp_path: Path, future_backups: int
 ) -> None:
-    """A restore takes the newest backup whose time is not in the future, and warns that there are others. If all are
-    from the future, it takes the last of them."""
+    """A restore takes the newest backup whose time is not in the future, and warns that other backups are from the
+    future. If all are from the future, it takes the last of them, with the same warning. A restore of a backup that the
+    operator names does not warn."""
     now, target = time.time(), tmp_path / "backups"
     await push_image(store, REPO, "old", "v1")
-    older, _ = await backup(store, target, now=now + YEAR)
+    first, _ = await backup(store, target, now=now + YEAR)
     new = await push_image(store, REPO, "new", "v2")
-    newest, _ = await backup(store, target, now=now if future_backups == 1 else now + 2 * YEAR)
+    second, _ = await backup(store, target, now=now if future_backups == 1 else now + 2 * YEAR)
     steps: list[Mapping[str, JSON]] = []
     await restore_data_dir(tmp_path / "new", RestoreOptions(target), PlainReporter(steps.append, lambda _: None))
 
     await check_image(tmp_path / "new", "v2", new.digest)
     [reason] = [str(step["reason"]) for step in steps if step["event"] == "warning"]
-    last = older if future_backups == 1 else newest
-    assert f"{future_backups} of 2 backups are in the future, up to {last['snapshot']}:" in reason
-    assert f"restoring {newest['snapshot']};" in reason
+    last_of_the_future = first if future_backups == 1 else second
+    assert f"{future_backups} of 2 backups are in the future, up to {last_of_the_future['snapshot']}:" in reason
+    assert f"restoring {second['snapshot']};" in reason
     steps.clear()
-    options = RestoreOptions(target, snapshot=older["snapshot"])
+    options = RestoreOptions(target, snapshot=first["snapshot"])
     await restore_data_dir(tmp_path / "old", options, PlainReporter(steps.append, lambda _: None))
     assert "warning" not in [step["event"] for step in steps]

@@ -66,3 +66,21 @@ async def test_cancellation_while_a_file_is_opened(tmp_path: Path, reads: bool) 
     copier.close()
     assert open_files(tmp_path) == []
     assert os.listdir(tmp_path) == ["present"]
+
+
+@pytest.mark.parametrize("may_clone", [True, False])
+async def test_a_leftover_link_does_not_change_the_source(tmp_path: Path, may_clone: bool) -> None:
+    """A run that links files was killed, and its temporary file is a hard link to the source. A run that copies then
+    leaves the source as it is."""
+    source, temporary, final = tmp_path / "source", tmp_path / "temporary", tmp_path / "final"
+    source.write_bytes(DATA)
+    os.link(source, temporary)
+    copier = FileCopier(System(), tmp_path, may_link=False, may_clone=may_clone, verify=False)
+    fd = os.open(source, os.O_RDONLY)
+    try:
+        await copier.copy_file(fd, digest_of(DATA), len(DATA), temporary, final, lambda _: None)
+    finally:
+        os.close(fd)
+        copier.close()
+    assert (source.read_bytes(), final.read_bytes()) == (DATA, DATA)
+    assert source.stat().st_ino != final.stat().st_ino

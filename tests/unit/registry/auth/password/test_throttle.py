@@ -152,17 +152,19 @@ async def test_clock_that_was_ahead_does_not_refuse_logins(
 
 
 async def test_address_of_the_future_stays_familiar_for_a_month(throttle: LoginThrottle, worker: AuthWorker) -> None:
-    """An address became familiar while the clock was a year ahead. After the clock was set back and any login failed,
-    the address stays familiar for a month."""
+    """An address became familiar while the clock was a year ahead. After the clock was set back, the next failed login
+    of any account shortens this: from then on, the address stays familiar for a month."""
     worker.clock.now += 365 * DAY_SECONDS
     await throttle.record_success(ALICE, address(1))
     worker.clock.now -= 365 * DAY_SECONDS
     await throttle.record_failure("bob", address(2))
+    # The key "known …" does not stand for failures. Its time is the time until which the address is familiar.
     assert worker.accounts.throttled_until(f"known {ALICE} {address(1)}") == worker.clock() + FAMILIAR_SECONDS
 
 
 async def test_failures_at_the_same_time_delay_for_limited_time(throttle: LoginThrottle) -> None:
-    """However many attempts fail together, their delay has a limit. Further failures do not end the delay."""
+    """However many attempts fail together, the delay has a limit. Failures after that neither lengthen the delay nor
+    cancel it."""
     await throttle.record_success(ALICE, address(1))  # failures from here do not count in the limit per account
     for _ in range(MAX_CONCURRENT_FAILURES + 2 * BY_ACCOUNT_AND_ADDRESS.burst):
         await throttle.record_failure(ALICE, address(1))

@@ -52,8 +52,8 @@ def test_every_byte_is_written_at_its_offset(fd: int, sizes: tuple[int, ...], ma
 
 
 def test_a_failed_write_is_undone(fd: int) -> None:
-    """If the disk becomes full in the middle of a write, this write is undone. Bytes that earlier calls have written
-    stay."""
+    """If the disk becomes full during a call of `append_chunks`, the bytes that this call has written are removed. The
+    bytes that the file had before the call stay."""
     os.pwrite(fd, b"before", 0)
     with pytest.raises(OSError, match="No space"):
         append_chunks(PartialWrites(100_000, calls=2), fd, _chunks(900_000), 6)
