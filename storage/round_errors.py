@@ -1,5 +1,4 @@
-"""What a background task does with an error in one of its rounds: it logs the error and continues with the next round
-(`log_round_error`)."""
+"""Logs the error of one round of a background task (`log_round_error`). The task then continues with the next round."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ _ATTRIBUTES: Final = {"a": {"href", "title"}, "ol": {"start"}}
 _SCHEMES: Final = frozenset({"http", "https", "mailto"})
 _LINK_REL: Final = "nofollow noreferrer"
 _LINE_END: Final = re.compile(r"\r\n?|\n")
-"""What the parser takes for the end of a line."""
+"""Matches the end of a line, as the parser sees it."""
 _IS_CUT: Final = "is_cut"
 """The key in the parser's environment that says that the tokens are those of a part of the text."""
 _LOWEST_HEADING: Final = 6

@@ -16,7 +16,6 @@ from storage.blobs.blob_store import BytesMissing, ContentCheck, ListedBlob, OnR
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
 from storage.blobs.files.content_check import FileCheck
 from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file
-from storage.blobs.files.file_times import past_write_time
 from storage.blobs.files.linked_file import LinkedFile
 from storage.blobs.files.quarantine import QuarantineDirectory, file_version
 from storage.blobs.files.upload_file import UploadFile, upload_size
@@ -27,6 +26,7 @@ from storage.data_dir.disk import Disk
 from storage.data_dir.layout import SHARD_COUNT
 from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid
+from storage.future_times import past_write_time
 from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
 

@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from storage.blobs.files.file_times import past_write_time
 from storage.blobs.files.partial_state_format import RECORD_SIZE, PartialStatus, Progress, read_progress
 from storage.data_dir.durable_files import write_fully
 from storage.data_dir.layout import Layout
@@ -26,6 +25,7 @@ from storage.data_dir.locks import is_byte_locked, try_lock_byte
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.errors import DigestInvalid, StorageFull
+from storage.future_times import past_write_time
 from storage.names import Digest
 
 

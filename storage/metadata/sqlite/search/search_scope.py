@@ -77,8 +77,9 @@ class SearchScope:
 
     @property
     def reads_hidden_rows(self) -> bool:
-        """Whether a search also reads rows of repositories that are not in the scope. Whether such a search reaches its
-        limits depends on these rows. So it must not tell: its page always states that it may not be complete."""
+        """Whether a search also reads rows of repositories that are not in the scope. Such a search reaches its limits
+        earlier if there are many of these rows. To keep that secret, its page always states that it may not be
+        complete."""
         return self.ids is None and not self.within.has_every_name
 
     def __contains__(self, name: str) -> bool:

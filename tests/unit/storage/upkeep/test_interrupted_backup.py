@@ -1,0 +1,146 @@
+"""Backups and restores that end early: killed before a step, or cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.backups import BackupFailed
+from storage.composition import prepare_data_dir
+from storage.data_dir.check import DataDirectoryError
+from storage.data_dir.system import System
+from storage.errors import BlobUnknown
+from storage.jobs import JSON
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.backup.backup import BackupOptions, make_backup
+from storage.upkeep.backup.backup_directory import BackupDirectory
+from storage.upkeep.backup.file_copies import THREADS
+from storage.upkeep.reporter import PlainReporter
+from tests.fakes.registry_content import BY, push_blob, push_image
+from tests.unit.storage.upkeep.test_backup import LARGE, REPO, backup, check_image, restore
+from tests.unit.storage.upkeep.test_backup import store as store
+
+
+class Ended(BaseException):
+    """Raised in place of a kill of the process."""
+
+
+class EndingSystem(System):
+    """A system that raises `Ended` instead of step number `number`, and instead of every later step. A step is a call
+    that changes files."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.steps_left = number
+
+    def _step(self) -> None:
+        self.steps_left -= 1
+        if self.steps_left <= 0:
+            raise Ended
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("open", "write", "sync", "rename", "unlink", "mkdir", "link", "clone"):
+            call: Callable[..., Any] = super().__getattribute__(name)
+
+            def count_step_and_call(*args: Any, **options: Any) -> Any:
+                if name != "open" or args[1] & (os.O_CREAT):
+                    self._step()
+                return call(*args, **options)
+
+            return count_step_and_call
+        return super().__getattribute__(name)
+
+
+def chosen_steps(count: int) -> list[int]:
+    """Returns the numbers of the steps before which the tests end a run of `count` steps: the first and the last steps,
+    and a few steps in the middle, because the steps in the middle are alike."""
+    return sorted({*range(1, min(30, count)), *range(30, count, 211), *range(max(count - 12, 30), count + 1)})
+
+
+@pytest.mark.slow
+async def test_a_backup_that_is_killed_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
+    """Ends a backup before each of the chosen steps, as a kill would. The next backup is complete, and each snapshot
+    that is listed can be restored."""
+    manifest = await push_image(store, REPO, "one", "v1")
+    await push_blob(store, REPO, LARGE)
+    counting = EndingSystem(10**9)
+    await backup(store, tmp_path / "whole", system=counting)
+    for number in chosen_steps(10**9 - counting.steps_left):
+        target = tmp_path / f"backups{number}"
+        with pytest.raises(Ended):
+            await backup(store, target, system=EndingSystem(number))
+        if (target / "snapshots").exists() and BackupDirectory(target, System()).snapshots():
+            await restore(target, tmp_path / f"early{number}")
+            await check_image(tmp_path / f"early{number}", "v1", manifest.digest)
+        await backup(store, target, now=2e9)
+        assert [snapshot.name for snapshot in BackupDirectory(target, System()).snapshots()][
+            -1
+        ] == "2033-05-18T03-33-20Z"
+        shutil.rmtree(target)
+
+
+@pytest.mark.slow
+async def test_a_restore_that_is_killed_at_any_step(store: StoredRegistry, tmp_path: Path) -> None:
+    """Ends a restore before each of the chosen steps, as a kill would. No server starts with the incomplete data
+    directory. The next restore completes it."""
+    manifest = await push_image(store, REPO, "one", "v1")
+    await push_blob(store, REPO, LARGE)
+    await backup(store, tmp_path / "backups")
+    counting = EndingSystem(10**9)
+    await restore(tmp_path / "backups", tmp_path / "whole", system=counting)
+    steps = chosen_steps(10**9 - counting.steps_left)
+    ended_runs = 0
+    for number in steps:
+        data = tmp_path / f"new{number}"
+        ending = EndingSystem(number)
+        with suppress(Ended):
+            await restore(tmp_path / "backups", data, system=ending)
+        ended_runs += ending.steps_left <= 0
+        if not (data / "entrepot.db").exists() or (data / "restore.json").exists():
+            if (data / "restore.json").exists():
+                with pytest.raises(DataDirectoryError):
+                    prepare_data_dir(data)
+            await restore(tmp_path / "backups", data)
+        prepare_data_dir(data)
+        await check_image(data, "v1", manifest.digest)
+        shutil.rmtree(data)
+    # The number of steps varies a little: threads that start at the same time may all try to clone a file before one of
+    # them finds that the file system cannot do this.
+    assert ended_runs >= len(steps) - THREADS
+
+
+async def test_a_cancelled_backup_leaves_no_snapshot(store: StoredRegistry, tmp_path: Path) -> None:
+    """A backup that is cancelled in the middle leaves no snapshot, and no longer prevents garbage collection."""
+    manifest = await push_image(store, REPO, "one", "v1")
+    for blob in range(20):
+        await push_blob(store, REPO, LARGE + bytes([blob]))
+    first_blob_copied = asyncio.Event()
+
+    class WaitingReporter(PlainReporter):
+        def step(self, event: str, /, **fields: JSON) -> None:
+            if event == "blob":
+                first_blob_copied.set()
+
+    reporter = WaitingReporter(lambda _: None, lambda _: None)
+    options = BackupOptions(tmp_path / "backups")
+    arguments = store.snapshots, store.blobs, store.leases, options, reporter
+    running = asyncio.create_task(make_backup(*arguments, clock=lambda: 1e9, holder="a test"))
+    await first_blob_copied.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert BackupDirectory(tmp_path / "backups", System()).snapshots() == []
+    with pytest.raises(BackupFailed, match="has no complete snapshot"):
+        await restore(tmp_path / "backups", tmp_path / "new")
+    await store.delete_manifest(REPO, manifest.digest, by=BY)
+    assert (await store.collector.collect()).blobs == 22
+    with pytest.raises(BlobUnknown):
+        await store.resolve_blob(REPO, manifest.blobs[0].digest)
