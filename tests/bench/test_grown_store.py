@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import apsw
-
 from bench.growth.synthetic_store import (
     MANY_TAGS_REPO,
     TAGS_PER_REPOSITORY,
@@ -21,6 +19,7 @@ from storage.composition import layout_of, open_registry, prepare_data_dir
 from storage.content import Actor, Manifest
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
+from tests.fakes.second_connection import second_connection
 
 SIZE = StoreSize(30)
 BY = Actor("anonymous", "127.0.0.1", "", "bench")
@@ -67,7 +66,7 @@ async def push(registry: Registry, repo: RepositoryName, tags: list[str]) -> Non
 
 
 def rows(data: Path) -> dict[str, list[Any]]:
-    db = apsw.Connection(str(layout_of(data).metadata))
+    db = second_connection(layout_of(data).metadata)
     try:
         return {table: sorted(db.execute(sql).fetchall(), key=repr) for table, sql in ROWS.items()}
     finally:

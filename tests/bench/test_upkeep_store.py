@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from bench.errors import TrialFailed
@@ -36,6 +35,7 @@ from storage.upkeep.checker import CheckOptions, Finding
 from storage.upkeep.evictor import Budget, CacheLimits, Evictor
 from storage.upkeep.usage_counting import count_scopes
 from storage.usage import ScopeDefinition
+from tests.fakes.second_connection import second_connection
 
 SIZE = BlobCount(60)
 BY = Actor("anonymous", "127.0.0.1", "", "bench")
@@ -105,7 +105,7 @@ async def filled(tmp_path: Path) -> AsyncIterator[tuple[UpkeepStore, StoredRegis
 
 
 def rows(data: Path) -> dict[str, list[Any]]:
-    db = apsw.Connection(str(layout_of(data).metadata))
+    db = second_connection(layout_of(data).metadata)
     try:
         return {table: sorted(map(str, db.execute(sql).fetchall())) for table, sql in ROWS.items()}
     finally:

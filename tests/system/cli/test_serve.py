@@ -8,7 +8,6 @@ import socket
 from contextlib import nullcontext
 from pathlib import Path
 
-import apsw
 import pytest
 
 from registry import __version__
@@ -19,6 +18,7 @@ from storage.composition import open_accounts, prepare_data_dir
 from storage.content import Actor
 from tests.fakes.commands import entrepot, error_line
 from tests.fakes.plain_client import plain_request
+from tests.fakes.second_connection import second_connection
 from tests.fakes.server_process import RegistryServer, running_server
 
 
@@ -197,7 +197,7 @@ def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
 def test_data_directory_of_a_newer_version(tmp_path: Path) -> None:
     """For a database of a newer version, the error is one line, and the database does not change."""
     prepare_data_dir(tmp_path / "data")
-    db = apsw.Connection(str(tmp_path / "data" / "entrepot.db"))
+    db = second_connection(tmp_path / "data" / "entrepot.db")
     db.pragma("user_version", 9999)
     db.close()
     assert "newer" in serve_fails(tmp_path, tmp_path / "data")

@@ -22,9 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import apsw
-
 from storage.data_dir.system import System
+from tests.fakes.second_connection import second_connection
 from tests.system.crash.durable_steps import kind_of_place
 from tests.system.crash.workload import Request, RequestLog
 
@@ -164,7 +163,7 @@ class RecordingSystem(System):
         """Returns the bytes of the current metadata database, or no bytes if there is none."""
         if not (self._data / "entrepot.db").exists():
             return b""
-        db = apsw.Connection(str(self._data / "entrepot.db"))
+        db = second_connection(self._data / "entrepot.db")
         try:
             return db.serialize("main")
         finally:

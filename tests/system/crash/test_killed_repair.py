@@ -8,7 +8,6 @@ import os
 import time
 from pathlib import Path
 
-import apsw
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
@@ -16,6 +15,7 @@ from storage.content import Manifest, digest_of
 from storage.data_dir.system import System
 from storage.names import RepositoryName, Tag
 from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
+from tests.fakes.second_connection import second_connection
 from tests.system.crash.crash_runs import assert_consistent, check_killed_runs, check_power_cuts
 from tests.system.crash.durable_steps import BOOT
 from tests.system.crash.killed_repair import repair_and_collect
@@ -45,7 +45,7 @@ async def make_damaged_store(data: Path) -> tuple[Manifest, Manifest]:
     os.utime(path, (1, 1))
     layer = incomplete_image.layers[0].digest
     (data / "blobs" / layer.algorithm / layer.encoded[:2] / layer.encoded).unlink()
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     with db:
         db.execute("DELETE FROM collect_queue WHERE digest = ?", (digest_of(b"a leaked link"),))
         db.execute("DELETE FROM manifest_blob WHERE digest = ?", (complete_image.layers[0].digest,))

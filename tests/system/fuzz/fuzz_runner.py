@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-import apsw
-
 from tests.fakes.process_resources import eventually, files_below
 from tests.fakes.raw_http import ConnectionClosed, RawAnswer, RawConnection, message
 from tests.fakes.raw_pushes import RawPushes, digest_of, image
+from tests.fakes.second_connection import second_connection
 from tests.fakes.server_process import RegistryServer
 from tests.system.fuzz.fuzz_case import CODES, FuzzCase
 from tests.system.fuzz.malformed_content import BLOB, CONTENTS, REPO, TAG
@@ -194,7 +193,7 @@ def store_counts(server: RegistryServer) -> StoreCounts:
     grow (the history of tags, the audit log), and tables that are written some time after a request (pulls, the search
     index)."""
     data = server.data
-    db = apsw.Connection(str(data / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    db = second_connection(data / "entrepot.db", read_only=True)
     try:
         names = [row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")]
         counts = [(name, int(db.execute(f'SELECT count(*) FROM "{name}"').get)) for name in names]

@@ -7,7 +7,6 @@ import asyncio
 import json
 from typing import Any
 
-import apsw
 import httpx2
 import pytest
 
@@ -16,6 +15,7 @@ from storage.data_dir.layout import Layout
 from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import repeated, union
 from tests.fakes.mirror_site import SIZE, BackgroundGet, MirrorSite
+from tests.fakes.second_connection import second_connection
 from tests.fakes.store_accounts import add_grant
 from tests.fakes.upstream_content import ImageTree, UpstreamBlob, manifest_of, noise_blob
 from tests.system.mirror.test_private_upstream import account
@@ -215,7 +215,7 @@ def test_repositories_of_a_public_upstream_share_blobs(site: MirrorSite) -> None
 
 def link_without_asking(site: MirrorSite, repo: str) -> None:
     """Links a blob as earlier versions did, without asking the upstream."""
-    db = apsw.Connection(str(Layout(site.server.data).metadata))
+    db = second_connection(Layout(site.server.data).metadata)
     name = f"docker.io/{repo}"
     db.execute("INSERT OR IGNORE INTO repository (name, created) VALUES (?, 1.0)", (name,))
     db.execute(

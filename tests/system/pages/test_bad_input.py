@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import apsw
 import pytest
 from playwright.sync_api import expect
 
@@ -21,6 +20,7 @@ from tests.fakes.page_browser import PageBrowser
 from tests.fakes.page_site import HOSTILE
 from tests.fakes.page_store import add_cached, add_index
 from tests.fakes.plain_client import plain_client
+from tests.fakes.second_connection import second_connection
 from tests.fakes.server_process import RegistryServer, running_server
 
 # The numbers of layers, platforms and tags of the unusual content.
@@ -41,7 +41,7 @@ async def _fill(data: Path) -> None:
 
 def _spoil(data: Path) -> None:
     """Writes rows into the database that no push could write: invalid manifests and 100,000 tags."""
-    db = apsw.Connection(str(layout_of(data).metadata))
+    db = second_connection(layout_of(data).metadata)
     of_repo = "FROM repository r WHERE r.name = ? AND r.id = manifest.repository"
     db.execute(f"UPDATE manifest SET body = ?, size = ? {of_repo}", (HOSTILE.encode(), len(HOSTILE), "odd/damaged"))
     db.execute(f"UPDATE manifest SET media_type = ? {of_repo}", (f"application/{HOSTILE}", "odd/strange"))

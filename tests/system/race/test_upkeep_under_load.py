@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import apsw
 import pytest
 
 from tests.fakes.commands import STACK_DUMP_SITE, entrepot, json_lines
 from tests.fakes.raw_http import RawConnection
 from tests.fakes.raw_pushes import RawPushes, image
+from tests.fakes.second_connection import second_connection
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.system.race.busy_clients import BusyClient, Counts
 
@@ -178,7 +178,7 @@ def pull_everything(client: BusyClient, port: int) -> None:
 def check_files(data: Path) -> None:
     """Checks that the blob files have exactly the total size of the blobs that repositories are linked to, and that no
     files of deletions, uploads and downloads are left."""
-    with closing(apsw.Connection(str(data / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)) as db:
+    with closing(second_connection(data / "entrepot.db", read_only=True)) as db:
         linked_bytes: int = db.execute("SELECT sum(size) FROM blob WHERE id IN (SELECT blob FROM blob_link)").get
     assert sum(path.stat().st_size for path in (data / "blobs").rglob("*") if path.is_file()) == linked_bytes
     for folder in ("trash", "uploads", "partials"):

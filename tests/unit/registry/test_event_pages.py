@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from registry.admin.event_routes import CURSOR_STEP
@@ -20,6 +19,7 @@ from storage.access import Action
 from storage.composition import open_registry
 from storage.outbox import LIST_READER, MAX_ADDED_EVENTS, EventAction, EventReader, NewEvent
 from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.second_connection import second_connection
 from tests.fakes.store_accounts import BY, add_grant
 
 SECRET, OWN, MISSING = "team/secret", "team/own", "team/missing"
@@ -53,8 +53,7 @@ def spread_numbers(folder: Path, distance: int) -> None:
     """Multiplies the numbers of all events by `distance`. Removes the newest event from the list, as if it were only
     for a webhook, and raises its number by `100 * distance`. So the numbers have the same gaps as those of a registry
     that sends the events of pulls to a webhook."""
-    db = apsw.Connection(str(folder / "entrepot.db"))
-    db.set_busy_timeout(60_000)
+    db = second_connection(folder / "entrepot.db")
     with db:
         db.execute("UPDATE event SET id = -id * ?", (distance,))  # negative, so that no new number is still in use
         db.execute("UPDATE event SET id = -id")

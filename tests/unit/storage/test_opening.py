@@ -10,12 +10,13 @@ import apsw
 import pytest
 
 from storage.composition import layout_of, open_registry, prepare_data_dir
+from tests.fakes.second_connection import second_connection
 
 
 def lock_database(data: Path) -> apsw.Connection:
     """Locks the database exclusively, as another program may do. The lock ends when the returned connection is
     closed."""
-    db = apsw.Connection(str(layout_of(data).metadata))
+    db = second_connection(layout_of(data).metadata)
     db.pragma("locking_mode", "exclusive")
     db.execute("BEGIN EXCLUSIVE; COMMIT")
     return db

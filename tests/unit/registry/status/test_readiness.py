@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import apsw
 import httpx2
 import pytest
 from pydantic import ByteSize
@@ -20,6 +19,7 @@ from storage.composition import layout_of, prepare_data_dir
 from storage.content import Page
 from storage.memory_registry import MemoryRegistry
 from storage.names import RepositoryName
+from tests.fakes.second_connection import second_connection
 
 
 def visitor(app: Entrepot) -> httpx2.AsyncClient:
@@ -55,7 +55,7 @@ async def test_failed_checks_have_a_reason(tmp_path: Path) -> None:
         assert (reasons["database"], reasons["migrations"]) == ("", "")
         assert (await client.get("/readyz?exclude=disk")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 200
-        connection = apsw.Connection(str(layout_of(tmp_path / "data").metadata))
+        connection = second_connection(layout_of(tmp_path / "data").metadata)
         connection.pragma("user_version", 999)
         connection.close()
         answer = await client.get("/readyz?exclude=disk")

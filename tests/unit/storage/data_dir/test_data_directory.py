@@ -23,6 +23,7 @@ from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.database import migrations
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase
 from storage.names import RepositoryName
+from tests.fakes.second_connection import second_connection
 from tests.fakes.server_process import ROOT
 
 pytestmark = pytest.mark.full_store
@@ -31,7 +32,7 @@ APP = RepositoryName("team/app")
 
 
 def _schema_version(data: Path) -> int:
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     try:
         return int(db.pragma("user_version"))
     finally:
@@ -82,7 +83,7 @@ def test_the_migrations_are_numbered_without_a_gap() -> None:
 
 
 def _schema(data: Path) -> list[str]:
-    with closing(apsw.Connection(str(data / "entrepot.db"))) as db:
+    with closing(second_connection(data / "entrepot.db")) as db:
         return [sql for (sql,) in db.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")]
 
 
@@ -108,7 +109,7 @@ def test_a_database_of_a_newer_version_is_refused_and_unchanged(tmp_path: Path) 
     """A database of a newer version of Entrepot is refused. The error is one line, and the database does not change."""
     data = tmp_path / "data"
     prepare_data_dir(data)
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     db.pragma("user_version", 999)
     db.close()
     with pytest.raises(DataDirectoryError, match="newer Entrepot") as caught:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-import apsw
 import pytest
 
 from storage.access import (
@@ -28,6 +27,7 @@ from storage.access import (
 from storage.errors import Unauthorized
 from storage.metadata.sqlite.access.api_token_table import MAX_REFRESH_TOKENS, MOST_TOKENS
 from storage.patterns import NamePattern
+from tests.fakes.second_connection import second_connection
 from tests.fakes.server_process import ROOT as PROJECT_ROOT
 from tests.unit.storage.metadata.account_views import (
     ALICE,
@@ -291,7 +291,7 @@ async def test_old_failed_logins_are_deleted(data: Path, workers: TwoWorkers) ->
         await workers.first.add_failures({f"address {number}": FailureCost(1.0, 100.0)})
         workers.clock.now += 1
     await workers.first.add_failures({"last": FailureCost(1.0, 100.0)})
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     assert db.execute("SELECT key FROM login_pace").fetchall() == [("last",)]
     db.close()
 

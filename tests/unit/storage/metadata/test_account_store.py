@@ -21,6 +21,7 @@ from storage.access import (
 )
 from storage.composition import open_accounts, open_registry, prepare_data_dir
 from storage.patterns import NamePattern
+from tests.fakes.second_connection import second_connection
 from tests.unit.storage.metadata.account_views import (
     ALICE,
     BOB,
@@ -56,7 +57,7 @@ async def test_the_first_account_closes_the_registry_for_good(data: Path, worker
     prepare_data_dir(data)
     async with open_registry(data) as registry:
         assert registry.accounts.has_had_account()
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     with pytest.raises(apsw.ConstraintError, match="stays closed"):
         db.execute("UPDATE access SET closed = 0")
     db.close()
@@ -306,7 +307,7 @@ async def test_each_change_is_in_the_audit_log(data: Path, workers: TwoWorkers) 
         *(("grant.put", "group:dev"), ("grant.remove", "group:dev"), ("member.remove", "dev")),
         *(("group.remove", "dev"), ("account.remove", "bob")),
     ]
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     rows = db.execute("SELECT * FROM audit").fetchall()
     db.close()
     assert not any("$" in str(column) for row in rows for column in row)

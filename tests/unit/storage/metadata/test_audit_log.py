@@ -19,6 +19,7 @@ from storage.names import RepositoryName, Tag
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.registry_content import image_of, push_blob
+from tests.fakes.second_connection import second_connection
 from tests.unit.storage.metadata.account_views import AccountsClock
 
 ALICE, BOB = Actor("alice", "192.0.2.1", "r1", "docker/28"), Actor("bob", "192.0.2.2", "r2", "crane")
@@ -196,7 +197,7 @@ QUERIES = {
 @pytest.mark.parametrize("query_name", sorted(QUERIES))
 def test_each_query_uses_an_index(data: Path, query_name: str) -> None:
     """No query of the audit log reads or sorts a whole table."""
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     plans: list[str] = []
 
     def trace(cursor: apsw.Cursor, sql: str, values: apsw.Bindings | None) -> bool:

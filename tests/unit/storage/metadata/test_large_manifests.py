@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import apsw
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
@@ -18,6 +17,7 @@ from storage.metadata.sqlite.lookups import MAX_ANNOTATIONS_BYTES, PAGE_BYTES
 from storage.metadata.sqlite.sqlite_metadata import SqliteMetadata
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes.second_connection import second_connection
 
 APP = RepositoryName("team/app")
 BY = Actor("somebody")
@@ -149,7 +149,7 @@ async def test_long_artifact_types_of_earlier_versions_are_not_listed(tmp_path: 
     async with open_registry(data) as registry:
         for each in stored:
             await registry.put_manifest(APP, each, by=BY, sparse=True)
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     db.execute("UPDATE manifest SET artifact_type = ?", ("x" * 1_000_000,))
     db.close()
     async with open_registry(data) as registry:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
-import apsw
 import pytest
 
 from storage.composition import open_registry
@@ -18,6 +17,7 @@ from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.sqlite_upstream_records import MAX_TOKENS
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes.second_connection import second_connection
 
 UBUNTU, DEBIAN = RepositoryName("docker.io/library/ubuntu"), RepositoryName("docker.io/library/debian")
 LATEST = Tag("latest")
@@ -115,7 +115,7 @@ async def test_old_negative_checks_are_deleted(registry: StoredRegistry, data: P
     checks stay."""
     records = registry.records
     await records.save_check(UBUNTU, LATEST, True)
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     with db:
         db.executemany(
             "INSERT INTO upstream_check VALUES ('docker.io/library/ubuntu', ?, ?, 0)",
@@ -175,7 +175,7 @@ async def test_senders_of_corrupt_bytes_are_recorded_for_a_while(
     assert await records.bad_senders("docker.io", digest, 60) == {}
     clock.now += 100
     await records.save_bad_senders("docker.io", other_digest, ["https://one"], 60)
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     assert db.execute("SELECT digest, times FROM upstream_wrong").fetchall() == [(other_digest, 1)]
     db.close()
 
@@ -198,7 +198,7 @@ async def test_a_token_is_stored_until_it_expires_or_is_refused(
     clock.now = 1400.0
     assert await records.token("docker.io pull ubuntu") is None
     await records.save_token("ghcr.io", "another", 2000.0)
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     assert db.execute("SELECT key FROM upstream_token").fetchall() == [("ghcr.io",)]
     db.close()
 
@@ -209,7 +209,7 @@ async def test_number_of_tokens_is_limited(registry: StoredRegistry, data: Path)
     for number in range(MAX_TOKENS + 20):
         await registry.records.save_token(f"docker.io pull {number}", "token", 1_000_000.0 + number)
     await registry.records.save_token("docker.io pull ubuntu", "token", 500_000.0)
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     keys = {key for (key,) in db.execute("SELECT key FROM upstream_token")}
     db.close()
     assert keys == {f"docker.io pull {number}" for number in range(21, MAX_TOKENS + 20)} | {"docker.io pull ubuntu"}

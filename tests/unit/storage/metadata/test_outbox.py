@@ -35,6 +35,7 @@ from storage.tag_rules import ImmutableTags
 from storage.upkeep.tag_changes import TagChanges
 from tests.fakes.registry_content import BY, index_of, manifest_from, push_image
 from tests.fakes.scrub_runs import scrub
+from tests.fakes.second_connection import second_connection
 from tests.fakes.upkeep_store import APP, Clock, clocked_store
 from tests.unit.storage.upkeep.test_damaged_manifests import change_body
 
@@ -328,7 +329,7 @@ async def test_dead_letters_are_listed_and_retried(store: StoredRegistry) -> Non
 
 def stored_numbers(folder: Path) -> list[int]:
     """Returns the numbers of all events in the database, whether or not they are in the list."""
-    db = apsw.Connection(str(folder / "entrepot.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    db = second_connection(folder / "entrepot.db", read_only=True)
     rows: list[Any] = db.execute("SELECT id FROM event ORDER BY id").fetchall()
     db.close()
     return [number for (number,) in rows]
@@ -405,7 +406,7 @@ async def test_a_backup_has_no_events(store: StoredRegistry, tmp_path: Path) -> 
     await push_index(store, "first", "v1")
     copy = tmp_path / "copy.db"
     await store.snapshots.write(copy, lambda _done, _total: None)
-    db: Any = apsw.Connection(str(copy), flags=apsw.SQLITE_OPEN_READONLY)
+    db: Any = second_connection(copy, read_only=True)
     for table in ("event", "event_delivery", "event_reader"):
         assert db.execute(f"SELECT count(*) FROM {table}").get == 0
     db.close()

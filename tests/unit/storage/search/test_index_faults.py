@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
-import apsw
 import pytest
 
 from storage.content import Manifest
@@ -23,6 +22,7 @@ from storage.upkeep.search_indexing import SearchIndexer, keep_indexed
 from tests.fakes.blob_files import layout_behind
 from tests.fakes.registry_content import BY, descriptor_of, image_of, push_blob, push_image
 from tests.fakes.scrub_runs import cut, file_of, scrub
+from tests.fakes.second_connection import second_connection
 
 from .conftest import SearchedStore
 
@@ -37,7 +37,7 @@ def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_sql(searched: SearchedStore, sql: str, *values: Any) -> None:
     """Runs SQL directly on the database of the store."""
-    with closing(apsw.Connection(str(layout_behind(searched.store).metadata))) as db:
+    with closing(second_connection(layout_behind(searched.store).metadata)) as db:
         db.execute(sql, values)
 
 

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from storage.access import AccountName, LoginSession
@@ -30,6 +29,7 @@ from storage.upkeep.job_runner import JobContext, run_in_command
 from storage.upkeep.reporter import PlainReporter
 from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
 from tests.fakes.scrub_runs import file_of, flip_byte, scrub
+from tests.fakes.second_connection import second_connection
 
 REPO = RepositoryName("team/app")
 LARGE = os.urandom(200_000)  # large enough to stay in its file
@@ -287,7 +287,7 @@ async def test_right_bytes_of_a_damaged_blob_are_restored(
 
 def change_manifest(data: Path, digest: Digest) -> None:
     """Replaces the body of a stored manifest, so that the manifest is damaged."""
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     db.execute("UPDATE manifest SET body = X'7b7d' WHERE digest = ?", (digest,))
     assert db.changes()
     db.close()
@@ -377,7 +377,7 @@ async def test_a_backup_of_a_newer_version_is_refused(store: StoredRegistry, tmp
     """A backup whose database has a newer schema version than this program supports is not restored."""
     result, _ = await backup(store, tmp_path / "backups")
     folder = tmp_path / "backups/snapshots" / result["snapshot"]
-    db = apsw.Connection(str(folder / "entrepot.db"))
+    db = second_connection(folder / "entrepot.db")
     db.pragma("user_version", 1000)
     db.close()
     manifest = json.loads((folder / "manifest.json").read_text())

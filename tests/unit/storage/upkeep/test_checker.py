@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
@@ -54,6 +53,7 @@ from tests.fakes.damaged_store import (
 from tests.fakes.loop_hold import watch_loop
 from tests.fakes.registry_content import BY, index_of, push_blob, push_image, read_blob
 from tests.fakes.scrub_runs import scrub
+from tests.fakes.second_connection import second_connection
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def site(tmp_path: Path) -> AsyncIterator[DamagedStore]:
         await store.put_manifest(APP, index, [Tag("multi")], by=BY)
         await push_image(store, APP, "signature", subject=image.digest)
         await store.mount_blob(OTHER, digest_of(LAYER), APP, by=BY)
-        db = apsw.Connection(str(tmp_path / "data" / "entrepot.db"))
+        db = second_connection(tmp_path / "data" / "entrepot.db")
         yield DamagedStore(store, tmp_path / "data", db, image, index, children)
         db.close()
 

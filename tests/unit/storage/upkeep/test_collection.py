@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
@@ -23,6 +22,7 @@ from storage.upkeep.job_runner import run_in_command
 from storage.upkeep.removal_gate import blob_removals_blocked
 from storage.upkeep.removals import Removal, RemovalKind
 from tests.fakes.registry_content import BY, index_of, push_blob, push_image
+from tests.fakes.second_connection import second_connection
 
 APP, OTHER = RepositoryName("team/app"), RepositoryName("team/other")
 HOUR = 3600.0
@@ -102,7 +102,7 @@ async def make_garbage(store: StoredRegistry, data: Path, clock: Clock) -> dict[
     partial.close()
     old_stray = write_stray(data, b"bytes without a row", clock.now - 2 * HOUR)
     (data / "trash" / "left").write_bytes(b"by a round that was killed")
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     db.execute(
         "INSERT OR REPLACE INTO deleted_manifest (repository, digest, media_type, pushed, deleted, body) "
         "SELECT id, ?, 'type', ?, ?, ? FROM repository WHERE name = ?",
@@ -198,7 +198,7 @@ async def test_the_reason_names_the_repository_and_the_time(store: StoredRegistr
 @pytest.mark.slow
 async def test_a_dry_run_over_several_batches(store: StoredRegistry, data: Path, clock: Clock) -> None:
     """If there is more garbage than one batch, a dry run reports each removal once."""
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     with db:
         db.execute("INSERT INTO repository (id, name, created) VALUES (7, 'team/many', 0)")
         for number in range(521):
@@ -315,7 +315,7 @@ async def test_large_deleted_manifests_are_removed_in_several_transactions(store
     """A deleted manifest is stored until the end of the grace period, so that it can be restored. Large deleted
     manifests are removed in several transactions, so that no push waits long for a transaction. One round removes all
     of them."""
-    db = apsw.Connection(str(data / "entrepot.db"))
+    db = second_connection(data / "entrepot.db")
     with db:
         for number in range(3):
             digest = digest_of(str(number).encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import apsw
 import pytest
 
 from storage.composition import open_registry
@@ -18,13 +17,14 @@ from storage.upkeep.tag_changes import TagChanges
 from tests.fakes.blob_files import layout_behind
 from tests.fakes.registry_content import BY, index_of, push_image
 from tests.fakes.scrub_runs import scrub
+from tests.fakes.second_connection import second_connection
 
 APP = RepositoryName("team/app")
 
 
 def change_body(registry: StoredRegistry, digest: Digest, body: bytes) -> None:
     """Changes the stored body of a manifest directly in the database."""
-    db = apsw.Connection(str(layout_behind(registry).metadata))
+    db = second_connection(layout_behind(registry).metadata)
     db.execute("UPDATE manifest SET body = ? WHERE digest = ?", (body, digest))
     assert db.changes()
     db.close()
@@ -88,7 +88,7 @@ async def test_a_manifest_with_the_right_body_is_served_again(registry: StoredRe
     image = await push_image(registry, APP, "one", "latest")
     change_body(registry, image.digest, b"{}")
     await scrub(registry)
-    db = apsw.Connection(str(layout_behind(registry).metadata))
+    db = second_connection(layout_behind(registry).metadata)
     db.execute("UPDATE damaged_manifest SET body = ?", (image.body,))
     db.close()
     assert (await scrub(registry))[0]["healed"] == 1

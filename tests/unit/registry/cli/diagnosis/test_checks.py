@@ -13,7 +13,6 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
-import apsw
 import pytest
 from pydantic import ByteSize
 
@@ -30,6 +29,7 @@ from storage.composition import check_version, layout_of, prepare_data_dir
 from storage.data_dir.check import DataDirectoryError
 from storage.errors import UpstreamUnavailable
 from tests.fakes.certificate_authority import CertificateAuthority
+from tests.fakes.second_connection import second_connection
 
 NOW = EARLIEST_PLAUSIBLE_TIME + 10_000_000.0
 URL = "https://registry-1.docker.io"
@@ -246,7 +246,7 @@ async def test_database_findings(tmp_path: Path) -> None:
     prepare_data_dir(data)
 
     async def finding_of_version(number: int) -> Finding:
-        connection = apsw.Connection(str(layout_of(data).metadata))
+        connection = second_connection(layout_of(data).metadata)
         connection.pragma("user_version", number)
         connection.close()
         (finding,) = await problems_of_data(Settings(data=data))
