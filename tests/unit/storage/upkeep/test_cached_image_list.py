@@ -6,9 +6,8 @@ import pytest
 
 from storage.cached_images import CachedImagePage, ImageOrder
 from storage.metadata.sqlite.upkeep import cached_image_list
-from tests.unit.storage.upkeep.test_evictor import APP, LAYER_BYTES, OTHER_APP, WEB, Cache, cache
+from tests.fakes.mirror_cache import APP, LAYER_BYTES, OTHER_APP, WEB, Cache
 
-__all__ = ["cache"]
 BOTH_UPSTREAMS = ("hub", "other")
 
 

@@ -17,8 +17,7 @@ from storage.upkeep.eviction_for_space import (
 )
 from storage.upkeep.evictor import Evictor
 from storage.upkeep.removal_gate import blob_removals_blocked
-from tests.unit.storage.upkeep.test_evictor import APP, LAYER_BYTES, Cache
-from tests.unit.storage.upkeep.test_evictor import cache as cache
+from tests.fakes.mirror_cache import APP, LAYER_BYTES, Cache
 
 IMAGES = 12
 LOW_FREE, HIGH_FREE = 1900, 2500

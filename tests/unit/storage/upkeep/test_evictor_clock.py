@@ -8,9 +8,8 @@ import pytest
 
 from storage.future_times import CLOCK_MARGIN_SECONDS
 from storage.upkeep.evictor import UNUSED_SECONDS
+from tests.fakes.mirror_cache import APP, LAYER_BYTES, Cache
 from tests.fakes.registry_content import BY
-from tests.unit.storage.upkeep.test_evictor import APP, LAYER_BYTES, Cache
-from tests.unit.storage.upkeep.test_evictor import cache as cache
 
 DAY = 86_400.0
 LIMIT = 2 * LAYER_BYTES + 200

@@ -1,0 +1,41 @@
+"""A fixture and helpers for the tests of logins at an OpenID provider, which is a fake one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from registry.auth.external.openid_login import AuthorizationResponse
+from registry.auth.rights.principal import Identity
+from registry.config import OIDCSettings
+from storage.content import Actor
+from tests.fakes.auth_worker import KNOWN_ADDRESS, AuthWorker
+from tests.fakes.openid_server import CLIENT, CodeGrant, FakeOpenIDProvider, openid_provider
+
+REDIRECT_URI = "http://127.0.0.1:5000/login/callback"
+"""The URL of the registry to which the provider sends the browser back."""
+
+
+@pytest.fixture
+def fake_provider() -> Iterator[FakeOpenIDProvider]:
+    with openid_provider() as provider:
+        yield provider
+
+
+def settings(fake_provider: FakeOpenIDProvider, **options: Any) -> OIDCSettings:
+    return OIDCSettings(issuer=fake_provider.url, client_id=CLIENT, **options)
+
+
+async def log_in(worker: AuthWorker, fake_provider: FakeOpenIDProvider, by: Actor = KNOWN_ADDRESS) -> Identity:
+    """Logs in at the provider, and returns the identity of the session. Raises LoginFailed."""
+    openid = worker.access.openid_login
+    assert openid is not None
+    redirect_url, sealed = await openid.begin(REDIRECT_URI, "/")
+    query = dict(part.split("=", 1) for part in redirect_url.partition("?")[2].split("&"))
+    state, nonce, challenge = query["state"], query["nonce"], query["code_challenge"]
+    code = "code-" + state
+    fake_provider.grants[code] = CodeGrant(challenge, REDIRECT_URI, nonce)
+    result = await openid.finish(AuthorizationResponse(state, code), sealed, by)
+    return worker.access.login_sessions.verify(result.session)
