@@ -54,7 +54,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("the setting data takes effect only at a start: stop the server and start it again")
     if settings.workers < 2:
         fail("the setting workers cannot become 1 in a restart: stop the server and start it again")
-    # The setting `listen` does not show this: if systemd opened the running server's socket, its address may differ.
+    # The setting `listen` cannot tell this: systemd may have opened the running server's socket at another address.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
     used = _used_addresses(facts)
@@ -125,7 +125,7 @@ def listening_sockets(
     settings: Settings, handover: Handover | None
 ) -> tuple[list[socket.socket], socket.socket | None]:
     """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). With an
-    older process (`handover`), takes over its sockets, unless the setting `listen` has changed. Without one, uses the
+    older process (`handover`), takes over its sockets, unless the setting `listen` has changed. Otherwise uses the
     sockets that systemd has opened, or else opens a new one. The older process passes its socket for the metrics last.
     Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind

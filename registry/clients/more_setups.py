@@ -240,6 +240,7 @@ def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
 
 
 def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
+    # The lines of buildkitd.toml without its comments, which speak of a file on a machine.
     config = [line for line in buildkit_setup(address, hosts).files[0][1].splitlines() if not line.startswith("#")]
     inline = [f"            {line}".rstrip() for line in "\n".join(config).strip().splitlines()]
     lines = [
@@ -271,7 +272,7 @@ def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
 
 def _podman(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     setup = podman_setup(address, hosts)
-    if not hosts and not address.is_plain_http:
+    if not hosts and not address.is_plain_http:  # the file would contain only comments
         setup = replace(setup, files=())
     login = (f"podman login {address.host}",) if has_accounts else ()
     return replace(setup, commands=(*login, f"podman push {address.host}/team/app"))
@@ -279,7 +280,7 @@ def _podman(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
 
 def _buildkit(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     setup = buildkit_setup(address, hosts)
-    if not hosts and not address.is_plain_http:
+    if not hosts and not address.is_plain_http:  # the file would contain only comments
         setup = ClientSetup((), ())
     return replace(setup, commands=(f"docker login {address.host}",) if has_accounts else ())
 

@@ -16,7 +16,7 @@ from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
 from storage.round_errors import log_round_error, raise_if_cancelled
 
 DELIVERY_SLOT: Final = "events"
-"""Name of a slot (a permit). The process that delivers events to webhooks holds it."""
+"""Name of the slot, a permit that one process at a time can hold. Its holder delivers the events to webhooks."""
 SLOT_POLL_SECONDS: Final = 1.0
 """Time between two attempts of another process to get the slot. An attempt succeeds when the holder of the slot has
 ended."""

@@ -34,7 +34,7 @@ _CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 """A token that can be sent in a header: visible ASCII characters."""
 MAX_ERROR_CHARACTERS: Final = 300
-"""Largest length of the reason that is kept of a failed attempt."""
+"""Number of characters after which the reason of a failed attempt is cut off."""
 log = logging.getLogger("registry.events")
 
 

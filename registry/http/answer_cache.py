@@ -130,8 +130,8 @@ class AnswerCache:
         same cache key has to get the same answer.
 
         Makes the cache key again, and caches nothing if it has changed. `find` makes the key before the request is
-        authenticated. If another process has just added the first account, the key is then one for all clients, but the
-        answer is for the account that has sent the request."""
+        authenticated. If another process adds the first account in between, the key of `find` stands for all clients,
+        but the answer is for one account."""
         if exchange.kind == "blobs" and exchange.method == "HEAD":
             return  # each HEAD has to reach the store, which protects the blob: the client may be about to push
         if exchange.repo and not self._is_always_hosted(exchange.repo):

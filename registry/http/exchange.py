@@ -24,7 +24,7 @@ _BODY_EXTENSION: Final = "entrepot.body"
 pieces of the request's body without copying them. `take_whole` returns all pieces, if the whole body was received
 already. `is_disconnected` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
-"""An empty repository name, for requests that name no repository."""
+"""An empty repository name, for requests that name no repository. The constructor of `RepositoryName` refuses it."""
 CountPull = Callable[[Pull, str, str, str], None]
 """Counts one pull of a manifest. The arguments are the pull, the name and the address of the client, and the request
 id. A call takes about a microsecond."""
@@ -172,7 +172,7 @@ class Exchange(RequestContext):
         the body has chunked transfer coding."""
         value = self.header(b"content-length")
         if value is not None and value.isdigit():
-            return int(value[:20])
+            return int(value[:20])  # 20 digits exceed every limit, and `int` refuses texts of thousands of digits
         return None if self.header(b"transfer-encoding") else 0
 
     @property

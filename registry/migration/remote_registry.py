@@ -98,6 +98,7 @@ class RemoteOptions:
         if self.ca_file is not None:
             values["ca_file"] = Path(self.ca_file)
         values |= {
+            # 100 characters and 64 connections are the limits of these settings.
             "name": "-".join(["import", *re.findall(r"[a-z0-9]+", host)])[:100].rstrip("-"),
             "endpoints": [self.url],
             "connections": min(max(2 * self.jobs, 4), 64),

@@ -72,7 +72,7 @@ class ReaderClosed(Exception):
 
 
 def _memory_of(chunk: bytes) -> int:
-    """Returns the number of bytes as which the chunk counts."""
+    """Returns how many bytes of the buffer's limit the chunk uses."""
     return len(chunk) if len(chunk) >= SMALL_CHUNK_BYTES else len(chunk) + _CHUNK_OVERHEAD_BYTES
 
 

@@ -76,9 +76,8 @@ class FileSender:
         self._ended: asyncio.Future[BaseException | None] = loop.create_future()
         """Done when the sending has ended. The value is the error that has stopped it; None: all bytes were sent."""
         self._unsent_head = b""
-        self._next_offset = self._end_offset = (
-            0  # offsets in the file: of the next byte to send, and after the last one
-        )
+        # Offsets in the file: of the next byte to send, and after the last one.
+        self._next_offset = self._end_offset = 0
         self._read_ahead: ReadAhead | None = None
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._mapped_file: MappedFile | None = None
