@@ -177,6 +177,7 @@ class LiveApp:
         await self._current.lifespan.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        # Closes the old applications now, and waits no longer for their requests.
         closing = dict(self._old)
         for task in closing.values():
             task.cancel()

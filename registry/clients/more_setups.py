@@ -54,8 +54,8 @@ def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
 
 
 def _open_docker_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """Returns a hint for docker's mirror of Docker Hub, because docker shows no error if the mirror refuses its
-    requests."""
+    """Returns a hint to let everyone pull the mirrored images of Docker Hub, if docker uses this mirror and there are
+    accounts: docker sends no login to a mirror, and shows no error if the mirror refuses its requests."""
     if not has_accounts or not is_docker_mirror(hosts):
         return []
     return [
@@ -88,7 +88,8 @@ def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
 
 
 def _open_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """Returns a hint for each upstream, because containerd sends no login to a mirror."""
+    """Returns for each upstream a hint to let everyone pull its images, if there are accounts: containerd sends no
+    login to a mirror."""
     if not has_accounts:
         return []
     return [

@@ -97,7 +97,7 @@ class EndpointHealth:
         """Number of events that the endpoint has accepted."""
         self._paused_until = float("-inf")
         self._pauses: dict[str, float] = {}
-        """By repository: when its pause ends. It has the repositories for whose events the endpoint was down."""
+        """When the pause of each repository ends. Only repositories for whose events the endpoint was down are here."""
         self._stuck: dict[str, tuple[int, int]] = {}
         """The repositories for whose last event the endpoint was down. For each: how often the endpoint was down for
         this repository while it accepted other events, and the value of `delivered` at the last failure."""
@@ -118,7 +118,7 @@ class EndpointHealth:
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))
-        count += delivered < self.delivered
+        count += delivered < self.delivered  # 1 if the endpoint has accepted other events meanwhile
         if repository in self._stuck or len(self._stuck) < MAX_DOWN_REPOSITORIES:
             self._stuck[repository] = count, self.delivered
         return back_off(count) if count else 0.0

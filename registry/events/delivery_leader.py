@@ -68,6 +68,7 @@ class EventDelivery:
         self._observer = observer or NoObserver()
         self._task: asyncio.Task[None] | None = None
         self._is_configured = False
+        """Whether the store knows which events the readers of the current settings want."""
 
     async def apply(self, settings: Settings) -> None:
         """Uses these settings from now on: stores which events each reader wants, and restarts the delivery. Does not
@@ -104,6 +105,7 @@ class EventDelivery:
         self._is_configured = True
 
     async def _run(self, settings: Settings) -> None:
+        """Waits until this process gets the slot, and then delivers events. Ends only when it is cancelled."""
         while True:
             try:
                 async with self._leases.try_slot(DELIVERY_SLOT, count=1) as has_slot:

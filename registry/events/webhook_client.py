@@ -84,6 +84,8 @@ class WebhookClient:
             return Attempt(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
 
     async def _post(self, client: httpx2.AsyncClient, body: bytes, headers: dict[str, str]) -> Attempt:
+        """Sends the POST request once, and returns what the status of the response means. Raises the errors of
+        httpx2."""
         async with client.stream("POST", self._settings.url, content=body, headers=headers) as response:
             status = response.status_code
             read = 0

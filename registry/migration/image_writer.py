@@ -135,6 +135,7 @@ class ImageWriter:
     async def _import_manifest(
         self, repo: RepositoryName, digest: Digest, tags: Sequence[Tag], condition: Condition | None, depth: int
     ) -> Manifest:
+        """Does the work of `import_manifest`. The caller holds the lock of the manifest."""
         is_new = False
         try:
             manifest = await self._store.get_manifest(repo, digest)

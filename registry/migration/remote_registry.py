@@ -235,6 +235,8 @@ class RemoteRegistry:
         self._report.bytes += blob.size
 
     async def _download(self, repo: RepositoryName, blob: Descriptor) -> None:
+        """Downloads the missing bytes of a blob, verifies its digest, and stores the blob in the repository. Makes one
+        attempt."""
         with closing(await self._store.partials.claim(blob.digest, blob.size, self._client.name)) as partial:
             if not partial.is_owner:
                 raise PartialLost("another process downloads this blob from the old registry")

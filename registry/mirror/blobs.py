@@ -132,8 +132,9 @@ class MirroredBlobs:
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
                 if fill.repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
-                # The fill requested the blob from another repository. This is no failed fill of `repo`: any number of
-                # failing repositories may wait for the blob too, and each may start the next fill before `repo` does.
+                # The fill requested the blob from another repository, so it does not count as a failed fill of `repo`:
+                # any number of failing repositories may wait for the blob too, and each may start the next fill before
+                # `repo` does.
             except StorageFull:
                 failed_fills += 1
                 with suppress(DigestInvalid):  # the client has got no byte, so another endpoint can still serve it

@@ -116,6 +116,8 @@ class _Buffer:
             self._notify()
 
     def _add(self, chunk: bytes) -> None:
+        """Waits until the buffer has space for the chunk, and adds it. Raises ReaderClosed if the buffer is closed."""
+
         def can_go_on() -> bool:
             return self._close_error is not None or self._buffered_bytes + _memory_of(chunk) <= MAX_BUFFERED_BYTES
 

@@ -90,7 +90,7 @@ async def _read(upkeep: UpkeepComponents) -> ServerStatus:
 
 
 async def _watch_json(upkeep: UpkeepComponents) -> ServerStatus:
-    """Prints one line of JSON every second, until the command is interrupted."""
+    """Prints one line of JSON every second, until the command is interrupted. Never returns."""
     import asyncio
 
     while True:
@@ -99,7 +99,7 @@ async def _watch_json(upkeep: UpkeepComponents) -> ServerStatus:
 
 
 async def _watch(upkeep: UpkeepComponents) -> ServerStatus:
-    """Shows the status in the terminal, until the command is interrupted."""
+    """Shows the status in the terminal, until the command is interrupted. Never returns."""
     import asyncio
     import sys
 

@@ -22,7 +22,8 @@ def status_picture(status: ServerStatus, before: ServerStatus | None = None) -> 
     parts: list[RenderableType] = [_headline(status, before), Text(_disk_line(status))]
     if status.uploads is not None:
         parts.append(Text(_upload_line(status.uploads)))
-    for problem in dict.fromkeys(filter(None, (status.disk.problem, status.store_problem))):
+    problems = filter(None, (status.disk.problem, status.store_problem))
+    for problem in dict.fromkeys(problems):  # without duplicates
         parts.append(Text(f"problem: {problem}", "bold red"))
     for table in (_workers(status), _upstreams(status), _cache(status), _quotas(status), _fills(status), _jobs(status)):
         if table is not None:

@@ -89,6 +89,8 @@ def export(
 
 
 def _open_writer(to: str, *, for_docker: bool) -> ImageWriter:
+    """Returns the object that writes the images to `to`: a tar archive for `-` (standard output), for a name that ends
+    with `.tar`, and for docker; otherwise a directory. Ends the command if `to` should be a file but is a directory."""
     from registry.upkeep.images.image_writers import LayoutDirectory, TarArchive
 
     if to == "-":

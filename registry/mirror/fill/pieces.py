@@ -194,7 +194,7 @@ class AdaptiveConcurrency:
             self._pause_growth(now, self._previous_rate)
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_GROWTH_PAUSE_SECONDS)
         elif self.connections < self._max_connections:
-            if self._previous_rate is not None:
+            if self._previous_rate is not None:  # the last doubling has made the download faster
                 self._pause_seconds = GROWTH_PAUSE_SECONDS
             self._double(now, rate)
         else:

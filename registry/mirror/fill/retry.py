@@ -67,7 +67,7 @@ class RetryPolicy:
         if received_bytes - self._received_at_last_failure >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
         self._received_at_last_failure = received_bytes
-        pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)
+        pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)  # after 10 failures, it exceeds every limit
         self._failures_in_row += 1
         if has_response:
             # A short stall timeout makes the longest pause shorter, so that there is time for several attempts.
@@ -193,8 +193,8 @@ LONGEST_SENDER_PAUSE_SECONDS: Final = 30.0
 FORGET_SENDER_SECONDS: Final = 600.0
 """Time after which the record that an endpoint sent corrupt bytes is deleted."""
 MAX_UNSAVED_BLOBS: Final = 1_000
-"""Largest number of blobs for which a process remembers in memory which endpoints sent corrupt bytes. It does so if the
-record cannot be stored. This number of blobs takes less than 1 MiB."""
+"""Largest number of blobs whose records of corrupt bytes a process keeps in memory, because they could not be stored.
+These records take less than 1 MiB."""
 
 
 def sender_pause(times: int) -> float:

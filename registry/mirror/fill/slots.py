@@ -34,8 +34,8 @@ SPARE_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
 """Number of marks. A request that waits for a slot also takes a mark. A taken mark tells all processes that a request
-waits. One is enough for that, so further requests can do without a mark while all marks are taken. The number is small,
-because a look for marks makes one system call for each of them."""
+waits. One taken mark is enough to tell this, so while all marks are taken, further requests wait without one. The
+number is small, because a look for marks makes one system call for each of them."""
 MARK_SECONDS: Final = 0.1
 """Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal, because a fill gives its
 slot back after each request to the upstream and then takes a slot again."""

@@ -16,8 +16,9 @@ class ClientDisconnected(OSError):
 
 
 class FlowControl:
-    """Pauses and resumes both directions of one connection. Reading has two independent switches: it stops while it is
-    *paused* or *blocked*."""
+    """Pauses and resumes both directions of one connection. Reading stops while it is *paused* (mostly because the
+    application has to take received bytes first) or *blocked* (because requests that the client has sent ahead are
+    waiting)."""
 
     def __init__(self, transport: asyncio.Transport, *, is_tls: bool) -> None:
         self._transport = transport
