@@ -127,9 +127,9 @@ def listening_sockets(
     settings: Settings, handover: Handover | None
 ) -> tuple[list[socket.socket], socket.socket | None]:
     """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). With an
-    older process (`handover`), takes over its sockets, unless the setting `listen` has changed. Otherwise uses the
-    sockets that systemd has opened, or else opens a new one. The older process passes its socket for the metrics last.
-    Ends the command with an error message if a socket cannot be opened."""
+    older process (`handover`), takes over its sockets, unless the setting `listen` has changed. Without an older
+    process, uses the sockets that systemd has opened, or else opens a new one. The older process passes its socket for
+    the metrics last. Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind
     from registry.server.process.systemd import activated_sockets, listening_socket
 

@@ -96,9 +96,9 @@ class _Outcomes:
 
 
 class WebhookDispatcher:
-    """Delivers events to one webhook. `clock` returns the time in seconds since 1970. `version` returns a value that
-    every commit of any process changes. `observer` receives reports about the attempts. All webhooks share `limit`.
-    Used from one event loop."""
+    """Delivers events to one webhook. `outbox`: the stored events that may still have to be delivered. `clock` returns
+    the time in seconds since 1970. `version` returns a value that every commit of any process changes. `observer`
+    receives reports about the attempts. All webhooks share `limit`. Used from one event loop."""
 
     def __init__(
         self,

@@ -38,8 +38,11 @@ _LOG_LEVELS: Final = {
     "debug": "debug",
     "trace": "debug",
 }
+"""Maps the log levels of the old registry to those of this one."""
 _CLIENT_AUTH: Final = {"verify-client-cert-if-given": "optional", "require-and-verify-client-cert": "required"}
+"""Maps values of `http.tls.clientauth` to values of `tls.client_auth`."""
 _HUB_HOSTS: Final = ("registry-1.docker.io", "docker.io", "index.docker.io", "registry.hub.docker.com")
+"""Hosts of Docker Hub, which is the upstream `docker.io` here."""
 _NAME: Final = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _MISSING: Final = object()
 """The value of a key that the old settings do not have."""

@@ -26,6 +26,7 @@ Examples:
 The data directory must be missing or empty. After an interruption, run the same command again. No server starts on the
 data directory until the restore is complete."""
 INTERRUPTED = "interrupted; the same command goes on from here"
+"""The message after Ctrl-C."""
 
 
 def restore(

@@ -108,11 +108,13 @@ class ConnectionSlots:
         client is slow and other requests wait for a slot. `waits_for_client`: whether the block may have to wait for
         its client, because not all bytes fit in memory. All such blocks together hold at most `max_connections` -
         `_spare_slots` slots, so that slow clients cannot take all of them."""
-        # `limit` is a second group of slots, which only these pass-throughs take. `keep_free` could keep the spare
-        # slots free as well, but such a wait ends only when several connection slots are free at the same moment. While
-        # a fill runs, that does not happen, because the fill takes each free slot within milliseconds.
-        limit = (self._pass_through_name, self.max_connections - self._spare_slots)
-        async with self._queued_slots(*([limit] if waits_for_client else []), (self._name, self.max_connections)):
+        # Only pass-throughs that may wait for their clients also take a slot of a second group. `keep_free` could keep
+        # the spare slots free as well, but such a wait ends only when several connection slots are free at the same
+        # moment. While a fill runs, that does not happen, because the fill takes each free slot within milliseconds.
+        groups = [(self._name, self.max_connections)]
+        if waits_for_client:
+            groups.insert(0, (self._pass_through_name, self.max_connections - self._spare_slots))
+        async with self._queued_slots(*groups):
             with self._holders.holding(holder):
                 yield
 
