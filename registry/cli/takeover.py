@@ -31,6 +31,7 @@ def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback
         # The interpreter's command line does not end with the arguments of this command, so it cannot be reused.
         command = ["-m", "registry", *arguments]
     metrics = metrics_address(settings) or ""
+    # `check_takeover` of the new process compares these facts with its own settings.
     facts = {
         "data": str(settings.data.absolute()),
         "listen": settings.listen,

@@ -235,7 +235,8 @@ class Exchange(RequestContext):
                 self.sent_messages = None  # a streamed response is not cached, and must not stay in memory
 
     async def send_head(self, status: int, headers: Iterable[Header]) -> None:
-        """Sends the status and the headers. The caller has to send the body next, even if it is empty."""
+        """Sends the status and the headers. If the client has named the upstream by `ns`, the header OCI-Namespace
+        repeats it. The caller has to send the body next, even if it is empty."""
         if self.namespace is not None:
             headers = (*headers, (b"oci-namespace", self.namespace.encode("ascii")))
         await self.send(
