@@ -35,8 +35,8 @@ def network_of(address: str) -> str:
 
 
 def visitor_key(account: str | None, address: str) -> str:
-    """Returns the text that identifies a visitor in limits. `account`: the name of the account; None: the client is
-    anonymous. Then the network of its IP address `address` identifies it."""
+    """Returns the key under which limits count a client: its account, or for an anonymous client (`account` is None)
+    the network of its IP address."""
     return network_of(address) if account is None else f"account {account}"
 
 

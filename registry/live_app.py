@@ -61,6 +61,7 @@ class LiveApp:
         self._old: dict[_Running, asyncio.Task[None]] = {}
         """Applications that are out of use, and the tasks that close them."""
         self._passing_work = asyncio.Lock()
+        """Held while background work stops in one application and starts in another."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Returns the coroutine of the application in force, because a coroutine around it would cost time in each
@@ -81,7 +82,7 @@ class LiveApp:
         stays in use. Replaces an application that was prepared before. After a cancellation, the application is closed
         as soon as it has started."""
         await self.discard()
-        settings: Settings = pickle.loads(configuration)  # from the parent process
+        settings: Settings = pickle.loads(configuration)  # safe, because it comes from the parent process
         await asyncio.to_thread(preload_mirrors, settings)  # imports take a while
         prepared = _Running(self._make_app(settings, False))
         prepared.lifespan.state.update(self._server_state)
@@ -176,6 +177,7 @@ class LiveApp:
         await self._current.lifespan.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        # Closes the old applications now, and waits no longer for their requests.
         closing = dict(self._old)
         for task in closing.values():
             task.cancel()

@@ -150,8 +150,8 @@ class BufferedHandler(logging.Handler):
 
     def write_later(self, name: str, make_message: Callable[..., str], *arguments: Any) -> None:
         """Adds a message of level INFO and of the logger `name` as a line of text, without a log record. The message is
-        `make_message(*arguments)`, which is called when the buffered lines are written. A loop over many lines needs
-        only a third of the time that the separate calls would need. Raises nothing: errors go to `handleError`, as in
+        `make_message(*arguments)`, which is called when the buffered lines are written. To make many messages in one
+        loop takes a third of the time of making each one alone. Raises nothing: errors go to `handleError`, as in
         `emit`."""
         try:
             with self.lock or nullcontext():

@@ -241,9 +241,9 @@ class MemoryBudget:
         self._timer = loop.call_later(CUT_INTERVAL_SECONDS, self._cut_slow)
         slow_before = loop.time() - self._slow_seconds
         slow = [share for share in self._shares if share.on_cut is not None and share.held_since < slow_before]
-        first = next(iter(queue))
-        added_by_others = sum(waiter.added_bytes for waiter in queue) - first.added_bytes
-        missing = self._missing_bytes(first.share, first.added_bytes) + added_by_others
+        first_waiter = next(iter(queue))
+        added_by_others = sum(waiter.added_bytes for waiter in queue) - first_waiter.added_bytes
+        missing = self._missing_bytes(first_waiter.share, first_waiter.added_bytes) + added_by_others
         # Bytes that several shares hold become free when the last of these shares is closed. So if a share is cut off,
         # all slow shares with its key are cut off as well. Their bytes are subtracted from `missing` only once.
         keys: set[Hashable] = set()  # the keys of the shares that were cut off

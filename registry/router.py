@@ -90,9 +90,8 @@ class Router(RefusingRegistry):
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
-      clients mount the blob from this repository. The store can list a blob in this repository without a recorded
-      confirmation. When the mirror adds a blob that the store has already, the mirror records the confirmation only
-      afterwards, and records none while the upstream is public."""
+      clients mount the blob from this repository. It is not enough that the store lists the blob there: the mirror adds
+      a blob to the repository before it records the confirmation, and records none while the upstream is public."""
 
     def __init__(
         self,

@@ -116,6 +116,6 @@ def one_line_errors() -> Iterator[None]:
     except RegistryError as error:
         fail(error.message)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None:  # an operator could not tell what to fix
             raise
         fail(f"{error.filename}: {error.strerror}")  # a file that this user may not use, for example

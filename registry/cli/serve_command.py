@@ -77,7 +77,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
     Ends the command with an error message if it cannot bind the port, or if a file or a setting cannot be used. Raises
     DataDirectoryError if the data directory cannot be used, and OwnerError if root started the command and the process
     may not become the user who owns the data directory."""
-    gc.disable()  # garbage collections would find nothing, and take a tenth of the time of these imports
+    gc.disable()  # during these imports, garbage collection would find nothing, but take a tenth of their time
     from pydantic.warnings import UnsupportedFieldAttributeWarning
 
     from registry.app import create_app

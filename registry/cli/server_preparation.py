@@ -38,7 +38,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
 
     try:
         options = build_listener_options(settings)
-        preload_mirrors(settings)
+        preload_mirrors(settings)  # before the fork, so that the workers share the memory of the imported modules
         become_owner(settings.data)
         check_auth_files(settings)
         (prepare_data_dir if may_migrate else check_version)(settings.data)

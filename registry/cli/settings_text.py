@@ -41,6 +41,7 @@ def _plain_table(item: BaseModel) -> dict[str, Any]:
 
 
 def _plain(value: Any, field: FieldInfo) -> Any:
+    """Returns the value of a setting that is not a list of tables, as `plain_value` does."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, SecretStr):

@@ -31,6 +31,7 @@ def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback
         # The interpreter's command line does not end with the arguments of this command, so it cannot be reused.
         command = ["-m", "registry", *arguments]
     metrics = metrics_address(settings) or ""
+    # `check_takeover` of the new process compares these facts with its own settings.
     facts = {
         "data": str(settings.data.absolute()),
         "listen": settings.listen,
@@ -54,11 +55,11 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("the setting data takes effect only at a start: stop the server and start it again")
     if settings.workers < 2:
         fail("the setting workers cannot become 1 in a restart: stop the server and start it again")
-    # The setting `listen` does not show this: if systemd opened the running server's socket, its address may differ.
+    # The setting `listen` cannot tell this: systemd may have opened the running server's socket at another address.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
-    used = _used_addresses(facts)
-    addresses = used[:-1] if facts["metrics"] else used
+    used_addresses = _used_addresses(facts)
+    addresses = used_addresses[:-1] if facts["metrics"] else used_addresses
     with ExitStack() as stack:
         try:
             if settings.listen != facts["listen"]:
@@ -67,9 +68,11 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
                 addresses = [address_of(sock)]
             if metrics is not None:
                 is_kept = metrics == facts["metrics"]
-                check_metrics_port(addresses, used[-1] if is_kept else address_of(stack.enter_context(bind(metrics))))
+                check_metrics_port(
+                    addresses, used_addresses[-1] if is_kept else address_of(stack.enter_context(bind(metrics)))
+                )
         except ListenError as error:
-            _fail_to_listen(error, used)
+            _fail_to_listen(error, used_addresses)
     prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
     create_app(settings)
 
@@ -82,9 +85,9 @@ def _used_addresses(facts: dict[str, str]) -> list[str]:
     return [facts["listen"], *filter(None, [facts["metrics"]])]
 
 
-def _fail_to_listen(error: ListenError, used: Sequence[str]) -> NoReturn:
-    """Ends the command with an error message, because the check of a restart could not open a socket. `used`: the
-    addresses of the running server's sockets.
+def _fail_to_listen(error: ListenError, used_addresses: Sequence[str]) -> NoReturn:
+    """Ends the command with an error message, because the check of a restart could not open a socket. `used_addresses`:
+    the addresses of the running server's sockets.
 
     Two causes disappear only if the server is stopped and started. First, the workers of the running server keep their
     sockets open until the restart is complete. The new version cannot open an address that overlaps with one of theirs,
@@ -93,7 +96,7 @@ def _fail_to_listen(error: ListenError, used: Sequence[str]) -> NoReturn:
     from registry.server.gate.listener import overlaps
 
     new, port = error.used_address, error.forbidden_port
-    for address in used:
+    for address in used_addresses:
         if (new is not None and overlaps(new, address)) or (port is not None and _port(address) == port):
             fail(
                 f"the running server itself uses port {_port(address)}, so the new address takes effect only at a "
@@ -125,9 +128,9 @@ def listening_sockets(
     settings: Settings, handover: Handover | None
 ) -> tuple[list[socket.socket], socket.socket | None]:
     """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). With an
-    older process (`handover`), takes over its sockets, unless the setting `listen` has changed. Without one, uses the
-    sockets that systemd has opened, or else opens a new one. The older process passes its socket for the metrics last.
-    Ends the command with an error message if a socket cannot be opened."""
+    older process (`handover`), takes over its sockets, unless the setting `listen` has changed. Without an older
+    process, uses the sockets that systemd has opened, or else opens a new one. The older process passes its socket for
+    the metrics last. Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind
     from registry.server.process.systemd import activated_sockets, listening_socket
 

@@ -21,15 +21,16 @@ from registry.config import Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
 _CERTS_D = {"folder": "/etc/containerd/certs.d"}
+"""The directory of containerd's hosts.toml files, as the value for the placeholder `{folder}` of a hint."""
 DOCKER_HUB_SERVER = "https://registry-1.docker.io"
 """The registry server of Docker Hub. The host `docker.io` itself serves no registry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """A sentence for people, which a page shows in their language. `text` is in English, with names in braces for which
-    `values` has the values. Create hints only with the function `hint`, because a check compares its calls with the
-    catalogues of translations."""
+    """A sentence for people, which a page shows in their language. `text`: the English sentence with placeholders in
+    braces. `values`: the values of the placeholders. Create hints only with the function `hint`, because a check
+    compares its calls with the catalogues of translations."""
 
     text: str
     values: Mapping[str, str]

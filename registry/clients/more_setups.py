@@ -54,8 +54,8 @@ def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
 
 
 def _open_docker_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """Returns a hint for docker's mirror of Docker Hub, because docker shows no error if the mirror refuses its
-    requests."""
+    """Returns a hint to let everyone pull the mirrored images of Docker Hub, if docker uses this mirror and there are
+    accounts: docker sends no login to a mirror, and shows no error if the mirror refuses its requests."""
     if not has_accounts or not is_docker_mirror(hosts):
         return []
     return [
@@ -88,7 +88,8 @@ def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
 
 
 def _open_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """Returns a hint for each upstream, because containerd sends no login to a mirror."""
+    """Returns for each upstream a hint to let everyone pull its images, if there are accounts: containerd sends no
+    login to a mirror."""
     if not has_accounts:
         return []
     return [
@@ -240,6 +241,7 @@ def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
 
 
 def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
+    # The lines of buildkitd.toml without its comments, which speak of a file on a machine.
     config = [line for line in buildkit_setup(address, hosts).files[0][1].splitlines() if not line.startswith("#")]
     inline = [f"            {line}".rstrip() for line in "\n".join(config).strip().splitlines()]
     lines = [
@@ -271,7 +273,7 @@ def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
 
 def _podman(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     setup = podman_setup(address, hosts)
-    if not hosts and not address.is_plain_http:
+    if not hosts and not address.is_plain_http:  # the file would contain only comments
         setup = replace(setup, files=())
     login = (f"podman login {address.host}",) if has_accounts else ()
     return replace(setup, commands=(*login, f"podman push {address.host}/team/app"))
@@ -279,7 +281,7 @@ def _podman(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
 
 def _buildkit(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     setup = buildkit_setup(address, hosts)
-    if not hosts and not address.is_plain_http:
+    if not hosts and not address.is_plain_http:  # the file would contain only comments
         setup = ClientSetup((), ())
     return replace(setup, commands=(f"docker login {address.host}",) if has_accounts else ())
 

@@ -30,7 +30,8 @@ def _check_name(value: str) -> str:
 
 
 def _check_url(value: str) -> str:
-    if "@" in value.partition("?")[0]:  # the message does not repeat the URL, which may contain a password
+    # A query may contain @. The message does not repeat the URL, which may contain a password.
+    if "@" in value.partition("?")[0]:
         raise ValueError("the address must not contain a user name or password; set secret_file or token_file")
     split_http_url(value, "https://ci.example.com/hook", allow_fragment=False)
     return value

@@ -125,6 +125,6 @@ def is_size(field: FieldInfo) -> bool:
 def is_duration(field: FieldInfo) -> bool:
     """Returns whether the type of a setting is `Duration` or `Duration | None`."""
     metadata = field.metadata
-    if get_origin(field.annotation) in (Union, UnionType):
+    if get_origin(field.annotation) in (Union, UnionType):  # `Duration` keeps its validators inside the union
         metadata = [item for kind in get_args(field.annotation) for item in get_args(kind)[1:]]
     return any(isinstance(item, BeforeValidator) and item.func is parse_duration for item in metadata)

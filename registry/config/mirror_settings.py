@@ -84,6 +84,7 @@ def _check_search(value: str) -> str:
 def _check_redirect_host(value: str) -> str:
     try:
         url = urlsplit(f"//{value}")
+        # The last condition refuses port 0.
         is_valid = url.hostname and url.netloc == value and "@" not in value and (url.port is None or url.port)
         normalized_host(url.hostname or "")
     except ValueError:

@@ -176,9 +176,9 @@ def _read_environment(unknown_names: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError(f"{variable_name((group,))}: not JSON; {hint}") from None
     # pydantic also reads unknown variables that begin with the name of a group, such as ENTREPOT_GC__X.
     for name in unknown_names:
-        group, *rest = name.upper().removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
-        if rest and isinstance(values.get(group), dict):
-            values[group].pop(rest[0], None)
+        group, *names_in_group = name.upper().removeprefix(ENV_PREFIX).lower().split(ENV_NESTED_DELIMITER)
+        if names_in_group and isinstance(values.get(group), dict):
+            values[group].pop(names_in_group[0], None)
     return values
 
 

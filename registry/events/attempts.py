@@ -11,7 +11,8 @@ from typing import Final, NamedTuple, Protocol
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
-"""Shortest and longest pause of a repository after a failed attempt."""
+"""Upper limits of a repository's pause: after its first failed attempt, and after any number of failed attempts.
+`back_off` shortens each pause at random, to half of the limit at least."""
 LONGEST_ENDPOINT_PAUSE_SECONDS: Final = 5.0
 """Longest pause of an endpoint that is down. After the pause, the endpoint is tried again with an event of a repository
 that does not pause itself, if there is such an event."""
@@ -69,7 +70,8 @@ def back_off(failures: int, random_part: Callable[[], float] = random.random) ->
     """Returns how many seconds to wait after this number of failures in a row. The longest wait doubles with each
     failure. The returned wait is a random time between half of the longest wait and all of it. `random_part` returns a
     number from 0 to 1."""
-    longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 30))
+    exponent = min(failures - 1, 30)  # without a limit, the power would raise OverflowError after 1024 failures
+    longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**exponent)
     return longest * (0.5 + random_part() / 2)
 
 
@@ -78,8 +80,8 @@ class EndpointHealth:
     attempt.
 
     An endpoint that accepts no events at all is *down*. It then pauses for at most five seconds. Each repository whose
-    event it did not accept pauses longer after each failure. When the endpoint accepts an event again, all these pauses
-    end.
+    event it did not accept pauses longer after each failure. When the endpoint accepts an event again, the pauses of
+    these repositories end, and that of the endpoint ends within a second.
 
     If the endpoint is down for the events of one repository, but accepts events of other repositories in the meantime,
     the events of this repository may be the cause. In this case only this repository waits, longer after each failure.
@@ -95,7 +97,7 @@ class EndpointHealth:
         """Number of events that the endpoint has accepted."""
         self._paused_until = float("-inf")
         self._pauses: dict[str, float] = {}
-        """By repository: when its pause ends. It has the repositories for whose events the endpoint was down."""
+        """When the pause of each repository ends. Only repositories for whose events the endpoint was down are here."""
         self._stuck: dict[str, tuple[int, int]] = {}
         """The repositories for whose last event the endpoint was down. For each: how often the endpoint was down for
         this repository while it accepted other events, and the value of `delivered` at the last failure."""
@@ -116,12 +118,13 @@ class EndpointHealth:
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))
-        count += delivered < self.delivered
+        count += delivered < self.delivered  # 1 if the endpoint has accepted other events meanwhile
         if repository in self._stuck or len(self._stuck) < MAX_DOWN_REPOSITORIES:
             self._stuck[repository] = count, self.delivered
         return back_off(count) if count else 0.0
 
     def _pause(self, repository: str) -> None:
+        """Starts a pause of the endpoint, unless it is paused already, and a pause of the repository."""
         now = self._time()
         if not self.is_paused:
             self.failures += 1

@@ -16,7 +16,7 @@ from storage.outbox import LIST_READER, EventLimits, EventReader, Outbox
 from storage.round_errors import log_round_error, raise_if_cancelled
 
 DELIVERY_SLOT: Final = "events"
-"""Name of a slot (a permit). The process that delivers events to webhooks holds it."""
+"""Name of the slot, a permit that one process at a time can hold. Its holder delivers the events to webhooks."""
 SLOT_POLL_SECONDS: Final = 1.0
 """Time between two attempts of another process to get the slot. An attempt succeeds when the holder of the slot has
 ended."""
@@ -68,6 +68,7 @@ class EventDelivery:
         self._observer = observer or NoObserver()
         self._task: asyncio.Task[None] | None = None
         self._is_configured = False
+        """Whether the store knows which events the readers of the current settings want."""
 
     async def apply(self, settings: Settings) -> None:
         """Uses these settings from now on: stores which events each reader wants, and restarts the delivery. Does not
@@ -104,6 +105,7 @@ class EventDelivery:
         self._is_configured = True
 
     async def _run(self, settings: Settings) -> None:
+        """Waits until this process gets the slot, and then delivers events. Ends only when it is cancelled."""
         while True:
             try:
                 async with self._leases.try_slot(DELIVERY_SLOT, count=1) as has_slot:

@@ -8,9 +8,9 @@ sends the events of the queue one after the other, so that the events of a repos
 senders are slow. The number of senders of all webhooks together is limited as well (`SenderLimit`).
 
 An event is sent again and again until the *endpoint*, the URL of the webhook, answers 2xx. After each failure the
-repository waits longer: from a second to five minutes, with a random part, so that many registries do not send at the
-same moment. `EndpointHealth` decides how long the other repositories wait. An event that cannot be delivered becomes a
-*dead letter* in the end: it is not sent any more (see `Webhook.max_attempts` and `max_age`).
+repository waits longer, up to five minutes. The waiting time has a random part, so that many registries do not send at
+the same moment. `EndpointHealth` decides how long the other repositories wait. An event that cannot be delivered
+becomes a *dead letter* in the end: it is not sent any more (see `Webhook.max_attempts` and `max_age`).
 
 The outcomes of attempts are stored in groups. Until the outcomes of a repository are stored, the repository gets no
 other sender. After a crash, the events whose outcomes were not stored are sent again. While outcomes cannot be stored,
@@ -51,7 +51,7 @@ QUEUES_PER_READ: Final = 64
 EVENTS_PER_QUEUE: Final = 50
 """Largest number of queues that one read returns, and largest number of events in a queue."""
 SETTLE_SECONDS: Final = 0.5
-"""Longest time for which outcomes are not stored while further events are being sent."""
+"""Longest time from an attempt until its outcome is stored, while further events are being sent."""
 MAX_SHARED_SENDERS: Final = 64
 """Largest number of senders of all webhooks together, in addition to one sender for each webhook."""
 log = logging.getLogger("registry.events")
@@ -96,9 +96,9 @@ class _Outcomes:
 
 
 class WebhookDispatcher:
-    """Delivers events to one webhook. `clock` returns the time in seconds since 1970. `version` returns a value that
-    every commit of any process changes. `observer` receives reports about the attempts. All webhooks share `limit`.
-    Used from one event loop."""
+    """Delivers events to one webhook. `outbox`: the stored events that may still have to be delivered. `clock` returns
+    the time in seconds since 1970. `version` returns a value that every commit of any process changes. `observer`
+    receives reports about the attempts. All webhooks share `limit`. Used from one event loop."""
 
     def __init__(
         self,
@@ -137,6 +137,7 @@ class WebhookDispatcher:
         self._earliest_read_at = float("-inf")
         """When the next read may begin at the earliest, in seconds of the event loop's clock."""
         self._logged_reason = ""
+        """The reason of the failed attempt that was logged last; empty after the endpoint has accepted an event."""
 
     async def run(self) -> None:
         """Delivers events until the task is cancelled, and then stores the outcomes. Logs an error of the store, and
@@ -168,6 +169,7 @@ class WebhookDispatcher:
                 log.warning("webhook %s: %d events will be sent again, because of an error: %s", name, events, error)
 
     async def _work(self) -> None:
+        """Reads the events that are due, starts senders and stores outcomes, until an error or a cancellation."""
         while True:
             if self._outcomes and (not self._senders or self._time() >= self._settle_at):
                 await self._settle()
@@ -187,12 +189,13 @@ class WebhookDispatcher:
         if self._time() < self._earliest_read_at:
             return
         version, now = self._version(), self._clock()
-        # If the time is further in the future than any pause, the clock was set back, and the store counts the delivery
-        # as due.
+        # If `_next_at` is further in the future than any pause, the clock was set back, and the store counts the
+        # delivery as due.
         is_due = self._next_at is not None and not now < self._next_at <= now + LONGEST_PAUSE_SECONDS
         if version == self._read_version and not is_due and self._time() < self._read_again_at:
             return
         pauses = self._health.pauses()
+        # After a failure, reads only as many queues as can be sent at once, because a further failure drops the others.
         limit = self._settings.connections if self._health.failures else QUEUES_PER_READ
         excluded_repositories = {*self._senders, *self._outcomes.repositories, *pauses}
         due = await self._outbox.due(self._settings.name, now, limit, EVENTS_PER_QUEUE, excluded_repositories)

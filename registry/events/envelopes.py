@@ -48,7 +48,7 @@ because clients move tags by pushes. The mount events of CNCF Distribution also 
 was mounted. Ours do not, because the receiver of the event may have no right to know that repository."""
 
 Envelope = Callable[[Event, str], tuple[str, bytes]]
-"""Returns the media type and the body for an event. Its second argument is the registry's address."""
+"""A function that returns the media type and the body for an event. Its second argument is the registry's address."""
 
 
 def event_fields(event: Event) -> dict[str, Any]:

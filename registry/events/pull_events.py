@@ -72,7 +72,7 @@ class PullEvents:
                 logged_error = ""
             except Exception as error:
                 raise_if_cancelled()
-                if logged_error != (logged_error := str(error)):
+                if logged_error != (logged_error := str(error)):  # an error that repeats is logged once
                     log_round_error(log, "cannot store pulls as events", error)
 
     async def store(self) -> None:

@@ -34,7 +34,7 @@ _CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 """A token that can be sent in a header: visible ASCII characters."""
 MAX_ERROR_CHARACTERS: Final = 300
-"""Largest length of the reason that is kept of a failed attempt."""
+"""Number of characters after which the reason of a failed attempt is cut off."""
 log = logging.getLogger("registry.events")
 
 
@@ -84,6 +84,8 @@ class WebhookClient:
             return Attempt(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
 
     async def _post(self, client: httpx2.AsyncClient, body: bytes, headers: dict[str, str]) -> Attempt:
+        """Sends the POST request once, and returns what the status of the response means. Raises the errors of
+        httpx2."""
         async with client.stream("POST", self._settings.url, content=body, headers=headers) as response:
             status = response.status_code
             read = 0

@@ -99,8 +99,8 @@ class AnswerCache:
     ) -> None:
         self._is_always_hosted = is_always_hosted
         self._by_host = by_host
-        # A cached answer may depend only on the headers with these names. The key of the cache contains the values of
-        # some of them. A request with any of the others bypasses the cache.
+        # A cached answer may depend only on the headers with these names. The cache key covers Authorization and, with
+        # `by_host`, Host. A request with any other of these headers bypasses the cache.
         self._covered_headers = _BYPASSING_HEADERS | {b"authorization"} | ({b"host"} if by_host else set())
         self._answers: VersionedCache[CachedAnswer] = VersionedCache(version, CACHE_BYTES)
 
@@ -130,8 +130,8 @@ class AnswerCache:
         same cache key has to get the same answer.
 
         Makes the cache key again, and caches nothing if it has changed. `find` makes the key before the request is
-        authenticated. If another process has just added the first account, the key is then one for all clients, but the
-        answer is for the account that has sent the request."""
+        authenticated. If another process adds the first account in between, the key of `find` stands for all clients,
+        but the answer is for one account."""
         if exchange.kind == "blobs" and exchange.method == "HEAD":
             return  # each HEAD has to reach the store, which protects the blob: the client may be about to push
         if exchange.repo and not self._is_always_hosted(exchange.repo):

@@ -40,8 +40,8 @@ many bytes, the share grows in steps of this many bytes."""
 SMALL_BODY_BYTES: Final = 16 * 1024
 """Bodies up to this size do not count against the budget if they were received together with the request's head."""
 JOINED_BYTES: Final = 4 * 1024
-"""Smaller pieces of a form or of JSON are joined. The application collects the pieces as objects of their own, and each
-takes about 50 bytes more than its bytes, which the budget does not count."""
+"""Pieces of a form or of JSON that are smaller than this are joined. The application keeps each piece as an object of
+its own, whose overhead of about 50 bytes the budget does not count."""
 BODY_STALL_SECONDS: Final = 20.0
 """The client's time allowance for a body, in seconds (see `_MinimumRate`): how long it may pause within the body, or
 how much longer than at the minimum rate it may take."""

@@ -24,7 +24,7 @@ _BODY_EXTENSION: Final = "entrepot.body"
 pieces of the request's body without copying them. `take_whole` returns all pieces, if the whole body was received
 already. `is_disconnected` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
-"""An empty repository name, for requests that name no repository."""
+"""An empty repository name, for requests that name no repository. The constructor of `RepositoryName` refuses it."""
 CountPull = Callable[[Pull, str, str, str], None]
 """Counts one pull of a manifest. The arguments are the pull, the name and the address of the client, and the request
 id. A call takes about a microsecond."""
@@ -172,7 +172,7 @@ class Exchange(RequestContext):
         the body has chunked transfer coding."""
         value = self.header(b"content-length")
         if value is not None and value.isdigit():
-            return int(value[:20])
+            return int(value[:20])  # 20 digits exceed every limit, and `int` refuses texts of thousands of digits
         return None if self.header(b"transfer-encoding") else 0
 
     @property
@@ -235,7 +235,8 @@ class Exchange(RequestContext):
                 self.sent_messages = None  # a streamed response is not cached, and must not stay in memory
 
     async def send_head(self, status: int, headers: Iterable[Header]) -> None:
-        """Sends the status and the headers. The caller has to send the body next, even if it is empty."""
+        """Sends the status and the headers. If the client has named the upstream by `ns`, the header OCI-Namespace
+        repeats it. The caller has to send the body next, even if it is empty."""
         if self.namespace is not None:
             headers = (*headers, (b"oci-namespace", self.namespace.encode("ascii")))
         await self.send(

@@ -63,6 +63,7 @@ async def list_history(exchange: Exchange, read: ReadHistory) -> None:
     limit = DEFAULT_ENTRIES if requested is None else min(requested, MAX_ENTRIES)
 
     async def make_response() -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        # With `n=0`, this asks for one entry, so that the errors of `read` are still raised, and then drops the entry.
         page = await read(exchange.repo, tag, last, max(limit, 1))
         changes = page.items[:limit]
         headers = [JSON, REVALIDATE]

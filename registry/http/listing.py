@@ -24,6 +24,7 @@ from storage.names import Digest, shown
 MAX_LAST_CHARACTERS: Final = 1024
 """Largest length of `last`. No name of an entry has more than 255 characters, and no encrypted cursor more than 700."""
 _COUNT = re.compile(r"[0-9]{1,18}")
+"""A value of `n`. A number of 18 digits fits into SQLite's integers."""
 _INDEX_TYPE: Header = (b"content-type", OCI_INDEX.encode())
 _INDEX_HEAD = f'{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":['.encode()
 _INDEX_TAIL = b"]}"

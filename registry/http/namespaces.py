@@ -56,9 +56,9 @@ class Namespaces:
                 return
             if not self._is_own_host(namespace) and namespace not in (host, without_port(host)):
                 raise NameUnknown(f"{shown(requested)} is not mirrored here")
-        by_host = self.upstream_by_host.get(host) or self.upstream_by_host.get(without_port(host))
-        if by_host is not None:
-            exchange.repo = self.naming.with_upstream(by_host, exchange.repo)
+        upstream_of_host = self.upstream_by_host.get(host) or self.upstream_by_host.get(without_port(host))
+        if upstream_of_host is not None:
+            exchange.repo = self.naming.with_upstream(upstream_of_host, exchange.repo)
 
     def _is_own_host(self, host: str) -> bool:
         return host in self.own_hosts or host in self.upstream_by_host

@@ -37,8 +37,8 @@ def percent_decode(raw: bytes, what: str) -> str:
 
 
 def parse_number(text: str, problem: str) -> int:
-    """Returns the number from 0 to `MAX_NUMBER` that `text` is in ASCII digits. Raises RequestInvalid with the message
-    `problem` if it is none."""
+    """Returns the number, from 0 to `MAX_NUMBER`, that `text` states in ASCII digits. Raises RequestInvalid with the
+    message `problem` for any other text."""
     if not text.isascii() or not text.isdigit() or len(text) > _MAX_NUMBER_DIGITS:
         raise RequestInvalid(problem)
     return int(text)

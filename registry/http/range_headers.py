@@ -25,8 +25,8 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
     """Returns the spans that the Range header asks for (RFC 9110, 14.2).
 
     Returns None if the whole content has to be sent. That is so if there is no Range or several, if Range has another
-    unit than bytes or cannot be parsed, or if If-Range does not match. Does not check that each span ends after its
-    start: if one does not, opening the blob with it raises RangeInvalid (416).
+    unit than bytes or cannot be parsed, or if If-Range does not match. Returns a span even if it ends before its start;
+    opening the blob with that span raises RangeInvalid (416).
 
     `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so If-Range never
     matches. Raises RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""
@@ -52,7 +52,7 @@ def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | 
 def _span(first: bytes, last: bytes) -> Span:
     """Returns the span of one range. `first` and `last`: the digits before and after the '-' of the range."""
     if not first:  # `-500`: the last 500 bytes
-        length = _number(last)
+        length = _number(last)  # 0 for `-0`, which asks for no bytes
         return Span(-length) if length else Span(0, 0)
     return Span(_number(first), _number(last) + 1 if last else None)
 

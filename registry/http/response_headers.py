@@ -71,4 +71,5 @@ def warning_headers(notice: str | None) -> list[Header]:
     if notice is None:
         return []
     plain = "".join(letter if letter.isprintable() else " " for letter in notice[:_MAX_WARNING_CHARACTERS])
+    # Escapes quotes and backslashes (RFC 9110, 5.6.4).
     return [(b"warning", b'299 - "%b"' % re.sub(rb'(["\\])', rb"\\\1", plain.encode("ascii", "replace")))]

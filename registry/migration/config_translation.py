@@ -38,8 +38,11 @@ _LOG_LEVELS: Final = {
     "debug": "debug",
     "trace": "debug",
 }
+"""Maps the log levels of the old registry to those of this one."""
 _CLIENT_AUTH: Final = {"verify-client-cert-if-given": "optional", "require-and-verify-client-cert": "required"}
+"""Maps values of `http.tls.clientauth` to values of `tls.client_auth`."""
 _HUB_HOSTS: Final = ("registry-1.docker.io", "docker.io", "index.docker.io", "registry.hub.docker.com")
+"""Hosts of Docker Hub, which is the upstream `docker.io` here."""
 _NAME: Final = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _MISSING: Final = object()
 """The value of a key that the old settings do not have."""
@@ -102,6 +105,7 @@ class _Translation:
                 f"# storage.filesystem.rootdirectory: to take its content over, run: entrepot import-registry "
                 f"{_comment(rootdirectory)}"
             )
+        # Always written, because the old registry refuses deletes by default, and this one allows them.
         allows_deletes = _is_true(self._take("storage.delete.enabled"))
         self._top.append(f"delete = {_toml(allows_deletes)}")
         readonly = self._first("storage.maintenance.readonly.enabled", "storage.maintenance.readonly")
@@ -161,7 +165,8 @@ class _Translation:
         return str(self._leaves.get("http.net", "tcp")) == "unix"
 
     def _has_accounts(self) -> bool:
-        """Returns whether clients of the old registry have to log in."""
+        """Returns whether clients of the old registry have to log in. Call it before `_translate_auth`, which removes
+        the keys that tell this."""
         return any(path.startswith(("auth.htpasswd", "auth.token")) for path in self._leaves)
 
     def _translate_auth(self) -> None:
@@ -256,7 +261,7 @@ def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str,
 
 
 def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
-    """Sets the key that an environment variable names. Its value is YAML, as the old registry reads it."""
+    """Sets the key that an environment variable names. The old registry reads the variable's value `text` as YAML."""
     *parents, last_name = variable.removeprefix(PREFIX).lower().split("_")
     try:
         value = yaml.safe_load(text)
@@ -314,7 +319,7 @@ def _split(value: Value) -> SplitResult:
 
 
 def _toml(value: str | bool) -> str:
-    """Returns a value in TOML. A JSON string without the escape of a slash is a TOML string."""
+    """Returns a value in TOML: as JSON, with an escape for the character DEL, which TOML requires."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -185,6 +185,8 @@ class DirectoryImport:
                     self._report.problem(entry, f"its name belongs to the mirror of {upstream} here")
 
     async def _import_repository(self, repo: RepositoryName) -> None:
+        """Imports the tags and manifests of a repository. Reports an error as a problem, and raises only errors that
+        end the import."""
         self._report.repositories += 1
         reported: set[Digest] = set()  # manifests that are named in a problem
         async for tag in read_in_thread(self._directory.tags(repo)):

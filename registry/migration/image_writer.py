@@ -2,8 +2,8 @@
 their index, and the tag with the last manifest. So an interrupted import leaves no incomplete image, and a second run
 continues.
 
-A manifest can name any digest. So a repository gets a blob that this registry has already only after the old registry
-has shown that its repository of the same name has the blob (ADR 9).
+A manifest can name any digest. So even if this registry has a blob, another repository gets it only after the old
+registry has shown that its repository of the same name has the blob (ADR 9).
 
 If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
 undo a push. The history of the tag tells who changed it (`IMPORT_PROGRAM`).
@@ -135,6 +135,7 @@ class ImageWriter:
     async def _import_manifest(
         self, repo: RepositoryName, digest: Digest, tags: Sequence[Tag], condition: Condition | None, depth: int
     ) -> Manifest:
+        """Does the work of `import_manifest`. The caller holds the lock of the manifest."""
         is_new = False
         try:
             manifest = await self._store.get_manifest(repo, digest)

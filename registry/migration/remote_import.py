@@ -105,6 +105,8 @@ class RemoteImport:
             yield repo
 
     async def _import_image(self, image: tuple[RepositoryName, Tag]) -> None:
+        """Imports one tag and its referrers. Reports an error as a problem, and raises only errors that end the
+        import."""
         repo, tag = image
         await self._report.show_progress(repo)
         try:

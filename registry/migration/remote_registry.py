@@ -98,6 +98,7 @@ class RemoteOptions:
         if self.ca_file is not None:
             values["ca_file"] = Path(self.ca_file)
         values |= {
+            # 100 characters and 64 connections are the limits of these settings.
             "name": "-".join(["import", *re.findall(r"[a-z0-9]+", host)])[:100].rstrip("-"),
             "endpoints": [self.url],
             "connections": min(max(2 * self.jobs, 4), 64),
@@ -234,6 +235,8 @@ class RemoteRegistry:
         self._report.bytes += blob.size
 
     async def _download(self, repo: RepositoryName, blob: Descriptor) -> None:
+        """Downloads the missing bytes of a blob, verifies its digest, and stores the blob in the repository. Makes one
+        attempt."""
         with closing(await self._store.partials.claim(blob.digest, blob.size, self._client.name)) as partial:
             if not partial.is_owner:
                 raise PartialLost("another process downloads this blob from the old registry")

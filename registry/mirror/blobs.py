@@ -45,10 +45,10 @@ START_TIMEOUT_SECONDS: Final = 25.0
 waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
 """Time after which a client no longer waits for a fill that requests the blob from another repository, if the upstream
-has not responded. The client then waits for the other fill of the blob, the shared or the separate one. The time
-includes the request for a token. It is longer than an upstream that works usually takes to respond, because the
-upstream may have to send the bytes twice. It is much shorter than `START_TIMEOUT_SECONDS`, so that the other fill has
-enough time to get a response."""
+has not responded. The client then waits for the second fill of the blob (`registry.mirror.fill.fill` explains the
+*shared* and the *separate* fill). The time includes the request for a token. It is longer than a working upstream
+usually takes to respond, because two fills may make the upstream send the bytes twice. It is much shorter than
+`START_TIMEOUT_SECONDS`, so that the second fill has enough time to get a response."""
 
 
 class _NoResponse(Exception):
@@ -132,8 +132,9 @@ class MirroredBlobs:
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
                 if fill.repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
-                # The fill requested the blob from another repository. This is no failed fill of `repo`: any number of
-                # failing repositories may wait for the blob too, and each may start the next fill before `repo` does.
+                # The fill requested the blob from another repository, so it does not count as a failed fill of `repo`:
+                # any number of failing repositories may wait for the blob too, and each may start the next fill before
+                # `repo` does.
             except StorageFull:
                 failed_fills += 1
                 with suppress(DigestInvalid):  # the client has got no byte, so another endpoint can still serve it

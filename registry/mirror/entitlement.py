@@ -50,8 +50,9 @@ class BlobEntitlement:
         is_private: bool,
     ) -> None:
         """`local`: the registry in which the mirror stores content. `records`: the recorded answers of the upstream.
-        `leases`: locks across processes. `to_upstream_name`: returns the name that a repository has at the upstream.
-        `is_private`: whether clients need a login or a grant to read the content of the upstream."""
+        `leases`: locks across processes. `negative_cache`: says which blobs the upstream does not have.
+        `to_upstream_name`: returns the name that a repository has at the upstream. `is_private`: whether clients need a
+        login or a grant to read the content of the upstream."""
         self.is_private = is_private
         self._local = local
         self._upstream = upstream

@@ -173,6 +173,7 @@ class MirroredManifests:
         verdict = self._freshness.judge(tag, await self._records.last_check(repo, tag))
         if verdict is Verdict.FRESH and not force and await self._find_cached(repo, tag) is not None:
             return None
+        # A call with `force` does not join a flight without it, which possibly does not ask the upstream.
         return await self._flights.run((repo, tag, force), lambda: self._ask_under_lease(repo, tag, force=force))
 
     async def recheck(self, repo: RepositoryName, tag: Tag) -> None:

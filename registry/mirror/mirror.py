@@ -144,6 +144,7 @@ class Mirror(RefusingRegistry):
             *(self.upstream_name, stale_wait),
         )
         self._fills = Fills(context)
+        # With a lambda, because `_blobs` needs the queue and is created after it.
         queue = PrefetchQueue(
             lambda repo, blob: self._blobs.should_prefetch(repo, blob), slots.wait_for_spare, self._fills.start_prefetch
         )
@@ -175,8 +176,8 @@ class Mirror(RefusingRegistry):
 
         While the upstream's rate limit leaves only few requests, does not fetch moved manifests. Continues after a tag
         that fails. If the upstream denies access to a tag, skips the other tags of the repository, because each
-        request can be a failed login. Ends early, and raises the last error, after `MAX_UNANSWERED_REPOSITORIES` or
-        `MAX_REFUSED_REPOSITORIES`.
+        request can be a failed login. Ends early, and raises the last error, if `MAX_UNANSWERED_REPOSITORIES` in a row
+        get no answer, or `MAX_REFUSED_REPOSITORIES` in a row are refused.
 
         If the last call ended early, continues after the tag at which it ended, so that failing repositories do not
         keep the mirror from asking about the others. Otherwise starts with a random tag: the processes of a server

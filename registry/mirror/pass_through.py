@@ -72,7 +72,7 @@ class ReaderClosed(Exception):
 
 
 def _memory_of(chunk: bytes) -> int:
-    """Returns the number of bytes as which the chunk counts."""
+    """Returns how many bytes of the buffer's limit the chunk uses."""
     return len(chunk) if len(chunk) >= SMALL_CHUNK_BYTES else len(chunk) + _CHUNK_OVERHEAD_BYTES
 
 
@@ -116,6 +116,8 @@ class _Buffer:
             self._notify()
 
     def _add(self, chunk: bytes) -> None:
+        """Waits until the buffer has space for the chunk, and adds it. Raises ReaderClosed if the buffer is closed."""
+
         def can_go_on() -> bool:
             return self._close_error is not None or self._buffered_bytes + _memory_of(chunk) <= MAX_BUFFERED_BYTES
 

@@ -132,8 +132,8 @@ class ServedTags:
         now = self._clock()
         oldest = now - self._settings.cooldown
         start = after if after is not None and oldest <= after.since < now else None
-        # As a tuple, `(now,)` sorts before each move at the time `now` or later. So moves that are recorded during this
-        # call are left out.
+        # For each pass over the moves: the move after which it starts, and where it ends. As a tuple, `(now,)` sorts
+        # before each move at the time `now` or later. So moves that are recorded during this call are left out.
         passes: list[tuple[TagMove | None, tuple[object, ...]]] = [(start, (now,))]
         if start is not None:
             passes.append((None, start))

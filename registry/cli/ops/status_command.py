@@ -62,7 +62,8 @@ def status(
 
 def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[ServerStatus]]) -> ServerStatus:
     """Opens the data directory, runs `work`, and returns its result. If the store cannot be opened, for example because
-    the disk is full, returns the status in the reports of the workers. Raises the error if there are no reports."""
+    the disk is full, builds the status from the reports that the workers write. Raises the store's error if the reports
+    show no running server or cannot be read."""
     from registry.admin.server_status import status_without_store
     from registry.cli.data_owner import run_on_backend
     from storage.data_dir.check import DataDirectoryError
@@ -89,7 +90,7 @@ async def _read(upkeep: UpkeepComponents) -> ServerStatus:
 
 
 async def _watch_json(upkeep: UpkeepComponents) -> ServerStatus:
-    """Prints one line of JSON every second, until the command is interrupted."""
+    """Prints one line of JSON every second, until the command is interrupted. Never returns."""
     import asyncio
 
     while True:
@@ -98,7 +99,7 @@ async def _watch_json(upkeep: UpkeepComponents) -> ServerStatus:
 
 
 async def _watch(upkeep: UpkeepComponents) -> ServerStatus:
-    """Shows the status in the terminal, until the command is interrupted."""
+    """Shows the status in the terminal, until the command is interrupted. Never returns."""
     import asyncio
     import sys
 

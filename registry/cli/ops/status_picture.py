@@ -13,16 +13,17 @@ from registry.admin.server_status import EndpointStatus, ServerStatus, UploadSta
 from registry.cli.output import human_size, new_table, plural
 
 _MAX_ROWS = 10
-"""Largest number of downloads and jobs that are shown."""
+"""Largest number of rows in the table of downloads, and in the table of jobs."""
 
 
 def status_picture(status: ServerStatus, before: ServerStatus | None = None) -> RenderableType:
-    """Returns the status as text and tables. `before`: an earlier status, to compute the rate of requests; None: no
-    rate is shown."""
+    """Returns the status as text and tables. `before`: an earlier status, from which the rate of requests is computed;
+    None: the text shows no rate."""
     parts: list[RenderableType] = [_headline(status, before), Text(_disk_line(status))]
     if status.uploads is not None:
         parts.append(Text(_upload_line(status.uploads)))
-    for problem in dict.fromkeys(filter(None, (status.disk.problem, status.store_problem))):
+    problems = filter(None, (status.disk.problem, status.store_problem))
+    for problem in dict.fromkeys(problems):  # without duplicates
         parts.append(Text(f"problem: {problem}", "bold red"))
     for table in (_workers(status), _upstreams(status), _cache(status), _quotas(status), _fills(status), _jobs(status)):
         if table is not None:
@@ -112,6 +113,7 @@ def _last_error(endpoint: EndpointStatus) -> str:
 
 
 def _allowance(upstream: UpstreamStatus) -> str:
+    """Returns how many requests the upstream's rate limit still allows."""
     if upstream.paused_until is not None:
         return f"none until {_time(upstream.paused_until)}"
     if upstream.remaining is None:
@@ -168,11 +170,11 @@ def _jobs(status: ServerStatus) -> Table | None:
 def duration_text(seconds: float) -> str:
     """Returns a duration for people in its two largest units, such as `3 d 4 h` or `12 s`."""
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    rest, parts = int(seconds), []
+    remaining, parts = int(seconds), []
     for name, size in units:
-        if rest >= size:
-            parts.append(f"{rest // size} {name}")
-            rest %= size
+        if remaining >= size:
+            parts.append(f"{remaining // size} {name}")
+            remaining %= size
     return " ".join(parts[:2]) or "0 s"
 
 

@@ -52,8 +52,8 @@ def backup(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Makes the backup. Ends the command with exit code 1 if blobs could not be copied that the registry did not know
-    to be damaged."""
+    """Makes the backup. Ends the command with exit code 1 if a blob could not be copied, unless the registry already
+    knew that the blob is damaged."""
     from registry.upkeep.backup_work import backup_arguments
 
     settings = load_or_fail(config, data=data).settings

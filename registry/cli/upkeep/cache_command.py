@@ -75,7 +75,7 @@ def evict(
     data: DataOption = None,
     as_json: JsonLines = False,
 ) -> None:
-    """Evicts images, and prints each of them and the sum."""
+    """Evicts images. Prints a line for each image, and the totals."""
     from registry.cli.upkeep.upkeep_run import print_done, run_as_job
     from registry.upkeep.eviction import EVICTION_KIND, eviction_arguments
 

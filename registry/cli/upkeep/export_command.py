@@ -72,7 +72,7 @@ def export(
     options = ExportOptions(platforms, with_referrers=referrers and not for_docker, for_docker=for_docker)
     if to == "-" and (sys.stdout.isatty() or as_json):
         fail("--to - writes the archive to the standard output: pipe it, and do without --json", USAGE_ERROR)
-    logging.getLogger("registry").addHandler(logging.NullHandler())  # the command prints errors itself
+    logging.getLogger("registry").addHandler(logging.NullHandler())  # else Python prints logged warnings too
 
     async def work(upkeep: UpkeepComponents) -> Any:
         writer = _open_writer(to, for_docker=for_docker)
@@ -89,6 +89,8 @@ def export(
 
 
 def _open_writer(to: str, *, for_docker: bool) -> ImageWriter:
+    """Returns the object that writes the images to `to`: a tar archive for `-` (standard output), for a name that ends
+    with `.tar`, and for docker; otherwise a directory. Ends the command if `to` should be a file but is a directory."""
     from registry.upkeep.images.image_writers import LayoutDirectory, TarArchive
 
     if to == "-":
@@ -102,7 +104,8 @@ def _open_writer(to: str, *, for_docker: bool) -> ImageWriter:
 
 
 def _platforms(texts: list[str], *, all_platforms: bool, for_docker: bool) -> list[Platform] | None:
-    """Returns the platforms to export; None: all of them. Ends the command if the options contradict each other."""
+    """Returns the platforms to export; None: all of them. For a docker archive, the default is this machine's platform.
+    Ends the command if the options contradict each other."""
     from registry.mirror.warm.targets import parse_platforms
 
     if all_platforms and texts:

@@ -53,13 +53,13 @@ def fsck(
 def problem_text(step: Mapping[str, Any]) -> str:
     """Returns one line about a problem and its repair."""
     item = f"{step['item']}: " if step["item"] else ""
-    place = f"{step['repository']}: " if step["repository"] else ""
+    repository = f"{step['repository']}: " if step["repository"] else ""
     repair = f" [repaired: {step['repair']}]" if step["repair"] else ""
-    return f"{step['code']}: {place}{item}{step['problem']}{repair}"
+    return f"{step['code']}: {repository}{item}{step['problem']}{repair}"
 
 
 def _summary(result: Mapping[str, Any], *, repair: bool) -> str:
-    """Returns the last line of the command."""
+    """Returns the last line that the command prints: how many problems there are, and what to do about them."""
     from registry.cli.output import plural
 
     count = sum(result["found"].values())

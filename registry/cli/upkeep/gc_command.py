@@ -70,10 +70,11 @@ def removal_text(verb: str, step: Mapping[str, Any]) -> str:
     """Returns one line about a removal. `verb`: `removed` or `would remove`."""
     from registry.cli.output import human_size
 
+    # A link is only a record that a repository has a blob, so it takes no bytes.
     size = "" if step["kind"] == "link" else f" ({human_size(step['bytes'])})"
-    place = f" of {step['repository']}" if step["repository"] else ""
+    repository = f" of {step['repository']}" if step["repository"] else ""
     item = f" {step['item']}" if step["item"] else ""
-    return f"{verb} {step['kind']}{item}{place}{size}: {step['reason']}"
+    return f"{verb} {step['kind']}{item}{repository}{size}: {step['reason']}"
 
 
 def _print_totals(result: Mapping[str, Any]) -> None:

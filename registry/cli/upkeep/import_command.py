@@ -1,5 +1,5 @@
-"""The command `entrepot import`: imports images from a file, a directory or another registry into hosted
-repositories."""
+"""The command `entrepot import`: imports images from a file, a directory or another registry into hosted repositories,
+those to which clients push."""
 
 from __future__ import annotations
 

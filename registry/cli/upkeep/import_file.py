@@ -1,4 +1,4 @@
-"""`entrepot import` with a file or directory: stores its images in hosted repositories."""
+"""`entrepot import` with a file or directory: stores its images in hosted repositories, those to which clients push."""
 
 from __future__ import annotations
 

@@ -47,4 +47,5 @@ def list_quotas(config: ConfigOption = None, data: DataOption = None, as_json: J
 
 
 def _of(used: str, limit: str | None) -> str:
+    """Returns text such as `3 of 10`, or only `3` if there is no limit."""
     return used if limit is None else f"{used} of {limit}"

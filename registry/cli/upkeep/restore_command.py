@@ -26,6 +26,7 @@ Examples:
 The data directory must be missing or empty. After an interruption, run the same command again. No server starts on the
 data directory until the restore is complete."""
 INTERRUPTED = "interrupted; the same command goes on from here"
+"""The message after Ctrl-C."""
 
 
 def restore(
@@ -103,18 +104,18 @@ def _read_list(target: Path) -> list[SnapshotManifest]:
 
 def _print_list(snapshots: list[SnapshotManifest], *, as_json: bool) -> None:
     if as_json:
-        for each in snapshots:
-            print_json_line({"name": each.name, **each.as_json()})
+        for snapshot in snapshots:
+            print_json_line({"name": snapshot.name, **snapshot.as_json()})
         return
     rows = [
         (
-            each.name,
-            local_time(each.time),
-            str(each.totals.tags),
-            str(each.totals.blobs),
-            human_size(each.totals.size),
-            str(len(each.missing)),
+            snapshot.name,
+            local_time(snapshot.time),
+            str(snapshot.totals.tags),
+            str(snapshot.totals.blobs),
+            human_size(snapshot.totals.size),
+            str(len(snapshot.missing)),
         )
-        for each in snapshots
+        for snapshot in snapshots
     ]
     print_rows(("backup", "made", "tags", "blobs", "size", "missing"), rows, "there is no complete backup")

@@ -146,14 +146,14 @@ def status(config: ConfigOption = None, data: DataOption = None, as_json: JsonOp
 def _print_rounds(scrub_status: ScrubStatus) -> None:
     rows = [
         (
-            local_time(each.started.timestamp()),
-            "-" if each.ended is None else local_time(each.ended.timestamp()),
-            f"{human_size(each.bytes)} of {human_size(each.total_bytes)}",
-            str(each.blobs),
-            str(each.manifests),
-            str(each.damaged),
+            local_time(scrub_round.started.timestamp()),
+            "-" if scrub_round.ended is None else local_time(scrub_round.ended.timestamp()),
+            f"{human_size(scrub_round.bytes)} of {human_size(scrub_round.total_bytes)}",
+            str(scrub_round.blobs),
+            str(scrub_round.manifests),
+            str(scrub_round.damaged),
         )
-        for each in scrub_status.rounds
+        for scrub_round in scrub_status.rounds
     ]
     print_rows(("started", "ended", "read", "blobs", "manifests", "damaged"), rows, "no content was scrubbed yet")
     if scrub_status.job is not None:
@@ -162,8 +162,11 @@ def _print_rounds(scrub_status: ScrubStatus) -> None:
 
 
 def _print_damaged(scrub_status: ScrubStatus, blobs: list[DamagedBlobResponse]) -> None:
-    rows = [("blob", each.digest, ", ".join(each.repositories), each.reason) for each in blobs]
-    rows += [("manifest", each.digest, each.repository, each.reason) for each in scrub_status.damaged_manifests]
+    rows = [("blob", blob.digest, ", ".join(blob.repositories), blob.reason) for blob in blobs]
+    rows += [
+        ("manifest", manifest.digest, manifest.repository, manifest.reason)
+        for manifest in scrub_status.damaged_manifests
+    ]
     print_rows(("damaged", "digest", "repositories", "reason"), rows, "nothing is known to be damaged")
 
 
@@ -186,13 +189,13 @@ def list_quarantine(config: ConfigOption = None, data: DataOption = None, as_jso
         return
     rows = [
         (
-            each.digest,
-            human_size(each.size),
-            local_time(each.since.timestamp()),
-            "damaged" if each.damaged else "whole again or deleted",
-            each.place,
+            entry.digest,
+            human_size(entry.size),
+            local_time(entry.since.timestamp()),
+            "damaged" if entry.damaged else "whole again or deleted",
+            entry.place,
         )
-        for each in entries
+        for entry in entries
     ]
     print_rows(("digest", "size", "since", "blob", "place"), rows, "the quarantine is empty")
 

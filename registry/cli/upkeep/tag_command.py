@@ -123,12 +123,12 @@ def restore(
         fail("--to and --at contradict each other; give one of them", USAGE_ERROR)
     with one_line_errors():
         digest = None if to is None else Digest(to)
-    seconds = None if at is None else _parse_time_or_fail(at)
+    unix_time = None if at is None else _parse_time_or_fail(at)
 
     async def work(upkeep: UpkeepComponents) -> TagMove:
         stored = await upkeep.router.hosted_repository(repo)
         changes = TagChanges(upkeep.store.tag_history, upkeep.store.immutable_tags)
-        return await changes.restore(stored, tag, to=digest, at=seconds, by=operator_actor(), force=force)
+        return await changes.restore(stored, tag, to=digest, at=unix_time, by=operator_actor(), force=force)
 
     _print_move(repo, with_upkeep(config, data, work), as_json)
 

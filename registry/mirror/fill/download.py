@@ -202,7 +202,9 @@ class Download:
         pause = self._retry.resume_at - self._loop.time()
         if not self._demand.requested.is_set():
             return min(pause, DEMAND_POLL_SECONDS) if pause > 0 else DEMAND_POLL_SECONDS
-        return max(pause, 0.001) if pause > 0 or not self._connections else None
+        if pause > 0 or not self._connections:
+            return max(pause, 0.001)  # at least a millisecond, so that the loop in `run` never spins
+        return None
 
     async def _run_connection(self, *, is_first: bool) -> None:
         """Requests one piece after another over one connection. Takes a new connection slot (a permit to send one
@@ -361,8 +363,8 @@ class Download:
             self._repos.on_failure(repo, has_progress=self._retry.failures_in_row == 1)
 
     def _fail(self, repo: RepositoryName, error: RegistryError) -> None:
-        """Ends the download after a failed request from `repo`. Callers take the errors of the upstream for errors of
-        the first repository, so those of other repositories are replaced."""
+        """Ends the download after a failed request from `repo`. The caller takes an error for the upstream's answer
+        about the first repository, so this replaces an answer about another repository by UpstreamUnavailable."""
         if repo != self._first_repo and not isinstance(error, PartialLost | StorageFull | StorageFailed):
             error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
         self._fatal_error = self._fatal_error or error

@@ -225,7 +225,7 @@ class Fill:
                 # The fill was started only to prefetch the blob, and another process downloads the blob already.
                 raise NoReaders
             failures_before = partial.owner_failures  # the number of failures, and the reason of the last one
-            partial.add_waiter()
+            partial.add_waiter()  # tells the owner, in another process, that a client waits for the blob
             if await self._follow(partial):
                 return await self._mount_in(self.repositories)
             failures = partial.owner_failures

@@ -18,12 +18,13 @@ from storage.partials import Partials
 
 @dataclass(frozen=True)
 class FillContext:
-    """The objects that all fills of one mirror share. `partials`: the store of partial blobs. `slots`: limits the
-    connections to the upstream. `entitlement`: decides through which repositories a blob may be read. `negative_cache`:
-    says which blobs the upstream does not have. `bad_senders`: says which endpoints of the upstream sent corrupt bytes
-    for a blob. `to_upstream_name`: returns the name that a repository has at the upstream. `pass_through_memory`: the
-    worker's budget for blobs that are sent to clients without being stored. `stall_timeout`: seconds without new bytes
-    after which a fill fails, once readers may have got its first bytes. `observer`: counts the fills."""
+    """The objects that all fills of one mirror share. `partials`: the store of unfinished downloads. `slots`: limits
+    the connections to the upstream. `entitlement`: decides through which repositories a blob may be read.
+    `negative_cache`: says which blobs the upstream does not have. `bad_senders`: says which endpoints of the upstream
+    sent corrupt bytes for a blob. `to_upstream_name`: returns the name that a repository has at the upstream.
+    `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored. `stall_timeout`:
+    seconds without new bytes after which a fill fails, once readers may have got its first bytes. `observer`: counts
+    the fills."""
 
     upstream: UpstreamClient
     partials: Partials

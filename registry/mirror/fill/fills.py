@@ -15,6 +15,7 @@ from storage.content import Descriptor
 from storage.names import Digest, RepositoryName
 
 _Key = tuple[Digest, int, bool]
+"""Digest and size of a blob, and whether the fill is the separate one."""
 
 
 class Fills:
@@ -24,7 +25,7 @@ class Fills:
     def __init__(self, context: FillContext) -> None:
         self._context = context
         self._fills: dict[_Key, tuple[Fill, asyncio.Task[None]]] = {}
-        """Running fills and their tasks, by digest and size of the blob, and by whether the fill is separate."""
+        """Running fills and their tasks."""
         self._closed = False
 
     def request(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:

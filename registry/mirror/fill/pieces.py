@@ -83,9 +83,9 @@ class PiecePlan:
         start, stop = self._starts[index], self._stops[index]
         # Takes the rest of the gap if less than half of the smallest piece would be left of it.
         piece_stop = piece_start + length if stop - piece_start - length > SMALLEST_PIECE // 2 else stop
-        rests = [gap for gap in ((start, piece_start), (piece_stop, stop)) if gap[0] < gap[1]]
-        self._starts[index : index + 1] = [rest_start for rest_start, _ in rests]
-        self._stops[index : index + 1] = [rest_stop for _, rest_stop in rests]
+        remaining_gaps = [gap for gap in ((start, piece_start), (piece_stop, stop)) if gap[0] < gap[1]]
+        self._starts[index : index + 1] = [gap_start for gap_start, _ in remaining_gaps]
+        self._stops[index : index + 1] = [gap_stop for _, gap_stop in remaining_gaps]
         self.remaining -= piece_stop - piece_start
         return Piece(piece_start, piece_stop)
 
@@ -95,7 +95,8 @@ class PiecePlan:
         if start >= stop:
             return
         self.remaining += stop - start
-        first = last = bisect_left(self._starts, start)  # the ranges from `first` to `last` are merged with the piece
+        # The ranges from `first` up to, but without, `last` are merged with the piece.
+        first = last = bisect_left(self._starts, start)
         if first > 0 and self._stops[first - 1] == start:
             first -= 1
             start = self._starts[first]
@@ -193,7 +194,7 @@ class AdaptiveConcurrency:
             self._pause_growth(now, self._previous_rate)
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_GROWTH_PAUSE_SECONDS)
         elif self.connections < self._max_connections:
-            if self._previous_rate is not None:
+            if self._previous_rate is not None:  # the last doubling has made the download faster
                 self._pause_seconds = GROWTH_PAUSE_SECONDS
             self._double(now, rate)
         else:
@@ -285,6 +286,7 @@ class StragglerDetector(Generic[K]):
             if rate is None or not other_rates:
                 continue
             usual_rate = median(other_rates)
+            # The second condition: to fetch the missing bytes at the usual rate saves more than `MIN_SAVED_SECONDS`.
             if rate * SLOWNESS_FACTOR < usual_rate and missing > rate * (missing / usual_rate + MIN_SAVED_SECONDS):
                 stragglers.append(key)
         if stragglers:

@@ -67,7 +67,7 @@ class RetryPolicy:
         if received_bytes - self._received_at_last_failure >= MIN_PROGRESS_BYTES or not self._failures_in_row:
             self._failures_in_row, self._first_failure_at = 0, now
         self._received_at_last_failure = received_bytes
-        pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)
+        pause = FIRST_RETRY_SECONDS * 2 ** min(self._failures_in_row, 10)  # after 10 failures, it exceeds every limit
         self._failures_in_row += 1
         if has_response:
             # A short stall timeout makes the longest pause shorter, so that there is time for several attempts.
@@ -98,10 +98,11 @@ same repository is asked again, because a connection can break by chance."""
 
 
 class RepositoryChoice:
-    """Chooses from which repository of the upstream one download requests the rest of a blob after an interruption
-    (`next_repo`). Others than the one that has sent bytes possibly do not have the blob, although their manifests name
-    it. Therefore this repository is asked again before each other one is asked. Those for which the upstream has
-    refused to send the blob are not asked again, unless all of them refuse."""
+    """Chooses from which repository of the upstream one download requests the missing bytes of a blob after an
+    interruption (`next_repo`). Only the repository that has sent bytes certainly has the blob: a manifest of another
+    repository may name a blob that the repository does not have. So before each other repository, the one that has sent
+    bytes is asked again. After the upstream has refused to send the blob for a repository, this repository is not asked
+    again, unless all of them refuse."""
 
     def __init__(self, first: RepositoryName, list_repos: Callable[[], Sequence[RepositoryName]]) -> None:
         """`first`: the repository of the first request. `list_repos`: returns the repositories that may be asked, in
@@ -132,8 +133,8 @@ class RepositoryChoice:
             self._choose_another()
 
     def on_failure(self, repo: RepositoryName, *, has_progress: bool) -> None:
-        """Records that a request from `repo` has failed. `has_progress`: whether bytes have arrived since the failure
-        before. Changes nothing if another repository was chosen since that request was sent."""
+        """Records that a request from `repo` has failed. `has_progress`: whether bytes have arrived since the
+        previous failure. Changes nothing if another repository was chosen since that request was sent."""
         if repo != self.next_repo:
             return
         self._failures_in_row = 1 if has_progress else self._failures_in_row + 1
@@ -141,7 +142,8 @@ class RepositoryChoice:
             self._choose_another()
 
     def _choose_another(self) -> None:
-        """Sets `next_repo` to `_sender`, or if it is that already, to the next of the others in alphabetical order."""
+        """Sets `next_repo` to `_sender`. If `_sender` was asked last or refuses, sets `next_repo` to the next other
+        repository in alphabetical order."""
         self._failures_in_row = 0
         others = [repo for repo in self._usable() if repo != self.next_repo]
         if self._sender in others or not others:
@@ -191,8 +193,8 @@ LONGEST_SENDER_PAUSE_SECONDS: Final = 30.0
 FORGET_SENDER_SECONDS: Final = 600.0
 """Time after which the record that an endpoint sent corrupt bytes is deleted."""
 MAX_UNSAVED_BLOBS: Final = 1_000
-"""Largest number of blobs for which a process remembers in memory which endpoints sent corrupt bytes. It does so if the
-record cannot be stored. This number of blobs takes less than 1 MiB."""
+"""Largest number of blobs whose records of corrupt bytes a process keeps in memory, because they could not be stored.
+These records take less than 1 MiB."""
 
 
 def sender_pause(times: int) -> float:

@@ -1,5 +1,5 @@
-"""Decides which download gives its connection slot to others (`SlotHolders`), when other requests wait for a slot and
-the clients of such downloads are slow.
+"""Decides which download for a slow client has to give up its connection slot, when other requests wait for a slot
+(`SlotHolders`).
 
 A *connection slot* is a permit for one connection to an upstream (`registry.mirror.fill.slots`). A *pass-through* sends
 a blob to one client without storing it. It holds its slot while its client receives the blob, so a slow client could
@@ -86,7 +86,7 @@ class SlotHolders:
         slowest = max(self._holders, key=lambda holder: holder.client_seconds())
         if allowed_seconds is None or slowest.client_seconds() <= allowed_seconds:
             return
-        if self._lowering_since is not None:  # the next one is cut off only if a request waits for long again
+        if self._lowering_since is not None:  # the allowed seconds begin to fall again from `SLOW_SLOT_SECONDS`
             self._lowering_since = asyncio.get_running_loop().time()
         self._holders.discard(slowest)
         slowest.cut_off()

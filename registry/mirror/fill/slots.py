@@ -34,8 +34,8 @@ SPARE_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
 """Number of marks. A request that waits for a slot also takes a mark. A taken mark tells all processes that a request
-waits. One is enough for that, so further requests can do without a mark while all marks are taken. The number is small,
-because a look for marks makes one system call for each of them."""
+waits. One taken mark is enough to tell this, so while all marks are taken, further requests wait without one. The
+number is small, because a look for marks makes one system call for each of them."""
 MARK_SECONDS: Final = 0.1
 """Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal, because a fill gives its
 slot back after each request to the upstream and then takes a slot again."""
@@ -108,11 +108,13 @@ class ConnectionSlots:
         client is slow and other requests wait for a slot. `waits_for_client`: whether the block may have to wait for
         its client, because not all bytes fit in memory. All such blocks together hold at most `max_connections` -
         `_spare_slots` slots, so that slow clients cannot take all of them."""
-        # `limit` is a second group of slots, which only these pass-throughs take. `keep_free` could keep the spare
-        # slots free as well, but such a wait ends only when several connection slots are free at the same moment. While
-        # a fill runs, that does not happen, because the fill takes each free slot within milliseconds.
-        limit = (self._pass_through_name, self.max_connections - self._spare_slots)
-        async with self._queued_slots(*([limit] if waits_for_client else []), (self._name, self.max_connections)):
+        # Only pass-throughs that may wait for their clients also take a slot of a second group. `keep_free` could keep
+        # the spare slots free as well, but such a wait ends only when several connection slots are free at the same
+        # moment. While a fill runs, that does not happen, because the fill takes each free slot within milliseconds.
+        groups = [(self._name, self.max_connections)]
+        if waits_for_client:
+            groups.insert(0, (self._pass_through_name, self.max_connections - self._spare_slots))
+        async with self._queued_slots(*groups):
             with self._holders.holding(holder):
                 yield
 

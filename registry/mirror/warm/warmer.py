@@ -127,11 +127,11 @@ class Warmer:
         assert isinstance(registry, Mirror)
         image_blobs: dict[Digest, _ImageBlob] = {}
         notice = await registry.revalidate(repo, image.reference) if isinstance(image.reference, Tag) else None
-        problem = await self._fetch_manifests(
+        first_error = await self._fetch_manifests(
             registry, ImageReference(repo, image.reference), image_blobs, result, MAX_INDEX_DEPTH
         )
         if notice is not None:  # says why the cached copy of the tag may be out of date
-            problem = problem or UpstreamUnavailable(notice)
+            first_error = first_error or UpstreamUnavailable(notice)
         tasks = {
             digest: self._find_or_start_fetch(registry, repo, image, image_blob.blob)
             for digest, image_blob in image_blobs.items()
@@ -147,11 +147,11 @@ class Warmer:
                 else:
                     result.fetched += image_blobs[digest].blob.size
             elif isinstance(error, RegistryError):
-                problem = problem or error
+                first_error = first_error or error
             else:
                 raise error
-        if problem is not None:
-            raise problem
+        if first_error is not None:
+            raise first_error
 
     async def _fetch_manifests(
         self,
@@ -171,18 +171,18 @@ class Warmer:
         if manifest.media_type not in INDEXES:
             await self._add_blobs(manifest.blobs, manifest.foreign, image_blobs)
             return None
-        entries, problem = self._choose_entries(manifest)
+        entries, first_error = self._choose_entries(manifest)
         listed_blobs = manifest.blob_children  # an index may list blobs as well as manifests
         await self._add_blobs([entry for entry in entries if entry.digest in listed_blobs], frozenset(), image_blobs)
         for entry in entries:
             if entry.digest not in listed_blobs and depth:
                 try:
                     child = ImageReference(image.repository, entry.digest)
-                    child_problem = await self._fetch_manifests(registry, child, image_blobs, result, depth - 1)
+                    child_error = await self._fetch_manifests(registry, child, image_blobs, result, depth - 1)
                 except ManifestUnknown as unknown:  # an index may list manifests that the upstream does not have
-                    child_problem = unknown
-                problem = problem or child_problem
-        return problem
+                    child_error = unknown
+                first_error = first_error or child_error
+        return first_error
 
     async def _add_blobs(
         self, blobs: Sequence[Descriptor], foreign: frozenset[Digest], image_blobs: dict[Digest, _ImageBlob]

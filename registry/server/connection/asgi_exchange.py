@@ -53,7 +53,7 @@ class AsgiExchange:
         """`on_complete` is called when the response is complete."""
         self.scope = head.scope
         self.keep_alive = head.keep_alive
-        """The connection stays open after the response."""
+        """Whether the connection stays open after the response."""
         self.body = RequestBody(context, head.body_length, expects_continue=head.expects_continue)
         """The body of the request."""
         self.response_started = False
@@ -92,7 +92,8 @@ class AsgiExchange:
         except BaseException as error:  # all exceptions, because nothing awaits the request's task
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                # The worker is stopping, and cancels requests after the grace period; or `RequestTask.on_disconnect`.
+                # The task was cancelled by the worker, which stops and waits no longer for its requests, or by
+                # `RequestTask.on_disconnect`.
                 if not self.body.is_disconnected:
                     self._transport.abort()
             elif isinstance(error, ClientDisconnected):
@@ -364,7 +365,7 @@ class AsgiExchange:
         finally:
             if self.file_sender is not None:
                 unsent_bytes, self.file_sender = self.file_sender.unsent_bytes, None
-            self._framing.body_bytes -= unsent_bytes
+            self._framing.body_bytes -= unsent_bytes  # `_frame` has counted all bytes of the file in advance
 
     def _on_sent(self, count: int) -> None:
         self._has_written = True

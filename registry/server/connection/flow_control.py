@@ -16,7 +16,9 @@ class ClientDisconnected(OSError):
 
 
 class FlowControl:
-    """Pauses and resumes both directions of one connection."""
+    """Pauses and resumes both directions of one connection. Reading stops while it is *paused* (mostly because the
+    application has to take received bytes first) or *blocked* (because requests that the client has sent ahead are
+    waiting)."""
 
     def __init__(self, transport: asyncio.Transport, *, is_tls: bool) -> None:
         self._transport = transport
@@ -42,7 +44,9 @@ class FlowControl:
         bytes."""
         if self._transport.is_closing() or not self._transport.get_write_buffer_size():
             return
-        self._transport.set_write_buffer_limits(1 if self._is_tls else 0, 0)  # `drain` then waits for an empty buffer
+        # Makes `drain` wait for an empty buffer. A TLS transport already pauses at its high-water mark, so with 0 it
+        # would pause even with an empty buffer.
+        self._transport.set_write_buffer_limits(1 if self._is_tls else 0, 0)
         try:
             await self.drain()
         finally:

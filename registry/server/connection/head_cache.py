@@ -20,8 +20,8 @@ from registry.asgi import Header, Scope
 MAX_HEADS: Final = 256
 """Largest number of heads in the cache. If the cache is full, a new head replaces the head that was added first."""
 MAX_HEAD_BYTES: Final = 2048
-"""Heads of a larger `RequestHead.size` are not cached. This size counts each short header as 64 bytes, so a head in the
-cache has at most 32 headers, and the cache takes about 2 MiB."""
+"""A head whose `RequestHead.size` is larger is not cached. This size counts each short header as 64 bytes, so a head in
+the cache has at most 32 headers, and the cache takes about 2 MiB."""
 _MAX_SEEN: Final = 4096
 """Number of heads that arrived once and whose hashes are kept. When there are more, all of these hashes are dropped."""
 _CACHED_METHODS: Final = ("GET", "HEAD")

@@ -155,7 +155,7 @@ class HeadParser:
             raise self.too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._size += max(len(name) + len(value) + 4, HEADER_COST)
+        self._size += max(len(name) + len(value) + 4, HEADER_COST)  # 4 bytes are the colon, the space and the CRLF
         if self._size > self._limit:
             raise self.too_large()
         name = name.lower()

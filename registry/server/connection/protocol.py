@@ -218,6 +218,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if not completed.keep_alive:
             reader = self._reader
             has_unread_bytes = completed.body.has_more or reader.has_held_bytes or reader.discarded_bytes > 0
+            # When the worker retires, the client may send its next request before it receives `Connection: close`.
             self._finish(linger=has_unread_bytes or self._worker.retirement.has_begun)
         elif self._reader.is_finished:
             self._finish(linger=not self._is_half_closed)

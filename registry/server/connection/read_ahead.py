@@ -76,7 +76,8 @@ class ReadAhead:
 def _read_into_cache(file: int, offset: int, end_offset: int) -> None:
     """Reads the file from `offset` to `end_offset` and discards the bytes. Afterwards they are in the page cache."""
     buffer = bytearray(min(_READ_BUFFER_BYTES, end_offset - offset))
-    # The list contains the same buffer many times. So one system call can read the whole piece with little memory.
+    # The list contains the same buffer as often as the piece needs. So one system call can read the whole piece with
+    # little memory.
     buffers = [buffer] * -(-(end_offset - offset) // len(buffer))
     while offset < end_offset and (count := os.preadv(file, buffers, offset)):
         offset += count

@@ -19,8 +19,8 @@ BODY_EXTENSION = "entrepot.body"
 the next part of the body, and `take_whole` returns the whole body if it was received already; neither copies it.
 `is_disconnected` returns whether the client has disconnected."""
 HEAD_BUFFER_BYTES = 16 * 1024
-"""Size of the buffer for the heads of requests. It is small because what follows a request in one read is kept until
-the request is answered (pipelining)."""
+"""Size of the buffer for the heads of requests. It is small because a read can contain several requests (pipelining):
+the bytes after the first request are kept until it is answered."""
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 64 * 1024, 1024 * 1024
 """Size of a body's first buffer, and the maximum for its other buffers. Each new buffer of a body is twice as large as
 the one before, up to this maximum. But new buffers have `MIN_BUFFER_BYTES` while the body comes in tiny chunks, or
@@ -129,12 +129,12 @@ class BodyBuffer:
         if self.is_fragmented:
             pieces = [memoryview(b"".join(pieces))]  # because a memory view takes more memory than a tiny chunk
             self._next_buffer_bytes = MIN_BUFFER_BYTES
-        rest = data[parsed_bytes:]
+        remaining_data = data[parsed_bytes:]
         if not self.is_complete:
-            if rest:
-                self._unparsed.appendleft(rest)
+            if remaining_data:
+                self._unparsed.appendleft(remaining_data)
             return pieces, memoryview(b"")
         if self._unparsed:
-            rest = memoryview(b"".join([rest, *self._unparsed]))
+            remaining_data = memoryview(b"".join([remaining_data, *self._unparsed]))
             self._unparsed.clear()
-        return pieces, rest
+        return pieces, remaining_data

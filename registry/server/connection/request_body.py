@@ -153,9 +153,11 @@ class RequestBody:
         if self.expects_continue:
             self.expects_continue = False
             transport = self._context.transport
+            # If bytes of the body have arrived, the client does not wait for this response.
             if self.has_more and not self.held_bytes and not transport.is_closing():
                 transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self.is_closed:
+            # While the buffer has unparsed bytes, the request reader resumes reading itself, after it has parsed them.
             if self.has_more and (self.buffer is None or not self.buffer.has_unparsed):
                 self._context.flow.resume_reading()
             self.is_awaited = self.has_more

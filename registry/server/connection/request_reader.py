@@ -4,7 +4,7 @@ Heads are received into a buffer that all connections of the worker share, and b
 
 A client can send requests before it has the response to an earlier one (pipelining). The bytes of these requests are
 *held*: they are parsed, one request at a time, when the response before them is complete. Meanwhile the reader reads
-nothing from the socket. So such a client cannot make the server keep more than it has sent, and not much of that.
+nothing from the socket, so the server holds at most `MAX_HELD_BYTES` of such a client.
 """
 
 from __future__ import annotations
@@ -217,25 +217,25 @@ class RequestReader:
         the length of `data` if the body does not end in `data`."""
         assert self._body_buffer is not None
         try:
-            pieces, rest = self._body_buffer.parse(memoryview(data)[offset:])
+            pieces, bytes_after_body = self._body_buffer.parse(memoryview(data)[offset:])
         except RefusedRequest as refused:
             self._refuse(refused)
             return offset
         self._add_to_body(self._body_buffer, pieces)
-        return len(data) - len(rest)
+        return len(data) - len(bytes_after_body)
 
     def _parse_body_buffer(self, buffer: BodyBuffer, count: int) -> None:
         """Parses `count` bytes that were received into `buffer`. If `count` is 0, parses bytes that were received into
         it earlier and are not parsed yet. Then parses the bytes after the body's end, if there are any."""
         try:
-            pieces, rest = buffer.parse_received(count)
+            pieces, bytes_after_body = buffer.parse_received(count)
         except RefusedRequest as refused:
             self._refuse(refused)
             return
         self._add_to_body(buffer, pieces)
-        if rest:
+        if bytes_after_body:
             self.reads += 1
-            self._parse(bytes(rest))
+            self._parse(bytes(bytes_after_body))
 
     def _add_to_body(self, buffer: BodyBuffer, pieces: list[memoryview]) -> None:
         """Adds pieces to the body, and reports the body's end if the body is complete. If the buffer has bytes that are

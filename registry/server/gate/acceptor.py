@@ -175,6 +175,8 @@ class Acceptor:
                 counted.release()
 
     def _on_error(self, error: OSError) -> None:
+        """Called when accept(2) has failed. Accepts no connections for a while, unless the error is of one connection
+        only. If no descriptors or memory are left, closes silent connections."""
         if error.errno in _CONNECTION_ERRORS:
             return
         if error.errno in _EXHAUSTED_ERRORS:

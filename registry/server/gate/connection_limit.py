@@ -37,9 +37,9 @@ serves no other connection. Later calls evict the others."""
 _MIN_RESERVE = 32
 """Smallest number of descriptors in the reserve. The reserve is an eighth of all descriptors if that is more."""
 _MAX_FILES_TO_COUNT = 8192
-"""A process whose limit of open files is at most this counts its open files once a second. With a higher limit,
-counting could take too long. With such a limit, counting is not needed either, because other files do not use up the
-large reserve."""
+"""A process counts its open files once a second if its limit of open files is at most this. With a higher limit,
+counting could take too long. It is not needed then either: the reserve is so large that other files do not use it
+up."""
 _MIN_BUDGET = 8
 """Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
 _LOW_CAPACITY = 256

@@ -85,7 +85,7 @@ def overlaps(listen: str, used: str) -> bool:
     hosts = {host or "0.0.0.0", used_host or "0.0.0.0"}
     if len(hosts) == 1 or "::" in hosts:  # `bind` lets a socket on `[::]` accept IPv4 clients as well
         return True
-    return "0.0.0.0" in hosts and not any(":" in each for each in hosts)
+    return "0.0.0.0" in hosts and not any(":" in each for each in hosts)  # 0.0.0.0 stands for IPv4 addresses only
 
 
 def _address_text(address: Sequence[object]) -> str:

@@ -85,6 +85,7 @@ class TrustedProxies:
         to trusted proxies, the first of the `MAX_FORWARDED_ADDRESSES` last addresses. Ignores a malformed address and
         all addresses before it. Returns None if the last address is malformed or missing."""
         client_address = None
+        # `[-MAX_FORWARDED_ADDRESSES:]` leaves out the addresses that `rsplit` has not split.
         for text in reversed(addresses.rsplit(b",", MAX_FORWARDED_ADDRESSES)[-MAX_FORWARDED_ADDRESSES:]):
             address = _parse_address(text.strip())
             if address is None:

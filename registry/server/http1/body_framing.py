@@ -110,7 +110,7 @@ class ChunkedFraming:
             # end and the size line one after the other:
             # - They were not received completely.
             # - The size line has extensions or 16 digits, or one of the two is malformed.
-            # - The size is 0, which marks the end of the body. What follows are trailers, so a match is not used.
+            # - The size is 0, which marks the end of the body. Trailers follow, so the match is not used.
             next_chunk = _NEXT_CHUNK.match(data, chunk_end)
             self._chunk_remaining_bytes = int(next_chunk[1], 16) if next_chunk else 0
             if next_chunk and self._chunk_remaining_bytes:
