@@ -94,7 +94,7 @@ def count_open_files() -> int:
 
 def unacknowledged_bytes(sock: socket.socket) -> int:
     """Returns how many of the bytes written to a TCP socket the peer's kernel has not acknowledged yet. See tcp(7),
-    SIOCOUTQ. Raises OSError if the socket is closed."""
+    SIOCOUTQ (the same number as TIOCOUTQ). Raises OSError if the socket is closed."""
     (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
     return int(count)
 

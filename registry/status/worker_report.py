@@ -161,8 +161,9 @@ class WorkerReporter:
         )
 
     def _must_be_written(self, report: WorkerReport) -> bool:
-        """Returns whether the report must be written: whether it differs from the last report that was written, or that
-        report is old."""
+        """Returns whether `report` differs from the last report that was written, or whether that last report is
+        old."""
+        # The difference is negative if the clock was set back.
         if self._last is None or not 0 <= report.written - self._last.written < HEARTBEAT_SECONDS:
             return True
         return report.model_copy(update={"written": self._last.written}) != self._last

@@ -39,8 +39,8 @@ class ActivityRecorder:
 
     async def run(self) -> None:
         """Stores the activity at the multiples of `STORE_SECONDS`, until the task is cancelled. Every server process
-        runs this, but only the process that holds the slot stores the activity. Logs an error, and tries again the next
-        time."""
+        runs this, but only the process that holds the slot stores the activity. After an error tries again the next
+        time, and logs the error if it differs from the one before."""
         logged_error = ""
         while True:
             try:

@@ -68,7 +68,7 @@ def cumulative(family: Histogram, cells: Sequence[float]) -> tuple[list[tuple[st
     `cells`: the cells of the series."""
     total, buckets = 0.0, []
     bounds = [*map(str, family.bounds), "+Inf"]
-    for bound, count in zip(bounds, cells, strict=False):
+    for bound, count in zip(bounds, cells, strict=False):  # the last cell is no bucket: it has the sum
         total += count
         buckets.append((bound, total))
     return buckets, cells[-1]

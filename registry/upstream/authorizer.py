@@ -82,7 +82,7 @@ class LoginRequirement:
 @dataclass(slots=True)
 class TokenServiceGuess:
     """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since.
-    `gave_no_token`: whether the last of them failed because no token could be obtained."""
+    `gave_no_token`: whether the last of these guesses failed because no token could be obtained."""
 
     service: TokenService
     failures: int = 0

@@ -71,7 +71,8 @@ class Breaker:
         failure is not counted if its request started before the last counted failure, or before the breaker opened.
         Failures of concurrent trials are all counted."""
         counted_since = self._opened_at if self.has_opened else self._failed_at
-        if started_at < counted_since <= self._clock():  # if it is later than now, the clock was set back
+        # If `counted_since` is later than now, the clock was set back, and the failure is counted.
+        if started_at < counted_since <= self._clock():
             return
         self._failures += 1
         self._failed_at = self._clock()

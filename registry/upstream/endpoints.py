@@ -258,7 +258,7 @@ class UpstreamEndpoint:
     def _on_repository_failure(self, repo: str, started_at: float, *, has_response: bool) -> None:
         """Records the failure of an attempt that started at `started_at`. `has_response`: whether the endpoint sent a
         response, with a status of 501 or more."""
-        was_working = self._working.pop(repo, self) is not self
+        was_working = self._working.pop(repo, self) is not self  # all values are None, so `self` means: not in it
         own = self._failing.get(repo)
         if own is None:
             own = Breaker(self._clock)
@@ -281,7 +281,7 @@ class UpstreamEndpoint:
     def _count_failure(self, started_at: float) -> None:
         """Counts a failure of an attempt that started at `started_at`. If that makes the endpoint suspect, opens the
         breakers for all repositories."""
-        # As in `Breaker`, concurrent failures count as one.
+        # As in `Breaker`, concurrent failures count as one. `_failed_at` is later than now if the clock was set back.
         if not self.failures or started_at >= min(self._failed_at, self._clock()):
             self.failures += 1
             self._failed_at = self._clock()

@@ -185,7 +185,7 @@ def _results(body: bytes, count: int) -> list[UpstreamResult]:
 def _result(entry: dict[str, Any]) -> UpstreamResult:
     description, stars = entry.get("description"), entry.get("star_count")
     return UpstreamResult(
-        name=entry["name"][: MAX_NAME_LENGTH + 1],
+        name=entry["name"][: MAX_NAME_LENGTH + 1],  # a name that is too long stays too long, and so invalid
         description=description[:MAX_DESCRIPTION] if isinstance(description, str) else "",
         stars=stars if isinstance(stars, int) and 0 <= stars < 2**31 else 0,
         is_official=entry.get("is_official") is True,

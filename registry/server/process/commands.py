@@ -2,8 +2,8 @@
 on these sockets is received as a whole.
 
 A command is the line `NUMBER NAME`. If the command has a payload, the descriptor of an anonymous file with the payload
-is sent with the line. So a command never fills the socket, however large the payload is. The worker runs its commands
-one after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells to which
+is sent with the line. So even a large payload takes no space in the socket's buffer. The worker runs its commands one
+after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells to which
 command it belongs, even if the supervisor has not waited for earlier answers.
 """
 
@@ -92,7 +92,7 @@ class CommandReceiver:
             return
         except OSError:
             data, files = b"", []
-        if not data:  # the supervisor has ended; the worker notices this by another pipe, and exits
+        if not data:  # the supervisor has ended; the worker exits because it watches `alive_pipe` (see `Handover`)
             self._loop.remove_reader(self._sock)
             return
         number, name = data.decode().split(" ", 1)

@@ -114,9 +114,9 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user_advice(path: Path) -> str:
-    """Returns a text that says which user may use the socket at `path`. It ends the message of an error for a user who
-    has no right to use it. Root may need it too, in a container without the capability CAP_DAC_OVERRIDE. Returns an
-    empty text if this process already runs as the right user."""
+    """Returns the end of the error message for a user who has no right to use the socket at `path`: it says which user
+    has. Root may need this advice too, in a container without the capability CAP_DAC_OVERRIDE. Returns an empty text if
+    this process already runs as the right user."""
     for file in (path, path.parent):
         with suppress(OSError):  # this user may not enter a directory above `file`
             owner = os.stat(file, follow_symlinks=False).st_uid
@@ -129,6 +129,7 @@ def _address(directory: int, path: Path) -> str:
     have only 107 bytes (unix(7)), so the address of a socket with a long path contains the directory's descriptor
     instead of the path."""
     text = str(path)
+    # 100 leaves a small margin below 107.
     return text if len(os.fsencode(text)) < 100 else f"/proc/self/fd/{directory}/{path.name}"
 
 
@@ -138,7 +139,7 @@ def _is_used(address: str) -> bool:
         probe.setblocking(False)
         try:
             probe.connect(address)
-        except BlockingIOError:
+        except BlockingIOError:  # a server listens, but its queue of new connections is full
             return True
         except OSError:
             return False

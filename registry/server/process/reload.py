@@ -43,7 +43,7 @@ class Reload:
         self._deadline = time.monotonic() + _PREPARE_SECONDS
         self._workers = {worker.pid: worker for worker in pool.serving}
         self._waiting = dict(self._workers)
-        """The workers whose answer is missing."""
+        """The workers, by pid, that have not answered the current command yet."""
         for worker in list(self._workers.values()):
             if not pool.command(worker, self._prepare_number, "prepare", proposal.configuration):
                 self._refuse(f"the worker {worker.pid} does not answer")

@@ -37,7 +37,7 @@ class Renewal:
 
     @property
     def deadline(self) -> float:
-        """When `step` must be called at the latest, in seconds of `time.monotonic`."""
+        """When `step` must be called at the latest, in seconds of `time.monotonic`; 0 means immediately."""
         return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:

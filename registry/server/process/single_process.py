@@ -33,7 +33,7 @@ class SingleProcessChanges:
         self._control: ControlSocket | None = None
         self._on_ready = on_ready
         self._waiting_replies: list[Reply] = []
-        self._is_wanted = asyncio.Event()
+        self._reload_requested = asyncio.Event()
         self._run_command: RunCommand | None = None
 
     def on_ready(self) -> None:
@@ -77,7 +77,7 @@ class SingleProcessChanges:
 
     def _request_reload(self, reply: Reply) -> None:
         self._waiting_replies.append(reply)
-        self._is_wanted.set()
+        self._reload_requested.set()
 
     def _refuse_restart(self, reply: Reply) -> None:
         log.error("%s", _NO_RESTART)
@@ -85,8 +85,8 @@ class SingleProcessChanges:
 
     async def _reload_when_wanted(self) -> None:
         while True:
-            await self._is_wanted.wait()
-            self._is_wanted.clear()
+            await self._reload_requested.wait()
+            self._reload_requested.clear()
             replies, self._waiting_replies = self._waiting_replies, []
             try:
                 self._live.notifier.reloading()

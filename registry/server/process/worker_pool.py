@@ -1,5 +1,5 @@
-"""`WorkerPool`: the worker processes of a supervisor. The pool forks, stops, kills and reaps them, and passes their
-reports to the supervisor. The supervisor decides when to do so.
+"""`WorkerPool`: the worker processes of a supervisor. The pool forks, stops, kills and reaps them when the supervisor
+says so, and passes their reports to the supervisor.
 
 Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
 pipe*. The supervisor holds the only writing end of the alive pipe, and never writes to it. So the workers get an end of
@@ -68,7 +68,7 @@ class WorkerPool:
 
     @property
     def serving(self) -> list[WorkerProcess]:
-        """The workers that were not told to stop."""
+        """The workers that were not told to stop or to retire."""
         return [worker for worker in self.workers.values() if not worker.exit_expected]
 
     def fork(self, index: int) -> WorkerProcess:

@@ -70,6 +70,7 @@ async def import_images(
     ImageFileFailed, Denied (the name belongs to an upstream), and the errors of pushes. Content that was stored before
     an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
+    # A referrer that has a name is also one of the named images.
     referrers = [tree for tree in trees if tree.root.subject is not None]
     named_images = [
         (image, tree)
@@ -216,7 +217,7 @@ class _Importer:
             self._refused.update(tree.root.digest for tree in refused_now)
             waiting = [tree for tree in waiting if tree not in refused_now]
             if refused_now and not storable:
-                continue
+                continue  # the next round refuses the referrers of these referrers
             if not storable:
                 raise ImageFileFailed(
                     f"{self._content.source.label} has no manifest {waiting[0].root.subject}, to which "

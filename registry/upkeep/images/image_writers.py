@@ -162,7 +162,7 @@ class TarArchive:
             files["manifest.json"] = json.dumps(docker).encode()
         for name, data in files.items():
             await self._append(tar_header(name, len(data)) + data + tar_padding(len(data)))
-        await self._append(bytes(2 * tarfile.BLOCKSIZE))
+        await self._append(bytes(2 * tarfile.BLOCKSIZE))  # two empty blocks end a tar archive
         await asyncio.to_thread(with_file_errors, self._failure, self._complete)
 
     def _complete(self) -> None:
