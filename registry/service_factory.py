@@ -194,6 +194,7 @@ class ServiceFactory:
         )
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
+        # The check is strictest while there has been no account, that is, while the policy is not closed.
         cross_site = CrossSiteCheck(settings.public_url, self._upstream_by_host, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),

@@ -223,7 +223,7 @@ async def open_registry(
         disk = stack.enter_context(closing(Disk(layout, system, reserve)))
         opened = _open_database_in_thread(disk, clock, commit_observer, may_open_read_only=may_open_read_only)
         database = stack.enter_context(closing(await opened))
-        metadata, immutable = database.metadata, database.immutable
+        metadata, immutable = database.metadata, database.immutable  # None: the database is open for changes
         locks = FileDigestLocks(disk)
         blobs, partials = await stack.enter_async_context(open_content(disk, boot, metadata, locks))
         leases = stack.enter_context(closing(FileLeases(layout.leases, system)))

@@ -106,6 +106,7 @@ class RequestRecorder:
         if log.isEnabledFor(logging.INFO):
             write_request(
                 *(scope, end.status, "", end.sent_bytes, end.received_bytes, end.seconds),
+                # No principal, repository, reference and cache state are known.
                 *("", "", "", "", request_id_of(scope["headers"]), end.reason),
             )
 

@@ -145,7 +145,7 @@ async def _own_page(
 
 
 def _stored(caller: Caller, name: AccountName) -> Account | None:
-    """Returns the account in the store; None for one in the htpasswd file."""
+    """Returns the visitor's account in the store; None if the account is not in the store but in the htpasswd file."""
     if caller.principal.identity.version is None:
         return None
     try:

@@ -18,7 +18,7 @@ the others from being served. So a suspect endpoint has three more breakers. One
 one trial at a time. The two others are for repositories whose last request worked, and for those without any request so
 far. They allow several trials at a time, and open again only after several trials without a response. As soon as any
 request works, the endpoint is no longer suspect. Then only the failing repositories wait, each for its own breaker.
-Those with fewer than `FAILURES_TO_OPEN` failures get a trial each at once.
+A failing repository with fewer than `FAILURES_TO_OPEN` failures may send a trial immediately.
 """
 
 from __future__ import annotations

@@ -117,7 +117,8 @@ def _read_and_close(file: int) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """Returns one line that says why a command failed. Logs the traceback of an unexpected error."""
+    """Returns one line that says why a command failed. An OSError, or an error with a `message`, is expected; for any
+    other error, logs the traceback."""
     message = getattr(error, "message", None)
     if not (isinstance(message, str) and message):
         if not isinstance(error, OSError):

@@ -31,7 +31,8 @@ Unwatch = Callable[[socket.socket], None]
 
 
 class ControlUnavailable(Exception):
-    """No server can be reached over the socket. `message` says why, in one line."""
+    """No server can be reached over the socket, or the server ended before it answered. `message` says why, in one
+    line."""
 
     def __init__(self, message: str) -> None:
         self.message = message

@@ -34,7 +34,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.
 KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
 """Time from the end of a worker's grace period to SIGKILL. The first three numbers are the longest times for which the
 worker waits: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels
-last. The rest is a reserve."""
+last. The fourth number is a reserve."""
 REAP_SECONDS = 5.0
 """How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
 

@@ -177,7 +177,7 @@ class RetentionPreview:
         summary.repositories += 1
         judged_tags = 0
         deleted_tags: set[Tag] = set()
-        roots: list[ManifestKey] = []
+        roots: list[ManifestKey] = []  # the manifests of the tags that the rule deletes
         async with aclosing(self.judge.tags(repo, rule.rule, now)) as pages:
             async for page in pages:
                 if judged_tags >= findings.max_judged:

@@ -281,11 +281,11 @@ class FilePartialStore:
             for name, digest in list_partial_names(layout):
                 paths = PartialPaths.of_blob(layout, name, digest)
                 size = paths.occupied_bytes()
-                if (
-                    is_file_pair_idle(paths, before, self._boot)
-                    if dry_run
-                    else delete_file_pair_if_idle(system, paths, before, self._boot)
-                ):
+                if dry_run:
+                    has_expired = is_file_pair_idle(paths, before, self._boot)
+                else:
+                    has_expired = delete_file_pair_if_idle(system, paths, before, self._boot)
+                if has_expired:
                     expired.append(ExpiredPartial(digest, size))
             return expired
 
