@@ -147,6 +147,7 @@ def _message(
     agent: bytes,
     reason: str,
 ) -> str:
+    """Returns the text of a line. The parameters are those of `write_request`, and the values from the headers."""
     reason_field = f' reason="{reason}"' if reason else ""
     return (
         f"{method or '-'} {path.decode('ascii', 'replace') or '-'} status={int(status)}{note} bytes={sent_bytes} "

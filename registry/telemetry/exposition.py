@@ -46,6 +46,7 @@ class CellCollector(Collector):
 
 
 def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Metric:
+    """Returns the metric of a family. `totals`: the totals of all cells."""
     names = list(family.labels)
     histogram = HistogramMetricFamily(family.name, family.help_text, labels=names)
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(

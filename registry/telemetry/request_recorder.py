@@ -145,6 +145,7 @@ class RequestRecorder:
             self.tracing.end_request(scope, route, end.status)
 
     def _count(self, route: str, method: str, end: RequestEnd) -> None:
+        """Adds a request that has ended to the cells that count it."""
         metrics, cells = self._metrics, self._metrics.cells.own
         status = int(end.status) if end.is_complete else None
         cell_numbers = self._cached_cells.get((route, method, status)) or self._find_cells(route, method, status)

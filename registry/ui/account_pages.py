@@ -32,6 +32,7 @@ HOME_PATH: Final = "/ui/"
 LOGOUT_PATH: Final = "/ui/logout"
 LANGUAGE_PATH: Final = "/ui/language"
 _LANGUAGE_SECONDS: Final = 365 * 86400
+"""How long a browser keeps the visitor's choice of language."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)

@@ -72,6 +72,7 @@ DOWNLOADS_PATH: Final = "/ui/mirror/downloads"
 IMAGES_ON_A_PAGE: Final = 25
 SHOWN_JOBS: Final = 5
 SHOWN_FROZEN_TAGS: Final = 100
+"""How many images, jobs and frozen tags a page shows."""
 ORDERS: Final = {
     ImageOrder.SIZE: translatable("Size"),
     ImageOrder.NEWEST_PULL: translatable("Last pull, newest first"),

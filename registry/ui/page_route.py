@@ -38,6 +38,7 @@ log = logging.getLogger("registry.pages")
 
 LANGUAGE_COOKIE: Final = "entrepot-language"
 MAX_FORM_BYTES: Final = 16 * 1024
+"""The largest size of a form, unless its handler allows a larger one."""
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 HEADERS: Final = {
     "cache-control": "no-store",

@@ -86,6 +86,7 @@ class CommandReceiver:
         self._sock.close()
 
     def _receive(self) -> None:
+        """Queues the command that has arrived. Called when the socket is readable."""
         try:
             data, files, _, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, 1)
         except BlockingIOError:

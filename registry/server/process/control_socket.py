@@ -21,6 +21,7 @@ from registry.server.server_log import log
 _MAX_CONNECTIONS = 32
 """Largest number of open connections to the socket. Further connections are closed."""
 _MAX_REQUEST_BYTES = 4096
+"""Longest request. A connection that sends more bytes without an end of line is closed."""
 
 Action = Callable[[Reply], None]
 """Starts the work that a request asks for. Calls its argument with the outcome, immediately or later."""
@@ -206,6 +207,8 @@ class ControlSocket:
         self._watch(connection, lambda: self._receive(connection))
 
     def _receive(self, connection: socket.socket) -> None:
+        """Reads from a connection, and starts the action of its request once the whole line has arrived. Closes a
+        connection that ends before that or sends too much."""
         try:
             data = connection.recv(_MAX_REQUEST_BYTES)
         except BlockingIOError:

@@ -196,6 +196,8 @@ class LiveChanges:
             self._end(renewal.outcome)
 
     def _step_check(self, now: float) -> None:
+        """Continues a restart whose check is running. If the check succeeds, executes the new version, and then does
+        not return."""
         assert self._check is not None
         try:
             outcome = self._check.outcome(now)

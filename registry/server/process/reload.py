@@ -97,6 +97,7 @@ class Reload:
         self._end_when_switched()
 
     def _switch_when_prepared(self) -> None:
+        """If all workers have prepared the proposal, puts it in force and tells the workers to switch."""
         if self._waiting:
             return
         try:
@@ -118,6 +119,7 @@ class Reload:
             self.outcome = reloaded(self._proposal)
 
     def _refuse(self, reason: str) -> None:
+        """Ends the reload, and tells the workers to discard the proposal. Nothing waits for their answers."""
         for worker in self._workers.values():
             self._pool.command(worker, 0, "discard")
         self.outcome = Outcome(False, reason)

@@ -46,7 +46,7 @@ class SingleProcessChanges:
         self._run_command = run_command
         loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)
-        task = loop.create_task(self._reload_when_wanted(), name="reloads")
+        task = loop.create_task(self._reload_when_requested(), name="reloads")
         if self._listener is not None and self._live.control is not None:
             actions = {"reload": self._request_reload, "restart": self._refuse_restart}
 
@@ -83,7 +83,9 @@ class SingleProcessChanges:
         log.error("%s", _NO_RESTART)
         reply(Outcome(False, _NO_RESTART))
 
-    async def _reload_when_wanted(self) -> None:
+    async def _reload_when_requested(self) -> None:
+        """Runs the requested reloads one after another, until the task is cancelled. A reload answers all requests that
+        were made before it began."""
         while True:
             await self._reload_requested.wait()
             self._reload_requested.clear()
@@ -103,6 +105,8 @@ class SingleProcessChanges:
                 reply(outcome)
 
     async def _reload(self) -> Outcome:
+        """Reloads the configuration, and returns the outcome. Raises the errors of the commands `discard` and
+        `switch`."""
         assert self._run_command is not None
         source = self._live.configuration
         try:

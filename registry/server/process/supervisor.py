@@ -113,6 +113,8 @@ class Supervisor:
         return self._exit_code, self._failure
 
     def _loop(self) -> None:
+        """Waits for events and handles them, until the server is stopping and has no worker left, or until
+        `_give_up_at`."""
         while not self._is_stopping or self._pool.workers:
             now = time.monotonic()
             if now > self._give_up_at:
@@ -141,6 +143,7 @@ class Supervisor:
         return None if next_time == float("inf") else max(0.0, next_time - now) + 0.001
 
     def _start_due_workers(self, now: float) -> None:
+        """Starts the workers that are due, unless a reload is running."""
         if self._changes.holds_forks:
             return
         for index in [index for index, when in self._starts_due.items() if when <= now]:

@@ -83,6 +83,7 @@ class WorkerPool:
             raise
 
     def _fork(self, index: int, column: int | None) -> WorkerProcess:
+        """Forks a worker that counts its connections in `column`. Raises OSError."""
         status_reader, status_writer = os.pipe()
         try:
             commands, worker_commands = command_pair()

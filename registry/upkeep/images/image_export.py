@@ -71,6 +71,7 @@ async def export_images(
 async def _export(
     router: Router, names: Sequence[ImageReference], writer: ImageWriter, options: ExportOptions, reporter: Reporter
 ) -> JSON:
+    """Does the work of `export_images`, except for the clean-up after an error."""
     images = []
     for name in names:
         await reporter.report(message=f"reading {name}")

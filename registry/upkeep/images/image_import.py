@@ -231,6 +231,8 @@ class _Importer:
             waiting = [tree for tree in waiting if tree not in storable]
 
     async def _push_to(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> None:
+        """Stores an image in a repository, under the `tags`, or without a tag if there are none. Makes up to `ATTEMPTS`
+        attempts."""
         for attempt in range(1, ATTEMPTS + 1):
             await self._push_blobs(repo, tree)
             try:
@@ -249,6 +251,7 @@ class _Importer:
         self.manifests += len(tree.manifests)
 
     async def _push_blobs(self, repo: RepositoryName, tree: ImageTree) -> None:
+        """Adds the blobs of an image to a repository, in the order in which the file is read fastest."""
         position = self._content.source.position
         for blob in sorted(tree.blobs.values(), key=lambda blob: position(self._content.file_of(blob.digest))):
             await self._reporter.report(self.done_bytes, unit="bytes", message=f"importing into {repo}")
@@ -310,6 +313,7 @@ class _Importer:
         self._verified.add(digest)
 
     async def _push_blob(self, repo: RepositoryName, blob: Descriptor, file_name: str) -> None:
+        """Uploads a blob from the file. Raises ImageFileFailed if its bytes have another digest."""
         source = self._content.source
         writer = await self._router.start_upload(repo, blob.digest.algorithm, by=self._by)
         try:

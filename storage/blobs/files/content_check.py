@@ -75,6 +75,8 @@ class FileCheck:
         return count
 
     def _open(self) -> None:
+        """Opens the file and sets `version`. Ends the check if the file cannot be opened because of damage, has the
+        wrong size, or is empty. Raises BytesMissing, OSError."""
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
