@@ -2,7 +2,7 @@
 
 One process stores the activity that all processes have counted. A commit empties the response caches of all processes,
 so activity is stored rarely, at the same time as pulls (`storage.upkeep.pull_recorder`), and only if there is any. If
-the server is killed, at most the activity since the last time is lost.
+the server is killed, only the activity that was not stored yet is lost.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class SharedMemory:
 
 
 class SharedCells:
-    """`size` cells, with one column for each of up to `columns` processes at a time. Create it before the fork.
+    """`columns` columns of `size` cells each: one column for each process that counts. Create it before the fork.
 
     `own` is the column that this process writes to: `cells.own[number] += 1`. Until `claim_column` is called, and if
     all columns are taken, `own` is memory of this process alone, and no total includes it. No method blocks."""

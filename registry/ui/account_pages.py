@@ -137,8 +137,8 @@ def _browser_login(request: Request) -> BrowserLogin:
 
 
 def _next_path(parameters: Query) -> str:
-    """Returns the path `next` if it is one of this registry; the home page otherwise. Raises RequestInvalid if there
-    are several."""
+    """Returns the parameter `next` if it is a path of this registry; otherwise the path of the home page. Raises
+    RequestInvalid if the query or form has it several times."""
     text = parameters.one("next")
     try:
         return local_path(text, HOME_PATH)

@@ -199,8 +199,8 @@ class PageRoute(APIRoute):
 
 
 class WaitingRoute(PageRoute):
-    """A route whose handler first waits for something slow, such as a search, or a description that is rendered. It
-    holds no slot during this wait, so that pages of other visitors are rendered. The handler acquires a slot itself
+    """A route whose handler first waits for something slow, such as a search, or a description that is rendered. The
+    handler holds no slot during this wait, so that pages of other visitors are rendered. It acquires a slot itself
     (`page_slot`) before it renders a page. A handler that waits for another slot of its visitor (`VisitorLimits`) needs
     this route class, because the wait is long if the visitor's other requests hold the slots."""
 

@@ -36,7 +36,8 @@ _FILES: Final = PageFiles()
 
 
 class Pages:
-    """The files, the renderer and the limits with which an application serves pages. They last as long as it runs."""
+    """The files, the renderer and the limits with which an application serves pages. An application has one such object
+    for all its services."""
 
     def __init__(self) -> None:
         self.files = _FILES

@@ -102,7 +102,7 @@ def _decimals(value: float) -> int:
 
 
 def short_digest(digest: str) -> str:
-    """Returns the algorithm and the first characters of the hash."""
+    """Returns the algorithm of a digest, and the first characters of its hash."""
     algorithm, colon, encoded = digest.partition(":")
     return f"{algorithm}{colon}{encoded[:_SHORT_DIGEST_CHARACTERS]}"
 

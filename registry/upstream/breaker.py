@@ -38,7 +38,7 @@ class Breaker:
 
     @property
     def is_blocking(self) -> bool:
-        """Whether a request must not be sent now: the breaker is open, or all its trials are running."""
+        """Whether a request must not be sent now: the breaker is open, or `max_trials` trials are running."""
         return self.has_opened and (self.retry_in_seconds > 0 or self._running_trials >= self._max_trials)
 
     @property
@@ -89,7 +89,7 @@ class Breaker:
         self._failures = 0
 
     def make_half_open(self) -> None:
-        """Makes the breaker half-open now: one trial may be sent at once. If it fails, the breaker is open for
-        `FIRST_OPEN_SECONDS`."""
+        """Makes the breaker half-open now, so that a trial may be sent immediately. If the trial fails, the breaker is
+        open for `FIRST_OPEN_SECONDS`."""
         self.open()
         self._open_seconds = 0.0

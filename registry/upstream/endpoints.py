@@ -47,8 +47,9 @@ and fail alternately would stop the requests of all others every few seconds."""
 WORKED_SECONDS: Final = 5.0
 """Time after the last request that worked during which failing repositories do not make the endpoint suspect."""
 SUSPECT_TRIALS: Final = 8
-"""Number of repositories that do not fail and try a suspect endpoint at the same time. It is more than one, because a
-trial without a response takes long, and would keep all others waiting."""
+"""Largest number of trials that run at the same time, for each of the two breakers of a suspect endpoint for
+repositories that are not failing. It is more than one, because a trial without a response takes long, and would keep
+all other repositories waiting."""
 
 
 class EndpointAttempt:

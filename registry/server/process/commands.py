@@ -27,7 +27,7 @@ OnCommand = Callable[[str, bytes], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A worker's answer to the command `number`. `failure`: why the command failed; None: it succeeded."""
+    """A worker's answer to the command with this `number`. `failure`: why the command failed; None: it succeeded."""
 
     number: int
     failure: str | None

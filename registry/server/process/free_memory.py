@@ -20,8 +20,8 @@ TRIM_PAUSES = (5.0, 600.0)
 It starts again at the shortest one when the process's size changes by more than a quarter of `TRIM_BYTES` in a second,
 or when the process has grown by no more than `TRIM_BYTES`."""
 FEW_CONNECTIONS = 256
-"""Up to this number of open connections, an attempt includes a full garbage collection. With so few connections it
-takes a few milliseconds."""
+"""Up to this number of open connections, an attempt includes a full garbage collection, which then takes a few
+milliseconds."""
 
 
 class MemoryTrimmer:

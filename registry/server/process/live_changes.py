@@ -35,14 +35,14 @@ class ChangingSupervisor(Protocol):
         """Executes the new version. Raises ChangeRefused if that is not possible, otherwise does not return."""
 
     def watch_check(self, check: SuccessorCheck) -> None:
-        """Makes the loop read the output of the check."""
+        """Makes the supervisor's loop read the output of the check."""
 
     def end_check(self, check: SuccessorCheck) -> None:
         """Stops reading the output of the check, and closes its pipe."""
 
 
 class LiveChanges:
-    """The changes of one supervisor. Its loop calls `step`."""
+    """The changes of one supervisor, whose loop calls `step`."""
 
     def __init__(
         self,

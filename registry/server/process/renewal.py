@@ -17,8 +17,8 @@ _START_SECONDS = 60.0
 
 
 class Renewal:
-    """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement,
-    after the others, because the number of workers is reduced. `fork` starts a worker with the given index."""
+    """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement, once
+    all others are replaced, because the number of workers is reduced. `fork` starts a worker with the given index."""
 
     def __init__(
         self,

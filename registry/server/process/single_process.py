@@ -42,7 +42,7 @@ class SingleProcessChanges:
         self._on_ready()
 
     def start(self, loop: asyncio.AbstractEventLoop, run_command: RunCommand) -> Callable[[], None]:
-        """Starts to handle the signals and the requests on the control socket. Returns a function that stops this."""
+        """Starts to handle the signals and the requests on the control socket. The returned function ends that."""
         self._run_command = run_command
         loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)

@@ -208,7 +208,7 @@ class SuccessorCheck:
         return Outcome(False, lines[-1].removeprefix("entrepot: ").removeprefix("error: "))
 
     def kill(self) -> None:
-        """Ends the check."""
+        """Kills the process of the check."""
         self._process.kill()
         self._process.wait()
 

@@ -116,9 +116,9 @@ def _targets(
 
 
 def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
-    """Returns the repository and tag in this registry for a name in the file. Leaves out the parts of Docker Hub names
-    that docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry, and a host with
-    a port."""
+    """Returns the repository and tag in this registry for `text`, a name in the file. Leaves out the parts of Docker
+    Hub names that docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry, and a
+    host with a port. `label`: the file, for messages. Raises ImageFileFailed."""
     if text.startswith(":") or name is not None:
         if name is None:
             raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")

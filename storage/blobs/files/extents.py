@@ -42,7 +42,7 @@ class Extents:
         """Adds the positions from `start` up to, but without, `stop`."""
         if start < stop:
             bounds = self._bounds
-            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the bounds from `start` to `stop`
+            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the bounds in between are replaced
             # If an extent before `start` touches or contains `start`, the merged extent begins where that one begins;
             # otherwise it begins at `start`. If an extent touches or contains `stop` and continues after it, the merged
             # extent ends where that one ends; otherwise it ends at `stop`.
@@ -52,7 +52,7 @@ class Extents:
         """Removes the positions from `start` up to, but without, `stop`."""
         if start < stop:
             bounds = self._bounds
-            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the bounds from `start` to `stop`
+            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the bounds in between are replaced
             # If an extent contains the position before `start`, that extent now ends at `start`. If an extent contains
             # `stop`, that extent now begins at `stop`.
             bounds[first:end] = [start] * (first % 2) + [stop] * (end % 2)
