@@ -148,9 +148,9 @@ class Successor:
     def execute(self, handover: Handover, must_stop: Callable[[], bool]) -> None:
         """Executes the new version in this process. Does not return if that succeeds; otherwise raises ChangeRefused.
 
-        Blocks `SIGNALS` until the new version has set its handlers, and then calls `must_stop`. If that returns True,
-        this process has received a signal to stop but has not handled it yet. The new version would not get that
-        signal, so this method raises ChangeRefused instead of executing it."""
+        Blocks `SIGNALS`, which the new version unblocks when it has set its handlers. Calls `must_stop` once they are
+        blocked. If that returns True, this process has received a signal to stop but has not handled it yet. The new
+        version would not get that signal, so this method raises ChangeRefused instead of executing it."""
         files = handover.files()
         environment = self._environment({"check": False, "handover": asdict(handover)})
         flush_output()
