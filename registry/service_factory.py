@@ -3,7 +3,7 @@
 A request for `/v2` passes through these layers, in this order:
 
 1. the distribution API, which parses it and makes a call on a registry;
-2. `Observed`, which logs the call;
+2. `Observed`, which measures and logs the call;
 3. `Guarded`, which checks the client's rights;
 4. `Restricted`, which refuses calls that the settings `read_only` and `delete` forbid;
 5. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes the router's place.
@@ -194,6 +194,7 @@ class ServiceFactory:
         )
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
+        # The check is strictest while there has been no account, that is, while the policy is not closed.
         cross_site = CrossSiteCheck(settings.public_url, self._upstream_by_host, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
@@ -384,8 +385,8 @@ def _history_reader(guard: Guarded, store: StoredRegistry) -> ReadHistory:
 
 
 def _denial_recorder(components: AuthComponents, telemetry: Telemetry | None) -> OnDenied:
-    """Returns the function that `Guarded` calls when it denies a call. It counts the denial, and adds a line to the
-    audit log, with the client of the current request."""
+    """Returns the function that `Guarded` calls when it denies a call. This function counts the denial, and adds a line
+    to the audit log, with the client of the current request."""
 
     def record_denial(principal: Principal, action: Action, name: str) -> None:
         if telemetry is not None:

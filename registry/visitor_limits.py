@@ -69,6 +69,7 @@ class VisitorLimits:
         entry.pieces += 1
         self._pieces += 1
         try:
+            # The visitor's slot comes first: work that waits for it must not hold a slot of the process.
             async with entry.slots, self._slots:
                 yield
         finally:

@@ -237,8 +237,9 @@ class SigningKey:
 
 
 class FailureCost(NamedTuple):
-    """What a failed login adds to the time of a throttling key. `seconds`: the number of seconds to add. `max_seconds`:
-    how far in the future the new time may be at most, in seconds; not more than `LONGEST_THROTTLING_SECONDS`."""
+    """What a failed login adds to the time of a throttling key (see `storage.accounts.Accounts.add_failures`).
+    `seconds`: the number of seconds to add. `max_seconds`: how far in the future the new time may be at most, in
+    seconds; not more than `LONGEST_THROTTLING_SECONDS`."""
 
     seconds: float
     max_seconds: float

@@ -130,7 +130,7 @@ class Accounts(Protocol):
         ...
 
     def known_groups(self, names: Iterable[str]) -> set[str]:
-        """Returns the `names` that are names of groups."""
+        """Returns those of the `names` that are names of groups in this store."""
         ...
 
     def groups_of(self, member: str) -> tuple[AccountName, ...]:

@@ -152,8 +152,8 @@ class CachedImages(Protocol):
 
     async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> DroppedLinks:
         """Removes links of mirrored repositories to blobs that no manifest of the repository refers to, if no client
-        used the blob after the time `before` (seconds since 1970). Removes at most a few hundred links. Removes none
-        only if there is none."""
+        used the blob after the time `before` (seconds since 1970). Removes at most a few hundred links, and none only
+        if no such link is left."""
         ...
 
     async def summary(self, upstream: str) -> CacheSummary:

@@ -204,10 +204,10 @@ async def open_registry(
 
     These parameters are in seconds. `grace`: for how long the garbage collector keeps a blob that no manifest refers
     to. `expire`: for how long an upload session or partial blob is kept without progress. `keep_audit`: for how long
-    lines of the audit log are kept. `collect_every`: the interval at which the garbage collector runs and old lines of
-    the audit log are deleted, in one process at a time (None: never in this process). `starts_rounds`: whether these
-    rounds start now; False: the caller runs `StoredRegistry.run_rounds` later.
+    lines of the audit log are kept. `collect_every`: the interval of *rounds*. In a round, one process runs the garbage
+    collector, and deletes old lines of the audit log. None: this process runs no rounds.
 
+    `starts_rounds`: whether the rounds start now; False: the caller runs `StoredRegistry.run_rounds` later.
     `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
     there is space again. `may_open_read_only`: whether to open the metadata read-only if the full disk has no space to
     open it for changes (see `StoredRegistry.is_read_only`). `immutable_tags`: the rules about tags that clients cannot
@@ -223,7 +223,7 @@ async def open_registry(
         disk = stack.enter_context(closing(Disk(layout, system, reserve)))
         opened = _open_database_in_thread(disk, clock, commit_observer, may_open_read_only=may_open_read_only)
         database = stack.enter_context(closing(await opened))
-        metadata, immutable = database.metadata, database.immutable
+        metadata, immutable = database.metadata, database.immutable  # None: the database is open for changes
         locks = FileDigestLocks(disk)
         blobs, partials = await stack.enter_async_context(open_content(disk, boot, metadata, locks))
         leases = stack.enter_context(closing(FileLeases(layout.leases, system)))

@@ -22,10 +22,10 @@ _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 2 * 1024 * 1024
-"""Blocks of at least this size are mapped by malloc one by one, and returned to the system when they are freed. It is
-twice the size of the largest read from a socket, so the memory of all reads is reused."""
+"""malloc maps each block of at least this size separately, and returns it to the system when it is freed. The largest
+read from a socket is half as large, so malloc reuses the memory of all reads."""
 _TRIM_THRESHOLD_BYTES = 8 * _MMAP_THRESHOLD_BYTES
-"""malloc returns the free memory at the end of the heap to the system when this memory has more bytes than this."""
+"""If the free memory at the end of the heap exceeds this size, malloc returns it to the system."""
 _MAX_FILES = 1 << 20
 """The highest limit of open files that `raise_file_limit` sets and `file_limit` returns: about a million."""
 _BYTES_ACKED = struct.Struct("@120xQ")  # the field tcpi_bytes_acked in the kernel's struct tcp_info
@@ -94,7 +94,7 @@ def count_open_files() -> int:
 
 def unacknowledged_bytes(sock: socket.socket) -> int:
     """Returns how many of the bytes written to a TCP socket the peer's kernel has not acknowledged yet. See tcp(7),
-    SIOCOUTQ. Raises OSError if the socket is closed."""
+    SIOCOUTQ (the same number as TIOCOUTQ). Raises OSError if the socket is closed."""
     (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
     return int(count)
 

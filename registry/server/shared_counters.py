@@ -60,6 +60,7 @@ class SharedCounters:
         cells = _cells_of(key)
         for cell in cells:
             self._cells[base + cell] += 1
+        # Each slice has the same cell of all columns.
         return min(sum(self._cells[cell :: self._column_cells]) for cell in cells)
 
     def remove(self, column: int, key: str) -> None:

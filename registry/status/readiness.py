@@ -73,6 +73,7 @@ class Readiness:
         return self._running[name]
 
     async def _run(self, name: str) -> str | None:
+        """Runs a check. Returns what is wrong; None if nothing is wrong."""
         try:
             return await self._checks[name]()
         except RegistryError as error:
@@ -81,6 +82,7 @@ class Readiness:
             return error.strerror or str(error)
 
     def _result(self, task: asyncio.Task[str | None]) -> str | None:
+        """Returns what is wrong according to a check, which may still be running; None if nothing is wrong."""
         if not task.done():
             return f"no result within {self._seconds:g} s: the disk or the database hangs"
         if task.cancelled():
@@ -94,8 +96,8 @@ class Readiness:
 
 async def _check_version(store: StoredRegistry, data: Path) -> str | None:
     """Returns why the database does not have the tables of this version; None if it does. Does not check a store that
-    is open only for reading. Its version was checked when it was opened, and the full disk has no space for what
-    another connection writes."""
+    is open only for reading: its version was checked when it was opened, and the full disk has no space for the files
+    that another connection would write."""
     return None if store.is_read_only else await asyncio.to_thread(_version_problem, data)
 
 

@@ -161,13 +161,15 @@ class WorkerReporter:
         )
 
     def _must_be_written(self, report: WorkerReport) -> bool:
-        """Returns whether the report must be written: whether it differs from the last report that was written, or that
-        report is old."""
+        """Returns whether `report` differs from the last report that was written, or whether that last report is
+        old."""
+        # The difference is negative if the clock was set back.
         if self._last is None or not 0 <= report.written - self._last.written < HEARTBEAT_SECONDS:
             return True
         return report.model_copy(update={"written": self._last.written}) != self._last
 
     async def _report_or_log(self, delay: float) -> None:
+        """Writes the report if it must be written. Logs the first error, and ignores further errors."""
         try:
             report = self.report(delay)
             if self._must_be_written(report):
@@ -179,6 +181,7 @@ class WorkerReporter:
                 log.warning("this process cannot report its state for `entrepot status`: %s", error)
 
     def _write_blocking(self, data: bytes) -> None:
+        """Writes the JSON of a report to the file, unless the reporter was closed."""
         with self._lock:
             if self._is_closed:
                 return

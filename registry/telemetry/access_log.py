@@ -40,8 +40,8 @@ class LoggedAnswer(Protocol):
     item: str
     body: bytes
     log_fields: Any
-    """The fields of the line that are always the same, as all requests with this answer have the same method and path.
-    None until the first line is written."""
+    """Two texts with the fields of the line that are always the same, as all requests with this answer have the same
+    method and path. None until the first line is written."""
 
 
 def write_cached_answer(scope: Scope, answer: LoggedAnswer, request_id: str) -> None:
@@ -78,8 +78,9 @@ def write_request(
     request_id: str,
     reason: str = "",
 ) -> None:
-    """Writes the line of any request. `note` follows the status. `reason`: why the server itself has refused the
-    request; empty: the server has not refused it. Call it only if `log` is enabled for INFO."""
+    """Writes the line of any request. `note` follows the status. `item`: the reference: a tag, a digest or the id of an
+    upload session. `reason`: why the server itself has refused the request; empty: the server has not refused it. Call
+    it only if `log` is enabled for INFO."""
     handler = direct_handler(log)
     headers: list[Header] = scope["headers"]
     agent = next((value for name, value in headers if name == b"user-agent"), b"")
@@ -114,6 +115,8 @@ def write_request(
 
 
 def _cached_message(fixed: str, resource: str, address: str, request_id: str, headers: Sequence[Header]) -> str:
+    """Returns the text of the line of a response from the response cache. `fixed`, `resource`: the two texts in
+    `LoggedAnswer.log_fields`, between which the address stands."""
     agent, trace = b"", b""
     for header, value in headers:
         if header == b"user-agent":
@@ -144,6 +147,7 @@ def _message(
     agent: bytes,
     reason: str,
 ) -> str:
+    """Returns the text of a line. The parameters are those of `write_request`, and the values from the headers."""
     reason_field = f' reason="{reason}"' if reason else ""
     return (
         f"{method or '-'} {path.decode('ascii', 'replace') or '-'} status={int(status)}{note} bytes={sent_bytes} "

@@ -62,7 +62,7 @@ class ActivityCounts:
             self._cells.own[self._first_stored + position] += number
 
     def _counted(self, totals: Sequence[float]) -> Iterator[float]:
-        """Yields the numbers of an `Activity`, in its order."""
+        """Yields the numbers of an `Activity`, in the order of its fields."""
         requests, mirror = self._requests, self._mirror
         yield sum(
             totals[requests.cell("manifests", method, status)] for method in ("GET", "HEAD") for status in _PULLED

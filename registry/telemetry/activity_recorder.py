@@ -2,7 +2,7 @@
 
 One process stores the activity that all processes have counted. A commit empties the response caches of all processes,
 so activity is stored rarely, at the same time as pulls (`storage.upkeep.pull_recorder`), and only if there is any. If
-the server is killed, at most the activity since the last time is lost.
+the server is killed, only the activity that was not stored yet is lost.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ActivityRecorder:
 
     async def run(self) -> None:
         """Stores the activity at the multiples of `STORE_SECONDS`, until the task is cancelled. Every server process
-        runs this, but only the process that holds the slot stores the activity. Logs an error, and tries again the next
-        time."""
+        runs this, but only the process that holds the slot stores the activity. After an error tries again the next
+        time, and logs the error if it differs from the one before."""
         logged_error = ""
         while True:
             try:

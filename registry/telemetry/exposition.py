@@ -46,6 +46,7 @@ class CellCollector(Collector):
 
 
 def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Metric:
+    """Returns the metric of a family. `totals`: the totals of all cells."""
     names = list(family.labels)
     histogram = HistogramMetricFamily(family.name, family.help_text, labels=names)
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
@@ -68,7 +69,7 @@ def cumulative(family: Histogram, cells: Sequence[float]) -> tuple[list[tuple[st
     `cells`: the cells of the series."""
     total, buckets = 0.0, []
     bounds = [*map(str, family.bounds), "+Inf"]
-    for bound, count in zip(bounds, cells, strict=False):
+    for bound, count in zip(bounds, cells, strict=False):  # the last cell is no bucket: it has the sum
         total += count
         buckets.append((bound, total))
     return buckets, cells[-1]

@@ -109,28 +109,30 @@ class Metrics:
             "Requests that are being answered, except from the response cache.",
         )
         self.activity = ActivityCounts(plan, self.requests, self.mirror)
-        self._began_cell = plan.reserve(1)
+        self._began_cell = plan.reserve(1)  # the time that `own_start` returns
         self.plan = plan
+        # The memory holds the names of the upstreams, the names of the webhooks, and the cells, at these offsets.
+        webhooks_start = SharedNames.needed_bytes(UPSTREAM_CAPACITY)
+        cells_start = webhooks_start + SharedNames.needed_bytes(WEBHOOK_CAPACITY)
         # Four columns for each worker: during a restart, two are needed. The others are for another restart that begins
         # while workers that the first restart has replaced still run.
-        webhooks_start = SharedNames.needed_bytes(UPSTREAM_CAPACITY)
-        start, columns = webhooks_start + SharedNames.needed_bytes(WEBHOOK_CAPACITY), max(_MIN_COLUMNS, 4 * workers)
+        columns = max(_MIN_COLUMNS, 4 * workers)
         memory = None
         if inherited is not None:
             column_bytes = SharedCells.needed_bytes(plan.size, 1)
-            inherited_columns = (os.fstat(inherited.descriptor).st_size - start) // column_bytes
+            inherited_columns = (os.fstat(inherited.descriptor).st_size - cells_start) // column_bytes
             if inherited.layout == plan.layout() and inherited_columns >= 4 * workers:
                 columns = inherited_columns
-                memory = SharedMemory(start + columns * column_bytes, inherited.descriptor)
+                memory = SharedMemory(cells_start + columns * column_bytes, inherited.descriptor)
             else:
                 os.close(inherited.descriptor)
                 log.warning("all metrics begin at 0: this version cannot continue the counts of the version before it")
-        memory = memory or SharedMemory(start + SharedCells.needed_bytes(plan.size, columns))
+        memory = memory or SharedMemory(cells_start + SharedCells.needed_bytes(plan.size, columns))
         self.memory = CountsMemory(memory.descriptor, plan.layout())
         """The memory that is passed on to a new version of the program."""
         self.upstreams = SharedNames(upstreams, UPSTREAM_CAPACITY, memory)
         self.webhooks = SharedNames(webhooks, WEBHOOK_CAPACITY, memory, webhooks_start)
-        self.cells = SharedCells(plan.size, columns, memory, start)
+        self.cells = SharedCells(plan.size, columns, memory, cells_start)
         self.mirror.use(self.upstreams)
         self.work.use(self.cells)
         self.activity.use(self.cells, self.totals)
@@ -187,19 +189,19 @@ class Metrics:
     def is_named(self, family: Family, values: Sequence[str]) -> bool:
         """Returns False if the series has the number of an upstream or webhook to which no name belongs. Returns True
         for every other series. `values`: those of `Family.series`."""
-        listed = {"upstream": self.upstreams, "webhook": self.webhooks}
+        shared_names = {"upstream": self.upstreams, "webhook": self.webhooks}
         return all(
-            int(value) < len(listed[label].names())
+            int(value) < len(shared_names[label].names())
             for label, value in zip(family.labels, values, strict=True)
-            if label in listed
+            if label in shared_names
         )
 
     def label_values(self, family: Family, values: Sequence[str]) -> dict[str, str]:
         """Returns the labels of a series with their values. `values`: those of `Family.series`, in which upstreams and
         webhooks have numbers in place of their names."""
-        listed = {"upstream": self.upstreams, "webhook": self.webhooks}
+        shared_names = {"upstream": self.upstreams, "webhook": self.webhooks}
         return {
-            label: _name_of(value, listed[label].names()) if label in listed else value
+            label: _name_of(value, shared_names[label].names()) if label in shared_names else value
             for label, value in zip(family.labels, values, strict=True)
         }
 

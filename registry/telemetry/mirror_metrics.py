@@ -45,8 +45,8 @@ BREAKER_OPEN: Final = "breaker_open"
 """Kind of the requests that were not sent, because the circuit breakers of all endpoints were open."""
 
 FILL_OUTCOMES: Final = ("stored", "failed", "unknown", "abandoned")
-"""`unknown`: the upstream does not have the blob. `abandoned`: no client needs the blob any more, or the worker
-stops."""
+"""How a *fill* (the fetch of a blob) ended. `unknown`: the upstream does not have the blob. `abandoned`: no client
+needs the blob any more, or the worker stops."""
 
 
 class MirrorMetrics:

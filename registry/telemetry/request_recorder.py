@@ -49,7 +49,8 @@ class CachedAnswer(LoggedAnswer, Protocol):
 
     kind: str
     count_cells: Any
-    """The cells that count requests with this answer; None until the first such request."""
+    """The two cells that count the requests with this answer and the sent bytes, and the size of the answer's body;
+    None until the first such request."""
 
 
 class RecordedExchange(Protocol):
@@ -76,7 +77,7 @@ class RequestRecorder:
         """Makes the spans of requests; None: traces are not configured."""
         self._metrics = metrics
         self._recent_clients = recent_clients
-        self._known_cells: dict[tuple[str, str, int | None], tuple[int, ...]] = {}
+        self._cached_cells: dict[tuple[str, str, int | None], tuple[int, ...]] = {}
         """The results of `_find_cells`, by its arguments."""
 
     def on_cached_answer(self, scope: Scope, answer: CachedAnswer, request_id: str) -> None:
@@ -105,6 +106,7 @@ class RequestRecorder:
         if log.isEnabledFor(logging.INFO):
             write_request(
                 *(scope, end.status, "", end.sent_bytes, end.received_bytes, end.seconds),
+                # No principal, repository, reference and cache state are known.
                 *("", "", "", "", request_id_of(scope["headers"]), end.reason),
             )
 
@@ -143,16 +145,17 @@ class RequestRecorder:
             self.tracing.end_request(scope, route, end.status)
 
     def _count(self, route: str, method: str, end: RequestEnd) -> None:
+        """Adds a request that has ended to the cells that count it."""
         metrics, cells = self._metrics, self._metrics.cells.own
         status = int(end.status) if end.is_complete else None
-        cell_numbers = self._known_cells.get((route, method, status)) or self._find_cells(route, method, status)
-        request_cell, seconds_cell, request_size, response_size, received_cell, sent_cell = cell_numbers
+        cell_numbers = self._cached_cells.get((route, method, status)) or self._find_cells(route, method, status)
+        request_cell, seconds_cell, request_size_cell, response_size_cell, received_cell, sent_cell = cell_numbers
         cells[request_cell] += 1
         if end.is_complete:
             metrics.seconds.observe(cells, seconds_cell, end.seconds)
         # The cells with the bytes are the sources of the sums of both histograms (`Metrics`).
-        cells[metrics.request_sizes.bucket(request_size, end.received_bytes)] += 1
-        cells[metrics.response_sizes.bucket(response_size, end.sent_bytes)] += 1
+        cells[metrics.request_sizes.bucket(request_size_cell, end.received_bytes)] += 1
+        cells[metrics.response_sizes.bucket(response_size_cell, end.sent_bytes)] += 1
         if end.received_bytes:
             cells[received_cell] += end.received_bytes
         if end.sent_bytes:
@@ -171,8 +174,8 @@ class RequestRecorder:
             metrics.received_bytes.cell(route),
             metrics.sent_bytes.cell(route),
         )
-        if len(self._known_cells) < MAX_KNOWN_CELLS:
-            self._known_cells[route, method, status] = cell_numbers
+        if len(self._cached_cells) < MAX_KNOWN_CELLS:
+            self._cached_cells[route, method, status] = cell_numbers
         return cell_numbers
 
 

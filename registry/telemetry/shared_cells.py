@@ -42,12 +42,12 @@ class SharedMemory:
         else:
             with tempfile.TemporaryFile() as file:
                 self.descriptor = os.dup(file.fileno())
-            self.bytes = mmap(-1, size)  # a file on a full disk could not hold it
+            self.bytes = mmap(-1, size)  # the file is used only for its locks: on a full disk it could not grow
         weakref.finalize(self, os.close, self.descriptor)
 
 
 class SharedCells:
-    """`size` cells, with one column for each of up to `columns` processes at a time. Create it before the fork.
+    """`columns` columns of `size` cells each: one column for each process that counts. Create it before the fork.
 
     `own` is the column that this process writes to: `cells.own[number] += 1`. Until `claim_column` is called, and if
     all columns are taken, `own` is memory of this process alone, and no total includes it. No method blocks."""
@@ -58,9 +58,9 @@ class SharedCells:
         self._columns = columns
         self._memory = memory or SharedMemory(start + self.needed_bytes(size, columns))
         end = start + self.needed_bytes(size, columns)
-        self._cells = memoryview(self._memory.bytes)[start:end].cast("d")  # the last cell of a column: its process
+        self._cells = memoryview(self._memory.bytes)[start:end].cast("d")  # each column ends with its process's id
         self._own_number: int | None = None
-        self._locks = self._memory.descriptor
+        self._locks = self._memory.descriptor  # the file whose byte number N is the lock of the column N
         self.own: memoryview[float] = self._private_column()
 
     @staticmethod

@@ -84,8 +84,8 @@ class Telemetry:
         return collectors
 
     def start_worker(self) -> None:
-        """Makes this process count in its own column (its part of the shared memory). Does nothing if this process does
-        so already."""
+        """Makes this process count in its own column (its part of the shared memory), and send traces and metrics if a
+        collector is configured. Does nothing if it was called in this process before."""
         if self._counting_pid == os.getpid():
             return
         self._counting_pid = os.getpid()

@@ -143,6 +143,7 @@ async def _set_password(request: Request, caller: Caller, shown_account: Account
     """Sets the password of another person. If the form has none, generates one and shows it."""
     if caller.rights.name == shown_account.name:
         raise Denied('your own password can only be changed on the page "Your account"')
+    # The old password is empty: an admin need not know it to set the password of another person.
     generated = await change_password(caller, shown_account.name, "", form.one("password") or None)
     if generated is None:
         return redirect(account_path(shown_account.name))

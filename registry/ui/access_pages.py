@@ -190,6 +190,7 @@ def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: st
     """Returns a page of the accounts of a kind whose names begin with `prefix` and sort after the name `after`."""
     exact_match: list[Account] = []
     if prefix and after is None:
+        # The list below begins after the name that equals the prefix, so this adds the account with that name.
         with contextlib.suppress(AccountInvalid, AccountUnknown):
             exact_match = [caller.administration.find(AccountName(prefix), kind)]
         after = prefix

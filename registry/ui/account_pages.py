@@ -32,6 +32,7 @@ HOME_PATH: Final = "/ui/"
 LOGOUT_PATH: Final = "/ui/logout"
 LANGUAGE_PATH: Final = "/ui/language"
 _LANGUAGE_SECONDS: Final = 365 * 86400
+"""How long a browser keeps the visitor's choice of language."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
@@ -136,8 +137,8 @@ def _browser_login(request: Request) -> BrowserLogin:
 
 
 def _next_path(parameters: Query) -> str:
-    """Returns the path `next` if it is one of this registry; the home page otherwise. Raises RequestInvalid if there
-    are several."""
+    """Returns the parameter `next` if it is a path of this registry; otherwise the path of the home page. Raises
+    RequestInvalid if the query or form has it several times."""
     text = parameters.one("next")
     try:
         return local_path(text, HOME_PATH)

@@ -90,7 +90,8 @@ ACTIONS: Final = {
 _MAX_CHARACTERS: Final = {"account": 80, "action": 80, "repository": 400, "until": 32}
 """The most characters that are read of each filter in the query."""
 _CONTENT_KINDS: Final = frozenset({"tag", "manifest", "description"})
-"""The kinds of actions whose target has a page below `REPOSITORIES_PATH`."""
+"""The parts of actions before the dot, such as `tag` in `tag.put`, whose targets have pages below
+`REPOSITORIES_PATH`."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -144,7 +145,7 @@ async def activity(request: Request) -> Response:
 
 def _chosen(query: Query) -> dict[str, str]:
     """Returns the filters in a query; a filter that is missing has an empty text. Raises RequestInvalid."""
-    chosen = {name: (query.one(name) or "").strip()[:length] for name, length in _MAX_CHARACTERS.items()}
+    chosen = {name: (query.one(name) or "").strip()[:max_count] for name, max_count in _MAX_CHARACTERS.items()}
     for name, choices in (("outcome", OUTCOMES), ("period", PERIODS)):
         chosen[name] = query.one(name) or ""
         if chosen[name] and chosen[name] not in choices:

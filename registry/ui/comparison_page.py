@@ -73,7 +73,7 @@ async def comparison(request: Request, path: str) -> Response:
             section="repositories",
             name=stored,
             upstream=components.naming.upstream_of(stored),
-            chosen=[*chosen, "", ""][:2],
+            chosen=[*chosen, "", ""][:2],  # the values of the form's two fields
             platform=platform or "",
             found=found,
             problem=problem,

@@ -53,15 +53,15 @@ def credentials_of(caller: Caller, account: AccountName) -> Credentials:
 
 
 def grants_that_apply(caller: Caller, account: str, groups: Iterable[str] = ()) -> tuple[list[Grant], bool]:
-    """Returns the first grants that apply to an account, and whether there are more. `groups`: as for
-    `Administration.subjects_of`."""
+    """Returns the first grants that apply to an account, and whether there are more. `groups`: groups that a token
+    issuer or the OpenID provider named, in addition to the account's groups in the store."""
     page = caller.accounts.grant_page(caller.administration.subjects_of(account, groups), None, SHOWN_GRANTS)
     return list(page.items), page.more
 
 
 async def add_token(request: Request, caller: Caller, account: AccountName, form: Query, back: str) -> Response:
-    """Creates the API token that a form describes, and returns the page with its secret. Raises AccountInvalid,
-    Denied."""
+    """Creates the API token that a form describes, and returns the page with its secret. Raises AccountInvalid, Denied,
+    RequestInvalid."""
     caller.rights.check_may_change_credentials(account)
     days = text_of(form, "days")
     if days not in LIFETIMES:

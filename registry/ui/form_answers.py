@@ -25,7 +25,7 @@ _PROBLEM_TEXTS: Final[Mapping[type[RegistryError], str]] = {
     LastAdmin: translatable("This is the last admin who is enabled. Make another account an admin first."),
     AccountUnknown: translatable("It does not exist any more, or never did."),
 }
-"""Translated texts for errors. The first two replace the message of the error."""
+"""Translated texts for errors. The first two replace the message of the error; the third is shown with it."""
 
 
 @dataclass(frozen=True, slots=True)

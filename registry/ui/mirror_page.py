@@ -72,6 +72,7 @@ DOWNLOADS_PATH: Final = "/ui/mirror/downloads"
 IMAGES_ON_A_PAGE: Final = 25
 SHOWN_JOBS: Final = 5
 SHOWN_FROZEN_TAGS: Final = 100
+"""How many images, jobs and frozen tags a page shows."""
 ORDERS: Final = {
     ImageOrder.SIZE: translatable("Size"),
     ImageOrder.NEWEST_PULL: translatable("Last pull, newest first"),
@@ -237,7 +238,7 @@ async def warm_images(request: Request) -> Response:
     async def work() -> None:
         if not 0 < len(references) <= MAX_WARMED_IMAGES or max(map(len, references)) > MAX_REFERENCE_CHARACTERS:
             raise RequestInvalid(f"name between one and {MAX_WARMED_IMAGES} images, one in each line")
-        if len(platforms) > 20 or max(map(len, platforms), default=0) > 100:
+        if len(platforms) > 20 or max(map(len, platforms), default=0) > 100:  # the limits of `ImagesToWarm`
             raise RequestInvalid("these are too many platforms")
         await warm(caller, ImagesToWarm(references=references, platforms=platforms))
 
@@ -265,6 +266,7 @@ async def _problem_page(request: Request, reference: str, error: RegistryError) 
 
 
 def _done_values(reference: str) -> dict[str, Any]:
+    """Returns the values that `mirror_done.html` needs. Each result has only some of them, so the others are None."""
     values: dict[str, Any] = dict.fromkeys(("text", "problem", "result", "digest_of", "purged"))
     return {**values, "section": "mirror", "here": MIRROR_PATH, "reference": reference}
 

@@ -144,7 +144,7 @@ async def _admin_page(request: Request, caller: Caller) -> Response:
 def _current_values(status: ServerStatus, *, is_live: bool) -> dict[str, Any]:
     """Returns the values for the part of the page that shows the current state (`overview_now.html`). `is_live`:
     whether that part reloads itself."""
-    fills = sorted(status.fills, key=lambda fill: not fill.running)
+    fills = sorted(status.fills, key=lambda fill: not fill.running)  # running downloads first
     return {
         "status": status,
         "fills": fills[:SHOWN_FILLS],

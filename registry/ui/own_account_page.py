@@ -98,8 +98,8 @@ async def _change(request: Request, caller: Caller, name: AccountName, form: Que
 
 
 async def _change_password(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
-    """Sets the password of the visitor, which ends all sessions of the account, and starts a new one for this browser.
-    Raises _WrongPassword, AccountInvalid, Denied, TooManyRequests."""
+    """Sets the password of the visitor. This ends all sessions of the account, so starts a new session for this
+    browser. Raises _WrongPassword, AccountInvalid, Denied, TooManyRequests."""
     old, new = form.one("old") or "", form.one("new") or ""
     if not new or new != form.one("again"):
         raise _WrongPassword(400, translatable("The two new passwords differ."))
@@ -145,7 +145,7 @@ async def _own_page(
 
 
 def _stored(caller: Caller, name: AccountName) -> Account | None:
-    """Returns the account in the store; None for one in the htpasswd file."""
+    """Returns the visitor's account in the store; None if the account is not in the store but in the htpasswd file."""
     if caller.principal.identity.version is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The style sheet, the scripts and the icon of the pages, which browsers keep for ever.
+"""The style sheet, the scripts and the icon of the pages, which browsers cache for ever.
 
 The path of each file contains a hash of all files (`/ui/static/HASH/page.css`). So a new version of a file has a new
 path, and scripts can import each other by relative paths. `htmx.min.js` comes from the installed package
@@ -65,9 +65,9 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(STATIC_PATH + "/{version}/{name}")
 async def page_file(request: Request, version: str, name: str) -> Response:
-    """Returns a file of the pages. During a restart, a page of another version of the program can request a file by its
-    old path. It gets the file of this version, with a header by which the browser does not keep it. Raises
-    HTTPException (404)."""
+    """Returns a file of the pages. During a restart, a page of another version of the program can request a file with
+    the hash of that version in its path. The response then has the file of this version, and `no-cache`, so that the
+    browser does not keep it for the wrong path. Raises HTTPException (404)."""
     files: PageFiles = request.app.pages.files
     content = await asyncio.to_thread(files.content, name)
     if content is None:

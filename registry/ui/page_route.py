@@ -1,7 +1,6 @@
 """What all pages share. `Visit` says who requests a page, and in which language. `PageRoute` is the route class that
 identifies the visitor, applies the limits and turns errors into pages. `FormRoute` is the route class for forms, and
-`WaitingRoute` for pages that wait for something slow.
-`page_response` renders a page.
+`WaitingRoute` for pages that wait for something slow. `page_response` renders a page.
 
 A page identifies its visitor by the session cookie alone. An Authorization header is for programs, which use the API.
 """
@@ -39,6 +38,7 @@ log = logging.getLogger("registry.pages")
 
 LANGUAGE_COOKIE: Final = "entrepot-language"
 MAX_FORM_BYTES: Final = 16 * 1024
+"""The largest size of a form, unless its handler allows a larger one."""
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 HEADERS: Final = {
     "cache-control": "no-store",
@@ -125,20 +125,21 @@ async def page_slot(request: Request) -> AsyncIterator[None]:
 async def receive_form(
     request: Request, check: Callable[[Request], Awaitable[T]], max_bytes: int = MAX_FORM_BYTES
 ) -> tuple[T, Query]:
-    """Returns the result of `check` and the fields of a form. `check` raises an error if the visitor has not the rights
-    that the form needs. It is called before the form is received, so that nobody without rights can send one, and again
-    when the form has arrived, because an admin may have removed the rights in the meantime. The result is that of the
-    second call. Raises the errors of `check` and `read_form`."""
+    """Returns the result of `check` and the fields of a form. `check` raises an error if the visitor does not have the
+    rights that the form needs. Calls `check` before the form is received, so that nobody without rights can send one,
+    and again when the form has arrived, because an admin may have removed the rights in the meantime. Returns the
+    result of the second call. Raises the errors of `check` and `read_form`."""
     await check(request)
     form = await read_form(request, max_bytes)
     return await check(request), form
 
 
 async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
-    """Returns the fields of a form that needs no rights; `receive_form` is for all other forms. The route should be a
-    `FormRoute`. `max_bytes`: the largest size of the form. Identifies the visitor again when the form has arrived, so
-    `caller_of` and calls on the registry then have the visitor's present rights. Raises HTTPException (403) if a page
-    of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form cannot be read."""
+    """Returns the fields of a form. Checks no rights: use `receive_form` for a form that needs rights. The route should
+    be a `FormRoute`. `max_bytes`: the largest size of the form. Identifies the visitor again when the form has arrived,
+    so `caller_of` and calls on the registry then have the visitor's present rights. Raises HTTPException (403) if a
+    page of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form cannot be
+    read."""
     cookies_of(request).check_same_origin()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
@@ -198,8 +199,8 @@ class PageRoute(APIRoute):
 
 
 class WaitingRoute(PageRoute):
-    """A route whose handler first waits for something slow, such as a search, or a description that is rendered. It
-    holds no slot during this wait, so that pages of other visitors are rendered. The handler acquires a slot itself
+    """A route whose handler first waits for something slow, such as a search, or a description that is rendered. The
+    handler holds no slot during this wait, so that pages of other visitors are rendered. It acquires a slot itself
     (`page_slot`) before it renders a page. A handler that waits for another slot of its visitor (`VisitorLimits`) needs
     this route class, because the wait is long if the visitor's other requests hold the slots."""
 
@@ -300,6 +301,7 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
         "is_admin": caller is not None and caller.rights.admin,
         "is_open": caller is not None and caller.is_registry_open,
         "is_session_over": visit.is_session_over,
+        # The page to which a change of the language leads. It is not the path of a form, which would not be sent again.
         "here": "/ui/" if request.method != "GET" else visit.path,
         "version": request.app.version,
         "section": "",

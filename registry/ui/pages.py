@@ -36,7 +36,8 @@ _FILES: Final = PageFiles()
 
 
 class Pages:
-    """The files, the renderer and the limits with which an application serves pages. They last as long as it runs."""
+    """The files, the renderer and the limits with which an application serves pages. An application has one such object
+    for all its services."""
 
     def __init__(self) -> None:
         self.files = _FILES
@@ -46,7 +47,8 @@ class Pages:
         self._rendering = asyncio.Lock()
 
     async def standing_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
-        """Returns the error page with these values. It is rendered once for each language, and then kept."""
+        """Returns the error page with the values that `values` returns. Renders the page once for each language, and
+        then caches it, so the values must always be the same."""
         async with self._rendering:
             if language not in self._standing_pages:
                 self._standing_pages[language] = await self.renderer.render("error.html", language, values())

@@ -33,8 +33,8 @@ class PageRenderer:
 
     def __init__(self, files: PageFiles) -> None:
         self._files = files
-        self._building = threading.Lock()
-        self._turn = asyncio.Lock()
+        self._building = threading.Lock()  # held while the environment of a language is made, so that it is made once
+        self._turn = asyncio.Lock()  # held while a page is rendered
 
     async def render(self, template: str, language: str, values: Mapping[str, object]) -> bytes:
         """Returns a page in UTF-8. `template`: the name of a file in `templates`. Raises jinja2.TemplateError and the
@@ -61,7 +61,7 @@ def make_environment(language: str, files: PageFiles) -> Environment:
         autoescape=True,
         undefined=StrictUndefined,
         auto_reload=False,
-        cache_size=-1,
+        cache_size=-1,  # keeps all compiled templates
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.i18n"],
@@ -85,21 +85,24 @@ def make_environment(language: str, files: PageFiles) -> Environment:
 
 
 def format_size(size: int) -> str:
-    """Returns a number of bytes as text, with three significant digits, in the largest binary unit that fits."""
+    """Returns a number of bytes as text, in the largest binary unit that fits. The text has three significant digits,
+    but all digits before the decimal point."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1023.5:
+        if value < 1023.5:  # larger values would be rounded to 1024
             return f"{size} B" if unit == "B" else f"{value:.{_decimals(value)}f} {unit}"
         value /= 1024
     return f"{value:.{_decimals(value)}f} TiB"
 
 
 def _decimals(value: float) -> int:
+    """Returns how many decimals give three significant digits. Values from 9.995 on are rounded to 10.0, and values
+    from 99.95 on to 100."""
     return 2 if value < 9.995 else 1 if value < 99.95 else 0
 
 
 def short_digest(digest: str) -> str:
-    """Returns the algorithm and the first characters of the hash."""
+    """Returns the algorithm of a digest, and the first characters of its hash."""
     algorithm, colon, encoded = digest.partition(":")
     return f"{algorithm}{colon}{encoded[:_SHORT_DIGEST_CHARACTERS]}"
 

@@ -69,8 +69,8 @@ async def list_repositories(
                 if name > wanted_prefix:  # all names with the prefix were read
                     return RepositoryPage(names, None)
                 continue
-            if upstream is None and (skipped := _upstream_range(components, name)) is not None:
-                after = skipped  # the next call continues after all names of this upstream
+            if upstream is None and (range_end := _upstream_range_end(components, name)) is not None:
+                after = range_end  # the next call continues after all names of this upstream
                 break
             names.append(name)
         else:  # the whole page was read
@@ -81,7 +81,7 @@ async def list_repositories(
     return RepositoryPage(names, after)
 
 
-def _upstream_range(components: PageComponents, name: str) -> str | None:
+def _upstream_range_end(components: PageComponents, name: str) -> str | None:
     """Returns the end of the range of names that `name` belongs to, if it is mirrored; None if it is hosted."""
     segment, slash, _ = name.partition("/")
     return f"{segment}/{_AFTER_EVERY_NAME}" if slash and segment in components.naming.upstreams else None

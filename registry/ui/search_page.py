@@ -78,7 +78,7 @@ async def search(request: Request) -> Response:
     text = (query.one("q") or "").strip()[:_MAX_TEXT_CHARACTERS]
     kind = query.one("kind") or None
     offset = _offset(query.one("after"), kind)
-    target: SearchTarget | None = None
+    target: SearchTarget | None = None  # the image, blob or repository that the text names
     lists: list[HitList] = []
     if text:
         target = None if kind else await searches.target(principal, text)

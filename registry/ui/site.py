@@ -48,12 +48,14 @@ def is_page(path: str) -> bool:
 router = APIRouter(include_in_schema=False)
 """The routes of `/` and of `/ui`."""
 _routes: Final[list[BaseRoute]] = []
+"""The routes of the pages, in the order in which they are compared with a request."""
 _last_router = APIRouter(route_class=PageRoute, include_in_schema=False)
+"""Routes that come after all others, because one of them matches every path below `UI_PREFIX`."""
 
 
 class SiteRoutes(BaseRoute):
-    """All routes below `UI_PREFIX` as a single route of an application. So a request that is not for a page is compared
-    with this one route only, and a request for a page with no route of the API.
+    """All routes below `UI_PREFIX` as a single route of an application. So a request for a page is compared with no
+    route of the API, and any other request is compared with only this route of the pages.
 
     All applications of a process share the routes. With `include_router`, FastAPI would prepare the routes again for
     each application, and search them twice for each request."""

@@ -31,7 +31,7 @@ TAG_REMOVAL_PATH: Final = "/ui/tag-removal"
 TAG_RESTORATION_PATH: Final = "/ui/tag-restoration"
 _MAX_RESTORED_TAGS: Final = 4 * MAX_REMOVED_TAGS
 """How many tags one form may restore. One removal deletes at most `MAX_REMOVED_TAGS` tags that its form names, and at
-most three times as many referrer tags."""
+most three times as many referrer tags of their manifests, such as `sha256-….sig`."""
 _MAX_REFERENCE_BYTES: Final = 128 + 136 + 16
 """The most bytes that a form has for one tag: up to 128 for the tag, 136 for its digest, and 16 for the name of the
 field and separators."""

@@ -48,6 +48,7 @@ SHOWN_BACKUPS: Final = 20
 SHOWN_DAMAGED: Final = 20
 PREVIEWED_TAGS: Final = 100
 PREVIEWED_REPOSITORIES: Final = 50
+"""How many items of each kind a page shows."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)

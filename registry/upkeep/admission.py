@@ -46,7 +46,7 @@ class Admission(ForwardingRegistry):
         if call.operation == "resume_upload" and announced is None:
             return  # the request resumes the session only to cancel it
         size = announced.size if announced else 0
-        is_without_body = call.operation == "resume_upload" and size == 0
+        is_without_body = call.operation == "resume_upload" and size == 0  # adds no bytes to the session
         if not is_without_body and (reason := self._push_refusal(size or 0)) is not None:
             raise StorageFull(reason)
         if self._check_quota is not None and announced is not None and size:

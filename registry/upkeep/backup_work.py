@@ -19,8 +19,8 @@ def backup_arguments(target: Path, keep: int | None, *, verify: bool, may_link: 
 
 
 def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = time.time) -> Work:
-    """Returns the function that runs jobs of the kind `backup`. `data`: the data directory. It must not contain the
-    backups, because they would be lost together with the directory. `clock` returns seconds since 1970."""
+    """Returns the function that runs jobs of the kind `backup`. `data`: the data directory, which must not contain the
+    backups, because they would be lost together with it. `clock` returns seconds since 1970."""
 
     async def work(context: JobContext) -> JSON:
         arguments = context.job.arguments

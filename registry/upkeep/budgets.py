@@ -43,7 +43,7 @@ def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
         ScopeDefinition(
             quota_scope(quota.prefix),
             (quota.prefix,),
-            excluded=() if quota.prefix else prefixes,
+            excluded=() if quota.prefix else prefixes,  # a quota for all repositories does not count mirrored ones
             max_bytes=quota.max_size,
             max_tags=quota.max_tags,
         )

@@ -227,13 +227,13 @@ def _plan_removal(data: Path, repo: RepositoryName, reference: Reference | None)
 async def _check_not_frozen(stored: StoredRegistry, repo: RepositoryName, removal: RemovalPlan) -> None:
     """Raises TagFrozen if a frozen tag of the repository is among the tags that would be deleted, or needs one of the
     manifests."""
-    removed, removed_tags = set(removal.manifests), set(removal.tags)
+    removed_manifests, removed_tags = set(removal.manifests), set(removal.tags)
     read_references: set[Reference] = set()  # many frozen tags can need the same manifests
     for frozen in await stored.upstream_tags.frozen_in(repo):
         if frozen.tag in removed_tags:
             raise _tag_frozen(frozen)
         async for manifest in _cached_tree(stored, repo, frozen.digest, read_references):
-            if manifest.digest in removed:
+            if manifest.digest in removed_manifests:
                 raise _tag_frozen(frozen)
 
 

@@ -25,7 +25,8 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     null if the problem was not repaired. The job can be stopped at any time. A server that continues the job after a
     restart starts it from the beginning. The result has these fields:
 
-    - `found`: the number of problems by code. `repaired`: how many of them were repaired. `left`: how many were not.
+    - `found`: the number of problems by code. `repaired`: how many of them were repaired. `left`: how many were not
+      repaired.
     - `damaged`: the number of blobs and manifests that are recorded as damaged at the end of the check. Content that
       was recorded before the check is not a problem, so it counts only in `damaged`. If the check finds a damaged blob
       and its repair records the blob, the blob counts in `found`, `repaired` and `damaged`.

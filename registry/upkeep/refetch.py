@@ -60,6 +60,7 @@ class Refetcher:
 
     async def finish(self) -> None:
         """Waits until all queued blobs were tried. Raises JobStopped."""
+        # `_run` clears `_wake` when it has tried all queued blobs.
         while self._wake.is_set() and self._task is not None and not self._task.done():
             await self._context.report(message="fetching damaged blobs again", save_now=True)
             await asyncio.sleep(WAIT_SECONDS if self._queue else WAIT_SECONDS / 10)
@@ -73,8 +74,8 @@ class Refetcher:
             self._wake.clear()
 
     async def _fetch(self, digest: Digest) -> None:
-        """Fetches one blob through one mirrored repository after another, until one succeeds. Logs an error and raises
-        nothing."""
+        """Fetches one blob through one mirrored repository after another, until one succeeds. Logs the error if none
+        succeeds."""
         problem: RegistryError | None = None
         for repo in await self._damage.holders(digest, MAX_REPOSITORIES):
             try:

@@ -82,7 +82,7 @@ class LoginRequirement:
 @dataclass(slots=True)
 class TokenServiceGuess:
     """The token service whose token an endpoint has accepted, and how many guesses in a row have failed since.
-    `gave_no_token`: whether the last of them failed because no token could be obtained."""
+    `gave_no_token`: whether the last of these guesses failed because no token could be obtained."""
 
     service: TokenService
     failures: int = 0
@@ -120,8 +120,8 @@ class AuthorizationOffer:
 
 @dataclass(frozen=True, slots=True)
 class PingResult:
-    """What an endpoint's response to GET `/v2/` shows. If it has a `requirement`, the endpoint requires a login. If it
-    has none, `status` 200 means that the endpoint requires no login; any other status leaves that unclear."""
+    """What an endpoint's response to GET `/v2/` shows. With a `requirement`, the endpoint requires a login. Without
+    one, `status` 200 means that the endpoint requires no login; any other status leaves that unclear."""
 
     status: int
     requirement: LoginRequirement | None

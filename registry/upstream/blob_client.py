@@ -340,7 +340,7 @@ def _release_connection(response: HTTPResponse) -> None:
     if response.length_remaining is not None and response.length_remaining <= SMALL_BODY_BYTES:
         response.drain_conn()
     connection = response.connection
-    if connection is not None:
+    if connection is not None:  # `drain_conn` has not given it back
         response.close()
         connection.close()
     response.release_conn()

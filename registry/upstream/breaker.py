@@ -38,7 +38,7 @@ class Breaker:
 
     @property
     def is_blocking(self) -> bool:
-        """Whether a request must not be sent now: the breaker is open, or all its trials are running."""
+        """Whether a request must not be sent now: the breaker is open, or `max_trials` trials are running."""
         return self.has_opened and (self.retry_in_seconds > 0 or self._running_trials >= self._max_trials)
 
     @property
@@ -71,7 +71,8 @@ class Breaker:
         failure is not counted if its request started before the last counted failure, or before the breaker opened.
         Failures of concurrent trials are all counted."""
         counted_since = self._opened_at if self.has_opened else self._failed_at
-        if started_at < counted_since <= self._clock():  # if it is later than now, the clock was set back
+        # If `counted_since` is later than now, the clock was set back, and the failure is counted.
+        if started_at < counted_since <= self._clock():
             return
         self._failures += 1
         self._failed_at = self._clock()
@@ -88,7 +89,7 @@ class Breaker:
         self._failures = 0
 
     def make_half_open(self) -> None:
-        """Makes the breaker half-open now: one trial may be sent at once. If it fails, the breaker is open for
-        `FIRST_OPEN_SECONDS`."""
+        """Makes the breaker half-open now, so that a trial may be sent immediately. If the trial fails, the breaker is
+        open for `FIRST_OPEN_SECONDS`."""
         self.open()
         self._open_seconds = 0.0

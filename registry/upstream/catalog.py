@@ -51,8 +51,8 @@ class CatalogReader:
         self._parser = parser
 
     async def page(self, previous: CatalogPage | None) -> CatalogPage:
-        """Returns the page after `previous`; None: the first page. Raises NameUnknown if the upstream has no such list,
-        Denied if the login may not read it, and the errors of a failed upstream request."""
+        """Returns the page after `previous`, or the first page if `previous` is None. Raises NameUnknown if the
+        upstream has no such list, Denied if the login may not read it, and the errors of a failed upstream request."""
 
         async def read(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> CatalogPage:
             url = f"{endpoint.url}/v2/_catalog?n={NAMES_PER_PAGE}"
@@ -86,7 +86,7 @@ def _parse(response: UpstreamResponse) -> list[str]:
         document = load_bounded(response.body, TAG_PAGE_BOUNDS)
         names = document["repositories"] if isinstance(document, dict) else ""
         if names is None:
-            return []
+            return []  # null stands for an empty list
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError
     except (ValueError, LookupError, RecursionError):

@@ -9,7 +9,7 @@ realm:
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
 - The password is sent only to a realm that is listed or has the endpoint's port. On another host, the port may also be
-  443. Any other port may belong to another owner's service. The same is true for port 443 of the endpoint's own host.
+  443. Any other port may belong to another owner's service, and so may port 443 of the endpoint's own host.
 """
 
 from __future__ import annotations
@@ -173,13 +173,13 @@ class RealmPolicy:
         """Returns whether the setting `realms` has a URL with the origin of `realm`, and with the path of `realm`, a
         path above that path, or no path. Queries are ignored."""
         path = urlsplit(realm).path or "/"
-        for listed in self._listed_realms:
-            listed = listed if "://" in listed else f"https://{listed}"
+        for listed_realm in self._listed_realms:
+            listed_url = listed_realm if "://" in listed_realm else f"https://{listed_realm}"
             try:
-                same_origin = origin(listed) == origin(realm)
+                same_origin = origin(listed_url) == origin(realm)
             except ValueError:
                 continue
-            listed_path = urlsplit(listed).path.rstrip("/")
+            listed_path = urlsplit(listed_url).path.rstrip("/")
             if same_origin and (path == listed_path or path.startswith(f"{listed_path}/") or not listed_path):
                 return True
         return False

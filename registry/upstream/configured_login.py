@@ -144,7 +144,7 @@ def _parse_docker_login(entry: Mapping[str, object], version: str) -> UpstreamLo
         except (binascii.Error, UnicodeDecodeError):
             raise ValueError("not base64") from None
         username, _, password = decoded.partition(":")
-        password = password.rstrip("\0")
+        password = password.rstrip("\0")  # docker removes such padding as well
     if not username and not identity:
         return None
     return UpstreamLogin(username, password, identity, version)

@@ -18,7 +18,7 @@ the others from being served. So a suspect endpoint has three more breakers. One
 one trial at a time. The two others are for repositories whose last request worked, and for those without any request so
 far. They allow several trials at a time, and open again only after several trials without a response. As soon as any
 request works, the endpoint is no longer suspect. Then only the failing repositories wait, each for its own breaker.
-Those with fewer than `FAILURES_TO_OPEN` failures get a trial each at once.
+A failing repository with fewer than `FAILURES_TO_OPEN` failures may send a trial immediately.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ and fail alternately would stop the requests of all others every few seconds."""
 WORKED_SECONDS: Final = 5.0
 """Time after the last request that worked during which failing repositories do not make the endpoint suspect."""
 SUSPECT_TRIALS: Final = 8
-"""Number of repositories that do not fail and try a suspect endpoint at the same time. It is more than one, because a
-trial without a response takes long, and would keep all others waiting."""
+"""Largest number of trials that run at the same time, for each of the two breakers of a suspect endpoint for
+repositories that are not failing. It is more than one, because a trial without a response takes long, and would keep
+all other repositories waiting."""
 
 
 class EndpointAttempt:
@@ -258,7 +259,7 @@ class UpstreamEndpoint:
     def _on_repository_failure(self, repo: str, started_at: float, *, has_response: bool) -> None:
         """Records the failure of an attempt that started at `started_at`. `has_response`: whether the endpoint sent a
         response, with a status of 501 or more."""
-        was_working = self._working.pop(repo, self) is not self
+        was_working = self._working.pop(repo, self) is not self  # all values are None, so `self` means: not in it
         own = self._failing.get(repo)
         if own is None:
             own = Breaker(self._clock)
@@ -281,7 +282,7 @@ class UpstreamEndpoint:
     def _count_failure(self, started_at: float) -> None:
         """Counts a failure of an attempt that started at `started_at`. If that makes the endpoint suspect, opens the
         breakers for all repositories."""
-        # As in `Breaker`, concurrent failures count as one.
+        # As in `Breaker`, concurrent failures count as one. `_failed_at` is later than now if the clock was set back.
         if not self.failures or started_at >= min(self._failed_at, self._clock()):
             self.failures += 1
             self._failed_at = self._clock()

@@ -36,8 +36,8 @@ CACHED_SECONDS: Final = 600.0
 MAX_CACHED: Final = 256
 """Time for which a cached answer is used, and largest number of answers that a process caches."""
 MAX_CACHED_BYTES: Final = 4 * MIB
-"""Largest size of all cached answers of a process together. A usual answer has about 5 KiB, so this is no limit for
-them. The upstream chooses the texts, and one answer with the longest texts has about 250 KiB."""
+"""Largest size of all cached answers of a process together. `MAX_CACHED` usual answers, of about 5 KiB each, fit. But
+the upstream chooses the texts, and one answer with the longest texts has about 250 KiB."""
 MAX_AT_ONCE: Final = 2
 """Largest number of searches that a process sends to the upstream at the same time. Further searches wait for at most
 `TIMEOUT_SECONDS` until another search has ended. If none ends in this time, they return no results."""
@@ -185,7 +185,7 @@ def _results(body: bytes, count: int) -> list[UpstreamResult]:
 def _result(entry: dict[str, Any]) -> UpstreamResult:
     description, stars = entry.get("description"), entry.get("star_count")
     return UpstreamResult(
-        name=entry["name"][: MAX_NAME_LENGTH + 1],
+        name=entry["name"][: MAX_NAME_LENGTH + 1],  # a name that is too long stays too long, and so invalid
         description=description[:MAX_DESCRIPTION] if isinstance(description, str) else "",
         stars=stars if isinstance(stars, int) and 0 <= stars < 2**31 else 0,
         is_official=entry.get("is_official") is True,

@@ -101,8 +101,8 @@ class RateLimitBackoff:
         that this process knows. Returns the error to raise for the 429."""
         key, now = _pause_key(self._upstream_name, url, kind), self._clock()
         pause_seconds = self._pause_seconds(headers, now)
-        known_end = self._pauses[key].ends_at if key in self._pauses else 0.0
-        ends_at = _later_end(known_end, now + pause_seconds, now)
+        previous_end = self._pauses[key].ends_at if key in self._pauses else 0.0
+        ends_at = _later_end(previous_end, now + pause_seconds, now)
         self._pauses[key] = _CachedPause(ends_at, now)
         try:
             await self._records.save_allowance(key, Allowance(now, until=ends_at))

@@ -347,6 +347,7 @@ def _without_traceback(error: RegistryError) -> RegistryError:
 def _error_to_report(failures: list[RegistryError]) -> RegistryError:
     """Returns the error whose type comes first in _ERROR_PRECEDENCE. If several errors have that type, returns the
     first of them; for TooManyRequests, the one with the shortest pause."""
+    # `is` and not `isinstance`, because the list has both classes and their subclasses, such as UpstreamTimeout.
     by_precedence = [error for error_type in _ERROR_PRECEDENCE for error in failures if type(error) is error_type]
     rate_limits = [error for error in failures if isinstance(error, TooManyRequests)]
     if by_precedence[0] in rate_limits:

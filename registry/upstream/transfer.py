@@ -140,6 +140,8 @@ class BlobTransfer:
 
     @contextmanager
     def _calling_sink(self) -> Iterator[None]:
+        """Context manager around a call of the sink. Sets `is_in_sink`, and raises an exception of the sink as
+        SinkRaised."""
         self.is_in_sink = True
         try:
             yield

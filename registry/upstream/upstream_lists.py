@@ -210,11 +210,10 @@ class UpstreamLists:
                 with ShareScope() as page_memory:
                     response = await self._request_referrers(endpoint, attempt, repo, path, previous, page_memory)
                     if response.status in _NO_REFERRERS_API:
-                        listed = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
-                        referrers = _filter_by_type(listed, artifact_type)
-                        # If a list took one request, `ListCache.get` reads it again for each client that requests the
-                        # first page. Reading this list took two requests, but `ListCache.get` shall treat it in the
-                        # same way.
+                        all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
+                        referrers = _filter_by_type(all_referrers, artifact_type)
+                        # Reading this list took two requests, but they count as one, so that `ListCache.get` reads the
+                        # list again for each client that requests the first page.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.descriptors(response)
@@ -265,7 +264,7 @@ class UpstreamLists:
     ) -> Sequence[Descriptor]:
         """Returns the referrers in the index under the fallback tag, in the order of their digests. Raises
         ManifestUnknown if there is no such tag."""
-        tag = f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
+        tag = f"{subject.algorithm[:32]}-{subject.encoded[:64]}"  # the spec cuts both parts to these lengths
         response = await self._requester.request(
             *(endpoint, attempt, repo, RequestKind.MANIFEST, "GET", f"manifests/{tag}"),
             not_found_error=ManifestUnknown(),

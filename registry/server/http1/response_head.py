@@ -29,6 +29,7 @@ def check_response_headers(headers: Headers) -> None:
     build the rest of the head.
     """
     names, values = b"".join([name for name, _ in headers]), b"".join([value for _, value in headers])
+    # `translate` deletes the forbidden bytes, so a shorter result means that there were some.
     has_valid_names = len(names.translate(None, _FORBIDDEN_IN_NAMES)) == len(names)
     if not has_valid_names or len(values.translate(None, _FORBIDDEN_IN_VALUES)) < len(values):
         raise RuntimeError(f"at least one of these headers has an invalid name or value: {headers!r}")

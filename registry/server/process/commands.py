@@ -2,8 +2,8 @@
 on these sockets is received as a whole.
 
 A command is the line `NUMBER NAME`. If the command has a payload, the descriptor of an anonymous file with the payload
-is sent with the line. So a command never fills the socket, however large the payload is. The worker runs its commands
-one after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells to which
+is sent with the line. So even a large payload takes no space in the socket's buffer. The worker runs its commands one
+after another, and answers each with `NUMBER ok` or `NUMBER failed REASON`. The number of an answer tells to which
 command it belongs, even if the supervisor has not waited for earlier answers.
 """
 
@@ -27,7 +27,7 @@ OnCommand = Callable[[str, bytes], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A worker's answer to the command `number`. `failure`: why the command failed; None: it succeeded."""
+    """A worker's answer to the command with this `number`. `failure`: why the command failed; None: it succeeded."""
 
     number: int
     failure: str | None
@@ -86,13 +86,14 @@ class CommandReceiver:
         self._sock.close()
 
     def _receive(self) -> None:
+        """Queues the command that has arrived. Called when the socket is readable."""
         try:
             data, files, _, _ = socket.recv_fds(self._sock, _MESSAGE_BYTES, 1)
         except BlockingIOError:
             return
         except OSError:
             data, files = b"", []
-        if not data:  # the supervisor has ended; the worker notices this by another pipe, and exits
+        if not data:  # the supervisor has ended; the worker exits because it watches `alive_pipe` (see `Handover`)
             self._loop.remove_reader(self._sock)
             return
         number, name = data.decode().split(" ", 1)
@@ -117,7 +118,8 @@ def _read_and_close(file: int) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """Returns one line that says why a command failed. Logs the traceback of an unexpected error."""
+    """Returns one line that says why a command failed. An OSError, or an error with a `message`, is expected; for any
+    other error, logs the traceback."""
     message = getattr(error, "message", None)
     if not (isinstance(message, str) and message):
         if not isinstance(error, OSError):

@@ -21,6 +21,7 @@ from registry.server.server_log import log
 _MAX_CONNECTIONS = 32
 """Largest number of open connections to the socket. Further connections are closed."""
 _MAX_REQUEST_BYTES = 4096
+"""Longest request. A connection that sends more bytes without an end of line is closed."""
 
 Action = Callable[[Reply], None]
 """Starts the work that a request asks for. Calls its argument with the outcome, immediately or later."""
@@ -31,7 +32,8 @@ Unwatch = Callable[[socket.socket], None]
 
 
 class ControlUnavailable(Exception):
-    """No server can be reached over the socket. `message` says why, in one line."""
+    """No server can be reached over the socket, or the server ended before it answered. `message` says why, in one
+    line."""
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -114,9 +116,9 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user_advice(path: Path) -> str:
-    """Returns a text that says which user may use the socket at `path`. It ends the message of an error for a user who
-    has no right to use it. Root may need it too, in a container without the capability CAP_DAC_OVERRIDE. Returns an
-    empty text if this process already runs as the right user."""
+    """Returns the end of the error message for a user who has no right to use the socket at `path`: it says which user
+    has. Root may need this advice too, in a container without the capability CAP_DAC_OVERRIDE. Returns an empty text if
+    this process already runs as the right user."""
     for file in (path, path.parent):
         with suppress(OSError):  # this user may not enter a directory above `file`
             owner = os.stat(file, follow_symlinks=False).st_uid
@@ -129,6 +131,7 @@ def _address(directory: int, path: Path) -> str:
     have only 107 bytes (unix(7)), so the address of a socket with a long path contains the directory's descriptor
     instead of the path."""
     text = str(path)
+    # 100 leaves a small margin below 107.
     return text if len(os.fsencode(text)) < 100 else f"/proc/self/fd/{directory}/{path.name}"
 
 
@@ -138,7 +141,7 @@ def _is_used(address: str) -> bool:
         probe.setblocking(False)
         try:
             probe.connect(address)
-        except BlockingIOError:
+        except BlockingIOError:  # a server listens, but its queue of new connections is full
             return True
         except OSError:
             return False
@@ -204,6 +207,8 @@ class ControlSocket:
         self._watch(connection, lambda: self._receive(connection))
 
     def _receive(self, connection: socket.socket) -> None:
+        """Reads from a connection, and starts the action of its request once the whole line has arrived. Closes a
+        connection that ends before that or sends too much."""
         try:
             data = connection.recv(_MAX_REQUEST_BYTES)
         except BlockingIOError:

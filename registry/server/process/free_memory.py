@@ -17,10 +17,11 @@ TRIM_BYTES = 32 * 1024 * 1024
 """A process returns memory if it has grown by more than this many bytes over its smallest size so far."""
 TRIM_PAUSES = (5.0, 600.0)
 """Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each attempt.
-After the process's size has changed much or has become small, the pause starts again at the shortest one."""
+It starts again at the shortest one when the process's size changes by more than a quarter of `TRIM_BYTES` in a second,
+or when the process has grown by no more than `TRIM_BYTES`."""
 FEW_CONNECTIONS = 256
-"""Up to this number of open connections, an attempt includes a full garbage collection. With so few connections it
-takes a few milliseconds."""
+"""Up to this number of open connections, an attempt includes a full garbage collection, which then takes a few
+milliseconds."""
 
 
 class MemoryTrimmer:

@@ -63,7 +63,7 @@ class Lifespan:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if self._reply.done():
             return self._reply.result()
-        self._task.result()
+        self._task.result()  # raises the exception of the task, if it had one
         return None
 
     async def _run(self) -> None:

@@ -35,14 +35,14 @@ class ChangingSupervisor(Protocol):
         """Executes the new version. Raises ChangeRefused if that is not possible, otherwise does not return."""
 
     def watch_check(self, check: SuccessorCheck) -> None:
-        """Makes the loop read the output of the check."""
+        """Makes the supervisor's loop read the output of the check."""
 
     def end_check(self, check: SuccessorCheck) -> None:
         """Stops reading the output of the check, and closes its pipe."""
 
 
 class LiveChanges:
-    """The changes of one supervisor. Its loop calls `step`."""
+    """The changes of one supervisor, whose loop calls `step`."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class LiveChanges:
         self._restarts: list[Reply] = []  # for the requests that wait for the next restart
         self._wanted_since = 0.0  # when the latest request was made
         self._replies: list[Reply] = []  # for the requests that the running change fulfils
-        self._is_reload = False  # whether the running change, or else the last one, is a reload
+        self._is_reload = False  # whether the running change is a reload; if none runs, whether the last one was
         self._reload: Reload | None = None
         self._check: SuccessorCheck | None = None
         self._renewal: Renewal | None = None
@@ -146,7 +146,8 @@ class LiveChanges:
     # Steps
 
     def _start_next(self, now: float) -> bool:
-        """Starts the next change in the queue. Returns False if it has to wait for workers that are starting."""
+        """Starts the next change in the queue, reloads before restarts. Returns False if it has to wait for workers
+        that are starting, or if it has refused all queued changes because they waited too long."""
         self._is_reload = bool(self._reloads)
         if any(not worker.is_ready for worker in self._pool.serving):
             if now >= self._wanted_since + _READY_SECONDS:
@@ -195,6 +196,8 @@ class LiveChanges:
             self._end(renewal.outcome)
 
     def _step_check(self, now: float) -> None:
+        """Continues a restart whose check is running. If the check succeeds, executes the new version, and then does
+        not return."""
         assert self._check is not None
         try:
             outcome = self._check.outcome(now)

@@ -1,7 +1,7 @@
 """The work that a worker repeats every second (`Maintenance`), and a function that visits all connections in steps.
 
 A worker can have 16,384 connections. A loop over all of them in one go would delay the requests of all clients, so
-`visit_in_steps` handles other events between two steps.
+`visit_in_steps` lets the event loop handle other events between two steps.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Reload:
         self._deadline = time.monotonic() + _PREPARE_SECONDS
         self._workers = {worker.pid: worker for worker in pool.serving}
         self._waiting = dict(self._workers)
-        """The workers whose answer is missing."""
+        """The workers, by pid, that have not answered the current command yet."""
         for worker in list(self._workers.values()):
             if not pool.command(worker, self._prepare_number, "prepare", proposal.configuration):
                 self._refuse(f"the worker {worker.pid} does not answer")
@@ -97,6 +97,7 @@ class Reload:
         self._end_when_switched()
 
     def _switch_when_prepared(self) -> None:
+        """If all workers have prepared the proposal, puts it in force and tells the workers to switch."""
         if self._waiting:
             return
         try:
@@ -118,6 +119,7 @@ class Reload:
             self.outcome = reloaded(self._proposal)
 
     def _refuse(self, reason: str) -> None:
+        """Ends the reload, and tells the workers to discard the proposal. Nothing waits for their answers."""
         for worker in self._workers.values():
             self._pool.command(worker, 0, "discard")
         self.outcome = Outcome(False, reason)

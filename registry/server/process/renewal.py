@@ -17,8 +17,8 @@ _START_SECONDS = 60.0
 
 
 class Renewal:
-    """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement,
-    after the others, because the number of workers is reduced. `fork` starts a worker with the given index."""
+    """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement, once
+    all others are replaced, because the number of workers is reduced. `fork` starts a worker with the given index."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Renewal:
 
     @property
     def deadline(self) -> float:
-        """When `step` must be called at the latest, in seconds of `time.monotonic`."""
+        """When `step` must be called at the latest, in seconds of `time.monotonic`; 0 means immediately."""
         return 0.0 if self._replacement is None else self._replacement.started + _START_SECONDS
 
     def on_exit(self, worker: WorkerProcess, how: str) -> bool:

@@ -33,7 +33,7 @@ class SingleProcessChanges:
         self._control: ControlSocket | None = None
         self._on_ready = on_ready
         self._waiting_replies: list[Reply] = []
-        self._is_wanted = asyncio.Event()
+        self._reload_requested = asyncio.Event()
         self._run_command: RunCommand | None = None
 
     def on_ready(self) -> None:
@@ -42,11 +42,11 @@ class SingleProcessChanges:
         self._on_ready()
 
     def start(self, loop: asyncio.AbstractEventLoop, run_command: RunCommand) -> Callable[[], None]:
-        """Starts to handle the signals and the requests on the control socket. Returns a function that stops this."""
+        """Starts to handle the signals and the requests on the control socket. The returned function ends that."""
         self._run_command = run_command
         loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)
-        task = loop.create_task(self._reload_when_wanted(), name="reloads")
+        task = loop.create_task(self._reload_when_requested(), name="reloads")
         if self._listener is not None and self._live.control is not None:
             actions = {"reload": self._request_reload, "restart": self._refuse_restart}
 
@@ -77,16 +77,18 @@ class SingleProcessChanges:
 
     def _request_reload(self, reply: Reply) -> None:
         self._waiting_replies.append(reply)
-        self._is_wanted.set()
+        self._reload_requested.set()
 
     def _refuse_restart(self, reply: Reply) -> None:
         log.error("%s", _NO_RESTART)
         reply(Outcome(False, _NO_RESTART))
 
-    async def _reload_when_wanted(self) -> None:
+    async def _reload_when_requested(self) -> None:
+        """Runs the requested reloads one after another, until the task is cancelled. A reload answers all requests that
+        were made before it began."""
         while True:
-            await self._is_wanted.wait()
-            self._is_wanted.clear()
+            await self._reload_requested.wait()
+            self._reload_requested.clear()
             replies, self._waiting_replies = self._waiting_replies, []
             try:
                 self._live.notifier.reloading()
@@ -103,6 +105,8 @@ class SingleProcessChanges:
                 reply(outcome)
 
     async def _reload(self) -> Outcome:
+        """Reloads the configuration, and returns the outcome. Raises the errors of the commands `discard` and
+        `switch`."""
         assert self._run_command is not None
         source = self._live.configuration
         try:

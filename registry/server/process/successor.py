@@ -36,7 +36,7 @@ _SHOWN_BYTES: Final = 4096
 
 @dataclass(frozen=True)
 class Handover:
-    """The data that the old version hands over to the new one. All fields but `workers` and `facts` are descriptors."""
+    """The data that the old version hands over to the new one. The integers outside `workers` are file descriptors."""
 
     sockets: list[int]
     """The listening sockets."""
@@ -148,9 +148,9 @@ class Successor:
     def execute(self, handover: Handover, must_stop: Callable[[], bool]) -> None:
         """Executes the new version in this process. Does not return if that succeeds; otherwise raises ChangeRefused.
 
-        Signals that arrive in the meantime are blocked until the new version has set its handlers. `must_stop` is
-        called when they are blocked. It returns whether this process has received a signal to stop and has not handled
-        it yet. The new version would not get this signal, so it is not executed then."""
+        Blocks `SIGNALS`, which the new version unblocks when it has set its handlers. Calls `must_stop` once they are
+        blocked. If that returns True, this process has received a signal to stop but has not handled it yet. The new
+        version would not get that signal, so this method raises ChangeRefused instead of executing it."""
         files = handover.files()
         environment = self._environment({"check": False, "handover": asdict(handover)})
         flush_output()
@@ -208,7 +208,7 @@ class SuccessorCheck:
         return Outcome(False, lines[-1].removeprefix("entrepot: ").removeprefix("error: "))
 
     def kill(self) -> None:
-        """Ends the check."""
+        """Kills the process of the check."""
         self._process.kill()
         self._process.wait()
 

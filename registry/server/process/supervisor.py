@@ -91,9 +91,8 @@ class Supervisor:
         self._selector.register(self._signal_reader, selectors.EVENT_READ, self._handle_signals)
         handlers_before = {signal_number: signal.signal(signal_number, self._on_signal) for signal_number in SIGNALS}
         wakeup_before = signal.set_wakeup_fd(self._signal_writer, warn_on_full_buffer=False)
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, SIGNALS
-        )  # an old version has blocked them before it executed this one
+        # An old version has blocked the signals before it executed this one.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             self._listen_for_control()
             if self._live.handover is None:
@@ -114,6 +113,8 @@ class Supervisor:
         return self._exit_code, self._failure
 
     def _loop(self) -> None:
+        """Waits for events and handles them, until the server is stopping and has no worker left, or until
+        `_give_up_at`."""
         while not self._is_stopping or self._pool.workers:
             now = time.monotonic()
             if now > self._give_up_at:
@@ -138,11 +139,11 @@ class Supervisor:
         if self._start_succeeded and not self._is_stopping:
             times.append(self._changes.deadline())
         next_time = min([*times, self._give_up_at])
-        return (
-            None if next_time == float("inf") else max(0.0, next_time - now) + 0.001
-        )  # the added millisecond avoids a wake-up that is too early
+        # The added millisecond avoids a wake-up that is too early.
+        return None if next_time == float("inf") else max(0.0, next_time - now) + 0.001
 
     def _start_due_workers(self, now: float) -> None:
+        """Starts the workers that are due, unless a reload is running."""
         if self._changes.holds_forks:
             return
         for index in [index for index, when in self._starts_due.items() if when <= now]:
@@ -188,12 +189,12 @@ class Supervisor:
         """Decides what to do when a worker has ended. `code` is its exit code, or the negative number of a signal.
 
         - Does nothing if the supervisor has told the worker to stop.
-        - Does nothing if a restart of the server has started a replacement for the worker.
+        - Does nothing if the running restart of the server needs no new process in the worker's place.
         - If not all workers have been ready yet, the start of the server has failed: stops the server.
         - In all other cases, plans the restart of the worker.
         """
-        is_replaced = self._changes.on_exit(worker, worker.describe_exit(code))
-        if self._is_stopping or worker.exit_expected or is_replaced:
+        must_not_restart = self._changes.on_exit(worker, worker.describe_exit(code))
+        if self._is_stopping or worker.exit_expected or must_not_restart:
             return
         if not self._start_succeeded:
             self._exit_code = 1
@@ -290,8 +291,8 @@ class Supervisor:
         self._selector.unregister(sock)
 
     def _unregistered_files(self) -> list[int | socket.socket]:
-        """Returns the files of this process that are not registered with its selector, so that a worker can close
-        them."""
+        """Returns the files of this process that are not registered with its selector. A forked worker closes its
+        copies of them."""
         return [self._signal_writer, *([] if self._control is None else self._control.waiting)]
 
     def _control_action(self, request: Callable[[Reply], None]) -> Action:

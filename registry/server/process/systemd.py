@@ -20,6 +20,7 @@ class Notifier:
 
     def __init__(self, address: str | None) -> None:
         """`address`: the value of NOTIFY_SOCKET."""
+        # "@" stands for the zero byte with which the name of an abstract socket begins (unix(7)).
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
 
     def ready(self, status: str) -> None:

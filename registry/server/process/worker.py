@@ -112,6 +112,8 @@ class Worker:
         return 0, None
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts the application, serves until the worker is told to stop or to retire, and shuts the application down.
+        Raises the errors of the start."""
         self._handle_signals(loop)
         self._reload_certificates()  # the files may have changed since the server's start
         self._app = app = self._options.make_app()
@@ -161,6 +163,7 @@ class Worker:
         )
 
     def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Sets the signal handlers, and makes the worker exit when the supervisor has ended."""
         loop.add_signal_handler(signal.SIGTERM, self._stop.set)
         if self._alive_pipe is None:
             signal.signal(signal.SIGINT, partial(self._on_interrupt, loop))

@@ -1,5 +1,5 @@
-"""`WorkerPool`: the worker processes of a supervisor. The pool forks, stops, kills and reaps them, and passes their
-reports to the supervisor. The supervisor decides when to do so.
+"""`WorkerPool`: the worker processes of a supervisor. The pool forks, stops, kills and reaps them when the supervisor
+says so, and passes their reports to the supervisor.
 
 Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
 pipe*. The supervisor holds the only writing end of the alive pipe, and never writes to it. So the workers get an end of
@@ -34,7 +34,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.
 KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
 """Time from the end of a worker's grace period to SIGKILL. The first three numbers are the longest times for which the
 worker waits: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels
-last. The rest is a reserve."""
+last. The fourth number is a reserve."""
 REAP_SECONDS = 5.0
 """How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
 
@@ -68,7 +68,7 @@ class WorkerPool:
 
     @property
     def serving(self) -> list[WorkerProcess]:
-        """The workers that were not told to stop."""
+        """The workers that were not told to stop or to retire."""
         return [worker for worker in self.workers.values() if not worker.exit_expected]
 
     def fork(self, index: int) -> WorkerProcess:
@@ -83,6 +83,7 @@ class WorkerPool:
             raise
 
     def _fork(self, index: int, column: int | None) -> WorkerProcess:
+        """Forks a worker that counts its connections in `column`. Raises OSError."""
         status_reader, status_writer = os.pipe()
         try:
             commands, worker_commands = command_pair()

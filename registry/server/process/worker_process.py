@@ -39,8 +39,7 @@ class WorkerProcess:
     is_ready: bool = False
     """Whether the worker accepts connections."""
     exit_expected: bool = False
-    """Whether the supervisor has told the worker to stop, or has killed it. If so, the supervisor does not restart the
-    worker."""
+    """Whether the supervisor wants the worker to end for good. If so, the supervisor does not restart the worker."""
     kill_at: float = float("inf")
     """When the supervisor sends SIGKILL if the worker has not ended by then."""
 

@@ -36,6 +36,8 @@ CHUNK_BYTES: Final = 1 << 20
 decompressor returns."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 """The first bytes of a layer that is compressed with gzip, and of one that is compressed with zstd."""
+_GZIP_WBITS: Final = 31
+"""Makes zlib expect gzip headers, and allows the largest window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,8 @@ class FoundContent:
         return self.file_names.get(digest) or blob_file(digest)
 
     def manifest(self, digest: Digest, media_type: str) -> Manifest | None:
-        """Reads a manifest, checks its digest, and returns it; None if the file does not contain the manifest. Blocks.
-        Raises ImageFileFailed."""
+        """Reads a manifest, checks its digest, and returns it; None if the source does not contain the manifest.
+        Blocks. Raises ImageFileFailed."""
         body = self.generated_manifests.get(digest) or read_small(self.source, blob_file(digest))
         if body is None:
             return None
@@ -178,7 +180,7 @@ def _hash_layer(source: FileSource, name: str) -> _Layer:
         with source.open(name) as file:
             while data := file.read(CHUNK_BYTES):
                 if size == 0 and data.startswith(_GZIP):
-                    suffix, decompressor = "+gzip", zlib.decompressobj(wbits=31)
+                    suffix, decompressor = "+gzip", zlib.decompressobj(wbits=_GZIP_WBITS)
                 elif size == 0 and data.startswith(_ZSTD):
                     suffix = "+zstd"
                 file_hash.update(data)
@@ -188,6 +190,7 @@ def _hash_layer(source: FileSource, name: str) -> _Layer:
     except (OSError, EOFError, zlib.error) as error:
         raise ImageFileFailed(f"{source.label} is damaged or cut off at {name}: {error}") from error
     digest = f"sha256:{file_hash.hexdigest()}"
+    # A layer with zstd is not decompressed, so its `diff_id` is not known.
     diff_id = digest if not suffix else f"sha256:{uncompressed_hash.hexdigest()}" if decompressor is not None else None
     return _Layer(Descriptor(OCI_LAYER + suffix, Digest(digest), size), diff_id)
 
@@ -200,7 +203,7 @@ def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
         if decompressor.eof:
             data = decompressor.unused_data
             if data:
-                decompressor = zlib.decompressobj(wbits=31)
+                decompressor = zlib.decompressobj(wbits=_GZIP_WBITS)
         else:
             data = decompressor.unconsumed_tail
     return decompressor

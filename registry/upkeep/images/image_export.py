@@ -40,9 +40,10 @@ class ExportOptions:
 
 @dataclass(slots=True)
 class _Image:
-    """An image to export. `root`: the manifest or index that its name refers to. `manifests`: by digest, all manifests
-    that belong to the image, each before the index that lists it. `referrers`: digests of the manifests that were added
-    because their subject is exported."""
+    """An image to export. `root`: the manifest or index that its name refers to, or that `_choose_platforms` has put in
+    its place. `platform`: the entry for `root` in the index that `root` was chosen from; None if it was not chosen from
+    one. `manifests`: by digest, all manifests that belong to the image, each before the index that lists it.
+    `referrers`: digests of the manifests that were added because their subject is exported."""
 
     name: ImageReference
     registry: Registry
@@ -70,6 +71,7 @@ async def export_images(
 async def _export(
     router: Router, names: Sequence[ImageReference], writer: ImageWriter, options: ExportOptions, reporter: Reporter
 ) -> JSON:
+    """Does the work of `export_images`, except for the clean-up after an error."""
     images = []
     for name in names:
         await reporter.report(message=f"reading {name}")
@@ -125,6 +127,7 @@ async def _read_image(router: Router, name: ImageReference, options: ExportOptio
         await _choose_platforms(image, options)
     await _add_manifest(image, image.root, MAX_DEPTH)
     if options.with_referrers:
+        # `stored_root` is not in `manifests` if `_choose_platforms` has replaced the root.
         for digest in dict.fromkeys([*image.manifests, stored_root]):
             if digest in image.manifests or digest == stored_root:
                 await _add_referrers(image, digest, MAX_DEPTH)
@@ -227,7 +230,8 @@ async def _single_chunk(data: bytes) -> AsyncIterator[bytes]:
 
 
 async def _with_progress(chunks: Any, reporter: Reporter, exported_bytes: Any) -> AsyncIterator[bytes]:
-    """Yields the chunks, and reports the progress before each."""
+    """Yields the chunks, and reports the progress before each. `exported_bytes` returns the number of bytes that were
+    exported so far."""
     async for chunk in chunks:
         await reporter.report(exported_bytes())
         yield chunk

@@ -70,6 +70,7 @@ async def import_images(
     ImageFileFailed, Denied (the name belongs to an upstream), and the errors of pushes. Content that was stored before
     an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
+    # A referrer that has a name is also one of the named images.
     referrers = [tree for tree in trees if tree.root.subject is not None]
     named_images = [
         (image, tree)
@@ -115,9 +116,9 @@ def _targets(
 
 
 def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
-    """Returns the repository and tag in this registry for a name in the file. Leaves out the parts of Docker Hub names
-    that docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry, and a host with
-    a port."""
+    """Returns the repository and tag in this registry for `text`, a name in the file. Leaves out the parts of Docker
+    Hub names that docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry, and a
+    host with a port. `label`: the file, for messages. Raises ImageFileFailed."""
     if text.startswith(":") or name is not None:
         if name is None:
             raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")
@@ -216,7 +217,7 @@ class _Importer:
             self._refused.update(tree.root.digest for tree in refused_now)
             waiting = [tree for tree in waiting if tree not in refused_now]
             if refused_now and not storable:
-                continue
+                continue  # the next round refuses the referrers of these referrers
             if not storable:
                 raise ImageFileFailed(
                     f"{self._content.source.label} has no manifest {waiting[0].root.subject}, to which "
@@ -230,6 +231,8 @@ class _Importer:
             waiting = [tree for tree in waiting if tree not in storable]
 
     async def _push_to(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> None:
+        """Stores an image in a repository, under the `tags`, or without a tag if there are none. Makes up to `ATTEMPTS`
+        attempts."""
         for attempt in range(1, ATTEMPTS + 1):
             await self._push_blobs(repo, tree)
             try:
@@ -248,6 +251,7 @@ class _Importer:
         self.manifests += len(tree.manifests)
 
     async def _push_blobs(self, repo: RepositoryName, tree: ImageTree) -> None:
+        """Adds the blobs of an image to a repository, in the order in which the file is read fastest."""
         position = self._content.source.position
         for blob in sorted(tree.blobs.values(), key=lambda blob: position(self._content.file_of(blob.digest))):
             await self._reporter.report(self.done_bytes, unit="bytes", message=f"importing into {repo}")
@@ -309,6 +313,7 @@ class _Importer:
         self._verified.add(digest)
 
     async def _push_blob(self, repo: RepositoryName, blob: Descriptor, file_name: str) -> None:
+        """Uploads a blob from the file. Raises ImageFileFailed if its bytes have another digest."""
         source = self._content.source
         writer = await self._router.start_upload(repo, blob.digest.algorithm, by=self._by)
         try:

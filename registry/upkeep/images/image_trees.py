@@ -18,7 +18,8 @@ MAX_DEPTH: Final = 8
 @dataclass(slots=True)
 class ImageTree:
     """An image with everything that belongs to it. `manifests`: all its manifests, in the order in which they are
-    stored. `missing`: digests of listed manifests that the file does not contain."""
+    stored. `missing`: digests of listed manifests that the file does not contain, or that it contains without their
+    blobs."""
 
     root: Manifest
     manifests: dict[Digest, Manifest] = field(default_factory=dict)
@@ -27,8 +28,8 @@ class ImageTree:
 
 
 def read_tree(content: FoundContent, image: FoundImage) -> ImageTree:
-    """Reads the manifests of an image. Leaves out manifests that an index lists but the file does not contain: `docker
-    save` writes only the platforms that docker has pulled. Blocks. Raises ImageFileFailed."""
+    """Reads the manifests of an image. Leaves out manifests that an index lists but that are `missing` in the file:
+    `docker save` writes only the platforms that docker has pulled. Blocks. Raises ImageFileFailed."""
     root = content.manifest(image.digest, image.media_type)
     if root is None:
         raise ImageFileFailed(f"{content.source.label} is incomplete: it has no manifest {image.digest}")

@@ -61,8 +61,8 @@ class LayoutDirectory:
     def __init__(self, root: Path) -> None:
         """Raises ImageFileFailed if the directory has other content than a layout."""
         self._root = root
-        self._failure = f"cannot write to {root}"
-        self._temporary: Path | None = None
+        self._failure = f"cannot write to {root}"  # the beginning of each error message
+        self._temporary: Path | None = None  # the file that is being written
         with_file_errors(self._failure, self._check)
 
     def _check(self) -> None:
@@ -103,6 +103,7 @@ class LayoutDirectory:
             _write_whole(self._root / LAYOUT_FILE, LAYOUT_JSON)
 
     async def finish(self, entries: list[Document], docker: list[Document] | None) -> None:
+        """Ignores `docker`, because a docker archive is always a tar archive."""
         await self._run_in_thread(self._make_layout)
         await self._run_in_thread(lambda: self._write_index(entries))
 
@@ -162,7 +163,7 @@ class TarArchive:
             files["manifest.json"] = json.dumps(docker).encode()
         for name, data in files.items():
             await self._append(tar_header(name, len(data)) + data + tar_padding(len(data)))
-        await self._append(bytes(2 * tarfile.BLOCKSIZE))
+        await self._append(bytes(2 * tarfile.BLOCKSIZE))  # two empty blocks end a tar archive
         await asyncio.to_thread(with_file_errors, self._failure, self._complete)
 
     def _complete(self) -> None:

@@ -65,8 +65,8 @@ def decide(
 
 
 def unused_limits(rule: RetentionRule, now: float) -> UnusedLimits | None:
-    """Returns how long an untagged manifest must have been unused so that the rule deletes it at the time `now`; None:
-    the rule deletes no untagged manifests."""
+    """Returns the conditions under which the rule deletes an untagged manifest at the time `now`; None: the rule
+    deletes no untagged manifests."""
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after

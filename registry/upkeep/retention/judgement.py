@@ -58,7 +58,7 @@ class RetentionJudge:
         self.immutable_tags = immutable_tags
         patterns = [NamePattern(pattern) for rule in rules for pattern in rule.repositories]
         mirrored = [*naming.upstreams, *([HUB_LIBRARY] if naming.default else [])]
-        self._names = NameSet.of(patterns).without_names_below(mirrored)
+        self._names = NameSet.of(patterns).without_names_below(mirrored)  # the repositories to which a rule can apply
 
     def rule_of(self, repo: RepositoryName) -> NumberedRule | None:
         """Returns the first rule that matches the repository; None: no rule does, or the repository is mirrored."""

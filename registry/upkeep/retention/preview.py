@@ -29,8 +29,8 @@ MAX_PREVIEWS: Final = 2
 _PREVIEWS: Final = Limits(
     max_running=MAX_PREVIEWS, max_running_per_visitor=1, max_pending=100, max_pending_per_visitor=10
 )
-"""The limits on previews that visitors request. Other long lookups in the metadata database wait for each of their
-pages."""
+"""The limits on previews that visitors request. While a preview reads a page from the metadata database, other long
+lookups in the database wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,8 @@ class RetentionPreview:
         return Page(previews, False)
 
     async def _judged(self, repo: RepositoryName, rule: NumberedRule, now: float) -> RepositoryPreview:
-        """Judges tags of one repository."""
+        """Returns how many tags of one repository the rule would keep and delete. Judges about `MAX_JUDGED_TAGS` tags
+        at most."""
         kept_tags = deleted_tags = 0
         async with aclosing(self.judge.tags(repo, rule.rule, now)) as pages:
             async for page in pages:
@@ -176,7 +177,7 @@ class RetentionPreview:
         summary.repositories += 1
         judged_tags = 0
         deleted_tags: set[Tag] = set()
-        roots: list[ManifestKey] = []
+        roots: list[ManifestKey] = []  # the manifests of the tags that the rule deletes
         async with aclosing(self.judge.tags(repo, rule.rule, now)) as pages:
             async for page in pages:
                 if judged_tags >= findings.max_judged:
@@ -194,6 +195,7 @@ class RetentionPreview:
         limits = unused_limits(rule.rule, now)
         if limits is not None:
             await self._preview_untagged(repo, rule, limits, findings)
+        # Without limits, the rule deletes no untagged manifest, so the manifests only lose their tags.
         unused = findings.only_untagged if limits is None else findings.freed
         for start in range(0, len(roots), MAX_PAGE_ROWS):
             await self._add_unused(repo, roots[start : start + MAX_PAGE_ROWS], deleted_tags, unused, findings)
@@ -229,7 +231,8 @@ class RetentionPreview:
         unused: set[ManifestKey],
         findings: _Findings,
     ) -> None:
-        """Adds manifests to `unused`, as `Retention.add_unused` does, up to the limit of the preview."""
+        """Adds manifests to `unused`, as `Retention.add_unused` does, up to the limit of the preview. `without`: the
+        tags that count as deleted."""
         if roots and len(unused) < findings.max_manifests:
             await self._retention.add_unused(repo, roots, without, unused, findings.max_manifests)
             if len(unused) >= findings.max_manifests:

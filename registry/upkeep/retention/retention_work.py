@@ -139,7 +139,7 @@ class RetentionWork:
     ) -> int:
         """Deletes an untagged manifest, and then the children and referrers that nothing else uses, except those that
         were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted manifests. The next run finds
-        the others, also if this method is interrupted after the first manifest."""
+        the manifests that this method has not deleted, also if it is interrupted after the first one."""
         dependents = await self._retention.delete_untagged(repo, manifest.digest, limits, judged_at, ACTOR)
         if dependents is None:
             return 0

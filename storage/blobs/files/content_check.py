@@ -36,7 +36,7 @@ class FileCheck:
         self._digest = digest
         self._size = size
         self._read_again = read_again
-        self._running = start_digest(digest.algorithm)
+        self._running_digest = start_digest(digest.algorithm)
         self._offset = 0
         self._fd = -1
         self._has_ended = False
@@ -65,16 +65,18 @@ class FileCheck:
                 raise
             self._end(f"byte {self._offset} and the following cannot be read: {error.strerror}")
             return 0
-        self._running.update(view[:count])
+        self._running_digest.update(view[:count])
         self._offset += count
         if count < len(view):  # the file was truncated after it was opened
             self._end(f"its file ends after {self._offset} of {self._size} bytes")
         elif self._offset == self._size:
-            actual = self._running.digest()
+            actual = self._running_digest.digest()
             self._end(None if actual == self._digest else f"its bytes have the digest {actual}")
         return count
 
     def _open(self) -> None:
+        """Opens the file and sets `version`. Ends the check if the file cannot be opened because of damage, has the
+        wrong size, or is empty. Raises BytesMissing, OSError."""
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -96,7 +98,7 @@ class FileCheck:
             self._advise(os.POSIX_FADV_DONTNEED)
         self._advise(os.POSIX_FADV_RANDOM)  # no read-ahead
         if not self._size:
-            actual = self._running.digest()
+            actual = self._running_digest.digest()
             self._end(None if actual == self._digest else f"it is empty, which has the digest {actual}")
 
     def _end(self, problem: str | None) -> None:
@@ -110,10 +112,10 @@ class FileCheck:
         in_memory = self._count_resident(len(view))
         count = 0
         while count < len(view):
-            read_bytes = os.preadv(self._fd, [view[count:]], self._offset + count)
-            if not read_bytes:
+            more_count = os.preadv(self._fd, [view[count:]], self._offset + count)
+            if not more_count:
                 break
-            count += read_bytes
+            count += more_count
         if count > in_memory:
             # Drops all pages of this part from the first one that was not in memory. This includes later pages that
             # were in memory before, because `_count_resident` does not count them.

@@ -42,20 +42,20 @@ class Extents:
         """Adds the positions from `start` up to, but without, `stop`."""
         if start < stop:
             bounds = self._bounds
-            left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
+            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the bounds in between are replaced
             # If an extent before `start` touches or contains `start`, the merged extent begins where that one begins;
             # otherwise it begins at `start`. If an extent touches or contains `stop` and continues after it, the merged
             # extent ends where that one ends; otherwise it ends at `stop`.
-            bounds[left:right] = [start] * (left % 2 == 0) + [stop] * (right % 2 == 0)
+            bounds[first:end] = [start] * (first % 2 == 0) + [stop] * (end % 2 == 0)
 
     def remove(self, start: int, stop: int) -> None:
         """Removes the positions from `start` up to, but without, `stop`."""
         if start < stop:
             bounds = self._bounds
-            left, right = bisect_left(bounds, start), bisect_right(bounds, stop)
+            first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the bounds in between are replaced
             # If an extent contains the position before `start`, that extent now ends at `start`. If an extent contains
             # `stop`, that extent now begins at `stop`.
-            bounds[left:right] = [start] * (left % 2) + [stop] * (right % 2)
+            bounds[first:end] = [start] * (first % 2) + [stop] * (end % 2)
 
     def gaps(self, start: int, stop: int) -> list[Extent]:
         """Returns the ranges between `start` and `stop` that are not in the set, in ascending order."""

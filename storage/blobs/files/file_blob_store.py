@@ -251,7 +251,8 @@ class FileBlobStore:
             check.close()
 
     async def version(self, place: str) -> str | None:
-        """Returns inode, time of change and length of the file; None if there is no file."""
+        """Returns a text with the inode, modification time and length of the file (`file_version`); None if there is no
+        file."""
         return await self._disk.run(lambda: file_version(self._disk.layout.path_of(place)))
 
     def quarantine_place(self, digest: Digest) -> str:

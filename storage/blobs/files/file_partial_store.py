@@ -45,9 +45,9 @@ class PartialHandle:
     """One user's access to a partial blob: implements the Protocol `Partial`. All handles of this process for the same
     partial blob share one `ProcessPartial`, which has the open files (`shared`).
 
-    Work that only the owner may do runs inside the context manager `ProcessPartial.owner_step`. It raises PartialLost
-    if the handle is not the owner. Otherwise, the handle stays the owner and the files stay open until the work has
-    ended."""
+    Work that only the owner may do runs inside the context manager `ProcessPartial.owner_step`, which raises
+    PartialLost if the handle is not the owner. Otherwise, the handle stays the owner and the files stay open until the
+    work has ended."""
 
     def __init__(self, store: FilePartialStore, shared: ProcessPartial) -> None:
         self.digest = shared.digest
@@ -266,7 +266,7 @@ class FilePartialStore:
         self._shared[name] = shared
 
     async def downloading(self) -> set[Digest]:
-        """Returns the digests of the blobs that a process is downloading now. Raises StorageFailed."""
+        """Returns the digests of the blobs that any process is downloading now. Raises StorageFailed."""
         summaries = await self._disk.run(lambda: list_partials(self._disk.layout, self._boot))
         return {summary.digest for summary in summaries if summary.is_owned}
 
@@ -281,11 +281,11 @@ class FilePartialStore:
             for name, digest in list_partial_names(layout):
                 paths = PartialPaths.of_blob(layout, name, digest)
                 size = paths.occupied_bytes()
-                if (
-                    is_file_pair_idle(paths, before, self._boot)
-                    if dry_run
-                    else delete_file_pair_if_idle(system, paths, before, self._boot)
-                ):
+                if dry_run:
+                    has_expired = is_file_pair_idle(paths, before, self._boot)
+                else:
+                    has_expired = delete_file_pair_if_idle(system, paths, before, self._boot)
+                if has_expired:
                     expired.append(ExpiredPartial(digest, size))
             return expired
 

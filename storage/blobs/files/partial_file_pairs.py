@@ -47,7 +47,7 @@ class PartialPaths:
         """Returns the disk space that the bytes of the partial blob take. The data file is sparse, so this is less than
         its length until the blob is complete. Returns 0 if there is no data file."""
         try:
-            return os.stat(self.data).st_blocks * 512
+            return os.stat(self.data).st_blocks * 512  # stat(2) counts in units of 512 bytes
         except FileNotFoundError:
             return 0
 
@@ -99,7 +99,7 @@ def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float,
     the files were deleted. Raises OSError."""
     if not _is_stale(paths, before, boot):
         return False
-    state_fd = _open_or_create(system, paths.state)
+    state_fd = _open_or_create(system, paths.state)  # created if only the data file is left, for the lock
     if state_fd is None:
         return False
     try:
@@ -268,7 +268,7 @@ def _is_stale(paths: PartialPaths, before: float, boot: str) -> bool:
             os.close(state_fd)
     if progress is not None and progress.boot != boot:
         return True
-    for path in (paths.data, paths.state):
+    for path in (paths.data, paths.state):  # the first file that exists counts
         with suppress(FileNotFoundError):
             return past_write_time(path, os.stat(path)) < before
     return False

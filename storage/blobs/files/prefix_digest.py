@@ -69,7 +69,7 @@ class PrefixDigest:
         self._submit_step()
 
     def _submit_step(self) -> None:
-        """Runs a step in a thread."""
+        """Queues a step for a thread."""
         try:
             self._threads.submit(self._run_step)
         except RuntimeError:  # the thread pool has been shut down

@@ -75,8 +75,8 @@ class QuarantineDirectory:
             with suppress(DigestInvalid, FileNotFoundError):
                 digest = Digest(entry.name.replace("-", ":", 1))
                 status = entry.stat()
-                # A rename sets the time of change of the inode.
                 place = self._layout.quarantine_place(digest)
+                # A rename sets the time of change of the inode (`st_ctime`).
                 quarantined.append(QuarantinedBytes(digest, place, status.st_size, status.st_ctime))
         return sorted(quarantined, key=lambda item: (item.since, item.digest))
 

@@ -98,6 +98,7 @@ class FileUploadSession:
                 await self._finish_write()
 
     def _add_to_batch(self, data: bytes | memoryview) -> None:
+        """Adds `data` to the batch. Copies and joins pieces that are smaller than `SMALL_PIECE_BYTES`."""
         last = self._batch[-1] if self._batch else None
         memory = len(data)
         if memory >= SMALL_PIECE_BYTES:
