@@ -19,7 +19,7 @@ _BUILT_IN: Final = "not needed: built in, without a setting"
 
 _REASONS: Final[Mapping[str, str]] = {
     "log.accesslog": "each request is logged here, except at log_level error",
-    "log.formatter": "the format of the log is fixed here",
+    "log.formatter": "set log_format: text or json",
     "log.fields": "the log has no fields of your own here",
     "log.hooks": "the log sends no mails here; watch its output instead",
     "log.reportcaller": "the log does not name lines of the code here",
@@ -55,7 +55,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "http.tls": "set [tls]",
     "notifications": 'write a [[webhook]] with this url and format = "distribution"; a token goes into its token_file',
     "redis": "not needed: the workers share what they know through the database",
-    "health": "GET /health checks the storage; there is nothing to set",
+    "health": "GET /readyz checks the storage; there is nothing to set",
     "proxy.ttl": "cached images are not deleted by age",
     "proxy.exec": "no program is started for a login here; set username and password_file",
     "proxy": "set [[upstream]]",

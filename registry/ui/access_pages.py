@@ -194,7 +194,7 @@ def _matching_accounts(caller: Caller, kind: AccountKind, prefix: str, after: st
         with contextlib.suppress(AccountInvalid, AccountUnknown):
             exact_match = [caller.administration.find(AccountName(prefix), kind)]
         after = prefix
-    page = caller.accounts.accounts(kind, after, PAGE_SIZE)
+    page = caller.accounts.accounts(kind, after, PAGE_SIZE - len(exact_match))
     matching = [account for account in page.items if account.name.startswith(prefix)]
     return Page(exact_match + matching, more=page.more and len(matching) == len(page.items))
 

@@ -63,7 +63,7 @@ class Refetcher:
         # `_run` clears `_wake` when it has tried all queued blobs.
         while self._wake.is_set() and self._task is not None and not self._task.done():
             await self._context.report(message="fetching damaged blobs again", save_now=True)
-            await asyncio.sleep(WAIT_SECONDS if self._queue else WAIT_SECONDS / 10)
+            await asyncio.sleep(WAIT_SECONDS)
 
     async def _run(self) -> None:
         while True:

@@ -185,8 +185,6 @@ class Download:
             task = asyncio.create_task(self._run_connection(is_first=not self._connections))
             task.add_done_callback(lambda _: self._changed.set())
             self._connections.add(task)
-            if limit == 1:
-                return
 
     async def _wait(self) -> None:
         """Waits until `_changed` is set, or until the next check is due."""

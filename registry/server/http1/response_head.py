@@ -16,7 +16,7 @@ STATUS_LINES: Final = {
 """The complete status line, with CRLF, for each status code from 100 to 599."""
 
 _CONTROL_CHARACTERS = bytes({*range(32), 127})
-_FORBIDDEN_IN_NAMES = _CONTROL_CHARACTERS + b' ()<>@,;:[]={}\\"'
+_FORBIDDEN_IN_NAMES = _CONTROL_CHARACTERS + b' ()<>@,;:[]={}\\"/?' + bytes(range(128, 256))
 _FORBIDDEN_IN_VALUES = _CONTROL_CHARACTERS.replace(b"\t", b"")
 """All control characters except tabs."""
 

@@ -109,8 +109,8 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
         except OSError as error:
             advice = _user_advice(path) if isinstance(error, PermissionError) else ""
             raise ControlUnavailable(f"cannot reach the server at {path}: {error.strerror or error}{advice}") from None
-    if not line:
-        raise ControlUnavailable("the server ended before it answered")
+    if not line.endswith(b"\n"):
+        raise ControlUnavailable("the server ended before it had answered")
     answer: dict[str, Any] = json.loads(line)
     return answer
 

@@ -129,8 +129,7 @@ async def _read_image(router: Router, name: ImageReference, options: ExportOptio
     if options.with_referrers:
         # `stored_root` is not in `manifests` if `_choose_platforms` has replaced the root.
         for digest in dict.fromkeys([*image.manifests, stored_root]):
-            if digest in image.manifests or digest == stored_root:
-                await _add_referrers(image, digest, MAX_DEPTH)
+            await _add_referrers(image, digest, MAX_DEPTH)
     if options.for_docker and not _is_runnable(image.root):
         raise Unsupported(
             f"{name} is no container image of one platform, or has layers that this registry does not store; export it "

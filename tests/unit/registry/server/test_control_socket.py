@@ -111,6 +111,27 @@ def test_a_user_without_the_right_is_told_which_user_has_it(tmp_path: Path, monk
     assert refused.value.message.endswith(": Permission denied; run the command as the user with uid 0")
 
 
+@pytest.mark.parametrize("answer", [b"", b'{"ok": tr', b'{"ok": true, "message": "done"}'])
+def test_a_server_that_ends_while_it_answers(tmp_path: Path, answer: bytes) -> None:
+    """If the server ends before it has sent its whole answer, the client gets an error that says so."""
+    path = tmp_path / "control"
+
+    def answer_partly(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=answer_partly, args=(listener,))
+        server.start()
+        with pytest.raises(ControlUnavailable, match="ended before it had answered"):
+            ask_server(path, {"do": "reload"})
+        server.join()
+
+
 def test_a_second_server_does_not_take_over_the_socket(tmp_path: Path) -> None:
     """A second server cannot take over the control socket of a running server."""
     path = tmp_path / "control"

@@ -12,7 +12,7 @@ import pytest
 
 from storage.access import AccountName, AuditEntry, AuditQuery, Grantee
 from storage.patterns import NamePattern
-from tests.fakes.store_accounts import BY, add_grant
+from tests.fakes.store_accounts import BY, add_account, add_grant
 from tests.unit.registry.ui.test_pages import FROM_PAGE, PASSWORD, Site, site
 
 ADMIN_PAGES = (
@@ -118,6 +118,20 @@ async def test_an_account_is_added_changed_and_deleted(tmp_path: Path) -> None:
         assert secret_on_page(await send(browser, path, do="password")) != password
         assert await redirect_after(do="delete", confirmed="yes") == "/ui/access"
         assert (await browser.get(path)).status_code == 404
+
+
+async def test_an_exact_match_is_on_the_first_page(tmp_path: Path) -> None:
+    """The list of the accounts whose names begin with a text starts with the account of exactly this name. A page has
+    at most 50 accounts, and the pages together list each account once."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        names = ["car", *(f"car{number:02}" for number in range(60))]
+        for name in names:
+            await add_account(server.app.accounts, name)
+        await server.log_in(browser, "root")
+        first = re.findall(r'accounts/([^"]+)">', (await browser.get("/ui/access?q=car")).text)
+        assert first == names[:50]
+        second = re.findall(r'accounts/([^"]+)">', (await browser.get(f"/ui/access?q=car&after={first[-1]}")).text)
+        assert second == names[50:]
 
 
 async def test_the_page_states_the_error_in_a_form(tmp_path: Path) -> None:
