@@ -39,8 +39,8 @@ class SearchPage(Generic[T]):
 
     `is_complete`: False if the search has stopped at the limit of entries that one search may read, so that it may have
     missed some entries. This happens if very many entries match. Always False if the set of repositories is large and
-    is not the set of all repositories: such a search also reads entries outside of the set, and whether it stopped
-    would tell how many of them match."""
+    is not the set of all repositories: such a search also reads entries outside of the set, and the value would
+    reveal whether very many of these match."""
 
     items: Sequence[T]
     more: bool = False
@@ -102,14 +102,14 @@ class ContentSearch(Protocol):
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
         """Finds the tags with a part that begins with the last of `words`. A part of a tag is the whole tag, or the
         text after a '-' or '_' in the tag. The other `words` must occur in the tag or in the name of its repository. An
-        entry of `words` with a colon, such as `app:1.2`, counts as two."""
+        entry of `words` with a colon, such as `app:1.2`, counts as two words."""
         ...
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
         """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. Matching
         manifests of a repository with the same `LabelsFound.tag` are one entry, for example those of one image with
         several platforms. An entry of `words` with punctuation, such as `git.example.com/team/app`, is split into
-        several words. If there are very many, only the first ones count."""
+        several words. If this gives very many words, only the first ones count."""
         ...
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
@@ -195,9 +195,9 @@ class SearchIndex(Protocol):
         ...
 
     async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompleteManifestPage:
-        """Returns some of the manifests that the index could not read completely, because they were damaged or because
-        their config could not be read. Returns only manifests for which this may have changed. `after`: the `last` of
-        the previous page; None: the first page."""
+        """Returns a page of the incomplete manifests: they were damaged, or their config could not be read. Leaves out
+        those that certainly cannot be read yet. `after`: the `last` of the previous page; None: returns the first
+        page."""
         ...
 
     async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:

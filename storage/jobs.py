@@ -119,7 +119,7 @@ class Jobs(Protocol):
 
     async def active(self, kind: str | None = None, limit: int = 1000) -> Sequence[Job]:
         """Returns at most `limit` jobs that are queued or running, oldest first. `kind`: only jobs of this kind. Leaves
-        out what `jobs` leaves out."""
+        out the same lists as `jobs`."""
         ...
 
     async def oldest_active(self, kinds: Collection[str]) -> Mapping[str, int]:

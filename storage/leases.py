@@ -32,8 +32,8 @@ class Leases(Protocol):
         ...
 
     def are_slots_held(self, name: str, count: int) -> bool:
-        """Returns whether any of the `count` slots called `name` is held. Takes no slot, not even for a moment, so that
-        another process that looks at the same time sees no slot as held."""
+        """Returns whether any of the `count` slots called `name` is held. Takes no slot, not even for a moment, so
+        concurrent calls of this method do not influence each other."""
         ...
 
 

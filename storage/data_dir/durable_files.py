@@ -32,7 +32,7 @@ def append_chunks(system: System, fd: int, chunks: Sequence[bytes | memoryview],
             batch = remaining[:MAX_CHUNKS_PER_CALL]
             written = system.write(fd, batch, offset)
             offset += written
-            for chunk in batch:
+            for chunk in batch:  # removes the written bytes from `remaining`
                 if written < len(chunk):
                     remaining[0] = chunk[written:]
                     break

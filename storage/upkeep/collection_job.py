@@ -30,18 +30,18 @@ def collection_work(collector: Collector) -> Work:
         dry_run = bool(context.job.arguments.get("dry_run", False))
         all_shards = bool(context.job.arguments.get("strays", False))
         records: list[dict[str, Any]] = []
-        count = freed = 0
+        count = freed_bytes = 0
 
         async def on_removal(removal: Removal) -> None:
-            nonlocal count, freed
+            nonlocal count, freed_bytes
             count += 1
-            freed += removal.size
+            freed_bytes += removal.size
             record = as_json(removal)
             context.step("would be removed" if dry_run else "removed", **record)
             if dry_run and len(records) < MAX_RECORDS:
                 records.append(record)
             verb = "found" if dry_run else "removed"
-            await context.report(count, unit="things", message=f"{verb} garbage of {freed} bytes")
+            await context.report(count, unit="things", message=f"{verb} garbage of {freed_bytes} bytes")
 
         await context.report(0, unit="things", message="looking for garbage", save_now=True)
         report = await collector.collect(on_removal, dry_run=dry_run, all_shards=all_shards)

@@ -176,7 +176,7 @@ class Collector:
 
     def _next_shards(self) -> Iterable[int]:
         """Yields the numbers of the next shards to list. If a round takes only some of these numbers, the next round
-        lists the rest."""
+        begins with the remaining ones."""
         for _ in range(SHARDS_PER_ROUND):
             shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
             yield shard

@@ -47,8 +47,8 @@ class FreeSpaceGoal:
         self._target = target
         self._free_at_start = self._free()
         self._freed_bytes = 0
-        """By how much the free space has grown during the removals. Leaves out what others write between the
-        removals."""
+        """By how many bytes the free space has grown during the removals. Ignores changes between the removals, such as
+        writes of other programs."""
         self.evicted_bytes = 0
         """Size of the blobs that lost their last link by this eviction."""
         self.is_blocked = False
@@ -95,8 +95,8 @@ class EvictionPause:
         self._slot = AsyncExitStack()
         self._goal: FreeSpaceGoal | None = None
         """The goal of the eviction that had no effect; None: this process has not begun a pause."""
-        self._begun = 0.0
-        self._seconds = FIRST_PAUSE_SECONDS
+        self._begun = 0.0  # when this process began the pause, in seconds of `monotonic`
+        self._seconds = FIRST_PAUSE_SECONDS  # length of the current or next pause
         self._is_logged = False
 
     def is_running(self) -> bool:
@@ -104,7 +104,7 @@ class EvictionPause:
         return self._leases.are_slots_held(PAUSE_SLOT, 1)
 
     async def note(self, goal: FreeSpaceGoal) -> None:
-        """Begins a pause if the eviction with this goal had no effect. If it had one, makes the next pause short
+        """Begins a pause if the eviction with this goal had no effect. If it had an effect, makes the next pause short
         again. Does nothing if a backup ended the eviction."""
         if goal.is_blocked:
             return

@@ -126,7 +126,7 @@ class Evictor:
         self._wake_up = asyncio.Event()
         self._pause = EvictionPause(leases, monotonic)
         self._warned_at: dict[str, float] = {}  # when each warning was logged last, by its text
-        self._no_unused_links_until = float("-inf")
+        self._no_unused_links_until = float("-inf")  # `_drop_unused_links` searches no earlier; seconds of `monotonic`
 
     def check_soon(self) -> None:
         """Makes `run` check the limits at once. Called after content was stored."""

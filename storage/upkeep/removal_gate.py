@@ -5,8 +5,8 @@ must stay until it is copied. So the garbage collector removes blobs only while 
 backup takes all of these slots before it copies the metadata, and holds them until the last blob is copied. A slot is
 free again as soon as its process dies, so a backup that was killed prevents no removals.
 
-While a backup waits for the rest of the slots, no collector gets another one. So the backup waits until the present
-batches of the collectors end, and not for all of their garbage.
+While a backup waits for the remaining slots, no collector gets another slot. So the backup waits until the current
+batches of the collectors end, and not until they have removed all garbage.
 
 It would not suffice if the collector checked whether a backup is running: the backup could begin between the check and
 the removal.

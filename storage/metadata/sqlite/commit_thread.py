@@ -114,7 +114,7 @@ class CommitThread:
         """Data versions before and after this thread's last commit that changed no rights, for `has_same_rights`."""
         self._queue: queue.SimpleQueue[_PendingChange | None] = queue.SimpleQueue()
         self._wal = WriteAheadLog(layout.metadata, system, reserve)
-        self._fsync_enabled: bool | None = None
+        self._fsync_enabled: bool | None = None  # None: `_set_fsync` was not called yet
         self._log_name_is_durable = False
         opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(opened,), name="metadata", daemon=True)

@@ -45,6 +45,7 @@ highest row ids, and selects the newest manifests among them."""
 _DELETE_SURPLUS_TOKENS = """
 DELETE FROM upstream_token WHERE key IN (
     SELECT key FROM upstream_token WHERE key <> ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)"""
+"""Keeps the token ?1 and, of the other tokens, the ?2 that expire last (LIMIT -1: no limit)."""
 _REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (

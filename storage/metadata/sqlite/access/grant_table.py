@@ -145,8 +145,8 @@ def _check_limit(db: apsw.Connection, grant: Grant) -> None:
             f"{subject} has {MOST_GRANTS} grants, and no subject can have more; "
             "replace several of them by one with a wider pattern"
         )
-    added = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
-    if added and wild_characters + added > MOST_WILD_CHARACTERS:
+    added_characters = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
+    if added_characters and wild_characters + added_characters > MOST_WILD_CHARACTERS:
         raise AccountInvalid(
             f"the patterns of {subject} with a star before their end are too long together; "
             "grant on patterns like team/**, or to groups"

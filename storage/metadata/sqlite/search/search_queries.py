@@ -129,13 +129,13 @@ def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple
     """Yields the statements that find names, the statement with the best matches first: names that begin with the first
     word, names with a part after a slash that begins with the first word, and all other names."""
     first_word, *other_words = words
-    rights = _pattern_expression(scope.within)
+    rights_expression = _pattern_expression(scope.within)
     if len(first_word) < GROUP_CHARACTERS - 1 and not other_words:
         yield _NAMES_BEGINNING, (first_word, first_word + LAST)
     for beginning in (START_OF_NAME, "/", ""):
         expression = _groups_expression([beginning + first_word, *other_words])
         if expression:
-            yield _NAMES, (f"{expression} AND ({rights})" if rights else expression,)
+            yield _NAMES, (f"{expression} AND ({rights_expression})" if rights_expression else expression,)
 
 
 def _groups_expression(texts: Iterable[str]) -> str:
@@ -273,9 +273,10 @@ def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limi
     entries: list[DigestFound] = []
     is_complete = True
     max_entries = offset + limit + 1
-    first_digits = digits[:16]
+    first_digits = digits[:16]  # the index has only the first 16 digits of each digest
     pattern = f"{algorithm or '%'}:{digits}%"
     statements: list[tuple[str, tuple[Any, ...]]] = [
+        # "g" sorts after all hexadecimal digits.
         (_MANIFESTS, (first_digits, first_digits + "g", pattern, scope.ids_json))
     ]
     for blob_algorithm in [algorithm] if algorithm else ALGORITHMS:

@@ -134,8 +134,8 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
         return None
     if subject is not None and any(row_id not in excluded_manifests for row_id in _column(db, _SUBJECT, manifest)):
         return None
-    # An index can have ten thousand children, and other changes wait for this transaction. So these are dictionaries,
-    # which keep the order and find a key without comparing it with all others.
+    # An index can have ten thousand children, and other changes wait for this transaction. So `family` and `removable`
+    # are dictionaries, which keep the order and find a key without comparing it with all others.
     family, removable = {manifest: None}, {manifest: None}
     unvisited = deque(family)
     while unvisited:
@@ -164,8 +164,9 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
 
 
 def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now: float) -> str | None:
-    """Returns why the image must stay at the time `now`: `kept`, `frozen`, `downloading`, `incomplete` or `served`;
-    None if it may be evicted."""
+    """Returns why the image must stay at the time `now`; None if it may be evicted. The reasons: a rule keeps its
+    repository (`kept`), a frozen tag needs it (`frozen`), one of its blobs is being downloaded (`downloading`), it was
+    pulled lately and lacks a blob (`incomplete`), or a cooldown makes clients get it (`served`)."""
     family = json.dumps(image.family)
     if rules.is_kept(image.name):
         return "kept"
@@ -253,16 +254,16 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
         # Nobody has to put an evicted manifest back, because the next pull fetches it from the upstream again. If the
         # manifest were restorable, garbage collection would keep its blobs as well.
         delete_manifest(db, image.name, Digest(digest), by, now, restorable=False, action=EventAction.EVICTION)
-    freed = 0
+    freed_bytes = 0
     for blob, digest in blobs:
         if not is_referenced(db, image.repository, Digest(digest)):
             remove_link(db, image.repository, blob, Digest(digest), now)
-            freed += _unlinked_size(db, blob)
+            freed_bytes += _unlinked_size(db, blob)
     for manifest in set(image.family) - set(image.removable):
         # The manifest is an image of its own now. Its rank may be the time of an earlier eviction, so the rank is
         # computed again.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
-    return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed)
+    return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed_bytes)
 
 
 def _unlinked_size(db: apsw.Connection, blob: int) -> int:
@@ -290,7 +291,7 @@ def unused_links(
 
 def drop_unused_links(db: apsw.Connection, links: Sequence[UnusedLink], before: float, now: float) -> DroppedLinks:
     """Removes the `links` that are still unused."""
-    count = freed = 0
+    count = freed_bytes = 0
     for repository, blob, digest in links:
         needed: Any = db.execute(
             "SELECT needed FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob)
@@ -298,8 +299,8 @@ def drop_unused_links(db: apsw.Connection, links: Sequence[UnusedLink], before: 
         is_unused = needed is not None and (needed <= before or needed > now + CLOCK_MARGIN_SECONDS)
         if is_unused and not is_referenced(db, repository, digest):
             count += remove_link(db, repository, blob, digest, now)
-            freed += _unlinked_size(db, blob)
-    return DroppedLinks(count, freed)
+            freed_bytes += _unlinked_size(db, blob)
+    return DroppedLinks(count, freed_bytes)
 
 
 def _is_listed_only_by(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:

@@ -82,8 +82,8 @@ def restore_blob(db: apsw.Connection, digest: Digest, place: str, now: float) ->
 
 def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
     """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was a
-    record. Sets the time when the blob was created to `now`, because backups check the files that they have of blobs
-    that are newer than the last backup: such a file may be a hard link to the damaged bytes."""
+    record. If so, also sets the time when the blob was created to `now`. A backup checks its files of all blobs that
+    were created since the last backup, and its file of this blob may be a hard link to the damaged bytes."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False

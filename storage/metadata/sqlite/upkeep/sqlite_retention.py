@@ -45,9 +45,9 @@ _ORDER_TIME: Final = """
 CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
     SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
-"""SQL expression for the field `order_time` of a tag: NULL if the time of the tag is not in the future. Times after ?3
-are in the future. Otherwise, it is the later of two times: ?4, the result of `_last_change_before_future`, and the time
-of the newest entry for this tag in the tag history that is not in the future. The second can be later: if a client
+"""SQL expression for `TagFacts.order_time`. Times after ?3 are in the future. If the tag's time is not in the future,
+the expression is NULL. Otherwise, it is the later of two times: ?4, the result of `_last_change_before_future`, and the
+time of the newest entry for this tag in the tag history that is not in the future. The second can be later: if a client
 pushed the same manifest to the tag again while the clock was ahead, the history has no entry for that push."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
@@ -124,8 +124,8 @@ class SqliteRetention:
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= limits.pushed
-                # If pulls have been recorded only since after `limits.pulled`, an older manifest may have been pulled
-                # after `limits.pulled` without a record.
+                # If the recording of pulls began after `limits.pulled`, a manifest that was pushed before it began may
+                # have been pulled after `limits.pulled` without a record.
                 and not pushed < recorded_since > limits.pulled
                 and not unused_manifests.is_used(db, manifest)
                 and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
@@ -184,7 +184,7 @@ class SqliteRetention:
     ) -> DeletedOrphans:
         assert len(digests) <= MAX_ORPHANS
         action = EventAction.DELETE if unused_since is None else EventAction.RETENTION
-        keep_after = math.inf if unused_since is None else unused_since
+        keep_after = math.inf if unused_since is None else unused_since  # infinity: the last use does not matter
 
         def delete(db: apsw.Connection, restorable: bool) -> DeletedOrphans:
             repository = _repository_id(db, repo)
@@ -197,7 +197,7 @@ class SqliteRetention:
                 if not _is_used_after(db, row[0], row[1], keep_after, keep_after):
                     dependents += (dependent for _, dependent in unused_manifests.dependents(db, row[0]))
                     # The clock is read in the transaction, so that later deletions have later times (see
-                    # `SqliteMetadata.delete_manifest`).
+                    # `ManifestDeletion._step`).
                     _delete_manifest(db, repo, digest, by, self._clock(), restorable, action)
                     deleted.append(digest)
             return DeletedOrphans(deleted, dependents, restorable)
@@ -249,9 +249,9 @@ def _repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
 
 
 def _last_change_before_future(db: apsw.Connection, repository: int, future: float) -> float:
-    """Finds the first change of a tag in this repository whose time is in the future. Returns the time of the last
-    change before it, in any repository, whose time is not in the future; 0 if there is none. Times after `future` are
-    in the future."""
+    """Finds the first change of a tag in this repository whose time is in the future (after `future`): the clock was
+    ahead by then. Returns the time of the last change before it, in any repository, whose time is not in the future; 0
+    if there is none."""
     first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future)).get
     time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future)).get
     return 0.0 if time is None else float(time)
@@ -262,7 +262,7 @@ def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest |
     manifest with that digest."""
     if REFERRER_TAG.fullmatch(name) is None:
         return None
-    digest = Digest(name[:71].replace("-", ":", 1))
+    digest = Digest(name[:71].replace("-", ":", 1))  # 71: the length of "sha256-" and 64 digits
     return None if db.execute(_MANIFEST, (repository, digest)).get is None else digest
 
 
