@@ -115,8 +115,8 @@ class Span:
 
     def to_offsets(self, size: int) -> tuple[int, int]:
         """Returns the offset of the first byte and the offset after the last byte of the span, for a blob of `size`
-        bytes. The second is at most `size` (RFC 9110, 14.1.2). Raises RangeInvalid if no byte of the blob lies in the
-        span."""
+        bytes. The offset after the last byte is at most `size` (RFC 9110, 14.1.2). Raises RangeInvalid if no byte of
+        the blob lies in the span."""
         if self.start < 0:
             start, stop = max(size + self.start, 0), size
         else:

@@ -28,7 +28,7 @@ MIN_HEX_DIGITS: Final = 6
 MAX_OFFSET: Final = 500
 """The largest offset of a page: a search shows no more than about this number of entries of each kind."""
 MAX_TEXT_CHARACTERS: Final = 8192
-"""Largest size of the labels and annotations of one manifest in the index; the rest is left out."""
+"""Largest size of the labels and annotations of one manifest in the index; further ones are left out."""
 MAX_VALUE_CHARACTERS: Final = 1024
 """Largest size of the value of one label or annotation in the index; a longer value is cut."""
 
@@ -153,7 +153,8 @@ class ManifestLabels:
 @dataclass(frozen=True, slots=True)
 class ManifestBatch:
     """Some manifests that are not in the index. `start` and `end`: positions before and after these manifests, in a
-    form that only the index understands. `is_full`: whether many more manifests are left."""
+    form that only the index understands. `is_full`: whether the batch has reached its limit, so that more manifests
+    may be left."""
 
     manifests: Sequence[UnindexedManifest]
     start: tuple[int, int]
@@ -172,9 +173,9 @@ class IncompleteManifestPage:
 
 
 class SearchIndex(Protocol):
-    """Keeps the index up to date. Only one process at a time may change it. Changes are short transactions. All methods
-    raise StorageFailed (SearchIndexDamaged if the database is damaged). Methods that make changes also raise
-    StorageFull."""
+    """Keeps the index up to date. Only one process at a time may change it. Changes are short transactions, except
+    `rebuild`. All methods raise StorageFailed (SearchIndexDamaged if the database is damaged). Methods that make
+    changes also raise StorageFull."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds."""
@@ -182,7 +183,7 @@ class SearchIndex(Protocol):
 
     async def index_names(self) -> bool:
         """Adds some of the repositories and tags that are not in the index, and removes deleted tags. Returns whether
-        many are left."""
+        more may be left."""
         ...
 
     async def unindexed_manifests(self) -> ManifestBatch:

@@ -146,7 +146,7 @@ def load_object(body: bytes) -> dict[str, object]:
 def media_type(document: dict[str, object], declared: str | None) -> str:
     """Returns the media type of the manifest: `declared` (the Content-Type), or the mediaType in the document if
     `declared` is None or empty. If both are missing, derives the type from the members of the document. Raises
-    ManifestInvalid if the two differ, if no type is found, or for a schema 1 manifest."""
+    ManifestInvalid if `declared` and the mediaType differ, if no type is found, or for a schema 1 manifest."""
     own_type = document.get("mediaType")
     if own_type is not None and not isinstance(own_type, str):
         raise ManifestInvalid("the manifest's mediaType is not a string")

@@ -78,8 +78,8 @@ class Usage(Protocol):
 
     async def check_quota(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
         """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo` now. `digest`: the
-        blob's digest; None if it is not known. A blob that a scope has already fits. This is a check in advance: the
-        transaction that adds the blob checks again."""
+        blob's digest; None if it is not known. A blob that a quota's scope already has always fits. This is a check in
+        advance: the transaction that adds the blob checks again."""
         ...
 
 

@@ -23,8 +23,8 @@ def collection_work(collector: Collector) -> Work:
 
     Each removal is a step, `removed` or in a dry run `would be removed`, with the fields `kind`, `repository`, `item`,
     `bytes` and `reason`. The result has the totals for each kind and the number of freed bytes; after a dry run also
-    the first `MAX_RECORDS` removals. The job can be stopped after each removal; the next round removes the rest. So a
-    server that continues the job after a restart starts a new round."""
+    the first `MAX_RECORDS` removals. The job can be stopped after each removal; the next round removes the remaining
+    garbage. So a server that continues the job after a restart starts a new round."""
 
     async def collect(context: JobContext) -> JSON:
         dry_run = bool(context.job.arguments.get("dry_run", False))

@@ -72,7 +72,7 @@ class _Round:
             self.count(removal)
         if self.on_removal is not None:
             await self.on_removal(removal)
-        if self.dry_run:  # lets other tasks run; without `dry_run`, each removal does so while it waits for the disk
+        if self.dry_run:  # lets other tasks run; real removals let them run while they wait for the disk
             await asyncio.sleep(0)
 
 

@@ -26,8 +26,8 @@ EFFECTIVE_FRACTION: Final = 0.25
 """If the free space grows by less than this fraction of the evicted bytes, the eviction had no effect. The fraction is
 less than 1, because clients and mirrors write to the disk at the same time."""
 SETTLE_SECONDS: Final = 60.0
-"""Time after which a file system has freed the blocks of removed files. btrfs does so with the next commit, which is
-every 30 s (btrfs(5), "commit")."""
+"""Time after which a file system has freed the blocks of removed files. btrfs frees them with its next commit, which
+happens every 30 s (btrfs(5), "commit")."""
 FIRST_PAUSE_SECONDS: Final = 300.0
 LONGEST_PAUSE_SECONDS: Final = 86_400.0
 PAUSE_FACTOR: Final = 4

@@ -26,7 +26,7 @@ SLOT_COUNT: Final = 16
 KEPT_FREE: Final = SLOT_COUNT // 2
 """Number of slots that must stay free when a garbage collector takes one. So at most half of the slots are in use when
 a backup starts, and the backup takes the other half at once. Then no collector can begin another removal, even if all
-running ones end before the backup looks again."""
+running removals end before the backup polls again."""
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:

@@ -135,7 +135,7 @@ class Scrubber:
         self._read_bytes_of_blob = 0
         problem = await self._quarantine.check(blob, self._count_reading, self._note_second_read)
         if problem is not None:
-            await self._tell_damage(blob, problem)
+            await self._report_damage(blob, problem)
         else:
             self._damaged_in_a_row = 0
         so_far = self._round
@@ -154,7 +154,7 @@ class Scrubber:
                 "`entrepot scrub --keep-going`"
             )
 
-    async def _tell_damage(self, blob: StoredBlob, problem: str) -> None:
+    async def _report_damage(self, blob: StoredBlob, problem: str) -> None:
         """Reports a damaged blob, and the repositories that have it. `problem`: what is wrong with its bytes."""
         self._damaged_in_a_row += 1
         holders = await self._damage.holders(blob.digest, MAX_REPORTED_HOLDERS)

@@ -145,7 +145,7 @@ class SearchIndexer:
 
     async def _read(self, row: BlobRow) -> bytes:
         """Returns the bytes of a blob. Raises BytesMissing, also if the file cannot be read, so that one damaged file
-        does not keep the rest of the content out of the index."""
+        does not keep other content out of the index."""
         try:
             async with aclosing(await self._blobs.open(row.digest, row.size, row.place, None)) as reader:
                 if reader.data is not None:

@@ -204,10 +204,9 @@ class ManifestDeletion:
         return self._refuse_immutable(db, sql, target.manifest_id, _MAX_TAGS_WITHOUT_LOCK + 1) <= _MAX_TAGS_WITHOUT_LOCK
 
     def _check_changes(self, db: apsw.Connection, target: _Target) -> bool:
-        """Checks the tags that were set after the entry `_checked_to` of the tag history. An older immutable tag cannot
-        have begun to need the manifest since then: for that, a missing index between the two would have to be pushed,
-        but an immutable tag keeps all that its index lists, so no such index was missing. Returns False if too many
-        tags were set. Raises Denied."""
+        """Checks the tags that were set after the entry `_checked_to` of the tag history. Older tags need no second
+        check: an immutable tag keeps all manifests below its index, so no push can add a missing index between such a
+        tag and this manifest. Returns False if too many tags were set. Raises Denied."""
         if self._is_immutable is nothing_immutable:
             return True
         rows: list[Any] = db.execute(_SET_TAGS, (self._checked_to, target.repository, _MAX_CHANGED_TAGS + 1)).fetchall()

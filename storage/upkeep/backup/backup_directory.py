@@ -114,7 +114,7 @@ class SnapshotManifest:
 
 def by_age(snapshots: Iterable[SnapshotManifest], now: float) -> list[SnapshotManifest]:
     """Returns the snapshots, oldest first. Snapshots whose times are in the future (`storage.future_times`) count as
-    older than all others, because nobody knows when they were made."""
+    older than all others, because it is not known when they were made."""
     return sorted(snapshots, key=lambda snapshot: (not is_future(snapshot.time, now), snapshot.name))
 
 

@@ -33,6 +33,7 @@ _COUNT_GRANTS_AND_WILD_CHARACTERS = """
 SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
            WHERE star > 0 AND NOT (star = length(pattern) - 1 AND substr(pattern, -1) = '*')), 0)
   FROM (SELECT pattern, instr(pattern, '*') AS star FROM access_grant WHERE kind = ? AND name = ?)"""
+"""The number of grants of a subject, and the number of wild characters (`MOST_WILD_CHARACTERS`) in their patterns."""
 MOST_GRANTS = 5_000
 """Largest number of grants of one subject. The limit exists because a request of the subject may have to read all of
 them."""

@@ -207,11 +207,11 @@ def labels(
     db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
 ) -> SearchPage[LabelsFound]:
     """Finds manifests by their labels and annotations."""
-    searched = list(_with_few_tokens(words))
-    if not searched:
+    searched_words = list(_with_few_tokens(words))
+    if not searched_words:
         return SearchPage([])
     scope = SearchScope.of(db, within)
-    expression = f"text : ({' AND '.join(map(_quoted, searched))})"
+    expression = f"text : ({' AND '.join(map(_quoted, searched_words))})"
     if scope.ids is not None:
         if not scope.ids:
             return SearchPage([])
@@ -223,7 +223,7 @@ def labels(
             str.__new__(RepositoryName, name),
             _digest(digest),
             None if tag is None else str.__new__(Tag, tag),
-            _shown_labels(text, searched),
+            _shown_labels(text, searched_words),
         )
         return (name, tag or digest), entry
 

@@ -251,7 +251,7 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
-        # Nobody has to put an evicted manifest back, because the next pull fetches it from the upstream again. If the
+        # An evicted manifest need not be put back, because the next pull fetches it from the upstream again. If the
         # manifest were restorable, garbage collection would keep its blobs as well.
         delete_manifest(db, image.name, Digest(digest), by, now, restorable=False, action=EventAction.EVICTION)
     freed_bytes = 0
@@ -276,9 +276,9 @@ def unused_links(
     db: apsw.Connection, upstreams: Sequence[str], before: float, now: float, after: QueuePosition = QUEUE_START
 ) -> tuple[list[UnusedLink], QueuePosition | None]:
     """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue, which lists the links and blobs that garbage
-    collection may have to remove. Returns those links of repositories that mirror `upstreams` which are unused: no
-    manifest of the repository refers to the blob, and no client has used the blob in the repository between the times
-    `before` and `now`. Also returns the position to pass as `after` for the next rows; None: there are no more rows.
+    collection may have to remove. Returns the unused links of the repositories that mirror `upstreams`: no manifest of
+    the repository refers to the blob, and no client has used the blob in the repository between the times `before` and
+    `now`. Also returns the position to pass as `after` for the next rows; None: there are no more rows.
 
     Returns at most `MAX_LINKS` links. If the rows have more unused links, remove the returned ones, and call again with
     the same `after`."""

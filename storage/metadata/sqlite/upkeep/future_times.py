@@ -19,7 +19,8 @@ from storage.names import Digest
 MAX_CORRECTED_ROWS: Final = 500
 """Largest number of rows of each table that one transaction corrects, because other changes wait for it."""
 MAX_CORRECTED_MANIFESTS: Final = 20
-"""The same for deleted manifests, whose rows have bodies of up to 4 MiB: each takes up to 10 ms."""
+"""Largest number of deleted manifests that one transaction corrects. Their rows have bodies of up to 4 MiB, so each
+takes up to 10 ms."""
 _ARE_THERE_FUTURE_TIMES: Final = """
 SELECT EXISTS (SELECT 1 FROM collect_queue WHERE since > ?1) OR EXISTS (SELECT 1 FROM upload WHERE touched > ?1)
     OR EXISTS (SELECT 1 FROM deleted_manifest WHERE deleted > ?1)"""

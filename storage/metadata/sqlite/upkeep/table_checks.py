@@ -67,11 +67,11 @@ class TableCheck:
         return row[: len(self.key)]
 
     def _problems(self, row: tuple[Any, ...]) -> list[Problem]:
-        repository, item, *broken = row[len(self.key) :]
+        repository, item, *broken_flags = row[len(self.key) :]
         names = {"repository": repository or "", "item": item or ""}
         return [
             Problem(rule.code, rule.text.format(**names), area=self.area, key=self._key(row), **names)
-            for rule, is_broken in zip(self.rules, broken, strict=True)
+            for rule, is_broken in zip(self.rules, broken_flags, strict=True)
             if is_broken
         ]
 
