@@ -86,10 +86,10 @@ def search_words(text: str) -> list[str]:
 
 
 class ContentSearch(Protocol):
-    """Finds stored content. `within`: the stored names of the repositories to search. `offset`: the number of entries
-    before the page, at most `MAX_OFFSET`. The work of a search is limited, independently of the stored content and of
-    the patterns of `within`: at a limit of rows or of time, the search stops and its page is not complete. All methods
-    raise StorageFull, StorageFailed."""
+    """Finds stored content. `within`: the names (in the store) of the repositories to search. `offset`: the number of
+    entries before the page, at most `MAX_OFFSET`. The work of a search is limited, independently of the stored content
+    and of the patterns of `within`: at a limit of rows or of time, the search stops and its page is not complete. All
+    methods raise StorageFull, StorageFailed."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int

@@ -138,8 +138,8 @@ class DeletedOrphans(NamedTuple):
 
 class Retention(Protocol):
     """Reads the tags and manifests of one repository at a time, in pages, and deletes tags and manifests that no rule
-    keeps. Reads run in a thread. All methods take stored names, and may raise StorageFailed. A repository without
-    content has no tags and no manifests.
+    keeps. Reads run in a thread. All methods take the names of repositories in the store, and may raise StorageFailed.
+    A repository without content has no tags and no manifests.
 
     A deleted tag can be put back (`storage.tag_history`). A deleted manifest can be put back during the grace period of
     garbage collection, unless the disk was too full to keep it.

@@ -71,9 +71,8 @@ class Usage(Protocol):
         ...
 
     async def recount(self, name: str) -> ScopeUse | None:
-        """Counts the scope's blobs, bytes and tags again, from the stored links and tags, and returns the new counts.
-        Changes nothing. Reads all links and tags of the scope, so a large scope takes long. Returns None if there is no
-        such scope."""
+        """Counts the blobs, bytes and tags of the scope's repositories again, and returns the new counts. Changes
+        nothing. Takes long for a large scope. Returns None if there is no such scope."""
         ...
 
     async def check_quota(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:

@@ -20,7 +20,8 @@ from storage.leases import Leases
 from storage.upkeep.collector import Collector
 
 PAUSE_SLOT: Final = "pause of evictions for free space"
-"""Name of a slot. The process that has begun a pause holds the slot until the pause ends. So the evictors of all
+"""Name of a slot (a permit that one process at a time can hold). The process that has begun a pause holds the slot
+until the pause ends. So the evictors of all
 processes see that there is a pause, and do not evict for free space."""
 EFFECTIVE_FRACTION: Final = 0.25
 """If the free space grows by less than this fraction of the evicted bytes, the eviction had no effect. The fraction is
@@ -50,7 +51,7 @@ class FreeSpaceGoal:
         """By how many bytes the free space has grown during the removals. Ignores changes between the removals, such as
         writes of other programs."""
         self.evicted_bytes = 0
-        """Size of the blobs that lost their last link by this eviction."""
+        """Size of the blobs that no repository has any more because of this eviction."""
         self.is_blocked = False
         """Whether the eviction ended because a backup holds back the removal of blobs."""
 
@@ -61,7 +62,7 @@ class FreeSpaceGoal:
         return self.is_blocked or self.evicted_bytes >= lacking_bytes or self._free() >= self._target
 
     async def free_blobs(self, size: int) -> None:
-        """Frees the blobs without a link, and adds `size` to the evicted bytes."""
+        """Frees the blobs that no repository has any more, and adds `size` to the evicted bytes."""
         free_before = self._free()
         await self._collector.free_unlinked_blobs()
         self._freed_bytes += max(0, self._free() - free_before)

@@ -29,8 +29,8 @@ log = logging.getLogger("storage.pulls")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
 """For a repository name as clients write it, returns three things, of which the recorder uses the last two: the
-registry that serves the repository, its stored name, and the name of its upstream registry (None: it is hosted). Raises
-NameUnknown, NameInvalid."""
+registry that serves the repository, its *stored name* (its name in the store), and the name of its upstream registry
+(None: it is hosted). Raises NameUnknown, NameInvalid."""
 
 
 class PullRecorder:

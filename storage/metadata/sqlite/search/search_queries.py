@@ -81,8 +81,9 @@ SELECT r.name, b.digest, NULL, 0
        CROSS JOIN blob_link l ON l.blob = b.id AND (?4 IS NULL OR l.repository IN (SELECT value FROM json_each(?4)))
        CROSS JOIN repository r ON r.id = l.repository
  WHERE EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = l.repository AND g.digest = b.digest)"""
-"""A blob counts only in a repository that has a manifest with it: a link alone does not say that clients may get the
-blob there, because the upstream of a mirrored repository may have to confirm that first."""
+"""A blob counts only in a repository that has a manifest with it. A link (the row that lets a repository serve a blob)
+alone does not suffice: in a mirrored repository, the upstream may first have to confirm that clients may get the
+blob."""
 
 
 def repositories(

@@ -37,9 +37,10 @@ MAX_CHECKED_MANIFESTS: Final = 20
 MAX_LINKS: Final = 200
 """Largest number of links that one transaction removes. A *link* is a row that lets a repository serve a blob."""
 QUEUE_PAGE_ROWS: Final = 5000
-"""Largest number of rows of the collect queue that one transaction reads. This takes about twenty milliseconds. Most of
-these rows may be of no use: if a manifest is deleted and then stored again, the rows of its blobs stay in the queue
-until garbage collection looks at them."""
+"""Largest number of rows of the collect queue that one transaction reads. The queue lists the links and blobs that
+garbage collection may have to remove. Reading takes about twenty milliseconds. Most of these rows may be of no use: if
+a manifest is deleted and then stored again, the rows of its blobs stay in the queue until garbage collection looks at
+them."""
 QUEUE_START: Final = (WHOLE_STORE, "\U0010ffff")
 QUEUE_END: Final = (2**63 - 1, "")
 """The positions in the collect queue before its first link and after its last one."""
@@ -275,10 +276,10 @@ def _unlinked_size(db: apsw.Connection, blob: int) -> int:
 def unused_links(
     db: apsw.Connection, upstreams: Sequence[str], before: float, now: float, after: QueuePosition = QUEUE_START
 ) -> tuple[list[UnusedLink], QueuePosition | None]:
-    """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue, which lists the links and blobs that garbage
-    collection may have to remove. Returns the unused links of the repositories that mirror `upstreams`: no manifest of
-    the repository refers to the blob, and no client has used the blob in the repository between the times `before` and
-    `now`. Also returns the position to pass as `after` for the next rows; None: there are no more rows.
+    """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue. Returns the unused links of the repositories that
+    mirror `upstreams`: no manifest of the repository refers to the blob, and no client has used the blob in the
+    repository between the times `before` and `now`. Also returns the position to pass as `after` for the next rows;
+    None: there are no more rows.
 
     Returns at most `MAX_LINKS` links. If the rows have more unused links, remove the returned ones, and call again with
     the same `after`."""

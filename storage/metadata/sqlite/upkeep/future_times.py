@@ -42,7 +42,7 @@ def are_there_future_times(db: apsw.Connection, now: float) -> bool:
 
 def correct_future_times(db: apsw.Connection, now: float) -> bool:
     """Replaces times in the future by `now`. Corrects at most `MAX_CORRECTED_ROWS` upload sessions, at most
-    `MAX_CORRECTED_ROWS` entries of the collect queue with the links that they queue, and at most
+    `MAX_CORRECTED_ROWS` entries of garbage collection's queue with the links that they queue, and at most
     `MAX_CORRECTED_MANIFESTS` deleted manifests. Returns whether there may be more. Runs inside a transaction, which the
     caller commits."""
     future = now + CLOCK_MARGIN_SECONDS

@@ -1,6 +1,7 @@
 """Checks of the rows of one table against other tables (`TableCheck`, `TABLE_CHECKS`).
 
 A check reads a page of rows, in the order of the table's key, in one statement. So it sees the database at one moment.
+A *link* is a row that lets a repository serve a blob.
 """
 
 from __future__ import annotations

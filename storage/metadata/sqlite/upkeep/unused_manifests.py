@@ -1,4 +1,4 @@
-"""Finds manifests that nothing uses: statements and functions for retention.
+"""Finds manifests that nothing uses, so that retention or a removal of tags can delete them.
 
 A manifest is *used* if it has a tag, if an index of its repository lists it, or if it is a referrer and its subject is
 in the repository. Its *dependents* are the manifests that it lists (its children), and its referrers. Each function

@@ -1,7 +1,8 @@
 """The tables that count the blobs, bytes and tags of sets of repositories: `usage_scope`, `usage_member` and
 `usage_blob`.
 
-A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. Triggers
+A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. A *link*
+is a row that lets a repository serve a blob. Triggers
 in the migrations keep the counts exact, and refuse blobs and tags that exceed a quota. The functions here define the
 scopes, count the content that was stored before a scope was defined, and find the quota that refused a change. Each
 function that changes something runs inside a transaction that the caller commits. It changes a bounded number of rows.
