@@ -1,6 +1,6 @@
 """Prevents the removal of blobs while a backup copies them.
 
-A backup copies the metadata first and then the blobs that the copy names. A blob that the last repository deletes
+A backup copies the metadata first and then the blobs that the copy names. A blob that loses its last repository
 meanwhile must stay until it is copied. So the garbage collector removes blobs only while it holds one of the *removal
 slots*. A backup takes all of these slots before it copies the metadata, and holds them until the last blob is copied. A
 slot is free again as soon as its process dies, so a backup that was killed prevents no removals.

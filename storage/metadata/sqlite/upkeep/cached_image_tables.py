@@ -229,8 +229,8 @@ def _next_to_check(
     """Returns the manifest that the eviction checks next, with its upstream and rank: the one with the earliest rank
     before `started`, or else the one with the earliest rank in the future. This eviction has already checked the
     manifests with ranks between `started` and `now`. Returns None if no other manifest is left."""
-    future = max(started, now) + CLOCK_MARGIN_SECONDS
-    for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future)):
+    future_after = max(started, now) + CLOCK_MARGIN_SECONDS
+    for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future_after)):
         candidates = []
         for upstream in upstreams:
             row: Any = db.execute(sql, (upstream, bound)).get
@@ -283,9 +283,9 @@ def unused_links(
 
     Returns at most `MAX_LINKS` links. If the rows have more unused links, remove the returned ones, and call again with
     the same `after`."""
-    future = now + CLOCK_MARGIN_SECONDS
+    future_after = now + CLOCK_MARGIN_SECONDS
     last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
-    arguments = (json.dumps(list(upstreams)), before, future, MAX_LINKS, *after, *(last_row or QUEUE_END))
+    arguments = (json.dumps(list(upstreams)), before, future_after, MAX_LINKS, *after, *(last_row or QUEUE_END))
     rows: list[Any] = db.execute(_UNUSED_LINKS, arguments).fetchall()
     return [(repository, blob, Digest(digest)) for repository, blob, digest in rows], last_row
 
@@ -294,10 +294,10 @@ def drop_unused_links(db: apsw.Connection, links: Sequence[UnusedLink], before: 
     """Removes the `links` that are still unused."""
     count = freed_bytes = 0
     for repository, blob, digest in links:
-        needed: Any = db.execute(
+        last_used: Any = db.execute(
             "SELECT needed FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob)
         ).get
-        is_unused = needed is not None and (needed <= before or needed > now + CLOCK_MARGIN_SECONDS)
+        is_unused = last_used is not None and (last_used <= before or last_used > now + CLOCK_MARGIN_SECONDS)
         if is_unused and not is_referenced(db, repository, digest):
             count += remove_link(db, repository, blob, digest, now)
             freed_bytes += _unlinked_size(db, blob)

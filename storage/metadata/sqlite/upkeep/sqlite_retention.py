@@ -85,21 +85,23 @@ class SqliteRetention:
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
         def read(db: apsw.Connection) -> TagPosition | None:
-            repository, future = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
-            before_future = _last_change_before_future(db, repository, future)
-            row: Any = db.execute(_NEWEST, (repository, count - 1, future, before_future)).fetchone()
+            repository, future_after = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            before_future = _last_change_before_future(db, repository, future_after)
+            row: Any = db.execute(_NEWEST, (repository, count - 1, future_after, before_future)).fetchone()
             if row is None:
                 return None
             pushed, name, order_time = row
-            return TagPosition(pushed, name, order_time, future_after=future)
+            return TagPosition(pushed, name, order_time, future_after=future_after)
 
         return await self._scans.run(read)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
         def read(db: apsw.Connection) -> list[TagFacts]:
-            repository, future = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
-            before_future = _last_change_before_future(db, repository, future)
-            rows: list[Any] = db.execute(_TAGS, (repository, after or "", future, before_future, limit)).fetchall()
+            repository, future_after = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            before_future = _last_change_before_future(db, repository, future_after)
+            rows: list[Any] = db.execute(
+                _TAGS, (repository, after or "", future_after, before_future, limit)
+            ).fetchall()
             recorded_since = _recorded_since(db)
             return [
                 TagFacts(
@@ -248,12 +250,12 @@ def _repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
     return 0 if row_id is None else int(row_id)
 
 
-def _last_change_before_future(db: apsw.Connection, repository: int, future: float) -> float:
-    """Finds the first change of a tag in this repository whose time is in the future (after `future`): the clock was
-    ahead by then. Returns the time of the last change before it, in any repository, whose time is not in the future; 0
-    if there is none."""
-    first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future)).get
-    time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future)).get
+def _last_change_before_future(db: apsw.Connection, repository: int, future_after: float) -> float:
+    """Finds the first change of a tag in this repository that has a time in the future (after `future_after`), because
+    the clock was ahead. Returns the time of the last earlier change, in any repository, with a time that is not in the
+    future; 0 if there is none."""
+    first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future_after)).get
+    time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future_after)).get
     return 0.0 if time is None else float(time)
 
 

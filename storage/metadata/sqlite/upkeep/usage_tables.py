@@ -2,10 +2,10 @@
 `usage_blob`.
 
 A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. A *link*
-is a row that lets a repository serve a blob. Triggers
-in the migrations keep the counts exact, and refuse blobs and tags that exceed a quota. The functions here define the
-scopes, count the content that was stored before a scope was defined, and find the quota that refused a change. Each
-function that changes something runs inside a transaction that the caller commits. It changes a bounded number of rows.
+is a row that lets a repository serve a blob. Triggers in the migrations keep the counts exact, and refuse blobs and
+tags that exceed a quota. The functions here define the scopes, count the content that was stored before a scope was
+defined, and find the quota that refused a change. Each function that changes something runs inside a transaction that
+the caller commits. It changes a bounded number of rows.
 """
 
 from __future__ import annotations
