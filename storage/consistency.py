@@ -15,9 +15,12 @@ Key = tuple[int | str, ...]
 
 
 class ProblemCode(StrEnum):
-    """The kinds of problems that a check can find. Programs may rely on these texts. In `BLOB_NOT_QUEUED` and
-    `LINK_NOT_QUEUED`, a blob or link that nothing refers to is missing in the queue of the garbage collection, so it
-    would never be removed."""
+    """The kinds of problems that a check can find. Programs may rely on these texts.
+
+    A *link* is a row that lets a repository serve a blob. `BLOB_PLACE`: the row of a blob has no place
+    (`BlobRecord.place`), although the blob is not recorded as damaged. `BLOB_NOT_QUEUED`, `LINK_NOT_QUEUED`: a blob or
+    link that nothing refers to is missing in the queue of the garbage collection, so it would never be removed.
+    `STRAY`: bytes are stored for whose digest there is no blob row."""
 
     DATABASE = "database-damaged"
     SEARCH_INDEX = "search-index-damaged"
@@ -70,7 +73,8 @@ class CheckedPage:
 
 @dataclass(frozen=True, slots=True)
 class BlobRecord:
-    """A blob as the metadata store records it. `place` is empty while the blob is known to be damaged or missing."""
+    """A blob as the metadata store records it. `size`: in bytes. `place`: the key of its bytes in the blob store; empty
+    while the blob is known to be damaged or missing."""
 
     id: int
     digest: Digest
@@ -80,8 +84,8 @@ class BlobRecord:
 
 class Consistency(Protocol):
     """Checks and repairs the metadata store while other processes change it. Each `check` sees the store at one moment,
-    so that a change at the same time causes no false alarm. All methods raise StorageFailed, the changes also
-    StorageFull."""
+    so that a change at the same time causes no false alarm. All methods may raise StorageFailed; `repair` and
+    `set_size` may also raise StorageFull."""
 
     areas: Sequence[str]
     """The parts of the metadata that `check` checks, in the order in which they should be checked and repaired."""

@@ -63,6 +63,7 @@ class Descriptor:
         """Returns the JSON object of `as_json` as text in UTF-8. Copies `JsonAnnotations` without parsing them."""
         if not isinstance(self.annotations, JsonAnnotations):
             return json.dumps(self.as_json(), separators=(",", ":")).encode("ascii")
+        # Puts the annotations before the closing brace of the other fields.
         return b'%b,"annotations":%b}' % (replace(self, annotations=None).as_json_text()[:-1], self.annotations.json)
 
 
@@ -114,8 +115,8 @@ class Span:
 
     def to_offsets(self, size: int) -> tuple[int, int]:
         """Returns the offset of the first byte and the offset after the last byte of the span, for a blob of `size`
-        bytes. The second is at most `size` (RFC 9110, 14.1.2). Raises RangeInvalid if no byte of the blob lies in the
-        span."""
+        bytes. The offset after the last byte is at most `size` (RFC 9110, 14.1.2). Raises RangeInvalid if no byte of
+        the blob lies in the span."""
         if self.start < 0:
             start, stop = max(size + self.start, 0), size
         else:
@@ -151,9 +152,9 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The client on whose behalf a call is made, with what the audit log and other logs say about it. `name`: name of
-    the client's account; for a call that a command or the server makes itself, a name for that command or the server.
-    `address`: the client's IP address."""
+    """The client on whose behalf a call is made, as the logs name it. `name`: name of the client's account; for a call
+    that a command or the server makes itself, a name for that command or the server. `address`: the client's IP
+    address."""
 
     name: str = "anonymous"
     address: str = ""

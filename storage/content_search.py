@@ -28,7 +28,7 @@ MIN_HEX_DIGITS: Final = 6
 MAX_OFFSET: Final = 500
 """The largest offset of a page: a search shows no more than about this number of entries of each kind."""
 MAX_TEXT_CHARACTERS: Final = 8192
-"""Largest size of the labels and annotations of one manifest in the index; the rest is left out."""
+"""Largest size of the labels and annotations of one manifest in the index; further ones are left out."""
 MAX_VALUE_CHARACTERS: Final = 1024
 """Largest size of the value of one label or annotation in the index; a longer value is cut."""
 
@@ -39,8 +39,8 @@ class SearchPage(Generic[T]):
 
     `is_complete`: False if the search has stopped at the limit of entries that one search may read, so that it may have
     missed some entries. This happens if very many entries match. Always False if the set of repositories is large and
-    is not the set of all repositories: such a search also reads entries outside of the set, and whether it stopped
-    would tell how many of them match."""
+    is not the set of all repositories: such a search also reads entries outside of the set, and the value would
+    reveal whether very many of these match."""
 
     items: Sequence[T]
     more: bool = False
@@ -86,10 +86,10 @@ def search_words(text: str) -> list[str]:
 
 
 class ContentSearch(Protocol):
-    """Finds stored content. `within`: the stored names of the repositories to search. `offset`: the number of entries
-    before the page, at most `MAX_OFFSET`. The work of a search is limited, independently of the stored content and of
-    the patterns of `within`: at a limit of rows or of time, the search stops and its page is not complete. All methods
-    raise StorageFull, StorageFailed."""
+    """Finds stored content. `within`: the names (in the store) of the repositories to search. `offset`: the number of
+    entries before the page, at most `MAX_OFFSET`. The work of a search is limited, independently of the stored content
+    and of the patterns of `within`: at a limit of rows or of time, the search stops and its page is not complete. All
+    methods raise StorageFull, StorageFailed."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
@@ -102,14 +102,14 @@ class ContentSearch(Protocol):
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:
         """Finds the tags with a part that begins with the last of `words`. A part of a tag is the whole tag, or the
         text after a '-' or '_' in the tag. The other `words` must occur in the tag or in the name of its repository. An
-        entry of `words` with a colon, such as `app:1.2`, counts as two."""
+        entry of `words` with a colon, such as `app:1.2`, counts as two words."""
         ...
 
     async def labels(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[LabelsFound]:
         """Finds the manifests whose labels and annotations contain all `words`, as whole words; newest first. Matching
         manifests of a repository with the same `LabelsFound.tag` are one entry, for example those of one image with
         several platforms. An entry of `words` with punctuation, such as `git.example.com/team/app`, is split into
-        several words. If there are very many, only the first ones count."""
+        several words. If this gives very many words, only the first ones count."""
         ...
 
     async def digests(self, digest: str, within: NameSet, offset: int, limit: int) -> SearchPage[DigestFound]:
@@ -153,7 +153,8 @@ class ManifestLabels:
 @dataclass(frozen=True, slots=True)
 class ManifestBatch:
     """Some manifests that are not in the index. `start` and `end`: positions before and after these manifests, in a
-    form that only the index understands. `is_full`: whether many more manifests are left."""
+    form that only the index understands. `is_full`: whether the batch has reached its limit, so that more manifests
+    may be left."""
 
     manifests: Sequence[UnindexedManifest]
     start: tuple[int, int]
@@ -172,9 +173,9 @@ class IncompleteManifestPage:
 
 
 class SearchIndex(Protocol):
-    """Keeps the index up to date. Only one process at a time may change it. Changes are short transactions. All methods
-    raise StorageFailed (SearchIndexDamaged if the database is damaged). Methods that make changes also raise
-    StorageFull."""
+    """Keeps the index up to date. Only one process at a time may change it. Changes are short transactions, except
+    `rebuild`. All methods raise StorageFailed (SearchIndexDamaged if the database is damaged). Methods that make
+    changes also raise StorageFull."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds."""
@@ -182,7 +183,7 @@ class SearchIndex(Protocol):
 
     async def index_names(self) -> bool:
         """Adds some of the repositories and tags that are not in the index, and removes deleted tags. Returns whether
-        many are left."""
+        more may be left."""
         ...
 
     async def unindexed_manifests(self) -> ManifestBatch:
@@ -195,9 +196,9 @@ class SearchIndex(Protocol):
         ...
 
     async def incomplete_manifests(self, after: tuple[str, int] | None) -> IncompleteManifestPage:
-        """Returns some of the manifests that the index could not read completely, because they were damaged or because
-        their config could not be read. Returns only manifests for which this may have changed. `after`: the `last` of
-        the previous page; None: the first page."""
+        """Returns a page of the incomplete manifests: they were damaged, or their config could not be read. Leaves out
+        those that certainly cannot be read yet. `after`: the `last` of the previous page; None: returns the first
+        page."""
         ...
 
     async def replace_labels(self, labels: Sequence[ManifestLabels]) -> None:

@@ -25,7 +25,8 @@ class Description:
 
 
 class Descriptions(Protocol):
-    """The descriptions, which all processes share. `repo` is the stored name of a repository."""
+    """The descriptions, which all processes share. `repo` is the name of the repository in the store. (Clients can use
+    other names for a mirrored repository.)"""
 
     async def description(self, repo: RepositoryName) -> Description | None:
         """Returns the description; None if the repository has none."""

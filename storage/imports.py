@@ -67,7 +67,7 @@ class ImportRecords(Protocol):
     async def save_times(
         self, repo: RepositoryName, digest: Digest, pushed: float | None, tags: Mapping[Tag, float]
     ) -> None:
-        """Stores when a manifest was pushed and when its tags were set, at the registry from which they came. Times are
-        seconds since 1970. `pushed` is None if it is not known. Does not replace an earlier time by a later one. Skips
-        a tag that no longer points at the manifest. The history of tags keeps the time of the import."""
+        """Stores when a manifest was pushed to the old registry and when its tags were set there. Times are in seconds
+        since 1970. `pushed` is None if it is not known. Does not replace an earlier time by a later one. Skips a tag
+        that no longer points at the manifest. The history of tags keeps the time of the import."""
         ...

@@ -53,9 +53,9 @@ class StoreFigures:
 
     `blob_bytes`: total size of all blobs. `uploads`: open upload sessions. `damaged_blobs`, `damaged_manifests`:
     content that is damaged and not healed yet. `running_jobs`: number of running jobs of each kind. `scopes`: the use
-    of each usage scope. `remaining_requests`: how many requests each upstream still allows, if it has reported this
-    within the last hour. `backlogs`: the pending deliveries of events to webhooks; a webhook without deliveries is left
-    out."""
+    of each usage scope, which is a set of repositories (`storage.usage`). `remaining_requests`: how many requests each
+    upstream still allows, if it has reported this within the last hour. `backlogs`: the pending deliveries of events to
+    webhooks; a webhook without deliveries is left out."""
 
     repositories: int
     manifests: int
@@ -90,7 +90,7 @@ class Inventory(Protocol):
         ...
 
     def open_uploads(self) -> OpenUploads:
-        """Returns how many upload sessions are open."""
+        """Counts the open upload sessions and their bytes, and finds the one that has been idle longest."""
         ...
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:

@@ -2,7 +2,8 @@
 server runs in the background or a command runs in its own process.
 
 Every job has a row in the store, so that every process can show its progress, stop it, and read its result later. Only
-one job of a *kind* runs at a time: the process that runs it holds the slot `slot_name(kind)` (`storage.leases.Leases`).
+one job of a *kind* runs at a time: the process that runs it holds the slot `slot_name(kind)` (a permit,
+`storage.leases.Leases`).
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Jobs(Protocol):
 
     async def active(self, kind: str | None = None, limit: int = 1000) -> Sequence[Job]:
         """Returns at most `limit` jobs that are queued or running, oldest first. `kind`: only jobs of this kind. Leaves
-        out what `jobs` leaves out."""
+        out the same lists as `jobs`."""
         ...
 
     async def oldest_active(self, kinds: Collection[str]) -> Mapping[str, int]:

@@ -32,8 +32,8 @@ class Leases(Protocol):
         ...
 
     def are_slots_held(self, name: str, count: int) -> bool:
-        """Returns whether any of the `count` slots called `name` is held. Takes no slot, not even for a moment, so that
-        another process that looks at the same time sees no slot as held."""
+        """Returns whether any of the `count` slots called `name` is held. Takes no slot, not even for a moment, so
+        concurrent calls of this method do not influence each other."""
         ...
 
 
@@ -42,8 +42,8 @@ class DigestLocks(Protocol):
     its locks become free.
 
     A push holds the lock of a blob's digest while it stores the blob's bytes and then its metadata. The garbage
-    collector holds the lock while it deletes the metadata and then the bytes. So neither of the two can run between the
-    two steps of the other one."""
+    collector holds the lock while it deletes the metadata and then the bytes. So the collector cannot run between the
+    two steps of a push, nor a push between the two steps of the collector."""
 
     def hold(self, digest: Digest) -> AbstractAsyncContextManager[None]:
         """Waits for the lock of `digest` and holds it inside the `async with` block. Raises StorageFull,

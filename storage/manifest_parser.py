@@ -87,7 +87,7 @@ _SLICE_CHARACTERS: Final = 64 * 1024
 def _is_too_deep(document: object) -> bool:
     """Returns whether objects and arrays are nested more than `MAX_DEPTH` levels deep."""
     level, depth = [document], 0
-    while level:
+    while level:  # each iteration replaces the objects and arrays of one level by those of the next level
         depth += 1
         if depth > MAX_DEPTH:
             return True
@@ -146,7 +146,7 @@ def load_object(body: bytes) -> dict[str, object]:
 def media_type(document: dict[str, object], declared: str | None) -> str:
     """Returns the media type of the manifest: `declared` (the Content-Type), or the mediaType in the document if
     `declared` is None or empty. If both are missing, derives the type from the members of the document. Raises
-    ManifestInvalid if the two differ, if no type is found, or for a schema 1 manifest."""
+    ManifestInvalid if `declared` and the mediaType differ, if no type is found, or for a schema 1 manifest."""
     own_type = document.get("mediaType")
     if own_type is not None and not isinstance(own_type, str):
         raise ManifestInvalid("the manifest's mediaType is not a string")
@@ -226,7 +226,7 @@ def _quoted_slices(text: str) -> Iterator[bytes]:
     """Yields `text` as a JSON string in UTF-8, in slices."""
     yield b'"'
     for start in range(0, len(text), _SLICE_CHARACTERS):
-        yield _quote(text[start : start + _SLICE_CHARACTERS])[1:-1].encode("utf-8")
+        yield _quote(text[start : start + _SLICE_CHARACTERS])[1:-1].encode("utf-8")  # without the quotes
     yield b'"'
 
 
@@ -267,7 +267,7 @@ def read_parts(document: dict[str, object], *, is_index: bool) -> ManifestParts:
     the media type of an index. Raises ManifestInvalid."""
     version = document.get("schemaVersion")
     is_artifact = document.get("mediaType") == "application/vnd.oci.artifact.manifest.v1+json"
-    if not (version == 2 and type(version) is int) and not is_artifact:
+    if not (version == 2 and type(version) is int) and not is_artifact:  # in Python, 2.0 == 2
         raise ManifestInvalid("the manifest's schemaVersion is not 2")
     if is_index and ("layers" in document or "config" in document):
         raise ManifestInvalid("an index has no config and no layers; is this a manifest of another type?")

@@ -81,18 +81,19 @@ class _Repository:
     def manifests_needing(self, digest: Digest) -> set[Digest]:
         """Returns `digest` itself and the digests of all indexes that list it, directly or through other indexes."""
         needing: set[Digest] = set()
-        new = {digest}
-        while new:
-            needing |= new
+        added = {digest}
+        while added:
+            needing |= added
             parents = (
-                manifest for manifest in self.manifests.values() if new & {child.digest for child in manifest.manifests}
+                index for index in self.manifests.values() if added & {child.digest for child in index.manifests}
             )
-            new = {parent.digest for parent in parents} - needing
+            added = {parent.digest for parent in parents} - needing
         return needing
 
     def missing(self, manifest: Manifest) -> set[Digest]:
         """Returns the digests of the content that the manifest refers to and this repository does not have."""
         blobs = {part.digest for part in manifest.blobs} - manifest.foreign
+        # An entry of an index that may be a blob is not missing if the repository has that blob.
         children = {part.digest for part in manifest.manifests} - (manifest.blob_children & self.blobs.keys())
         return (blobs - self.blobs.keys()) | (children - self.manifests.keys())
 
@@ -277,9 +278,9 @@ class MemoryRegistry:
         self, repo: RepositoryName, upload: UploadID, offset: int | None = None, *, by: Actor | None = None
     ) -> MemoryBlobWriter:
         session = self._session(repo, upload, by)
-        actual = len(session.data)
-        if offset is not None and offset != actual:
-            raise RangeInvalid(f"the upload has {actual} bytes, so a chunk cannot start at {offset}", offset=actual)
+        size = len(session.data)
+        if offset is not None and offset != size:
+            raise RangeInvalid(f"the upload has {size} bytes, so a chunk cannot start at {offset}", offset=size)
         session.generation += 1
         return MemoryBlobWriter(self, upload, session)
 
@@ -341,9 +342,9 @@ class MemoryRegistry:
         repository = self._known_repository(repo)
         if digest not in repository.manifests:
             raise ManifestUnknown(detail={"reference": digest})
-        needing = repository.manifests_needing(digest)
+        needing_digests = repository.manifests_needing(digest)
         for tag, target in sorted(repository.tags.items()):
-            if target in needing and self._immutable_tags.is_immutable(repo, tag):
+            if target in needing_digests and self._immutable_tags.is_immutable(repo, tag):
                 raise immutable_delete_denied(repo, tag, digest)
         manifest = repository.manifests.pop(digest)
         repository.tags = {tag: target for tag, target in repository.tags.items() if target != digest}
@@ -392,9 +393,9 @@ class MemoryRegistry:
     def collect(self, grace: float) -> None:
         """Removes from each repository the blobs that none of its manifests refers to and that were last used at least
         `grace` seconds ago."""
-        latest = self._clock() - grace
+        unused_since = self._clock() - grace
         for repository in self._repositories.values():
             referred = repository.blobs_referred_to()
             for digest, last_used in list(repository.last_used.items()):
-                if last_used <= latest and digest not in referred:
+                if last_used <= unused_since and digest not in referred:
                     del repository.blobs[digest], repository.last_used[digest]

@@ -36,7 +36,7 @@ class EventAction(StrEnum):
     - `PULL`: a client pulled a manifest.
     - `FILL`: a mirror fetched a manifest or blob from its upstream.
     - `BLOB_PUSH`: a client or an import stored a blob, also one that the repository had already.
-    - `BLOB_MOUNT`: a repository got a link to a blob that another repository has.
+    - `BLOB_MOUNT`: a repository got a blob that another repository has, without an upload.
     - `BLOB_DELETE`: a client deleted a blob. Garbage collection has no events."""
 
     PUSH = "push"
@@ -62,11 +62,11 @@ frequent."""
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event that is not stored yet. `repository`: the stored name. `tag` and `digest`: the tag, manifest or blob
-    that the event is about; one of them may be None. `previous`: the digest that the tag pointed at before it moved;
-    None if it did not move, or is new. `media_type` and `size` (in bytes): of the manifest or blob; empty and 0 if they
-    are not known. `by`: the client, command or job that caused the event. `reason`: a text for people about the cause
-    of the event."""
+    """An event that is not stored yet. `repository`: the repository's name in the store. `tag` and `digest`: the tag,
+    manifest or blob that the event is about; one of them may be None. `previous`: the digest that the tag pointed at
+    before it moved; None if it did not move, or is new. `media_type` and `size` (in bytes): of the manifest or blob;
+    empty and 0 if they are not known. `by`: the client, command or job that caused the event. `reason`: a text for
+    people about the cause of the event."""
 
     action: EventAction
     repository: str

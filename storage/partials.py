@@ -153,7 +153,7 @@ class Partials(Protocol):
         was no owner. `size`: size of the complete blob in bytes. `source`: name of the upstream registry that the bytes
         come from. Two calls get handles to the same partial blob only if they pass the same `digest`, `size` and
         `source`, because another upstream might send corrupt bytes. Raises StorageFull, StorageFailed, SizeInvalid
-        (`size` is negative). If the call is cancelled, it leaves no handle open and makes nobody the owner."""
+        (`size` is negative). If the call is cancelled, it leaves no handle open and makes no handle the owner."""
         ...
 
     async def downloading(self) -> set[Digest]:

@@ -97,6 +97,7 @@ class _Automaton:
             for star, text in _STAR_AND_TEXT.findall(rest):
                 star_digit = "2" if star == "**" else "1"
                 texts.append(text)
+                # The star is right before the first character of `text`, and no star is before the others.
                 star_digits.append(star_digit + "0" * (len(text) - 1) if text else "")
                 size += len(text)
             # If the pattern ends with a star, the automaton may stay in the end position, as after any star.
@@ -108,7 +109,7 @@ class _Automaton:
         self._end = _bit_mask(expected[::-1].encode("ascii"), _END)
         start_digits = bytearray(b"0" * size)
         for start in starts:
-            start_digits[size - 1 - start] = ord("1")
+            start_digits[size - 1 - start] = ord("1")  # bit 0 is the last digit
         self._start = int(bytes(start_digits), 2)
         self._accepting_later: dict[str, int] = {}
         """For each character, the positions that accept some character that sorts after it. Empty until the first

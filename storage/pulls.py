@@ -18,9 +18,9 @@ MAX_SAVED_PULLS: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class PullCount:
-    """New pulls of one manifest. `repository`: the stored name. `upstream`: the name of the upstream registry whose
-    mirror has the repository; '' for a hosted repository. `last`: time of the last of these pulls, in seconds since
-    1970. `pulls`: number of the pulls."""
+    """New pulls of one manifest. `repository`: its repository's name in the store. `upstream`: the name of the upstream
+    registry whose mirror has the repository; '' for a hosted repository. `last`: time of the last of these pulls, in
+    seconds since 1970. `pulls`: number of the pulls."""
 
     repository: RepositoryName
     digest: Digest
@@ -48,6 +48,6 @@ class Pulls(Protocol):
         ...
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
-        """Returns the pulls of a manifest; None if there were none, or if there is no such manifest. `repo`: the stored
-        name."""
+        """Returns the pulls of a manifest; None if there were none, or if there is no such manifest. `repo`: the
+        repository's name in the store."""
         ...

@@ -32,13 +32,17 @@ ManifestKey = int
 
 @dataclass(frozen=True, slots=True)
 class TagFacts:
-    """The facts by which retention judges a tag. `pushed`: when it was last pushed. `pulled`: when its manifest, or a
-    manifest that an index lists, was last pulled; None: no pull is recorded. `unrecorded_until`: pulls before this time
-    were not recorded, because an earlier version of the program served the tag; None: all pulls are recorded. Times are
-    in seconds since 1970. `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None:
-    the repository does not have that manifest, or the tag has another name. `order_time`: None, unless `pushed` was in
-    the future (`storage.future_times`) when the tag was read. Then it takes the place of `pushed` in the order of the
-    tags, and is the time of the last change of a tag that is known to be older than the push."""
+    """The facts by which retention judges a tag. Times are in seconds since 1970.
+
+    - `pushed`: when it was last pushed.
+    - `pulled`: when its manifest, or a manifest that the manifest lists, was last pulled; None: no pull is recorded.
+    - `unrecorded_until`: pulls before this time were not recorded, because an earlier version of the program served the
+      tag; None: all pulls are recorded.
+    - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
+      not have that manifest, or the tag has another name.
+    - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. Then it
+      takes the place of `pushed` in the order of the tags, and is the time of the last change of a tag that is known to
+      be older than the push."""
 
     name: Tag
     digest: Digest
@@ -62,8 +66,8 @@ class TagPosition:
     Otherwise that tag would be the newest until the clock has reached the time. Of several tags that were pushed at the
     same time, the first in the order of names comes first.
 
-    `pushed`, `name`, `order_time`: those of the tag. `future_after`: a time was in the future, when the list was read,
-    if it is later than this time."""
+    `pushed`, `name`, `order_time`: those of the tag. `future_after`: when the list was read, all times later than this
+    one were in the future."""
 
     pushed: float
     name: str
@@ -72,8 +76,8 @@ class TagPosition:
 
     def is_at_or_after(self, tag: TagFacts) -> bool:
         """Returns whether the tag is at this position or before it."""
-        # The clock may have been set back after the list was read and before the tag was read. Then the tag can have an
-        # `order_time` although the list has the tag in the place of `pushed`. That place counts.
+        # If the clock was set back after the list was read and before the tag was read, the tag can have an
+        # `order_time` although the list was sorted by its `pushed`. The order of the list counts.
         order_time = tag.order_time if tag.pushed > self.future_after else None
         return _sort_key(tag.pushed, tag.name, order_time) <= _sort_key(self.pushed, self.name, self.order_time)
 
@@ -115,8 +119,8 @@ class UntaggedPage:
 @dataclass(slots=True)
 class LostTags:
     """The part of the tag history of one repository that `Retention.untagged` has read. `digests`: the manifests that
-    have lost a tag. `last_entry`: the newest entry that was read; 0: none was. Whoever reads all pages of a repository
-    passes the same object for each, so that each entry of the history is read only once."""
+    have lost a tag. `last_entry`: the newest entry that was read; 0: none was. A caller that reads all pages of a
+    repository passes the same object for each, so that each entry of the history is read only once."""
 
     digests: set[str] = field(default_factory=set)
     last_entry: int = 0
@@ -134,8 +138,8 @@ class DeletedOrphans(NamedTuple):
 
 class Retention(Protocol):
     """Reads the tags and manifests of one repository at a time, in pages, and deletes tags and manifests that no rule
-    keeps. Reads run in a thread. All methods take stored names, and may raise StorageFailed. A repository without
-    content has no tags and no manifests.
+    keeps. Reads run in a thread. All methods take the names of repositories in the store, and may raise StorageFailed.
+    A repository without content has no tags and no manifests.
 
     A deleted tag can be put back (`storage.tag_history`). A deleted manifest can be put back during the grace period of
     garbage collection, unless the disk was too full to keep it.

@@ -67,7 +67,7 @@ def not_restorable(repo: str, digest: str) -> ManifestUnknown:
 
 class TagHistory(Protocol):
     """The history of tags, and changes that use it. All methods raise NameUnknown for a repository that never had
-    content; changes also raise StorageFull, StorageFailed. `repo` is the stored name of a repository."""
+    content; changes also raise StorageFull, StorageFailed. `repo` is the name of the repository in the store."""
 
     async def changes(self, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int) -> Page[TagChange]:
         """Returns a page of at most `limit` entries of one tag (None: of all tags), newest first: those that come after

@@ -3,8 +3,8 @@ them and when they were last pulled.
 
 A *referrer tag* belongs to the manifest whose digest its name contains, such as `sha256-….sig`: older versions of
 cosign store a signature under it. The *tree* of a manifest consists of the manifest and, for an index, of the stored
-manifests that it lists, directly or through other indexes. Repositories have their stored names. Times are in seconds
-since 1970.
+manifests that it lists, directly or through other indexes. Repositories have their names in the store, which for a
+mirrored repository begin with the upstream. Times are in seconds since 1970.
 """
 
 from __future__ import annotations

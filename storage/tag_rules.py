@@ -59,8 +59,8 @@ class ImmutableTags:
     """Which tags are immutable.
 
     `rules`: a tag is immutable if one of them matches it. `mirrored`: the names of the upstream registries that this
-    registry mirrors. No tag of a mirrored repository is immutable, because such a tag follows the upstream. The stored
-    names of these repositories begin with the name of the upstream."""
+    registry mirrors. No tag of a mirrored repository is immutable, because such a tag follows the upstream. In the
+    store, the names of these repositories begin with the name of the upstream."""
 
     def __init__(self, rules: Sequence[TagRule] = (), mirrored: Iterable[str] = ()) -> None:
         upstreams = frozenset(mirrored)
@@ -69,7 +69,7 @@ class ImmutableTags:
         ]
 
     def is_immutable(self, repo: RepositoryName, tag: str) -> bool:
-        """Returns whether the tag is immutable. `repo` is the stored name of its repository."""
+        """Returns whether the tag is immutable. `repo` is the name of its repository in the store."""
         return any(matcher.match(tag) is not None and repo in names for names, matcher in self._rules)
 
     def in_repository(self, repo: RepositoryName) -> IsImmutable:

@@ -103,9 +103,9 @@ class UpstreamTags(Protocol):
 
     async def frozen_that_needs(self, repo: RepositoryName, digest: Digest) -> FrozenTag | None:
         """Returns the first frozen tag of the repository that needs the manifest or blob with this digest; None if no
-        frozen tag needs it. A frozen tag needs its manifest, the manifests that this one lists, and the blobs of all of
-        these, as far as the manifests are cached. Reads the manifests of all frozen tags of the repository, in a
-        thread."""
+        frozen tag needs it. A frozen tag needs its manifest, the manifests that this manifest lists, and the blobs of
+        all these manifests, as far as the manifests are cached. Reads the manifests of all frozen tags of the
+        repository, in a thread."""
         ...
 
     async def freeze(self, repo: RepositoryName, tag: Tag, digest: Digest, *, by: Actor) -> FrozenTag:

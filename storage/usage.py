@@ -71,15 +71,14 @@ class Usage(Protocol):
         ...
 
     async def recount(self, name: str) -> ScopeUse | None:
-        """Counts the scope's blobs, bytes and tags again, from the stored links and tags, and returns the new counts.
-        Changes nothing. Reads all links and tags of the scope, so a large scope takes long. Returns None if there is no
-        such scope."""
+        """Counts the blobs, bytes and tags of the scope's repositories again, and returns the new counts. Changes
+        nothing. Takes long for a large scope. Returns None if there is no such scope."""
         ...
 
     async def check_quota(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
         """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo` now. `digest`: the
-        blob's digest; None if it is not known. A blob that a scope has already fits. This is a check in advance: the
-        transaction that adds the blob checks again."""
+        blob's digest; None if it is not known. A blob that a quota's scope already has always fits. This is a check in
+        advance: the transaction that adds the blob checks again."""
         ...
 
 

@@ -46,9 +46,10 @@ def filesystem_of(path: Path, mountinfo: str | None = None) -> str:
     for line in text.splitlines():
         mount_part, _, file_system_part = line.partition(" - ")
         mount_fields, file_system_fields = mount_part.split(" "), file_system_part.split(" ")
-        if len(mount_fields) < 5 or not file_system_fields[0]:
+        if len(mount_fields) < 5 or not file_system_fields[0]:  # the fifth field is the mount point
             continue
         mount = _OCTAL_ESCAPE.sub(lambda escape: chr(int(escape[1], 8)), mount_fields[4]).rstrip("/")
+        # The longest mount point above the path counts; of equal ones the last, because it hides the others.
         if (real_path == mount or real_path.startswith(mount + "/")) and len(mount) >= len(longest_mount):
             longest_mount, file_system = mount, file_system_fields[0]
     return file_system

@@ -22,7 +22,7 @@ milliseconds."""
 
 
 class FileDigestLocks:
-    """The digest locks of one process: implements the Protocol `DigestLocks`. A hash of the digest chooses one of 256
+    """The digest locks of one process: implements `storage.leases.DigestLocks`. A hash of the digest chooses one of 256
     lock files, so two digests can have the same lock. The lock on the file excludes other processes. An asyncio lock
     for each file excludes the other tasks of this process."""
 

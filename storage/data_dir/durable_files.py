@@ -32,7 +32,7 @@ def append_chunks(system: System, fd: int, chunks: Sequence[bytes | memoryview],
             batch = remaining[:MAX_CHUNKS_PER_CALL]
             written = system.write(fd, batch, offset)
             offset += written
-            for chunk in batch:
+            for chunk in batch:  # removes the written bytes from `remaining`
                 if written < len(chunk):
                     remaining[0] = chunk[written:]
                     break
@@ -42,7 +42,7 @@ def append_chunks(system: System, fd: int, chunks: Sequence[bytes | memoryview],
         with suppress(OSError):
             system.truncate(fd, start)
         raise
-    if offset // WRITEBACK_BYTES != start // WRITEBACK_BYTES:
+    if offset // WRITEBACK_BYTES != start // WRITEBACK_BYTES:  # the file has grown past a multiple of `WRITEBACK_BYTES`
         writeback_start = start // WRITEBACK_BYTES * WRITEBACK_BYTES
         system.start_writeback(fd, writeback_start, offset - writeback_start)
     return offset

@@ -1,4 +1,4 @@
-"""Leases and slots across processes: implements the Protocol `Leases` with locks on single bytes of one empty file.
+"""Leases and slots across processes: implements `storage.leases.Leases` with locks on single bytes of one empty file.
 
 A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits, like that of a
 semaphore. A lease is the lock on one byte of the file. A group of slots has a name, and one byte for each slot. A hash

@@ -74,7 +74,7 @@ class Layout:
 
     @property
     def metadata_lock(self) -> Path:
-        """The file that the process that writes metadata keeps locked."""
+        """The lock file of the one process that writes metadata."""
         return self.locks / "metadata"
 
     @property

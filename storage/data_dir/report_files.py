@@ -25,7 +25,7 @@ from storage.data_dir.layout import Layout
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 MAX_REPORT_BYTES: Final = 64 * 1024 - 8
-"""Largest size of a report."""
+"""Largest size of a report: 64 KiB without the header."""
 _FILE_BYTES: Final = 16 * 1024
 """Disk space that a new file gets at once. A longer report needs more, which a full disk may not have."""
 _HEADER_BYTES: Final = 8

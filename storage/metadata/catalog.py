@@ -23,8 +23,7 @@ ANY_ACTOR = ""
 
 
 class CommitObserver(Protocol):
-    """Its methods are called for the changes of the metadata, to measure them. They return at once and raise
-    nothing."""
+    """Measures the changes of the metadata. Its methods must return at once and raise nothing."""
 
     def on_queued(self, change: Future[Any]) -> None:
         """Called on the event loop for each change. `change` is done when the change is committed or has failed."""
@@ -97,8 +96,8 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether the blob would have no link left if `drop_link` deleted every link of the blob that it can delete now. True
-    for only one of these links, so that a sum over all links counts the blob once."""
+    whether the blob would have no link left after `drop_link` had deleted all links of the blob that it can delete now.
+    True for only one of these links, so that a sum over all links counts the blob once."""
 
     is_dropped: bool
     frees_blob: bool

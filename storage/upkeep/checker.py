@@ -221,7 +221,7 @@ class _Check:
 
     async def _has_digest(self, blob: StoredBlob, size: int, version: str | None) -> bool:
         """Returns whether the stored bytes have the digest of the blob. `size`: the number of stored bytes. Returns
-        False if the bytes do not have the version `version` any more."""
+        False if the bytes do not have the version `version` (`BlobStore.version`) any more."""
         try:
             check = await self._blobs.check(blob.digest, size, blob.place, self._report_read)
         except BytesMissing:
@@ -229,7 +229,8 @@ class _Check:
         return check.problem is None and check.version == version
 
     async def _correct_size(self, problem: Problem, blob: StoredBlob, size: int, version: str | None) -> None:
-        """Corrects the recorded size, unless the bytes do not have the version `version` any more."""
+        """Corrects the recorded size, unless the bytes do not have the version `version` (`BlobStore.version`) any
+        more."""
         async with self._locks.hold(blob.digest):
             is_same = await self._blobs.version(blob.place) == version
             is_done = is_same and await self._consistency.set_size(blob.digest, blob.place, size)

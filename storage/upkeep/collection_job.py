@@ -23,25 +23,25 @@ def collection_work(collector: Collector) -> Work:
 
     Each removal is a step, `removed` or in a dry run `would be removed`, with the fields `kind`, `repository`, `item`,
     `bytes` and `reason`. The result has the totals for each kind and the number of freed bytes; after a dry run also
-    the first `MAX_RECORDS` removals. The job can be stopped after each removal; the next round removes the rest. So a
-    server that continues the job after a restart starts a new round."""
+    the first `MAX_RECORDS` removals. The job can be stopped after each removal; the next round removes the remaining
+    garbage. So a server that continues the job after a restart starts a new round."""
 
     async def collect(context: JobContext) -> JSON:
         dry_run = bool(context.job.arguments.get("dry_run", False))
         all_shards = bool(context.job.arguments.get("strays", False))
         records: list[dict[str, Any]] = []
-        count = freed = 0
+        count = freed_bytes = 0
 
         async def on_removal(removal: Removal) -> None:
-            nonlocal count, freed
+            nonlocal count, freed_bytes
             count += 1
-            freed += removal.size
+            freed_bytes += removal.size
             record = as_json(removal)
             context.step("would be removed" if dry_run else "removed", **record)
             if dry_run and len(records) < MAX_RECORDS:
                 records.append(record)
             verb = "found" if dry_run else "removed"
-            await context.report(count, unit="things", message=f"{verb} garbage of {freed} bytes")
+            await context.report(count, unit="things", message=f"{verb} garbage of {freed_bytes} bytes")
 
         await context.report(0, unit="things", message="looking for garbage", save_now=True)
         report = await collector.collect(on_removal, dry_run=dry_run, all_shards=all_shards)

@@ -72,7 +72,7 @@ class _Round:
             self.count(removal)
         if self.on_removal is not None:
             await self.on_removal(removal)
-        if self.dry_run:  # lets other tasks run; without `dry_run`, each removal does so while it waits for the disk
+        if self.dry_run:  # lets other tasks run; real removals let them run while they wait for the disk
             await asyncio.sleep(0)
 
 
@@ -176,7 +176,7 @@ class Collector:
 
     def _next_shards(self) -> Iterable[int]:
         """Yields the numbers of the next shards to list. If a round takes only some of these numbers, the next round
-        lists the rest."""
+        begins with the remaining ones."""
         for _ in range(SHARDS_PER_ROUND):
             shard, self._next_shard = self._next_shard, (self._next_shard + 1) % self._blobs.shard_count
             yield shard

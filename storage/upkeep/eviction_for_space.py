@@ -20,14 +20,15 @@ from storage.leases import Leases
 from storage.upkeep.collector import Collector
 
 PAUSE_SLOT: Final = "pause of evictions for free space"
-"""Name of a slot. The process that has begun a pause holds the slot until the pause ends. So the evictors of all
+"""Name of a slot (a permit that one process at a time can hold). The process that has begun a pause holds the slot
+until the pause ends. So the evictors of all
 processes see that there is a pause, and do not evict for free space."""
 EFFECTIVE_FRACTION: Final = 0.25
 """If the free space grows by less than this fraction of the evicted bytes, the eviction had no effect. The fraction is
 less than 1, because clients and mirrors write to the disk at the same time."""
 SETTLE_SECONDS: Final = 60.0
-"""Time after which a file system has freed the blocks of removed files. btrfs does so with the next commit, which is
-every 30 s (btrfs(5), "commit")."""
+"""Time after which a file system has freed the blocks of removed files. btrfs frees them with its next commit, which
+happens every 30 s (btrfs(5), "commit")."""
 FIRST_PAUSE_SECONDS: Final = 300.0
 LONGEST_PAUSE_SECONDS: Final = 86_400.0
 PAUSE_FACTOR: Final = 4
@@ -47,10 +48,10 @@ class FreeSpaceGoal:
         self._target = target
         self._free_at_start = self._free()
         self._freed_bytes = 0
-        """By how much the free space has grown during the removals. Leaves out what others write between the
-        removals."""
+        """By how many bytes the free space has grown during the removals. Ignores changes between the removals, such as
+        writes of other programs."""
         self.evicted_bytes = 0
-        """Size of the blobs that lost their last link by this eviction."""
+        """Size of the blobs that no repository has any more because of this eviction."""
         self.is_blocked = False
         """Whether the eviction ended because a backup holds back the removal of blobs."""
 
@@ -61,7 +62,7 @@ class FreeSpaceGoal:
         return self.is_blocked or self.evicted_bytes >= lacking_bytes or self._free() >= self._target
 
     async def free_blobs(self, size: int) -> None:
-        """Frees the blobs without a link, and adds `size` to the evicted bytes."""
+        """Frees the blobs that no repository has any more, and adds `size` to the evicted bytes."""
         free_before = self._free()
         await self._collector.free_unlinked_blobs()
         self._freed_bytes += max(0, self._free() - free_before)
@@ -95,8 +96,8 @@ class EvictionPause:
         self._slot = AsyncExitStack()
         self._goal: FreeSpaceGoal | None = None
         """The goal of the eviction that had no effect; None: this process has not begun a pause."""
-        self._begun = 0.0
-        self._seconds = FIRST_PAUSE_SECONDS
+        self._begun = 0.0  # when this process began the pause, in seconds of `monotonic`
+        self._seconds = FIRST_PAUSE_SECONDS  # length of the current or next pause
         self._is_logged = False
 
     def is_running(self) -> bool:
@@ -104,7 +105,7 @@ class EvictionPause:
         return self._leases.are_slots_held(PAUSE_SLOT, 1)
 
     async def note(self, goal: FreeSpaceGoal) -> None:
-        """Begins a pause if the eviction with this goal had no effect. If it had one, makes the next pause short
+        """Begins a pause if the eviction with this goal had no effect. If it had an effect, makes the next pause short
         again. Does nothing if a backup ended the eviction."""
         if goal.is_blocked:
             return

@@ -5,7 +5,8 @@ that this registry mirrors), or of all upstreams together, may have. If a budget
 at most `TARGET_FRACTION` of the budget is used. The free space of the disk has a low and a high mark: if less than the
 low mark is free, images are evicted until the high mark is reached (module `storage.upkeep.eviction_for_space`).
 
-The bytes of blobs that nothing uses any more are freed at once, except while a backup holds them back.
+The bytes of blobs that nothing uses any more are freed at once, except while a backup holds them back. A *link* is the
+right of a repository to serve a blob.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ log = logging.getLogger("storage.eviction")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The largest number of bytes in the scope `scope` (`storage.usage`), which counts the content of `upstreams`."""
+    """The largest number of bytes in the scope `scope` (a set of repositories, `storage.usage`), which counts the
+    content of `upstreams`."""
 
     scope: str
     upstreams: tuple[str, ...]
@@ -126,7 +128,7 @@ class Evictor:
         self._wake_up = asyncio.Event()
         self._pause = EvictionPause(leases, monotonic)
         self._warned_at: dict[str, float] = {}  # when each warning was logged last, by its text
-        self._no_unused_links_until = float("-inf")
+        self._no_unused_links_until = float("-inf")  # `_drop_unused_links` searches no earlier; seconds of `monotonic`
 
     def check_soon(self) -> None:
         """Makes `run` check the limits at once. Called after content was stored."""

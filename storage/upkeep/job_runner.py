@@ -101,7 +101,7 @@ class JobRunner:
         self._leases = leases
         self._works = works
         self._holder = f"server process {os.getpid()}"
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}  # by kind of the job that the task runs
         self._takes_jobs = True
         self.on_ended: Callable[[str, JobState], None] = lambda *_: None
         """Called with the kind of a job and the state in which it ended. Returns at once and raises nothing."""

@@ -29,8 +29,8 @@ log = logging.getLogger("storage.pulls")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
 """For a repository name as clients write it, returns three things, of which the recorder uses the last two: the
-registry that serves the repository, its stored name, and the name of its upstream registry (None: it is hosted). Raises
-NameUnknown, NameInvalid."""
+registry that serves the repository, its *stored name* (its name in the store), and the name of its upstream registry
+(None: it is hosted). Raises NameUnknown, NameInvalid."""
 
 
 class PullRecorder:
@@ -76,7 +76,7 @@ class PullRecorder:
                 logged_error = ""
             except Exception as error:
                 raise_if_cancelled()
-                if logged_error != (logged_error := str(error)):
+                if logged_error != (logged_error := str(error)):  # logs an error that repeats only once
                     log_round_error(log, "cannot store when images were last pulled", error)
                 # While a batch is being stored, new pulls may fill the dictionary again and set the event. Without this
                 # pause, the next attempt would then follow immediately.

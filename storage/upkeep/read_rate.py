@@ -14,7 +14,7 @@ PAUSE_SECONDS: Final = 1.0
 """Longest sleep. A longer wait consists of several sleeps."""
 MIN_PAUSE_SECONDS: Final = 0.001
 """A wait ends when less than this time is left of it, because a sleep usually takes longer than that. The next call
-waits for the rest."""
+waits for the remaining time."""
 
 
 class ReadRate:

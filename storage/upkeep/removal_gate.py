@@ -1,12 +1,12 @@
 """Prevents the removal of blobs while a backup copies them.
 
-A backup copies the metadata first and then the blobs that the copy names. A blob whose last link is deleted meanwhile
-must stay until it is copied. So the garbage collector removes blobs only while it holds one of the *removal slots*. A
-backup takes all of these slots before it copies the metadata, and holds them until the last blob is copied. A slot is
-free again as soon as its process dies, so a backup that was killed prevents no removals.
+A backup copies the metadata first and then the blobs that the copy names. A blob that loses its last repository
+meanwhile must stay until it is copied. So the garbage collector removes blobs only while it holds one of the *removal
+slots*. A backup takes all of these slots before it copies the metadata, and holds them until the last blob is copied. A
+slot is free again as soon as its process dies, so a backup that was killed prevents no removals.
 
-While a backup waits for the rest of the slots, no collector gets another one. So the backup waits until the present
-batches of the collectors end, and not for all of their garbage.
+While a backup waits for the remaining slots, no collector gets another slot. So the backup waits until the current
+batches of the collectors end, and not until they have removed all garbage.
 
 It would not suffice if the collector checked whether a backup is running: the backup could begin between the check and
 the removal.
@@ -26,7 +26,7 @@ SLOT_COUNT: Final = 16
 KEPT_FREE: Final = SLOT_COUNT // 2
 """Number of slots that must stay free when a garbage collector takes one. So at most half of the slots are in use when
 a backup starts, and the backup takes the other half at once. Then no collector can begin another removal, even if all
-running ones end before the backup looks again."""
+running removals end before the backup polls again."""
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:

@@ -76,7 +76,7 @@ class Scrubber:
         self._on_damaged = on_damaged
         self._on_scrubbed = on_scrubbed
         self._damaged_in_a_row = 0
-        self._read_of_blob = 0
+        self._read_bytes_of_blob = 0
         """Number of bytes of the current blob that were read."""
         self._new_in_quarantine = 0
         """Largest number of bytes that may have been added to the quarantine since it was last shrunk."""
@@ -132,14 +132,14 @@ class Scrubber:
 
     async def _check_blob(self, blob: StoredBlob) -> None:
         """Checks one blob, and counts it as checked."""
-        self._read_of_blob = 0
+        self._read_bytes_of_blob = 0
         problem = await self._quarantine.check(blob, self._count_reading, self._note_second_read)
         if problem is not None:
-            await self._tell_damage(blob, problem)
+            await self._report_damage(blob, problem)
         else:
             self._damaged_in_a_row = 0
         so_far = self._round
-        self._read_of_blob = 0
+        self._read_bytes_of_blob = 0
         self._round = replace(
             so_far,
             after_blob=blob.row,
@@ -154,7 +154,7 @@ class Scrubber:
                 "`entrepot scrub --keep-going`"
             )
 
-    async def _tell_damage(self, blob: StoredBlob, problem: str) -> None:
+    async def _report_damage(self, blob: StoredBlob, problem: str) -> None:
         """Reports a damaged blob, and the repositories that have it. `problem`: what is wrong with its bytes."""
         self._damaged_in_a_row += 1
         holders = await self._damage.holders(blob.digest, MAX_REPORTED_HOLDERS)
@@ -193,7 +193,7 @@ class Scrubber:
 
     async def _count_reading(self, count: int) -> None:
         """Counts `count` bytes of a blob that were read, and waits until the rate allows more."""
-        self._read_of_blob += count
+        self._read_bytes_of_blob += count
         self._on_scrubbed(count)
         await self._rate.wait(count, self._save_progress)
 
@@ -211,7 +211,7 @@ class Scrubber:
         self._saved_at = now
         await self._damage.save_round(self._round)
         total_bytes = self._round.total_bytes
-        done_bytes = min(self._round.size + self._read_of_blob, total_bytes)
+        done_bytes = min(self._round.size + self._read_bytes_of_blob, total_bytes)
         await self._context.report(
             done_bytes, total=total_bytes, unit="bytes", message="reading content", save_now=True
         )

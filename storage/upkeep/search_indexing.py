@@ -39,7 +39,8 @@ SLOT: Final = "search index"
 CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
 CHECKS_PER_LOOK_AGAIN: Final = 300
-"""Number of these checks after which the manifests whose labels could not be read completely are read again."""
+"""Number of checks, one every `CHECK_SECONDS`, after which the indexer again reads the manifests whose labels it could
+not read completely."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
@@ -144,7 +145,7 @@ class SearchIndexer:
 
     async def _read(self, row: BlobRow) -> bytes:
         """Returns the bytes of a blob. Raises BytesMissing, also if the file cannot be read, so that one damaged file
-        does not keep the rest of the content out of the index."""
+        does not keep other content out of the index."""
         try:
             async with aclosing(await self._blobs.open(row.digest, row.size, row.place, None)) as reader:
                 if reader.data is not None:
@@ -166,6 +167,7 @@ async def _read_lines(document: bytes, *names: str) -> Mapping[str, str]:
 
 
 def _lines_in(document: bytes, *names: str) -> Mapping[str, str]:
+    """Does what `_read_lines` does, but blocks. Returns no labels if the document cannot be parsed."""
     try:
         value = load_bounded(document) if document else None
     except (ValueError, RecursionError):

@@ -293,9 +293,9 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
     if link is None:
         remove_from_collect_queue(db, entry.repository, entry.digest)
         return False
-    blob, needed = link
-    if needed > before:
-        queue_for_collection(db, entry.repository, entry.digest, needed)
+    blob, last_used = link
+    if last_used > before:
+        queue_for_collection(db, entry.repository, entry.digest, last_used)
         return False
     if not deleted_manifests.drop_of_repository(db, entry.repository, before):
         return False

@@ -114,7 +114,7 @@ class CommitThread:
         """Data versions before and after this thread's last commit that changed no rights, for `has_same_rights`."""
         self._queue: queue.SimpleQueue[_PendingChange | None] = queue.SimpleQueue()
         self._wal = WriteAheadLog(layout.metadata, system, reserve)
-        self._fsync_enabled: bool | None = None
+        self._fsync_enabled: bool | None = None  # None: `_set_fsync` was not called yet
         self._log_name_is_durable = False
         opened: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, args=(opened,), name="metadata", daemon=True)
@@ -155,7 +155,7 @@ class CommitThread:
         thread runs this method."""
         try:
             db = connect(self._layout.metadata)
-            lock = self._system.open(self._layout.metadata_lock, os.O_RDWR | os.O_CREAT)
+            lock_fd = self._system.open(self._layout.metadata_lock, os.O_RDWR | os.O_CREAT)
         except BaseException as error:
             opened.set_exception(error)
             return
@@ -166,7 +166,7 @@ class CommitThread:
             while batch := self._next_batch():
                 try:
                     queued_at = time.monotonic()
-                    with Flock(lock):
+                    with Flock(lock_fd):
                         locked_at = time.monotonic()
                         self._commit_with_reserve(db, batch)
                     self._observer.on_commit(len(batch), locked_at - queued_at, time.monotonic() - locked_at)
@@ -182,11 +182,11 @@ class CommitThread:
                 for pending in batch:
                     pending.deliver()
                 if self._wal.is_long:
-                    self._lock_and_checkpoint(db, lock)
+                    self._lock_and_checkpoint(db, lock_fd)
         finally:
-            self._close_gaps(db, lock)
+            self._close_gaps(db, lock_fd)
             db.close()
-            os.close(lock)
+            os.close(lock_fd)
 
     def _next_batch(self) -> list[_PendingChange]:
         """Waits for a change. Returns a batch of this change and the changes that are queued behind it, at most
@@ -322,21 +322,21 @@ class CommitThread:
         if table == RIGHTS_TABLE:
             self._rights_changed = True
 
-    def _close_gaps(self, db: apsw.Connection, lock: int) -> None:
+    def _close_gaps(self, db: apsw.Connection, lock_fd: int) -> None:
         """Closes the gaps of the log before the thread ends, because other processes may not know of them. Logs errors
         instead of raising them."""
         if not self._wal.may_have_gaps:
             return
         try:
-            with Flock(lock):
+            with Flock(lock_fd):
                 self._wal.close_gaps_at_end(db)
         except Exception as error:
             log.error("the metadata is not stored completely after an error of the disk: %s", error)
 
-    def _lock_and_checkpoint(self, db: apsw.Connection, lock: int) -> None:
-        """Locks the file `lock` and runs a checkpoint. Logs errors of both steps instead of raising them."""
+    def _lock_and_checkpoint(self, db: apsw.Connection, lock_fd: int) -> None:
+        """Locks the file `lock_fd` and runs a checkpoint. Logs errors of both steps instead of raising them."""
         try:
-            with Flock(lock):
+            with Flock(lock_fd):
                 self._wal.shorten(db)
         except Exception as error:
             log.warning(CHECKPOINT_FAILED, error, exc_info=error)

@@ -65,7 +65,8 @@ SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT coalesce(s
 _REMAINING = """
 SELECT upstream, remaining FROM upstream_allowance WHERE remaining IS NOT NULL AND at > ?1 AND at <= ?2
  ORDER BY upstream"""
-"""The reports about rate limits after the time ?1. ?2: a later report was stored before the clock was set back."""
+"""The upstreams' reports about their rate limits after the time ?1. Leaves out reports after the time ?2, because they
+were stored while the clock was ahead."""
 REMAINING_VALID_SECONDS = 3600.0
 """Age in seconds at which an upstream's last report about its rate limit is out of date."""
 
@@ -171,9 +172,8 @@ class SqliteInventory:
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root`, its children and referrers, and recursively their
         children and referrers. Leaves out manifests that have a tag or that a remaining index lists."""
-        # An index can have tens of thousands of children, and many indexes can list the same children. So these are
-        # dictionaries, and a manifest that an index lists waits until that index is removed, if it ever is. Thus each
-        # reference is read only once.
+        # An index can have tens of thousands of children, and many indexes can list the same children. To read each
+        # reference only once, a manifest that a remaining index lists waits in `waiting` until that index is removed.
         removed: dict[int, None] = {}  # keeps the order
         waiting: dict[int, list[int]] = {}  # by index: the manifests that stay unless the index is removed
         checked_indexes = {root: 0}  # by found manifest: no remaining index up to this row id lists it

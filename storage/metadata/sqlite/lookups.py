@@ -68,8 +68,9 @@ SELECT m.digest, m.media_type, m.size,
        iif(octet_length(m.annotations) <= {MAX_ANNOTATIONS_BYTES}, octet_length(m.annotations), 0), m.id
   FROM repository r JOIN manifest m ON m.repository = r.id
  WHERE r.name = ?1 AND m.subject = ?2 AND m.digest > ?3 AND m.size > 0"""
-"""Returns NULL for an artifact type that is too long, and the length 0 for annotations that are too long. Earlier
-versions of this registry accepted such manifests. Leaves out damaged manifests, whose size is 0."""
+"""Returns NULL for an artifact type that is too long (a character has at most 4 bytes), and the length 0 for too long
+annotations. Earlier versions of this registry accepted such manifests. Leaves out damaged manifests, whose size is
+0."""
 _REFERRERS = _REFERRER + " ORDER BY m.digest LIMIT ?4"
 _REFERRERS_OF_TYPE = _REFERRER + " AND m.artifact_type = ?5 ORDER BY m.digest LIMIT ?4"
 _ANNOTATIONS = "SELECT CAST(annotations AS BLOB) FROM manifest WHERE id = ?"
@@ -117,7 +118,7 @@ def _manifest_row(
 ) -> tuple[Any, ...]:
     """Returns the row of a manifest. If `reference` is a tag, finds it with the first of the two statements; if it is a
     digest, with the second. Raises ManifestUnknown."""
-    sql = sql_by_tag_and_by_digest[isinstance(reference, Digest)]
+    sql = sql_by_tag_and_by_digest[isinstance(reference, Digest)]  # False is the index 0, True is 1
     row: tuple[Any, ...] | None = db.execute(sql, (repo, reference)).get
     if row is None:
         raise ManifestUnknown(f"{repo} has no manifest {reference}")

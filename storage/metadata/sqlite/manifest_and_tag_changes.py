@@ -29,9 +29,9 @@ from storage.tag_history import not_restorable
 from storage.tag_rules import IsImmutable, immutable_delete_denied, immutable_tag_denied, nothing_immutable
 
 PUSH_TIME_STEP_SECONDS: Final = 60.0
-"""Retention keeps a manifest for some time after its last push, so the manifest's row has the time of this push. If a
-push follows less than this many seconds later, the row keeps the earlier time. So a client that pushes many tags of a
-manifest does not write its row each time."""
+"""A push changes the time of the last push in the manifest's row only if the stored time differs by more than this
+number of seconds. So a client that pushes many tags of a manifest does not write its row each time. (Retention keeps a
+manifest for some time after its last push.)"""
 _BLOBS_NOT_IN_REPOSITORY = """
 SELECT value FROM json_each(?2)
  WHERE NOT EXISTS (
@@ -152,9 +152,9 @@ def _store_manifest(
     db: apsw.Connection, repository: int, manifest: Manifest, now: float, *, is_push: bool = False
 ) -> tuple[int, bool]:
     """Stores the manifest, and the digests that it refers to. If the repository already has the manifest, only updates
-    its media type, or, if the manifest is damaged, stores its body again. `is_push`: a client pushes the manifest, so
-    this also becomes the time of its last push. Returns the manifest's row id, and True if the manifest is new to the
-    repository."""
+    its media type, or, if the manifest is damaged, stores its body again. `now`: becomes the time of the last push if
+    the manifest is new to the repository, or if `is_push` says that a client pushes it. Returns the manifest's row id,
+    and whether the manifest is new to the repository."""
     existing_row = db.execute(
         "SELECT id, media_type, size, pushed FROM manifest WHERE repository = ? AND digest = ?",
         (repository, manifest.digest),

@@ -4,6 +4,9 @@ A manifest can have millions of tags, and all other changes of all processes wai
 a manifest are deleted in *portions*, each in a transaction of its own. The last transaction deletes the remaining tags
 and the manifest. If the process dies between two portions, the manifest is still there and has fewer tags.
 
+A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest, directly or through
+other indexes. A manifest that an immutable tag needs is not deleted.
+
 Each function that takes `db` runs inside a transaction on this connection. `by` is the client for which the manifest is
 deleted, `now` the time in seconds since 1970. `repo` is the name of a repository, `repository` its row id.
 """
@@ -38,9 +41,9 @@ MAX_TAGS_PER_TRANSACTION: Final = 500
 """Largest number of tags that one transaction deletes. This takes about 5 ms, or 50 ms if a webhook gets an event for
 each tag. Other changes wait that long."""
 _MAX_TAGS_WITHOUT_LOCK: Final = 64
-"""A manifest that more tags than this point at, or need, is deleted while no other such manifest is deleted in the
-process. Otherwise hundreds of deletions could share one transaction, which would take long. One push sets up to 64
-tags, too."""
+"""A manifest that more than this number of tags need is deleted while the process holds a lock, so that it deletes only
+one such manifest at a time. Otherwise hundreds of deletions could share one transaction, which would take long. The
+number is that of the tags that one push can set."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
 _FIRST_TAGS: Final = """
@@ -60,8 +63,7 @@ WITH RECURSIVE needing (id, repository, digest) AS (
     FROM needing n JOIN manifest_child c ON c.repository = n.repository AND c.digest = n.digest
     JOIN manifest m ON m.id = c.manifest)
 SELECT t.name FROM needing n CROSS JOIN tag t ON t.manifest = n.id"""
-"""Finds the tags of a manifest, and the tags of all indexes that contain it, directly or through other indexes. With
-CROSS JOIN, SQLite does not read all tags of the store."""
+"""Finds the tags that need a manifest. With CROSS JOIN, SQLite does not read all tags of the store."""
 _QUEUE_UNREFERENCED_BLOBS: Final = """
 INSERT INTO collect_queue (repository, digest, since)
 SELECT ?1, g.digest, ?3 FROM manifest_blob g
@@ -85,7 +87,8 @@ class _Target:
 
     @classmethod
     def find(cls, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> _Target:
-        """Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such manifest."""
+        """Finds the manifest. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such
+        manifest."""
         repository = lookups.repository_id(db, repo)
         row_id = db.execute("SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get
         if row_id is None:
@@ -201,10 +204,9 @@ class ManifestDeletion:
         return self._refuse_immutable(db, sql, target.manifest_id, _MAX_TAGS_WITHOUT_LOCK + 1) <= _MAX_TAGS_WITHOUT_LOCK
 
     def _check_changes(self, db: apsw.Connection, target: _Target) -> bool:
-        """Checks the tags that were set after the entry `_checked_to` of the tag history. No other tag can have come to
-        need the manifest since then: an immutable tag that points at an index keeps all that the index lists, so a
-        manifest between the two cannot have been missing. Returns False if there are too many such tags. Raises
-        Denied."""
+        """Checks the tags that were set after the entry `_checked_to` of the tag history. Older tags need no second
+        check: an immutable tag keeps all manifests below its index, so no push can add a missing index between such a
+        tag and this manifest. Returns False if too many tags were set. Raises Denied."""
         if self._is_immutable is nothing_immutable:
             return True
         rows: list[Any] = db.execute(_SET_TAGS, (self._checked_to, target.repository, _MAX_CHANGED_TAGS + 1)).fetchall()
@@ -243,7 +245,8 @@ def delete_manifest(
     ManifestUnknown if it has no such manifest. The caller makes sure that the manifest has only a few tags, and that no
     immutable tag needs it."""
     target = _Target.find(db, repo, digest)
-    _delete(db, target, target.first_tags(db, -1), by, now, restorable, action)
+    all_tags = target.first_tags(db, -1)  # -1: no limit
+    _delete(db, target, all_tags, by, now, restorable, action)
 
 
 def delete_excess_tags(

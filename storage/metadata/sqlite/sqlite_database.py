@@ -86,7 +86,8 @@ class SqliteDatabase:
         searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # of tags and jobs for people
         deliveries = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # of events to webhooks
-        # The readers close before the writer, because it may have to empty the log at its end. It uses `version`.
+        # The readers close before the writer, because the writer may have to empty the log at its end. The writer uses
+        # `version` until it has closed.
         self._parts_in_closing_order = scans, checks, searches, lists, deliveries, shared_reads, writer, version
         self.immutable = immutable
         self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)

@@ -64,7 +64,7 @@ whose `subject` field has the digest of that manifest."""
 _MAX_REFERRERS_BYTES_ON_LOOP: Final = 64 * 1024
 """Approximate size in bytes above which a page of referrers is not read on the event loop."""
 _LOOKUPS_ON_LOOP: Final = 4
-"""Number of rows that may be looked up one by one on the event loop."""
+"""Largest number of rows that are looked up one by one on the event loop."""
 _LOOKUPS_IN_THREAD: Final = 500
 """Number of rows that one call in the thread looks up one by one. This takes about 5 ms."""
 _HEALED: Final = "the damaged blob %s is whole again: its bytes were stored for %s"

@@ -69,6 +69,7 @@ WITH RECURSIVE tree (id) AS (
          JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
         LIMIT ?2)
 SELECT json_group_array(id), count(*) FROM tree"""
+"""The row ids of the manifests in the tree of the manifest ?1 (`_FactsReader`), at most ?2."""
 _PULLS: Final = """
 SELECT max(iif(pulls > 0, last, NULL)), coalesce(sum(pulls), 0) FROM manifest_pull
  WHERE manifest IN (SELECT value FROM json_each(?1))"""
@@ -79,6 +80,8 @@ WITH named AS (
        SELECT DISTINCT b.id, b.size FROM named n JOIN blob b ON b.digest = n.digest AND b.place <> ''
          JOIN blob_link l ON l.repository = n.repository AND l.blob = b.id)
 SELECT (SELECT count(*) FROM named), (SELECT coalesce(sum(size), 0) FROM stored)"""
+"""Reads at most ?2 references of the manifests ?1 (JSON) to blobs. Returns the number of references that it read, and
+the total size of the stored blobs, each counted once."""
 _NEXT_TYPE: Final = """
 SELECT min(artifact_type) FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type > ?3"""
 _MAX_BUNDLE_ANNOTATIONS: Final = 8 * 1024
@@ -90,6 +93,8 @@ SELECT DISTINCT ifnull(json_extract(annotations, '$."{BUNDLE_PREDICATE}"'), '') 
     FROM manifest WHERE repository = ?1 AND subject = ?2 AND artifact_type >= ?3 AND artifact_type < ?4
    LIMIT {_MAX_REFERRERS})
  ORDER BY 1"""
+"""The different predicate types of the Sigstore bundles whose subject is ?2: an empty text for a bundle without one,
+`UNKNOWN_PREDICATE` for a bundle whose annotations are too long. Artifact types of bundles lie between ?3 and ?4."""
 _REFERRER_TAGS: Final = f"""
 SELECT substr(name, ?4) FROM tag WHERE repository = ?1 AND name > ?2 AND name < ?3 LIMIT {_MAX_REFERRERS}"""
 _TAGS_OF: Final = f"SELECT name FROM tag WHERE manifest = ?1 ORDER BY name LIMIT {MAX_TAGS_OF_MANIFEST}"
@@ -162,7 +167,7 @@ class SqliteTagListing:
         elif order is TagOrder.SIZE and (sizes := _sizes(db, repository, query, reader)) is not None:
             positions = _by_size(sizes, query, after, limit + 1)
         else:
-            if order is TagOrder.SIZE:  # `_sizes` has used up the limits of the first reader
+            if order is TagOrder.SIZE:  # too many tags to sort by size; `_sizes` has used up the first reader's limits
                 reader = _FactsReader(db, repository)
             order = TagOrder.NAME
             positions = _by_name(db, repository, query, after, limit + 1)
@@ -224,6 +229,7 @@ class _FactsReader:
         self._repository = repository
         self._remaining_rows = _MAX_BLOB_ROWS
         self._remaining_manifests = MAX_READ_MANIFESTS
+        # Results of `_tree`, `stored_bytes` and `manifest`, by row id of the manifest
         self._trees: dict[int, tuple[str, bool]] = {}
         self._sizes: dict[int, int | None] = {}
         self._manifests: dict[int, ManifestFacts | None] = {}
@@ -267,12 +273,12 @@ class _FactsReader:
         )
 
     def stored_bytes(self, row_id: int) -> int | None:
-        """Returns the size of the stored blobs of a tree; None if the tree is too large."""
+        """Returns the total size of the stored blobs of a tree; None if reading the tree would exceed a limit."""
         if row_id not in self._sizes:
-            self._sizes[row_id] = self._add_up(row_id)
+            self._sizes[row_id] = self._read_stored_bytes(row_id)
         return self._sizes[row_id]
 
-    def _add_up(self, row_id: int) -> int | None:
+    def _read_stored_bytes(self, row_id: int) -> int | None:
         tree, is_complete = self._tree(row_id)
         if not is_complete:
             return None
@@ -311,6 +317,7 @@ class _FactsReader:
         )
 
     def _referrer_tags(self, digest: str) -> tuple[str, ...]:
+        """Returns the texts after the digest in the names of the manifest's referrer tags, such as `.sig`."""
         prefix = digest.replace(":", "-", 1)
         # In byte order, "/" follows ".".
         rows = _rows(self._db, _REFERRER_TAGS, self._repository, f"{prefix}.", f"{prefix}/", len(prefix) + 1)

@@ -7,7 +7,7 @@
   repository, if the mirror downloaded it for this repository, or if the upstream reported that its repository has the
   blob.
 - A *bad sender* is an endpoint that sent *corrupt* bytes for a blob: bytes that do not have the blob's digest. The
-  store counts how often each endpoint did so.
+  store counts how often each endpoint sent corrupt bytes for a blob.
 - An *allowance* is the rate limit that an upstream stated.
 """
 
@@ -40,11 +40,12 @@ MAX_PARSED_BYTES = 256 * 1024
 """Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because the
 manifests are parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Largest number of references to a blob that `referring_manifests` reads. It reads those of the manifests with the
-highest row ids, and selects the newest manifests among them."""
+"""Largest number of references to a blob that `referring_manifests` reads: the references of the manifests with the
+highest row ids. It selects the newest of these manifests."""
 _DELETE_SURPLUS_TOKENS = """
 DELETE FROM upstream_token WHERE key IN (
     SELECT key FROM upstream_token WHERE key <> ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)"""
+"""Keeps the token ?1 and, of the other tokens, the ?2 that expire last (LIMIT -1: no limit)."""
 _REFERRING_MANIFESTS = """
 SELECT m.id, m.size, m.media_type, m.digest
   FROM repository r JOIN manifest m ON m.id IN (

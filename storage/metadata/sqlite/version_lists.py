@@ -29,11 +29,11 @@ _HAS_CHANGED: Final = "SELECT 1 FROM tag_history NOT INDEXED WHERE id > ? AND re
 
 @dataclass(slots=True)
 class _VersionList:
-    """The names of a repository's tags in the order of versions. `entry`: the id of the newest entry in the tag
-    history when they were read. Each change of a tag adds an entry."""
+    """The names of a repository's tags in the order of versions. `newest_entry`: the id of the newest entry in the tag
+    history when the list was last known to be current. Each change of a tag adds an entry."""
 
     names: Sequence[str]
-    entry: int
+    newest_entry: int
 
 
 class VersionLists:
@@ -65,12 +65,13 @@ class VersionLists:
         return matching
 
     def _names(self, db: apsw.Connection, repository: int) -> Sequence[str]:
+        """Returns all names of the repository's tags in the order of versions, from the cache if they are current."""
         newest_entry: int = db.execute(_NEWEST_ENTRY).get
         cached_list = self._lists.pop(repository, None)
         if cached_list is None or not _is_current(db, repository, cached_list, newest_entry):
             rows: list[Any] = db.execute(_NAMES, (repository,)).fetchall()
             cached_list = _VersionList(sorted((name for (name,) in rows), key=version_key), newest_entry)
-        cached_list.entry = newest_entry
+        cached_list.newest_entry = newest_entry
         self._lists[repository] = cached_list
         while (
             len(self._lists) > 1
@@ -82,8 +83,8 @@ class VersionLists:
 
 def _is_current(db: apsw.Connection, repository: int, cached_list: _VersionList, newest_entry: int) -> bool:
     """Returns whether no tag of the repository has changed since the list was made."""
-    if newest_entry == cached_list.entry:
+    if newest_entry == cached_list.newest_entry:
         return True
-    if not 0 < newest_entry - cached_list.entry <= _MAX_NEW_ENTRIES:
+    if not 0 < newest_entry - cached_list.newest_entry <= _MAX_NEW_ENTRIES:
         return False
-    return db.execute(_HAS_CHANGED, (cached_list.entry, repository)).get is None
+    return db.execute(_HAS_CHANGED, (cached_list.newest_entry, repository)).get is None

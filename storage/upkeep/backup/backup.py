@@ -6,7 +6,7 @@ blobs (module `storage.upkeep.removal_gate`). The other order, blobs first, woul
 backup, the copied metadata would name a blob that the backup lacks.
 
 A blob that the directory has from an earlier backup is not copied again. So after an interruption, the next run copies
-only the rest. An interrupted snapshot has no manifest file; the next run replaces it by a new snapshot.
+only the remaining blobs. An interrupted snapshot has no manifest file; the next run replaces it by a new snapshot.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ async def make_backup(
         await stack.enter_async_context(copier.holding(directory.locked(holder)))
         await copier.run(directory.remove_unfinished)
         backup = _Backup(snapshots, blobs, directory, copier, options, reporter)
-        async with AsyncExitStack() as removal_stack:
+        async with AsyncExitStack() as removal_block:
             await reporter.report(message="waiting until no blob is being removed")
-            await removal_stack.enter_async_context(blob_removals_blocked(leases))
+            await removal_block.enter_async_context(blob_removals_blocked(leases))
             name = await copier.run(lambda: directory.add_snapshot(clock()))
             manifest = await backup.copy(name, clock())
         await copier.run(lambda: directory.complete_snapshot(manifest))
@@ -286,6 +286,7 @@ class _Backup:
 
 
 def _shards() -> Iterator[tuple[str, str]]:
+    """Yields the algorithm, and the first byte of the digests in hex, of each shard."""
     for algorithm in ALGORITHMS:
         for number in range(256):
             yield algorithm, f"{number:02x}"

@@ -114,7 +114,7 @@ class SnapshotManifest:
 
 def by_age(snapshots: Iterable[SnapshotManifest], now: float) -> list[SnapshotManifest]:
     """Returns the snapshots, oldest first. Snapshots whose times are in the future (`storage.future_times`) count as
-    older than all others, because nobody knows when they were made."""
+    older than all others, because it is not known when they were made."""
     return sorted(snapshots, key=lambda snapshot: (not is_future(snapshot.time, now), snapshot.name))
 
 
@@ -148,7 +148,7 @@ class BackupDirectory:
         """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on
         the directory. Raises BackupFailed if the directory contains something that is no backup."""
         make_root(self._system, self.root)
-        names = set(os.listdir(self.root)) - {"lost+found"}
+        names = set(os.listdir(self.root)) - {"lost+found"}  # a new ext4 file system contains lost+found
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
             raise BackupFailed(f"{self.root} is not empty and is no directory of backups; name a new one")
         if stat.S_IMODE(self.root.stat().st_mode) & 0o077:
@@ -208,8 +208,8 @@ class BackupDirectory:
         raise BackupFailed(f"{self.root} has too many snapshots of {time_text}")
 
     def remove_unfinished(self) -> int:
-        """Removes the snapshots that are not complete and the blobs that were being copied. Returns the number of these
-        snapshots. Call it only with the lock."""
+        """Removes the snapshots that are not complete and the blobs that were being copied. Returns the number of
+        removed snapshots. Call it only with the lock."""
         for name in os.listdir(self.incoming):
             self._system.unlink(self.incoming / name)
         unfinished = [path for path in (self.root / "snapshots").iterdir() if not (path / "manifest.json").exists()]

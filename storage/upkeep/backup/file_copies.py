@@ -205,7 +205,7 @@ class FileCopier:
 
     def _move(self, temporary: Path, final: Path) -> None:
         self._system.rename(temporary, final)
-        with suppress(FileNotFoundError):  # if both are names of one file, the rename removes none of them
+        with suppress(FileNotFoundError):  # if both are names of the same file, rename(2) does nothing
             self._system.unlink(temporary)
 
     def _link_or_clone(self, fd: int, path: Path) -> bool:

@@ -129,7 +129,7 @@ def add(
         "VALUES (?, ?, ?, 1, ?, ?, ?, ?)",
         (name, kind, hashed_password, int(admin), increment_epoch(db), now, note),
     )
-    _store_has_had_account(db)
+    _mark_has_had_account(db)
     record(db, by, now, "account.add", name, {"kind": kind, "admin": admin})
     return account(db, name)
 
@@ -237,8 +237,8 @@ def increment_epoch(db: apsw.Connection) -> int:
     return epoch
 
 
-def _store_has_had_account(db: apsw.Connection) -> None:
-    """Stores that the registry has had an account. This stays so even if the account is removed."""
+def _mark_has_had_account(db: apsw.Connection) -> None:
+    """Stores that the registry has had an account. The mark stays even if the account is removed."""
     db.execute("UPDATE access SET closed = 1 WHERE closed = 0")
 
 

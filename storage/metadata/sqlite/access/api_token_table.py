@@ -152,8 +152,9 @@ def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
 def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken) -> None:
     """Revokes refresh tokens of the account of `new_token`, a refresh token that was just added, if the account has
     more than `MAX_REFRESH_TOKENS`."""
-    latest = now + CLOCK_MARGIN_SECONDS
-    values = (new_token.account, new_token.id, MAX_REFRESH_TOKENS - 1, _REVOKED_PER_LOGIN, latest)
+    latest_right_time = now + CLOCK_MARGIN_SECONDS
+    kept_tokens = MAX_REFRESH_TOKENS - 1  # in addition to the new token
+    values = (new_token.account, new_token.id, kept_tokens, _REVOKED_PER_LOGIN, latest_right_time)
     excess = [_token(row) for row in db.execute(_EXCESS_REFRESH_TOKENS, values).fetchall()]
     for excess_token in excess:
         _delete(db, by, now, excess_token)

@@ -33,6 +33,7 @@ _COUNT_GRANTS_AND_WILD_CHARACTERS = """
 SELECT count(*), ifnull(sum(length(pattern) - star + 1) FILTER (
            WHERE star > 0 AND NOT (star = length(pattern) - 1 AND substr(pattern, -1) = '*')), 0)
   FROM (SELECT pattern, instr(pattern, '*') AS star FROM access_grant WHERE kind = ? AND name = ?)"""
+"""The number of grants of a subject, and the number of wild characters (`MOST_WILD_CHARACTERS`) in their patterns."""
 MOST_GRANTS = 5_000
 """Largest number of grants of one subject. The limit exists because a request of the subject may have to read all of
 them."""
@@ -145,8 +146,8 @@ def _check_limit(db: apsw.Connection, grant: Grant) -> None:
             f"{subject} has {MOST_GRANTS} grants, and no subject can have more; "
             "replace several of them by one with a wider pattern"
         )
-    added = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
-    if added and wild_characters + added > MOST_WILD_CHARACTERS:
+    added_characters = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
+    if added_characters and wild_characters + added_characters > MOST_WILD_CHARACTERS:
         raise AccountInvalid(
             f"the patterns of {subject} with a star before their end are too long together; "
             "grant on patterns like team/**, or to groups"

@@ -35,8 +35,9 @@ _DELETE_EXCESS = """
 DELETE FROM login_session WHERE id IN (
     SELECT id FROM login_session WHERE account = ?1 ORDER BY iif(seen <= ?2, seen, 0) DESC, created DESC, id
      LIMIT -1 OFFSET ?3)"""
-"""A session that was last used in the future counts as the oldest: the clock was set back. Otherwise such sessions
-would count as the newest, and each new session would be deleted at once."""
+"""Deletes the sessions of the account ?1, except the ?3 most recently used ones (LIMIT -1: no limit). A session with a
+last use after the time ?2 counts as the oldest, because this time was stored while the clock was ahead. Otherwise such
+sessions would count as the newest, and each new session would be deleted at once."""
 
 
 def _session(row: tuple[Any, ...]) -> LoginSession:
@@ -74,7 +75,7 @@ def sessions(db: apsw.Connection, now: float, account: AccountName) -> list[Logi
 
 def add(db: apsw.Connection, by: Actor, now: float, new: LoginSession, secret_hash: bytes) -> None:
     """Adds a session. Deletes expired sessions. If the account has more than `MOST_SESSIONS` sessions, deletes its
-    least recently used ones. Raises Unauthorized if the account has changed since the login, such as its password."""
+    least recently used ones. Raises Unauthorized if the account, such as its password, has changed since the login."""
     check_version(db, new.account, new.version)
     _delete_expired(db, now)
     db.execute(
@@ -108,8 +109,9 @@ def end_all(db: apsw.Connection, by: Actor, now: float, account: AccountName, ke
 
 
 def save_use(db: apsw.Connection, session_id: str, used_at: float) -> None:
-    """Stores that a request with the session came at the time `used_at` (seconds since 1970), unless a later use is
-    stored. If the stored use is far later, the clock was set back; then replaces it."""
+    """Stores that a request with the session came at the time `used_at` (seconds since 1970), unless a later time is
+    stored. If the stored time is later by more than `CLOCK_MARGIN_SECONDS`, it was stored while the clock was ahead.
+    Then `used_at` replaces it."""
     db.execute(
         "UPDATE login_session SET seen = ?2 WHERE id = ?1 AND (seen < ?2 OR seen > ?3)",
         (session_id, used_at, used_at + CLOCK_MARGIN_SECONDS),

@@ -81,8 +81,9 @@ _READABLE_NOW = (
                    SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = m.repository
                     WHERE b.digest = c.digest AND b.place <> '')))) ORDER BY m.id"""
 )
-"""Selects from the incomplete manifests with the row ids ?1 (JSON). Finds the manifests that are not damaged any more,
-and those whose config is now in their repository."""
+"""Selects from the incomplete manifests with the row ids ?1 (JSON). Finds the manifests that are not damaged any more
+(for a damaged manifest, `search_missing_config` has an empty digest), and those whose config is now in their
+repository."""
 _INDEX_OBJECTS = r"""
 SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search\_%' ESCAPE '\'
  ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"""
@@ -130,7 +131,7 @@ def _add_repositories(db: apsw.Connection) -> bool:
 
 
 def _add_stored_tags(db: apsw.Connection) -> bool:
-    """Adds the next tags of a store that is older than the index."""
+    """Adds the next tags that were stored before the index was created. `tag_repository` is NULL when all are added."""
     position: Any = db.execute("SELECT tag_repository, tag_name FROM search_progress").get
     if position[0] is None:
         return False
@@ -208,7 +209,7 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
 
 def _search_full_text(db: apsw.Connection) -> None:
     """Makes a small search in each full-text index. Raises apsw.SQLError or apsw.CorruptError if the index is too
-    damaged for searches. Additions to a damaged index may raise no error."""
+    damaged for searches. The search is needed because additions to a damaged index may raise no error."""
     for table in ("search_word", "search_name"):
         db.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH 'abc' LIMIT 1").fetchall()
 

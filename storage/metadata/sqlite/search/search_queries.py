@@ -81,8 +81,9 @@ SELECT r.name, b.digest, NULL, 0
        CROSS JOIN blob_link l ON l.blob = b.id AND (?4 IS NULL OR l.repository IN (SELECT value FROM json_each(?4)))
        CROSS JOIN repository r ON r.id = l.repository
  WHERE EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = l.repository AND g.digest = b.digest)"""
-"""A blob counts only in a repository that has a manifest with it: a link alone does not say that clients may get the
-blob there, because the upstream of a mirrored repository may have to confirm that first."""
+"""A blob counts only in a repository that has a manifest with it. A link (the row that lets a repository serve a blob)
+alone does not suffice: in a mirrored repository, the upstream may first have to confirm that clients may get the
+blob."""
 
 
 def repositories(
@@ -129,13 +130,13 @@ def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple
     """Yields the statements that find names, the statement with the best matches first: names that begin with the first
     word, names with a part after a slash that begins with the first word, and all other names."""
     first_word, *other_words = words
-    rights = _pattern_expression(scope.within)
+    rights_expression = _pattern_expression(scope.within)
     if len(first_word) < GROUP_CHARACTERS - 1 and not other_words:
         yield _NAMES_BEGINNING, (first_word, first_word + LAST)
     for beginning in (START_OF_NAME, "/", ""):
         expression = _groups_expression([beginning + first_word, *other_words])
         if expression:
-            yield _NAMES, (f"{expression} AND ({rights})" if rights else expression,)
+            yield _NAMES, (f"{expression} AND ({rights_expression})" if rights_expression else expression,)
 
 
 def _groups_expression(texts: Iterable[str]) -> str:
@@ -207,11 +208,11 @@ def labels(
     db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int, limit: int
 ) -> SearchPage[LabelsFound]:
     """Finds manifests by their labels and annotations."""
-    searched = list(_with_few_tokens(words))
-    if not searched:
+    searched_words = list(_with_few_tokens(words))
+    if not searched_words:
         return SearchPage([])
     scope = SearchScope.of(db, within)
-    expression = f"text : ({' AND '.join(map(_quoted, searched))})"
+    expression = f"text : ({' AND '.join(map(_quoted, searched_words))})"
     if scope.ids is not None:
         if not scope.ids:
             return SearchPage([])
@@ -223,7 +224,7 @@ def labels(
             str.__new__(RepositoryName, name),
             _digest(digest),
             None if tag is None else str.__new__(Tag, tag),
-            _shown_labels(text, searched),
+            _shown_labels(text, searched_words),
         )
         return (name, tag or digest), entry
 
@@ -273,9 +274,10 @@ def digests(db: apsw.Connection, digest: str, within: NameSet, offset: int, limi
     entries: list[DigestFound] = []
     is_complete = True
     max_entries = offset + limit + 1
-    first_digits = digits[:16]
+    first_digits = digits[:16]  # the index has only the first 16 digits of each digest
     pattern = f"{algorithm or '%'}:{digits}%"
     statements: list[tuple[str, tuple[Any, ...]]] = [
+        # "g" sorts after all hexadecimal digits.
         (_MANIFESTS, (first_digits, first_digits + "g", pattern, scope.ids_json))
     ]
     for blob_algorithm in [algorithm] if algorithm else ALGORITHMS:

@@ -86,12 +86,14 @@ class SqliteSearch:
         await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
 
     def _look(self, lookup: Callable[[apsw.Connection], T]) -> T:
+        """Runs a short lookup on the event loop."""
         try:
             return lookup(self._db)
         except apsw.Error as error:
             raise _as_registry_error(error) from error
 
     async def _search(self, lookup: Callable[[apsw.Connection], T]) -> T:
+        """Runs a lookup in the thread for searches."""
         try:
             return await self._searches.run(lookup)
         except apsw.Error as error:

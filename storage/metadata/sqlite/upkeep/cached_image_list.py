@@ -1,5 +1,6 @@
 """Lists the images of mirrored content by size or by last pull (`page`). An image is a root manifest with its children
-and referrers. The caller runs `page` in the thread for long lookups.
+and referrers. A root manifest is one that no stored index lists and whose subject is not stored. The caller runs `page`
+in the thread for long lookups.
 
 Neither the size nor the last pull of an image is stored, because both depend on all of its manifests. They are computed
 for a bounded number of images, and then sorted.
@@ -24,6 +25,7 @@ _IS_ROOT = """
 _ROOTS = f"""
 SELECT c.manifest FROM cached_manifest c JOIN manifest m ON m.id = c.manifest
  WHERE c.upstream = ?1 AND {_IS_ROOT} ORDER BY c.rank LIMIT ?2"""
+"""The root manifests of the upstream ?1. `rank` is the order in which eviction checks manifests."""
 _ROOTS_BY_NAME = f"""
 SELECT m.id FROM repository r CROSS JOIN manifest m ON m.repository = r.id CROSS JOIN cached_manifest c
        ON c.manifest = m.id
@@ -66,7 +68,7 @@ def page(
 
 
 def _roots(db: apsw.Connection, upstreams: Sequence[str], text: str) -> Iterator[int]:
-    """Yields the row ids of root manifests, at most one more than `MAX_LISTED_IMAGES`."""
+    """Yields the row ids of root manifests. If there are more than `MAX_LISTED_IMAGES`, yields one more than that."""
     remaining_roots = MAX_LISTED_IMAGES + 1
     for upstream in upstreams:
         parameters = (upstream, remaining_roots, text) if text else (upstream, remaining_roots)

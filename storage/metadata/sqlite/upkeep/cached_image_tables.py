@@ -37,9 +37,10 @@ MAX_CHECKED_MANIFESTS: Final = 20
 MAX_LINKS: Final = 200
 """Largest number of links that one transaction removes. A *link* is a row that lets a repository serve a blob."""
 QUEUE_PAGE_ROWS: Final = 5000
-"""Largest number of rows of the collect queue that one transaction reads. This takes about twenty milliseconds. Most of
-these rows may be of no use: if a manifest is deleted and then stored again, the rows of its blobs stay in the queue
-until garbage collection looks at them."""
+"""Largest number of rows of the collect queue that one transaction reads. The queue lists the links and blobs that
+garbage collection may have to remove. Reading takes about twenty milliseconds. Most of these rows may be of no use: if
+a manifest is deleted and then stored again, the rows of its blobs stay in the queue until garbage collection looks at
+them."""
 QUEUE_START: Final = (WHOLE_STORE, "\U0010ffff")
 QUEUE_END: Final = (2**63 - 1, "")
 """The positions in the collect queue before its first link and after its last one."""
@@ -134,8 +135,8 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
         return None
     if subject is not None and any(row_id not in excluded_manifests for row_id in _column(db, _SUBJECT, manifest)):
         return None
-    # An index can have ten thousand children, and other changes wait for this transaction. So these are dictionaries,
-    # which keep the order and find a key without comparing it with all others.
+    # An index can have ten thousand children, and other changes wait for this transaction. So `family` and `removable`
+    # are dictionaries, which keep the order and find a key without comparing it with all others.
     family, removable = {manifest: None}, {manifest: None}
     unvisited = deque(family)
     while unvisited:
@@ -164,8 +165,9 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
 
 
 def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now: float) -> str | None:
-    """Returns why the image must stay at the time `now`: `kept`, `frozen`, `downloading`, `incomplete` or `served`;
-    None if it may be evicted."""
+    """Returns why the image must stay at the time `now`; None if it may be evicted. The reasons: a rule keeps its
+    repository (`kept`), a frozen tag needs it (`frozen`), one of its blobs is being downloaded (`downloading`), it was
+    pulled lately and lacks a blob (`incomplete`), or a cooldown makes clients get it (`served`)."""
     family = json.dumps(image.family)
     if rules.is_kept(image.name):
         return "kept"
@@ -227,8 +229,8 @@ def _next_to_check(
     """Returns the manifest that the eviction checks next, with its upstream and rank: the one with the earliest rank
     before `started`, or else the one with the earliest rank in the future. This eviction has already checked the
     manifests with ranks between `started` and `now`. Returns None if no other manifest is left."""
-    future = max(started, now) + CLOCK_MARGIN_SECONDS
-    for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future)):
+    future_after = max(started, now) + CLOCK_MARGIN_SECONDS
+    for sql, bound in ((_LOWEST_RANK_BEFORE, started), (_LOWEST_RANK_AFTER, future_after)):
         candidates = []
         for upstream in upstreams:
             row: Any = db.execute(sql, (upstream, bound)).get
@@ -250,19 +252,19 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
     blobs: list[Any] = db.execute(_BLOBS, (json.dumps(image.removable),)).fetchall()
     for manifest in image.removable:
         digest = db.execute("SELECT digest FROM manifest WHERE id = ?", (manifest,)).get
-        # Nobody has to put an evicted manifest back, because the next pull fetches it from the upstream again. If the
+        # An evicted manifest need not be put back, because the next pull fetches it from the upstream again. If the
         # manifest were restorable, garbage collection would keep its blobs as well.
         delete_manifest(db, image.name, Digest(digest), by, now, restorable=False, action=EventAction.EVICTION)
-    freed = 0
+    freed_bytes = 0
     for blob, digest in blobs:
         if not is_referenced(db, image.repository, Digest(digest)):
             remove_link(db, image.repository, blob, Digest(digest), now)
-            freed += _unlinked_size(db, blob)
+            freed_bytes += _unlinked_size(db, blob)
     for manifest in set(image.family) - set(image.removable):
         # The manifest is an image of its own now. Its rank may be the time of an earlier eviction, so the rank is
         # computed again.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
-    return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed)
+    return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed_bytes)
 
 
 def _unlinked_size(db: apsw.Connection, blob: int) -> int:
@@ -274,32 +276,32 @@ def _unlinked_size(db: apsw.Connection, blob: int) -> int:
 def unused_links(
     db: apsw.Connection, upstreams: Sequence[str], before: float, now: float, after: QueuePosition = QUEUE_START
 ) -> tuple[list[UnusedLink], QueuePosition | None]:
-    """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue, which lists the links and blobs that garbage
-    collection may have to remove. Returns those links of repositories that mirror `upstreams` which are unused: no
-    manifest of the repository refers to the blob, and no client has used the blob in the repository between the times
-    `before` and `now`. Also returns the position to pass as `after` for the next rows; None: there are no more rows.
+    """Reads the next `QUEUE_PAGE_ROWS` rows of the collect queue. Returns the unused links of the repositories that
+    mirror `upstreams`: no manifest of the repository refers to the blob, and no client has used the blob in the
+    repository between the times `before` and `now`. Also returns the position to pass as `after` for the next rows;
+    None: there are no more rows.
 
     Returns at most `MAX_LINKS` links. If the rows have more unused links, remove the returned ones, and call again with
     the same `after`."""
-    future = now + CLOCK_MARGIN_SECONDS
+    future_after = now + CLOCK_MARGIN_SECONDS
     last_row: Any = db.execute(_END_OF_PAGE, (*after, QUEUE_PAGE_ROWS - 1)).get
-    arguments = (json.dumps(list(upstreams)), before, future, MAX_LINKS, *after, *(last_row or QUEUE_END))
+    arguments = (json.dumps(list(upstreams)), before, future_after, MAX_LINKS, *after, *(last_row or QUEUE_END))
     rows: list[Any] = db.execute(_UNUSED_LINKS, arguments).fetchall()
     return [(repository, blob, Digest(digest)) for repository, blob, digest in rows], last_row
 
 
 def drop_unused_links(db: apsw.Connection, links: Sequence[UnusedLink], before: float, now: float) -> DroppedLinks:
     """Removes the `links` that are still unused."""
-    count = freed = 0
+    count = freed_bytes = 0
     for repository, blob, digest in links:
-        needed: Any = db.execute(
+        last_used: Any = db.execute(
             "SELECT needed FROM blob_link WHERE repository = ? AND blob = ?", (repository, blob)
         ).get
-        is_unused = needed is not None and (needed <= before or needed > now + CLOCK_MARGIN_SECONDS)
+        is_unused = last_used is not None and (last_used <= before or last_used > now + CLOCK_MARGIN_SECONDS)
         if is_unused and not is_referenced(db, repository, digest):
             count += remove_link(db, repository, blob, digest, now)
-            freed += _unlinked_size(db, blob)
-    return DroppedLinks(count, freed)
+            freed_bytes += _unlinked_size(db, blob)
+    return DroppedLinks(count, freed_bytes)
 
 
 def _is_listed_only_by(db: apsw.Connection, manifest: int, *allowed: Container[int]) -> bool:

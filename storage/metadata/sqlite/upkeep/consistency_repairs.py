@@ -1,7 +1,8 @@
 """Repairs problems that a consistency check found in the metadata database (`repair`). Each repair runs in a
 transaction, which the caller commits. A repair loses no content: it deletes only rows that refer to missing rows, and
-never a manifest. If a repair leaves a link or blob unused, it puts the link or blob into the collect queue, which lists
-the links and blobs that garbage collection may have to remove."""
+never a manifest. A *link* is a row that lets a repository serve a blob. If a repair leaves a link or blob unused, it
+puts the link or blob into the collect queue, which lists the links and blobs that garbage collection may have to
+remove."""
 
 from __future__ import annotations
 

@@ -82,8 +82,8 @@ def restore_blob(db: apsw.Connection, digest: Digest, place: str, now: float) ->
 
 def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
     """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was a
-    record. Sets the time when the blob was created to `now`, because backups check the files that they have of blobs
-    that are newer than the last backup: such a file may be a hard link to the damaged bytes."""
+    record. If so, also sets the time when the blob was created to `now`. A backup checks its files of all blobs that
+    were created since the last backup, and its file of this blob may be a hard link to the damaged bytes."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False
@@ -108,20 +108,20 @@ def mark_manifest(db: apsw.Connection, manifest_id: int, now: float) -> DamagedM
     if row is None:
         return None
     repository, name, digest, media_type, size, body = row
-    repo, expected = RepositoryName(name), Digest(digest)
-    actual = digest_of(body, expected.algorithm)
-    if actual == expected:
+    repo, expected_digest = RepositoryName(name), Digest(digest)
+    actual_digest = digest_of(body, expected_digest.algorithm)
+    if actual_digest == expected_digest:
         return None
-    reason = f"its stored body has the digest {actual}"
+    reason = f"its stored body has the digest {actual_digest}"
     db.execute("UPDATE manifest SET size = 0, body = x'' WHERE id = ?", (manifest_id,))
     db.execute(
         "INSERT OR REPLACE INTO damaged_manifest (repository, digest, found, reason, size, body) "
         "VALUES (?, ?, ?, ?, ?, ?)",
         (repository, digest, now, reason, size, body),
     )
-    record_content(db, UPKEEP_ACTOR, now, "manifest.damaged", repo, expected, {"reason": reason})
-    _add_event(db, repo, expected, media_type, reason, now)
-    return DamagedManifest(repo, expected, now, reason)
+    record_content(db, UPKEEP_ACTOR, now, "manifest.damaged", repo, expected_digest, {"reason": reason})
+    _add_event(db, repo, expected_digest, media_type, reason, now)
+    return DamagedManifest(repo, expected_digest, now, reason)
 
 
 def heal_manifest(db: apsw.Connection, repository: int, manifest_id: int, manifest: Manifest, now: float) -> None:

@@ -90,6 +90,7 @@ def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> b
     """Removes the kept manifests of one repository that were deleted by the time `before`, within the limits
     `MAX_DROPPED` and `MAX_DROPPED_BYTES`. Returns whether none of these manifests is left."""
     expired = _rows(db, _OLDEST_OF_REPOSITORY, repository, before, MAX_DROPPED)
+    # None is left if all found manifests were removed, and if they were fewer than the limit.
     return len(_drop(db, expired)) == len(expired) < MAX_DROPPED
 
 

@@ -3,9 +3,9 @@
 The *head* of a repository is its oldest pending delivery. Deliveries of a repository are sent in order, so only the
 time of its head says whether the repository has anything to send now.
 
-A webhook can have pending deliveries of one repository or of as many repositories as there are deliveries. Each
-statement names the index by which SQLite reads the table. Without the name, SQLite may read all deliveries of the
-webhook to find the head of one repository.
+The pending deliveries of a webhook can all be of one repository, or each of another repository. So each statement names
+the index by which SQLite reads the table. Without the name, SQLite may read all deliveries of the webhook to find the
+head of one repository.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MAX_OLDEST_DELIVERIES: Final = 20_000
 """Number of deliveries, oldest first, in which a look-up searches for due heads before it reads all heads. It is larger
 than the default of the setting `events.max_dead`, because dead letters are often older than all pending deliveries."""
 PAUSE_SECONDS_PER_HEAD: Final = 50e-6
-"""If a look-up has read all heads, the pause until the next look-up, for each head. To read a head takes a tenth of
-this time. So the look-ups of a webhook use at most about a tenth of the thread's time."""
+"""After a look-up that has read all heads, the caller pauses for this time per head before the next look-up. To read a
+head takes a tenth of this time. So the look-ups of a webhook use at most about a tenth of the thread's time."""
 LONGEST_PAUSE_SECONDS: Final = 300.0
 """Longest time from a failed attempt of a delivery to its next attempt."""
 _PENDING: Final = "event_delivery p INDEXED BY event_delivery_pending WHERE p.webhook = ?1 AND p.dead IS NULL"
@@ -55,6 +55,8 @@ _ALL_HEADS: Final = f"""{_HEADS})
 SELECT repository, NULL, NULL FROM (
   SELECT repository FROM head WHERE {_IS_DUE} AND {_IS_INCLUDED} ORDER BY event LIMIT ?5)
 UNION ALL SELECT NULL, min(iif(NOT {_IS_DUE} AND {_IS_INCLUDED}, next_at, NULL)), count(*) FROM head"""
+"""Returns a row for each repository with a due head, at most ?5. The last row has no repository, but the time at which
+the next other head is due, and the number of all heads."""
 _QUEUE: Final = f"""
 SELECT {DELIVERY_COLUMNS} FROM event_delivery d INDEXED BY event_delivery_pending CROSS JOIN event e ON e.id = d.event
  WHERE d.webhook = ?1 AND d.repository = ?2 AND d.dead IS NULL ORDER BY d.event LIMIT ?3"""
@@ -71,9 +73,8 @@ def find_due(
 ) -> DueDeliveries:
     """Returns the deliveries that `storage.outbox.Outbox.due` describes. `excluded`: the repositories to leave out.
 
-    Reads a few rows of each repository if up to `MAX_FIRST_HEADS` repositories have pending deliveries. If more have
-    some, and enough of them are due among the oldest deliveries, reads only these. Otherwise reads a few rows of each
-    repository."""
+    If at most `MAX_FIRST_HEADS` repositories have pending deliveries, reads all heads. Otherwise searches for due heads
+    among the oldest deliveries first, and reads all heads only if it finds fewer than `max_repositories`."""
     first_heads: list[Any] = db.execute(_FIRST_HEADS, (webhook, MAX_FIRST_HEADS + 1)).fetchall()
     pause = 0.0
     if len(first_heads) <= MAX_FIRST_HEADS:

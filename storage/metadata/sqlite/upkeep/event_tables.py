@@ -149,7 +149,7 @@ def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[Dropp
 
 
 def reader_row(reader: EventReader) -> tuple[str, str, str]:
-    """Returns the row of a reader."""
+    """Returns the row of a reader in the table `event_reader`."""
     return reader.name, json.dumps(sorted(reader.actions)), json.dumps(list(reader.repositories))
 
 
@@ -166,6 +166,7 @@ def _filter(actions: str, repositories: str) -> _Filter:
 
 
 def _wants(reader_filter: _Filter, event: NewEvent) -> bool:
+    # A push that moves a tag counts as a move as well.
     is_move = event.action is EventAction.PUSH and event.previous is not None
     if event.action not in reader_filter.actions and not (is_move and EventAction.MOVE in reader_filter.actions):
         return False

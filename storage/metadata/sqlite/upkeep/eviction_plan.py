@@ -61,9 +61,9 @@ def plan(
     planned_manifests: set[int] = set()
     references = _BlobReferences(db, usage_scope)
     postponed: list[tuple[float, int, str]] = []  # a heap of root manifests with the later ranks of their images
-    freed = 0
+    freed_bytes = 0
     for rank, manifest, upstream in _in_order(db, upstreams, postponed):
-        if freed >= bytes_to_free:
+        if freed_bytes >= bytes_to_free:
             break
         # None: the manifest belongs to another image, or is planned for deletion already. `image.removable`: the
         # manifests that an eviction of the image deletes.
@@ -73,7 +73,7 @@ def plan(
         elif image is not None and reason_to_keep(db, image, rules, now) is None:
             planned_manifests.update(image.removable)
             size = references.remove(image.removable)
-            freed += size
+            freed_bytes += size
             planned_images.append(_as_evicted(db, image, upstream, size))
     return planned_images
 
@@ -105,8 +105,8 @@ def _ranked(db: apsw.Connection, upstream: str) -> Iterator[tuple[float, int, st
 
 
 class _BlobReferences:
-    """Counts what still refers to each blob of a usage scope, while more and more manifests are planned for deletion.
-    Reads the references to a blob only once, because ten thousand images can share a base layer."""
+    """Counts the manifests that still refer to each blob of a usage scope, while more and more manifests are planned
+    for deletion. Reads the references to a blob only once, because ten thousand images can share a base layer."""
 
     def __init__(self, db: apsw.Connection, usage_scope: str) -> None:
         self._db = db
@@ -119,7 +119,7 @@ class _BlobReferences:
     def remove(self, manifests: Sequence[int]) -> int:
         """Subtracts the references of `manifests` from the counts. Returns the bytes of the blobs to which nothing in
         the scope refers any more. Call this once for each manifest."""
-        freed = 0
+        freed_bytes = 0
         references: list[Any] = self._db.execute(_REFERENCES, (json.dumps(manifests), self._usage_scope)).fetchall()
         for repository, blob, digest, size in references:
             key = (repository, digest)
@@ -134,8 +134,8 @@ class _BlobReferences:
                 )
             self._holder_counts[digest] -= 1
             if not self._holder_counts[digest]:
-                freed += size
-        return freed
+                freed_bytes += size
+        return freed_bytes
 
 
 def _as_evicted(db: apsw.Connection, image: Image, upstream: str, size: int) -> EvictedImage:

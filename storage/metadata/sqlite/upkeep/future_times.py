@@ -19,7 +19,8 @@ from storage.names import Digest
 MAX_CORRECTED_ROWS: Final = 500
 """Largest number of rows of each table that one transaction corrects, because other changes wait for it."""
 MAX_CORRECTED_MANIFESTS: Final = 20
-"""The same for deleted manifests, whose rows have bodies of up to 4 MiB: each takes up to 10 ms."""
+"""Largest number of deleted manifests that one transaction corrects. Their rows have bodies of up to 4 MiB, so each
+takes up to 10 ms."""
 _ARE_THERE_FUTURE_TIMES: Final = """
 SELECT EXISTS (SELECT 1 FROM collect_queue WHERE since > ?1) OR EXISTS (SELECT 1 FROM upload WHERE touched > ?1)
     OR EXISTS (SELECT 1 FROM deleted_manifest WHERE deleted > ?1)"""
@@ -41,18 +42,18 @@ def are_there_future_times(db: apsw.Connection, now: float) -> bool:
 
 def correct_future_times(db: apsw.Connection, now: float) -> bool:
     """Replaces times in the future by `now`. Corrects at most `MAX_CORRECTED_ROWS` upload sessions, at most
-    `MAX_CORRECTED_ROWS` entries of the collect queue with the links that they queue, and at most
+    `MAX_CORRECTED_ROWS` entries of garbage collection's queue with the links that they queue, and at most
     `MAX_CORRECTED_MANIFESTS` deleted manifests. Returns whether there may be more. Runs inside a transaction, which the
     caller commits."""
-    future = now + CLOCK_MARGIN_SECONDS
+    future_after = now + CLOCK_MARGIN_SECONDS
     entries: list[Any] = db.execute(
-        "SELECT repository, digest FROM collect_queue WHERE since > ? LIMIT ?", (future, MAX_CORRECTED_ROWS)
+        "SELECT repository, digest FROM collect_queue WHERE since > ? LIMIT ?", (future_after, MAX_CORRECTED_ROWS)
     ).fetchall()
     for repository, digest in entries:
         queue_for_collection(db, repository, Digest(digest), now)
-        db.execute(_CORRECT_LINK, (repository, digest, now, future))
+        db.execute(_CORRECT_LINK, (repository, digest, now, future_after))
     is_more = len(entries) == MAX_CORRECTED_ROWS
     for sql, limit in (_CORRECT_UPLOADS, MAX_CORRECTED_ROWS), (_CORRECT_DELETED_MANIFESTS, MAX_CORRECTED_MANIFESTS):
-        db.execute(sql, (now, future, limit))
+        db.execute(sql, (now, future_after, limit))
         is_more = is_more or db.changes() == limit
     return is_more

@@ -160,11 +160,11 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
     for digest in _missing(db, _MISSING_BLOBS, stored, {blob.digest for blob in manifest.blobs} - manifest.foreign):
         text = f"the manifest needs the blob {digest}, which {stored.name} does not have; push the image again"
         yield ProblemCode.MANIFEST_BLOB_MISSING, text, (digest,)
-    children = _missing(db, _MISSING_MANIFESTS, stored, {child.digest for child in manifest.manifests})
-    as_blobs = {digest for digest in manifest.blob_children if digest in children}
-    missing_as_blobs = set(_missing(db, _MISSING_BLOBS, stored, as_blobs))
-    for digest in children:
-        if digest not in as_blobs or digest in missing_as_blobs:
+    not_manifests = _missing(db, _MISSING_MANIFESTS, stored, {child.digest for child in manifest.manifests})
+    may_be_blobs = {digest for digest in manifest.blob_children if digest in not_manifests}
+    not_blobs = set(_missing(db, _MISSING_BLOBS, stored, may_be_blobs))
+    for digest in not_manifests:
+        if digest not in may_be_blobs or digest in not_blobs:
             text = f"the index lists {digest}, which {stored.name} does not have; push that again or delete the index"
             yield ProblemCode.INDEX_CHILD_MISSING, text, (digest,)
 

@@ -21,6 +21,8 @@ MAX_DROPPED: Final = 2000
 """Largest number of deliveries of a webhook that one transaction deletes."""
 _IS_WAITED_FOR: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
 _IS_NEWEST: Final = "e.id = (SELECT max(id) FROM event)"
+"""The newest event is never deleted, because SQLite would give its number to the next event."""
+# The column `kept` is 1 while an event is in the list of events.
 _OLDEST_KEPT: Final = f"SELECT e.id, e.at FROM event e WHERE e.kept = 1 ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"
 _LAST_IN_LIST: Final = "SELECT e.id FROM event e WHERE e.kept = 1 ORDER BY e.id DESC LIMIT 1 OFFSET ?"
 _UNNEEDED_EVENTS: Final = f"""

@@ -23,6 +23,7 @@ INSERT INTO activity_hour (start, pulls, pushes, hits, misses, fetched_bytes, sa
 _BUCKETS: Final = """
 SELECT start / ?2 * ?2 AS bucket, sum(pulls), sum(pushes), sum(hits), sum(misses), sum(fetched_bytes), sum(saved_bytes)
   FROM activity_hour WHERE start >= ?1 GROUP BY bucket ORDER BY bucket"""
+"""Adds up the hours from the time ?1 on, in buckets of ?2 seconds. The integer division rounds down."""
 
 
 class SqliteActivityLog:

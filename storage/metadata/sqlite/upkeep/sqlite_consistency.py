@@ -143,6 +143,7 @@ def _damage_texts(db: apsw.Connection) -> list[str]:
     texts: list[str] = []
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
+            # A line such as "*** in database main ***" is a heading.
             texts += [line for line in str(text).split("\n") if line != "ok" and not line.startswith("***")]
     except (apsw.CorruptError, apsw.SQLError) as error:
         # The check ends with this error at a damaged page, which an earlier text names, or at a full-text index that

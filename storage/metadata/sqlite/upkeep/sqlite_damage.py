@@ -211,6 +211,7 @@ def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestChe
         if body is None:
             continue  # deleted since the first statement
         size += len(body)
+        # An empty body: the manifest was marked as damaged since the first statement.
         if body and digest_of(body, Digest(digest).algorithm) != digest:
             damaged_rows.append(row)
         if size >= BYTES_PER_CHECK:

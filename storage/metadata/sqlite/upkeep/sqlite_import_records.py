@@ -19,7 +19,7 @@ SELECT h.digest, h.at, h.actor, h.user_agent FROM repository r JOIN tag_history 
 _BLOB_SIZE: Final = """
 SELECT b.size FROM blob b
  WHERE b.digest = ? AND b.place <> '' AND EXISTS (SELECT 1 FROM blob_link l WHERE l.blob = b.id)"""
-"""A damaged blob has an empty `place`."""
+"""Leaves out damaged blobs, whose `place` is empty."""
 _MANIFEST: Final = """
 SELECT m.id FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2 WHERE r.name = ?1"""
 _SAVE_TAG_TIME: Final = """

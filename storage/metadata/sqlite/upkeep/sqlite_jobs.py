@@ -48,7 +48,8 @@ SELECT k.value, (SELECT min(id) FROM job INDEXED BY job_active WHERE {_ACTIVE} A
 
 def _shortened(column: str) -> str:
     """Returns the SQL expression for the JSON in a column, as a list of jobs contains it. If the text is long, the
-    expression leaves out the fields that are lists. If the text is still too long, the expression is `{}`."""
+    expression leaves out the fields that are lists. If the text is still too long, or is not an object, the expression
+    is `{}`."""
     short = f"""(
       SELECT json_group_object(key, CASE type WHEN 'object' THEN json(value) WHEN 'true' THEN json(type)
                                     WHEN 'false' THEN json(type) ELSE value END)
@@ -124,10 +125,10 @@ class SqliteJobs:
         jobs: list[Job] = []
         position, has_more = before, True
         while has_more and len(jobs) <= limit:
-            wanted = min(JOBS_PER_READ, limit + 1 - len(jobs))
-            portion = await self._scan(partial(_read, _JOBS, (position, kind, wanted)))
+            max_read = min(JOBS_PER_READ, limit + 1 - len(jobs))
+            portion = await self._scan(partial(_read, _JOBS, (position, kind, max_read)))
             jobs += portion
-            has_more = len(portion) == wanted
+            has_more = len(portion) == max_read
             position = jobs[-1].id if jobs else None
         return Page(jobs[:limit], more=len(jobs) > limit)
 

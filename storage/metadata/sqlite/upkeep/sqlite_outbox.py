@@ -36,14 +36,14 @@ _OLDER_WINDOW: Final = """
 SELECT min(id), count(*) FROM (SELECT id FROM event WHERE kept = 1 AND id < ?1 ORDER BY id DESC LIMIT ?2)"""
 _NEWER_WINDOW: Final = """
 SELECT max(id), count(*) FROM (SELECT id FROM event WHERE kept = 1 AND id > ?1 ORDER BY id LIMIT ?2)"""
-_IS_WANTED: Final = "e.kept = 1 AND (?3 IS NULL OR e.action = ?3) AND (?4 IS NULL OR e.repository = ?4)"
+_MATCHES_FILTER: Final = "e.kept = 1 AND (?3 IS NULL OR e.action = ?3) AND (?4 IS NULL OR e.repository = ?4)"
 _OLDER_EVENTS: Final = f"""
-SELECT {EVENT_COLUMNS} FROM event e WHERE e.id < ?1 AND e.id >= ?2 AND {_IS_WANTED} ORDER BY e.id DESC LIMIT ?5"""
+SELECT {EVENT_COLUMNS} FROM event e WHERE e.id < ?1 AND e.id >= ?2 AND {_MATCHES_FILTER} ORDER BY e.id DESC LIMIT ?5"""
 _NEWER_EVENTS: Final = f"""
-SELECT {EVENT_COLUMNS} FROM event e WHERE e.id > ?1 AND e.id <= ?2 AND {_IS_WANTED} ORDER BY e.id LIMIT ?5"""
+SELECT {EVENT_COLUMNS} FROM event e WHERE e.id > ?1 AND e.id <= ?2 AND {_MATCHES_FILTER} ORDER BY e.id LIMIT ?5"""
 MAX_READ_EVENTS: Final = 5000
-"""Largest number of events that one look-up reads to find those with an action or a repository. Reading them takes a
-few milliseconds, for which other look-ups wait."""
+"""Largest number of events that one look-up reads to find those with the requested action or repository. Reading them
+takes a few milliseconds, for which other look-ups wait."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 """The largest row id of SQLite, which no event reaches."""
 
@@ -59,9 +59,9 @@ class SqliteOutbox:
         delivery_scans: ScanThread | ImmutableScans,
         clock: Callable[[], float],
     ) -> None:
-        """Reads a few rows with `db`, and pages of lists with `scans`. Reads with `delivery_scans` what the delivery of
-        events needs, because a webhook may have very many pending deliveries, for which other look-ups do not wait.
-        Changes through `writer`. `clock` returns the time in seconds since 1970."""
+        """Reads a few rows with `db`, and pages of lists with `scans`. Searches for due and excess deliveries with
+        `delivery_scans`, so that other look-ups do not wait if a webhook has very many deliveries. Changes through
+        `writer`. `clock` returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
         self._scans = scans

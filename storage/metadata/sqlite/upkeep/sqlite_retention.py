@@ -45,9 +45,9 @@ _ORDER_TIME: Final = """
 CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
     SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
-"""SQL expression for the field `order_time` of a tag: NULL if the time of the tag is not in the future. Times after ?3
-are in the future. Otherwise, it is the later of two times: ?4, the result of `_last_change_before_future`, and the time
-of the newest entry for this tag in the tag history that is not in the future. The second can be later: if a client
+"""SQL expression for `TagFacts.order_time`. Times after ?3 are in the future. If the tag's time is not in the future,
+the expression is NULL. Otherwise, it is the later of two times: ?4, the result of `_last_change_before_future`, and the
+time of the newest entry for this tag in the tag history that is not in the future. The second can be later: if a client
 pushed the same manifest to the tag again while the clock was ahead, the history has no entry for that push."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
@@ -85,21 +85,23 @@ class SqliteRetention:
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
         def read(db: apsw.Connection) -> TagPosition | None:
-            repository, future = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
-            before_future = _last_change_before_future(db, repository, future)
-            row: Any = db.execute(_NEWEST, (repository, count - 1, future, before_future)).fetchone()
+            repository, future_after = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            before_future = _last_change_before_future(db, repository, future_after)
+            row: Any = db.execute(_NEWEST, (repository, count - 1, future_after, before_future)).fetchone()
             if row is None:
                 return None
             pushed, name, order_time = row
-            return TagPosition(pushed, name, order_time, future_after=future)
+            return TagPosition(pushed, name, order_time, future_after=future_after)
 
         return await self._scans.run(read)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int = MAX_PAGE_ROWS) -> Sequence[TagFacts]:
         def read(db: apsw.Connection) -> list[TagFacts]:
-            repository, future = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
-            before_future = _last_change_before_future(db, repository, future)
-            rows: list[Any] = db.execute(_TAGS, (repository, after or "", future, before_future, limit)).fetchall()
+            repository, future_after = _repository_id(db, repo), self._clock() + CLOCK_MARGIN_SECONDS
+            before_future = _last_change_before_future(db, repository, future_after)
+            rows: list[Any] = db.execute(
+                _TAGS, (repository, after or "", future_after, before_future, limit)
+            ).fetchall()
             recorded_since = _recorded_since(db)
             return [
                 TagFacts(
@@ -124,8 +126,8 @@ class SqliteRetention:
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= limits.pushed
-                # If pulls have been recorded only since after `limits.pulled`, an older manifest may have been pulled
-                # after `limits.pulled` without a record.
+                # If the recording of pulls began after `limits.pulled`, a manifest that was pushed before it began may
+                # have been pulled after `limits.pulled` without a record.
                 and not pushed < recorded_since > limits.pulled
                 and not unused_manifests.is_used(db, manifest)
                 and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
@@ -184,7 +186,7 @@ class SqliteRetention:
     ) -> DeletedOrphans:
         assert len(digests) <= MAX_ORPHANS
         action = EventAction.DELETE if unused_since is None else EventAction.RETENTION
-        keep_after = math.inf if unused_since is None else unused_since
+        keep_after = math.inf if unused_since is None else unused_since  # infinity: the last use does not matter
 
         def delete(db: apsw.Connection, restorable: bool) -> DeletedOrphans:
             repository = _repository_id(db, repo)
@@ -197,7 +199,7 @@ class SqliteRetention:
                 if not _is_used_after(db, row[0], row[1], keep_after, keep_after):
                     dependents += (dependent for _, dependent in unused_manifests.dependents(db, row[0]))
                     # The clock is read in the transaction, so that later deletions have later times (see
-                    # `SqliteMetadata.delete_manifest`).
+                    # `ManifestDeletion._step`).
                     _delete_manifest(db, repo, digest, by, self._clock(), restorable, action)
                     deleted.append(digest)
             return DeletedOrphans(deleted, dependents, restorable)
@@ -248,12 +250,12 @@ def _repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
     return 0 if row_id is None else int(row_id)
 
 
-def _last_change_before_future(db: apsw.Connection, repository: int, future: float) -> float:
-    """Finds the first change of a tag in this repository whose time is in the future. Returns the time of the last
-    change before it, in any repository, whose time is not in the future; 0 if there is none. Times after `future` are
-    in the future."""
-    first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future)).get
-    time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future)).get
+def _last_change_before_future(db: apsw.Connection, repository: int, future_after: float) -> float:
+    """Finds the first change of a tag in this repository that has a time in the future (after `future_after`), because
+    the clock was ahead. Returns the time of the last earlier change, in any repository, with a time that is not in the
+    future; 0 if there is none."""
+    first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future_after)).get
+    time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future_after)).get
     return 0.0 if time is None else float(time)
 
 
@@ -262,7 +264,7 @@ def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest |
     manifest with that digest."""
     if REFERRER_TAG.fullmatch(name) is None:
         return None
-    digest = Digest(name[:71].replace("-", ":", 1))
+    digest = Digest(name[:71].replace("-", ":", 1))  # 71: the length of "sha256-" and 64 digits
     return None if db.execute(_MANIFEST, (repository, digest)).get is None else digest
 
 

@@ -40,7 +40,8 @@ _CURRENT: Final = (
     "SELECT m.digest FROM tag t JOIN manifest m ON m.id = t.manifest WHERE t.repository = ? AND t.name = ?"
 )
 _HALF_MILLISECOND: Final = 0.0005
-"""Added to a time that a person enters, because people see times in whole milliseconds."""
+"""Added to a time that a person enters. People see times rounded to milliseconds, so the exact time of an entry can be
+this many seconds later."""
 _HIGHEST_ROW_ID: Final = 2**63 - 1
 """The largest row id of SQLite, which no entry reaches."""
 

@@ -43,8 +43,8 @@ class SqliteTagRemovals:
         return await self._scans.run(lambda db: _plan(db, lookups.repository_id(db, repo), tags))
 
 
-def _plan(db: apsw.Connection, repository: int, named: Sequence[Tag]) -> TagRemovalPlan:
-    rows = _rows(db, _TAGS, repository, named)
+def _plan(db: apsw.Connection, repository: int, requested_tags: Sequence[Tag]) -> TagRemovalPlan:
+    rows = _rows(db, _TAGS, repository, requested_tags)
     planned_tags = [PlannedTag(Tag(name), Digest(digest), is_requested=True) for name, digest, _ in rows]
     removed_names = {tag.name for tag in planned_tags}
     roots = [row_id for _, _, row_id in rows]
@@ -52,14 +52,14 @@ def _plan(db: apsw.Connection, repository: int, named: Sequence[Tag]) -> TagRemo
     for _ in range(_MAX_ROUNDS):
         unused_before = set(unused)
         unused_manifests.add_unused(db, roots, removed_names, unused, MAX_REMOVED_MANIFESTS)
-        referring = [
+        referrer_tags = [
             row for row in _rows(db, _REFERRER_TAGS, repository, unused - unused_before) if row[0] not in removed_names
         ]
-        if not referring:
+        if not referrer_tags:
             break
-        planned_tags += [PlannedTag(Tag(name), Digest(digest), is_requested=False) for name, digest, _ in referring]
+        planned_tags += [PlannedTag(Tag(name), Digest(digest), is_requested=False) for name, digest, _ in referrer_tags]
         removed_names |= {tag.name for tag in planned_tags}
-        roots = [row_id for _, _, row_id in referring]
+        roots = [row_id for _, _, row_id in referrer_tags]
     return TagRemovalPlan(
         planned_tags,
         [Digest(str(digest)) for (digest,) in db.execute(_DIGESTS, (_json(unused),)).fetchall()],

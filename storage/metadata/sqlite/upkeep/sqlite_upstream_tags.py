@@ -23,6 +23,7 @@ TAGS_PER_CHANGE = 200
 MAX_UNUSED_TAGS = 10_000
 """Largest number of tags whose sightings one call deletes. The next call deletes more."""
 _CACHED = "EXISTS (SELECT 1 FROM repository r JOIN tag t ON t.repository = r.id WHERE r.name = {} AND t.name = {})"
+"""SQL condition: whether the tag is in the cache. The two `{}` are the expressions for the repository and the tag."""
 _UNUSED = f"""
 SELECT repository, tag FROM upstream_tag u
  WHERE since < ?1 AND NOT {_CACHED.format("u.repository", "u.tag")}

@@ -1,6 +1,7 @@
 """Checks of the rows of one table against other tables (`TableCheck`, `TABLE_CHECKS`).
 
 A check reads a page of rows, in the order of the table's key, in one statement. So it sees the database at one moment.
+A *link* is a row that lets a repository serve a blob.
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ class TableCheck:
         return row[: len(self.key)]
 
     def _problems(self, row: tuple[Any, ...]) -> list[Problem]:
-        repository, item, *broken = row[len(self.key) :]
+        repository, item, *broken_flags = row[len(self.key) :]
         names = {"repository": repository or "", "item": item or ""}
         return [
             Problem(rule.code, rule.text.format(**names), area=self.area, key=self._key(row), **names)
-            for rule, is_broken in zip(self.rules, broken, strict=True)
+            for rule, is_broken in zip(self.rules, broken_flags, strict=True)
             if is_broken
         ]
 

@@ -1,4 +1,4 @@
-"""Finds manifests that nothing uses: statements and functions for retention.
+"""Finds manifests that nothing uses, so that retention or a removal of tags can delete them.
 
 A manifest is *used* if it has a tag, if an index of its repository lists it, or if it is a referrer and its subject is
 in the repository. Its *dependents* are the manifests that it lists (its children), and its referrers. Each function
@@ -46,7 +46,7 @@ SELECT DISTINCT (SELECT p.digest FROM tag_history p
 _LOST_TAGS_SINCE: Final = f"{_LOST_TAGS} WHERE h.repository = ?1 AND h.at > ?2"
 """The digests in the repository ?1 that have lost a tag since the time ?2, because the tag was moved or deleted."""
 _LOST_TAGS_AFTER: Final = f"{_LOST_TAGS} NOT INDEXED WHERE h.repository = ?1 AND h.at > ?2 AND h.id > ?3"
-"""The same, but only for entries of the history after the entry ?3. Reads only the entries after it."""
+"""The same, but reads only the entries of the tag history after the entry ?3."""
 _FREED_BYTES: Final = """
 SELECT coalesce(sum(b.size), 0) FROM blob b
  WHERE b.digest IN (SELECT g.digest FROM json_each(?1) j JOIN manifest_blob g ON g.manifest = j.value)

@@ -18,15 +18,18 @@ from storage.consistency import Key, Problem, ProblemCode
 from storage.metadata.sqlite.upkeep.table_checks import Rule, TableCheck
 
 _COUNTED = "coalesce((SELECT u.links FROM usage_blob u WHERE u.scope = s.id AND u.blob = {blob}), 0)"
+"""SQL expression: the number of links to a blob that is stored for the scope `s`."""
 _RECOUNTED = (
     "(SELECT count(*) FROM blob_link l JOIN usage_member m ON m.repository = l.repository AND m.scope = s.id "
     "WHERE l.blob = {blob})"
 )
+"""SQL expression: the number of links to a blob that a recount finds in the scope `s`."""
 _TOTALS = """
 SELECT (SELECT count(*) FROM usage_blob u WHERE u.scope = s.id),
        (SELECT coalesce(sum(u.size), 0) FROM usage_blob u WHERE u.scope = s.id),
        (SELECT count(*) FROM usage_member m JOIN tag t ON t.repository = m.repository WHERE m.scope = s.id)
   FROM usage_scope s WHERE s.id = """
+"""Counts the blobs, bytes and tags of a scope again. Each use appends the expression for the row id of the scope."""
 
 USAGE_CHECKS: Final = (
     TableCheck(

@@ -1,10 +1,11 @@
 """The tables that count the blobs, bytes and tags of sets of repositories: `usage_scope`, `usage_member` and
 `usage_blob`.
 
-A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. Triggers
-in the migrations keep the counts exact, and refuse blobs and tags that exceed a quota. The functions here define the
-scopes, count the content that was stored before a scope was defined, and find the quota that refused a change. Each
-function that changes something runs inside a transaction that the caller commits. It changes a bounded number of rows.
+A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. A *link*
+is a row that lets a repository serve a blob. Triggers in the migrations keep the counts exact, and refuse blobs and
+tags that exceed a quota. The functions here define the scopes, count the content that was stored before a scope was
+defined, and find the quota that refused a change. Each function that changes something runs inside a transaction that
+the caller commits. It changes a bounded number of rows.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ def count_batch(db: apsw.Connection) -> bool:
     if scope is None:
         return False
     scope_id, prefixes, excluded, upstream, position = scope
-    rows = 0
-    while rows < BATCH_ROWS:
-        # The columns have the last link, tag and manifest that were counted. NULL: all were counted.
+    cost = 0
+    while cost < BATCH_ROWS:
+        # `links_to`, `tags_to` and `manifests_to`: the last link, tag and manifest that were counted; NULL: all were.
         member: Any = db.execute(
             "SELECT repository, links_to, tags_to, manifests_to FROM usage_member WHERE scope = ? "
             "AND (links_to IS NOT NULL OR tags_to IS NOT NULL OR manifests_to IS NOT NULL) LIMIT 1",
@@ -93,8 +94,8 @@ def count_batch(db: apsw.Connection) -> bool:
         ).get
         if member is None:
             break
-        rows += _COUNT_CALL_COST + _count_member(db, scope_id, upstream, *member)
-    if not rows and not _add_members(db, scope_id, json.loads(prefixes), json.loads(excluded), position):
+        cost += _COUNT_CALL_COST + _count_member(db, scope_id, upstream, *member)
+    if not cost and not _add_members(db, scope_id, json.loads(prefixes), json.loads(excluded), position):
         db.execute("UPDATE usage_scope SET complete = 1 WHERE id = ?", (scope_id,))
     return True
 
@@ -242,8 +243,8 @@ def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
 
 
 def check_quota(db: apsw.Connection, repo: RepositoryName, size: int, digest: Digest | None) -> None:
-    """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo`, unless the scope has the
-    blob with this digest. A client has stated the size, so it may be larger than any blob."""
+    """Raises QuotaExceeded if a blob of `size` bytes does not fit into a quota of `repo`, unless the quota's scope has
+    the blob `digest` already. A client has stated the size, so it may be larger than SQLite's integers."""
     rows: list[Any] = db.execute(
         "SELECT id, prefixes, excluded, max_bytes, bytes FROM usage_scope "
         "WHERE complete = 1 AND max_bytes IS NOT NULL AND bytes + ? > max_bytes",
