@@ -313,7 +313,7 @@ class Evictor:
                 len(evicted),
                 size_text(sum(image.bytes for image in evicted)),
                 f"{evicted[0].repository}@{evicted[0].digest}",
-                self._clock() - evicted[0].last_pulled,
+                max(0.0, self._clock() - evicted[0].last_pulled),
             )
 
     def _warn(self, text: str) -> None:

@@ -15,8 +15,7 @@ VALUE_BYTES = {*b"\t", *range(32, 127), *range(128, 256)}
 def is_accepted(name: bytes, value: bytes) -> bool:
     try:
         check_response_headers([(b"content-length", b"0"), (name, value)])
-    except RuntimeError as error:
-        assert str(error).startswith("at least one of these headers has an invalid name or value")
+    except RuntimeError:
         return False
     return True
 
