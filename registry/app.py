@@ -110,7 +110,7 @@ class Entrepot(FastAPI):
         `telemetry`."""
         self.server_run = run or new_server_run(factory.clock)
         self._service = service
-        self._count: Callable[[], ServerCounts] = ServerCounts  # returns zeros until a server provides its own
+        self._count: Callable[[], ServerCounts] = ServerCounts  # all zero until the server passes its own function
         self.starts_background_work = starts_background_work
         """Whether a service that the application opens from now on starts its background work."""
         self.is_retiring = False
@@ -171,7 +171,7 @@ class Entrepot(FastAPI):
                 with telemetry.tracing.request(scope):
                     await self._answer(scope, receive, send)
             elif telemetry.metrics_port is None and is_distribution(raw_path(scope)):
-                await self.service.distribution(scope, receive, send)  # as `_answer` does, but without its coroutine
+                await self.service.distribution(scope, receive, send)  # `_answer` would need another coroutine
             else:
                 await self._answer(scope, receive, send)
         finally:
@@ -259,6 +259,7 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
         except Exception as error:
             # Retry after any error. While this worker has the store open read-only, it holds a lock, and no other
             # process can write to the store.
+            # Log an error only if it differs from the one before.
             if logged_error != (logged_error := repr(error)):
                 log.exception(
                     "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS

@@ -110,8 +110,8 @@ class Caller:
 
     def version_of(self, account: AccountName) -> int | None:
         """Returns the version that the account had when the caller logged in to it; None if the caller is not logged in
-        to it, or if it is not in the store. The store refuses a change of the account's credentials if the account
-        has another version by then."""
+        to it, or if it is not in the store. The store refuses a change of the account's credentials if the account's
+        version has changed since."""
         identity = self.principal.identity
         return identity.version if identity.name == account else None
 

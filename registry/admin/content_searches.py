@@ -69,8 +69,8 @@ class ContentSearches:
         self._upstream_search = upstream_search
         self._stored_searches = VisitorLimits(SEARCH_LIMITS, "searches")
         self._upstream_searches = VisitorLimits(UPSTREAM_SEARCH_LIMITS, "searches")
-        self._passed_on: set[asyncio.Task[Sequence[UpstreamResult]]] = set()
-        """The running searches of the upstream."""
+        self._upstream_tasks: set[asyncio.Task[Sequence[UpstreamResult]]] = set()
+        """The running searches of the upstream. The event loop itself holds only weak references to tasks."""
 
     async def is_indexing(self) -> bool:
         """Returns whether the search index is still being built. Until it is complete, searches may miss much."""
@@ -122,6 +122,7 @@ class ContentSearches:
         return None
 
     async def _find(self, stored_name: RepositoryName, reference: Reference | None) -> SearchTarget | None:
+        """Returns the target if the repository and the reference are stored here; None otherwise."""
         metadata = self._store.metadata
         if reference is None:
             page = await metadata.repositories(None, 1, NameSet.of([stored_name]))
@@ -129,7 +130,8 @@ class ContentSearches:
         with suppress(NameUnknown, ManifestUnknown):
             await metadata.manifest_descriptor(stored_name, reference)
             return SearchTarget(stored_name, reference)
-        # In a mirrored repository, the upstream may have to confirm first that the repository has the blob.
+        # Blobs of mirrored repositories are left out, because the upstream may first have to confirm that the
+        # repository has the blob.
         if isinstance(reference, Digest) and self.upstream_of(stored_name) is None:
             with suppress(NameUnknown, BlobUnknown):
                 await metadata.blob(stored_name, reference)
@@ -155,8 +157,8 @@ class ContentSearches:
             # The search continues if the client disconnects. It must hold the client's slot until it has ended.
             # Otherwise a client that disconnects again and again could start any number of searches.
             search = start_detached(self._pass_on(self._upstream_search, searcher.visitor, text, count, page))
-            self._passed_on.add(search)
-            search.add_done_callback(self._passed_on.discard)
+            self._upstream_tasks.add(search)
+            search.add_done_callback(self._upstream_tasks.discard)
             results = await wait_for_outcome(search)
         for result in results:
             with suppress(NameInvalid, NameUnknown):
@@ -187,4 +189,5 @@ def _readable(principal: Principal) -> NameSet:
 def _may_pull_below(principal: Principal, upstream: str) -> bool:
     """Returns False only if `principal` may pull nothing of an upstream."""
     prefix = f"{upstream}/"
+    # `seek` skips to the first possible name at or after the prefix.
     return (_readable(principal).seek(prefix) or "").startswith(prefix)

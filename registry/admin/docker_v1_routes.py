@@ -29,8 +29,9 @@ from storage.names import RepositoryName
 
 router = APIRouter(route_class=ManagementRoute, prefix="/v1", include_in_schema=False)
 DEFAULT_RESULTS: Final = 25
+"""Number of results on a page if the request has no parameter `n`."""
 MAX_RESULTS: Final = 100
-"""Number of results on a page if the request has no parameter `n`, and the largest number."""
+"""Largest number of results on a page."""
 MAX_TAGS: Final = 1000
 """Largest number of tags in a list. The list is not split into pages."""
 _HEADERS: Final = {"X-Docker-Registry-Version": "1.0", "X-Docker-Registry-Standalone": "true"}
@@ -42,7 +43,7 @@ async def identify_v1_caller(request: Request) -> Caller:
     """Returns the caller, as `identify_caller` does, but treats an empty name and password as no login. Raises the
     errors of `identify_caller`."""
     headers = [header for header in request.scope["headers"] if header != (b"authorization", _NO_LOGIN)]
-    request.scope.setdefault("state", {})  # so that both requests have the same state
+    request.scope.setdefault("state", {})  # the copy of the scope below shares this dict
     return await identify_caller(Request({**request.scope, "headers": headers}), None, None)
 
 
@@ -93,7 +94,7 @@ async def search(
     caller.searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
     text = q.strip().removeprefix("library/")
-    offset = min((page - 1) * count, MAX_OFFSET + 1)
+    offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
     found = await caller.searches.repositories(caller.searcher, text, offset, count)
     results = [V1Result(name=name) for name in found.items]
     has_more = found.more

@@ -67,18 +67,18 @@ async def follow(
     time = asyncio.get_running_loop().time
     yielded_at = time()
     while True:
-        current = version()
+        version_before_read = version()
         page = await outbox.after(after, PAGE_EVENTS, action=action, repository=repository)
         after = page.position
         if page.events or time() - yielded_at >= idle_seconds:
             yield page.events
             yielded_at = time()
         if not page.is_last:
-            await asyncio.sleep(0)  # a store on a full disk reads without waiting
+            await asyncio.sleep(0)  # lets other tasks run: on a full disk, `after` reads on the event loop
             continue
-        # The stream waits once in any case, because the store may change during each look-up.
+        # Waits at least once. If the store changes during every look-up, the loop below never waits.
         await asyncio.sleep(POLL_SECONDS)
-        while version() == current and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
+        while version() == version_before_read and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)  # no object can signal the events of other processes
 
 
@@ -149,7 +149,7 @@ class EventStream:
             store.outbox,
             store.metadata.version,
             after,
-            idle_seconds=POLL_SECONDS,
+            idle_seconds=POLL_SECONDS,  # so that the loop below also runs while there are no events
             action=self._action,
             repository=self._repository,
         )

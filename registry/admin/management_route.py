@@ -106,6 +106,7 @@ def _check_request(request: Request, max_body_bytes: int) -> None:
     check_parameter_count(request.scope.get("query_string", b""))
     if request.method in SAFE_METHODS:
         return
+    # `none` means that no page caused the request. Clients that are no browsers omit the header.
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         raise HTTPException(403, "the request comes from a page of another site, which may not change anything here")
     # A POST needs the right Content-Type even without a body, because a form on another site can send an empty POST.

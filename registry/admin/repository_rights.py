@@ -13,8 +13,9 @@ from storage.names import RepositoryName
 
 
 async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository to which `name` leads. Raises NameUnknown if the caller may not pull
-    from it, or Unauthorized if the caller has no account. Does not check whether the repository exists."""
+    """Returns the stored name of the repository that `name` stands for. Raises NameUnknown if the caller may not pull
+    from it; Unauthorized if the caller has no account, or if only the token of the request lacks the right. Does not
+    check whether the repository exists."""
     upkeep, principal = caller.upkeep, caller.principal
     names = upkeep.router.naming.candidates(name)
     allowed = [stored for stored in names if principal.may(Action.PULL, stored, name)]

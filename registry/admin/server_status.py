@@ -313,7 +313,8 @@ def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> Ups
 
 
 async def _add_allowance(status: UpstreamStatus, upstream: Upstream, store: StoredRegistry, now: float) -> None:
-    """Adds the number of requests that the upstream still allows. The workers have stored this number."""
+    """Adds what the workers have stored about the upstream's rate limit: how many requests the upstream still allows,
+    and until when no manifests are requested."""
     from registry.upstream.rate_limits import manifests_limited_until
 
     allowance = await store.records.allowance(upstream.name)

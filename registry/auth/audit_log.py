@@ -186,8 +186,9 @@ class LoginAudit:
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
         recorded_at = self._recorded_at.get(key)
+        # A time in the future does not count. The clock was set back since.
         if recorded_at is not None and recorded_at <= now < recorded_at + REPEAT_SECONDS:
-            return  # a time in the future does not count: the clock was set back
+            return
         self._recorded_at.put(key, now)
         detail: dict[str, object] = {"how": method}
         if identity.token is not None:

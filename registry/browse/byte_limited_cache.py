@@ -17,7 +17,7 @@ class ByteLimitedCache(Generic[T]):
         self._max_bytes = max_bytes
         self._bytes_of = bytes_of
         self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
-        self._bytes = 0
+        self._total_bytes = 0
 
     def get(self, key: Hashable) -> T | None:
         """Returns the value under `key`; None if there is none."""
@@ -33,8 +33,8 @@ class ByteLimitedCache(Generic[T]):
         size = self._bytes_of(value)
         replaced = self._values.pop(key, None)
         self._values[key] = value, size
-        self._bytes += size - (replaced[1] if replaced else 0)
-        while self._bytes > self._max_bytes:
+        self._total_bytes += size - (replaced[1] if replaced else 0)
+        while self._total_bytes > self._max_bytes:
             _, (_, dropped_bytes) = self._values.popitem(last=False)
-            self._bytes -= dropped_bytes
+            self._total_bytes -= dropped_bytes
         return value

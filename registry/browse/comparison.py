@@ -102,6 +102,7 @@ def _all_changes(base: ConfigView, other: ConfigView) -> Iterator[ConfigChange]:
 
 
 def _differences(field: str, base: Mapping[str, str], other: Mapping[str, str]) -> Iterator[ConfigChange]:
+    """Yields a change for each name whose values differ. A field with only one value has it under the empty name."""
     for name in sorted(base.keys() | other.keys()):
         if base.get(name) != other.get(name):
             yield ConfigChange(field=field, name=name, base=base.get(name), other=other.get(name))

@@ -118,7 +118,7 @@ async def open_archive(
         entry = await reader.run(len(manifest.body), partial(_choose, manifest, platform, name))
         found_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
-        await reader.summary_of(manifest)
+        await reader.summary_of(manifest)  # parses the manifest, in a thread if it is large
     blobs = await reader.run(len(manifest.body), lambda: _blobs(manifest))
     if blobs is None:
         raise ManifestUnknown(f"{name}: {reference} is no container image whose layers this registry can send")
@@ -143,7 +143,8 @@ def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
 
 
 def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
-    """Returns the entry of an index whose image goes into the archive."""
+    """Returns the entry of an index whose image goes into the archive. `wanted`: the platform or the digest of the
+    image. Raises ManifestUnknown and RequestInvalid as `open_archive` describes."""
     images = {}
     for entry in index.manifests:
         entry_view = index_entry(entry)

@@ -142,8 +142,8 @@ def readable_command(created_by: str) -> str:
     shell = _SHELL.match(text)
     if shell is None:
         return text
-    rest = text[shell.end() :]
-    return rest.removeprefix(_NOP).strip() if rest.startswith(_NOP) else f"RUN {rest}"
+    command = text[shell.end() :]
+    return command.removeprefix(_NOP).strip() if command.startswith(_NOP) else f"RUN {command}"
 
 
 def _object(value: object) -> dict[str, Any]:

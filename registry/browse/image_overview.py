@@ -73,10 +73,11 @@ class OverviewReader:
         present = await self._present(repo, [entry for shown_entries in entries.values() for entry in shown_entries])
         child_sizes: dict[Digest, int] = {}
         for shown_entries in entries.values():
-            attestations = 0
+            attestation_count = 0
             for entry in shown_entries:
-                attestations += entry.is_attestation
-                if entry.digest in present and not (entry.is_attestation and attestations > _MAX_ATTESTATIONS_READ):
+                attestation_count += entry.is_attestation
+                is_excess = entry.is_attestation and attestation_count > _MAX_ATTESTATIONS_READ
+                if entry.digest in present and not is_excess:
                     child_sizes.setdefault(entry.digest, present[entry.digest])
         children = await self._summaries(repo, dict(list(child_sizes.items())[:_MAX_CHILDREN_READ]))
         overviews = {}
@@ -124,6 +125,7 @@ class OverviewReader:
             for entry in entries
             if not entry.is_attestation
         ]
+        # An index has no config. Its first image that has one stands for all of them.
         image = summary if summary.config else next((each for each in own_children.values() if each.config), None)
         config = ConfigSummary()
         if image is not None and image.config is not None:

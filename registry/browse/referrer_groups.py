@@ -9,7 +9,7 @@ images.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -193,13 +193,14 @@ def _purpose(view: ReferrerView) -> Purpose:
 
 
 def _predicates(view: ReferrerView) -> list[str]:
-    """Returns the predicate types that a referrer states. For a Sigstore bundle, an annotation of the manifest states
-    it."""
-    own: Iterable[str] = [view.annotations.get(BUNDLE_PREDICATE, "")]
-    return [predicate for predicate in (*own, *(file.predicate_type for file in view.files)) if predicate]
+    """Returns the predicate types that a referrer states: in the annotation of a Sigstore bundle's manifest, or in the
+    annotations of the referrer's files."""
+    bundle_predicate = view.annotations.get(BUNDLE_PREDICATE, "")
+    predicates = (bundle_predicate, *(file.predicate_type for file in view.files))
+    return [predicate for predicate in predicates if predicate]
 
 
 def _group_key(item: tuple[tuple[str, Purpose], list[ReferrerView]]) -> tuple[int, str]:
-    """Sorts the groups: signatures, SBOMs, attestations, others."""
+    """Returns the sort key of a group. The order is: signatures, SBOMs, attestations, others."""
     (artifact_type, purpose), _ = item
     return list(Purpose).index(purpose), artifact_type

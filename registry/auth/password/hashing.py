@@ -163,6 +163,7 @@ class HashingPool:
         self._leases = leases
         self._max_waiting = max_waiting
         self._pending_calls = 0
+        """The number of calls that wait for a slot or have one."""
         self._threads = ThreadPoolExecutor(MAX_PARALLEL_HASHINGS, "hashing", _lower_priority)
 
     async def run(self, work: Callable[[], T]) -> T:

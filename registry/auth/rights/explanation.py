@@ -68,9 +68,9 @@ async def explain_rights(policy: Policy, account: AccountName | None, repo: Repo
     repositories = []
     for name in policy.naming.candidates(repo):
         upstream = policy.naming.upstream_of(name)
-        possible = Action(principal.actions(name, name)) if is_enabled else Action.NONE
+        granted = Action(principal.actions(name, name)) if is_enabled else Action.NONE
         grants = await policy.grants_on(identity, name, MAX_SHOWN_GRANTS) if grants_matter else []
-        actions = possible if upstream is None else possible & _NO_PUSH
+        actions = granted if upstream is None else granted & _NO_PUSH
         repositories.append(RepositoryRights(name, upstream, actions, tuple(grants)))
     return RightsExplanation(
         account=account,

@@ -278,9 +278,9 @@ class Guarded(ForwardingRegistry):
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
         """Resolves a blob. Calls `inner` with `repo`; for other reads, `handle` replaces `repo` by the stored name.
-        `inner` needs `repo` here to recognize a client that is about to push: it sends no requests to upstreams for
-        such a client. With `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call
-        could change its choice, so this method checks the rights before the call and again after it."""
+        `inner` needs `repo` here to recognize a client that is about to push, for which it sends no requests to
+        upstreams. With `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call could
+        change the choice of `inner`, so this method checks the rights before the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         result = await self.forward(call)

@@ -37,8 +37,8 @@ _MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
 requests. The action push is missing, because a push always stores under the requested name."""
 
 _MANY_GRANTS: Final = 200
-"""If a grantee has more grants than this, its cached name sets stay as they are, and all `Rights` objects that include
-its grants share them. The patterns of an identity's other grantees are merged into one name set for each combination of
+"""A grantee with more grants than this keeps name sets of its own, which all `Rights` objects with its grants share.
+The patterns of an identity's grantees with fewer grants are merged into one name set for each combination of
 actions."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""

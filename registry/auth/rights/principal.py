@@ -38,8 +38,7 @@ class Identity:
     """The account that a credential has proved, with the limits of the credential.
 
     An identity becomes invalid when its account, its API token, its signing key or its source outside the store (see
-    `stamp`) changes.
-    `registry.auth.revocation` checks this.
+    `stamp`) changes. `registry.auth.revocation` checks this.
 
     - `name`: the account's name. None: the client sent no credential, or an anonymous bearer token.
     - `robot`: whether the account belongs to a program and not to a person.

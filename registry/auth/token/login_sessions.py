@@ -59,8 +59,8 @@ class LoginSessions:
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
         """Stores a new session for a person who has logged in, and returns its text, for the cookie. `by` describes the
         browser. Raises Unauthorized if the account, such as its password, has changed since the login. Raises
-        StorageFull, StorageFailed. If the caller is cancelled, a session that no browser received may
-        stay in the store until it expires."""
+        StorageFull, StorageFailed. If the caller is cancelled, a session that no browser received may stay in the store
+        until it expires."""
         assert identity.name is not None
         now = self._clock()
         session_id, secret = self._random(_ID_BYTES).hex(), self._random(_SECRET_BYTES).hex()

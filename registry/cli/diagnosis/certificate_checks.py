@@ -120,7 +120,7 @@ def _wanted_name(certificate: Certificate, host: str, is_guessed: bool) -> str:
 def _is_named(host: str, dns: Sequence[str], addresses: Sequence[str]) -> bool:
     try:
         return str(ipaddress.ip_address(host)) in addresses
-    except ValueError:
+    except ValueError:  # the host is a name
         pass
     parent_domain = host.partition(".")[2]
     return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == parent_domain) for name in dns)
@@ -137,15 +137,16 @@ def _check_chain(chain: Sequence[Certificate]) -> Iterator[Finding]:
             step = "put the certificates in order: the server's, then the one that signed it, and so on"
             yield problem(CHECK, what, "many clients cannot verify the certificate", step)
             return
-    if len(chain) == 1 and chain[0].issuer != chain[0].subject and not _is_trusted_root(chain[0]):
+    if len(chain) == 1 and chain[0].issuer != chain[0].subject and not _has_trusted_issuer(chain[0]):
         what = f"the file has the server's certificate alone, and the authority {chain[0].issuer.rfc4514_string()} "
         why = "clients that do not know this authority cannot verify the certificate"
         step = "append the certificates of the intermediate authorities (fullchain.pem), or give clients the authority"
         yield warning(CHECK, what + "is not one that this machine trusts", why, step)
 
 
-def _is_trusted_root(certificate: Certificate) -> bool:
-    """Returns whether an authority that this machine trusts has signed the certificate."""
+def _has_trusted_issuer(certificate: Certificate) -> bool:
+    """Returns whether this machine trusts an authority with the name of the certificate's issuer. Compares only the
+    names, and does not verify the signature."""
     import ssl
 
     issuer_values = sorted(str(attribute.value) for attribute in certificate.issuer)

@@ -164,10 +164,10 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
     path = config.registry().get("config_path")
     for version, section in _SECTIONS.items():
         if section != config.section and config.registry(section).get("config_path") and not path:
-            has = f"version {config.version}" if config.version > 1 else "no version, which means version 1"
+            version_text = f"version {config.version}" if config.version > 1 else "no version, which means version 1"
             yield problem(
                 CHECK,
-                f"{file} has {has}, but sets config_path in the section of version {version}",
+                f"{file} has {version_text}, but sets config_path in the section of version {version}",
                 f"containerd does not read [plugins.{section!r}.registry] in such a file",
                 step,
                 file=file,

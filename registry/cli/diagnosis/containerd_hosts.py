@@ -128,12 +128,12 @@ def _other_host(
 ) -> Finding:
     """Returns the finding for a `hosts.toml` that does not name this registry."""
     step = f"write this to {file}; no restart is needed"
-    if wrong := next((url for url in hosts if target.is_at_other_scheme(url)), None):
-        what = f"{file} names {wrong}, but the registry is at {target.address.url}"
+    if wrong_url := next((url for url in hosts if target.is_at_other_scheme(url)), None):
+        what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
         why = f"containerd cannot connect to it, and pulls from {host.server}"
     else:
-        others = ", ".join(hosts) or str(document.get("server") or host.server)
-        what, why = f"{file} does not name this registry", f"containerd pulls images of {host.prefix} from {others}"
+        servers = ", ".join(hosts) or str(document.get("server") or host.server)
+        what, why = f"{file} does not name this registry", f"containerd pulls images of {host.prefix} from {servers}"
     return problem(CHECK, what, why, step, file=file, lines=lines)
 
 

@@ -32,7 +32,9 @@ from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 
 _TEMPORARY: Final = frozenset({"tmpfs", "ramfs"})
+"""File systems in memory."""
 _CONTAINER: Final = frozenset({"overlay", "aufs"})
+"""File systems of the layers of containers."""
 SLOW_SYNC_SECONDS: Final = 0.1
 """If a sync takes longer than this, each push is noticeably slow."""
 _SYNCS: Final = 5
@@ -53,10 +55,13 @@ def data_checks(settings: Settings) -> dict[str, Check]:
         "locks": _check_locks,
         "database": _check_database,
     }
-    return {name: _in_thread(check, settings) for name, check in checks.items()}
+    return {name: _threaded(check, settings) for name, check in checks.items()}
 
 
-def _in_thread(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
+def _threaded(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
+    """Returns a check that runs the blocking function `check` in a thread. Without a data directory, only
+    `_check_directory` is run."""
+
     def run_blocking() -> Sequence[Finding]:
         if check is not _check_directory and not _is_directory(settings.data):
             return []  # `_check_directory` has a finding about this

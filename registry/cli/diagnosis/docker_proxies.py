@@ -93,6 +93,8 @@ def is_exempt(no_proxy: str, host: str, port: int) -> bool:
 
 
 def _matches(entry: str, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None, port: int) -> bool:
+    """Returns whether an entry of NO_PROXY is for this host and port. An entry is `*`, a network, an IP address or a
+    domain; an address or a domain may have a port. `address`: the host as an IP address; None: the host is a name."""
     if entry == "*":
         return True
     if "/" in entry:

@@ -77,7 +77,7 @@ def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
     old_file = None  # the path of the first file in the old format
     for name in names:
         document = files.toml(name) or {}
-        if isinstance(old := document.get("registries"), dict) and any(old.get(key) for key in _V1_KEYS):
+        if isinstance(tables := document.get("registries"), dict) and any(tables.get(key) for key in _V1_KEYS):
             old_file = old_file or name
         for values in document.get("registry") or []:
             if isinstance(values, dict) and (prefix := str(values.get("prefix") or values.get("location") or "")):
@@ -167,8 +167,9 @@ def _not_ours(
         what = f"the mirror {same_host_place['location']} in {entry.file} has the wrong path"
         why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.name}"
         return problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
-    others = ", ".join(str(place.get("location")) for place in places[:-1]) or "no mirror"
-    what = f"{entry.file} has {others} for {host.prefix}, and not this registry"
+    # The last place is the location of the entry itself; all places before it are mirrors.
+    mirrors = ", ".join(str(place.get("location")) for place in places[:-1]) or "no mirror"
+    what = f"{entry.file} has {mirrors} for {host.prefix}, and not this registry"
     return problem(CHECK, what, "podman pulls without this registry", _STEP, file=DROP_IN, lines=lines)
 
 

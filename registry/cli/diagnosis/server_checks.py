@@ -54,6 +54,7 @@ class ServerCheck:
             step = "give clients the certificate of its authority (docs/en/network.md), or use a public authority"
             what = f"this machine does not trust the certificate of {url}"
             findings.append(warning(name, what, answer.detail, step))
+            # A second probe trusts the server's own certificate, and so finds out where the address leads.
             certificate = self._settings.tls.certificate
             answer = await in_thread(lambda: probe(url, certificate))
             if answer.error is ProbeError.UNTRUSTED:
@@ -83,8 +84,8 @@ class ServerCheck:
             if report.max_connections is not None and report.max_connections < MIN_CONNECTIONS:
                 what = f"the worker {report.pid} accepts only {report.max_connections} connections at a time"
                 yield warning("server", what, "the limit of open files is low", "set LimitNOFILE=65536 in the unit")
-        if old := sorted({report.version for report in reports} - {__version__}):
-            what = f"the server runs version {', '.join(old)}, and this command is of version {__version__}"
+        if other_versions := sorted({report.version for report in reports} - {__version__}):
+            what = f"the server runs version {', '.join(other_versions)}, and this command is of version {__version__}"
             yield warning("server", what, "", "restart the server, so that it runs the installed version")
 
     def _leads_here(self, answer: ProbeResult, instances: set[str]) -> list[Finding]:
@@ -154,9 +155,9 @@ def _upstream_settings(settings: Settings) -> Iterator[Finding]:
     name = "settings"
     for upstream in settings.upstream:
         has_login = upstream.username is not None or upstream.docker_config is not None
-        if has_login and (plain := [url for url in upstream.endpoints if url.startswith("http:")]):
+        if has_login and (plain_urls := [url for url in upstream.endpoints if url.startswith("http:")]):
             why = "its password is sent so that everybody on the way can read it"
-            yield warning(name, f"{upstream.name} has a login and the endpoint {plain[0]}", why, "use https://")
+            yield warning(name, f"{upstream.name} has a login and the endpoint {plain_urls[0]}", why, "use https://")
         for path in filter(None, (upstream.password_file, upstream.docker_config)):
             try:
                 mode = path.stat().st_mode
