@@ -221,6 +221,7 @@ class Entrepot(FastAPI):
             reopening = None
             if service.is_store_read_only:
                 reopening = asyncio.create_task(reopen_store(self, stack, service.retire_read_only_store))
+            # The lambdas look up `_count` and `service` at each report, because both may be replaced.
             reporter = WorkerReporter(
                 self.factory.settings.data,
                 self.server_run,
@@ -273,9 +274,9 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
 
 async def _start_or_hand_over_work(app: Entrepot) -> None:
-    """Starts or hands over the background work of `app` after its store has been opened for writing. Opening takes
-    time: meanwhile `app` may have replaced another application (then this starts the work), or another application may
-    have replaced `app` (then this hands the work over)."""
+    """Starts or hands over the background work of `app` after its store has been opened for writing. If `app` has
+    replaced another application while the store was being opened, this starts the work. If another application has
+    replaced `app`, this hands the work over."""
     try:
         if app.work is not None and app.starts_background_work and not app.is_retiring:
             await app.work.start()

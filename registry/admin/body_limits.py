@@ -36,8 +36,8 @@ FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 
 class BodyModel(BaseModel):
     """Base class of request bodies. An unknown field is an error. Error texts never show the input, because it may hold
-    a password. Fields that are lists are of the type `FailFastList`, and fields that are objects have `max_entries`, so
-    that the number of errors is small whatever the body holds."""
+    a password. Each list field has the type `FailFastList`, and each object field has `max_entries`, so that no body
+    can cause many errors."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 

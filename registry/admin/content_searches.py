@@ -58,9 +58,10 @@ class Searcher:
 
 
 class ContentSearches:
-    """The searches of one process. Each account, and each network of anonymous clients, runs only one search at a time,
-    so that many searches of one visitor do not delay those of others. All methods raise StorageFull, StorageFailed.
-    `repositories`, `tags`, `labels` and `digests` raise TooManyRequests if too many searches wait."""
+    """The searches of one process. A *visitor* is an account, or a network of anonymous clients. Each visitor runs only
+    one search at a time, so that many searches of one visitor do not delay the searches of others. All methods raise
+    StorageFull, StorageFailed. `repositories`, `tags`, `labels` and `digests` raise TooManyRequests if too many
+    searches wait."""
 
     def __init__(self, store: StoredRegistry, router: Router, upstream_search: UpstreamSearch | None = None) -> None:
         """`upstream_search`: searches an upstream in addition to the store; None: only the store is searched."""
@@ -163,9 +164,11 @@ class ContentSearches:
         for result in results:
             with suppress(NameInvalid, NameUnknown):
                 naming, upstream = self._router.naming, self._upstream_search.upstream
-                stored = naming.mirrored_name(naming.with_upstream(upstream, RepositoryName(result.name)), upstream)
-                if stored in readable:
-                    hits.append((stored, result))
+                stored_name = naming.mirrored_name(
+                    naming.with_upstream(upstream, RepositoryName(result.name)), upstream
+                )
+                if stored_name in readable:
+                    hits.append((stored_name, result))
         return hits
 
     async def _pass_on(

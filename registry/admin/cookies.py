@@ -50,16 +50,16 @@ def cookie_value(scope: Scope, name: str) -> str:
     shortest path, here `/`, last).
 
     Resolves no backslash escapes (RFC 6265, 4.1.1, has none), so the time is linear in the length of the header."""
-    encoded_name, found = name.encode("ascii"), b""
+    encoded_name, last_value = name.encode("ascii"), b""
     for header in scope.get(_COOKIES_KEY, ()):
         for pair in header.split(b";"):
             cookie_name, _, value = pair.partition(b"=")
             # Removes only spaces and tabs. If other white space precedes `__Host-` in a name, browsers do not see the
             # prefix, and let other hosts of the domain set the cookie.
             if cookie_name.strip(b" \t") == encoded_name:
-                found = value.strip(b" \t")
-    is_quoted = len(found) >= 2 and found[:1] == found[-1:] == b'"'
-    return (found[1:-1] if is_quoted else found).decode("latin-1")
+                last_value = value.strip(b" \t")
+    is_quoted = len(last_value) >= 2 and last_value[:1] == last_value[-1:] == b'"'
+    return (last_value[1:-1] if is_quoted else last_value).decode("latin-1")
 
 
 class BrowserCookies:

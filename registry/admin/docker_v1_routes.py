@@ -95,9 +95,9 @@ async def search(
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
-    found = await caller.searches.repositories(caller.searcher, text, offset, count)
-    results = [V1Result(name=name) for name in found.items]
-    has_more = found.more
+    stored_page = await caller.searches.repositories(caller.searcher, text, offset, count)
+    results = [V1Result(name=name) for name in stored_page.items]
+    has_more = stored_page.more
     if text and len(results) < count:
         upstream_results = await caller.searches.at_upstream(caller.searcher, text, count, page)
         listed_names = {result.name for result in results}
@@ -111,7 +111,7 @@ async def search(
             for name, upstream_result in upstream_results
             if name not in listed_names
         ][: count - len(results)]
-        has_more |= len(upstream_results) == count
+        has_more |= len(upstream_results) == count  # a full page is probably not the last one
     if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.is_open:
         raise Unauthorized("log in to search")
     total = (page - 1) * count + len(results) + (1 if has_more else 0)
@@ -130,6 +130,6 @@ async def list_tags(response: Response, caller: V1Caller, name: str) -> dict[str
     """Lists the tags of a stored repository, each with the hash of the manifest that it points at. Needs `pull` on the
     repository."""
     response.headers.update(_HEADERS)
-    stored = await readable_repository(caller, RepositoryName(name))
-    tags = await caller.searches.tags_of(stored, MAX_TAGS)
+    stored_name = await readable_repository(caller, RepositoryName(name))
+    tags = await caller.searches.tags_of(stored_name, MAX_TAGS)
     return {tag: digest.encoded for tag, digest in tags}

@@ -164,9 +164,9 @@ async def list_deliveries(
     if len(deliveries) > limit and (next_number := deliveries[limit].event.number) == shown_deliveries[-1].event.number:
         complete_deliveries = [delivery for delivery in shown_deliveries if delivery.event.number != next_number]
         shown_deliveries = complete_deliveries or shown_deliveries
-    following = str(shown_deliveries[-1].event.number) if len(deliveries) > limit else None
+    next_cursor = str(shown_deliveries[-1].event.number) if len(deliveries) > limit else None
     return models.ListPage(
-        items=[DeliveryResponse.from_stored(delivery) for delivery in shown_deliveries], next=following
+        items=[DeliveryResponse.from_stored(delivery) for delivery in shown_deliveries], next=next_cursor
     )
 
 
@@ -217,8 +217,8 @@ async def _read_page(
     the work for one page is limited. `action` and `repository`: only such events (None: all).
 
     `next` must not reveal events that the caller may not see. So it is the number of the last event on the page, or a
-    multiple of `CURSOR_STEP`. How many events are hidden can change `next`, but their repositories and actions cannot:
-    if a look-up can return hidden events, it has no filter, and this function itself selects by action."""
+    multiple of `CURSOR_STEP`. `next` can depend on the number of hidden events, but not on their repositories and
+    actions: a look-up that can return hidden events has no filter, and this function itself selects by action."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox

@@ -89,8 +89,8 @@ class FoundList(BaseModel, Generic[ItemT]):
     @classmethod
     def from_page(cls, page: SearchPage[FoundT], offset: int, to_model: Callable[[FoundT], ItemT]) -> Self:
         """Converts a page that begins after `offset` entries."""
-        following = str(offset + len(page.items)) if page.more else None
-        return cls(items=[to_model(item) for item in page.items], next=following, complete=page.is_complete)
+        next_cursor = str(offset + len(page.items)) if page.more else None
+        return cls(items=[to_model(item) for item in page.items], next=next_cursor, complete=page.is_complete)
 
 
 class SearchResponse(BaseModel):
@@ -171,7 +171,8 @@ def _target(target: SearchTarget | None, searches: ContentSearches) -> FoundTarg
 
 
 def _offset(after: str | None, kind: str | None) -> int:
-    """Returns the number of entries before the page. Raises RequestInvalid."""
+    """Returns the number of entries before the page. Raises RequestInvalid if `after` is not a number of at most six
+    digits, or comes without a `kind`."""
     if after is None:
         return 0
     if kind is None or not after.isascii() or not after.isdigit() or len(after) > 6:

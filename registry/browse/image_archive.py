@@ -178,18 +178,18 @@ def _contents(
 ) -> Iterator[bytes | Descriptor]:
     """Yields the parts of the archive. The small files that describe the image come first."""
     assert manifest.config is not None
-    root = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
+    descriptor = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
     if name is not None:
-        root["annotations"] = {REF_NAME: name.rpartition(":")[2], IMAGE_NAME: name}
-    docker = {
+        descriptor["annotations"] = {REF_NAME: name.rpartition(":")[2], IMAGE_NAME: name}
+    docker_manifest = {
         "Config": blob_file(manifest.config.digest),
         "RepoTags": None if name is None else [name],
         "Layers": [blob_file(layer.digest) for layer in manifest.layers],
     }
     files = {
         LAYOUT_FILE: LAYOUT_JSON,
-        INDEX_FILE: index_json([root]),
-        DOCKER_FILE: json.dumps([docker]).encode(),
+        INDEX_FILE: index_json([descriptor]),
+        DOCKER_FILE: json.dumps([docker_manifest]).encode(),
         blob_file(manifest.digest): manifest.body,
     }
     for file_name, data in files.items():

@@ -89,7 +89,7 @@ class ReferrerGroups:
         sizes = await self._listing.present(repo, [entry.digest for entry in entries]) if entries else {}
         for entry in entries:
             if entry.digest in sizes and entry.digest not in listed_digests:
-                about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]
+                about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]  # no digest is longer
                 descriptor = replace(entry, size=sizes[entry.digest])  # the size in the index may be wrong
                 yield await self._view(repo, descriptor, about, budget, artifact_type=_IN_TOTO)
 

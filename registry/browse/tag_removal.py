@@ -84,8 +84,8 @@ class TagRemover:
         )
 
     async def _removable(self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable) -> TagRemovalPlan:
-        """Returns the plan for those of the tags that are not immutable. Immutable tags stay, and so do the manifests
-        that they need."""
+        """Returns the plan for the removal of the tags that are not immutable. Immutable tags stay, and so do the
+        manifests that they need."""
         plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 
@@ -149,8 +149,8 @@ class _Removal:
         return True
 
     async def _delete_unused(self, digests: Iterable[Digest]) -> None:
-        """Deletes those of the manifests that are unused, and then the manifests that only these used. Each deletion
-        checks in its own transaction that the manifest is unused."""
+        """Deletes the manifests in `digests` that are unused, and then the manifests that only the deleted ones used.
+        Each deletion checks in its own transaction that the manifest is unused."""
         pending = deque(dict.fromkeys(digests))
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]

@@ -58,6 +58,7 @@ class FailureRate:
         check, logins would be refused until the clock reaches that time."""
         if until > self.failure.latest_plausible(now):
             return 0.0
+        # The cost of `burst - 1` failures causes no wait yet, so that `burst` attempts in a row are possible.
         return max(0.0, until - now - self.cost_seconds * (self.burst - 1))
 
 

@@ -172,17 +172,17 @@ class Policy:
     async def grants_on(self, identity: Identity, stored_name: str, limit: int) -> list[Grant]:
         """Returns the grants by which an identity has rights on a repository, at most `limit` of them. Pauses now and
         then so that other tasks can run."""
-        found: list[Grant] = []
+        grants: list[Grant] = []
         for grantee in self._grantees(identity):
             after: str | None = None
-            while len(found) < limit:
+            while len(grants) < limit:
                 page = self.accounts.grant_page([grantee], after, _GRANTS_PER_STEP)
-                found += [grant for grant in page.items if self._applies(grant.pattern, stored_name)]
+                grants += [grant for grant in page.items if self._applies(grant.pattern, stored_name)]
                 await asyncio.sleep(0)
                 if not page.more or not page.items:
                     break
                 after = f"{page.items[-1].subject} {page.items[-1].pattern}"
-        return found[:limit]
+        return grants[:limit]
 
     def _applies(self, pattern: NamePattern, stored_name: str) -> bool:
         """Returns whether grants for `pattern` apply to a repository."""

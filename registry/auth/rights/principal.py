@@ -279,8 +279,8 @@ class Principal:
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:
         """Returns the bits of the actions that the credential allows on a repository. A bearer token allows the actions
-        that its access contains for either of the two names. An API token allows the actions that its limits allow.
-        Ignores the rights of the account."""
+        that its access contains for the stored or the requested name. An API token allows the actions that its limits
+        allow. Ignores the rights of the account."""
         allowed = _EVERY_BIT
         access = self.identity.access
         if access is not None:

@@ -118,7 +118,7 @@ def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None
     """Returns the directory that containerd uses for a host; None if there is none."""
     name, colon, port = host.rpartition(":")
     names = [f"{name}_{port}_", host, "_default"] if colon else [host, "_default"]
-    # containerd also accepts `_default` before it searches the next directory.
+    # containerd tries all names, also `_default`, in one directory before it searches the next directory.
     candidates = [f"{directory}/{each}" for directory in directories for each in names]
     return next((path for path in candidates if files.is_directory(path)), None)
 

@@ -149,6 +149,7 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
         # This also runs when the time limit ends the download, because a part of the blob is enough to compute its
         # speed.
         if sink.started is not None and sink.bytes:
+            # At least a microsecond, because the speed is the quotient of the two.
             speed.bytes, speed.blob = sink.bytes, max(time.monotonic() - sink.started, 1e-6)
 
 

@@ -112,12 +112,13 @@ class ServerCheck:
 async def limit_findings() -> Sequence[Finding]:
     """Checks how many files a process of this user may open. Reads the hard limit, because the server raises the soft
     limit to the hard limit."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < MIN_FILES:
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard_limit != resource.RLIM_INFINITY and hard_limit < MIN_FILES:
         step = "set LimitNOFILE=65536 in the unit of systemd, or --ulimit nofile=65536 for the container"
-        what = f"a process may open only {hard} files"
+        what = f"a process may open only {hard_limit} files"
         return [warning("open files", what, "each connection takes one, and each request up to three more", step)]
-    return [ok("open files", f"a process may open {'any number of' if hard == resource.RLIM_INFINITY else hard} files")]
+    number_text = "any number of" if hard_limit == resource.RLIM_INFINITY else str(hard_limit)
+    return [ok("open files", f"a process may open {number_text} files")]
 
 
 def settings_findings(settings: Settings, warnings: Sequence[str], *, has_file: bool) -> list[Finding]:

@@ -127,21 +127,21 @@ class _EndpointCheck:
         where = self._upstream.docker_config or self._upstream.password_file or f"${self._upstream.password_env}"
         step = f"correct the login in {where}"
         try:
-            current = login.current()
+            current_login = login.current()
         except RegistryError:
             return [problem(self._name, f"the login in {where} cannot be read", "pulls fail with 502", step)]
-        if current is None:
+        if current_login is None:
             what = f"{where} has no login for {self._upstream.name}"
             return [problem(self._name, what, "requests are sent without a login", f"run docker login, or {step}")]
         try:
             await client.check_login()
         except Denied as error:
-            return [problem(self._name, f"the login of {current.username} is refused", error.message, step)]
+            return [problem(self._name, f"the login of {current_login.username} is refused", error.message, step)]
         except TooManyRequests as error:
             return [warning(self._name, f"the login could not be tried: {error.message}", "", "wait, and try again")]
         except RegistryError as error:
             return [problem(self._name, f"the login could not be tried: {error.message}", "", step)]
-        return [ok(self._name, f"{self._url} accepts the login of {current.username or 'the identity token'}")]
+        return [ok(self._name, f"{self._url} accepts the login of {current_login.username or 'the identity token'}")]
 
     async def _allowance(self, client: HttpUpstreamClient) -> list[Finding]:
         """Sends a request that shows how many pulls are left. The client saves this number in its records."""
