@@ -38,6 +38,7 @@ class RunningDownload:
         self._portion_bytes = 0
         self._waited_seconds = 0.0
         self._waiting_since: float | None = None
+        """When the running send began, by the clock of the event loop; None: nothing is being sent."""
 
     @contextmanager
     def sending(self, count: int) -> Iterator[None]:
@@ -68,8 +69,9 @@ class RunningDownload:
 
 
 class RunningDownloads:
-    """The archives that this process sends. `limit`: how many it sends at the same time. One visitor may have half of
-    these slots. A very slow client keeps its slot only until another client needs it."""
+    """The archives that this process sends. `limit`: the number of slots, that is, how many archives the process sends
+    at the same time. One visitor may have half of the slots, rounded up. A very slow client keeps its slot only until
+    another client needs it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -197,7 +199,7 @@ class HeldResponse(Response):
 
 
 def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
-    """Returns whether the client has the archive already (RFC 9110, 13.1.2)."""
+    """Returns whether the header If-None-Match says that the client has the archive already (RFC 9110, 13.1.2)."""
     client_etags = headers.get("if-none-match", "")
     return client_etags.strip() == "*" or archive.etag in (
         tag.strip().removeprefix("W/") for tag in client_etags.split(",")

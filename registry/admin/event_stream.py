@@ -30,13 +30,13 @@ from storage.outbox import Event, EventAction, Outbox
 POLL_SECONDS: Final = 0.25
 """Seconds between two checks for changes of the store by any process."""
 PAGE_EVENTS: Final = 100
-"""Largest number of events that are in memory at a time."""
+"""Largest number of events in a page, and so in the memory of a stream."""
 EVENT_STREAM_TYPE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
 """Largest number of streams in one process."""
 MAX_STREAMS_PER_VISITOR: Final = 4
-"""Largest number of these streams that one account has, or, without accounts, one client. So a program that forgets to
-close its streams leaves streams for others."""
+"""Largest number of these streams for one visitor: an account, or a network of anonymous clients. So a program that
+forgets to close its streams leaves streams for others."""
 _RETRY_SECONDS: Final = 30
 """The value of Retry-After in a refusal."""
 KEEP_ALIVE_SECONDS: Final = 15.0
@@ -47,7 +47,7 @@ RECONNECT_MILLISECONDS: Final = 2000
 """How long a client waits before it connects again."""
 
 AsJSON = Callable[[Event, Caller], tuple[str, str] | None]
-"""Returns the action of an event and the event as JSON; None if the caller may not see the event."""
+"""A function that returns the action of an event and the event as JSON; None if the caller may not see the event."""
 
 
 async def follow(
@@ -122,6 +122,7 @@ class EventStream:
         return stream
 
     async def _send(self) -> AsyncGenerator[bytes, None]:
+        """Yields an empty part and then the parts of the stream. Counts the stream until the iterator is closed."""
         self._streams[self._visitor] += 1
         try:
             yield b""  # `open` discards this part; from here on, closing the iterator ends the stream
@@ -134,6 +135,7 @@ class EventStream:
                 del self._streams[self._visitor]
 
     async def _parts(self) -> AsyncIterator[bytes]:
+        """Yields the messages of the stream. Raises RegistryError, for example if the credential is no longer valid."""
         caller = await self.identify_again()
         store = caller.upkeep.store
         # The number is read before the first byte is sent. So a client that has received this byte receives every later
@@ -141,7 +143,8 @@ class EventStream:
         newest = await store.outbox.newest()
         after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
-        # After a restore from a backup, the newest number may be lower than the number that the client has.
+        # There is a gap if the events after the client's last one are no longer kept. There is also a gap if a restore
+        # from a backup has made the newest number lower than the number that the client has.
         if after + 1 < (oldest := await store.outbox.oldest()) or after < (self._after or 0):
             yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": oldest}).encode()
         checked_version, checked_at = store.metadata.version(), self._now()
@@ -160,6 +163,7 @@ class EventStream:
                     return
                 now = self._now()
                 is_changed = store.metadata.version() != checked_version
+                # Without a change of the store, the rights can still end, for example when the credential expires.
                 if now - checked_at >= (RECHECK_SECONDS if is_changed else KEEP_ALIVE_SECONDS):
                     checked_version, checked_at = store.metadata.version(), now
                     caller = await self.identify_again()

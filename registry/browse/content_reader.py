@@ -85,6 +85,7 @@ class ConfigSummary:
 
 
 UNREADABLE: Final = ManifestSummary("unreadable")
+"""The summary of a manifest that is damaged, missing, or too large for a list."""
 
 
 class ContentReader:

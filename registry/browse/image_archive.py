@@ -113,10 +113,10 @@ async def open_archive(
     mirror fetches content that is not cached, so the errors of mirrors can occur, too."""
     reader = ContentReader(registry)
     manifest = await registry.get_manifest(repo, reference)
-    found_platform: Mapping[str, object] | None = None
+    entry_platform: Mapping[str, object] | None = None
     if (await reader.summary_of(manifest)).kind == "index":
         entry = await reader.run(len(manifest.body), partial(_choose, manifest, platform, name))
-        found_platform = entry.platform
+        entry_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
         await reader.summary_of(manifest)  # parses the manifest, in a thread if it is large
     blobs = await reader.run(len(manifest.body), lambda: _blobs(manifest))
@@ -126,10 +126,10 @@ async def open_archive(
     tagged_name = f"{name}:{reference}" if isinstance(reference, Tag) else None
     file_name = f"{name.rpartition('/')[2]}_{reference.replace(':', '-')}.tar"
 
-    def plan() -> ImageArchive:
-        return ImageArchive(registry, repo, file_name, list(_contents(manifest, blobs, tagged_name, found_platform)))
+    def build_archive() -> ImageArchive:
+        return ImageArchive(registry, repo, file_name, list(_contents(manifest, blobs, tagged_name, entry_platform)))
 
-    return await finish_in_thread(plan)
+    return await finish_in_thread(build_archive)
 
 
 def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:

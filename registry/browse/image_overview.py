@@ -73,6 +73,7 @@ class OverviewReader:
         all_entries = [entry for shown_entries in entries_by_index.values() for entry in shown_entries]
         present_sizes = await self._present_sizes(repo, all_entries)
         child_sizes: dict[Digest, int] = {}
+        # Of each index, reads all manifests that the repository has, but only the first attestations.
         for shown_entries in entries_by_index.values():
             attestation_count = 0
             for entry in shown_entries:
@@ -96,7 +97,7 @@ class OverviewReader:
         for number, (digest, size) in enumerate(sizes.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
-            remaining -= size if size <= MAX_ROW_BYTES else 0
+            remaining -= size if size <= MAX_ROW_BYTES else 0  # larger manifests are not read
             summaries[digest] = UNREADABLE if remaining < 0 else await self._reader.summary(repo, digest, size)
         return summaries
 
@@ -114,6 +115,9 @@ class OverviewReader:
         children: Mapping[Digest, ManifestSummary],
         present: Container[Digest],
     ) -> Overview:
+        """Returns the overview of one manifest. `entries`: the entries that the page shows, if it is an index.
+        `children`: the summaries of the manifests that indexes list, by digest. `present`: the digests of the listed
+        manifests that the repository has."""
         own_children = {entry.digest: children[entry.digest] for entry in entries if entry.digest in children}
         platforms = [
             PlatformView(

@@ -86,9 +86,9 @@ class IdentityCheck(Protocol):
 class Policy:
     """Computes the rights of identities.
 
-    The registry is *open* until the first account is added: then every client may pull, push and delete, except below
-    the `guarded` upstreams. After that it is closed for good: each request needs a grant, or the account of an admin,
-    who may do everything.
+    The registry is *open* until the first account is added. While it is open, every client may pull, push and delete,
+    except below the `guarded` upstreams. After that it is closed for good: each request needs a grant, or the account
+    of an admin, who may do everything.
 
     - `identity_check`: checks whether an identity is still valid.
     - `naming`: returns the stored names to which a requested name can lead. Mirrored content is stored under the name

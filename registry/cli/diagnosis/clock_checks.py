@@ -1,5 +1,5 @@
-"""Checks of `entrepot doctor` on the clock. They compare it with the clocks of the upstreams, with the times of files
-in the data directory, and with the release of this program."""
+"""Checks of `entrepot doctor` on this machine's clock. They compare it with the clocks of the upstreams, with the times
+of files in the data directory, and with the release of this program."""
 
 from __future__ import annotations
 
