@@ -103,6 +103,9 @@ class ReferrerGroups:
         *,
         artifact_type: str | None = None,
     ) -> ReferrerView:
+        """Returns the view of a referrer. `about`: the digest of the manifest to which it refers. `tag`: the tag by
+        which it was found; None: it was found in another way. `artifact_type`: its type; None: the type that its
+        manifest states."""
         is_small = descriptor.size <= MAX_ROW_BYTES
         manifest = await self._readable(repo, descriptor.digest) if is_small else None
         annotations: Mapping[str, str] = {} if manifest is None else manifest.annotations

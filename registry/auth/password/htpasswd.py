@@ -187,6 +187,7 @@ class HtpasswdFile:
             future.add_done_callback(partial(self._on_parsed, self._running_parse))
             return self._running_parse
         parsed, problems = _parse(content, text)
+        # At most ten problems, so that the line in the log stays short.
         self._store(parsed, state if is_settled else None, "; ".join(problems[:10]))
         return None
 
@@ -201,7 +202,8 @@ class HtpasswdFile:
         return now - last_change > SETTLED_NANOSECONDS or abs(now - self._state_first_seen) > SETTLED_NANOSECONDS
 
     def _on_parsed(self, parse: _RunningParse, future: asyncio.Future[_Parsed]) -> None:
-        """Called when a thread has parsed the file. Ignores the result if the file was read again since then."""
+        """Called when a thread has parsed the file. Ignores the result if the file has been read again in the meantime,
+        or if the thread failed."""
         if self._running_parse is not parse or future.cancelled() or future.exception():
             return
         content, problems = future.result()

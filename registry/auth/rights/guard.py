@@ -246,7 +246,7 @@ class Guarded(ForwardingRegistry):
                 return stored_name
             if repo in allowed:
                 raise not_found
-            names = (stored_name,)
+            names = (stored_name,)  # the refusal is about the name to which `repo` leads now
         raise self._refusal(principal, rule.action, repo, names, not_found if rule.hides_content else None)
 
     async def _stored_name(self, repo: RepositoryName, candidates: Sequence[RepositoryName]) -> RepositoryName:

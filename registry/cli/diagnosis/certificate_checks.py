@@ -58,19 +58,20 @@ def _chain(file: Path) -> Sequence[Certificate]:
 
 
 def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
-    moment = datetime.fromtimestamp(now, UTC)
+    """Yields a finding for each certificate that is not valid now, and for a server's certificate that expires soon."""
+    now_utc = datetime.fromtimestamp(now, UTC)
     for number, certificate in enumerate(chain):
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         name = "the certificate" if number == 0 else f"the certificate of the authority {_name(certificate)}"
-        if moment < begins:
+        if now_utc < begins:
             what = f"{name} is valid only from {begins:%Y-%m-%d %H:%M} UTC on"
             yield problem(CHECK, what, "clients refuse it until then", "look at the clock of this machine, or wait")
-        elif moment > ends:
+        elif now_utc > ends:
             yield problem(CHECK, f"{name} expired on {ends:%Y-%m-%d %H:%M} UTC", "clients refuse it", _RENEW)
         else:
-            days_left = (ends - moment).total_seconds() / 86400
-            lifetime = (ends - begins).total_seconds() / 86400
-            if number == 0 and days_left < min(EXPIRY_WARNING_DAYS, lifetime * EXPIRY_WARNING_FRACTION):
+            days_left = (ends - now_utc).total_seconds() / 86400
+            lifetime_days = (ends - begins).total_seconds() / 86400
+            if number == 0 and days_left < min(EXPIRY_WARNING_DAYS, lifetime_days * EXPIRY_WARNING_FRACTION):
                 what = f"{name} expires in {days_left:.0f} days, on {ends:%Y-%m-%d %H:%M} UTC"
                 yield warning(CHECK, what, "clients refuse it from then on", _RENEW)
 
@@ -118,6 +119,7 @@ def _wanted_name(certificate: Certificate, host: str, is_guessed: bool) -> str:
 
 
 def _is_named(host: str, dns: Sequence[str], addresses: Sequence[str]) -> bool:
+    """Returns whether a certificate with these DNS names and IP addresses is valid for the host."""
     try:
         return str(ipaddress.ip_address(host)) in addresses
     except ValueError:  # the host is a name

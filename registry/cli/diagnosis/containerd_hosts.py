@@ -22,7 +22,8 @@ _CAPABILITIES = {"pull", "resolve"}
 
 
 def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, target: Target) -> list[Finding]:
-    """Checks whether containerd pulls the images of a host through the registry. Returns the findings."""
+    """Checks whether containerd pulls the images of a host through the registry. Returns the findings. `directories`:
+    the directories that containerd's `config_path` names."""
     path = f"{directories[0]}/{host.prefix}/hosts.toml"
     lines = target.lines_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
     step = f"write this to {path}; no restart is needed"
@@ -72,8 +73,8 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
     """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
     findings."""
     address = target.address
-    name = urlsplit(address.url).hostname or ""
-    if address.is_plain_http and (name == "localhost" or address.is_trusted_by_docker):
+    host_name = urlsplit(address.url).hostname or ""
+    if address.is_plain_http and (host_name == "localhost" or address.is_trusted_by_docker):
         return [ok(CHECK, f"containerd reaches {address.host} by plain HTTP, because it is on this machine")]
     folder = _folder(files, directories, address.host)
     try:
@@ -96,6 +97,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
                 lines=f'server = "{address.url}"\n\n[host."{address.url}"]\n{capabilities}',
             )
         ]
+    # containerd also trusts a certificate in a directory without a hosts.toml.
     has_ca = any(isinstance(entry, dict) and entry.get("ca") for entry in hosts.values()) or (
         folder is not None and document is None and files.has_certificate(folder)
     )

@@ -151,6 +151,7 @@ def _of_systemd(files: ClientFiles) -> _Proxies | None:
                 variables |= _assignments(line, path)
 
     def find(name: str) -> tuple[str, str]:
+        """Returns the value of a variable, whose name may be in upper case, and the file that sets it."""
         return variables.get(name.upper()) or variables.get(name) or ("", "")
 
     by_scheme = {scheme: find(f"{scheme}_proxy") for scheme in ("http", "https")}
