@@ -154,6 +154,8 @@ class BackgroundWork:
             await self._activity.store_last()
 
     async def _watch_mirrors(self) -> None:
+        """Starts the tasks that fetch images before clients request them, and that ask the upstreams about tags within
+        their cooldown."""
         from registry.mirror.warm.schedule import warm_on_schedule
 
         settings, leases = self._settings, self._store.leases

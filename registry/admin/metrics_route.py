@@ -75,6 +75,7 @@ def metrics_router(
         return Response(body, headers={"content-type": media_type})
 
     def _is_allowed(request: Request) -> bool:
+        """Returns whether the client is in a network whose clients need no login."""
         try:
             address = ip_address(client_address(request.scope))
         except ValueError:

@@ -159,6 +159,7 @@ async def search(
 
 
 def _target(target: SearchTarget | None, searches: ContentSearches) -> FoundTarget | None:
+    """Converts the target of a pasted reference for the response; None: there is none."""
     if target is None:
         return None
     name, reference = target.repository, target.reference

@@ -299,6 +299,7 @@ def _fills(settings: Settings) -> list[FillStatus]:
 
 
 def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> UpstreamStatus:
+    """Returns the state of an upstream that the workers have reported. It lacks the rate limit (`_add_allowance`)."""
     endpoint_reports = [each for report in reports for each in report.endpoints if each.upstream == upstream.name]
     return UpstreamStatus(
         name=upstream.name,

@@ -106,6 +106,7 @@ class AuditBuffer:
             await self._write_collected()
 
     async def _write_collected(self) -> None:
+        """Writes the collected entries, and an entry with the number of discarded ones. Logs an error if this fails."""
         entries, self._collected = list(self._collected.values()), {}
         discarded, self._discarded = self._discarded, 0
         if discarded:

@@ -187,6 +187,7 @@ def _attached(layer: Descriptor, budget: TextBudget) -> AttachedFile:
 
 
 def _purpose(view: ReferrerView) -> Purpose:
+    """Returns the purpose of a referrer: by its tag, by a predicate type that it states, or by its artifact type."""
     if view.tag is not None:
         return purpose_of_tag(view.tag[71:])  # after `sha256-` and 64 hex digits
     predicates = _predicates(view)

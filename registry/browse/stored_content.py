@@ -46,6 +46,7 @@ class _ConfirmedBlobs(ForwardingRegistry):
         self._is_confirmed = is_confirmed
 
     async def handle(self, call: Call[T]) -> T:
+        """Forwards a read. Raises BlobUnknown for a blob that is not confirmed, and Unsupported for all other calls."""
         if call.action is not Action.PULL:
             raise Unsupported
         if call.operation in ("open_blob", "resolve_blob"):

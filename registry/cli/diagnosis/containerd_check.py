@@ -74,6 +74,7 @@ def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
 
 
 def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
+    """Returns the findings about a containerd that is not part of k3s or RKE2."""
     name = files.first(_FILE)
     try:
         config = None if name is None else _load(files, name)

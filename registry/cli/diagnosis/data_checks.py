@@ -111,6 +111,7 @@ def _check_directory(settings: Settings) -> list[Finding]:
 
 
 def _check_owner(name: str, data: Path) -> Iterator[Finding]:
+    """Yields findings about the owners of the directory and of its files, and about the rights of other users."""
     status = data.stat()
     user = os.geteuid()
     if status.st_uid != user and user != 0:
@@ -149,6 +150,7 @@ def _own_files(data: Path) -> Iterator[Path]:
 
 
 def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
+    """Yields a finding if the file system does not keep content, or if the server does not start on it."""
     kind = filesystem_of(data)
     if kind in _TEMPORARY:
         why = "all content is gone after a restart of the machine"

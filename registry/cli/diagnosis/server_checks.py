@@ -59,12 +59,13 @@ class ServerCheck:
             answer = await in_thread(lambda: probe(url, certificate))
             if answer.error is ProbeError.UNTRUSTED:
                 return findings
-        return [*findings, *self._leads_here(answer, {report.instance for report in reports})]
+        return [*findings, *self._address_findings(answer, {report.instance for report in reports})]
 
     async def _reports(self) -> list[WorkerReport]:
         return await in_thread(lambda: read_worker_reports(self._settings.data))
 
     def _workers(self, reports: Sequence[WorkerReport]) -> Iterator[Finding]:
+        """Yields the problems that the reports of the workers show."""
         now = self._clock()
         for report in reports:
             if now - report.written > LATE_SECONDS:
@@ -88,7 +89,9 @@ class ServerCheck:
             what = f"the server runs version {', '.join(other_versions)}, and this command is of version {__version__}"
             yield warning("server", what, "", "restart the server, so that it runs the installed version")
 
-    def _leads_here(self, answer: ProbeResult, instances: set[str]) -> list[Finding]:
+    def _address_findings(self, answer: ProbeResult, instances: set[str]) -> list[Finding]:
+        """Returns a finding about the response to a probe of the registry's address. `instances`: the ids of the server
+        of this data directory. A response with another id comes from another server."""
         name, url = "address", self._address.url
         is_set = self._settings.public_url is not None
         if answer.error is not None and is_set and answer.error in (ProbeError.TIMEOUT, ProbeError.UNREACHABLE):

@@ -75,6 +75,7 @@ class _EndpointCheck:
         return findings
 
     async def _dns(self) -> Finding | None:
+        """Returns a problem if the endpoint's host name cannot be resolved; None otherwise."""
         parts = urlsplit(self._url)
         host = parts.hostname or ""
         try:
@@ -86,6 +87,8 @@ class _EndpointCheck:
         return None
 
     async def _reach(self, client: HttpUpstreamClient, proxy: str | None) -> list[Finding]:
+        """Sends GET `/v2/` to the endpoint, and returns a finding about the response. `proxy`: the proxy through which
+        the request goes; None: there is none."""
         start = time.monotonic()
         proxy_text = "" if proxy is None else f" through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
         try:
@@ -121,6 +124,7 @@ class _EndpointCheck:
         return answer.error is None
 
     async def _login(self, client: HttpUpstreamClient) -> list[Finding]:
+        """Tries the login in the settings, and returns a finding about it; an empty list if there is no login."""
         login = ConfiguredLogin(self._upstream)
         if not login.is_configured:
             return []
