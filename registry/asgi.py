@@ -26,6 +26,7 @@ REQUEST_NOTES_EXTENSION: Final = "entrepot.request"
 """The key of a dictionary in a scope's `extensions`. The application stores facts about the request in it, for
 `on_request_end` (`registry.server.connection.request_reports`). Only our server provides this dictionary."""
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
+"""The request ids of clients that are accepted."""
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 STOPPING_STATE: Final = "entrepot.stopping"
 """The key in the lifespan state under which our server gives the application an `asyncio.Event`. It is set when the

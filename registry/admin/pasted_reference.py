@@ -31,6 +31,7 @@ _HOST: Final = re.compile(
 )
 """Matches a host name or IP address, with or without a port. A name without a dot needs a port, except `localhost`."""
 _SCHEMES: Final = ("docker://", "oci://", "https://", "http://")
+"""The schemes with which a pasted reference can begin."""
 _MAX_WORDS: Final = 16
 """How many words of the text are searched for a reference."""
 

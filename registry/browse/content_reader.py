@@ -44,6 +44,7 @@ _OBJECT_BYTES: Final = 256
 """Bytes of memory of an object in a summary without its texts, and of its place in a dictionary."""
 _ATTESTATION: Final = "attestation-manifest"
 """The value of the annotation `vnd.docker.reference.type` of an entry that BuildKit adds to an index."""
+# The keys of annotations: the predicate type of an attestation, and the time of creation.
 _PREDICATE: Final = "in-toto.io/predicate-type"
 _CREATED: Final = "org.opencontainers.image.created"
 

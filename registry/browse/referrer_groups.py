@@ -29,12 +29,14 @@ MAX_REFERRERS: Final = 100
 """How many referrers are listed. Further ones are left out."""
 MAX_FILES: Final = 10
 """How many files of an artifact are listed and read. Further ones are left out."""
+# The keys of annotations of manifests, layers and index entries.
 _TITLE: Final = "org.opencontainers.image.title"
 _CREATED: Final = "org.opencontainers.image.created"
 _PREDICATE: Final = "in-toto.io/predicate-type"
 _REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 _REFERENCE_DIGEST: Final = "vnd.docker.reference.digest"
 _IN_TOTO: Final = "application/vnd.in-toto+json"
+"""The artifact type under which BuildKit's attestations are shown."""
 
 
 class ReferrerGroups:

@@ -47,9 +47,9 @@ log = logging.getLogger(__name__)
 LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
 EXCHANGE_LIMITS: Final = Limits(max_running=32, max_running_per_visitor=8, max_pending=256, max_pending_per_visitor=64)
-"""How many logins in one process may exchange a code at the same time, and how many more may wait for this: in total,
-and from one network. Further logins are refused. An exchange takes up to ten seconds if the provider is slow. With the
-limits for each network, a network can delay only its own logins."""
+"""How many logins in one process may exchange a code at the same time (`max_running`), and how many may exchange a code
+or wait for this (`max_pending`): in total, and from one network. Further logins are refused. An exchange takes up to
+ten seconds if the provider is slow. With the limits for each network, a network can delay only its own logins."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
 _START_AGAIN: Final = "start again at /login"

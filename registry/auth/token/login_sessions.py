@@ -42,6 +42,7 @@ LoginMethod = Literal["password", "openid"]
 _ID_BYTES, _SECRET_BYTES = 9, 32
 """The numbers of random bytes of an id and of a secret."""
 _SESSION_FORM: Final = re.compile(rf"([0-9a-f]{{{2 * _ID_BYTES}}})\.([0-9a-f]{{{2 * _SECRET_BYTES}}})")
+"""The text of a session. The groups are the id and the secret."""
 
 
 class LoginSessions:

@@ -20,7 +20,7 @@ _SYSTEM, _USER = "/etc/containers/registries.conf", "~/.config/containers/regist
 _V1_KEYS = ("search", "insecure", "block")
 """The tables below `registries` in a file of the old format, version 1."""
 DROP_IN = "/etc/containers/registries.conf.d/50-entrepot.conf"
-_STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemctl reload crio)"
+_WRITE_STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemctl reload crio)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target
     entry = _find(entries, f"{host.prefix}/some/app")
     if entry is None:
         what = f"no file of podman has a [[registry]] for {host.prefix}"
-        return [problem(CHECK, what, f"podman pulls from {host.server}", _STEP, file=DROP_IN, lines=lines)]
+        return [problem(CHECK, what, f"podman pulls from {host.server}", _WRITE_STEP, file=DROP_IN, lines=lines)]
     if entry.values.get("blocked") is True:
         step = f"remove blocked = true from {entry.file}"
         return [problem(CHECK, f"{entry.file} blocks {entry.prefix}", "podman refuses these images", step)]
@@ -125,7 +125,7 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lin
         if "://" in str(source.get("location") or ""):
             what = f"{entry.file} has location = {source['location']!r}"
             why = "podman refuses a location with a scheme: URI schemes are not supported"
-            yield problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
+            yield problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
             return
     registry_source = next(_registry_sources(entry, host, target), None)
     if registry_source is None:
@@ -134,7 +134,7 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lin
     if target.address.is_plain_http and registry_source.get("insecure") is not True:
         what = f"the mirror {registry_source.get('location')} in {entry.file} lacks insecure = true"
         why = f"the registry speaks plain HTTP; podman tries TLS, fails, and pulls from {host.server}"
-        yield problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
+        yield problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
     if registry_source is not sources[0]:
         what = f"{entry.file} names {sources[0].get('location')} before this registry"
         yield warning(CHECK, what, "podman asks this registry only if that fails", "put this registry's mirror first")
@@ -169,11 +169,11 @@ def _other_registry_finding(
     if same_host_source is not None:
         what = f"the mirror {same_host_source['location']} in {entry.file} has the wrong path"
         why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.name}"
-        return problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
+        return problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
     # The last source is the location of the entry itself; all sources before it are mirrors.
     mirrors = ", ".join(str(source.get("location")) for source in sources[:-1]) or "no mirror"
     what = f"{entry.file} has {mirrors} for {host.prefix}, and not this registry"
-    return problem(CHECK, what, "podman pulls without this registry", _STEP, file=DROP_IN, lines=lines)
+    return problem(CHECK, what, "podman pulls without this registry", _WRITE_STEP, file=DROP_IN, lines=lines)
 
 
 def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Target) -> list[Finding]:
