@@ -118,7 +118,7 @@ class _TooComplex(Exception):
 
 
 class _Budget:
-    """An amount of work that may be done for one text. `spend` raises _TooComplex if there is more."""
+    """An amount of work that may be done for one text. `spend` raises _TooComplex when the amount is used up."""
 
     def __init__(self, amount: int) -> None:
         self._remaining = amount
@@ -225,12 +225,12 @@ def _format(markdown: str, top_heading: int) -> tuple[str, int]:
     rendered: str = parser.renderer.render(tokens, parser.options, {})
     if blocks.is_complete and not env.get(_IS_CUT):
         return rendered, len(markdown)
-    return rendered, _end_of_line(markdown, _last_line(tokens))
+    return rendered, _characters_in_lines(markdown, _count_lines(tokens))
 
 
 def _parse_texts(state: StateCore) -> None:
-    """Parses the text of each block, as the rule of the parser does that this function replaces. Removes the top-level
-    block that takes too much work, and all blocks after it."""
+    """Parses the text of each block. Replaces the parser's own rule for this. In contrast to that rule, removes the
+    top-level block that takes too much work, and all blocks after it."""
     attribute_characters = _Budget(_MAX_ATTRIBUTE_CHARACTERS)
     for index, token in enumerate(state.tokens):
         if token.type == "inline":
@@ -256,13 +256,13 @@ def _remove_from_block(tokens: list[Token], index: int) -> None:
     del tokens[index:]
 
 
-def _last_line(tokens: Sequence[Token]) -> int:
+def _count_lines(tokens: Sequence[Token]) -> int:
     """Returns the number of lines from the beginning of the text to the end of the last top-level block."""
     return next((token.map[1] for token in reversed(tokens) if token.level == 0 and token.map is not None), 0)
 
 
-def _end_of_line(text: str, lines: int) -> int:
-    """Returns the number of characters in the first lines of a text, with the ends of the lines."""
+def _characters_in_lines(text: str, lines: int) -> int:
+    """Returns the number of characters in the first `lines` lines of a text, with the ends of the lines."""
     ends = (match.end() for match in _LINE_END.finditer(text))
     return next(islice(ends, lines - 1, None), len(text)) if lines else 0
 

@@ -181,7 +181,7 @@ class Policy:
                 await asyncio.sleep(0)
                 if not page.more or not page.items:
                     break
-                after = f"{page.items[-1].subject} {page.items[-1].pattern}"
+                after = f"{page.items[-1].subject} {page.items[-1].pattern}"  # the store sorts grants by this text
         return grants[:limit]
 
     def _applies(self, pattern: NamePattern, stored_name: str) -> bool:
@@ -295,7 +295,7 @@ class Policy:
             return cached.grants
         if self._cached_count > _MAX_CACHED_GRANTS:
             self._cached_grants, self._cached_count, cached = {}, 0, None
-        names = {actions: NameSet(granted, self._guarded) for actions, granted in patterns.items()}
+        names = {actions: NameSet(granted_patterns, self._guarded) for actions, granted_patterns in patterns.items()}
         grants = GranteeGrants(names, sum(map(len, patterns.values())))
         self._cached_grants[grantee] = _CachedGrants(grants, epoch)
         self._cached_count += grants.size + 1 - (0 if cached is None else cached.grants.size + 1)

@@ -53,8 +53,8 @@ class Identity:
       registry issued.
     - `session`: the id of the login session of the browser that sent the request. None: there is none.
     - `groups`: groups that an issuer or the OpenID provider named, in addition to the account's groups in the store.
-    - `access`: the actions that a bearer token grants, by repository name. None: the client sent no bearer token that
-      this registry issued.
+    - `access`: the actions that a bearer token grants, by repository name, or by `CATALOG`. None: the client sent no
+      bearer token that this registry issued.
     - `limits`: the limits of the API token. None: the token has no limits, or no API token was used.
     - `expires`: when the credential expires, in seconds since 1970. None: never.
     """
@@ -287,8 +287,8 @@ class Principal:
             allowed = access.get(requested_name, Action.NONE).value | access.get(stored_name, Action.NONE).value
         if self._limits is not None:
             allowed_by_limits = 0
-            for actions, patterns in self._limits:
-                if patterns.matcher.matches(stored_name):
+            for actions, shared_matcher in self._limits:
+                if shared_matcher.matcher.matches(stored_name):
                     allowed_by_limits |= actions
             allowed &= allowed_by_limits
         return allowed
@@ -296,7 +296,8 @@ class Principal:
     @property
     def is_slow_to_match(self) -> bool:
         """Whether matching one name can take a millisecond, because the rights and the limits have many patterns."""
-        limits_weight = 0 if self._limits is None else sum(patterns.matcher.match_cost for _, patterns in self._limits)
+        limits = self._limits or ()
+        limits_weight = sum(shared_matcher.matcher.match_cost for _, shared_matcher in limits)
         return self.rights.weight + limits_weight > _SLOW_WEIGHT
 
     # Rights on sets of repositories

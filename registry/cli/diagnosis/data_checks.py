@@ -165,7 +165,7 @@ def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
 
 
 def _check_space(settings: Settings) -> list[Finding]:
-    """Checks the free space and the free inodes, and the floor in the settings."""
+    """Checks the free inodes, and the free space, also against the setting `disk.min_free`."""
     name, data = "disk", settings.data.absolute()
     space = os.statvfs(data)
     size, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
@@ -226,7 +226,7 @@ def _check_locks(settings: Settings) -> list[Finding]:
                 return [ok(name, "locks between processes work")]
     except OSError as error:
         if write_problem(data) is not None:
-            return []  # the check of the disk has a finding about this
+            return []  # `_check_sync` has a finding about this
         return [problem(name, f"locks do not work at {data}: {error.strerror}", "", step)]
     return [problem(name, f"{data} gives the same lock twice", "two workers would destroy each other's changes", step)]
 
