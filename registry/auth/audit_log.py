@@ -65,7 +65,7 @@ class AuditBuffer:
         self._allowance_updated_at = clock()
         self._timer: asyncio.Task[None] | None = None
         """The task that waits for the end of the interval and then writes the entries; None if there is none."""
-        self._writes = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
         """Held while entries are written, so that `aclose` waits for a write that runs."""
         self._closed = False
 
@@ -102,7 +102,7 @@ class AuditBuffer:
     async def flush(self) -> None:
         """Writes the collected entries to the store, after a write that runs. If that fails, logs an error, and the
         entries are lost."""
-        async with self._writes:
+        async with self._write_lock:
             await self._write_collected()
 
     async def _write_collected(self) -> None:

@@ -55,7 +55,7 @@ class Issuers:
         self._accounts = accounts
         self._clock = clock
         self._key_sets: dict[tuple[object, ...], KeySet] = {}
-        """The key sets by `_key_set_id`. Issuers whose keys come from the same place share one key set."""
+        """The key sets by `_key_set_id`. Issuers whose keys come from the same source share one key set."""
         for issuer in settings:
             if issuer.jwks_file is not None:
                 self._key_sets.setdefault(_key_set_id(issuer), FileKeySet(issuer.jwks_file))
@@ -91,8 +91,8 @@ class Issuers:
             if key is None:
                 raise TokenInvalid("fits no key in the issuer's key set")
             verify_signature(token, key, algorithm)
-            checked: dict[str, Any] = {name: claims[name] for name in _CHECKED_CLAIMS if name in claims}
-            check_claims(checked, options, self._clock(), LEEWAY_SECONDS)
+            checked_claims: dict[str, Any] = {name: claims[name] for name in _CHECKED_CLAIMS if name in claims}
+            check_claims(checked_claims, options, self._clock(), LEEWAY_SECONDS)
             expires = float(claims["exp"])
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None
