@@ -10,8 +10,8 @@ from registry.cli.interrupts import exit_on_interrupt
 
 def main() -> None:
     """Runs the command line."""
-    # This comes before the slow import below, so that Ctrl-C ends the program cleanly during the import. A server that
-    # takes over from an old version (`registry.server.process.successor`) does not need this, because all signals are
+    # This comes before the slow import below, so that Ctrl-C ends the program cleanly during the import. The variable
+    # is set if this server takes over from an old version (`registry.server.process.successor`). All signals are then
     # blocked until the server can act on them.
     if "_ENTREPOT_HANDOVER" not in os.environ:
         exit_on_interrupt()

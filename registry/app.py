@@ -101,6 +101,7 @@ class Entrepot(FastAPI):
         self.request_recorder = telemetry.requests
         """The server reports each request to this object (`registry.server.connection.request_reports`)."""
         self._in_flight_cell = telemetry.metrics.in_flight.first
+        """The number of the cell that counts this worker's requests in progress (`registry.telemetry.shared_cells`)."""
         self.running_requests = 0
         """Number of requests in progress, except those that the response cache answers."""
         self.on_idle: Callable[[], None] | None = None
@@ -110,7 +111,7 @@ class Entrepot(FastAPI):
         `telemetry`."""
         self.server_run = run or new_server_run(factory.clock)
         self._service = service
-        self._count: Callable[[], ServerCounts] = ServerCounts  # returns zeros until a server provides its own
+        self._count: Callable[[], ServerCounts] = ServerCounts  # all zero until the server passes its own function
         self.starts_background_work = starts_background_work
         """Whether a service that the application opens from now on starts its background work."""
         self.is_retiring = False
@@ -171,7 +172,7 @@ class Entrepot(FastAPI):
                 with telemetry.tracing.request(scope):
                     await self._answer(scope, receive, send)
             elif telemetry.metrics_port is None and is_distribution(raw_path(scope)):
-                await self.service.distribution(scope, receive, send)  # as `_answer` does, but without its coroutine
+                await self.service.distribution(scope, receive, send)  # `_answer` would need another coroutine
             else:
                 await self._answer(scope, receive, send)
         finally:
@@ -221,6 +222,7 @@ class Entrepot(FastAPI):
             reopening = None
             if service.is_store_read_only:
                 reopening = asyncio.create_task(reopen_store(self, stack, service.retire_read_only_store))
+            # The lambdas look up `_count` and `service` at each report, because both may be replaced.
             reporter = WorkerReporter(
                 self.factory.settings.data,
                 self.server_run,
@@ -259,6 +261,7 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
         except Exception as error:
             # Retry after any error. While this worker has the store open read-only, it holds a lock, and no other
             # process can write to the store.
+            # Log an error only if it differs from the one before.
             if logged_error != (logged_error := repr(error)):
                 log.exception(
                     "the store cannot be opened again for writing; the next attempt is in %g s", REOPEN_SECONDS
@@ -272,9 +275,9 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
 
 async def _start_or_hand_over_work(app: Entrepot) -> None:
-    """Starts or hands over the background work of `app` after its store has been opened for writing. Opening takes
-    time: meanwhile `app` may have replaced another application (then this starts the work), or another application may
-    have replaced `app` (then this hands the work over)."""
+    """Starts or hands over the background work of `app` after its store has been opened for writing. If `app` has
+    replaced another application while the store was being opened, this starts the work. If another application has
+    replaced `app`, this hands the work over."""
     try:
         if app.work is not None and app.starts_background_work and not app.is_retiring:
             await app.work.start()

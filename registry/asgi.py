@@ -23,9 +23,10 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 """Name, in lower case, and value of an HTTP header."""
 REQUEST_NOTES_EXTENSION: Final = "entrepot.request"
-"""Key in a scope's `extensions` of a dictionary in which the application stores facts about the request, for
-`on_request_end` (`registry.server.connection.request_reports`). Other servers provide no such dictionary."""
+"""The key of a dictionary in a scope's `extensions`. The application stores facts about the request in it, for
+`on_request_end` (`registry.server.connection.request_reports`). Only our server provides this dictionary."""
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
+"""The request ids of clients that are accepted."""
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 STOPPING_STATE: Final = "entrepot.stopping"
 """The key in the lifespan state under which our server gives the application an `asyncio.Event`. It is set when the

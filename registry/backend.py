@@ -85,7 +85,8 @@ def make_mirror(
 
 
 def _pass_through_memory(settings: Settings) -> MemoryBudget | None:
-    """Returns the budget that all mirrors of this process share; None: the settings have no upstream."""
+    """Returns the memory budget for blobs that mirrors send without storing them, because the disk is full. All mirrors
+    of this process share it. None: the settings have no upstream."""
     if not settings.upstream:
         return None
     from registry.mirror.pass_through import new_pass_through_memory

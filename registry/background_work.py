@@ -105,7 +105,7 @@ class BackgroundWork:
         recorders = [self._pulls.run()] if self._pull_events is None else [self._pulls.run(), self._pull_events.run()]
         self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), *recorders)]
         schedules = [
-            *self._queued_jobs(),
+            *self._job_schedules(),
             keep_counted(store.usage, store.leases, scope_definitions(settings)),
             keep_indexed(search_indexer(settings, store), store.leases),
         ]
@@ -144,16 +144,18 @@ class BackgroundWork:
         await self.hand_over()
         tasks, self._tasks = self._tasks, []
         await cancel_all(tasks)
-        for pulls, what in ((self._pulls, "pulls"), (self._pull_events, "events of pulls")):
-            if pulls is not None:
+        for recorder, content in ((self._pulls, "pulls"), (self._pull_events, "events of pulls")):
+            if recorder is not None:
                 try:
-                    await pulls.store()
-                except Exception as error:  # must not keep the rest from being stored
-                    log.warning("the %s of the last seconds are lost: %s", what, error)
+                    await recorder.store()
+                except Exception as error:  # the next recorder and the activity must still be stored
+                    log.warning("the %s of the last seconds are lost: %s", content, error)
         if self._activity is not None:
             await self._activity.store_last()
 
     async def _watch_mirrors(self) -> None:
+        """Starts the tasks that fetch images before clients request them, and that ask the upstreams about tags within
+        their cooldown."""
         from registry.mirror.warm.schedule import warm_on_schedule
 
         settings, leases = self._settings, self._store.leases
@@ -167,8 +169,8 @@ class BackgroundWork:
             interval = round_interval(cooldowns.values())
             await self._watches.enter_async_context(watch_young_tags(watched, interval, leases))
 
-    def _queued_jobs(self) -> list[Coroutine[Any, Any, None]]:
-        """Returns the functions that queue jobs at the intervals in the settings."""
+    def _job_schedules(self) -> list[Coroutine[Any, Any, None]]:
+        """Returns coroutines that queue jobs at the intervals in the settings."""
         settings, store = self._settings, self._store
         if not settings.retention or not settings.upkeep.retention_every or settings.read_only:
             return []

@@ -108,4 +108,5 @@ async def activity_until(stored: ActivityLog, unstored: Activity, now: float) ->
 
 
 def _sum(activities: Sequence[Activity]) -> Activity:
+    """Adds up the activities, field by field."""
     return Activity(*map(sum, zip(*map(astuple, activities), strict=True)))

@@ -35,30 +35,31 @@ class RunningDownload:
         """`end`: a function that ends the download. It is called at most once."""
         self.visitor = visitor
         self._end: Callable[[], None] | None = end
-        self._bytes = 0
-        self._waited = 0.0
+        self._portion_bytes = 0
+        self._waited_seconds = 0.0
         self._waiting_since: float | None = None
+        """When the running send began, by the clock of the event loop; None: nothing is being sent."""
 
     @contextmanager
     def sending(self, count: int) -> Iterator[None]:
         """A context manager for a block that sends `count` bytes. Measures how long the client needs to receive
         them."""
         time = asyncio.get_running_loop().time
-        since = self._waiting_since = time()
+        started = self._waiting_since = time()
         try:
             yield
         finally:
-            self._waited += time() - since
+            self._waited_seconds += time() - started
             self._waiting_since = None
-        self._bytes += count
-        if self._bytes >= _SLOW_BYTES:
-            self._bytes, self._waited = 0, 0.0
+        self._portion_bytes += count
+        if self._portion_bytes >= _SLOW_BYTES:
+            self._portion_bytes, self._waited_seconds = 0, 0.0
 
     def slow_seconds(self, now: float) -> float:
         """Returns how many seconds the client has needed so far to receive the current portion of the archive.
         `sending` begins a new portion after every `_SLOW_BYTES` bytes. The time in which the registry fetches the bytes
         does not count. `now`: the time of the event loop."""
-        return self._waited + (0.0 if self._waiting_since is None else now - self._waiting_since)
+        return self._waited_seconds + (0.0 if self._waiting_since is None else now - self._waiting_since)
 
     def end(self) -> None:
         """Ends the download. Idempotent."""
@@ -68,12 +69,13 @@ class RunningDownload:
 
 
 class RunningDownloads:
-    """The archives that this process sends. `limit`: how many it sends at the same time. One visitor may have half of
-    these slots. A very slow client keeps its slot only until another client needs it."""
+    """The archives that this process sends. `limit`: the number of slots, that is, how many archives the process sends
+    at the same time. One visitor may have half of the slots, rounded up. A very slow client keeps its slot only until
+    another client needs it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._limit_for_one = (limit + 1) // 2
+        self._limit_per_visitor = (limit + 1) // 2
         self._running: set[RunningDownload] = set()
 
     @asynccontextmanager
@@ -83,19 +85,20 @@ class RunningDownloads:
         case, it also ends the slowest download if its client receives less than 256 KiB in 30 seconds. The `async with`
         block of that download is cancelled and left without an error."""
         own_downloads = [download for download in self._running if download.visitor == visitor]
-        if len(own_downloads) >= self._limit_for_one:
+        if len(own_downloads) >= self._limit_per_visitor:
             self._refuse(own_downloads)
         if len(self._running) >= self._limit:
             self._refuse(self._running)
-        ended = asyncio.timeout(None)
+        timeout = asyncio.timeout(None)
         now = asyncio.get_running_loop().time
-        download = RunningDownload(visitor, lambda: ended.reschedule(now()))
+        # To end the download, let the timeout expire now, which cancels the block.
+        download = RunningDownload(visitor, lambda: timeout.reschedule(now()))
         self._running.add(download)
         try:
-            async with ended:
+            async with timeout:
                 yield download
         except TimeoutError:
-            if not ended.expired():
+            if not timeout.expired():
                 raise
             log.info("a download for %s ends: the client takes it too slowly, and others wait", visitor)
         finally:
@@ -196,7 +199,7 @@ class HeldResponse(Response):
 
 
 def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
-    """Returns whether the client has the archive already (RFC 9110, 13.1.2)."""
+    """Returns whether the header If-None-Match says that the client has the archive already (RFC 9110, 13.1.2)."""
     client_etags = headers.get("if-none-match", "")
     return client_etags.strip() == "*" or archive.etag in (
         tag.strip().removeprefix("W/") for tag in client_etags.split(",")

@@ -61,8 +61,8 @@ class NewBackup(BodyModel):
 async def list_backups(caller: AdminCaller) -> models.ListPage[BackupResponse]:
     """Lists the complete backups in the directory that `[backup] target` names, newest first."""
     directory = BackupDirectory(_target(caller), System())
-    snapshots = await asyncio.to_thread(with_backup_errors, f"cannot read {directory.root}", directory.snapshots)
-    return models.ListPage(items=[BackupResponse.from_stored(each) for each in reversed(snapshots)], next=None)
+    backups = await asyncio.to_thread(with_backup_errors, f"cannot read {directory.root}", directory.snapshots)
+    return models.ListPage(items=[BackupResponse.from_stored(each) for each in reversed(backups)], next=None)
 
 
 @router.post("/backups", tags=["backups"], status_code=202)

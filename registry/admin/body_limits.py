@@ -24,12 +24,11 @@ MAX_LARGE_BODY_BYTES: Final = 640 * 1024
 """Maximum size in bytes of a body with a long text or with a list of many tags. Such a body is received only after the
 caller's rights on the repository were checked."""
 _VALUE_BOUNDS: Final = Bounds(values=20_000)
-"""Largest number of JSON values in a body. The largest list that a route takes has 10,000 names. Parsing 640 KiB of
-`[],[],…` would block the event loop for 50 ms."""
+"""Largest number of JSON values in a body: twice the 10,000 names of the largest list that a route takes. Without this
+limit, 640 KiB of `[],[],…` would block the event loop for 50 ms."""
 MAX_UNKNOWN_FIELDS: Final = 20
-"""The number of fields that an object may have in excess of its model's fields. If an object has more fields, more
-than this number of them must be unknown. It gets a single error, which names none of them. In any other object, each
-unknown field gets its own error."""
+"""If an object has more fields than its model, and the excess is larger than this number, the response has a single
+error for the object, which names no field. Otherwise each unknown field gets its own error."""
 ItemT = TypeVar("ItemT")
 FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 """A list whose validation ends at the first invalid item, so that a long list cannot cause many errors."""
@@ -37,8 +36,8 @@ FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 
 class BodyModel(BaseModel):
     """Base class of request bodies. An unknown field is an error. Error texts never show the input, because it may hold
-    a password. Fields that are lists are of the type `FailFastList`, and fields that are objects have `max_entries`, so
-    that the number of errors is small whatever the body holds."""
+    a password. Each list field has the type `FailFastList`, and each object field has `max_entries`, so that no body
+    can cause many errors."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 

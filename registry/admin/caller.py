@@ -109,9 +109,9 @@ class Caller:
         return self.administration.accounts
 
     def version_of(self, account: AccountName) -> int | None:
-        """Returns the version that the account had when the caller logged in to it; None if the caller is not logged in
-        to it, or if it is not in the store. The store refuses a change of the account's credentials if the account
-        has another version by then."""
+        """Returns the version that `account` had when the caller logged in to it. Returns None if the caller is not
+        logged in to this account, or if it is not in the store. The store refuses a change of the account's credentials
+        if the account's version has changed since."""
         identity = self.principal.identity
         return identity.version if identity.name == account else None
 

@@ -58,9 +58,10 @@ class Searcher:
 
 
 class ContentSearches:
-    """The searches of one process. Each account, and each network of anonymous clients, runs only one search at a time,
-    so that many searches of one visitor do not delay those of others. All methods raise StorageFull, StorageFailed.
-    `repositories`, `tags`, `labels` and `digests` raise TooManyRequests if too many searches wait."""
+    """The searches of one process. A *visitor* is an account, or a network of anonymous clients. Each visitor runs only
+    one search at a time, so that many searches of one visitor do not delay the searches of others. All methods raise
+    StorageFull, StorageFailed. `repositories`, `tags`, `labels` and `digests` raise TooManyRequests if too many
+    searches wait."""
 
     def __init__(self, store: StoredRegistry, router: Router, upstream_search: UpstreamSearch | None = None) -> None:
         """`upstream_search`: searches an upstream in addition to the store; None: only the store is searched."""
@@ -69,8 +70,8 @@ class ContentSearches:
         self._upstream_search = upstream_search
         self._stored_searches = VisitorLimits(SEARCH_LIMITS, "searches")
         self._upstream_searches = VisitorLimits(UPSTREAM_SEARCH_LIMITS, "searches")
-        self._passed_on: set[asyncio.Task[Sequence[UpstreamResult]]] = set()
-        """The running searches of the upstream."""
+        self._upstream_tasks: set[asyncio.Task[Sequence[UpstreamResult]]] = set()
+        """The running searches of the upstream. The event loop itself holds only weak references to tasks."""
 
     async def is_indexing(self) -> bool:
         """Returns whether the search index is still being built. Until it is complete, searches may miss much."""
@@ -122,6 +123,7 @@ class ContentSearches:
         return None
 
     async def _find(self, stored_name: RepositoryName, reference: Reference | None) -> SearchTarget | None:
+        """Returns the target if the repository and the reference are stored here; None otherwise."""
         metadata = self._store.metadata
         if reference is None:
             page = await metadata.repositories(None, 1, NameSet.of([stored_name]))
@@ -129,7 +131,8 @@ class ContentSearches:
         with suppress(NameUnknown, ManifestUnknown):
             await metadata.manifest_descriptor(stored_name, reference)
             return SearchTarget(stored_name, reference)
-        # In a mirrored repository, the upstream may have to confirm first that the repository has the blob.
+        # Blobs of mirrored repositories are left out, because the upstream may first have to confirm that the
+        # repository has the blob.
         if isinstance(reference, Digest) and self.upstream_of(stored_name) is None:
             with suppress(NameUnknown, BlobUnknown):
                 await metadata.blob(stored_name, reference)
@@ -155,15 +158,17 @@ class ContentSearches:
             # The search continues if the client disconnects. It must hold the client's slot until it has ended.
             # Otherwise a client that disconnects again and again could start any number of searches.
             search = start_detached(self._pass_on(self._upstream_search, searcher.visitor, text, count, page))
-            self._passed_on.add(search)
-            search.add_done_callback(self._passed_on.discard)
+            self._upstream_tasks.add(search)
+            search.add_done_callback(self._upstream_tasks.discard)
             results = await wait_for_outcome(search)
         for result in results:
             with suppress(NameInvalid, NameUnknown):
                 naming, upstream = self._router.naming, self._upstream_search.upstream
-                stored = naming.mirrored_name(naming.with_upstream(upstream, RepositoryName(result.name)), upstream)
-                if stored in readable:
-                    hits.append((stored, result))
+                stored_name = naming.mirrored_name(
+                    naming.with_upstream(upstream, RepositoryName(result.name)), upstream
+                )
+                if stored_name in readable:
+                    hits.append((stored_name, result))
         return hits
 
     async def _pass_on(
@@ -187,4 +192,5 @@ def _readable(principal: Principal) -> NameSet:
 def _may_pull_below(principal: Principal, upstream: str) -> bool:
     """Returns False only if `principal` may pull nothing of an upstream."""
     prefix = f"{upstream}/"
+    # `seek` skips to the first possible name at or after the prefix.
     return (_readable(principal).seek(prefix) or "").startswith(prefix)

@@ -46,19 +46,20 @@ def separate_cookies(scope: Scope) -> None:
 
 def cookie_value(scope: Scope, name: str) -> str:
     """Returns the value of a cookie of the request, or an empty string if the request has no such cookie. If the
-    request has the cookie several times, returns the last value (RFC 6265, 5.4: it has the shortest path).
+    request has the cookie several times, returns the last value (RFC 6265, 5.4: browsers send the cookie with the
+    shortest path, here `/`, last).
 
     Resolves no backslash escapes (RFC 6265, 4.1.1, has none), so the time is linear in the length of the header."""
-    encoded_name, found = name.encode("ascii"), b""
+    encoded_name, last_value = name.encode("ascii"), b""
     for header in scope.get(_COOKIES_KEY, ()):
         for pair in header.split(b";"):
             cookie_name, _, value = pair.partition(b"=")
-            # Only spaces and tabs are removed. A browser lets other hosts of the domain set a cookie whose name is
-            # another white-space character and then `__Host-...`: it sees no prefix.
+            # Removes only spaces and tabs. If other white space precedes `__Host-` in a name, browsers do not see the
+            # prefix, and let other hosts of the domain set the cookie.
             if cookie_name.strip(b" \t") == encoded_name:
-                found = value.strip(b" \t")
-    is_quoted = len(found) >= 2 and found[:1] == found[-1:] == b'"'
-    return (found[1:-1] if is_quoted else found).decode("latin-1")
+                last_value = value.strip(b" \t")
+    is_quoted = len(last_value) >= 2 and last_value[:1] == last_value[-1:] == b'"'
+    return (last_value[1:-1] if is_quoted else last_value).decode("latin-1")
 
 
 class BrowserCookies:

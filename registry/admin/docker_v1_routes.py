@@ -29,8 +29,9 @@ from storage.names import RepositoryName
 
 router = APIRouter(route_class=ManagementRoute, prefix="/v1", include_in_schema=False)
 DEFAULT_RESULTS: Final = 25
+"""Number of results on a page if the request has no parameter `n`."""
 MAX_RESULTS: Final = 100
-"""Number of results on a page if the request has no parameter `n`, and the largest number."""
+"""Largest number of results on a page."""
 MAX_TAGS: Final = 1000
 """Largest number of tags in a list. The list is not split into pages."""
 _HEADERS: Final = {"X-Docker-Registry-Version": "1.0", "X-Docker-Registry-Standalone": "true"}
@@ -42,7 +43,7 @@ async def identify_v1_caller(request: Request) -> Caller:
     """Returns the caller, as `identify_caller` does, but treats an empty name and password as no login. Raises the
     errors of `identify_caller`."""
     headers = [header for header in request.scope["headers"] if header != (b"authorization", _NO_LOGIN)]
-    request.scope.setdefault("state", {})  # so that both requests have the same state
+    request.scope.setdefault("state", {})  # the copy of the scope below shares this dict
     return await identify_caller(Request({**request.scope, "headers": headers}), None, None)
 
 
@@ -93,10 +94,10 @@ async def search(
     caller.searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
     text = q.strip().removeprefix("library/")
-    offset = min((page - 1) * count, MAX_OFFSET + 1)
-    found = await caller.searches.repositories(caller.searcher, text, offset, count)
-    results = [V1Result(name=name) for name in found.items]
-    has_more = found.more
+    offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
+    stored_page = await caller.searches.repositories(caller.searcher, text, offset, count)
+    results = [V1Result(name=name) for name in stored_page.items]
+    has_more = stored_page.more
     if text and len(results) < count:
         upstream_results = await caller.searches.at_upstream(caller.searcher, text, count, page)
         listed_names = {result.name for result in results}
@@ -110,7 +111,7 @@ async def search(
             for name, upstream_result in upstream_results
             if name not in listed_names
         ][: count - len(results)]
-        has_more |= len(upstream_results) == count
+        has_more |= len(upstream_results) == count  # a full page is probably not the last one
     if not results and page == 1 and caller.principal.is_anonymous and not caller.principal.is_open:
         raise Unauthorized("log in to search")
     total = (page - 1) * count + len(results) + (1 if has_more else 0)
@@ -129,6 +130,6 @@ async def list_tags(response: Response, caller: V1Caller, name: str) -> dict[str
     """Lists the tags of a stored repository, each with the hash of the manifest that it points at. Needs `pull` on the
     repository."""
     response.headers.update(_HEADERS)
-    stored = await readable_repository(caller, RepositoryName(name))
-    tags = await caller.searches.tags_of(stored, MAX_TAGS)
+    stored_name = await readable_repository(caller, RepositoryName(name))
+    tags = await caller.searches.tags_of(stored_name, MAX_TAGS)
     return {tag: digest.encoded for tag, digest in tags}

@@ -90,13 +90,13 @@ class DeliveryResponse(BaseModel):
     @classmethod
     def from_stored(cls, delivery: Delivery) -> Self:
         """Converts a stored delivery."""
-        is_waiting = delivery.dead is None and delivery.next_at > 0
+        is_scheduled = delivery.dead is None and delivery.next_at > 0
         return cls(
             webhook=delivery.webhook,
             event=EventResponse.from_stored(delivery.event),
             attempts=delivery.attempts,
             error=delivery.error,
-            next_attempt=models.to_datetime(delivery.next_at) if is_waiting else None,
+            next_attempt=models.to_datetime(delivery.next_at) if is_scheduled else None,
             dead_since=models.to_datetime_or_none(delivery.dead),
         )
 
@@ -159,14 +159,14 @@ async def list_deliveries(
     outbox = caller.upkeep.store.outbox
     deliveries = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
     # The cursor is the number of the last event on the page; the next page has only lower numbers. So if the deliveries
-    # of the last event do not all fit, the page leaves this event to the next page. It cannot do so if it has no other.
+    # of the last event do not all fit, the whole event moves to the next page, unless the page has no other event.
     shown_deliveries = deliveries[:limit]
     if len(deliveries) > limit and (next_number := deliveries[limit].event.number) == shown_deliveries[-1].event.number:
         complete_deliveries = [delivery for delivery in shown_deliveries if delivery.event.number != next_number]
         shown_deliveries = complete_deliveries or shown_deliveries
-    following = str(shown_deliveries[-1].event.number) if len(deliveries) > limit else None
+    next_cursor = str(shown_deliveries[-1].event.number) if len(deliveries) > limit else None
     return models.ListPage(
-        items=[DeliveryResponse.from_stored(delivery) for delivery in shown_deliveries], next=following
+        items=[DeliveryResponse.from_stored(delivery) for delivery in shown_deliveries], next=next_cursor
     )
 
 
@@ -177,7 +177,7 @@ async def retry_deliveries(caller: AdminCaller, body: RetryBody) -> RetryRespons
 
 
 async def recent_events(caller: Caller, limit: int) -> list[EventResponse]:
-    """Returns the newest events that a caller with an account may see; nothing if no events are kept."""
+    """Returns the newest events that a caller with an account may see; an empty list if no events are kept."""
     if not caller.upkeep.settings.events.keep:
         return []
     return (await _read_page(caller, None, limit)).items
@@ -217,8 +217,8 @@ async def _read_page(
     the work for one page is limited. `action` and `repository`: only such events (None: all).
 
     `next` must not reveal events that the caller may not see. So it is the number of the last event on the page, or a
-    multiple of `CURSOR_STEP`. How many events are hidden can change `next`, but their repositories and actions cannot:
-    if a look-up can return hidden events, it has no filter, and this function itself selects by action."""
+    multiple of `CURSOR_STEP`. `next` can depend on the number of hidden events, but not on their repositories and
+    actions: a look-up that can return hidden events has no filter, and this function itself selects by action."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox

@@ -30,13 +30,13 @@ from storage.outbox import Event, EventAction, Outbox
 POLL_SECONDS: Final = 0.25
 """Seconds between two checks for changes of the store by any process."""
 PAGE_EVENTS: Final = 100
-"""Largest number of events that are in memory at a time."""
+"""Largest number of events in a page, and so in the memory of a stream."""
 EVENT_STREAM_TYPE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
 """Largest number of streams in one process."""
 MAX_STREAMS_PER_VISITOR: Final = 4
-"""Largest number of these streams that one account has, or, without accounts, one client. So a program that forgets to
-close its streams leaves streams for others."""
+"""Largest number of these streams for one visitor: an account, or a network of anonymous clients. So a program that
+forgets to close its streams leaves streams for others."""
 _RETRY_SECONDS: Final = 30
 """The value of Retry-After in a refusal."""
 KEEP_ALIVE_SECONDS: Final = 15.0
@@ -47,7 +47,7 @@ RECONNECT_MILLISECONDS: Final = 2000
 """How long a client waits before it connects again."""
 
 AsJSON = Callable[[Event, Caller], tuple[str, str] | None]
-"""Returns the action of an event and the event as JSON; None if the caller may not see the event."""
+"""A function that returns the action of an event and the event as JSON; None if the caller may not see the event."""
 
 
 async def follow(
@@ -67,18 +67,18 @@ async def follow(
     time = asyncio.get_running_loop().time
     yielded_at = time()
     while True:
-        current = version()
+        version_before_read = version()
         page = await outbox.after(after, PAGE_EVENTS, action=action, repository=repository)
         after = page.position
         if page.events or time() - yielded_at >= idle_seconds:
             yield page.events
             yielded_at = time()
         if not page.is_last:
-            await asyncio.sleep(0)  # a store on a full disk reads without waiting
+            await asyncio.sleep(0)  # lets other tasks run: on a full disk, `after` reads on the event loop
             continue
-        # The stream waits once in any case, because the store may change during each look-up.
+        # Waits at least once. If the store changes during every look-up, the loop below never waits.
         await asyncio.sleep(POLL_SECONDS)
-        while version() == current and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
+        while version() == version_before_read and time() - yielded_at < idle_seconds:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)  # no object can signal the events of other processes
 
 
@@ -122,6 +122,7 @@ class EventStream:
         return stream
 
     async def _send(self) -> AsyncGenerator[bytes, None]:
+        """Yields an empty part and then the parts of the stream. Counts the stream until the iterator is closed."""
         self._streams[self._visitor] += 1
         try:
             yield b""  # `open` discards this part; from here on, closing the iterator ends the stream
@@ -134,6 +135,7 @@ class EventStream:
                 del self._streams[self._visitor]
 
     async def _parts(self) -> AsyncIterator[bytes]:
+        """Yields the messages of the stream. Raises RegistryError, for example if the credential is no longer valid."""
         caller = await self.identify_again()
         store = caller.upkeep.store
         # The number is read before the first byte is sent. So a client that has received this byte receives every later
@@ -141,7 +143,8 @@ class EventStream:
         newest = await store.outbox.newest()
         after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
-        # After a restore from a backup, the newest number may be lower than the number that the client has.
+        # There is a gap if the events after the client's last one are no longer kept. There is also a gap if a restore
+        # from a backup has made the newest number lower than the number that the client has.
         if after + 1 < (oldest := await store.outbox.oldest()) or after < (self._after or 0):
             yield b"event: gap\ndata: %b\n\n" % json.dumps({"oldest": oldest}).encode()
         checked_version, checked_at = store.metadata.version(), self._now()
@@ -149,7 +152,7 @@ class EventStream:
             store.outbox,
             store.metadata.version,
             after,
-            idle_seconds=POLL_SECONDS,
+            idle_seconds=POLL_SECONDS,  # so that the loop below also runs while there are no events
             action=self._action,
             repository=self._repository,
         )
@@ -160,6 +163,7 @@ class EventStream:
                     return
                 now = self._now()
                 is_changed = store.metadata.version() != checked_version
+                # Without a change of the store, the rights can still end, for example when the credential expires.
                 if now - checked_at >= (RECHECK_SECONDS if is_changed else KEEP_ALIVE_SECONDS):
                     checked_version, checked_at = store.metadata.version(), now
                     caller = await self.identify_again()

@@ -67,7 +67,7 @@ async def import_directory(caller: AdminCaller, body: DirectoryImportBody) -> Jo
     from registry.migration.distribution_directory import DistributionDirectory
     from registry.migration.import_report import RepositoryFilter
 
-    RepositoryFilter(body.include, body.exclude)
+    RepositoryFilter(body.include, body.exclude)  # raises ImportInvalid for an invalid pattern
     if not Path(body.path).is_absolute():
         raise ImportInvalid(f"{body.path} is not an absolute path")
     await asyncio.to_thread(DistributionDirectory.find, Path(body.path))
@@ -86,5 +86,5 @@ async def import_remote(caller: AdminCaller, body: RemoteImportBody) -> JobRespo
             f"{body.url} is not an endpoint of an [[upstream]] in the settings; add it there, or run the command "
             "`entrepot import` on the server's machine"
         )
-    RepositoryFilter(body.include, body.exclude)
+    RepositoryFilter(body.include, body.exclude)  # raises ImportInvalid for an invalid pattern
     return await queue_job(caller, KIND, body.model_dump(by_alias=True))

@@ -29,7 +29,7 @@ from storage.content import Actor
 from storage.errors import Denied, RegistryError
 
 _MAX_TARGET_CHARACTERS: Final = 200
-"""Maximum length of a path in the audit log; the rest is cut off."""
+"""The length to which a path is cut for the audit log."""
 AfterQuery = Annotated[str | None, Query(description="The field `next` of the previous page", max_length=80)]
 """The parameter `after`: the list continues after the entry that the previous response named in its field `next`."""
 LimitQuery = Annotated[int, Query(description="Maximum number of entries", ge=1, le=1000)]
@@ -106,6 +106,7 @@ def _check_request(request: Request, max_body_bytes: int) -> None:
     check_parameter_count(request.scope.get("query_string", b""))
     if request.method in SAFE_METHODS:
         return
+    # `none` means that no page caused the request. Clients that are no browsers omit the header.
     if request.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         raise HTTPException(403, "the request comes from a page of another site, which may not change anything here")
     # A POST needs the right Content-Type even without a body, because a form on another site can send an empty POST.
@@ -114,6 +115,7 @@ def _check_request(request: Request, max_body_bytes: int) -> None:
         if media_type != "application/json":
             raise HTTPException(415, "the body has to be JSON, with Content-Type: application/json")
     length = request.headers.get("content-length", "0")
+    # A number of more than nine digits is too large in any case, so it is not parsed.
     if not length.isdigit() or len(length) > 9 or int(length) > max_body_bytes:
         raise too_long(max_body_bytes)
 

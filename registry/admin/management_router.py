@@ -44,10 +44,10 @@ def _error_responses() -> dict[int | str, dict[str, Any]]:
     """Returns the descriptions of the error responses, which every route has. Only the first has the model `Errors`, so
     that FastAPI adds the schema of this model to the document. The others refer to that schema, because FastAPI needs
     0.3 ms to prepare a model for each response of each route."""
-    first, *others = _ERROR_DESCRIPTIONS.items()
+    (first_status, first_text), *others = _ERROR_DESCRIPTIONS.items()
     schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Errors"}}}
     return {
-        first[0]: {"model": Errors, "description": first[1]},
+        first_status: {"model": Errors, "description": first_text},
         **{status: {"content": schema, "description": text} for status, text in others},
     }
 

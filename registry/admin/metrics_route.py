@@ -31,16 +31,16 @@ class StoreReader:
     def __init__(self, store: Collector, wait_seconds: float) -> None:
         self._store = store
         self._wait_seconds = wait_seconds
-        self._running: asyncio.Future[list[Metric]] | None = None
+        self._latest_read: asyncio.Future[list[Metric]] | None = None
         """The latest read, which may be complete."""
 
     async def read(self) -> Sequence[Metric]:
         """Waits for the running read, or starts a read if none is running, and returns the metrics. Returns an empty
         list if the read takes longer than `wait_seconds`. The read continues after that, and also after a cancellation.
         Raises the errors of the collector."""
-        if self._running is None or self._running.done():
-            self._running = asyncio.get_running_loop().run_in_executor(None, lambda: list(self._store.collect()))
-        reading = self._running
+        if self._latest_read is None or self._latest_read.done():
+            self._latest_read = asyncio.get_running_loop().run_in_executor(None, lambda: list(self._store.collect()))
+        reading = self._latest_read
         ended, _ = await asyncio.wait([reading], timeout=self._wait_seconds)
         if not ended:
             log.warning("metrics of the store are missing, because the disk has not answered yet")
@@ -75,6 +75,7 @@ def metrics_router(
         return Response(body, headers={"content-type": media_type})
 
     def _is_allowed(request: Request) -> bool:
+        """Returns whether the client is in a network whose clients need no login."""
         try:
             address = ip_address(client_address(request.scope))
         except ValueError:
@@ -90,7 +91,8 @@ def _is_on_metrics_port(request: Request, telemetry: Telemetry) -> bool:
 
 
 async def _check_admin(request: Request) -> None:
-    """Raises Unauthorized or Denied unless the caller is an admin."""
+    """Raises Unauthorized or Denied unless the caller is an admin. Raises HTTPException (403) if this service cannot
+    have accounts."""
     if request.app.service.access is None:
         raise HTTPException(403, "the settings do not allow this address to read the metrics")
     await require_admin(await require_login(await identify_caller(request, None, None)))

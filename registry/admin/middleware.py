@@ -76,7 +76,7 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
         {"where": _shortened(".".join(map(str, part["loc"]))), "message": _shortened(str(part["msg"]))}
         for part in error.errors()[:MAX_LISTED_ERRORS]
     ]
-    # Each description of an invalid field refers to the field's value.
+    # Removes the error's descriptions of the invalid fields, because each refers to the value of its field.
     vars(error).clear()
     error.args = ()
     _release(error)
@@ -89,8 +89,8 @@ def _shortened(text: str) -> str:
 
 def _release(error: Exception) -> None:
     """Makes an error that was answered refer to no other object. Starlette keeps the error until the client has
-    received the response, and the frames of its traceback refer to the request's body in all its forms. A client that
-    does not read would make the registry keep them in memory."""
+    received the response, and the frames of its traceback refer to the request's body, raw and parsed. Without this
+    function, a client that does not read the response would make the registry keep the body in memory."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
 
 

@@ -184,14 +184,14 @@ async def list_cached_images(
         check_upstream(settings, upstream)
     upstreams = [each.name for each in settings.upstream if upstream in (None, each.name)]
     page = await store.cached_images.images(upstreams, text.lower(), order, after, limit)
-    frozen: dict[RepositoryName, set[str]] = {}
+    frozen_by_repository: dict[RepositoryName, set[str]] = {}
     for image in page.images:
-        if image.repository not in frozen:
+        if image.repository not in frozen_by_repository:
             frozen_tags = await store.upstream_tags.frozen_in(image.repository)
-            frozen[image.repository] = {each.tag for each in frozen_tags}
+            frozen_by_repository[image.repository] = {each.tag for each in frozen_tags}
     end = after + len(page.images)
     return CachedImageList(
-        items=[CachedImageResponse.from_stored(image, frozen[image.repository]) for image in page.images],
+        items=[CachedImageResponse.from_stored(image, frozen_by_repository[image.repository]) for image in page.images],
         next=end if end < page.total and page.images else None,
         total=page.total,
         complete=page.is_complete,

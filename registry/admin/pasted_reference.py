@@ -11,7 +11,7 @@ from typing import Final
 from storage.errors import RegistryError
 from storage.names import Digest, Reference, RepositoryName, Tag
 
-_PROGRAMS: Final = frozenset(
+_FIRST_WORDS: Final = frozenset(
     {
         *("docker", "podman", "nerdctl", "ctr", "crictl", "k3s", "buildah", "skopeo", "crane", "oras", "regctl"),
         *("helm", "cosign", "entrepot", "sudo", "FROM", "from", "image:"),
@@ -29,7 +29,9 @@ _VERBS: Final = frozenset(
 _HOST: Final = re.compile(
     r"localhost(:[0-9]+)?|[a-z0-9-]+(\.[a-z0-9-]+)+(:[0-9]+)?|[a-z0-9-]+:[0-9]+|\[[0-9a-f:]+\](:[0-9]+)?"
 )
+"""Matches a host name or IP address, with or without a port. A name without a dot needs a port, except `localhost`."""
 _SCHEMES: Final = ("docker://", "oci://", "https://", "http://")
+"""The schemes with which a pasted reference can begin."""
 _MAX_WORDS: Final = 16
 """How many words of the text are searched for a reference."""
 
@@ -46,11 +48,12 @@ def pasted_references(text: str) -> Iterator[PastedReference]:
     """Yields the references that `text` can mean, the more likely ones first. A name that begins with a host is yielded
     with the host and without it."""
     words = text.split()[:_MAX_WORDS]
-    is_command = bool(words) and words[0] in _PROGRAMS
+    is_command = bool(words) and words[0] in _FIRST_WORDS
     for word in words:
         word = word.strip("\"'`,;")
-        if is_command and (word in _PROGRAMS or word in _VERBS):
+        if is_command and (word in _FIRST_WORDS or word in _VERBS):
             continue
+        # Skips options. Outside a command, also skips words that look like plain text, unless there is only one word.
         if word.startswith("-") or not (is_command or len(words) == 1 or any(character in word for character in "/:@")):
             continue
         for scheme in _SCHEMES:
@@ -59,6 +62,7 @@ def pasted_references(text: str) -> Iterator[PastedReference]:
 
 
 def _parse(word: str) -> Iterator[PastedReference]:
+    """Yields the references that one word can mean. Yields nothing if the word is not a valid reference."""
     before_digest, at, digest = word.partition("@")
     name, colon, tag = before_digest.rpartition(":")
     if not colon or "/" in tag:
@@ -69,8 +73,8 @@ def _parse(word: str) -> Iterator[PastedReference]:
             reference = Digest(digest)
     except RegistryError:
         return
-    host, slash, rest = name.partition("/")
-    for repository_name in (name, rest) if slash and _HOST.fullmatch(host) else (name,):
+    host, slash, name_on_host = name.partition("/")
+    for repository_name in (name, name_on_host) if slash and _HOST.fullmatch(host) else (name,):
         try:
             yield PastedReference(RepositoryName(repository_name), reference)
         except RegistryError:

@@ -13,20 +13,21 @@ from storage.names import RepositoryName
 
 
 async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository to which `name` leads. Raises NameUnknown if the caller may not pull
-    from it, or Unauthorized if the caller has no account. Does not check whether the repository exists."""
+    """Returns the stored name of the repository that `name` stands for. Raises NameUnknown if the caller may not pull
+    from it; Unauthorized if the caller has no account, or if only the token of the request lacks the right. Does not
+    check whether the repository exists."""
     upkeep, principal = caller.upkeep, caller.principal
     names = upkeep.router.naming.candidates(name)
-    allowed = [stored for stored in names if principal.may(Action.PULL, stored, name)]
+    allowed = [stored_name for stored_name in names if principal.may(Action.PULL, stored_name, name)]
     unknown = NameUnknown(f"there is no repository {name}")
     if not allowed:
-        if principal.is_anonymous or any(principal.account_may(Action.PULL, stored) for stored in names):
+        if principal.is_anonymous or any(principal.account_may(Action.PULL, stored_name) for stored_name in names):
             raise _unauthorized(principal, f"pull from {name}")
         raise unknown
-    stored = await upkeep.router.stored_name(name)
-    if stored not in allowed:
+    stored_name = await upkeep.router.stored_name(name)
+    if stored_name not in allowed:
         raise unknown
-    return stored
+    return stored_name
 
 
 async def pushable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:

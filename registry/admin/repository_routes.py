@@ -76,9 +76,9 @@ async def list_tags(
     limit: Annotated[int, Query(description="Maximum number of tags", ge=1, le=MAX_PAGE_TAGS)] = 50,
 ) -> TagRowPage:
     """Lists the tags of a repository, with what they point at. Needs `pull` on the repository."""
-    stored = await readable_repository(caller, name)
+    stored_name = await readable_repository(caller, name)
     query = TagQuery(text, order, descending, referrer_tags)
-    return await caller.browser.tags(caller.request_on(stored), stored, query, after, limit)
+    return await caller.browser.tags(caller.request_on(stored_name), stored_name, query, after, limit)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/details", tags=["repositories"])
@@ -92,15 +92,15 @@ async def read_manifest(
 ) -> ManifestView:
     """Shows a manifest in detail: the platforms of an index, and the layers and the config of an image. Needs `pull` on
     the repository."""
-    stored = await readable_repository(caller, name)
-    return await caller.browser.manifest(caller.request_on(stored), stored, reference, platform)
+    stored_name = await readable_repository(caller, name)
+    return await caller.browser.manifest(caller.request_on(stored_name), stored_name, reference, platform)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/raw", tags=["repositories"], response_class=Response)
 async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: PathReference) -> Response:
     """Returns the bytes of a manifest as they were pushed. Needs `pull` on the repository."""
-    stored = await readable_repository(caller, name)
-    manifest = await caller.browser.raw_manifest(caller.request_on(stored), stored, reference)
+    stored_name = await readable_repository(caller, name)
+    manifest = await caller.browser.raw_manifest(caller.request_on(stored_name), stored_name, reference)
     headers = {"Docker-Content-Digest": manifest.digest}
     return HeldResponse(manifest.body, caller.browser.answer_memory, headers)
 
@@ -108,8 +108,8 @@ async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: 
 @router.get("/repositories/{name:path}/manifests/{reference}/config", tags=["repositories"], response_class=Response)
 async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: PathReference) -> Response:
     """Returns the config of an image of one platform as it was pushed. Needs `pull` on the repository."""
-    stored = await readable_repository(caller, name)
-    data = await caller.browser.raw_config(caller.request_on(stored), stored, reference)
+    stored_name = await readable_repository(caller, name)
+    data = await caller.browser.raw_config(caller.request_on(stored_name), stored_name, reference)
     return HeldResponse(data, caller.browser.answer_memory)
 
 
@@ -117,16 +117,16 @@ async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: Pa
 async def list_referrers(caller: AnyCaller, name: PathRepository, reference: PathReference) -> ReferrersView:
     """Lists what refers to a manifest, in groups by artifact type: signatures, SBOMs, attestations and other artifacts.
     Includes those under cosign's old tags and those that BuildKit lists in an index. Needs `pull` on the repository."""
-    stored = await readable_repository(caller, name)
-    return await caller.browser.referrers(caller.request_on(stored), stored, reference)
+    stored_name = await readable_repository(caller, name)
+    return await caller.browser.referrers(caller.request_on(stored_name), stored_name, reference)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/files", tags=["repositories"])
 async def read_files(caller: AnyCaller, name: PathRepository, reference: PathReference) -> FileContents:
     """Shows the files of an artifact, such as an SBOM, with their texts where these are small. Needs `pull` on the
     repository."""
-    stored = await readable_repository(caller, name)
-    return await caller.browser.files(caller.request_on(stored), stored, reference)
+    stored_name = await readable_repository(caller, name)
+    return await caller.browser.files(caller.request_on(stored_name), stored_name, reference)
 
 
 @router.get("/repositories/{name:path}/comparison", tags=["repositories"])
@@ -142,9 +142,9 @@ async def compare_manifests(
 ) -> ComparisonView:
     """Compares two images of a repository: which layers they share, and how their configs differ. Needs `pull` on the
     repository."""
-    stored = await readable_repository(caller, name)
-    request = caller.request_on(stored)
-    return await caller.browser.compare(request, stored, as_reference(base), as_reference(other), platform)
+    stored_name = await readable_repository(caller, name)
+    request = caller.request_on(stored_name)
+    return await caller.browser.compare(request, stored_name, as_reference(base), as_reference(other), platform)
 
 
 class TagsToRemove(BodyModel):
@@ -175,6 +175,7 @@ class TagToRestore(BodyModel):
 class TagsToRestore(BodyModel):
     """What a removal has returned as `removed`."""
 
+    # In addition to the requested tags, a removal deletes referrer tags, in three rounds of up to MAX_REMOVED_TAGS.
     tags: FailFastList[TagToRestore] = Field(min_length=1, max_length=4 * MAX_REMOVED_TAGS)
 
 
@@ -182,27 +183,29 @@ class TagsToRestore(BodyModel):
 async def plan_tag_removal(caller: AnyCaller, name: PathRepository, body: TagsToRemove) -> RemovalPlanView:
     """Says what a removal of these tags would remove, and changes nothing. Needs `delete` and `pull` on the
     repository."""
-    stored = await deletable_repository(caller, name)
-    return await caller.browser.plan_removal(caller.request_on(stored), stored, [Tag(tag) for tag in body.tags])
+    stored_name = await deletable_repository(caller, name)
+    return await caller.browser.plan_removal(
+        caller.request_on(stored_name), stored_name, [Tag(tag) for tag in body.tags]
+    )
 
 
 @_removals.post("/repositories/{name:path}/tag-removal", tags=["repositories"])
 async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTagsToRemove) -> RemovedTags:
     """Removes these tags, and the images that nothing uses any more afterwards. They can be put back until garbage
     collection removes them. Immutable tags stay. Needs `delete` and `pull` on the repository."""
-    stored = await deletable_repository(caller, name)
+    stored_name = await deletable_repository(caller, name)
     tags = [Tag(tag) for tag in body.tags]
     expected = {Tag(tag): Digest(digest) for tag, digest in body.digests.items()}
-    return await caller.browser.remove_tags(caller.request_on(stored), stored, tags, caller.actor, expected)
+    return await caller.browser.remove_tags(caller.request_on(stored_name), stored_name, tags, caller.actor, expected)
 
 
 @_changes.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
 async def restore_tags(caller: AnyCaller, name: PathRepository, body: TagsToRestore) -> RestoredTags:
     """Undoes a removal of tags: points each tag at its digest again, and puts back what was removed. A tag that exists
     again is left alone. Needs `push` on the repository."""
-    stored = await pushable_repository(caller, name)
+    stored_name = await pushable_repository(caller, name)
     tags = [(Tag(each.tag), Digest(each.digest)) for each in body.tags]
-    return await caller.browser.restore_tags(stored, tags, caller.actor)
+    return await caller.browser.restore_tags(stored_name, tags, caller.actor)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/archive", tags=["repositories"], response_class=Response)
@@ -218,10 +221,10 @@ async def download_image(
     """Downloads an image of one platform as a tar archive for `docker load`, which is also an OCI image layout. A
     client can fetch the rest of an interrupted download with Range and If-Range. Needs `pull` on the repository; the
     setting `downloads.allow` says who may download."""
-    stored = await readable_repository(caller, name)
+    stored_name = await readable_repository(caller, name)
     check_may_download(caller)
-    context = caller.request_on(stored)
-    open_archive = partial(caller.browser.archive, context, stored, reference, platform, name)
+    context = caller.request_on(stored_name)
+    open_archive = partial(caller.browser.archive, context, stored_name, reference, platform, name)
     return ArchiveResponse(open_archive, context, request.headers, caller.downloads)
 
 
@@ -240,16 +243,16 @@ class NewDescription(BodyModel):
 @router.get("/repositories/{name:path}/description", tags=["repositories"])
 async def read_description(caller: AnyCaller, name: PathRepository) -> DescriptionView:
     """Shows what people have written about a repository. Needs `pull` on the repository."""
-    stored = await readable_repository(caller, name)
-    return await caller.browser.description(caller.request_on(stored), stored)
+    stored_name = await readable_repository(caller, name)
+    return await caller.browser.description(caller.request_on(stored_name), stored_name)
 
 
 @_changes.put("/repositories/{name:path}/description", tags=["repositories"])
 async def put_description(caller: AnyCaller, name: PathRepository, body: NewDescription) -> DescriptionView:
     """Replaces the description of a repository. Needs `push` on the repository."""
-    stored = await pushable_repository(caller, name)
+    stored_name = await pushable_repository(caller, name)
     return await caller.browser.put_description(
-        caller.request_on(stored), stored, body.text, body.revision, caller.actor
+        caller.request_on(stored_name), stored_name, body.text, body.revision, caller.actor
     )
 
 

@@ -141,8 +141,8 @@ async def preview_repositories(
     keep and delete. A page of repositories with many tags is shorter."""
     preview = caller.upkeep.retention_preview
     async with preview.slots.slot(caller.visitor):
-        found = await preview.repositories(after, limit)
-    return models.list_page(found, RepositoryPreviewResponse.from_preview, lambda each: each.repository)
+        page = await preview.repositories(after, limit)
+    return models.list_page(page, RepositoryPreviewResponse.from_preview, lambda each: each.repository)
 
 
 @router.post("/retention", tags=["retention"], status_code=202)

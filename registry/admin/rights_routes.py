@@ -85,8 +85,9 @@ async def explain_rights_on(
 
 
 def visible_account(caller: Caller, text: str | None) -> AccountName | None:
-    """Returns the account whose rights the caller wants to see: the caller's own account if `text` is None; None for a
-    client without a login. Raises AccountInvalid, and AccountUnknown if the caller may not see the account."""
+    """Returns the account whose rights the caller wants to see; None means a client without a login. If `text` is None,
+    this is the caller's own account. Raises AccountInvalid, and AccountUnknown if the caller may not see the
+    account."""
     if text == ANONYMOUS_NAME or (text is None and caller.rights.name is None):
         return None
     name = AccountName(text or caller.rights.account_name)

@@ -25,7 +25,7 @@ from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.scrubber import KIND
 
-# How many entries of each kind the responses have.
+# The largest number of entries of each kind in a response.
 SHOWN_ROUNDS = 20
 MAX_DAMAGED_MANIFESTS = 1000
 MAX_QUARANTINED = 1000
@@ -158,7 +158,7 @@ async def scrub_status(store: StoredRegistry) -> ScrubStatus:
 
 async def quarantined(store: StoredRegistry) -> list[QuarantinedResponse]:
     """Returns the entries of the quarantine, oldest first, at most `MAX_QUARANTINED`."""
-    return [
+    return [  # a damaged blob has an empty place
         QuarantinedResponse.from_stored(entry, damaged=await store.damage.place_of(entry.digest) == "")
         for entry in (await store.blobs.list_quarantine())[:MAX_QUARANTINED]
     ]

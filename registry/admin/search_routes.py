@@ -89,8 +89,8 @@ class FoundList(BaseModel, Generic[ItemT]):
     @classmethod
     def from_page(cls, page: SearchPage[FoundT], offset: int, to_model: Callable[[FoundT], ItemT]) -> Self:
         """Converts a page that begins after `offset` entries."""
-        following = str(offset + len(page.items)) if page.more else None
-        return cls(items=[to_model(item) for item in page.items], next=following, complete=page.is_complete)
+        next_cursor = str(offset + len(page.items)) if page.more else None
+        return cls(items=[to_model(item) for item in page.items], next=next_cursor, complete=page.is_complete)
 
 
 class SearchResponse(BaseModel):
@@ -122,41 +122,44 @@ async def search(
     searches, principal, offset = caller.searches, caller.principal, _offset(after, kind)
     searches.check_may_search(principal)
 
-    def mirrored(name: RepositoryName) -> dict[str, Any]:
+    def repository_fields(name: RepositoryName) -> dict[str, Any]:
         return {"repository": name, "mirrored_from": searches.upstream_of(name)}
 
-    async def found(
+    async def search_for(
         result_kind: str, find: Callable[..., Awaitable[SearchPage[FoundT]]], to_model: Callable[[FoundT], ItemT]
     ) -> FoundList[ItemT] | None:
+        """Returns the results of one kind; None if the request asks for another kind."""
         if kind not in (None, result_kind):
             return None
         return FoundList[Any].from_page(await find(caller.searcher, q, offset, limit), offset, to_model)
 
     def repository_model(name: RepositoryName) -> FoundRepository:
-        return FoundRepository(**mirrored(name))
+        return FoundRepository(**repository_fields(name))
 
     def tag_model(item: TagFound) -> FoundTag:
         updated = models.to_datetime(item.updated)
-        return FoundTag(**mirrored(item.repository), tag=item.tag, digest=item.digest, updated=updated)
+        return FoundTag(**repository_fields(item.repository), tag=item.tag, digest=item.digest, updated=updated)
 
     def labels_model(item: LabelsFound) -> FoundLabels:
-        return FoundLabels(**mirrored(item.repository), digest=item.digest, tag=item.tag, labels=dict(item.labels))
+        fields = repository_fields(item.repository)
+        return FoundLabels(**fields, digest=item.digest, tag=item.tag, labels=dict(item.labels))
 
     def digest_model(item: DigestFound) -> FoundDigest:
-        content: Literal["manifest", "blob"] = "manifest" if item.is_manifest else "blob"
-        return FoundDigest(**mirrored(item.repository), digest=item.digest, kind=content, tag=item.tag)
+        content_kind: Literal["manifest", "blob"] = "manifest" if item.is_manifest else "blob"
+        return FoundDigest(**repository_fields(item.repository), digest=item.digest, kind=content_kind, tag=item.tag)
 
     return SearchResponse(
         indexing=await searches.is_indexing(),
         target=_target(await searches.target(principal, q), searches) if offset == 0 else None,
-        repositories=await found("repositories", searches.repositories, repository_model),
-        tags=await found("tags", searches.tags, tag_model),
-        labels=await found("labels", searches.labels, labels_model),
-        digests=await found("digests", searches.digests, digest_model),
+        repositories=await search_for("repositories", searches.repositories, repository_model),
+        tags=await search_for("tags", searches.tags, tag_model),
+        labels=await search_for("labels", searches.labels, labels_model),
+        digests=await search_for("digests", searches.digests, digest_model),
     )
 
 
 def _target(target: SearchTarget | None, searches: ContentSearches) -> FoundTarget | None:
+    """Converts the target of a pasted reference for the response; None: there is none."""
     if target is None:
         return None
     name, reference = target.repository, target.reference
@@ -169,7 +172,8 @@ def _target(target: SearchTarget | None, searches: ContentSearches) -> FoundTarg
 
 
 def _offset(after: str | None, kind: str | None) -> int:
-    """Returns the number of entries before the page. Raises RequestInvalid."""
+    """Returns the number of entries before the page. Raises RequestInvalid if `after` is not a number of at most six
+    digits, or comes without a `kind`."""
     if after is None:
         return 0
     if kind is None or not after.isascii() or not after.isdigit() or len(after) > 6:

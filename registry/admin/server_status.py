@@ -299,6 +299,7 @@ def _fills(settings: Settings) -> list[FillStatus]:
 
 
 def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> UpstreamStatus:
+    """Returns the state of an upstream that the workers have reported. It lacks the rate limit (`_add_allowance`)."""
     endpoint_reports = [each for report in reports for each in report.endpoints if each.upstream == upstream.name]
     return UpstreamStatus(
         name=upstream.name,
@@ -313,7 +314,8 @@ def _upstream_status(upstream: Upstream, reports: Sequence[WorkerReport]) -> Ups
 
 
 async def _add_allowance(status: UpstreamStatus, upstream: Upstream, store: StoredRegistry, now: float) -> None:
-    """Adds the number of requests that the upstream still allows. The workers have stored this number."""
+    """Adds what the workers have stored about the upstream's rate limit: how many requests the upstream still allows,
+    and until when no manifests are requested."""
     from registry.upstream.rate_limits import manifests_limited_until
 
     allowance = await store.records.allowance(upstream.name)

@@ -95,7 +95,9 @@ class StoreMetrics(Collector):
         yield _gauge("entrepot_database_log_bytes", "Size of the database's write-ahead log.", log_size)
 
     def _usage_metrics(self, scopes: Sequence[ScopeUse]) -> Iterator[Metric]:
-        """Yields the use of the cache and of the quotas. A limit that is not set has no time series."""
+        """Yields the use of the cache and of the quotas. `scopes`: the sets of repositories whose use is counted, one
+        for each upstream, one for each quota, and one for the whole cache. A limit that is not set has no time
+        series."""
         cache = GaugeMetricFamily("entrepot_cache_used_bytes", "Bytes of mirrored content.", labels=["upstream"])
         cache_max = GaugeMetricFamily(
             "entrepot_cache_limit_bytes", "How large the cache of an upstream may be.", labels=["upstream"]

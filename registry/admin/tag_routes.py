@@ -139,12 +139,12 @@ async def restore_tag(
 ) -> TagMoveResponse:
     """Points a tag at an earlier manifest again, also if the tag was deleted. A deleted manifest is put back if garbage
     collection has not removed it yet. Needs `push` on the repository."""
-    stored = await pushable_repository(caller, name)
+    stored_name = await pushable_repository(caller, name)
     _check_force(caller, body.force)
     if body.to is not None and body.at is not None:
         raise RequestInvalid("`to` and `at` contradict each other; send one of them")
     move = await _tag_changes(caller).restore(
-        stored,
+        stored_name,
         tag,
         to=None if body.to is None else Digest(body.to),
         at=None if body.at is None else body.at.timestamp(),
@@ -158,9 +158,11 @@ async def restore_tag(
 async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagMoveRequest) -> TagMoveResponse:
     """Points a tag at a manifest of the repository, and makes the tag if there is none. A deleted manifest is put back
     if garbage collection has not removed it yet. Needs `push` on the repository."""
-    stored = await pushable_repository(caller, name)
+    stored_name = await pushable_repository(caller, name)
     _check_force(caller, body.force)
-    move = await _tag_changes(caller).move(stored, tag, as_reference(body.digest), by=caller.actor, force=body.force)
+    move = await _tag_changes(caller).move(
+        stored_name, tag, as_reference(body.digest), by=caller.actor, force=body.force
+    )
     return TagMoveResponse.from_stored(name, move)
 
 
@@ -168,9 +170,9 @@ async def _history(
     caller: Caller, name: RepositoryName, tag: Tag | None, after: str | None, limit: int
 ) -> models.ListPage[TagChangeResponse]:
     """Returns a page of the changes of one tag, or of all tags. Raises Unauthorized, NameUnknown, RequestInvalid."""
-    stored = await readable_repository(caller, name)
-    page = await caller.upkeep.store.tag_history.changes(stored, tag, _entry_id_or_none(after), limit)
-    with_client = caller.principal.may(Action.PUSH, stored, name)
+    stored_name = await readable_repository(caller, name)
+    page = await caller.upkeep.store.tag_history.changes(stored_name, tag, _entry_id_or_none(after), limit)
+    with_client = caller.principal.may(Action.PUSH, stored_name, name)
     return models.list_page(
         page,
         lambda change: TagChangeResponse.from_stored(change, with_client=with_client),

@@ -65,7 +65,7 @@ class AuditBuffer:
         self._allowance_updated_at = clock()
         self._timer: asyncio.Task[None] | None = None
         """The task that waits for the end of the interval and then writes the entries; None if there is none."""
-        self._writes = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
         """Held while entries are written, so that `aclose` waits for a write that runs."""
         self._closed = False
 
@@ -102,10 +102,11 @@ class AuditBuffer:
     async def flush(self) -> None:
         """Writes the collected entries to the store, after a write that runs. If that fails, logs an error, and the
         entries are lost."""
-        async with self._writes:
+        async with self._write_lock:
             await self._write_collected()
 
     async def _write_collected(self) -> None:
+        """Writes the collected entries, and an entry with the number of discarded ones. Logs an error if this fails."""
         entries, self._collected = list(self._collected.values()), {}
         discarded, self._discarded = self._discarded, 0
         if discarded:
@@ -186,8 +187,9 @@ class LoginAudit:
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
         recorded_at = self._recorded_at.get(key)
+        # A time in the future does not count. The clock was set back since.
         if recorded_at is not None and recorded_at <= now < recorded_at + REPEAT_SECONDS:
-            return  # a time in the future does not count: the clock was set back
+            return
         self._recorded_at.put(key, now)
         detail: dict[str, object] = {"how": method}
         if identity.token is not None:

@@ -110,6 +110,7 @@ class HeaderAuthenticator:
             return None
         if cached.until <= self._clock():
             return None
+        # An identity with a stamp depends on the htpasswd file or the settings, whose changes do not change the epoch.
         if cached.identity.stamp and not self._credentials.cached_credential_check.is_current(cached):
             return None
         return cached.principal

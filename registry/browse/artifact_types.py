@@ -40,6 +40,7 @@ _BY_TYPE: Final[Mapping[str, Purpose]] = MappingProxyType(
         "application/vnd.dev.cosign.artifact.att.v1+json": Purpose.ATTESTATION,
     }
 )
+"""The purpose of a referrer by its artifact type. All other types are `OTHER`, except those of Sigstore bundles."""
 _BY_TAG: Final[Mapping[str, Purpose]] = MappingProxyType(
     {".sig": Purpose.SIGNATURE, ".sbom": Purpose.SBOM, ".att": Purpose.ATTESTATION}
 )

@@ -54,6 +54,7 @@ class TextBudget:
         return {self.text(name): self.text(value[name]) for name in self._first(value)}
 
     def _first(self, values: Iterable[Any]) -> Iterable[Any]:
+        """Yields values until `MAX_ENTRIES` are reached or the budget is used up."""
         for number, value in enumerate(values):
             if number == MAX_ENTRIES or not self._remaining:
                 self.is_exceeded = True

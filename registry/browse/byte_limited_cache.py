@@ -17,24 +17,24 @@ class ByteLimitedCache(Generic[T]):
         self._max_bytes = max_bytes
         self._bytes_of = bytes_of
         self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
-        self._bytes = 0
+        self._total_bytes = 0
 
     def get(self, key: Hashable) -> T | None:
         """Returns the value under `key`; None if there is none."""
-        found = self._values.get(key)
-        if found is None:
+        entry = self._values.get(key)
+        if entry is None:
             return None
         self._values.move_to_end(key)
-        return found[0]
+        return entry[0]
 
     def keep(self, key: Hashable, value: T) -> T:
-        """Puts a value into the cache, and returns it. Removes the values that have not been used for longest, until
-        the others fit."""
+        """Puts a value into the cache, and returns it. Evicts the least recently used values if the cache has become
+        too large."""
         size = self._bytes_of(value)
         replaced = self._values.pop(key, None)
         self._values[key] = value, size
-        self._bytes += size - (replaced[1] if replaced else 0)
-        while self._bytes > self._max_bytes:
+        self._total_bytes += size - (replaced[1] if replaced else 0)
+        while self._total_bytes > self._max_bytes:
             _, (_, dropped_bytes) = self._values.popitem(last=False)
-            self._bytes -= dropped_bytes
+            self._total_bytes -= dropped_bytes
         return value

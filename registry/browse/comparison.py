@@ -27,9 +27,9 @@ _SETS: Final = ("exposed_ports", "volumes")
 
 
 def common_platform(base: ManifestView, other: ManifestView) -> str | None:
-    """Returns the platform for which to compare two manifests if the request names none: the platform of the image that
-    `base` shows if both have it, or else the first platform that both have. Returns None if neither manifest is an
-    index. Raises ManifestUnknown if they have no platform in common."""
+    """Returns the platform for which to compare two manifests if the request names none. This is the platform of the
+    image that `base` shows if both manifests have it, or else the first platform that both have. Returns None if
+    neither manifest is an index. Raises ManifestUnknown if they have no platform in common."""
     if base.kind != "index" and other.kind != "index":
         return None
     names = [{platform.name for platform in view.platforms if platform.present} - {""} for view in (base, other)]
@@ -42,17 +42,17 @@ def common_platform(base: ManifestView, other: ManifestView) -> str | None:
 
 def compare_images(base: ManifestView, other: ManifestView) -> ComparisonView:
     """Compares the images that two manifests show. Raises ManifestUnknown if one of the manifests shows no image."""
-    first, second = _image_of(base), _image_of(other)
-    base_layers, other_layers = _layers(first), _layers(second)
+    base_image, other_image = _image_of(base), _image_of(other)
+    base_layers, other_layers = _layers(base_image), _layers(other_image)
     shared = [layer for digest, layer in base_layers.items() if digest in other_layers]
     return ComparisonView(
-        base=_compared(base, first),
-        other=_compared(other, second),
+        base=_compared(base, base_image),
+        other=_compared(other, other_image),
         shared_layers=shared,
         base_layers=[layer for digest, layer in base_layers.items() if digest not in other_layers],
         other_layers=[layer for digest, layer in other_layers.items() if digest not in base_layers],
         shared_bytes=sum(layer.size for layer in shared),
-        changes=_changes(first.config, second.config),
+        changes=_changes(base_image.config, other_image.config),
     )
 
 
@@ -95,13 +95,14 @@ def _all_changes(base: ConfigView, other: ConfigView) -> Iterator[ConfigChange]:
     for field in _LISTS:
         yield from _differences(field, _as_text(getattr(base, field)), _as_text(getattr(other, field)))
     for field in _SETS:
-        present, present_in_other = (dict.fromkeys(getattr(config, field), "") for config in (base, other))
-        yield from _differences(field, present, present_in_other)
+        in_base, in_other = (dict.fromkeys(getattr(config, field), "") for config in (base, other))
+        yield from _differences(field, in_base, in_other)
     yield from _differences("env", _variables(base.env), _variables(other.env))
     yield from _differences("labels", base.labels, other.labels)
 
 
 def _differences(field: str, base: Mapping[str, str], other: Mapping[str, str]) -> Iterator[ConfigChange]:
+    """Yields a change for each name whose values differ. A field with only one value has it under the empty name."""
     for name in sorted(base.keys() | other.keys()):
         if base.get(name) != other.get(name):
             yield ConfigChange(field=field, name=name, base=base.get(name), other=other.get(name))

@@ -44,6 +44,7 @@ _OBJECT_BYTES: Final = 256
 """Bytes of memory of an object in a summary without its texts, and of its place in a dictionary."""
 _ATTESTATION: Final = "attestation-manifest"
 """The value of the annotation `vnd.docker.reference.type` of an entry that BuildKit adds to an index."""
+# The keys of annotations: the predicate type of an attestation, and the time of creation.
 _PREDICATE: Final = "in-toto.io/predicate-type"
 _CREATED: Final = "org.opencontainers.image.created"
 
@@ -85,6 +86,7 @@ class ConfigSummary:
 
 
 UNREADABLE: Final = ManifestSummary("unreadable")
+"""The summary of a manifest that is damaged, missing, or too large for a list."""
 
 
 class ContentReader:
@@ -96,8 +98,8 @@ class ContentReader:
         self._configs = ByteLimitedCache[ConfigSummary](
             _MAX_CACHED_BYTES, lambda each: _bytes_of((each.platform, each.created))
         )
-        self._thread = asyncio.Lock()
-        """Held while a large document is parsed."""
+        self._thread_lock = asyncio.Lock()
+        """Held while a thread parses a large document."""
 
     async def summary(self, repo: RepositoryName, digest: Digest, size: int | None = None) -> ManifestSummary:
         """Returns a summary of a manifest. The caller has checked that the repository has the manifest, and that the
@@ -133,7 +135,8 @@ class ContentReader:
         return ConfigSummary() if summary is None else self._configs.keep(key, summary)
 
     async def config(self, repo: RepositoryName, config: Descriptor) -> ImageConfig | None:
-        """Returns the config of an image; None if the repository does not have it, or it is no config."""
+        """Returns the config of an image. Returns None if the repository does not have it, if it has more than
+        `MAX_CONFIG_BYTES`, or if it is no config of an image."""
         return await self.parsed(repo, config.digest, MAX_CONFIG_BYTES, lambda data: parse_config(config.digest, data))
 
     async def blob(self, repo: RepositoryName, digest: Digest, max_bytes: int) -> bytes | None:
@@ -167,14 +170,14 @@ class ContentReader:
                 return None
             if size <= max_on_loop_bytes:
                 return parse(await _read(reader))
-            async with self._thread:
+            async with self._thread_lock:
                 return await finish_in_thread(partial(parse, await _read(reader)))
 
     async def run(self, size: int, parse: Callable[[], T]) -> T:
         """Calls `parse`, which parses a document of `size` bytes: in a thread if it is large."""
         if size <= _MAX_ON_LOOP_BYTES:
             return parse()
-        async with self._thread:
+        async with self._thread_lock:
             return await finish_in_thread(parse)
 
 
@@ -186,9 +189,9 @@ def summarize(manifest: Manifest) -> ManifestSummary:
     """Returns the summary of a manifest."""
     try:
         manifest.config, manifest.layers, manifest.manifests  # noqa: B018  parses the body and caches the result
-    except RegistryError:  # an earlier version of this program accepted such manifests
+    except RegistryError:  # the manifest is malformed; an earlier version of this program accepted it
         return UNREADABLE
-    created = manifest.annotations.get(_CREATED, "")[:64]
+    created = manifest.annotations.get(_CREATED, "")[:64]  # no valid time is longer
     if manifest.media_type in INDEXES:
         entries = manifest.manifests
         shown_entries = [index_entry(entry) for entry in entries[:MAX_PLATFORMS]]
@@ -228,7 +231,7 @@ def _predicates(layers: Iterable[Descriptor]) -> frozenset[str]:
     for layer in layers:
         predicate = (layer.annotations or {}).get(_PREDICATE)
         if predicate:
-            predicates.add(predicate[:200])
+            predicates.add(predicate[:200])  # longer than any known type; limits the memory of the summary
         if len(predicates) == MAX_PREDICATES:
             break
     return frozenset(predicates)

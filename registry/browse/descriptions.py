@@ -49,8 +49,8 @@ class DescriptionPages:
     async def view(
         self, repo: RepositoryName, description: Description | None, visitor: str, top_heading: int = 1
     ) -> DescriptionView:
-        """Returns a description of the repository with its HTML. None: nobody has written one. `top_heading`: the level
-        of the highest headings in the HTML."""
+        """Returns a description of the repository with its HTML. `description`: None if nobody has written one.
+        `top_heading`: the level of the highest headings in the HTML."""
         if description is None:
             return DescriptionView(text="", html="", formatted=True, revision=0, changed=None, changed_by=None)
         key = repo, description.revision, top_heading
@@ -69,7 +69,7 @@ class DescriptionPages:
         the HTML, for the visitors who are likely to see it next. Raises RequestInvalid if the text is too long, or is
         not UTF-8."""
         _check(text)
-        # The text is rendered first, so that a description for which nothing can be rendered is not changed.
+        # The text is rendered first, so that the stored description does not change if the rendering is refused.
         async with self.renderings.slot(visitor):
             rendered = await _render(text, top_heading)
         description = await self._descriptions.put_description(repo, text, by=by, revision=revision)

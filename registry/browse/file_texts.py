@@ -84,6 +84,7 @@ def _indented(statement: dict[str, Any]) -> str | None:
 
 
 def _is_too_deep(statement: dict[str, Any]) -> bool:
+    """Returns whether a statement has more than `MAX_STATEMENT_DEPTH` levels of nested objects and arrays."""
     level: list[Any] = [statement]
     for _ in range(MAX_STATEMENT_DEPTH):
         level = [value for outer in level for value in _values(outer) if isinstance(value, dict | list)]

@@ -113,12 +113,12 @@ async def open_archive(
     mirror fetches content that is not cached, so the errors of mirrors can occur, too."""
     reader = ContentReader(registry)
     manifest = await registry.get_manifest(repo, reference)
-    found_platform: Mapping[str, object] | None = None
+    entry_platform: Mapping[str, object] | None = None
     if (await reader.summary_of(manifest)).kind == "index":
         entry = await reader.run(len(manifest.body), partial(_choose, manifest, platform, name))
-        found_platform = entry.platform
+        entry_platform = entry.platform
         manifest = await registry.get_manifest(repo, entry.digest)
-        await reader.summary_of(manifest)
+        await reader.summary_of(manifest)  # parses the manifest, in a thread if it is large
     blobs = await reader.run(len(manifest.body), lambda: _blobs(manifest))
     if blobs is None:
         raise ManifestUnknown(f"{name}: {reference} is no container image whose layers this registry can send")
@@ -126,10 +126,10 @@ async def open_archive(
     tagged_name = f"{name}:{reference}" if isinstance(reference, Tag) else None
     file_name = f"{name.rpartition('/')[2]}_{reference.replace(':', '-')}.tar"
 
-    def plan() -> ImageArchive:
-        return ImageArchive(registry, repo, file_name, list(_contents(manifest, blobs, tagged_name, found_platform)))
+    def build_archive() -> ImageArchive:
+        return ImageArchive(registry, repo, file_name, list(_contents(manifest, blobs, tagged_name, entry_platform)))
 
-    return await finish_in_thread(plan)
+    return await finish_in_thread(build_archive)
 
 
 def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
@@ -143,7 +143,8 @@ def _blobs(manifest: Manifest) -> Sequence[Descriptor] | None:
 
 
 def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
-    """Returns the entry of an index whose image goes into the archive."""
+    """Returns the entry of an index whose image goes into the archive. `wanted`: the platform or the digest of the
+    image. Raises ManifestUnknown and RequestInvalid as `open_archive` describes."""
     images = {}
     for entry in index.manifests:
         entry_view = index_entry(entry)
@@ -177,18 +178,18 @@ def _contents(
 ) -> Iterator[bytes | Descriptor]:
     """Yields the parts of the archive. The small files that describe the image come first."""
     assert manifest.config is not None
-    root = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
+    descriptor = replace(manifest.descriptor, annotations=None, artifact_type=None, platform=platform).as_json()
     if name is not None:
-        root["annotations"] = {REF_NAME: name.rpartition(":")[2], IMAGE_NAME: name}
-    docker = {
+        descriptor["annotations"] = {REF_NAME: name.rpartition(":")[2], IMAGE_NAME: name}
+    docker_manifest = {
         "Config": blob_file(manifest.config.digest),
         "RepoTags": None if name is None else [name],
         "Layers": [blob_file(layer.digest) for layer in manifest.layers],
     }
     files = {
         LAYOUT_FILE: LAYOUT_JSON,
-        INDEX_FILE: index_json([root]),
-        DOCKER_FILE: json.dumps([docker]).encode(),
+        INDEX_FILE: index_json([descriptor]),
+        DOCKER_FILE: json.dumps([docker_manifest]).encode(),
         blob_file(manifest.digest): manifest.body,
     }
     for file_name, data in files.items():

@@ -19,13 +19,16 @@ from storage.json_bounds import OutOfBounds, check_bounds, parse_bounded_float, 
 from storage.names import Digest
 
 _SHELL: Final = re.compile(r"/bin/sh -c\s+")
+"""The shell that builders write before the command of a step."""
 _NOP: Final = "#(nop)"
+"""The mark that classic docker writes before the command of a step that adds no layer."""
 _BUILDKIT: Final = "# buildkit"
 """The comment that BuildKit writes behind the command of a step."""
 _INSTRUCTION: Final = re.compile(
     r"(?:ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL|STOPSIGNAL|USER|VOLUME"
     r"|WORKDIR)\b"
 )
+"""The instruction of a Dockerfile that BuildKit writes before the command of a step."""
 _JSON: Final = json.JSONDecoder(parse_int=parse_bounded_int, parse_float=parse_bounded_float)
 
 
@@ -142,8 +145,8 @@ def readable_command(created_by: str) -> str:
     shell = _SHELL.match(text)
     if shell is None:
         return text
-    rest = text[shell.end() :]
-    return rest.removeprefix(_NOP).strip() if rest.startswith(_NOP) else f"RUN {rest}"
+    command = text[shell.end() :]
+    return command.removeprefix(_NOP).strip() if command.startswith(_NOP) else f"RUN {command}"
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -69,22 +69,25 @@ class OverviewReader:
         summaries = dict(known or {})
         sizes = {digest: each.size for digest, each in facts.items() if digest not in summaries}
         summaries.update(await self._summaries(repo, sizes))
-        entries = _shown_entries(summaries)
-        present = await self._present(repo, [entry for shown_entries in entries.values() for entry in shown_entries])
+        entries_by_index = _shown_entries(summaries)
+        all_entries = [entry for shown_entries in entries_by_index.values() for entry in shown_entries]
+        present_sizes = await self._present_sizes(repo, all_entries)
         child_sizes: dict[Digest, int] = {}
-        for shown_entries in entries.values():
-            attestations = 0
+        # Of each index, reads all manifests that the repository has, but only the first attestations.
+        for shown_entries in entries_by_index.values():
+            attestation_count = 0
             for entry in shown_entries:
-                attestations += entry.is_attestation
-                if entry.digest in present and not (entry.is_attestation and attestations > _MAX_ATTESTATIONS_READ):
-                    child_sizes.setdefault(entry.digest, present[entry.digest])
+                attestation_count += entry.is_attestation
+                is_excess = entry.is_attestation and attestation_count > _MAX_ATTESTATIONS_READ
+                if entry.digest in present_sizes and not is_excess:
+                    child_sizes.setdefault(entry.digest, present_sizes[entry.digest])
         children = await self._summaries(repo, dict(list(child_sizes.items())[:_MAX_CHILDREN_READ]))
         overviews = {}
         for number, (digest, each) in enumerate(facts.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
-            summary, shown_entries = summaries[digest], entries[digest]
-            overviews[digest] = await self._overview(repo, each, summary, shown_entries, children, present)
+            summary, shown_entries = summaries[digest], entries_by_index[digest]
+            overviews[digest] = await self._overview(repo, each, summary, shown_entries, children, present_sizes)
         return overviews
 
     async def _summaries(self, repo: RepositoryName, sizes: Mapping[Digest, int]) -> dict[Digest, ManifestSummary]:
@@ -94,11 +97,11 @@ class OverviewReader:
         for number, (digest, size) in enumerate(sizes.items()):
             if number % _BATCH == 0:
                 await asyncio.sleep(0)
-            remaining -= size if size <= MAX_ROW_BYTES else 0
+            remaining -= size if size <= MAX_ROW_BYTES else 0  # larger manifests are not read
             summaries[digest] = UNREADABLE if remaining < 0 else await self._reader.summary(repo, digest, size)
         return summaries
 
-    async def _present(self, repo: RepositoryName, entries: Sequence[IndexEntry]) -> Mapping[Digest, int]:
+    async def _present_sizes(self, repo: RepositoryName, entries: Sequence[IndexEntry]) -> Mapping[Digest, int]:
         """Returns the sizes of those manifests in `entries` that the repository has."""
         digests = {entry.digest for entry in entries}
         return await self._listing.present(repo, digests) if digests else {}
@@ -112,6 +115,9 @@ class OverviewReader:
         children: Mapping[Digest, ManifestSummary],
         present: Container[Digest],
     ) -> Overview:
+        """Returns the overview of one manifest. `entries`: the entries that the page shows, if it is an index.
+        `children`: the summaries of the manifests that indexes list, by digest. `present`: the digests of the listed
+        manifests that the repository has."""
         own_children = {entry.digest: children[entry.digest] for entry in entries if entry.digest in children}
         platforms = [
             PlatformView(
@@ -124,6 +130,7 @@ class OverviewReader:
             for entry in entries
             if not entry.is_attestation
         ]
+        # An index has no config. Its first image that has one stands for all of them.
         image = summary if summary.config else next((each for each in own_children.values() if each.config), None)
         config = ConfigSummary()
         if image is not None and image.config is not None:
@@ -152,9 +159,9 @@ class OverviewReader:
 
 def _shown_entries(summaries: Mapping[Digest, ManifestSummary]) -> dict[Digest, Sequence[IndexEntry]]:
     """Returns the entries that a page shows of each index: the first MAX_PAGE_PLATFORMS of all indexes together."""
-    shown: dict[Digest, Sequence[IndexEntry]] = {}
+    shown_entries: dict[Digest, Sequence[IndexEntry]] = {}
     remaining = MAX_PAGE_PLATFORMS
     for digest, summary in summaries.items():
-        shown[digest] = summary.entries[:remaining]
-        remaining -= len(shown[digest])
-    return shown
+        shown_entries[digest] = summary.entries[:remaining]
+        remaining -= len(shown_entries[digest])
+    return shown_entries

@@ -102,17 +102,17 @@ class ManifestDetails:
         """Returns the image that the details show; None if the manifest has no image, or the image is not present."""
         if overview.summary.kind == "image":
             return await self.image(repo, manifest)
-        chosen = choose_platform(manifest.digest, overview.platforms, platform)
-        if chosen is None or not chosen.present:
+        chosen_platform = choose_platform(manifest.digest, overview.platforms, platform)
+        if chosen_platform is None or not chosen_platform.present:
             return None
         try:
-            child = await self._registry.get_manifest(repo, Digest(chosen.digest))
+            child = await self._registry.get_manifest(repo, Digest(chosen_platform.digest))
         except ManifestUnknown:  # the manifest is damaged, or has been deleted in the meantime
             return None
         # If the manifest is large, this parses it in a thread, so that the event loop need not parse it below. The
         # summary is not needed.
         await self._reader.summary_of(child)
-        return await self.image(repo, child, chosen.name) if child.is_readable and is_image(child) else None
+        return await self.image(repo, child, chosen_platform.name) if child.is_readable and is_image(child) else None
 
     async def image(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
         """Returns the details of an image of one platform. `platform`: the platform that the index states; empty: the
@@ -121,9 +121,9 @@ class ManifestDetails:
         assert manifest.config is not None
         config = await self._reader.config(repo, manifest.config)
         layers = manifest.layers[:MAX_STEPS]
-        present = await self._listing.present(repo, (), {layer.digest for layer in layers}) if layers else {}
+        present_blobs = await self._listing.present(repo, (), {layer.digest for layer in layers}) if layers else {}
         history = config.history if config else ()
-        steps = build_steps(layers, history, present)[:MAX_STEPS]
+        steps = build_steps(layers, history, present_blobs)[:MAX_STEPS]
         return ImageView(
             digest=manifest.digest,
             platform=platform or (config.platform if config else ""),
@@ -136,10 +136,10 @@ class ManifestDetails:
 
     async def _files(self, repo: RepositoryName, manifest: Manifest) -> list[FileView]:
         blobs = manifest.layers[:MAX_FILES]
-        present = await self._listing.present(repo, (), {blob.digest for blob in blobs}) if blobs else {}
+        present_blobs = await self._listing.present(repo, (), {blob.digest for blob in blobs}) if blobs else {}
         budget = TextBudget()
         return [
-            FileView(title=budget.text((blob.annotations or {}).get(_TITLE)), layer=layer_view(blob, present))
+            FileView(title=budget.text((blob.annotations or {}).get(_TITLE)), layer=layer_view(blob, present_blobs))
             for blob in blobs
         ]
 
@@ -153,9 +153,9 @@ def choose_platform(index: Digest, platforms: Sequence[PlatformView], wanted: st
             if wanted in (platform.name, platform.digest):
                 return platform
         raise ManifestUnknown(f"{index} lists no image for the platform {wanted[:80]!r}")
-    present = [platform for platform in platforms if platform.present]
-    usual = (platform for platform in present if platform.name == _USUAL_PLATFORM)
-    return next(usual, present[0] if present else None)
+    present_platforms = [platform for platform in platforms if platform.present]
+    usual = (platform for platform in present_platforms if platform.name == _USUAL_PLATFORM)
+    return next(usual, present_platforms[0] if present_platforms else None)
 
 
 def layer_view(layer: Descriptor, present: Container[Digest]) -> LayerView:
@@ -184,11 +184,12 @@ def build_steps(
 
 def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list[SizePart]:
     """Returns the parts of an image's size: its largest layers, its config, and all other layers as one part."""
+    # The negative number keeps layers of the same size in the order of the steps, because the sort is descending.
     sizes = [(step.layer.size, -number) for number, step in enumerate(steps) if step.layer is not None]
     largest = [SizePart(kind="layer", size=size, step=-number) for size, number in sorted(sizes, reverse=True)]
     parts = [*largest[:_MAX_PARTS], SizePart(kind="config", size=config_size)]
-    rest = total - sum(part.size for part in parts)
-    return parts if rest <= 0 else [*parts, SizePart(kind="rest", size=rest)]
+    remaining_bytes = total - sum(part.size for part in parts)
+    return parts if remaining_bytes <= 0 else [*parts, SizePart(kind="rest", size=remaining_bytes)]
 
 
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:

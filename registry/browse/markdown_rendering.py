@@ -68,7 +68,7 @@ _LINK_REL: Final = "nofollow noreferrer"
 _LINE_END: Final = re.compile(r"\r\n?|\n")
 """Matches the end of a line, as the parser sees it."""
 _IS_CUT: Final = "is_cut"
-"""The key in the parser's environment that says that the tokens are those of a part of the text."""
+"""The key in the parser's environment that says that the tokens are only those of the beginning of the text."""
 _LOWEST_HEADING: Final = 6
 """The lowest level of a heading in HTML."""
 
@@ -89,7 +89,8 @@ def render_markdown(text: str, top_heading: int = 1) -> RenderedText:
 
 
 def _formatted_length(text: str) -> int:
-    """Returns how many characters of a text are parsed. A text that is too long is cut at the end of a line."""
+    """Returns how many characters of a text are parsed. A text that is too long is cut at the end of a line, or inside
+    the first line if that line alone is too long."""
     if len(text) <= _MAX_FORMATTED_CHARACTERS:
         return len(text)
     return text.rfind("\n", 0, _MAX_FORMATTED_CHARACTERS) + 1 or _MAX_FORMATTED_CHARACTERS
@@ -117,7 +118,7 @@ class _TooComplex(Exception):
 
 
 class _Budget:
-    """An amount of work that may be done for one text. `spend` raises _TooComplex if there is more."""
+    """An amount of work that may be done for one text. `spend` raises _TooComplex when the amount is used up."""
 
     def __init__(self, amount: int) -> None:
         self._remaining = amount
@@ -171,7 +172,7 @@ class _BoundedBlockParser(ParserBlock):
         self.ruler = _CountedRules(original.ruler)
         self._elements = _Budget(_MAX_BLOCK_ELEMENTS)
         self.is_complete = True
-        """False if the tokens are those of a part of the text."""
+        """False if the tokens are only those of the beginning of the text."""
 
     def parse(self, src: str, md: MarkdownIt, env: EnvType, outTokens: list[Token]) -> list[Token] | None:
         tokens = _CountedTokens(self._elements)
@@ -208,8 +209,8 @@ class _BoundedInlineParser(ParserInline):
 
 
 def _format(markdown: str, top_heading: int) -> tuple[str, int]:
-    """Returns Markdown as HTML, and how many characters of it are in the HTML. If this is not all of it, the HTML has
-    the top-level blocks at its beginning that are within the limits."""
+    """Returns Markdown as HTML, and the number of characters of the Markdown that the HTML shows. If these are not all
+    characters, the HTML has the top-level blocks at the beginning that are within the limits."""
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING}).enable(["table", "strikethrough"])
     blocks = parser.block = _BoundedBlockParser(parser.block)
     parser.inline = _BoundedInlineParser(parser.inline)
@@ -224,12 +225,12 @@ def _format(markdown: str, top_heading: int) -> tuple[str, int]:
     rendered: str = parser.renderer.render(tokens, parser.options, {})
     if blocks.is_complete and not env.get(_IS_CUT):
         return rendered, len(markdown)
-    return rendered, _end_of_line(markdown, _last_line(tokens))
+    return rendered, _characters_in_lines(markdown, _count_lines(tokens))
 
 
 def _parse_texts(state: StateCore) -> None:
-    """Parses the text of each block, as the rule of the parser does that this function replaces. Removes the top-level
-    block that takes too much work, and all blocks after it."""
+    """Parses the text of each block. Replaces the parser's own rule for this. In contrast to that rule, removes the
+    top-level block that takes too much work, and all blocks after it."""
     attribute_characters = _Budget(_MAX_ATTRIBUTE_CHARACTERS)
     for index, token in enumerate(state.tokens):
         if token.type == "inline":
@@ -255,13 +256,13 @@ def _remove_from_block(tokens: list[Token], index: int) -> None:
     del tokens[index:]
 
 
-def _last_line(tokens: Sequence[Token]) -> int:
+def _count_lines(tokens: Sequence[Token]) -> int:
     """Returns the number of lines from the beginning of the text to the end of the last top-level block."""
     return next((token.map[1] for token in reversed(tokens) if token.level == 0 and token.map is not None), 0)
 
 
-def _end_of_line(text: str, lines: int) -> int:
-    """Returns the number of characters in the first lines of a text, with the ends of the lines."""
+def _characters_in_lines(text: str, lines: int) -> int:
+    """Returns the number of characters in the first `lines` lines of a text, with the ends of the lines."""
     ends = (match.end() for match in _LINE_END.finditer(text))
     return next(islice(ends, lines - 1, None), len(text)) if lines else 0
 

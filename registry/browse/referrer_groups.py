@@ -9,7 +9,7 @@ images.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -29,12 +29,14 @@ MAX_REFERRERS: Final = 100
 """How many referrers are listed. Further ones are left out."""
 MAX_FILES: Final = 10
 """How many files of an artifact are listed and read. Further ones are left out."""
+# The keys of annotations of manifests, layers and index entries.
 _TITLE: Final = "org.opencontainers.image.title"
 _CREATED: Final = "org.opencontainers.image.created"
 _PREDICATE: Final = "in-toto.io/predicate-type"
 _REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 _REFERENCE_DIGEST: Final = "vnd.docker.reference.digest"
 _IN_TOTO: Final = "application/vnd.in-toto+json"
+"""The artifact type under which BuildKit's attestations are shown."""
 
 
 class ReferrerGroups:
@@ -89,7 +91,7 @@ class ReferrerGroups:
         sizes = await self._listing.present(repo, [entry.digest for entry in entries]) if entries else {}
         for entry in entries:
             if entry.digest in sizes and entry.digest not in listed_digests:
-                about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]
+                about = (entry.annotations or {}).get(_REFERENCE_DIGEST, index.digest)[:200]  # no digest is longer
                 descriptor = replace(entry, size=sizes[entry.digest])  # the size in the index may be wrong
                 yield await self._view(repo, descriptor, about, budget, artifact_type=_IN_TOTO)
 
@@ -103,6 +105,9 @@ class ReferrerGroups:
         *,
         artifact_type: str | None = None,
     ) -> ReferrerView:
+        """Returns the view of a referrer. `about`: the digest of the manifest to which it refers. `tag`: the tag by
+        which it was found; None: it was found in another way. `artifact_type`: its type; None: the type that its
+        manifest states."""
         is_small = descriptor.size <= MAX_ROW_BYTES
         manifest = await self._readable(repo, descriptor.digest) if is_small else None
         annotations: Mapping[str, str] = {} if manifest is None else manifest.annotations
@@ -184,6 +189,7 @@ def _attached(layer: Descriptor, budget: TextBudget) -> AttachedFile:
 
 
 def _purpose(view: ReferrerView) -> Purpose:
+    """Returns the purpose of a referrer: by its tag, by a predicate type that it states, or by its artifact type."""
     if view.tag is not None:
         return purpose_of_tag(view.tag[71:])  # after `sha256-` and 64 hex digits
     predicates = _predicates(view)
@@ -193,13 +199,14 @@ def _purpose(view: ReferrerView) -> Purpose:
 
 
 def _predicates(view: ReferrerView) -> list[str]:
-    """Returns the predicate types that a referrer states. For a Sigstore bundle, an annotation of the manifest states
-    it."""
-    own: Iterable[str] = [view.annotations.get(BUNDLE_PREDICATE, "")]
-    return [predicate for predicate in (*own, *(file.predicate_type for file in view.files)) if predicate]
+    """Returns the predicate types that a referrer states: in the annotation of a Sigstore bundle's manifest, or in the
+    annotations of the referrer's files."""
+    bundle_predicate = view.annotations.get(BUNDLE_PREDICATE, "")
+    predicates = (bundle_predicate, *(file.predicate_type for file in view.files))
+    return [predicate for predicate in predicates if predicate]
 
 
 def _group_key(item: tuple[tuple[str, Purpose], list[ReferrerView]]) -> tuple[int, str]:
-    """Sorts the groups: signatures, SBOMs, attestations, others."""
+    """Returns the sort key of a group. The order is: signatures, SBOMs, attestations, others."""
     (artifact_type, purpose), _ = item
     return list(Purpose).index(purpose), artifact_type

@@ -56,8 +56,8 @@ _ANSWER_BYTES: Final = 32 * MIB
 
 
 class ContentStore(Protocol):
-    """The stores whose content is only in the database of metadata. `storage.store.stored_registry.StoredRegistry`
-    implements this."""
+    """The stores of what is only in the metadata database, such as tags and descriptions.
+    `storage.store.stored_registry.StoredRegistry` implements this."""
 
     @property
     def tag_listing(self) -> TagListing: ...
@@ -90,7 +90,7 @@ class RepositoryBrowser:
 
     A process runs a limited number of reads at a time, in total and for each visitor (`visitor_of`). Further reads
     wait. If too many wait, a read raises TooManyRequests. A page reads first, and then waits for a slot to render
-    (`registry.ui.page_route.page_slot`). It holds no slot to read meanwhile, so that other visitors can read.
+    (`registry.ui.page_route.page_slot`). While it waits, it holds no slot to read, so that other visitors can read.
 
     `answer_memory`: the budget for the memory of the results of `raw_manifest` and `raw_config`. A route that sends
     such a result reserves memory in this budget."""

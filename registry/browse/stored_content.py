@@ -31,9 +31,9 @@ def stored_content(
     """Returns a router like that of the server, but with `store` in place of each mirror. `private`: the names of the
     private upstreams. A blob of a private upstream can be read only if the upstream has confirmed that the repository
     has the blob (`registry.mirror.entitlement`)."""
-    guarded = _ConfirmedBlobs(store, is_confirmed)
+    confirmed_content = _ConfirmedBlobs(store, is_confirmed)
     mirrors: Iterable[tuple[str, Registry]] = (
-        (name, guarded if name in private else store) for name in naming.upstreams
+        (name, confirmed_content if name in private else store) for name in naming.upstreams
     )
     return Router(store, dict(mirrors), is_used, naming, private=private, is_confirmed=is_confirmed)
 
@@ -46,6 +46,7 @@ class _ConfirmedBlobs(ForwardingRegistry):
         self._is_confirmed = is_confirmed
 
     async def handle(self, call: Call[T]) -> T:
+        """Forwards a read. Raises BlobUnknown for a blob that is not confirmed, and Unsupported for all other calls."""
         if call.action is not Action.PULL:
             raise Unsupported
         if call.operation in ("open_blob", "resolve_blob"):

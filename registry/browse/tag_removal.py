@@ -46,12 +46,12 @@ class TagRemover:
         is_immutable = self._immutable_tags.in_repository(repo)
         plan = await self._removable(repo, tags, is_immutable)
         planned_names = {tag.name for tag in plan.tags}
-        unknown = [tag for tag in dict.fromkeys(tags) if tag not in planned_names and not is_immutable(tag)]
+        unknown_tags = [tag for tag in dict.fromkeys(tags) if tag not in planned_names and not is_immutable(tag)]
         return RemovalPlanView(
             tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if tag.is_requested],
             referrer_tags=[RemovedTag(tag=tag.name, digest=tag.digest) for tag in plan.tags if not tag.is_requested],
             immutable_tags=[tag for tag in dict.fromkeys(tags) if is_immutable(tag)],
-            unknown_tags=list(unknown),
+            unknown_tags=list(unknown_tags),
             manifests=list(plan.manifests),
             freed_bytes=plan.freed_bytes,
             complete=plan.is_complete,
@@ -84,8 +84,8 @@ class TagRemover:
         )
 
     async def _removable(self, repo: RepositoryName, tags: Sequence[Tag], is_immutable: IsImmutable) -> TagRemovalPlan:
-        """Returns the plan for those of the tags that are not immutable. Immutable tags stay, and so do the manifests
-        that they need."""
+        """Returns the plan for the removal of the tags that are not immutable. Immutable tags stay, and so do the
+        manifests that they need."""
         plan = await self._removals.plan(repo, [tag for tag in dict.fromkeys(tags) if not is_immutable(tag)])
         return replace(plan, tags=[tag for tag in plan.tags if not is_immutable(tag.name)])
 
@@ -149,8 +149,8 @@ class _Removal:
         return True
 
     async def _delete_unused(self, digests: Iterable[Digest]) -> None:
-        """Deletes those of the manifests that are unused, and then the manifests that only these used. Each deletion
-        checks in its own transaction that the manifest is unused."""
+        """Deletes the manifests in `digests` that are unused, and then the manifests that only the deleted ones used.
+        Each deletion checks in its own transaction that the manifest is unused."""
         pending = deque(dict.fromkeys(digests))
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
@@ -166,4 +166,4 @@ class _Removal:
 
 def _subject(tag: PlannedTag) -> str:
     """Returns the digest in the name of a referrer tag, such as `sha256-….sig`."""
-    return tag.name[:71].replace("-", ":", 1)
+    return tag.name[:71].replace("-", ":", 1)  # 71 characters: `sha256-` and 64 hex digits

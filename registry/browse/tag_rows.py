@@ -77,6 +77,7 @@ def row(
 
 
 def _cursor(after: str | None) -> TagCursor | None:
+    """Parses the parameter `after`. Raises RequestInvalid if it is not a cursor."""
     if after is None:
         return None
     try:

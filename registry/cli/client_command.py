@@ -83,10 +83,10 @@ class CheckedProgram(StrEnum):
     podman = "podman"
 
 
-def _add_program(name: str, what: str, example: str) -> None:
+def _add_program(name: str, files_description: str, example: str) -> None:
     """Adds the command that prints the files of one client."""
 
-    @app.command(name, help=f"Print {what}.", epilog=EXAMPLES.format(example))
+    @app.command(name, help=f"Print {files_description}.", epilog=EXAMPLES.format(example))
     def print_files(
         url: UrlOption = None,
         upstream: UpstreamOption = None,
@@ -112,8 +112,8 @@ def _add_program(name: str, what: str, example: str) -> None:
             typer.echo(f"# this output contains {len(setup.files)} files; {only_one}", err=True)
 
 
-for _name, (_what, _example) in PROGRAMS.items():
-    _add_program(_name, _what, _example)
+for _name, (_files_description, _example) in PROGRAMS.items():
+    _add_program(_name, _files_description, _example)
 
 
 @app.command("check", help=CHECK_HELP, epilog=CHECK_EXAMPLES)
@@ -139,8 +139,8 @@ def check(
 
     settings = load_or_fail(config, data=data, listen=listen, mirror=mirror).settings
     address, hosts = select_target(settings, url, upstream)
-    default = settings.default_upstream if settings.upstream else DOCKER_HUB
-    findings = check_client(program.value, address, hosts, default, root=root, offline=offline)
+    default_upstream = settings.default_upstream if settings.upstream else DOCKER_HUB
+    findings = check_client(program.value, address, hosts, default_upstream, root=root, offline=offline)
     raise typer.Exit(print_findings(findings, as_json=as_json))
 
 

@@ -60,17 +60,17 @@ async def _served_digest(settings: Settings, stored: StoredRegistry, image: Imag
     allows no digest yet."""
     from storage.names import Tag
 
-    repo, tag = image
-    if not isinstance(tag, Tag):
+    repo, reference = image
+    if not isinstance(reference, Tag):
         return None
-    if (frozen := await stored.upstream_tags.frozen(repo, tag)) is not None:
+    if (frozen := await stored.upstream_tags.frozen(repo, reference)) is not None:
         return frozen.digest
     upstream = next((each for each in settings.upstream if repo.startswith(f"{each.name}/")), None)
     if upstream is None or not upstream.cooldown:
         return None
     from registry.mirror.served_tags import ServedTags
 
-    choice = await ServedTags(stored.upstream_tags, upstream, time.time).choose(repo, tag)
+    choice = await ServedTags(stored.upstream_tags, upstream, time.time).choose(repo, reference)
     return choice.candidates[0] if choice is not None and choice.candidates else None
 
 
@@ -81,7 +81,7 @@ def parse_image_reference(text: str) -> ImageReference:
     from storage.names import parse_reference
 
     text = text.strip().removeprefix("http://").removeprefix("https://")
-    host, slash, rest = text.partition("/")
+    host, slash, text_without_host = text.partition("/")
     if slash and (":" in host or host == "localhost"):
-        text = rest
+        text = text_without_host
     return parse_reference(text)

@@ -16,7 +16,8 @@ from registry.server.process.live_change import ChangeRefused, Proposal
 
 
 class LiveConfiguration:
-    """Implements `ConfigurationSource`. `settings`: the settings that are in effect now."""
+    """Implements `registry.server.process.live_change.ConfigurationSource`. `settings`: the settings that are in effect
+    now."""
 
     def __init__(
         self,
@@ -38,8 +39,8 @@ class LiveConfiguration:
         self._proposed: tuple[Proposal, Settings] | None = None
 
     def propose(self) -> Proposal:
-        """Reads and checks the settings. Also checks the files that they name for logins, such as the htpasswd file.
-        Raises ChangeRefused."""
+        """Reads and checks the settings, and the files for logins that they name, such as the htpasswd file. Returns
+        the settings as a proposal, which takes effect with `accept`. Raises ChangeRefused."""
         try:
             settings = load_settings(self._flags, self._file).settings
         except ConfigError as error:
@@ -76,7 +77,7 @@ class LiveConfiguration:
         new_addresses = {"listen": settings.listen, "metrics.listen": metrics_address(settings)}
         for name, effect in changed_settings(self.settings, settings):
             address = new_addresses.get(name)
-            is_used = address is not None and any(overlaps(address, used) for used in self._addresses)
+            is_used = address is not None and any(overlaps(address, bound_address) for bound_address in self._addresses)
             yield name, "start" if is_used else effect
 
     def _check_files(self, settings: Settings) -> None:

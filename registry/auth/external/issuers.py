@@ -36,8 +36,8 @@ LEEWAY_SECONDS: Final = 10.0
 MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 """The longest text that is accepted as a token of an issuer."""
 _CHECKED_CLAIMS: Final = ("iss", "aud", "exp", "nbf", "iat")
-"""The claims that joserfc checks. joserfc would also refuse a token whose `sub` or `jti` is not a text.
-`Issuers._identity` itself checks the type of the claim that it reads, and no other claim matters."""
+"""The claims that joserfc gets to check. With all claims, it would also refuse a token whose `sub` or `jti` is not a
+text. `Issuers._identity` itself checks the type of the claim that it reads, and no other claim matters."""
 
 
 class Issuers:
@@ -55,7 +55,7 @@ class Issuers:
         self._accounts = accounts
         self._clock = clock
         self._key_sets: dict[tuple[object, ...], KeySet] = {}
-        """The key sets by `_key_set_id`. Issuers whose keys come from the same place share one key set."""
+        """The key sets by `_key_set_id`. Issuers whose keys come from the same source share one key set."""
         for issuer in settings:
             if issuer.jwks_file is not None:
                 self._key_sets.setdefault(_key_set_id(issuer), FileKeySet(issuer.jwks_file))
@@ -91,8 +91,8 @@ class Issuers:
             if key is None:
                 raise TokenInvalid("fits no key in the issuer's key set")
             verify_signature(token, key, algorithm)
-            checked: dict[str, Any] = {name: claims[name] for name in _CHECKED_CLAIMS if name in claims}
-            check_claims(checked, options, self._clock(), LEEWAY_SECONDS)
+            checked_claims: dict[str, Any] = {name: claims[name] for name in _CHECKED_CLAIMS if name in claims}
+            check_claims(checked_claims, options, self._clock(), LEEWAY_SECONDS)
             expires = float(claims["exp"])
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None

@@ -128,6 +128,7 @@ class UsedAttempts:
     async def use(self, attempt: LoginAttempt) -> None:
         """Stores that the attempt is used, until it has expired. Raises LoginAttemptInvalid if it was used before.
         Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as used."""
+        # The store keeps a used attempt like a failed login: a key that is throttled until the attempt has expired.
         key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
         if key in self._being_stored or self._accounts.throttled_until(key):
             raise LoginAttemptInvalid("the login attempt in the browser's cookie was used before")

@@ -47,9 +47,9 @@ log = logging.getLogger(__name__)
 LOGIN_METHOD: Final[Literal["openid"]] = "openid"
 """The method that the audit log records for a login through the OpenID provider."""
 EXCHANGE_LIMITS: Final = Limits(max_running=32, max_running_per_visitor=8, max_pending=256, max_pending_per_visitor=64)
-"""The largest numbers of logins in one process that exchange a code at the same time, or wait to do so: in total, and
-from one network. An exchange takes up to ten seconds if the provider is slow. So one network can delay its own logins
-only. Further logins are refused."""
+"""How many logins in one process may exchange a code at the same time (`max_running`), and how many may exchange a code
+or wait for this (`max_pending`): in total, and from one network. Further logins are refused. An exchange takes up to
+ten seconds if the provider is slow. With the limits for each network, a network can delay only its own logins."""
 MAX_CODE_CHARACTERS: Final = 4096
 """The longest authorization code that is accepted."""
 _START_AGAIN: Final = "start again at /login"
@@ -89,7 +89,8 @@ class LoginFailed(Exception):
     - `reason`: the cause, for the audit log.
     - `user`: the name of the account; empty if the login failed before the account was known.
     - `is_finished`: whether the attempt in the browser's cookie is over, so that the cookie can be deleted. False if
-      the cookie has no valid attempt, or if the provider's response belongs to another login.
+      the cookie has no valid attempt, if the provider's response belongs to another login, or if too many logins were
+      running or had failed, so that the attempt was not used.
     """
 
     def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:

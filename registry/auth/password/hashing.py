@@ -90,7 +90,7 @@ def needs_rehash(argon2_hash: str) -> bool:
 
 def bcrypt_cost_of(bcrypt_hash: str) -> int:
     """Returns the cost that a bcrypt hash names. The time to check the hash doubles with each step of the cost."""
-    return int(bcrypt_hash[4:6])
+    return int(bcrypt_hash[4:6])  # the two digits after `$2b$`
 
 
 def verify_password(password: str, stored: StoredHash) -> bool:
@@ -163,6 +163,7 @@ class HashingPool:
         self._leases = leases
         self._max_waiting = max_waiting
         self._pending_calls = 0
+        """The number of calls that wait for a slot or have one."""
         self._threads = ThreadPoolExecutor(MAX_PARALLEL_HASHINGS, "hashing", _lower_priority)
 
     async def run(self, work: Callable[[], T]) -> T:

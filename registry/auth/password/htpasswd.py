@@ -102,6 +102,7 @@ class _RunningParse:
         lines that begin with the name; a line that begins with a space is found when the thread has finished."""
         start, needle = 0, f"\n{name}:"
         text = self.text
+        # No line feed precedes the first line.
         if text.startswith(needle[1:]) and (line := _line_for(name, text[: _line_end(text, 0)])):
             return line
         while (start := text.find(needle, start)) >= 0:
@@ -160,8 +161,8 @@ class HtpasswdFile:
         return line.stamp if line else None
 
     def _refresh(self) -> _RunningParse | None:
-        """Reads the file if it has changed since the last read. Returns None if `_content` is current then. If a thread
-        still parses the file, returns the running parse."""
+        """Reads the file if it has changed since the last read. If a thread still parses the changed file, returns the
+        running parse. Otherwise returns None, and `_content` is current."""
         try:
             status = os.stat(self._path)
         except OSError as error:
@@ -177,8 +178,8 @@ class HtpasswdFile:
             content = _load(self._path)
             text = _decode(content, self._path)
         except HtpasswdError as error:
-            is_known = is_settled and not isinstance(error, _Unreadable)
-            self._store(EMPTY_CONTENT, state if is_known else None, str(error))
+            lasts_until_change = is_settled and not isinstance(error, _Unreadable)
+            self._store(EMPTY_CONTENT, state if lasts_until_change else None, str(error))
             return None
         if len(content) > MAX_INLINE_BYTES and (loop := _running_loop()):
             future = loop.run_in_executor(None, _parse, content, text)
@@ -186,13 +187,14 @@ class HtpasswdFile:
             future.add_done_callback(partial(self._on_parsed, self._running_parse))
             return self._running_parse
         parsed, problems = _parse(content, text)
+        # At most ten problems, so that the line in the log stays short.
         self._store(parsed, state if is_settled else None, "; ".join(problems[:10]))
         return None
 
     def _is_settled(self, state: _State) -> bool:
-        """Returns whether a change of the file after now would change its state. So it is if the last change was longer
-        ago than `SETTLED_NANOSECONDS`, or if an earlier read longer ago than this saw the same state. The latter holds
-        for a file whose times are in the future, because its machine's clock was ahead."""
+        """Returns whether every later change of the file must change its state, so that an equal state means an
+        unchanged file. True if the last change was longer ago than `SETTLED_NANOSECONDS`, or if a read that long ago
+        saw the same state. The second condition is for a file with times in the future, from a clock that was ahead."""
         now = self._clock()
         if state != self._last_seen_state:
             self._last_seen_state, self._state_first_seen = state, now
@@ -200,7 +202,8 @@ class HtpasswdFile:
         return now - last_change > SETTLED_NANOSECONDS or abs(now - self._state_first_seen) > SETTLED_NANOSECONDS
 
     def _on_parsed(self, parse: _RunningParse, future: asyncio.Future[_Parsed]) -> None:
-        """Called when a thread has parsed the file. Ignores the result if the file was read again since then."""
+        """Called when a thread has parsed the file. Ignores the result if the file has been read again in the meantime,
+        or if the thread failed."""
         if self._running_parse is not parse or future.cancelled() or future.exception():
             return
         content, problems = future.result()
@@ -293,7 +296,7 @@ def _line_for(name: str, line: str) -> HtpasswdLine | None:
 
 def _entries(text: str) -> Iterator[tuple[int, str, str]]:
     """Yields the line number, the name and the hash of each line. Skips empty lines and comments."""
-    for line_number, line in enumerate(text.split("\n"), 1):  # `strip` removes a carriage return
+    for line_number, line in enumerate(text.split("\n"), 1):  # `strip` below removes a carriage return
         if line.strip() and not line.startswith("#"):
             name, _, password_hash = line.strip().partition(":")
             yield line_number, name, password_hash

@@ -95,17 +95,17 @@ class PasswordCheck:
             raise Unauthorized("the password is wrong, as before")
         self._throttle.check(name, address)
         epoch = self._accounts.epoch()
-        stored, identity = self._stored_hash(name, file)
-        is_right = await self._hashing.run(partial(verify_password, password, stored))
+        stored_hash, identity = self._stored_hash(name, file)
+        is_right = await self._hashing.run(partial(verify_password, password, stored_hash))
         if not is_right or identity is None:
             until = self._clock() + WRONG_CACHED_SECONDS
-            self._failed_checks.put(key, _FailedCheck((stored, identity), epoch, file.version, until))
+            self._failed_checks.put(key, _FailedCheck((stored_hash, identity), epoch, file.version, until))
             await self._throttle.record_failure(name, address)
             # The client sees neither text, so it cannot tell whether the account exists.
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
         await self._throttle.record_success(name, address)
-        if stored.argon2 is not None and needs_rehash(stored.argon2):
-            self._start_rehash(name, stored.argon2, password)
+        if stored_hash.argon2 is not None and needs_rehash(stored_hash.argon2):
+            self._start_rehash(name, stored_hash.argon2, password)
         return identity
 
     async def aclose(self) -> None:

@@ -58,6 +58,7 @@ class FailureRate:
         check, logins would be refused until the clock reaches that time."""
         if until > self.failure.latest_plausible(now):
             return 0.0
+        # The cost of `burst - 1` failures causes no wait yet, so that `burst` attempts in a row are possible.
         return max(0.0, until - now - self.cost_seconds * (self.burst - 1))
 
 
@@ -133,10 +134,10 @@ class LoginThrottle:
         try:
             if self._accounts.throttled_until(_pair_key(name, network)):
                 await self._accounts.clear_failures([_pair_key(name, network)])
-            remaining = max(0.0, self._accounts.throttled_until(_familiar_key(name, network)) - self._clock())
-            if remaining < FAMILIAR_SECONDS - DAY_SECONDS:  # written at most once a day
+            remaining_seconds = max(0.0, self._accounts.throttled_until(_familiar_key(name, network)) - self._clock())
+            if remaining_seconds < FAMILIAR_SECONDS - DAY_SECONDS:  # written at most once a day
                 # Extends the stored time so that the address stays familiar for `FAMILIAR_SECONDS` from now.
-                cost = FailureCost(FAMILIAR_SECONDS - remaining, FAMILIAR_SECONDS)
+                cost = FailureCost(FAMILIAR_SECONDS - remaining_seconds, FAMILIAR_SECONDS)
                 await self._accounts.add_failures({_familiar_key(name, network): cost})
         except RegistryError as error:
             log.warning("could not record from which address %s has logged in: %s", name, error)

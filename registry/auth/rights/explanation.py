@@ -59,22 +59,22 @@ class RightsExplanation:
 async def explain_rights(policy: Policy, account: AccountName | None, repo: RepositoryName) -> RightsExplanation:
     """Returns what `account` (None: a client without a login) may do on the repository that clients call `repo`. Pauses
     now and then so that other tasks can run. Raises NameUnknown and NameInvalid if clients cannot use the name."""
-    stored = None if account is None else _stored_account(policy, account)
-    is_enabled = stored is None or stored.enabled
-    identity = ANONYMOUS if account is None else _identity(account, stored)
+    stored_account = None if account is None else _stored_account(policy, account)
+    is_enabled = stored_account is None or stored_account.enabled
+    identity = ANONYMOUS if account is None else _identity(account, stored_account)
     await policy.prepare(identity)
     principal = policy.unchecked_principal(identity)
     grants_matter = not principal.is_open and not principal.admin
     repositories = []
     for name in policy.naming.candidates(repo):
         upstream = policy.naming.upstream_of(name)
-        possible = Action(principal.actions(name, name)) if is_enabled else Action.NONE
+        granted = Action(principal.actions(name, name)) if is_enabled else Action.NONE
         grants = await policy.grants_on(identity, name, MAX_SHOWN_GRANTS) if grants_matter else []
-        actions = possible if upstream is None else possible & _NO_PUSH
+        actions = granted if upstream is None else granted & _NO_PUSH
         repositories.append(RepositoryRights(name, upstream, actions, tuple(grants)))
     return RightsExplanation(
         account=account,
-        is_stored=stored is not None,
+        is_stored=stored_account is not None,
         is_enabled=is_enabled,
         is_admin=principal.admin,
         is_open=principal.is_open,
@@ -89,8 +89,8 @@ def _stored_account(policy: Policy, name: AccountName) -> Account | None:
         return None
 
 
-def _identity(name: AccountName, stored: Account | None) -> Identity:
+def _identity(name: AccountName, stored_account: Account | None) -> Identity:
     """Returns the identity that a login with an unlimited credential would have."""
-    if stored is None:
+    if stored_account is None:
         return Identity(name)
-    return Identity(name, robot=stored.kind is AccountKind.ROBOT, version=stored.version)
+    return Identity(name, robot=stored_account.kind is AccountKind.ROBOT, version=stored_account.version)

@@ -12,9 +12,8 @@ pushes, it needs the right on `repo` itself.
 
 The *requested name* is the name in the path of the request. It differs from `repo` if the Host header or the query
 names an upstream (a registry that this one mirrors): then `repo` begins with the name of the upstream. A bearer token
-lists names of repositories with the actions that it allows on each. If the client sends a bearer token, it must allow
-the action too. It is enough if it allows the action on one of two names: the requested name, or the name on which the
-account needs the right.
+lists names of repositories with the actions that it allows on each. If the client sends a bearer token, the token must
+allow the action too, on one of two names: the requested name, or the name on which the account needs the right.
 
 The guard refuses calls of methods for which it has no rule.
 """
@@ -242,12 +241,12 @@ class Guarded(ForwardingRegistry):
         names: Sequence[RepositoryName] = self._naming.candidates(repo)
         allowed = [name for name in names if principal.may(rule.action, name, requested)]
         if allowed:
-            stored = await self._stored_name(repo, names)
-            if stored in allowed:
-                return stored
+            stored_name = await self._stored_name(repo, names)
+            if stored_name in allowed:
+                return stored_name
             if repo in allowed:
                 raise not_found
-            names = (stored,)
+            names = (stored_name,)  # the refusal is about the name to which `repo` leads now
         raise self._refusal(principal, rule.action, repo, names, not_found if rule.hides_content else None)
 
     async def _stored_name(self, repo: RepositoryName, candidates: Sequence[RepositoryName]) -> RepositoryName:
@@ -278,9 +277,9 @@ class Guarded(ForwardingRegistry):
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
         """Resolves a blob. Calls `inner` with `repo`; for other reads, `handle` replaces `repo` by the stored name.
-        `inner` needs `repo` here to recognize a client that is about to push: it sends no requests to upstreams for
-        such a client. With `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call
-        could change its choice, so this method checks the rights before the call and again after it."""
+        `inner` needs `repo` here to recognize a client that is about to push, for which it sends no requests to
+        upstreams. With `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call could
+        change the choice of `inner`, so this method checks the rights before the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         result = await self.forward(call)
@@ -300,10 +299,10 @@ class Guarded(ForwardingRegistry):
             return _intersect(source, principal.names(Action.PULL))
         candidates = self._naming.candidates(source)
         allowed = [name for name in candidates if principal.may(Action.PULL, name, source)]
-        stored = await self._stored_name(source, candidates) if allowed else candidates[0]
-        if stored not in allowed:
+        stored_name = await self._stored_name(source, candidates) if allowed else candidates[0]
+        if stored_name not in allowed:
             raise BlobUnknown(f"{source} has no blob {digest}")
-        return stored
+        return stored_name
 
     async def _repositories(self, after: str | None, limit: int, names: NameSet) -> Page[RepositoryName]:
         """Returns a page of the repositories in `names` that the principal may pull.

@@ -59,10 +59,10 @@ class ManagementRights:
         """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may do
         so for all accounts. People may do so for their own account.
 
-        A person who is not an admin and logged in with a token may do neither, because the new credential would still
-        be valid after that token was revoked. Raises Unauthorized if the caller has no account, AccountUnknown if the
-        caller may not see the account `name`, and Denied if it is the caller's own account but `is_logged_in_as_person`
-        is false."""
+        A person who logged in with a token, and is not an admin, may make neither change, because the new credential
+        would still be valid after that token was revoked. Raises Unauthorized if the caller has no account,
+        AccountUnknown if the caller may not see the account `name`, and Denied if it is the caller's own account but
+        `is_logged_in_as_person` is false."""
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person:
             raise Denied(

@@ -37,8 +37,8 @@ _MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
 requests. The action push is missing, because a push always stores under the requested name."""
 
 _MANY_GRANTS: Final = 200
-"""If a grantee has more grants than this, its cached name sets stay as they are, and all `Rights` objects that include
-its grants share them. The patterns of an identity's other grantees are merged into one name set for each combination of
+"""A grantee with more grants than this keeps name sets of its own, which all `Rights` objects with its grants share.
+The patterns of an identity's grantees with fewer grants are merged into one name set for each combination of
 actions."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""
@@ -86,9 +86,9 @@ class IdentityCheck(Protocol):
 class Policy:
     """Computes the rights of identities.
 
-    The registry is *open* until the first account is added: then every client may pull, push and delete, except below
-    the `guarded` upstreams. After that it is closed for good: each request needs a grant, or the account of an admin,
-    who may do everything.
+    The registry is *open* until the first account is added. While it is open, every client may pull, push and delete,
+    except below the `guarded` upstreams. After that it is closed for good: each request needs a grant, or the account
+    of an admin, who may do everything.
 
     - `identity_check`: checks whether an identity is still valid.
     - `naming`: returns the stored names to which a requested name can lead. Mirrored content is stored under the name
@@ -172,17 +172,17 @@ class Policy:
     async def grants_on(self, identity: Identity, stored_name: str, limit: int) -> list[Grant]:
         """Returns the grants by which an identity has rights on a repository, at most `limit` of them. Pauses now and
         then so that other tasks can run."""
-        found: list[Grant] = []
+        grants: list[Grant] = []
         for grantee in self._grantees(identity):
             after: str | None = None
-            while len(found) < limit:
+            while len(grants) < limit:
                 page = self.accounts.grant_page([grantee], after, _GRANTS_PER_STEP)
-                found += [grant for grant in page.items if self._applies(grant.pattern, stored_name)]
+                grants += [grant for grant in page.items if self._applies(grant.pattern, stored_name)]
                 await asyncio.sleep(0)
                 if not page.more or not page.items:
                     break
-                after = f"{page.items[-1].subject} {page.items[-1].pattern}"
-        return found[:limit]
+                after = f"{page.items[-1].subject} {page.items[-1].pattern}"  # the store sorts grants by this text
+        return grants[:limit]
 
     def _applies(self, pattern: NamePattern, stored_name: str) -> bool:
         """Returns whether grants for `pattern` apply to a repository."""
@@ -295,7 +295,7 @@ class Policy:
             return cached.grants
         if self._cached_count > _MAX_CACHED_GRANTS:
             self._cached_grants, self._cached_count, cached = {}, 0, None
-        names = {actions: NameSet(granted, self._guarded) for actions, granted in patterns.items()}
+        names = {actions: NameSet(granted_patterns, self._guarded) for actions, granted_patterns in patterns.items()}
         grants = GranteeGrants(names, sum(map(len, patterns.values())))
         self._cached_grants[grantee] = _CachedGrants(grants, epoch)
         self._cached_count += grants.size + 1 - (0 if cached is None else cached.grants.size + 1)

@@ -38,8 +38,7 @@ class Identity:
     """The account that a credential has proved, with the limits of the credential.
 
     An identity becomes invalid when its account, its API token, its signing key or its source outside the store (see
-    `stamp`) changes.
-    `registry.auth.revocation` checks this.
+    `stamp`) changes. `registry.auth.revocation` checks this.
 
     - `name`: the account's name. None: the client sent no credential, or an anonymous bearer token.
     - `robot`: whether the account belongs to a program and not to a person.
@@ -54,8 +53,8 @@ class Identity:
       registry issued.
     - `session`: the id of the login session of the browser that sent the request. None: there is none.
     - `groups`: groups that an issuer or the OpenID provider named, in addition to the account's groups in the store.
-    - `access`: the actions that a bearer token grants, by repository name. None: the client sent no bearer token that
-      this registry issued.
+    - `access`: the actions that a bearer token grants, by repository name, or by `CATALOG`. None: the client sent no
+      bearer token that this registry issued.
     - `limits`: the limits of the API token. None: the token has no limits, or no API token was used.
     - `expires`: when the credential expires, in seconds since 1970. None: never.
     """
@@ -280,16 +279,16 @@ class Principal:
 
     def _credential_bits(self, stored_name: str, requested_name: str) -> int:
         """Returns the bits of the actions that the credential allows on a repository. A bearer token allows the actions
-        that its access contains for either of the two names. An API token allows the actions that its limits allow.
-        Ignores the rights of the account."""
+        that its access contains for the stored or the requested name. An API token allows the actions that its limits
+        allow. Ignores the rights of the account."""
         allowed = _EVERY_BIT
         access = self.identity.access
         if access is not None:
             allowed = access.get(requested_name, Action.NONE).value | access.get(stored_name, Action.NONE).value
         if self._limits is not None:
             allowed_by_limits = 0
-            for actions, patterns in self._limits:
-                if patterns.matcher.matches(stored_name):
+            for actions, shared_matcher in self._limits:
+                if shared_matcher.matcher.matches(stored_name):
                     allowed_by_limits |= actions
             allowed &= allowed_by_limits
         return allowed
@@ -297,7 +296,8 @@ class Principal:
     @property
     def is_slow_to_match(self) -> bool:
         """Whether matching one name can take a millisecond, because the rights and the limits have many patterns."""
-        limits_weight = 0 if self._limits is None else sum(patterns.matcher.match_cost for _, patterns in self._limits)
+        limits = self._limits or ()
+        limits_weight = sum(shared_matcher.matcher.match_cost for _, shared_matcher in limits)
         return self.rights.weight + limits_weight > _SLOW_WEIGHT
 
     # Rights on sets of repositories

@@ -25,6 +25,7 @@ _BASE62_DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrs
 _ID_LENGTH, _SECRET_LENGTH = 12, 43
 """The numbers of digits of an id and of a secret, which are enough for 71 and 256 bits."""
 _TOKEN_FORM: Final = re.compile(rf"ent_([0-9A-Za-z]{{{_ID_LENGTH}}})_([0-9A-Za-z]{{{_SECRET_LENGTH}}})")
+"""The text of an API token. The groups are the id and the secret."""
 _USE_RECORD_SECONDS: Final = 3600.0
 """The store records the time of a token's last use at most once in this many seconds. That is enough to see which
 tokens are in use."""

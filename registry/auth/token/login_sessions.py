@@ -42,6 +42,7 @@ LoginMethod = Literal["password", "openid"]
 _ID_BYTES, _SECRET_BYTES = 9, 32
 """The numbers of random bytes of an id and of a secret."""
 _SESSION_FORM: Final = re.compile(rf"([0-9a-f]{{{2 * _ID_BYTES}}})\.([0-9a-f]{{{2 * _SECRET_BYTES}}})")
+"""The text of a session. The groups are the id and the secret."""
 
 
 class LoginSessions:
@@ -59,8 +60,8 @@ class LoginSessions:
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
         """Stores a new session for a person who has logged in, and returns its text, for the cookie. `by` describes the
         browser. Raises Unauthorized if the account, such as its password, has changed since the login. Raises
-        StorageFull, StorageFailed. If the caller is cancelled, a session that no browser received may
-        stay in the store until it expires."""
+        StorageFull, StorageFailed. If the caller is cancelled, a session that no browser received may stay in the store
+        until it expires."""
         assert identity.name is not None
         now = self._clock()
         session_id, secret = self._random(_ID_BYTES).hex(), self._random(_SECRET_BYTES).hex()

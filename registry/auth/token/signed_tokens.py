@@ -90,7 +90,7 @@ class SignedTokens:
         if claims.get("aud") != self._audience or claims.get("iss") != self._accounts.instance_id():
             raise TokenInvalid("belongs to another registry or service")
         check_claims(claims, self._claims, now, LEEWAY_SECONDS)
-        if claims["exp"] <= now:  # the leeway is for the other times only
+        if claims["exp"] <= now:  # the leeway is only for `iat` and `nbf`
             raise TokenInvalid("has expired")
         return claims, key.id
 

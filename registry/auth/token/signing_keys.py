@@ -73,8 +73,8 @@ class SigningKeys:
     async def secrets(self) -> list[bytes]:
         """Returns the secrets of all keys. The first one is the secret of the key that signs new tokens. If the store
         has no such key, creates it, and raises StorageFull or StorageFailed if that fails."""
-        current = await self.current()
-        return [current.secret, *(key.secret for key in self._keys().values() if key.id != current.id)]
+        current_key = await self.current()
+        return [current_key.secret, *(key.secret for key in self._keys().values() if key.id != current_key.id)]
 
     def _keys(self) -> dict[str, SigningKey]:
         """Returns all keys in the store by their ids, from the cache if the epoch has not changed."""

@@ -114,8 +114,8 @@ def _split_scopes(values: Iterable[str]) -> list[str]:
 def _parse_scope(scope: str) -> tuple[str, Action]:
     """Returns the name and the actions in one scope. Leaves out unknown actions. Returns an empty name and no action if
     the scope is of an unknown kind, has no valid name, or has no known action."""
-    kind, _, rest = scope.partition(":")
-    name, _, action_list = rest.rpartition(":")
+    kind, _, name_and_actions = scope.partition(":")
+    name, _, action_list = name_and_actions.rpartition(":")
     words = frozenset(action_list.split(","))  # a set, because a scope can repeat the same action thousands of times
     if scope.startswith(f"{CATALOG}:"):
         return (CATALOG, Action.PULL) if _CATALOG_ACTIONS.intersection(words) else ("", Action.NONE)

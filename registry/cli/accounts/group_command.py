@@ -93,9 +93,9 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
             await administration.accounts.add_member(group_name, member, by=actor)
         return [member for member in member_names if not administration.has_account(member)]
 
-    without_account = administer(config, data, work)
+    members_without_account = administer(config, data, work)
     typer.echo(f"{', '.join(member_names)} joined {group_name}", err=True)
-    for member in without_account:
+    for member in members_without_account:
         typer.echo(
             f"note: there is no account {member} here; if an htpasswd file has an account of that name, that account "
             "is now a member",

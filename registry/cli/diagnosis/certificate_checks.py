@@ -58,19 +58,20 @@ def _chain(file: Path) -> Sequence[Certificate]:
 
 
 def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:
-    moment = datetime.fromtimestamp(now, UTC)
+    """Yields a finding for each certificate that is not valid now, and for a server's certificate that expires soon."""
+    now_utc = datetime.fromtimestamp(now, UTC)
     for number, certificate in enumerate(chain):
         begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         name = "the certificate" if number == 0 else f"the certificate of the authority {_name(certificate)}"
-        if moment < begins:
+        if now_utc < begins:
             what = f"{name} is valid only from {begins:%Y-%m-%d %H:%M} UTC on"
             yield problem(CHECK, what, "clients refuse it until then", "look at the clock of this machine, or wait")
-        elif moment > ends:
+        elif now_utc > ends:
             yield problem(CHECK, f"{name} expired on {ends:%Y-%m-%d %H:%M} UTC", "clients refuse it", _RENEW)
         else:
-            days_left = (ends - moment).total_seconds() / 86400
-            lifetime = (ends - begins).total_seconds() / 86400
-            if number == 0 and days_left < min(EXPIRY_WARNING_DAYS, lifetime * EXPIRY_WARNING_FRACTION):
+            days_left = (ends - now_utc).total_seconds() / 86400
+            lifetime_days = (ends - begins).total_seconds() / 86400
+            if number == 0 and days_left < min(EXPIRY_WARNING_DAYS, lifetime_days * EXPIRY_WARNING_FRACTION):
                 what = f"{name} expires in {days_left:.0f} days, on {ends:%Y-%m-%d %H:%M} UTC"
                 yield warning(CHECK, what, "clients refuse it from then on", _RENEW)
 
@@ -118,9 +119,10 @@ def _wanted_name(certificate: Certificate, host: str, is_guessed: bool) -> str:
 
 
 def _is_named(host: str, dns: Sequence[str], addresses: Sequence[str]) -> bool:
+    """Returns whether a certificate with these DNS names and IP addresses is valid for the host."""
     try:
         return str(ipaddress.ip_address(host)) in addresses
-    except ValueError:
+    except ValueError:  # the host is a name
         pass
     parent_domain = host.partition(".")[2]
     return any(name.lower() == host or (name.startswith("*.") and name[2:].lower() == parent_domain) for name in dns)
@@ -137,15 +139,16 @@ def _check_chain(chain: Sequence[Certificate]) -> Iterator[Finding]:
             step = "put the certificates in order: the server's, then the one that signed it, and so on"
             yield problem(CHECK, what, "many clients cannot verify the certificate", step)
             return
-    if len(chain) == 1 and chain[0].issuer != chain[0].subject and not _is_trusted_root(chain[0]):
+    if len(chain) == 1 and chain[0].issuer != chain[0].subject and not _has_trusted_issuer(chain[0]):
         what = f"the file has the server's certificate alone, and the authority {chain[0].issuer.rfc4514_string()} "
         why = "clients that do not know this authority cannot verify the certificate"
         step = "append the certificates of the intermediate authorities (fullchain.pem), or give clients the authority"
         yield warning(CHECK, what + "is not one that this machine trusts", why, step)
 
 
-def _is_trusted_root(certificate: Certificate) -> bool:
-    """Returns whether an authority that this machine trusts has signed the certificate."""
+def _has_trusted_issuer(certificate: Certificate) -> bool:
+    """Returns whether this machine trusts an authority with the name of the certificate's issuer. Compares only the
+    names, and does not verify the signature."""
     import ssl
 
     issuer_values = sorted(str(attribute.value) for attribute in certificate.issuer)

@@ -30,7 +30,7 @@ _TRACES: Final = {
     ),
     "podman": ("/usr/bin/podman", "/usr/bin/crio", "/usr/bin/buildah"),
 }
-"""For each client program, files that exist if the program is installed."""
+"""For each client program, files of which at least one exists if the program is installed."""
 
 
 def check_client(

@@ -50,11 +50,11 @@ class ClientFiles:
     def first(self, *names: str) -> str | None:
         """Returns the first of the paths that exists; None if none exists. A path that this user has no permission to
         access counts as one that exists."""
-        return next((name for name in names if self._is(Path.exists, name)), None)
+        return next((name for name in names if self._passes(Path.exists, name)), None)
 
     def is_directory(self, name: str) -> bool:
         """Returns whether there is a directory at the path. Also returns True if this user may not access the path."""
-        return self._is(Path.is_dir, name)
+        return self._passes(Path.is_dir, name)
 
     def has_certificate(self, name: str) -> bool:
         """Returns whether there is a file with the certificate of an authority in the directory at the path."""
@@ -70,7 +70,8 @@ class ClientFiles:
         except OSError as error:
             raise self._unreadable(folder, error.strerror) from None
 
-    def _is(self, test: Callable[[Path], bool], name: str) -> bool:
+    def _passes(self, test: Callable[[Path], bool], name: str) -> bool:
+        """Returns the result of `test` for the path of the file; True if this user may not access the path."""
         try:
             return test(self.path(name))
         except PermissionError:

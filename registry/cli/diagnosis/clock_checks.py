@@ -1,5 +1,5 @@
-"""Checks of `entrepot doctor` on the clock. They compare it with the clocks of the upstreams, with the times of files
-in the data directory, and with the release of this program."""
+"""Checks of `entrepot doctor` on this machine's clock. They compare it with the clocks of the upstreams, with the times
+of files in the data directory, and with the release of this program."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FUTURE_SECONDS: Final = 60.0
 written."""
 EARLIEST_PLAUSIBLE_TIME: Final = 1_767_225_600.0
 """The beginning of 2026, in seconds since 1970. The clock must be later, because this program is newer than that."""
-_STEP: Final = "set the clock, and let a service keep it right: timedatectl set-ntp true"
+_SET_CLOCK_STEP: Final = "set the clock, and let a service keep it right: timedatectl set-ntp true"
 
 
 def clock_findings(now: float, dates: Mapping[str, tuple[str, float]]) -> list[Finding]:
@@ -39,7 +39,7 @@ def _against_program(now: float) -> Iterator[Finding]:
     if now < EARLIEST_PLAUSIBLE_TIME:
         why = "certificates and tokens are not valid yet; what is pushed now looks old to retention"
         clock_text = time.strftime("%Y-%m-%d %H:%M", time.gmtime(now))
-        yield problem(CHECK, f"the clock says {clock_text} UTC, but this program is newer", why, _STEP)
+        yield problem(CHECK, f"the clock says {clock_text} UTC, but this program is newer", why, _SET_CLOCK_STEP)
 
 
 def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Finding]:
@@ -58,9 +58,9 @@ def _against_upstreams(dates: Mapping[str, tuple[str, float]]) -> Iterator[Findi
     what = f"the clock is {_duration(abs(difference))} {direction} {url}"
     if abs(difference) > LOGIN_FAILURE_SECONDS:
         why = "logins at upstreams and by tokens fail, and certificates look expired or not valid yet"
-        yield problem(CHECK, what, why, _STEP)
+        yield problem(CHECK, what, why, _SET_CLOCK_STEP)
     else:
-        yield warning(CHECK, what, "tokens are valid for a shorter time than they should be", _STEP)
+        yield warning(CHECK, what, "tokens are valid for a shorter time than they should be", _SET_CLOCK_STEP)
 
 
 def file_clock_findings(now: float, data: Path) -> list[Finding]:
@@ -77,7 +77,7 @@ def file_clock_findings(now: float, data: Path) -> list[Finding]:
         return []
     what = f"{newest[1]} was written {_duration(newest[0] - now)} in the future"
     why = "the clock was set back: times of pulls and pushes, on which retention and eviction decide, are wrong"
-    return [problem(CHECK, what, why, _STEP)]
+    return [problem(CHECK, what, why, _SET_CLOCK_STEP)]
 
 
 def _duration(seconds: float) -> str:

@@ -24,7 +24,7 @@ from registry.clients.client_setup import MirroredHost
 
 CHECK = "containerd"
 CERTS = "/etc/containerd/certs.d"
-_FILE = "/etc/containerd/config.toml"
+_CONFIG_FILE = "/etc/containerd/config.toml"
 _SECTIONS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.images"}
 """The plugin that has the settings about registries, by the version of the file."""
 _RESTART = "then run: systemctl restart containerd"
@@ -68,13 +68,14 @@ def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
     findings: list[Finding] = []
     for kubernetes in kubernetes_on(files):
         findings += check_k3s(files, target, kubernetes)
-    if findings and files.first(_FILE) is None:
+    if findings and files.first(_CONFIG_FILE) is None:
         return findings
     return [*findings, *_check_containerd(files, target)]
 
 
 def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
-    name = files.first(_FILE)
+    """Returns the findings about a containerd that is not part of k3s or RKE2."""
+    name = files.first(_CONFIG_FILE)
     try:
         config = None if name is None else _load(files, name)
     except FileUnusable as error:
@@ -83,13 +84,14 @@ def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
         return [
             problem(
                 CHECK,
-                f"there is no {_FILE}, so containerd has its default for config_path",
+                f"there is no {_CONFIG_FILE}, so containerd has its default for config_path",
                 "that is empty in 1.x, and in 2.1 and later a list that is taken as one directory: Kubernetes pulls "
                 "straight from the upstreams",
-                f"write this to {_FILE}, {_RESTART}",
-                file=_FILE,
+                f"write this to {_CONFIG_FILE}, {_RESTART}",
+                file=_CONFIG_FILE,
                 lines=_config_lines(2),
             ),
+            # No finding that a hosts.toml is correct, because containerd does not read it.
             *(each for each in _check_hosts(files, [CERTS], target) if each.level is not Level.OK),
         ]
     findings = list(_check_config(config))
@@ -117,6 +119,7 @@ def _load(files: ClientFiles, name: str) -> ContainerdConfig | None:
     version = document.get("version", 1)
     if not isinstance(version, int):
         raise _wrong(name, "version", "is no number")
+    # containerd reads the version 0 as 1.
     return ContainerdConfig(name, version or 1, merged, _list(name, document, "disabled_plugins"))
 
 
@@ -164,10 +167,10 @@ def _check_config(config: ContainerdConfig) -> Iterator[Finding]:
     path = config.registry().get("config_path")
     for version, section in _SECTIONS.items():
         if section != config.section and config.registry(section).get("config_path") and not path:
-            has = f"version {config.version}" if config.version > 1 else "no version, which means version 1"
+            version_text = f"version {config.version}" if config.version > 1 else "no version, which means version 1"
             yield problem(
                 CHECK,
-                f"{file} has {has}, but sets config_path in the section of version {version}",
+                f"{file} has {version_text}, but sets config_path in the section of version {version}",
                 f"containerd does not read [plugins.{section!r}.registry] in such a file",
                 step,
                 file=file,

@@ -22,7 +22,8 @@ _CAPABILITIES = {"pull", "resolve"}
 
 
 def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, target: Target) -> list[Finding]:
-    """Checks whether containerd pulls the images of a host through the registry. Returns the findings."""
+    """Checks whether containerd pulls the images of a host through the registry. Returns the findings. `directories`:
+    the directories that containerd's `config_path` names."""
     path = f"{directories[0]}/{host.prefix}/hosts.toml"
     lines = target.lines_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
     step = f"write this to {path}; no restart is needed"
@@ -72,8 +73,8 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
     """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
     findings."""
     address = target.address
-    name = urlsplit(address.url).hostname or ""
-    if address.is_plain_http and (name == "localhost" or address.is_trusted_by_docker):
+    host_name = urlsplit(address.url).hostname or ""
+    if address.is_plain_http and (host_name == "localhost" or address.is_trusted_by_docker):
         return [ok(CHECK, f"containerd reaches {address.host} by plain HTTP, because it is on this machine")]
     folder = _folder(files, directories, address.host)
     try:
@@ -96,6 +97,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
                 lines=f'server = "{address.url}"\n\n[host."{address.url}"]\n{capabilities}',
             )
         ]
+    # containerd also trusts a certificate in a directory without a hosts.toml.
     has_ca = any(isinstance(entry, dict) and entry.get("ca") for entry in hosts.values()) or (
         folder is not None and document is None and files.has_certificate(folder)
     )
@@ -118,7 +120,7 @@ def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None
     """Returns the directory that containerd uses for a host; None if there is none."""
     name, colon, port = host.rpartition(":")
     names = [f"{name}_{port}_", host, "_default"] if colon else [host, "_default"]
-    # containerd also accepts `_default` before it searches the next directory.
+    # containerd tries all names, also `_default`, in one directory before it searches the next directory.
     candidates = [f"{directory}/{each}" for directory in directories for each in names]
     return next((path for path in candidates if files.is_directory(path)), None)
 
@@ -128,12 +130,12 @@ def _other_host(
 ) -> Finding:
     """Returns the finding for a `hosts.toml` that does not name this registry."""
     step = f"write this to {file}; no restart is needed"
-    if wrong := next((url for url in hosts if target.is_at_other_scheme(url)), None):
-        what = f"{file} names {wrong}, but the registry is at {target.address.url}"
+    if wrong_url := next((url for url in hosts if target.is_at_other_scheme(url)), None):
+        what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
         why = f"containerd cannot connect to it, and pulls from {host.server}"
     else:
-        others = ", ".join(hosts) or str(document.get("server") or host.server)
-        what, why = f"{file} does not name this registry", f"containerd pulls images of {host.prefix} from {others}"
+        servers = ", ".join(hosts) or str(document.get("server") or host.server)
+        what, why = f"{file} does not name this registry", f"containerd pulls images of {host.prefix} from {servers}"
     return problem(CHECK, what, why, step, file=file, lines=lines)
 
 

@@ -32,7 +32,9 @@ from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 
 _TEMPORARY: Final = frozenset({"tmpfs", "ramfs"})
+"""File systems in memory."""
 _CONTAINER: Final = frozenset({"overlay", "aufs"})
+"""File systems of the layers of containers."""
 SLOW_SYNC_SECONDS: Final = 0.1
 """If a sync takes longer than this, each push is noticeably slow."""
 _SYNCS: Final = 5
@@ -53,10 +55,13 @@ def data_checks(settings: Settings) -> dict[str, Check]:
         "locks": _check_locks,
         "database": _check_database,
     }
-    return {name: _in_thread(check, settings) for name, check in checks.items()}
+    return {name: _threaded(check, settings) for name, check in checks.items()}
 
 
-def _in_thread(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
+def _threaded(check: Callable[[Settings], Sequence[Finding]], settings: Settings) -> Check:
+    """Returns a check that runs the blocking function `check` in a thread. Without a data directory, only
+    `_check_directory` is run."""
+
     def run_blocking() -> Sequence[Finding]:
         if check is not _check_directory and not _is_directory(settings.data):
             return []  # `_check_directory` has a finding about this
@@ -106,6 +111,7 @@ def _check_directory(settings: Settings) -> list[Finding]:
 
 
 def _check_owner(name: str, data: Path) -> Iterator[Finding]:
+    """Yields findings about the owners of the directory and of its files, and about the rights of other users."""
     status = data.stat()
     user = os.geteuid()
     if status.st_uid != user and user != 0:
@@ -144,6 +150,7 @@ def _own_files(data: Path) -> Iterator[Path]:
 
 
 def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
+    """Yields a finding if the file system does not keep content, or if the server does not start on it."""
     kind = filesystem_of(data)
     if kind in _TEMPORARY:
         why = "all content is gone after a restart of the machine"
@@ -158,7 +165,7 @@ def _check_file_system(name: str, data: Path) -> Iterator[Finding]:
 
 
 def _check_space(settings: Settings) -> list[Finding]:
-    """Checks the free space and the free inodes, and the floor in the settings."""
+    """Checks the free inodes, and the free space, also against the setting `disk.min_free`."""
     name, data = "disk", settings.data.absolute()
     space = os.statvfs(data)
     size, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
@@ -219,7 +226,7 @@ def _check_locks(settings: Settings) -> list[Finding]:
                 return [ok(name, "locks between processes work")]
     except OSError as error:
         if write_problem(data) is not None:
-            return []  # the check of the disk has a finding about this
+            return []  # `_check_sync` has a finding about this
         return [problem(name, f"locks do not work at {data}: {error.strerror}", "", step)]
     return [problem(name, f"{data} gives the same lock twice", "two workers would destroy each other's changes", step)]
 

@@ -66,8 +66,8 @@ def _check_mirror(name: str, daemon: dict[str, Any] | None, target: Target) -> l
             ]
     position = next((number for number, mirror in enumerate(mirrors) if target.is_at(mirror)), None)
     if position is None:
-        if wrong := next((mirror for mirror in mirrors if target.is_at_other_scheme(mirror)), None):
-            what = f"{name} names {wrong}, but the registry is at {target.address.url}"
+        if wrong_url := next((mirror for mirror in mirrors if target.is_at_other_scheme(mirror)), None):
+            what = f"{name} names {wrong_url}, but the registry is at {target.address.url}"
             why = "docker cannot connect to the mirror, says nothing, and pulls from Docker Hub"
         else:
             what, why = f"{name} names only other mirrors: {', '.join(mirrors)}", "docker does not know this registry"
@@ -156,12 +156,12 @@ def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
     required = json.loads(target.lines_for(_FILES[0]))
     for key in (_MIRRORS, _INSECURE):
         present_entries = (daemon or {}).get(key)
-        others = [
+        other_entries = [
             entry
             for entry in (present_entries if isinstance(present_entries, list) else [])
             if entry not in required.get(key, []) and not (key == _MIRRORS and _is_useless(entry, target))
         ]
-        if entries := [*required.get(key, []), *others]:
+        if entries := [*required.get(key, []), *other_entries]:
             merged[key] = entries
     return json.dumps(merged, indent=2) + "\n"
 

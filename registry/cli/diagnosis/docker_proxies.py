@@ -93,6 +93,8 @@ def is_exempt(no_proxy: str, host: str, port: int) -> bool:
 
 
 def _matches(entry: str, host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None, port: int) -> bool:
+    """Returns whether an entry of NO_PROXY is for this host and port. An entry is `*`, a network, an IP address or a
+    domain; an address or a domain may have a port. `address`: the host as an IP address; None: the host is a name."""
     if entry == "*":
         return True
     if "/" in entry:
@@ -149,6 +151,7 @@ def _of_systemd(files: ClientFiles) -> _Proxies | None:
                 variables |= _assignments(line, path)
 
     def find(name: str) -> tuple[str, str]:
+        """Returns the value of a variable, whose name may be in upper case, and the file that sets it."""
         return variables.get(name.upper()) or variables.get(name) or ("", "")
 
     by_scheme = {scheme: find(f"{scheme}_proxy") for scheme in ("http", "https")}

@@ -27,6 +27,7 @@ MAX_BYTES: Final = 8 << 20
 MEASURE_SECONDS: Final = 30.0
 """Time limit for measuring one endpoint."""
 _CONNECT_SECONDS: Final = 10.0
+"""Time limit for connecting, and for each wait for bytes of the response to `/v2/`."""
 DEFAULT_IMAGES: Final = {
     "docker.io": "library/alpine:latest",
     "registry.k8s.io": "pause:3.10",
@@ -148,6 +149,7 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
         # This also runs when the time limit ends the download, because a part of the blob is enough to compute its
         # speed.
         if sink.started is not None and sink.bytes:
+            # At least a microsecond, because the speed is the quotient of the two.
             speed.bytes, speed.blob = sink.bytes, max(time.monotonic() - sink.started, 1e-6)
 
 
@@ -183,13 +185,14 @@ def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, st
     if len(speeds) == 1:
         return f"{best.url} is the only endpoint of {upstream.name}; more can be added to endpoints", ""
     first = next(speed for speed in speeds if speed.url == upstream.endpoints[0])
-    similar = _is_similar(first, best)
+    # The first endpoint in the settings stays the first if it is nearly as good as the best one.
+    keeps_first = _is_similar(first, best)
     failed = [speed.url for speed in ranked if speed.error is not None]
-    if similar and not failed:
+    if keeps_first and not failed:
         return f"{first.url} is the fastest or as fast, and is the first already", ""
-    order = [*([first] if similar else []), *(speed for speed in working if not (similar and speed is first))]
+    order = [first, *(speed for speed in working if speed is not first)] if keeps_first else working
     urls = "".join(f'  "{speed.url}",\n' for speed in order)
-    what = f"{first.url if similar else best.url} is the fastest"
+    what = f"{first.url if keeps_first else best.url} is the fastest"
     if failed:
         what += f"; {', '.join(failed)} {'does' if len(failed) == 1 else 'do'} not work"
     lines = f'[[upstream]]\nname = "{upstream.name}"\nendpoints = [\n{urls}]\n'

@@ -90,6 +90,7 @@ async def run_checks(checks: Mapping[str, Check], seconds: float = CHECK_SECONDS
 
 
 async def _run(name: str, check: Check, seconds: float) -> Sequence[Finding]:
+    """Runs one check. A timeout or an error becomes a finding."""
     try:
         async with asyncio.timeout(seconds):
             return await check()

@@ -67,7 +67,8 @@ def check_k3s(files: ClientFiles, target: Target, kubernetes: Kubernetes) -> lis
     lines = _merged(document or {}, target)
     findings = [_host_finding(kubernetes, document, mirrors, host, target, lines) for host in target.hosts]
     findings += _check_own_host(kubernetes, mirrors, configs, target, lines)
-    if (changed := files.modified(file)) is not None and changed > (files.modified(kubernetes.written) or changed):
+    changed_at = files.modified(file)
+    if changed_at is not None and changed_at > (files.modified(kubernetes.written) or changed_at):
         what = f"{file} is newer than what {kubernetes.name} has made of it"
         why = f"{kubernetes.name} reads the file only when it starts"
         findings.append(warning(CHECK, what, why, f"run: {kubernetes.restart}"))
@@ -104,8 +105,8 @@ def _host_finding(
         what = f"{file} has no mirror for {host.prefix}, and none for {_EVERY_HOST!r}"
     elif not endpoints:
         what = f"{file} names no endpoint for {name}"
-    elif wrong := next((url for url in endpoints if target.is_at_other_scheme(url)), None):
-        what = f"{file} names {wrong}, but the registry is at {target.address.url}"
+    elif wrong_url := next((url for url in endpoints if target.is_at_other_scheme(url)), None):
+        what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
     else:
         what = f"{file} does not name this registry for {name}, but {', '.join(endpoints)}"
     why = f"{kubernetes.name} pulls images of {host.prefix} from {', '.join(endpoints) or host.server}"
@@ -156,11 +157,11 @@ def _merged(document: dict[str, Any], target: Target) -> str:
     address, mirrors = target.address, merged.get("mirrors") or {}
     names = [host.prefix for host in target.hosts] + ([address.host] if _needs_plain_http(target) else [])
     for name in names:
-        others = [url for url in _endpoints(mirrors.get(name)) if not _leads_here(url, target)]
+        other_urls = [url for url in _endpoints(mirrors.get(name)) if not _leads_here(url, target)]
         present_mirror = mirrors.get(name)
         mirrors[name] = {
             **(present_mirror if isinstance(present_mirror, dict) else {}),
-            "endpoint": [address.url, *others],
+            "endpoint": [address.url, *other_urls],
         }
     merged["mirrors"] = mirrors
     if target.needs_ca:

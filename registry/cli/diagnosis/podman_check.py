@@ -16,10 +16,11 @@ from registry.clients.client_setup import MirroredHost
 
 CHECK = "podman"
 _SYSTEM, _USER = "/etc/containers/registries.conf", "~/.config/containers/registries.conf"
+"""The configuration for all users, and the configuration of one user, which replaces it."""
 _V1_KEYS = ("search", "insecure", "block")
 """The tables below `registries` in a file of the old format, version 1."""
 DROP_IN = "/etc/containers/registries.conf.d/50-entrepot.conf"
-_STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemctl reload crio)"
+_WRITE_STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemctl reload crio)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def _load(files: ClientFiles) -> tuple[list[RegistryEntry], str | None]:
     old_file = None  # the path of the first file in the old format
     for name in names:
         document = files.toml(name) or {}
-        if isinstance(old := document.get("registries"), dict) and any(old.get(key) for key in _V1_KEYS):
+        if isinstance(tables := document.get("registries"), dict) and any(tables.get(key) for key in _V1_KEYS):
             old_file = old_file or name
         for values in document.get("registry") or []:
             if isinstance(values, dict) and (prefix := str(values.get("prefix") or values.get("location") or "")):
@@ -96,7 +97,7 @@ def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target
     entry = _find(entries, f"{host.prefix}/some/app")
     if entry is None:
         what = f"no file of podman has a [[registry]] for {host.prefix}"
-        return [problem(CHECK, what, f"podman pulls from {host.server}", _STEP, file=DROP_IN, lines=lines)]
+        return [problem(CHECK, what, f"podman pulls from {host.server}", _WRITE_STEP, file=DROP_IN, lines=lines)]
     if entry.values.get("blocked") is True:
         step = f"remove blocked = true from {entry.file}"
         return [problem(CHECK, f"{entry.file} blocks {entry.prefix}", "podman refuses these images", step)]
@@ -104,7 +105,9 @@ def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target
     if not any(finding.level == "problem" for finding in findings):
         findings.insert(0, ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({entry.file})"))
     for narrower_entry in entries:
-        if narrower_entry.prefix.startswith(f"{host.prefix}/") and not any(_places(narrower_entry, host, target)):
+        if narrower_entry.prefix.startswith(f"{host.prefix}/") and not any(
+            _registry_sources(narrower_entry, host, target)
+        ):
             what = (
                 f"{narrower_entry.file} has a [[registry]] for {narrower_entry.prefix} of its own, without this mirror"
             )
@@ -116,36 +119,36 @@ def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target
 
 
 def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lines: str) -> Iterator[Finding]:
-    """Yields the problems of the places (mirrors and location) from which podman pulls the images of an entry."""
-    places = [place for place in [*(entry.values.get("mirror") or []), entry.values] if isinstance(place, dict)]
-    for place in places:
-        if "://" in str(place.get("location") or ""):
-            what = f"{entry.file} has location = {place['location']!r}"
+    """Yields the problems of the sources (mirrors and location) from which podman pulls the images of an entry."""
+    sources = [source for source in [*(entry.values.get("mirror") or []), entry.values] if isinstance(source, dict)]
+    for source in sources:
+        if "://" in str(source.get("location") or ""):
+            what = f"{entry.file} has location = {source['location']!r}"
             why = "podman refuses a location with a scheme: URI schemes are not supported"
-            yield problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
+            yield problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
             return
-    our_place = next(_places(entry, host, target), None)
-    if our_place is None:
-        yield _not_ours(entry, host, target, places, lines)
+    registry_source = next(_registry_sources(entry, host, target), None)
+    if registry_source is None:
+        yield _other_registry_finding(entry, host, target, sources, lines)
         return
-    if target.address.is_plain_http and our_place.get("insecure") is not True:
-        what = f"the mirror {our_place.get('location')} in {entry.file} lacks insecure = true"
+    if target.address.is_plain_http and registry_source.get("insecure") is not True:
+        what = f"the mirror {registry_source.get('location')} in {entry.file} lacks insecure = true"
         why = f"the registry speaks plain HTTP; podman tries TLS, fails, and pulls from {host.server}"
-        yield problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
-    if our_place is not places[0]:
-        what = f"{entry.file} names {places[0].get('location')} before this registry"
+        yield problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
+    if registry_source is not sources[0]:
+        what = f"{entry.file} names {sources[0].get('location')} before this registry"
         yield warning(CHECK, what, "podman asks this registry only if that fails", "put this registry's mirror first")
-    by_digest = entry.values.get("mirror-by-digest-only") is True and our_place is not entry.values
-    if by_digest or our_place.get("pull-from-mirror") == "digest-only":
+    by_digest = entry.values.get("mirror-by-digest-only") is True and registry_source is not entry.values
+    if by_digest or registry_source.get("pull-from-mirror") == "digest-only":
         what, why = f"{entry.file} uses the mirror only for pulls by digest", f"tags are pulled from {host.server}"
         step = "remove mirror-by-digest-only or pull-from-mirror"
         yield problem(CHECK, what, why, step, file=entry.file)
 
 
-def _places(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterator[dict[str, Any]]:
-    """Yields those places of an entry (its mirrors, and the entry itself) that lead to this registry's mirror of the
-    host. If the entry's prefix has a path, the location needs the same path: an entry for `docker.io/team` needs
-    `HOST/docker.io/team`, where HOST is this registry."""
+def _registry_sources(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterator[dict[str, Any]]:
+    """Yields the sources of an entry that lead to this registry's mirror of the host. The sources of an entry are its
+    mirrors and the entry itself. If the entry's prefix has a path, the location needs the same path: an entry for
+    `docker.io/team` needs `HOST/docker.io/team`, where HOST is this registry."""
     path_below_host = entry.prefix.removeprefix(host.prefix)
     registry_locations = {
         f"{target.address.host}/{host.name}{path_below_host}",
@@ -153,23 +156,24 @@ def _places(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterato
     }
     if target.default == host.name and not path_below_host:
         registry_locations.add(target.address.host)
-    for place in [*(entry.values.get("mirror") or []), entry.values]:
-        if isinstance(place, dict) and str(place.get("location") or "").rstrip("/") in registry_locations:
-            yield place
+    for source in [*(entry.values.get("mirror") or []), entry.values]:
+        if isinstance(source, dict) and str(source.get("location") or "").rstrip("/") in registry_locations:
+            yield source
 
 
-def _not_ours(
-    entry: RegistryEntry, host: MirroredHost, target: Target, places: list[dict[str, Any]], lines: str
+def _other_registry_finding(
+    entry: RegistryEntry, host: MirroredHost, target: Target, sources: list[dict[str, Any]], lines: str
 ) -> Finding:
     """Returns the finding for an entry that does not lead to this registry."""
-    same_host_place = next((place for place in places if _host(place) == target.address.host), None)
-    if same_host_place is not None:
-        what = f"the mirror {same_host_place['location']} in {entry.file} has the wrong path"
+    same_host_source = next((source for source in sources if _host(source) == target.address.host), None)
+    if same_host_source is not None:
+        what = f"the mirror {same_host_source['location']} in {entry.file} has the wrong path"
         why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.name}"
-        return problem(CHECK, what, why, _STEP, file=DROP_IN, lines=lines)
-    others = ", ".join(str(place.get("location")) for place in places[:-1]) or "no mirror"
-    what = f"{entry.file} has {others} for {host.prefix}, and not this registry"
-    return problem(CHECK, what, "podman pulls without this registry", _STEP, file=DROP_IN, lines=lines)
+        return problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
+    # The last source is the location of the entry itself; all sources before it are mirrors.
+    mirrors = ", ".join(str(source.get("location")) for source in sources[:-1]) or "no mirror"
+    what = f"{entry.file} has {mirrors} for {host.prefix}, and not this registry"
+    return problem(CHECK, what, "podman pulls without this registry", _WRITE_STEP, file=DROP_IN, lines=lines)
 
 
 def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Target) -> list[Finding]:
@@ -213,5 +217,5 @@ def _has_login(files: ClientFiles, host: str) -> bool:
     return False
 
 
-def _host(place: dict[str, Any]) -> str:
-    return str(place.get("location") or "").partition("/")[0]
+def _host(source: dict[str, Any]) -> str:
+    return str(source.get("location") or "").partition("/")[0]

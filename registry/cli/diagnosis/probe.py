@@ -90,6 +90,8 @@ def _tls_error(reason: str) -> ProbeError:
 
 
 def _get(url: str, path: str, ca_file: Path | None, seconds: float) -> tuple[int, dict[str, str]]:
+    """Sends a GET, and returns the status and the headers of the response, with names in lower case. Raises OSError,
+    HTTPException."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     connection: http.client.HTTPConnection

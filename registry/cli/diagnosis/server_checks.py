@@ -54,16 +54,18 @@ class ServerCheck:
             step = "give clients the certificate of its authority (docs/en/network.md), or use a public authority"
             what = f"this machine does not trust the certificate of {url}"
             findings.append(warning(name, what, answer.detail, step))
+            # A second probe trusts the server's own certificate, and so finds out where the address leads.
             certificate = self._settings.tls.certificate
             answer = await in_thread(lambda: probe(url, certificate))
             if answer.error is ProbeError.UNTRUSTED:
                 return findings
-        return [*findings, *self._leads_here(answer, {report.instance for report in reports})]
+        return [*findings, *self._address_findings(answer, {report.instance for report in reports})]
 
     async def _reports(self) -> list[WorkerReport]:
         return await in_thread(lambda: read_worker_reports(self._settings.data))
 
     def _workers(self, reports: Sequence[WorkerReport]) -> Iterator[Finding]:
+        """Yields the problems that the reports of the workers show."""
         now = self._clock()
         for report in reports:
             if now - report.written > LATE_SECONDS:
@@ -83,11 +85,13 @@ class ServerCheck:
             if report.max_connections is not None and report.max_connections < MIN_CONNECTIONS:
                 what = f"the worker {report.pid} accepts only {report.max_connections} connections at a time"
                 yield warning("server", what, "the limit of open files is low", "set LimitNOFILE=65536 in the unit")
-        if old := sorted({report.version for report in reports} - {__version__}):
-            what = f"the server runs version {', '.join(old)}, and this command is of version {__version__}"
+        if other_versions := sorted({report.version for report in reports} - {__version__}):
+            what = f"the server runs version {', '.join(other_versions)}, and this command is of version {__version__}"
             yield warning("server", what, "", "restart the server, so that it runs the installed version")
 
-    def _leads_here(self, answer: ProbeResult, instances: set[str]) -> list[Finding]:
+    def _address_findings(self, answer: ProbeResult, instances: set[str]) -> list[Finding]:
+        """Returns a finding about the response to a probe of the registry's address. `instances`: the ids of the server
+        of this data directory. A response with another id comes from another server."""
         name, url = "address", self._address.url
         is_set = self._settings.public_url is not None
         if answer.error is not None and is_set and answer.error in (ProbeError.TIMEOUT, ProbeError.UNREACHABLE):
@@ -111,12 +115,13 @@ class ServerCheck:
 async def limit_findings() -> Sequence[Finding]:
     """Checks how many files a process of this user may open. Reads the hard limit, because the server raises the soft
     limit to the hard limit."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < MIN_FILES:
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard_limit != resource.RLIM_INFINITY and hard_limit < MIN_FILES:
         step = "set LimitNOFILE=65536 in the unit of systemd, or --ulimit nofile=65536 for the container"
-        what = f"a process may open only {hard} files"
+        what = f"a process may open only {hard_limit} files"
         return [warning("open files", what, "each connection takes one, and each request up to three more", step)]
-    return [ok("open files", f"a process may open {'any number of' if hard == resource.RLIM_INFINITY else hard} files")]
+    number_text = "any number of" if hard_limit == resource.RLIM_INFINITY else str(hard_limit)
+    return [ok("open files", f"a process may open {number_text} files")]
 
 
 def settings_findings(settings: Settings, warnings: Sequence[str], *, has_file: bool) -> list[Finding]:
@@ -154,9 +159,9 @@ def _upstream_settings(settings: Settings) -> Iterator[Finding]:
     name = "settings"
     for upstream in settings.upstream:
         has_login = upstream.username is not None or upstream.docker_config is not None
-        if has_login and (plain := [url for url in upstream.endpoints if url.startswith("http:")]):
+        if has_login and (plain_urls := [url for url in upstream.endpoints if url.startswith("http:")]):
             why = "its password is sent so that everybody on the way can read it"
-            yield warning(name, f"{upstream.name} has a login and the endpoint {plain[0]}", why, "use https://")
+            yield warning(name, f"{upstream.name} has a login and the endpoint {plain_urls[0]}", why, "use https://")
         for path in filter(None, (upstream.password_file, upstream.docker_config)):
             try:
                 mode = path.stat().st_mode

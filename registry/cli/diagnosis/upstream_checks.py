@@ -75,6 +75,7 @@ class _EndpointCheck:
         return findings
 
     async def _dns(self) -> Finding | None:
+        """Returns a problem if the endpoint's host name cannot be resolved; None otherwise."""
         parts = urlsplit(self._url)
         host = parts.hostname or ""
         try:
@@ -86,6 +87,8 @@ class _EndpointCheck:
         return None
 
     async def _reach(self, client: HttpUpstreamClient, proxy: str | None) -> list[Finding]:
+        """Sends GET `/v2/` to the endpoint, and returns a finding about the response. `proxy`: the proxy through which
+        the request goes; None: there is none."""
         start = time.monotonic()
         proxy_text = "" if proxy is None else f" through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
         try:
@@ -121,27 +124,28 @@ class _EndpointCheck:
         return answer.error is None
 
     async def _login(self, client: HttpUpstreamClient) -> list[Finding]:
+        """Tries the login in the settings, and returns a finding about it; an empty list if there is no login."""
         login = ConfiguredLogin(self._upstream)
         if not login.is_configured:
             return []
         where = self._upstream.docker_config or self._upstream.password_file or f"${self._upstream.password_env}"
         step = f"correct the login in {where}"
         try:
-            current = login.current()
+            current_login = login.current()
         except RegistryError:
             return [problem(self._name, f"the login in {where} cannot be read", "pulls fail with 502", step)]
-        if current is None:
+        if current_login is None:
             what = f"{where} has no login for {self._upstream.name}"
             return [problem(self._name, what, "requests are sent without a login", f"run docker login, or {step}")]
         try:
             await client.check_login()
         except Denied as error:
-            return [problem(self._name, f"the login of {current.username} is refused", error.message, step)]
+            return [problem(self._name, f"the login of {current_login.username} is refused", error.message, step)]
         except TooManyRequests as error:
             return [warning(self._name, f"the login could not be tried: {error.message}", "", "wait, and try again")]
         except RegistryError as error:
             return [problem(self._name, f"the login could not be tried: {error.message}", "", step)]
-        return [ok(self._name, f"{self._url} accepts the login of {current.username or 'the identity token'}")]
+        return [ok(self._name, f"{self._url} accepts the login of {current_login.username or 'the identity token'}")]
 
     async def _allowance(self, client: HttpUpstreamClient) -> list[Finding]:
         """Sends a request that shows how many pulls are left. The client saves this number in its records."""

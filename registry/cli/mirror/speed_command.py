@@ -123,6 +123,7 @@ def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] 
         typer.echo(hint, err=True)
         return None
     name, _, tag = text.removeprefix(f"{upstream.name}/").rpartition(":")
+    # Without a colon, `name` is empty, and `tag` is the whole text.
     try:
         return RepositoryName(name or tag), Tag(tag if name else "latest")
     except RegistryError as error:

@@ -83,7 +83,7 @@ def diagnose(
     findings += run_interruptible(
         run_checks({"certificate": partial(_at_once, certificate_findings, settings, address.url, clock())})
     )
-    clients = run_interruptible(run_checks(_client_checks(settings)))
+    client_findings = run_interruptible(run_checks(_client_checks(settings)))
     is_hung = not responds(settings.data)
     if is_hung:
         what = f"the disk of {settings.data.absolute()} did not respond within {CHECK_SECONDS:g} s"
@@ -99,7 +99,7 @@ def diagnose(
     if not is_hung:
         checks = {**_data_checks(settings, clock), **checks}
     findings += run_interruptible(run_checks(checks))
-    return [*findings, *clock_findings(clock(), dates), *clients]
+    return [*findings, *clock_findings(clock(), dates), *client_findings]
 
 
 def _checks(
@@ -157,8 +157,8 @@ def _client_checks(settings: Settings) -> dict[str, Check]:
 
 
 def _client_findings(settings: Settings, program: str) -> list[Finding]:
-    """Returns the findings about a client program of this machine. No finding is worse than a warning, because it is
-    not a problem of the registry if a client does not use it."""
+    """Returns the findings about a client program of this machine. If something is wrong, returns only one warning,
+    with the first bad finding, because it is not a problem of the registry if a client does not use it."""
     from registry.cli.diagnosis.client_check import check_client
     from registry.cli.diagnosis.finding import Level, warning
     from registry.clients.client_setup import mirrored_hosts
@@ -166,8 +166,8 @@ def _client_findings(settings: Settings, program: str) -> list[Finding]:
 
     hosts = [host for upstream in settings.upstream for host in mirrored_hosts(upstream)]
     findings = check_client(program, registry_address(settings), hosts, settings.default_upstream, offline=True)
-    worst = next((finding for finding in findings if finding.level is not Level.OK), None)
-    if worst is None:
+    first_bad = next((finding for finding in findings if finding.level is not Level.OK), None)
+    if first_bad is None:
         return findings
     step = f"entrepot client check {program} says what to write, if {program} shall use this registry"
-    return [warning(f"client {program}", worst.what, worst.why, step)]
+    return [warning(f"client {program}", first_bad.what, first_bad.why, step)]
