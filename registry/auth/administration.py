@@ -344,5 +344,5 @@ def parse_limit(text: str) -> TokenLimit:
 
 def check_note(note: str) -> None:
     """Checks that a note is one line of at most `MAX_NOTE_CHARACTERS`. Raises AccountInvalid if not."""
-    if len(note) > MAX_NOTE_CHARACTERS or not (note.isprintable() or not note):
+    if len(note) > MAX_NOTE_CHARACTERS or not note.isprintable():
         raise AccountInvalid(f"a note is one line of at most {MAX_NOTE_CHARACTERS} characters")
