@@ -1,11 +1,11 @@
 """The parts of Docker's first registry API that programs still use: `docker search`, `podman search`, and the screens
 of storage appliances. Everything else, such as pushes and pulls, is only in `/v2`.
 
-- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Over HTTPS, if the
-  first response has the header `X-Docker-Registry-Standalone`, it sends its login with the second request; without a
-  login it sends an empty name and password. Over plain HTTP, it sends no login. However, `docker login` at this registry has stored a refresh
-  token. With this token, `docker search` requests a bearer token for the scope `registry:catalog:search`, and sends the
-  bearer token.
+- `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Over HTTPS, if the first
+  response has the header `X-Docker-Registry-Standalone`, it sends its login with the second request; without a login it
+  sends an empty name and password. Over plain HTTP, it sends no login. However, `docker login` at this registry has
+  stored a refresh token. With this token, `docker search` requests a bearer token for the scope
+  `registry:catalog:search`, and sends the bearer token.
 - `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, it reads `/v2/_catalog`
   with its login.
 
@@ -93,7 +93,7 @@ async def search(
     response.headers.update(_HEADERS)
     caller.searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
-    # `docker search HOST/library/NAME` means the official image NAME, as it does at Docker Hub.
+    # Docker Hub finds an official image with and without this prefix.
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
     stored_page = await caller.searches.repositories(caller.searcher, text, offset, count)
