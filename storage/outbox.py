@@ -126,6 +126,15 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveryPosition:
+    """The position of a delivery in the list of deliveries: the number of its event, and its webhook. The list has the
+    newest event first, and the deliveries of an event in the order of their webhooks."""
+
+    event: int
+    webhook: str
+
+
+@dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`:
     time at which the next delivery that is not in `queues` is due; None if there is no such delivery, or if there are
@@ -234,11 +243,17 @@ class Outbox(Protocol):
         ...
 
     async def deliveries(
-        self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool, only_pending: bool = False
+        self,
+        webhook: str | None,
+        after: DeliveryPosition | None,
+        limit: int,
+        *,
+        only_dead: bool,
+        only_pending: bool = False,
     ) -> Sequence[Delivery]:
-        """Returns at most `limit` deliveries of one webhook (None: of all), newest event first, for events with numbers
-        below `before` (None: from the newest on). `only_dead`: only dead letters. `only_pending`: only deliveries that
-        the server still tries."""
+        """Returns at most `limit` deliveries of one webhook (None: of all), in the order of `DeliveryPosition`: those
+        that follow `after` (None: from the first on). `only_dead`: only dead letters. `only_pending`: only deliveries
+        that the server still tries."""
         ...
 
     async def retry(self, webhook: str | None, event: int | None) -> int:

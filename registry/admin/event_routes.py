@@ -17,10 +17,13 @@ from registry.admin.caller import AdminCaller, Caller, LoggedInCaller
 from registry.admin.event_stream import EVENT_STREAM_TYPE, PAGE_EVENTS, EventStream
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
+from registry.config.event_settings import MAX_NAME_LENGTH
 from registry.http.query import MAX_NUMBER, parse_number
+from registry.request import RequestInvalid
 from storage.access import Action
+from storage.content import Page
 from storage.errors import Unsupported
-from storage.outbox import Delivery, Event, EventAction, NewEvent
+from storage.outbox import Delivery, DeliveryPosition, Event, EventAction, NewEvent
 
 router = management_router()
 MAX_LOOK_UPS: Final = 20
@@ -31,6 +34,8 @@ CURSOR_STEP: Final = 1_000
 """If a page does not end at a visible event, its cursor is rounded up to a multiple of this number, so that the cursor
 does not state the number of a hidden event. `MAX_LOOK_UPS` look-ups read more events than this number. So the rounded
 cursor is still lower than the cursor of the page before, and paging always makes progress."""
+_MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
+"""Longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
 
@@ -152,22 +157,16 @@ async def list_deliveries(
     caller: AdminCaller,
     webhook: Annotated[str | None, Query(max_length=64, description="Only those of this webhook")] = None,
     dead: Annotated[bool, Query(description="Only dead letters")] = False,
-    after: AfterQuery = None,
+    after: Annotated[
+        str | None, Query(description="The field `next` of the previous page", max_length=_MAX_POSITION_CHARACTERS)
+    ] = None,
     limit: LimitQuery = 100,
 ) -> models.ListPage[DeliveryResponse]:
     """Lists the events that are not delivered to webhooks yet, and the dead letters, newest first."""
     outbox = caller.upkeep.store.outbox
-    deliveries = await outbox.deliveries(webhook, _number_or_none(after), limit + 1, only_dead=dead)
-    # The cursor is the number of the last event on the page; the next page has only lower numbers. So if the deliveries
-    # of the last event do not all fit, the whole event moves to the next page, unless the page has no other event.
-    shown_deliveries = deliveries[:limit]
-    if len(deliveries) > limit and (next_number := deliveries[limit].event.number) == shown_deliveries[-1].event.number:
-        complete_deliveries = [delivery for delivery in shown_deliveries if delivery.event.number != next_number]
-        shown_deliveries = complete_deliveries or shown_deliveries
-    next_cursor = str(shown_deliveries[-1].event.number) if len(deliveries) > limit else None
-    return models.ListPage(
-        items=[DeliveryResponse.from_stored(delivery) for delivery in shown_deliveries], next=next_cursor
-    )
+    deliveries = await outbox.deliveries(webhook, _position_or_none(after), limit + 1, only_dead=dead)
+    page = Page(deliveries[:limit], more=len(deliveries) > limit)
+    return models.list_page(page, DeliveryResponse.from_stored, _position_text)
 
 
 @router.post("/events/retry", tags=["events"])
@@ -253,3 +252,19 @@ async def _read_page(
 def _number_or_none(text: str | None) -> int | None:
     """Returns the number of an event in a query parameter or header. Raises RequestInvalid if it is not a number."""
     return None if text is None else parse_number(text, "this is not the number of an event")
+
+
+def _position_text(delivery: Delivery) -> str:
+    """Returns the cursor of the page that begins after a delivery."""
+    return f"{delivery.event.number}:{delivery.webhook}"
+
+
+def _position_or_none(text: str | None) -> DeliveryPosition | None:
+    """Returns the position that `_position_text` wrote. Raises RequestInvalid for any other text."""
+    if text is None:
+        return None
+    number, _, webhook = text.partition(":")
+    problem = f"{text!r} is not the `next` of a page of deliveries"
+    if not webhook:
+        raise RequestInvalid(problem)
+    return DeliveryPosition(parse_number(number, problem), webhook)

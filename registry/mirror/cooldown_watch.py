@@ -4,7 +4,8 @@ cooldown is the time for which a moved tag is still served at its older digest.
 The mirror learns that an upstream's tag has moved when a client pulls the tag. Suppose that a pull shows a move
 to a bad digest, that the upstream moves the tag back after an hour, and that nobody pulls the tag for some days. The
 mirror would believe that the tag has pointed at the bad digest all this time, and would serve it after the cooldown. So
-one server process asks the upstream about young tags, one after the other, in *rounds*.
+one server process asks the upstream about young tags, one after the other, in *rounds*. Each upstream has rounds of its
+own, which do not wait for those of other upstreams: one that does not answer delays only itself.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def round_interval(cooldowns: Iterable[float]) -> float:
 
 @asynccontextmanager
 async def watch_young_tags(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> AsyncIterator[None]:
-    """Runs rounds in the background while the `async with` block runs, with `interval` seconds between them, and the
-    first one after at most `FIRST_ROUND_SECONDS`. Every server process calls this, but only one of them at a time asks
-    the upstreams. `mirrors`: the mirrors with a cooldown."""
+    """Runs the rounds of each mirror in the background while the `async with` block runs, with `interval` seconds
+    between them, and the first one after at most `FIRST_ROUND_SECONDS`. Every server process calls this, but only one
+    of them at a time asks the upstreams. `mirrors`: the mirrors with a cooldown."""
     rounds = asyncio.create_task(_run_rounds(mirrors, interval, leases))
     try:
         yield
@@ -57,19 +58,26 @@ async def watch_young_tags(mirrors: Sequence[Mirror], interval: float, leases: L
 
 
 async def _run_rounds(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> None:
-    """Waits until this process can become the watching process, and then runs a round after each `interval`, the first
-    one after at most `FIRST_ROUND_SECONDS`. Ends only when it is cancelled."""
+    """Waits until this process can become the watching process, and then runs the rounds of all mirrors side by side.
+    Ends only when it is cancelled."""
     while True:
         try:
             async with leases.try_slot(WATCH_SLOT, count=1) as has_slot:
-                seconds = min(FIRST_ROUND_SECONDS, interval)
-                while has_slot:
-                    await asyncio.sleep(seconds)
-                    await asyncio.gather(*map(_run_round, mirrors))
-                    seconds = interval
+                if has_slot:
+                    await asyncio.gather(*(_run_rounds_of(mirror, interval) for mirror in mirrors))
         except Exception as error:
             log_round_error(log, "cannot find out whether another process looks at young tags", error)
         await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, interval))
+
+
+async def _run_rounds_of(mirror: Mirror, interval: float) -> None:
+    """Runs the rounds of one mirror: the first one after at most `FIRST_ROUND_SECONDS`, and each further one `interval`
+    after the end of the one before. Ends only when it is cancelled."""
+    seconds = min(FIRST_ROUND_SECONDS, interval)
+    while True:
+        await asyncio.sleep(seconds)
+        await _run_round(mirror)
+        seconds = interval
 
 
 async def _run_round(mirror: Mirror) -> None:

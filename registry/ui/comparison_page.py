@@ -12,7 +12,7 @@ from registry.http.error_statuses import status_of
 from registry.request import RequestInvalid
 from registry.ui.image_page import path_of, repository_in
 from registry.ui.languages import translatable
-from registry.ui.page_route import WaitingRoute, caller_of, page_response, page_slot, query_of, redirect
+from registry.ui.page_route import WaitingRoute, caller_of, page_response, page_slot, query_of, redirect_with_query
 from registry.ui.pages import PageComponents
 from storage.errors import DigestInvalid, ManifestUnknown, TagInvalid
 from storage.names import as_reference
@@ -52,7 +52,7 @@ async def comparison(request: Request, path: str) -> Response:
     components: PageComponents = request.app.service.pages
     await components.content.tags(name, None, 1)  # raises NameUnknown with the name in the request
     if stored != name:
-        return redirect(f"{COMPARISON_PATH}/{path_of(stored, None)}?{request.url.query}")
+        return redirect_with_query(request, f"{COMPARISON_PATH}/{path_of(stored, None)}", "tag", "platform")
     chosen = [text.strip()[:_MAX_CHARACTERS] for text in query.all("tag") if text.strip()]
     if len(chosen) > 2:
         raise RequestInvalid("choose two tags to compare")

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlencode
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
@@ -227,6 +228,14 @@ def redirect(path: str) -> Response:
     return RedirectResponse(path, 303, {name: HEADERS[name] for name in ("cache-control", "referrer-policy", "vary")})
 
 
+def redirect_with_query(request: Request, path: str, *names: str) -> Response:
+    """Returns a redirect to another path of the same page. Keeps the parameters `names` of the query, which are those
+    that the page reads, and encodes them again. Raises RequestInvalid if the query cannot be parsed."""
+    query = query_of(request)
+    kept = [(name, value) for name in names for value in query.all(name)]
+    return redirect(f"{path}?{urlencode(kept)}" if kept else path)
+
+
 async def send_too_many(pages: Pages, scope: Scope, send: Send, error: TooManyRequests) -> None:
     """Sends the page that says that a browser sends too many requests. The page is rendered once for each language,
     because refusing a request must not cost more than serving it."""
@@ -348,8 +357,6 @@ async def _too_many_page(pages: Pages, language: str) -> bytes:
 def _to_login(visit: Visit) -> Response:
     """Returns a redirect to the login page. After the login, the visitor returns to the page of this visit. If htmx
     asked for a part of a page, the browser loads the login page as a whole."""
-    from urllib.parse import quote
-
     path = f"{LOGIN_PAGE_PATH}?next={quote(visit.path, safe='/')}"
     return Response(headers={**HEADERS, "hx-redirect": path}) if visit.is_partial else redirect(path)
 

@@ -24,7 +24,7 @@ from registry.ui.page_route import (
     page_response,
     page_slot,
     query_of,
-    redirect,
+    redirect_with_query,
 )
 from registry.ui.pages import PageComponents
 from registry.ui.repository_list import list_repositories, visible_upstreams
@@ -97,7 +97,8 @@ async def repository(request: Request, path: str) -> Response:
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
         await _components(request).content.tags(name, None, 1)  # raises NameUnknown, which has the name in the request
-        return redirect(f"{REPOSITORIES_PATH}/{path_of(stored, reference)}")
+        parameters = ("q", "sort", "after") if reference is None else ("platform",)
+        return redirect_with_query(request, f"{REPOSITORIES_PATH}/{path_of(stored, reference)}", *parameters)
     caller = caller_of(request)
     context = caller.request_on(stored)
     if reference is not None:

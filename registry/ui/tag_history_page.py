@@ -20,6 +20,7 @@ from registry.ui.page_route import (
     page_slot,
     query_of,
     redirect,
+    redirect_with_query,
     visit_of,
 )
 from registry.ui.pages import PageComponents
@@ -45,7 +46,7 @@ async def tag_history(request: Request, path: str) -> Response:
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
         await _components(request).content.tags(name, None, 1)  # raises NameUnknown with the name in the request
-        return redirect(_path(stored, tag))
+        return redirect_with_query(request, _path(stored, tag), "after")
     return await _history_page(request, stored, tag, query_of(request).one("after") or None)
 
 

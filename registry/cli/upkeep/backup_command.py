@@ -93,7 +93,7 @@ def _print_result(result: Mapping[str, Any]) -> None:
         f"{plural(result['copied_blobs'], 'blob')} new ({human_size(result['new_bytes'])} copied), "
         f"{result['present_blobs']} already there"
     )
-    if result.get("removed_snapshots"):
+    if result.get("removed_snapshots") or result.get("removed_blobs"):
         typer.echo(
             f"{plural(len(result['removed_snapshots']), 'old backup')} and {plural(result['removed_blobs'], 'blob')} "
             "removed"

@@ -6,7 +6,8 @@ blobs (module `storage.upkeep.removal_gate`). The other order, blobs first, woul
 backup, the copied metadata would name a blob that the backup lacks.
 
 A blob that the directory has from an earlier backup is not copied again. So after an interruption, the next run copies
-only the remaining blobs. An interrupted snapshot has no manifest file; the next run replaces it by a new snapshot.
+only the remaining blobs. An interrupted snapshot has no manifest file; the next run replaces it by a new snapshot. If
+that snapshot does not need some of the copied blobs, they stay until a run with `keep` is complete.
 """
 
 from __future__ import annotations
@@ -249,9 +250,12 @@ class _Backup:
         self._done_bytes += count
 
     async def prune(self, keep: int, newest: SnapshotManifest) -> dict[str, JSON]:
-        """Removes the oldest snapshots until `keep` snapshots are left. If it removes any, also removes the blobs that
-        no remaining snapshot names. `newest`: the snapshot of this run. It counts as the newest even if the clock was
-        ahead at an earlier backup, whose snapshot has a later name. Returns the removals, as a part of the report."""
+        """Removes the oldest snapshots until `keep` snapshots are left, and then the blobs that no remaining snapshot
+        names. Such a blob is of a removed snapshot, or an interrupted backup has copied it and the registry has deleted
+        it since. No other backup needs it: this run has the lock on the directory, and its snapshot is complete, so it
+        names all blobs that an interrupted backup has copied for it. `newest`: the snapshot of this run. It counts as
+        the newest even if the clock was ahead at an earlier backup, whose snapshot has a later name. Returns the
+        removals, as a part of the report."""
         stored = await self._copier.run(self._directory.snapshots)
         earlier = [snapshot for snapshot in stored if snapshot.name != newest.name]
         snapshots = [*by_age(earlier, newest.time), newest]
@@ -260,16 +264,16 @@ class _Backup:
             await self._copier.run(partial(self._directory.remove_snapshot, snapshot.name))
             self._reporter.step("snapshot removed", snapshot=snapshot.name)
         removed_blobs = 0
-        if unneeded:
-            await self._reporter.report(message="removing blobs of old snapshots")
-            kept_paths = [self._directory.database(snapshot.name) for snapshot in snapshots[len(unneeded) :]]
-            with ExitStack() as stack:
-                databases = [stack.enter_context(self._snapshots.open(path)) for path in kept_paths]
-                for algorithm, first_byte in _shards():
-                    removed_blobs += await self._copier.run(
-                        partial(self._remove_unneeded, databases, algorithm, first_byte)
-                    )
-                    await self._reporter.report()
+        await self._reporter.report(message="removing blobs that no backup needs")
+        # The newest snapshot comes first, because it names most blobs: the others are read only for the rest.
+        kept_paths = [self._directory.database(snapshot.name) for snapshot in reversed(snapshots[len(unneeded) :])]
+        with ExitStack() as stack:
+            databases = [stack.enter_context(self._snapshots.open(path)) for path in kept_paths]
+            for algorithm, first_byte in _shards():
+                removed_blobs += await self._copier.run(
+                    partial(self._remove_unneeded, databases, algorithm, first_byte)
+                )
+                await self._reporter.report()
         return {"removed_snapshots": [snapshot.name for snapshot in unneeded], "removed_blobs": removed_blobs}
 
     def _remove_unneeded(self, databases: list[DatabaseSnapshot], algorithm: str, first_byte: str) -> int:

@@ -20,6 +20,7 @@ from storage.metadata.sqlite.upkeep.event_rows import DELIVERY_COLUMNS, EVENT_CO
 from storage.outbox import (
     MAX_ADDED_EVENTS,
     Delivery,
+    DeliveryPosition,
     DroppedDeliveries,
     DueDeliveries,
     EventAction,
@@ -131,10 +132,17 @@ class SqliteOutbox:
         return await self._scan(partial(_read_page, _OLDER_WINDOW, _OLDER_EVENTS, start, limit, action, repository))
 
     async def deliveries(
-        self, webhook: str | None, before: int | None, limit: int, *, only_dead: bool, only_pending: bool = False
+        self,
+        webhook: str | None,
+        after: DeliveryPosition | None,
+        limit: int,
+        *,
+        only_dead: bool,
+        only_pending: bool = False,
     ) -> Sequence[Delivery]:
         sql = _deliveries_query(has_webhook=webhook is not None, only_dead=only_dead, only_pending=only_pending)
-        values = (_HIGHEST_ROW_ID if before is None else before, webhook, limit)
+        start = DeliveryPosition(_HIGHEST_ROW_ID, "") if after is None else after
+        values = (start.event, start.webhook, limit, *(() if webhook is None else (webhook,)))
         return await self._scan(lambda db: [to_delivery(row) for row in db.execute(sql, values)])
 
     async def retry(self, webhook: str | None, event: int | None) -> int:
@@ -205,11 +213,12 @@ def _read_page(
 
 
 def _deliveries_query(*, has_webhook: bool, only_dead: bool, only_pending: bool) -> str:
-    """Returns the query for at most ?3 deliveries of events before the event ?1, to the webhook ?2 or to all webhooks.
-    It names the index of the dead letters, because there may be far more deliveries than dead letters."""
-    conditions = ["d.event < ?1"]
+    """Returns the query for at most ?3 deliveries that follow that of the event ?1 to the webhook ?2: those to the
+    webhook ?4, or to all webhooks. It names the index of the dead letters, because there may be far more deliveries
+    than dead letters."""
+    conditions = ["d.event <= ?1", "(d.event < ?1 OR d.webhook > ?2)"]
     if has_webhook:
-        conditions.append("d.webhook = ?2")
+        conditions.append("d.webhook = ?4")
     if only_dead:
         conditions.append("d.dead IS NOT NULL")
     if only_pending:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -265,3 +266,34 @@ async def test_first_round_does_not_wait_for_the_interval(
     site.upstream.calls.clear()
     async with watch_young_tags([worker.mirror], HOUR, worker.store.leases):
         await wait_until(lambda: site.upstream.calls["head manifest"] > 0)
+
+
+async def test_upstream_that_does_not_answer_delays_no_other(
+    site: MirrorSite, worker: MirrorWorker, tmp_path: Path
+) -> None:
+    """While a round waits for the answer of one upstream, the rounds of another upstream go on. Only one round at a
+    time asks an upstream."""
+    await make_young_tags(site, worker, "a")
+    site.upstream.calls.clear()
+    silent_site = MirrorSite(tmp_path / "silent")
+    silent_site.configure(tag_ttl=HOUR, cooldown=3 * DAY)
+    async with silent_site.worker() as silent:
+        await make_young_tags(silent_site, silent, "a")
+        silent_site.upstream.calls.clear()
+        silent_site.upstream.faults.hold = asyncio.Event()
+        async with watch_young_tags([silent.mirror, worker.mirror], 0.01, worker.store.leases):
+            await wait_for_requests(site, 3)
+            assert silent_site.upstream.calls.total() == 1
+            silent_site.upstream.faults.hold.set()
+            await wait_for_requests(silent_site, 3)
+
+
+async def wait_for_requests(site: MirrorSite, count: int) -> None:
+    """Waits until rounds have sent this number of HEAD requests. Moves the clock on meanwhile, because a round leaves
+    out moves that were recorded at its own time."""
+
+    def has_requests() -> bool:
+        site.clock.now += 1
+        return site.upstream.calls["head manifest"] >= count
+
+    await wait_until(has_requests)

@@ -18,6 +18,7 @@ from registry.browse.repository_browser import _READS
 from registry.ui import page_limits
 from registry.ui.page_limits import MAX_RENDERED_PAGES
 from storage.access import AccountName
+from storage.content import digest_of
 from storage.errors import StorageFailed
 from storage.names import RepositoryName
 from tests.fakes.app_in_process import until
@@ -351,14 +352,32 @@ async def test_static_files_are_cached_for_ever(tmp_path: Path) -> None:
 
 
 async def test_pages_send_no_request_to_an_upstream(tmp_path: Path) -> None:
-    """The page of a mirrored repository that is not in the cache gets 404. No request is sent to the upstream for it:
-    the upstream cannot be reached, so after a request the page would get 502."""
-    async with site(tmp_path, accounts=False) as server, server.browser() as browser:
-        missing = await browser.get("/ui/repositories/docker.io/library/nginx")
-        assert missing.status_code == 404
-        # An allowance is a rate limit that the upstream stated in a response. There was no such response.
-        assert await server.store.records.allowance("docker.io") is None
-        assert RepositoryName("docker.io/library/nginx") not in names_on(await browser.get("/ui/repositories"))
+    """The pages of a mirrored repository that is not in the cache get 404, and no connection to the upstream is made
+    for them. A pull of the same repository makes one."""
+    connections = 0
+
+    def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as upstream:
+        endpoint = f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}"
+        settings = [{"name": "docker.io", "default": True, "endpoints": [endpoint]}]
+        async with site(tmp_path, accounts=False, upstream=settings) as server, server.browser() as browser:
+            for path in (
+                "repositories/docker.io/library/nginx",
+                "repositories/nginx",
+                "repositories/docker.io/library/nginx:1",
+                f"repositories/docker.io/library/nginx@{digest_of(b'')}",
+                "tag-history/docker.io/library/nginx:1",
+                "comparison/docker.io/library/nginx?tag=1&tag=2",
+            ):
+                assert (await browser.get(f"/ui/{path}")).status_code == 404, path
+            assert RepositoryName("docker.io/library/nginx") not in names_on(await browser.get("/ui/repositories"))
+            assert connections == 0
+            assert (await browser.get("/v2/docker.io/library/nginx/manifests/1")).status_code == 502
+            assert connections > 0
 
 
 def test_the_application_without_a_store_has_no_pages(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import (
     CHANGES,
     LIST_READER,
+    DeliveryPosition,
     DroppedDeliveries,
     EventAction,
     EventLimits,
@@ -313,7 +314,8 @@ async def test_dead_letters_are_listed_and_retried(store: StoredRegistry) -> Non
     assert [(delivery.event.number, delivery.dead, delivery.error) for delivery in listed] == [
         *((3, 50.0, "no"), (2, 50.0, "no"), (1, 50.0, "no")),
     ]
-    assert [d.event.number for d in await store.outbox.deliveries(HOOK, 3, 1, only_dead=True)] == [2]
+    after_third = DeliveryPosition(3, HOOK)
+    assert [d.event.number for d in await store.outbox.deliveries(HOOK, after_third, 1, only_dead=True)] == [2]
     await push_index(store, "4", "v1")
     await push_index(store, "5", "v1")
     await store.outbox.settle(HOOK, [], [FailedDelivery(5, 10, 0.0, 50.0, "no")])

@@ -18,6 +18,7 @@ from storage.data_dir.check import DataDirectoryError
 from storage.data_dir.system import System
 from storage.errors import BlobUnknown
 from storage.jobs import JSON
+from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.backup.backup import BackupOptions, make_backup
 from storage.upkeep.backup.backup_directory import BackupDirectory
@@ -56,6 +57,15 @@ class EndingSystem(System):
 
             return count_step_and_call
         return super().__getattribute__(name)
+
+
+class SystemWithoutManifest(System):
+    """A system that raises `Ended` instead of making a snapshot complete."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        if target.name == "manifest.json":
+            raise Ended
+        super().rename(source, target)
 
 
 def chosen_steps(count: int) -> list[int]:
@@ -144,3 +154,63 @@ async def test_a_cancelled_backup_leaves_no_snapshot(store: StoredRegistry, tmp_
     assert (await store.collector.collect()).blobs == 22
     with pytest.raises(BlobUnknown):
         await store.resolve_blob(REPO, manifest.blobs[0].digest)
+
+
+async def delete_image(store: StoredRegistry, digest: Digest) -> None:
+    """Deletes an image and its blobs from the store."""
+    await store.delete_manifest(REPO, digest, by=BY)
+    assert (await store.collector.collect()).blobs == 2
+
+
+def blobs_in(target: Path) -> set[str]:
+    """Returns the names of the blobs in a directory of backups."""
+    return {path.name for path in (target / "blobs").rglob("*") if path.is_file()}
+
+
+async def test_blobs_of_an_interrupted_backup_are_removed(store: StoredRegistry, tmp_path: Path) -> None:
+    """A backup is killed after it has copied all blobs. A backup with `keep` then copies none of them again, and
+    removes those that the registry has deleted in the meantime, although it removes no snapshot. Without `keep`, they
+    stay."""
+    first = await push_image(store, REPO, "one", "v1")
+    await backup(store, tmp_path / "backups", now=1e9)
+    deleted = await push_image(store, REPO, "two", "v2")
+    kept = await push_image(store, REPO, "three", "v3")
+    with pytest.raises(Ended):
+        await backup(store, tmp_path / "backups", now=11e8, system=SystemWithoutManifest())
+    every_blob = {blob.digest.encoded for image in (first, deleted, kept) for blob in image.blobs}
+    assert blobs_in(tmp_path / "backups") == every_blob
+    await delete_image(store, deleted.digest)
+
+    result, _ = await backup(store, tmp_path / "backups", now=12e8)
+    assert blobs_in(tmp_path / "backups") == every_blob
+    assert result["copied_blobs"] == 0
+    result, _ = await backup(store, tmp_path / "backups", now=13e8, keep=5)
+    assert (result["removed_snapshots"], result["removed_blobs"]) == ([], 2)
+    assert blobs_in(tmp_path / "backups") == every_blob - {blob.digest.encoded for blob in deleted.blobs}
+    for snapshot, image, tag in (("2001-09-09T01-46-40Z", first, "v1"), (None, kept, "v3")):
+        await restore(tmp_path / "backups", tmp_path / tag, snapshot=snapshot)
+        await check_image(tmp_path / tag, tag, image.digest)
+
+
+async def test_a_killed_removal_of_a_snapshot_is_completed(store: StoredRegistry, tmp_path: Path) -> None:
+    """A backup is killed after it has removed an old snapshot, and before it removes the blobs that only this snapshot
+    needs. The next backup with `keep` removes them, although it removes no snapshot."""
+    old = await push_image(store, REPO, "old", "v1")
+    await backup(store, tmp_path / "backups", now=1e9)
+    await delete_image(store, old.digest)
+    new = await push_image(store, REPO, "new", "v2")
+
+    class EndingReporter(PlainReporter):
+        def step(self, event: str, /, **fields: JSON) -> None:
+            if event == "snapshot removed":
+                raise Ended
+
+    reporter = EndingReporter(lambda _: None, lambda _: None)
+    arguments = store.snapshots, store.blobs, store.leases, BackupOptions(tmp_path / "backups", keep=1), reporter
+    with pytest.raises(Ended):
+        await make_backup(*arguments, clock=lambda: 11e8, holder="a test")
+    assert len(blobs_in(tmp_path / "backups")) == 4
+
+    result, _ = await backup(store, tmp_path / "backups", now=12e8, keep=2)
+    assert (result["removed_snapshots"], result["removed_blobs"]) == ([], 2)
+    assert blobs_in(tmp_path / "backups") == {blob.digest.encoded for blob in new.blobs}
