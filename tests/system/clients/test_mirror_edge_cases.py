@@ -92,10 +92,10 @@ def test_one_platform_of_many(docker: DockerEngine, mirror: RegistryServer, upst
     assert not set(counts) & (requests("org/many", images["arm64"]) - requests("org/many", images["amd64"]))
 
 
-def requests(repo: str, of: ClientImage) -> set[str]:
-    """Returns the requests with which a client or a mirror fetches the image."""
-    manifests = {f"GET /v2/{repo}/manifests/{digest}" for digest in of.manifests}
-    return manifests | {f"GET /v2/{repo}/blobs/{digest}" for digest in of.blobs}
+def requests(repo: str, fetched_image: ClientImage) -> set[str]:
+    """Returns the requests with which a client or a mirror fetches all manifests and blobs of the image."""
+    manifests = {f"GET /v2/{repo}/manifests/{digest}" for digest in fetched_image.manifests}
+    return manifests | {f"GET /v2/{repo}/blobs/{digest}" for digest in fetched_image.blobs}
 
 
 def test_referrers(wire: RegistryClient, upstreams: TwoRegistries) -> None:
@@ -125,7 +125,7 @@ def test_a_tag_that_moves(docker: DockerEngine, upstreams: TwoRegistries, tmp_pa
     docker gets the image at which the tag points now, and can pull new tags."""
     old, new = (image_tree_of(image(f"the {age} one")) for age in ("old", "new"))
     upstreams.hub.add("org/moving", old, "1")
-    # This test has its own mirror, because a mirror waits for a while before it uses an upstream again that was off.
+    # After an upstream was off, the mirror does not use it for a while. So this test has its own mirror.
     with upstreams.mirror(tmp_path) as server:
         name = f"{server.address}/org/moving"
 

@@ -22,7 +22,7 @@ def test_docker_can_log_in_while_an_attacker_guesses(
     log_in(my_docker, site.address, login)
     token = site.client(login).ask("GET", "/token?service=entrepot").json()["token"]
     with ThreadPoolExecutor(1) as pool:
-        storm = pool.submit(run_login_storm, site.server.port, token, 0, 250)
+        storm = pool.submit(run_login_storm, site.server.port, token, number=0, logins=250)
         logins = 0
         while not storm.done():
             log_in(my_docker, site.address, login)
@@ -31,5 +31,5 @@ def test_docker_can_log_in_while_an_attacker_guesses(
     assert logins
     assert token_client.requests
     failed_logins = site.command("audit", "--target", login.name, "--outcome", "failed")
-    assert "127.0.1." in failed_logins
+    assert "127.0.1." in failed_logins  # the addresses of the attacker
     assert attempt_login(my_docker, site.address, login).code == 0

@@ -41,8 +41,8 @@ def test_docker_search_with_a_login(
     docker: DockerEngine, site: SiteWithAccounts, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """docker finds the repositories from which its login may pull. This works without TLS as well, because docker
-    exchanges the refresh token of its login for a bearer token. Without a login, it finds the repositories from which
-    everyone may pull. If there are none, the search gets 401."""
+    exchanges the refresh token of its login for a bearer token. Without a login, docker finds the repositories from
+    which everyone may pull. If there are none, the search gets 401."""
     my_client, term = logged_out(docker, tmp_path), repo.removeprefix("team/")
     public_repo, hidden_repo = f"{repo}/open", f"{repo}/hidden"
     for name in (repo, public_repo, hidden_repo):

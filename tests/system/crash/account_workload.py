@@ -17,14 +17,14 @@ ALICE, DEV = AccountName("alice"), AccountName("dev")
 GRANT = Grant(Grantee.parse("group:dev"), NamePattern("team/**"), Action.PULL)
 
 Fact = tuple[str, ...]
-"""Something that is true of the accounts, such as `("account", "alice")` or `("line", "group.add")`: the audit log has
-an entry for this action. `("closed",)`: an account was added at some time, so that anonymous clients no longer have all
+"""A fact about the accounts. `("account", "alice")`: this account exists. `("line", "group.add")`: the audit log has an
+entry for this action. `("closed",)`: an account was added at some time, so anonymous clients no longer have all
 rights."""
 
 
 @dataclass(frozen=True)
 class AccountStep:
-    """A change of the accounts. After it, the facts `makes` are true and the facts `ends` are false."""
+    """A change of the accounts. After the change, the facts in `makes` are true, and the facts in `ends` are false."""
 
     change: Callable[[Accounts], Awaitable[object]]
     makes: frozenset[Fact] = frozenset()
@@ -65,11 +65,12 @@ STEPS = {
         ends=frozenset({("group", "dev"), ("member", "alice"), ("grant", "group:dev")}),
     ),
 }
-"""The steps in their order. The key is the action in the audit log's entry for the step. This entry is a fact, too."""
+"""The steps in their order. The key is the action in the audit log's entry for the step."""
 
 
 def after(before: frozenset[Fact], name: str) -> frozenset[Fact]:
-    """Returns the facts that are true after the step `name`, if the facts `before` were true before it."""
+    """Returns the facts that are true after the step `name`, if the facts `before` were true before the step. They
+    include the entry of the step in the audit log."""
     step = STEPS[name]
     return (before - step.ends) | step.makes | {("line", name)}
 

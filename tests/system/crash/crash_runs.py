@@ -2,10 +2,10 @@
 each interruption.
 
 A *durable step* is one change of the disk, such as a write, a sync, a rename, or a commit of the database. A *run* is a
-coroutine function that does the work on a data directory with a given `System`. For SIGKILL, a program forks one
-process for each tried durable step (`die_before_each_step`), and the test checks the data directory that each process
-has left (`check_killed_runs`). For a power cut, the test records one run and computes the disks that a power cut could
-leave (`check_power_cuts`).
+coroutine function that does the work on a data directory, with a given `System` for the changes of the disk. For
+SIGKILL, a program forks one process for each tried durable step (`die_before_each_step`), and the test checks the data
+directory that each process has left (`check_killed_runs`). For a power cut, the test records one run and computes the
+disks that a power cut could leave (`check_power_cuts`).
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ async def check_power_cuts(
     for number, entry in enumerate(system.log):
         disk.follow(entry)
         if number < entries_before_run - 1:
-            continue
+            continue  # this entry makes the directory as it was before the run
         for disk_after_cut in disk.cuts(number, mixtures):
             disk_identity = (tuple(sorted(disk_after_cut.names.items())), disk_after_cut.metadata)
             if disk_identity in different_disks:
@@ -182,6 +182,6 @@ async def check_power_cuts(
                 error.add_note(f"power cut after step {number}, {entry[:3]!r:.200}; disk: {disk_after_cut.how}")
                 raise
     if check_end is not None:
-        lay_out(next(disk.cuts(0, 0)), data)
+        lay_out(next(disk.cuts(0, 0)), data)  # the first disk has the least content
         await check_end(data)
     return len(different_disks)

@@ -1,10 +1,10 @@
 """Records the durable steps of a run, chooses those at which the crash tests interrupt the run, and kills a process at
 one of its steps. A durable step is one change of the disk, such as a write, a sync or a commit of the database.
 
-Many steps of a run are of the same kind, such as the first write of each of ten uploads. Of four consecutive steps of a
-kind, the tests try one, chosen at random. A step that is the only one of its kind is always tried. The choice depends
-on the random seed of the test run, so runs with different seeds try different steps. With the environment variable
-ENTREPOT_EVERY_STEP, a run tries all steps.
+Many steps of a run are of the same kind, such as the first write of each of ten uploads. Of every four successive steps
+of one kind, the tests try one, chosen at random. A step that is the only one of its kind is always tried. The choice
+depends on the random seed of the test run, so runs with different seeds try different steps. With the environment
+variable ENTREPOT_EVERY_STEP, a run tries all steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BOOT = "first run of the machine"
 EVERY_STEP = "ENTREPOT_EVERY_STEP"
 """The environment variable with which all steps are tried."""
 STEPS_PER_CHOICE = 4
-"""Of this many consecutive steps of a kind, one is tried."""
+"""Of this many successive steps of one kind, one is tried."""
 
 
 class KillingSystem(System):

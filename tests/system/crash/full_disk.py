@@ -132,6 +132,7 @@ def _push_manifest(server: RegistryServer, data: Path, config: bytes) -> None:
             pass
     assert_storage_full(ask(server, "PUT", "/v2/team/app/manifests/1", body, Content_Type=OCI_MANIFEST))
     assert ask(server, "GET", "/v2/team/app/manifests/1")[0] == 404
+    # The first refusal must not have changed anything, so a second try gets the same error.
     assert_storage_full(ask(server, "PUT", "/v2/team/app/manifests/1", body, Content_Type=OCI_MANIFEST))
     assert pull(server, "team/app", config) == config, "a full disk must not prevent reads"
     filler.unlink()

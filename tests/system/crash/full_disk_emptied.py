@@ -76,8 +76,9 @@ def until(condition: Callable[[], bool], expected_state: str) -> None:
         time.sleep(0.02)
 
 
-def health(server: RegistryServer, which: str) -> tuple[int, dict[str, str]]:
-    status, body, _ = ask(server, "GET", f"/health/{which}")
+def health(server: RegistryServer, name: str) -> tuple[int, dict[str, str]]:
+    """Sends the health check `live` or `ready`. Returns the status and the document of the response."""
+    status, body, _ = ask(server, "GET", f"/health/{name}")
     return status, json.loads(body)
 
 
@@ -117,9 +118,10 @@ def check_full_disk_is_reported(server: RegistryServer) -> None:
     assert "disk" in document["reason"]
     assert health(server, "live") == (200, {"status": "ok"})
     until(lambda: "disk is full" in server.log_text(), "the log says that the disk is full")
-    refused = ask(server, "POST", "/v2/team/app/blobs/uploads/")
+    # The start of an upload session needs little space, so it may still succeed. A layer is refused in any case.
+    answer = ask(server, "POST", "/v2/team/app/blobs/uploads/")
     assert_storage_full(
-        refused if refused[0] == 507 else push(server, "team/app", random.Random(9999).randbytes(LAYER_BYTES))
+        answer if answer[0] == 507 else push(server, "team/app", random.Random(9999).randbytes(LAYER_BYTES))
     )
 
 
@@ -127,22 +129,22 @@ def delete(server: RegistryServer, images: list[OneLayerImage]) -> None:
     """Deletes the tag, the manifest and the layer of each image. Garbage collection may have removed the layer
     first."""
     for image in images:
-        for what in (f"manifests/{image.tag}", f"manifests/{image.digest}", f"blobs/{digest_of(image.layer)}"):
-            status, body, _ = ask(server, "DELETE", f"/v2/team/app/{what}")
-            collected = status == 404 and what.startswith("blobs/")
-            assert status == 202 or collected, (what, status, body)
+        for path in (f"manifests/{image.tag}", f"manifests/{image.digest}", f"blobs/{digest_of(image.layer)}"):
+            status, body, _ = ask(server, "DELETE", f"/v2/team/app/{path}")
+            is_collected = status == 404 and path.startswith("blobs/")
+            assert status == 202 or is_collected, (path, status, body)
 
 
 def start_collecting_server(folder: Path) -> contextlib.AbstractContextManager[RegistryServer]:
-    """Starts a server that collects garbage every second, without a grace period. Its database has an empty write-ahead
-    log."""
+    """Starts a server that collects garbage every second, without a grace period. At the start, the write-ahead log of
+    its database is empty."""
     return running_server(folder, workers=2, env=COLLECT_EVERY_SECOND)
 
 
 def main(folder: Path, kind: str) -> None:
     data = folder / "data"
     mount(data, kind)
-    # This server does not collect without a grace period: it could then remove a blob before its manifest is pushed.
+    # This server collects with a grace period. Without one, it could remove a blob before its manifest is pushed.
     with running_server(folder, workers=2) as server:
         images = push_until_full(server)
         assert len(images) > 10, len(images)
@@ -158,6 +160,7 @@ def main(folder: Path, kind: str) -> None:
         until(lambda: push_image(server, deleted[0]) == 201, "pushes work without a restart")
         images.append(deleted[0])
         fill(data)
+    # The stop and the start of a server may free some bytes. New files take these bytes.
     fill(data, "more")
     with start_collecting_server(folder) as server:
         fill(data, "still more")

@@ -36,8 +36,8 @@ def main(folder: Path) -> None:
         site = MirrorSite(folder, stack)
         site.start(1000, BLOB_BYTES, settings='prefetch = "off"\nconnections = 1')
         manifest = site.inspect().content
-        small = f"/v2/library/app/blobs/{site.image.layers[0].digest}"
-        assert site.get(small).wait_for_end().body == site.image.layers[0].read()
+        small_blob = f"/v2/library/app/blobs/{site.image.layers[0].digest}"
+        assert site.get(small_blob).wait_for_end().body == site.image.layers[0].read()
         site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
         workers = site.server.worker_pids()
         readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in workers]
@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
             assert site.get(worker=pid).wait_for_end().body == site.blob
             assert site.get(span=f"{MIB}-", worker=pid).wait_for_end().body == site.blob[MIB:]
             assert site.stored_files() == []
-            assert site.get(small, worker=pid).wait_for_end().body == site.image.layers[0].read()
+            assert site.get(small_blob, worker=pid).wait_for_end().body == site.image.layers[0].read()
         assert site.inspect().content == manifest
         filler.unlink()
         assert free_bytes(data) > BLOB_BYTES, "the partial download still takes space"

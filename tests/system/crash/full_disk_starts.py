@@ -80,8 +80,8 @@ def without_reserve(folder: Path) -> None:
 
 
 def killed(folder: Path) -> None:
-    """The server was killed, so the next server has to recover the write-ahead log of the database first. It can then
-    read, and delete images."""
+    """The server was killed, so the next server has to recover the write-ahead log of the database first. Reads and
+    deletes of images then work."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     images = [make_image(number) for number in range(4)]
@@ -120,12 +120,14 @@ def no_inodes(folder: Path) -> None:
 
 
 def command(folder: Path, *args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "registry", *args, "--data", str(folder / "data")]
-    return subprocess.run(command, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=60)
+    """Runs `entrepot` with these arguments on FOLDER/data."""
+    words = [sys.executable, "-m", "registry", *args, "--data", str(folder / "data")]
+    return subprocess.run(words, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=60)
 
 
 def account_commands(folder: Path) -> None:
-    """The command that disables an account works, whether a server runs or not. Failed logins are counted."""
+    """The command that disables an account works, whether a server runs or not. After ten failed logins, the next ones
+    get 429."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     for name in ("admin", "anna", "bert"):
@@ -198,7 +200,8 @@ def _answers(server: RegistryServer) -> bool:
 
 
 def empty_directory(folder: Path) -> None:
-    """The first start on an empty data directory fails with an error of one line. It works once there is space."""
+    """The first start on an empty data directory fails with an error of one line. The server starts once there is
+    space."""
     data = folder / "data"
     mount(data, "tmpfs", "24m")
     filler = fill(data)

@@ -43,12 +43,14 @@ def _run_until_killed(data: Path, number: int, after: bool, report: int) -> None
 def _choose_steps(data: Path, after: bool, chance: random.Random) -> tuple[list[int], int]:
     """Returns the numbers of the tried steps, and the number of all steps.
 
-    A kill after a step leaves the same disk as a kill before the next step. Only the last step of a request differs: it
-    is done, but the request is not acknowledged. So kills after a step are tried only at the last steps of requests."""
+    A kill after a step leaves the same disk as a kill before the next step. Only the last step of a request differs:
+    the step is done, but the request is not acknowledged. So kills after a step are tried only at the last steps of
+    requests."""
     prepare_data_dir(data)
     recorder, last_steps = StepRecorder(data), list[int]()
 
     def announce(kind: str, request: Request) -> None:
+        # A request `right` is one of several changes of accounts and rights. Its second word names the change.
         recorder.during = tuple(request[: 2 if request[0] == "right" else 1]) if kind == "begin" else None
         if kind == "done" and recorder.kinds:
             last_steps.append(len(recorder.kinds))

@@ -1,8 +1,7 @@
 """Kills processes before the durable steps (changes of the disk) of a backup or a restore: `python -m
 tests.system.crash.killed_backup FOLDER SOURCE backup|restore` (see `crash_runs`).
 
-Many steps are of the same kind, because each makes or syncs one of the 512 directories of blobs. Only some of these are
-tried.
+Most steps make or sync one of the 512 directories of blobs. Only some of these steps are tried.
 """
 
 from __future__ import annotations
@@ -74,13 +73,14 @@ async def restore_in(backups: Path, folder: Path, system: System) -> None:
 
 
 def chosen_steps(count: int) -> list[int]:
-    """Returns the numbers of the tried steps, out of `count`."""
+    """Returns the numbers of the tried steps, out of `count`: many of the first and the last ones, and few of those
+    between, which make and sync directories. With the number `count + 1`, a process completes the work."""
     return sorted({*range(1, 12, 2), *range(12, count, 397), *range(max(count - 30, 1), count, 3), count, count + 1})
 
 
 def main(folder: Path, source: Path, command: str) -> None:
     run = partial(back_up_in if command == "backup" else restore_in, source)
-    counting = KillingSystem(10**9, after=False)
+    counting = KillingSystem(10**9, after=False)  # counts the steps, and never kills
     shutil.copytree(folder / "start", folder / "whole")
     asyncio.run(run(folder / "whole", counting))
     die_before_each_step(folder, run, iter(chosen_steps(10**9 - counting.steps_left)))

@@ -39,10 +39,10 @@ class RecordingSystem(System):
         super().__init__()
         self.log: list[Entry] = []
         self._data = data
-        self._files: dict[int, int] = {}
-        self._synced: set[int] = set()
-        self._written: set[int] = set()
-        self._made = 0
+        self._files: dict[int, int] = {}  # the number of each recorded file, by inode
+        self._synced: set[int] = set()  # the inodes of files outside `data` whose bytes are durable
+        self._written: set[int] = set()  # the inodes of files whose writes are recorded
+        self._made = 0  # the number of the newest recorded file
         self._lock = threading.RLock()
 
     def announce(self, kind: str, request: Request) -> None:
@@ -192,8 +192,8 @@ class ReplayedFile:
 
 @dataclass
 class DiskAfterCut:
-    """The content of a disk after a power cut. `how`: how it was computed. `names`: the bytes of each file (None for a
-    directory). `metadata`: the bytes of the database."""
+    """The content of a disk after a power cut. `how`: how it was computed. `names`: the bytes of each file, by name
+    (None for a directory). `metadata`: the bytes of the database."""
 
     how: str
     names: dict[str, bytes | None]
@@ -330,6 +330,7 @@ def kinds_of(log: Sequence[Entry]) -> list[Hashable]:
     kind of file in the same kind of request."""
     kinds, files, request_kind = list[Hashable](), dict[int, Hashable](), None
     for entry in log:
+        # `place`: the path or the number of the file. The code below replaces it with the kind of the file.
         step_name, place, *_ = entry
         if step_name == "announced":
             request_kind = tuple(entry[2][: 2 if entry[2][0] == "right" else 1]) if place == "begin" else None

@@ -36,8 +36,8 @@ def images() -> list[ImageTree]:
 
 @pytest.fixture
 def old_registry(memory_folder: Path, images: list[ImageTree]) -> OldDirectory:
-    """The data directory of an old registry. Two repositories have the same images. Some of the files cannot be
-    hard-linked because others may write them, so the import copies them."""
+    """The data directory of an old registry. Two repositories have the same images. Every user may write two of the
+    files, so the import copies these two instead of hard-linking them."""
     directory = OldDirectory(memory_folder / "old")
     for repo in REPOSITORIES:
         for number, image in enumerate(images):
@@ -68,7 +68,7 @@ async def check_next_import(data: Path, old_registry: OldDirectory, images: list
         await assert_consistent(store, {ProblemCode.STRAY})
         await assert_images_complete(store, images)
     await import_once(old_registry.path, data, boot=boot)
-    clock = lambda: time.time() + 3600  # noqa: E731
+    clock = lambda: time.time() + 3600  # noqa: E731 (every grace period has ended)
     async with open_registry(data, grace=0, expire=60, boot=boot, clock=clock) as store:
         await store.collector.collect(all_shards=True)
         for repo in REPOSITORIES:

@@ -66,6 +66,7 @@ async def check_backups(folder: Path, source: Path, kept_image: Manifest) -> Non
     """Checks that there is a complete snapshot, that it can be restored, and that the next backup succeeds."""
     names = snapshot_names(folder)
     assert names
+    # The name is the time of the backup. `FIRST_TIME`, the time of the first backup, is in 2001.
     await check_newest(folder, kept_image, OLD_TAGS if names[-1].startswith("2001") else NEW_TAGS)
     await check_next_backup(folder, source)
 

@@ -29,7 +29,7 @@ async def check_store(data: Path, restorable: dict[str, Digest], untagged: Diges
     `boot`: the ID of the machine's boot, with which the check opens the store. It is the ID of the interrupted run if
     the process was killed, and another one after a power cut."""
     prepare_data_dir(data)
-    clock = Clock(START + 2.6 * GRACE)
+    clock = Clock(START + 2.6 * GRACE)  # just after the start of `run`: the deleted manifests can still be restored
     async with open_registry(data, grace=GRACE, boot=boot, clock=clock) as store:
         await assert_consistent(store)
         tags = {repo: await all_tags(store, repo) for repo in (APP, WEB)}

@@ -24,7 +24,7 @@ from tests.system.crash.workload import RequestLog, StateCheck, files_below, ref
 
 async def _check(data: Path, request_log: RequestLog, *, thorough: bool) -> None:
     """Checks the data directory of a killed process. `request_log`: the requests that the process had begun and
-    acknowledged."""
+    acknowledged. `thorough`: also checks the whole store, and covers every shard with garbage collection."""
     prepare_data_dir(data)
     async with open_registry(data, grace=0, boot=BOOT) as registry:
         if thorough:

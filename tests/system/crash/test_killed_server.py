@@ -91,7 +91,7 @@ def test_acknowledged_content_survives_a_killed_server(tmp_path: Path) -> None:
         server = start_server(tmp_path)
         try:
             pushed, killing = threading.Semaphore(0), threading.Event()
-            pushers = [PushingThread(server, f"{number} {place}", pushed, killing) for place in range(PUSHERS)]
+            pushers = [PushingThread(server, f"{number} {client}", pushed, killing) for client in range(PUSHERS)]
             for pusher in pushers:
                 pusher.start()
             for _ in range(2 + number):
@@ -126,7 +126,7 @@ def _check(server: RegistryServer, pusher: PushingThread) -> None:
         body = pusher.sessions[location]
         status, _, headers = ask(server, "GET", location)
         if acknowledged == len(body) and status == 404:
-            continue
+            continue  # the closing request was running at the kill, and has completed the session
         assert status == 204
         offset = int(headers["range"].rpartition("-")[2]) + 1
         assert acknowledged <= offset <= len(body)

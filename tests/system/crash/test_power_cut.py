@@ -29,7 +29,7 @@ async def _record(data: Path) -> tuple[ReplayedDisk, RecordingSystem]:
 
 async def _check(data: Path, request_log: RequestLog, thorough: bool) -> None:
     """Checks the registry on a disk after a power cut. `request_log`: the requests that had begun and were
-    acknowledged."""
+    acknowledged. `thorough`: also checks the whole store, new pushes and garbage collection."""
     async with open_registry(data, grace=0, boot="second run") as registry:
         if thorough:
             await assert_consistent(registry)
@@ -61,8 +61,8 @@ async def test_nothing_acknowledged_is_lost_in_a_power_cut_after_any_step(memory
     prepare_data_dir(data)
     different_disks: set[object] = set()
     log = system.log
-    # The entries after which the power is cut: not those just before an `announced` entry, which changes nothing on the
-    # disk.
+    # The power is cut after these entries. An entry just before an `announced` entry is left out, because the disk is
+    # the same after both.
     cut_points = [number for number, (after, *_) in enumerate([*log[1:], ("end",)]) if after != "announced"]
     kinds = kinds_of(log)
     chosen = {

@@ -76,7 +76,7 @@ class RefusingSystem(System):
 
     def mkdir(self, path: Path) -> None:
         if path.exists():
-            super().mkdir(path)
+            super().mkdir(path)  # raises FileExistsError
         self._step("mkdir", lambda: System.mkdir(self, path))
 
     def unlink(self, path: Path) -> None:
@@ -94,12 +94,15 @@ class RefusingSystem(System):
 async def _run_workload(
     data: Path, system: RefusingSystem, code: int, thorough: bool
 ) -> tuple[RequestLog, list[RegistryError]]:
-    """Runs the workload and checks the registry afterwards. Returns the log of the requests, and their errors."""
+    """Runs the workload and checks the registry afterwards. Returns the log of the requests, and their errors.
+    `thorough`: also checks partial blobs, accounts, new pushes and garbage collection."""
     request_log, failures = RequestLog(), list[RegistryError]()
 
     def announce(kind: str, request: Request) -> None:
         request_log.note(kind, request)
+        # A request `right` is one of several changes of accounts and rights. Its second word names the change.
         system.during = str(request[1] if request[0] == "right" else request[0]) if kind == "begin" else ""
+        # The first request that fails is the one with the refused step.
         if kind == "failed" and code == errno.ENOSPC and len(failures) == 1 and request[0] != "collect":
             _check_freed(data, request_log, request, system.refused or "")
 
@@ -172,6 +175,7 @@ async def test_refused_step_fails_the_request_and_leaves_no_partial_content(
             if system.refused is None:
                 break
             refusals.add(system.refused)
+            # A delete commits from the reserve. If its file cannot be moved to the trash, the file is deleted at once.
             used_reserve = code == errno.ENOSPC and system.refused in ("commit", "rename") and not failures
             if used_reserve:
                 successes_from_reserve += 1

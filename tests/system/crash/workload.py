@@ -131,9 +131,9 @@ class Workload:
     async def push(
         self, repo: RepositoryName, name: str, pieces: int = 1, algorithm: str = "sha256", declared: bool = True
     ) -> None:
-        """Pushes a blob. `declared`: the upload session is started with the digest algorithm."""
+        """Pushes a blob. `declared`: whether the start of the upload session names the digest algorithm."""
         body = content(name)
-        length = -(-len(body) // pieces)
+        length = -(-len(body) // pieces)  # rounded up
 
         async def send() -> None:
             writer = await self.registry.start_upload(repo, algorithm if declared else "sha256")
@@ -341,7 +341,8 @@ class StateCheck:
         for request in self.request_log.acknowledged:
             self.states[0].apply(request)
         for request in self.request_log.unacknowledged:
-            # Each of these requests may or may not have taken effect. They change different content.
+            # Each of these requests may or may not have taken effect. No two of them change the same content, so each
+            # part of the content must be as in one of the states.
             state_after = ExpectedState(
                 set(self.states[-1].blobs), set(self.states[-1].manifests), dict(self.states[-1].tags),
                 dict(self.states[-1].uploads), self.states[-1].account_facts,
@@ -426,11 +427,11 @@ class StateCheck:
         """Checks that a partial blob has its bytes if the machine kept running, and that it can be completed."""
         acknowledged = self.request_log.acknowledged
         for request in [request for request in acknowledged if request[0] == "partial"]:
-            of, bounds = Digest(str(request[1])), [int(bound) for bound in request[2:]]
-            name, pieces = DIGESTS[of], list(zip(bounds[::2], bounds[1::2], strict=True))
-            if ["blob", APP, of] in acknowledged or await read(self.registry, APP, of):
-                continue
-            partial = await self.registry.partials.claim(of, SIZES[name])
+            blob, bounds = Digest(str(request[1])), [int(bound) for bound in request[2:]]
+            name, pieces = DIGESTS[blob], list(zip(bounds[::2], bounds[1::2], strict=True))
+            if ["blob", APP, blob] in acknowledged or await read(self.registry, APP, blob):
+                continue  # the partial blob has become a complete blob
+            partial = await self.registry.partials.claim(blob, SIZES[name])
             assert partial.is_owner
             missing = partial.missing()
             lost_spans = [gap for gap in missing for piece in pieces if gap[0] < piece[1] and piece[0] < gap[1]]
@@ -439,7 +440,7 @@ class StateCheck:
                 for start, stop in missing:
                     await asyncio.to_thread(partial.write_at, start, content(name)[start:stop])
                 await partial.commit(FRESH)
-                assert await read(self.registry, FRESH, of) == content(name)
+                assert await read(self.registry, FRESH, blob) == content(name)
             partial.close()
 
     def accounts(self) -> None:
@@ -485,6 +486,6 @@ def files_below(folder: Path) -> list[Path]:
     return [Path(place, name) for place, _, names in os.walk(folder) for name in names]
 
 
-def referred_files(data: Path, repos: Sequence[tuple[str, str]]) -> set[Path]:
-    """Returns the files of the blobs to which `repos`, pairs of repository and digest, refer."""
-    return {data / "blobs" / Digest(d).algorithm / Digest(d).encoded[:2] / Digest(d).encoded for _, d in repos}
+def referred_files(data: Path, blobs: Sequence[tuple[str, str]]) -> set[Path]:
+    """Returns the files of these blobs, which are pairs of repository and digest."""
+    return {data / "blobs" / Digest(d).algorithm / Digest(d).encoded[:2] / Digest(d).encoded for _, d in blobs}

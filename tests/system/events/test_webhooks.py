@@ -24,10 +24,10 @@ SETTINGS = ("--config", "entrepot.toml", "--data", "data")
 """The options with which commands use the settings and the data directory of the server."""
 
 
-def deliveries(folder: Path, *more: str) -> list[dict[str, Any]]:
+def deliveries(folder: Path, *options: str) -> list[dict[str, Any]]:
     """Returns the deliveries that `entrepot events list` lists, by default the pending ones."""
     found: list[dict[str, Any]] = json.loads(
-        entrepot_output("events", "list", "--json", *(more or ("--pending",)), *SETTINGS, folder=folder)
+        entrepot_output("events", "list", "--json", *(options or ("--pending",)), *SETTINGS, folder=folder)
     )
     return found
 
@@ -104,7 +104,8 @@ def test_format_of_distribution(tmp_path: Path) -> None:
 
 
 def test_filters(tmp_path: Path) -> None:
-    """A webhook gets only the events with its actions and repositories. A push that moves a tag is a move as well."""
+    """A webhook gets only the events with its actions and repositories. A push that moves a tag has the action `move`
+    as well."""
     with receiver_running() as moves, receiver_running() as other:
         settings = webhook_table(moves.url, "moves", actions=["move"], repositories=["team/**"])
         settings += webhook_table(other.url, "other", repositories=["other/*"])
@@ -265,9 +266,9 @@ def check_receiver_after_outage(tmp_path: Path, seconds: float) -> None:
             expected[name].append(("pushed", f"{name}:v0"))
         receiver.wait_for(lambda: len(subjects(receiver)) == 5, "first events")
         receiver.status = lambda _: 503
-        until = time.monotonic() + seconds
+        end_of_outage = time.monotonic() + seconds
         number = 0
-        while number < 10 or time.monotonic() < until:
+        while number < 10 or time.monotonic() < end_of_outage:
             number += 1
             for name in repositories:
                 push_image(server, name, f"v{number}", f"image {number}")

@@ -33,9 +33,8 @@ def test_connection_ends_after_a_number_of_bytes(upstream: Hub, hub_image: Image
     and the next request succeeds."""
     layer = hub_image.layers[1]
     upstream.fault(drop_after=1_000_001, reset=reset)
-    rest(
-        ask(upstream, f"/v2/{REPO}/blobs/{hub_image.layers[0].digest}", "Connection: close")
-    )  # this layer is shorter, so the fault does not apply
+    # This layer is shorter, so the fault does not apply to it.
+    rest(ask(upstream, f"/v2/{REPO}/blobs/{hub_image.layers[0].digest}", "Connection: close"))
     answer, was_reset = rest(ask(upstream, f"/v2/{REPO}/blobs/{layer.digest}", "Range: bytes=9-"))
     assert was_reset is reset
     assert body_of(answer) == layer.read(9, 1_000_010)

@@ -38,12 +38,12 @@ def client() -> Iterator[httpx2.Client]:
 def check(client: httpx2.Client, url: str, content: UpstreamContent) -> None:
     """Checks that the registry at `url` serves every manifest, by tag and by digest, and every blob with the right
     bytes."""
-    for repo, held in content.repositories.items():
-        for reference in (*held.manifests, *held.tags):
-            body, media_type = held.manifests[held.tags.get(reference, reference)]
+    for repo, repository_content in content.repositories.items():
+        for reference in (*repository_content.manifests, *repository_content.tags):
+            body, media_type = repository_content.manifests[repository_content.tags.get(reference, reference)]
             got = client.get(f"{url}/v2/{repo}/manifests/{reference}", headers={"Accept": media_type})
             assert (got.status_code, got.headers["Content-Type"], got.content) == (200, media_type, body)
-        for digest in held.blobs:
+        for digest in repository_content.blobs:
             got = client.get(f"{url}/v2/{repo}/blobs/{digest}")
             assert "sha256:" + hashlib.sha256(got.content).hexdigest() == digest
 

@@ -98,13 +98,13 @@ class FuzzConnection:
         if not case.needs_session:
             self._send(case, case.raw)
         else:
-            with RawConnection(("127.0.0.1", self.server.port)) as other:
-                steps = RawPushes(other, REPO)
+            with RawConnection(("127.0.0.1", self.server.port)) as session_wire:
+                steps = RawPushes(session_wire, REPO)
                 session = steps.start()
                 try:
                     self._send(case, case.filled(session))
                 finally:
-                    answer = other.ask("DELETE", session)
+                    answer = session_wire.ask("DELETE", session)
                     assert answer.status in (204, 404), f"DELETE: {answer.status} {answer.body!r}"
         if with_valid_request and self.wire is not None:
             assert self.wire.ask("GET", "/v2/").status == 200

@@ -179,7 +179,7 @@ def bad_content_range(rng: Random) -> FuzzCase:
             "a-b",
             "0-9,10-19",
             "0--9",
-            "0-9 ",
+            "0 -9",
             "0-9/*",
             "+0-9",
             "0x0-0x9",
@@ -195,11 +195,9 @@ def bad_content_range(rng: Random) -> FuzzCase:
             "\u0660-\u0669",
         ]
     )
-    content_range = content_range.encode("utf-8").decode("latin-1")
+    content_range = content_range.encode("utf-8").decode("latin-1")  # `message` encodes headers as Latin-1
     method = rng.choice(["PATCH", "PUT"])
     target = SESSION.decode() + (f"?digest={BLOB_DIGEST}" if method == "PUT" else "")
-    if content_range == "0-9 ":
-        content_range = "0 -9"
     return FuzzCase(
         "bad content range",
         message(method, target, {"Content-Range": content_range}, b"0123456789"),
@@ -209,7 +207,7 @@ def bad_content_range(rng: Random) -> FuzzCase:
 
 def bad_range(rng: Random) -> FuzzCase:
     if rng.random() < 0.2:
-        ranges = "bytes=" + ",".join(["0-0"] * rng.randint(1025, 3000))
+        ranges = "bytes=" + ",".join(["0-0"] * rng.randint(1025, 3000))  # the server accepts up to 1024 ranges
         return FuzzCase(
             "bad range", message("GET", f"/v2/{REPO}/blobs/{BLOB_DIGEST}", {"Range": ranges}), _statuses(400)
         )

@@ -113,7 +113,7 @@ def bad_chunk(rng: Random) -> FuzzCase:
 def large_trailers(rng: Random) -> FuzzCase:
     raw = message("PATCH", SESSION.decode(), {"Transfer-Encoding": "chunked"})
     if rng.random() < 0.5:
-        raw += b"3;" + b"x" * rng.randint(40_000, 90_000)
+        raw += b"3;" + b"x" * rng.randint(40_000, 90_000)  # a chunk extension instead of a trailer
     else:
         raw += b"3\r\nabc\r\n0\r\nX: " + b"x" * rng.randint(40_000, 90_000) + b"\r\n\r\n"
     return FuzzCase("large trailers", raw, _statuses(400, 431), end="read all")
@@ -291,7 +291,7 @@ def garbage(rng: Random) -> FuzzCase:
     if rng.random() < 0.3:
         raw = bytes(rng.choices(b"GETPOS /v2:.\r\n\t\x00\xff%aHTTP/1", k=rng.randint(1, 300)))
     if raw.strip(b"\r\n\t ").startswith((b"GET", b"PUT", b"POST", b"HEAD")):
-        raw = b"\xfe" + raw
+        raw = b"\xfe" + raw  # so that the garbage never begins like a valid request
     return FuzzCase("garbage", raw, end="read any")
 
 

@@ -212,7 +212,7 @@ def test_path_tricks(probe: RequestProbe, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v2/%00/tags/list", f"{ROOT}/manifests/a%00", f"{ROOT}/tags/list?last=%00", "/%00"])
 def test_escaped_nul(probe: RequestProbe, path: str) -> None:
-    """A name with an escaped NUL is invalid."""
+    """A path or query with an escaped NUL is refused."""
     probe.refuse(message("GET", path), 400, 404)
 
 
@@ -266,7 +266,7 @@ def test_bad_chunk_framing(probe: RequestProbe, body: bytes) -> None:
 @pytest.mark.parametrize("method", ["GET", "PATCH", "PUT", "DELETE"])
 @pytest.mark.parametrize("upload", ["00000000-0000-4000-8000-000000000000", "x", "..%2fx", "%00"])
 def test_unknown_upload_ids(probe: RequestProbe, method: str, upload: str) -> None:
-    """A request to an unknown upload session gets 404 with every method."""
+    """A request with an unknown or invalid upload ID gets 404 or 400, with every method."""
     body = b"0123456789" if method in ("PATCH", "PUT") else b""
     target = f"{ROOT}/blobs/uploads/{upload}?digest={BLOB_DIGEST}"
     probe.refuse(message(method, target, body=body), 400, 404)
@@ -379,7 +379,8 @@ def test_other_protocols(probe: RequestProbe, raw: bytes) -> None:
 
 @pytest.mark.parametrize("method", ["FOO", "get", "CONNECT", "TRACE", "PROPFIND"])
 def test_odd_methods(probe: RequestProbe, method: str) -> None:
-    """A method that the registry does not support gets 405. A text that HTTP does not allow as a method gets 400."""
+    """A method that the registry does not support gets 400 or 405, in the format of errors. A request on a new
+    connection then succeeds."""
     raw = f"{method} /v2/ HTTP/1.1\r\n".encode() + HOST + b"\r\n"
     probe.wire.send(raw)
     answer = probe.wire.answer()
@@ -416,7 +417,7 @@ def test_client_disconnects_in_the_middle_of_a_push(probe: RequestProbe, reset: 
 
 
 def test_clients_that_send_nothing_more(probe: RequestProbe) -> None:
-    """Connections that send nothing, or only a part of a request, delay no other client."""
+    """While 60 connections send nothing, or only a part of a request, other clients are served."""
     starts = [b"", b"GET /v2/", b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX:"]
     wires = [probe.open() for _ in range(60)]
     try:

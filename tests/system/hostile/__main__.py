@@ -1,4 +1,5 @@
-"""Prints for how long each kind of request blocks a worker. Arguments are words that select kinds by their names."""
+"""Prints for how long each kind of request blocks a worker. Arguments are words that select kinds by their names. With
+the argument `--once`, each kind is measured only once, even if it is above the limit."""
 
 from __future__ import annotations
 

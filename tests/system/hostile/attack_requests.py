@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 TIMEOUT = 90.0
-"""Seconds."""
+"""The number of seconds that a connection attempt, a read or a write may take."""
 PIECE = 1 << 20
 """The number of bytes that one call reads at most."""
 MAX_KEPT = 1 << 20
@@ -102,7 +102,8 @@ def read(sock: socket.socket, max_kept: int = MAX_KEPT, most: int | None = None)
 
 
 def chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
-    """Returns the body in chunked transfer coding, with `size` bytes in each chunk."""
+    """Returns the body in chunked transfer coding, with `size` bytes and the chunk extension `extension` in each
+    chunk."""
     parts = bytearray()
     for start in range(0, len(body), size):
         part = body[start : start + size]

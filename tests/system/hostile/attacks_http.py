@@ -68,6 +68,7 @@ def _kept_busy(site: AttackedSite) -> AttackAnswer:
         return attack_requests.read(sock)
 
 
+# The header line `a: b` has 6 bytes.
 ATTACKS = [
     Attack("http: 32 KiB of headers", "32 KiB", lambda site: site.talk(_head_of(b"a: b\r\n" * (31 * KIB // 6)))),
     Attack("http: 64 KiB of headers", "64 KiB", lambda site: site.talk(_head_of(b"a: b\r\n" * (64 * KIB // 6)))),

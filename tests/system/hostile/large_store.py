@@ -61,9 +61,9 @@ SLOW_LIMITS = [f"{'*/' * (number % 3 + 1)}*0{number}z" for number in range(40)]
 """Patterns that match no repository name. The mismatch is only at the end of a name, so matching is slow."""
 
 
-def login(name: str, text: str) -> str:
-    """Returns the value of an Authorization header."""
-    return "Basic " + base64.b64encode(f"{name}:{text}".encode()).decode()
+def login(name: str, token: str) -> str:
+    """Returns the Authorization header with which an account logs in with an API token."""
+    return "Basic " + base64.b64encode(f"{name}:{token}".encode()).decode()
 
 
 def build(data: Path) -> dict[str, str]:
@@ -123,7 +123,7 @@ class Rows:
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
         self._now = time.time() - 30 * 86400.0
-        self._next = 0
+        self._next = 0  # the id of the newest manifest
 
     def repository(self, name: str, manifests: int) -> int:
         """Adds a repository. Returns its id. `manifests`: the number of its manifests."""
@@ -134,7 +134,7 @@ class Rows:
         """Adds `count` repositories, each with one manifest and one tag."""
         first = self._next + 1
         self._next += count
-        numbers = range(first, first + count)
+        numbers = range(first, first + count)  # the ids of the manifests, and of their repositories
         self._db.executemany(
             "INSERT INTO repository (id, name, created, manifests) VALUES (?, ?, ?, 1)",
             ((number, name % (number - first), self._now) for number in numbers),

@@ -58,7 +58,7 @@ class _Client:
         self._pieces = pieces
         self._start = start
         self._sock = socket.socket()
-        if not load.reads:
+        if not load.reads:  # the kernel then buffers only a small part of the response
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self._sock.settimeout(attack_requests.TIMEOUT)
         self._sock.connect(("127.0.0.1", port))

@@ -142,18 +142,18 @@ class _Worker:
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
         self.sock = sock
-        self.due = 0.0
+        self.due = 0.0  # the time of the next ping
         self.worst = Stall(pid)
         self.sent: float | None = None
         self._threads: dict[int, _ThreadTimes] = {}
-        self._before: dict[int, tuple[float, float]] = {}
-        self._looked = 0.0
+        self._before: dict[int, tuple[float, float]] = {}  # the times of each thread before the ping, by its id
+        self._searched_at = 0.0  # the time of the last search for new threads
 
     def ping(self) -> None:
         """Sends a ping, and records the CPU times of the threads before it."""
         now = time.monotonic()
-        if now - self._looked > THREAD_SEARCH_SECONDS:
-            self._looked = now
+        if now - self._searched_at > THREAD_SEARCH_SECONDS:
+            self._searched_at = now
             self._find_threads()
         self._before = self._times()
         self.sent = time.monotonic()
@@ -246,7 +246,7 @@ def _watch(workers: list[_Worker]) -> None:
     selector.register(sys.stdin, selectors.EVENT_READ)
     own_times = _ThreadTimes(Path("/proc/self/schedstat"))
     ending = False
-    _say(True)
+    _say(True)  # the watcher is ready
     while True:
         now = time.monotonic()
         for worker in workers:

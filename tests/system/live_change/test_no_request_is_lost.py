@@ -33,8 +33,8 @@ def write_settings(folder: Path, number: int) -> Path:
 
 
 async def read(server: RegistryServer, requests: itertools.count[int], stop: asyncio.Event) -> int:
-    """Sends requests, one after another, until all clients together have sent `REQUESTS` and `stop` is set. Returns how
-    many connections it has opened."""
+    """Sends requests, one after another, until all clients together have sent `REQUESTS` and `stop` is set. Returns the
+    number of connections that it has opened."""
     async with LiveConnection(server.port) as connection:
         targets = itertools.cycle(["/v2/", "/v2/live/a/manifests/latest", "/v2/live/a/tags/list", "/livez-not-there"])
         while next(requests) < REQUESTS or not stop.is_set():
@@ -57,7 +57,7 @@ async def push_until(server: RegistryServer, number: int, stop: asyncio.Event) -
 
 
 async def change(server: RegistryServer, folder: Path) -> None:
-    """Reloads the settings `RELOADS` times, and restarts the server several times in between."""
+    """Reloads the settings `RELOADS` times, and restarts the server `RESTARTS` times in between."""
     for number in range(RELOADS):
         write_settings(folder, number + 1)
         process = await asyncio.to_thread(entrepot, "reload", "--data", server.data, folder=folder)

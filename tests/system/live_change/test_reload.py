@@ -118,11 +118,11 @@ def test_worker_killed_during_a_reload(site: LiveSite) -> None:
 
 
 def is_preparing(site: LiveSite, stopped: int) -> bool:
-    """Returns whether the worker that is not stopped has opened the store a second time, with which it prepares the new
-    settings."""
+    """Returns whether the worker that is not `stopped` prepares the new settings: it then has the store open twice, for
+    the old and for the new settings."""
     other_worker = next(pid for pid in site.server.worker_pids() if pid != stopped)
     open_paths = [os.readlink(file) for file in Path(f"/proc/{other_worker}/fd").iterdir() if file.is_symlink()]
-    return sum(file.endswith("/locks/turns") for file in open_paths) == 2
+    return sum(file.endswith("/locks/turns") for file in open_paths) == 2  # each open store has this file open
 
 
 def test_signals_during_a_reload(site: LiveSite) -> None:

@@ -45,7 +45,7 @@ def test_restart(site: LiveSite) -> None:
     wait_for(lambda: is_replaced(site, old_workers))
     assert site.may_push()
     metrics = scrape(site.server.url)
-    assert metrics.total("entrepot_worker_starts_total") == 6
+    assert metrics.total("entrepot_worker_starts_total") == 6  # two workers at the start and after each restart
     assert metrics.total("entrepot_workers") == 2
 
 
@@ -133,6 +133,7 @@ def test_socket_activation(tmp_path: Path) -> None:
                 with RawConnection(("127.0.0.1", port), timeout=60) as early_client:
                     assert early_client.ask("GET", "/v2/").status == 200
                 assert f"listens on http://127.0.0.1:{port}\n" in process.stdout.readline()
+                # The second line, which is left out here, is a text about the status.
                 assert manager.recv(4096).decode().split("\n")[::2] == ["READY=1", f"MAINPID={process.pid}"]
                 process.send_signal(signal.SIGUSR2)
                 assert manager.recv(4096).startswith(b"RELOADING=1\nMONOTONIC_USEC=")

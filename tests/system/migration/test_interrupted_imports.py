@@ -93,7 +93,8 @@ def test_import_continues_after_several_kills(tmp_path: Path, content: UpstreamC
         entrepot_output("gc", "--data", str(data), folder=tmp_path, ENTREPOT_UPLOADS__EXPIRE="1ms")
         assert list((data / "partials").iterdir()) == []
         jobs = json.loads(entrepot_output("jobs", "list", "--json", "--data", str(data), folder=tmp_path))
-        # The jobs of killed processes have failed, except a job that was done just before its process was killed.
+        # The two newest jobs are `entrepot gc` and the last import. The jobs of killed processes have failed, except a
+        # job that was done just before its process was killed.
         assert [job["state"] for job in jobs[:2]] == ["done", "done"]
         killed = [job["message"] for job in jobs[2:] if job["state"] != "done"]
         assert killed
@@ -121,7 +122,7 @@ def test_bytes_of_a_killed_download_are_reused(tmp_path: Path) -> None:
         old.set(rate=0)
         entrepot_output(*map(str, command), folder=tmp_path)
         fetched = sum(stop - start_offset for start_offset, stop in union(old.sent_ranges(layer)))
-        assert fetched < 19 * MIB
+        assert fetched < 19 * MIB  # the layer of 24 MiB without the 6 MiB that had arrived, with a margin of 1 MiB
         assert repeated(old.sent_ranges(layer)) == []
     with running_server(tmp_path) as server:
         assert RegistryClient(server.address).blob("team/app", layer) == image.layers[0].read()

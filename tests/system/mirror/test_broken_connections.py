@@ -11,9 +11,9 @@ from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import repeated, union
 from tests.fakes.mirror_site import REPO, SIZE, MirrorSite, wait_until
 
-# Settings of the upstream with a short timeout for connections without data.
 DOCKER_TIMEOUT_SECONDS = 15
 """docker gives up a mirror that has not responded after this time."""
+# Settings of the upstream with a short timeout for connections without data.
 QUICK_TIMEOUT = 'prefetch = "off"\nidle_timeout = "400ms"'
 
 

@@ -20,7 +20,7 @@ from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
 SIZE = 3 * MIB
 TIMEOUT = 60.0
-"""Seconds."""
+"""The number of seconds after which a request of a test fails."""
 
 
 class HubAndServer:
@@ -134,7 +134,7 @@ def test_pushed_repository_replaces_the_mirrored_one(site: HubAndServer) -> None
     assert site.http.get("/v2/team/app/manifests/1").content == site.theirs.body
     status, pushed_body = site.push("team/app", "1")
     assert status == 201
-    for _ in range(8):  # both workers
+    for _ in range(8):  # new connections, so that both workers get requests
         with closing(http.client.HTTPConnection(site.server.address, timeout=TIMEOUT)) as connection:
             connection.request("GET", "/v2/team/app/manifests/1")
             assert connection.getresponse().read() == pushed_body

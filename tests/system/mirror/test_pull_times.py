@@ -47,7 +47,7 @@ def test_pulls_of_pushed_images_are_counted(site: MirrorSite) -> None:
     assert site.server.stop() == 0
     pull_record = record(site, "team/app", digest)
     assert pull_record is not None
-    assert (pull_record.upstream, pull_record.pulls) == ("", 20)
+    assert (pull_record.upstream, pull_record.pulls) == ("", 20)  # five GETs at each worker, and ten HEADs
 
 
 def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
@@ -64,7 +64,7 @@ def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
     assert site.server.stop() == 0
     pull_record = record(site, "docker.io/library/app", digest)
     assert pull_record is not None
-    assert (pull_record.upstream, pull_record.pulls) == ("docker.io", 10)
+    assert (pull_record.upstream, pull_record.pulls) == ("docker.io", 10)  # four at each worker, and two at the end
 
 
 def test_warmed_image_has_a_record_with_no_pulls(site: MirrorSite) -> None:

@@ -16,23 +16,23 @@ NAME = "org/app"
 
 class TwoUpstreams:
     """A server with two fake registries as upstreams: Docker Hub (`site.hub`, the default) and ghcr.io (`far`). They
-    have different images under the same name: `hubs` and `ghcrs`."""
+    have different images under the name NAME: `hub_image` and `ghcr_image`."""
 
-    def __init__(self, site: MirrorSite, far: Hub, hubs: ImageTree, ghcrs: ImageTree) -> None:
+    def __init__(self, site: MirrorSite, far: Hub, hub_image: ImageTree, ghcr_image: ImageTree) -> None:
         self.site = site
         self.far = far
-        self.hubs = hubs
-        self.ghcrs = ghcrs
+        self.hub_image = hub_image
+        self.ghcr_image = ghcr_image
 
 
 @pytest.fixture
 def upstreams(site: MirrorSite) -> TwoUpstreams:
     content = UpstreamContent()
-    ghcrs = content.add(NAME, noise_image("ghcr", 1000, 100_000), "1")
-    hubs = site.content.add(NAME, noise_image("hub", 1000, 100_000), "1")
+    ghcr_image = content.add(NAME, noise_image("ghcr", 1000, 100_000), "1")
+    hub_image = site.content.add(NAME, noise_image("hub", 1000, 100_000), "1")
     far = site.upstream(content, auth="bearer", redirects=True)
     site.start(more=f'[[upstream]]\nname = "ghcr.io"\nendpoints = ["{far.url}"]\nhosts = ["ghcr.example"]')
-    return TwoUpstreams(site, far, hubs, ghcrs)
+    return TwoUpstreams(site, far, hub_image, ghcr_image)
 
 
 def pull(site: MirrorSite, name: str, query: str = "", headers: Mapping[str, str] | None = None) -> list[bytes]:
@@ -70,15 +70,15 @@ def test_request_selects_one_of_two_upstreams(upstreams: TwoUpstreams) -> None:
     fetched once, from its own upstream."""
     site = upstreams.site
     for _ in range(2):
-        assert pull(site, NAME) == all_of(upstreams.hubs)
-        assert pull(site, f"ghcr.io/{NAME}") == all_of(upstreams.ghcrs)
-        assert pull(site, NAME, "?ns=ghcr.io") == all_of(upstreams.ghcrs)
-        assert pull(site, NAME, "?ns=docker.io") == all_of(upstreams.hubs)
-        assert pull(site, f"docker.io/{NAME}") == all_of(upstreams.hubs)
-        assert pull(site, NAME, headers={"Host": "ghcr.example"}) == all_of(upstreams.ghcrs)
+        assert pull(site, NAME) == all_of(upstreams.hub_image)
+        assert pull(site, f"ghcr.io/{NAME}") == all_of(upstreams.ghcr_image)
+        assert pull(site, NAME, "?ns=ghcr.io") == all_of(upstreams.ghcr_image)
+        assert pull(site, NAME, "?ns=docker.io") == all_of(upstreams.hub_image)
+        assert pull(site, f"docker.io/{NAME}") == all_of(upstreams.hub_image)
+        assert pull(site, NAME, headers={"Host": "ghcr.example"}) == all_of(upstreams.ghcr_image)
     assert site.count_requests("manifest") == 1
     assert site.count_requests("manifest", far=upstreams.far) == 1
-    for far, image in ((site.hub, upstreams.hubs), (upstreams.far, upstreams.ghcrs)):
+    for far, image in ((site.hub, upstreams.hub_image), (upstreams.far, upstreams.ghcr_image)):
         for digest, blob in image.blobs.items():
             assert far.sent_ranges(digest) == [(0, blob.size)]
     catalog = site.http.get("/v2/_catalog").json()["repositories"]
@@ -106,14 +106,16 @@ def test_all_ways_to_push_to_a_mirrored_name_are_denied(upstreams: TwoUpstreams)
 
 def check_refusals(upstreams: TwoUpstreams, base: str) -> None:
     """Checks that each request that starts a push below the path `base` is denied."""
-    site, digest = upstreams.site, upstreams.ghcrs.config.digest
-    kind = {"Content-Type": upstreams.ghcrs.media_type}
+    site, digest = upstreams.site, upstreams.ghcr_image.config.digest
+    kind = {"Content-Type": upstreams.ghcr_image.media_type}
     responses = [
         site.http.post(f"{base}/blobs/uploads/"),
         site.http.post(f"{base}/blobs/uploads/", params={"mount": digest, "from": f"ghcr.io/{NAME}"}),
-        site.http.post(f"{base}/blobs/uploads/", params={"digest": digest}, content=upstreams.ghcrs.config.read()),
-        site.http.put(f"{base}/manifests/1", content=upstreams.ghcrs.body, headers=kind),
-        site.http.put(f"{base}/manifests/{upstreams.ghcrs.digest}", content=upstreams.ghcrs.body, headers=kind),
+        site.http.post(f"{base}/blobs/uploads/", params={"digest": digest}, content=upstreams.ghcr_image.config.read()),
+        site.http.put(f"{base}/manifests/1", content=upstreams.ghcr_image.body, headers=kind),
+        site.http.put(
+            f"{base}/manifests/{upstreams.ghcr_image.digest}", content=upstreams.ghcr_image.body, headers=kind
+        ),
     ]
     for answer in responses:
         assert answer.status_code == 403

@@ -51,9 +51,8 @@ def test_skopeo_agrees(tmp_path: Path, case: str) -> None:
     root = tmp_path / "root"
     checked_conf = root / "etc" / "containers" / "registries.conf"
     checked_conf.parent.mkdir(parents=True)
-    skopeo_conf = (
-        tmp_path / "home" / ".config" / "containers" / "registries.conf.d" / "50-entrepot.conf"
-    )  # the file that skopeo reads
+    # The file that skopeo reads.
+    skopeo_conf = tmp_path / "home" / ".config" / "containers" / "registries.conf.d" / "50-entrepot.conf"
     skopeo_conf.parent.mkdir()
     with hub(tmp_path, content) as upstream:
         settings = tmp_path / "entrepot.toml"
@@ -68,7 +67,7 @@ def test_skopeo_agrees(tmp_path: Path, case: str) -> None:
             assert tools.skopeo.attempt("inspect", "--raw", "docker://docker.io/library/app:1").code != 0
             assert [request for request in upstream.requests("manifest") if request.status == 200] == []
             lines = next(finding["lines"] for finding in findings if finding["lines"])
-            if first["lines"] is None:
+            if first["lines"] is None:  # for this problem, the command suggests to remove a line
                 lines = checked_conf.read_text().replace("mirror-by-digest-only = true\n", "")
             for file in (checked_conf, skopeo_conf):
                 file.write_text(lines)

@@ -56,9 +56,8 @@ def test_charts_count_pulls(site: SiteWithAccounts, browser: PageBrowser, javasc
         tab.log_in(ADMIN, PASSWORD)
         figure = tab.page.locator("#today + dl div dd").first
         hour = None
-        while hour != (
-            hour := int(time.time() // HOUR_SECONDS)
-        ):  # repeated if an hour has ended, because the sum then loses its oldest hour
+        # Repeated if an hour has ended meanwhile, because the sum then loses its oldest hour.
+        while hour != (hour := int(time.time() // HOUR_SECONDS)):
             tab.open(OVERVIEW_PATH)
             pulls_before = number_in(figure.inner_text())
             for _ in range(5):

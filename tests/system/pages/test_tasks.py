@@ -149,7 +149,7 @@ def test_keyboard_navigation(site: SiteWithAccounts, browser: PageBrowser) -> No
             focused.append(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         assert focused[:2] == ["q", "Filter"]
-        page.keyboard.press("Enter")
+        page.keyboard.press("Enter")  # opens the repository whose link has the focus now
         page.wait_for_url("**/ui/repositories/**")
 
 

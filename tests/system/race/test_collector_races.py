@@ -1,4 +1,5 @@
-"""Tests of the garbage collector against requests that need, at the same time, the blob that it is about to delete."""
+"""Tests of the garbage collector against requests that need, at the same time, the blob that it is about to delete. The
+calls of `asyncio.wait` give the second action the time to start, and to wait for the first one if it has to."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Tests of several requests for one upload session at the same time. A later request takes over the session from the
-request that owned it before, perhaps on another worker."""
+request that owned it before, perhaps on another worker. The calls of `asyncio.wait` give the later request the time to
+start, and to wait for the earlier one if it has to."""
 
 from __future__ import annotations
 

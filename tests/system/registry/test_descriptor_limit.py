@@ -24,10 +24,10 @@ from tests.system.server.app_process import wait_for
 LIMIT = 256
 """The number of file descriptors of each process."""
 SILENT_CONNECTIONS = 900
-"""The number of silent connections."""
+"""More connections than the two workers together have descriptors."""
 MIB = 1024 * 1024
 TIMEOUT = 30.0
-"""Seconds."""
+"""The number of seconds that a client waits for the server."""
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
 SILENCE = {
     "nothing": (b"", 9),

@@ -176,7 +176,8 @@ def test_refused_push_gets_the_whole_response(server: RegistryServer) -> None:
 
 @pytest.mark.parametrize(("step", "status"), [("revoke", 401), ("disable", 401), ("grant", 403), ("other", 201)])
 def test_permission_withdrawn_during_a_push_refuses_it(server: RegistryServer, step: str, status: int) -> None:
-    """If the permission to push is withdrawn before the last bytes of a manifest arrive, the push is refused."""
+    """If the permission to push is withdrawn before the last bytes of a manifest arrive, the push is refused. The step
+    `grant` leaves only the permission to pull. The step `other` changes nothing, and the push succeeds."""
     login = change(server, "alice")
     change(server, "push")
     body = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'

@@ -26,7 +26,7 @@ from tests.system.server.tls_client import ask, client_context, serial, tls_conn
 # Limits of the server with which it checks its certificate files every 50 ms.
 SHORT_INTERVALS = {"certificate_check_seconds": 0.05, "timeout_check_seconds": 0.05}
 DAY = 86400
-"""Seconds."""
+"""The number of seconds of a day."""
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +179,9 @@ def test_changed_files_are_loaded_when_they_no_longer_change(live_pair: KeyPair,
 
 
 def test_failed_attempt_is_repeated(live_pair: KeyPair, second_pair: KeyPair) -> None:
-    """The process has no file descriptor left while it loads changed files. It loads them after a request for a reload,
-    and after a change of their permissions. (For root, files without permissions are readable.)"""
+    """The process has no file descriptor left while it loads changed files. It loads them later, after a request for a
+    reload or after a change of their permissions. The test takes the descriptors away instead of the permissions,
+    because root can read every file."""
     certificates = Certificates(files_of(live_pair))
     old_context = certificates.context
     for repair in ("reload", "permissions"):
@@ -276,6 +277,7 @@ def test_renewal_under_load(
             old = serial(open_connection)
             for pair in (second_pair, first_pair, second_pair):
                 put(pair, live_pair)
+                # `old` is the serial number of `first_pair`.
                 new = {first_pair: old}.get(pair) or serial_other_than(running, context, old)
                 wait_for(partial(all_connections_get, running, context, new))
                 assert ask(open_connection)["size"] == 0

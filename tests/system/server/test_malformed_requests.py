@@ -213,9 +213,8 @@ def test_large_trailers_and_extensions(server: AppProcess) -> None:
     assert read_error(server.send_and_read_all(b"\r\n" * 20_000))[0] == 431
     with server.connect() as sock:
         sock.sendall(chunked + b"1;")
-        for _ in range(
-            60
-        ):  # the server does not count those bytes of the extension that it reads together with the headers
+        # Far more than 32 KiB: the server does not count the bytes of the extension that it reads with the headers.
+        for _ in range(60):
             sock.sendall(b"a" * 8192)
         assert read_error(_read(sock))[0] == 431
 

@@ -97,6 +97,7 @@ def test_receive_buffers_grow_while_the_body_fills_them() -> None:
     for _ in range(12):
         sizes.append(len(body.get_memory()))
         body.parse_received(len(body.get_memory()))
+    # The line with the size of the chunk has taken 9 bytes of the first buffer.
     assert sizes == [MIN_BUFFER_BYTES - 9, *(min(MIN_BUFFER_BYTES << i, MAX_BUFFER_BYTES) for i in range(1, 12))]
     assert len(BodyBuffer(LengthFraming(10)).get_memory()) == 10
 
@@ -295,7 +296,7 @@ def test_many_bodies_have_small_buffers() -> None:
         for _ in range(4):
             body.parse_received(len(body.get_memory()))
     assert len(bodies[-1].get_memory()) == MIN_BUFFER_BYTES
-    del body
+    del body  # otherwise this variable would keep the last body alive
     bodies.pop()
     assert incoming.count == MAX_LARGE_BODIES
     short = BodyBuffer(LengthFraming(1), incoming)

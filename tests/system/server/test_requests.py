@@ -94,6 +94,7 @@ def test_requests_after_connection_close_are_ignored(server: AppProcess) -> None
 def test_upgrade_is_ignored(server: AppProcess, body: bytes) -> None:
     """A request that offers an upgrade to h2c or a websocket is served as HTTP/1.1. Its body is read, and the
     connection stays open."""
+    # By the first letter of the framing header: no header, Content-Length, Transfer-Encoding.
     body_bytes = {b"": b"", b"C": b"abc", b"T": b"3\r\nabc\r\n0\r\n\r\n"}[body[:1]]
     for upgrade in (
         b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",

@@ -206,6 +206,7 @@ def test_disconnect_during_a_file(sender: AppProcess, large: Path, reset: bool) 
         with connection_with(sender, file_request(large, length=1024 * MIB)) as sock:
             sock.recv(100_000)
             if reset:
+                # A linger time of 0 s: the close sends a RST.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         sender.wait_for_line("cut ClientDisconnected")
 
@@ -297,6 +298,7 @@ def test_event_loop_does_not_wait_for_the_disk(
         os.fsync(file.fileno())
         assert runner.run(sent_in_first_turn(file.fileno(), data, is_local)) > len(b"head")
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        # The kernel may ignore the advice and keep pages in the cache.
         assert is_cold(file.fileno()) == (runner.run(sent_in_first_turn(file.fileno(), data, is_local)) == len(b"head"))
 
 

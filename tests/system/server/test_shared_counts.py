@@ -186,7 +186,7 @@ def test_processes_share_counts() -> None:
         return 0
 
     assert in_children(4, work) == [0] * 4
-    assert counts.add(0, "a") == 41
+    assert counts.add(0, "a") == 41  # ten are left of each process
 
 
 def test_process_without_a_column_admits_every_connection() -> None:

@@ -27,6 +27,8 @@ from tests.system.server.tls_client import GET, ask, client_context, tls_connect
 LOOPS = [{}, {"NO_UVLOOP": "1"}]
 IDS = ["uvloop", "asyncio"]
 MIB = 1024 * 1024
+RESET_ON_CLOSE = b"\1\0\0\0\0\0\0\0"
+"""The value of SO_LINGER with which a socket sends a RST when it is closed: a linger time of 0 s."""
 LIMITS = {"handshake_seconds": 1.5, "linger_seconds": 0.3, "timeout_check_seconds": 0.05}
 
 
@@ -130,7 +132,7 @@ def test_disconnect_during_the_handshake_leaks_nothing(tls: AppProcess, context:
         with tls.connect() as sock:
             sock.sendall(hello)
             sock.recv(1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         wait_for(lambda: descriptors(control) == descriptors_before)
 
 
@@ -343,13 +345,13 @@ def test_disconnect_is_reported_to_the_application(tls: AppProcess, context: ssl
         sock.sendall(b"GET /big?size=1073741824 HTTP/1.1\r\nHost: test\r\n\r\n")
         sock.recv(100_000)
         if reset:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     tls.wait_for_line("cut")
     with tls_connection(tls, context) as sock:
         sock.sendall(b"POST /patient HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nabc")
         tls.wait_for_line("patient")
         if reset:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     tls.wait_for_line("left")
 
 

@@ -205,9 +205,8 @@ def test_parent_retries_if_no_process_can_be_started(start: Start) -> None:
         number for number in range(len(used_descriptors) + 1) if number not in used_descriptors
     )
     limits = resource.prlimit(running.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(
-        running.pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor, limits[1])
-    )  # starting a worker needs two more descriptors
+    # The parent can open no more descriptors, and needs two for the start of a worker.
+    resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor, limits[1]))
     os.kill(killed, signal.SIGKILL)
     wait_for(lambda: "no process can be started: Too many open files" in running.errors)
     assert running.children() == [other_worker]
@@ -317,6 +316,7 @@ def test_renewal(start: Start) -> None:
 def test_stop_just_before_the_new_version_is_executed(start: Start) -> None:
     """A new version has checked that it can start. SIGTERM arrives after the last signals were handled, just before the
     new version is executed. The server stops, and the new version is not executed. It would not get this signal."""
+    # A shell script plays the new version. The server calls it once with `check`, to find out if it can start.
     is_check = """case "$_ENTREPOT_HANDOVER" in *'"check": true'*) exit 0;; esac"""
     running = start(workers=2, successor=["/bin/sh", "-c", f"{is_check}; echo executed; exit 3"])
     os.kill(running.pid, signal.SIGUSR2)
@@ -395,9 +395,8 @@ def test_renewal_waits_for_idle_connections(start: Start) -> None:
     wait_for(lambda: "all workers were replaced" in running.errors)
     for sock in socks:
         headers: dict[str, str] = {}
-        while (
-            "connection" not in headers
-        ):  # a second request is needed if the old worker does not know about the renewal yet
+        # A second request is needed if the old worker does not know about the renewal yet.
+        while "connection" not in headers:
             sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
             status, headers, body = read_response(sock)
             assert (status, body) == (200, b"slow")

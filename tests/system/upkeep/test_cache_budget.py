@@ -78,6 +78,7 @@ def test_cache_stays_within_its_budget(site: MirrorSite) -> None:
     wait_until(lambda: status(site)[0]["size"] <= BUDGET_BYTES, "the last eviction")
     stop_watching.set()
     watcher.join()
+    # Each client has one download in progress. The factor 2 is a margin for the time until an eviction.
     assert largest <= BUDGET_BYTES + 2 * CLIENTS * IMAGE_BYTES
     [hub, whole_cache] = status(site)
     assert hub["size"] == whole_cache["size"] <= BUDGET_BYTES

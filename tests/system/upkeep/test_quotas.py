@@ -169,6 +169,7 @@ def test_pushes_are_refused_if_the_disk_is_almost_full(tmp_path: Path) -> None:
         assert push(server, "team/app", data).status_code == 201
         location = client.post("/v2/team/app/blobs/uploads/").headers["location"]
     with start(tmp_path, '[disk]\nmin_free = "1000TiB"\n') as server, plain_client(server.url) as client:
+        # The restarted server has another port, so only the path of the location is used.
         path = location.partition(f":{location.split(':')[2].split('/')[0]}")[2] if "://" in location else location
         for method, target in (
             ("POST", f"/v2/team/app/blobs/uploads/?digest={digest_of(b'b')}"),

@@ -104,6 +104,7 @@ async def test_wrong_content_range_is_refused(registry: StoredRegistry, upstream
 async def test_invalid_responses_are_refused(registry: StoredRegistry, response: bytes, message: str) -> None:
     """Invalid responses raise UpstreamUnavailable with a message that describes the problem, and the sink is not
     called."""
+    # A response without valid headers is sent with the end of the headers, so that the client does not wait for more.
     is_broken = b"\r\n\r\n" not in response or not response.startswith(b"HTTP")
 
     async def respond() -> bytes:

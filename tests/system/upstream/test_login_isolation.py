@@ -101,9 +101,8 @@ async def test_hanging_token_service_delays_one_repository_only(registry: Stored
             for count in range(5):
                 assert await tags(source, good_repo(count)) == ["1"]
         assert not any(task.done() for task in waiting)
-        realms["good9"] = (
-            "hangs"  # the client first tries the token service that works for others, and its token is refused
-        )
+        # The client first tries the token service that works for others, and its token is refused.
+        realms["good9"] = "hangs"
         may_respond.set()
         await asyncio.gather(*waiting, return_exceptions=True)
 

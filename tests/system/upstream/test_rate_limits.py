@@ -93,9 +93,8 @@ async def test_next_endpoint_is_used_after_a_429(
             await requests[kind]()
         assert limited.count == 1
         upstream.refuse()
-        with pytest.raises(
-            TooManyRequests
-        ):  # the 429 is reported rather than the failed connection, because it has a Retry-After
+        # The client reports the 429 rather than the failed connection, because the 429 has a Retry-After.
+        with pytest.raises(TooManyRequests):
             await requests[kind]()
 
 
@@ -169,7 +168,8 @@ async def test_429_of_the_token_service_does_not_limit_the_registry(registry: St
 
 @pytest.mark.parametrize(("text", "seconds"), [("7", 7), ("", 5), ("soon", 5), ("99999999", 3600), ("0", 1)])
 async def test_retry_after(registry: StoredRegistry, text: str, seconds: int) -> None:
-    """Retry-After in seconds is used, up to an hour. Without a valid value the client waits five seconds."""
+    """The client waits for the seconds in Retry-After, at least one second and at most an hour. Without a valid value
+    it waits five seconds."""
     fields = {"retry_after": text} if text else {}
     async with (
         scripted_server(lambda head: answer(429, **fields)) as server,

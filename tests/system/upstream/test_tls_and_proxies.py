@@ -125,9 +125,8 @@ async def test_close_does_not_wait_for_a_thread_that_reads_certificates(
     os.mkfifo(tmp_path / "ca.pem")
     async with upstream_source(registry, "https://127.0.0.1:9", ca_file=tmp_path / "ca.pem") as source:
         task = asyncio.create_task(fetch(source, image.layers[0].digest))
-        writer = await asyncio.to_thread(
-            os.open, tmp_path / "ca.pem", os.O_WRONLY
-        )  # returns when the thread has opened the other end
+        # This call returns when the thread of the client has opened the other end of the pipe.
+        writer = await asyncio.to_thread(os.open, tmp_path / "ca.pem", os.O_WRONLY)
         closed = threading.Event()
         in_time = asyncio.get_running_loop().run_in_executor(None, _end_of_file, writer, closed)
         await source.aclose()
@@ -234,7 +233,7 @@ async def http_proxy(
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Removes the proxy variables from the environment. Tests set their own with it."""
+    """Removes the proxy variables from the environment. Returns the MonkeyPatch with which a test sets its own."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

@@ -120,6 +120,7 @@ async def test_lists_are_cached_for_a_short_time() -> None:
     async def number_of_reading(key: str) -> str:
         return (await cache.get(key, read_list, is_first_page=True))[0]
 
+    # Two lists of this size fill the cache.
     size = LIST_CACHE_BYTES // 2 - LIST_OVERHEAD_BYTES - sys.getsizeof("a")
     assert [await number_of_reading(key) for key in "aabbab"] == ["1", "1", "2", "2", "1", "2"]
     now += LIST_CACHED_SECONDS + 1
@@ -348,6 +349,7 @@ async def test_list_of_short_tags_beyond_the_memory_limit(registry: StoredRegist
 
 async def test_many_tags_are_sorted(registry: StoredRegistry) -> None:
     """35,000 tags, more than the client sorts in one call, are listed in byte order."""
+    # 7919 and 35,000 have no common factor, so the list has each number once, in a mixed order.
     tags = [f"{n * 7919 % 35_000:05}" for n in range(35_000)]
     async with (
         scripted_server(always(answer(200, json.dumps({"tags": tags})))) as script,

@@ -362,7 +362,7 @@ async def test_memory_of_a_token(registry: StoredRegistry) -> None:
             with ShareScope() as scope:
                 with pytest.raises(ManifestUnknown):
                     await source.get_manifest(REPO, Tag("1"), scope)
-                assert source._api._memory.used == 0, "of the token, which is read"
+                assert source._api._memory.used == 0, "the response of the token service still counts"
 
         task = asyncio.create_task(get())
         await token_requested.wait()
@@ -382,7 +382,7 @@ async def test_large_responses_wait_for_memory() -> None:
     async def request(url: str) -> int:
         with ShareScope() as scope:
             response = await client.send("GET", url, {}, max_bytes=MIB, memory=scope)
-            assert memory.used == 2 * len(body)
+            assert memory.used == 2 * len(body)  # a response counts twice, because its body is copied once
         return len(response.body)
 
     async with scripted_server(always(answer(200, body))) as script:

@@ -82,11 +82,11 @@ async def test_invented_codes_are_throttled(data: Path, clock: AuthClock, fake_p
         await worker.add_user(ALICE)
         for _ in range(BY_ADDRESS.burst):
             assert isinstance((await finish_login(worker, *await begin_login(worker))).shown_error, Denied)
-        before = fake_provider.paths.count("/token")
+        requests_before = fake_provider.paths.count("/token")
         error = await finish_login(worker, *await begin_login(worker))
         assert isinstance(error.shown_error, TooManyRequests)
         assert not error.is_finished
-        assert fake_provider.paths.count("/token") == before
+        assert fake_provider.paths.count("/token") == requests_before
         assert (await log_in(worker, fake_provider, OTHER_ADDRESS)).name == ALICE
 
 

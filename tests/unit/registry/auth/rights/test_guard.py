@@ -130,7 +130,7 @@ async def test_lists_of_one_visitor_do_not_delay_those_of_others() -> None:
     lists = [asyncio.create_task(list_repositories(guarded, *client)) for client in clients]
     done, _ = await asyncio.wait(lists, return_when=asyncio.FIRST_COMPLETED, timeout=30)  # a refused one
     assert done
-    assert registry.waiting == 3
+    assert registry.waiting == 3  # one list of each visitor
     registry.is_open.set()
     results = await asyncio.gather(*lists, return_exceptions=True)
     refused = [index for index, result in enumerate(results) if isinstance(result, TooManyRequests)]
@@ -155,6 +155,7 @@ async def test_each_call_needs_exactly_one_action(name: str) -> None:
             with pytest.raises(CallPassed):
                 await CALLS[name](Guarded(PassingRegistry()), APP)
     with acting_as(principal_with("alice", ("team/**", every & ~needed_action(name)), ("other/**", every))):
+        # A refused list of referrers is an empty list instead of an error.
         assert (await outcome(CALLS[name](Guarded(PassingRegistry()), APP)))[0] != "OK" or name == "referrers"
 
 

@@ -47,10 +47,10 @@ class GuardedRouter:
         self.pushed: set[str] = set()
         self.during: Callable[[], Awaitable[object]] | None = None
         mirrors: dict[str, Registry] = {"docker.io": self.docker_hub, "private.example": self.private}
-        self.router = Router(self.hosted, mirrors, self.known, NamingRules(mirrors, default="docker.io"))
+        self.router = Router(self.hosted, mirrors, self.is_pushed, NamingRules(mirrors, default="docker.io"))
         self.guard = Guarded(self.router, self.router.naming, self.router.stored_name)
 
-    async def known(self, repo: RepositoryName) -> bool:
+    async def is_pushed(self, repo: RepositoryName) -> bool:
         return repo in self.pushed
 
     async def push(self) -> None:

@@ -253,19 +253,19 @@ async def try_all(matrix: MatrixStore, principal: str, credential: str) -> int:
             repository: await matrix.authorization_headers(principal, credential, f"{area}/{repository}")
             for repository in ("app", "non")
         }
-        for endpoint, *wanted in calls(principal, credential, area, matrix):
+        for endpoint, *expected_responses in calls(principal, credential, area, matrix):
             answers = []
-            for repository, want in zip(("app", "non"), wanted, strict=True):
+            for repository, expected in zip(("app", "non"), expected_responses, strict=True):
                 repo = f"{area}/{repository}"
                 headers = {**endpoint.headers, **authorization_headers[repository]}
                 answer = await matrix.service.client(
                     endpoint.method, f"/v2/{repo}/{endpoint.path}", headers, endpoint.body
                 )
-                check_response(answer, want, endpoint, repo)
+                check_response(answer, expected, endpoint, repo)
                 answers.append(comparable(answer, repo))
                 sent_requests += 1
             # A call that is refused for the existing repository is refused in the same way for the missing one.
-            if wanted[0].refused:
+            if expected_responses[0].refused:
                 assert answers[0] == answers[1], endpoint
     return sent_requests
 

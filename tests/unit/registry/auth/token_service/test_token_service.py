@@ -384,7 +384,7 @@ async def test_the_largest_token_fits_into_a_header(worker: AuthWorker, client: 
     scopes = " ".join(f"repository:{'a' * 76}{n}:pull,push,delete" for n in range(100))
     answer = await post(client, grant_type="password", username="alice", password=PASSWORD, scope=scopes)
     assert len((await identity_in(worker, answer)).access or {}) == 100
-    assert len(answer.json()["token"]) < 24 * 1024
+    assert len(answer.json()["token"]) < 24 * 1024  # all headers of a request may have 32 KiB
 
 
 async def test_scopes_for_mirrored_repositories(worker: AuthWorker) -> None:

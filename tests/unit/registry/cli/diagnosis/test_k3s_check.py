@@ -82,7 +82,7 @@ def test_k3s_order_restart_and_spelling(tmp_path: Path) -> None:
     assert not at_level(findings)
     warnings = [finding.what for finding in at_level(findings, Level.WARNING)]
     expected = ("before this registry", "speaks plain HTTP", "is newer than", "unknown key 'mirror'")
-    assert [what in text for what, text in zip(expected, warnings, strict=True)] == [True] * 4
+    assert [what in warning for what, warning in zip(expected, warnings, strict=True)] == [True] * 4
 
 
 def test_k3s_and_containerd_on_the_same_machine(tmp_path: Path) -> None:
