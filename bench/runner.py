@@ -71,10 +71,10 @@ class Row(Generic[TrialT]):
 
 def pick_rows(rows: Sequence[Row[TrialT]], only: str | None) -> list[Row[TrialT]]:
     """Returns the rows in a comma-separated list of names, or all rows. Raises BenchFailed for an unknown name."""
-    known = [row.name for row in rows]
-    wanted = [name.strip() for name in only.split(",")] if only else known
-    if unknown := [name for name in wanted if name not in known]:
-        raise BenchFailed(f"no row is called {', '.join(unknown)}; there are: {', '.join(known)}")
+    row_names = [row.name for row in rows]
+    wanted = [name.strip() for name in only.split(",")] if only else row_names
+    if unknown := [name for name in wanted if name not in row_names]:
+        raise BenchFailed(f"no row is called {', '.join(unknown)}; there are: {', '.join(row_names)}")
     return [row for row in rows if row.name in wanted]
 
 

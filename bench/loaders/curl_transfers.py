@@ -125,6 +125,7 @@ class BackgroundUpload:
             out = self._process.communicate()[0]
             self._process = None
             self._finished_bytes += self._file.stat().st_size
+            # stop() may end curl before it prints the next URL of the session.
             client.request(
                 "DELETE", location if self._stopping and not out else next_upload_path(location, out), expect=204
             )

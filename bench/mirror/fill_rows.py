@@ -41,6 +41,7 @@ def _time_first_byte(trial: MirrorTrial) -> Sample:
 
 
 def _fill(trial: MirrorTrial) -> Sample:
+    """Measures the fill of one cold blob: the delay of the headers, the speed, and the mirror's CPU time."""
     direct = trial.pull(trial.upstream, LARGE_IMAGE).largest()
     with trial.cold_mirror(trial.upstream.url) as server:
         meter = Meter(server)

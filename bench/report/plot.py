@@ -10,8 +10,9 @@ from bench.report.measurements import RATE, SPEED, Figure, RowSamples
 from bench.report.tables import number_text
 
 WIDTH, LEFT, RIGHT, STEP, TOP = 760, 270, 90, 26, 56
+"""In pixels: the width of a plot, its left and right margins, the height of a bar with its gap, and the top margin."""
 CHARACTER_WIDTH = 5.8
-"""Approximate width of a character of a label. All lengths are in pixels."""
+"""Approximate width of a character of a label in pixels."""
 INK, BAR, GRID = "#1f2933", "#2f6f9f", "#cfd8e0"
 COLOURS = ("#2f6f9f", "#c2571a", "#4b8b3b", "#8a4fa3", "#7a7a7a")
 

@@ -72,7 +72,7 @@ def check_space(folder: Path, needed: int) -> None:
 def parse_steal_seconds(stat: str) -> float:
     """Returns, from the text of /proc/stat, the CPU seconds that the host withheld from this virtual machine, summed
     over all processors (proc(5): steal)."""
-    return int(stat.split(maxsplit=9)[8]) / CLOCK_TICKS
+    return int(stat.split(maxsplit=9)[8]) / CLOCK_TICKS  # the eighth number after the word `cpu` is steal
 
 
 def start_steal_meter() -> Callable[[], float]:

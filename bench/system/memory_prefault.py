@@ -36,8 +36,8 @@ def touch_pages(size: int) -> None:
     """Writes to each page of `size` bytes of new memory."""
     memory = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     memory.madvise(MADV_HUGEPAGE)  # uses large blocks, because the kernel returns only large blocks to the host
-    for at in range(0, size, PAGESIZE):
-        memory[at] = 1
+    for offset in range(0, size, PAGESIZE):
+        memory[offset] = 1
 
 
 if __name__ == "__main__":

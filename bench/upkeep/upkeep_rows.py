@@ -122,6 +122,7 @@ def _get_manifests(trial: UpkeepTrial, work: Callable[[], object] | None = None)
     for the length of a trial."""
     store = trial.store
     repositories, pause = str(store.content.size.repositories), str(PAUSE_MILLISECONDS)
+    # "1": the step between the repositories' numbers; "": no If-None-Match.
     arguments = [MANIFEST_ACCEPT, repositories, "1", str(TAGS_PER_REPOSITORY), "", pause]
     size = len(manifest_of_layer(store.config, small_layer("")))
     url = trial.server.url

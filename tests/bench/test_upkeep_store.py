@@ -158,7 +158,8 @@ async def test_a_filled_store_is_consistent(filled: tuple[UpkeepStore, StoredReg
     content, store = filled
     counts_before = content.counts()
     assert await check(store) == []
-    assert (counts_before.blobs, counts_before.queued) == (SIZE.blobs + 1, 1)  # the config and its push
+    # The config is one more blob, and its push added an entry to the collector's queue.
+    assert (counts_before.blobs, counts_before.queued) == (SIZE.blobs + 1, 1)
     assert not await store.collector.collect(all_shards=True)
     assert await evict_to(store, counts_before.mirrored_bytes) == 0
     assert content.counts() == counts_before

@@ -49,11 +49,11 @@ def single_post(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
 
 
 def chunks(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
-    """Pushes each chunk on a new connection, so that any worker may receive it."""
     return push.client.put(with_query(send_chunks(push, pieces(data)), digest=digest))
 
 
 def declared_chunks(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    """Declares the digest algorithm at the start of the session."""
     location = send_chunks(push, pieces(data), push.start(**{"digest-algorithm": digest.partition(":")[0]}))
     return push.client.put(with_query(location, digest=digest))
 
@@ -82,6 +82,8 @@ def two_streamed_patches(push: Pusher, data: bytes, digest: str) -> httpx2.Respo
 
 
 def send_chunks(push: Pusher, data: list[bytes], location: str | None = None) -> str:
+    """Sends each chunk on a new connection, so that any worker may receive it. Returns the Location after the last
+    chunk. `location`: None: start a new session."""
     location = location or push.start()
     at = 0
     for piece in data:
@@ -255,7 +257,7 @@ def test_the_status_of_a_session(push: Pusher) -> None:
     assert answer.headers["range"] == "0-0"
     assert answer.content == b""
     location = send_chunks(push, [os.urandom(1000)])
-    for _ in range(8):
+    for _ in range(8):  # new connections, so that every worker gets at least one of the requests
         with new_client(push.client) as client:
             answer = client.get(location)
         assert answer.status_code == 204
@@ -330,7 +332,8 @@ def test_query_parameters_of_a_location_are_kept(push: Pusher) -> None:
 
 
 def test_sessions_time_out(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A session that receives no requests for some time is deleted together with its bytes (Cancel a blob upload)."""
+    """A session without progress for some time is deleted together with its bytes. Status requests do not count as
+    progress (Cancel a blob upload)."""
     env = {"ENTREPOT_UPLOADS__EXPIRE": "100ms", "ENTREPOT_GC__INTERVAL": "200ms"}
     with running_server(tmp_path_factory.mktemp("expiry"), env=env) as server:
         with make_client(server.url) as client:

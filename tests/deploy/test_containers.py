@@ -175,10 +175,12 @@ def pull_again(docker: DockerEngine, name: str) -> None:
 
 
 def published(docker: DockerEngine, container: str, port: int) -> str:
+    """Returns the address on this machine at which docker publishes a port of the container."""
     return docker("port", container, str(port)).out.split()[0]
 
 
 def in_image(docker: DockerEngine, name: str, program: str, *args: str) -> str:
+    """Runs a program as root in a new container of the image, and returns its output."""
     return docker("run", "--rm", "--user", "0", "--entrypoint", program, name, *args).out
 
 

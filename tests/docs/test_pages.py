@@ -101,5 +101,5 @@ def test_pages_link_to_pages_of_their_language() -> None:
 def test_the_front_page_links_to_every_page() -> None:
     """The front page of each language has a link to every other page."""
     for language in LANGUAGES:
-        led_to = {link.partition("#")[0] for link in links(text_of("index", language))}
-        assert {f"{page}.md" for page in page_names()} - led_to == {"index.md"}
+        linked_pages = {link.partition("#")[0] for link in links(text_of("index", language))}
+        assert {f"{page}.md" for page in page_names()} - linked_pages == {"index.md"}
