@@ -160,13 +160,13 @@ class PageRun:
         """Runs an `entrepot` command that needs no shell. The process is a fork, which starts faster than a new
         interpreter."""
         words = shlex.split(self._with_local_paths(command["words"]), comments=True)
-        given = None
+        stdin_text = None
         if words[:2] == ["user", "add"] and "--generate" not in words:
             words += ["--password-file", "-"]
-            given = PASSWORD
+            stdin_text = PASSWORD
         variables = dict(pair.split("=", 1) for pair in (command["variables"] or "").split())
         variables["ENTREPOT_CONFIG"] = str(self._settings)
-        done = entrepot(*words, folder=self.folder, stdin_text=given, **variables)
+        done = entrepot(*words, folder=self.folder, stdin_text=stdin_text, **variables)
         if command["file"]:
             (self.folder / command["file"]).write_text(done.stdout)
             done.stdout = ""
@@ -272,8 +272,8 @@ def _is_printed_as(shown: str, printed: str) -> bool:
 
 
 def _shape(line: str) -> str:
-    """Returns the line with fixed words in place of what differs between runs, such as digests, times and the ids of
-    API tokens. With `is_loose`, numbers are replaced as well."""
+    """Returns the line with fixed words in place of texts that differ between runs: digests, times, numbers and the ids
+    of API tokens."""
     return shape_of(_TOKEN_ID.sub("ID", line), is_loose=True)
 
 

@@ -195,8 +195,8 @@ class RawConnection:
         if not self.received and not self._more():
             raise ConnectionClosed
         start = self._line()
-        version, _, rest = start.partition(b" ")
-        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not rest[:3].isdigit() or rest[3:4] not in (b" ", b""):
+        version, _, status = start.partition(b" ")  # the status and its reason phrase
+        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not status[:3].isdigit() or status[3:4] not in (b" ", b""):
             raise Malformed(f"not a status line: {start[:200]!r}")
         fields: list[tuple[str, str]] = []
         while line := self._line():
@@ -204,7 +204,7 @@ class RawConnection:
             if not colon or not name or name != name.strip():
                 raise Malformed(f"not a header: {line[:200]!r}")
             fields.append((name.decode("ascii").lower(), value.strip().decode("latin-1")))
-        return RawAnswer(version.decode(), int(rest[:3]), tuple(fields), b"", interim)
+        return RawAnswer(version.decode(), int(status[:3]), tuple(fields), b"", interim)
 
     def answer(self, method: str = "GET") -> RawAnswer:
         """Receives the next complete response. `method`: the method of the request. Raises ConnectionClosed,

@@ -116,6 +116,7 @@ class RegistryServer:
         self.process.wait()
 
     def _follow(self, output: IO[str]) -> None:
+        """Copies the output of the server to the log until it ends. Takes the URL from the line that matches READY."""
         with output, self.log.open("a") as log:
             for line in output:
                 log.write(line)

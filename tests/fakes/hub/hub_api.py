@@ -161,7 +161,8 @@ class HubApi:
         return text(200, json.dumps(document), INDEX, headers)
 
     def _page(self, request: HubRequest, entries: list[Any], path: str, key: Any) -> tuple[list[Any], dict[str, str]]:
-        """Returns at most `n` entries after `last`, and a Link to the next page if there is one."""
+        """Returns at most `n` entries after `last`, and a Link to the next page if there is one. `n` and `last`: the
+        parameters of the request. `key`: a function that returns the text by which an entry is sorted."""
         query = request.query
         wanted = int(query["n"]) if query.get("n", "").isdecimal() else self.switches.page
         size, last = min(wanted, self.switches.page), query.get("last", "")

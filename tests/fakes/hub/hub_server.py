@@ -193,6 +193,7 @@ class HubServer:
     ) -> tuple[HubAnswer, bool]:
         """Returns the response without faults, and whether the request was authorized."""
         if role == "cdn":
+            # The path is /registry-v2/blobs/ALGORITHM/ENCODED/data. The added slashes make up for missing parts.
             _, _, _, algorithm, encoded, _ = (request.path + "//////").split("/", 5)
             answer = self.registry.stored(request, f"{algorithm}:{encoded}", record)
             return answer, answer.status < 400

@@ -92,4 +92,5 @@ def basic(authorization: str) -> tuple[str, str] | None:
 
 
 def _public(scope: str, switches: Switches) -> bool:
+    """Returns whether a client without a login gets this scope: it names a repository that is not private."""
     return scope.split(":")[1:2] != [] and scope.split(":")[1] not in switches.private

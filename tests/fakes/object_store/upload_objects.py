@@ -87,11 +87,11 @@ class UploadObjects:
         if not bases:
             return []
         base = int(bases[-1].key.rpartition("/")[2])
-        known = {Chunk.parse(name) for name in json.loads(self._read(bases[-1].key))}
+        listed_in_base = {Chunk.parse(name) for name in json.loads(self._read(bases[-1].key))}
         longest: dict[int, Chunk] = {}
         for listed in self.bucket.list_objects(f"{self._prefix}chunks/"):
             chunk = Chunk.parse(listed.key.rpartition("/")[2])
-            if chunk in known or chunk.generation == base:
+            if chunk in listed_in_base or chunk.generation == base:
                 longest[chunk.start] = max(chunk, longest.get(chunk.start, chunk), key=lambda each: each.length)
         found, stop = [], 0
         while (following := longest.get(stop)) is not None:

@@ -29,7 +29,7 @@ def listed(*args: str, folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with one account, the admin alice. Tests must not change it."""
+    """Returns a folder whose data directory has one account, the admin alice. Tests must not change it."""
     account_folder = tmp_path_factory.mktemp("accounts")
     entrepot_output(
         "user", "add", "alice", "--admin", "--password-file", "-", folder=account_folder, stdin_text=PASSWORD
@@ -39,7 +39,7 @@ def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, unchanged: Path) -> Path:
-    """A folder with a copy of the data directory of `unchanged`, which tests may change."""
+    """Returns a folder with a copy of the data directory of `unchanged`, which tests may change."""
     shutil.copytree(unchanged / "data", tmp_path / "data")
     return tmp_path
 

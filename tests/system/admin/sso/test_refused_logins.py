@@ -68,7 +68,7 @@ def with_public_key(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str
 
 
 def with_secret(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    """Returns a token that is signed with HMAC, with the client's secret."""
+    """Returns a token that is signed with HMAC, with a key that is made from the client's secret."""
     return signed_token({"alg": "HS256", "kid": provider.key.id}, claims, OctKey.import_key(SECRET * 3))
 
 
