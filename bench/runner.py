@@ -229,6 +229,8 @@ def run_bench(bench: Bench, options: Options) -> bool:
 
 
 def _publish(name: str, about: Mapping[str, object], found: Findings, options: Options) -> bool:
+    """Writes the results to files and prints them. Returns whether all rows were measured and, with `--strict`, all
+    goals are met."""
     results = judge_goals({row_samples.name: row_samples for row_samples in found.measured_rows}, found.goals)
     document = {**results_document(found.measured_rows, found.subjects, about), "goals": goals_document(results)}
     write_json(document, _targets(f"{name}.json", options.json))

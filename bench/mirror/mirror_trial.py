@@ -19,7 +19,7 @@ WARM_UP_CLIENTS = 8
 """Number of clients that pull WARM_UP_IMAGE: enough that each worker process serves some requests."""
 IDLE_SECONDS = 0.3
 """A mirror that uses at most one clock tick of CPU time in this many seconds counts as idle."""
-IDLE_TIMEOUT = 60.0
+IDLE_TIMEOUT = 60.0  # seconds
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ LOADER_PACKAGES = {"wrk": "wrk", "curl": "curl"}
 DOCKER_REGISTRY_PACKAGES = {"docker-registry": "docker-registry"}
 NGINX_PACKAGES = {"nginx": "nginx"}
 DOCKER_PACKAGES = {"dockerd": "docker.io", "docker": "docker.io"}
-INSTALL_TIMEOUT = 900.0
+INSTALL_TIMEOUT = 900.0  # seconds
 
 
 def require_packages(wanted: Mapping[str, str]) -> None:

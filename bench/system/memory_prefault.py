@@ -16,7 +16,7 @@ from bench.system.programs import run_to_end
 
 MAX_SHARE = 0.6
 """The largest share of the available memory that is touched."""
-PREFAULT_TIMEOUT = 120.0
+PREFAULT_TIMEOUT = 120.0  # seconds
 
 
 def prefault_memory(size: int) -> None:

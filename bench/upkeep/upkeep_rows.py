@@ -30,7 +30,7 @@ from bench.upkeep.upkeep_store import (
 
 REMOVAL_COUNT = 1000
 """Number of blobs that a garbage collection removes, and of images that an eviction removes."""
-JOB_TIMEOUT = 600.0
+JOB_TIMEOUT = 600.0  # seconds
 CHECKED_SAMPLES = 20
 WARM_UP_SECONDS = 1.0
 PAUSE_MILLISECONDS = 10
@@ -152,6 +152,7 @@ def _time_manifests(trial: UpkeepTrial) -> Sample:
 
 
 def _time_manifests_beside(trial: UpkeepTrial, *, removal: Removal) -> Sample:
+    """Measures GETs of manifests twice: while no job runs, and while the removal runs."""
     added = removal.add(trial.store.content)
     idle = _get_manifests(trial)
     seconds = list[float]()

@@ -197,6 +197,7 @@ class UpkeepStore:
             yield name, layers[index::count]
 
     def _write_files(self, layers: Sequence[BlobContent], changed: float) -> None:
+        """Writes the files of the layers, with `changed` as their time of modification."""
         for layer in layers:
             assert isinstance(layer.content, bytes)
             file = os.open(self._layout.blob(Digest(layer.digest)), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)

@@ -113,6 +113,7 @@ def rows(data: Path) -> dict[str, list[Any]]:
 
 
 async def check(store: StoredRegistry) -> list[Finding]:
+    """Runs the consistency check with all digests, and returns its findings."""
     found = list[Finding]()
 
     async def on_finding(finding: Finding) -> None:
@@ -125,6 +126,8 @@ async def check(store: StoredRegistry) -> list[Finding]:
 
 
 async def evict_to(store: StoredRegistry, size: int) -> int:
+    """Evicts images until the cache has at most `size` bytes. Returns the number of evicted images."""
+
     async def list_downloads() -> set[Digest]:
         return set()
 

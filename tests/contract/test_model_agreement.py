@@ -27,7 +27,7 @@ from .registry_pair import read_blob
 from .upload_agreement import ALGORITHMS, BLOB_DIGESTS, BLOBS, BY, TAGS, UploadAgreement, algorithms, contents, repos
 
 CURSORS = [None, "", "A", "a", "a/", "b", "latest", "z", "é", BLOB_DIGESTS[1], "sha256:8"]
-HOUR = 3600.0
+HOUR = 3600.0  # seconds
 
 tags = st.sampled_from(TAGS)
 blob_digests = st.sampled_from(BLOB_DIGESTS)

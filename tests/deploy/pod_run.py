@@ -14,7 +14,7 @@ from typing import Any
 from tests.fakes.clients.programs import environment
 from tests.fakes.server_process import READY, ROOT
 
-TIMEOUT = 60.0
+TIMEOUT = 60.0  # seconds
 ADDRESS = "0.0.0.0:5000"
 
 

@@ -33,7 +33,7 @@ from tests.fakes.upstream_content import UpstreamContent, image_tree_of
 PASSWORD: Final = "correct horse battery"
 WITH_DOCKER: Final = "with docker"
 NOT_RUN: Final = "not run here: "
-SHELL_TIMEOUT: Final = 200.0
+SHELL_TIMEOUT: Final = 200.0  # seconds
 _TEST: Final = re.compile(r"\btest: (.+)$")
 _COMMAND: Final = re.compile(r"(?P<variables>(?:\w+=\S+ )+)?entrepot (?P<words>[^>]+?)(?: > (?P<file>\S+))?")
 _SHELL: Final = re.compile(r"[|<>;&$`*]")
@@ -180,6 +180,7 @@ class PageRun:
             assert done.returncode == 0, done.stderr
 
     def _shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Runs a line with bash. Adds the password where a program would ask for it."""
         text = re.sub(r"(--user|-u) alice\b", rf"\1 alice:'{PASSWORD}'", self._with_local_paths(line))
         if "docker login" in text and "--password-stdin" not in text:
             text = f"{text} --password-stdin <<< '{PASSWORD}'"
@@ -209,6 +210,7 @@ class PageRun:
         return {**variables, "PATH": f"{programs}:{variables['PATH']}"}
 
     def _programs(self) -> Iterator[tuple[str, list[str]]]:
+        """Yields the name of each program that a command may use, and the words of the command that runs it."""
         yield "entrepot", [sys.executable, "-m", "registry"]
         if self.clients:
             for name, program in (

@@ -59,7 +59,7 @@ def _status(pid: int) -> str:
         return ""
 
 
-TIMEOUT = 200.0
+TIMEOUT = 200.0  # seconds
 
 
 def entrepot(

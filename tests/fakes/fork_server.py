@@ -37,7 +37,7 @@ import typer.main
 
 from registry.server.kernel import die_with_parent
 
-MESSAGE_LIMIT = 1 << 17
+MESSAGE_LIMIT = 1 << 17  # bytes
 _LIBRARIES = ("registry", "storage")
 _PROGRAMS = ("tests.fakes.hub.hub_api", "tests.fakes.hub.hub_server", "tests.fakes.registry_content")
 """Modules that the most frequently started fakes import."""

@@ -28,8 +28,8 @@ from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
-SIZE = 3 * MIB
-TIMEOUT = 60.0
+SIZE = 3 * MIB  # bytes
+TIMEOUT = 60.0  # seconds
 REPO = "library/app"
 
 

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote_plus, urlencode, urlsplit
 from .token_issuer import IssuerKey
 
 CLIENT, SECRET = "entrepot", "s3cr3t of/entrepot+"
-DAY = 86400
+DAY = 86400  # seconds
 
 
 @dataclass

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 BODYLESS = (204, 304)
-TIMEOUT = 30.0
+TIMEOUT = 30.0  # seconds
 
 
 class ConnectionClosed(Exception):
@@ -157,6 +157,7 @@ class RawConnection:
         return not self.ended
 
     def _line(self) -> bytes:
+        """Reads a line, and returns it without CR LF. Raises Malformed if the connection ends before."""
         while (end := self.received.find(b"\r\n")) < 0:
             if not self._more():
                 raise Malformed(f"the connection ended within a line: {bytes(self.received)[:200]!r}")

@@ -98,6 +98,7 @@ def _write_partial(data: Path, boot: str) -> None:
     name = f"docker.io~{digest(PARTIAL).replace(':', '-')}.{len(PARTIAL)}"
     content = data / "partials" / f"{name}.data"
     content.write_bytes(PARTIAL[:PARTIAL_STOP] + bytes(len(PARTIAL) - PARTIAL_STOP))
+    # The format is that of storage/blobs/files/partial_state_format.py: a head, the ranges, and a checksum.
     body = struct.pack("<8sIIQ40s", b"partial1", 0, 2, len(PARTIAL), boot.encode()) + struct.pack(
         "<2Q", 0, PARTIAL_STOP
     )

@@ -15,7 +15,7 @@ from tests.fakes.server_process import ROOT
 
 # Only the folders of Debian's packages: a newer docker in /usr/local would need plugins that are not installed.
 PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
-CALL_TIMEOUT = 110.0
+CALL_TIMEOUT = 110.0  # seconds
 
 
 class CommandFailed(AssertionError):

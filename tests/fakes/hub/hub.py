@@ -57,8 +57,8 @@ from .switches import SWITCHES, Fault, HubRequestKind, Switches
 
 __all__ = ["Fault", "Hub", "HubFailed", "RecordedRequest", "hub", "repeated", "union"]
 
-START_TIMEOUT = 60.0
-WAIT_TIMEOUT = 60.0
+START_TIMEOUT = 60.0  # seconds
+WAIT_TIMEOUT = 60.0  # seconds
 
 
 class HubFailed(AssertionError):

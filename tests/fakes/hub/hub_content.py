@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from tests.fakes.upstream_content import Noise, referrer_descriptor
 
-PIECE = 1 << 20
+PIECE = 1 << 20  # bytes
 
 
 class ReadableBody(Protocol):

@@ -21,7 +21,7 @@ from storage.names import UploadID
 from tests.fakes.object_store.bucket import Bucket, NoSuchKey, PreconditionFailed
 
 PREFIX = "uploads/"
-PIECE = 1024 * 1024
+PIECE = 1024 * 1024  # bytes
 TAKEN_OVER = "a newer request has taken this upload over"
 
 
@@ -145,6 +145,8 @@ class UploadObjects:
                 self.bucket.delete(listed.key)
 
     def _newest_claim(self) -> tuple[int, bool]:
+        """Returns the generation of the newest claim, and whether this claim is closed. Without any claim, the
+        generation is 0."""
         claims = self.bucket.list_objects(f"{self._prefix}claims/")
         if not claims:
             return 0, False

@@ -65,6 +65,7 @@ def test_backups_while_clients_push(tmp_path: Path) -> None:
     stop = threading.Event()
 
     def load(server: RegistryServer, thread: int) -> None:
+        """Pushes images until `stop` is set, and deletes every third one again."""
         number = 0
         while not stop.is_set():
             number += 1
