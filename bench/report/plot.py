@@ -56,7 +56,7 @@ def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float
         name: [value / values[0] for value in values] for name, values in series.items() if values and values[0]
     }
     top = max([1.5, *(value for values in relative.values() for value in values)])
-    height, left, right = 420, 60, 520
+    height, left, right = 420, 60, 520  # in pixels
     low, high = math.log10(sizes[0]), math.log10(max(sizes[-1], sizes[0] * 10))
 
     def point(size: int, value: float) -> tuple[float, float]:

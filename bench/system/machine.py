@@ -79,10 +79,10 @@ def start_steal_meter() -> Callable[[], float]:
     """Starts a measurement. Returns a function that returns the percentage of CPU time that the host has withheld since
     the start."""
     stat = PROC / "stat"
-    before, begun = parse_steal_seconds(stat.read_text()), time.perf_counter()
+    steal_before, begun = parse_steal_seconds(stat.read_text()), time.perf_counter()
 
     def percentage() -> float:
-        spent = (time.perf_counter() - begun) * (os.cpu_count() or 1)
-        return 100 * (parse_steal_seconds(stat.read_text()) - before) / spent
+        cpu_seconds = (time.perf_counter() - begun) * (os.cpu_count() or 1)
+        return 100 * (parse_steal_seconds(stat.read_text()) - steal_before) / cpu_seconds
 
     return percentage

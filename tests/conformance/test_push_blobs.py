@@ -27,6 +27,7 @@ SIZES = [0, 1, 2, 4096, 2 * MIB + 5]
 
 
 def pieces(data: bytes, count: int = 3) -> list[bytes]:
+    """Splits the data into `count` equal pieces. Bytes that remain become one or more further pieces."""
     step = max(len(data) // count, 1)
     return [data[at : at + step] for at in range(0, len(data), step)]
 
@@ -59,10 +60,10 @@ def declared_chunks(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
 
 
 def last_chunk_in_put(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
-    *before, last = pieces(data) or [b""]
-    location = send_chunks(push, before)
-    at = sum(map(len, before))
-    headers = {"Content-Range": f"{at}-{at + len(last) - 1}"} if last else {}
+    *first_pieces, last = pieces(data) or [b""]
+    location = send_chunks(push, first_pieces)
+    offset = sum(map(len, first_pieces))
+    headers = {"Content-Range": f"{offset}-{offset + len(last) - 1}"} if last else {}
     return push.client.put(with_query(location, digest=digest), content=last, headers=headers)
 
 
@@ -85,13 +86,15 @@ def send_chunks(push: Pusher, data: list[bytes], location: str | None = None) ->
     """Sends each chunk on a new connection, so that any worker may receive it. Returns the Location after the last
     chunk. `location`: None: start a new session."""
     location = location or push.start()
-    at = 0
+    offset = 0
     for piece in data:
         with new_client(push.client) as client:
-            answer = client.patch(location, content=piece, headers={"Content-Range": f"{at}-{at + len(piece) - 1}"})
-        at += len(piece)
+            answer = client.patch(
+                location, content=piece, headers={"Content-Range": f"{offset}-{offset + len(piece) - 1}"}
+            )
+        offset += len(piece)
         assert answer.status_code == 202
-        assert answer.headers["range"] == f"0-{at - 1}"
+        assert answer.headers["range"] == f"0-{offset - 1}"
         location = answer.headers["location"]
     return location
 

@@ -103,15 +103,15 @@ def test_passwords_come_from_a_file(folder: Path) -> None:
     ask for a password and fails."""
     (folder / "password.txt").write_bytes(b"sesame open\r\nanother line\n")
     entrepot_output("user", "add", "bob", "--password-file", "password.txt", folder=folder)
-    for given, message in (("", "no password on stdin"), ("short\n", "a password has 8 to")):
+    for stdin_text, message in (("", "no password on stdin"), ("short\n", "a password has 8 to")):
         args = ("user", "add", "carol", "--password-file", "-")
-        assert message in error_line(entrepot(*args, folder=folder, stdin_text=given), 1)
+        assert message in error_line(entrepot(*args, folder=folder, stdin_text=stdin_text), 1)
     assert "no terminal" in error_line(entrepot("user", "add", "carol", folder=folder), 2)
     assert "No such file" in error_line(
         entrepot("user", "add", "carol", "--password-file", "none.txt", folder=folder), 1
     )
-    both = ("user", "add", "carol", "--generate", "--password-file", "-")
-    assert "contradict" in error_line(entrepot(*both, folder=folder), 2)
+    contradicting_args = ("user", "add", "carol", "--generate", "--password-file", "-")
+    assert "contradict" in error_line(entrepot(*contradicting_args, folder=folder), 2)
 
 
 def test_password_prompt_at_a_terminal(folder: Path) -> None:
@@ -265,8 +265,8 @@ def test_grants(folder: Path) -> None:
     )
     entrepot_output("grant", "remove", "team/**", "group:dev", "user:bob", folder=folder)
     assert listed("grant", "list", folder=folder) == [everyone]
-    both = ("grant", "list", "--for", "alice", "--subject", "everyone")
-    assert "contradict" in error_line(entrepot(*both, folder=folder), 2)
+    contradicting_args = ("grant", "list", "--for", "alice", "--subject", "everyone")
+    assert "contradict" in error_line(entrepot(*contradicting_args, folder=folder), 2)
 
 
 def test_keys(folder: Path) -> None:

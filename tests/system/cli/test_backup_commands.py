@@ -258,8 +258,8 @@ def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
                 time.sleep(0.05)
                 job = site.call_ok("GET", f"/jobs/{job['id']}")
             assert (job["state"], job["started_by"], job["result"]["missing"]) == ("done", ADMIN, [])
-        (made,) = site.call_ok("GET", "/backups")["items"]
-        assert (made["name"], made["tags"]) == (job["result"]["snapshot"], 0)
+        (backup,) = site.call_ok("GET", "/backups")["items"]
+        assert (backup["name"], backup["tags"]) == (job["result"]["snapshot"], 0)
         shutil.rmtree(tmp_path / "backups/snapshots")
         (tmp_path / "backups/snapshots").write_text("no directory")
         answer = site.call("GET", "/backups")

@@ -162,9 +162,9 @@ def test_upstream_does_not_accept_the_connection(tmp_path: Path) -> None:
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", port))
         config = settings(tmp_path, f"http://127.0.0.1:{port}", 'connect_timeout = "10m"\n')
-        before = count_connecting(port)
+        connecting_before = count_connecting(port)
         with running_command(tmp_path, "mirror", "refresh", "app:1", *config) as process:
-            until(lambda: count_connecting(port) > before, process)
+            until(lambda: count_connecting(port) > connecting_before, process)
             check_interrupt(process)
 
 

@@ -237,13 +237,13 @@ async def _overwrite_tag(store: StoredRegistry, clock: Clock) -> None:
     now = clock.now
     for seconds, actor in ((3, ALICE), (0, CI)):
         clock.now = now - seconds
-        made = await push_image(store, APP, actor.name)
-        await store.put_manifest(APP, made, [Tag("stable")], by=actor)
+        manifest = await push_image(store, APP, actor.name)
+        await store.put_manifest(APP, manifest, [Tag("stable")], by=actor)
 
 
 async def _delete_image(store: StoredRegistry, _: Clock) -> None:
-    made = await push_image(store, APP, "1.4", "1.4")
-    await store.delete_manifest(APP, made.digest, by=ALICE)
+    manifest = await push_image(store, APP, "1.4", "1.4")
+    await store.delete_manifest(APP, manifest.digest, by=ALICE)
 
 
 async def _push_many_tags(store: StoredRegistry, clock: Clock) -> None:
@@ -252,9 +252,9 @@ async def _push_many_tags(store: StoredRegistry, clock: Clock) -> None:
     ages = {"v1.0": 60, "1841": 57, "1842": 40} | {str(1843 + number): 20 - number for number in range(10)}  # in days
     for tag, age in ages.items():
         clock.now = now - age * DAY
-        made = await push_image(store, APP, tag, tag)
+        manifest = await push_image(store, APP, tag, tag)
         if tag == "1842":
-            await store.pulls.save([PullCount(APP, made.digest, "", now - DAY, 3)])
+            await store.pulls.save([PullCount(APP, manifest.digest, "", now - DAY, 3)])
 
 
 async def _push_tags(store: StoredRegistry, *tags: str) -> None:

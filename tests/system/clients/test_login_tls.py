@@ -151,13 +151,13 @@ def test_podman_and_skopeo(
     loaded(my_tools, small_image, name, tmp_path / "in")
     login = ("login", "-u", ALICE.name, "--password-stdin", tls_server.address)
     assert "unknown authority" in my_tools.podman.attempt(*login, stdin_text=ALICE.secret).err
-    wrong = my_tools.podman.attempt(*login, "--cert-dir", cert, stdin_text=WRONG)
-    assert "invalid username/password" in wrong.err
+    refused_login = my_tools.podman.attempt(*login, "--cert-dir", cert, stdin_text=WRONG)
+    assert "invalid username/password" in refused_login.err
     my_tools.podman(*login, "--cert-dir", cert, stdin_text=ALICE.secret)
     my_tools.podman("push", "--cert-dir", cert, name)
     public_image = f"docker://{tls_server.address}/team/open/podman:1"
-    both = ("--src-cert-dir", cert, "--dest-cert-dir", cert)
-    my_tools.skopeo("copy", "--quiet", *both, f"docker://{name}", public_image)
+    cert_dirs = ("--src-cert-dir", cert, "--dest-cert-dir", cert)
+    my_tools.skopeo("copy", "--quiet", *cert_dirs, f"docker://{name}", public_image)
     my_tools.podman("rmi", "--force", my_tools.image_id(name))
     my_tools.podman("pull", "--cert-dir", cert, name)
     assert my_tools.output_of(name) == f"hello from {repo}\n"

@@ -67,9 +67,9 @@ def test_cookies(browser: Browser, provider: FakeOpenIDProvider) -> None:
     redirect = browser.get("/login/openid")
     assert_cookie(redirect, ATTEMPT, 600)
     assert redirect.headers["cache-control"] == "no-store"
-    back = browser.get(browser.get(redirect.headers["location"]).headers["location"])
-    assert_cookie(back, SESSION, 8 * 3600)
-    assert back.headers["cache-control"] == "no-store"
+    logged_in = browser.get(browser.get(redirect.headers["location"]).headers["location"])
+    assert_cookie(logged_in, SESSION, 8 * 3600)
+    assert logged_in.headers["cache-control"] == "no-store"
 
 
 def assert_cookie(answer: httpx2.Response, name: str, seconds: int) -> None:
@@ -90,11 +90,11 @@ def test_cookies_with_an_https_url(provider: FakeOpenIDProvider, tmp_path: Path)
         begun = client.get(f"{server.url}/login/openid")
         assert f"__Host-{ATTEMPT}=" in begun.headers["set-cookie"]
         assert "; Secure" in begun.headers["set-cookie"]
-        back = client.get(begun.headers["location"]).headers["location"]
-        assert back.startswith(f"{public}/login/callback?")
+        public_callback = client.get(begun.headers["location"]).headers["location"]
+        assert public_callback.startswith(f"{public}/login/callback?")
         cookie = begun.headers["set-cookie"].partition(";")[0]
         without_prefix = cookie.removeprefix("__Host-")
-        callback = back.replace(public, server.url)
+        callback = public_callback.replace(public, server.url)
         assert client.get(callback, headers={"cookie": without_prefix}).status_code == 400
         session = client.get(callback, headers={"cookie": cookie}).headers.get_list("set-cookie")[1].partition(";")[0]
         assert session.startswith(f"__Host-{SESSION}=")
