@@ -229,8 +229,8 @@ async def test_a_newer_request_takes_the_session_over(registry: Registry, repo: 
 async def test_writes_after_a_takeover_are_not_acknowledged(
     registry: Registry, repo: RepositoryName, bytes_before_takeover: int, late_bytes: int
 ) -> None:
-    """A write by a writer whose session was taken over fails, at the latest in `aclose`, so that no client gets a good
-    response for bytes that are not stored."""
+    """After a session was taken over, a write by its old writer fails, at the latest in `aclose`. So no client gets a
+    good response for bytes that are not stored."""
     old = await registry.start_upload(repo)
     await old.write(some_bytes(bytes_before_takeover))
     new = await registry.resume_upload(repo, old.id)

@@ -315,8 +315,7 @@ KUBERNETES_VALUES = {
     "livenessProbe",
     "readinessProbe",
 }
-"""Values that the chart copies into Kubernetes objects as a whole, so that their members are not values of the
-chart."""
+"""Values that the chart copies into Kubernetes objects as a whole. Their members are not values of the chart."""
 
 
 def test_the_readme_has_each_value() -> None:

@@ -28,6 +28,8 @@ PIECE = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class RegistryReply:
+    """A complete response."""
+
     status: int
     headers: http.client.HTTPMessage
     body: bytes

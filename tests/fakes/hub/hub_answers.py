@@ -78,6 +78,8 @@ def corrupted(answer: HubAnswer, offset: int) -> HubAnswer:
 
 @dataclass(frozen=True)
 class _CorruptBody:
+    """A body that differs from `original` in the byte at `offset`."""
+
     original: ReadableBody
     offset: int
 

@@ -43,6 +43,8 @@ class ConnectionDropped(Exception):
 
 @dataclass(frozen=True)
 class HubRequest:
+    """A complete request. Header names are in lower case."""
+
     method: str
     target: str
     headers: Mapping[str, str]

@@ -44,6 +44,8 @@ class MappedBody:
 
 @dataclass(frozen=True)
 class HubManifest:
+    """A manifest or an index of an image."""
+
     digest: str
     media_type: str
     body: bytes = field(repr=False)

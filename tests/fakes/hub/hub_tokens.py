@@ -14,6 +14,8 @@ from .switches import Switches
 
 @dataclass
 class HubToken:
+    """An issued bearer token."""
+
     scopes: frozenset[str]
     """Scopes such as `repository:library/ubuntu:pull`. Each has one action."""
     expires: float

@@ -77,8 +77,8 @@ class ObjectReader:
 
 
 class MultipartSession:
-    """The writer of an upload session. It collects bytes in memory and stores them as a chunk, an object of its own,
-    when they fill a part of a multipart upload or when the session is flushed."""
+    """The writer of an upload session. It collects bytes in memory. When they fill a part of a multipart upload, or
+    when the session is flushed, it stores them as a chunk, which is one object."""
 
     def __init__(self, disk: Disk, objects: UploadObjects, running: RunningDigest, stored: int = 0) -> None:
         """`running`: the running digest of the first `stored` bytes."""
