@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.loaders.http_client import BLOCK_SIZE, MANIFEST_TYPE, HttpClient
 
 MIB, GIB = 1 << 20, 1 << 30
-SMALL_SIZE = 4096
+SMALL_SIZE = 4096  # bytes
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 

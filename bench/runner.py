@@ -71,10 +71,10 @@ class Row(Generic[TrialT]):
 
 def pick_rows(rows: Sequence[Row[TrialT]], only: str | None) -> list[Row[TrialT]]:
     """Returns the rows in a comma-separated list of names, or all rows. Raises BenchFailed for an unknown name."""
-    known = [row.name for row in rows]
-    wanted = [name.strip() for name in only.split(",")] if only else known
-    if unknown := [name for name in wanted if name not in known]:
-        raise BenchFailed(f"no row is called {', '.join(unknown)}; there are: {', '.join(known)}")
+    row_names = [row.name for row in rows]
+    wanted = [name.strip() for name in only.split(",")] if only else row_names
+    if unknown := [name for name in wanted if name not in row_names]:
+        raise BenchFailed(f"no row is called {', '.join(unknown)}; there are: {', '.join(row_names)}")
     return [row for row in rows if row.name in wanted]
 
 
@@ -229,6 +229,8 @@ def run_bench(bench: Bench, options: Options) -> bool:
 
 
 def _publish(name: str, about: Mapping[str, object], found: Findings, options: Options) -> bool:
+    """Writes the results to files and prints them. Returns whether all rows were measured and, with `--strict`, all
+    goals are met."""
     results = judge_goals({row_samples.name: row_samples for row_samples in found.measured_rows}, found.goals)
     document = {**results_document(found.measured_rows, found.subjects, about), "goals": goals_document(results)}
     write_json(document, _targets(f"{name}.json", options.json))

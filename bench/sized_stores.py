@@ -20,8 +20,11 @@ from bench.runner import Bench, Findings, Options, comparison
 from bench.system.servers import ENTREPOT, RunningServer, ServerProgram, started_server
 
 PACKAGES = {"wrk": "wrk"}
+"""The needed programs, and the Debian packages that have them."""
 BASE_REPO = "base/app"
+"""The only repository of a store that is pushed. The rows of the others are inserted into the database."""
 BASE_DISK_BYTES = 1 << 30
+"""The disk space that a bench needs besides the content of its stores."""
 
 
 class SizedStore(Protocol):

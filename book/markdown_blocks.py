@@ -72,13 +72,13 @@ def headings(page: str) -> list[tuple[int, str]]:
 def anchors(page: str) -> set[str]:
     """Returns the anchors that the site and code hosts generate for the page's headings: in lower case, without
     punctuation, with `-` in place of spaces. Chinese characters stay."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     names = set()
     for _, text in headings(page):
         name = _slug(text)
-        count = found.get(name, 0)
-        found[name] = count + 1
-        names.add(f"{name}-{count}" if count else name)
+        count = counts.get(name, 0)
+        counts[name] = count + 1
+        names.add(f"{name}-{count}" if count else name)  # a repeated heading gets a number
     return names
 
 

@@ -40,16 +40,16 @@ def translations() -> dict[str, str]:
 
 def render_in_chinese() -> str:
     """Returns the page in Chinese. Messages without a translation stay in English."""
-    known = translations()
-    return render_settings_page(lambda text: known.get(text) or text)
+    chinese = translations()
+    return render_settings_page(lambda text: chinese.get(text) or text)
 
 
 def update_catalogue() -> None:
     """Writes the catalogue with all messages of the page, in the order of the page. Keeps the existing translations."""
-    known = translations() if CATALOGUE.exists() else {}
+    chinese = translations() if CATALOGUE.exists() else {}
     catalogue = Catalog(locale="zh_Hans", fuzzy=False)
     for message in settings_messages():
-        catalogue.add(message, known.get(message, ""))
+        catalogue.add(message, chinese.get(message, ""))
     with CATALOGUE.open("wb") as file:
         write_po(file, catalogue, width=0, omit_header=False, sort_output=False)
     _shorten_header()

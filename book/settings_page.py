@@ -111,8 +111,8 @@ def _paragraphs(text: str, translate: Translate) -> str:
     paragraphs = []
     for paragraph in text.split("\n\n"):
         is_code |= paragraph.startswith("```")
-        before, after = ("\n" if paragraph.startswith("\n") else ""), ("\n" if paragraph.endswith("\n") else "")
-        paragraphs.append(paragraph if is_code else f"{before}{translate(paragraph.strip())}{after}")
+        leading, trailing = ("\n" if paragraph.startswith("\n") else ""), ("\n" if paragraph.endswith("\n") else "")
+        paragraphs.append(paragraph if is_code else f"{leading}{translate(paragraph.strip())}{trailing}")
         is_code &= not paragraph.rstrip().endswith("```")
     return "\n\n".join(paragraphs)
 

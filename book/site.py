@@ -47,6 +47,8 @@ def build_site(target: Path) -> None:
 
 
 def _build_language(language: Language, source: Path, target: Path) -> None:
+    """Builds the site of one language below `source`, and moves it to `target`. Raises BuildFailed if the generator
+    reports an error or a warning."""
     copy_pages(language, source / "pages")
     config = source / "zensical.toml"
     config.write_text(_configuration(language), encoding="utf-8")

@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_release(checkout: Path, into: Path, scratch: Path, *, with_image: bool) -> None:
+    """Makes the files of the release from the checked-out commit. They replace the folder `into`. Raises
+    ReleaseFailed."""
     if changed := changed_files(checkout):
         print(f"Left out, since they are not committed: {', '.join(changed)}")
     source = export_commit(checkout, scratch / "source")
@@ -58,6 +60,7 @@ def _make_release(checkout: Path, into: Path, scratch: Path, *, with_image: bool
 
 
 def _write_files(source: SourceTree, version: str, release_folder: Path, scratch: Path) -> None:
+    """Writes the packages, the Helm chart, the bill of materials and the checksums into `release_folder`."""
     for folder in (release_folder, scratch / "unpacked", scratch / "bill"):
         folder.mkdir()
     build_packages(source, release_folder, scratch / "unpacked")

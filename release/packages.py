@@ -20,7 +20,7 @@ def build_packages(source: SourceTree, into: Path, scratch: Path) -> None:
     """Writes the source distribution and the wheel into the folder `into`. The wheel is built from the unpacked source
     distribution.
 
-    `scratch`: an empty folder for temporary files. Raises ReleaseFailed if one of them cannot be built.
+    `scratch`: an empty folder for temporary files. Raises ReleaseFailed if one of the two cannot be built.
     """
     _build(source, source.folder, "sdist", into)
     (archive,) = into.glob("*.tar.gz")

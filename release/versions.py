@@ -65,8 +65,8 @@ def check_chart_version(checkout: Path, source: Path) -> None:
         return
     if not run("git", "diff", "--name-only", tag, "HEAD", "--", CHART, cwd=checkout):
         return
-    before = yaml.safe_load(run("git", "show", f"{tag}:{CHART}/Chart.yaml", cwd=checkout))
-    if str(before["version"]) == chart_field(source, "version"):
+    released_chart = yaml.safe_load(run("git", "show", f"{tag}:{CHART}/Chart.yaml", cwd=checkout))
+    if str(released_chart["version"]) == chart_field(source, "version"):
         raise ReleaseFailed(
-            f"{CHART} has changed since {tag}: give Chart.yaml a version other than {before['version']}"
+            f"{CHART} has changed since {tag}: give Chart.yaml a version other than {released_chart['version']}"
         )

@@ -152,7 +152,7 @@ def _get_manifests_beside_puts(trial: GrowthTrial) -> LoadReport:
 
 
 def _put_tags(trial: GrowthTrial, *, prefix: str = "put") -> LoadReport:
-    """Puts tags to `SPREAD_REPOSITORIES` repositories, spread over the store."""
+    """Puts tags to SPREAD_REPOSITORIES repositories, spread over the store."""
     files = [str(trial.store.folder / f"{number}.json") for number in range(2)]
     arguments = [MANIFEST_TYPE, f"{prefix}{trial.round}-", str(5 * SPREAD_REPOSITORIES), *files]
     arguments += trial.store.spread_repositories()
@@ -165,6 +165,7 @@ def _measure_load(trial: GrowthTrial, *, key: str, load: Load) -> Sample:
 
 
 def _tags_pages(trial: GrowthTrial) -> Sample:
+    # Names from the first half of the list, so that a full page follows each of them.
     rng, middle = random.Random(trial.round), trial.store.size.many // 2
     after = [f"t{rng.randrange(middle):07d}" for _ in range(PAGE_TRIALS)]
     return {"tags": _time_pages(trial.server, f"/v2/{MANY_TAGS_REPO}/tags/list", "tags", after)}

@@ -95,7 +95,7 @@ class _RowInserter:
 
     def add(self, name: str, tags: Sequence[str]) -> None:
         """Inserts the repository `name` with `tags`, and a manifest for each tag."""
-        insert, now, kind = self._db.executemany, self._now, self._config.media_type
+        insert, now, artifact_type = self._db.executemany, self._now, self._config.media_type
         pushed = [manifest_of_tag(name, tag, self._config, self._layers) for tag in tags]
         sql = "INSERT INTO repository (name, created, manifests) VALUES (?, ?, ?) RETURNING id"
         repo = self._db.execute(sql, (name, now, len(pushed))).get
@@ -110,8 +110,8 @@ class _RowInserter:
         insert(
             sql,
             [
-                (number, repo, each.digest, MANIFEST_TYPE, len(each.body), kind, each.annotations, now, each.body)
-                for number, each in rows
+                (id_, repo, each.digest, MANIFEST_TYPE, len(each.body), artifact_type, each.annotations, now, each.body)
+                for id_, each in rows
             ],
         )
         sql = "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)"

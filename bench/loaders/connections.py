@@ -12,7 +12,7 @@ from typing import Self
 from bench.errors import TrialFailed
 from bench.system.servers import HOST
 
-CONNECT_TIMEOUT = 30.0
+CONNECT_TIMEOUT = 30.0  # seconds
 HEAD_END = b"\r\n\r\n"
 
 

@@ -18,10 +18,10 @@ from bench.system.programs import clean_environment, run_to_end, running_program
 from bench.system.servers import RunningServer, local_url
 
 CURL_COMMAND = ("curl", "-q", "-sS", "--fail", "--noproxy", "*", "--max-time", "120")
-TRANSFER_TIMEOUT = 300.0
+TRANSFER_TIMEOUT = 300.0  # seconds
 MIN_STARTED_BYTES = 1 << 20
 """Bytes after which a background transfer counts as started."""
-START_TIMEOUT = 20.0
+START_TIMEOUT = 20.0  # seconds
 REPEATS = 500
 """How often one curl process of a background transfer downloads the blob: more often than a trial lasts."""
 
@@ -112,6 +112,7 @@ class BackgroundUpload:
                 self._failure = error
 
     def _upload(self) -> None:
+        """Uploads the file to a new session, and cancels the session. Raises TrialFailed."""
         with HttpClient(self._port) as client:
             location = client.start_upload(self._repo)
             self._process = subprocess.Popen(
@@ -125,6 +126,7 @@ class BackgroundUpload:
             out = self._process.communicate()[0]
             self._process = None
             self._finished_bytes += self._file.stat().st_size
+            # stop() may end curl before it prints the next URL of the session.
             client.request(
                 "DELETE", location if self._stopping and not out else next_upload_path(location, out), expect=204
             )

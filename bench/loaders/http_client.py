@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from bench.errors import TrialFailed
 from bench.system.servers import HOST
 
-REQUEST_TIMEOUT = 60.0
-BLOCK_SIZE = 1 << 20
+REQUEST_TIMEOUT = 60.0  # seconds
+BLOCK_SIZE = 1 << 20  # bytes
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 MANIFEST_ACCEPT = ", ".join(
     (

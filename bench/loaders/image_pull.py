@@ -22,8 +22,8 @@ from bench.loaders.http_client import BLOCK_SIZE, HttpClient, check_content
 from bench.random_content import MIB, digest_of
 from bench.system.programs import run_to_end
 
-BARRIER_TIMEOUT = 60.0
-PULL_TIMEOUT = 900.0
+BARRIER_TIMEOUT = 60.0  # seconds
+PULL_TIMEOUT = 900.0  # seconds
 PARALLEL_BLOBS = 3
 """Number of blobs that a client fetches in parallel: docker's default."""
 
@@ -109,6 +109,8 @@ def _pull_as_client(
 
 
 def _fetch_blob(client: HttpClient, repo: str, digest: str, size: int, buffer: memoryview, verify: bool) -> BlobTimes:
+    """Reads a blob and returns the times. Checks its size and, with `verify`, its digest. `buffer`: takes each piece of
+    the body; the pieces are not kept. Raises TrialFailed."""
     begun = time.perf_counter()
     response = client.open_blob(repo, digest)
     headers = time.perf_counter() - begun
@@ -119,6 +121,7 @@ def _fetch_blob(client: HttpClient, repo: str, digest: str, size: int, buffer: m
         if verify:
             running.update(buffer[:count])
     whole = time.perf_counter() - begun
+    # Without `verify`, no digest was computed, so the blob's own digest takes its place.
     check_content(digest, size, received, running.hexdigest() if verify else digest.removeprefix("sha256:"))
     return BlobTimes(size, headers, first, whole)
 

@@ -85,6 +85,7 @@ def _clicks(repositories: int, rng: random.Random) -> Iterator[tuple[str, ...]]:
 
 
 def _click(port: int, seconds: float, repositories: int, number: int) -> _Browser:
+    """Opens pages in the browser with this number, with pauses, until `seconds` have passed. Returns the browser."""
     rng, ends = random.Random(number), time.perf_counter() + seconds
     with HttpClient(port, f"127.0.1.{number + 1}") as client:
         browser = _Browser(client)

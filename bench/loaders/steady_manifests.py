@@ -21,6 +21,8 @@ from bench.system.servers import HOST
 RATE = 200
 """Requests per second. The registry can serve many more, so requests never wait for each other, only for other work of
 the registry."""
+RESPONSE_TIMEOUT = 20.0
+"""Seconds after the last planned request in which all responses must arrive."""
 STATUS_OK = b"HTTP/1.1 200"
 
 
@@ -54,7 +56,7 @@ def send_requests(port: int, seconds: float, repositories: int) -> None:
                 times.append(clock() - due_times[connection])
                 received += len(answer)
                 idle.append(connection)
-            if clock() - begun > seconds + 20:
+            if clock() - begun > seconds + RESPONSE_TIMEOUT:
                 raise TrialFailed(f"{count - len(times)} manifests did not come")
     print_report(times, received, clock() - begun)
 

@@ -17,8 +17,8 @@ from bench.system.programs import clean_environment
 LUA_SCRIPTS = Path(__file__).parent / "lua"
 WRK_CONNECTIONS = 16
 ENDLESS_SECONDS = 3600.0
-"""The duration that wrk gets on its command line if it has to send requests for as long as some other work runs. It is
-so long that wrk never ends by itself: `run_wrk` stops wrk when the work has ended."""
+"""The duration on wrk's command line if wrk sends requests while some other work runs. It is so long that wrk never
+ends by itself: `run_wrk` stops wrk when the work has ended."""
 DEFAULT_HEADERS = {"Accept": MANIFEST_ACCEPT}
 
 

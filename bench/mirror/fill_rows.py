@@ -41,6 +41,7 @@ def _time_first_byte(trial: MirrorTrial) -> Sample:
 
 
 def _fill(trial: MirrorTrial) -> Sample:
+    """Measures the fill of one cold blob: the delay of the headers, the speed, and the mirror's CPU time."""
     direct = trial.pull(trial.upstream, LARGE_IMAGE).largest()
     with trial.cold_mirror(trial.upstream.url) as server:
         meter = Meter(server)
@@ -85,12 +86,12 @@ def _mirrored_manifest(trial: MirrorTrial) -> tuple[str, bytes]:
 def _measure_fill_memory(trial: MirrorTrial) -> Sample:
     """Measures how much the memory of the process tree grows while many clients download a cold blob of 2 GiB."""
     with trial.cold_mirror(trial.upstream.url) as server:
-        before = server.pss()
+        pss_before = server.pss()
         peaks = dict[str, int]()
         with sampled_memory(server, MEMORY_INTERVAL_SECONDS, peaks):
             # Only one client verifies the digest: if all did, hashing would leave too little CPU time for the server.
             pulled = trial.pull(server, HUGE_IMAGE, READERS, verified=1)
-    return {GROWTH.key: (peaks[server.name] - before) / MIB, BULK.key: pulled.size / MIB / pulled.seconds}
+    return {GROWTH.key: (peaks[server.name] - pss_before) / MIB, BULK.key: pulled.size / MIB / pulled.seconds}
 
 
 def fill_rows() -> list[Row[MirrorTrial]]:

@@ -20,7 +20,7 @@ class ImageSpec:
     layers: Sequence[int]
 
     def shrunk(self, divisor: int) -> ImageSpec:
-        """Returns the same image with smaller layers."""
+        """Returns the same image with layer sizes divided by `divisor`, but at least 4 KiB."""
         return ImageSpec(self.repo, [max(4096, size // divisor) for size in self.layers])
 
 

@@ -18,8 +18,8 @@ from bench.system.servers import RunningServer, ServerProgram, started_server
 WARM_UP_CLIENTS = 8
 """Number of clients that pull WARM_UP_IMAGE: enough that each worker process serves some requests."""
 IDLE_SECONDS = 0.3
-"""A mirror that uses no CPU time for this many seconds counts as idle."""
-IDLE_TIMEOUT = 60.0
+"""A mirror that uses at most one clock tick of CPU time in this many seconds counts as idle."""
+IDLE_TIMEOUT = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class MirrorTrial:
 
 
 def wait_until_idle(server: RunningServer) -> None:
-    """Waits until a mirror uses no CPU time: docker-registry may still be storing a blob after it has sent the blob to
-    the client. Raises TrialFailed after IDLE_TIMEOUT."""
+    """Waits until a mirror is idle: docker-registry may still be storing a blob after it has sent the blob to the
+    client. Raises TrialFailed after IDLE_TIMEOUT."""
     last_cpu, deadline = -1.0, time.monotonic() + IDLE_TIMEOUT
     while (cpu := server.cpu()) > last_cpu + 1 / CLOCK_TICKS:
         if time.monotonic() > deadline:

@@ -68,8 +68,8 @@ class UpstreamTraffic:
 
 
 def count_traffic(lines: Iterable[str], repo: str) -> UpstreamTraffic:
-    """Sums up the lines of an access log for one repository. For an interrupted request, the bytes count that were
-    sent. A refused request does not count."""
+    """Sums up the lines of an access log for one repository. An interrupted request counts with the bytes that were
+    sent for it. A refused request does not count."""
     content = blobs = gets = heads = 0
     for line in lines:
         request = json.loads(line)

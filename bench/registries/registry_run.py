@@ -81,7 +81,7 @@ def _measure(
 
         rounds = Rounds(rows, servers, open_trial)
         rounds.prepare()
-        peaks.clear()
+        peaks.clear()  # the memory during the preparation does not count
         measured_rows = rounds.run(options.rounds)
     peak = RowSamples(PEAK_MEMORY_ROW, "memory at its peak", (PSS,))
     peak.samples = {name: [{PSS.key: size / MIB}] for name, size in peaks.items()}

@@ -24,7 +24,7 @@ from bench.system.servers import RunningServer, ServerProgram
 APP_REPO = "bench/app"
 TAGS_REPO = "bench/tagged"
 TAG_COUNT = 300
-BULK_SIZE = 256 * MIB
+BULK_SIZE = 256 * MIB  # bytes
 LAYER_COUNT = 6
 
 

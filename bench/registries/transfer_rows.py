@@ -67,9 +67,9 @@ def _get_manifests_beside_bulk(trial: RegistryTrial) -> Sample:
     content = trial.content
     transfers = background_transfers(trial.server, APP_REPO, content.large.digest, PULL_COUNT, content.upload_file)
     with transfers as moved_bytes:
-        before, meter = moved_bytes(), Meter(trial.server)
+        bytes_before, meter = moved_bytes(), Meter(trial.server)
         report = load_target(trial, latest_manifest, trial.seconds)
-        speed = (moved_bytes() - before) / MIB / meter.seconds()
+        speed = (moved_bytes() - bytes_before) / MIB / meter.seconds()
     return {P99.key: report.p99, P50.key: report.p50, RATE.key: report.rate, BULK.key: speed}
 
 

@@ -10,8 +10,9 @@ from bench.report.measurements import RATE, SPEED, Figure, RowSamples
 from bench.report.tables import number_text
 
 WIDTH, LEFT, RIGHT, STEP, TOP = 760, 270, 90, 26, 56
+"""In pixels: the width of a plot, its left and right margins, the height of a bar with its gap, and the top margin."""
 CHARACTER_WIDTH = 5.8
-"""Approximate width of a character of a label. All lengths are in pixels."""
+"""Approximate width of a character of a label in pixels."""
 INK, BAR, GRID = "#1f2933", "#2f6f9f", "#cfd8e0"
 COLOURS = ("#2f6f9f", "#c2571a", "#4b8b3b", "#8a4fa3", "#7a7a7a")
 
@@ -55,7 +56,7 @@ def curves(title: str, sizes: Sequence[int], series: Mapping[str, Sequence[float
         name: [value / values[0] for value in values] for name, values in series.items() if values and values[0]
     }
     top = max([1.5, *(value for values in relative.values() for value in values)])
-    height, left, right = 420, 60, 520
+    height, left, right = 420, 60, 520  # in pixels
     low, high = math.log10(sizes[0]), math.log10(max(sizes[-1], sizes[0] * 10))
 
     def point(size: int, value: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import Self
 from bench.errors import TrialFailed
 from bench.system.programs import clean_environment, run_to_end, running_program
 
-CALL_TIMEOUT = 300.0
+CALL_TIMEOUT = 300.0  # seconds
 
 
 @dataclass(frozen=True)

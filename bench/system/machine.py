@@ -20,7 +20,7 @@ LOADER_PACKAGES = {"wrk": "wrk", "curl": "curl"}
 DOCKER_REGISTRY_PACKAGES = {"docker-registry": "docker-registry"}
 NGINX_PACKAGES = {"nginx": "nginx"}
 DOCKER_PACKAGES = {"dockerd": "docker.io", "docker": "docker.io"}
-INSTALL_TIMEOUT = 900.0
+INSTALL_TIMEOUT = 900.0  # seconds
 
 
 def require_packages(wanted: Mapping[str, str]) -> None:
@@ -72,17 +72,17 @@ def check_space(folder: Path, needed: int) -> None:
 def parse_steal_seconds(stat: str) -> float:
     """Returns, from the text of /proc/stat, the CPU seconds that the host withheld from this virtual machine, summed
     over all processors (proc(5): steal)."""
-    return int(stat.split(maxsplit=9)[8]) / CLOCK_TICKS
+    return int(stat.split(maxsplit=9)[8]) / CLOCK_TICKS  # the eighth number after the word `cpu` is steal
 
 
 def start_steal_meter() -> Callable[[], float]:
     """Starts a measurement. Returns a function that returns the percentage of CPU time that the host has withheld since
     the start."""
     stat = PROC / "stat"
-    before, begun = parse_steal_seconds(stat.read_text()), time.perf_counter()
+    steal_before, begun = parse_steal_seconds(stat.read_text()), time.perf_counter()
 
     def percentage() -> float:
-        spent = (time.perf_counter() - begun) * (os.cpu_count() or 1)
-        return 100 * (parse_steal_seconds(stat.read_text()) - before) / spent
+        cpu_seconds = (time.perf_counter() - begun) * (os.cpu_count() or 1)
+        return 100 * (parse_steal_seconds(stat.read_text()) - steal_before) / cpu_seconds
 
     return percentage

@@ -16,7 +16,7 @@ from bench.system.programs import run_to_end
 
 MAX_SHARE = 0.6
 """The largest share of the available memory that is touched."""
-PREFAULT_TIMEOUT = 120.0
+PREFAULT_TIMEOUT = 120.0  # seconds
 
 
 def prefault_memory(size: int) -> None:
@@ -36,8 +36,8 @@ def touch_pages(size: int) -> None:
     """Writes to each page of `size` bytes of new memory."""
     memory = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
     memory.madvise(MADV_HUGEPAGE)  # uses large blocks, because the kernel returns only large blocks to the host
-    for at in range(0, size, PAGESIZE):
-        memory[at] = 1
+    for offset in range(0, size, PAGESIZE):
+        memory[offset] = 1
 
 
 if __name__ == "__main__":

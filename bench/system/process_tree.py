@@ -29,7 +29,7 @@ def parse_pss(rollup: str) -> int:
 def process_tree(pid: int) -> list[int]:
     """Returns the process and all its descendants, the process first."""
     found = [pid]
-    for parent in found:
+    for parent in found:  # also visits the children that the loop appends
         with contextlib.suppress(OSError):
             for task in (PROC / str(parent) / "task").iterdir():
                 with contextlib.suppress(OSError):

@@ -18,8 +18,8 @@ REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 PROGRAM_PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
 """The search path for programs. It has only the folders of Debian's packages; dockerd and its helpers are in sbin."""
 POLL_SECONDS = 0.002
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 40.0
+START_TIMEOUT = 60.0  # seconds
+STOP_TIMEOUT = 40.0  # seconds
 
 
 def clean_environment(home: Path, **extra: str) -> dict[str, str]:

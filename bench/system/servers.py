@@ -23,7 +23,7 @@ from bench.system.programs import REPOSITORY_ROOT, START_TIMEOUT, clean_environm
 HOST = "127.0.0.1"
 HOSTED_PREFIX = "team"
 """Clients can push repositories below this prefix to an Entrepot that mirrors an upstream."""
-COMMAND_TIMEOUT = 60.0
+COMMAND_TIMEOUT = 60.0  # seconds
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from bench.upkeep.upkeep_store import (
 
 REMOVAL_COUNT = 1000
 """Number of blobs that a garbage collection removes, and of images that an eviction removes."""
-JOB_TIMEOUT = 600.0
+JOB_TIMEOUT = 600.0  # seconds
 CHECKED_SAMPLES = 20
 WARM_UP_SECONDS = 1.0
 PAUSE_MILLISECONDS = 10
@@ -122,6 +122,7 @@ def _get_manifests(trial: UpkeepTrial, work: Callable[[], object] | None = None)
     for the length of a trial."""
     store = trial.store
     repositories, pause = str(store.content.size.repositories), str(PAUSE_MILLISECONDS)
+    # "1": the step between the repositories' numbers; "": no If-None-Match.
     arguments = [MANIFEST_ACCEPT, repositories, "1", str(TAGS_PER_REPOSITORY), "", pause]
     size = len(manifest_of_layer(store.config, small_layer("")))
     url = trial.server.url
@@ -151,6 +152,7 @@ def _time_manifests(trial: UpkeepTrial) -> Sample:
 
 
 def _time_manifests_beside(trial: UpkeepTrial, *, removal: Removal) -> Sample:
+    """Measures GETs of manifests twice: while no job runs, and while the removal runs."""
     added = removal.add(trial.store.content)
     idle = _get_manifests(trial)
     seconds = list[float]()

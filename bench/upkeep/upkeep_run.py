@@ -36,7 +36,7 @@ endpoint."""
 def upkeep_bench(options: Options) -> Bench:
     """Returns the bench, ready to run. Raises BenchFailed if the options name an unknown row, or a folder that is not a
     checkout of Entrepot."""
-    pick_rows(upkeep_rows(), options.only)
+    pick_rows(upkeep_rows(), options.only)  # raises BenchFailed before any store is built
     measure = partial(_measure, options=options)
     plan = SizePlan("upkeep", "blobs", DISK_BYTES_PER_BLOB, _build, measure, upkeep_goals, DRAWN, is_largest_first=True)
     return size_bench(options, plan)

@@ -66,6 +66,7 @@ class StoreCounts(NamedTuple):
     manifests: int
     cached_manifests: int
     queued: int
+    """Entries in the queue of the garbage collector."""
     mirrored_bytes: int
     """Size of all mirrored repositories according to the usage counters in the database."""
 
@@ -196,6 +197,7 @@ class UpkeepStore:
             yield name, layers[index::count]
 
     def _write_files(self, layers: Sequence[BlobContent], changed: float) -> None:
+        """Writes the files of the layers, with `changed` as their time of modification."""
         for layer in layers:
             assert isinstance(layer.content, bytes)
             file = os.open(self._layout.blob(Digest(layer.digest)), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
@@ -252,7 +254,7 @@ class _RowInserter:
     def add_images(self, repository: int, layers: Sequence[BlobContent], prefix: str, upstream: str) -> None:
         """Inserts an image with a tag for each layer. The tags are `prefix` followed by a number. `upstream`: the
         upstream of a mirrored repository; empty for a pushed repository."""
-        insert, at, kind = self._db.executemany, self._at, self._config.media_type
+        insert, at, artifact_type = self._db.executemany, self._at, self._config.media_type
         self._add_links(repository, self._add_blobs(layers))
         bodies = [manifest_of_layer(self._config, layer) for layer in layers]
         digests = [digest_of(body) for body in bodies]
@@ -261,7 +263,7 @@ class _RowInserter:
             "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id"
         )
         rows = [
-            (repository, digest, MANIFEST_TYPE, len(body), kind, at, body)
+            (repository, digest, MANIFEST_TYPE, len(body), artifact_type, at, body)
             for digest, body in zip(digests, bodies, strict=True)
         ]
         manifests = [int(row[0]) for row in insert(sql, rows)]

@@ -36,6 +36,7 @@ def _is_generated(path: Path) -> bool:
 
 
 def hits(pattern: re.Pattern[str]) -> list[str]:
+    """Returns file, line number and text of each line that the pattern matches."""
     found = []
     for path in files():
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -52,6 +53,7 @@ def test_no_path_of_a_machine() -> None:
 
 def test_no_package_index() -> None:
     """No file names a package index, so that pip uses the index for which it is configured."""
+    # The flag `--no-emit-index-url` of pip-compile names no index.
     assert [hit for hit in hits(INDEX) if "--no-emit" not in hit] == []
 
 

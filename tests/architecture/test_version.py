@@ -79,20 +79,20 @@ def test_a_changed_chart_needs_a_new_version(
 ) -> None:
     """`make release` refuses a chart that differs from the chart of the release before, unless its version differs as
     well."""
-    made = project(tmp_path, "0.1.0", "## [0.1.0] - 2026-11-01", chart="0.1.0")
-    chart = made / "deploy" / "helm" / "entrepot"
+    checkout = project(tmp_path, "0.1.0", "## [0.1.0] - 2026-11-01", chart="0.1.0")
+    chart = checkout / "deploy" / "helm" / "entrepot"
     (chart / "values.yaml").write_text("port: 5000")
-    commit(made, "v0.1.0")
-    (made / "registry" / "__init__.py").write_text('__version__ = "0.2.0"\n')
-    (made / "CHANGELOG.md").write_text("## [0.2.0] - 2026-12-01\n\n## [0.1.0] - 2026-11-01\n")
+    commit(checkout, "v0.1.0")
+    (checkout / "registry" / "__init__.py").write_text('__version__ = "0.2.0"\n')
+    (checkout / "CHANGELOG.md").write_text("## [0.2.0] - 2026-12-01\n\n## [0.1.0] - 2026-11-01\n")
     (chart / "values.yaml").write_text(template)
     (chart / "Chart.yaml").write_text((chart / "Chart.yaml").read_text().replace("1.7.0", chart_version))
-    commit(made, "v0.2.0")
+    commit(checkout, "v0.2.0")
     if problem is None:
-        check_chart_version(made, made)
+        check_chart_version(checkout, checkout)
     else:
         with pytest.raises(ReleaseFailed) as refused:
-            check_chart_version(made, made)
+            check_chart_version(checkout, checkout)
         assert str(refused.value) == problem
 
 

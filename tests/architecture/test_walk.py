@@ -24,6 +24,7 @@ def test_steps_exist() -> None:
 
 
 def _is_defined(module: str, name: str) -> bool:
+    """Returns whether `module` defines the object `name`, and does not only import it."""
     try:
         defined_object = reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError):

@@ -113,6 +113,7 @@ def rows(data: Path) -> dict[str, list[Any]]:
 
 
 async def check(store: StoredRegistry) -> list[Finding]:
+    """Runs the consistency check with all digests, and returns its findings."""
     found = list[Finding]()
 
     async def on_finding(finding: Finding) -> None:
@@ -125,6 +126,8 @@ async def check(store: StoredRegistry) -> list[Finding]:
 
 
 async def evict_to(store: StoredRegistry, size: int) -> int:
+    """Evicts images until the cache has at most `size` bytes. Returns the number of evicted images."""
+
     async def list_downloads() -> set[Digest]:
         return set()
 
@@ -158,7 +161,8 @@ async def test_a_filled_store_is_consistent(filled: tuple[UpkeepStore, StoredReg
     content, store = filled
     counts_before = content.counts()
     assert await check(store) == []
-    assert (counts_before.blobs, counts_before.queued) == (SIZE.blobs + 1, 1)  # the config and its push
+    # The config is one more blob, and its push added an entry to the collector's queue.
+    assert (counts_before.blobs, counts_before.queued) == (SIZE.blobs + 1, 1)
     assert not await store.collector.collect(all_shards=True)
     assert await evict_to(store, counts_before.mirrored_bytes) == 0
     assert content.counts() == counts_before

@@ -90,8 +90,8 @@ def test_listing_no_tags(tagged: Pusher) -> None:
 @pytest.mark.parametrize("count", [None, 3])
 def test_listing_tags_after(tagged: Pusher, last: str, count: int | None) -> None:
     """The list starts strictly after `last`, with or without `n`, whether or not `last` is a tag (end-8b)."""
-    plain = last.replace("%21", "!").replace("%2F", "/")
-    expected = [tag for tag in sorted(TAGS) if tag > plain][:count]
+    decoded = last.replace("%21", "!").replace("%2F", "/")
+    expected = [tag for tag in sorted(TAGS) if tag > decoded][:count]
     size = "" if count is None else f"&n={count}"
     assert tagged.client.get(f"{tagged.root}/tags/list?last={last}{size}").json()["tags"] == expected
 
@@ -114,7 +114,7 @@ def test_listing_tags_of_an_unknown_repository(push: Pusher) -> None:
     "query", ["n=-1", "n=x", "n=1.5", "n=", "n=1&n=2", "n=%31%00", "last=%ff", "n=9999999999999999999"]
 )
 def test_listing_tags_with_a_bad_query(tagged: Pusher, query: str) -> None:
-    """An invalid count gets 400 (end-8b)."""
+    """An invalid `n` or `last` gets 400 (end-8b)."""
     answer = tagged.client.get(f"{tagged.client.base_url}{tagged.root}/tags/list?{query}")
     assert answer.status_code == 400
     error_codes(answer)  # checks the form of the error response
@@ -150,7 +150,7 @@ def test_listing_no_referrers(push: Pusher, algorithm: str) -> None:
         assert answer.status_code == 200
         assert answer.headers["content-type"] == OCI_INDEX
         assert answer.json() == {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
-        push.tag("exists")
+        push.tag("exists")  # creates the repository for the second request
 
 
 @pytest.mark.parametrize("order", ["subject first", "referrer first"])
@@ -255,7 +255,7 @@ def test_referrers_of_deleted_manifests(push: Pusher) -> None:
     kept_digest = push.put(push.artifact(subject, "a/stays"))
     deleted_digest = push.put(push.artifact(subject, "a/goes"))
     assert push.client.delete(f"{push.root}/manifests/{deleted_digest}").status_code == 202
-    for _ in range(8):
+    for _ in range(8):  # each request has a new connection, so every worker answers some of them
         assert [entry["digest"] for entry in listed(push, digest_of(target))] == [kept_digest]
     assert push.client.delete(f"{push.root}/manifests/{digest_of(target)}").status_code == 202
     assert [entry["digest"] for entry in listed(push, digest_of(target))] == [kept_digest]
@@ -277,7 +277,7 @@ def test_enabling_the_referrers_api(push: Pusher, algorithm: str, order: str) ->
     target = encode(push.image())
     subject = describe(target, OCI_MANIFEST, algorithm)
     kind, _, encoded = digest_of(target, algorithm).partition(":")
-    tag = f"{kind[:32]}-{encoded[:64]}"
+    tag = f"{kind[:32]}-{encoded[:64]}"  # the spec cuts both parts to these lengths
     documents = [push.artifact(subject, f"a/{number}") for number in range(3)]
     for document in documents:
         push.put(document)

@@ -88,7 +88,7 @@ def test_deleting_missing_content(push: Pusher, algorithm: str) -> None:
             answer = push.client.delete(f"{push.root}/{path}")
             assert answer.status_code == 404
             assert error_codes(answer)[0] in ("MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN")
-        push.tag("exists")
+        push.tag("exists")  # creates the repository for the second round
 
 
 def test_deleting_twice(push: Pusher) -> None:

@@ -23,6 +23,7 @@ MISSING = digest_of(b"never pushed")
 WARNING = re.compile(r'299 - "(?:[^"\\]|\\.)*"')
 
 Cause = Callable[[Pusher], httpx2.Response]
+# For each error: the expected status, the expected code, and a function that causes the error.
 CAUSES: dict[str, tuple[int, str, Cause]] = {
     "unknown blob": (404, "BLOB_UNKNOWN", lambda p: p.client.get(f"{p.root}/blobs/{MISSING}")),
     "malformed chunk": (

@@ -27,6 +27,7 @@ SIZES = [0, 1, 2, 4096, 2 * MIB + 5]
 
 
 def pieces(data: bytes, count: int = 3) -> list[bytes]:
+    """Splits the data into `count` equal pieces. Bytes that remain become one or more further pieces."""
     step = max(len(data) // count, 1)
     return [data[at : at + step] for at in range(0, len(data), step)]
 
@@ -49,20 +50,20 @@ def single_post(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
 
 
 def chunks(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
-    """Pushes each chunk on a new connection, so that any worker may receive it."""
     return push.client.put(with_query(send_chunks(push, pieces(data)), digest=digest))
 
 
 def declared_chunks(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
+    """Declares the digest algorithm at the start of the session."""
     location = send_chunks(push, pieces(data), push.start(**{"digest-algorithm": digest.partition(":")[0]}))
     return push.client.put(with_query(location, digest=digest))
 
 
 def last_chunk_in_put(push: Pusher, data: bytes, digest: str) -> httpx2.Response:
-    *before, last = pieces(data) or [b""]
-    location = send_chunks(push, before)
-    at = sum(map(len, before))
-    headers = {"Content-Range": f"{at}-{at + len(last) - 1}"} if last else {}
+    *first_pieces, last = pieces(data) or [b""]
+    location = send_chunks(push, first_pieces)
+    offset = sum(map(len, first_pieces))
+    headers = {"Content-Range": f"{offset}-{offset + len(last) - 1}"} if last else {}
     return push.client.put(with_query(location, digest=digest), content=last, headers=headers)
 
 
@@ -82,14 +83,18 @@ def two_streamed_patches(push: Pusher, data: bytes, digest: str) -> httpx2.Respo
 
 
 def send_chunks(push: Pusher, data: list[bytes], location: str | None = None) -> str:
+    """Sends each chunk on a new connection, so that any worker may receive it. Returns the Location after the last
+    chunk. `location`: None: start a new session."""
     location = location or push.start()
-    at = 0
+    offset = 0
     for piece in data:
         with new_client(push.client) as client:
-            answer = client.patch(location, content=piece, headers={"Content-Range": f"{at}-{at + len(piece) - 1}"})
-        at += len(piece)
+            answer = client.patch(
+                location, content=piece, headers={"Content-Range": f"{offset}-{offset + len(piece) - 1}"}
+            )
+        offset += len(piece)
         assert answer.status_code == 202
-        assert answer.headers["range"] == f"0-{at - 1}"
+        assert answer.headers["range"] == f"0-{offset - 1}"
         location = answer.headers["location"]
     return location
 
@@ -255,7 +260,7 @@ def test_the_status_of_a_session(push: Pusher) -> None:
     assert answer.headers["range"] == "0-0"
     assert answer.content == b""
     location = send_chunks(push, [os.urandom(1000)])
-    for _ in range(8):
+    for _ in range(8):  # new connections, so that every worker gets at least one of the requests
         with new_client(push.client) as client:
             answer = client.get(location)
         assert answer.status_code == 204
@@ -330,7 +335,8 @@ def test_query_parameters_of_a_location_are_kept(push: Pusher) -> None:
 
 
 def test_sessions_time_out(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A session that receives no requests for some time is deleted together with its bytes (Cancel a blob upload)."""
+    """A session without progress for some time is deleted together with its bytes. Status requests do not count as
+    progress (Cancel a blob upload)."""
     env = {"ENTREPOT_UPLOADS__EXPIRE": "100ms", "ENTREPOT_GC__INTERVAL": "200ms"}
     with running_server(tmp_path_factory.mktemp("expiry"), env=env) as server:
         with make_client(server.url) as client:

@@ -40,6 +40,7 @@ def padded(document: Document, size: int) -> bytes:
 
 
 def put(push: Pusher, reference: str, body: bytes, kind: str | None = OCI_MANIFEST) -> Any:
+    """Pushes a manifest and returns the response unchecked. `kind`: the Content-Type; None: send none."""
     headers = {} if kind is None else {"Content-Type": kind}
     return push.client.put(f"{push.root}/manifests/{reference}", content=body, headers=headers)
 
@@ -79,7 +80,7 @@ def test_a_wrong_digest(push: Pusher, algorithm: str) -> None:
 
 
 def test_a_tag_moves(push: Pusher) -> None:
-    """A tag points at the manifest that was last pushed to it. The manifest before can still be pulled by its digest
+    """A tag points at the manifest that was last pushed to it. The earlier manifest can still be pulled by its digest
     (Pushing Manifests)."""
     first, second = push.tag("latest"), push.tag("latest")
     assert push.client.get(f"{push.root}/manifests/latest").content == second
@@ -111,6 +112,8 @@ def test_a_manifest_without_media_type(push: Pusher) -> None:
 
 
 def shapes(push: Pusher) -> dict[str, Document]:
+    """Pushes blobs and child manifests. Returns a manifest of each form that refers to them, by the name of the
+    form."""
     image = push.image()
     child = describe(encode(image), OCI_MANIFEST, platform={"os": "linux", "architecture": "arm64", "variant": "v8"})
     push.put(image)

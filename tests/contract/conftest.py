@@ -59,14 +59,14 @@ async def _restricted(_: Path) -> AsyncIterator[Registry]:
 
 
 def _router(hosted: MemoryRegistry, default: str | None = None) -> Router:
-    async def known(repo: RepositoryName) -> bool:
+    async def is_hosted(repo: RepositoryName) -> bool:
         try:
             await hosted.tags(repo, None, 1)
         except NameUnknown:
             return False
         return True
 
-    return Router(hosted, {"docker.io": MemoryRegistry()}, known, NamingRules(["docker.io"], default=default))
+    return Router(hosted, {"docker.io": MemoryRegistry()}, is_hosted, NamingRules(["docker.io"], default=default))
 
 
 @asynccontextmanager

@@ -28,6 +28,7 @@ class Raised:
 
 
 def _comparable_error(error: RegistryError) -> Raised:
+    """Returns the part of an error that must be equal in both registries."""
     if isinstance(error, RangeInvalid):
         return Raised("RangeInvalid", error.size if error.offset is None else error.offset)
     # When a session has ended, a writer may raise either error: the interface does not specify which.

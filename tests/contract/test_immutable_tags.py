@@ -94,7 +94,8 @@ async def test_an_immutable_tag_cannot_be_deleted(registry: Registry, repo: Repo
 
 
 async def test_deleting_a_missing_immutable_tag(registry: Registry, repo: RepositoryName) -> None:
-    """Deleting a missing tag raises ManifestUnknown, also if a rule would make the tag immutable."""
+    """Deleting a missing tag raises ManifestUnknown, also if a rule would make the tag immutable. So does deleting a
+    missing manifest."""
     image = await push_image(registry, repo, "first", "latest")
     with pytest.raises(ManifestUnknown):
         await registry.delete_tag(repo, V1, by=BY)

@@ -54,6 +54,7 @@ CURSORS = [
 
 
 async def tag_all(registry: Registry, repo: RepositoryName) -> list[str]:
+    """Pushes images with all TAGS in random order. Returns the tags in byte order."""
     names = TAGS.copy()
     random.Random(3).shuffle(names)
     for start in range(0, len(names), 5):
@@ -62,6 +63,7 @@ async def tag_all(registry: Registry, repo: RepositoryName) -> list[str]:
 
 
 async def push_all(registry: Registry) -> list[str]:
+    """Pushes an image to each repository of NAMES, in random order. Returns the names in byte order."""
     names = NAMES.copy()
     random.Random(4).shuffle(names)
     for name in names:

@@ -168,8 +168,8 @@ async def test_an_index_that_lists_blobs(registry: Registry, repo: RepositoryNam
 
 
 async def test_a_child_manifest_pushed_as_a_blob_does_not_count(registry: Registry, repo: RepositoryName) -> None:
-    """An index that lists a manifest is refused if the manifest's bytes are stored only as a blob, because clients
-    could not pull the manifest."""
+    """If the bytes of a manifest are stored only as a blob, an index that lists the manifest is refused: clients could
+    not pull the manifest."""
     child = image_of(await push_blob(registry, repo, b"{}"))
     await push_blob(registry, repo, child.body)
     with pytest.raises(ManifestBlobUnknown):
@@ -177,7 +177,7 @@ async def test_a_child_manifest_pushed_as_a_blob_does_not_count(registry: Regist
 
 
 async def test_a_layer_pushed_as_a_manifest_does_not_count(registry: Registry, repo: RepositoryName) -> None:
-    """A manifest that refers to a blob is refused if the blob's bytes are stored only as a manifest, because clients
+    """If the bytes of a blob are stored only as a manifest, a manifest that refers to the blob is refused: clients
     could not pull the blob."""
     inner = image_of(await push_blob(registry, repo, b"{}"))
     await registry.put_manifest(repo, inner, by=BY)

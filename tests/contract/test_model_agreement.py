@@ -27,7 +27,7 @@ from .registry_pair import read_blob
 from .upload_agreement import ALGORITHMS, BLOB_DIGESTS, BLOBS, BY, TAGS, UploadAgreement, algorithms, contents, repos
 
 CURSORS = [None, "", "A", "a", "a/", "b", "latest", "z", "é", BLOB_DIGESTS[1], "sha256:8"]
-HOUR = 3600.0
+HOUR = 3600.0  # seconds
 
 tags = st.sampled_from(TAGS)
 blob_digests = st.sampled_from(BLOB_DIGESTS)
@@ -47,6 +47,7 @@ class Agreement(UploadAgreement):
     def __init__(self) -> None:
         super().__init__()
         self.placed: list[tuple[RepositoryName, Manifest]] = []
+        """The repository and the manifest of each call of `put_manifest`, also of refused calls."""
 
     # Blobs
 
@@ -93,7 +94,7 @@ class Agreement(UploadAgreement):
         artifact_type: str | None,
         algorithm: str,
     ) -> Manifest:
-        config, *layers = [descriptor_of(data, algorithm=of) for data, of in parts]
+        config, *layers = [descriptor_of(data, algorithm=part_algorithm) for data, part_algorithm in parts]
         fields = {"artifactType": artifact_type} if artifact_type else {}
         subject_digest = subject.digest if subject else None
         return self.remember_digest(image_of(config, layers, subject=subject_digest, algorithm=algorithm, **fields))
@@ -160,6 +161,7 @@ class Agreement(UploadAgreement):
     @precondition(lambda self: self.placed)
     @rule(number=st.integers(0, 100))
     def delete_what_was_put(self, number: int) -> None:
+        """Deletes a manifest that a call has put, so that most of these deletes find their manifest."""
         repo, manifest = self.placed.pop(number % len(self.placed))
         self.delete_manifest(repo, manifest)
 
@@ -211,7 +213,7 @@ class Agreement(UploadAgreement):
         """Runs a garbage collection on both registries. They must remove the same blobs from the same repositories."""
         self.wait(hours)
         self.model.collect(grace)
-        expire = 1000 * 24 * HOUR
+        expire = 1000 * 24 * HOUR  # no upload session expires during the test
         stored = self.stored
         parts = stored.metadata, stored.blobs, stored.partials, stored.locks
         collector = Collector(*parts, self.clock, grace, expire, leases=stored.leases)

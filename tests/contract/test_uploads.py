@@ -229,8 +229,8 @@ async def test_a_newer_request_takes_the_session_over(registry: Registry, repo: 
 async def test_writes_after_a_takeover_are_not_acknowledged(
     registry: Registry, repo: RepositoryName, bytes_before_takeover: int, late_bytes: int
 ) -> None:
-    """A write by a writer whose session was taken over fails, at the latest in `aclose`, so that no client gets a good
-    response for bytes that are not stored."""
+    """After a session was taken over, a write by its old writer fails, at the latest in `aclose`. So no client gets a
+    good response for bytes that are not stored."""
     old = await registry.start_upload(repo)
     await old.write(some_bytes(bytes_before_takeover))
     new = await registry.resume_upload(repo, old.id)
@@ -470,18 +470,18 @@ async def test_a_cancelled_commit_is_done_or_not(
     assert await read_blob(registry, repo, digest_of(data)) == data
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("loop_iterations", [0, 1, 2, 3, 5, 8])
 async def test_a_cancelled_write_keeps_what_was_written_before(
-    registry: Registry, repo: RepositoryName, turns: int
+    registry: Registry, repo: RepositoryName, loop_iterations: int
 ) -> None:
     """If a write is cancelled, as when the client disconnects, the session can be resumed. The bytes of earlier writes
-    are stored. Bytes of the cancelled write may be stored, and are correct if they are. `turns`: turns of the event
-    loop before the cancellation."""
-    data = some_bytes(1_500_000, turns)
+    are stored. Bytes of the cancelled write may be stored, and are correct if they are. `loop_iterations`: number of
+    iterations of the event loop before the cancellation."""
+    data = some_bytes(1_500_000, loop_iterations)
     writer = await registry.start_upload(repo)
     await writer.write(data[:500_000])
     write = asyncio.create_task(writer.write(data[500_000:]))
-    for _ in range(turns):
+    for _ in range(loop_iterations):
         await asyncio.sleep(0)
     write.cancel()
     await asyncio.gather(write, return_exceptions=True)

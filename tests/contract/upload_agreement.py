@@ -34,7 +34,7 @@ UNKNOWN = digest_of(b"nobody has this")
 repos = st.sampled_from(REPOS)
 contents = st.sampled_from(BLOBS)
 algorithms = st.sampled_from(["sha256", "sha256", "sha256", "sha512"])
-people = st.sampled_from([None, BY, Actor("somebody else")])
+actors = st.sampled_from([None, BY, Actor("somebody else")])
 
 
 class UploadAgreement(RuleBasedStateMachine):
@@ -47,6 +47,7 @@ class UploadAgreement(RuleBasedStateMachine):
         super().__init__()
         self.now = 1_000_000.0
         self.known: set[Digest] = {UNKNOWN, *BLOB_DIGESTS}
+        """The digests whose blobs, manifests and referrers are compared."""
         self.loop = asyncio.new_event_loop()
         self.directory = tempfile.TemporaryDirectory(dir=memory_root())
         self.data = Path(self.directory.name) / "data"
@@ -55,6 +56,7 @@ class UploadAgreement(RuleBasedStateMachine):
         self.pair = RegistryPair(self.loop, self.model, self.open())
         self.all_uploads: list[UploadPair] = []
         self.changed = False
+        """A rule has changed the content since the last comparison."""
 
     @invariant()
     def registries_agree(self) -> None:
@@ -104,7 +106,7 @@ class UploadAgreement(RuleBasedStateMachine):
 
     # Uploads
 
-    @rule(target=uploads, repo=repos, algorithm=algorithms, by=people)
+    @rule(target=uploads, repo=repos, algorithm=algorithms, by=actors)
     def start(self, repo: RepositoryName, algorithm: str, by: Actor | None) -> UploadPair:
         return self.begin(repo, algorithm, by)
 
@@ -150,8 +152,8 @@ class UploadAgreement(RuleBasedStateMachine):
         offset = {"right": len(upload.accepted), "none": None, "wrong": len(upload.accepted) + 1}[offset_kind]
         resumed = self.pair.get(
             [
-                registry.resume_upload(upload.repo, number, offset)
-                for registry, number in zip(self.pair.both, upload.ids, strict=True)
+                registry.resume_upload(upload.repo, upload_id, offset)
+                for registry, upload_id in zip(self.pair.both, upload.ids, strict=True)
             ]
         )
         if resumed:
@@ -173,8 +175,8 @@ class UploadAgreement(RuleBasedStateMachine):
     def ask_status(self, upload: UploadPair) -> Any:
         return self.pair.compare(
             [
-                registry.upload_offset(upload.repo, number)
-                for registry, number in zip(self.pair.both, upload.ids, strict=True)
+                registry.upload_offset(upload.repo, upload_id)
+                for registry, upload_id in zip(self.pair.both, upload.ids, strict=True)
             ]
         )
 
@@ -186,16 +188,16 @@ class UploadAgreement(RuleBasedStateMachine):
             assert isinstance(self.pair.compare([registry.upload_offset(repo, n) for registry, n in pairs]), Raised)
             assert isinstance(self.pair.compare([registry.resume_upload(repo, n) for registry, n in pairs]), Raised)
 
-    @rule(upload=uploads, by=people)
+    @rule(upload=uploads, by=actors)
     def ask_for_it_as(self, upload: UploadPair, by: Actor | None) -> None:
         """Requests the session as the account `by`, at a wrong offset. The writer that owns the session must keep it,
         whichever account sends the request."""
         self.flush_writers(upload)
         pairs = list(zip(self.pair.both, upload.ids, strict=True))
-        self.pair.compare([registry.upload_offset(upload.repo, number, by=by) for registry, number in pairs])
+        self.pair.compare([registry.upload_offset(upload.repo, upload_id, by=by) for registry, upload_id in pairs])
         wrong_offset = len(upload.accepted) + 1
         answer = self.pair.compare(
-            [registry.resume_upload(upload.repo, number, wrong_offset, by=by) for registry, number in pairs]
+            [registry.resume_upload(upload.repo, upload_id, wrong_offset, by=by) for registry, upload_id in pairs]
         )
         assert isinstance(answer, Raised)
 
@@ -243,7 +245,7 @@ class UploadAgreement(RuleBasedStateMachine):
     @rule(upload=uploads, call=st.sampled_from(["write", "commit", "read_at"]))
     def try_what_was_lost(self, upload: UploadPair, call: str) -> None:
         """Calls a writer that has lost or closed its session. Every call must fail."""
-        for writers in upload.lost_writers[-1:]:
+        for writers in upload.lost_writers[-1:]:  # the latest pair, if there is one
             calls: dict[str, Callable[[Any], Awaitable[Any]]] = {
                 "write": lambda writer: self.write_and_close(writer),
                 "read_at": lambda writer: writer.read_at(0, 1),

@@ -24,6 +24,7 @@ _PORT: Final = {"type": "integer", "minimum": 1, "maximum": 65535}
 
 
 def _object(required: str = "", /, **properties: Any) -> dict[str, Any]:
+    """Returns the schema of an object. `required`: the names of the required properties, separated by spaces."""
     return {
         "type": "object",
         "additionalProperties": False,

@@ -115,8 +115,8 @@ def monitored_site(folder: Path) -> Iterator[MonitoredSite]:
         upstream = stack.enter_context(hub(folder, content, limit=3))
         receiver, refusing = (stack.enter_context(receiver_running()) for _ in range(2))
         refusing.status = lambda _: 400
-        pair = certificates(folder)
-        settings = _write_settings(folder, pair, hub=upstream.url, receiver=receiver.url, refusing=refusing.url)
+        bundle = certificates(folder)
+        settings = _write_settings(folder, bundle, hub=upstream.url, receiver=receiver.url, refusing=refusing.url)
         for name, *flags in (("admin", "--admin"), ("bob",)):
             entrepot_output("user", "add", name, *flags, "--password-file", "-", folder=folder, stdin_text=PASSWORD)
         server = stack.enter_context(running_server(folder, "--config", str(settings)))
@@ -128,9 +128,9 @@ def monitored_site(folder: Path) -> Iterator[MonitoredSite]:
             yield MonitoredSite(prometheus, client.get("/metrics").text)
 
 
-def _write_settings(folder: Path, pair: CertificateBundle, **urls: str) -> Path:
+def _write_settings(folder: Path, bundle: CertificateBundle, **urls: str) -> Path:
     path = folder / "entrepot.toml"
-    path.write_text(SETTINGS.format(certificate=pair.server, key=pair.key, **urls))
+    path.write_text(SETTINGS.format(certificate=bundle.server, key=bundle.key, **urls))
     return path
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from tests.fakes.clients.programs import environment
 from tests.fakes.server_process import READY, ROOT
 
-TIMEOUT = 60.0
+TIMEOUT = 60.0  # seconds
 ADDRESS = "0.0.0.0:5000"
 
 
@@ -41,10 +41,10 @@ class PodRun:
         volume.chmod(0o2775)
         (volume / "lost+found").mkdir(mode=0o700)
 
-    def _write(self, place: str, files: dict[str, str]) -> None:
-        (self._folder / place).mkdir(parents=True)
+    def _write(self, subfolder: str, files: dict[str, str]) -> None:
+        (self._folder / subfolder).mkdir(parents=True)
         for name, text in files.items():
-            path = self._folder / place / name
+            path = self._folder / subfolder / name
             path.write_text(text)
             os.chown(path, 0, self._group)
             path.chmod(0o440)

@@ -299,6 +299,7 @@ def test_the_versions_are_those_of_entrepot() -> None:
 
 
 def value_names(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the names of the chart's values. A value in a group has the group as a prefix, such as `ingress.`."""
     for name, value in values.items():
         if isinstance(value, dict) and value and not prefix and name not in KUBERNETES_VALUES:
             yield from value_names(value, f"{name}.")
@@ -314,8 +315,7 @@ KUBERNETES_VALUES = {
     "livenessProbe",
     "readinessProbe",
 }
-"""Values that the chart copies into Kubernetes objects as a whole, so that their members are not values of the
-chart."""
+"""Values that the chart copies into Kubernetes objects as a whole. Their members are not values of the chart."""
 
 
 def test_the_readme_has_each_value() -> None:

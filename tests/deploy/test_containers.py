@@ -1,9 +1,9 @@
 """Tests of the container image, docker-compose.yml and the systemd units, with a real dockerd that can reach only this
 machine.
 
-The base image is a minimal Debian with Python. The tests push it as `library/python` to an Entrepot that dockerd uses
-as its mirror of Docker Hub, so that the Dockerfile can be built without changes. Everything runs in a separate network
-namespace, where the published ports are free and dockerd may change the firewall.
+The base image is a minimal Debian with Python. dockerd uses an Entrepot as its mirror of Docker Hub. The tests push the
+base image to it as `library/python`, so the Dockerfile can be built without changes. Everything runs in a separate
+network namespace, where the published ports are free and dockerd may change the firewall.
 """
 
 from __future__ import annotations
@@ -175,10 +175,12 @@ def pull_again(docker: DockerEngine, name: str) -> None:
 
 
 def published(docker: DockerEngine, container: str, port: int) -> str:
+    """Returns the address on this machine at which docker publishes a port of the container."""
     return docker("port", container, str(port)).out.split()[0]
 
 
 def in_image(docker: DockerEngine, name: str, program: str, *args: str) -> str:
+    """Runs a program as root in a new container of the image, and returns its output."""
     return docker("run", "--rm", "--user", "0", "--entrypoint", program, name, *args).out
 
 

@@ -74,10 +74,10 @@ def test_the_dashboard_is_valid() -> None:
     assert len(set(ids)) == len(ids)
     used_cells: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
-        rows, columns = range(place["y"], place["y"] + place["h"]), range(place["x"], place["x"] + place["w"])
+        grid = panel["gridPos"]
+        rows, columns = range(grid["y"], grid["y"] + grid["h"]), range(grid["x"], grid["x"] + grid["w"])
         cells = {(row, column) for row in rows for column in columns}
-        assert columns.stop <= 24
+        assert columns.stop <= 24  # the width of Grafana's grid
         assert not cells & used_cells, panel["title"]
         used_cells |= cells
     for panel in PANELS:

@@ -48,9 +48,11 @@ def found_blocks() -> list[tuple[str, Block]]:
 
 
 BLOCKS = found_blocks()
-CONFIGURATION = [(place, block) for place, block in BLOCKS if block.language in PARSERS]
-SETTINGS = [(place, block) for place, block in CONFIGURATION if block.language == "toml" and not is_for_client(block)]
-SETUPS = [(place, block) for place, block in CONFIGURATION if block.mark.startswith(SETUP)]
+CONFIGURATION = [(location, block) for location, block in BLOCKS if block.language in PARSERS]
+SETTINGS = [
+    (location, block) for location, block in CONFIGURATION if block.language == "toml" and not is_for_client(block)
+]
+SETUPS = [(location, block) for location, block in CONFIGURATION if block.mark.startswith(SETUP)]
 
 
 def test_the_book_has_blocks_of_each_kind() -> None:
@@ -60,18 +62,18 @@ def test_the_book_has_blocks_of_each_kind() -> None:
     assert programs_in_book == set(PROGRAM_SETUPS)
 
 
-@pytest.mark.parametrize(("place", "block"), CONFIGURATION, ids=[place for place, _ in CONFIGURATION])
-def test_blocks_can_be_parsed(place: str, block: Block) -> None:
+@pytest.mark.parametrize(("location", "block"), CONFIGURATION, ids=[location for location, _ in CONFIGURATION])
+def test_blocks_can_be_parsed(location: str, block: Block) -> None:
     """A block of TOML, JSON or YAML is valid."""
-    assert PARSERS[block.language](block.text), place
+    assert PARSERS[block.language](block.text), location
 
 
-@pytest.mark.parametrize(("place", "block"), SETTINGS, ids=[place for place, _ in SETTINGS])
-def test_settings_are_valid(tmp_path: Path, place: str, block: Block) -> None:
+@pytest.mark.parametrize(("location", "block"), SETTINGS, ids=[location for location, _ in SETTINGS])
+def test_settings_are_valid(tmp_path: Path, location: str, block: Block) -> None:
     """Each block of TOML that is not for another program has valid settings of the registry."""
     file = tmp_path / "entrepot.toml"
     file.write_text(block.text)
-    assert load_settings({}, file).settings, place
+    assert load_settings({}, file).settings, location
 
 
 def without_comments(text: str) -> str:
@@ -80,10 +82,10 @@ def without_comments(text: str) -> str:
     return re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE).strip()
 
 
-@pytest.mark.parametrize(("place", "block"), SETUPS, ids=[place for place, _ in SETUPS])
-def test_client_files_are_the_generated_ones(place: str, block: Block) -> None:
+@pytest.mark.parametrize(("location", "block"), SETUPS, ids=[location for location, _ in SETUPS])
+def test_client_files_are_the_generated_ones(location: str, block: Block) -> None:
     """A file for a client in the book is one that the registry's set-up page shows for this client, with the address
     and the upstreams of the book."""
     program, *more = block.mark.removeprefix(SETUP).split()
     client_setup = PROGRAM_SETUPS[program](ADDRESS, HOSTS, more == ["accounts"])
-    assert without_comments(block.text) in [without_comments(text) for _, text in client_setup.files], place
+    assert without_comments(block.text) in [without_comments(text) for _, text in client_setup.files], location

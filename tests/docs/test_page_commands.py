@@ -69,12 +69,12 @@ def test_the_blocks_that_are_not_run() -> None:
     found: dict[str, set[str]] = {}
     for page, file in PAGES_RUN_AS_A_WHOLE.items():
         for block in command_blocks(file):
-            assert block.language == "console" or block.mark.startswith(NOT_RUN), f"nobody runs {page}.md:{block.line}"
+            assert block.language == "console" or block.mark.startswith(NOT_RUN), f"no test runs {page}.md:{block.line}"
             if block.mark.startswith(NOT_RUN):
                 found.setdefault(page, set()).add(block.mark.removeprefix(NOT_RUN))
     assert found == NOT_RUN_HERE
-    places = set().union(*NOT_RUN_HERE.values()) - REASONS
-    assert [place for place in places if not (ROOT / place).exists()] == []
+    named_paths = set().union(*NOT_RUN_HERE.values()) - REASONS
+    assert [path for path in named_paths if not (ROOT / path).exists()] == []
 
 
 def test_deployment_commands_are_taken_from_the_pages() -> None:

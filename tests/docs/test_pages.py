@@ -50,9 +50,9 @@ def test_both_languages_have_the_same_blocks(page: str) -> None:
     files = READMES if page == "README" else [page_file(page, language) for language in LANGUAGES]
     english, chinese = (blocks(file.read_text()) for file in files)
     assert [block.language for block in english] == [block.language for block in chinese]
-    for ours, theirs in zip(english, chinese, strict=True):
-        if ours.language:
-            assert code_of(theirs) == code_of(ours), f"{files[1].name}:{theirs.line}"
+    for english_block, chinese_block in zip(english, chinese, strict=True):
+        if english_block.language:
+            assert code_of(chinese_block) == code_of(english_block), f"{files[1].name}:{chinese_block.line}"
 
 
 @pytest.mark.parametrize("page", page_names())
@@ -101,5 +101,5 @@ def test_pages_link_to_pages_of_their_language() -> None:
 def test_the_front_page_links_to_every_page() -> None:
     """The front page of each language has a link to every other page."""
     for language in LANGUAGES:
-        led_to = {link.partition("#")[0] for link in links(text_of("index", language))}
-        assert {f"{page}.md" for page in page_names()} - led_to == {"index.md"}
+        linked_pages = {link.partition("#")[0] for link in links(text_of("index", language))}
+        assert {f"{page}.md" for page in page_names()} - linked_pages == {"index.md"}

@@ -56,10 +56,10 @@ def test_settings(language: Language) -> None:
     """settings.md is the page that `make docs` generates, and all its texts are translated."""
     expected = render_settings_page() if language == "en" else render_in_chinese()
     assert page_file("settings", language).read_text() == expected
-    known = translations()
-    assert [message for message in settings_messages() if message not in known] == []
+    translated = translations()
+    assert [message for message in settings_messages() if message not in translated] == []
     if language == "zh":
-        assert [message for message in settings_messages() if not known[message]] == []
+        assert [message for message in settings_messages() if not translated[message]] == []
 
 
 def metric_names() -> set[str]:

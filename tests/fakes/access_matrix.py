@@ -146,6 +146,7 @@ def _matches_any(patterns: list[str], repo: str) -> bool:
 
 
 def _expression(pattern: str) -> str:
+    """Returns a regular expression for a pattern: `**` matches any text, `*` any text without a slash."""
     return "".join({"**": ".*", "*": "[^/]*"}.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*)", pattern))
 
 

@@ -57,6 +57,8 @@ class AnswerCacheSite:
         raise AssertionError("no answer was ever ready")
 
     async def never_ready(self, target: str, method: str = "GET", headers: dict[str, str] | None = None) -> AsgiAnswer:
+        """Sends the same request several times, and checks that no response comes from the cache. Returns the last
+        response."""
         for _ in range(4):
             answer = await self.request(method, target, headers)
             assert not self.request.ready

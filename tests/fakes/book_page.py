@@ -33,7 +33,7 @@ from tests.fakes.upstream_content import UpstreamContent, image_tree_of
 PASSWORD: Final = "correct horse battery"
 WITH_DOCKER: Final = "with docker"
 NOT_RUN: Final = "not run here: "
-SHELL_TIMEOUT: Final = 200.0
+SHELL_TIMEOUT: Final = 200.0  # seconds
 _TEST: Final = re.compile(r"\btest: (.+)$")
 _COMMAND: Final = re.compile(r"(?P<variables>(?:\w+=\S+ )+)?entrepot (?P<words>[^>]+?)(?: > (?P<file>\S+))?")
 _SHELL: Final = re.compile(r"[|<>;&$`*]")
@@ -160,13 +160,13 @@ class PageRun:
         """Runs an `entrepot` command that needs no shell. The process is a fork, which starts faster than a new
         interpreter."""
         words = shlex.split(self._with_local_paths(command["words"]), comments=True)
-        given = None
+        stdin_text = None
         if words[:2] == ["user", "add"] and "--generate" not in words:
             words += ["--password-file", "-"]
-            given = PASSWORD
+            stdin_text = PASSWORD
         variables = dict(pair.split("=", 1) for pair in (command["variables"] or "").split())
         variables["ENTREPOT_CONFIG"] = str(self._settings)
-        done = entrepot(*words, folder=self.folder, stdin_text=given, **variables)
+        done = entrepot(*words, folder=self.folder, stdin_text=stdin_text, **variables)
         if command["file"]:
             (self.folder / command["file"]).write_text(done.stdout)
             done.stdout = ""
@@ -180,6 +180,7 @@ class PageRun:
             assert done.returncode == 0, done.stderr
 
     def _shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Runs a line with bash. Adds the password where a program would ask for it."""
         text = re.sub(r"(--user|-u) alice\b", rf"\1 alice:'{PASSWORD}'", self._with_local_paths(line))
         if "docker login" in text and "--password-stdin" not in text:
             text = f"{text} --password-stdin <<< '{PASSWORD}'"
@@ -209,6 +210,7 @@ class PageRun:
         return {**variables, "PATH": f"{programs}:{variables['PATH']}"}
 
     def _programs(self) -> Iterator[tuple[str, list[str]]]:
+        """Yields the name of each program that a command may use, and the words of the command that runs it."""
         yield "entrepot", [sys.executable, "-m", "registry"]
         if self.clients:
             for name, program in (
@@ -272,8 +274,8 @@ def _is_printed_as(shown: str, printed: str) -> bool:
 
 
 def _shape(line: str) -> str:
-    """Returns the line with fixed words in place of what differs between runs, such as digests, times and the ids of
-    API tokens. With `is_loose`, numbers are replaced as well."""
+    """Returns the line with fixed words in place of texts that differ between runs: digests, times, numbers and the ids
+    of API tokens."""
     return shape_of(_TOKEN_ID.sub("ID", line), is_loose=True)
 
 

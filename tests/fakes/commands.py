@@ -25,8 +25,8 @@ def wait_for_output(
     process: subprocess.Popen[str] | ForkedProcess, timeout: float = 100.0, stdin_text: str | None = None
 ) -> tuple[str, str]:
     """Waits for the end of the command and returns its stdout and stderr. If the command does not end within `timeout`
-    seconds, kills it and raises AssertionError with the stacks of its tasks and threads. `stdin_text`: text for
-    its stdin."""
+    seconds, kills it and raises AssertionError with the stacks of its tasks and threads. `stdin_text`: the text on the
+    command's stdin."""
     try:
         return process.communicate(stdin_text, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -59,7 +59,7 @@ def _status(pid: int) -> str:
         return ""
 
 
-TIMEOUT = 200.0
+TIMEOUT = 200.0  # seconds
 
 
 def entrepot(

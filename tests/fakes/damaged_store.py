@@ -83,7 +83,8 @@ def leave_stray(site: DamagedStore) -> None:
     path = site.file(digest_of(b"bytes without a row"))
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"bytes without a row")
-    os.utime(path, (time.time() - 61, time.time() - 61))
+    changed = time.time() - 61  # the check skips files that are younger than a minute
+    os.utime(path, (changed, changed))
 
 
 def lose_queued_link(site: DamagedStore) -> None:
@@ -94,6 +95,7 @@ def lose_queued_link(site: DamagedStore) -> None:
 def lose_queued_blob(site: DamagedStore) -> None:
     """Inserts the row of a blob that is in no repository and not in the queue of the garbage collector."""
     site.run("INSERT INTO blob VALUES (99, ?, 1, ?, 0)", digest_of(b"a"), f"blobs/sha256/{'c' * 64}")
+    # Refers to an existing file, so that only the entry in the queue is missing.
     site.run("UPDATE blob SET place = (SELECT place FROM blob WHERE digest = ?), size = ? WHERE id = 99",
              digest_of(LAYER), len(LAYER))  # fmt: skip
 

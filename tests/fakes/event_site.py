@@ -33,6 +33,7 @@ def push(server: RegistryServer, repo: str, tag: str, name: str, **options: Any)
 
 
 def push_with(client: httpx2.Client, repo: str, tag: str, name: str, **options: Any) -> httpx2.Response:
+    """Pushes the index with the client, and returns the response unchecked. `options`: further arguments of `put`."""
     path, headers = f"/v2/{repo}/manifests/{tag}", {"content-type": OCI_INDEX}
     return client.put(path, content=index_named(name), headers=headers, **options)
 

@@ -37,7 +37,7 @@ import typer.main
 
 from registry.server.kernel import die_with_parent
 
-MESSAGE_LIMIT = 1 << 17
+MESSAGE_LIMIT = 1 << 17  # bytes
 _LIBRARIES = ("registry", "storage")
 _PROGRAMS = ("tests.fakes.hub.hub_api", "tests.fakes.hub.hub_server", "tests.fakes.registry_content")
 """Modules that the most frequently started fakes import."""
@@ -84,14 +84,14 @@ def build_commands() -> None:
 def serve(control: socket.socket) -> ForkRequest | None:
     """Receives requests from `control` and forks a child for each. Returns None when `control` is closed. In a child,
     returns the request."""
-    waiting: dict[int, tuple[int, socket.socket]] = {}
+    children: dict[int, tuple[int, socket.socket]] = {}  # by pidfd: the pid, and the socket for the state
     poll = select.poll()
     poll.register(control, select.POLLIN)
     while True:
         for ready, _ in poll.poll():
             if ready != control.fileno():
                 poll.unregister(ready)
-                _report_exit(ready, *waiting.pop(ready))
+                _report_exit(ready, *children.pop(ready))
                 continue
             message, files, _, _ = socket.recv_fds(control, MESSAGE_LIMIT, 4)
             if not message:
@@ -107,7 +107,7 @@ def serve(control: socket.socket) -> ForkRequest | None:
                 os.close(file)
             pidfd = os.pidfd_open(pid)
             socket.send_fds(state, [str(pid).encode()], [pidfd])
-            waiting[pidfd] = (pid, state)
+            children[pidfd] = (pid, state)
             poll.register(pidfd, select.POLLIN)
 
 

@@ -105,6 +105,7 @@ class Cache:
             )
 
     async def has(self, repo: RepositoryName, manifest: Manifest | str) -> bool:
+        """Returns whether the store has a manifest. `manifest`: the manifest itself, or its tag."""
         reference: Reference = Tag(manifest) if isinstance(manifest, str) else manifest.digest
         try:
             await self.store.resolve_manifest(repo, reference)

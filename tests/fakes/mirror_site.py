@@ -28,8 +28,8 @@ from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
-SIZE = 3 * MIB
-TIMEOUT = 60.0
+SIZE = 3 * MIB  # bytes
+TIMEOUT = 60.0  # seconds
 REPO = "library/app"
 
 
@@ -201,6 +201,8 @@ class MirrorSite:
         raise AssertionError(f"only {len(body)} bytes after 20 responses")
 
     def _connect(self, worker: int | None, *, slow: bool) -> http.client.HTTPConnection:
+        """Returns a connection that the worker has accepted. `slow`: with a small receive buffer, so that the server
+        cannot send much before the client reads."""
         for _ in range(200):
             connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=TIMEOUT)
             sock = socket.socket()
@@ -218,8 +220,8 @@ class MirrorSite:
         """Returns how many requests the fake Hub `far` has received, or `self.hub` if `far` is None. Requests that the
         Hub answered with 401 do not count. HEAD requests for manifests do not count either, because Docker Hub does not
         count them."""
-        found = [seen for seen in (far or self.hub).requests(kind, match=match) if seen.status != 401]
-        return sum(1 for seen in found if (seen.kind, seen.method) != ("manifest", "HEAD"))
+        found = [request for request in (far or self.hub).requests(kind, match=match) if request.status != 401]
+        return sum(1 for request in found if (request.kind, request.method) != ("manifest", "HEAD"))
 
     # Files on the disk
 
@@ -257,8 +259,8 @@ class MirrorSite:
     def refetched(self, intervals: Collection[Interval], since: float) -> list[Interval]:
         """Returns which bytes of `intervals` the upstream has sent again, in responses to requests after
         the time `since`."""
-        later_requests = [seen for seen in self.hub.requests("blob", digest=self.digest) if seen.begun > since]
-        return overlap((seen.interval for seen in later_requests), intervals)
+        later_requests = [each for each in self.hub.requests("blob", digest=self.digest) if each.begun > since]
+        return overlap((each.interval for each in later_requests), intervals)
 
 
 def overlap(first: Iterable[Interval], second: Collection[Interval]) -> list[Interval]:

@@ -15,7 +15,7 @@ from storage.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryEr
 from storage.names import Digest, Reference, RepositoryName, Tag
 from tests.fakes.registry_content import descriptor_of, image_of
 
-CHUNK = 64 * 1024
+CHUNK = 64 * 1024  # bytes
 
 
 @dataclass
@@ -148,6 +148,7 @@ class FakeSource:
         self.closed = True
 
     async def _called(self, kind: str, repo: str = "") -> None:
+        """Counts a call. Then waits, and raises the error, as `faults` says."""
         assert not self.closed
         self.calls[kind] += 1
         if self.faults.hold is not None:
@@ -211,7 +212,7 @@ class _Sending:
         self._data = data
         self._start, self._stop = start, stop
         self._sink = sink
-        self._drop = source.faults.drops.pop(0) if source.faults.drops else None
+        self._drop = source.faults.drops.pop(0) if source.faults.drops else None  # bytes before the connection breaks
         self.cancelled = threading.Event()
 
     async def run(self) -> None:

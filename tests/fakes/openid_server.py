@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote_plus, urlencode, urlsplit
 from .token_issuer import IssuerKey
 
 CLIENT, SECRET = "entrepot", "s3cr3t of/entrepot+"
-DAY = 86400
+DAY = 86400  # seconds
 
 
 @dataclass
@@ -78,6 +78,7 @@ class FakeOpenIDProvider:
         self.metadata_changes, self.statuses, self.delayed_paths = {}, {}, set()
 
     def description(self) -> dict[str, Any]:
+        """Returns the metadata of the provider (OpenID Connect Discovery)."""
         document: dict[str, Any] = {
             "issuer": self.url,
             "authorization_endpoint": f"{self.url}/authorize",
@@ -121,8 +122,8 @@ class FakeOpenIDProvider:
         if not self._is_client_authentic(form, authorization):
             return 401, {"error": "invalid_client"}
         grant = self.grants.pop(form.get("code", ""), None)
-        verifier = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
-        challenge = base64.urlsafe_b64encode(verifier).rstrip(b"=").decode()
+        verifier_hash = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        challenge = base64.urlsafe_b64encode(verifier_hash).rstrip(b"=").decode()
         if (
             grant is None
             or form.get("grant_type") != "authorization_code"
@@ -171,6 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         return
 
     def _begin(self, path: str) -> bool:
+        """Records the path, and waits if the path is delayed. If the path has a status in `statuses`, answers with it
+        and returns False; otherwise returns True."""
         self.provider.paths.append(path)
         if path in self.provider.delayed_paths:
             self.provider.open.wait()
@@ -191,6 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def openid_provider(**settings: Any) -> Iterator[FakeOpenIDProvider]:
+    """Runs a provider until the block ends. `settings`: fields of `FakeOpenIDProvider`."""
     provider = FakeOpenIDProvider(**settings)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"provider": provider}))
     provider.url = f"http://127.0.0.1:{server.server_address[1]}"

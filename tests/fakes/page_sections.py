@@ -33,7 +33,7 @@ _LOOSE_SHAPES: Final = [
     (re.compile(r"\bruns for [^,]+"), "runs for TIME"),
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "TIME"),
     (re.compile(r"\d+"), "N"),
-    (re.compile(r"\bN (\w+?)s\b"), r"N \1"),
+    (re.compile(r"\bN (\w+?)s\b"), r"N \1"),  # the singular and the plural of a noun
 ]
 """Further patterns for the state of a server, in which numbers differ as well."""
 
@@ -85,8 +85,8 @@ def commands_of(block: str) -> Iterator[Command]:
     """Yields the commands of a console block. A command whose line ends with a backslash continues on the next line.
     The output of a following `echo $?` is the expected exit code."""
     block = re.sub(r"\\\n\s*", "", block)
-    ended = [text.splitlines() for text in re.split(r"^\$ ", block, flags=re.MULTILINE) if text]
-    for (line, *output), following in zip(ended, [*ended[1:], [""]], strict=True):
+    entries = [text.splitlines() for text in re.split(r"^\$ ", block, flags=re.MULTILINE) if text]
+    for (line, *output), following in zip(entries, [*entries[1:], [""]], strict=True):
         if line != "echo $?":
             code = int(following[1]) if following[0] == "echo $?" else 0
             yield Command(line, tuple(joined_lines(output)), code)

@@ -69,6 +69,7 @@ async def _fill(data: Path) -> None:
         await add_index(store, "docker.io/library/ubuntu", "latest", [("linux", "amd64"), ("linux", "arm64")])
         now = time.time()
         for hour in (*range(24), *range(24, 30 * 24, 24)):
+            # Differs from record to record. A record that is older than a day stands for a whole day.
             number = hour * 37 % 91 * (1 if hour < 24 else 24)
             activity = Activity(9 * number, number // 9, 7 * number, number, number * 2**22, number * 2**25)
             await store.activity.add(now - hour * HOUR_SECONDS, activity)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 BODYLESS = (204, 304)
-TIMEOUT = 30.0
+TIMEOUT = 30.0  # seconds
 
 
 class ConnectionClosed(Exception):
@@ -157,6 +157,7 @@ class RawConnection:
         return not self.ended
 
     def _line(self) -> bytes:
+        """Reads a line, and returns it without CR LF. Raises Malformed if the connection ends before."""
         while (end := self.received.find(b"\r\n")) < 0:
             if not self._more():
                 raise Malformed(f"the connection ended within a line: {bytes(self.received)[:200]!r}")
@@ -195,8 +196,8 @@ class RawConnection:
         if not self.received and not self._more():
             raise ConnectionClosed
         start = self._line()
-        version, _, rest = start.partition(b" ")
-        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not rest[:3].isdigit() or rest[3:4] not in (b" ", b""):
+        version, _, status = start.partition(b" ")  # the status and its reason phrase
+        if version not in (b"HTTP/1.1", b"HTTP/1.0") or not status[:3].isdigit() or status[3:4] not in (b" ", b""):
             raise Malformed(f"not a status line: {start[:200]!r}")
         fields: list[tuple[str, str]] = []
         while line := self._line():
@@ -204,7 +205,7 @@ class RawConnection:
             if not colon or not name or name != name.strip():
                 raise Malformed(f"not a header: {line[:200]!r}")
             fields.append((name.decode("ascii").lower(), value.strip().decode("latin-1")))
-        return RawAnswer(version.decode(), int(rest[:3]), tuple(fields), b"", interim)
+        return RawAnswer(version.decode(), int(status[:3]), tuple(fields), b"", interim)
 
     def answer(self, method: str = "GET") -> RawAnswer:
         """Receives the next complete response. `method`: the method of the request. Raises ConnectionClosed,

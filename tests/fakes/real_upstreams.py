@@ -32,7 +32,7 @@ from tests.fakes.server_process import ROOT, running_server
 from .certificate_authority import CertificateBundle
 from .upstream_content import Noise, UpstreamBlob, UpstreamContent
 
-TIMEOUT = 60.0
+TIMEOUT = 60.0  # seconds
 LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
 

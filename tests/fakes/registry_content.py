@@ -25,6 +25,8 @@ CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
 NOWHERE = RepositoryName("never/pushed/to")
 """A repository that stays empty in all tests."""
+_SUBJECT_SIZE = 7
+"""The size of the subject that manifests state. Any number does, because no registry checks it."""
 
 
 def descriptor_of(data: bytes, media_type: str = LAYER_TYPE, algorithm: str = "sha256") -> Descriptor:
@@ -54,7 +56,7 @@ def image_of(
         "mediaType": media_type,
         "config": config.as_json(),
         "layers": [layer.as_json() for layer in layers],
-        **({"subject": Descriptor(OCI_MANIFEST, subject, 7).as_json()} if subject else {}),
+        **({"subject": Descriptor(OCI_MANIFEST, subject, _SUBJECT_SIZE).as_json()} if subject else {}),
         **fields,
     }
     return manifest_from(document, media_type, algorithm)
@@ -72,7 +74,7 @@ def index_of(
         "schemaVersion": 2,
         "mediaType": media_type,
         "manifests": [child.as_json() for child in children],
-        **({"subject": Descriptor(OCI_MANIFEST, subject, 7).as_json()} if subject else {}),
+        **({"subject": Descriptor(OCI_MANIFEST, subject, _SUBJECT_SIZE).as_json()} if subject else {}),
         **fields,
     }
     return manifest_from(document, media_type, algorithm)

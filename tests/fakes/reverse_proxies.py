@@ -67,6 +67,7 @@ def running_caddy(pair: KeyPair, folder: Path) -> Iterator[Path]:
     text = _read_with_replacement(ROOT / "deploy" / "caddy" / "Caddyfile", "registry.example.com", HOST)
     before, commented, after = text.partition("# For a certificate of your own: tls ")
     assert commented
+    # Puts the directive in place of the comment, whose line ends at the next line feed (chr(10)).
     config.write_text(f"{before}tls {pair.certificate} {pair.key}\n{after.partition(chr(10))[2]}")
     env = environment(folder / "home")
     command = ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"]

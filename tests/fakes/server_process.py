@@ -24,8 +24,8 @@ from tests.fakes.forked_process import NO_CERTIFICATES, ForkedProcess
 from tests.fakes.forked_process import ROOT as ROOT
 
 READY = re.compile(r"listens on (https?://\S+)")
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 60.0
+START_TIMEOUT = 60.0  # seconds
+STOP_TIMEOUT = 60.0  # seconds
 
 
 class ServerFailed(AssertionError):
@@ -116,6 +116,7 @@ class RegistryServer:
         self.process.wait()
 
     def _follow(self, output: IO[str]) -> None:
+        """Copies the output of the server to the log until it ends. Takes the URL from the line that matches READY."""
         with output, self.log.open("a") as log:
             for line in output:
                 log.write(line)
@@ -266,6 +267,7 @@ def _environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def _children(pid: int) -> list[int]:
+    """Returns the ids of the child processes of all threads of a process; none if the process has ended."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():

@@ -66,8 +66,8 @@ def key_set(*keys: dict[str, Any]) -> bytes:
 
 
 class KeySetServer:
-    """Serves a key set over HTTP. `request_count`: the number of requests. While the event `open` is clear, requests
-    wait. `waiting` is set when a request arrives."""
+    """Serves a key set over HTTP. `extra`: further header lines of each response. `request_count`: the number of
+    requests. While the event `open` is clear, requests wait. `waiting` is set when a request arrives."""
 
     def __init__(self) -> None:
         self.body = key_set()

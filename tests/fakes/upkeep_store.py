@@ -12,7 +12,7 @@ from storage.pulls import PullCount
 from storage.store.stored_registry import StoredRegistry
 
 APP = RepositoryName("team/app")
-DAY = 86400.0
+DAY = 86400.0  # seconds
 START = 1_700_000_000.0
 """The time that the clock shows at first, in seconds since 1970."""
 

@@ -29,8 +29,9 @@ LOGIN = {"username": "ann", "password": "correct horse"}
 
 
 class CollectingSink:
-    """A sink that keeps all downloaded bytes. `hook`: called with the offset of each piece before the piece is kept, in
-    the thread that downloads."""
+    """A sink that keeps all downloaded bytes. `begin_calls`: the arguments of each call of `begin`. `pieces`: the size
+    of each piece. `hook`: called with the offset of each piece before the piece is kept, in the thread that
+    downloads."""
 
     def __init__(self, hook: Callable[[int], object] | None = None) -> None:
         self.begin_calls: list[tuple[str, int, int, int]] = []

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from tests.fakes.certificate_authority import KeyPair
 
-DEADLINE = 150.0
+DEADLINE = 150.0  # seconds
 
 
 @dataclass(frozen=True)

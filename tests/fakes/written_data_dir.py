@@ -54,6 +54,7 @@ def digest(data: bytes) -> str:
 
 
 def image(*blobs: bytes) -> bytes:
+    """Returns an image manifest. The first blob is the config, all others are layers."""
     parts = [{"mediaType": "application/octet-stream", "digest": digest(b), "size": len(b)} for b in blobs]
     kind = "application/vnd.oci.image.manifest.v1+json"
     return json.dumps({"schemaVersion": 2, "mediaType": kind, "config": parts[0], "layers": parts[1:]}).encode()
@@ -72,9 +73,8 @@ def write_data_dir(data: Path, boot: str) -> Written:
         _blob_path(data, blob).write_bytes(blob)
     (data / "trash" / ("0" * 64)).write_bytes(b"was being deleted")
     (data / "uploads" / UPLOAD).mkdir()
-    (data / "uploads" / UPLOAD / "3").write_bytes(
-        UPLOADED_BYTES
-    )  # the number is that of the third request of the session
+    # The name of the file is the number of the session's last request.
+    (data / "uploads" / UPLOAD / "3").write_bytes(UPLOADED_BYTES)
     _write_partial(data, boot)
     written = Written(image(CONFIG, LAYER), image(MIRRORED_LAYER))
     db = apsw.Connection(str(data / "entrepot.db"))
@@ -98,6 +98,7 @@ def _write_partial(data: Path, boot: str) -> None:
     name = f"docker.io~{digest(PARTIAL).replace(':', '-')}.{len(PARTIAL)}"
     content = data / "partials" / f"{name}.data"
     content.write_bytes(PARTIAL[:PARTIAL_STOP] + bytes(len(PARTIAL) - PARTIAL_STOP))
+    # The format is that of storage/blobs/files/partial_state_format.py: a head, the ranges, and a checksum.
     body = struct.pack("<8sIIQ40s", b"partial1", 0, 2, len(PARTIAL), boot.encode()) + struct.pack(
         "<2Q", 0, PARTIAL_STOP
     )

@@ -63,8 +63,7 @@ def assert_serves(debian: DebianRoot, folder: Path, script: str) -> None:
 
 
 def pid_of_parent(server: RegistryServer) -> int:
-    """Returns the process id of the server's parent process. `make` and shells that started the server are not
-    meant."""
+    """Returns the id of the server's main process, not of a `make` or a shell that started it."""
     for pid in server.pids():
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if len(words) > 1 and words[1].endswith(b"/entrepot"):

@@ -40,15 +40,15 @@ OrasClient(insecure=True).pull(sys.argv[1], outdir=sys.argv[2])
 
 
 @contextlib.contextmanager
-def helm(place: ClientSite) -> Iterator[CompatibleClient]:
-    run, repository_url = _python(place), f"oci://{place.server.address}/helm"
+def helm(site: ClientSite) -> Iterator[CompatibleClient]:
+    run, repository_url = _python(site), f"oci://{site.server.address}/helm"
 
     def push() -> None:
-        run("-c", HELM_PUSH, str(_chart(place.new_folder(), "pushed")), repository_url)
-        pull_all(place.wire, "helm/pushed", "1.0.0")
+        run("-c", HELM_PUSH, str(_chart(site.new_folder(), "pushed")), repository_url)
+        pull_all(site.wire, "helm/pushed", "1.0.0")
 
     def pull() -> None:
-        chart, target = _chart(place.new_folder(), "pulled"), place.new_folder()
+        chart, target = _chart(site.new_folder(), "pulled"), site.new_folder()
         run("-c", HELM_PUSH, str(chart), repository_url)
         run("-c", HELM_PULL, f"{repository_url}/pulled", str(target))
         assert (target / chart.name).read_bytes() == chart.read_bytes()
@@ -57,8 +57,8 @@ def helm(place: ClientSite) -> Iterator[CompatibleClient]:
 
 
 @contextlib.contextmanager
-def oras(place: ClientSite) -> Iterator[CompatibleClient]:
-    run = ForeignProgram(("oras",), environment(place.new_folder() / "home"))
+def oras(site: ClientSite) -> Iterator[CompatibleClient]:
+    run = ForeignProgram(("oras",), environment(site.new_folder() / "home"))
     in_folder = ForeignProgram(("sh", "-c", 'cd "$0" && exec oras "$@"'), run.env)
 
     def push(file: Path, name: str) -> None:
@@ -67,12 +67,12 @@ def oras(place: ClientSite) -> Iterator[CompatibleClient]:
     def pull(name: str, target: Path) -> None:
         run("pull", "--plain-http", "--output", str(target), name)
 
-    yield CompatibleClient(version_in(run("version").out), _file_steps(place, "oras", push, pull))
+    yield CompatibleClient(version_in(run("version").out), _file_steps(site, "oras", push, pull))
 
 
 @contextlib.contextmanager
-def oras_of_python(place: ClientSite) -> Iterator[CompatibleClient]:
-    run = _python(place)
+def oras_of_python(site: ClientSite) -> Iterator[CompatibleClient]:
+    run = _python(site)
 
     def push(file: Path, name: str) -> None:
         run("-c", ORAS_PUSH, str(file), name)
@@ -80,28 +80,29 @@ def oras_of_python(place: ClientSite) -> Iterator[CompatibleClient]:
     def pull(name: str, target: Path) -> None:
         run("-c", ORAS_PULL, name, str(target))
 
-    yield CompatibleClient(_version(run, "oras"), _file_steps(place, "oras-py", push, pull))
+    yield CompatibleClient(_version(run, "oras"), _file_steps(site, "oras-py", push, pull))
 
 
 @contextlib.contextmanager
-def cosign(place: ClientSite) -> Iterator[CompatibleClient]:
+def cosign(site: ClientSite) -> Iterator[CompatibleClient]:
     """Yields cosign as a client. Its push step signs an image, which pushes the signature. Its pull step verifies an
     image, which pulls the signature. The key is in a file, and no transparency log is used."""
-    keys = place.new_folder()
-    run = ForeignProgram(("cosign",), environment(place.new_folder() / "home", COSIGN_PASSWORD="secret"))
+    keys = site.new_folder()
+    run = ForeignProgram(("cosign",), environment(site.new_folder() / "home", COSIGN_PASSWORD="secret"))
     run("generate-key-pair", "--output-key-prefix", str(keys / "key"))
 
     def signed(repo: str) -> str:
+        """Pushes an image, signs it, and returns its name by digest."""
         signed_image = image(f"signed as {repo}")
-        place.wire.push(repo, "1", signed_image)
-        name = f"{place.server.address}/{repo}@{signed_image.digest}"
+        site.wire.push(repo, "1", signed_image)
+        name = f"{site.server.address}/{repo}@{signed_image.digest}"
         run("sign", "--key", str(keys / "key.key"), "--tlog-upload=false", "--yes", name)
         return name
 
     def push() -> None:
         tag = signed("cosign/pushed").partition("@")[2].replace(":", "-") + ".sig"
-        assert tag in place.wire.tags("cosign/pushed")
-        pull_all(place.wire, "cosign/pushed", tag)
+        assert tag in site.wire.tags("cosign/pushed")
+        pull_all(site.wire, "cosign/pushed", tag)
 
     def pull() -> None:
         public = ("--key", str(keys / "key.pub"), "--insecure-ignore-tlog=true", "--private-infrastructure=true")
@@ -112,35 +113,35 @@ def cosign(place: ClientSite) -> Iterator[CompatibleClient]:
 
 
 def _file_steps(
-    place: ClientSite, client: str, push: Callable[[Path, str], None], pull: Callable[[str, Path], None]
+    site: ClientSite, client: str, push: Callable[[Path, str], None], pull: Callable[[str, Path], None]
 ) -> dict[str, Step]:
     """Returns the steps of a client of files. `push`: pushes a file under a name. `pull`: pulls a name into a
     folder."""
 
     def pushed(repo: str) -> bytes:
-        file = place.new_folder() / "report.txt"
+        file = site.new_folder() / "report.txt"
         file.write_text(f"report of {repo}\n")
-        push(file, f"{place.server.address}/{repo}:1")
+        push(file, f"{site.server.address}/{repo}:1")
         return file.read_bytes()
 
     def push_own() -> None:
         body = pushed(f"{client}/pushed")
-        pull_all(place.wire, f"{client}/pushed", "1")
-        (layer,) = place.wire.manifest(f"{client}/pushed", "1").json()["layers"]
-        assert place.wire.blob(f"{client}/pushed", layer["digest"]) == body
+        pull_all(site.wire, f"{client}/pushed", "1")
+        (layer,) = site.wire.manifest(f"{client}/pushed", "1").json()["layers"]
+        assert site.wire.blob(f"{client}/pushed", layer["digest"]) == body
 
     def pull_own() -> None:
-        body, target = pushed(f"{client}/pulled"), place.new_folder()
-        pull(f"{place.server.address}/{client}/pulled:1", target)
+        body, target = pushed(f"{client}/pulled"), site.new_folder()
+        pull(f"{site.server.address}/{client}/pulled:1", target)
         (pulled_file,) = [path for path in target.rglob("*") if path.is_file()]
         assert pulled_file.read_bytes() == body
 
     return {"push": push_own, "pull": pull_own}
 
 
-def _python(place: ClientSite) -> ForeignProgram:
+def _python(site: ClientSite) -> ForeignProgram:
     """Returns this Python interpreter as a program. It has the packages of requirements/clients.txt."""
-    return ForeignProgram((sys.executable, "-W", "ignore"), environment(place.new_folder() / "home"))
+    return ForeignProgram((sys.executable, "-W", "ignore"), environment(site.new_folder() / "home"))
 
 
 def _version(run: ForeignProgram, package: str) -> str:

@@ -50,19 +50,19 @@ class CompatibleClient:
     steps: Mapping[str, Step]
 
 
-def image_steps(place: ClientSite, client: str, push: OnImage, pull: OnImage, mirror: Step) -> dict[str, Step]:
+def image_steps(site: ClientSite, client: str, push: OnImage, pull: OnImage, mirror: Step) -> dict[str, Step]:
     """Returns the steps of a client of images. `push`: pushes an image from a file to the registry. `pull`: pulls an
     image and compares it with the original. `mirror`: pulls `UBUNTU` through the mirror."""
 
     def push_own() -> None:
         own_image, repo = image(f"pushed by {client}"), f"{client}/pushed"
-        push(own_image, f"{place.server.address}/{repo}:1")
-        assert_same_files(place.wire, repo, "1", own_image)
+        push(own_image, f"{site.server.address}/{repo}:1")
+        assert_same_files(site.wire, repo, "1", own_image)
 
     def pull_own() -> None:
         own_image, repo = image(f"pulled by {client}"), f"{client}/pulled"
-        place.wire.push(repo, "1", own_image)
-        pull(own_image, f"{place.server.address}/{repo}:1")
+        site.wire.push(repo, "1", own_image)
+        pull(own_image, f"{site.server.address}/{repo}:1")
 
     return {"push": push_own, "pull": pull_own, "mirror": mirror}
 

@@ -22,8 +22,8 @@ from tests.fakes.clients.registry_client import pull_all
 
 
 @contextlib.contextmanager
-def docker(place: ClientSite) -> Iterator[CompatibleClient]:
-    with docker_for(place.mirror, place.folder) as engine:
+def docker(site: ClientSite) -> Iterator[CompatibleClient]:
+    with docker_for(site.mirror, site.folder) as engine:
 
         def push(image: ClientImage, name: str) -> None:
             engine.load(image, name)
@@ -40,33 +40,33 @@ def docker(place: ClientSite) -> Iterator[CompatibleClient]:
             assert engine.output_of(UBUNTU) == UBUNTU_GREETING
 
         version = engine("version", "--format", "{{.Server.Version}}").out
-        yield CompatibleClient(version_in(version), image_steps(place, "docker", push, pull, mirror))
+        yield CompatibleClient(version_in(version), image_steps(site, "docker", push, pull, mirror))
 
 
 @contextlib.contextmanager
-def buildkit(place: ClientSite) -> Iterator[CompatibleClient]:
+def buildkit(site: ClientSite) -> Iterator[CompatibleClient]:
     """Yields the BuildKit that is part of dockerd as a client (`docker build`). BuildKit pulls the base image of a
     build. docker pushes the built image."""
-    with docker_for(place.mirror, place.folder) as engine:
+    with docker_for(site.mirror, site.folder) as engine:
         build = engine.call.with_variables(DOCKER_BUILDKIT="1")
 
         def built_on(base: str, name: str) -> str:
             """Builds an image on `base` that copies the greeting of the base image. Returns the copied greeting."""
-            folder = place.new_folder()
+            folder = site.new_folder()
             (folder / "Dockerfile").write_text(f"FROM {base}\nRUN cat /greeting > /copy\n")
             build("build", "--network", "host", "--tag", name, str(folder))
             return engine.output_of(name, "/bin/cat", "/copy")
 
         def push() -> None:
             engine.load(image("pushed by BuildKit"), "base:1")
-            name = f"{place.server.address}/buildkit/pushed:1"
+            name = f"{site.server.address}/buildkit/pushed:1"
             built_on("base:1", name)
             engine("push", name)
-            pull_all(place.wire, "buildkit/pushed", "1")
+            pull_all(site.wire, "buildkit/pushed", "1")
 
         def pull() -> None:
-            place.wire.push("buildkit/pulled", "1", image("pulled by BuildKit"))
-            greeting = built_on(f"{place.server.address}/buildkit/pulled:1", "pulled:1")
+            site.wire.push("buildkit/pulled", "1", image("pulled by BuildKit"))
+            greeting = built_on(f"{site.server.address}/buildkit/pulled:1", "pulled:1")
             assert greeting == "pulled by BuildKit\n"
 
         def mirror() -> None:
@@ -77,11 +77,11 @@ def buildkit(place: ClientSite) -> Iterator[CompatibleClient]:
 
 
 @contextlib.contextmanager
-def podman(place: ClientSite) -> Iterator[CompatibleClient]:
-    tools = tools_for(place.mirror, place.upstreams, place.folder)
+def podman(site: ClientSite) -> Iterator[CompatibleClient]:
+    tools = tools_for(site.mirror, site.upstreams, site.folder)
 
     def push(image: ClientImage, name: str) -> None:
-        image_id = _import_image(tools, image, place.new_folder())
+        image_id = _import_image(tools, image, site.new_folder())
         tools.podman("push", INSECURE, image_id, f"docker://{name}")
         tools.podman("rmi", "--force", image_id)
 
@@ -94,15 +94,15 @@ def podman(place: ClientSite) -> Iterator[CompatibleClient]:
         tools.podman("pull", "--quiet", f"docker.io/library/{UBUNTU}")
         assert tools.output_of(f"docker.io/library/{UBUNTU}") == UBUNTU_GREETING
 
-    yield CompatibleClient(version_in(tools.podman("--version").out), image_steps(place, "podman", push, pull, mirror))
+    yield CompatibleClient(version_in(tools.podman("--version").out), image_steps(site, "podman", push, pull, mirror))
 
 
 @contextlib.contextmanager
-def buildah(place: ClientSite) -> Iterator[CompatibleClient]:
-    tools = tools_for(place.mirror, place.upstreams, place.folder)
+def buildah(site: ClientSite) -> Iterator[CompatibleClient]:
+    tools = tools_for(site.mirror, site.upstreams, site.folder)
 
     def push(image: ClientImage, name: str) -> None:
-        image_id = _import_image(tools, image, place.new_folder())
+        image_id = _import_image(tools, image, site.new_folder())
         tools.buildah("push", INSECURE, image_id, f"docker://{name}")
         tools.buildah("rmi", "--force", image_id)
 
@@ -116,41 +116,39 @@ def buildah(place: ClientSite) -> Iterator[CompatibleClient]:
         mounted = Path(tools.buildah("mount", container).out.strip())
         assert (mounted / "greeting").read_text() == UBUNTU_GREETING
 
-    yield CompatibleClient(
-        version_in(tools.buildah("--version").out), image_steps(place, "buildah", push, pull, mirror)
-    )
+    yield CompatibleClient(version_in(tools.buildah("--version").out), image_steps(site, "buildah", push, pull, mirror))
 
 
 @contextlib.contextmanager
-def skopeo(place: ClientSite) -> Iterator[CompatibleClient]:
-    tools = tools_for(place.mirror, place.upstreams, place.folder)
+def skopeo(site: ClientSite) -> Iterator[CompatibleClient]:
+    tools = tools_for(site.mirror, site.upstreams, site.folder)
 
     def push(image: ClientImage, name: str) -> None:
-        layout = write_layout(place.new_folder(), {"x": image})
+        layout = write_layout(site.new_folder(), {"x": image})
         tools.copy(f"oci:{layout}:x", f"docker://{name}")
 
     def pull(image: ClientImage, name: str) -> None:
-        target = place.new_folder() / "pulled"
+        target = site.new_folder() / "pulled"
         tools.copy(f"docker://{name}", f"dir:{target}")
         assert (target / "manifest.json").read_bytes() == image.manifest.body
         for digest, blob in image.blobs.items():
             assert (target / digest.partition(":")[2]).read_bytes() == blob.body
 
     def mirror() -> None:
-        target = place.new_folder() / "mirrored"
+        target = site.new_folder() / "mirrored"
         tools.skopeo("copy", "--quiet", "--all", f"docker://docker.io/library/{UBUNTU}", f"dir:{target}")
-        repository = place.upstreams.hub.content.repositories["library/ubuntu"]
+        repository = site.upstreams.hub.content.repositories["library/ubuntu"]
         assert (target / "manifest.json").read_bytes() == repository.manifests[repository.tags["18.04"]][0]
 
-    yield CompatibleClient(version_in(tools.skopeo("--version").out), image_steps(place, "skopeo", push, pull, mirror))
+    yield CompatibleClient(version_in(tools.skopeo("--version").out), image_steps(site, "skopeo", push, pull, mirror))
 
 
 @contextlib.contextmanager
-def containerd(place: ClientSite) -> Iterator[CompatibleClient]:
-    with running_containerd(place.new_folder()) as ctr:
+def containerd(site: ClientSite) -> Iterator[CompatibleClient]:
+    with running_containerd(site.new_folder()) as ctr:
 
         def push(image: ClientImage, name: str) -> None:
-            ctr.load(image, name, place.new_folder() / "layout")
+            ctr.load(image, name, site.new_folder() / "layout")
             ctr.push(name, name)
             ctr.forget(name)
 
@@ -159,14 +157,14 @@ def containerd(place: ClientSite) -> Iterator[CompatibleClient]:
             assert ctr.has_same_bytes(image)
 
         def mirror() -> None:
-            certs = place.new_folder()
+            certs = site.new_folder()
             (certs / "docker.io").mkdir()
-            hosts = place.upstreams.client_settings(place.mirror, "containerd", "--upstream", "docker.io")
+            hosts = site.upstreams.client_settings(site.mirror, "containerd", "--upstream", "docker.io")
             (certs / "docker.io" / "hosts.toml").write_text(hosts)
             options = ("--hosts-dir", str(certs), "--snapshotter", "native")
             ctr("images", "pull", *options, f"docker.io/library/{UBUNTU}")
 
-        yield CompatibleClient(version_in(ctr("version").out), image_steps(place, "containerd", push, pull, mirror))
+        yield CompatibleClient(version_in(ctr("version").out), image_steps(site, "containerd", push, pull, mirror))
 
 
 def _import_image(tools: ContainerTools, image: ClientImage, folder: Path) -> str:

@@ -18,7 +18,7 @@ from tests.fakes.deployment.book_commands import book_command
 from tests.fakes.deployment.release_files import ReleaseFiles, run_in
 from tests.fakes.server_process import RegistryServer, running_program
 
-ELSEWHERE = ("--data", "data", "--listen", "127.0.0.1:0")
+SERVE_OPTIONS = ("--data", "data", "--listen", "127.0.0.1:0")
 """Options of `entrepot serve`: a data directory in the folder of the test, and any free port."""
 INSTALL_SECONDS = 300.0
 """Longest time for a command that installs everything before it starts."""
@@ -38,7 +38,7 @@ def environment(folder: Path) -> dict[str, str]:
 @contextmanager
 def serving(folder: Path, command: str) -> Iterator[RegistryServer]:
     """Runs a command line that ends with the command `serve` and its options."""
-    words = [*shlex.split(command), *ELSEWHERE]
+    words = [*shlex.split(command), *SERVE_OPTIONS]
     with running_program(folder, *words, env=environment(folder), timeout=INSTALL_SECONDS) as server:
         yield server
 

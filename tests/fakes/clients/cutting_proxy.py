@@ -106,6 +106,7 @@ class CuttingProxy:
         server.close()
 
     def _pass(self, direction: str, source: socket.socket, target: socket.socket) -> None:
+        """Passes the bytes of one direction, "up" (to the server) or "down", until the connection ends or is cut."""
         try:
             while piece := source.recv(1 << 16):
                 if direction == "up":
@@ -137,6 +138,7 @@ class CuttingProxy:
         return piece
 
     def _count_and_check_cut(self, direction: str, size: int) -> bool:
+        """Counts `size` received bytes. Returns whether the connection must be cut before they are passed on."""
         with self._lock:
             if direction == "up":
                 self.sent += size
@@ -147,6 +149,7 @@ class CuttingProxy:
         return cut
 
     def _has_reached(self, limit: str, size: int) -> bool:
+        """Subtracts `size` from a number in `_remaining`. Returns True once, when no bytes remain."""
         with self._lock:
             if limit not in self._remaining:
                 return False

@@ -76,12 +76,13 @@ def running_docker(
         command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT_ETC_SCRIPT, str(etc), *command]
     if proxy:
         env |= {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": ""}
-    containerd = 0
+    containerd_pid = 0
     try:
         with running_daemon(command, env, log, lambda: docker.call.attempt("version", timeout=10).code == 0):
-            containerd = int((state / "containerd" / "containerd.pid").read_text())
+            containerd_pid = int((state / "containerd" / "containerd.pid").read_text())
             yield docker
     finally:
-        if containerd:
-            wait_until(lambda: is_gone(containerd), 30, lambda: f"dockerd left its containerd behind: {containerd}")
+        if containerd_pid:
+            message = f"dockerd left its containerd behind: {containerd_pid}"
+            wait_until(lambda: is_gone(containerd_pid), 30, lambda: message)
         unmount_below(folder)

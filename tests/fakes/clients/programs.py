@@ -15,7 +15,7 @@ from tests.fakes.server_process import ROOT
 
 # Only the folders of Debian's packages: a newer docker in /usr/local would need plugins that are not installed.
 PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
-CALL_TIMEOUT = 110.0
+CALL_TIMEOUT = 110.0  # seconds
 
 
 class CommandFailed(AssertionError):
@@ -79,8 +79,8 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 def running_daemon(
     command: Sequence[str], env: Mapping[str, str], log: Path, answers: Callable[[], bool], timeout: float = 60.0
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs a daemon until the block ends. The block begins when `answers` returns True. At its end, the daemon gets
-    SIGTERM and, if it does not end within 30 s, SIGKILL."""
+    """Runs a daemon until the block ends. The block begins when `answers` returns True. At the end of the block, the
+    daemon gets SIGTERM and, if it does not end within 30 s, SIGKILL."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=dict(env), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

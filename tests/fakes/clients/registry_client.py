@@ -23,11 +23,13 @@ from tests.fakes.client_images import (
 )
 
 ACCEPT = ", ".join([OCI_MANIFEST, OCI_INDEX, DOCKER_MANIFEST, DOCKER_LIST])
-PIECE = 1 << 20
+PIECE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class RegistryReply:
+    """A complete response."""
+
     status: int
     headers: http.client.HTTPMessage
     body: bytes

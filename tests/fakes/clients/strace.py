@@ -13,7 +13,8 @@ from pathlib import Path
 from .programs import PATH, wait_until
 
 CALLS = "fsync,fdatasync,rename,renameat,renameat2,write,writev,sendto,sendmsg"
-LINE = re.compile(r"^(?P<pid>\d+) +(?P<rest>.*)$")
+LINE = re.compile(r"^(?P<pid>\d+) +(?P<call>.*)$")
+# If another thread's call comes between, strace prints a call in two lines: its start, and its end.
 UNFINISHED = re.compile(r"^(?P<start>.*) <unfinished \.\.\.>$")
 RESUMED = re.compile(r"^<\.\.\. \w+ resumed>(?P<end>.*)$")
 
@@ -48,14 +49,14 @@ class Trace:
             match = LINE.match(line)
             if match is None:
                 continue
-            pid, rest = match["pid"], match["rest"]
-            if begun := UNFINISHED.match(rest):
+            pid, call = match["pid"], match["call"]
+            if begun := UNFINISHED.match(call):
                 open_calls[pid] = (number, begun["start"])
-            elif resumed := RESUMED.match(rest):
+            elif resumed := RESUMED.match(call):
                 began, start = open_calls.pop(pid, (number, ""))
                 found.append(SystemCall(began, number, start + resumed["end"]))
-            elif "(" in rest and " = " in rest:
-                found.append(SystemCall(number, number, rest))
+            elif "(" in call and " = " in call:  # not a line about a signal or the end of a thread
+                found.append(SystemCall(number, number, call))
         return found
 
 

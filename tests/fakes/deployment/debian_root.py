@@ -1,6 +1,6 @@
-"""A plain Debian in a folder, made by debootstrap, and commands that run in it as on a machine of its own.
+"""Makes a minimal Debian system in a folder with debootstrap, and runs commands in it as on a separate machine.
 
-What runs there has its own processes and mounts, and this machine's network and kernel.
+A command has its own process tree and mounts. It shares the network and the kernel of this machine.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from tests.fakes.server_process import ROOT
 from tests.fakes.temporary_files import memory_root
 
 RELEASES = {"bookworm": "12", "trixie": "13"}
-"""The name and the number of each Debian that Entrepot supports."""
+"""The number of each Debian release that Entrepot supports, by its name."""
 CHECKOUT = "/srv/entrepot"
-"""Where `DebianRoot.copy_checkout` puts the files of the repository."""
+"""The folder in the Debian system into which `DebianRoot.copy_checkout` copies the files of the repository."""
 CERTIFICATES = "/srv/certificates.crt"
-"""Where a copy of the certificates is that pip on this machine trusts, if it was told which. Debian has its own."""
+"""The file in the Debian system with the certificates that pip on this machine trusts. It exists only if pip has the
+setting `cert`; otherwise pip in the Debian system uses Debian's certificates."""
 
-# All in a mount namespace of its own, of which the machine sees nothing. A container's runtime can change the root only
-# if that is a mount point.
+# The shell script mounts in a mount namespace of its own, so the machine does not see these mounts. The first mount
+# makes the folder a mount point, because the runtime of a container can change its root only if that is a mount point.
 _ENTER = """
 mount --bind "$0" "$0"
 mount -t proc proc "$0/proc"
@@ -41,25 +42,28 @@ _PIP_SETTINGS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeo
 
 @dataclass(frozen=True)
 class DebianRoot:
-    """A Debian of the release `name` in `folder`."""
+    """A Debian system of the release `name` in `folder`."""
 
     name: str
     folder: Path
 
     def command(self, script: str) -> list[str]:
-        """The words that run a shell script in it. Everything that the script started ends with it."""
+        """Returns the command that runs a shell script in the system. When the script ends, the kernel kills all
+        processes that the script has started."""
         unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private")
         return [*unshare, "sh", "-ec", _ENTER, str(self.folder), script]
 
     def environment(self) -> dict[str, str]:
-        """What a command in it gets: the way to the package index as pip on this machine has it, and nothing else."""
-        plain = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        """Returns the environment of a command in the system. From the environment of this machine, it has only the
+        settings with which pip reaches the package index."""
+        basic = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
         pip = _pip_variables()
         certificates = {"PIP_CERT": CERTIFICATES} if "PIP_CERT" in pip else {}
-        return {**plain, "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **pip, **certificates}
+        return {**basic, "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **pip, **certificates}
 
     def run(self, script: str, timeout: float = 600.0) -> str:
-        """Runs a shell script, which has to end with 0 within `timeout` seconds, and returns its output."""
+        """Runs a shell script in the system, and returns its output. Raises AssertionError if the exit code is not 0,
+        and subprocess.TimeoutExpired after `timeout` seconds."""
         done = subprocess.run(
             self.command(script),
             env=self.environment(),
@@ -75,7 +79,8 @@ class DebianRoot:
         return done.stdout
 
     def copy_checkout(self) -> None:
-        """Copies the repository's files, as they are now, to `CHECKOUT`."""
+        """Copies the current files of the repository to CHECKOUT, also uncommitted ones. Leaves out files that git
+        ignores."""
         target = self.folder / CHECKOUT.lstrip("/")
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -89,7 +94,7 @@ class DebianRoot:
                 shutil.copy2(ROOT / name, target / name)
 
     def copy_in(self, file: Path, folder: str) -> None:
-        """Copies a file of this machine into a folder of the Debian."""
+        """Copies a file of this machine into a folder of the system."""
         target = self.folder / folder.lstrip("/")
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, target / file.name)
@@ -97,10 +102,10 @@ class DebianRoot:
 
 @contextlib.contextmanager
 def debian_root(name: str) -> Iterator[DebianRoot]:
-    """A minimal Debian of the release `name` with Python and make, until the block ends. It lies in memory if there is
-    room, so tests with the marker `real_disk` may fail in it."""
+    """Makes a minimal Debian system of the release `name` with Python and make. Removes it when the block ends. The
+    system is in memory if there is enough space, so tests with the marker `real_disk` may fail in it."""
     folder = Path(tempfile.mkdtemp(prefix=f"entrepot-{name}-", dir=_fast_disk()))
-    folder.chmod(0o755)  # apt downloads as a user of its own
+    folder.chmod(0o755)  # apt downloads as the user `_apt`, who must be able to enter the folder
     try:
         make_debian(folder, name, ("python3", "make"))
         _set_up(folder)
@@ -110,7 +115,8 @@ def debian_root(name: str) -> Iterator[DebianRoot]:
 
 
 def _fast_disk() -> Path | None:
-    """Memory, if there is room and programs and devices work there; None: the folder for temporary files."""
+    """Returns a folder in memory; None (the usual folder for temporary files) if there is too little space, or if the
+    file system in memory does not allow programs and devices."""
     root = memory_root()
     if root is None or os.statvfs(root).f_flag & (os.ST_NOEXEC | os.ST_NODEV):
         return None
@@ -118,7 +124,8 @@ def _fast_disk() -> Path | None:
 
 
 def _set_up(folder: Path) -> None:
-    """Gives a new Debian this machine's access to the network, and makes its dpkg fast."""
+    """Copies this machine's DNS settings and pip's certificates into a new system. Makes dpkg fast: dpkg does not wait
+    for the disk."""
     shutil.copy2("/etc/resolv.conf", folder / "etc" / "resolv.conf")
     (folder / "etc" / "dpkg" / "dpkg.cfg.d" / "fast").write_text("force-unsafe-io\n")
     if certificates := _pip_variables().get("PIP_CERT"):
@@ -126,7 +133,8 @@ def _set_up(folder: Path) -> None:
 
 
 def _pip_variables() -> dict[str, str]:
-    """How pip on this machine reaches its index, as variables; without folders of this machine."""
+    """Returns the settings with which pip on this machine reaches the package index, as environment variables. Leaves
+    out settings that name a folder of this machine."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     found = {}

@@ -1,4 +1,4 @@
-"""A minimal Debian of the release that this machine has, in a folder of its own."""
+"""Makes a minimal Debian system in a folder, of the same release as the Debian of this machine."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pathlib import Path
 from tests.fakes.clients.programs import environment
 from tests.fakes.deployment.debootstrap import KEYRING, debian_mirror, machine_release, make_debian
 
+# Files that `write_archive` leaves out: a container gets its own /dev, /proc and /sys, and needs no downloads of apt.
 NOT_IN_ARCHIVE = ("./dev/*", "./proc/*", "./sys/*", "./var/cache/apt/*.bin", "./var/cache/apt/archives/*.deb")
 
 
 @dataclass(frozen=True)
 class DebianTree:
-    """The folder that holds the system's root."""
+    """A Debian system whose root directory is `folder`."""
 
     folder: Path
 
     def run(self, *command: str) -> str:
-        """Runs a command in the tree, as root, and returns its output. Raises AssertionError if it fails."""
+        """Runs a command in the system, as root, and returns its output. Raises AssertionError if the command fails."""
         return _run("chroot", str(self.folder), *command, home=self.folder / "root")
 
     def install(self, *packages: str) -> None:
@@ -28,19 +29,19 @@ class DebianTree:
         self.run("apt-get", "install", "--yes", "-qq", "--no-install-recommends", *packages)
 
     def copy(self, folder: Path) -> DebianTree:
-        """Another tree with the same files; `folder` does not exist yet."""
+        """Copies all files to `folder`, which must not exist yet. Returns the copy."""
         subprocess.run(["cp", "--archive", "--reflink=auto", str(self.folder), str(folder)], check=True)
         return DebianTree(folder)
 
     def write_archive(self, path: Path) -> Path:
-        """Writes the tree as a tar file, as `docker import` reads it."""
+        """Writes the files as a tar archive for `docker import`."""
         left_out = [f"--exclude={pattern}" for pattern in NOT_IN_ARCHIVE]
         _run("tar", "--create", f"--file={path}", *left_out, f"--directory={self.folder}", ".", home=path.parent)
         return path
 
 
 def make_debian_tree(folder: Path, *packages: str) -> DebianTree:
-    """Makes a tree with debootstrap that has what every Debian has, and `packages` (`make_debian`)."""
+    """Makes a minimal system with `packages` in `folder`. Raises AssertionError if debootstrap fails."""
     make_debian(folder, machine_release(), packages)
     shutil.rmtree(folder / "var" / "cache" / "apt" / "archives")
     (folder / "var" / "cache" / "apt" / "archives" / "partial").mkdir(parents=True)
@@ -48,8 +49,8 @@ def make_debian_tree(folder: Path, *packages: str) -> DebianTree:
 
 
 def unpack_package(folder: Path, package: str, release: str) -> Path:
-    """Downloads a package of another release of Debian and unpacks it below `folder`, which does not exist yet, without
-    installing it. Returns the folder that stands for the root. Raises AssertionError if apt fails."""
+    """Downloads a package of another Debian release and unpacks it below `folder`, which must not exist yet. Does not
+    install it. Returns the folder with the unpacked files. Raises AssertionError if apt fails."""
     lists, root = folder / "lists", folder / "root"
     (lists / "partial").mkdir(parents=True)
     source = folder / "release.list"

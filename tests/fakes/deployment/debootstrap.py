@@ -11,7 +11,7 @@ from pathlib import Path
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 """The keys that sign all releases of Debian."""
 _TIMEOUT = 1200.0
-"""Seconds after which a debootstrap is ended. It usually takes one minute."""
+"""Seconds after which debootstrap is killed. It usually takes one minute."""
 
 
 def machine_release() -> str:
@@ -27,11 +27,11 @@ def debian_mirror() -> str:
 
 
 def make_debian(folder: Path, release: str, packages: Sequence[str]) -> None:
-    """Installs the smallest Debian of `release`, with `packages` and what they depend on, into `folder`. The folder is
-    empty or does not exist, and lies on a file system that allows device nodes and programs. Needs root.
+    """Installs the smallest Debian system of `release`, with `packages` and their dependencies, into `folder`. The
+    folder must be empty or missing, on a file system that allows device nodes and programs. Needs root.
 
-    Afterwards, packages that are installed in this Debian do not start services. Raises AssertionError with the end of
-    the output if debootstrap fails.
+    Packages that are installed in this system later do not start services. Raises AssertionError with the end of the
+    output if debootstrap fails, and subprocess.TimeoutExpired if it takes too long.
     """
     command = [
         "debootstrap",
@@ -48,5 +48,5 @@ def make_debian(folder: Path, release: str, packages: Sequence[str]) -> None:
         output.seek(0)
         assert done.returncode == 0, output.read()[-4000:]
     policy = folder / "usr" / "sbin" / "policy-rc.d"
-    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.write_text("#!/bin/sh\nexit 101\n")  # 101: Debian's code for "do not start the service"
     policy.chmod(0o755)

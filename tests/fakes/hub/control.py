@@ -20,7 +20,7 @@ from .hub_content import HubContent
 from .hub_server import HOSTS, HubServer, PendingFault
 from .switches import Fault, Switches
 
-CONTROL_LIMIT = 64 << 20
+CONTROL_LIMIT = 64 << 20  # bytes
 
 
 class Control:

@@ -57,8 +57,8 @@ from .switches import SWITCHES, Fault, HubRequestKind, Switches
 
 __all__ = ["Fault", "Hub", "HubFailed", "RecordedRequest", "hub", "repeated", "union"]
 
-START_TIMEOUT = 60.0
-WAIT_TIMEOUT = 60.0
+START_TIMEOUT = 60.0  # seconds
+WAIT_TIMEOUT = 60.0  # seconds
 
 
 class HubFailed(AssertionError):
@@ -136,10 +136,10 @@ class Hub:
         """Returns the matching requests in order of arrival. `match`: text in the path. `digest`: the digest of a blob
         or a manifest, also if the request named the manifest by tag."""
         return [
-            seen
-            for seen in (RecordedRequest(**each) for each in self._call("records"))
-            if kind in (None, seen.kind) and method in (None, seen.method) and digest in (None, seen.digest)
-            if match in seen.path
+            request
+            for request in (RecordedRequest(**each) for each in self._call("records"))
+            if kind in (None, request.kind) and method in (None, request.method) and digest in (None, request.digest)
+            if match in request.path
         ]
 
     def count(
@@ -151,7 +151,7 @@ class Hub:
     def sent_ranges(self, digest: str) -> list[Interval]:
         """Returns which bytes of a blob or manifest were handed to sockets: one interval for each response that has
         sent any bytes."""
-        found = [seen.interval for seen in self.requests(digest=digest) if seen.status in (200, 206)]
+        found = [request.interval for request in self.requests(digest=digest) if request.status in (200, 206)]
         return [interval for interval in found if interval[0] < interval[1]]
 
     def forget(self) -> None:

@@ -78,19 +78,21 @@ def corrupted(answer: HubAnswer, offset: int) -> HubAnswer:
 
 @dataclass(frozen=True)
 class _CorruptBody:
-    under: ReadableBody
+    """A body that differs from `original` in the byte at `offset`."""
+
+    original: ReadableBody
     offset: int
 
     @property
     def size(self) -> int:
-        return self.under.size
+        return self.original.size
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
-        for piece in self.under.pieces(start, stop):
-            at = self.offset - start
-            if 0 <= at < len(piece):
+        for piece in self.original.pieces(start, stop):
+            index = self.offset - start
+            if 0 <= index < len(piece):
                 wrong = bytearray(piece)
-                wrong[at] ^= 0xFF
+                wrong[index] ^= 0xFF
                 piece = memoryview(wrong)
             yield piece
             start += len(piece)

@@ -32,6 +32,7 @@ class HubTarget:
 
 
 def target_of(path: str, *, redirects: bool) -> HubTarget:
+    """Returns the resource that the path names. `redirects`: whether the Hub redirects requests of blobs to the CDN."""
     if path in ("/v2", "/v2/"):
         return HubTarget("ping")
     if path == "/token":
@@ -138,6 +139,7 @@ class HubApi:
             return {}
         left = max(0, limit - self.manifests_given)
         return {
+            # w: the window of the limit in seconds
             "ratelimit-limit": f"{limit};w=21600",
             "ratelimit-remaining": f"{left};w=21600",
             "docker-ratelimit-source": "127.0.0.1",
@@ -161,7 +163,8 @@ class HubApi:
         return text(200, json.dumps(document), INDEX, headers)
 
     def _page(self, request: HubRequest, entries: list[Any], path: str, key: Any) -> tuple[list[Any], dict[str, str]]:
-        """Returns at most `n` entries after `last`, and a Link to the next page if there is one."""
+        """Returns at most `n` entries after `last`, and a Link to the next page if there is one. `n` and `last`: the
+        parameters of the request. `key`: a function that returns the text by which an entry is sorted."""
         query = request.query
         wanted = int(query["n"]) if query.get("n", "").isdecimal() else self.switches.page
         size, last = min(wanted, self.switches.page), query.get("last", "")
@@ -218,6 +221,7 @@ class HubApi:
         return part(206, all_headers, body, start, stop)
 
     def _encoded(self, request: HubRequest, answer: HubAnswer) -> HubAnswer:
+        """Returns the response compressed with gzip, if the switch `gzip` is set and the client accepts it."""
         accepted = [each.strip().partition(";")[0] for each in request.headers.get("accept-encoding", "").split(",")]
         if not self.switches.gzip or "gzip" not in accepted or request.method != "GET":
             return answer

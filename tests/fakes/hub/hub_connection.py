@@ -20,14 +20,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 from .request_log import RecordedRequest
 
-MAX_HEAD = 64 << 10
+MAX_HEAD = 64 << 10  # bytes
 SLICE = 256 << 10
 """Largest number of bytes that are handed to the socket at once."""
 TURN_BYTES = 4 << 20
 """After this many bytes, a connection lets the event loop run other connections."""
 TICK = 0.01
 """Seconds between two slices of a connection with a limited rate."""
-ARRIVAL_TIMEOUT = 30.0
+ARRIVAL_TIMEOUT = 30.0  # seconds
 
 
 class PeerGone(Exception):
@@ -43,6 +43,8 @@ class ConnectionDropped(Exception):
 
 @dataclass(frozen=True)
 class HubRequest:
+    """A complete request. Header names are in lower case."""
+
     method: str
     target: str
     headers: Mapping[str, str]
@@ -105,6 +107,7 @@ class HubConnection:
         return HubRequest(words[0], words[1], headers, body)
 
     async def _more(self) -> bool:
+        """Adds received bytes to the buffer. Returns False at the end of the stream. Raises PeerGone."""
         try:
             data = await self._loop.sock_recv(self._sock, MAX_HEAD)
         except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from tests.fakes.upstream_content import Noise, referrer_descriptor
 
-PIECE = 1 << 20
+PIECE = 1 << 20  # bytes
 
 
 class ReadableBody(Protocol):
@@ -44,6 +44,8 @@ class MappedBody:
 
 @dataclass(frozen=True)
 class HubManifest:
+    """A manifest or an index of an image."""
+
     digest: str
     media_type: str
     body: bytes = field(repr=False)

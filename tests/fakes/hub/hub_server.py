@@ -165,6 +165,7 @@ class HubServer:
     async def _answer(
         self, connection: HubConnection, role: Role, request: HubRequest, target: HubTarget, record: RecordedRequest
     ) -> bool:
+        """Sends the response. Returns whether the connection stays open. Raises ConnectionDropped."""
         if self.switches.latency:
             await asyncio.sleep(self.switches.latency)
         if self.switches.send_buffer:
@@ -193,6 +194,7 @@ class HubServer:
     ) -> tuple[HubAnswer, bool]:
         """Returns the response without faults, and whether the request was authorized."""
         if role == "cdn":
+            # The path is /registry-v2/blobs/ALGORITHM/ENCODED/data. The added slashes make up for missing parts.
             _, _, _, algorithm, encoded, _ = (request.path + "//////").split("/", 5)
             answer = self.registry.stored(request, f"{algorithm}:{encoded}", record)
             return answer, answer.status < 400
@@ -227,6 +229,7 @@ class HubServer:
 
 
 def _faulty(answer: HubAnswer, fault: Fault) -> HubAnswer:
+    """Returns the response to send in place of `answer`, with the status or the wrong bytes that the fault asks for."""
     if fault.status:
         headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
         if fault.status < 300:

@@ -14,6 +14,8 @@ from .switches import Switches
 
 @dataclass
 class HubToken:
+    """An issued bearer token."""
+
     scopes: frozenset[str]
     """Scopes such as `repository:library/ubuntu:pull`. Each has one action."""
     expires: float
@@ -33,7 +35,7 @@ class TokenRefusal:
 
 @dataclass
 class HubTokens:
-    """The issued tokens by their text."""
+    """The token service. `issued`: the issued tokens by their text."""
 
     issued: dict[str, HubToken] = field(default_factory=dict)
 
@@ -46,7 +48,7 @@ class HubTokens:
         if login is not None and login != (switches.username, switches.password):
             return None
         if login is None and "authorization" in request.headers:
-            return None
+            return None  # the header is not a valid Basic Authorization header
         scopes = frozenset(
             scope for scope in parameters.get("scope", "").split() if login is not None or _public(scope, switches)
         )
@@ -92,4 +94,6 @@ def basic(authorization: str) -> tuple[str, str] | None:
 
 
 def _public(scope: str, switches: Switches) -> bool:
+    """Returns whether a client without a login gets this scope: it names a repository that is not private."""
+    # The second part of a scope is the name of the repository. A scope without a second part is refused.
     return scope.split(":")[1:2] != [] and scope.split(":")[1] not in switches.private

@@ -77,8 +77,8 @@ class ObjectReader:
 
 
 class MultipartSession:
-    """The writer of an upload session. It collects bytes in memory and stores them as a chunk, an object of its own,
-    when they fill a part of a multipart upload or when the session is flushed."""
+    """The writer of an upload session. It collects bytes in memory. When they fill a part of a multipart upload, or
+    when the session is flushed, it stores them as a chunk, which is one object."""
 
     def __init__(self, disk: Disk, objects: UploadObjects, running: RunningDigest, stored: int = 0) -> None:
         """`running`: the running digest of the first `stored` bytes."""
@@ -128,6 +128,8 @@ class MultipartSession:
         return Checkpoint(self._stored, self._running.save(), "")
 
     def _put_part(self) -> None:
+        """Stores `_part` as a chunk. A chunk that is too small for a part of a multipart upload stays in `_part`, so
+        that a larger chunk can replace it."""
         self._objects.begin()
         if self.offset == self._stored:
             return
@@ -281,7 +283,7 @@ class MultipartBlobStore:
         for listed in await self._disk.run(lambda: self.bucket.list_objects(PREFIX)):
             upload = listed.key.split("/")[1]
             found[upload] = max(found.get(upload, 0.0), listed.modified)
-        with suppress(BlobUploadUnknown):
+        with suppress(BlobUploadUnknown):  # `UploadID` raises it for a text that is no id
             return [(UploadID(upload), modified) for upload, modified in found.items()]
         raise AssertionError(f"{found} are not all sessions")
 

@@ -21,7 +21,7 @@ from storage.names import UploadID
 from tests.fakes.object_store.bucket import Bucket, NoSuchKey, PreconditionFailed
 
 PREFIX = "uploads/"
-PIECE = 1024 * 1024
+PIECE = 1024 * 1024  # bytes
 TAKEN_OVER = "a newer request has taken this upload over"
 
 
@@ -87,11 +87,11 @@ class UploadObjects:
         if not bases:
             return []
         base = int(bases[-1].key.rpartition("/")[2])
-        known = {Chunk.parse(name) for name in json.loads(self._read(bases[-1].key))}
+        listed_in_base = {Chunk.parse(name) for name in json.loads(self._read(bases[-1].key))}
         longest: dict[int, Chunk] = {}
         for listed in self.bucket.list_objects(f"{self._prefix}chunks/"):
             chunk = Chunk.parse(listed.key.rpartition("/")[2])
-            if chunk in known or chunk.generation == base:
+            if chunk in listed_in_base or chunk.generation == base:
                 longest[chunk.start] = max(chunk, longest.get(chunk.start, chunk), key=lambda each: each.length)
         found, stop = [], 0
         while (following := longest.get(stop)) is not None:
@@ -145,6 +145,8 @@ class UploadObjects:
                 self.bucket.delete(listed.key)
 
     def _newest_claim(self) -> tuple[int, bool]:
+        """Returns the generation of the newest claim, and whether this claim is closed. Without any claim, the
+        generation is 0."""
         claims = self.bucket.list_objects(f"{self._prefix}claims/")
         if not claims:
             return 0, False

@@ -18,7 +18,7 @@ MARK = "hunter2-was-here"
 
 @pytest.fixture
 def client(site: AdminSite) -> Iterator[httpx2.Client]:
-    """A client of the management API with the login of the admin."""
+    """Yields a client of the management API with the login of the admin."""
     with plain_client(f"{site.server.url}/api/v1", auth=(ADMIN, PASSWORD), timeout=60) as api_client:
         yield api_client
 
@@ -37,10 +37,10 @@ def test_only_json(client: httpx2.Client, kind: str | None) -> None:
 def test_requests_of_other_sites_are_refused(client: httpx2.Client) -> None:
     """A request that a browser has sent from a page of another site is refused if it changes something. The header
     Sec-Fetch-Site names the relation of the page to this registry. The API sends no CORS headers."""
-    for place in ("cross-site", "same-site"):
-        refused = client.post("/keys", json={}, headers={"sec-fetch-site": place})
+    for relation in ("cross-site", "same-site"):
+        refused = client.post("/keys", json={}, headers={"sec-fetch-site": relation})
         assert (refused.status_code, code_of(refused)) == (403, "DENIED")
-        assert client.delete("/groups/none", headers={"sec-fetch-site": place}).status_code == 403
+        assert client.delete("/groups/none", headers={"sec-fetch-site": relation}).status_code == 403
     assert client.post("/keys", json={}, headers={"sec-fetch-site": "same-origin"}).status_code == 201
     answer = client.get("/me", headers={"origin": "https://evil.example"})
     assert "access-control-allow-origin" not in answer.headers

@@ -26,12 +26,12 @@ def test_the_page_needs_no_internet(site: AdminSite) -> None:
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "script-src 'self';" in page.headers["content-security-policy"]
     assert "default-src 'none'" in page.headers["content-security-policy"]
-    places = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert len(places) == 5
-    for place in places:
-        answer = plain_request("GET", f"{site.server.url}{place}")
-        assert answer.status_code == 200, place
-        assert place == "/api/openapi.json" or answer.headers["x-content-type-options"] == "nosniff"
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(links) == 5
+    for link in links:
+        answer = plain_request("GET", f"{site.server.url}{link}")
+        assert answer.status_code == 200, link
+        assert link == "/api/openapi.json" or answer.headers["x-content-type-options"] == "nosniff"
     assert "http" not in page.text
     assert not re.search(r"<script>|<style>| on[a-z]+=", page.text)
 

@@ -190,13 +190,13 @@ def test_other_accounts_look_like_missing_ones(site: AdminSite, method: str, pat
 def test_tokens_of_others_look_like_missing_ones(site: AdminSite) -> None:
     """A caller cannot make or revoke a token of another account, and cannot find out whether it exists."""
     user = site.user()
-    token_of_root = site.token("root").split("_")[1]
-    answers = [site.call("DELETE", f"/tokens/{token}", auth=user) for token in (token_of_root, "not-there")]
+    root_token_id = site.token("root").split("_")[1]
+    answers = [site.call("DELETE", f"/tokens/{token_id}", auth=user) for token_id in (root_token_id, "not-there")]
     assert [answer.status_code for answer in answers] == [404, 404]
     assert answers[0].text == answers[1].text
     for account in ("root", "not-there"):
         assert site.call("POST", "/tokens", {"account": account}, auth=user).status_code == 404
-    assert site.call("DELETE", f"/tokens/{token_of_root}").status_code == 204
+    assert site.call("DELETE", f"/tokens/{root_token_id}").status_code == 204
 
 
 def test_rights_are_checked_before_the_body_is_received(site: AdminSite) -> None:

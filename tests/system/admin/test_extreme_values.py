@@ -34,7 +34,7 @@ DOCUMENT = create_app(Settings()).openapi()
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    """A client of a server of its own, because some of the requests start jobs or change accounts."""
+    """Yields a client of a separate server, because some of the requests start jobs or change accounts."""
     folder: Path = tmp_path_factory.mktemp("extreme")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with running_server(folder, workers=1) as server:

@@ -39,7 +39,7 @@ tags = "1.*"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AdminSite]:
-    """A server with retention rules, which it applies only on request."""
+    """Runs a server with retention rules, which it applies only on request."""
     folder = tmp_path_factory.mktemp("retention")
     (folder / "entrepot.toml").write_text(SETTINGS)
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)

@@ -41,7 +41,7 @@ def indexed(site: AdminSite, repo: str, tag: str = "v1") -> str:
 
 @pytest.fixture
 def repo(site: AdminSite) -> str:
-    """A repository name that only this test uses."""
+    """Returns a repository name that only this test uses."""
     return f"found-{site.name('x')}/app"
 
 
@@ -49,13 +49,13 @@ def test_all_kinds_at_once(site: AdminSite, repo: str) -> None:
     """One search finds repositories, tags, labels and digests that match the text."""
     digest = indexed(site, repo)
     found = site.call_ok("GET", "/search", q=repo)
-    place = {"repository": repo, "mirrored_from": None}
-    assert found["repositories"] == {"items": [place], "next": None, "complete": True}
-    assert found["target"] == {**place, "kind": "repository", "tag": None, "digest": None}
+    in_repository = {"repository": repo, "mirrored_from": None}
+    assert found["repositories"] == {"items": [in_repository], "next": None, "complete": True}
+    assert found["target"] == {**in_repository, "kind": "repository", "tag": None, "digest": None}
     assert (found["indexing"], found["tags"]["items"]) == (False, [])
-    assert found["labels"]["items"] == [{**place, "digest": digest, "tag": "v1", "labels": {"text": repo}}]
+    assert found["labels"]["items"] == [{**in_repository, "digest": digest, "tag": "v1", "labels": {"text": repo}}]
     [entry] = site.call_ok("GET", "/search", q=digest[:30])["digests"]["items"]
-    assert entry == {**place, "digest": digest, "kind": "manifest", "tag": "v1"}
+    assert entry == {**in_repository, "digest": digest, "kind": "manifest", "tag": "v1"}
 
 
 def test_search_for_a_complete_reference(site: AdminSite, repo: str) -> None:
@@ -81,8 +81,8 @@ def test_pages(site: AdminSite) -> None:
         indexed(site, f"{area}/app{number}")
     first = site.call_ok("GET", "/search", q=f"{area}/", kind="repositories", limit=2)
     assert (len(first["repositories"]["items"]), first["tags"], first["repositories"]["next"]) == (2, None, "2")
-    rest = site.call_ok("GET", "/search", q=f"{area}/", kind="repositories", limit=2, after="2")["repositories"]
-    assert ([item["repository"] for item in rest["items"]], rest["next"]) == ([f"{area}/app2"], None)
+    second = site.call_ok("GET", "/search", q=f"{area}/", kind="repositories", limit=2, after="2")["repositories"]
+    assert ([item["repository"] for item in second["items"]], second["next"]) == ([f"{area}/app2"], None)
     assert site.call("GET", "/search", q=area, after="2").status_code == 400
     assert site.call("GET", "/search", q="x" * 1025).status_code == 422
 
@@ -106,7 +106,8 @@ def test_accounts_find_only_what_they_may_pull(site: AdminSite, repo: str) -> No
             assert (get(site, f"/v1/repositories/{name}/tags", auth).status_code == 200) == (name in visible)
         found_digests = site.call_ok("GET", "/search", auth=auth, q=digest)["digests"]["items"]
         assert bool(found_digests) == (repo in visible)
-        results = get(site, "/v1/search", auth, q=repo.partition("-")[2]).json()["results"]
+        text_in_both_names = repo.partition("-")[2]
+        results = get(site, "/v1/search", auth, q=text_in_both_names).json()["results"]
         assert sorted(result["name"] for result in results) == sorted(visible)
 
 
@@ -172,13 +173,13 @@ def test_history_over_v2(site: AdminSite, repo: str) -> None:
     grant(site, member[0], repo, "pull")
     with plain_client(site.server.url) as client:
         first = client.get(path, params={"n": 2}, headers={"authorization": basic(member)})
-        rest = client.get(first.links["next"]["url"], headers={"authorization": basic(member)})
-    entries = first.json()["history"] + rest.json()["history"]
+        second = client.get(first.links["next"]["url"], headers={"authorization": basic(member)})
+    entries = first.json()["history"] + second.json()["history"]
     assert [entry["digest"] for entry in entries] == digests[::-1]
     assert [entry["previous"] for entry in entries] == [digests[1], digests[0], None]
     assert {entry["actor"] for entry in entries} == {ADMIN}
     assert "127.0.0.1" not in first.text
-    assert "next" not in rest.links
+    assert "next" not in second.links
     hidden, unknown = get(site, path, outsider), get(site, "/v2/none/_entrepot/history/v1", outsider)
     assert hidden.status_code == unknown.status_code == 404
     assert hidden.text.replace(repo, "none") == unknown.text

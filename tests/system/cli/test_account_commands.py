@@ -29,7 +29,7 @@ def listed(*args: str, folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with one account, the admin alice. Tests must not change it."""
+    """Returns a folder whose data directory has one account, the admin alice. Tests must not change it."""
     account_folder = tmp_path_factory.mktemp("accounts")
     entrepot_output(
         "user", "add", "alice", "--admin", "--password-file", "-", folder=account_folder, stdin_text=PASSWORD
@@ -39,7 +39,7 @@ def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, unchanged: Path) -> Path:
-    """A folder with a copy of the data directory of `unchanged`, which tests may change."""
+    """Returns a folder with a copy of the data directory of `unchanged`, which tests may change."""
     shutil.copytree(unchanged / "data", tmp_path / "data")
     return tmp_path
 
@@ -103,15 +103,15 @@ def test_passwords_come_from_a_file(folder: Path) -> None:
     ask for a password and fails."""
     (folder / "password.txt").write_bytes(b"sesame open\r\nanother line\n")
     entrepot_output("user", "add", "bob", "--password-file", "password.txt", folder=folder)
-    for given, message in (("", "no password on stdin"), ("short\n", "a password has 8 to")):
+    for stdin_text, message in (("", "no password on stdin"), ("short\n", "a password has 8 to")):
         args = ("user", "add", "carol", "--password-file", "-")
-        assert message in error_line(entrepot(*args, folder=folder, stdin_text=given), 1)
+        assert message in error_line(entrepot(*args, folder=folder, stdin_text=stdin_text), 1)
     assert "no terminal" in error_line(entrepot("user", "add", "carol", folder=folder), 2)
     assert "No such file" in error_line(
         entrepot("user", "add", "carol", "--password-file", "none.txt", folder=folder), 1
     )
-    both = ("user", "add", "carol", "--generate", "--password-file", "-")
-    assert "contradict" in error_line(entrepot(*both, folder=folder), 2)
+    contradicting_args = ("user", "add", "carol", "--generate", "--password-file", "-")
+    assert "contradict" in error_line(entrepot(*contradicting_args, folder=folder), 2)
 
 
 def test_password_prompt_at_a_terminal(folder: Path) -> None:
@@ -265,8 +265,8 @@ def test_grants(folder: Path) -> None:
     )
     entrepot_output("grant", "remove", "team/**", "group:dev", "user:bob", folder=folder)
     assert listed("grant", "list", folder=folder) == [everyone]
-    both = ("grant", "list", "--for", "alice", "--subject", "everyone")
-    assert "contradict" in error_line(entrepot(*both, folder=folder), 2)
+    contradicting_args = ("grant", "list", "--for", "alice", "--subject", "everyone")
+    assert "contradict" in error_line(entrepot(*contradicting_args, folder=folder), 2)
 
 
 def test_keys(folder: Path) -> None:

@@ -46,6 +46,11 @@ def check_image(server: RegistryServer, path: str, body: bytes) -> None:
             assert digest_of(client.get(f"{root}/blobs/{part['digest']}").content) == part["digest"]
 
 
+def largest_file(folder: Path) -> Path:
+    """Returns the largest file below a folder: with the blobs of one image, its layer."""
+    return max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+
+
 def lines(text: str) -> list[Any]:
     """Parses one JSON document per line."""
     return [json.loads(line) for line in text.splitlines()]
@@ -60,6 +65,7 @@ def test_backups_while_clients_push(tmp_path: Path) -> None:
     stop = threading.Event()
 
     def load(server: RegistryServer, thread: int) -> None:
+        """Pushes images until `stop` is set, and deletes every third one again."""
         number = 0
         while not stop.is_set():
             number += 1
@@ -137,7 +143,7 @@ def test_restore_of_damaged_bytes(tmp_path: Path) -> None:
     with running_server(tmp_path) as server:
         push(server, "team/app", "v1")
         entrepot_output("backup", "backups", "--copy", folder=tmp_path)
-    damaged_file = max((tmp_path / "backups/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    damaged_file = largest_file(tmp_path / "backups/blobs")
     flip_byte(damaged_file)
     completed = entrepot("restore", "backups", "--data", "new", folder=tmp_path)
     assert (completed.returncode, completed.stdout) == (1, "")
@@ -223,9 +229,9 @@ def test_restore_after_a_killed_restore(tmp_path: Path) -> None:
         assert killed.stdout is not None
         killed.stdout.readline()
         killed.kill()
-    said = error_line(entrepot("serve", "--data", "new/data", "--listen", "127.0.0.1:0", folder=tmp_path), 1)
-    assert "a restore from a backup has not ended" in said
-    result = lines(entrepot_output(*command[3:], folder=tmp_path))[-1]
+    error = error_line(entrepot("serve", "--data", "new/data", "--listen", "127.0.0.1:0", folder=tmp_path), 1)
+    assert "a restore from a backup has not ended" in error
+    result = lines(entrepot_output(*command[3:], folder=tmp_path))[-1]  # the same command
     assert result["present_blobs"] >= 1
     assert result["present_blobs"] + result["restored_blobs"] == 12
     with running_server(tmp_path / "new") as restored:
@@ -252,8 +258,8 @@ def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
                 time.sleep(0.05)
                 job = site.call_ok("GET", f"/jobs/{job['id']}")
             assert (job["state"], job["started_by"], job["result"]["missing"]) == ("done", ADMIN, [])
-        (made,) = site.call_ok("GET", "/backups")["items"]
-        assert (made["name"], made["tags"]) == (job["result"]["snapshot"], 0)
+        (backup,) = site.call_ok("GET", "/backups")["items"]
+        assert (backup["name"], backup["tags"]) == (job["result"]["snapshot"], 0)
         shutil.rmtree(tmp_path / "backups/snapshots")
         (tmp_path / "backups/snapshots").write_text("no directory")
         answer = site.call("GET", "/backups")
@@ -266,15 +272,13 @@ def test_lost_and_damaged_blobs(tmp_path: Path) -> None:
     backup succeeds and reports the blob as left out."""
     with running_server(tmp_path) as server:
         push(server, "team/app", "v1")
-        damaged_file = max((tmp_path / "data/blobs").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-        damaged_file.unlink()
+        lost_file = largest_file(tmp_path / "data/blobs")
+        lost_file.unlink()
         failed = entrepot("backup", "backups", folder=tmp_path)
         repaired = entrepot("fsck", "--repair", folder=tmp_path)
         after_repair = entrepot("backup", "backups", folder=tmp_path)
     assert (failed.returncode, repaired.returncode, after_repair.returncode) == (1, 0, 0)
-    assert f"sha256:{damaged_file.name} is not in the backup: its file is missing" in failed.stderr
+    assert f"sha256:{lost_file.name} is not in the backup: its file is missing" in failed.stderr
     assert "1 problem, 1 repaired, 0 left; 1 blob or manifest known to be damaged" in repaired.stdout
-    assert (
-        f"sha256:{damaged_file.name} is not in the backup: the registry knows that it is damaged" in after_repair.stderr
-    )
+    assert f"sha256:{lost_file.name} is not in the backup: the registry knows that it is damaged" in after_repair.stderr
     assert "left out 1 blob known to be damaged; push or pull the images again" in after_repair.stderr

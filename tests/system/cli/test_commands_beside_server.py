@@ -22,7 +22,7 @@ CONNECTIONS = 6
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server with the admin root and with bob, who has no rights."""
+    """Runs a server with two accounts: the admin root, and bob, who has no rights."""
     folder = tmp_path_factory.mktemp("beside")
     with running_server(folder, workers=2) as started:
         for name, *flags in (("root", "--admin"), ("bob",)):

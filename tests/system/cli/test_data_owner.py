@@ -45,12 +45,13 @@ ERIN = {"SUDO_USER": "erin"} if os.geteuid() == 0 else {}
 OPERATOR = "cli:erin" if ERIN else operator_actor().name
 """The actor of such a command. Without root's rights, the user who runs the tests."""
 OWNER = 65534 if os.geteuid() == 0 else os.geteuid()
+"""The uid of the owner of the data directory. Debian's user nobody has the uid 65534."""
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a data directory of OWNER. It is not one of pytest's temporary folders, because OWNER could not
-    enter them."""
+    """Yields a folder with a data directory of OWNER. It is not one of pytest's temporary folders, because OWNER could
+    not enter them."""
     owner_folder = Path(tempfile.mkdtemp(prefix="entrepot-owner-", dir=memory_root()))
     owner_folder.chmod(0o755)
     (owner_folder / "data").mkdir(mode=0o700)
@@ -61,7 +62,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def public_imports(tmp_path: Path) -> str:
-    """The path of a file with PUBLIC_IMPORTS, for the parameter `site` of `entrepot`."""
+    """Returns the path of a file with PUBLIC_IMPORTS, for the parameter `site` of `entrepot`."""
     (tmp_path / "public_imports.py").write_text(PUBLIC_IMPORTS)
     return str(tmp_path / "public_imports.py")
 
@@ -76,8 +77,8 @@ def push(url: str) -> None:
     body = b"{}"
     digest = "sha256:" + hashlib.sha256(body).hexdigest()
     started = plain_request("POST", f"{url}/v2/team/app/blobs/uploads/")
-    place = httpx2.URL(url).join(started.headers["location"]).copy_merge_params({"digest": digest})
-    assert plain_request("PUT", place, content=body).status_code == 201
+    location = httpx2.URL(url).join(started.headers["location"]).copy_merge_params({"digest": digest})
+    assert plain_request("PUT", location, content=body).status_code == 201
     kind = "application/vnd.oci.image.manifest.v1+json"
     config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": len(body)}
     manifest = json.dumps({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": []})

@@ -37,7 +37,7 @@ SIGNATURE = artifact(SIGNED_IMAGE, "signed", "application/vnd.test.signature")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server with an image and its signature, and with an index of two platforms."""
+    """Runs a server with an image and its signature, and with an index of two platforms."""
     with running_server(tmp_path_factory.mktemp("images")) as running:
         wire = RegistryClient(running.address)
         wire.push("team/one", "v1", SIGNED_IMAGE)
@@ -48,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[RegistryServer]:
-    """A server without content, into which images are imported."""
+    """Runs a server without content, into which images are imported."""
     with running_server(tmp_path / "target", workers=1) as running:
         yield running
 
@@ -276,6 +276,7 @@ def test_export_of_a_mirrored_image(tmp_path: Path) -> None:
         assert "is mirrored from docker.io and takes no pushes" in message
         entrepot_output("import", "app.tar", "--as", "team/app", *options, folder=tmp_path)
     with running_server(tmp_path) as server:
+        # Three manifests, a config and a layer of each platform, and the second layer of amd64.
         assert len(pull_all(RegistryClient(server.address), "team/app", "1")) == 3 + 2 * 2 + 1
 
 

@@ -22,7 +22,7 @@ FIRST_IMAGE, SECOND_IMAGE = noise_image("first", 1000), noise_image("second", 10
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Iterator[Hub]:
-    """A running upstream with one tag. Writes settings for a mirror of it into the folder of the test."""
+    """Runs an upstream with one tag. Writes settings for a mirror of it into the folder of the test."""
     with hub(tmp_path, content_of(FIRST_IMAGE)) as running:
         configure(tmp_path, running)
         yield running

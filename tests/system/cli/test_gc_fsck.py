@@ -30,7 +30,7 @@ NO_GRACE = {"ENTREPOT_GC__GRACE": "0s"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server without a grace period. It collects garbage once an hour, so never by itself during a test."""
+    """Runs a server without a grace period. It collects garbage once an hour, so never by itself during a test."""
     with running_server(tmp_path_factory.mktemp("upkeep"), workers=2, env=NO_GRACE) as started:
         yield started
 

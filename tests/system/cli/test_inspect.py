@@ -39,8 +39,8 @@ async def push_manifest(registry: Registry, kind: str, tags: list[str], **docume
 
 @pytest.fixture
 async def pushed(tmp_path: Path) -> dict[str, Manifest]:
-    """A data directory with an image for each of two platforms, an index of both images with the tags `latest` and `1`,
-    and a signature of the first image. Returns the manifests."""
+    """Makes a data directory with an image for each of two platforms, an index of both images with the tags `latest`
+    and `1`, and a signature of the first image. Returns the manifests."""
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data") as registry:
         manifests: dict[str, Manifest] = {}

@@ -113,7 +113,7 @@ def check_interrupt(process: Command, number: int = signal.SIGINT) -> None:
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Iterator[Hub]:
-    """A running upstream with one image, which requires bearer tokens."""
+    """Runs an upstream with one image. It requires bearer tokens."""
     content = UpstreamContent()
     content.add("library/app", noise_image("app", 2 * MIB), "1")
     with hub(tmp_path, content, auth="bearer") as running:
@@ -138,7 +138,7 @@ def test_upstream_stalls(tmp_path: Path, upstream: Hub, stall: str, number: int)
     config = settings(tmp_path, upstream.url)
     with running_command(tmp_path, "mirror", "warm", "app:1", *config) as process:
         kind = str(STALLS[stall]["on"])
-        until(lambda: any(sent.start < sent.stop or not sent.status for sent in upstream.requests(kind)), process)  # type: ignore[arg-type]
+        until(lambda: any(each.start < each.stop or not each.status for each in upstream.requests(kind)), process)  # type: ignore[arg-type]
         check_interrupt(process, number)
 
 
@@ -162,14 +162,15 @@ def test_upstream_does_not_accept_the_connection(tmp_path: Path) -> None:
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", port))
         config = settings(tmp_path, f"http://127.0.0.1:{port}", 'connect_timeout = "10m"\n')
-        before = count_connecting(port)
+        connecting_before = count_connecting(port)
         with running_command(tmp_path, "mirror", "refresh", "app:1", *config) as process:
-            until(lambda: count_connecting(port) > before, process)
+            until(lambda: count_connecting(port) > connecting_before, process)
             check_interrupt(process)
 
 
 def count_connecting(port: int) -> int:
     """Returns the number of connections to this port that are being opened (proc(5), net/tcp)."""
+    # Field 2 is the remote address, field 3 the state. State 02 is SYN_SENT.
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(line[2].endswith(f":{port:04X}") and line[3] == "02" for line in lines)
 

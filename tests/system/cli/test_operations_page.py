@@ -109,7 +109,7 @@ PREPARATIONS: dict[str, Callable[[OperationsPlace], None]] = {
     "busy server": OperationsPlace.start_busy_server,
     "node with containerd 2.2": OperationsPlace.write_node,
 }
-"""By the name that a comment on the page has for the preparation."""
+"""The functions that make the preparations. On the page, the mark `test: NAME` of a block names its preparation."""
 
 
 @pytest.mark.parametrize("section", SECTIONS_TO_RUN, ids=lambda section: section.title.partition(",")[0])

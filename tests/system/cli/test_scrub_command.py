@@ -25,7 +25,7 @@ from tests.fakes.server_process import running_server
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[AdminSite]:
-    """A server with two workers, the admin root, and a grant for everyone to push. Each test has its own server,
+    """Runs a server with two workers, the admin root, and a grant for everyone to push. Each test has its own server,
     because images share layers."""
     folder = tmp_path
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
@@ -36,7 +36,7 @@ def site(tmp_path: Path) -> Iterator[AdminSite]:
 
 @pytest.fixture
 def wire(site: AdminSite) -> RegistryClient:
-    """A client with the login of the admin."""
+    """Returns a client with the login of the admin."""
     credentials = b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
     return RegistryClient(site.server.address, f"Basic {credentials}")
 

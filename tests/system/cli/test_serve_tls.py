@@ -141,8 +141,8 @@ def is_healthy(listen: str, env: Mapping[str, str]) -> bool:
 
 
 def test_health_check_of_the_image(tmp_path: Path, server: RegistryServer, pair: KeyPair) -> None:
-    """The health check of the image succeeds if TLS is set in variables, if it is set in a file, so that no variable
-    names the certificate, and if the server has no TLS. It fails if the server has ended."""
+    """The health check of the image succeeds without TLS, with TLS set in variables, and with TLS set in a file, where
+    no variable names the certificate. It fails if the server has ended."""
     listen = f"0.0.0.0:{server.port}"
     assert is_healthy(listen, variables(pair))
     assert is_healthy(listen, {})

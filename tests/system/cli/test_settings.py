@@ -177,7 +177,7 @@ def test_metrics_on_the_port_of_the_registry(tmp_path: Path, listen: str, metric
 )
 def test_listen_and_the_metrics_from_different_sources(tmp_path: Path, listen: str, metrics: str) -> None:
     """The ports of `listen` and `metrics.listen` are compared after all sources were read. Port 0 may be given twice.
-    What is no address is left to the server, which says so."""
+    A value that is no address passes here: the server reports it when it starts."""
     (tmp_path / "a.toml").write_text(f"[metrics]\nlisten = '{metrics}'\n")
     check_ports(load_settings({"listen": listen}, tmp_path / "a.toml"))
     (tmp_path / "b.toml").write_text("[metrics]\nenabled = false\nlisten = '127.0.0.1:5000'\n")

@@ -32,7 +32,7 @@ tags = ["v*"]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server with two workers. In its repositories below `fixed/`, tags that begin with `v` are immutable."""
+    """Runs a server with two workers. In its repositories below `fixed/`, tags that begin with `v` are immutable."""
     folder = tmp_path_factory.mktemp("tags")
     (folder / "entrepot.toml").write_text(SETTINGS)
     with running_server(folder, "--config", str(folder / "entrepot.toml"), workers=2) as started:
@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 @pytest.fixture
 def repo(request: pytest.FixtureRequest) -> str:
-    """A repository name that only this test uses."""
+    """Returns a repository name that only this test uses."""
     return "team/" + re.sub(r"[^a-z0-9]+", "-", request.node.name).strip("-")
 
 
@@ -90,7 +90,7 @@ def test_restore_of_an_overwritten_tag(server: RegistryServer, repo: str) -> Non
     rows = [re.split(r"\s{2,}", line.strip()) for line in table[2:]]
     assert [row[1:] for row in rows] == [["v1", digest, "anonymous", "127.0.0.1", "yes"] for digest in (second, first)]
     assert run(server, "restore", f"{repo}:v1") == f"{repo}:v1 points at {first} now, before at {second}\n"
-    for _ in range(6):
+    for _ in range(6):  # often enough to reach both workers
         assert head(server, repo, "v1") == first
     newest = json.loads(run(server, "history", repo, "--limit", "1", "--json"))[0]
     assert newest["actor"].startswith("cli:")

@@ -86,6 +86,7 @@ class Place:
         page."""
         assert self.server
         result = self._entrepot(command.line)
+        # On the page, the output has both streams. Which of them comes first differs from command to command.
         outputs = [
             self._as_on_the_page(text) for text in (result.stderr + result.stdout, result.stdout + result.stderr)
         ]
@@ -157,6 +158,7 @@ class Place:
         assert self._entrepot("entrepot mirror refresh ghcr.io/org/app:1").returncode == 0
 
     def pull_images(self) -> None:
+        """Pulls the images of `_four_images` through the mirror, which then has them in its cache."""
         for number in range(1, 5):
             pull_all(self.client, f"docker.io/library/app{number}", "1")
 
@@ -231,27 +233,28 @@ async def _leave_garbage(store: StoredRegistry, clock: Clock) -> None:
 
 
 async def _overwrite_tag(store: StoredRegistry, clock: Clock) -> None:
+    """Pushes an image as alice, three seconds ago, and another image under the same tag as ci, now."""
     now = clock.now
     for seconds, actor in ((3, ALICE), (0, CI)):
         clock.now = now - seconds
-        made = await push_image(store, APP, actor.name)
-        await store.put_manifest(APP, made, [Tag("stable")], by=actor)
+        manifest = await push_image(store, APP, actor.name)
+        await store.put_manifest(APP, manifest, [Tag("stable")], by=actor)
 
 
 async def _delete_image(store: StoredRegistry, _: Clock) -> None:
-    made = await push_image(store, APP, "1.4", "1.4")
-    await store.delete_manifest(APP, made.digest, by=ALICE)
+    manifest = await push_image(store, APP, "1.4", "1.4")
+    await store.delete_manifest(APP, manifest.digest, by=ALICE)
 
 
 async def _push_many_tags(store: StoredRegistry, clock: Clock) -> None:
     """Pushes a release, an old tag, an old tag that was pulled yesterday, and ten newer tags."""
     now = clock.now
-    ages = {"v1.0": 60, "1841": 57, "1842": 40} | {str(1843 + number): 20 - number for number in range(10)}
+    ages = {"v1.0": 60, "1841": 57, "1842": 40} | {str(1843 + number): 20 - number for number in range(10)}  # in days
     for tag, age in ages.items():
         clock.now = now - age * DAY
-        made = await push_image(store, APP, tag, tag)
+        manifest = await push_image(store, APP, tag, tag)
         if tag == "1842":
-            await store.pulls.save([PullCount(APP, made.digest, "", now - DAY, 3)])
+            await store.pulls.save([PullCount(APP, manifest.digest, "", now - DAY, 3)])
 
 
 async def _push_tags(store: StoredRegistry, *tags: str) -> None:

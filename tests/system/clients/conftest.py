@@ -26,7 +26,7 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 @pytest.fixture(scope="session")
 def short_folder() -> Iterator[Path]:
-    """A folder with a short absolute path, because the path of a Unix socket may not be long."""
+    """Yields a folder with a short absolute path. The path of a Unix socket in it may have at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="ent-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder)
@@ -34,7 +34,7 @@ def short_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """The server that all clients share. SIGTERM at the end must give exit code 0."""
+    """Runs the server that all clients share. At the end, it must exit with code 0 after SIGTERM."""
     with running_server(tmp_path_factory.mktemp("entrepot")) as running:
         yield running
     shutil.rmtree(running.data)
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteWithAccounts]:
-    """A server with two workers and with accounts. Its bearer tokens live for 60 s, which is the shortest lifetime that
+    """Runs a server with two workers and accounts. Its bearer tokens live for 60 s, which is the shortest lifetime that
     the settings allow."""
     folder = tmp_path_factory.mktemp("club")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
@@ -53,7 +53,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SiteWithAccounts]
 
 @pytest.fixture(scope="session")
 def wire(server: RegistryServer) -> RegistryClient:
-    """A plain HTTP client of the shared server, with which tests push content and check what the server has."""
+    """Returns an HTTP client of the shared server. Tests push content with it, and check what the server has."""
     return RegistryClient(server.address)
 
 
@@ -113,7 +113,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory, large_image: ClientImage, m
 
 @pytest.fixture
 def proxy(server: RegistryServer) -> Iterator[CuttingProxy]:
-    """A proxy in front of the shared server that can interrupt connections."""
+    """Runs a proxy in front of the shared server. The proxy can interrupt connections."""
     with cutting_proxy(server.address) as running:
         yield running
 

@@ -42,7 +42,7 @@ def test_docker_download_cut_midway(docker: DockerEngine, proxy: CuttingProxy, w
     proxy.cut_download_after(12 * MIB)
     docker("pull", name)
     assert proxy.cuts == 1
-    assert 24 * MIB < proxy.received < 30 * MIB
+    assert 24 * MIB < proxy.received < 30 * MIB  # a second download of the whole layer would make it 36 MiB
     assert docker.output_of(name) == "cut\n"
 
 
@@ -65,6 +65,7 @@ def test_skopeo_upload_cut_midway(
     for digest, content in test_image.blobs.items():
         # skopeo sends several layers in parallel. A layer on another connection may have been stored.
         assert wire.blob_status(repo, digest) == 404 or wire.blob(repo, digest) == content.body
+    # After 64 KiB, the cut may hit the upload of another layer.
     assert cut_after_bytes < 2 * MIB or wire.blob_status(repo, test_image.layers[-1].digest) == 404
     tools.copy(f"oci:{tmp_path}:x", name)
     assert_same_image(wire, repo, "x", test_image)

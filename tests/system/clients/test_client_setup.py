@@ -46,7 +46,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory, ubuntu_image: ImageTree) 
 
 @pytest.fixture
 def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
-    """A mirror without cached content."""
+    """Runs a mirror without cached content."""
     file = tmp_path / "entrepot.toml"
     file.write_text(SETTINGS.format(url=upstream.url))
     upstream.forget()
@@ -62,7 +62,8 @@ def client_settings(mirror: RegistryServer, program: str, *args: str) -> str:
 
 
 def sent_manifests(upstream: Hub) -> int:
-    """Returns the number of manifests that the upstream has sent. Requests that got a 401 do not count."""
+    """Returns the number of manifests that the upstream has sent. Requests that got a 401 do not count. A pull of
+    `ubuntu_image` needs two: the manifest list, and the manifest for amd64."""
     return sum(request.status == 200 for request in upstream.requests("manifest", "GET"))
 
 

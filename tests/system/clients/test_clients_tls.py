@@ -23,7 +23,7 @@ def authority(tmp_path: Path) -> CertificateAuthority:
 
 @pytest.fixture
 def server(tmp_path: Path, authority: CertificateAuthority) -> Iterator[RegistryServer]:
-    """A server that accepts only clients with a certificate."""
+    """Runs a server that accepts only clients with a certificate."""
     pair = authority.sign("localhost")
     settings = {"CERTIFICATE": pair.certificate, "KEY": pair.key, "CLIENT_CA": authority.certificate}
     with running_server(
@@ -34,7 +34,8 @@ def server(tmp_path: Path, authority: CertificateAuthority) -> Iterator[Registry
 
 @pytest.fixture
 def folder(tmp_path: Path, authority: CertificateAuthority) -> Path:
-    """A folder for the option `--cert-dir` of the clients. It has the same files as docker's folder `certs.d/HOST`."""
+    """Returns a folder for the option `--cert-dir` of the clients. It has the same files as docker's folder
+    `certs.d/HOST`."""
     client_pair = authority.sign("client", client=True)
     certificates_folder = tmp_path / "certs"
     certificates_folder.mkdir()

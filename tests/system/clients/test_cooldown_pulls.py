@@ -31,8 +31,8 @@ def upstream(tmp_path: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def mirror(tmp_path: Path, upstream: Hub) -> Iterator[RegistryServer]:
-    """A mirror of two upstreams with the same content, both with a cooldown of 3 days. For `strict.test`, the mirror
-    refuses new tags during the cooldown."""
+    """Runs a mirror of two upstreams with the same content, both with a cooldown of 3 days. For `strict.test`, the
+    mirror refuses new tags during the cooldown."""
     (tmp_path / "entrepot.toml").write_text(
         "".join(
             f'[[upstream]]\nname = "{name}"\nendpoints = ["{upstream.url}"]\ntag_ttl = "0s"\ncooldown = "3d"\n{more}\n'
@@ -51,7 +51,8 @@ def copy_image(tools: ContainerTools, source: str, folder: Path) -> str:
 
 def test_skopeo(tools: ContainerTools, mirror: RegistryServer, upstream: Hub, tmp_path: Path) -> None:
     """After a tag has moved at the upstream, skopeo still gets the earlier image by tag, and the newer image by digest.
-    If the mirror refuses a tag because of the cooldown, skopeo shows the registry's error."""
+    By a tag that the mirror has never seen, skopeo gets the newer image, or the registry's error if the mirror refuses
+    such tags during the cooldown."""
     name = f"{mirror.address}/far.test/org/app"
     assert copy_image(tools, f"{name}:1", tmp_path / "one") == FIRST_IMAGE.digest
     upstream.put(content_with(SECOND_IMAGE, "1", "2"))

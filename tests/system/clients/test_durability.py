@@ -41,8 +41,9 @@ def answers(steps: list[SystemCall], status: int) -> list[SystemCall]:
 def paths_of(rename: SystemCall) -> tuple[Path, Path]:
     """Returns the source and the target of a rename. If a path is relative to an open directory, joins it with the path
     of this directory."""
+    # strace prints each path as `"PATH"`, or as `7<DIRECTORY>, "PATH"` if it is relative to an open directory.
     found = re.findall(r'(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"([^"]*)"', rename.text)
-    source, target = (Path(folder or "/") / path for folder, path in found)
+    source, target = (Path(directory or "/") / path for directory, path in found)
     return source, target
 
 
@@ -103,12 +104,12 @@ def test_everything_is_synced_before_the_201(tmp_path: Path) -> None:
     renamed = first(steps, "rename into place", -1, lambda step: step.name in RENAME and name in step.text)
     source, target = paths_of(renamed)
     assert target.name == name or name in target.name
-    synced = [s for s in steps if s.name in FSYNC and f"<{source}>" in s.text and s.ended < renamed.began]
-    assert synced, f"{source} was renamed without an fsync"
-    folder = first(
+    file_syncs = [s for s in steps if s.name in FSYNC and f"<{source}>" in s.text and s.ended < renamed.began]
+    assert file_syncs, f"{source} was renamed without an fsync"
+    directory_sync = first(
         steps, "fsync of the directory", renamed.ended, lambda s: s.name == "fsync" and f"<{target.parent}>" in s.text
     )
-    blob_commit = first(steps, "fsync of the WAL", folder.ended, is_wal_sync)
+    blob_commit = first(steps, "fsync of the WAL", directory_sync.ended, is_wal_sync)
     assert blob_commit.ended < blob_response.began
     manifest_commit = first(steps, "fsync of the WAL for the manifest", blob_response.began, is_wal_sync)
     assert manifest_commit.ended < manifest_response.began

@@ -28,8 +28,8 @@ REPO = "team/large"
 
 @pytest.fixture
 def warm_server(tmp_path: Path) -> Iterator[RegistryServer]:
-    """A server that has served pushes and pulls, so that the memory that the first requests need is already
-    allocated."""
+    """Runs a server that has served pushes and pulls, and so has already allocated the memory that the first requests
+    need."""
     # Without its own interpreter, the server would be a fork, and would share memory with other processes of the tests.
     with running_server(tmp_path, own_interpreter=True) as running:
         wire = RegistryClient(running.address)
@@ -39,7 +39,7 @@ def warm_server(tmp_path: Path) -> Iterator[RegistryServer]:
             for digest in test_image.blobs:
                 wire.blob(f"team/warm-{number}", digest)
         yield running
-    # pytest would keep these gigabytes for three more sessions.
+    # pytest would keep these gigabytes until three more sessions have run.
     shutil.rmtree(running.data)
 
 
@@ -101,7 +101,7 @@ def test_a_gib_in_one_chunked_patch(warm_server: RegistryServer) -> None:
         put_seconds = time.monotonic() - put_started
     with MemoryPeak(warm_server.pids) as pull_peak:
         pull(warm_server.address, body.digest, SIZE)
-    assert push_peak.samples > 20
+    assert push_peak.samples > 20  # enough readings to see a peak
     assert push_peak.growth < MAX_GROWTH, f"{push_peak.growth / MIB:.1f} MiB while pushing"
     assert pull_peak.growth < MAX_GROWTH, f"{pull_peak.growth / MIB:.1f} MiB while pulling"
     print(
@@ -114,7 +114,7 @@ def test_a_large_layer_in_one_put(warm_server: RegistryServer) -> None:
     """A blob of 256 MiB is pushed as containerd does it, with one PUT, and pulled again. The server's memory grows by
     less than 32 MiB."""
     hashed = HashingBody("put", SIZE // 4)
-    for _ in hashed:
+    for _ in hashed:  # computes the digest
         pass
     with MemoryPeak(warm_server.pids) as push_peak:
         start = send(warm_server.address, "POST", f"/v2/{REPO}/blobs/uploads/", None, {"Content-Length": "0"})

@@ -54,17 +54,17 @@ def test_docker_load_of_a_download(
     wire.push(repo, "v1", small_image)
     url = f"{server.url}/api/v1/repositories/{repo}/manifests/v1/archive"
     first = httpx2.get(url, headers={"range": "bytes=0-99999"})
-    rest = httpx2.get(url, headers={"range": "bytes=100000-", "if-range": first.headers["etag"]})
-    assert (first.status_code, rest.status_code) == (206, 206)
+    second = httpx2.get(url, headers={"range": "bytes=100000-", "if-range": first.headers["etag"]})
+    assert (first.status_code, second.status_code) == (206, 206)
     archive = tmp_path / "x.tar"
-    archive.write_bytes(first.content + rest.content)
+    archive.write_bytes(first.content + second.content)
     assert f"Loaded image: {repo}:v1" in docker("load", "--input", str(archive)).out
     assert small_image.config is not None
     assert docker.image_id(f"{repo}:v1") == small_image.config.digest
     assert docker.output_of(f"{repo}:v1") == f"hello from {repo}\n"
     for form in (f"docker-archive:{archive}", f"oci-archive:{archive}:v1"):
-        found = subprocess.run(["skopeo", "inspect", "--config", form], capture_output=True, check=True)
-        assert json.loads(found.stdout) == json.loads(small_image.config.body)
+        printed = subprocess.run(["skopeo", "inspect", "--config", form], capture_output=True, check=True).stdout
+        assert json.loads(printed) == json.loads(small_image.config.body)
 
 
 def test_docker_load_of_one_platform(
@@ -141,9 +141,11 @@ def test_skopeo_reads_exports(
     tmp_path: Path,
     form: str,
 ) -> None:
-    """skopeo copies an exported index with all its platforms to a registry without a change."""
+    """skopeo copies an exported index with all its platforms to a registry without a change, although the export also
+    has a signature of the index."""
     wire.push(repo, "v1", multi_platform)
-    wire.push(repo, (signature := artifact(multi_platform, repo, "application/vnd.test.signature")).digest, signature)
+    signature = artifact(multi_platform, repo, "application/vnd.test.signature")
+    wire.push(repo, signature.digest, signature)
     path = tmp_path / ("x.tar" if form == "oci-archive" else "x")
     run(server, "export", f"{repo}:v1", "--to", path)
     tools.copy(f"{form}:{path}:v1", f"docker://{server.address}/{repo}-copy:v1", "--all")

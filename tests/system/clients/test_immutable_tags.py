@@ -18,7 +18,7 @@ IMMUTABLE_RULES = json.dumps([{"repositories": ["fixed/**"], "tags": ["v*"]}])
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
-    """A server on which tags that begin with `v` are immutable in the repositories below `fixed/`."""
+    """Runs a server. In its repositories below `fixed/`, tags that begin with `v` are immutable."""
     with running_server(tmp_path_factory.mktemp("strict"), env={"ENTREPOT_IMMUTABLE": IMMUTABLE_RULES}) as running:
         yield running
 

@@ -41,7 +41,7 @@ class OldRegistry:
 def old_registry(
     tmp_path_factory: pytest.TempPathFactory, docker: DockerEngine, tools: ContainerTools, layout: Path
 ) -> Iterator[OldRegistry]:
-    """The old registry, to which docker, skopeo and buildah have pushed images."""
+    """Runs the old registry, and pushes images to it with docker, skopeo and buildah. Deletes one manifest again."""
     folder = tmp_path_factory.mktemp("old")
     with docker_registry(folder) as program:
         address, wire = program.address, RegistryClient(program.address)
@@ -65,7 +65,7 @@ def old_registry(
 
 @pytest.fixture
 def new_server(tmp_path: Path) -> Iterator[RegistryServer]:
-    """A running server without content."""
+    """Runs a server without content."""
     with running_server(tmp_path / "new") as running:
         yield running
 
@@ -74,7 +74,7 @@ def assert_moved(old_registry: OldRegistry, new_server: RegistryServer, docker: 
     """Checks that the new server has all images of the old one, and that the deleted image is missing. Checks that
     docker can run an image of the new server."""
     wire = RegistryClient(new_server.address)
-    assert assert_same_content(old_registry.wire, wire) >= 18
+    assert assert_same_content(old_registry.wire, wire) >= 18  # manifests and blobs
     assert catalog(wire) == ["by/buildah", "by/docker", "by/skopeo", "other/docker"]
     assert wire.ask("GET", f"/v2/by/skopeo/manifests/{old_registry.deleted}").status == 404
     name = f"{new_server.address}/by/docker:1"

@@ -42,8 +42,8 @@ def test_push_and_pull(
         ctr.pull(name, *user(login))
         assert ctr.has_same_bytes(small_image)
         ctr.forget(name)
-        tokens = {asked.partition("?")[0] for asked in proxy.request_lines if "/token" in asked}
-    assert tokens == {"POST /token", "GET /token"}  # containerd sends the GET if it has no login
+        token_requests = {line.partition("?")[0] for line in proxy.request_lines if "/token" in line}
+    assert token_requests == {"POST /token", "GET /token"}  # containerd sends the GET if it has no login
 
 
 def test_a_token_of_a_robot(ctr: Containerd, site: SiteWithAccounts, repo: str, small_image: ClientImage) -> None:
@@ -53,7 +53,7 @@ def test_a_token_of_a_robot(ctr: Containerd, site: SiteWithAccounts, repo: str, 
     name = f"{site.address}/{repo}/app:1"
     ctr.pull(name, *user(robot))
     ctr.forget(name)
-    site.command("token", "revoke", robot.secret.split("_")[1])
+    site.command("token", "revoke", robot.secret.split("_")[1])  # the second part of an API token is its id
     for _ in range(4):  # often enough to reach both workers
         assert "failed to fetch oauth token" in refused(ctr, "pull", *user(robot), name)
 
@@ -104,7 +104,7 @@ def test_mounts(ctr: Containerd, site: SiteWithAccounts, repo: str) -> None:
         ctr.pull(source, *user(source_reader))
         ctr.push(f"{proxy.address}/{repo}/two:1", source, *user(source_reader))
         assert proxy.sent < 64 * 1024
-        assert any(f"from={repo}/one" in asked for asked in proxy.request_lines)
+        assert any(f"from={repo}/one" in line for line in proxy.request_lines)
         ctr.push(f"{proxy.address}/{repo}/three:1", source, *user(other))
         assert proxy.sent > 4 * MIB
     for path in ("two", "three"):

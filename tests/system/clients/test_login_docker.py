@@ -21,14 +21,14 @@ LOGIN_ERROR = "unauthorized: the credentials are not valid"
 
 @pytest.fixture
 def my_docker(docker: DockerEngine, tmp_path: Path) -> DockerEngine:
-    """A docker command without any stored login."""
+    """Returns a docker command without any stored login."""
     (tmp_path / "me").mkdir()
     return logged_out(docker, tmp_path / "me")
 
 
 @pytest.fixture
 def other_docker(docker: DockerEngine, tmp_path: Path) -> DockerEngine:
-    """The docker command of another person, who also has no stored login."""
+    """Returns the docker command of another person, who also has no stored login."""
     (tmp_path / "you").mkdir()
     return logged_out(docker, tmp_path / "you")
 
@@ -151,7 +151,7 @@ def test_a_robot_logs_in_until_its_token_is_revoked(
     assert stored_login(my_docker, site.address) == {"auth": robot.encoded}
     my_docker.load(small_image, name)
     my_docker("push", name)
-    site.command("token", "revoke", robot.secret.split("_")[1])
+    site.command("token", "revoke", robot.secret.split("_")[1])  # the second part of an API token is its id
     for _ in range(4):  # often enough to reach both workers
         assert LOGIN_ERROR in refused(my_docker, "push", name)
         assert LOGIN_ERROR in refused(my_docker, "pull", name)
@@ -168,7 +168,7 @@ def test_a_disabled_account(
     my_docker.load(small_image, name)
     my_docker("push", name)
     site.command("user", "disable", login.name)
-    for _ in range(4):
+    for _ in range(4):  # often enough to reach both workers
         assert LOGIN_ERROR in refused(my_docker, "push", name)
         assert LOGIN_ERROR in refused(my_docker, "pull", name)
     assert LOGIN_ERROR in attempt_login(my_docker, site.address, login).err
@@ -184,10 +184,10 @@ def test_docker_stores_a_token_instead_of_the_password(
     token. The account's owner can list and revoke it like any other API token."""
     login, name = site.add_user({f"{repo}/**": "pull,push"}), f"{site.address}/{repo}/app:1"
     log_in(my_docker, site.address, login)
-    found = stored_login(my_docker, site.address)
-    assert found == {"auth": ClientLogin(login.name, "").encoded, "identitytoken": found["identitytoken"]}
+    stored = stored_login(my_docker, site.address)
+    assert stored == {"auth": ClientLogin(login.name, "").encoded, "identitytoken": stored["identitytoken"]}
     (listed,) = json.loads(site.command("token", "list", login.name, "--json"))
-    assert (listed["id"], listed["purpose"]) == (found["identitytoken"].split("_")[1], "login")
+    assert (listed["id"], listed["purpose"]) == (stored["identitytoken"].split("_")[1], "login")
     assert "docker" in listed["note"]
     my_docker.load(small_image, name)
     my_docker("push", name)
@@ -215,7 +215,7 @@ def test_new_password_ends_stored_logins(
 
 @pytest.fixture
 def proxy(site: SiteWithAccounts) -> Iterator[CuttingProxy]:
-    """A proxy in front of the registry that counts the sent bytes."""
+    """Runs a proxy in front of the registry. The proxy counts the sent bytes."""
     with cutting_proxy(site.address) as running:
         yield running
 
@@ -230,13 +230,13 @@ def test_mounts(
     log_in(my_docker, proxy.address, site.add_user({f"{repo}/**": "pull,push"}))
     my_docker.load(test_image, first)
     my_docker("push", first)
-    sent = proxy.sent
+    sent_before = proxy.sent
     my_docker("tag", first, second)
     # On a busy machine, docker does not print the state of every layer.
     assert f"Mounted from {repo}/one" in my_docker("push", second).out
-    assert proxy.sent - sent < 64 * 1024
+    assert proxy.sent - sent_before < 64 * 1024
     log_in(other_docker, proxy.address, site.add_user({f"{repo}/three": "pull,push"}))
     other_docker("tag", first, third)
     assert "Mounted" not in other_docker("push", third).out
-    assert proxy.sent - sent > 4 * MIB
+    assert proxy.sent - sent_before > 4 * MIB
     assert_same_files(site.client(), f"{repo}/three", "latest", test_image)

@@ -63,6 +63,7 @@ def test_a_token_that_expires_in_the_middle_of_a_push(
         for proxy in proxies.values():
             assert proxy.slow.wait(60), (proxy.sent, proxy.request_lines)
         token_requests_before = {client: token_requests(proxy) for client, proxy in proxies.items()}
+        # Each client already has its token, which expires at this time at the latest.
         expires_at = time.time() + LIFETIME
         wait_until(lambda: time.time() > expires_at, LIFETIME + 30, lambda: "the clock stands still")
         for proxy in proxies.values():

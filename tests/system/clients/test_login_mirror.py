@@ -32,15 +32,15 @@ HUB_LOGINS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegistries]:
-    """The two real registries of which the mirror is a mirror."""
+    """Runs the two upstreams of the mirror. Both are real registries."""
     with two_registries(tmp_path_factory.mktemp("upstreams")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory, upstreams: TwoRegistries) -> Iterator[SiteWithAccounts]:
-    """A mirror from which everyone may pull Docker Hub's official images. Other repositories of Docker Hub, and another
-    upstream, need a grant."""
+    """Runs a mirror from which everyone may pull Docker Hub's official images. Other repositories of Docker Hub, and
+    another upstream, need a grant."""
     folder = tmp_path_factory.mktemp("mirror")
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     with upstreams.mirror(folder) as running:
@@ -81,11 +81,11 @@ def test_docker_cannot_pull_images_that_need_a_grant(
     """An image that needs a grant cannot be pulled with a login for Docker Hub, whether or not the image is cached. The
     mirror does not request it from the upstream."""
     mirror.client().manifest("far.example/library/ubuntu", "18.04")
-    before = upstreams.hub.read() + upstreams.second.read()
+    requests_before = upstreams.hub.read() + upstreams.second.read()
     my_client = docker_with(docker, tmp_path, **{HUB: hub_login})
     for name in ("org/app:1", f"{mirror.address}/org/app:1", f"{mirror.address}/far.example/library/ubuntu:18.04"):
         assert my_client.call.attempt("pull", name).code != 0
-    assert upstreams.hub.read() + upstreams.second.read() == before
+    assert upstreams.hub.read() + upstreams.second.read() == requests_before
 
 
 def test_docker_with_an_api_token_as_its_docker_hub_login(
@@ -152,15 +152,15 @@ def test_containerd(ctr: Containerd, mirror: SiteWithAccounts, upstreams: TwoReg
     hub, far = (f"{upstream}/library/ubuntu:18.04" for upstream in ("docker.io", "far.example"))
     with_grant, without_grant = mirror.add_user({"far.example/**": "pull"}), mirror.add_user()
 
-    def logged_in(login: ClientLogin) -> tuple[str, str]:
+    def user_option(login: ClientLogin) -> tuple[str, str]:
         return "--user", f"{login.name}:{login.secret}"
 
     ctr(*pull, hub)
-    ctr(*pull, *logged_in(ClientLogin("someone", WRONG)), hub)
-    ctr(*pull, *logged_in(with_grant), far)
+    ctr(*pull, *user_option(ClientLogin("someone", WRONG)), hub)
+    ctr(*pull, *user_option(with_grant), far)
     far_ubuntu = upstreams.second.content.repositories["library/ubuntu"]
     assert far_ubuntu.tags["18.04"] in ctr("images", "ls", f"name=={far}").out
     ctr.forget(hub, far)
-    for login in ((), logged_in(without_grant), logged_in(ClientLogin("someone", WRONG))):
+    for login in ((), user_option(without_grant), user_option(ClientLogin("someone", WRONG))):
         assert ctr.call.attempt(*pull, *login, far).code != 0
         assert ctr.call.attempt(*pull, *login, "docker.io/org/app:1").code != 0

@@ -19,7 +19,7 @@ from .test_podman import loaded
 
 @pytest.fixture
 def my_tools(tools: ContainerTools, tmp_path: Path) -> ContainerTools:
-    """podman, skopeo and buildah, without any stored login. They share one file with logins."""
+    """Returns podman, skopeo and buildah without any stored login. They store logins in one shared file."""
     return tools_logged_out(tools, tmp_path)
 
 
@@ -120,22 +120,22 @@ def test_denied(
 
 
 def test_skopeo_copy_mounts_layers(my_tools: ContainerTools, site: SiteWithAccounts, repo: str, tmp_path: Path) -> None:
-    """When skopeo copies an image between two repositories, the registry mounts the layers, if the login may pull from
-    the source. With a login that may not, skopeo has to send the layers."""
+    """When skopeo copies an image between two repositories, the registry mounts the layers if the login may pull from
+    the source. Otherwise skopeo has to send the layers."""
     test_image = image("mounted", layer({"heavy": noise(repo, 4 * MIB)}))
     write_layout(tmp_path / "in", {"x": test_image})
-    both = site.add_user({f"{repo}/one": "pull,push", f"{repo}/two": "pull,push"})
+    source_reader = site.add_user({f"{repo}/one": "pull,push", f"{repo}/two": "pull,push"})
     other = site.add_user({f"{repo}/three": "pull,push"})
     with cutting_proxy(site.address) as proxy:
         name = f"docker://{proxy.address}/{repo}"
-        credentials = f"{both.name}:{both.secret}"
+        credentials = f"{source_reader.name}:{source_reader.secret}"
         my_tools.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/one:1", "--dest-creds", credentials)
-        sent = proxy.sent
+        sent_before = proxy.sent
         my_tools.copy(f"{name}/one:1", f"{name}/two:1", "--src-creds", credentials, "--dest-creds", credentials)
-        assert proxy.sent - sent < 64 * 1024
+        assert proxy.sent - sent_before < 64 * 1024
         assert_same_image(site.client(), f"{repo}/two", "1", test_image)
         my_tools.copy(f"oci:{tmp_path / 'in'}:x", f"{name}/three:1", "--dest-creds", f"{other.name}:{other.secret}")
-        assert proxy.sent - sent > 4 * MIB
+        assert proxy.sent - sent_before > 4 * MIB
         assert_same_image(site.client(), f"{repo}/three", "1", test_image)
 
 
@@ -168,5 +168,5 @@ def test_skopeo_uses_the_identity_token_of_docker(
     Path(my_tools.skopeo.env["REGISTRY_AUTH_FILE"]).write_text(json.dumps({"auths": {site.address: stored_login}}))
     my_tools.copy(f"oci:{tmp_path / 'in'}:x", name)
     assert_same_image(site.client(), f"{repo}/app", "1", small_image)
-    site.command("token", "revoke", refresh.split("_")[1])
+    site.command("token", "revoke", refresh.split("_")[1])  # the second part of the token is its id
     assert "credentials are not valid" in refused(my_tools.skopeo, "inspect", INSECURE, name)

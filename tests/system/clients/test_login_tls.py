@@ -44,13 +44,14 @@ class TlsServer:
 
     @property
     def authority(self) -> str:
+        """The path of the file ca.crt."""
         return str(self.trusted / "ca.crt")
 
 
 @pytest.fixture(scope="module")
 def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
-    """A server with TLS and accounts. alice may push below `team`, everyone may pull below `team/open`, and eve has an
-    account without rights."""
+    """Runs a server with TLS and accounts. alice may push below `team`, everyone may pull below `team/open`, and eve
+    has an account without rights."""
     folder = tmp_path_factory.mktemp("secret")
     authority = CertificateAuthority(folder)
     pair, trusted = authority.sign("localhost", also=DOCUMENTATION_ADDRESS), folder / "trusted"
@@ -68,8 +69,8 @@ def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
 
 @pytest.fixture(scope="module")
 def far_docker(tls_server: TlsServer, short_folder: Path) -> Iterator[DockerEngine]:
-    """A dockerd that reaches the registry at the address FAR. It trusts the certificate authority for port 5000
-    only."""
+    """Runs a dockerd that reaches the registry at DOCUMENTATION_ADDRESS. It trusts the certificate authority for port
+    5000 only."""
     folder = Path(tempfile.mkdtemp(prefix="s", dir=short_folder))
     certs = folder / "etc" / "certs.d" / f"{DOCUMENTATION_ADDRESS}:5000"
     certs.mkdir(parents=True)
@@ -150,13 +151,13 @@ def test_podman_and_skopeo(
     loaded(my_tools, small_image, name, tmp_path / "in")
     login = ("login", "-u", ALICE.name, "--password-stdin", tls_server.address)
     assert "unknown authority" in my_tools.podman.attempt(*login, stdin_text=ALICE.secret).err
-    wrong = my_tools.podman.attempt(*login, "--cert-dir", cert, stdin_text=WRONG)
-    assert "invalid username/password" in wrong.err
+    refused_login = my_tools.podman.attempt(*login, "--cert-dir", cert, stdin_text=WRONG)
+    assert "invalid username/password" in refused_login.err
     my_tools.podman(*login, "--cert-dir", cert, stdin_text=ALICE.secret)
     my_tools.podman("push", "--cert-dir", cert, name)
     public_image = f"docker://{tls_server.address}/team/open/podman:1"
-    both = ("--src-cert-dir", cert, "--dest-cert-dir", cert)
-    my_tools.skopeo("copy", "--quiet", *both, f"docker://{name}", public_image)
+    cert_dirs = ("--src-cert-dir", cert, "--dest-cert-dir", cert)
+    my_tools.skopeo("copy", "--quiet", *cert_dirs, f"docker://{name}", public_image)
     my_tools.podman("rmi", "--force", my_tools.image_id(name))
     my_tools.podman("pull", "--cert-dir", cert, name)
     assert my_tools.output_of(name) == f"hello from {repo}\n"
@@ -171,8 +172,8 @@ def test_podman_search(
     tools: ContainerTools, tls_server: TlsServer, repo: str, small_image: ClientImage, tmp_path: Path
 ) -> None:
     """Without a login, podman finds the repositories from which everyone may pull. With a login, it also finds those
-    from which the login may pull. `podman search` has no `--cert-dir`, so the test sets the system's certificates.
-    Without the authority, the TLS handshake fails."""
+    from which the login may pull. Without the authority's certificate, the TLS handshake fails. `podman search` has no
+    `--cert-dir`, so the test sets SSL_CERT_FILE."""
     my_tools = tools_logged_out(tools, tmp_path)
     podman, cert = my_tools.podman.with_variables(SSL_CERT_FILE=tls_server.authority), str(tls_server.trusted)
     public_image, term = f"team/open/{repo.removeprefix('team/')}", f"{tls_server.address}/{repo.removeprefix('team/')}"
@@ -188,10 +189,10 @@ def test_podman_search(
 
     assert "unknown authority" in my_tools.podman.attempt("search", term).err
     wait_until(lambda: found(term) == [public_image], 60, lambda: f"podman finds {found(term)}")
-    hidden = f"{tls_server.address}/{repo}"
-    assert found(hidden) == []
+    private_term = f"{tls_server.address}/{repo}"
+    assert found(private_term) == []
     podman("login", "-u", ALICE.name, "--password-stdin", tls_server.address, stdin_text=ALICE.secret)
-    assert found(hidden) == [repo]
+    assert found(private_term) == [repo]
 
 
 def test_containerd(
@@ -243,4 +244,4 @@ def test_curl_and_skopeo_by_an_identity_token(
     missing = my_tools.skopeo.attempt(
         "list-tags", "--cert-dir", str(tls_server.trusted), f"docker://{tls_server.address}/{repo}"
     )
-    assert "404" in missing.err
+    assert "404" in missing.err  # the login is accepted; only the repository does not exist

@@ -99,14 +99,14 @@ def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403)
 
 @pytest.fixture(scope="package")
 def made_provider() -> Iterator[FakeOpenIDProvider]:
-    """One provider for all tests of this folder."""
+    """Yields one provider for all tests of this folder."""
     with openid_provider() as running:
         yield running
 
 
 @pytest.fixture
 def provider(made_provider: FakeOpenIDProvider) -> FakeOpenIDProvider:
-    """The provider, without the faults and changes of earlier tests."""
+    """Returns the provider, without the faults and changes of earlier tests."""
     made_provider.clear_faults()
     return made_provider
 

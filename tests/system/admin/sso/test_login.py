@@ -25,7 +25,7 @@ def test_login_starts_a_session(browser: Browser, provider: FakeOpenIDProvider) 
     assert (answer.status_code, answer.headers["location"]) == (303, "/api/docs")
     assert browser.get("/api/docs").status_code == 200
     assert browser.client.cookies.get(ATTEMPT) is None
-    for _ in range(4):
+    for _ in range(4):  # on new connections, so that every worker gets a request
         with plain_client(cookies={SESSION: browser.session or ""}) as client:
             me = client.get(f"{browser.registry_url}/api/v1/me")
             assert (me.status_code, me.json()["name"], me.json()["admin"]) == (200, "alice", False)
@@ -67,9 +67,9 @@ def test_cookies(browser: Browser, provider: FakeOpenIDProvider) -> None:
     redirect = browser.get("/login/openid")
     assert_cookie(redirect, ATTEMPT, 600)
     assert redirect.headers["cache-control"] == "no-store"
-    back = browser.get(browser.get(redirect.headers["location"]).headers["location"])
-    assert_cookie(back, SESSION, 8 * 3600)
-    assert back.headers["cache-control"] == "no-store"
+    logged_in = browser.get(browser.get(redirect.headers["location"]).headers["location"])
+    assert_cookie(logged_in, SESSION, 8 * 3600)
+    assert logged_in.headers["cache-control"] == "no-store"
 
 
 def assert_cookie(answer: httpx2.Response, name: str, seconds: int) -> None:
@@ -90,11 +90,11 @@ def test_cookies_with_an_https_url(provider: FakeOpenIDProvider, tmp_path: Path)
         begun = client.get(f"{server.url}/login/openid")
         assert f"__Host-{ATTEMPT}=" in begun.headers["set-cookie"]
         assert "; Secure" in begun.headers["set-cookie"]
-        back = client.get(begun.headers["location"]).headers["location"]
-        assert back.startswith(f"{public}/login/callback?")
+        public_callback = client.get(begun.headers["location"]).headers["location"]
+        assert public_callback.startswith(f"{public}/login/callback?")
         cookie = begun.headers["set-cookie"].partition(";")[0]
         without_prefix = cookie.removeprefix("__Host-")
-        callback = back.replace(public, server.url)
+        callback = public_callback.replace(public, server.url)
         assert client.get(callback, headers={"cookie": without_prefix}).status_code == 400
         session = client.get(callback, headers={"cookie": cookie}).headers.get_list("set-cookie")[1].partition(";")[0]
         assert session.startswith(f"__Host-{SESSION}=")
@@ -106,16 +106,16 @@ def test_cookies_with_an_https_url(provider: FakeOpenIDProvider, tmp_path: Path)
             assert plain_request("POST", f"{server.url}/api/v1/keys", json={}, headers=headers).status_code == status
 
 
-@pytest.mark.parametrize("place", ["/", "/api/docs#/tokens", "/api/v1/me?a=b&c=d", "/%2F/evil.example.com"])
-def test_redirects_within_the_registry(browser: Browser, provider: FakeOpenIDProvider, place: str) -> None:
+@pytest.mark.parametrize("next_page", ["/", "/api/docs#/tokens", "/api/v1/me?a=b&c=d", "/%2F/evil.example.com"])
+def test_redirects_within_the_registry(browser: Browser, provider: FakeOpenIDProvider, next_page: str) -> None:
     """With the parameter `next`, the browser is redirected to any path of this registry after the login."""
-    begun = browser.get("/login/openid", params={"next": place})
+    begun = browser.get("/login/openid", params={"next": next_page})
     answer = browser.get(browser.get(begun.headers["location"]).headers["location"])
-    assert answer.headers["location"] == place
+    assert answer.headers["location"] == next_page
 
 
 @pytest.mark.parametrize(
-    "place",
+    "next_page",
     [
         "https://evil.example.com",
         "//evil.example.com",
@@ -130,12 +130,12 @@ def test_redirects_within_the_registry(browser: Browser, provider: FakeOpenIDPro
         "/" + "x" * 2000,
     ],
 )
-def test_redirects_to_other_sites_are_refused(browser: Browser, place: str) -> None:
+def test_redirects_to_other_sites_are_refused(browser: Browser, next_page: str) -> None:
     """If `next` leads to another site, or is no path of this registry, the login is refused."""
     for answer in (
-        browser.get("/login", params={"next": place}),
-        browser.get("/login/openid", params={"next": place}),
-        browser.submit(ADMIN, PASSWORD, next=place),
+        browser.get("/login", params={"next": next_page}),
+        browser.get("/login/openid", params={"next": next_page}),
+        browser.submit(ADMIN, PASSWORD, next=next_page),
     ):
         assert answer.status_code == 400
         assert "location" not in answer.headers

@@ -41,7 +41,7 @@ def test_login_with_the_form(browser: Browser) -> None:
     assert '<a href="/login/openid?next=%2Fapi%2Fv1%2Fme%3Fa%3Db%26c%3D%22%3Cd%3E">' in form_after_error
     answer = browser.submit(name, password, next="/api/v1/me?a=b")
     assert (answer.status_code, answer.headers["location"]) == (303, "/api/v1/me?a=b")
-    for _ in range(4):
+    for _ in range(4):  # on new connections, so that every worker gets a request
         with plain_client(cookies={SESSION: browser.session or ""}) as client:
             assert client.get(f"{browser.registry_url}/api/v1/me").json()["name"] == name
     assert browser.submit(name, password).headers["location"] == "/api/docs"

@@ -68,7 +68,7 @@ def with_public_key(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str
 
 
 def with_secret(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    """Returns a token that is signed with HMAC, with the client's secret."""
+    """Returns a token that is signed with HMAC, with a key that is made from the client's secret."""
     return signed_token({"alg": "HS256", "kid": provider.key.id}, claims, OctKey.import_key(SECRET * 3))
 
 
@@ -159,12 +159,12 @@ def test_code_of_another_login(browser: Browser, other_browser: Browser, provide
 
 def test_response_can_be_used_once(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """If the browser sends the same response of the provider a second time, the login is refused."""
-    back = browser.to_provider().headers["location"]
+    callback = browser.to_provider().headers["location"]
     cookies_before = dict(browser.client.cookies)
-    assert browser.get(back).status_code == 303
-    assert browser.get(back).status_code == 400
+    assert browser.get(callback).status_code == 303
+    assert browser.get(callback).status_code == 400
     # If the cookie of the first attempt is sent again, the provider refuses the code.
-    assert plain_request("GET", back, cookies=cookies_before).status_code == 403
+    assert plain_request("GET", callback, cookies=cookies_before).status_code == 403
 
 
 def test_response_of_another_issuer(browser: Browser, provider: FakeOpenIDProvider) -> None:

@@ -191,12 +191,11 @@ def test_list_and_end_sessions(browser: Browser, other_browser: Browser, provide
     assert browser.site.call("DELETE", "/sessions", auth=stranger, account=name).status_code == 404
     token = (name, browser.site.token(name))
     assert browser.site.call("DELETE", f"/sessions/{own_session['id']}", auth=token).status_code == 403
-    assert (
-        browser.call("DELETE", f"/sessions/{other_session['id']}").status_code == 403
-    )  # not sent by a page of this registry
+    # Without Origin, the request does not come from a page of this registry.
+    assert browser.call("DELETE", f"/sessions/{other_session['id']}").status_code == 403
     assert browser.call("DELETE", f"/sessions/{other_session['id']}", origin=browser.registry_url).status_code == 204
     assert browser.call("DELETE", f"/sessions/{other_session['id']}", origin=browser.registry_url).status_code == 404
-    for _ in range(4):
+    for _ in range(4):  # on new connections, so that every worker gets a request
         with plain_client(cookies={SESSION: other_browser.session or ""}) as client:
             assert client.get(f"{browser.registry_url}/api/v1/me").status_code == 401
     assert other_browser.submit(name, password).status_code == 303

@@ -24,14 +24,14 @@ FOR_AMD64 = ("--platform", "linux/amd64")
 
 @pytest.fixture
 def images() -> dict[str, ImageTree]:
-    """An index of two images for two platforms, and an image without an index."""
+    """Returns an index, and the two images that it lists for two platforms."""
     amd64, arm64 = noise_image("amd64", 1000, 3 * MIB), noise_image("arm64", 2000, MIB, architecture="arm64")
     return {"amd64": amd64, "arm64": arm64, "index": index_of((amd64, "amd64"), (arm64, "arm64"))}
 
 
 @pytest.fixture
 def upstream(tmp_path: Path, images: dict[str, ImageTree]) -> Iterator[Hub]:
-    """A running upstream. Writes settings for a mirror of it into the folder of the test."""
+    """Runs an upstream. Writes settings for a mirror of it into the folder of the test."""
     content = UpstreamContent()
     content.add("library/app", images["index"], "1", "latest")
     content.add("team/tool", noise_image("tool", 500), "2")

@@ -16,7 +16,7 @@ from tests.fakes.server_process import RegistryServer, running_server
 
 
 class Connect(Protocol):
-    """Opens a connection to the server."""
+    """Opens a connection to the server. `receive_buffer`: as in `RawConnection`."""
 
     def __call__(self, *, receive_buffer: int | None = None) -> RawConnection: ...
 
@@ -29,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]
 
 @pytest.fixture
 def connect(server: RegistryServer) -> Iterator[Connect]:
-    """A function that opens a connection to the server. The connections are closed at the end of the test."""
+    """Yields a function that opens a connection to the server. The connections are closed at the end of the test."""
     with ExitStack() as stack:
 
         def open_connection(*, receive_buffer: int | None = None) -> RawConnection:
@@ -46,5 +46,6 @@ def repo() -> str:
 
 @pytest.fixture
 def steps(connect: Connect, repo: str) -> RawPushes:
-    """Requests on a separate connection, with which a test prepares content and checks the result."""
+    """Returns helper methods with which a test prepares content and checks the result. They use a separate
+    connection."""
     return RawPushes(connect(), repo)

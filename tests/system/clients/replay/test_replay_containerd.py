@@ -21,7 +21,8 @@ ACCEPT = f"application/vnd.docker.distribution.manifest.v2+json, {OCI_MANIFEST},
 
 
 def push_blob(connect: Connect, repo: str, data: bytes, query: str = "") -> None:
-    """Pushes a blob that the registry does not have: sends a HEAD, a POST, and one PUT with the whole body."""
+    """Pushes a blob that the registry does not have: sends a HEAD, a POST, and one PUT with the whole body. Adds
+    `query` to the query of each request."""
     digest = digest_of(data)
     wire = connect()
     head = wire.ask("HEAD", f"/v2/{repo}/blobs/{digest}{query and '?' + query}", AGENT)
@@ -37,7 +38,7 @@ def push_blob(connect: Connect, repo: str, data: bytes, query: str = "") -> None
 @pytest.mark.parametrize("query", ["", "ns=docker.io"])
 def test_push(connect: Connect, repo: str, query: str) -> None:
     """containerd pushes each blob with one PUT, then the manifest by digest, then the index by tag. The parameter `ns`,
-    which names the registry to mirrors, has no effect."""
+    which tells a mirror the name of the upstream registry, has no effect."""
     config, layer = os.urandom(600), os.urandom(5 << 20)
     for data in (config, layer):
         push_blob(connect, repo, data, query)
@@ -137,6 +138,7 @@ def test_parallel_ranged_fetch(connect: Connect, steps: RawPushes, server: Regis
     assert b"".join(fetch()) == data
     workers = server.worker_pids()
     assert eventually(lambda: sum(open_files(workers).values()) < 200)
+    # The first fetch may open files that stay open. The further fetches must not leave more files open.
     open_files_before = sum(open_files(workers).values())
     for _ in range(3):
         assert b"".join(fetch()) == data
@@ -151,7 +153,7 @@ def test_several_ranges_on_one_connection(connect: Connect, steps: RawPushes) ->
     data = os.urandom(100_000)
     path = steps.blob(data)
     wire = connect()
-    for at in range(0, 100_000, 9_999):
+    for at in range(0, 100_000, 9_999):  # the last range goes past the end of the blob
         answer = wire.ask("GET", path, {**AGENT, "Range": f"bytes={at}-{at + 9_998}"})
         assert answer.status == 206
         assert answer.body == data[at : at + 9_999]

@@ -32,7 +32,7 @@ def test_ping(connect: Connect) -> None:
     """The client first tries https. A TLS handshake on the plain HTTP port gets 400. The client then sends GET /v2/
     over plain HTTP, which succeeds."""
     hello = connect()
-    hello.send(bytes.fromhex("1603010200010001fc0303") + bytes(200))
+    hello.send(bytes.fromhex("1603010200010001fc0303") + bytes(200))  # the start of a TLS ClientHello
     assert hello.answer().status == 400
     assert hello.at_end()
     assert connect().ask("GET", "/v2/", AGENT).status == 200
@@ -93,7 +93,7 @@ def test_zstd_chunked(connect: Connect, steps: RawPushes, count: int) -> None:
     assert footer.status == 206
     assert footer.body == data[-64:]
     step = len(data) // count
-    spans = [(at, at + step // 2) for at in range(0, step * count, step)]
+    spans = [(at, at + step // 2) for at in range(0, step * count, step)]  # with gaps between them
     ranges = ",".join(f"{start}-{stop - 1}" for start, stop in spans)
     answer = wire.ask("GET", path, {**AGENT, "Range": f"bytes={ranges}"})
     assert answer.status == 206
@@ -112,7 +112,7 @@ def test_zstd_chunked_with_adjacent_chunks(connect: Connect, steps: RawPushes) -
 def test_zstd_chunked_with_too_many_ranges(connect: Connect, steps: RawPushes) -> None:
     """A request with too many ranges gets 400. The client then sends half as many ranges, which succeeds."""
     path = steps.blob(os.urandom(10_000))
-    too_many_ranges = ",".join(f"{at}-{at}" for at in range(0, 6000, 4))
+    too_many_ranges = ",".join(f"{at}-{at}" for at in range(0, 6000, 4))  # 1500 ranges; the limit is 1024
     wire = connect()
     assert wire.ask("GET", path, {**AGENT, "Range": f"bytes={too_many_ranges}"}).status == 400
     fewer_ranges = too_many_ranges[: too_many_ranges.find(",", len(too_many_ranges) // 2)]

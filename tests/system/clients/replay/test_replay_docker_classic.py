@@ -139,7 +139,7 @@ def test_five_uploads_at_once(connect: Connect, repo: str) -> None:
         wire.send(message("PATCH", location, {**AGENT, "Transfer-Encoding": "chunked"}))
     for at in range(0, 400_000, 50_000):
         for wire, layer in zip(wires, layers, strict=True):
-            wire.send(b"%x\r\n%b\r\n" % (50_000, layer[at : at + 50_000]))
+            wire.send(b"%x\r\n%b\r\n" % (50_000, layer[at : at + 50_000]))  # one chunk of the body
     for wire, layer in zip(wires, layers, strict=True):
         wire.send(b"0\r\n\r\n")
         answer = wire.answer("PATCH")

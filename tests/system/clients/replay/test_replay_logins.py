@@ -28,7 +28,7 @@ Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 @pytest.fixture
 def connect(site: SiteWithAccounts) -> Iterator[Connect]:
-    """A function that opens a connection to the registry with accounts."""
+    """Yields a function that opens a connection to the registry with accounts."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(RawConnection(("127.0.0.1", site.server.port)))
 
@@ -206,6 +206,7 @@ def test_revoked_credentials_are_refused_on_every_worker(site: SiteWithAccounts,
     parameters = challenge(wires[0].ask("GET", "/v2/"))
     scope = f"repository:{repo}:pull"
     for owner, path, change in (
+        # The second part of an API token is its id.
         (robot, f"/tokens/{robot.secret.split('_')[1]}", ("DELETE", None)),
         (login, f"/users/{login.name}", ("PATCH", {"enabled": False})),
     ):
