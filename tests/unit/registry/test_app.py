@@ -131,7 +131,7 @@ async def test_the_application_opens_the_store_itself(tmp_path: Path) -> None:
         app = create_app(Settings(data=tmp_path / "data"))
         async with app.router.lifespan_context(app):
             client = AsgiClient(app)
-            digest = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+            digest = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"  # of `foo`
             async with browser(app) as visitor:
                 assert (await visitor.get("/health/ready")).status_code == 200
             assert (await client("HEAD", f"{V2}/blobs/{digest}")).status == status
@@ -146,7 +146,7 @@ async def test_opening_the_store_for_writing_is_retried(tmp_path: Path, caplog: 
     prepare_data_dir(data)
     read_only_database = ImmutableDatabase(layout_of(data))
     app = create_app(Settings(data=data))
-    (data / "entrepot.db").rename(data / "elsewhere")
+    (data / "entrepot.db").rename(data / "elsewhere")  # now the store cannot be opened
     async with AsyncExitStack() as stack:
         stack.callback(read_only_database.close)
         first_failure = asyncio.Event()

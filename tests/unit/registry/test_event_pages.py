@@ -1,5 +1,5 @@
-"""The pages of the list of events: what the cursor `next` tells accounts that may not see all events, and how much work
-a page is."""
+"""The pages of the list of events: what the cursor `next` tells accounts that may not see all events, and how many
+events one page reads."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ async def test_gaps_between_the_numbers_of_events_make_no_empty_pages(tmp_path: 
 
 
 async def test_each_visible_event_is_on_one_page(tmp_path: Path) -> None:
-    """The account may see every hundredth event, one page does not read all events, and the numbers have gaps. The
-    pages have each visible event once, whatever the size of a page is."""
+    """The account may see every hundredth event. There are more events than one page reads, and their numbers have
+    gaps. Together, the pages have each visible event once, whatever the size of a page is."""
     events = [push(OWN), *[push(SECRET)] * 99] * 25
     async with site_with_events(tmp_path, *events, push(SECRET)) as site:
         spread_numbers(tmp_path, 3)
@@ -161,7 +161,7 @@ async def test_each_visible_event_is_on_one_page(tmp_path: Path) -> None:
         for limit in (1, 7, 20, 100):
             found, _ = await repositories_on(site, alice, f"limit={limit}&action=push")
             assert found == [OWN] * 25, limit
-        assert (await repositories_on(site, alice, "limit=100"))[1] == 2  # the look-ups end the first one
+        assert (await repositories_on(site, alice, "limit=100"))[1] == 2  # the first page cannot read all events
 
 
 @pytest.mark.parametrize("limit", [8, 1000])

@@ -99,12 +99,13 @@ async def test_several_slow_requests_are_cut_off_at_once() -> None:
         await asyncio.sleep(0.001)  # each share gets a different age
     async with asyncio.timeout(10):
         await memory.share().grow(4 * SMALL_SHARE_BYTES)
+    # Four for the share, and four because the last quarter of the budget is kept for small shares.
     assert cut_off == small[:8]
 
 
 async def test_a_limited_number_of_requests_is_cut_off_in_one_step() -> None:
-    """If many slow requests have to be cut off, `MAX_CUT_AT_ONCE` of them are cut off in one step, others later.
-    So the event loop can handle other events in between."""
+    """If many slow requests have to be cut off, only `MAX_CUT_AT_ONCE` of them are cut off in one step, so that the
+    event loop can handle other events in between."""
     count = MAX_CUT_AT_ONCE + 20
     memory = MemoryBudget(count * SMALL_SHARE_BYTES, "bodies", wait_seconds=30, slow_seconds=0.0)
     cut_off: list[Share] = []

@@ -19,8 +19,8 @@ from tests.fakes.metrics_reader import Scrape, parse
 
 
 class HangingClock:
-    """A clock whose reads block until `continues` is set. The metrics of the store read it, so it stands for a disk
-    that hangs."""
+    """A clock whose reads block until `may_continue` is set. Each read of the store's metrics reads it, so it stands
+    for a disk that hangs. `reads`: how often it was read."""
 
     def __init__(self) -> None:
         self.reads = 0

@@ -71,8 +71,8 @@ Change = Callable[[], Awaitable[object]]
 
 @dataclass
 class SlowBody:
-    """A request body during which something changes: calls `change` after its first half was received. `is_changed`:
-    whether that has happened, so the server has begun to receive the body."""
+    """A request body that calls `change` after the server has received its first half. `is_changed`: whether it has
+    called `change`."""
 
     body: bytes
     change: Change
@@ -149,7 +149,7 @@ def test_all_forms_are_tested() -> None:
 
 
 async def test_a_right_that_is_removed_during_a_body_is_not_used(tmp_path: Path) -> None:
-    """An account loses `push` while it sends a description. The API and the page refuse it with 403."""
+    """An account loses `push` while it sends a description. The API and the page refuse the description with 403."""
     async with site(tmp_path) as server, server.browser() as browser:
         await add_cached(server.store, REPOSITORY, "v1")
 

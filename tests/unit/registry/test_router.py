@@ -99,8 +99,8 @@ class RouterSetup:
 
     async def destination(self, name: str) -> tuple[str, str]:
         """Returns the registry that answers reads of this name, and the stored name."""
-        place = await self.router.locate(RepositoryName(name))
-        return self.name_of(place.registry), place.repo
+        location = await self.router.locate(RepositoryName(name))
+        return self.name_of(location.registry), location.repo
 
 
 @pytest.fixture(autouse=True)

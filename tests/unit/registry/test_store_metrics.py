@@ -47,6 +47,7 @@ def test_values_that_take_long_to_read_are_cached_longer(tmp_path: Path) -> None
     """If reading the values takes long, they are cached for longer, so that reads take only a small part of the
     time."""
     prepare_data_dir(tmp_path)
+    # The first read takes ten seconds. The next scrape comes one second before the cached values expire.
     times = itertools.chain([0.0, 10.0], itertools.repeat(10.0 + CACHED_PER_READ * 10.0 - 1), [1e9])
     metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: next(times))
     first_values = unlabelled_values(metrics)

@@ -59,6 +59,7 @@ class SearchServer:
 
 @asynccontextmanager
 async def search_setup(clock: Clock) -> AsyncIterator[tuple[SearchServer, UpstreamSearch]]:
+    """Runs a fake search server. Yields it, and the search that sends its requests to it."""
     fake = SearchServer()
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -151,7 +152,7 @@ async def test_size_of_cached_answers_is_bounded(monkeypatch: pytest.MonkeyPatch
         fake.answer = json.dumps({"results": [result] * 25}).encode()
         for text in ("a", "b", "b", "c", "c", "a"):  # an answer has about 25 KiB, so two fit into the cache
             assert len(await search.find(text, 25, 1)) == 25
-        assert [path[13] for path in fake.requests] == ["a", "b", "c", "a"]
+        assert [path.removeprefix("/v1/search?q=")[0] for path in fake.requests] == ["a", "b", "c", "a"]
 
 
 async def test_too_many_searches_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +188,8 @@ async def test_a_timeout_in_the_queue_is_no_failure_of_the_upstream(monkeypatch:
 
 
 async def test_searches_of_one_visitor_do_not_delay_those_of_others(tmp_path: Path) -> None:
-    """Anonymous clients of one network run one search at a time, and some more wait; the rest are refused. A search
-    from another network does not wait for them."""
+    """The anonymous clients of one network run one search at a time. A few further searches wait, and others are
+    refused. A search from another network does not wait for these searches."""
     prepare_data_dir(tmp_path)
     finished: list[str] = []
     async with open_backend(Settings(data=tmp_path)) as backend:

@@ -86,7 +86,7 @@ async def test_refusing_registry_refuses_all_calls(name: str) -> None:
 
 @pytest.mark.parametrize("name", calls_of(Registry))
 async def test_forwarding_registry_returns_the_same(name: str) -> None:
-    """`ForwardingRegistry` returns what the inner registry returns."""
+    """Each call to `ForwardingRegistry` succeeds or fails as it does on the inner registry."""
     assert await outcome(ForwardingRegistry(MemoryRegistry()), name) == await outcome(MemoryRegistry(), name)
 
 
@@ -134,7 +134,7 @@ def test_restrict_adds_no_wrapper_without_restrictions() -> None:
 @pytest.mark.parametrize("name", calls_of(Registry))
 @pytest.mark.parametrize(("read_only", "delete"), [(False, True), (False, False), (True, True), (True, False)])
 async def test_only_restricted_calls_are_refused(name: str, read_only: bool, delete: bool) -> None:
-    """Only the restricted calls are refused. All other calls return what the inner registry returns."""
+    """Only the restricted calls are refused. All other calls succeed or fail as they do on the inner registry."""
     is_refused = (read_only and name in calls_of(Writer, Deleter)) or (not delete and name in calls_of(Deleter))
     expected = "Unsupported" if is_refused else await outcome(MemoryRegistry(), name)
     assert await outcome(Restricted(MemoryRegistry(), read_only=read_only, delete=delete), name) == expected
@@ -145,8 +145,8 @@ async def test_only_restricted_calls_are_refused(name: str, read_only: bool, del
 async def test_observed_registry_returns_the_same_and_logs_each_call(
     name: str, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each call returns what the inner registry returns. At the level DEBUG, the wrapper writes one log line for each
-    call, with the operation and the outcome."""
+    """Each call succeeds or fails as it does on the inner registry. At the level DEBUG, the wrapper writes one log line
+    for each call, with the operation and the outcome."""
     with caplog.at_level(level, "registry.calls"):
         failed = await outcome(Observed(MemoryRegistry()), name)
     assert failed == await outcome(MemoryRegistry(), name)

@@ -270,7 +270,7 @@ def test_covering_of_simple_patterns_is_complete(outer: str, inner: str) -> None
     """If the simple pattern `outer` does not cover the simple pattern `inner`, there is a name that only `inner`
     matches."""
     if not NameSet.of([outer]).covers(NamePattern(inner)):
-        names = {inner.rstrip("*") + rest for rest in ("", "b", "b/b")}
+        names = {inner.rstrip("*") + ending for ending in ("", "b", "b/b")}
         assert [name for name in names if NamePattern(inner).matches(name) and not NamePattern(outer).matches(name)]
 
 

@@ -24,7 +24,7 @@ def test_sizes(count: int, text: str) -> None:
 
 
 def test_plurals_lists_and_times() -> None:
-    """One thing has a noun without a plural s. An empty list is written as a dash. A missing time is written as a dash,
+    """A count of 1 has a noun in the singular. An empty list is written as a dash. A missing time is written as a dash,
     or as the text that the caller gives."""
     assert [plural(count, "blob") for count in (0, 1, 2)] == ["0 blobs", "1 blob", "2 blobs"]
     assert (comma_list(["a", "b"]), comma_list([])) == ("a, b", "-")
@@ -35,7 +35,7 @@ def test_times_are_local(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are written with minutes, in the time zone of the machine."""
     import time
 
-    monkeypatch.setenv("TZ", "UTC-2")
+    monkeypatch.setenv("TZ", "UTC-2")  # POSIX counts hours to the west, so this zone is two hours ahead of UTC
     time.tzset()
     try:
         assert local_time(0.0) == "1970-01-01 02:00"

@@ -52,7 +52,7 @@ def test_another_host_on_the_servers_own_port(
     data: Path, used: str, has_sockets: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If `listen` or `metrics.listen` changes to all addresses and keeps the port, the old workers still use the port.
-    The message says that this takes a start, and does not blame another program."""
+    The message says that the server has to be stopped and started, and does not blame another program."""
     shared: dict[str, Any] = {"data": data, "workers": 2, "insecure_open": True}
     for old, new in (
         (Settings(**shared, listen=used), Settings(**shared, listen=everywhere(used))),
@@ -61,9 +61,10 @@ def test_another_host_on_the_servers_own_port(
             Settings(**shared, metrics=MetricsSettings(listen=everywhere(used))),
         ),
     ):
+        # The sockets of the server: the registry's, and that of the metrics if they have an address of their own.
         facts = facts_of(old, *((used,) if old.metrics.listen is None else (old.listen, used)))
         if not has_sockets:
-            del facts["sockets"]
+            del facts["sockets"]  # an older version does not pass them
         message = refusal(new, facts, capsys)
         assert "takes effect only at a start: stop the server and start it again (systemctl restart" in message
         assert "another program" not in message
@@ -89,7 +90,8 @@ def test_another_program_on_the_servers_port_of_another_host(
 
 
 def test_name_of_the_servers_own_host(data: Path, used: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """If `listen` changes from an address to a name of this address, the server itself uses the port."""
+    """If `listen` changes from an address to a host name of the same address, the message says that the running server
+    itself uses the port."""
     port = used.rpartition(":")[2]
     old, new = (Settings(data=data, workers=2, listen=f"{host}:{port}") for host in ("127.0.0.1", "localhost"))
     message = refusal(new, facts_of(old, used), capsys)
@@ -106,7 +108,7 @@ def test_metrics_on_the_port_of_a_socket_of_systemd(data: Path, used: str, capsy
 
 
 def test_registry_moves_to_the_port_of_the_metrics(data: Path, used: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """`listen` may not change to the port of the metrics either, which keep their address."""
+    """If the metrics keep their address, `listen` may not change to their port on another host."""
     port = used.rpartition(":")[2]
     old, new = (
         Settings(data=data, workers=2, listen=listen, metrics=MetricsSettings(listen=used))

@@ -21,7 +21,8 @@ HTTPS = RegistryAddress("https://registry.example.com")
 HUB = MirroredHost("docker.io", "docker.io", "https://registry-1.docker.io")
 GITHUB = MirroredHost("ghcr.io", "ghcr.io", "https://ghcr.io")
 NON_DEFAULT_HUB = replace(HUB, has_short_names=False)
-"""Docker Hub when another upstream is the default one, which serves image names without a host, such as `ubuntu`."""
+"""Docker Hub in a registry with another default upstream. The default upstream serves image names without a host, such
+as `ubuntu`."""
 GITLAB_KEYWORDS = {
     *("image", "services", "stages", "types", "before_script", "after_script", "variables", "cache", "include"),
     *("default", "workflow", "spec", "pages", "pages:deploy", "true", "false", "nil"),
@@ -57,7 +58,7 @@ def test_every_file_can_be_parsed(program: str) -> None:
         text = " ".join([*(content for _, content in setup.files), *setup.commands, *map(str, setup.hints)])
         assert "{" not in " ".join(map(str, setup.hints))
         mentions_login = any(word in text for word in ("login", "TOKEN", "token", "auth:"))
-        assert mentions_login == (has_accounts), (address.url, hosts, text)
+        assert mentions_login == has_accounts, (address.url, hosts, text)
 
 
 def test_the_file_of_k3s() -> None:

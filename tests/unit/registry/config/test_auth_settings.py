@@ -123,13 +123,14 @@ def test_settings_with_external_logins(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_files_are_checked_before_the_start(tmp_path: Path) -> None:
-    """The server does not start if the htpasswd file is unusable or the settings of the provider are incomplete."""
+    """The server does not start if the htpasswd file or the client secret's file does not exist, or if the settings of
+    the OpenID provider are incomplete."""
     check_auth_files(Settings())
     htpasswd = tmp_path / "htpasswd"
     with pytest.raises(HtpasswdError):
         check_auth_files(Settings(auth={"htpasswd": htpasswd}))  # type: ignore[arg-type]
-    secret = OIDCSettings(issuer="https://sso.example.com", client_id="x", client_secret_file=tmp_path / "none")
+    provider = OIDCSettings(issuer="https://sso.example.com", client_id="x", client_secret_file=tmp_path / "none")
     with pytest.raises(ProviderInvalid):
-        check_auth_files(Settings(oidc=secret))
+        check_auth_files(Settings(oidc=provider))
     result = entrepot("serve", "--listen", "127.0.0.1:0", folder=tmp_path, ENTREPOT_OIDC__CLIENT_ID="x")
     assert "oidc.issuer is not set" in error_line(result, 1)

@@ -19,7 +19,7 @@ def test_text_is_split_at_commas(value: object, parts: object) -> None:
     "value", ["ftp://a", "a", "http://", "http://a:0", "http://a:x", "http://a:70000", "http://[a"]
 )
 def test_an_invalid_address_is_refused(value: str) -> None:
-    """The error repeats the given value and shows an example."""
+    """The error shows an example of a valid address."""
     with pytest.raises(ValueError, match=r"is not an address like https://example\.com"):
         split_http_url(value, "https://example.com")
 

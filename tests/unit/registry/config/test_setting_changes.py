@@ -1,4 +1,5 @@
-"""Which settings a change of the configuration changes, and what makes the change take effect."""
+"""`changed_settings` lists the settings that differ between two configurations, and what makes each change take effect:
+a reload, a restart (the new version takes over from the running one), or a start after a stop."""
 
 from __future__ import annotations
 
@@ -29,8 +30,7 @@ from registry.config.settings_sources import setting_fields
     ],
 )  # fmt: skip
 def test_changed_settings_are_listed(old: dict[str, Any], new: dict[str, Any], changes: list[tuple[str, str]]) -> None:
-    """Each changed setting is listed with its name in the file, and with what makes the change take effect: a reload, a
-    restart, or a start."""
+    """Each changed setting is listed with its name in the file, and with what makes the change take effect."""
     assert list(changed_settings(Settings(**{"workers": 2, **old}), Settings(**{"workers": 2, **new}))) == changes
 
 

@@ -69,6 +69,7 @@ def test_only_the_repository_whose_events_fail_is_paused(health: EndpointHealth,
         health.on_delivered(B)
         pauses.append(health.on_down(A, delivered_before))
     assert not health.is_paused
+    # The pauses double, and half of each pause is random.
     assert all(0.5 * 2**number <= pause <= 2**number for number, pause in enumerate(pauses))
     health.on_delivered(A)
     delivered_before = health.delivered

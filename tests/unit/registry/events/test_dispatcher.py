@@ -189,6 +189,7 @@ async def test_an_endpoint_has_few_requests_at_a_time(
     receiver.status = status
     for number in range(12):
         await push(store, RepositoryName(f"team/app{number}"), "v1")
+    # Without permits: as if other webhooks had used up all permits for requests.
     async with running_dispatcher(store, receiver, clock, SenderLimit(permits=0), connections=3):
         await wait_for(receiver, 12)
     assert most_running == 1
@@ -212,8 +213,8 @@ async def test_events_are_not_sent_twice_while_the_store_fails(
         system.is_full = True
         async with running_dispatcher(store, receiver, clock) as counts:
             await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 1)
-            tries = system.refused
-            await wait_until(lambda: system.refused >= tries + 3)
+            refused_before = system.refused
+            await wait_until(lambda: system.refused >= refused_before + 3)
             system.is_full = False
             await wait_until_left(store, 0)
     assert subjects(receiver) == [f"{BAD}:v1"]
@@ -308,6 +309,7 @@ async def test_look_ups_of_very_many_repositories_have_pauses(
         await wait_until(lambda: counts.attempts[Outcome.REFUSED] == 6)
         await push(store, BAD, "v2")
         await wait_until(lambda: len(look_ups) >= 3)
+    # 0.1 s for each of at least five repositories
     assert min(later - earlier for earlier, later in pairwise(look_ups)) >= 0.5
 
 
@@ -368,8 +370,8 @@ async def test_a_dispatcher_stops_while_the_store_fails(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A dispatcher stops even if it cannot record its deliveries. Then they are still pending."""
-    monkeypatch.setattr(dispatcher, "SETTLE_SECONDS", 60.0)  # it records nothing before the disk is full
+    """A dispatcher stops even if it cannot record its deliveries. These deliveries stay pending."""
+    monkeypatch.setattr(dispatcher, "SETTLE_SECONDS", 60.0)  # the dispatcher records nothing before the disk is full
     prepare_data_dir(tmp_path)
     system = FullDisk()
     receiver.status = lambda body: 204 if not body["subject"].startswith(BAD) or hanging.wait(60) else 500

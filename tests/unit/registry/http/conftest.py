@@ -26,7 +26,8 @@ def large_image(variant: str = "") -> bytes:
 
 
 class PiecewiseSender:
-    """A client that puts a manifest. The test calls `send` for each piece of the body."""
+    """A client that puts a manifest. The test calls `send` for each piece of the body. Unless the length is `declared`,
+    the request has no Content-Length and uses chunked transfer coding."""
 
     def __init__(self, api: object, body: bytes, name: str = "t", declared: bool = True) -> None:
         self.api = api

@@ -210,8 +210,8 @@ async def test_an_error_is_never_cached(site: AnswerCacheSite, target: str) -> N
 
 
 async def test_the_status_of_an_upload_session_is_never_cached(site: AnswerCacheSite) -> None:
-    """The status of an upload session is never cached, because writing to the session does not change the version of
-    the store."""
+    """The status of an upload session is never cached, because the version of the store does not change when data is
+    written to the session."""
     location = (await site.request("POST", f"{V2}/blobs/uploads/"))["location"]
     assert (await site.never_ready(location))["range"] == "0-0"
     assert (
@@ -336,7 +336,7 @@ async def test_ready_answers_count_toward_the_rate_limit(tmp_path: Path) -> None
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
         for number in range(5):
             assert (await site.request("GET", TAG)).status == 200
-            assert site.request.ready == (number > 1)
+            assert site.request.ready == (number > 1)  # the second response is cached
         for _ in range(3):
             refused = await site.request("GET", TAG)
             assert (refused.status, refused.code, site.request.ready) == (429, "TOOMANYREQUESTS", False)

@@ -61,13 +61,13 @@ async def status(site: AnswerCacheSite, login: str | None, target: str = TAG) ->
 async def test_the_first_account_makes_all_ready_answers_invalid(open_site: AnswerCacheSite) -> None:
     """After another process has added the first account, no request gets an answer that was cached before, whatever
     credential the request has."""
-    stray = "Basic " + base64.b64encode(b"hub:password").decode()
+    unknown_login = "Basic " + base64.b64encode(b"hub:password").decode()
     await open_site.cached_answer(TAG)
-    await ready(open_site, stray)
+    await ready(open_site, unknown_login)
     async with open_site.other_process() as other:
         await add_account(other.accounts, "alice")
     assert not open_site.has_ready(TAG)
-    for login in (None, stray):
+    for login in (None, unknown_login):
         for target in (TAG, "/v2/", CATALOG):
             assert await status(open_site, login, target) == 401
 
@@ -76,9 +76,9 @@ async def test_the_first_account_makes_all_ready_answers_invalid(open_site: Answ
 async def test_the_first_request_with_a_login_is_not_cached_for_anonymous_clients(
     open_site: AnswerCacheSite, target: str
 ) -> None:
-    """A worker looks for a ready answer before it notices that another process has added the first account. It treats
-    the request like one without a login then. The answer, which the account's rights allow, is not cached as one for
-    clients without a login."""
+    """A worker looks for a ready answer before it notices that another process has added the first account, so it still
+    ignores the request's login. The account's rights allow the response. It is not cached for clients without a
+    login."""
     await open_site.cached_answer(target)
     async with open_site.other_process() as other:
         await add_account(other.accounts, "alice")
@@ -174,7 +174,7 @@ async def test_a_ready_answer_is_only_for_its_account(site: AnswerCacheSite) -> 
         assert await status(site, None) == 401
         for login in wrong:
             assert not site.has_ready(TAG, {"authorization": login})
-            assert await status(site, login) in (401, 429)
+            assert await status(site, login) in (401, 429)  # 429 after several failed logins
         assert not site.request.ready
         assert await status(site, alice) == 200
 

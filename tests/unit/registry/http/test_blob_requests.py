@@ -145,8 +145,8 @@ async def test_a_thousand_ranges_are_served(client: AsgiClient, path: str) -> No
 
 
 async def test_too_many_ranges_are_400(registry: MemoryRegistry, path: str) -> None:
-    """Too many ranges get 400, because clients then retry with fewer ranges. They would take a 200 or a 416 as the
-    final response."""
+    """Too many ranges get 400, because clients then retry with fewer ranges. After a 200 or a 416, they would not
+    retry."""
     client = AsgiClient(DistributionAPI(registry, limits=RequestLimits(ranges_per_request=3)))
     assert (await client("GET", path, {"Range": "bytes=0-0,2-2,4-4"})).status == 206
     answer = await client("GET", path, {"Range": "bytes=0-0,2-2,4-4,6-6"})

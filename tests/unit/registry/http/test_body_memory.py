@@ -31,7 +31,7 @@ class RouteForEveryone(ManagementRoute):
 
 
 async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> None:
-    """A request waits if the memory budget is used up. If it still is after the longest wait, the request gets 429 with
+    """A request waits while the memory budget is used up. After the longest wait, the request gets 429 with
     Retry-After. Its body is not read."""
     body_memory = BodyMemory(manifests=budget(200 * KIB, wait_seconds=0.05, slow_seconds=60))
     await put_blob(registry, b"{}")
@@ -249,7 +249,7 @@ async def test_bodies_outside_v2_have_a_budget_of_their_own() -> None:
 
 async def test_small_pieces_of_a_form_are_joined() -> None:
     """The application gets a body that arrives byte by byte in a few pieces, because it keeps each piece as an object
-    of its own. If the client disconnects, the application gets this message."""
+    of its own. If the client disconnects, the application gets the message `http.disconnect` instead of the body."""
     received = bytes(number % 251 for number in range(3 * JOINED_BYTES + 100))
     is_disconnecting = False
 
@@ -270,7 +270,7 @@ async def test_small_pieces_of_a_form_are_joined() -> None:
         if is_disconnecting:
             assert messages == [{"type": "http.disconnect"}]
         else:
-            assert len(messages) == 4
+            assert len(messages) == 4  # three full pieces, and the last 100 bytes
             assert b"".join(message["body"] for message in messages) == received
 
 
@@ -280,7 +280,7 @@ async def test_the_management_api_says_why_a_body_is_refused(size: int, status: 
     answers 408. It does not answer 400, as it would for a body that is not JSON."""
     app = create_app(Settings(), MemoryRegistry())
     app.body_memory = BodyMemory(forms=MemoryBudget(MIB, "forms", wait_seconds=0.05), stall_seconds=0.05)
-    await app.body_memory.forms.share().grow(MIB - 1000)
+    await app.body_memory.forms.share().grow(MIB - 1000)  # leaves 1000 bytes for the request
     router = APIRouter(route_class=RouteForEveryone)
 
     @router.post("/json")

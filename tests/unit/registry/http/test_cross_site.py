@@ -25,8 +25,9 @@ def client_of(
     public_url: str | None = None,
     is_open: Callable[[], bool] = lambda: True,
 ) -> AsgiClient:
-    pages = CrossSiteCheck(public_url, {"mirror.example.com"}, is_open)
-    client = AsgiClient(DistributionAPI(registry, public_url=public_url, cross_site=pages))
+    """Returns a client of the registry. `is_open()`: whether the registry has no accounts."""
+    cross_site_check = CrossSiteCheck(public_url, {"mirror.example.com"}, is_open)
+    client = AsgiClient(DistributionAPI(registry, public_url=public_url, cross_site=cross_site_check))
     client.address = address
     return client
 
@@ -101,8 +102,8 @@ async def test_pages_of_other_sites_cannot_see_the_response(registry: MemoryRegi
 async def test_a_browser_cannot_read_under_a_foreign_host_name(
     registry: MemoryRegistry, browser_headers: dict[str, str], method: str
 ) -> None:
-    """If the registry has no accounts, a browser on the same machine may not use a host name that is not known to be
-    the registry's. This prevents DNS rebinding. The error says what to do."""
+    """If the registry has no accounts, it refuses a browser on the same machine that uses an unknown host name for the
+    registry. This prevents DNS rebinding. The error says what to do."""
     await push_image(registry, RepositoryName("team/app"), "one", "latest")
     client = client_of(registry)
     path = UPLOADS if method == "POST" else "/v2/team/app/manifests/latest"

@@ -276,7 +276,7 @@ async def test_head_of_an_error_has_no_body(client: AsgiClient) -> None:
 
 
 async def test_every_answer_has_its_own_request_id(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """Each response has a request id of its own. It is also in the logs."""
+    """Each response has a request id of its own."""
     await put_blob(registry, b"x")
     ids = {(await client("GET", "/v2/"))["x-request-id"] for _ in range(20)}
     assert len(ids) == 20

@@ -48,7 +48,7 @@ def file_of(stored: StoredRegistry, blob: Descriptor) -> Path:
 @pytest.mark.parametrize("size", [0, 1, 4096, 65536, 65537, 1 << 20, len(LARGE)])
 async def test_a_whole_blob(client: AsgiClient, stored: StoredRegistry, size: int) -> None:
     """The response has every byte, whatever the blob's size. A blob of up to 64 KiB is sent as bytes. A larger blob is
-    sent as a file if the server can send files."""
+    sent as a file if the server can send files. `client.sent` counts all messages, and those that send a file."""
     blob = await push(stored, LARGE[:size])
     answer = await client("GET", f"{V2}/blobs/{blob.digest}")
     assert answer.body == LARGE[:size]

@@ -37,8 +37,8 @@ SIZE = len(DATA)
 class GrowingBlobRegistry(RefusingRegistry):
     """A registry with one blob in a file. The download of the blob has written `available` bytes so far.
     `awaited_offsets` has the offsets for which readers have waited. `opened_spans` has the spans that were opened.
-    `file_readers`: number of readers, from the first one on, that have the file; None: all. The others have no file, as
-    those of a blob that is passed through without being stored."""
+    Only the first `file_readers` readers have the file (None: all). Later readers have no file, like the readers of a
+    blob that is passed through without being stored."""
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -138,7 +138,7 @@ async def test_a_blob_is_sent_while_it_arrives(client: AsgiClient, blob: Growing
             await blob.grow({100: 101, 101: 3000, 3000: SIZE}[at])
     answer = request_task.result()
     assert (answer.status, answer["content-length"], answer.body) == (200, str(SIZE), DATA)
-    assert client.sent == [5, 4 if client.zero_copy else 0]
+    assert client.sent == [5, 4 if client.zero_copy else 0]  # the headers and four pieces, and pieces sent as a file
     assert not blob.open
 
 

@@ -54,7 +54,7 @@ async def test_tags_are_in_byte_order(client: AsgiClient, registry: MemoryRegist
 
 
 async def test_the_pages_have_each_tag_once(client: AsgiClient, registry: MemoryRegistry) -> None:
-    """The pages of up to `n` tags have together each tag once. The last page has no Link, even if it has `n` tags."""
+    """Together, the pages of up to `n` tags have each tag once. The last page has no Link, even if it has `n` tags."""
     tags = sorted(f"t{number}" for number in range(10))
     await put_image(registry, *tags)
     for count in (1, 3, 5, 10, 11):

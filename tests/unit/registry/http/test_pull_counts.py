@@ -1,4 +1,4 @@
-"""Tests which requests count as pulls of a manifest."""
+"""Which requests count as pulls of a manifest."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def pulls() -> list[Pull]:
 
 @pytest.fixture
 def api(registry: MemoryRegistry, pulls: list[Pull]) -> DistributionAPI:
-    # The first function returns the store's version, which never changes here. The second one returns whether a
-    # repository is always hosted (never mirrored). So the cache keeps the answers for all repositories.
+    # The first function returns the store's version, which never changes here. The second one says of every repository
+    # that it is hosted, not mirrored. So the cache may keep all answers.
     cache = AnswerCache(lambda: 0, lambda repo: True)
     return DistributionAPI(registry, answer_cache=cache, count_pull=lambda pull, *_: pulls.append(pull))
 
@@ -79,7 +79,7 @@ async def test_other_requests_do_not_count_as_pulls(
     pulls."""
     digest = (await put_image(registry, "latest")).digest
     client = AsgiClient(api)
-    config = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    config = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"  # the digest of `{}`
     for method, target, headers, body, status in (
         ("PUT", f"{V2}/manifests/latest", {"if-match": f'"{digest}"'}, image(), 201),
         ("PUT", f"{V2}/manifests/{digest}", {"if-match": f'"{digest}"'}, image(), 201),

@@ -1,5 +1,5 @@
-"""Clients that do not read their response. Meanwhile the request's body is not kept in memory, and the memory of all
-unread responses is limited by a budget."""
+"""Clients that do not read their response. While a client does not read, its request's body is not kept in memory. A
+budget limits the memory of all unread responses."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorS
         await wait_until(lambda: bool(worker_2.mirror.running_fills))
         gate.set()
         assert (await reading_large_blob, await reading_small_blob) == (BIG, small)
-    assert fetched_digests[-1] == DIGEST
+    assert fetched_digests[-1] == DIGEST  # so the small blob was fetched between two pieces of the large one
 
 
 async def test_headers_in_time_when_all_connections_are_busy(site: MirrorSite) -> None:

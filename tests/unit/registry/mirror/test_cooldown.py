@@ -163,15 +163,15 @@ def test_a_clock_set_back() -> None:
     """After the clock was set back, earlier sightings are in the future. They keep their order, and their digests
     become mature when the cooldown has passed, not only when the clock reaches the old times again."""
     sightings = history((0, A), (100 * DAY, B), (200 * DAY, C))
-    next_index = add_sighting(sightings, C, START + 10 * DAY, COOLDOWN, serves_new=True)
-    assert [sighting.digest for sighting in next_index] == [A, B, C]
-    assert digest_served_at(next_index, 10 * DAY + 1) == A
-    assert digest_served_at(next_index, 13 * DAY + 1) == C
-    times = [sighting.since for sighting in next_index]
+    moved_back = add_sighting(sightings, C, START + 10 * DAY, COOLDOWN, serves_new=True)
+    assert [sighting.digest for sighting in moved_back] == [A, B, C]
+    assert digest_served_at(moved_back, 10 * DAY + 1) == A
+    assert digest_served_at(moved_back, 13 * DAY + 1) == C
+    times = [sighting.since for sighting in moved_back]
     assert times == sorted(set(times))
 
 
 def test_two_moves_at_the_same_time() -> None:
-    """Two moves that are seen at the same time of the clock are recorded with different times."""
+    """Two moves that the mirror sees at the same time are recorded with different times."""
     sightings = add_sighting(history((0, A)), B, START, COOLDOWN, serves_new=True)
     assert sightings[0].since < sightings[1].since

@@ -154,8 +154,8 @@ async def test_full_storage_is_not_logged_as_a_failed_request(
 
 
 async def test_first_round_of_a_process_begins_at_a_random_tag(site: MirrorSite) -> None:
-    """Each reload begins anew. If the server is reloaded before each second round, repositories that fail and lie
-    before the others do not keep the mirror from asking about these: the first round begins at a random tag."""
+    """The first round of a process begins at a random tag. So the mirror asks about the tags after failing repositories
+    even if each process is replaced by a reload before its second round."""
     site.configure(tag_ttl=HOUR, cooldown=3 * DAY)
     async with site.worker() as worker:
         await make_young_tags(site, worker, "abcdef")
@@ -168,8 +168,8 @@ async def test_first_round_of_a_process_begins_at_a_random_tag(site: MirrorSite)
 
 
 async def test_each_tag_can_be_the_start_of_a_first_round(site: MirrorSite, worker: MirrorWorker) -> None:
-    """The start of the first round is one of the tags of this upstream. The choice depends on the random numbers
-    alone, also if the mirror has seen all tags at nearly the same time."""
+    """The first round starts at one of the tags of this upstream. The choice depends only on the random number, even if
+    the mirror has seen all tags at nearly the same time."""
     await make_young_tags(site, worker, "abc")
     starts = []
     for number in (0.9, 0.4, 0.3):

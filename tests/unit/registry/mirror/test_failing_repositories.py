@@ -73,8 +73,8 @@ def hang(site: MirrorSite, *repos: str) -> asyncio.Event:
 async def test_hanging_repository_does_not_delay_another(
     site: MirrorSite, worker: MirrorWorker, other_worker: MirrorWorker, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The upstream does not respond to the request for the blob of one repository. A client that requests the same
-    blob of another repository gets it, and the upstream sends each byte once."""
+    """The upstream does not respond to the request for a blob from one repository. A client that requests the same
+    blob from another repository gets it, and the upstream sends each byte once."""
     monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.05)
     await pull_manifests(site, worker, data)
     digest = site.upstream.manifests["library/other", TAG].blobs[-1].digest
@@ -91,9 +91,9 @@ async def test_hanging_repository_does_not_delay_another(
 
 
 async def test_silent_blob_takes_at_most_two_connections(site: MirrorSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The upstream does not respond to any request for a blob that clients of two workers request of ten repositories.
-    It gets two requests for the blob, and other blobs get the other connections. When the upstream responds, all
-    clients get the blob, and the upstream has sent it twice at most."""
+    """Clients of two workers request a blob from ten repositories, and the upstream responds to no request for this
+    blob. The workers send only two requests for it, so connections stay free for other blobs. When the upstream
+    responds, all clients get the blob, and the upstream has sent it twice at most."""
     monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.02)
     sources = [site.upstream, source_of_another_worker(site)]
     async with site.worker() as worker, site.worker(sources[1]) as other:
@@ -120,8 +120,8 @@ async def test_silent_blob_takes_at_most_two_connections(site: MirrorSite, monke
 async def test_repository_is_served_after_two_others_time_out(
     site: MirrorSite, worker: MirrorWorker, other_worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clients request the blob of two repositories for which the upstream does not respond, and then of a third one,
-    which has it. When one of the two requests times out, the client of the third repository gets the blob."""
+    """Clients request a blob from two repositories for which the upstream does not respond, and then from a third one,
+    which has it. When the first two requests time out, the client of the third repository gets the blob."""
     monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.02)
     first, second, third = await pull_copies(site, worker, BIG, count=3)
     silent = [repo.removeprefix("docker.io/") for repo in (first, second)]
@@ -141,8 +141,8 @@ async def test_repository_is_served_after_two_others_time_out(
 async def test_many_failing_repositories_do_not_fail_another(
     site: MirrorSite, worker: MirrorWorker, other_worker: MirrorWorker
 ) -> None:
-    """Clients request a blob of eight repositories for which the upstream refuses to send it, and then of a ninth one,
-    which has it. The client of the ninth repository gets the blob."""
+    """Clients request a blob from eight repositories for which the upstream refuses to send it, and then from a ninth
+    one, which has it. The client of the ninth repository gets the blob."""
     *refused, last = await pull_copies(site, worker, SMALL, count=9)
     for repo in refused:
         site.upstream.faults.errors[repo.removeprefix("docker.io/")] = Denied("no")
@@ -162,8 +162,8 @@ async def test_many_failing_repositories_do_not_fail_another(
 
 
 async def test_slow_repository_is_asked_once(site: MirrorSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The upstream takes long to respond to the request for a blob. Clients of all workers that request the blob of the
-    same repository wait for the same response."""
+    """The upstream takes long to respond to the request for a blob. Clients of all workers that request the blob from
+    the same repository wait for the same response."""
     monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.01)
     other_source = source_of_another_worker(site)
     async with site.worker() as worker, site.worker(other_source) as other:
@@ -217,8 +217,8 @@ async def test_error_of_a_repository_is_not_the_error_of_another(
 async def test_broken_download_continues_with_another_repository(
     site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A download breaks off, and the upstream then refuses to send the blob for the first repository. The download
-    continues with the requests of the second repository, whose clients get the rest."""
+    """A download breaks off, and the upstream then refuses to send the blob for the first repository. The missing bytes
+    are requested from the second repository, and the clients of both repositories get the whole blob."""
     monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 60)  # so that a busy machine starts no separate fill
     await pull_manifests(site, worker, BIG)
     site.upstream.faults.drops = [MIB]
@@ -240,8 +240,8 @@ async def test_broken_download_continues_with_another_repository(
 async def test_broken_download_continues_with_the_repository_that_sent_bytes(
     site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While clients of 30 repositories for which the upstream does not have a blob wait for its download, the
-    connection breaks. The rest is requested from the repository that has sent the first bytes."""
+    """Clients request a blob from one repository that has it and from 30 that do not, and wait for the same download.
+    When the connection breaks, the missing bytes are requested from the repository that has sent the first bytes."""
     monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 60)
     (good, *missing), readers, stall = await join_download(site, worker, BIG, count=31)
     site.upstream.faults.drops = [MIB]

@@ -57,7 +57,7 @@ async def test_a_tag_that_moves_three_times(site: MirrorSite) -> None:
     enter_request(request := RequestContext())
     images = [move_tag(site, b"first")]
     moves = {10.0: b"second", 11.0: b"third", 20.0: b"fourth"}
-    # Days, and the index of the image that is served on this day.
+    # Pairs: a day, and the index of the image that is served on this day.
     before_third = [(0.0, 0), (5.0, 0), (10.0, 0), (10.5, 0)]
     after_third = [(11.0, 0), (13.5, 0), (13.9, 0), (14.0, 2), (19.0, 2)]  # the second image was replaced after a day
     after_fourth = [(20.0, 2), (22.9, 2), (23.0, 3), (60.0, 3)]
@@ -66,13 +66,13 @@ async def test_a_tag_that_moves_three_times(site: MirrorSite) -> None:
         site.clock.now = started + day * DAY
         if day in moves:
             images.append(move_tag(site, moves[day]))
-        site.upstream.closed = False
+        site.upstream.closed = False  # the workers of the previous day have closed it
         async with site.worker() as worker, site.worker() as other:
             request.notice = None
             assert await served(worker) == images[number].digest, day
             notice = request.notice
             site.upstream.faults.down = UpstreamUnavailable("it refuses connections")
-            site.clock.now += 2.1 * HOUR
+            site.clock.now += 2.1 * HOUR  # the cached answer is stale
             for each in (worker, other):
                 assert await served(each) == images[number].digest, day
             site.upstream.faults.down = None
@@ -238,8 +238,8 @@ async def test_one_process_checks_young_tags(site: MirrorSite, worker: MirrorWor
     await served(worker)
     site.clock.now += HOUR
     other_upstream = source_of_another_worker(site)
-    async with site.worker(other_upstream) as other, AsyncExitStack() as first:
-        await first.enter_async_context(watch_young_tags([worker.mirror], 0.01, worker.store.leases))
+    async with site.worker(other_upstream) as other, AsyncExitStack() as first_watch:
+        await first_watch.enter_async_context(watch_young_tags([worker.mirror], 0.01, worker.store.leases))
         await wait_until(lambda: site.upstream.calls["head manifest"] > 0)
         async with watch_young_tags([other.mirror], 0.01, other.store.leases):
             site.upstream.faults.down = UpstreamUnavailable("it refuses connections")
@@ -247,7 +247,7 @@ async def test_one_process_checks_young_tags(site: MirrorSite, worker: MirrorWor
             await wait_until(lambda: site.upstream.calls["head manifest"] > calls_before_failure + 5)
             site.upstream.faults.down = None
             assert other_upstream.calls == {}
-            await first.aclose()
+            await first_watch.aclose()
             await wait_until(lambda: other_upstream.calls["head manifest"] > 1)
 
 

@@ -99,8 +99,8 @@ class Sender:
 
 
 class Site:
-    """A mirror of one upstream, for which readers are opened. `corrupt_senders`: the endpoints of which a reader has
-    reported that they sent corrupt bytes."""
+    """A mirror of one upstream, for which readers are opened. `corrupt_senders`: the endpoints that readers have
+    reported because they sent corrupt bytes."""
 
     def __init__(self, leases: FileLeases) -> None:
         self._leases = leases
@@ -116,6 +116,8 @@ class Site:
         digest: Digest | None = None,
         avoided: AvoidedEndpoints | None = None,
     ) -> PassThroughReader:
+        """Returns a reader of the blob, or of its range `span`. `expected`: the content from which the blob's size and
+        digest are made; None: what the sender sends."""
         content = sender.data if expected is None else expected
         digest = digest or Digest(f"sha256:{hashlib.sha256(content).hexdigest()}")
 
@@ -166,7 +168,7 @@ async def read_all(reader: PassThroughReader) -> bytes:
 
 
 async def read(reader: PassThroughReader) -> bytes:
-    """Reads all bytes. If the reader raises an error, the number of bytes before it is added as a note to the error."""
+    """Reads all bytes. If the reader raises an error, the number of bytes that were read is added to it as a note."""
     received = b""
     try:
         await reader.start()
@@ -358,6 +360,7 @@ async def test_slow_client_is_cut_off_while_another_request_waits_for_a_connecti
     request, in any worker, waits for a connection. The other request then gets its bytes."""
     data = bytes(4 * MAX_BUFFERED_BYTES)
     sender = Sender(data, CHUNK_BYTES, connections=connections)
+    # Readers of large blobs leave two connections free, if there are more than two.
     slow = [site.reader_of(sender) for _ in range(max(connections - 2, 1))]
     async with AsyncExitStack() as stack:
         for reader in slow:

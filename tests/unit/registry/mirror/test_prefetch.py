@@ -180,8 +180,8 @@ async def test_nothing_is_prefetched_for_a_stored_image_or_after_the_pull(
 
 
 async def test_prefetch_without_readers_stops_when_the_pull_is_over(site: MirrorSite, worker: MirrorWorker) -> None:
-    """When the pull is over, the prefetch of a layer without readers stops. The bytes that are stored are kept, so that
-    only the rest is fetched when a client requests the layer later."""
+    """When the pull is over, the prefetch of a layer without readers stops. The stored bytes are kept, so that only the
+    missing bytes are fetched when a client requests the layer later."""
     site.upstream.add_image(UPSTREAM_REPO, LAYERS[0], BIG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
     gate = site.upstream.faults.gates[MIB] = threading.Event()
@@ -203,7 +203,7 @@ async def test_prefetch_continues_while_a_client_reads(site: MirrorSite, worker:
     slow_layer = BIG[: 9 * MIB]
     site.upstream.add_image(UPSTREAM_REPO, slow_layer, BIG)
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    gate = site.upstream.faults.gates[9 * MIB + 1] = threading.Event()
+    gate = site.upstream.faults.gates[9 * MIB + 1] = threading.Event()  # only `BIG` has this offset
     reader = await worker.mirror.open_blob(MIRRORED_REPO, digest_of(slow_layer))
     site.monotonic.now += PULL_IDLE_SECONDS + 1
     gate.set()

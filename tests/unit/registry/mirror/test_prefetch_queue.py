@@ -68,6 +68,7 @@ async def test_queued_blobs_use_no_files_and_no_fills(site: MirrorSite) -> None:
         await wait_until_stored(worker, manifest.layers[-1].digest)
         await wait_until(lambda: not worker.mirror.is_busy)
     assert site.upstream.most_at_once <= MAX_RUNNING_FILLS
+    # The config and the first layer were requested before the queued layers.
     positions = [requested_digests.index(layer.digest) for layer in manifest.layers[1:]]
     assert all(abs(position - number) <= 2 * MAX_RUNNING_FILLS for number, position in enumerate(positions, start=2))
 

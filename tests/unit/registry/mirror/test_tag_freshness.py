@@ -275,7 +275,8 @@ async def test_cached_tags_are_served_after_a_restart(site: MirrorSite) -> None:
 
 
 async def test_a_clock_set_back(site: MirrorSite, worker: MirrorWorker) -> None:
-    """A tag that was checked in the future, because the clock was set back, counts as stale and is checked again."""
+    """After the clock was set back, the last check of a tag can lie in the future. The tag then counts as stale and is
+    checked again."""
     await pull_new_image(site, worker)
     site.clock.now -= 10 * 86400
     await worker.mirror.get_manifest(MIRRORED_REPO, TAG)

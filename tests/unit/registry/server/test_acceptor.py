@@ -15,8 +15,8 @@ from registry.server.server_limits import ServerLimits
 
 
 class NewConnections(set[PendingConnection]):
-    """The worker's set of connections that have no protocol object yet. Evicts each connection as soon as it is added,
-    before the task that sets the connection up has run."""
+    """The worker's set of connections that have no protocol object yet. This fake evicts each connection as soon as it
+    is added, before the task that sets the connection up has run."""
 
     def add(self, connection: PendingConnection) -> None:
         super().add(connection)

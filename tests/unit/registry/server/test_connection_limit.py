@@ -57,6 +57,8 @@ class LimitedWorker:
     def add(
         self, count: int, kind: EvictionKind | None, since: float = 0.0, address: str | None = "a"
     ) -> list[FakeConnection]:
+        """Adds `count` connections. `since`: when the first one became silent; each further one did so a second later.
+        `address`: the client's; None: the connections come from a trusted proxy."""
         return [FakeConnection(self.open_connections, kind, since + number, address) for number in range(count)]
 
     def closed_counts(self, *groups: list[FakeConnection]) -> list[int]:

@@ -23,7 +23,7 @@ POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc"
 
 
 class RecordingTransport(asyncio.Transport):
-    """A transport that accepts everything that is written."""
+    """A transport that records everything that is written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ async def test_a_lost_connection_is_freed_at_once(no_automatic_collection: None,
 
 async def test_pipelined_requests_take_little_memory(no_automatic_collection: None) -> None:
     """While a request is being answered, the connection keeps the bytes of the requests that the client has sent ahead,
-    and parses them only when their turn comes. Before, each of them took 3 KB of objects."""
+    and parses them only when their turn comes. Parsed requests would take 3 KB each."""
     loop, answering = asyncio.get_running_loop(), asyncio.Event()
 
     async def waiting_app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -84,11 +84,11 @@ async def no_app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def make_worker(max_clients: int, slow_seconds: float = 60.0) -> WorkerContext:
-    """Returns a worker that has memory for pieces of `max_clients` clients at the same time. While another waits, it
-    cuts off a client that needs more than `slow_seconds` for a piece."""
+    """Returns a worker that has memory for pieces of `max_clients` clients at the same time. While another client waits
+    for memory, the worker cuts off a client that needs more than `slow_seconds` for a piece."""
     loop = asyncio.get_running_loop()
     worker = WorkerContext(no_app, loop, ServerLimits(), UnsentBudget(0, loop.time))
-    budget_bytes = max_clients * RESERVED_BYTES * 4 // 3  # a quarter is for smaller shares
+    budget_bytes = max_clients * RESERVED_BYTES * 4 // 3  # a quarter of the budget is kept for smaller shares
     return replace(
         worker, piece_memory=MemoryBudget(budget_bytes, "parts of blobs", wait_seconds=60, slow_seconds=slow_seconds)
     )
@@ -143,8 +143,8 @@ async def test_a_client_that_does_not_read_takes_one_piece(file: int) -> None:
 
 
 async def test_pieces_of_all_clients_are_limited_together(file: int, data: bytes) -> None:
-    """If slow clients use up the budget, another client waits, and the server buffers nothing for it. It gets its file
-    when one of them has received its piece."""
+    """If slow clients use up the budget, another client waits, and the server buffers nothing for it. When a slow
+    client has received its piece, the waiting client gets its file."""
     worker = make_worker(2)
     clients = [TlsClient(worker, reads=False) for _ in range(3)]
     sending = [client.start(file) for client in clients]
@@ -158,8 +158,8 @@ async def test_pieces_of_all_clients_are_limited_together(file: int, data: bytes
 
 
 async def test_a_slow_client_is_cut_off_while_another_waits(file: int, data: bytes) -> None:
-    """A client that receives nothing for a while is cut off if another client waits for memory. The other one gets its
-    file."""
+    """A client that receives nothing for a while is cut off if another client waits for memory. The waiting client gets
+    its file."""
     worker = make_worker(1, slow_seconds=0.05)
     slow, other = TlsClient(worker, reads=False), TlsClient(worker, reads=True)
     cut_off = slow.start(file)
@@ -180,12 +180,12 @@ async def test_a_waiting_client_can_disconnect(file: int) -> None:
     slow, waiting = TlsClient(worker, reads=False), TlsClient(worker, reads=True)
     sending = slow.start(file)
     await until(lambda: bool(slow.buffered))
-    ended = waiting.start(file)
+    waiting_task = waiting.start(file)
     await asyncio.sleep(0.01)
     assert waiting.sender is not None
     waiting.sender.end(ClientDisconnected())
     with pytest.raises(ClientDisconnected):
-        await ended
+        await waiting_task
     slow.read_again()
     await sending
     assert worker.piece_memory.used == 0

@@ -81,7 +81,8 @@ async def test_a_head_in_two_pieces(context: ConnectionContext) -> None:
 
 @pytest.mark.parametrize("length", [2**63 - 1, 2**63, 2**64 - 1])
 async def test_a_length_beyond_any_blob_is_refused(context: ConnectionContext, length: int) -> None:
-    """A request whose Content-Length is larger than any file can be is refused with 413."""
+    """A request whose Content-Length is larger than any file can be is refused with 413. The size of the largest
+    possible file is accepted."""
     request = b"PUT /a HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % length
     parser = HeadParser(context, RequestCounter())
     if length == MAX_BODY_BYTES:

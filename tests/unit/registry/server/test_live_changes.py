@@ -30,7 +30,7 @@ from registry.server.server_limits import ServerLimits
 
 class FakeConfigurationSource:
     """A source of configurations. `error`: raised when the configuration is read. `accept_error`: raised when the
-    configuration is put in force."""
+    configuration is put in force. `accepted`: how many configurations were put in force."""
 
     def __init__(self, error: Exception | None = None, accept_error: Exception | None = None) -> None:
         self.error = error

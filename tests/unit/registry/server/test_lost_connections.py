@@ -115,8 +115,8 @@ async def test_read_with_an_invalid_body_is_cancelled(server: WaitingServer) -> 
     [("PUT", "/"), ("POST", "/"), ("PATCH", "/"), ("DELETE", "/"), ("GET", "/started")],
 )
 async def test_write_and_started_response_are_not_cancelled(server: WaitingServer, method: str, path: str) -> None:
-    """If the client resets the connection, a write runs to its end, and so does a read whose response has started:
-    sending the next part then raises ClientDisconnected."""
+    """If the client resets the connection, a write is not cancelled, nor is a read whose response has started. When the
+    application then sends a part of the response, this raises ClientDisconnected."""
     await server.send_and_reset(method, path)
     server.app.upstream_answer.set()
     await server.wait_for_tasks()
@@ -127,8 +127,8 @@ FILE_BYTES = 1 << 30
 
 
 class FileApp:
-    """An application that sends a few bytes, and then a large file, in each response. It is its own recorder. `ends`:
-    how each request has ended."""
+    """An application that sends a few bytes, and then a large file, in each response. It is its own request recorder.
+    `ends`: how each request has ended."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.request_recorder = self

@@ -163,7 +163,7 @@ async def test_a_request_that_does_not_come_in_time(
     connection = await server.until_received()
     await until(lambda: is_refused or (connection._active is not None and connection._active.body.is_awaited))
     now = server.worker.loop.time()
-    connection.check_timeouts(now)
+    connection.check_timeouts(now)  # notices that the connection waits
     connection.check_timeouts(now + 1000)
     assert (await talk).startswith(b"HTTP/1.1 408 ")
     method = "GET" if is_refused else "PUT"

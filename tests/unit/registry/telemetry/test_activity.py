@@ -83,8 +83,9 @@ def server() -> CountingServer:
 
 
 def test_which_requests_count(server: CountingServer) -> None:
-    """A successful GET of a manifest counts as a pull, and a successful PUT as a push. A response of a mirror counts as
-    a miss if its content had to be fetched, and as a hit otherwise."""
+    """A GET or HEAD of a manifest with a complete response and the status 200 or 304 counts as a pull. A successful PUT
+    counts as a push. A response of a mirror counts as a miss if its content had to be fetched, and as a hit
+    otherwise."""
     for method, status in (("GET", 200), ("HEAD", 200), ("GET", 304), ("GET", 404), ("PUT", 201), ("PUT", 400)):
         server.answer(method, status)
     server.answer("GET", 200, is_complete=False)
@@ -119,16 +120,17 @@ async def test_activity_is_stored_once(server: CountingServer, store: StoredRegi
 async def test_a_new_version_of_the_program_takes_over_the_counts(
     server: CountingServer, store: StoredRegistry, clock: Clock
 ) -> None:
-    """After an update without a restart, the new version of the program takes over the counts in shared memory. It
-    stores only the activity that the old version has not stored."""
+    """When a new version of the program takes over from the running one, it also takes over the counts in shared
+    memory. It stores only the activity that the old version has not stored."""
     server.answer("GET", 200)
     await ActivityRecorder(store.activity, store.leases, server.counts, clock).store()
     server.answer("PUT", 201)
-    new_metrics = Metrics(["docker.io"], 1, server.metrics.memory._replace(descriptor=_copy(server)))
+    new_metrics = Metrics(["docker.io"], 1, server.metrics.memory._replace(descriptor=_descriptor_copy(server)))
     assert new_metrics.activity.unstored() == Activity(pushes=1)
 
 
-def _copy(server: CountingServer) -> int:
+def _descriptor_copy(server: CountingServer) -> int:
+    """Returns a second descriptor of the server's shared memory."""
     import os
 
     return os.dup(server.metrics.memory.descriptor)
@@ -154,7 +156,9 @@ async def test_a_process_without_cells_of_its_own_stores_nothing(store: StoredRe
     record what it has stored. It stores nothing, and the other processes store the activity."""
     server = CountingServer()
     server.answer("GET", 200)
-    metrics_without_cells = Metrics(["docker.io"], 1, server.metrics.memory._replace(descriptor=_copy(server)))
+    metrics_without_cells = Metrics(
+        ["docker.io"], 1, server.metrics.memory._replace(descriptor=_descriptor_copy(server))
+    )
     assert metrics_without_cells.activity.unstored() == Activity(pulls=1)
     await ActivityRecorder(store.activity, store.leases, metrics_without_cells.activity, clock).store()
     assert await store.activity.buckets(0, HOUR_SECONDS) == []

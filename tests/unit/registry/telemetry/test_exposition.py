@@ -44,7 +44,8 @@ def test_each_series_has_cells_of_its_own() -> None:
     ]
     used_cells = [cell + number for family in families for _, cell in family.series() for number in range(family.width)]
     assert used_cells == list(range(plan.size))
-    totals = [float(number) for number in range(plan.size)]  # only the first cell is 0
+    # Each cell holds its own number. So the first number of a series names its first cell, and only cell 0 holds 0.
+    totals = [float(number) for number in range(plan.size)]
     for family in families:
         assert [values for values, _ in family.counted(totals)][-1:] == [values for values, _ in family.series()][-1:]
         assert all(numbers[0] == family.cell(*values) for values, numbers in family.counted(totals))
@@ -88,7 +89,7 @@ def test_buckets_are_cumulative(metrics: Metrics) -> None:
 
 def test_upstreams_are_labelled_by_name(metrics: Metrics) -> None:
     """The label of a mirror's metrics is the name of the upstream, also for an upstream that a reload has added. If
-    there are more upstreams than fit into the shared memory, the rest count as `other`."""
+    there are more upstreams than fit into the shared memory, the requests of the others still count."""
     for name in ("docker.io", "ghcr.io", *(f"{number}.example" for number in range(UPSTREAM_CAPACITY))):
         cell = metrics.mirror.requests.cell(metrics.mirror.label(name), "blobs", "hit")
         metrics.cells.own[cell] += 1

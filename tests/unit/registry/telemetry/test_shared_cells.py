@@ -124,8 +124,8 @@ def test_each_process_sees_all_running_processes() -> None:
 
 
 def test_counts_continue_in_a_new_version_of_the_program() -> None:
-    """After an update without a restart, the new version of the program uses the memory of the old version, whose
-    workers count in it until they end. Names keep their numbers."""
+    """When a new version of the program takes over from the running one, it uses the memory of the old version. The old
+    workers count in this memory until they end. Names keep their numbers."""
     old = Metrics(["docker.io", "ghcr.io"], workers=2)
 
     def count() -> None:

@@ -254,11 +254,13 @@ async def check_answer(visitor: Visitor, repo: str, content: Content, number: in
     )
     if number < len(paths):
         answer = await visitor.get(paths[number], requested_repository=repo, api=True)
+        # 401 asks for another credential: from an anonymous visitor, or if only the limits of a token hide the
+        # repository.
         needs_login = visitor.profile.name is None or may_pull(
             replace(visitor.profile, limits=None), repo, shared_grants
         )
-        missing = 401 if needs_login and not is_mirror_seen(visitor, repo) else 404
-        visitor.expect(paths[number], answer.status_code, 200 if is_seen else missing)
+        status_if_hidden = 401 if needs_login and not is_mirror_seen(visitor, repo) else 404
+        visitor.expect(paths[number], answer.status_code, 200 if is_seen else status_if_hidden)
     elif visitor.may_search:
         answer = await visitor.get(
             f"/api/v1/search?kind=repositories&q={repo}:{word}", requested_repository=repo, api=True

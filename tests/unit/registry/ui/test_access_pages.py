@@ -338,7 +338,7 @@ async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
             page = (await browser.get(f"/ui/activity?{path}")).text
             next_link = re.search(r'<a class="button" href="/ui/activity\?([^"]+)"', page)
             path = next_link[1].replace("&amp;", "&") if next_link else ""
-        assert len(listed) == 61
+        assert len(listed) == 61  # one grant of the group, and sixty of alice
         for wrong in ("outcome=odd", "period=year", "until=tomorrow", "after=nonsense", "account=a&account=b"):
             assert (await browser.get(f"/ui/activity?{wrong}")).status_code == 400, wrong
 

@@ -239,8 +239,7 @@ async def test_a_tag_is_restored_from_its_history(tmp_path: Path) -> None:
 
 
 async def test_a_long_history_has_pages(tmp_path: Path) -> None:
-    """A long history has several pages. Each page knows which digest the tag points at now, and offers only the
-    others."""
+    """A long history has several pages. No page offers to restore the digest at which the tag points now."""
     async with site(tmp_path, accounts=False) as server:
         images = [await push_image(server.store, APP, f"{n}") for n in range(2)]
         for n in range(60):

@@ -133,6 +133,7 @@ async def test_purge_of_a_repository(tmp_path: Path) -> None:
         images = (await browser.get("/ui/mirror/images")).text
         assert (UBUNTU in images, "docker.io/library/debian" in images) == (False, True)
         for reference, status in (("<script>", 400), ("ubuntu", 404), ("team/none", 404)):
+            # For a valid reference, the unconfirmed form asks for the confirmation, so only the confirmed form fails.
             for fields in ({}, {"sure": "yes"}) if status == 400 else ({"sure": "yes"},):
                 assert (await purge(reference, **fields))[0] == status, reference
 
@@ -196,8 +197,8 @@ async def test_warming_is_started_and_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_an_upstream_that_hangs(tmp_path: Path) -> None:
-    """While forms wait for an upstream that does not respond, other pages are not delayed. A job that waits for it can
-    be stopped."""
+    """While forms wait for an upstream that does not respond, other pages are not delayed. A job that waits for this
+    upstream can be stopped."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as hanging_upstream:
         upstream = {
             "name": "docker.io",

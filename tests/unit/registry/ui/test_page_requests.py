@@ -200,6 +200,7 @@ async def test_slow_forms_do_not_delay_pages(tmp_path: Path) -> None:
             async with asyncio.timeout(30):
                 assert (await browser.get("/ui/setup")).status_code == 200
             send_rest.set()
+        # Two forms each: the logout, the choice of an unknown language, and the login with a wrong password.
         assert sorted(form.result() for form in forms) == [303, 303, 400, 400, 403, 403]
 
 

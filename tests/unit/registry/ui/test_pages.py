@@ -354,8 +354,8 @@ async def test_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = (await search(params={"q": "secret/app"})).text
         next_link = re.search(r'<a class="button" href="([^"]+kind=repositories[^"]+)"', first)
         assert next_link is not None
-        rest = (await browser.get(next_link[1].replace("&amp;", "&"))).text
-        names = {path for path in result_paths(first) + result_paths(rest) if ":" not in path}
+        second = (await browser.get(next_link[1].replace("&amp;", "&"))).text
+        names = {path for path in result_paths(first) + result_paths(second) if ":" not in path}
         assert names == {f"/ui/repositories/secret/app{number}" for number in range(HITS_OF_EACH_KIND + 1)}
 
 

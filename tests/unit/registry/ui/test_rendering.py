@@ -126,8 +126,8 @@ async def test_a_failing_template_does_not_affect_other_pages() -> None:
 
 
 async def test_the_pages_of_one_visitor_are_limited() -> None:
-    """One visitor gets a few pages at a time. Some further requests of this visitor wait, and the rest is refused.
-    Other visitors are not affected."""
+    """One visitor gets a few pages at a time. Some further requests of this visitor wait, and more are refused. Other
+    visitors are not affected."""
     limits, finish, running = PageLimits(), asyncio.Event(), 0
 
     async def page(visitor: str) -> None:

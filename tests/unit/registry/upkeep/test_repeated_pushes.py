@@ -25,7 +25,7 @@ RULE = RetentionRule(repositories=["**"], keep_last=1, delete_untagged_after=0.0
 
 class UseDuringDeletion:
     """The retention of a store. A client uses `manifest` right after the first index was deleted, and before retention
-    deletes what the index lists: it pushes the manifest again, or finds it with a HEAD request, which is a pull."""
+    deletes what the index lists. The client pushes the manifest again, or pulls it (`use`)."""
 
     def __init__(self, store: StoredRegistry, clock: Clock, manifest: Manifest, use: str) -> None:
         self._store = store
@@ -49,7 +49,7 @@ class UseDuringDeletion:
 @pytest.mark.parametrize("use", ["push", "pull"])
 async def test_what_an_old_index_lists_can_be_used_by_a_new_one(store: StoredRegistry, clock: Clock, use: str) -> None:
     """While retention deletes an old index, a client uses an unchanged image that the index lists. The image stays, so
-    that the client can push a new index that lists it. It is deleted with the new index."""
+    that the client can push a new index that lists it. When the new index is deleted, the image is deleted too."""
     unchanged, changed = await push_image(store, APP, "unchanged"), await push_image(store, APP, "changed")
     await store.put_manifest(APP, index_of([unchanged.descriptor, changed.descriptor]), [], by=BY)
     clock.pass_days(2)
@@ -74,8 +74,9 @@ async def test_what_an_old_index_lists_can_be_used_by_a_new_one(store: StoredReg
 async def test_a_push_of_a_stored_manifest_is_its_last_push(
     store: StoredRegistry, clock: Clock, repo: RepositoryName
 ) -> None:
-    """If a client pushes a manifest again, it counts as pushed then, to the minute. If a mirror stores a manifest
-    again, its time stays, because eviction goes by pulls."""
+    """If a client pushes a manifest again, its push time becomes the time of this push, unless the old push time is
+    less than a minute older. If a mirror stores a manifest again, the push time stays, because eviction goes by
+    pulls."""
     image, is_mirrored = await push_image(store, repo, "image"), repo == MIRRORED
     start = clock()
     for seconds, pushed in ((59.0, start), (2.0, start + 61)):

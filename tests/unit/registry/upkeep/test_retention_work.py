@@ -308,7 +308,7 @@ async def test_a_large_untagged_index_is_deleted_in_steps(store: StoredRegistry,
     await store.put_manifest(APP, index_of([child.descriptor for child in children]), by=BY)
     clock.pass_days(2)
     result = await RetentionRun(store, clock, rule(keep_last=1, delete_untagged_after="1d"))()
-    assert result["manifests_deleted"] == 26
+    assert result["manifests_deleted"] == len(children) + 1
 
 
 async def test_a_preview_predicts_a_run(store: StoredRegistry, clock: Clock) -> None:
@@ -386,8 +386,8 @@ async def test_a_preview_of_all_repositories(
 async def test_totals_judge_a_limited_number_of_tags(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The totals of one repository judge a limited number of tags, and are then not complete. A preview with lines
-    judges all tags."""
+    """For the totals of one repository, only a limited number of tags is judged. If there are more tags, the totals are
+    not complete. A preview that lists the tags judges all of them."""
     names = [f"t{number:04}" for number in range(2 * MAX_PAGE_ROWS + 1)]
     await push_image(store, APP, "image", *names)
     retention_preview = RetentionPreview(RetentionRun(store, clock, rule(keep_last=1)).judge, store.retention, clock)
@@ -407,8 +407,8 @@ async def test_totals_judge_a_limited_number_of_tags(
 async def test_totals_count_a_limited_number_of_manifests(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The totals of one repository read a limited number of manifests to find those without a tag, and count a limited
-    number as deleted. They are not complete if there are more."""
+    """For the totals of one repository, a limited number of manifests is read to find those without a tag, and a
+    limited number is counted as deleted. If there are more, the totals are not complete."""
     for number in range(5):
         await push_image(store, APP, f"untagged {number}")
     tagged = await push_daily(store, clock, APP, "a", "b", "c")

@@ -1,5 +1,6 @@
-"""Tests of the circuit breakers of an endpoint: failing repositories stop the requests of the others only for a moment,
-and an endpoint that is down gets few requests."""
+"""The circuit breakers of an endpoint. Failing repositories stop requests for other repositories only for a moment, and
+an endpoint that is down gets few requests. A *trial* is a request that is sent after a pause, to find out whether
+requests work again."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ REQUEST_SECONDS: Final = 0.25
 
 
 def test_refused_endpoints_come_after_the_avoided_ones() -> None:
-    """Endpoints to avoid come after the others, and refused endpoints come last, also if they are to be avoided."""
+    """Endpoints to avoid come after the other endpoints. Refused endpoints come last, even if they are also to be
+    avoided."""
     urls = ["https://a.test", "https://b.test", "https://c.test", "https://d.test"]
     endpoints = UpstreamEndpoints(Upstream.model_validate({"name": "far.test", "endpoints": urls}), UpstreamClock())
     ordered = endpoints.in_order("app", avoid={urls[0], urls[1], urls[2]}, refused={urls[0]: "error"})
@@ -79,11 +81,11 @@ class Traffic:
 
 
 @pytest.mark.parametrize("failure", ["503", "hangs"])
-@pytest.mark.parametrize("names", [FAILURES_TO_OPEN, 40])
-def test_failing_repositories_stop_the_others_only_for_a_moment(failure: Outcome, names: int) -> None:
+@pytest.mark.parametrize("repository_count", [FAILURES_TO_OPEN, 40])
+def test_failing_repositories_stop_the_others_only_for_a_moment(failure: Outcome, repository_count: int) -> None:
     """Three or more repositories fail, and clients keep requesting them. After the first pause, all requests for other
     repositories are sent, and the failing ones still get few requests."""
-    traffic = Traffic(**{f"bad{n}": failure for n in range(names)})
+    traffic = Traffic(**{f"bad{n}": failure for n in range(repository_count)})
     traffic.request("seen")
     traffic.clock.now += WORKED_SECONDS
     traffic.open_for_all("bad0", "bad1", "bad2")
@@ -91,12 +93,12 @@ def test_failing_repositories_stop_the_others_only_for_a_moment(failure: Outcome
     while traffic.clock.now < opened_at + FIRST_OPEN_SECONDS:
         traffic.request("bad0")
     for count in range(300):
-        traffic.request(f"bad{count % names}")
+        traffic.request(f"bad{count % repository_count}")
         if count % 4 == 3:
             assert traffic.request("seen")
             assert traffic.request(f"cold{count}")
-    if names == FAILURES_TO_OPEN:
-        assert sum(traffic.sent[f"bad{n}"] for n in range(names)) < 30
+    if repository_count == FAILURES_TO_OPEN:
+        assert sum(traffic.sent[f"bad{n}"] for n in range(repository_count)) < 30
 
 
 @pytest.mark.parametrize("failure", ["503", "hangs"])
@@ -146,8 +148,8 @@ def test_failing_repository_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_repositories_get_one_trial_each_when_the_endpoint_works_again() -> None:
-    """After a suspect endpoint works again, each failing repository may send one trial. The repository whose trial
-    works is served again. Those whose trial fails wait."""
+    """When a request works after the pause of the endpoint, one trial is sent for each failing repository. If the trial
+    works, all requests for the repository are sent again. If the trial fails, they wait."""
     traffic = Traffic(bad0="503", bad1="503", bad2="503")
     traffic.open_for_all("bad0", "bad1", "bad2")
     traffic.clock.now += FIRST_OPEN_SECONDS
@@ -167,8 +169,8 @@ def test_repositories_get_one_trial_each_when_the_endpoint_works_again() -> None
 
 
 def test_repositories_are_served_at_once_after_an_outage() -> None:
-    """The endpoint is down for a minute, for 40 repositories. Once it works for one of them, requests for those that
-    failed once in that time are sent at once."""
+    """Requests for 40 repositories fail for a minute. When a request for another repository works, requests for the
+    repositories that failed only once are sent at once."""
     repos = [f"name{n}" for n in range(40)]
     traffic = Traffic(default="503")
     ends_at = traffic.clock.now + 60

@@ -67,6 +67,7 @@ async def test_late_part_of_a_former_owner_is_ignored(store: StoredRegistry, buc
     await writer.aclose()
     former_owner = UploadObjects(bucket, writer.id, generation=1)
     writer = await store.resume_upload(APP, writer.id)
+    # A chunk at the same offset, whose key says that it has 11 bytes instead of 6.
     bucket.put(
         former_owner.key(UploadObjects(bucket, writer.id).chunks()[0]).replace("00006-", "00011-"), b"first wrong"
     )

@@ -129,8 +129,8 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 class _Interrupted(System):
-    """A system that raises an error instead of the sync number `number`. If `number` is 0, it raises none. Records
-    which paths were synced."""
+    """A system that raises an error instead of the sync number `number`. If `number` is 0, it raises none. `synced`:
+    the paths that were synced."""
 
     def __init__(self, number: int) -> None:
         super().__init__()

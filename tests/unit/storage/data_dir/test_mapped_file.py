@@ -1,5 +1,5 @@
-"""`MappedFile` counts exactly which bytes of a file are in memory, without side effects. It also returns views of the
-file's bytes."""
+"""`MappedFile` counts exactly how many bytes from an offset on are in memory without a gap, without side effects. It
+also returns views of the file's bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def fd(tmp_path: Path) -> Iterator[int]:
 
 
 def count_resident(fd: int, start: int, at: int, stop: int) -> int:
-    """Maps the file from the offset `start`, and returns how many bytes from `at` to `stop` are in memory."""
+    """Maps the file from the offset `start`. Returns how many bytes from `at` on are in memory without a gap, up to
+    `stop`."""
     mapped_file = MappedFile.try_map(fd, start, max(stop, SIZE))
     assert mapped_file is not None
     try:

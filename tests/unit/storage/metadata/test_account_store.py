@@ -311,5 +311,5 @@ async def test_each_change_is_in_the_audit_log(data: Path, workers: TwoWorkers) 
     rows = db.execute("SELECT * FROM audit").fetchall()
     db.close()
     assert not any("$" in str(column) for row in rows for column in row)
-    assert {row[2] for row in rows} == {"root"}
-    assert {row[7:10] for row in rows} == {("192.0.2.7", "request", "curl/8")}
+    assert {row[2] for row in rows} == {"root"}  # the actor
+    assert {row[7:10] for row in rows} == {("192.0.2.7", "request", "curl/8")}  # address, request id and user agent

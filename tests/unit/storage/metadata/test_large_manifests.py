@@ -62,13 +62,13 @@ async def test_a_manifest_with_many_references_takes_little_time(registry: Store
 
 async def test_blobs_of_other_manifests_are_not_queued_for_collection(registry: StoredRegistry) -> None:
     """When a manifest is deleted, a blob is queued for garbage collection only if no other manifest refers to it."""
-    layer = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(2)]
-    with_both_layers, with_first_layer = image(layers=layer), image(layers=layer[:1])
+    layers = [{"mediaType": "a/b", "digest": f"sha256:{n:064x}", "size": 1} for n in range(2)]
+    with_both_layers, with_first_layer = image(layers=layers), image(layers=layers[:1])
     for manifest in (with_both_layers, with_first_layer):
         await registry.put_manifest(APP, manifest, by=BY, sparse=True)
     await registry.delete_manifest(APP, with_both_layers.digest, by=BY)
     queued = await registry.metadata.queued_links(time.time() + 1, 10)
-    assert [entry.digest for entry in queued] == [layer[1]["digest"]]
+    assert [entry.digest for entry in queued] == [layers[1]["digest"]]
 
 
 async def test_an_index_may_list_blobs_and_manifests(registry: StoredRegistry) -> None:

@@ -66,7 +66,7 @@ async def test_other_changes_do_not_wait_for_the_deletion_of_many_tags(store: St
 
 async def test_interrupted_deletion_of_many_tags_can_be_repeated(store: StoredRegistry) -> None:
     """If the deletion is cancelled between two steps, the manifest is still there with fewer tags. Another deletion
-    deletes the rest."""
+    deletes the manifest and its remaining tags."""
     deletion = asyncio.create_task(store.delete_manifest(APP, IMAGE.digest, by=BY))
     await asyncio.sleep(0)  # starts the deletion
     while (await store.tags(APP, None, 1)).items[0] == TAGS[0]:
@@ -89,8 +89,9 @@ async def test_no_tag_is_deleted_if_one_of_many_is_immutable(store: StoredRegist
 
 
 class TagRule:
-    """A rule that makes `immutable_tag` immutable. Counts the tags that each thread checks. Once a thread that makes no
-    changes checks tags, sets `is_checking`, and this thread waits for `may_go_on`."""
+    """A rule that makes `immutable_tag` immutable. `checked_tags`: how many tags each thread has checked. When a thread
+    other than the commit thread (`metadata`) checks a tag, it sets `is_checking`, and waits until `may_go_on` is
+    set."""
 
     def __init__(self, immutable_tag: str = "") -> None:
         self.immutable_tag = immutable_tag

@@ -144,7 +144,7 @@ async def test_manifests_that_name_a_blob_are_found_newest_first(registry: Store
     other_manifest = _manifest([digest_of(b"other")])
     await registry.put_manifest(UBUNTU, other_manifest, by=BY, sparse=True)
     records = registry.records
-    assert await records.referring_manifests(UBUNTU, layer) == manifests[:1:-1]
+    assert await records.referring_manifests(UBUNTU, layer) == manifests[:1:-1]  # all but the two oldest
     assert await records.referring_manifests(UBUNTU, digest_of(b"other")) == [other_manifest]
     assert other_manifest in await records.referring_manifests(UBUNTU, digest_of(b"config"))
     assert await records.referring_manifests(UBUNTU, digest_of(b"nothing")) == []

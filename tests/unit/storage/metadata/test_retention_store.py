@@ -264,6 +264,7 @@ async def test_manifests_are_deleted_on_a_full_disk(
     """Retention normally stores the data with which a deleted manifest can be put back. If the disk is too full for
     this, the manifest is deleted without the data, because retention has to free space."""
     disk = FullDisk()
+    # When the warning about the full disk is logged, the disk gets space, so the second attempt succeeds.
     monkeypatch.setattr(sqlite_retention.log, "warning", lambda *_: setattr(disk, "is_full", False))
     prepare_data_dir(tmp_path / "full")
     async with open_registry(tmp_path / "full", clock=clock, system=disk) as store:

@@ -53,7 +53,7 @@ async def test_this_process_follows_another_one(registry: StoredRegistry, data: 
         assert await other_process.ask("claim", SEED, SIZE) is True
         partial = await registry.partials.claim(DIGEST, SIZE)
         assert not partial.is_owner
-        waiting = [asyncio.create_task(partial.wait(closed_at)) for closed_at in (0, 5, HALF - 1)]
+        waiting = [asyncio.create_task(partial.wait(offset)) for offset in (0, 5, HALF - 1)]
         await other_process.ask("write", 0, HALF)
         assert await asyncio.gather(*waiting) == [HALF] * 3
         assert os.pread(partial.file.fd, HALF, 0) == BODY[:HALF]
@@ -135,7 +135,7 @@ async def test_other_processes_notice_that_the_owner_has_closed_the_partial(
 
 
 async def test_many_owners_one_after_the_other_complete_a_blob(registry: StoredRegistry, data: Path) -> None:
-    """Each of six owners downloads a part of the blob and is killed. The seventh owner downloads only the rest."""
+    """Each of six owners downloads a part of the blob and is killed. The seventh owner downloads only the last part."""
     part = SIZE // 7
     for number in range(6):
         async with AsyncExitStack() as stack:

@@ -131,8 +131,8 @@ async def test_small_pieces_take_no_more_memory_than_their_bytes(piece_bytes: in
 async def test_the_batches_of_uploads_are_written_early_if_their_pieces_take_much_memory(
     registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The memory of the pieces counts, and not only their bytes: with many pieces of 4 KiB, the limit for all uploads
-    together is reached earlier. After the last upload, no memory is counted."""
+    """The memory of the pieces counts, and not only their bytes. So with many small pieces, the limit for all uploads
+    together is reached earlier."""
     pieces = [memoryview(os.urandom(SMALL_PIECE_BYTES + number % 2 - 1)) for number in range(200)]
     size = sum(map(len, pieces))
     monkeypatch.setattr(upload_session, "BUFFERED_BYTES_LIMIT", size)

@@ -205,9 +205,9 @@ async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path:
 
 
 async def test_known_damage_does_not_fail_a_backup(store: StoredRegistry, tmp_path: Path) -> None:
-    """If a scrub has marked blobs as damaged, a backup names these blobs and succeeds. A restore from it succeeds as
-    well, and the blobs are also marked as damaged in the restored registry. If an earlier backup to the same directory
-    has the right bytes of a blob, they are kept and restored."""
+    """If a scrub has marked blobs as damaged, a backup names these blobs and succeeds. A restore from this backup
+    succeeds as well, and marks the blobs as damaged in the restored registry. If an earlier backup to the same
+    directory has the right bytes of a blob, these bytes are kept and restored."""
     linked = await push_blob(store, REPO, LARGE + b"linked")
     await backup(store, tmp_path / "backups")
     copied_before_damage = await push_blob(store, REPO, LARGE + b"copied")

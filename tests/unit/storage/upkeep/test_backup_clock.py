@@ -28,6 +28,7 @@ async def test_a_new_backup_replaces_backups_from_the_future(store: StoredRegist
     made = [(await backup(store, target, now=moment))[0]["snapshot"] for moment in (now + YEAR, now - 10)]
     result, _ = await backup(store, target, now=now, keep=keep)
 
+    # Of three backups, the oldest `3 - keep` are deleted. The backup from the future counts as the oldest.
     assert result["removed_snapshots"] == made[: 3 - keep]
     names = {path.name for path in (target / "snapshots").iterdir()}
     assert names == {*made[3 - keep :], result["snapshot"]}

@@ -134,7 +134,7 @@ REPAIRABLE_DAMAGE: dict[Callable[[DamagedStore], None], ProblemCode] = {
 async def test_damage_is_found_and_repaired(site: DamagedStore, damage: Callable[[DamagedStore], None]) -> None:
     """A check without `repair` reports the damage and changes nothing. A repair mends the damage. After it, a check
     finds no problem, and all manifests and tags exist."""
-    hash_bytes = damage is flip_byte
+    hash_bytes = damage is flip_byte  # only a check that hashes the bytes finds a changed byte
     manifests = site.run("SELECT count(*) FROM manifest")
     damage(site)
     manifests = max(manifests, site.run("SELECT count(*) FROM manifest"))

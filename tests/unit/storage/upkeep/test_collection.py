@@ -258,7 +258,7 @@ async def test_a_second_collection_is_refused_while_one_runs(store: StoredRegist
 
 
 async def test_a_stopped_collection_is_finished_by_the_next(store: StoredRegistry, clock: Clock) -> None:
-    """If a round is stopped, the next round removes the rest of the garbage. Both rounds together report each removal
+    """If a round is stopped, the next round removes the remaining garbage. Both rounds together report each removal
     once."""
     for number in range(5):
         await push_blob(store, APP, str(number).encode())
@@ -283,7 +283,7 @@ async def test_collection_ends_its_removals_for_a_waiting_backup(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backup that starts during a collection waits until the present batch of blobs is removed, not for all blobs.
-    The next round removes the rest."""
+    The next round removes the remaining blobs."""
     monkeypatch.setattr(collector, "BATCH_SIZE", 2)
     for number in range(7):
         await push_blob(store, APP, str(number).encode())

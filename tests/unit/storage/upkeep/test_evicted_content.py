@@ -1,5 +1,5 @@
-"""What an eviction deletes together with an image, such as its tags, referrers and pulls. Blobs stay that other
-manifests or repositories use. The tests use a real store."""
+"""What an eviction deletes together with an image, such as its tags, referrers and pulls. Blobs that other manifests or
+repositories use stay. The tests use a real store."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_evicted_manifests_are_not_stored_for_a_restore(cache: Cache) -> N
 
 async def test_many_tags_are_evicted_in_several_transactions(cache: Cache) -> None:
     """A call that finds an image with very many tags deletes only some of them, and returns True. The next calls delete
-    the rest and then the image."""
+    the remaining tags and then the image."""
     image = await cache.fetch(APP, "layer")
     tags = [Tag(f"t{number}") for number in range(2 * MAX_TAGS_PER_TRANSACTION + 1)]
     await cache.store.put_manifest(APP, image, tags, by=BY, sparse=True)

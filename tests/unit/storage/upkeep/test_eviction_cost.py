@@ -108,7 +108,7 @@ def add_image(db: apsw.Connection, number: int, children: int) -> int:
 
 
 def test_child_of_a_nested_index_and_of_another_index_is_not_removable(tmp_path: Path) -> None:
-    """An index lists another index and one of its children. If a further index lists this child, too, the eviction of
+    """An index lists another index and a child of that index. If a further index lists this child, too, the eviction of
     the first index does not delete the child."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
@@ -149,8 +149,8 @@ def test_other_indexes_with_the_same_children_are_not_all_read(tmp_path: Path) -
 
 
 def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) -> None:
-    """To find an image whose index has ten times as many children takes at most ten times as many operations. It runs
-    in a transaction for which other changes wait."""
+    """Finding an image whose index has ten times as many children takes about ten times as many operations. The search
+    runs in a transaction for which other changes wait."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -170,7 +170,7 @@ def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) 
 
 
 def test_cost_of_planning_a_purge_grows_only_with_its_manifests(tmp_path: Path) -> None:
-    """To plan the deletion of an index with ten times as many children takes at most ten times as many operations."""
+    """Planning the deletion of an index with ten times as many children takes about ten times as many operations."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:

@@ -1,4 +1,4 @@
-"""Copies of blobs to files: what a cancellation leaves behind."""
+"""Copies of blobs to files: what is left of a copy that was cancelled or killed."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ async def chunks_of(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-@pytest.mark.parametrize("reads", [True, False])
-async def test_cancellation_while_a_file_is_opened(tmp_path: Path, reads: bool) -> None:
+@pytest.mark.parametrize("is_check", [True, False])
+async def test_cancellation_while_a_file_is_opened(tmp_path: Path, is_check: bool) -> None:
     """A copy or a check that is cancelled while a thread opens its file closes this file. A copy leaves no file."""
     system = WaitingSystem()
     copier = FileCopier(system, tmp_path, may_link=False, verify=False)
     digest = digest_of(DATA)
     present, temporary = tmp_path / "present", tmp_path / "temporary"
     present.write_bytes(DATA)
-    if reads:
+    if is_check:
         call = copier.check_file(present, digest, len(DATA), lambda _: None)
     else:
         call = copier.write_chunks(chunks_of(DATA), digest, temporary, tmp_path / "final", lambda _: None)

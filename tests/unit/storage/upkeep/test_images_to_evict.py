@@ -56,6 +56,7 @@ async def test_a_pull_of_a_child_counts_for_its_index(cache: Cache) -> None:
     alone = await cache.fetch(WEB, "alone")
     cache.pull(children[2])
     cache.clock.now += 1
+    # The cache may then use 95 % of the budget, which is enough for three layers.
     await cache.evictor(3 * LAYER_BYTES + 500).evict()
     assert [await cache.has(APP, each) for each in (old_index, *children, new_index)] == [
         False,
@@ -72,8 +73,8 @@ async def test_a_pull_of_a_child_counts_for_its_index(cache: Cache) -> None:
 
 @pytest.mark.parametrize("restorable", [True, False])
 async def test_pulls_of_a_deleted_manifest_do_not_count_for_a_new_one(cache: Cache, restorable: bool) -> None:
-    """A manifest that is stored after another one was deleted has its own pulls and rank, even if it gets the same row
-    id."""
+    """A manifest that is stored after another one was deleted has its own pulls and its own rank (its position in the
+    order of evictions), even if it gets the same row id."""
     first = await cache.fetch(APP, "first", tag="1")
     cache.pull(first)
     await cache.store.delete_manifest(APP, first.digest, by=BY, restorable=restorable)
@@ -90,7 +91,7 @@ async def test_pulls_of_a_deleted_manifest_do_not_count_for_a_new_one(cache: Cac
 
 async def test_images_that_are_never_evicted(cache: Cache) -> None:
     """An image is not evicted if a pattern of the settings keeps it, if a tag is frozen at it, if one of its blobs is
-    being downloaded, or if its manifest was stored a short time ago."""
+    being downloaded, or if it lacks blobs and was stored less than 600 s ago."""
     kept_image = await cache.fetch(RepositoryName("hub/library/app"), "kept")
     frozen_image = await cache.fetch(APP, "frozen", tag="frozen")
     cache.db.execute("INSERT INTO frozen_tag VALUES (?, 'frozen', ?, 0, '')", (APP, frozen_image.digest))
@@ -99,11 +100,12 @@ async def test_images_that_are_never_evicted(cache: Cache) -> None:
     begun_image = await cache.fetch(APP, "begun", complete=False)
     last_image = await cache.fetch(WEB, "last")
     cache.clock.now += 1
+    # The budget of 1 byte needs the eviction of all images, also of those that were stored one second ago.
     evictor = cache.evictor(1, is_kept=lambda repo: repo.startswith("hub/library/"))
     assert await evictor.evict() == 1
     assert not await cache.has(WEB, last_image)
     cache.downloads.clear()
-    cache.clock.now += 601
+    cache.clock.now += 601  # from now on, the image that lacks blobs may be evicted
     assert await evictor.evict() == 2
     assert [await cache.has(APP, image) for image in (frozen_image, downloaded, begun_image)] == [True, False, False]
     assert await cache.has(RepositoryName("hub/library/app"), kept_image)
@@ -167,7 +169,7 @@ async def test_free_space_of_the_disk(cache: Cache) -> None:
 
 
 async def test_the_plan_lists_the_images_that_an_eviction_evicts(cache: Cache) -> None:
-    """The plan for a budget lists the same images, in the same order and with the same freed bytes, as the eviction.
+    """The plan for a budget lists the images that the eviction evicts, in the same order and with the same freed bytes.
     The test has shared layers, indexes and pulls."""
     children = [await cache.fetch(APP, "base", f"child {n}") for n in range(3)]
     await cache.list(APP, children[:2], "one")
@@ -198,12 +200,13 @@ async def test_simultaneous_evictions_evict_no_more_than_needed(cache: Cache, tm
         await cache.fetch(APP, f"layer {n}")
     cache.clock.now += 1
     assert sum(await asyncio.gather(*(cache.evictor(10 * LAYER_BYTES).evict() for _ in range(3)))) == 11
+    # 95 % of the budget is enough for nine layers.
     assert await cache.counted_bytes() == 9 * LAYER_BYTES + 2
 
 
 async def test_each_image_is_read_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An eviction reads images that must stay, and manifests that indexes list, once, and not again for each evicted
-    image."""
+    """An eviction needs one call of `evict_next` for each evicted image, even if many images must stay and an index
+    lists many manifests."""
     pinned = RepositoryName("hub/library/app")
     children = [await cache.fetch(pinned, f"child {n}") for n in range(30)]
     await cache.list(pinned, children, "all")
@@ -224,4 +227,4 @@ async def test_each_image_is_read_once(cache: Cache, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cached_images, "evict_next", count_and_evict)
     cache.clock.now += 1
     await cache.evictor(45 * LAYER_BYTES, is_kept=lambda repo: repo == pinned).evict()
-    assert calls == 5  # one call for each evicted image
+    assert calls == 5  # five images are evicted

@@ -30,7 +30,7 @@ from tests.unit.storage.upkeep.test_backup import store as store
 
 
 class Ended(BaseException):
-    """Raised in place of a kill of the process."""
+    """Raised where a test would kill the process."""
 
 
 class EndingSystem(System):
@@ -51,7 +51,7 @@ class EndingSystem(System):
             call: Callable[..., Any] = super().__getattribute__(name)
 
             def count_step_and_call(*args: Any, **options: Any) -> Any:
-                if name != "open" or args[1] & (os.O_CREAT):
+                if name != "open" or args[1] & (os.O_CREAT):  # other calls of `open` change no file
                     self._step()
                 return call(*args, **options)
 
@@ -113,7 +113,7 @@ async def test_a_restore_that_is_killed_at_any_step(store: StoredRegistry, tmp_p
         with suppress(Ended):
             await restore(tmp_path / "backups", data, system=ending)
         ended_runs += ending.steps_left <= 0
-        if not (data / "entrepot.db").exists() or (data / "restore.json").exists():
+        if not (data / "entrepot.db").exists() or (data / "restore.json").exists():  # the restore is incomplete
             if (data / "restore.json").exists():
                 with pytest.raises(DataDirectoryError):
                     prepare_data_dir(data)
@@ -151,7 +151,7 @@ async def test_a_cancelled_backup_leaves_no_snapshot(store: StoredRegistry, tmp_
     with pytest.raises(BackupFailed, match="has no complete snapshot"):
         await restore(tmp_path / "backups", tmp_path / "new")
     await store.delete_manifest(REPO, manifest.digest, by=BY)
-    assert (await store.collector.collect()).blobs == 22
+    assert (await store.collector.collect()).blobs == 22  # 20 pushed blobs, and the config and layer of the image
     with pytest.raises(BlobUnknown):
         await store.resolve_blob(REPO, manifest.blobs[0].digest)
 

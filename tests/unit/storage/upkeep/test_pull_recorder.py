@@ -45,6 +45,7 @@ class FullDisk(Pulls):
 
 
 def pull_number(number: int) -> Pull:
+    """Returns a pull of a manifest that depends on the number."""
     return APP, digest_of(b"%d" % number)
 
 

@@ -1,4 +1,4 @@
-"""Rounds of upkeep, such as garbage collection, which one of the server's processes runs at a time."""
+"""Rounds of upkeep, such as garbage collection. Only one of the server's processes runs them at a time."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_one_process_runs_rounds_and_another_takes_over(tmp_path: Path) ->
                 await changed.wait()
             await cancel_all([tasks.pop("one")])
             rounds_before = rounds["two"]
-            working.clear()
+            working.clear()  # the cancellation may have interrupted a round
             while rounds["two"] < rounds_before + 2:
                 changed.clear()
                 await changed.wait()

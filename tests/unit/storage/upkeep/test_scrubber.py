@@ -42,7 +42,7 @@ BODY = random.Random(3).randbytes(2_500_000)
 async def test_a_damaged_blob_is_not_served_until_it_is_pushed_again(
     registry: StoredRegistry, damage: Callable[[Path], None], reason: str, is_kept: bool
 ) -> None:
-    """For GET, HEAD, mounts and pushes of manifests, a damaged blob is unknown. Its links and manifests stay. After a
+    """GET, HEAD, mounts and pushes of manifests treat a damaged blob as unknown. Its links and manifests stay. After a
     push of the right bytes to one repository, the blob is available again in every repository that has it. `is_kept`:
     whether the damaged bytes are in the quarantine."""
     config = await push_blob(registry, APP, b"{}")
@@ -139,7 +139,7 @@ async def test_scrub_stops_after_many_damaged_blobs(registry: StoredRegistry) ->
     assert len((await registry.damage.damaged_blobs(None, 100)).items) == 20
     reported: list[Digest] = []
     result, steps = await scrub(registry, continue_after_many_damaged=True, on_damaged=reported.append)
-    assert (result["damaged"], len(steps)) == (30, 10)
+    assert (result["damaged"], len(steps)) == (30, 10)  # the first scrub has reported the other 20 blobs
     assert set(reported) == set(digests)
 
 
@@ -184,8 +184,8 @@ async def test_garbage_collection_removes_a_damaged_blob(data: Path) -> None:
 
 
 async def test_a_round_continues_where_it_stopped(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a scrub is stopped in the middle of a round, the next scrub reads only the rest of the round. The end of the
-    round is recorded."""
+    """If a scrub is stopped in the middle of a round, the next scrub reads only the remaining blobs of the round. The
+    end of the round is recorded."""
     monkeypatch.setattr(scrubber, "SAVE_SECONDS", 0.0)
     async with open_registry(data) as registry:
         for number in range(20):
@@ -258,7 +258,7 @@ async def test_a_slow_scrub_makes_up_for_at_most_one_second() -> None:
     rate = ReadRate(10, lambda: now, sleep)
     now = 100.0
     for _ in range(3):
-        await rate.wait(10)
+        await rate.wait(10)  # the bytes of one second
     assert waited == pytest.approx(2.0)
 
 

@@ -16,7 +16,7 @@ from storage.store.stored_registry import StoredRegistry
 from storage.upkeep import collector
 
 NOW = 512 * 10_000.0
-"""A time in seconds at which the first round begins with shard 0."""
+"""A time in seconds at which the first round begins with shard 0: a multiple of the number of shards, 256."""
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def add_strays(data: Path, shard: int, count: int) -> None:
 async def test_a_round_stops_after_a_limited_number_of_files(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A round ends after the shard in which it has listed `BLOBS_LISTED_PER_ROUND` files. The next round begins with
-    the following shard."""
+    """A round that has listed at least `BLOBS_LISTED_PER_ROUND` files lists no further shard. The next round begins
+    with the following shard."""
     monkeypatch.setattr(collector, "BLOBS_LISTED_PER_ROUND", 5)
     for shard, count in ((1, 3), (2, 4), (3, 1), (30, 2)):
         add_strays(tmp_path, shard, count)
     removed = [(await store.collector.collect()).strays for _ in range(4)]
-    assert removed == [7, 1, 2, 0]  # shards 0 to 2, 3 to 18, 19 to 34, 35 to 50
+    assert removed == [7, 1, 2, 0]  # shards 0 to 2, 3 to 18, 19 to 34, 35 to 50: at most 16 shards in a round
 
 
 async def test_all_shards_are_listed_on_request(

@@ -155,7 +155,7 @@ async def test_restore_to_a_time(store: StoredRegistry, changes: TagChanges, clo
     for number in range(3):
         images.append(await push_image(store, APP, str(number), "v1"))
         clock.now += 10
-    await changes.restore(APP, V1, at=start + 19.9994, by=ALICE)
+    await changes.restore(APP, V1, at=start + 19.9994, by=ALICE)  # just before the third push
     assert await digest_of_tag(store) == images[1].digest
     await changes.restore(APP, V1, at=start, by=ALICE)
     assert await digest_of_tag(store) == images[0].digest
@@ -210,7 +210,8 @@ async def test_a_move_creates_a_new_tag(store: StoredRegistry, changes: TagChang
 
 async def push_nested_index(store: StoredRegistry) -> list[Manifest]:
     """Pushes an index of an index of two images, and tags it v1. The images and the outer index have signatures, and
-    one signature has an attestation. Returns all manifests, the outer index last."""
+    one signature has an attestation. Returns the attestation, the three signatures, the two images, the inner index and
+    the outer index."""
     children = [await push_image(store, APP, name) for name in ("amd64", "arm64")]
     inner = index_of([child.descriptor for child in children])
     await store.put_manifest(APP, inner, by=BY)
@@ -252,7 +253,7 @@ async def test_restore_of_a_deleted_nested_index(store: StoredRegistry, changes:
 
 
 async def test_restore_of_a_deleted_manifest_of_an_index(store: StoredRegistry, changes: TagChanges) -> None:
-    """A manifest that an index lists was deleted, but not the index. If a tag is moved to the index, the manifest is
+    """A client has deleted a manifest, but not the index that lists it. If a tag is moved to the index, the manifest is
     put back, and the index is complete again."""
     manifests = await push_nested_index(store)
     amd64, outer = manifests[4], manifests[-1]
@@ -276,7 +277,7 @@ async def test_no_restore_after_the_grace_period(store: StoredRegistry, changes:
 
 
 async def test_restore_names_a_missing_blob(store: StoredRegistry, changes: TagChanges) -> None:
-    """If a client has deleted a blob of a manifest, the restore puts nothing back. The error names the blob."""
+    """If a client has deleted a blob of a manifest, the restore puts back no manifest. The error names the blob."""
     manifests = await push_nested_index(store)
     for manifest in manifests:
         await store.delete_manifest(APP, manifest.digest, by=BY)
@@ -343,7 +344,7 @@ async def test_a_manifest_that_is_pushed_again_is_no_longer_deleted(store: Store
 
 
 async def test_deletes_of_a_mirror_cannot_be_undone(store: StoredRegistry) -> None:
-    """If a mirror deletes a manifest, it cannot be restored, because the mirror can fetch it again."""
+    """A manifest that a mirror has deleted cannot be restored, because the mirror can fetch it again."""
     image = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, image.digest, by=BY, restorable=False)
     assert (await history(store))[1].availability is Availability.GONE
@@ -370,7 +371,7 @@ async def test_a_manifest_is_deleted_without_a_copy_on_a_full_disk(tmp_path: Pat
         logger = logging.getLogger("storage.metadata")
         messages: list[str] = []
 
-        def free_some_space(record: logging.LogRecord) -> bool:
+        def free_some_space(record: logging.LogRecord) -> bool:  # so that the delete without a copy succeeds
             messages.append(record.getMessage())
             disk.is_full = False
             return True
@@ -403,7 +404,7 @@ async def test_restore_without_a_grace_period(tmp_path: Path, clock: Clock) -> N
 async def test_the_work_of_one_restore_is_limited(
     store: StoredRegistry, changes: TagChanges, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    """A restore that would need more manifests than are allowed for one request is refused and changes nothing."""
+    """A restore that needs too many manifests or too large indexes is refused and changes nothing."""
     monkeypatch.setattr(restore_plan, limit, 3)
     manifests = await push_nested_index(store)
     for manifest in manifests:
@@ -433,7 +434,7 @@ async def test_many_manifests_are_put_back_in_several_transactions(
             await asyncio.sleep(0)
             if store.metadata.version() != version:
                 version, transactions = store.metadata.version(), transactions + 1
-            if transactions == attempts:
+            if transactions == attempts:  # attempt n is cancelled after n transactions
                 task.cancel()
                 break
         try:

@@ -28,6 +28,7 @@ MIRROR = ScopeDefinition("cache hub", ("hub/",), upstream="hub")
 HOSTED = ScopeDefinition("quota ", ("",), excluded=("hub/",))
 ALL_SCOPES = (TEAM, MIRROR, HOSTED)
 NAMES = [RepositoryName(name) for name in ("team/a", "team/b", "team", "teams/a", "hub/a", "other")]
+"""Only the first two repositories are in the scope `TEAM`."""
 
 
 class StillClock:
@@ -151,8 +152,8 @@ async def set_quota(store: StoredRegistry, *, size: int | None = None, tags: int
 
 
 async def test_a_blob_that_does_not_fit_is_refused(store: StoredRegistry) -> None:
-    """A blob that would exceed a quota is refused. The error has the quota, the use and the blob's size. No row, link,
-    file or upload session of the blob stays."""
+    """A blob that would exceed a quota is refused. The error names the quota, the use and the blob's size. No row,
+    link, file or upload session of the blob stays."""
     await set_quota(store, size=2500)
     await push_blob(store, NAMES[0], b"a" * 2048)
     blob = b"b" * 1024
@@ -168,8 +169,8 @@ async def test_a_blob_that_does_not_fit_is_refused(store: StoredRegistry) -> Non
 
 @pytest.mark.parametrize("size", [2**63 - 1, 2**63, 10**20])
 async def test_a_stated_size_beyond_any_blob_does_not_fit(store: StoredRegistry, size: int) -> None:
-    """A client may state a size that is larger than the integers of the database, or that becomes so when it is added
-    to the offset of a chunk. The check of the quota then refuses it like any other size that does not fit."""
+    """A client may state a size that exceeds the integers of the database, by itself or when the offset of a chunk is
+    added to it. The check of the quota refuses it like any other size that does not fit."""
     await set_quota(store, size=2500)
     await push_blob(store, NAMES[0], b"a" * 100)
     with pytest.raises(QuotaExceeded, match="does not fit"):
@@ -220,15 +221,15 @@ async def test_other_changes_of_a_transaction_succeed(store: StoredRegistry) -> 
     await set_quota(store, size=10)
     pushes = [push_blob(store, NAMES[index % 2 * 3], bytes([index]) * 6) for index in range(20)]
     results = await asyncio.gather(*pushes, return_exceptions=True)
-    # 10 of the pushes are to team/, and one of them fits into the quota
+    # 10 of the blobs are pushed to team/a, and only one of them fits into the quota. The pushes to teams/a succeed.
     assert sum(isinstance(result, QuotaExceeded) for result in results) == 9
     assert not [result for result in results if isinstance(result, Exception) and not isinstance(result, QuotaExceeded)]
     await assert_exact(store)
 
 
 async def test_a_refused_statement_is_undone(store: StoredRegistry, tmp_path: Path) -> None:
-    """If a quota's trigger refuses a statement, all changes of this statement are undone, also the changed counts of
-    other scopes. The transaction can continue."""
+    """If a quota's trigger refuses a statement, all changes of this statement are undone, including those to the counts
+    of other scopes. The transaction can continue."""
     config = await push_blob(store, NAMES[0], b"{}")
     await store.put_manifest(NAMES[0], image_of(descriptor_of(b"{}", CONFIG_TYPE)), [Tag("one")], by=BY)
     await push_blob(store, NAMES[5], b"a" * 100)

@@ -18,8 +18,8 @@ from tests.unit.registry.migration.directory_import.conftest import APP
 async def test_the_path_may_name_any_directory_of_the_layout(
     store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun, below: str
 ) -> None:
-    """The path may be the root directory of the old registry or any of the directories `docker/registry/v2` below
-    it."""
+    """The path may be the root directory of the old registry, or `docker`, `docker/registry` or `docker/registry/v2`
+    below it."""
     old_registry.push(APP, noise_image("found", 10), "1")
     assert (await run_import(path=str(old_registry.path / below)))["tags"] == 1
 

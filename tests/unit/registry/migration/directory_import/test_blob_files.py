@@ -97,7 +97,7 @@ async def test_a_system_that_refuses_links(tmp_path: Path, old_registry: OldDire
 
 async def test_a_full_disk_ends_the_import(tmp_path: Path, old_registry: OldDirectory) -> None:
     """If the disk becomes full, the import ends with an error, and the imported content stays. After space was freed,
-    the next import adds the rest."""
+    the next import adds the missing tags."""
     images = [old_registry.push(APP, noise_image(f"image {number}", 100_000), str(number)) for number in range(4)]
     prepare_data_dir(tmp_path / "data")
     system = LimitedSystem()

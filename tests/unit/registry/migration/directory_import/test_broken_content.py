@@ -20,7 +20,7 @@ async def test_broken_content_is_reported(
     store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun
 ) -> None:
     """Each broken tag, manifest or blob is reported with a reason. All other content is imported, and no imported image
-    is incomplete. After the old registry was repaired, a second import adds the rest."""
+    is incomplete. After the old registry was repaired, a second import adds what was broken."""
     sound_image = old_registry.push(APP, noise_image("sound", 10), "sound")
     incomplete_image = old_registry.push(APP, noise_image("missing", 10), "missing")
     old_registry.data(incomplete_image.layers[0].digest).unlink()
@@ -114,8 +114,9 @@ async def test_a_broken_child_is_one_problem(
 async def test_known_digest_gives_no_content_of_another_repository(
     store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun
 ) -> None:
-    """Manifests name a layer and a child manifest that the old registry serves only from another repository: their
-    links are missing. The import does not take them from that repository, neither before nor after they are stored."""
+    """Manifests in `evil/app` name a layer and a child manifest that the old registry serves only from `bob/secret`,
+    because their links in `evil/app` are missing. The import adds them to `evil/app` neither before nor after it has
+    stored them for `bob/secret`."""
     secret = old_registry.push("bob/secret", noise_image("secret", 10), "1")
     config = UpstreamBlob(b"{}", "application/vnd.oci.image.config.v1+json")
     old_registry.push("evil/app", manifest_of(config, secret.layers[0]), "layer")

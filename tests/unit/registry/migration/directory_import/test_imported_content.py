@@ -73,7 +73,7 @@ async def test_only_referenced_blobs_are_imported(
     store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun
 ) -> None:
     """Only blobs to which an imported manifest refers are imported. These include blobs that the index of a build cache
-    lists. The number of the other blobs is reported."""
+    lists. The import reports how many blobs it left out."""
     stray = UpstreamBlob(b"stray", "application/octet-stream")
     cached = UpstreamBlob(b"cached", "application/vnd.buildkit.cacheconfig.v0")
     for blob in (stray, cached):
@@ -171,8 +171,8 @@ async def test_a_tag_that_was_changed_after_the_import_stays(
 
 
 async def test_an_immutable_tag_is_reported_as_a_problem(tmp_path: Path, old_registry: OldDirectory) -> None:
-    """If an immutable tag points at another manifest, the tag is reported with the error that a push would get, and the
-    import continues. The manifest of this tag in the old registry is imported without the tag."""
+    """If an immutable tag points at another manifest here than in the old registry, the tag is reported with the error
+    that a push would get, and the import continues."""
     first = old_registry.push(APP, noise_image("first", 10), "v1", "latest")
     prepare_data_dir(tmp_path / "data")
     rules = ImmutableTags([TagRule((NamePattern("team/**"),), (TagPattern("v*"),))])
@@ -192,8 +192,8 @@ async def test_an_immutable_tag_is_reported_as_a_problem(tmp_path: Path, old_reg
 async def test_a_stopped_import_can_be_continued(
     store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An import that is stopped ends between two tags, and the imported content stays. The next import adds the
-    rest."""
+    """An import that is stopped ends between two tags, and the imported content stays. The next import adds the missing
+    tags."""
     images = [old_registry.push(APP, noise_image(f"image {number}", 10), str(number)) for number in range(5)]
     monkeypatch.setattr("storage.upkeep.job_runner.SAVE_SECONDS", 0.0)
     router = Router(store, {}, store.is_known_repository, NamingRules())

@@ -1,5 +1,5 @@
-"""Fixtures for the tests of the import over the network: the registry from which they import, which the tests call the
-old registry, and the store of this registry."""
+"""Fixtures for the tests of the import over the network. The tests import from an *old registry* into *this registry*,
+which has the store `store`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """An import over the network adds a blob to a repository only if the old registry confirms that this repository has the
-blob. It asks for this even if this registry has already stored the blob or downloaded all its bytes."""
+blob. The import asks the old registry even if this registry has already stored the blob or downloaded all its bytes."""
 
 from __future__ import annotations
 
@@ -76,9 +76,8 @@ async def test_head_response_with_another_size_gives_no_blob(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
     """This registry has stored a blob for `bob/secret`. A manifest in `evil/app` names the digest of this blob, but the
-    size of a login page. The old registry answers each request for the blob with this login page. The import would add
-    the stored blob to `evil/app` only if the old registry stated the size of this blob. It states the size of the login
-    page, so the import does not add the blob."""
+    size of a login page. The old registry answers each request for the blob with this login page. The size in its
+    response is not the size of the stored blob, so the import does not add the blob to `evil/app`."""
     secret = content.add("bob/secret", noise_image("secret", 1000), "1")
     layer = secret.layers[0]
     config = UpstreamBlob(b"{}", "application/vnd.oci.image.config.v1+json")
@@ -106,6 +105,7 @@ async def test_complete_download_of_another_repository_gives_no_blob(
     layer = image.layers[0]
     old_registry.put(content)
     old_registry.remove("evil/app", layer.digest)
+    # the name under which an import from this address claims partial downloads
     name = "-".join(["import", *re.findall("[a-z0-9]+", old_registry.address)])
     with closing(await store.partials.claim(Digest(layer.digest), layer.size, name)) as partial:
         await asyncio.to_thread(partial.write_at, 0, layer.read())
@@ -123,6 +123,7 @@ async def test_complete_download_is_not_confirmed_by_another_size(store: StoredR
     image = noise_image("image", 1000)
     layer = image.layers[0]
     async with scripted_server(login_page_replies(image.body, image.media_type, image.config)) as script:
+        # the name under which an import from this address claims partial downloads
         name = "-".join(["import", *re.findall("[a-z0-9]+", urlsplit(script.url).netloc)])
         with closing(await store.partials.claim(Digest(layer.digest), layer.size, name)) as partial:
             await asyncio.to_thread(partial.write_at, 0, layer.read())

@@ -99,10 +99,11 @@ async def test_the_import_ends_if_the_old_registry_does_not_answer(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
     """After many failed requests in a row, the import ends with an error. When the old registry answers again, the next
-    import adds the rest."""
+    import adds the missing tags."""
     for number in range(2 * FAILURES_TO_END):
         content.add(APP, noise_image(f"image {number}", 10), f"{number:02}")
     old_registry.put(content)
+    # The first six requests for manifests succeed.
     old_registry.fault(on="manifest", method="", skip=6, status=502, times=None)
     with pytest.raises(SourceDown, match="the old registry does not answer; run the import again later"):
         await run_import(jobs=1)
@@ -152,10 +153,10 @@ async def test_import_can_be_stopped_while_it_waits(
     stopped."""
     monkeypatch.setattr("storage.upkeep.job_runner.STOP_CHECK_SECONDS", 0.01)
     monkeypatch.setattr("storage.upkeep.job_runner.STOP_GRACE_SECONDS", 0.01)
-    asked = asyncio.Event()
+    pause_began = asyncio.Event()
 
     async def pause(seconds: float) -> None:
-        asked.set()
+        pause_began.set()
         await asyncio.sleep(seconds)
 
     async def work(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
@@ -165,7 +166,7 @@ async def test_import_can_be_stopped_while_it_waits(
         return b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 600\r\nContent-Length: 0\r\n\r\n"
 
     async def stop() -> None:
-        await asked.wait()
+        await pause_began.wait()
         [job] = await store.jobs.active()
         await store.jobs.request_stop(job.id)
 

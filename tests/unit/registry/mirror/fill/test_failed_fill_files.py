@@ -74,6 +74,7 @@ async def test_followers_get_the_failure_of_a_fill_whose_files_are_deleted(site:
         first = asyncio.create_task(worker.mirror.open_blob(MIRRORED_REPO, DIGEST))
         await wait_until(lambda: site.upstream.calls["get blob"] == 1)
         second = asyncio.create_task(other.mirror.open_blob(MIRRORED_REPO, DIGEST))
+        # another handle of the partial blob, to see when the other worker waits
         partial = await worker.store.partials.claim(DIGEST, len(BIG), "docker.io")
         await wait_until(lambda: partial.has_waiters)
         partial.close()

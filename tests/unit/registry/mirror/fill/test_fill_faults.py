@@ -86,7 +86,7 @@ async def test_fill_continues_after_the_upstream_restarts(site: MirrorSite, erro
         site.upstream.faults.down = error
         site.upstream.cut()
         gate.set()
-        attempts = 2 if isinstance(error, TooManyRequests) else 10
+        attempts = 2 if isinstance(error, TooManyRequests) else 10  # a 429 with Retry-After delays the next attempt
         await wait_until(lambda: site.upstream.calls["get blob"] >= attempts)
         site.upstream.faults.down = None  # the upstream is up again
         assert await reading == SMALL
@@ -124,8 +124,8 @@ async def test_a_worker_that_takes_over_waits_for_the_whole_stall_timeout(site: 
 async def test_upstream_error_is_raised_before_any_header(
     site: MirrorSite, worker: MirrorWorker, error: RegistryError
 ) -> None:
-    """An upstream error in place of a blob is raised before any header is sent. Of these errors, only BlobUnknown
-    is cached."""
+    """An upstream error in place of a blob is raised before any header is sent. A minute later, the blob can be read,
+    if the upstream then sends it."""
     await pull_manifest_of_new_image(site, worker, SMALL)
     site.upstream.faults.down = error
     with pytest.raises(type(error)):
@@ -211,8 +211,8 @@ async def record_corrupt_senders(site: MirrorSite, worker: MirrorWorker, *endpoi
 
 
 async def test_endpoint_without_a_pause_is_asked_before_a_paused_one(site: MirrorSite, worker: MirrorWorker) -> None:
-    """An endpoint whose pause after corrupt bytes is over is asked before an endpoint that is still paused. This also
-    holds if the first one sent corrupt bytes more often, and comes later in the settings."""
+    """An endpoint whose pause after corrupt bytes is over is asked before an endpoint that is still paused, even if the
+    former sent corrupt bytes more often and comes later in the settings."""
     site.upstream.endpoints = ("https://two", "https://one")
     await pull_manifest_of_new_image(site, worker, SMALL)
     await record_corrupt_senders(site, worker, "https://one", "https://one", "https://one")
@@ -330,7 +330,7 @@ async def test_a_wrong_size_does_not_delay_other_readers(site: MirrorSite, worke
         await wait_until(lambda: site.upstream.bytes_sent(DIGEST) >= 5 * MIB)
         await other.mirror.aclose()
         await reader.aclose()
-    site.upstream.closed = False
+    site.upstream.closed = False  # the other mirror has closed the upstream that both use
     gate.set()
     wrong_manifest = image_of(
         site.upstream.add_blob(OTHER_UPSTREAM_REPO, b"{}"),

@@ -48,7 +48,7 @@ async def test_a_blob_that_the_upstream_does_not_have(site: MirrorSite, metrics:
 
 
 async def test_corrupt_bytes(site: MirrorSite, metrics: Metrics) -> None:
-    """Each fill that receives corrupt bytes counts as a failure, also if it repeats an earlier fill."""
+    """Fills that receive corrupt bytes count as failures."""
     site.upstream.add_image(UPSTREAM_REPO, SMALL)
     site.upstream.faults.corrupt = {"https://one"}
     async with site.worker() as worker:

@@ -212,6 +212,7 @@ async def test_a_server_on_a_full_disk_does_not_warm(
     monkeypatch.setattr("storage.composition.SqliteDatabase", open_on_full_disk)
     async with open_backend(settings, is_server=True, may_open_read_only=True) as backend:
         assert backend.store.is_read_only == full
+        # The task that warms the cache runs a coroutine with the name `_rounds`.
         warming_tasks = [task for task in asyncio.all_tasks() if "_rounds" in repr(task.get_coro())]
         assert len(warming_tasks) == (0 if full else 1)
 

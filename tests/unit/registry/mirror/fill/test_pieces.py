@@ -69,7 +69,7 @@ def test_the_byte_that_a_reader_waits_for_comes_first() -> None:
 
 
 def simulate(rate: Callable[[int], float], seconds: float, most: int = 8) -> list[int]:
-    """Returns the number of connections at each moment, on a link where n connections deliver `rate(n)` bytes per
+    """Returns the number of connections every 25 ms, on a link where n connections deliver `rate(n)` bytes per
     second."""
     now, received = 0.0, 0.0
     concurrency = AdaptiveConcurrency(most, now)
@@ -83,7 +83,7 @@ def simulate(rate: Callable[[int], float], seconds: float, most: int = 8) -> lis
 
 
 def test_more_connections_where_they_help() -> None:
-    """On a link that limits the rate of each connection, all connections are in use within half a second."""
+    """On a link that limits the rate of each connection, all connections are in use within 0.6 s."""
     connection_counts = simulate(lambda connections: connections * 8 * MIB, 10)
     assert connection_counts[int(0.6 / 0.025)] == 8
     assert connection_counts[-1] == 8
@@ -107,7 +107,7 @@ def test_speedup_is_not_judged_while_other_fills_hold_the_connections() -> None:
     now, received, concurrency = 0.0, 0, AdaptiveConcurrency(8, 0.0)
     while now < 3:
         now += 0.025
-        running = 1 if now < 1 else concurrency.connections
+        running = 1 if now < 1 else concurrency.connections  # other fills hold the connections for one second
         received += int(running * 8 * MIB * 0.025)
         concurrency.observe(now, received, running, is_waiting=False)
     assert concurrency.connections == 8

@@ -1,4 +1,5 @@
-"""How much work the readers of a blob make while it is downloaded. Counts operations instead of measuring time."""
+"""How much work the readers of a blob cause while the blob is downloaded. The tests count operations instead of
+measuring time."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def test_choice_of_the_next_piece_takes_few_steps(readers: int, gaps: int) -> No
 
 
 class CountedFile:
-    """A file whose waiters are told how far it is stored. Counts the calls of `stored_until`."""
+    """A file whose waiters are told how far it is stored. `calls` counts the calls of `stored_until`."""
 
     is_owned_here = True
 

@@ -22,8 +22,8 @@ A, B, C = (RepositoryName(name) for name in "abc")
 def attempts(
     policy: RetryPolicy, error: RegistryError, *, has_response: bool, received: int = 0, now: float = 0.0
 ) -> list[float]:
-    """Returns the times of all retries, in seconds, if each retry fails at once. The last value is repeated: it is the
-    time at which the download is given up."""
+    """Returns the times of all retries, in seconds, if each retry fails at once. After them comes the time at which the
+    download is given up, which is that of the last retry."""
     times = []
     while policy.should_retry(error, now, received, has_response=has_response):
         assert policy.resume_at > now
@@ -110,7 +110,8 @@ def test_repository_that_refuses_the_blob_is_not_asked_again() -> None:
 
 
 def test_late_failure_of_a_repository_does_not_count_for_another() -> None:
-    """Requests from a repository fail after another repository was chosen. The other one stays chosen."""
+    """Requests to repository A fail after B was chosen instead. They do not count as failures of B, which stays
+    chosen."""
     choice = RepositoryChoice(A, lambda: [A, B, C])
     choice.on_refusal(A)
     choice.on_refusal(A)

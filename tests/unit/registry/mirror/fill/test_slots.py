@@ -74,9 +74,9 @@ class PassThrough:
 
 
 async def test_pass_through_needs_only_one_free_slot(worker: Worker) -> None:
-    """All slots are held. A pass-through of a large blob gets the first slot that becomes free, although the spare
-    slots are held. A fill takes each free slot again within milliseconds, so three slots would rarely be free at the
-    same moment."""
+    """While all slots are held, a pass-through of a large blob waits, and gets the first slot that becomes free. It
+    does not wait until two more slots are free for other requests: fills take each free slot within milliseconds, so
+    three slots are rarely free at the same moment."""
     pass_through = PassThrough(worker)
     async with AsyncExitStack() as fills, asyncio.timeout(60):
         for _ in range(CONNECTIONS - 1):
@@ -101,21 +101,21 @@ async def test_pass_throughs_of_large_blobs_do_not_take_the_last_two_slots(worke
 
 
 async def test_a_look_for_waiting_requests_is_no_waiting_request(worker: Worker, tmp_path: Path) -> None:
-    """Two workers look at the same time whether a request waits for a slot. Neither takes the look of the other one for
-    a waiting request."""
+    """Two workers check at the same time whether a request waits for a slot. Neither mistakes the check of the other
+    worker for a waiting request."""
     other = Worker(tmp_path / "leases")
-    seen_by_other: list[bool] = []
+    found_by_other: list[bool] = []
 
     def look() -> None:
-        seen_by_other.extend(other.slots.is_waited_for() for _ in range(2000))
+        found_by_other.extend(other.slots.is_waited_for() for _ in range(2000))
 
     thread = threading.Thread(target=look)
     thread.start()
-    seen = [worker.slots.is_waited_for() for _ in range(2000)]
+    found = [worker.slots.is_waited_for() for _ in range(2000)]
     thread.join()
     other.leases.close()
-    assert not any(seen)
-    assert not any(seen_by_other)
+    assert not any(found)
+    assert not any(found_by_other)
 
 
 async def test_the_slowest_client_is_cut_off_when_a_request_has_waited_for_long(

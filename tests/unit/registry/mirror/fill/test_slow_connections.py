@@ -1,5 +1,5 @@
 """Which connections of a download are cut because they are slow. This is decided when every byte of the blob has been
-requested, so that the rest of a cut request can be fetched over a faster connection."""
+requested. The missing bytes of a cut request are then fetched over a faster connection."""
 
 from __future__ import annotations
 

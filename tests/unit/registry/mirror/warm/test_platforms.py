@@ -61,8 +61,8 @@ def test_only_unusual_variants() -> None:
 
 def test_several_platforms_keep_the_order_of_the_index() -> None:
     """If several platforms are requested, each matching entry is returned once, in the order of the index."""
-    platform = [Platform.parse(text) for text in ("linux/arm64", "linux/amd64", "linux/amd64/v1")]
-    assert [platform_name(each) for each in choose_manifests(INDEX_ENTRIES, platform)[0]] == [
+    platforms = [Platform.parse(text) for text in ("linux/arm64", "linux/amd64", "linux/amd64/v1")]
+    assert [platform_name(each) for each in choose_manifests(INDEX_ENTRIES, platforms)[0]] == [
         "linux/amd64",
         "linux/arm64/v8",
     ]

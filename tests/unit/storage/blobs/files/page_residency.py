@@ -1,4 +1,4 @@
-"""Finds out, for tests, which pages of a file are in the kernel's page cache."""
+"""Tells tests which pages of a file are in the kernel's page cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def resident_pages(fd: int, size: int) -> set[int]:
     library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     library.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
     address = library.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-    count = -(-size // mmap.PAGESIZE)
+    count = -(-size // mmap.PAGESIZE)  # rounded up
     residency = ctypes.create_string_buffer(count)
     assert library.mincore(address, size, residency) == 0
     library.munmap(address, size)

@@ -23,8 +23,8 @@ NAMES = sorted(f"team{team:02}/app{number:03}" for team in range(TEAMS) for numb
 
 
 class CountingConnection:
-    """A connection to a store with 20,000 repositories. Counts the steps of SQLite's virtual machine. Each row that is
-    read takes at least three steps."""
+    """A connection to a store with 20,000 repositories. It counts the steps of SQLite's virtual machine. Each row that
+    is read takes at least three steps."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self.db = db
@@ -63,8 +63,9 @@ def test_a_page_reads_only_names_in_the_set(store: CountingConnection) -> None:
 
 
 def test_a_page_skips_names_that_cannot_match(store: CountingConnection) -> None:
-    """A pattern with text after its first star is compared only with names that have its prefix. Names below a guarded
-    segment are skipped, and so are names in which the first segment does not match the pattern."""
+    """A pattern with text after its first star is compared only with names that have its prefix. Names whose first
+    segment does not match the pattern are skipped. So are names below a guarded segment, which only a pattern that
+    begins with this segment matches."""
     items, more, steps = store.page(NameSet.of(["team4*/app007", "team77/*1"]), None, 100)
     assert (items, more) == ([name for name in NAMES if name in NameSet.of(["team4*/app007", "team77/*1"])], False)
     assert steps < 100 + 10 * 11 * REPOSITORIES_PER_TEAM

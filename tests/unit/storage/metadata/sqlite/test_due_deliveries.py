@@ -1,4 +1,4 @@
-"""The cost of finding the deliveries that a webhook is due, when very many are pending."""
+"""The cost of finding the due deliveries of a webhook while very many deliveries are pending."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def heads(due: DueDeliveries) -> list[int]:
 
 
 def names(count: int) -> list[str]:
-    """Returns names whose order is not the order of the names' letters."""
+    """Returns names that are not in alphabetical order."""
     return [f"team/{number * 7919 % 100_003:06d}" for number in range(count)]
 
 
@@ -119,6 +119,7 @@ def test_due_deliveries_of_many_repositories(tmp_path: Path) -> None:
         # The clock was set back after this time was stored.
         db.execute("UPDATE event_delivery SET next_at = ? WHERE repository = ?", (NOW + 10_000, far))
     due, _ = find(db, excluded)
+    # Of `due_now` and `far`, and the second event of `dead`, whose first event is a dead letter.
     assert heads(due) == [10, 501, 608]
     assert [len(queue) for queue in due.queues] == [2, 2, 1]
     assert due.next_at == NOW + 10

@@ -29,7 +29,8 @@ def db(tmp_path: Path) -> Iterator[apsw.Connection]:
 
 
 def add_manifest(db: apsw.Connection, row_id: int, *, listed_in: int | None = None, tags: int = 0) -> int:
-    """Adds a manifest, and returns its row id. `listed_in`: the index that lists the manifest."""
+    """Adds a manifest, unless there is one with this row id, and returns the row id. `listed_in`: an index that lists
+    the manifest. `tags`: how many tags it gets."""
     if db.execute("SELECT 1 FROM manifest WHERE id = ?", (row_id,)).get is None:
         kind = MANIFEST if listed_in else INDEX
         columns = "id, repository, digest, media_type, size, pushed, body"

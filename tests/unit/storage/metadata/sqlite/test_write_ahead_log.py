@@ -1,8 +1,8 @@
-"""The write-ahead log of the metadata after the disk could not store it. SQLite really runs on files here; only the
-fsync of the log fails.
+"""The write-ahead log of the metadata database after a failed fsync. SQLite runs on real files here; only the fsync of
+the log fails.
 
 Linux reports a failed fsync once and then treats the bytes as written, although they are not on the disk. A later fsync
-succeeds. So what these tests ask is whether the registry relies on the log after a failed fsync.
+succeeds. So the tests check that the registry does not rely on the log after a failed fsync.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ async def run_until_stored(writer: CommitThread, change: Change[None]) -> None:
 
 
 def names_without_log(data_dir: Path, copy: Path) -> set[str]:
-    """Returns the repositories in the database file alone, as after a power cut that destroyed the log. `copy`: where
-    this function copies that file to."""
+    """Returns the repositories in the database file alone, as after a power cut that destroyed the log. `copy`: the
+    path of a copy of the file, which this function makes."""
     shutil.copyfile(Layout(data_dir).metadata, copy)
     with closing(apsw.Connection(os.fspath(copy), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
         return {name for (name,) in db.execute("SELECT name FROM repository")}
@@ -113,8 +113,9 @@ def names_without_log(data_dir: Path, copy: Path) -> set[str]:
 async def test_a_commit_after_a_failed_sync_does_not_need_the_old_log(
     writer: CommitThread, log_syncs: LogSyncs, tmp_path: Path
 ) -> None:
-    """A commit without fsync is followed by a commit whose fsync fails, which is reported as failed. Before the next
-    commit, the earlier change is in the database file, so that a gap in the log cannot hide the later commit."""
+    """A commit without fsync succeeds, and the fsync of the next commit fails, so this commit is reported as failed.
+    Before a third commit, the first change is copied into the database file, so that a gap in the log cannot hide the
+    third commit."""
     await writer.run(add_repository("not-synced"), durable=False)
     log_syncs.failures = 1
     with pytest.raises(StorageFailed):
