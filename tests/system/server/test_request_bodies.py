@@ -310,7 +310,7 @@ def test_many_bodies_have_small_buffers() -> None:
 def test_client_that_does_not_read_a_large_response(start: Start) -> None:
     """The server sends a large response in slices. It disconnects a client that does not read a slice in time. A client
     that reads gets the whole response."""
-    running = start(limits={"response_slice_seconds": 0.3})
+    running = start(limits={"response_slice_seconds": 2.0})
     request = b"GET /whole?size=50000000 HTTP/1.1\r\nHost: test\r\n\r\n"
     with running.connect() as control:
         descriptors_before = descriptors(control)
