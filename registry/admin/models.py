@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from registry.admin.body_limits import BodyModel, FailFastList
 from registry.auth.administration import parse_actions, parse_pattern
+from registry.browse.models import utc_time
 from registry.config import parse_duration
 from storage import access
 from storage.content import Page
@@ -65,8 +66,8 @@ def list_page(
 
 
 def to_datetime(seconds: float) -> datetime:
-    """Converts seconds since 1970 to a UTC time. Rounds to milliseconds."""
-    return datetime.fromtimestamp(round(seconds, 3), UTC)
+    """Does the same as `utc_time`."""
+    return utc_time(seconds)
 
 
 def to_datetime_or_none(seconds: float | None) -> datetime | None:

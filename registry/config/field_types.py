@@ -112,7 +112,9 @@ def format_size(size_bytes: int) -> str:
     return str(int(size_bytes))
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, allow_inf_nan=False)]
+MAX_DURATION_SECONDS: Final = 1_000_000 * 86400.0
+"""The longest duration, about 2,700 years. A longer one could lead to times that Python's `datetime` does not have."""
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=MAX_DURATION_SECONDS, allow_inf_nan=False)]
 """The type of a setting that is a duration. Its value is in seconds. Sources of settings may write it as a number of
 seconds or as text such as `5m`."""
 

@@ -10,6 +10,7 @@ The functions `_check_…` are pydantic validators: they return the value to use
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -97,6 +98,9 @@ ENV_NESTED_DELIMITER = "__"
 """Separates the names of groups and settings in a variable: `ENTREPOT_GC__GRACE` sets `gc.grace`."""
 
 
+_HOST_AND_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
+
+
 def _check_public_url(value: str | None) -> str | None:
     """Returns the scheme, host and port of the registry's address; None if it is not set. Raises ValueError if the
     address has another part, such as a path."""
@@ -105,6 +109,11 @@ def _check_public_url(value: str | None) -> str | None:
     parts = split_http_url(value, "https://registry.example.com")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
         raise ValueError(f"{value!r} must end after the host and port, since clients ask for /v2/ at the root")
+    if not _HOST_AND_PORT.fullmatch(parts.netloc):
+        raise ValueError(
+            f"{value!r} has a host with characters that a URL cannot have; write an internationalized name in its "
+            "ASCII form, which begins with xn--"
+        )
     return f"{parts.scheme}://{parts.netloc}"
 
 

@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from registry.browse.models import utc_time
 from registry.clients.client_setup import Hint
 from registry.single_flight import finish_in_thread
 from registry.ui.languages import LANGUAGES, load_translations
@@ -112,7 +113,7 @@ def _time_element(moment: datetime | float) -> Markup:
     number is seconds since 1970."""
     from markupsafe import Markup
 
-    utc = moment.astimezone(UTC) if isinstance(moment, datetime) else datetime.fromtimestamp(moment, UTC)
+    utc = moment.astimezone(UTC) if isinstance(moment, datetime) else utc_time(moment)
     return Markup('<time datetime="{}">{}</time>').format(
         utc.strftime("%Y-%m-%dT%H:%M:%SZ"), utc.strftime("%Y-%m-%d %H:%M UTC")
     )

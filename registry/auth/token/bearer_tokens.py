@@ -15,6 +15,7 @@ from typing import Any, Final
 from registry.auth.rights.principal import CATALOG, Identity
 from registry.auth.token.signed_tokens import SignedTokens, TokenInvalid
 from registry.auth.token.signing_keys import SigningKeys
+from registry.request import RequestInvalid
 from storage.access import Action
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
@@ -79,7 +80,8 @@ class BearerTokens:
 
         The token has the usual lifetime. If the credential of `identity` expires earlier, the token expires with it,
         but is valid for at least `MIN_LIFETIME_SECONDS`. If the store has no signing key, creates one, and raises
-        StorageFull or StorageFailed if that fails.
+        StorageFull or StorageFailed if that fails. Raises RequestInvalid if the token would be too long to verify: if
+        both the names in `access` and the groups of `identity` are long.
         """
         now = int(self._clock())
         expires = now + int(self._lifetime)
@@ -94,7 +96,13 @@ class BearerTokens:
             "access": _access_claim(access),
         }
         claims |= {name: value for name, value in _identity_claims(identity).items() if value}
-        return IssuedToken(await self._signed.sign(claims), now, expires - now)
+        text = await self._signed.sign(claims)
+        if len(text) > MAX_TOKEN_CHARACTERS:
+            raise RequestInvalid(
+                f"the token would have {len(text)} characters, and at most {MAX_TOKEN_CHARACTERS} are possible; "
+                "request fewer repositories at once, or let the identity provider name fewer groups"
+            )
+        return IssuedToken(text, now, expires - now)
 
     def verify(self, text: str) -> Identity:
         """Returns the identity (account and access) in a token. Raises Unauthorized if this registry did not sign the

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from registry.config.field_types import split_commas, split_http_url
+from registry.config.settings_sources import ConfigError, load_settings
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,30 @@ def test_queries_and_fragments() -> None:
         split_http_url("https://a?c", "https://example.com", allow_query=False)
     with pytest.raises(ValueError, match="is not an address"):
         split_http_url("https://a#d", "https://example.com", allow_fragment=False)
+
+
+@pytest.mark.parametrize("duration", ["1000001d", "9999999d", "9" * 400 + "d"])
+@pytest.mark.parametrize("name", ["gc.grace", "auth.refresh_ttl", "events.keep"])
+def test_a_duration_is_bounded(tmp_path: Path, name: str, duration: str) -> None:
+    """A duration has at most a million days. With a longer one, the end of the duration could have no date."""
+    group, _, key = name.partition(".")
+    file = tmp_path / "entrepot.toml"
+    file.write_text(f'[{group}]\n{key} = "1000000d"\n')
+    load_settings({}, file)
+    file.write_text(f'[{group}]\n{key} = "{duration}"\n')
+    with pytest.raises(ConfigError, match=key):
+        load_settings({}, file)
+
+
+@pytest.mark.parametrize("host", ["registry.例子.com", "registry.exa mple.com", 'registry".example.com', "a\\b", "a,b"])
+def test_the_public_host_is_ascii(tmp_path: Path, host: str) -> None:
+    """The host of `public_url` has only characters that a URL can have, so an internationalized name needs its ASCII
+    form."""
+    file = tmp_path / "entrepot.toml"
+    file.write_text(f"public_url = 'https://{host}'\n")
+    with pytest.raises(ConfigError, match="public_url") as error:
+        load_settings({}, file)
+    assert "xn--" in str(error.value) or "is not an address" in str(error.value)
+    for valid in ("registry.xn--fsqu00a.com:5000", "127.0.0.1", "[::1]:5000", "my_host"):
+        file.write_text(f'public_url = "https://{valid}"\n')
+        assert load_settings({}, file).settings.public_url == f"https://{valid}"

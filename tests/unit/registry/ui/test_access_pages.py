@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from registry.auth.token import api_tokens
 from storage.access import AccountName, AuditEntry, AuditQuery, Grantee
 from storage.patterns import NamePattern
 from tests.fakes.store_accounts import BY, add_account, add_grant
@@ -118,6 +119,20 @@ async def test_an_account_is_added_changed_and_deleted(tmp_path: Path) -> None:
         assert secret_on_page(await send(browser, path, do="password")) != password
         assert await redirect_after(do="delete", confirmed="yes") == "/ui/access"
         assert (await browser.get(path)).status_code == 404
+
+
+async def test_a_token_that_expires_in_the_year_29405(tmp_path: Path) -> None:
+    """Earlier versions accepted a lifetime of any length. The pages and the API show a stored token that expires after
+    the year 9999 with the last time of that year."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        token = api_tokens.make(AccountName("alice"), now=0.0, expires=9999999 * 86400.0)
+        await server.app.accounts.add_token(token.token, token.secret_hash, by=BY)
+        await server.log_in(browser, "root")
+        for path in ("/ui/access/tokens", "/ui/access/accounts/alice"):
+            assert "9999-12-31 23:59 UTC" in (await browser.get(path)).text
+        answer = await browser.get("/api/v1/tokens", params={"account": "alice"}, auth=("root", PASSWORD))
+        assert answer.status_code == 200, answer.text
+        assert [item["expires"] for item in answer.json()["items"]] == ["9999-12-31T23:59:59Z"]
 
 
 async def test_an_exact_match_is_on_the_first_page(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from registry.auth.rights.policy import Policy
 from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity
 from registry.auth.token.bearer_tokens import MAX_TOKEN_CHARACTERS, BearerTokens
 from registry.auth.token.signing_keys import RETIRED_KEY_SECONDS, make_key, rotate
+from registry.request import RequestInvalid
 from storage.access import Action
 from storage.errors import Unauthorized
 from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, PASSWORD, AuthClock, AuthWorker, auth_worker
@@ -99,6 +101,18 @@ async def test_a_token_never_has_the_action_admin(worker: AuthWorker, tokens: Be
     """A token never has the action `admin` (to grant rights), even if it was requested."""
     text = (await tokens.issue(await identity_of_alice(worker), {"team/app": Action.PULL | Action.ADMIN})).text
     assert tokens.verify(text).access == {"team/app": Action.PULL}
+
+
+async def test_a_token_that_is_too_long_is_not_issued(worker: AuthWorker, tokens: BearerTokens) -> None:
+    """A token that this registry would refuse as too long is not issued: one with 100 long names of repositories and
+    100 long groups. A token with the names alone, or with the groups alone, can be verified."""
+    names = {f"{'a' * 76}{number:04}": Action.PULL | Action.PUSH | Action.DELETE for number in range(100)}
+    alice = await identity_of_alice(worker)
+    with_groups = replace(alice, groups=tuple(f"{number:03}{'g' * 60}" for number in range(100)))
+    for identity, access in ((alice, names), (with_groups, {})):
+        assert tokens.verify((await tokens.issue(identity, access)).text).access == access
+    with pytest.raises(RequestInvalid, match="request fewer repositories"):
+        await tokens.issue(with_groups, names)
 
 
 async def test_a_token_expires(worker: AuthWorker) -> None:

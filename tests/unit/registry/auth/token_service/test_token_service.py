@@ -22,7 +22,7 @@ from registry.auth.token_service.scopes import parse_scopes
 from registry.auth.token_service.service import TokenRequest
 from registry.naming import NamingRules
 from storage.access import Action
-from storage.errors import Unauthorized
+from storage.errors import StorageFailed, StorageFull, Unauthorized
 from tests.fakes.auth_worker import ADMIN, ALICE, CI, KNOWN_ADDRESS, PASSWORD, AuthClock, AuthWorker, auth_worker, basic
 from tests.fakes.token_issuer import AUDIENCE, ISSUER, IssuerKey, key_set, key_set_server
 
@@ -138,6 +138,24 @@ async def test_docker_login_gets_a_refresh_token(worker: AuthWorker, client: htt
     check_refused(await post(client, **form))
     with pytest.raises(Unauthorized):
         await identity_in(worker, answer)
+
+
+@pytest.mark.parametrize("error", [StorageFull(), StorageFailed("the disk")])
+async def test_login_while_no_token_can_be_stored(
+    worker: AuthWorker, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """While the store accepts no refresh token, such as on a full disk, `docker login` with the right password
+    succeeds, without a refresh token. A wrong password is still refused."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker.accounts, "add_token", refuse)
+    query = {"account": "alice", "client_id": "docker", "offline_token": "true"}
+    answer = await get(client, login=basic("alice", PASSWORD), **query)
+    assert (await identity_in(worker, answer)).name == ALICE
+    assert "refresh_token" not in answer.json()
+    check_refused(await get(client, login=basic("alice", "a wrong password"), **query))
 
 
 async def test_a_new_password_ends_tokens(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
