@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -18,6 +20,7 @@ from tests.conformance.pusher import (
     error_codes,
     with_query,
 )
+from tests.fakes.mirror_site import REPO, MirrorSite
 
 MISSING = digest_of(b"never pushed")
 WARNING = re.compile(r'299 - "(?:[^"\\]|\\.)*"')
@@ -113,11 +116,16 @@ def test_messages_do_not_echo_control_characters(push: Pusher) -> None:
     assert "x-evil" not in answer.headers
 
 
-def test_warnings(push: Pusher) -> None:
-    """Each Warning header has the form `299 - "text"` without a date. All Warning headers of a response together have
-    at most 4096 bytes."""
-    push.tag("plain")
-    for path in ("/v2/", f"{push.root}/manifests/plain", f"{push.root}/tags/list", f"{push.root}/manifests/missing"):
-        found = push.client.get(path).headers.get_list("warning")
-        assert all(WARNING.fullmatch(text) for text in found)
-        assert sum(map(len, found)) <= 4096
+def test_warnings(tmp_path: Path) -> None:
+    """A mirror whose upstream cannot be reached warns that its manifests by tag and its lists may be out of date. These
+    responses have one Warning header. It has the form `299 - "text"` without a date, and at most 4096 bytes."""
+    with ExitStack() as stack:
+        site = MirrorSite(tmp_path, stack).start(1000, settings='tag_ttl = "0s"')
+        assert "warning" not in site.inspect().headers
+        site.hub.refuse()
+        for path in ("manifests/1", "tags/list", f"referrers/{site.image.digest}"):
+            answer = site.http.get(f"/v2/{REPO}/{path}")
+            warnings = answer.headers.get_list("warning")
+            assert (answer.status_code, len(warnings)) == (200, 1)
+            assert WARNING.fullmatch(warnings[0]), warnings
+            assert len(warnings[0]) <= 4096

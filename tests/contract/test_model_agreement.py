@@ -23,7 +23,7 @@ from storage.upkeep.collector import Collector
 from tests.fakes.object_store.multipart_blob_store import open_objects
 from tests.fakes.registry_content import descriptor_of, image_of, index_of
 
-from .registry_pair import read_blob
+from .registry_pair import Raised, read_blob
 from .upload_agreement import ALGORITHMS, BLOB_DIGESTS, BLOBS, BY, TAGS, UploadAgreement, algorithms, contents, repos
 
 CURSORS = [None, "", "A", "a", "a/", "b", "latest", "z", "é", BLOB_DIGESTS[1], "sha256:8"]
@@ -53,7 +53,11 @@ class Agreement(UploadAgreement):
 
     @rule(repo=repos, digest=blob_digests, source=name_sets | repos)
     def mount(self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet) -> None:
-        self.change(lambda registry: registry.mount_blob(repo, digest, source, BY))
+        self.mount_from(source, repo, digest)
+
+    def mount_from(self, source: RepositoryName | NameSet, repo: RepositoryName, digest: Digest) -> Any:
+        """Mounts a blob in `repo`. Returns the common result of both registries, which may be an error."""
+        return self.change(lambda registry: registry.mount_blob(repo, digest, source, BY))
 
     @rule(repo=repos, digest=blob_digests)
     def resolve_blob(self, repo: RepositoryName, digest: Digest) -> None:
@@ -242,7 +246,9 @@ class Agreement(UploadAgreement):
             if needed == "asked for":
                 self.resolve_blob(repo, part.digest)
             elif needed == "mounted":
-                self.mount(repo, part.digest, None)
+                # The repository that has the blob is itself one of the sources. So the mount succeeds, and renews its
+                # link to the blob.
+                assert not isinstance(self.mount_from(ALL_NAMES, repo, part.digest), Raised)
         self.collect(1, grace)
 
 

@@ -136,7 +136,9 @@ def may_pull(visitor: MatrixVisitor, repo: str, shared: SharedGrants) -> bool:
         if not _matches_any(granted_patterns, repo):
             return False
     limit_patterns = (
-        None if visitor.limits is None else [pattern for pattern, actions in visitor.limits if "pull" in actions]
+        None
+        if visitor.limits is None
+        else [pattern for pattern, actions in visitor.limits if "pull" in actions.split(",")]
     )
     return limit_patterns is None or _matches_any(limit_patterns, repo)
 

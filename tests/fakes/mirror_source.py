@@ -133,9 +133,12 @@ class FakeSource:
     ) -> Page[Descriptor]:
         await self._called("referrers")
         found = {
-            m.digest: m.descriptor for (name, _), m in self.manifests.items() if name == repo and m.subject == subject
+            manifest.digest: manifest.descriptor
+            for (name, _), manifest in self.manifests.items()
+            if name == repo and manifest.subject == subject and artifact_type in (None, manifest.artifact_type)
         }
-        return Page([found[digest] for digest in sorted(found)][:limit])
+        following = [found[digest] for digest in sorted(found) if after is None or digest > after]
+        return Page(following[:limit], len(following) > limit)
 
     def is_nearly_exhausted(self) -> bool:
         return self.faults.is_nearly_exhausted

@@ -72,8 +72,8 @@ def files_below(*folders: Path) -> int:
 
 
 def eventually(fact: Callable[[], bool], patience: float = TIMEOUT_SECONDS) -> bool:
-    """Returns whether `fact` becomes true within `patience` seconds. Calls it again and again, because the kernel does
-    not report when another process closes a file or socket."""
+    """Returns whether `fact` becomes true within `patience` seconds. Calls it again and again, because nothing reports
+    when another process has changed something, such as closed a file or socket."""
     deadline = time.monotonic() + patience
     while not fact():
         if time.monotonic() > deadline:

@@ -3,6 +3,7 @@ command."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,6 +33,12 @@ async def api(folder: Path, address: str = "127.0.0.1", *, proxied: bool = False
         transport = httpx2.ASGITransport(app, client=(address, 4711))
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:5000/api/v1") as client:
             yield client
+
+
+def add_root_by_command(folder: Path, **variables: str) -> None:
+    """Adds the admin `root` with `entrepot user add`. `variables`: environment variables of the command."""
+    flags = ("--admin", "--password-file", "-")
+    entrepot_output("user", "add", "root", *flags, folder=folder, stdin_text=PASSWORD, **variables)
 
 
 async def test_from_this_machine(tmp_path: Path) -> None:
@@ -109,6 +116,10 @@ async def test_behind_a_proxy(tmp_path: Path) -> None:
     """If the settings name a trusted proxy, the API does not add the first account. Only the command does."""
     async with api(tmp_path, proxied=True) as client:
         assert (await client.post("/users", json=FIRST_ADMIN)).status_code == 403
+        assert (await client.get("/me")).json()["open"]
+        await asyncio.to_thread(add_root_by_command, tmp_path, ENTREPOT_TRUSTED_PROXIES="192.0.2.0/24")
+        assert (await client.get("/me")).status_code == 401
+        assert (await client.get("/me", auth=("root", PASSWORD))).json()["admin"]
 
 
 async def test_the_last_admin_stays(tmp_path: Path) -> None:
@@ -133,7 +144,7 @@ def test_first_account_by_command_while_a_server_runs(tmp_path: Path) -> None:
     with running_server(tmp_path, workers=2) as server:
         url = f"{server.url}/api/v1/me"
         assert [plain_request("GET", url).json()["open"] for _ in range(4)] == [True] * 4
-        entrepot_output("user", "add", "root", "--admin", "--password-file", "-", folder=tmp_path, stdin_text=PASSWORD)
+        add_root_by_command(tmp_path)
         assert [plain_request("GET", url).status_code for _ in range(8)] == [401] * 8
         assert plain_request("GET", url, auth=("root", PASSWORD)).json()["admin"]
         entrepot_output("user", "disable", "root", "--force", folder=tmp_path)

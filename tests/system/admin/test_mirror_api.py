@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.admin_site import AdminSite, code_of
+from tests.fakes.hub.hub import Hub
 from tests.system.admin.conftest import MIRRORED, WARMED
 
 WARM = "docker.io/library/warm"
@@ -31,14 +32,22 @@ def images(site: AdminSite, **query: Any) -> list[dict[str, Any]]:
     return found
 
 
-def test_warm_list_refresh_and_purge(mirror_site: AdminSite) -> None:
-    """A job fetches an image into the cache, and the API lists the image. A second job fetches nothing. A job for a
-    missing image fails. A refresh checks the tag at the upstream. A purge deletes the image from the cache, and the
-    audit log names the admin."""
+def test_warm_list_refresh_and_purge(mirror_site: AdminSite, upstream: Hub) -> None:
+    """A job fetches an image into the cache. The API lists the downloads while they run, and then the image. A second
+    job fetches nothing. A job for a missing image fails. A refresh checks the tag at the upstream. A purge deletes the
+    image from the cache, and the audit log names the admin."""
     site = mirror_site
     body = {"references": ["warm:1", f"{WARM}:2"], "platforms": ["all"]}
-    job = wait_for_end(site, site.call_ok("POST", "/mirror/warm", body))
+    layer = WARMED.layers[-1]
+    upstream.fault(stall_after=layer.size // 2, match=layer.digest.partition(":")[2])
+    job = site.call_ok("POST", "/mirror/warm", body)
+    upstream.until(lambda: [fill["digest"] for fill in site.call_ok("GET", "/mirror/downloads")] == [layer.digest])
+    (fill,) = site.call_ok("GET", "/mirror")["fills"]
+    assert (fill["digest"], fill["size"], fill["running"]) == (layer.digest, layer.size, True)
+    upstream.release()
+    job = wait_for_end(site, job)
     assert (job["state"], job["unit"]) == ("done", "bytes")
+    upstream.until(lambda: not site.call_ok("GET", "/mirror/downloads"))
     size = sum(layer.size for layer in WARMED.layers)
     assert job["done"] == job["total"] >= size
     assert [result["image"] for result in job["result"]["results"]] == ["warm:1", f"{WARM}:2"]
@@ -60,13 +69,10 @@ def test_warm_list_refresh_and_purge(mirror_site: AdminSite) -> None:
     assert site.call_ok("POST", "/mirror/refresh", {"reference": f"{WARM}:2"})["outcome"] == "frozen"
 
     state = site.call_ok("GET", "/mirror")
-    (upstream,) = state["upstreams"]
-    assert (upstream["name"], len(upstream["endpoints"])) == ("docker.io", 1)
+    (upstream_state,) = state["upstreams"]
+    assert (upstream_state["name"], len(upstream_state["endpoints"])) == ("docker.io", 1)
     assert [part["upstream"] for part in state["cache"]] == ["docker.io", None]
     assert state["cache"][0]["size"] >= size
-    assert [fill["digest"] for fill in state["fills"]] == [
-        fill["digest"] for fill in site.call_ok("GET", "/mirror/downloads")
-    ]
 
     refused = site.call("POST", "/mirror/purge", {"reference": f"{WARM}@{WARMED.digest}"})
     assert (refused.status_code, code_of(refused)) == (403, "DENIED")

@@ -3,8 +3,6 @@ extensions of /v2."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -12,6 +10,7 @@ import pytest
 
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite, Auth, code_of
 from tests.fakes.plain_client import plain_client
+from tests.fakes.process_resources import eventually
 
 from .test_tag_api import basic, grant, put
 
@@ -24,18 +23,22 @@ def get(site: AdminSite, path: str, auth: Auth = ADMIN_LOGIN, **query: Any) -> h
         return client.get(path, auth=auth, params=query or None)
 
 
-def until(is_done: Callable[[], bool]) -> None:
-    """Waits until `is_done` returns True, because the search index is updated a little after a push."""
-    while not is_done():
-        time.sleep(0.02)
+def wait_until_found(site: AdminSite, text: str, kind: str) -> None:
+    """Waits until a search for one kind of results finds something. The search index is updated a little after a
+    push."""
+
+    def is_found() -> bool:
+        return bool(site.call_ok("GET", "/search", q=text, kind=kind)[kind]["items"])
+
+    assert eventually(is_found, patience=60), f"a search for {text} finds no {kind}"
 
 
 def indexed(site: AdminSite, repo: str, tag: str = "v1") -> str:
     """Pushes an image index to a repository, waits until searches find its tag and its digest, and returns the
     digest."""
     digest = put(site, repo, tag, repo)
-    until(lambda: bool(site.call_ok("GET", "/search", q=f"{repo}:{tag}", kind="tags")["tags"]["items"]))
-    until(lambda: bool(site.call_ok("GET", "/search", q=digest, kind="digests")["digests"]["items"]))
+    wait_until_found(site, f"{repo}:{tag}", "tags")
+    wait_until_found(site, digest, "digests")
     return digest
 
 

@@ -30,9 +30,8 @@ def test_version(tmp_path: Path) -> None:
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     """The help of `entrepot` lists all commands."""
     output = entrepot("--help", folder=tmp_path).stdout
-    account_commands = ("user", "robot", "token", "group", "grant", "key", "audit")
-    for name in ("serve", "config", "inspect", "client", "mirror", "jobs", "tag", "gc", "fsck", *account_commands):
-        assert f"\n  {name} " in output
+    assert [name for name in ROOT_COMMAND.commands if f"\n  {name} " not in output] == []
+    assert len(ROOT_COMMAND.commands) > 20
 
 
 def commands(command: Any, name: str = "") -> Iterator[str]:

@@ -197,12 +197,15 @@ def test_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
 def test_data_directory_of_a_newer_version(tmp_path: Path) -> None:
     """For a database of a newer version, the error is one line, and the database does not change."""
     prepare_data_dir(tmp_path / "data")
-    db = second_connection(tmp_path / "data" / "entrepot.db")
+    database = tmp_path / "data" / "entrepot.db"
+    db = second_connection(database)
     db.pragma("user_version", 9999)
     db.close()
+    before = database.read_bytes()
     assert "newer" in serve_fails(tmp_path, tmp_path / "data")
     result = entrepot("inspect", "a", "--data", tmp_path / "data", folder=tmp_path)
     assert "newer" in error_line(result, 1)
+    assert database.read_bytes() == before
 
 
 def test_data_directory_with_a_broken_database(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tests.fakes.commands import entrepot, entrepot_output
 from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.old_directory import OldDirectory
 from tests.fakes.page_sections import Command, Section, has_shape
+from tests.fakes.process_resources import eventually
 from tests.fakes.registry_content import push_blob, push_image
 from tests.fakes.scrub_runs import flip_byte
 from tests.fakes.server_process import RegistryServer, running_server
@@ -169,8 +170,8 @@ class Place:
         """Pushes an image, and waits until the server has counted the existing content, which it does once for a new
         quota."""
         self.push("team/app", "1")
-        while self._entrepot("entrepot quota list").stdout.find("in effect") < 0:
-            pass
+        in_effect = eventually(lambda: "in effect" in self._entrepot("entrepot quota list").stdout, patience=60)
+        assert in_effect, "the server has not counted the content of the quota"
 
     def damage_blob(self) -> None:
         """Pushes two images, and changes a byte in a layer of the first."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from storage.data_dir.layout import Layout
+from storage.names import Digest
 from tests.fakes.client_images import MIB, ClientImage, image, layer, noise
 from tests.fakes.clients.registry_client import RegistryClient, assert_same_image
 from tests.fakes.clients.strace import SystemCall, tracing
@@ -103,7 +105,7 @@ def test_everything_is_synced_before_the_201(tmp_path: Path) -> None:
 
     renamed = first(steps, "rename into place", -1, lambda step: step.name in RENAME and name in step.text)
     source, target = paths_of(renamed)
-    assert target.name == name or name in target.name
+    assert target == Layout(server.data.resolve()).blob(Digest(test_image.layers[-1].digest))
     file_syncs = [s for s in steps if s.name in FSYNC and f"<{source}>" in s.text and s.ended < renamed.began]
     assert file_syncs, f"{source} was renamed without an fsync"
     directory_sync = first(

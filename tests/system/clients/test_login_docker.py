@@ -112,14 +112,15 @@ def test_denied_push(my_docker: DockerEngine, site: SiteWithAccounts, repo: str,
     """If an account may not push to a repository, docker's error names the account and the repository, whether or not
     the repository exists. The registry stores nothing."""
     login, name = site.add_user({f"{repo}/read": "pull"}), f"{site.address}/{repo}"
-    site.client().push(f"{repo}/read", "1", small_image)
+    for path in ("read", "hidden"):
+        site.client().push(f"{repo}/{path}", "1", small_image)
     other = image(f"another {repo}")
     log_in(my_docker, site.address, login)
     for path in ("read", "hidden", "new"):
         my_docker.load(other, f"{name}/{path}:2")
         error = refused(my_docker, "push", f"{name}/{path}:2")
         assert error.splitlines()[-1] == f"denied: {login.name} may not push to {repo}/{path}"
-    assert site.client().tags(f"{repo}/read") == ["1"]
+    assert site.client().tags(f"{repo}/read") == site.client().tags(f"{repo}/hidden") == ["1"]
     assert site.client().ask("GET", f"/v2/{repo}/new/tags/list").status == 404
 
 

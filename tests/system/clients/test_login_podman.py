@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def refused(program: ForeignProgram, *args: str) -> str:
     result = program.attempt(*args)
     assert result.code != 0, result.text
     return result.err
+
+
+def without_times(error: str) -> str:
+    """Returns an error without the times of its lines, so that the errors of two commands can be compared."""
+    return re.sub(r'^time="[^"]*"', "", error, flags=re.MULTILINE)
 
 
 def test_login_push_pull_and_logout(
@@ -65,12 +71,12 @@ def test_login_push_pull_and_logout(
 def test_bad_logins(my_tools: ContainerTools, site: SiteWithAccounts) -> None:
     """podman, skopeo and buildah show the same error for a wrong password as for a missing account. They store no
     login."""
-    login = site.add_user()
-    for bad in (ClientLogin(login.name, WRONG), ClientLogin(site.name("nobody"), WRONG)):
-        for program in (my_tools.podman, my_tools.skopeo, my_tools.buildah):
-            failed = attempt_login(program, site.address, bad)
-            assert failed.code != 0
-            assert "invalid username/password" in failed.err
+    wrong_password, missing_account = ClientLogin(site.add_user().name, WRONG), ClientLogin(site.name("nobody"), WRONG)
+    for program in (my_tools.podman, my_tools.skopeo, my_tools.buildah):
+        failed, also_failed = (attempt_login(program, site.address, bad) for bad in (wrong_password, missing_account))
+        assert failed.code == also_failed.code != 0
+        assert "invalid username/password" in failed.err
+        assert without_times(failed.err) == without_times(also_failed.err)
     assert site.address not in Path(my_tools.podman.env["REGISTRY_AUTH_FILE"]).read_text()
 
 
@@ -110,10 +116,16 @@ def test_denied(
         )
         copy = ("copy", "--dest-tls-verify=false", "--dest-creds", credentials, f"oci:{tmp_path / 'in'}:x")
         assert error in refused(my_tools.skopeo, *copy, f"{name}/{path}:2")
-    for path in ("private", "new"):
-        pulled = refused(my_tools.podman, "pull", INSECURE, "--creds", credentials, f"{name}/{path}:1")
-        assert f"manifest unknown: {repo}/{path} has no manifest 1" in pulled
-        assert "404" in refused(my_tools.skopeo, "list-tags", INSECURE, "--creds", credentials, f"{name}/{path}")
+    for program, command, tag, error in (
+        (my_tools.podman, "pull", ":1", f"manifest unknown: {repo}/new has no manifest 1"),
+        (my_tools.skopeo, "list-tags", "", "404"),
+    ):
+        private, missing = (
+            refused(program, command, INSECURE, "--creds", credentials, f"{name}/{path}{tag}")
+            for path in ("private", "new")
+        )
+        assert error in missing
+        assert without_times(private).replace(f"{repo}/private", f"{repo}/new") == without_times(missing)
     deleted = refused(my_tools.skopeo, "delete", INSECURE, "--creds", credentials, f"{name}/read:1")
     assert f"{login.name} may not delete from {repo}/read" in deleted
     assert site.client().tags(f"{repo}/read") == ["1"]

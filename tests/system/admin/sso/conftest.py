@@ -16,6 +16,7 @@ from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite
 from tests.fakes.commands import entrepot_output
 from tests.fakes.openid_server import CLIENT, SECRET, FakeOpenIDProvider, openid_provider
 from tests.fakes.plain_client import plain_client
+from tests.fakes.process_resources import eventually
 from tests.fakes.server_process import running_server
 
 SESSION, ATTEMPT = "entrepot-session", "entrepot-login"
@@ -77,10 +78,13 @@ def variables(provider: FakeOpenIDProvider, folder: Path, **more: str) -> dict[s
 
 def failed_logins(site: AdminSite, reason: str) -> list[dict[str, Any]]:
     """Waits until the audit log has a failed login whose details contain `reason`. Returns all such entries."""
-    while True:
+
+    def found() -> list[dict[str, Any]]:
         lines = site.call_ok("GET", "/audit", action="login", outcome="failed", limit=1000)["items"]
-        if found := [line for line in lines if reason in json.dumps(line["detail"])]:
-            return found
+        return [line for line in lines if reason in json.dumps(line["detail"])]
+
+    assert eventually(lambda: bool(found()), patience=60), f"the audit log has no failed login because of: {reason}"
+    return found()
 
 
 def assert_refused(browser: Browser, answer: httpx2.Response, status: int = 403) -> None:

@@ -68,8 +68,8 @@ def with_public_key(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str
 
 
 def with_secret(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:
-    """Returns a token that is signed with HMAC, with a key that is made from the client's secret."""
-    return signed_token({"alg": "HS256", "kid": provider.key.id}, claims, OctKey.import_key(SECRET * 3))
+    """Returns a token that is signed with HMAC, with the client's secret as the key."""
+    return signed_token({"alg": "HS256", "kid": provider.key.id}, claims, OctKey.import_key(SECRET))
 
 
 def with_another_key(provider: FakeOpenIDProvider, claims: dict[str, Any]) -> str:

@@ -93,18 +93,27 @@ async def test_tags_are_listed_by_the_upstream_or_from_the_cache(site: MirrorSit
 
 
 async def test_referrers_are_listed_by_the_upstream_or_from_the_cache(site: MirrorSite, worker: MirrorWorker) -> None:
-    """The upstream's referrers are listed. While the upstream is down, the cached referrers are listed, with a
-    notice."""
+    """The upstream's referrers are listed, in pages, and filtered by artifact type. While the upstream is down, the
+    cached referrers are listed, with a notice."""
     enter_request(request := RequestContext())
     image = site.upstream.add_image(UPSTREAM_REPO, b"layer")
     signatures = [
         site.upstream.add_manifest(
-            UPSTREAM_REPO, image_of(site.upstream.add_blob(UPSTREAM_REPO, text), subject=image.digest)
+            UPSTREAM_REPO,
+            image_of(site.upstream.add_blob(UPSTREAM_REPO, text), subject=image.digest, artifactType=artifact_type),
         )
-        for text in (b"a", b"b")
+        for text, artifact_type in ((b"a", "sig/x"), (b"b", "sig/y"))
     ]
     page = await worker.mirror.referrers(MIRRORED_REPO, image.digest, None, None, 10)
-    assert {referrer.digest for referrer in page.items} == {signature.digest for signature in signatures}
+    digests = [referrer.digest for referrer in page.items]
+    assert digests == sorted(signature.digest for signature in signatures)
+    first = await worker.mirror.referrers(MIRRORED_REPO, image.digest, None, None, 1)
+    assert ([referrer.digest for referrer in first.items], first.more) == (digests[:1], True)
+    rest = await worker.mirror.referrers(MIRRORED_REPO, image.digest, None, digests[0], 10)
+    assert ([referrer.digest for referrer in rest.items], rest.more) == (digests[1:], False)
+    filtered = await worker.mirror.referrers(MIRRORED_REPO, image.digest, "sig/y", None, 10)
+    assert [referrer.digest for referrer in filtered.items] == [signatures[1].digest]
+    assert request.notice is None
     await worker.mirror.get_manifest(MIRRORED_REPO, signatures[0].digest)
     site.upstream.faults.down = UpstreamUnavailable()
     page = await worker.mirror.referrers(MIRRORED_REPO, image.digest, None, None, 10)
