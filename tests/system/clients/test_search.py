@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tests.fakes.client_images import ClientImage
@@ -81,5 +82,18 @@ def test_podman_search_with_a_login(
     until_found(site.client(), repo)
     login = site.add_user({f"{repo}": "pull"})
     my_client.podman("login", INSECURE, "-u", login.name, "-p", login.secret, site.address)
+    log_before = site.server.log_text()
     found = json.loads(my_client.podman("search", INSECURE, "--format", "json", f"{site.address}/{repo}").out)
     assert [entry["Name"] for entry in found] == [f"{site.address}/{repo}"]
+
+    def searches() -> list[tuple[str, str, str]]:
+        """Returns the path, the status and the account of podman's requests for a search or a list of repositories."""
+        log = site.server.log_text().removeprefix(log_before)
+        line = r" GET (/v1/search|/v2/_catalog) status=(\d+) .* principal=(\S+) .* agent=containers/"
+        return re.findall(line, log)
+
+    def has_both() -> bool:
+        return {("/v1/search", "401", "anonymous"), ("/v2/_catalog", "200", login.name)} <= {*searches()}
+
+    wait_until(has_both, 60, lambda: f"the access log has only {searches()}")
+    assert [account for path, _, account in searches() if path == "/v1/search"] == ["anonymous"]

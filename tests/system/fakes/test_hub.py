@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from tests.fakes.client_images import DOCKER_LIST, MIB
+from tests.fakes.client_images import DOCKER_CONFIG, DOCKER_LAYER, DOCKER_LIST, DOCKER_MANIFEST, MIB
 from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.server_process import ROOT
 from tests.fakes.upstream_content import (
@@ -24,7 +24,6 @@ from tests.fakes.upstream_content import (
     UpstreamContent,
     fallback_index,
     fallback_tag,
-    index_of,
     noise_image,
     ubuntu,
 )
@@ -223,19 +222,23 @@ def test_referrers_by_the_api_or_by_the_fallback_tag(
 
 
 def test_an_image_of_several_platforms(upstream: Hub, client: httpx2.Client) -> None:
-    """A manifest list, its manifests and their blobs can be pulled, with docker's media types."""
+    """A manifest list, its two manifests and their blobs can be pulled, with docker's media types."""
     made = UpstreamContent()
     listed = made.add("library/ubuntu", ubuntu(), "18.04")
     upstream.put(made)
     answer = client.get(manifest_url(upstream, "18.04", "library/ubuntu"))
     assert answer.headers["Content-Type"] == DOCKER_LIST
+    assert answer.content == listed.body
+    assert [entry["platform"]["architecture"] for entry in answer.json()["manifests"]] == ["amd64", "arm64"]
     for entry in answer.json()["manifests"]:
         child = client.get(manifest_url(upstream, entry["digest"], "library/ubuntu"))
+        assert child.headers["Content-Type"] == DOCKER_MANIFEST
+        assert child.json()["config"]["mediaType"] == DOCKER_CONFIG
+        assert {layer["mediaType"] for layer in child.json()["layers"]} == {DOCKER_LAYER}
         for blob in (child.json()["config"], *child.json()["layers"]):
             got = client.get(f"{upstream.url}/v2/library/ubuntu/blobs/{blob['digest']}").content
             assert len(got) == blob["size"]
             assert "sha256:" + hashlib.sha256(got).hexdigest() == blob["digest"]
-    assert index_of((listed.children[0], "amd64")).children[0].layers == listed.children[0].layers
 
 
 def test_unknown_content(upstream: Hub, client: httpx2.Client, hub_image: ImageTree) -> None:

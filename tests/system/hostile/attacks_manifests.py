@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from storage.content import OCI_INDEX, OCI_MANIFEST
-from tests.system.hostile import attack_requests, costly_bodies
+from tests.system.hostile import attack_requests, costly_bodies, large_store
 from tests.system.hostile.attack import MIB, Attack
 from tests.system.hostile.attack_requests import AttackAnswer
 from tests.system.hostile.attacked_site import AttackedSite
@@ -140,8 +140,6 @@ def _nested_files(site: AttackedSite) -> AttackAnswer:
 def _deleted(name: str, text_format: str, site: AttackedSite) -> AttackAnswer:
     """Deletes one of the manifests that `large_store` has made for this purpose. `text_format`: the format of the text
     whose digest the manifest has."""
-    from tests.system.hostile import large_store
-
     repo = f"{name}{site.number() % large_store.SPARE_COPIES}"
     return site.ask("DELETE", f"/v2/{repo}/manifests/{large_store.digest(text_format % repo)}")
 

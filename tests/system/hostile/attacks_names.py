@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -34,12 +35,11 @@ def _blob(headers: Mapping[str, str], site: AttackedSite) -> AttackAnswer:
 
 def _large_blob(site: AttackedSite) -> str:
     """Pushes a blob of 1 MiB, unless it exists already."""
-    import hashlib
-
     body = b"blob" * (256 * KIB)
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
     if site.ask("HEAD", f"/v2/{REPO}/blobs/{digest}").status != 200:
-        site.ask("POST", f"/v2/{REPO}/blobs/uploads/?digest={digest}", body=body)
+        answer = site.ask("POST", f"/v2/{REPO}/blobs/uploads/?digest={digest}", body=body)
+        assert answer.status == 201, answer.data
     return digest
 
 
@@ -119,7 +119,7 @@ _RANGES: dict[str, tuple[str, str]] = {
     "range: 1,024": ("1,024", "bytes=" + ",".join(f"{n * 1000}-{n * 1000}" for n in range(1024))),
     "range: 1,024 overlapping": ("1,024", "bytes=" + ",".join("0-1048575" for _ in range(1024))),
     "range: 1,024 suffixes": ("1,024", "bytes=" + ",".join(f"-{n + 1}" for n in range(1024))),
-    "range: too many": ("15,000", "bytes=" + ",".join("1-" for _ in range(10_000))),
+    "range: too many": ("10,000", "bytes=" + ",".join("1-" for _ in range(10_000))),
     "range: commas": ("31 KiB", "bytes=" + "," * LINE),
     "range: spaces": ("31 KiB", "bytes=" + " " * LINE + "0-1"),
     "range: long number": ("31 KiB", f"bytes={'9' * LINE}-"),

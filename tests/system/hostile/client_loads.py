@@ -24,16 +24,23 @@ PULLED_REPO = "hostile/seen"
 def prepare(site: AttackedSite) -> None:
     """Pushes the content that the clients pull: a blob of 64 MiB, and 16 manifests of 8 MiB."""
     for repo in (REPO, PULLED_REPO):
-        site.ask("POST", f"/v2/{repo}/blobs/uploads/?digest={costly_bodies.EMPTY}", body=b"{}")
-    answer = site.ask(
-        "POST",
-        f"/v2/{PULLED_REPO}/blobs/uploads/?digest={costly_bodies.noise_digest(LAYER)}",
-        body=costly_bodies.noise(LAYER),
-    )
-    assert answer.status == 201, answer.data
+        _push(site, "POST", f"/v2/{repo}/blobs/uploads/?digest={costly_bodies.EMPTY}", b"{}")
+    layer = costly_bodies.noise(LAYER)
+    _push(site, "POST", f"/v2/{PULLED_REPO}/blobs/uploads/?digest={costly_bodies.noise_digest(LAYER)}", layer)
     for number in range(16):
-        body = costly_bodies.one_annotation(LARGEST - 32 - number)
-        answer = site.ask("PUT", f"/v2/{PULLED_REPO}/manifests/m{number}", {"Content-Type": OCI_MANIFEST}, body)
+        _push(
+            site,
+            "PUT",
+            f"/v2/{PULLED_REPO}/manifests/m{number}",
+            costly_bodies.one_annotation(LARGEST - 32 - number),
+            {"Content-Type": OCI_MANIFEST},
+        )
+
+
+def _push(site: AttackedSite, method: str, target: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+    """Pushes a blob or a manifest, and checks that it was stored."""
+    answer = site.ask(method, target, headers or {}, body)
+    assert answer.status == 201, answer.data
 
 
 def _get(target: Callable[[int], str], login: str = "") -> Callable[[int], Sequence[bytes]]:

@@ -7,7 +7,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -51,15 +51,18 @@ def _spoil(data: Path) -> None:
     db.close()
 
 
-@contextmanager
-def silent_upstream() -> Iterator[str]:
-    """Yields the URL of a server that accepts connections and never responds."""
+@pytest.fixture(scope="module")
+def silent_upstream() -> Iterator[socket.socket]:
+    """The listening socket of an upstream that never responds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.settimeout(30)
+        yield listener
 
 
 @pytest.fixture(scope="module")
-def unusual_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+def unusual_registry(
+    tmp_path_factory: pytest.TempPathFactory, silent_upstream: socket.socket
+) -> Iterator[RegistryServer]:
     """Provides a registry without accounts. It has the unusual content of `_fill` and `_spoil`, and an upstream that
     never responds."""
     folder = tmp_path_factory.mktemp("odd")
@@ -67,10 +70,10 @@ def unusual_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Regis
     with ThreadPoolExecutor(1) as pool:  # the browser may have an event loop in this thread
         pool.submit(lambda: asyncio.run(_fill(folder / "data"))).result()
     _spoil(folder / "data")
-    with silent_upstream() as url:
-        upstream = f'[{{"name": "docker.io", "default": true, "endpoints": ["{url}"]}}]'
-        with running_server(folder, workers=1, env={"ENTREPOT_UPSTREAM": upstream}) as server:
-            yield server
+    url = f"http://127.0.0.1:{silent_upstream.getsockname()[1]}"
+    upstream = f'[{{"name": "docker.io", "default": true, "endpoints": ["{url}"]}}]'
+    with running_server(folder, workers=1, env={"ENTREPOT_UPSTREAM": upstream}) as server:
+        yield server
 
 
 @pytest.mark.parametrize("javascript", [True, False])
@@ -101,14 +104,21 @@ def test_pages_of_unusual_content(unusual_registry: RegistryServer, browser: Pag
         expect(page.locator("#rows th a").first).to_have_text("t99999")
 
 
-def test_pages_are_served_while_the_upstream_hangs(unusual_registry: RegistryServer, browser: PageBrowser) -> None:
-    """While a client waits for a response from the upstream, the pages of mirrored content are served."""
+def test_pages_are_served_while_the_upstream_hangs(
+    unusual_registry: RegistryServer, silent_upstream: socket.socket, browser: PageBrowser
+) -> None:
+    """While a client waits for a response from the upstream, the pages of mirrored content are served. The request gets
+    its response, an error, only after them."""
     with (
+        ExitStack() as stack,
         plain_client(unusual_registry.url, timeout=300) as client,
         ThreadPoolExecutor(1) as pool,
         browser.tab(unusual_registry.url) as tab,
     ):
+        tab.open("/ui/repositories")  # the first page of a browser takes longer
         waiting = pool.submit(client.get, "/v2/docker.io/library/nginx/manifests/latest")
+        upstream_connection = stack.enter_context(silent_upstream.accept()[0])
+        assert b" /v2/library/nginx/manifests/latest " in upstream_connection.recv(10_000)
         for path, heading in (
             ("/ui/repositories?in=docker.io", "Repositories"),
             ("/ui/repositories/docker.io/library/ubuntu", "docker.io/library/ubuntu"),
@@ -117,6 +127,7 @@ def test_pages_are_served_while_the_upstream_hangs(unusual_registry: RegistrySer
         ):
             tab.open(path)
             assert tab.page.locator("h1").inner_text() == heading
+        assert not waiting.done()
         assert waiting.result().status_code >= 500
 
 

@@ -125,7 +125,7 @@ def silent_connections(
 
 def wait_until_settled(server: RegistryServer) -> None:
     """Waits until the number of open files of each worker no longer changes, because the workers accept no more
-    connections."""
+    connections. Raises AssertionError if it still changes after ten seconds."""
     counts_before: list[int] = []
     for _ in range(100):
         counts_now = [open_files(pid) for pid in server.worker_pids()]
@@ -133,6 +133,7 @@ def wait_until_settled(server: RegistryServer) -> None:
             return
         counts_before = counts_now
         time.sleep(0.1)
+    raise AssertionError(f"the number of open files still changes: {counts_before}")
 
 
 def open_files(pid: int) -> int:

@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import IncompleteRead
 from pathlib import Path
 
@@ -66,13 +68,20 @@ def path(data: bytes) -> Iterator[Path]:
         yield file
 
 
-@pytest.fixture(scope="session")
-def large() -> Iterator[Path]:
-    """The path of a sparse file of 1 GiB."""
+@contextlib.contextmanager
+def sparse_file(size: int) -> Iterator[Path]:
+    """Yields the path of a file of this size that has no bytes on the disk."""
     with disk_folder() as folder:
         path = folder / "large"
         with path.open("wb") as file:
-            file.truncate(1024 * MIB)
+            file.truncate(size)
+        yield path
+
+
+@pytest.fixture(scope="session")
+def large() -> Iterator[Path]:
+    """The path of a sparse file of 1 GiB."""
+    with sparse_file(1024 * MIB) as path:
         yield path
 
 
@@ -264,22 +273,35 @@ def test_stop_cuts_a_file_after_the_grace_period(start: Start, large: Path, env:
             assert len(read_all(sock)) < 1024 * MIB
 
 
-def test_small_requests_during_large_files(sender: AppProcess, large: Path) -> None:
+def test_small_requests_during_large_files(sender: AppProcess) -> None:
     """While three clients receive large files as fast as they can, the same event loop answers small requests between
-    the slices of the files."""
-    downloads = [sender.connect() for _ in range(3)]
-    control = sender.connect()
-    try:
+    the slices of the files: twenty small requests are answered before any of the files has been sent."""
+    size = 8 * 1024 * MIB  # the transfer takes seconds
+    all_receive, are_answered = threading.Barrier(4, timeout=60), threading.Event()
+
+    def receive(download: socket.socket) -> int:
+        """Receives until the small requests have been answered. Returns the number of bytes."""
+        buffer = bytearray(MIB)
+        received = download.recv_into(buffer)
+        all_receive.wait()
+        while not are_answered.is_set() and (count := download.recv_into(buffer)):
+            received += count
+        return received
+
+    with contextlib.ExitStack() as stack:
+        path = stack.enter_context(sparse_file(size))
+        pool = stack.enter_context(ThreadPoolExecutor(3))
+        downloads = [stack.enter_context(sender.connect()) for _ in range(3)]
+        control = stack.enter_context(sender.connect())
+        stack.callback(are_answered.set)
         for download in downloads:
-            download.sendall(file_request(large, length=1024 * MIB))
-            assert download.recv(1000)
+            download.sendall(file_request(path, length=size))
+        received = [pool.submit(receive, download) for download in downloads]
+        all_receive.wait()
         for _ in range(20):
-            for download in downloads:
-                assert download.recv(MIB)
             descriptors(control)
-    finally:
-        for sock in (*downloads, control):
-            sock.close()
+        are_answered.set()
+        assert all(0 < each.result() < size for each in received)
     for _ in downloads:
         sender.wait_for_line("cut ClientDisconnected")
 

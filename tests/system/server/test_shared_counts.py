@@ -107,11 +107,12 @@ def test_rate_and_burst_are_never_exceeded(pauses: list[float], per_second: floa
 
 
 def test_processes_share_a_rate_limit() -> None:
-    """A request that one process counts is counted for all processes. If four processes count at the same moment, each
-    may allow some requests too many. Processes that count one after another allow exactly the burst."""
+    """A request that one process counts is counted for all processes. If four processes count at the same moment, they
+    may allow some requests too many, but fewer than with a limit for each. Processes that count one after another allow
+    exactly the burst."""
     limiter = SharedRateLimiter(0.001, 100)
     allowed_counts = in_children(4, lambda _: sum(1 for _ in range(100) if limiter.take("a") == 0.0))
-    assert 100 <= sum(allowed_counts) <= 100 + 3 * 100
+    assert 100 <= sum(allowed_counts) < 4 * 100
     assert limiter.take("a") > 0
     second_limiter = SharedRateLimiter(0.001, 100)
     assert in_children(1, lambda _: sum(1 for _ in range(60) if second_limiter.take("a") == 0.0)) == [60]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.auth.password.hashing import hash_password
 from registry.auth.password.throttle import (
     BY_ACCOUNT,
     BY_ACCOUNT_AND_ADDRESS,
@@ -219,8 +220,6 @@ async def test_a_new_password_is_accepted_at_once(worker: AuthWorker) -> None:
     """If a password was cached as wrong and its account changes, the password is checked again."""
     with pytest.raises(Unauthorized):
         await worker.access.credential_verifier.verify_basic(ALICE, "the new password", KNOWN_ADDRESS)
-    from registry.auth.password.hashing import hash_password
-
     await worker.accounts.set_password(ALICE, hash_password("the new password"), by=Actor("operator"))
     assert await worker.access.credential_verifier.verify_basic(ALICE, "the new password", KNOWN_ADDRESS)
 
