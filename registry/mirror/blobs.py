@@ -119,14 +119,16 @@ class MirroredBlobs:
         is_separate = False
         failed_fills = 0
         while failed_fills < MAX_FILL_ATTEMPTS:
-            if stored_in := await self._entitlement.mount(repo, digest, size):
-                with suppress(BlobUnknown):
-                    return await self._local.open_blob(stored_in, digest, span)
+            if (stored := await self._open_stored(repo, digest, size, span)) is not None:
+                return stored
             fill = self._fills.request(repo, digest, size, is_separate=is_separate)
             self._prefetch.on_missing_blob(repo, digest, manifests)
             try:
                 if await self._wait_started(fill, repo, deadline):
-                    return UnverifiedBlobReader(fill, offsets, self._prefetch.pulls_of(digest))
+                    pulls = self._prefetch.pulls_of(digest)
+                    return UnverifiedBlobReader(
+                        *(fill, offsets, pulls), lambda: self._open_stored(repo, digest, size, None)
+                    )
             except _NoResponse:
                 is_separate = not is_separate
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
@@ -142,6 +144,17 @@ class MirroredBlobs:
             except (DigestInvalid, PartialLost):
                 failed_fills += 1  # the client has got no byte of the failed fill, so another fill can serve it
         raise UpstreamUnavailable(f"{digest} could not be fetched; try again in a moment")
+
+    async def _open_stored(
+        self, repo: RepositoryName, digest: Digest, size: int, span: Span | None
+    ) -> BlobReader | None:
+        """Opens the blob if a repository of the upstream has it in the store, and adds it to `repo`. Otherwise returns
+        None. Call this only after `BlobEntitlement.check` has returned this `size` for `repo`. Raises RangeInvalid,
+        StorageFailed."""
+        if stored_in := await self._entitlement.mount(repo, digest, size):
+            with suppress(BlobUnknown):
+                return await self._local.open_blob(stored_in, digest, span)
+        return None
 
     async def _open_unstored(
         self, repo: RepositoryName, digest: Digest, size: int, offsets: tuple[int, int], deadline: float

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from typing import Final
 
-from registry.mirror.fill.fill import Fill
+from registry.mirror.fill.fill import Fill, StoredByAnotherFill
 from registry.mirror.fill.slots import ImagePull
-from registry.single_flight import finish_in_thread
 from storage.content import BLOB_TYPE, Descriptor, OpenFile
-from storage.errors import StorageFailed
+from storage.errors import PartialLost, StorageFailed
+from storage.interface import BlobReader
 
 CHUNK_BYTES: Final = 256 * 1024
 """Largest number of bytes that one read from the file returns, and that one step of an iteration yields."""
@@ -26,7 +26,8 @@ CHUNK_BYTES: Final = 256 * 1024
 
 class UnverifiedBlobReader:
     """Reads the file into which a fill (the download of one blob) writes. Implements the Protocol `BlobReader`. Has a
-    file descriptor of its own, so that the bytes can still be read after the fill has ended."""
+    file descriptor of its own, so that the bytes can still be read after the fill has ended. If another fill stores the
+    blob before the first byte arrives, reads the stored blob through this descriptor."""
 
     location: str | None = None
     """None, because a presigned URL can lead only to the bytes of a complete blob."""
@@ -34,16 +35,22 @@ class UnverifiedBlobReader:
     """True as long as the reader exists, even after the download has ended."""
     data: bytes | None = None
 
-    def __init__(self, fill: Fill, span: tuple[int, int], pulls: Iterable[ImagePull]) -> None:
+    def __init__(
+        self,
+        fill: Fill,
+        span: tuple[int, int],
+        pulls: Iterable[ImagePull],
+        open_stored: Callable[[], Awaitable[BlobReader | None]],
+    ) -> None:
         """`span`: offsets of the first byte to read and of the byte after the last one. `pulls`: the pulls of images
-        that contain the blob. While this reader is open, each of them counts as active."""
+        that contain the blob. While this reader is open, each of them counts as active. `open_stored`: opens the whole
+        blob if it is stored, or returns None. Raises TooManyOpenFiles, StorageFailed."""
         self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
         self.span = span
         self._fill = fill
-        self._file_descriptor = os.dup(fill.file.fd)
-        self._file_offset = fill.file.offset
-        """Offset of the blob's first byte in the file."""
-        self.file: OpenFile | None = OpenFile(self._file_descriptor, self._file_offset)
+        self._open_stored = open_stored
+        self._reader_file = fill.open_file()
+        self.file: OpenFile | None = self._reader_file.file
         self._is_verified = False
         """Whether the digest of the blob is verified and the blob is stored."""
         self._pulls = list(pulls)
@@ -53,19 +60,29 @@ class UnverifiedBlobReader:
     async def readable_until(self, offset: int) -> int:
         """Waits until the byte at `offset` may be sent to a client. Returns the offset of the first byte after it that
         is missing or withheld, but at most the end of `span`. The blob's last byte may be sent only after the digest is
-        verified. If the fill fails, raises its error: UpstreamUnavailable, DigestInvalid, StorageFull and others."""
+        verified. If the fill fails, raises its error: UpstreamUnavailable, DigestInvalid, StorageFull and others. If
+        the bytes of the fill were deleted after this reader had got some of them, raises PartialLost."""
         if self._is_verified:
             return self.span[1]
         last_byte = self._fill.size - 1
-        if offset >= last_byte:
-            await self._wait_until_verified()
-            return self.span[1]
-        return min(await self._fill.wait_until(offset), last_byte, self.span[1])
-
-    async def _wait_until_verified(self) -> None:
-        """Waits until the digest of the whole blob is verified and the blob is stored."""
-        await self._fill.wait_until(self._fill.size)
+        try:
+            if offset < last_byte:
+                return min(await self._fill.wait_until(offset, self._reader_file), last_byte, self.span[1])
+            await self._fill.wait_until(self._fill.size, self._reader_file)
+        except StoredByAnotherFill:
+            await self._read_stored_blob()
         self._is_verified = True
+        return self.span[1]
+
+    async def _read_stored_blob(self) -> None:
+        """Replaces the file by that of the stored blob. Raises PartialLost if this reader has got bytes of its file, or
+        if the stored blob has no file or was deleted. Also raises the errors of opening the blob."""
+        stored = await self._open_stored()
+        if stored is None:
+            raise PartialLost
+        async with aclosing(stored):
+            if stored.file is None or not await self._reader_file.replace(stored.file):
+                raise PartialLost
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         offset, end_offset = self.span
@@ -78,8 +95,9 @@ class UnverifiedBlobReader:
 
     async def _read(self, offset: int, length: int) -> bytes:
         """Returns at least one and at most `length` bytes of the blob, starting at `offset`. Raises StorageFailed."""
+        file = self._reader_file.file
         try:
-            data = await asyncio.to_thread(os.pread, self._file_descriptor, length, self._file_offset + offset)
+            data = await asyncio.to_thread(os.pread, file.fd, length, file.offset + offset)
         except OSError as error:
             raise StorageFailed(f"the file of {self.descriptor.digest} cannot be read: {error.strerror}") from error
         if not data:
@@ -93,7 +111,4 @@ class UnverifiedBlobReader:
         self.file = None
         for pull in self._pulls:
             pull.leave()
-        if os.fstat(self._file_descriptor).st_nlink:
-            os.close(self._file_descriptor)
-        else:  # the file has been deleted, so the call blocks while the file system frees the file's blocks
-            await finish_in_thread(partial(os.close, self._file_descriptor))  # also if the request is cancelled
+        await self._reader_file.aclose()

@@ -23,11 +23,11 @@ from typing import Final
 
 from registry.mirror.fill.download import Download, NoReaders
 from registry.mirror.fill.fill_context import FillContext
+from registry.mirror.fill.reader_file import ReaderFile
 from registry.mirror.fill.retry import decode_failure, encode_failure
 from registry.mirror.fill.slots import Demand
 from registry.mirror.upstream_client import UnconfirmedBlobUnknown
 from registry.single_flight import cancel_and_wait, server_stopping_error
-from storage.content import OpenFile
 from storage.errors import (
     BlobUnknown,
     DigestInvalid,
@@ -47,6 +47,10 @@ FOLLOWER_PAUSE_SECONDS: Final = 0.01
 """Time that a follower waits, after it could not replace the owner that has disappeared, before it tries again."""
 MAX_LOST_OWNERS: Final = 40
 """Largest number of owners that can disappear, one after another, before a follower gives up."""
+
+
+class StoredByAnotherFill(Exception):
+    """The fill has ended because another fill has stored the blob. The reader's file does not have the bytes."""
 
 
 class Fill:
@@ -71,6 +75,12 @@ class Fill:
         if is_separate:
             self._source += "@separate"
         self._partial: Partial | None = None
+        """The partial blob that the bytes are written to. It may be replaced as long as `_started` is not set."""
+        self._verified_partial: Partial | None = None
+        """The partial blob that has become the stored blob; None if the fill is running, has failed or was not needed,
+        because another fill has stored the blob."""
+        self._reader_files: set[ReaderFile] = set()
+        """The open files of the readers. A reader may have one before `_started` is set."""
         self._started = asyncio.Event()
         """Set when the upstream has started to send the blob to any process, or when the fill has ended."""
         self._ended = asyncio.Event()
@@ -89,11 +99,11 @@ class Fill:
         """Whether the upstream has started to send the blob to any process, or the fill has ended."""
         return self._started.is_set()
 
-    @property
-    def file(self) -> OpenFile:
-        """The file that the bytes are written to. Valid after `wait_started` has returned True, until the fill ends."""
+    def open_file(self) -> ReaderFile:
+        """Opens the file that the bytes are written to, for one reader, which closes it. Call it when `wait_started`
+        has just returned True, or while `is_queued` is True. Raises TooManyOpenFiles, StorageFailed."""
         assert self._partial is not None
-        return self._partial.file
+        return ReaderFile(self._partial, self._reader_files)
 
     @property
     def is_queued(self) -> bool:
@@ -137,23 +147,34 @@ class Fill:
         finally:
             await cancel_and_wait(waiting_tasks)
 
-    async def wait_until(self, offset: int) -> int:
-        """Waits until the byte at `offset` is stored. Returns the offset of the first missing byte after it. If
-        `offset` is equal to `size`, waits until the digest is verified and the blob is stored, and returns `size`. If
-        the fill fails, raises its error."""
-        assert self._partial is not None
+    async def wait_until(self, offset: int, file: ReaderFile) -> int:
+        """Waits until the byte at `offset` is in `file`, the file of a reader of this fill. Returns the offset of the
+        first byte after it that is missing there. If `offset` is equal to `size`, waits until the digest of the file is
+        verified and the blob is stored, and returns `size`.
+
+        If the fill fails, raises its error. If the partial blob was replaced after the reader had got bytes of it,
+        raises PartialLost. If the blob was stored by another fill, raises StoredByAnotherFill."""
         with self.demand.waiting(offset):
             while not self.has_ended:
-                change_count = self._owner_change_count
+                partial, change_count = file.partial, self._owner_change_count
+                if partial is not self._partial:  # the file was not replaced, because the reader has got bytes of it
+                    raise PartialLost
                 try:
-                    return await self._partial.wait(offset)
+                    end = await partial.wait(offset)
                 except PartialLost:
                     await self._wait_for_owner(change_count)
                 except DigestInvalid:
                     await self._ended.wait()  # the fill is about to end with its error, which is raised below
+                else:
+                    if file.partial is partial:  # otherwise the file was replaced just now, and may not have the byte
+                        file.is_used = True
+                        self._started.set()
+                        return end
         if self.error is not None:
             raise self.error
-        return self.size
+        if file.partial is self._verified_partial:
+            return self.size
+        raise StoredByAnotherFill
 
     async def run(self) -> None:
         """Runs the fill to its end, and sets `error` if it fails. Raises only CancelledError. After a cancellation, the
@@ -227,6 +248,7 @@ class Fill:
             failures_before = partial.owner_failures  # the number of failures, and the reason of the last one
             partial.add_waiter()  # tells the owner, in another process, that a client waits for the blob
             if await self._follow(partial):
+                self._verified_partial = partial
                 return await self._mount_in(self.repositories)
             failures = partial.owner_failures
             if failures != failures_before and (failure := decode_failure(self.repo, failures.reason)):
@@ -238,14 +260,17 @@ class Fill:
                 if lost_owners > MAX_LOST_OWNERS:
                     raise PartialLost
                 await asyncio.sleep(FOLLOWER_PAUSE_SECONDS)
-                if not self._started.is_set():  # no reader has the old partial blob, which may have been deleted
+                if not self._started.is_set():  # no reader has got bytes of the partial blob, which may be deleted
                     partial = await self._claim()
                     is_owner = partial.is_owner
         return await self._download(partial)
 
     async def _claim(self) -> Partial:
-        """Claims the partial blob, and closes an earlier handle to it."""
+        """Claims the partial blob. Gives its file to the readers that have got no bytes yet, and closes the handle to
+        an earlier partial blob."""
         partial = await self._context.partials.claim(self.digest, self.size, self._source)
+        for file in self._reader_files:
+            file.follow(partial)
         if self._partial is not None:
             self._partial.close()
         self._partial = partial
@@ -279,7 +304,9 @@ class Fill:
         context = self._context
         if not self._started.is_set() and await self._mount_if_stored():
             if partial.missing() in ([], [(0, self.size)]):
-                # Nobody reads the partial blob. If only some bytes are stored, a follower may have begun to read them.
+                # The readers of this process that have its file get the file of the stored blob, or an error if they
+                # have just got bytes (`wait_until`). If only some bytes are stored, the partial blob is kept, because
+                # a follower in another process may have begun to read them.
                 await partial.discard()
             return
         # An earlier owner may have learned that the upstream does not have the blob.
@@ -306,6 +333,7 @@ class Fill:
                 if not self.demand.is_alive():  # otherwise a client or a pull needs the blob again
                     raise
         await partial.commit(self.repo, lambda: context.bad_senders.add(self.repo, self.digest, download.senders))
+        self._verified_partial = partial
         await self._mount_in(self.repositories - {self.repo})
 
     async def _mount_if_stored(self) -> bool:

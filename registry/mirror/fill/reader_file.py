@@ -1,0 +1,65 @@
+"""The open file of one reader of a blob that is being downloaded (`ReaderFile`).
+
+A *fill* (the download of one blob) writes the bytes into the file of a *partial blob*. A client may get its reader, and
+with it the file, while the fill still waits for a connection to the upstream. Until the first byte arrives, the partial
+blob may be deleted, and the fill then writes into the file of another one. Or another fill stores the blob first, and
+nothing is ever written into the file. In both cases the reader gets the new file under the same file descriptor,
+because the server may have passed the number on. But a reader that has got bytes of one file never gets another file:
+only the digest of the other file is checked, so the bytes of the first one may be wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import partial as partial_function
+
+from registry.single_flight import finish_in_thread
+from storage.content import OpenFile
+from storage.data_dir.blocking_calls import as_storage_errors
+from storage.partials import Partial
+
+
+class ReaderFile:
+    """A file descriptor of one reader. `partial`: the partial blob whose file it refers to; the bytes that have arrived
+    there can be read from it. `file`: the descriptor, which is the same until `aclose`. `is_used`: whether the reader
+    was told that bytes of `partial` can be read."""
+
+    def __init__(self, partial: Partial, open_files: set[ReaderFile]) -> None:
+        """Opens the file of `partial`, whose handle must not be closed yet. `open_files`: the open files of all readers
+        of the fill; this one is in it until it is closed. Raises TooManyOpenFiles, StorageFailed."""
+        with as_storage_errors():
+            self.file = OpenFile(os.dup(partial.file.fd), partial.file.offset)
+        self.partial = partial
+        self.is_used = False
+        self._open_files = open_files
+        open_files.add(self)
+
+    def follow(self, partial: Partial) -> None:
+        """Refers to the file of `partial` from now on, unless the reader has got bytes. Call it before the handle of
+        the old partial blob is closed: then the file system does not free the blocks of the old file in this call.
+        Raises nothing; after an error, `partial` stays the old one."""
+        if self.is_used or partial.file.offset != self.file.offset:
+            return
+        with suppress(OSError):
+            os.dup2(partial.file.fd, self.file.fd, inheritable=False)
+            self.partial = partial
+
+    async def replace(self, stored: OpenFile) -> bool:
+        """Refers to the file of the stored blob from now on, and returns True. Does nothing and returns False if the
+        reader has got bytes. Call it only after the fill has ended. If the call is cancelled, the file is replaced all
+        the same. Raises StorageFailed."""
+        if self.is_used or stored.offset != self.file.offset:
+            return False
+        with as_storage_errors():
+            # In a thread, because the call closes the old file: if that was deleted, its blocks are freed now.
+            await finish_in_thread(partial_function(os.dup2, stored.fd, self.file.fd, inheritable=False))
+        return True
+
+    async def aclose(self) -> None:
+        """Closes the file. Call it once."""
+        self._open_files.remove(self)
+        if os.fstat(self.file.fd).st_nlink:
+            os.close(self.file.fd)
+        else:  # the file has been deleted, so the call blocks while the file system frees the file's blocks
+            await finish_in_thread(partial_function(os.close, self.file.fd))  # also if the request is cancelled
