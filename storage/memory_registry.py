@@ -12,17 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from storage.content import (
-    BLOB_TYPE,
-    Actor,
-    Condition,
-    Descriptor,
-    Manifest,
-    OpenFile,
-    Page,
-    Span,
-    digest_of,
-)
+from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, OpenFile, Page, Span, digest_of
 from storage.errors import (
     BlobUnknown,
     BlobUploadInvalid,
