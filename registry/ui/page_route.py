@@ -19,6 +19,7 @@ from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from registry.admin.browser_login import LOGIN_PAGE_PATH
 from registry.admin.caller import Caller, make_caller, require_admin, require_login
@@ -140,7 +141,7 @@ async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
     be a `FormRoute`. `max_bytes`: the largest size of the form. Identifies the visitor again when the form has arrived,
     so `caller_of` and calls on the registry then have the visitor's present rights. Raises HTTPException (403) if a
     page of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form cannot be
-    read."""
+    read. Raises ClientDisconnect if the client disconnects before the form has arrived."""
     cookies_of(request).check_same_origin()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
@@ -173,7 +174,8 @@ class PageRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns a handler around FastAPI's handler of the route. It identifies the visitor, applies the limits of
-        pages, and turns errors into pages. It records a denied request in the audit log, as the API does."""
+        pages, and turns errors into pages. It records a denied request in the audit log, as the API does. Raises
+        ClientDisconnect if the client has disconnected before its form has arrived."""
         run_handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -183,6 +185,8 @@ class PageRoute(APIRoute):
                 visit = request.state.visit = await _identify(request)
                 with _registry_calls_as(visit, request.scope):
                     response = await self._run(request, run_handler)
+            except ClientDisconnect:  # nobody gets a response, so no page is rendered
+                raise
             except Exception as error:
                 if isinstance(error, Denied):
                     audit_denial(request, "page")
