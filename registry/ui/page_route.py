@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 from fastapi import Request, Response
@@ -31,6 +31,7 @@ from registry.clients.registry_address import RegistryAddress
 from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
 from registry.http.query import Query
 from registry.request import RequestContext, current_request, enter_request, leave_request
+from registry.ui.form_pages import page_with_form
 from registry.ui.languages import choose_language, translatable
 from registry.ui.pages import Pages
 from storage.errors import Denied, RegistryError, StorageFailed, TooManyRequests, Unauthorized
@@ -170,7 +171,10 @@ def image_host(request: Request) -> str:
 
 
 class PageRoute(APIRoute):
-    """A route of a page."""
+    """A route of a page. `form_pages`: if the route only receives a form, the paths of the pages that have this form,
+    the usual one first; empty: the route's own path has a page. A visitor who has to log in returns to this page."""
+
+    form_pages: ClassVar[Sequence[str]] = ()
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns a handler around FastAPI's handler of the route. It identifies the visitor, applies the limits of
@@ -190,7 +194,7 @@ class PageRoute(APIRoute):
             except Exception as error:
                 if isinstance(error, Denied):
                     audit_denial(request, "page")
-                response = await _error_response(request, error)
+                response = await _error_response(request, error, self.form_pages)
             if request.state.visit.is_session_over:
                 cookies_of(request).delete(response, SESSION_COOKIE)
             return response
@@ -215,7 +219,7 @@ class WaitingRoute(PageRoute):
 
 class FormRoute(WaitingRoute):
     """A route that receives a form. Its handler holds no slot while the form arrives or while a password is hashed,
-    because both can take long."""
+    because both can take long. If its path has no page, a subclass names the `form_pages`."""
 
 
 async def page_response(request: Request, template: str, *, status_code: int = 200, **values: object) -> Response:
@@ -321,12 +325,14 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
     }
 
 
-async def _error_response(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception, form_pages: Sequence[str]) -> Response:
     """Returns the page about an error, which is rendered in a `page_slot`. A visitor who has to log in is redirected to
-    the login page. Logs an error whose status is 500 or above."""
+    the login page. `form_pages`: see `PageRoute`. Logs an error whose status is 500 or above."""
     visit = visit_of(request)
     if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
-        return _to_login(visit)
+        return _to_login(
+            visit, page_with_form(request.headers.get("referer", ""), form_pages) if form_pages else visit.path
+        )
     if isinstance(error, TooManyRequests):
         return await _too_many_response(request, error)
     request_id = unauthenticated_actor(request.scope).request_id
@@ -358,10 +364,10 @@ async def _too_many_page(pages: Pages, language: str) -> bytes:
     return await pages.standing_page(language, lambda: _values_without_visitor(429))
 
 
-def _to_login(visit: Visit) -> Response:
-    """Returns a redirect to the login page. After the login, the visitor returns to the page of this visit. If htmx
-    asked for a part of a page, the browser loads the login page as a whole."""
-    path = f"{LOGIN_PAGE_PATH}?next={quote(visit.path, safe='/')}"
+def _to_login(visit: Visit, page: str) -> Response:
+    """Returns a redirect to the login page. After the login, the visitor returns to the path `page`. If htmx asked for
+    a part of a page, the browser loads the login page as a whole."""
+    path = f"{LOGIN_PAGE_PATH}?next={quote(page, safe='/')}"
     return Response(headers={**HEADERS, "hx-redirect": path}) if visit.is_partial else redirect(path)
 
 
