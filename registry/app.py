@@ -25,7 +25,7 @@ from registry.admin import (
     token_endpoint,
 )
 from registry.admin.cookies import separate_cookies
-from registry.admin.middleware import SecurityHeaders, add_error_handlers
+from registry.admin.middleware import HeadRequests, SecurityHeaders, add_error_handlers
 from registry.admin.store_metrics import StoreMetrics
 from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
 from registry.background_work import BackgroundWork
@@ -122,9 +122,11 @@ class Entrepot(FastAPI):
         self.pages: Pages | None = None
         """The objects that make the web pages; None: this registry has no web pages."""
         public_url, tls = factory.settings.public_url or "", factory.settings.tls
-        self._app_outside_v2: AsgiApp = SecurityHeaders(  # around FastAPI's own `__call__`
-            RateLimitedApp(super().__call__, factory.rate_limit, self._refuse),
-            https=tls.certificate is not None or public_url.startswith("https:"),
+        self._app_outside_v2: AsgiApp = HeadRequests(
+            SecurityHeaders(  # around FastAPI's own `__call__`
+                RateLimitedApp(super().__call__, factory.rate_limit, self._refuse),
+                https=tls.certificate is not None or public_url.startswith("https:"),
+            )
         )
 
     @property

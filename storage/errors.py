@@ -7,7 +7,7 @@ classes to HTTP statuses.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 
 class RegistryError(Exception):
@@ -17,11 +17,23 @@ class RegistryError(Exception):
     code: ClassVar[str] = "UNKNOWN"
     default: ClassVar[str] = "the registry could not do this"
     """The message of an error whose constructor gets no message."""
+    redacted: RegistryError | None = None
+    """The error for a client that may not pull from the repository. It names no digest or tag that the client did not
+    send. None: neither does this error."""
 
     def __init__(self, message: str | None = None, detail: object = None) -> None:
         self.message = message or self.default
         self.detail = detail
         super().__init__(self.message)
+
+
+E = TypeVar("E", bound=RegistryError)
+
+
+def with_redacted(error: E, redacted: RegistryError) -> E:
+    """Returns `error`, which names stored digests or tags. `redacted`: the error for a client that may not see them."""
+    error.redacted = redacted
+    return error
 
 
 class BlobUnknown(RegistryError):
@@ -237,8 +249,11 @@ class TooManyOpenFiles(StorageFailed):
 def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:
     """Returns the error for a request to delete the blob `digest` from `repo`, which is refused because the manifest
     with the digest `manifest` refers to the blob."""
-    return Unsupported(
-        f"manifests of {repo}, such as {manifest}, refer to the blob {digest}; "
-        "delete these manifests first: garbage collection then deletes the blob",
-        {"digest": digest, "manifest": manifest},
+    advice = "delete these manifests first: garbage collection then deletes the blob"
+    return with_redacted(
+        Unsupported(
+            f"manifests of {repo}, such as {manifest}, refer to the blob {digest}; {advice}",
+            {"digest": digest, "manifest": manifest},
+        ),
+        Unsupported(f"manifests of {repo} refer to the blob {digest}; {advice}", {"digest": digest}),
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Self
 
-from storage.errors import Denied
+from storage.errors import Denied, with_redacted
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NamePattern, NameSet
 
@@ -87,8 +87,11 @@ NO_IMMUTABLE_TAGS: Final = ImmutableTags()
 
 def immutable_tag_denied(repo: RepositoryName, tag: Tag, current: Digest) -> Denied:
     """Returns the error for a push of other content to an immutable tag, which points at `current`."""
-    return Denied(
-        f"{repo}:{tag} is immutable and points at {current}; push another tag", {"tag": tag, "current": current}
+    return with_redacted(
+        Denied(
+            f"{repo}:{tag} is immutable and points at {current}; push another tag", {"tag": tag, "current": current}
+        ),
+        Denied(f"{repo}:{tag} is immutable and exists already; push another tag", {"tag": tag}),
     )
 
 
@@ -96,4 +99,7 @@ def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | Non
     """Returns the error for a request to delete an immutable tag, or the manifest `digest`, which it needs."""
     if digest is None:
         return Denied(f"{repo}:{tag} is immutable and cannot be deleted", {"tag": tag})
-    return Denied(f"{repo}:{tag} is immutable and needs {digest}, which cannot be deleted", {"tag": tag})
+    return with_redacted(
+        Denied(f"{repo}:{tag} is immutable and needs {digest}, which cannot be deleted", {"tag": tag}),
+        Denied(f"an immutable tag of {repo} needs {digest}, which cannot be deleted"),
+    )

@@ -1,15 +1,17 @@
-"""Error handlers and security headers for every HTTP request outside `/v2`.
+"""Error handlers, security headers and HEAD for every HTTP request outside `/v2`.
 
 All error responses have the format of the OCI distribution spec, including the errors that FastAPI raises. Every
 response has security headers for browsers and caches. If a route sets one of these headers itself, the route's value is
-sent.
+sent. A HEAD is answered like a GET, without the body.
 
-Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store).
+Sources: OWASP, "HTTP Security Response Headers"; CSP level 3; RFC 6797 (HSTS); RFC 9111, 5.2.2.5 (no-store); RFC 9110,
+9.3.2 (HEAD).
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Final
 
 from fastapi import FastAPI, Request, Response
@@ -43,6 +45,8 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
     codes = {401: "UNAUTHORIZED", 403: "DENIED", 429: "TOOMANYREQUESTS"}
     response = _error_response(error.status_code, codes.get(error.status_code, "UNSUPPORTED"), str(error.detail))
     response.headers.update(error.headers or {})
+    if "GET" in (allowed := response.headers.get("allow", "").split(", ")):
+        response.headers["allow"] = ", ".join([*allowed, "HEAD"])  # the routes do not know about `HeadRequests`
     _release(error)
     return response
 
@@ -144,3 +148,35 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+class _HeadComplete(Exception):
+    """Ends an application that would send more parts of the body of a response to HEAD."""
+
+
+class HeadRequests:
+    """ASGI middleware that passes a HEAD request to `app` as a GET, and sends the response without the body. If the
+    response has several parts, such as a stream of events, `app` ends at the first part."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        is_complete = False
+
+        async def send_without_body(message: Message) -> None:
+            nonlocal is_complete
+            if message["type"] == "http.response.start":
+                await send(message)
+            elif not is_complete:
+                is_complete = True
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if message.get("more_body", False):
+                raise _HeadComplete
+
+        # The server needs the original scope, because the framing of the response depends on the method.
+        with suppress(_HeadComplete):
+            await self._app({**scope, "method": "GET"}, receive, send_without_body)

@@ -1,5 +1,5 @@
-"""The route classes of requests that change a repository and have a body. They check the caller's right on the
-repository before the body is received. The route checks it again when it acts."""
+"""The route classes of requests that change a repository and have a body. They check the caller's rights on the
+repository before the body is received. The route checks them again when it acts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage.names import RepositoryName
 
 
 class PushRoute(ManagementRoute):
-    """A route that needs `push` on the repository that the path parameter `name` names."""
+    """A route that needs `push` and `pull` on the repository that the path parameter `name` names."""
 
     async def check_rights(self, request: Request) -> None:
         """Raises the errors of `identify_caller` and `pushable_repository`; NameInvalid."""
@@ -21,7 +21,7 @@ class PushRoute(ManagementRoute):
 
 
 class DeleteRoute(ManagementRoute):
-    """A route that needs `delete` on the repository that the path parameter `name` names."""
+    """A route that needs `delete` and `pull` on the repository that the path parameter `name` names."""
 
     async def check_rights(self, request: Request) -> None:
         """Raises the errors of `identify_caller` and `deletable_repository`; NameInvalid."""

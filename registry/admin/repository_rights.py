@@ -31,30 +31,28 @@ async def readable_repository(caller: Caller, name: RepositoryName) -> Repositor
 
 
 async def pushable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository, if the caller may push to it and clients have pushed to it before.
-    Raises Denied, or Unauthorized if the caller has no account; Unsupported if the repository is mirrored or the
-    registry is read-only; NameUnknown if nothing was ever pushed to the name."""
-    principal = caller.principal
-    if not principal.may(Action.PUSH, name, name):
-        if principal.is_anonymous or principal.account_may(Action.PUSH, name):
-            raise _unauthorized(principal, f"push to {name}")
-        raise Denied(f"{principal.name} may not push to {name}")
+    """Returns the stored name of the repository, if the caller may push to it and pull from it, and clients have pushed
+    to it before. The right to pull is needed because the responses to changes, and their errors, show stored content.
+    Raises Denied if the caller may not push; NameUnknown if the caller may not pull, as for a repository that does not
+    exist; Unauthorized if the caller has no account, or if only the token of the request lacks one of the rights;
+    Unsupported if the repository is mirrored or the registry is read-only; NameUnknown if nothing was ever pushed to
+    the name."""
+    _check_may(caller.principal, Action.PUSH, "push to", name)
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")
+    _check_may_pull(caller.principal, name)
     return await caller.upkeep.router.hosted_repository(name)
 
 
 async def deletable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository, if the caller may delete from it and clients have pushed to it before.
-    Raises Denied, or Unauthorized if the caller has no account; Unsupported if the repository is mirrored or the
-    settings forbid deletes; NameUnknown if nothing was ever pushed to the name."""
-    principal, settings = caller.principal, caller.upkeep.settings
-    if not principal.may(Action.DELETE, name, name):
-        if principal.is_anonymous or principal.account_may(Action.DELETE, name):
-            raise _unauthorized(principal, f"delete from {name}")
-        raise Denied(f"{principal.name} may not delete from {name}")
+    """Returns the stored name of the repository, if the caller may delete from it and pull from it, and clients have
+    pushed to it before. Raises the errors of `pushable_repository`, with the right to delete in place of the right to
+    push; Unsupported also if the settings forbid deletes."""
+    settings = caller.upkeep.settings
+    _check_may(caller.principal, Action.DELETE, "delete from", name)
     if settings.read_only or not settings.delete:
         raise Unsupported("this registry does not allow deletes")
+    _check_may_pull(caller.principal, name)
     return await caller.upkeep.router.hosted_repository(name)
 
 
@@ -66,6 +64,22 @@ def check_may_download(caller: Caller) -> None:
         raise Unsupported("this registry does not offer downloads of images; pull the image")
     if allowed == "accounts" and caller.principal.is_anonymous and not caller.principal.is_open:
         raise Unauthorized("log in to download images")
+
+
+def _check_may(principal: Principal, action: Action, action_phrase: str, name: RepositoryName) -> None:
+    """Raises Denied, or Unauthorized, unless the caller may do `action` on the hosted repository `name`."""
+    if not principal.may(action, name, name):
+        if principal.is_anonymous or principal.account_may(action, name):
+            raise _unauthorized(principal, f"{action_phrase} {name}")
+        raise Denied(f"{principal.name} may not {action_phrase} {name}")
+
+
+def _check_may_pull(principal: Principal, name: RepositoryName) -> None:
+    """Raises NameUnknown, or Unauthorized, unless the caller may pull from the hosted repository `name`."""
+    try:
+        _check_may(principal, Action.PULL, "pull from", name)
+    except Denied:
+        raise NameUnknown(f"there is no repository {name}") from None
 
 
 def _unauthorized(principal: Principal, action_phrase: str) -> Unauthorized:

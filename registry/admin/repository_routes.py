@@ -202,7 +202,7 @@ async def remove_tags(caller: AnyCaller, name: PathRepository, body: ExpectedTag
 @_changes.post("/repositories/{name:path}/tag-restoration", tags=["repositories"])
 async def restore_tags(caller: AnyCaller, name: PathRepository, body: TagsToRestore) -> RestoredTags:
     """Undoes a removal of tags: points each tag at its digest again, and puts back what was removed. A tag that exists
-    again is left alone. Needs `push` on the repository."""
+    again is left alone. Needs `push` and `pull` on the repository."""
     stored_name = await pushable_repository(caller, name)
     tags = [(Tag(each.tag), Digest(each.digest)) for each in body.tags]
     return await caller.browser.restore_tags(stored_name, tags, caller.actor)
@@ -249,7 +249,7 @@ async def read_description(caller: AnyCaller, name: PathRepository) -> Descripti
 
 @_changes.put("/repositories/{name:path}/description", tags=["repositories"])
 async def put_description(caller: AnyCaller, name: PathRepository, body: NewDescription) -> DescriptionView:
-    """Replaces the description of a repository. Needs `push` on the repository."""
+    """Replaces the description of a repository. Needs `push` and `pull` on the repository."""
     stored_name = await pushable_repository(caller, name)
     return await caller.browser.put_description(
         caller.request_on(stored_name), stored_name, body.text, body.revision, caller.actor

@@ -29,7 +29,7 @@ from storage.upkeep.tag_changes import TagChanges
 
 router = management_router()
 _push_router = management_router(PushRoute)
-"""The router of the routes that change a tag. They need `push` on the repository."""
+"""The router of the routes that change a tag. They need `push` and `pull` on the repository."""
 
 
 async def path_repository(name: Annotated[str, Path(examples=["team/app"])]) -> RepositoryName:
@@ -138,7 +138,7 @@ async def restore_tag(
     caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagRestoreRequest
 ) -> TagMoveResponse:
     """Points a tag at an earlier manifest again, also if the tag was deleted. A deleted manifest is put back if garbage
-    collection has not removed it yet. Needs `push` on the repository."""
+    collection has not removed it yet. Needs `push` and `pull` on the repository."""
     stored_name = await pushable_repository(caller, name)
     _check_force(caller, body.force)
     if body.to is not None and body.at is not None:
@@ -157,7 +157,7 @@ async def restore_tag(
 @_push_router.put("/repositories/{name:path}/tags/{tag}", tags=["tags"])
 async def move_tag(caller: AnyCaller, name: PathRepository, tag: PathTag, body: TagMoveRequest) -> TagMoveResponse:
     """Points a tag at a manifest of the repository, and makes the tag if there is none. A deleted manifest is put back
-    if garbage collection has not removed it yet. Needs `push` on the repository."""
+    if garbage collection has not removed it yet. Needs `push` and `pull` on the repository."""
     stored_name = await pushable_repository(caller, name)
     _check_force(caller, body.force)
     move = await _tag_changes(caller).move(

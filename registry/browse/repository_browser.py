@@ -224,8 +224,8 @@ class RepositoryBrowser:
     ) -> DescriptionView:
         """Replaces the description of a repository; an empty text removes it. `revision`: the revision that the visitor
         has edited; None: the revision is not checked. `top_heading`: as for `description`. `repo` has to be hosted, and
-        the caller has checked the right to push to it. Raises RequestInvalid if the text is too long, and
-        PreconditionFailed if somebody has changed the description in the meantime."""
+        the caller has checked the rights to push to it and to pull from it. Raises RequestInvalid if the text is too
+        long, and PreconditionFailed if somebody has changed the description in the meantime."""
         return await self._descriptions.put(repo, text, revision, by, visitor_of(request), top_heading)
 
     async def preview_description(self, request: RequestContext, text: str, top_heading: int = 1) -> RenderedText:
@@ -258,7 +258,7 @@ class RepositoryBrowser:
 
     async def restore_tags(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
         """Restores removed tags, so that they point at these digests again. `repo` has to be hosted, and the caller has
-        checked the right to push to it."""
+        checked the rights to push to it and to pull from it."""
         return await self._remover.restore(repo, tags, by)
 
     @asynccontextmanager

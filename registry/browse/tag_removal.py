@@ -91,7 +91,8 @@ class TagRemover:
 
     async def restore(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
         """Undoes `remove`: points the tags at these digests again, and restores the manifests. Refuses a tag that
-        exists again, or that cannot be restored. The caller has checked the right to push. Raises NameUnknown."""
+        exists again, or that cannot be restored. The caller has checked the rights to push and to
+        pull. Raises NameUnknown."""
         restored, refused = [], []
         is_immutable = self._immutable_tags.in_repository(repo)
         does_not_exist = Condition(negated=True)

@@ -33,7 +33,14 @@ JOB_STATES: Final = {
     "stopped": translatable("stopped"),
 }
 
-router = APIRouter(include_in_schema=False, route_class=FormRoute)
+
+class JobFormRoute(FormRoute):
+    """A route of a form of the lists of jobs, which several pages have."""
+
+    form_pages = ("/ui/upkeep", "/ui/upkeep/jobs", "/ui/upkeep/newest-jobs", "/ui/mirror", "/ui/mirror/downloads")
+
+
+router = APIRouter(include_in_schema=False, route_class=JobFormRoute)
 
 
 @router.post(STOP_PATH)
@@ -42,4 +49,4 @@ async def stop(request: Request) -> Response:
     Denied, JobUnknown, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     await stop_job(caller, parse_number(form.one("job") or "", "this is not the number of a job"))
-    return redirect(local_path(form.one("next"), "/ui/upkeep"))
+    return redirect(local_path(form.one("next"), JobFormRoute.form_pages[0]))

@@ -93,8 +93,15 @@ _SHOWN_ERRORS: Final = (
 )
 """Errors that the page shows with the reference, because they are about the reference that the visitor entered."""
 
+
+class MirrorFormRoute(FormRoute):
+    """A route of a form of the page *Mirror* and of the list of cached images."""
+
+    form_pages = (MIRROR_PATH, IMAGES_PATH)
+
+
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-_forms = APIRouter(prefix=MIRROR_PATH, route_class=FormRoute, include_in_schema=False)
+_forms = APIRouter(prefix=MIRROR_PATH, route_class=MirrorFormRoute, include_in_schema=False)
 """A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
 `page_slot`."""
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from registry.admin.browser_login import LOGIN_PAGE_PATH
 from registry.admin.caller import Caller, make_caller, require_admin, require_login
@@ -30,6 +31,7 @@ from registry.clients.registry_address import RegistryAddress
 from registry.http.error_statuses import FormInvalid, FormTooLarge, status_of
 from registry.http.query import Query
 from registry.request import RequestContext, current_request, enter_request, leave_request
+from registry.ui.form_pages import page_with_form
 from registry.ui.languages import choose_language, translatable
 from registry.ui.pages import Pages
 from storage.errors import Denied, RegistryError, StorageFailed, TooManyRequests, Unauthorized
@@ -140,7 +142,7 @@ async def read_form(request: Request, max_bytes: int = MAX_FORM_BYTES) -> Query:
     be a `FormRoute`. `max_bytes`: the largest size of the form. Identifies the visitor again when the form has arrived,
     so `caller_of` and calls on the registry then have the visitor's present rights. Raises HTTPException (403) if a
     page of another site sent the form. Raises FormInvalid, FormTooLarge and RequestInvalid if the form cannot be
-    read."""
+    read. Raises ClientDisconnect if the client disconnects before the form has arrived."""
     cookies_of(request).check_same_origin()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_TYPE:
         raise FormInvalid(f"the body has to be {_FORM_TYPE}")
@@ -169,11 +171,15 @@ def image_host(request: Request) -> str:
 
 
 class PageRoute(APIRoute):
-    """A route of a page."""
+    """A route of a page. `form_pages`: if the route only receives a form, the paths of the pages that have this form,
+    the usual one first; empty: the route's own path has a page. A visitor who has to log in returns to this page."""
+
+    form_pages: ClassVar[Sequence[str]] = ()
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns a handler around FastAPI's handler of the route. It identifies the visitor, applies the limits of
-        pages, and turns errors into pages. It records a denied request in the audit log, as the API does."""
+        pages, and turns errors into pages. It records a denied request in the audit log, as the API does. Raises
+        ClientDisconnect if the client has disconnected before its form has arrived."""
         run_handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
@@ -183,10 +189,12 @@ class PageRoute(APIRoute):
                 visit = request.state.visit = await _identify(request)
                 with _registry_calls_as(visit, request.scope):
                     response = await self._run(request, run_handler)
+            except ClientDisconnect:  # nobody gets a response, so no page is rendered
+                raise
             except Exception as error:
                 if isinstance(error, Denied):
                     audit_denial(request, "page")
-                response = await _error_response(request, error)
+                response = await _error_response(request, error, self.form_pages)
             if request.state.visit.is_session_over:
                 cookies_of(request).delete(response, SESSION_COOKIE)
             return response
@@ -211,7 +219,7 @@ class WaitingRoute(PageRoute):
 
 class FormRoute(WaitingRoute):
     """A route that receives a form. Its handler holds no slot while the form arrives or while a password is hashed,
-    because both can take long."""
+    because both can take long. If its path has no page, a subclass names the `form_pages`."""
 
 
 async def page_response(request: Request, template: str, *, status_code: int = 200, **values: object) -> Response:
@@ -317,12 +325,14 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
     }
 
 
-async def _error_response(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception, form_pages: Sequence[str]) -> Response:
     """Returns the page about an error, which is rendered in a `page_slot`. A visitor who has to log in is redirected to
-    the login page. Logs an error whose status is 500 or above."""
+    the login page. `form_pages`: see `PageRoute`. Logs an error whose status is 500 or above."""
     visit = visit_of(request)
     if isinstance(error, Unauthorized) and (visit.caller is None or visit.caller.principal.is_anonymous):
-        return _to_login(visit)
+        return _to_login(
+            visit, page_with_form(request.headers.get("referer", ""), form_pages) if form_pages else visit.path
+        )
     if isinstance(error, TooManyRequests):
         return await _too_many_response(request, error)
     request_id = unauthenticated_actor(request.scope).request_id
@@ -354,10 +364,10 @@ async def _too_many_page(pages: Pages, language: str) -> bytes:
     return await pages.standing_page(language, lambda: _values_without_visitor(429))
 
 
-def _to_login(visit: Visit) -> Response:
-    """Returns a redirect to the login page. After the login, the visitor returns to the page of this visit. If htmx
-    asked for a part of a page, the browser loads the login page as a whole."""
-    path = f"{LOGIN_PAGE_PATH}?next={quote(visit.path, safe='/')}"
+def _to_login(visit: Visit, page: str) -> Response:
+    """Returns a redirect to the login page. After the login, the visitor returns to the path `page`. If htmx asked for
+    a part of a page, the browser loads the login page as a whole."""
+    path = f"{LOGIN_PAGE_PATH}?next={quote(page, safe='/')}"
     return Response(headers={**HEADERS, "hx-redirect": path}) if visit.is_partial else redirect(path)
 
 

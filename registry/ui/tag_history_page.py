@@ -54,8 +54,8 @@ async def tag_history(request: Request, path: str) -> Response:
 async def restore(request: Request, path: str) -> Response:
     """Points a tag at the `digest` of the form again. Without a digest, undoes the last change of the tag. Redirects to
     the history. If the tag cannot be restored, for example because it is immutable, shows the history with the reason
-    instead. Needs `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, ManifestUnknown, DigestInvalid and the
-    errors of the store."""
+    instead. Needs `pull` and `push`. Raises Unauthorized, Denied, Unsupported, NameUnknown, ManifestUnknown,
+    DigestInvalid and the errors of the store."""
     name, tag = _parse(path)
     caller, stored, form = await receive_repository_form(request, name, pushable_repository)
     if tag is None:

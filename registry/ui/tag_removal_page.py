@@ -95,8 +95,8 @@ async def tag_restoration(path: str) -> Response:
 @_forms.post(TAG_RESTORATION_PATH + "/{path:path}")
 async def restore_tags(request: Request, path: str) -> Response:
     """Undoes a removal: puts back the tags that the form names, each at its digest. Each field `tag` of the form is
-    `TAG@DIGEST`. Does not change a tag that exists again. Needs `push`. Raises Unauthorized, Denied, Unsupported,
-    NameUnknown, RequestInvalid."""
+    `TAG@DIGEST`. Does not change a tag that exists again. Needs `pull` and `push`. Raises Unauthorized, Denied,
+    Unsupported, NameUnknown, RequestInvalid."""
     caller, stored, form = await receive_repository_form(
         request, repository_in(path), pushable_repository, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES
     )

@@ -50,9 +50,16 @@ PREVIEWED_TAGS: Final = 100
 PREVIEWED_REPOSITORIES: Final = 50
 """How many items of each kind a page shows."""
 
+
+class UpkeepFormRoute(FormRoute):
+    """A route of a form of the page *Upkeep*."""
+
+    form_pages = (UPKEEP_PATH,)
+
+
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
-_forms = APIRouter(route_class=FormRoute, include_in_schema=False)
+_forms = APIRouter(route_class=UpkeepFormRoute, include_in_schema=False)
 """A `WaitingRoute` or `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page
 acquire a `page_slot`."""
 

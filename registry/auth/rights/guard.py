@@ -161,21 +161,28 @@ class Guarded(ForwardingRegistry):
 
     async def handle(self, call: Call[T]) -> T:
         """Checks the rights for a call, forwards it to `inner`, and returns the result. If the rights do not suffice,
-        raises Unauthorized, Denied, or the error for content that does not exist."""
-        rule = _RULES.get(call.operation)
-        if rule is None:
-            return await self._handle_other(call)
-        if self._is_allowed_on_all(rule.bits, call.repo):
-            return await self.forward(call)
-        if call.operation == "resolve_blob":
-            return await self._resolve_blob(rule, call)
+        raises Unauthorized, Denied, or the error for content that does not exist. If the principal may push or delete,
+        but not pull, the errors of `inner` name no stored digests and tags."""
+        repo = call.repo
         try:
-            call.repo = await self._allowed_stored_name(rule, call.repo, rule.not_found(call))
-        except NameUnknown:
-            if call.operation == "referrers":  # the list of referrers of an unknown repository is empty
-                return cast(T, Page([]))
-            raise
-        return await self.forward(call)
+            rule = _RULES.get(call.operation)
+            if rule is None:
+                return await self._handle_other(call)
+            if self._is_allowed_on_all(rule.bits, repo):
+                return await self.forward(call)
+            if call.operation == "resolve_blob":
+                return await self._resolve_blob(rule, call)
+            try:
+                call.repo = await self._allowed_stored_name(rule, repo, rule.not_found(call))
+            except NameUnknown:
+                if call.operation == "referrers":  # the list of referrers of an unknown repository is empty
+                    return cast(T, Page([]))
+                raise
+            return await self.forward(call)
+        except RegistryError as error:
+            if error.redacted is None or await self._is_readable(repo):
+                raise
+            raise error.redacted from None
 
     async def _handle_other(self, call: Call[T]) -> T:
         """Handles the calls without a rule in `_RULES`: pushes, mounts, and the list of repositories."""
@@ -208,6 +215,13 @@ class Guarded(ForwardingRegistry):
         if self._is_allowed_on_all(rule.bits, repo):
             return await self._stored_name(repo, self._naming.candidates(repo))
         return await self._allowed_stored_name(rule, repo, NameUnknown(f"there is no repository {repo}"))
+
+    async def _is_readable(self, repo: RepositoryName) -> bool:
+        """Returns whether the principal may pull from the stored name that `repo` leads to now. Records no denial."""
+        principal, requested = current_principal(), current_request().requested_name or repo
+        names = self._naming.candidates(repo)
+        allowed = [name for name in names if principal.may(Action.PULL, name, requested)]
+        return bool(allowed) and await self._stored_name(repo, names) in allowed
 
     def check_push(self, repo: RepositoryName) -> None:
         """Checks that the principal may push to `repo`. Raises Unauthorized or Denied if not."""

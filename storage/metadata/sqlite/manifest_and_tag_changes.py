@@ -16,7 +16,7 @@ from typing import Any, Final
 import apsw
 
 from storage.content import Actor, Condition, Manifest, json_of_annotations
-from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
+from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFailed, with_redacted
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.blob_changes import make_repository
@@ -87,8 +87,9 @@ def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: 
     there is no such tag."""
     current = _digest_of_tag(db, repository, tag)
     if not condition.holds(current):
-        raise PreconditionFailed(
-            f"{tag} points at {current or 'nothing'} now; fetch it again and retry", {"tag": tag, "current": current}
+        message = f"{tag} points at {current or 'nothing'} now; fetch it again and retry"
+        raise with_redacted(
+            PreconditionFailed(message, {"tag": tag, "current": current}), PreconditionFailed(detail={"tag": tag})
         )
 
 

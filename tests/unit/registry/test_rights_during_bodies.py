@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx2
 import pytest
@@ -146,6 +146,39 @@ def test_all_forms_are_tested() -> None:
         route.path for route in page_routes._routes if isinstance(route, APIRoute) and "POST" in (route.methods or ())
     }
     assert posts == set(FORMS) | FORMS_FOR_ALL
+
+
+async def returned_page(browser: httpx2.AsyncClient, path: str, fields: dict[str, str], **headers: str) -> str:
+    """Sends a form without a login. Returns the path of the page to which the login page would redirect."""
+    answer = await browser.post(path, data=fields, headers={**FROM_PAGE, **headers})
+    assert answer.status_code == 303, (path, answer.text)
+    return parse_qs(urlsplit(answer.headers["location"]).query)["next"][0]
+
+
+async def test_a_login_after_a_form_leads_to_a_page(tmp_path: Path) -> None:
+    """A visitor whose session has ended when they send a form gets to the login page, and from there to a page that
+    exists: the one on which they sent the form if the browser names it, with its query."""
+    async with site(tmp_path) as server, server.browser() as anonymous, server.browser() as admin:
+        await add_cached(server.store, REPOSITORY, "v1")
+        await server.app.accounts.add_group(AccountName("dev"), by=BY)
+        await server.log_in(admin, "root")
+        for path, fields in FORMS.values():
+            page = await returned_page(anonymous, path, fields)
+            answer = await admin.get(page, follow_redirects=True)
+            assert answer.status_code == 200, (path, page)
+        refresh, stop = "/ui/mirror/refresh", "/ui/upkeep/stop"
+        for path, referer, page in (
+            (refresh, "http://registry.test/ui/mirror/images?q=app&after=25", "/ui/mirror/images?q=app&after=25"),
+            (refresh, "http://registry.test/ui/mirror", "/ui/mirror"),
+            ("/ui/mirror/purge", "http://registry.test/ui/mirror/purge", "/ui/mirror"),
+            (stop, "http://registry.test/ui/mirror", "/ui/mirror"),
+            (stop, "http://registry.test/ui/upkeep/jobs?kind=gc", "/ui/upkeep/jobs?kind=gc"),
+            (stop, "http://registry.test/ui/upkeep/start", "/ui/upkeep"),
+            (refresh, "http://[", "/ui/mirror"),
+            (refresh, "http://registry.test//evil.example/", "/ui/mirror"),
+            (refresh, "http://registry.test/ui/mirror/images?q=" + 2000 * "x", "/ui/mirror"),
+        ):
+            assert await returned_page(anonymous, path, {}, referer=referer) == page, (path, referer)
 
 
 async def test_a_right_that_is_removed_during_a_body_is_not_used(tmp_path: Path) -> None:

@@ -136,6 +136,28 @@ async def test_buttons_are_shown_to_visitors_with_the_right(
             assert (await server.store.descriptions.description(APP) is not None) == may_push
 
 
+async def test_a_visitor_who_may_not_pull_changes_nothing(tmp_path: Path) -> None:
+    """A visitor who may push and delete, but not pull, gets 404 for each form that changes a repository, with the text
+    for a repository that does not exist. The page has no digest."""
+    async with site(tmp_path) as server:
+        await push_image(server.store, APP, "one", "v1")
+        deleted = (await push_image(server.store, APP, "two", "deleted")).digest
+        await server.store.delete_tag(APP, Tag("deleted"), by=BY)
+        async with logged_in(server, "alice", "push,delete") as browser:
+            for name in (str(APP), "team/none"):
+                for path, fields in (
+                    (f"/ui/tag-history/{name}:deleted", {"digest": deleted}),
+                    (f"/ui/tag-history/{name}:deleted", {}),
+                    (f"/ui/tag-restoration/{name}", {"tag": f"deleted@{deleted}"}),
+                    (f"/ui/tag-removal/{name}", {"tag": f"v1@{deleted}"}),
+                    (f"/ui/description/{name}", {"text": "x", "revision": "0", "action": "save"}),
+                ):
+                    answer = await post(browser, path, **fields)
+                    assert (answer.status_code, "sha256" in answer.text) == (404, False), (path, answer.text)
+                    assert f"there is no repository {name}" in answer.text
+        assert await all_tags(server.store, APP) == ["v1"]
+
+
 async def test_foreign_and_invalid_forms_change_nothing(tmp_path: Path) -> None:
     """Forms of other sites change nothing, even through an admin's browser. Invalid forms change nothing either.
     Mirrored repositories cannot be changed. A repository that the visitor may not see gets 404."""
