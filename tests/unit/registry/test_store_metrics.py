@@ -3,7 +3,6 @@ exposed if the store cannot be read."""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 from registry.admin.store_metrics import CACHED_PER_READ, MIN_CACHED_SECONDS, StoreMetrics
@@ -43,15 +42,19 @@ async def test_values_are_cached_for_some_time(tmp_path: Path) -> None:
     assert current_values["entrepot_blob_bytes"] > 0
 
 
-def test_values_that_take_long_to_read_are_cached_longer(tmp_path: Path) -> None:
+async def test_values_that_take_long_to_read_are_cached_longer(tmp_path: Path) -> None:
     """If reading the values takes long, they are cached for longer, so that reads take only a small part of the
     time."""
     prepare_data_dir(tmp_path)
-    # The first read takes ten seconds. The next scrape comes one second before the cached values expire.
-    times = itertools.chain([0.0, 10.0], itertools.repeat(10.0 + CACHED_PER_READ * 10.0 - 1), [1e9])
+    expiry = 10.0 + CACHED_PER_READ * 10.0
+    # The first read takes ten seconds. The next scrapes come one second before the values expire, and when they expire.
+    times = iter([0.0, 10.0, expiry - 1, expiry, expiry])
     metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: next(times))
-    first_values = unlabelled_values(metrics)
-    assert unlabelled_values(metrics)["entrepot_manifests"] == first_values["entrepot_manifests"]
+    assert unlabelled_values(metrics)["entrepot_manifests"] == 0
+    async with open_registry(tmp_path) as registry:
+        await push_image(registry, APP, "x", "latest")
+    assert unlabelled_values(metrics)["entrepot_manifests"] == 0
+    assert unlabelled_values(metrics)["entrepot_manifests"] == 1
 
 
 def test_a_store_that_cannot_be_read(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ REPO = RepositoryName("team/app")
 BY = Actor("somebody", "192.0.2.1", "r1")
 DIGEST = digest_of(b"x")
 TAG = Tag("1")
+SESSION = UploadID.random()
 
 
 def calls_of(*protocols: type) -> list[str]:
@@ -46,9 +47,9 @@ def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "resolve_manifest": ((REPO, TAG), {}),
         "get_manifest": ((REPO, TAG), {}),
         "start_upload": ((REPO,), {}),
-        "resume_upload": ((REPO, UploadID.random()), {}),
-        "upload_offset": ((REPO, UploadID.random()), {}),
-        "mount_blob": ((REPO, DIGEST, None, BY), {}),
+        "resume_upload": ((REPO, SESSION), {}),
+        "upload_offset": ((REPO, SESSION), {}),
+        "mount_blob": ((REPO, DIGEST, REPO, BY), {}),
         "put_manifest": ((REPO, Manifest.parse(image(), OCI_MANIFEST)), {"by": BY}),
         "delete_blob": ((REPO, DIGEST), {"by": BY}),
         "delete_manifest": ((REPO, DIGEST), {"by": BY}),
@@ -60,14 +61,23 @@ def arguments(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return arguments_of_calls[name]
 
 
-async def outcome(registry: Registry, name: str) -> str:
-    """Returns the type of the error that a call raises; an empty text if it succeeds."""
+async def filled_registry() -> MemoryRegistry:
+    """Returns a registry with a blob and a tagged image, so that most calls succeed."""
+    registry = MemoryRegistry()
+    await put_blob(registry, b"x")
+    await put_image(registry, "1")
+    return registry
+
+
+async def outcome(registry: Registry, name: str) -> tuple[str, object]:
+    """Returns the type and the text of the error that a call raises. If the call succeeds, returns an empty text and
+    the result: of a reader or manifest, its descriptor; of a writer, the number of bytes in its session."""
     positional, keyword = arguments(name)
     try:
-        await getattr(registry, name)(*positional, **keyword)
+        result = await getattr(registry, name)(*positional, **keyword)
     except Exception as error:
-        return type(error).__name__
-    return ""
+        return type(error).__name__, str(error)
+    return "", getattr(result, "descriptor", getattr(result, "offset", result))
 
 
 @pytest.mark.parametrize("wrapper", [RefusingRegistry, ForwardingRegistry, Restricted, Observed, Guarded, Router])
@@ -81,12 +91,15 @@ def test_each_wrapper_defines_all_methods(wrapper: type) -> None:
 @pytest.mark.parametrize("name", calls_of(Registry))
 async def test_refusing_registry_refuses_all_calls(name: str) -> None:
     """`RefusingRegistry` raises Unsupported for each call."""
-    assert await outcome(RefusingRegistry(), name) == "Unsupported"
+    assert (await outcome(RefusingRegistry(), name))[0] == "Unsupported"
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
 async def test_forwarding_registry_returns_the_same(name: str) -> None:
-    """Each call to `ForwardingRegistry` succeeds or fails as it does on the inner registry."""
+    """Each call to `ForwardingRegistry` has the same result or error as on the inner registry, also if the inner
+    registry has no content."""
+    forwarding = ForwardingRegistry(await filled_registry())
+    assert await outcome(forwarding, name) == await outcome(await filled_registry(), name)
     assert await outcome(ForwardingRegistry(MemoryRegistry()), name) == await outcome(MemoryRegistry(), name)
 
 
@@ -134,10 +147,14 @@ def test_restrict_adds_no_wrapper_without_restrictions() -> None:
 @pytest.mark.parametrize("name", calls_of(Registry))
 @pytest.mark.parametrize(("read_only", "delete"), [(False, True), (False, False), (True, True), (True, False)])
 async def test_only_restricted_calls_are_refused(name: str, read_only: bool, delete: bool) -> None:
-    """Only the restricted calls are refused. All other calls succeed or fail as they do on the inner registry."""
+    """Only the restricted calls are refused. All other calls have the same result or error as on the inner
+    registry."""
     is_refused = (read_only and name in calls_of(Writer, Deleter)) or (not delete and name in calls_of(Deleter))
-    expected = "Unsupported" if is_refused else await outcome(MemoryRegistry(), name)
-    assert await outcome(Restricted(MemoryRegistry(), read_only=read_only, delete=delete), name) == expected
+    actual = await outcome(Restricted(await filled_registry(), read_only=read_only, delete=delete), name)
+    if is_refused:
+        assert actual[0] == "Unsupported"
+    else:
+        assert actual == await outcome(await filled_registry(), name)
 
 
 @pytest.mark.parametrize("name", calls_of(Registry))
@@ -145,16 +162,18 @@ async def test_only_restricted_calls_are_refused(name: str, read_only: bool, del
 async def test_observed_registry_returns_the_same_and_logs_each_call(
     name: str, level: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each call succeeds or fails as it does on the inner registry. At the level DEBUG, the wrapper writes one log line
-    for each call, with the operation and the outcome."""
-    with caplog.at_level(level, "registry.calls"):
-        failed = await outcome(Observed(MemoryRegistry()), name)
-    assert failed == await outcome(MemoryRegistry(), name)
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == (level == logging.DEBUG)
-    for line in lines:
-        assert f"operation={name} " in line
-        assert (" outcome=OK " in line) == (not failed)
+    """Each call has the same result or error as on the inner registry. At the level DEBUG, the wrapper writes one log
+    line for each call, with the operation and the outcome."""
+    for inner, same in ((MemoryRegistry(), MemoryRegistry()), (await filled_registry(), await filled_registry())):
+        caplog.clear()
+        with caplog.at_level(level, "registry.calls"):
+            actual = await outcome(Observed(inner), name)
+        assert actual == await outcome(same, name)
+        lines = [record.getMessage() for record in caplog.records]
+        assert len(lines) == (level == logging.DEBUG)
+        for line in lines:
+            assert f"operation={name} " in line
+            assert (" outcome=OK " in line) == (not actual[0])
 
 
 async def test_the_log_line_of_a_call_names_the_request(caplog: pytest.LogCaptureFixture) -> None:

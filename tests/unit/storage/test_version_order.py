@@ -8,28 +8,18 @@ import string
 from storage.version_order import version_key
 
 VERSIONS = [
-    *("edge", "latest", "release-2", "release-10", "0.9", "1.0-alpha1", "1.0-alpha2", "1.0-beta", "1.0-RC1", "1.0-rc2"),
-    *(
-        "1.0",
-        "1.0-alpine",
-        "1.0-alpine3.9",
-        "1.0-alpine3.10",
-        "1.0-dirty",
-        "1.0-rc2-2",
-        "1.0.1",
-        "v1.2",
-        "1.9",
-        "v1.10",
-    ),
+    *("edge", "latest", "release-2", "release-10", "0.9"),
+    *("1.0-alpha1", "1.0-alpha2", "1.0-beta", "1.0-RC1", "1.0-rc2", "1.0-rc2-2"),
+    *("1.0", "1.0-alpine", "1.0-alpine3.9", "1.0-alpine3.10", "1.0-dirty", "1.0.1", "v1.2", "1.9", "v1.10"),
     *("1.10.0-dev", "1.10.0", "2", "10", "20240101", "99999999999999999999"),
 ]
+"""In the order of their versions."""
 
 
 def test_tags_are_sorted_by_version() -> None:
     """Numbers are compared by value, pre-releases come before the release, and a leading `v` makes no difference."""
-    expected = [version for version in VERSIONS if version != "1.0-rc2-2"]
-    shuffled = random.Random(1).sample(expected, len(expected))
-    assert sorted(shuffled, key=version_key) == expected
+    shuffled = random.Random(1).sample(VERSIONS, len(VERSIONS))
+    assert sorted(shuffled, key=version_key) == VERSIONS
 
 
 def test_different_tags_have_different_keys() -> None:

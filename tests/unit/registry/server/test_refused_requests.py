@@ -104,7 +104,7 @@ async def server() -> AsyncIterator[ListeningServer]:
         (b"PUT /v2/a HTTP/1.1\r\n\r\n", ("PUT", b"/v2/a", 400, "the request must have one Host header")),
         (b"GET http://me:secret@x/ HTTP/1.1\r\nHost: x\r\n\r\n", ("GET", b"", 400, "the request target is not a path")),
         (b"GET /a?token=secret HTTP/1.1\r\nX: " + b"x" * 2000, ("GET", b"/a", 431, "the headers are too large")),
-        (b"GET /" + b"x" * 2500, ("GET", b"/" + b"x" * 1999, 414, "the request target is too long")),
+        (b"GET /" + b"x" * 2500, ("GET", b"/" + b"x" * 2500, 414, "the request target is too long")),
         (
             b"POST /b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
             ("POST", b"/b", 400, "the only supported transfer coding is chunked"),
@@ -117,11 +117,7 @@ async def test_a_malformed_head(server: ListeningServer, sent: bytes, expected: 
     known, and no secrets from the request."""
     assert (await server.talk(sent)).startswith(f"HTTP/1.1 {expected[2]} ".encode())
     ((method, path, status, reason),) = server.app.refused
-    assert (method, path[:2000], status) == (
-        expected[0],
-        path[:2000] if expected[2] == 414 else expected[1],
-        expected[2],
-    )
+    assert (method, path, status) == expected[:3]
     assert reason.startswith(expected[3])
     assert server.app.ended == []
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -108,17 +109,38 @@ def test_a_line_of_a_refused_or_failed_request(
     assert ("reason=\"a 'long'?head\" agent=" in lines[0]) == bool(reason)
 
 
+def text_fields(line: str) -> dict[str, str]:
+    """Returns the fields of a line in the text format."""
+    request, _, agent = line.partition("] ")[2].partition(" agent=")
+    method, path, *_ = request.split(" ")
+    values = {name: value.strip('"') for name, value in re.findall(r' (\w+)=("[^"]*"|\S+)', request)}
+    return {"method": method, "path": path, **values, "agent": agent}
+
+
+def json_fields(line: str) -> dict[str, str]:
+    """Returns the fields of a line in the JSON format, without those that each line of the log has."""
+    fields = json.loads(line)
+    for name in ("time", "level", "logger", "process"):
+        del fields[name]
+    return {name: f"{value:.1f}" if name == "ms" else str(value) for name, value in fields.items()}
+
+
 def test_json_lines_have_the_same_fields(stream: io.StringIO) -> None:
     """In the log format `json`, a line has the same fields as in the text format."""
+
+    def write_lines() -> list[str]:
+        stream.seek(0)
+        stream.truncate()
+        write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
+        for reason in ("", "the headers are too large"):
+            write_request(SCOPES[2], 431, "", 4, 5, 0.0126, "alice", "team/app", "1.0", "hit", "r1", reason)
+        return stream.getvalue().splitlines()
+
+    expected = [text_fields(line) for line in write_lines()]
     logging.getLogger().handlers[0].setFormatter(JsonFormatter())
-    write_cached_answer(SCOPES[1], answer_for(SCOPES[1]), "r1")
-    line = json.loads(stream.getvalue())
-    assert (line["method"], line["repository"], line["cache"], line["agent"]) == (
-        "GET",
-        "team/app",
-        "answer",
-        "docker/29",
-    )
+    assert [json_fields(line) for line in write_lines()] == expected
+    assert [fields["agent"] for fields in expected] == ["docker/29", "evil??agent\xff", "evil??agent\xff"]
+    assert [len(fields) for fields in expected] == [14, 14, 15]
 
 
 def test_a_handler_for_warnings_only(stream: io.StringIO) -> None:

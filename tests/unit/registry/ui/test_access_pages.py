@@ -167,11 +167,12 @@ async def test_the_page_states_the_error_in_a_form(tmp_path: Path) -> None:
         assert (
             problem_on_page(await send(browser, "/ui/access/grants", **grant, pattern="a*b/c", action="pull"))[0] == 400
         )
-        assert problem_on_page(await send(browser, "/ui/access/grants", **grant, pattern="a/**"))[0] == 400
-        # This form has no action, and its group does not exist. The test accepts an error page with any status.
-        assert problem_on_page(
-            await send(browser, "/ui/access/grants", do="put", kind="group", name="none", pattern="a")
-        )[0]
+        status, text = problem_on_page(await send(browser, "/ui/access/grants", **grant, pattern="a/**"))
+        assert (status, "no action is named" in text) == (400, True)
+        unknown_group = {"do": "put", "kind": "group", "name": "none", "pattern": "a", "action": "pull"}
+        status, text = problem_on_page(await send(browser, "/ui/access/grants", **unknown_group))
+        assert (status, "there is no group none" in text) == (404, True)
+        assert server.app.accounts.grants() == []
         for path in ("/ui/access/grants", "/ui/access/tokens", "/ui/access/accounts/alice", "/ui/account"):
             assert (await send(browser, path, do="nonsense")).status_code == 400, path
 

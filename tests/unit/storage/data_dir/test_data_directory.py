@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sqlite3
@@ -145,19 +146,22 @@ class _Interrupted(System):
         super().sync(fd)
 
 
-@pytest.mark.parametrize("number", range(1, 8))
-def test_interrupted_prepare_is_completed_by_the_next(number: int, tmp_path: Path) -> None:
+def test_interrupted_prepare_is_completed_by_the_next(tmp_path: Path) -> None:
     """If the preparation of a data directory stops after it has created directories and before it has synced them, the
-    next preparation syncs them."""
-    data = tmp_path / "data"
-    interrupted_system, next_system = _Interrupted(number), _Interrupted(0)
-    try:
-        prepare_data_dir(data, interrupted_system)
-    except DataDirectoryError:
-        assert number
-    prepare_data_dir(data, next_system)
-    required_paths = {tmp_path, data, data / "blobs", data / "blobs/sha256", data / "blobs/sha512"}
-    assert {str(path) for path in required_paths} <= next_system.synced
+    next preparation syncs them. The test interrupts the preparation at each sync."""
+    for number in itertools.count(1):
+        parent = tmp_path / str(number)
+        parent.mkdir()
+        data, next_system = parent / "data", _Interrupted(0)
+        required_paths = {parent, data, data / "blobs", data / "blobs/sha256", data / "blobs/sha512"}
+        try:
+            prepare_data_dir(data, _Interrupted(number))
+        except DataDirectoryError:
+            prepare_data_dir(data, next_system)
+            assert {str(path) for path in required_paths} <= next_system.synced
+        else:
+            break  # the preparation has fewer than `number` syncs
+    assert number > len(required_paths)
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ext4", "tmpfs", "overlay"])

@@ -149,8 +149,8 @@ def test_other_indexes_with_the_same_children_are_not_all_read(tmp_path: Path) -
 
 
 def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) -> None:
-    """Finding an image whose index has ten times as many children takes about ten times as many operations. The search
-    runs in a transaction for which other changes wait."""
+    """Finding an image whose index has ten times as many children takes at most ten times as many operations. The
+    search runs in a transaction for which other changes wait."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -166,11 +166,11 @@ def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) 
         sizes.append(len(image.family))
     db.close()
     assert sizes == [51, 501]
-    assert operations[1] <= 11 * operations[0]
+    assert 50 < operations[1] <= 10 * operations[0]
 
 
 def test_cost_of_planning_a_purge_grows_only_with_its_manifests(tmp_path: Path) -> None:
-    """Planning the deletion of an index with ten times as many children takes about ten times as many operations."""
+    """Planning the deletion of an index with ten times as many children takes at most ten times as many operations."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -185,7 +185,7 @@ def test_cost_of_planning_a_purge_grows_only_with_its_manifests(tmp_path: Path) 
         sizes.append(len(plan.manifests))
     db.close()
     assert sizes == [51, 501]
-    assert operations[1] <= 11 * operations[0]
+    assert 50 < operations[1] <= 10 * operations[0]
 
 
 def test_planning_a_purge_reads_each_reference_once(tmp_path: Path) -> None:
@@ -219,8 +219,8 @@ def test_planning_a_purge_reads_each_reference_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("repositories", [1, 120])
 def test_plan_reads_the_references_to_a_shared_layer_once(tmp_path: Path, repositories: int) -> None:
-    """All images of a cache share a base layer. The plan for twice as many images reads twice as many rows, whether the
-    images are in one repository or in as many as there are images."""
+    """All images of a cache share a base layer. The plan for twice as many images reads at most twice as many rows,
+    whether the images are in one repository or in as many as there are images."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -250,5 +250,5 @@ def test_plan_reads_the_references_to_a_shared_layer_once(tmp_path: Path, reposi
     rows_of_half = len(read_rows)
     images = plan(db, ["h"], rules, 10**9, "c", 10.0)
     assert [image.bytes for image in images] == [7] * 119 + [107]
-    assert len(read_rows) - rows_of_half <= 2.2 * rows_of_half
+    assert 0 < len(read_rows) - rows_of_half <= 2 * rows_of_half
     db.close()

@@ -4,11 +4,13 @@ tests check in a real store which images are evicted, in which order, and how ma
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
+import apsw
 import pytest
 
 from storage.cached_images import EvictedImage
+from storage.metadata.sqlite.upkeep import cached_image_tables
+from storage.metadata.sqlite.upkeep.cached_image_tables import Image
 from storage.names import RepositoryName, Tag
 from storage.pulls import PullCount
 from storage.upkeep.evictor import Budget
@@ -193,7 +195,7 @@ async def test_the_plan_lists_the_images_that_an_eviction_evicts(cache: Cache) -
     assert await cache.counted_bytes() == await cache.stored_bytes() == 0
 
 
-async def test_simultaneous_evictions_evict_no_more_than_needed(cache: Cache, tmp_path: Path) -> None:
+async def test_simultaneous_evictions_evict_no_more_than_needed(cache: Cache) -> None:
     """Evictions that are started at the same time run one after the other. Together they evict no more images than
     needed."""
     for n in range(20):
@@ -205,26 +207,34 @@ async def test_simultaneous_evictions_evict_no_more_than_needed(cache: Cache, tm
 
 
 async def test_each_image_is_read_once(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An eviction needs one call of `evict_next` for each evicted image, even if many images must stay and an index
-    lists many manifests."""
+    """An eviction reads each image at most once, even if many images must stay and an index lists many manifests. The
+    next eviction does not read the images that must stay again, and needs one call of `evict_next` for each evicted
+    image."""
     pinned = RepositoryName("hub/library/app")
     children = [await cache.fetch(pinned, f"child {n}") for n in range(30)]
     await cache.list(pinned, children, "all")
     for n in range(30):
         await cache.fetch(APP, f"layer {n}")
-    evictor = cache.evictor(50 * LAYER_BYTES, is_kept=lambda repo: repo == pinned)
-    cache.clock.now += 1
-    await evictor.evict()
-    calls = 0
     cached_images = cache.store.cached_images
-    evict_next = cached_images.evict_next
+    evict_next, find_image = cached_images.evict_next, cached_image_tables.find_image
+    calls, read_manifests = 0, list[int]()
 
     async def count_and_evict(*arguments: object) -> EvictedImage | bool:
         nonlocal calls
         calls += 1
         return await evict_next(*arguments)  # type: ignore[arg-type]
 
+    def record_and_find(db: apsw.Connection, manifest: int) -> Image | None:
+        read_manifests.append(manifest)
+        return find_image(db, manifest)
+
     monkeypatch.setattr(cached_images, "evict_next", count_and_evict)
+    monkeypatch.setattr(cached_image_tables, "find_image", record_and_find)
     cache.clock.now += 1
-    await cache.evictor(45 * LAYER_BYTES, is_kept=lambda repo: repo == pinned).evict()
-    assert calls == 5  # five images are evicted
+    assert await cache.evictor(50 * LAYER_BYTES, is_kept=lambda repo: repo == pinned).evict() == 13
+    assert len(read_manifests) == len(set(read_manifests)) == len(children) + 1 + 13
+    calls = 0
+    read_manifests.clear()
+    cache.clock.now += 1
+    assert await cache.evictor(45 * LAYER_BYTES, is_kept=lambda repo: repo == pinned).evict() == 5
+    assert (calls, len(read_manifests)) == (5, 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -25,15 +25,17 @@ async def locate_hosted(repo: RepositoryName) -> tuple[object, RepositoryName, s
 
 class FullDisk(Pulls):
     """A store of pulls whose disk is full while `is_full` is true. It records all saved pulls and the sizes of the
-    batches."""
+    batches. It calls `before_save` before it saves a batch or finds out that the disk is full."""
 
     def __init__(self) -> None:
         self.is_full = True
         self.saved: list[PullCount] = []
         self.batches: list[int] = []
         self.has_saved = asyncio.Event()
+        self.before_save: Callable[[], None] = lambda: None
 
     async def save(self, counts: Sequence[PullCount]) -> None:
+        self.before_save()
         if self.is_full:
             raise StorageFull
         self.saved += counts
@@ -83,16 +85,18 @@ async def test_pulls_are_stored_under_the_full_name(store: StoredRegistry, clock
 
 async def test_a_full_disk_loses_no_pulls(clock: Clock) -> None:
     """Pulls that could not be stored because the disk was full are stored when it has space again, together with later
-    pulls."""
+    pulls. One of the later pulls comes while the first ones are being stored."""
     pulls = FullDisk()
     recorder = PullRecorder(pulls, locate_hosted, clock)
     recorder.count(pull_number(0))
+    pulls.before_save = lambda: recorder.count(pull_number(0))
     with pytest.raises(StorageFull):
         await recorder.store()
     recorder.count(pull_number(0))
+    pulls.before_save = lambda: None
     pulls.is_full = False
     await recorder.store()
-    assert [(count.pulls, count.last) for count in pulls.saved] == [(2, START)]
+    assert [(count.pulls, count.last) for count in pulls.saved] == [(3, START)]
 
 
 async def test_batches_are_limited(clock: Clock) -> None:
@@ -113,9 +117,14 @@ async def test_the_number_of_counted_manifests_is_limited(clock: Clock) -> None:
     recorder = PullRecorder(pulls, locate_hosted, clock, capacity=2)
     for number in (0, 1, 2, 1):
         recorder.count(pull_number(number))
+    with pytest.raises(StorageFull):
+        await recorder.store()
+    for number in (3, 1):
+        recorder.count(pull_number(number))
     pulls.is_full = False
     await recorder.store()
-    assert [count.pulls for count in pulls.saved] == [1, 2]
+    saved = [(count.repository, count.digest, count.pulls) for count in pulls.saved]
+    assert saved == [(*pull_number(0), 1), (*pull_number(1), 3)]
 
 
 async def test_a_full_recorder_stores_at_once(clock: Clock) -> None:

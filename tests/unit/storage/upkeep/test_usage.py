@@ -8,12 +8,14 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
-from storage.composition import open_registry, prepare_data_dir
+from storage.composition import layout_of, open_registry, prepare_data_dir
 from storage.content import digest_of
+from storage.data_dir.locks import Flock
 from storage.errors import Denied, QuotaExceeded
 from storage.metadata.sqlite.database import connect
 from storage.metadata.sqlite.upkeep import usage_tables
@@ -216,15 +218,42 @@ async def test_mounts_and_new_tags_count_for_the_quota(store: StoredRegistry) ->
     await assert_exact(store)
 
 
-async def test_other_changes_of_a_transaction_succeed(store: StoredRegistry) -> None:
+class RecordedCommits:
+    """Records the number of changes in each transaction."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def on_queued(self, change: asyncio.Future[Any]) -> None:
+        pass
+
+    def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
+        self.sizes.append(changes)
+
+
+async def test_other_changes_of_a_transaction_succeed(tmp_path: Path) -> None:
     """If a quota refuses a change, the other changes of the same transaction succeed."""
-    await set_quota(store, size=10)
-    pushes = [push_blob(store, NAMES[index % 2 * 3], bytes([index]) * 6) for index in range(20)]
-    results = await asyncio.gather(*pushes, return_exceptions=True)
-    # 10 of the blobs are pushed to team/a, and only one of them fits into the quota. The pushes to teams/a succeed.
-    assert sum(isinstance(result, QuotaExceeded) for result in results) == 9
-    assert not [result for result in results if isinstance(result, Exception) and not isinstance(result, QuotaExceeded)]
-    await assert_exact(store)
+    prepare_data_dir(tmp_path)
+    commits, lock_file = RecordedCommits(), layout_of(tmp_path).metadata_lock
+    async with open_registry(tmp_path, commit_observer=commits) as store:
+        await set_quota(store, size=10)
+        commits.sizes.clear()
+        with lock_file.open() as lock, Flock(lock.fileno()):  # no transaction begins until all changes are queued
+            changes = [
+                asyncio.create_task(store.metadata.adopt_blob(repo, digest_of(bytes([index])), 6, "place"))
+                for index, repo in enumerate([NAMES[0], NAMES[3]] * 10)
+            ]
+            await asyncio.sleep(0)  # each task queues its change
+        results = await asyncio.gather(*changes, return_exceptions=True)
+        # The first transaction has the changes that were queued when it began to wait, the second one all others.
+        assert (sum(commits.sizes), len(commits.sizes)) in ((20, 1), (20, 2))
+        # Only one of the ten blobs of team/a fits into the quota. All blobs of teams/a are added.
+        assert [type(result) for result in results[0::2]] == [type(None), *[QuotaExceeded] * 9]
+        assert results[1::2] == [None] * 10
+        assert [(await store.resolve_blob(NAMES[3], digest_of(bytes([index])))).size for index in range(1, 20, 2)] == [
+            6
+        ] * 10
+        await assert_exact(store)
 
 
 async def test_a_refused_statement_is_undone(store: StoredRegistry, tmp_path: Path) -> None:

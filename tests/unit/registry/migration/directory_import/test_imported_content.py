@@ -172,7 +172,7 @@ async def test_a_tag_that_was_changed_after_the_import_stays(
 
 async def test_an_immutable_tag_is_reported_as_a_problem(tmp_path: Path, old_registry: OldDirectory) -> None:
     """If an immutable tag points at another manifest here than in the old registry, the tag is reported with the error
-    that a push would get, and the import continues."""
+    that a push would get, and the import continues. The manifest is imported without the tag."""
     first = old_registry.push(APP, noise_image("first", 10), "v1", "latest")
     prepare_data_dir(tmp_path / "data")
     rules = ImmutableTags([TagRule((NamePattern("team/**"),), (TagPattern("v*"),))])
@@ -185,8 +185,11 @@ async def test_an_immutable_tag_is_reported_as_a_problem(tmp_path: Path, old_reg
         assert run_import.reports() == [("team/app:v1", denied)]
         assert (result["problems"], result["tags"]) == (1, 2)
         assert [await tag_digest(store, tag) for tag in ("v1", "v2", "latest")] == [first.digest, *[second.digest] * 2]
+        untagged = old_registry.push(APP, noise_image("third", 10), "v1")
         await run_import(overwrite=True)
         assert run_import.reports() == [("team/app:v1", denied)]
+        assert await tag_digest(store, "v1") == first.digest
+        await assert_complete(store, APP, untagged)
 
 
 async def test_a_stopped_import_can_be_continued(
@@ -227,15 +230,22 @@ async def test_garbage_collection_during_an_import_removes_nothing(tmp_path: Pat
     images = [old_registry.push(APP, noise_image(f"image {number}", 10, 20, 30), str(number)) for number in range(30)]
     prepare_data_dir(tmp_path / "data")
     async with open_registry(tmp_path / "data", grace=0) as store:
+        rounds = 0
 
         async def collect() -> None:
+            nonlocal rounds
             while True:
                 await store.collector.collect()
+                rounds += 1
 
         collecting = asyncio.create_task(collect())
         run_import = import_of(store, old_registry)
         result = await run_import()
+        assert not collecting.done(), collecting.exception()
         collecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await collecting
+        assert rounds > 1
         assert (result["tags"], run_import.reports()) == (30, [])
         for image in images:
             await assert_complete(store, APP, image)

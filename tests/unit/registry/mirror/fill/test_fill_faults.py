@@ -119,20 +119,28 @@ async def test_a_worker_that_takes_over_waits_for_the_whole_stall_timeout(site: 
 
 
 @pytest.mark.parametrize(
-    "error", [UpstreamUnavailable(), Denied(), TooManyRequests(retry_after=60), BlobUnknown()], ids=lambda e: e.code
+    ("error", "remembered_seconds"),
+    [(UpstreamUnavailable(), 0), (Denied(), 0), (TooManyRequests(retry_after=60), 0), (BlobUnknown(), 60)],
+    ids=["unavailable", "denied", "rate limited", "unknown"],
 )
 async def test_upstream_error_is_raised_before_any_header(
-    site: MirrorSite, worker: MirrorWorker, error: RegistryError
+    site: MirrorSite, worker: MirrorWorker, error: RegistryError, remembered_seconds: int
 ) -> None:
-    """An upstream error in place of a blob is raised before any header is sent. A minute later, the blob can be read,
-    if the upstream then sends it."""
+    """An upstream error in place of a blob is raised before any header is sent. Then the blob can be read, if the
+    upstream sends it. Only the answer that the upstream does not have the blob is remembered, for a minute."""
     await pull_manifest_of_new_image(site, worker, SMALL)
     site.upstream.faults.down = error
     with pytest.raises(type(error)):
         await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
-    assert site.upstream.calls["get blob"] <= 2
+    requests = site.upstream.calls["get blob"]
+    assert 1 <= requests <= 2
     site.upstream.faults.down = None
-    site.clock.now += 61
+    if remembered_seconds:
+        site.clock.now += remembered_seconds - 1
+        with pytest.raises(type(error)):
+            await worker.mirror.open_blob(MIRRORED_REPO, digest_of(SMALL))
+        assert site.upstream.calls["get blob"] == requests
+        site.clock.now += 2
     assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(SMALL)) == SMALL
 
 
