@@ -50,6 +50,12 @@ class Accounts(Protocol):
         microseconds."""
         ...
 
+    def grants_version(self) -> int:
+        """Returns the version of the grants, a number that every change of a grant increments, and no other change. All
+        processes see the new number as soon as the change is committed. Grants that were read under the same number
+        are still current. Takes about two microseconds."""
+        ...
+
     def has_had_account(self) -> bool:
         """Returns whether an account was ever added. Until the first one is added, every client has all rights."""
         ...

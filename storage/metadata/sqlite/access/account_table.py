@@ -223,7 +223,8 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
     record(db, by, now, "account.remove", name, nonzero_counts(**removed_counts))
 
 
-SELECT_EPOCH_AND_HAS_HAD_ACCOUNT = "SELECT epoch, closed FROM access"
+SELECT_STATE = "SELECT epoch, grants_version, closed FROM access"
+"""Reads what every request needs. Triggers increment `grants_version` with each change of a row of `access_grant`."""
 SELECT_HAS_HAD_ACCOUNT = "SELECT closed FROM access"
 """The column `closed` is 0 until the first account is added, and 1 from then on. While it is 0, every client may do
 everything."""

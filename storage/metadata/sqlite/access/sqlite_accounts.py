@@ -73,8 +73,8 @@ class SqliteAccounts:
         self._scans = scans
         self._data_version = version
         self._epoch_read_at: object = None
-        """Data version at which `_epoch` and `_has_had_account` were last known to be current."""
-        self._epoch, self._has_had_account = 0, False
+        """Data version at which the three following attributes were last known to be current."""
+        self._epoch, self._grants_version, self._has_had_account = 0, 0, False
         self._writer = writer
         self._clock = clock
 
@@ -108,6 +108,12 @@ class SqliteAccounts:
         self._refresh_epoch()
         return self._epoch
 
+    def grants_version(self) -> int:
+        """Returns the version of the grants after the last commit of any process. Reads the database as seldom as
+        `epoch` does."""
+        self._refresh_epoch()
+        return self._grants_version
+
     def has_had_account(self) -> bool:
         """Returns whether there ever was an account. Until the first account is added, every client may do
         everything."""
@@ -115,13 +121,13 @@ class SqliteAccounts:
         return self._has_had_account
 
     def _refresh_epoch(self) -> None:
-        """Makes `_epoch` and `_has_had_account` current."""
+        """Makes `_epoch`, `_grants_version` and `_has_had_account` current."""
         version = self._data_version()
         if version == self._epoch_read_at:
             return
         if not self._writer.has_same_rights(self._epoch_read_at, version):
-            epoch, has_had_account = self._db.execute(account_table.SELECT_EPOCH_AND_HAS_HAD_ACCOUNT).get
-            self._epoch, self._has_had_account = epoch, bool(has_had_account)
+            epoch, grants_version, has_had_account = self._db.execute(account_table.SELECT_STATE).get
+            self._epoch, self._grants_version, self._has_had_account = epoch, grants_version, bool(has_had_account)
         self._epoch_read_at = version
 
     def instance_id(self) -> str:

@@ -32,6 +32,7 @@ from tests.unit.storage.metadata.account_views import (
     add_people,
     api_token,
     grant,
+    signing_key,
     two_workers,
 )
 
@@ -235,6 +236,43 @@ async def test_grants_of_a_removed_group_are_deleted(workers: TwoWorkers) -> Non
     assert workers.second.grants([Grantee.parse("group:dev")]) == []
     with pytest.raises(AccountUnknown):
         await workers.first.remove_group(ALICE, by=BY_ROOT)
+
+
+async def test_only_changes_of_grants_increase_their_version(workers: TwoWorkers) -> None:
+    """Each change of a grant increases the version of the grants, which both workers see at once. This includes the
+    removal of a group or an account that has grants. Changes of accounts, members, tokens and keys leave the version
+    as it is."""
+    versions = [workers.second.grants_version()]
+
+    def increased() -> bool:
+        versions.append(workers.second.grants_version())
+        assert workers.first.grants_version() == versions[-1]
+        return versions[-1] > versions[-2]
+
+    await add_people(workers.first)
+    await workers.first.set_password(BOB, "$new", by=BY_ROOT)
+    await workers.first.set_admin(BOB, True, by=BY_ROOT)
+    await workers.first.add_token(api_token("t1"), b"hash", by=BY_ROOT)
+    await workers.first.revoke_token("t1", by=BY_ROOT)
+    await workers.first.rotate_key(signing_key("k1"), keep=0.0, by=BY_ROOT)
+    await workers.first.remove_member(DEV, BOB, by=BY_ROOT)
+    assert not increased()
+    for each in (grant("group:dev", "team/**", "pull"), grant("group:dev", "team/**", "push")):
+        await workers.first.put_grant(each, by=BY_ROOT)
+        assert increased()
+        await workers.first.put_grant(each, by=BY_ROOT)  # changes nothing
+        assert not increased()
+    await workers.first.put_grant(grant("user:bob", "bob/**", "pull"), by=BY_ROOT)
+    await workers.first.put_grant(grant("user:alice", "alice/**", "pull"), by=BY_ROOT)
+    assert increased()
+    await workers.first.remove_grant(Grantee.parse("user:alice"), NamePattern("alice/**"), by=BY_ROOT)
+    assert increased()
+    await workers.first.remove_group(DEV, by=BY_ROOT)
+    assert increased()
+    await workers.first.remove_account(BOB, by=BY_ROOT)
+    assert increased()
+    await workers.first.remove_account(CI, by=BY_ROOT)  # has no grants
+    assert not increased()
 
 
 async def test_grants_are_stored_by_subject_and_pattern(workers: TwoWorkers) -> None:
