@@ -278,6 +278,12 @@ class Accounts(Protocol):
         cut."""
         ...
 
+    async def add_key_once(self, key: str, seconds: float) -> bool:
+        """Gives a throttling key the time `now + seconds`, and returns True. If the key has a time that has not passed,
+        changes nothing and returns False. If several processes call this at the same moment, one of them gets True. The
+        change may be lost in a power cut."""
+        ...
+
     async def clear_failures(self, keys: Sequence[str]) -> None:
         """Deletes the times of the throttling keys, so that logins under them are no longer refused. The change may be
         lost in a power cut."""

@@ -299,6 +299,14 @@ class SqliteAccounts:
             lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.HALF
         )
 
+    async def add_key_once(self, key: str, seconds: float) -> bool:
+        """Stores a throttling key with the time in `seconds` from now, unless it has a time that has not passed.
+        Returns whether it stored the key."""
+        now = self._clock()
+        return await self._writer.run(
+            lambda db: login_tables.add_key_once(db, now, key, seconds), durable=False, reserve_use=ReserveUse.HALF
+        )
+
     async def clear_failures(self, keys: Sequence[str]) -> None:
         """Deletes the throttling keys, so that logins under them are no longer refused."""
         await self._writer.run(
