@@ -120,6 +120,19 @@ class Accounts(Protocol):
         from the last enabled admin."""
         ...
 
+    async def change_account(
+        self,
+        name: AccountName,
+        *,
+        admin: bool | None = None,
+        enabled: bool | None = None,
+        keep_admin: bool = False,
+        by: Actor,
+    ) -> None:
+        """Does what `set_admin` and `set_enabled` do, in one transaction: makes both changes or neither. None leaves a
+        flag as it is. `keep_admin`: whether to raise LastAdmin instead of leaving no enabled admin."""
+        ...
+
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
         """Removes the account with its tokens, group memberships and grants, so that a later account of the same name
         does not get them. `keep_admin`: whether to raise LastAdmin instead of removing the last enabled admin."""

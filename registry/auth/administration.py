@@ -179,6 +179,15 @@ class Administration:
         self.find(name, AccountKind.USER)
         await self.accounts.set_admin(name, admin, keep_admin=not force, by=by)
 
+    async def change_user(
+        self, name: AccountName, *, admin: bool | None = None, enabled: bool | None = None, by: Actor
+    ) -> None:
+        """Does what `set_admin` and `set_enabled` do for a person, as one change: if it fails, the person keeps both
+        flags. None leaves a flag as it is. Raises LastAdmin if no enabled admin would be left."""
+        self.find(name, AccountKind.USER)
+        if admin is not None or enabled is not None:
+            await self.accounts.change_account(name, admin=admin, enabled=enabled, keep_admin=True, by=by)
+
     async def remove(self, name: AccountName, kind: AccountKind, *, force: bool = False, by: Actor) -> None:
         """Removes an account. Raises LastAdmin if it is the last enabled admin, unless `force` is true."""
         self.find(name, kind)

@@ -185,6 +185,22 @@ def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, adm
         record(db, by, now, "account.admin", name, {"admin": admin})
 
 
+def change(
+    db: apsw.Connection,
+    by: Actor,
+    now: float,
+    name: AccountName,
+    admin: bool | None,
+    enabled: bool | None,
+    keep_admin: bool,
+) -> None:
+    """Does what `set_admin` and `set_enabled` do, one after the other. None leaves a flag as it is."""
+    if admin is not None:
+        set_admin(db, by, now, name, admin, keep_admin)
+    if enabled is not None:
+        set_enabled(db, by, now, name, enabled, keep_admin)
+
+
 def _change(db: apsw.Connection, name: AccountName, column: str, value: str | int | None) -> None:
     """Changes a column of the account, and sets the account's version to the new epoch. Ends the account's login
     sessions.

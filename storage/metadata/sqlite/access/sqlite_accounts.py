@@ -172,12 +172,23 @@ class SqliteAccounts:
         await self._writer.run(lambda db: account_table.replace_hash(db, name, old, new), durable=False)
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        run = self._run_adding if enabled else self._run_restricting
-        await run(account_table.set_enabled, by, name, enabled, keep_admin)
+        await self.change_account(name, enabled=enabled, keep_admin=keep_admin, by=by)
 
     async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        run = self._run_adding if admin else self._run_restricting
-        await run(account_table.set_admin, by, name, admin, keep_admin)
+        await self.change_account(name, admin=admin, keep_admin=keep_admin, by=by)
+
+    async def change_account(
+        self,
+        name: AccountName,
+        *,
+        admin: bool | None = None,
+        enabled: bool | None = None,
+        keep_admin: bool = False,
+        by: Actor,
+    ) -> None:
+        takes_rights_away = admin is False or enabled is False
+        run = self._run_restricting if takes_rights_away else self._run_adding
+        await run(account_table.change, by, name, admin, enabled, keep_admin)
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
         await self._run_restricting(account_table.remove, by, name, keep_admin)

@@ -18,6 +18,7 @@ from storage.access import (
     AccountUnknown,
     Action,
     Grantee,
+    LastAdmin,
 )
 from storage.composition import open_accounts, open_registry, prepare_data_dir
 from storage.patterns import NamePattern
@@ -151,6 +152,29 @@ async def test_changes_of_an_account_increase_the_version_and_the_epoch(workers:
             await call(NOBODY, True, by=BY_ROOT)
     with pytest.raises(AccountUnknown):
         await workers.first.set_password(NOBODY, "$", by=BY_ROOT)
+
+
+async def test_two_changes_of_an_account_are_made_together_or_not_at_all(workers: TwoWorkers) -> None:
+    """The admin flag and the enabled flag of an account can be changed in one transaction. If the second change is
+    refused, because no enabled admin would be left, the first is not made either."""
+    await add_people(workers.first)
+    await workers.first.set_enabled(ALICE, False, by=BY_ROOT)
+    workers.note_epoch()
+    before = workers.second.account(BOB)
+    with pytest.raises(LastAdmin):
+        await workers.first.change_account(BOB, admin=True, enabled=False, keep_admin=True, by=BY_ROOT)
+    assert workers.second.account(BOB) == before
+    assert not workers.epoch_changed()
+    assert workers.audit_entries(target="bob", action="account.admin") == []
+    await workers.first.change_account(BOB, admin=True, enabled=False, by=BY_ROOT)
+    assert workers.epoch_changed()
+    bob = workers.second.account(BOB)
+    assert (bob.admin, bob.enabled, bob.version > before.version) == (True, False, True)
+    assert workers.audit_entries(target="bob")[-2:] == [("account.admin", "bob"), ("account.disable", "bob")]
+    await workers.first.change_account(BOB, by=BY_ROOT)  # changes nothing
+    assert workers.second.account(BOB) == bob
+    with pytest.raises(AccountUnknown):
+        await workers.first.change_account(NOBODY, admin=False, enabled=True, by=BY_ROOT)
 
 
 async def test_a_new_account_inherits_nothing_from_a_removed_one(workers: TwoWorkers) -> None:
