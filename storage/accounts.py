@@ -169,8 +169,16 @@ class Accounts(Protocol):
         `member` is a group, if the group has too many members, or if `member` is in too many groups."""
         ...
 
+    async def add_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
+        """Does what `add_member` does for each of the members, in one transaction: adds all of them or none."""
+        ...
+
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
         """Removes `member` from the group."""
+        ...
+
+    async def remove_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
+        """Does what `remove_member` does for each of the members, in one transaction: removes all of them or none."""
         ...
 
     # Rights
@@ -193,6 +201,10 @@ class Accounts(Protocol):
         """Stores the grant, which replaces a grant of the same subject for the same pattern. Raises AccountUnknown if
         the subject is a group or robot that does not exist. Raises AccountInvalid if the subject has another kind (such
         as `user:ci` if `ci` is a robot), if the grant has no action, or if the subject has too many grants."""
+        ...
+
+    async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
+        """Does what `put_grant` does for each of the grants, in one transaction: stores all of them or none."""
         ...
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:

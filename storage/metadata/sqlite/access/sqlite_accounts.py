@@ -214,10 +214,16 @@ class SqliteAccounts:
         await self._run_restricting(group_table.remove, by, name)
 
     async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
-        await self._run_adding(group_table.add_member, by, group, member)
+        await self.add_members(group, [member], by=by)
+
+    async def add_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
+        await self._run_adding(group_table.add_members, by, group, members)
 
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
-        await self._run_restricting(group_table.remove_member, by, group, member)
+        await self.remove_members(group, [member], by=by)
+
+    async def remove_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
+        await self._run_restricting(group_table.remove_members, by, group, members)
 
     # Rights
 
@@ -233,7 +239,10 @@ class SqliteAccounts:
         return grant_table.patterns_by_actions(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
-        await self._run_adding(grant_table.put, by, grant)
+        await self.put_grants([grant], by=by)
+
+    async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
+        await self._run_adding(grant_table.put_all, by, grants)
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
         await self._run_restricting(grant_table.remove, by, subject, pattern)

@@ -246,6 +246,29 @@ async def test_members_of_groups(workers: TwoWorkers) -> None:
     assert workers.second.groups_of(external_user) == (DEV,)
 
 
+async def test_several_members_or_grants_are_changed_together_or_not_at_all(workers: TwoWorkers) -> None:
+    """Several members of a group, or several grants, can be changed in one transaction. If one of them is refused, none
+    is changed."""
+    await add_people(workers.first)  # bob is in the group dev
+    grants = [grant("user:alice", "team/**", "pull"), grant("group:dev", "team/**", "pull")]
+    workers.note_epoch()
+    with pytest.raises(AccountInvalid):
+        await workers.first.add_members(DEV, [ALICE, DEV], by=BY_ROOT)
+    with pytest.raises(AccountUnknown):
+        await workers.first.remove_members(DEV, [BOB, ALICE], by=BY_ROOT)
+    with pytest.raises(AccountUnknown):
+        await workers.first.put_grants([*grants, grant("robot:nobody", "team/**", "pull")], by=BY_ROOT)
+    assert workers.second.group(DEV) == (DEV, (BOB,))
+    assert workers.second.grants() == []
+    assert not workers.epoch_changed()
+    await workers.first.add_members(DEV, [ALICE, CI], by=BY_ROOT)
+    assert workers.second.group(DEV) == (DEV, (ALICE, BOB, CI))
+    await workers.first.remove_members(DEV, [BOB, ALICE], by=BY_ROOT)
+    assert workers.second.group(DEV) == (DEV, (CI,))
+    await workers.first.put_grants(grants, by=BY_ROOT)
+    assert workers.second.grants() == sorted(grants, key=lambda each: str(each.subject))
+
+
 async def test_grants_of_a_removed_group_are_deleted(workers: TwoWorkers) -> None:
     """When a group is removed, its members and grants are deleted. A new group of the same name has none of them."""
     await add_people(workers.first)
