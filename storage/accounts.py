@@ -31,7 +31,8 @@ from storage.patterns import NamePattern
 
 class Accounts(Protocol):
     """The store of accounts and rights. Processes cache data that they read from the store. The *epoch* is a counter in
-    the store that every change of rights increments. When it has increased, a process discards its cached data.
+    the store that every change of rights increments. When it has increased, a process checks its cached data again. The
+    grants have a version of their own (`grants_version`), because there can be thousands of them.
 
     The parameter `by` of a change is the client that asked for it; the audit log names this client as the actor. A
     change that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the
