@@ -31,7 +31,8 @@ from storage.patterns import NamePattern
 
 class Accounts(Protocol):
     """The store of accounts and rights. Processes cache data that they read from the store. The *epoch* is a counter in
-    the store that every change of rights increments. When it has increased, a process discards its cached data.
+    the store that every change of rights increments. When it has increased, a process checks its cached data again. The
+    grants have a version of their own (`grants_version`), because there can be thousands of them.
 
     The parameter `by` of a change is the client that asked for it; the audit log names this client as the actor. A
     change that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the
@@ -48,6 +49,12 @@ class Accounts(Protocol):
         """Returns the epoch. Every change of accounts, groups, grants and signing keys and every revocation of an API
         token increments it. All processes see the new number as soon as the change is committed. Takes about two
         microseconds."""
+        ...
+
+    def grants_version(self) -> int:
+        """Returns the version of the grants, a number that every change of a grant increments, and no other change. All
+        processes see the new number as soon as the change is committed. Grants that were read under the same number
+        are still current. Takes about two microseconds."""
         ...
 
     def has_had_account(self) -> bool:
@@ -114,6 +121,19 @@ class Accounts(Protocol):
         from the last enabled admin."""
         ...
 
+    async def change_account(
+        self,
+        name: AccountName,
+        *,
+        admin: bool | None = None,
+        enabled: bool | None = None,
+        keep_admin: bool = False,
+        by: Actor,
+    ) -> None:
+        """Does what `set_admin` and `set_enabled` do, in one transaction: makes both changes or neither. None leaves a
+        flag as it is. `keep_admin`: whether to raise LastAdmin instead of leaving no enabled admin."""
+        ...
+
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
         """Removes the account with its tokens, group memberships and grants, so that a later account of the same name
         does not get them. `keep_admin`: whether to raise LastAdmin instead of removing the last enabled admin."""
@@ -150,8 +170,16 @@ class Accounts(Protocol):
         `member` is a group, if the group has too many members, or if `member` is in too many groups."""
         ...
 
+    async def add_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
+        """Does what `add_member` does for each of the members, in one transaction: adds all of them or none."""
+        ...
+
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
         """Removes `member` from the group."""
+        ...
+
+    async def remove_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
+        """Does what `remove_member` does for each of the members, in one transaction: removes all of them or none."""
         ...
 
     # Rights
@@ -174,6 +202,10 @@ class Accounts(Protocol):
         """Stores the grant, which replaces a grant of the same subject for the same pattern. Raises AccountUnknown if
         the subject is a group or robot that does not exist. Raises AccountInvalid if the subject has another kind (such
         as `user:ci` if `ci` is a robot), if the grant has no action, or if the subject has too many grants."""
+        ...
+
+    async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
+        """Does what `put_grant` does for each of the grants, in one transaction: stores all of them or none."""
         ...
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
@@ -270,6 +302,12 @@ class Accounts(Protocol):
         `max(now, old time) + seconds` (the generic cell rate algorithm), but at most `now + max_seconds`. If the old
         time is not plausible, because the clock was set back, it does not count. The change may be lost in a power
         cut."""
+        ...
+
+    async def add_key_once(self, key: str, seconds: float) -> bool:
+        """Gives a throttling key the time `now + seconds`, and returns True. If the key has a time that has not passed,
+        changes nothing and returns False. If several processes call this at the same moment, one of them gets True. The
+        change may be lost in a power cut."""
         ...
 
     async def clear_failures(self, keys: Sequence[str]) -> None:

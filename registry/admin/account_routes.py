@@ -79,9 +79,8 @@ async def get_user(caller: LoggedInCaller, name: PathName) -> models.AccountWith
 async def change_user(caller: AdminCaller, name: PathName, body: models.UserChange) -> models.AccountResponse:
     """Disables or enables a person, or changes whether they are an admin. The change takes effect with their next
     request. Answers 409 if no enabled admin would be left."""
-    if body.admin is not None:
-        await caller.administration.set_admin(name, body.admin, by=caller.actor)
-    return await _set_enabled(caller, name, AccountKind.USER, body.enabled)
+    await caller.administration.change_user(name, admin=body.admin, enabled=body.enabled, by=caller.actor)
+    return models.AccountResponse.from_stored(caller.administration.find(name, AccountKind.USER))
 
 
 @router.put("/users/{name}/password", tags=["users"])
@@ -129,7 +128,8 @@ async def get_robot(caller: LoggedInCaller, name: PathName) -> models.AccountWit
 @router.patch("/robots/{name}", tags=["robots"])
 async def change_robot(caller: AdminCaller, name: PathName, body: models.RobotChange) -> models.AccountResponse:
     """Disables or enables a robot. The change takes effect with its next request."""
-    return await _set_enabled(caller, name, AccountKind.ROBOT, body.enabled)
+    await caller.administration.set_enabled(name, AccountKind.ROBOT, body.enabled, by=caller.actor)
+    return models.AccountResponse.from_stored(caller.administration.find(name, AccountKind.ROBOT))
 
 
 @router.delete("/robots/{name}", status_code=204, tags=["robots"])
@@ -143,15 +143,6 @@ def _list_accounts(
 ) -> models.ListPage[models.AccountResponse]:
     page = caller.accounts.accounts(kind, after, limit)
     return models.list_page(page, models.AccountResponse.from_stored, lambda account: account.name)
-
-
-async def _set_enabled(
-    caller: Caller, name: AccountName, kind: AccountKind, enabled: bool | None
-) -> models.AccountResponse:
-    """Enables or disables an account; changes nothing if `enabled` is None. Returns the account after the change."""
-    if enabled is not None:
-        await caller.administration.set_enabled(name, kind, enabled, by=caller.actor)
-    return models.AccountResponse.from_stored(caller.administration.find(name, kind))
 
 
 def _account_with_grants(caller: Caller, name: AccountName, kind: AccountKind) -> models.AccountWithGrants:

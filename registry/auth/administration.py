@@ -179,6 +179,15 @@ class Administration:
         self.find(name, AccountKind.USER)
         await self.accounts.set_admin(name, admin, keep_admin=not force, by=by)
 
+    async def change_user(
+        self, name: AccountName, *, admin: bool | None = None, enabled: bool | None = None, by: Actor
+    ) -> None:
+        """Does what `set_admin` and `set_enabled` do for a person, as one change: if it fails, the person keeps both
+        flags. None leaves a flag as it is. Raises LastAdmin if no enabled admin would be left."""
+        self.find(name, AccountKind.USER)
+        if admin is not None or enabled is not None:
+            await self.accounts.change_account(name, admin=admin, enabled=enabled, keep_admin=True, by=by)
+
     async def remove(self, name: AccountName, kind: AccountKind, *, force: bool = False, by: Actor) -> None:
         """Removes an account. Raises LastAdmin if it is the last enabled admin, unless `force` is true."""
         self.find(name, kind)
@@ -218,12 +227,11 @@ class Administration:
         return [*subjects, Grantee(GranteeKind.AUTHENTICATED), Grantee(GranteeKind.EVERYONE)]
 
     async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
-        """Stores grants one by one. Each grant replaces an older grant to the same subject for the same pattern. A
-        pattern must be *simple*: an exact name, or a prefix with `*` or `**` at its end. If any pattern is not simple,
-        raises AccountInvalid and stores no grant. If the store fails at a grant, the grants before it stay stored."""
+        """Stores all grants, or none if one of them is refused. Each grant replaces an older grant to the same subject
+        for the same pattern. A pattern must be *simple*: an exact name, or a prefix with `*` or `**` at its end. If any
+        pattern is not simple, raises AccountInvalid."""
         _require_simple(grant.pattern for grant in grants)
-        for grant in grants:
-            await self.accounts.put_grant(grant, by=by)
+        await self.accounts.put_grants(grants, by=by)
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
         """Removes the grant to `subject` for `pattern`. The pattern need not be simple (see `put_grants`), because

@@ -26,7 +26,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from registry.auth.token.signing_keys import SigningKeys
-from storage.access import FailureCost, SigningKey
+from storage.access import SigningKey
 from storage.accounts import Accounts
 
 ATTEMPT_SECONDS: Final = 600
@@ -122,23 +122,18 @@ class UsedAttempts:
 
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
-        self._being_stored: set[str] = set()
-        """The keys of attempts whose use is being stored."""
 
     async def use(self, attempt: LoginAttempt) -> None:
         """Stores that the attempt is used, until it has expired. Raises LoginAttemptInvalid if it was used before.
         Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as used."""
         # The store keeps a used attempt like a failed login: a key that is throttled until the attempt has expired.
         key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
-        if key in self._being_stored or self._accounts.throttled_until(key):
+        # `LoginAttempts.open` accepts an attempt until twice this time has passed, if its start is in the future.
+        seconds = 2.0 * ATTEMPT_SECONDS
+        # The first check takes microseconds and writes nothing. Only the second is exact, because other workers may use
+        # the same attempt at this moment.
+        if self._accounts.throttled_until(key) or not await self._accounts.add_key_once(key, seconds):
             raise LoginAttemptInvalid("the login attempt in the browser's cookie was used before")
-        self._being_stored.add(key)
-        try:
-            # `LoginAttempts.open` accepts an attempt until twice this time has passed, if its start is in the future.
-            seconds = 2.0 * ATTEMPT_SECONDS
-            await self._accounts.add_failures({key: FailureCost(seconds, max_seconds=seconds)})
-        finally:
-            self._being_stored.discard(key)
 
 
 def _cipher(key: SigningKey) -> AESGCM:

@@ -5,8 +5,10 @@ with its rights. A grant allows a *grantee* (an account, a group, all accounts, 
 repositories whose names match a pattern. Grants only add rights; no grant takes rights away.
 
 The *epoch* is a number in the store. It increases when any worker changes an account, a group, a grant or a signing
-key, or revokes an API token. When the epoch has changed, the grants in the cache are stale: this module reads them from
-the store again.
+key, or revokes an API token. When the epoch has changed, this module computes rights again. An account can have
+thousands of grants, and any client can change the epoch again and again, such as by revoking its own API tokens. So
+this module caches the grants, and reads them from the store again only after their *version* has changed. This is
+another number in the store, which increases only when a grant changes.
 
 A process caches thousands of principals, and an account can have many of them: one for each bearer token. So all
 principals to which the same grants apply share one `Rights` object. If the epoch changes but the grants do not, the
@@ -62,10 +64,10 @@ class GranteeGrants:
 
 
 class _CachedGrants(NamedTuple):
-    """The cached `grants` of a grantee, and the `epoch` under which they were last read."""
+    """The cached `grants` of a grantee, and the `version` of the grants under which they were last read."""
 
     grants: GranteeGrants
-    epoch: int
+    version: int
 
 
 class IdentityCheck(Protocol):
@@ -147,7 +149,7 @@ class Policy:
             return
         cost_since_pause = 0
         for grantee in self._grantees(identity):
-            granted = self._grants_of(grantee, self.accounts.epoch())
+            granted = self._grants_of(grantee, self.accounts.grants_version())
             cost_since_pause += _GRANTEE_COST + granted.size
             if cost_since_pause >= _GRANTS_PER_STEP:
                 await asyncio.sleep(0)  # lets other tasks run
@@ -260,8 +262,8 @@ class Policy:
 
     def _rights(self, identity: Identity) -> Rights:
         """Returns the rights that the grants give an identity. All identities with the same grants share them."""
-        epoch = self.accounts.epoch()
-        granted = (self._grants_of(grantee, epoch) for grantee in self._grantees(identity))
+        version = self.accounts.grants_version()
+        granted = (self._grants_of(grantee, version) for grantee in self._grantees(identity))
         grants = frozenset(each for each in granted if each.size)
         rights = self._rights_by_grants.get(grants)
         if rights is None:
@@ -282,22 +284,22 @@ class Policy:
         merged_names = {actions: NameSet(frozenset(patterns), self._guarded) for actions, patterns in merged.items()}
         return Rights(merged_names, more_names=unmerged)
 
-    def _grants_of(self, grantee: Grantee, epoch: int) -> GranteeGrants:
-        """Returns the grants of a grantee, from the cache if they were read under the current `epoch`. The cache saves
-        time because many accounts share a grantee, such as a group or everyone. If the epoch has changed, but the
-        grants have not, returns the same object as before."""
+    def _grants_of(self, grantee: Grantee, version: int) -> GranteeGrants:
+        """Returns the grants of a grantee, from the cache if they were read under `version`, the current version of the
+        grants. The cache saves time because many accounts share a grantee, such as a group or everyone. If other grants
+        have changed, but not those of the grantee, returns the same object as before."""
         cached = self._cached_grants.get(grantee)
-        if cached is not None and cached.epoch == epoch:
+        if cached is not None and cached.version == version:
             return cached.grants
         patterns = self.accounts.patterns_by_actions([grantee])
         if cached is not None and cached.grants.has_patterns(patterns):
-            self._cached_grants[grantee] = _CachedGrants(cached.grants, epoch)
+            self._cached_grants[grantee] = _CachedGrants(cached.grants, version)
             return cached.grants
         if self._cached_count > _MAX_CACHED_GRANTS:
             self._cached_grants, self._cached_count, cached = {}, 0, None
         names = {actions: NameSet(granted_patterns, self._guarded) for actions, granted_patterns in patterns.items()}
         grants = GranteeGrants(names, sum(map(len, patterns.values())))
-        self._cached_grants[grantee] = _CachedGrants(grants, epoch)
+        self._cached_grants[grantee] = _CachedGrants(grants, version)
         self._cached_count += grants.size + 1 - (0 if cached is None else cached.grants.size + 1)
         return grants
 

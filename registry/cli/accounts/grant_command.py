@@ -65,7 +65,8 @@ def add(
     config: ConfigOption = None,
     data: DataOption = None,
 ) -> None:
-    """Adds one grant for each subject. If an argument is not valid, ends the command and adds no grant."""
+    """Adds one grant for each subject. If an argument is not valid, or a grant is refused, ends the command and adds no
+    grant."""
     from registry.auth.administration import parse_actions, parse_pattern
 
     with one_line_errors():

@@ -84,13 +84,12 @@ Examples:
 A member need not have an account in the data directory: it may be an account of an htpasswd file.""",
 )
 def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Adds the members. Prints a note about each member that has no account in the data directory, because its name may
-    be mistyped."""
+    """Adds all the members, or none if one cannot be added. Prints a note about each member that has no account in the
+    data directory, because its name may be mistyped."""
     group_name, member_names = _parse_names(group, members)
 
     async def work(administration: Administration, actor: Actor) -> list[AccountName]:
-        for member in member_names:
-            await administration.accounts.add_member(group_name, member, by=actor)
+        await administration.accounts.add_members(group_name, member_names, by=actor)
         return [member for member in member_names if not administration.has_account(member)]
 
     members_without_account = administer(config, data, work)
@@ -109,17 +108,17 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
     epilog="\b\nExamples:\n  entrepot group leave dev bob",
 )
 def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption = None, data: DataOption = None) -> None:
-    """Removes the members from the group. Their accounts stay."""
+    """Removes all the members from the group, or none if one is not in it. Their accounts stay."""
     group_name, member_names = _parse_names(group, members)
 
     async def work(administration: Administration, actor: Actor) -> None:
-        for member in member_names:
-            await administration.accounts.remove_member(group_name, member, by=actor)
+        await administration.accounts.remove_members(group_name, member_names, by=actor)
 
     administer(config, data, work)
     typer.echo(f"{', '.join(member_names)} left {group_name}", err=True)
 
 
 def _parse_names(group: str, members: list[str]) -> tuple[AccountName, list[AccountName]]:
-    """Returns the name of the group and the names of the members. Ends the command if a name is not valid."""
-    return parse_name_or_fail(group), [parse_name_or_fail(member) for member in members]
+    """Returns the name of the group and the names of the members, each once. Ends the command if a name is not
+    valid."""
+    return parse_name_or_fail(group), list(dict.fromkeys(parse_name_or_fail(member) for member in members))

@@ -132,9 +132,14 @@ async def test_the_last_admin_stays(tmp_path: Path) -> None:
             await client.delete("/users/root"),
             await client.patch("/users/root", json={"enabled": False}),
             await client.patch("/users/root", json={"admin": False}),
+            await client.patch("/users/root", json={"admin": True, "enabled": False}),
         ):
             assert (answer.status_code, code_of(answer)) == (409, "LAST_ADMIN")
         await client.post("/users", json={**FIRST_ADMIN, "name": "second"})
+        changed = await client.patch("/users/second", json={"admin": False, "enabled": False})
+        assert (changed.json()["admin"], changed.json()["enabled"]) == (False, False)
+        assert (await client.delete("/users/root")).status_code == 409
+        await client.patch("/users/second", json={"admin": True, "enabled": True})
         assert (await client.delete("/users/root")).status_code == 204
 
 

@@ -232,8 +232,8 @@ def test_errors_are_one_line(unchanged: Path, args: tuple[str, ...], message: st
 
 
 def test_groups(folder: Path) -> None:
-    """Accounts can join and leave groups. If a new member has no account, the command accepts it and notes this,
-    because the name may be mistyped."""
+    """Accounts can join and leave groups. A command that names several accounts changes all of them or none. If a new
+    member has no account, the command accepts it and notes this, because the name may be mistyped."""
     entrepot_output("robot", "add", "ci", folder=folder)
     entrepot_output("group", "add", "dev", folder=folder)
     completed = entrepot("group", "join", "dev", "alice", "ci", "zoe", folder=folder)
@@ -243,7 +243,10 @@ def test_groups(folder: Path) -> None:
     entrepot_output("group", "leave", "dev", "zoe", "ci", folder=folder)
     assert re.search(r"^dev +alice *$", entrepot_output("group", "list", folder=folder), re.MULTILINE)
     assert listed("user", "list", folder=folder)[0]["groups"] == ["dev"]
-    assert "ci is not in the group dev" in error_line(entrepot("group", "leave", "dev", "ci", folder=folder), 1)
+    assert "ci is not in the group dev" in error_line(
+        entrepot("group", "leave", "dev", "alice", "ci", folder=folder), 1
+    )
+    assert listed("group", "list", folder=folder) == [{"name": "dev", "members": ["alice"]}]
     entrepot_output("group", "remove", "dev", folder=folder)
     assert listed("group", "list", folder=folder) == []
 

@@ -185,6 +185,22 @@ def set_admin(db: apsw.Connection, by: Actor, now: float, name: AccountName, adm
         record(db, by, now, "account.admin", name, {"admin": admin})
 
 
+def change(
+    db: apsw.Connection,
+    by: Actor,
+    now: float,
+    name: AccountName,
+    admin: bool | None,
+    enabled: bool | None,
+    keep_admin: bool,
+) -> None:
+    """Does what `set_admin` and `set_enabled` do, one after the other. None leaves a flag as it is."""
+    if admin is not None:
+        set_admin(db, by, now, name, admin, keep_admin)
+    if enabled is not None:
+        set_enabled(db, by, now, name, enabled, keep_admin)
+
+
 def _change(db: apsw.Connection, name: AccountName, column: str, value: str | int | None) -> None:
     """Changes a column of the account, and sets the account's version to the new epoch. Ends the account's login
     sessions.
@@ -223,7 +239,8 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName, keep_a
     record(db, by, now, "account.remove", name, nonzero_counts(**removed_counts))
 
 
-SELECT_EPOCH_AND_HAS_HAD_ACCOUNT = "SELECT epoch, closed FROM access"
+SELECT_STATE = "SELECT epoch, grants_version, closed FROM access"
+"""Reads what every request needs. Triggers increment `grants_version` with each change of a row of `access_grant`."""
 SELECT_HAS_HAD_ACCOUNT = "SELECT closed FROM access"
 """The column `closed` is 0 until the first account is added, and 1 from then on. While it is 0, every client may do
 everything."""

@@ -109,7 +109,13 @@ def _split_key(key: str) -> tuple[str, str, str]:
     return kind, name, pattern
 
 
-def put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
+def put_all(db: apsw.Connection, by: Actor, now: float, grants: Sequence[Grant]) -> None:
+    """Stores the grants, as `_put` does."""
+    for grant in grants:
+        _put(db, by, now, grant)
+
+
+def _put(db: apsw.Connection, by: Actor, now: float, grant: Grant) -> None:
     """Sets the actions of the grant's subject for the grant's pattern. Does nothing if they are set already. Raises
     AccountUnknown if the subject is a robot or group that does not exist; AccountInvalid if its name belongs to another
     kind of subject, if the grant has no actions, or if the subject would exceed a limit (`_check_limit`)."""

@@ -9,7 +9,7 @@ increments the *epoch*, a number in the database: the rights that a process has 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -101,7 +101,13 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> Non
     record(db, by, now, "group.remove", name, nonzero_counts(members=members, grants=grants))
 
 
-def add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
+def add_members(db: apsw.Connection, by: Actor, now: float, group: AccountName, members: Sequence[AccountName]) -> None:
+    """Adds the members to a group, as `_add_member` does."""
+    for member in members:
+        _add_member(db, by, now, group, member)
+
+
+def _add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
     """Adds a member to a group; does nothing if it is in the group already. Raises AccountUnknown if there is no such
     group; AccountInvalid if `member` is the name of a group, if the group has `MAX_MEMBERS` members, or if the member
     is in `MAX_GROUPS` groups."""
@@ -128,7 +134,15 @@ def _check_limit(db: apsw.Connection, group: AccountName, member: AccountName) -
         raise AccountInvalid(f"{member} is in {MAX_GROUPS} groups, as many as an account can be in")
 
 
-def remove_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
+def remove_members(
+    db: apsw.Connection, by: Actor, now: float, group: AccountName, members: Sequence[AccountName]
+) -> None:
+    """Removes the members from a group, as `_remove_member` does."""
+    for member in members:
+        _remove_member(db, by, now, group, member)
+
+
+def _remove_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
     """Removes a member from a group. Raises AccountUnknown if there is no such group or the member is not in it."""
     _check_group(db, group)
     db.execute("DELETE FROM group_member WHERE name = ? AND member = ?", (group, member))

@@ -83,13 +83,25 @@ def add_failures(db: apsw.Connection, now: float, keys: Mapping[str, FailureCost
     """Stores a failed login under each throttling key in `keys`, which maps the key to the cost of the failure. Deletes
     all throttling keys whose time has passed. After the clock was set back, some times may be years in the future. Sets
     them to the latest possible time, `LONGEST_THROTTLING_SECONDS` from now."""
-    db.execute("DELETE FROM login_pace WHERE until <= ?", (now,))
+    _delete_passed_keys(db, now)
     latest = now + LONGEST_THROTTLING_SECONDS
     db.execute("UPDATE login_pace SET until = ? WHERE until > ?", (latest, latest + CLOCK_MARGIN_SECONDS))
     db.executemany(
         _ADD_FAILURE,
         ((key, now, cost.latest_plausible(now), cost.seconds, cost.max_seconds) for key, cost in keys.items()),
     )
+
+
+def add_key_once(db: apsw.Connection, now: float, key: str, seconds: float) -> bool:
+    """Gives the throttling key `key` the time `now + seconds`, and returns True. If the key has a time that has not
+    passed, changes nothing and returns False. Deletes all throttling keys whose time has passed."""
+    _delete_passed_keys(db, now)
+    db.execute("INSERT INTO login_pace (key, until) VALUES (?, ?) ON CONFLICT DO NOTHING", (key, now + seconds))
+    return bool(db.changes())
+
+
+def _delete_passed_keys(db: apsw.Connection, now: float) -> None:
+    db.execute("DELETE FROM login_pace WHERE until <= ?", (now,))
 
 
 def clear_failures(db: apsw.Connection, keys: Sequence[str]) -> None:

@@ -73,8 +73,8 @@ class SqliteAccounts:
         self._scans = scans
         self._data_version = version
         self._epoch_read_at: object = None
-        """Data version at which `_epoch` and `_has_had_account` were last known to be current."""
-        self._epoch, self._has_had_account = 0, False
+        """Data version at which the three following attributes were last known to be current."""
+        self._epoch, self._grants_version, self._has_had_account = 0, 0, False
         self._writer = writer
         self._clock = clock
 
@@ -108,6 +108,12 @@ class SqliteAccounts:
         self._refresh_epoch()
         return self._epoch
 
+    def grants_version(self) -> int:
+        """Returns the version of the grants after the last commit of any process. Reads the database as seldom as
+        `epoch` does."""
+        self._refresh_epoch()
+        return self._grants_version
+
     def has_had_account(self) -> bool:
         """Returns whether there ever was an account. Until the first account is added, every client may do
         everything."""
@@ -115,13 +121,13 @@ class SqliteAccounts:
         return self._has_had_account
 
     def _refresh_epoch(self) -> None:
-        """Makes `_epoch` and `_has_had_account` current."""
+        """Makes `_epoch`, `_grants_version` and `_has_had_account` current."""
         version = self._data_version()
         if version == self._epoch_read_at:
             return
         if not self._writer.has_same_rights(self._epoch_read_at, version):
-            epoch, has_had_account = self._db.execute(account_table.SELECT_EPOCH_AND_HAS_HAD_ACCOUNT).get
-            self._epoch, self._has_had_account = epoch, bool(has_had_account)
+            epoch, grants_version, has_had_account = self._db.execute(account_table.SELECT_STATE).get
+            self._epoch, self._grants_version, self._has_had_account = epoch, grants_version, bool(has_had_account)
         self._epoch_read_at = version
 
     def instance_id(self) -> str:
@@ -166,12 +172,23 @@ class SqliteAccounts:
         await self._writer.run(lambda db: account_table.replace_hash(db, name, old, new), durable=False)
 
     async def set_enabled(self, name: AccountName, enabled: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        run = self._run_adding if enabled else self._run_restricting
-        await run(account_table.set_enabled, by, name, enabled, keep_admin)
+        await self.change_account(name, enabled=enabled, keep_admin=keep_admin, by=by)
 
     async def set_admin(self, name: AccountName, admin: bool, *, keep_admin: bool = False, by: Actor) -> None:
-        run = self._run_adding if admin else self._run_restricting
-        await run(account_table.set_admin, by, name, admin, keep_admin)
+        await self.change_account(name, admin=admin, keep_admin=keep_admin, by=by)
+
+    async def change_account(
+        self,
+        name: AccountName,
+        *,
+        admin: bool | None = None,
+        enabled: bool | None = None,
+        keep_admin: bool = False,
+        by: Actor,
+    ) -> None:
+        takes_rights_away = admin is False or enabled is False
+        run = self._run_restricting if takes_rights_away else self._run_adding
+        await run(account_table.change, by, name, admin, enabled, keep_admin)
 
     async def remove_account(self, name: AccountName, *, keep_admin: bool = False, by: Actor) -> None:
         await self._run_restricting(account_table.remove, by, name, keep_admin)
@@ -197,10 +214,16 @@ class SqliteAccounts:
         await self._run_restricting(group_table.remove, by, name)
 
     async def add_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
-        await self._run_adding(group_table.add_member, by, group, member)
+        await self.add_members(group, [member], by=by)
+
+    async def add_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
+        await self._run_adding(group_table.add_members, by, group, members)
 
     async def remove_member(self, group: AccountName, member: AccountName, *, by: Actor) -> None:
-        await self._run_restricting(group_table.remove_member, by, group, member)
+        await self.remove_members(group, [member], by=by)
+
+    async def remove_members(self, group: AccountName, members: Sequence[AccountName], *, by: Actor) -> None:
+        await self._run_restricting(group_table.remove_members, by, group, members)
 
     # Rights
 
@@ -216,7 +239,10 @@ class SqliteAccounts:
         return grant_table.patterns_by_actions(self._db, subjects)
 
     async def put_grant(self, grant: Grant, *, by: Actor) -> None:
-        await self._run_adding(grant_table.put, by, grant)
+        await self.put_grants([grant], by=by)
+
+    async def put_grants(self, grants: Sequence[Grant], *, by: Actor) -> None:
+        await self._run_adding(grant_table.put_all, by, grants)
 
     async def remove_grant(self, subject: Grantee, pattern: NamePattern, *, by: Actor) -> None:
         await self._run_restricting(grant_table.remove, by, subject, pattern)
@@ -291,6 +317,14 @@ class SqliteAccounts:
         now = self._clock()
         await self._writer.run(
             lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.HALF
+        )
+
+    async def add_key_once(self, key: str, seconds: float) -> bool:
+        """Stores a throttling key with the time in `seconds` from now, unless it has a time that has not passed.
+        Returns whether it stored the key."""
+        now = self._clock()
+        return await self._writer.run(
+            lambda db: login_tables.add_key_once(db, now, key, seconds), durable=False, reserve_use=ReserveUse.HALF
         )
 
     async def clear_failures(self, keys: Sequence[str]) -> None:

@@ -285,6 +285,22 @@ async def test_failed_logins_of_all_processes_add_up(workers: TwoWorkers) -> Non
     assert not workers.epoch_changed()
 
 
+async def test_a_key_that_is_added_once(data: Path, workers: TwoWorkers) -> None:
+    """Of several processes that add the same throttling key once, one succeeds. After the key's time has passed, it can
+    be added again, and keys whose time has passed are deleted."""
+    both_workers = (workers.first, workers.second) * 2
+    added = await asyncio.gather(*(worker.add_key_once("login", 10.0) for worker in both_workers))
+    assert sorted(added) == [False, False, False, True]
+    assert workers.second.throttled_until("login") == 1_000_010.0
+    assert await workers.first.add_key_once("another", 20.0)
+    workers.clock.now += 10
+    assert await workers.second.add_key_once("third", 5.0)
+    db = second_connection(data / "entrepot.db")
+    assert db.execute("SELECT key FROM login_pace ORDER BY key").fetchall() == [("another",), ("third",)]
+    db.close()
+    assert await workers.second.add_key_once("login", 10.0)
+
+
 async def test_old_failed_logins_are_deleted(data: Path, workers: TwoWorkers) -> None:
     """When a login fails, the records of failures whose throttling is over are deleted."""
     for number in range(50):

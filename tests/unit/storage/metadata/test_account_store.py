@@ -18,6 +18,7 @@ from storage.access import (
     AccountUnknown,
     Action,
     Grantee,
+    LastAdmin,
 )
 from storage.composition import open_accounts, open_registry, prepare_data_dir
 from storage.patterns import NamePattern
@@ -32,6 +33,7 @@ from tests.unit.storage.metadata.account_views import (
     add_people,
     api_token,
     grant,
+    signing_key,
     two_workers,
 )
 
@@ -152,6 +154,29 @@ async def test_changes_of_an_account_increase_the_version_and_the_epoch(workers:
         await workers.first.set_password(NOBODY, "$", by=BY_ROOT)
 
 
+async def test_two_changes_of_an_account_are_made_together_or_not_at_all(workers: TwoWorkers) -> None:
+    """The admin flag and the enabled flag of an account can be changed in one transaction. If the second change is
+    refused, because no enabled admin would be left, the first is not made either."""
+    await add_people(workers.first)
+    await workers.first.set_enabled(ALICE, False, by=BY_ROOT)
+    workers.note_epoch()
+    before = workers.second.account(BOB)
+    with pytest.raises(LastAdmin):
+        await workers.first.change_account(BOB, admin=True, enabled=False, keep_admin=True, by=BY_ROOT)
+    assert workers.second.account(BOB) == before
+    assert not workers.epoch_changed()
+    assert workers.audit_entries(target="bob", action="account.admin") == []
+    await workers.first.change_account(BOB, admin=True, enabled=False, by=BY_ROOT)
+    assert workers.epoch_changed()
+    bob = workers.second.account(BOB)
+    assert (bob.admin, bob.enabled, bob.version > before.version) == (True, False, True)
+    assert workers.audit_entries(target="bob")[-2:] == [("account.admin", "bob"), ("account.disable", "bob")]
+    await workers.first.change_account(BOB, by=BY_ROOT)  # changes nothing
+    assert workers.second.account(BOB) == bob
+    with pytest.raises(AccountUnknown):
+        await workers.first.change_account(NOBODY, admin=False, enabled=True, by=BY_ROOT)
+
+
 async def test_a_new_account_inherits_nothing_from_a_removed_one(workers: TwoWorkers) -> None:
     """When an account is removed, its API tokens, memberships and grants are deleted. A new account of the same name
     has none of them. The version of the new account is higher than every version of the old account."""
@@ -221,6 +246,29 @@ async def test_members_of_groups(workers: TwoWorkers) -> None:
     assert workers.second.groups_of(external_user) == (DEV,)
 
 
+async def test_several_members_or_grants_are_changed_together_or_not_at_all(workers: TwoWorkers) -> None:
+    """Several members of a group, or several grants, can be changed in one transaction. If one of them is refused, none
+    is changed."""
+    await add_people(workers.first)  # bob is in the group dev
+    grants = [grant("user:alice", "team/**", "pull"), grant("group:dev", "team/**", "pull")]
+    workers.note_epoch()
+    with pytest.raises(AccountInvalid):
+        await workers.first.add_members(DEV, [ALICE, DEV], by=BY_ROOT)
+    with pytest.raises(AccountUnknown):
+        await workers.first.remove_members(DEV, [BOB, ALICE], by=BY_ROOT)
+    with pytest.raises(AccountUnknown):
+        await workers.first.put_grants([*grants, grant("robot:nobody", "team/**", "pull")], by=BY_ROOT)
+    assert workers.second.group(DEV) == (DEV, (BOB,))
+    assert workers.second.grants() == []
+    assert not workers.epoch_changed()
+    await workers.first.add_members(DEV, [ALICE, CI], by=BY_ROOT)
+    assert workers.second.group(DEV) == (DEV, (ALICE, BOB, CI))
+    await workers.first.remove_members(DEV, [BOB, ALICE], by=BY_ROOT)
+    assert workers.second.group(DEV) == (DEV, (CI,))
+    await workers.first.put_grants(grants, by=BY_ROOT)
+    assert workers.second.grants() == sorted(grants, key=lambda each: str(each.subject))
+
+
 async def test_grants_of_a_removed_group_are_deleted(workers: TwoWorkers) -> None:
     """When a group is removed, its members and grants are deleted. A new group of the same name has none of them."""
     await add_people(workers.first)
@@ -235,6 +283,43 @@ async def test_grants_of_a_removed_group_are_deleted(workers: TwoWorkers) -> Non
     assert workers.second.grants([Grantee.parse("group:dev")]) == []
     with pytest.raises(AccountUnknown):
         await workers.first.remove_group(ALICE, by=BY_ROOT)
+
+
+async def test_only_changes_of_grants_increase_their_version(workers: TwoWorkers) -> None:
+    """Each change of a grant increases the version of the grants, which both workers see at once. This includes the
+    removal of a group or an account that has grants. Changes of accounts, members, tokens and keys leave the version
+    as it is."""
+    versions = [workers.second.grants_version()]
+
+    def increased() -> bool:
+        versions.append(workers.second.grants_version())
+        assert workers.first.grants_version() == versions[-1]
+        return versions[-1] > versions[-2]
+
+    await add_people(workers.first)
+    await workers.first.set_password(BOB, "$new", by=BY_ROOT)
+    await workers.first.set_admin(BOB, True, by=BY_ROOT)
+    await workers.first.add_token(api_token("t1"), b"hash", by=BY_ROOT)
+    await workers.first.revoke_token("t1", by=BY_ROOT)
+    await workers.first.rotate_key(signing_key("k1"), keep=0.0, by=BY_ROOT)
+    await workers.first.remove_member(DEV, BOB, by=BY_ROOT)
+    assert not increased()
+    for each in (grant("group:dev", "team/**", "pull"), grant("group:dev", "team/**", "push")):
+        await workers.first.put_grant(each, by=BY_ROOT)
+        assert increased()
+        await workers.first.put_grant(each, by=BY_ROOT)  # changes nothing
+        assert not increased()
+    await workers.first.put_grant(grant("user:bob", "bob/**", "pull"), by=BY_ROOT)
+    await workers.first.put_grant(grant("user:alice", "alice/**", "pull"), by=BY_ROOT)
+    assert increased()
+    await workers.first.remove_grant(Grantee.parse("user:alice"), NamePattern("alice/**"), by=BY_ROOT)
+    assert increased()
+    await workers.first.remove_group(DEV, by=BY_ROOT)
+    assert increased()
+    await workers.first.remove_account(BOB, by=BY_ROOT)
+    assert increased()
+    await workers.first.remove_account(CI, by=BY_ROOT)  # has no grants
+    assert not increased()
 
 
 async def test_grants_are_stored_by_subject_and_pattern(workers: TwoWorkers) -> None:

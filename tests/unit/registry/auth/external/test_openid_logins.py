@@ -5,11 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from registry.auth.external.login_attempts import ATTEMPT_SECONDS, LoginAttemptInvalid, LoginAttempts
+from registry.auth.external.login_attempts import (
+    ATTEMPT_SECONDS,
+    LoginAttempt,
+    LoginAttemptInvalid,
+    LoginAttempts,
+    UsedAttempts,
+)
 from registry.auth.external.openid_login import EXCHANGE_LIMITS, AuthorizationResponse, LoginFailed
 from registry.auth.external.openid_settings import provider_stamp
 from registry.auth.password.throttle import BY_ADDRESS
@@ -61,16 +68,35 @@ async def test_a_login_attempt(worker: AuthWorker, clock: AuthClock) -> None:
 
 
 async def test_attempt_is_used_once(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:
-    """A login attempt causes one request to the provider at most, on all workers together."""
+    """A login attempt causes one request to the provider at most, on all workers together, also if they get it at the
+    same moment."""
     fake_provider.secret = None
     options = {"oidc": settings(fake_provider)}
     async with auth_worker(data, clock, options) as worker, auth_worker(data, clock, options) as other_worker:
         state, sealed = await begin_login(worker)
-        errors = await asyncio.gather(*(finish_login(worker, state, sealed) for _ in range(3)))
+        workers = [worker, worker, other_worker, other_worker]
+        errors = await asyncio.gather(*(finish_login(each, state, sealed) for each in workers))
         errors.append(await finish_login(other_worker, state, sealed))
         assert fake_provider.paths.count("/token") == 1
-        assert sum("used before" in error.reason for error in errors) == 3
+        assert sum("used before" in error.reason for error in errors) == 4
         assert all(error.is_finished for error in errors)
+
+
+async def test_concurrent_workers_use_an_attempt_once(
+    data: Path, clock: AuthClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If several requests in two workers use the same attempt, and none sees the use by another yet, one of them
+    succeeds. Another attempt can be used."""
+    attempt = LoginAttempt("state", "nonce", "verifier", "https://registry.example/callback", "/ui", clock())
+    async with auth_worker(data, clock) as worker, auth_worker(data, clock) as other_worker:
+        for accounts in (worker.accounts, other_worker.accounts):
+            monkeypatch.setattr(accounts, "throttled_until", lambda _key: 0.0)
+        first, second = UsedAttempts(worker.accounts), UsedAttempts(other_worker.accounts)
+        uses = (used_attempts.use(attempt) for used_attempts in (first, second, first, second))
+        outcomes = await asyncio.gather(*uses, return_exceptions=True)
+        assert sum(outcome is None for outcome in outcomes) == 1
+        assert sum(isinstance(outcome, LoginAttemptInvalid) for outcome in outcomes) == 3
+        await second.use(replace(attempt, state="another"))
 
 
 async def test_invented_codes_are_throttled(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:

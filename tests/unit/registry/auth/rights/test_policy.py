@@ -4,6 +4,7 @@ tests use a store on disk."""
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -149,6 +150,40 @@ async def test_removed_grants_no_longer_apply(accounts: Accounts, policy: Policy
     await accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("team/**"), by=BY)
     assert accounts.epoch() != epoch_before
     assert not policy.principal(alice).may(PULL, "team/app")
+
+
+async def test_grants_are_read_again_only_after_a_change_of_grants(
+    accounts: Accounts, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every client can change the epoch, such as by revoking its own API tokens in a loop. So after a change of the
+    epoch that changes no grant, the policy computes the rights of others without reading their grants again: a group
+    can have thousands. After a change of a grant, it reads them."""
+    alice = await add_account(accounts, "alice")
+    await accounts.add_group(AccountName("dev"), by=BY)
+    await accounts.add_member(AccountName("dev"), AccountName("alice"), by=BY)
+    await add_grant(accounts, "group:dev", "team/**", "pull")
+    policy.principal(alice)
+    read_subjects: list[Grantee] = []
+    read_grants = accounts.patterns_by_actions
+
+    def record_read(subjects: Sequence[Grantee]) -> Mapping[Action, frozenset[NamePattern]]:
+        read_subjects.extend(subjects)
+        return read_grants(subjects)
+
+    monkeypatch.setattr(accounts, "patterns_by_actions", record_read)
+    await add_account(accounts, "mallory")
+    await accounts.revoke_token(await add_token(accounts, "mallory"), by=BY)
+    await accounts.set_password(AccountName("mallory"), "a hash", by=BY)
+    await policy.prepare(alice)
+    assert policy.principal(alice).epoch == accounts.epoch()
+    assert policy.principal(alice).may(PULL, "team/app")
+    assert read_subjects == []
+    await add_grant(accounts, "group:dev", "team/**", "push")
+    assert policy.principal(alice).may(PUSH, "team/app")
+    assert not policy.principal(alice).may(PULL, "team/app")
+    assert Grantee.parse("group:dev") in read_subjects
+    await accounts.remove_member(AccountName("dev"), AccountName("alice"), by=BY)
+    assert not policy.principal(alice).may(PUSH, "team/app")
 
 
 async def add_token(accounts: Accounts, account: str, *limits: tuple[str, str]) -> str:
