@@ -19,6 +19,7 @@ import yaml
 from registry.client_addresses import is_loopback_host
 from registry.config.field_types import parse_duration
 from registry.migration.config_reasons import UNKNOWN_KEY, reason_for
+from registry.printable import printable_json, printable_line, printable_toml
 from storage.imports import ImportInvalid
 
 PREFIX: Final = "REGISTRY_"
@@ -319,14 +320,14 @@ def _split(value: Value) -> SplitResult:
 
 
 def _toml(value: str | bool) -> str:
-    """Returns a value in TOML: as JSON, with an escape for the character DEL, which TOML requires."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Returns a value in TOML: as JSON, with escapes for control characters. TOML requires one for DEL."""
+    return printable_toml(json.dumps(value, ensure_ascii=False))
 
 
 def _comment(value: Value) -> str:
     """Returns a value as text on one line, for a comment."""
-    return json.dumps(str(value), ensure_ascii=False)[1:-1].replace("\x7f", "")[:200]
+    return printable_json(json.dumps(str(value), ensure_ascii=False))[1:-1][:200]
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return printable_line(" ".join(str(error).split()))[:200]
