@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from typing import Any, Final, Literal, TextIO
 
+from registry.printable import printable_json, printable_line, printable_text
+
 BUFFER_CHARACTERS: Final = 16 * 1024
 """The buffered lines are written when they have this many characters in total."""
 FLUSH_SECONDS: Final = 0.2
@@ -79,7 +81,8 @@ class LineRecord(logging.LogRecord):
 
 class LineFormatter(logging.Formatter):
     """Formats records as `2026-01-31 12:00:00,123 INFO registry.calls[77] what happened`: local time, level, logger,
-    process id, message. Consecutive records with the same time, level and logger share these formatted parts."""
+    process id, message. Messages contain text of clients and upstreams, so `?` replaces control characters, also line
+    breaks. Consecutive records with the same time, level and logger share these formatted parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class LineFormatter(logging.Formatter):
             return line
         trace = self.formatException(record.exc_info) if record.exc_info else ""
         stack = self.formatStack(record.stack_info) if record.stack_info else ""
-        return "\n".join(part for part in (line, trace, stack) if part)
+        return "\n".join((line, *(printable_text(part) for part in (trace, stack) if part)))
 
     def line(self, created: float, level: str, name: str, process: int | None, message: str) -> str:
         """Returns the line of a message. `created`: seconds since 1970."""
@@ -106,7 +109,7 @@ class LineFormatter(logging.Formatter):
                 self._formatted_second = second
                 self._second_text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
             self._start_text = f"{self._second_text},{milliseconds:03d} {level} {name}["
-        return f"{self._start_text}{process}] {message}"
+        return f"{self._start_text}{process}] {printable_line(message)}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -129,7 +132,7 @@ class JsonFormatter(logging.Formatter):
             fields["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             fields["stack"] = record.stack_info
-        return json.dumps(fields, ensure_ascii=False, default=str, separators=(",", ":"))
+        return printable_json(json.dumps(fields, ensure_ascii=False, default=str, separators=(",", ":")))
 
 
 class BufferedHandler(logging.Handler):

@@ -23,6 +23,7 @@ from registry.cli.options import (
     fail,
     load_or_fail,
 )
+from registry.cli.output import print_line, print_text
 from registry.clients.registry_address import RegistryAddress, listens_everywhere, registry_address
 from registry.config import Settings, Upstream
 from registry.config.mirror_settings import DOCKER_HUB
@@ -104,12 +105,12 @@ def _add_program(name: str, files_description: str, example: str) -> None:
         if name == "docker":
             _check_docker_default(settings, hosts)
         setup = client_setup.SETUPS[name](address, hosts)
-        typer.echo("\n".join(text for _, text in setup.files), nl=False)
+        print_text("\n".join(text for _, text in setup.files), end="")
         for hint in setup.hints:
-            typer.echo(f"# {hint}", err=True)
+            print_line(f"# {hint}", err=True)
         if name == "containerd" and len(setup.files) > 1:
             only_one = "--upstream NAME prints only the file of that upstream"
-            typer.echo(f"# this output contains {len(setup.files)} files; {only_one}", err=True)
+            print_line(f"# this output contains {len(setup.files)} files; {only_one}", err=True)
 
 
 for _name, (_files_description, _example) in PROGRAMS.items():
@@ -174,7 +175,7 @@ def _address_in_settings(settings: Settings) -> RegistryAddress:
             USAGE_ERROR,
         )
     if not settings.public_url and listens_everywhere(settings):
-        typer.echo(
+        print_line(
             "# this address is for clients on the same machine; for other machines give the address with --url",
             err=True,
         )

@@ -18,6 +18,7 @@ from registry.cli.accounts import (
 )
 from registry.cli.mirror import freeze_command, mirror_command, speed_command
 from registry.cli.ops import doctor_command, status_command
+from registry.cli.output import print_line
 from registry.cli.upkeep import (
     backup_command,
     cache_command,
@@ -95,7 +96,7 @@ def _print_version(is_requested: bool) -> None:
     if is_requested:
         from registry import __version__
 
-        typer.echo(f"entrepot {__version__}")
+        print_line(f"entrepot {__version__}")
         raise typer.Exit
 
 

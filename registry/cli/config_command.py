@@ -6,7 +6,6 @@ The *origin* of a value says where it comes from: a flag, an environment variabl
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from registry.cli.options import (
     WorkersOption,
     load_server_settings_or_fail,
 )
+from registry.cli.output import print_json_value, print_text
 from registry.cli.settings_text import display_text, plain_value, toml_lines, toml_value
 from registry.config.settings_sources import LoadedSettings, SettingPath, setting_fields, table_model
 
@@ -67,9 +67,9 @@ def config(
             ".".join(path): {"value": plain_value(loaded.settings, path), "origin": loaded.origins[".".join(path)]}
             for path, _ in setting_fields()
         }
-        typer.echo(json.dumps(settings, indent=2))
+        print_json_value(settings, indent=2)
     elif output_format is OutputFormat.toml:
-        typer.echo(settings_as_toml(loaded))
+        print_text(settings_as_toml(loaded))
     else:
         _print_table(loaded)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.cli.options import MAX_NUMBER, USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail
-from registry.cli.output import local_time, plural, print_json, print_rows
+from registry.cli.output import local_time, plural, print_json, print_json_document, print_line, print_rows
 
 if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
@@ -184,7 +184,7 @@ def retry(
     count = with_upkeep(config, data, change)
     if not count:
         fail("there is no such dead letter")
-    typer.echo(f"{plural(count, 'event')} will be sent again", err=True)
+    print_line(f"{plural(count, 'event')} will be sent again", err=True)
 
 
 def _check_action(action: str | None) -> None:
@@ -200,10 +200,10 @@ def _print_event(event: Event, *, as_json: bool) -> None:
     from registry.admin.event_routes import EventResponse
 
     if as_json:
-        typer.echo(EventResponse.from_stored(event).model_dump_json())
+        print_json_document(EventResponse.from_stored(event).model_dump_json())
         return
-    number, time, action, what, actor, detail = (_printable(cell) for cell in _cells(event))
-    typer.echo(f"{number:>8}  {time}  {action:<10}  {what}  by {actor}{'  ' + detail if detail else ''}")
+    number, time, action, what, actor, detail = _cells(event)
+    print_line(f"{number:>8}  {time}  {action:<10}  {what}  by {actor}{'  ' + detail if detail else ''}")
 
 
 def _cells(event: Event) -> tuple[str, ...]:
@@ -231,8 +231,3 @@ def _state(delivery: Delivery) -> str:
     if delivery.dead is not None:
         return f"given up at {local_time(delivery.dead)}: {delivery.error}"
     return f"waits: {delivery.error}" if delivery.error else "waits"
-
-
-def _printable(text: str) -> str:
-    """Replaces each control character by `?`, because it could act on a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from registry.cli.interrupts import run_interruptible
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
+from registry.cli.output import print_json_value
 
 if TYPE_CHECKING:
     from registry.config import Settings
@@ -49,7 +49,7 @@ def inspect(
 
         summary = run_interruptible(summarize())
     if as_json:
-        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        print_json_value(summary, indent=2)
     else:
         print_image_summary(summary)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from registry.cli.options import ConfigOption, DataOption, fail, load_or_fail, one_line_errors
+from registry.cli.output import print_line
 from registry.config import Settings
 
 RELOAD_HELP = "Make the running server use its changed settings, without a pause."
@@ -52,4 +51,4 @@ def _ask(settings: Settings, request: str) -> None:
             fail(error.message)
         if not response["ok"]:
             fail(response["message"])
-        typer.echo(response["message"])
+        print_line(response["message"])

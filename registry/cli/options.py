@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
+from registry.cli.output import print_line
 from registry.config.settings_sources import ConfigError, LoadedSettings, check_ports, load_settings
 
 USAGE_ERROR = 2
@@ -67,7 +68,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """Prints `message` as one line on stderr and ends the command with the exit code `code`."""
-    typer.echo(f"entrepot: {message}", err=True)
+    print_line(f"entrepot: {message}", err=True)
     raise typer.Exit(code)
 
 
@@ -86,7 +87,7 @@ def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
     except ConfigError as error:
         fail(str(error), USAGE_ERROR)
     for warning in loaded.warnings:
-        typer.echo(f"entrepot: warning: {warning}", err=True)
+        print_line(f"entrepot: warning: {warning}", err=True)
     return loaded
 
 

@@ -1,4 +1,7 @@
-"""Output of commands, for people and for programs: tables, JSON, sizes, times.
+"""Output of commands, for people and for programs: lines, tables, JSON, sizes, times.
+
+Commands print only with the functions of this module. They replace control characters, because names and texts from
+images, archives, settings and other servers could control the terminal.
 
 Functions import `rich` when they need it, because the import takes a noticeable time and most commands print no table.
 """
@@ -13,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from registry.printable import printable_json, printable_line, printable_text
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
@@ -22,12 +27,30 @@ _UNWRAPPED_COLUMNS = ("role", "platform", "size")
 """Names of columns whose cells never wrap to a second line."""
 
 
-def plain_console() -> Console:
-    """Returns a console that prints to stdout without automatic highlighting. It wraps long lines in a terminal, but
-    not in a file or a pipe."""
-    from rich.console import Console
+def print_line(text: str, *, err: bool = False) -> None:
+    """Prints one line on stdout, or on stderr. Prints `?` in place of control characters, also of line breaks."""
+    typer.echo(printable_line(text), err=err)
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+
+def print_text(text: str, *, err: bool = False, end: str = "\n") -> None:
+    """Prints several lines on stdout, or on stderr, and then `end`. Prints `?` in place of control characters, except
+    for line breaks and tabs."""
+    typer.echo(printable_text(text) + end, err=err, nl=False)
+
+
+def plain_console() -> Console:
+    """Returns a console that prints to stdout without automatic highlighting and without control characters of the
+    content. It wraps long lines in a terminal, but not in a file or a pipe."""
+    from registry.cli.printable_console import PrintableConsole
+
+    return PrintableConsole(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+
+
+def progress_console() -> Console:
+    """Returns a console for bars that show progress. It prints to stderr, without control characters of the content."""
+    from registry.cli.printable_console import PrintableConsole
+
+    return PrintableConsole(stderr=True)
 
 
 def new_table(*columns: str) -> Table:
@@ -47,17 +70,12 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], empty_mess
     from rich.text import Text
 
     if not rows:
-        typer.echo(f"entrepot: {empty_message}", err=True)
+        print_line(f"entrepot: {empty_message}", err=True)
         return
     table = new_table(*columns)
     for row in rows:
-        table.add_row(*(Text(_printable(cell)) for cell in row))
+        table.add_row(*(Text(printable_line(cell)) for cell in row))
     plain_console().print(table)
-
-
-def _printable(text: str) -> str:
-    """Replaces each control character by `?`, because it could move a terminal's cursor or change its colours."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def print_json(items: Sequence[BaseModel] | BaseModel) -> None:
@@ -66,7 +84,17 @@ def print_json(items: Sequence[BaseModel] | BaseModel) -> None:
         json_value: Any = [item.model_dump(mode="json") for item in items]
     else:
         json_value = items.model_dump(mode="json")
-    typer.echo(json.dumps(json_value, indent=2, ensure_ascii=False))
+    print_json_value(json_value, indent=2)
+
+
+def print_json_value(value: Any, *, indent: int | None = None) -> None:
+    """Prints JSON types as a JSON document, on one line if `indent` is None."""
+    print_json_document(json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def print_json_document(document: str) -> None:
+    """Prints the text of a JSON document. Prints escapes in place of control characters in its strings."""
+    typer.echo(printable_json(document))
 
 
 def human_size(size_bytes: int) -> str:

@@ -25,6 +25,7 @@ from registry.cli.options import (
     load_server_settings_or_fail,
     one_line_errors,
 )
+from registry.cli.output import print_text
 from registry.config import Settings
 
 if TYPE_CHECKING:
@@ -175,4 +176,4 @@ def _print_banner(text: str) -> None:
     """Prints the banner. Ignores a failed write, for example to a full disk, because the server does not need the
     banner."""
     with suppress(OSError):
-        typer.echo(text)
+        print_text(text)

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from registry.config import Settings, format_duration, format_size, is_duration
 from registry.config.settings_sources import SettingPath, setting_fields, table_model
+from registry.printable import printable_toml
 
 
 def setting_value(settings: Settings, path: SettingPath) -> Any:
@@ -68,10 +69,10 @@ def display_text(value: Any) -> str:
 
 def toml_value(value: Any) -> str:
     """Returns a plain value as TOML. Writes all values except dicts as JSON, which has the same syntax as TOML for
-    strings, numbers, booleans and lists."""
+    strings, numbers, booleans and lists. Writes control characters as escapes."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
+        return "{ " + ", ".join(f"{toml_value(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
+    return printable_toml(json.dumps(value, ensure_ascii=False))
 
 
 def toml_lines(settings: Iterable[tuple[SettingPath, Sequence[str]]]) -> list[str]:

@@ -1,15 +1,16 @@
-"""The settings: the model `Settings`, its groups, and functions that parse and format durations and sizes."""
+"""The settings: the model `Settings`, its groups, and functions that parse and format durations, sizes and hosts."""
 
 from registry.config.auth_settings import AuthSettings, Issuer, OIDCSettings
-from registry.config.field_types import format_duration, format_size, is_duration, is_size, parse_duration
-from registry.config.mirror_settings import (
-    DOCKER_HUB,
-    HUB_LIBRARY,
+from registry.config.field_types import (
     MAX_HOST_LENGTH,
-    HostedSettings,
-    Upstream,
+    format_duration,
+    format_size,
+    is_duration,
+    is_size,
     normalized_host,
+    parse_duration,
 )
+from registry.config.mirror_settings import DOCKER_HUB, HUB_LIBRARY, HostedSettings, Upstream
 from registry.config.retention_settings import RetentionRule
 from registry.config.settings import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, TLSSettings
 from registry.config.upkeep_settings import CacheSettings, DiskSettings, Quota, UpkeepSettings

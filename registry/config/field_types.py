@@ -1,5 +1,5 @@
-"""Types, parsers and formatters that the models of the settings share: groups, durations, sizes, comma-separated lists
-and URLs."""
+"""Types, parsers and formatters that the models of the settings share: groups, durations, sizes, comma-separated lists,
+URLs and host names."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ AT_START: Final[JsonDict] = {"takes_effect": "start"}
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _COUNT_AND_UNIT = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"
 _DURATION = re.compile(rf"(?:{_COUNT_AND_UNIT}\s*)+", re.IGNORECASE)
+
+MAX_HOST_LENGTH = 253
+"""Longest host name, in characters. Its binary form has 255 bytes, the limit of RFC 1035, section 2.3.4."""
+_HOST_CHARACTERS = re.compile(r"[a-z0-9._-]+|[0-9a-f.]*:[0-9a-f:.]*(%[a-z0-9._-]+)?")
+"""The characters of a host name, and of an IPv6 address with or without a zone. If a URL has other characters, such as
+a backslash, programs disagree on where its host ends."""
 
 
 class SettingsGroup(BaseModel):
@@ -69,6 +75,21 @@ def split_http_url(value: str, example: str, *, allow_query: bool = True, allow_
     if not is_valid or (parts.query and not allow_query) or (parts.fragment and not allow_fragment):
         raise ValueError(f"{value!r} is not an address like {example}")
     return parts
+
+
+def normalized_host(host: str) -> str:
+    """Returns a host name in the form in which host names are compared: in lower case, encoded for the DNS (IDNA 2008,
+    like the HTTP clients), without a dot at the end. Returns an IPv6 address in lower case. Raises ValueError if the
+    name is empty or too long, has a character that no host name has, or cannot be encoded."""
+    host = host.lower()
+    if len(host) <= MAX_HOST_LENGTH and not host.isascii():
+        import idna  # most host names do not need its tables
+
+        host = idna.encode(host).decode()
+    host = host.rstrip(".")
+    if len(host) > MAX_HOST_LENGTH or not _HOST_CHARACTERS.fullmatch(host):
+        raise ValueError("not a host's name")
+    return host
 
 
 def parse_duration(value: object) -> object:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_val
 from pydantic_settings import NoDecode
 
 from registry.config.cooldown_settings import CooldownExemption, TagPattern
-from registry.config.field_types import Duration, SettingsGroup, split_commas, split_http_url
+from registry.config.field_types import Duration, SettingsGroup, normalized_host, split_commas, split_http_url
 from storage.errors import RegistryError
 from storage.names import parse_reference
 from storage.patterns import NamePattern
@@ -36,19 +36,6 @@ _PRESETS: Mapping[str, Mapping[str, list[str]]] = {
 listed."""
 _NAME = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[1-9][0-9]{0,4})?")
-MAX_HOST_LENGTH = 253
-"""Longest host name, in characters. Its binary form has 255 bytes, the limit of RFC 1035, section 2.3.4."""
-
-
-def normalized_host(host: str) -> str:
-    """Returns a host name in the form in which host names are compared: in lower case, encoded for the DNS (IDNA),
-    without a dot at the end. Raises ValueError if the name is empty, too long, or cannot be encoded."""
-    if len(host) <= MAX_HOST_LENGTH and not host.isascii():
-        host = host.encode("idna").decode()
-    host = host.lower().rstrip(".")
-    if not 0 < len(host) <= MAX_HOST_LENGTH:
-        raise ValueError("not a host's name")
-    return host
 
 
 def _split_upstream_url(value: str, example: str) -> SplitResult:

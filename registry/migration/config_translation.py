@@ -19,6 +19,7 @@ import yaml
 from registry.client_addresses import is_loopback_host
 from registry.config.field_types import parse_duration
 from registry.migration.config_reasons import UNKNOWN_KEY, reason_for
+from registry.printable import printable_json, printable_line, printable_toml
 from storage.imports import ImportInvalid
 
 PREFIX: Final = "REGISTRY_"
@@ -26,6 +27,8 @@ PASSWORD_VARIABLE: Final = "UPSTREAM_PASSWORD"
 """The variable that the translated settings name for the password of `proxy.username`."""
 MAX_KEYS: Final = 10_000
 """Largest number of keys in the old settings."""
+MAX_NUMBER_CHARACTERS: Final = 100
+"""Largest number of characters of one number in the old settings."""
 _KUBERNETES_VARIABLE: Final = re.compile(r"REGISTRY_(SERVICE_(HOST|PORT.*)|PORT(_.*)?)")
 """Variables that Kubernetes sets in each container if a service named `registry` exists."""
 _LOG_LEVELS: Final = {
@@ -54,7 +57,7 @@ def translate(text: str, environment: Mapping[str, str]) -> str:
     """Returns the settings file. `text`: the content of config.yml. If it is empty, only the environment variables are
     translated. Raises ImportInvalid if the text is not the settings of a registry."""
     try:
-        document = yaml.safe_load(text)
+        document = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise ImportInvalid(f"the file is not YAML: {_one_line(error)}") from None
     except RecursionError:
@@ -69,6 +72,29 @@ def translate(text: str, environment: Mapping[str, str]) -> str:
     if not document:
         raise ImportInvalid("there is nothing to translate: the file is empty, and no REGISTRY_ variable is set")
     return _Translation(document).run()
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML with plain values only, and with numbers of at most `MAX_NUMBER_CHARACTERS`. Python refuses to write
+    numbers of thousands of digits as text, and the time to read them grows with the square of their length."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MAX_NUMBER_CHARACTERS:
+            problem = f"found a number with more than {MAX_NUMBER_CHARACTERS} characters"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _parse_yaml(text: str) -> Value:
+    """Returns the value of a YAML document. Raises YAMLError, and RecursionError if it is nested too deeply."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML raises these for a value that does not fit its tag, such as `!!int x`, and for a month 13.
+        raise yaml.YAMLError(f"it has a value that cannot be read: {error}") from error
 
 
 class _Translation:
@@ -264,8 +290,8 @@ def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
     """Sets the key that an environment variable names. The old registry reads the variable's value `text` as YAML."""
     *parents, last_name = variable.removeprefix(PREFIX).lower().split("_")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parse_yaml(text)
+    except (yaml.YAMLError, RecursionError):
         value = text
     group = document
     for name in parents:
@@ -295,10 +321,10 @@ def _text(value: Value) -> str | None:
 def _duration(value: Value) -> str | None:
     """Returns a duration in the form that Go uses, such as `168h`; None if this registry does not accept it."""
     try:
-        parse_duration(str(value))
+        seconds = parse_duration(str(value))
     except ValueError:
         return None
-    return str(value)
+    return str(value) if seconds != float("inf") else None  # a number with hundreds of digits is infinite as a float
 
 
 def _public_url(value: Value) -> str | None:
@@ -319,14 +345,14 @@ def _split(value: Value) -> SplitResult:
 
 
 def _toml(value: str | bool) -> str:
-    """Returns a value in TOML: as JSON, with an escape for the character DEL, which TOML requires."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Returns a value in TOML: as JSON, with escapes for control characters. TOML requires one for DEL."""
+    return printable_toml(json.dumps(value, ensure_ascii=False))
 
 
 def _comment(value: Value) -> str:
     """Returns a value as text on one line, for a comment."""
-    return json.dumps(str(value), ensure_ascii=False)[1:-1].replace("\x7f", "")[:200]
+    return printable_json(json.dumps(str(value), ensure_ascii=False))[1:-1][:200]
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return printable_line(" ".join(str(error).split()))[:200]

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from registry.asgi import Header, Scope, client_address, raw_path, trace_id_of
 from registry.log_output import direct_handler
+from registry.printable import printable_line
 from registry.request import USER_AGENT_CHARACTERS
 
 log = logging.getLogger("registry.access")
@@ -177,7 +178,4 @@ def _plain_agent(value: bytes) -> str:
 def _plain(text: str, max_characters: int) -> str:
     """Returns text of a client for a log line: cut to a length, and without characters that begin a new line or act on
     a terminal. Without text, returns `-`."""
-    text = text[:max_characters]
-    return (
-        text if text.isprintable() else "".join(character if character.isprintable() else "?" for character in text)
-    ) or "-"
+    return printable_line(text[:max_characters]) or "-"

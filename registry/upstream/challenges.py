@@ -15,11 +15,12 @@ realm:
 from __future__ import annotations
 
 import logging
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from registry.config import Upstream
 from registry.upstream.destinations import loggable_origin, origin, registrable_domain
@@ -172,17 +173,22 @@ class RealmPolicy:
     def _is_listed(self, realm: str) -> bool:
         """Returns whether the setting `realms` has a URL with the origin of `realm`, and with the path of `realm`, a
         path above that path, or no path. Queries are ignored."""
-        path = urlsplit(realm).path or "/"
+        path = _normal_path(realm)
         for listed_realm in self._listed_realms:
             listed_url = listed_realm if "://" in listed_realm else f"https://{listed_realm}"
             try:
                 same_origin = origin(listed_url) == origin(realm)
             except ValueError:
                 continue
-            listed_path = urlsplit(listed_url).path.rstrip("/")
+            listed_path = _normal_path(listed_url).rstrip("/")
             if same_origin and (path == listed_path or path.startswith(f"{listed_path}/") or not listed_path):
                 return True
         return False
+
+
+def _normal_path(url: str) -> str:
+    """Returns the path of a URL as a server may read it: decoded, and without the parts `.` and `..`."""
+    return posixpath.normpath("/" + unquote(urlsplit(url).path).replace("\\", "/").lstrip("/"))
 
 
 def _loggable_realm(realm: str) -> str:

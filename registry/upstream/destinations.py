@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -208,15 +209,26 @@ MAX_REDIRECTS = 5
 
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+"""A host, which is in brackets if it is an IPv6 address, and optionally a port."""
 
 
 def origin(url: str) -> tuple[str, str, int]:
     """Returns the scheme, host and port of an http or https URL (RFC 6454, 4). The host is in lower case, IDNA-encoded,
-    without a dot at the end. Raises ValueError for any other URL."""
+    without a dot at the end, and is the host to which HTTP clients connect. Raises ValueError for any other URL."""
     parts = urlsplit(url)
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-        raise ValueError("not an http address")
+    host_and_port = _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2])
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or host_and_port is None or parts.port == 0:
+        raise ValueError("not an http address with a host and a port")
     return parts.scheme, normalized_host(parts.hostname), parts.port or _DEFAULT_PORTS[parts.scheme]
+
+
+def is_same_origin(url: str, other_url: str) -> bool:
+    """Returns whether both URLs have the same origin. Returns False if one of them has no origin."""
+    try:
+        return origin(url) == origin(other_url)
+    except ValueError:
+        return False
 
 
 SHARED_DOMAINS = frozenset(

@@ -25,7 +25,7 @@ from registry.mirror.upstream_client import (
 )
 from registry.upstream.api_client import ApiClient
 from registry.upstream.authorizer import AuthorizationOffer, UpstreamAuthorizer
-from registry.upstream.destinations import loggable_origin
+from registry.upstream.destinations import is_same_origin, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint, UpstreamEndpoints
 from registry.upstream.rate_limits import RateLimitBackoff, RemainingRequests, RequestKind
 from registry.upstream.request_limits import REQUEST_TIMEOUT_SECONDS, SMALL_BODY_BYTES, KeyedSemaphore, time_limit
@@ -303,13 +303,16 @@ class UpstreamRequester:
         """Sends a request for anything but the bytes of a blob. Returns the response and raises errors as
         `send_authorized` does.
 
-        `path`: relative to `/v2/<repository>/`, or a complete URL. `linked_from`: the response that contained the
+        `path`: relative to `/v2/<repository>/`, or a complete URL. The request has the login of the endpoint, so a
+        complete URL of another origin raises UpstreamUnavailable. `linked_from`: the response that contained the
         complete URL; the request may connect only to the addresses that `ApiClient.reach_from` returns for it. None:
         `path` is relative, or a URL of the endpoint. `scope`: see `send_authorized`. `max_bytes`: the largest body.
         `read_body`: if False, a successful response is returned without its body. `memory`: a large body counts against
         the memory budget until the `with` block of this scope ends; None: only while it is received.
         """
         url = path if "://" in path else f"{endpoint.url}/v2/{repo}/{path}"
+        if not is_same_origin(url, endpoint.url):
+            raise UpstreamUnavailable(f"{loggable_origin(endpoint.url)} links to a page on another origin")
         reach = self._api.reach_from(linked_from) if linked_from is not None else None
 
         async def send(authorization: Mapping[str, str]) -> UpstreamResponse:

@@ -23,7 +23,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UnconfirmedNameUnknown
-from registry.upstream.destinations import MAX_URL_LENGTH, loggable_origin
+from registry.upstream.destinations import MAX_URL_LENGTH, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
 from registry.upstream.list_cache import LIST_TIMEOUT_SECONDS, CompleteList, ListCache, cut_page
 from registry.upstream.rate_limits import RequestKind
@@ -355,11 +355,11 @@ def _next_page_of(response: UpstreamResponse) -> str | None:
 
 
 def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
-    """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header has no
-    valid URL of a next page. The returned URL has the path and the query from the header, and the origin of `url`. The
-    origin in the header is not used, because a registry behind a proxy may name an internal origin there, and because
-    the token must not be sent to another origin. Raises UpstreamUnavailable if the header is longer than
-    MAX_URL_LENGTH."""
+    """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header has no link
+    to a next page. The returned URL has the path and the query from the header, and the origin of `url`. The origin in
+    the header is not used, because a registry behind a proxy may name an internal origin there, and because the login
+    must not be sent to another origin. Raises UpstreamUnavailable if the header is longer than MAX_URL_LENGTH, and if
+    the link is not valid. If it were ignored, the list would be incomplete without notice."""
     link_field = headers.get("link", "")
     if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(
@@ -369,10 +369,23 @@ def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
         relation = _RELATION.search(link[2])
         if relation is None or "next" not in (relation[1] or relation[2] or "").lower().split():
             continue
-        base = urlsplit(url)
-        try:
-            target = urlsplit(urljoin(url, link[1].strip()))
-        except ValueError:
-            return None
-        return f"{base.scheme}://{base.netloc}{target.path}" + (f"?{target.query}" if target.query else "")
+        next_url = _on_origin_of(url, link[1].strip())
+        if next_url is None:
+            raise UpstreamUnavailable(f"{loggable_origin(url)} answers with a Link whose path does not begin with /")
+        return next_url
     return None
+
+
+def _on_origin_of(url: str, link: str) -> str | None:
+    """Returns the URL with the path and the query of `link`, which may be relative to `url`, and with the origin of
+    `url`. Returns None if `link` is not valid, or if its path does not begin with `/`: the path `.evil.test/p` of
+    `x:.evil.test/p` would change the host `far.test` to `far.test.evil.test`."""
+    base = urlsplit(url)
+    try:
+        target = urlsplit(urljoin(url, link))
+        if not target.path.startswith("/"):
+            return None
+        next_url = f"{base.scheme}://{base.netloc}{target.path}" + (f"?{target.query}" if target.query else "")
+        return next_url if origin(next_url) == origin(url) else None
+    except ValueError:
+        return None

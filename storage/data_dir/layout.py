@@ -16,7 +16,8 @@
       control                                           Unix socket by which commands reach a running server
       restore.json                                      marks a restore from a backup that has not ended yet
 
-A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it.
+A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it, or
+`@` and its hash if the file name would be too long.
 The GENERATION of an upload session grows by 1 each time another request takes the session over. A *lease* is the
 exclusive right to do some work; a *slot* is one of a limited number of permits.
 
@@ -39,6 +40,9 @@ DIGEST_LOCK_COUNT = 256
 SHARD_COUNT = 256 * len(ALGORITHMS)
 """Number of directories that the blob files are spread over: one for each algorithm and first byte of the digest. Such
 a directory is a *shard*."""
+
+MAX_FILE_NAME_BYTES = 255
+"""Longest name of a file on the file systems of Linux."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +130,17 @@ class Layout:
     def partial_name(digest: Digest, size: int, source: str = "") -> str:
         """Returns the name of a partial blob: the name of its files without their suffix. `size`: in bytes. `source`:
         the name of the upstream registry that sends the bytes; if it is empty, the name has no source. The downloads of
-        the mirror always have a source.
+        the mirror always have a source. If the names of the files would be too long, the name has `@` and a hash of the
+        source instead, which no source begins with.
 
         The size is a part of the name because it comes from a manifest, which may state a wrong size. A request with
         the right size then uses other files."""
         digest_and_size = f"{digest.algorithm}-{digest.encoded}.{size}"
-        return f"{source}~{digest_and_size}" if source else digest_and_size
+        if not source:
+            return digest_and_size
+        if len(os.fsencode(f"{source}~{digest_and_size}.state")) > MAX_FILE_NAME_BYTES:
+            source = f"@{hashlib.blake2b(source.encode(), digest_size=16).hexdigest()}"
+        return f"{source}~{digest_and_size}"
 
     @staticmethod
     def parse_partial_file(file_name: str) -> tuple[str, Digest]:

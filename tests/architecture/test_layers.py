@@ -97,6 +97,20 @@ def test_print_belongs_to_the_command() -> None:
     assert offenders(prints) == []
 
 
+def test_commands_print_through_one_module() -> None:
+    """Commands print only with the functions of `registry.cli.output`, which replace control characters. Names and
+    texts of images could otherwise control the terminal of the operator."""
+    owners = {ROOT / "registry/cli" / name for name in ("output.py", "printable_console.py")}
+
+    def prints(path: Path, tree: ast.Module) -> bool:
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        return not calls.isdisjoint({"typer.echo", "click.echo", "print", "Console", "sys.stdout.write"})
+
+    modules = [path for path in MODULES if path.is_relative_to(ROOT / "registry/cli") and path not in owners]
+    assert len(modules) > 50
+    assert not offenders(prints, modules)
+
+
 def test_signals_can_end_every_event_loop() -> None:
     """Commands run their event loops with `registry.cli.interrupts.run_interruptible`, so that a signal ends a command
     even if a task hangs."""

@@ -24,6 +24,7 @@ from registry.auth.rights.principal import ANONYMOUS, CATALOG, Identity
 from registry.auth.token import api_tokens
 from registry.auth.token.bearer_tokens import BearerTokens, IssuedToken
 from registry.auth.token_service.scopes import CONTENT_ACTIONS, RequestedAccess
+from registry.printable import printable_line
 from registry.request import RequestInvalid
 from storage.access import AccountName, Action
 from storage.accounts import Accounts
@@ -204,5 +205,5 @@ class TokenService:
 def _token_note(client: str, address: str) -> str:
     """Returns the note of a refresh token, which people see in the list of API tokens: the client's name and
     address."""
-    name = "".join(letter if letter.isprintable() else "?" for letter in client[:_MAX_CLIENT_CHARACTERS])
+    name = printable_line(client[:_MAX_CLIENT_CHARACTERS])
     return " ".join(filter(None, (name or "a client", f"at {address}" if address else "")))

@@ -21,7 +21,7 @@ from registry.cli.accounts.account_admin import (
     print_list,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption
-from registry.cli.output import comma_list, local_time
+from registry.cli.output import comma_list, local_time, print_line
 from storage.access import Account, AccountKind, AccountName
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _add_change(
     def run(name: str, config: Path | None, data: str | None, force: bool) -> None:
         account = parse_name_or_fail(name)
         administer(config, data, lambda administration, actor: change(administration, account, force, actor))
-        typer.echo(f"{account} is {verb.removesuffix('e')}ed", err=True)
+        print_line(f"{account} is {verb.removesuffix('e')}ed", err=True)
 
     if has_force_option:
 

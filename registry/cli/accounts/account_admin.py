@@ -17,7 +17,7 @@ import typer
 
 from registry.cli.interrupts import run_interruptible
 from registry.cli.options import USAGE_ERROR, fail, load_or_fail, one_line_errors
-from registry.cli.output import print_json, print_rows
+from registry.cli.output import print_json, print_line, print_rows, print_text
 from registry.clients.registry_address import registry_address
 from registry.config import Settings
 from storage.access import AccountName
@@ -86,7 +86,7 @@ def administer(
 def print_notes(notes: Iterable[str]) -> None:
     """Prints the notes on a new account on stderr."""
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        print_line(f"note: {note}", err=True)
 
 
 def has_had_account(settings: Settings) -> bool:
@@ -219,4 +219,4 @@ def print_first_account_notice(settings: Settings, name: str, admin: bool) -> No
         "  a CI job        entrepot robot add ci; entrepot grant add 'team/**' pull,push robot:ci",
         "                  entrepot token add ci",
     ]
-    typer.echo("\n".join(lines), err=True)
+    print_text("\n".join(lines), err=True)

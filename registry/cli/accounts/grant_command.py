@@ -12,7 +12,7 @@ import typer
 
 from registry.cli.accounts.account_admin import administer, parse_name_or_fail, print_list
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail, load_or_fail, one_line_errors
-from registry.cli.output import print_json, print_rows
+from registry.cli.output import print_json, print_line, print_rows
 from storage.access import Grant, Grantee
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def add(
         create_data_directory=True,
     )
     for grant in grants:
-        typer.echo(f"{grant.subject} may {', '.join(parsed_actions.words)} {parsed_pattern}", err=True)
+        print_line(f"{grant.subject} may {', '.join(parsed_actions.words)} {parsed_pattern}", err=True)
 
 
 @app.command(
@@ -183,7 +183,7 @@ def _print_explanation(explanation: RightsExplanation) -> None:
     client_name = explanation.account or "a client without a login"
     for rights in explanation.repositories:
         mirrored = "" if rights.upstream is None else f", which is mirrored from {rights.upstream}"
-        typer.echo(f"{client_name} may {', '.join(rights.actions.words) or 'do nothing'} on {rights.name}{mirrored}")
+        print_line(f"{client_name} may {', '.join(rights.actions.words) or 'do nothing'} on {rights.name}{mirrored}")
     for is_true, reason in (
         (explanation.is_open, "there are no accounts yet, so grants do not matter"),
         (explanation.is_admin, f"{client_name} is an admin, so grants do not matter"),
@@ -194,7 +194,7 @@ def _print_explanation(explanation: RightsExplanation) -> None:
         ),
     ):
         if is_true:
-            typer.echo(f"entrepot: {reason}", err=True)
+            print_line(f"entrepot: {reason}", err=True)
     grants = dict.fromkeys(grant for rights in explanation.repositories for grant in rights.grants)
     rows = [(grant.pattern, ",".join(grant.actions.words), str(grant.subject)) for grant in grants]
     if rows:
@@ -219,6 +219,6 @@ def remove(
     async def work(administration: Administration, actor: Actor) -> None:
         for grantee in grantees:
             await administration.remove_grant(grantee, parsed_pattern, by=actor)
-            typer.echo(f"{grantee} has no grant for {parsed_pattern} any more", err=True)
+            print_line(f"{grantee} has no grant for {parsed_pattern} any more", err=True)
 
     administer(config, data, work)

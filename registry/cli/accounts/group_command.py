@@ -11,7 +11,7 @@ import typer
 
 from registry.cli.accounts.account_admin import administer, parse_name_or_fail, print_list
 from registry.cli.options import ConfigOption, DataOption, JsonOption
-from registry.cli.output import comma_list
+from registry.cli.output import comma_list, print_line
 from storage.access import AccountName
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add(group: GroupArgument, config: ConfigOption = None, data: DataOption = No
         lambda administration, actor: administration.accounts.add_group(name, by=actor),
         create_data_directory=True,
     )
-    typer.echo(f"{name} is added; to add members, run: entrepot group join {name} MEMBER...", err=True)
+    print_line(f"{name} is added; to add members, run: entrepot group join {name} MEMBER...", err=True)
 
 
 @app.command(
@@ -71,7 +71,7 @@ def remove(group: GroupArgument, config: ConfigOption = None, data: DataOption =
     """Removes the group and the grants to it."""
     name = parse_name_or_fail(group)
     administer(config, data, lambda administration, actor: administration.accounts.remove_group(name, by=actor))
-    typer.echo(f"{name} is removed", err=True)
+    print_line(f"{name} is removed", err=True)
 
 
 @app.command(
@@ -93,9 +93,9 @@ def join(group: GroupArgument, members: MembersArgument, config: ConfigOption = 
         return [member for member in member_names if not administration.has_account(member)]
 
     members_without_account = administer(config, data, work)
-    typer.echo(f"{', '.join(member_names)} joined {group_name}", err=True)
+    print_line(f"{', '.join(member_names)} joined {group_name}", err=True)
     for member in members_without_account:
-        typer.echo(
+        print_line(
             f"note: there is no account {member} here; if an htpasswd file has an account of that name, that account "
             "is now a member",
             err=True,
@@ -115,7 +115,7 @@ def leave(group: GroupArgument, members: MembersArgument, config: ConfigOption =
         await administration.accounts.remove_members(group_name, member_names, by=actor)
 
     administer(config, data, work)
-    typer.echo(f"{', '.join(member_names)} left {group_name}", err=True)
+    print_line(f"{', '.join(member_names)} left {group_name}", err=True)
 
 
 def _parse_names(group: str, members: list[str]) -> tuple[AccountName, list[AccountName]]:

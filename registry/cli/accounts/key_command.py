@@ -8,7 +8,7 @@ import typer
 
 from registry.cli.accounts.account_admin import administer, print_list
 from registry.cli.options import ConfigOption, DataOption, JsonOption
-from registry.cli.output import local_time
+from registry.cli.output import local_time, print_line
 
 HELP = "Rotate and list the keys that sign the tokens of /token."
 
@@ -39,7 +39,7 @@ def rotate(
         lambda administration, actor: administration.rotate_key(at_once=at_once, by=actor),
         create_data_directory=True,
     )
-    typer.echo(f"key {key.id} signs from now on", err=True)
+    print_line(f"key {key.id} signs from now on", err=True)
 
 
 @app.command(

@@ -13,6 +13,7 @@ from registry.cli.accounts.account_admin import (
     print_notes,
 )
 from registry.cli.options import ConfigOption, DataOption, load_or_fail
+from registry.cli.output import print_line
 from storage.access import AccountKind
 
 HELP = (
@@ -43,7 +44,7 @@ def add(name: NameArgument, note: NoteOption = "", config: ConfigOption = None, 
         lambda administration, actor: administration.add_robot(account, note=note, by=actor),
         create_data_directory=True,
     )
-    typer.echo(f"{account} is added; to make an API token for its login, run: entrepot token add {account}", err=True)
+    print_line(f"{account} is added; to make an API token for its login, run: entrepot token add {account}", err=True)
     print_notes(added.notes)
     if added.is_first:
         print_first_account_notice(settings, account, admin=False)

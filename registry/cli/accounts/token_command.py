@@ -19,7 +19,7 @@ from registry.cli.accounts.account_admin import (
     print_list,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail, one_line_errors
-from registry.cli.output import local_time
+from registry.cli.output import local_time, print_line, print_text
 from registry.clients.registry_address import registry_address
 from storage.access import ApiToken
 
@@ -76,7 +76,7 @@ def add(
         return await administration.add_token(name, note=note, expires_in=expires_in, limits=limits, by=actor)
 
     token, secret = administer(config, data, work)
-    typer.echo(secret)
+    print_line(secret)
     valid = f"valid until {local_time(token.expires)}" if token.expires else "valid for ever"
     host = registry_address(load_or_fail(config, data=data).settings).host
     lines = [
@@ -84,7 +84,7 @@ def add(
         f'  log in   echo "$TOKEN" | docker login {host} --username {name} --password-stdin',
         f"  revoke   entrepot token revoke {token.id}",
     ]
-    typer.echo("\n".join(lines), err=True)
+    print_text("\n".join(lines), err=True)
 
 
 @app.command(
@@ -152,6 +152,6 @@ def revoke(
     async def work(administration: Administration, actor: Actor) -> None:
         for token_id in ids:
             await administration.revoke_token(token_id, by=actor)
-            typer.echo(f"{token_id} is revoked", err=True)
+            print_line(f"{token_id} is revoked", err=True)
 
     administer(config, data, work)

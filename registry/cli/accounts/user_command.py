@@ -22,7 +22,7 @@ from registry.cli.accounts.account_admin import (
     read_password_file,
 )
 from registry.cli.options import ConfigOption, DataOption, JsonOption, load_or_fail
-from registry.cli.output import comma_list, local_time, print_json, print_rows
+from registry.cli.output import comma_list, local_time, print_json, print_line, print_rows
 from storage.access import Account, AccountKind, Grant
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def add(
     if if_first:
         file_text = read_password_file(password_file)
         if has_had_account(settings):
-            typer.echo(f"{account} is not added: the registry has or had an account", err=True)
+            print_line(f"{account} is not added: the registry has or had an account", err=True)
             return
     password = password_or_fail(account, password_file, generate, file_text)
     added = administer(
@@ -88,8 +88,8 @@ def add(
         create_data_directory=True,
     )
     if added.password is not None:
-        typer.echo(added.password)
-    typer.echo(f"{account} is added{', an admin' if admin else ''}", err=True)
+        print_line(added.password)
+    print_line(f"{account} is added{', an admin' if admin else ''}", err=True)
     print_notes(added.notes)
     if added.is_first:
         print_first_account_notice(settings, account, admin)
@@ -118,10 +118,10 @@ def show(name: NameArgument, config: ConfigOption = None, data: DataOption = Non
     if as_json:
         print_json(models.AccountWithGrants.from_stored_with_grants(account, Page(grants)))
         return
-    typer.echo(f"{account.name}, {state_text(account)}{', an admin' if account.admin else ''}")
+    print_line(f"{account.name}, {state_text(account)}{', an admin' if account.admin else ''}")
     facts = {"groups": comma_list(account.groups), "created": local_time(account.created), "note": account.note or "-"}
     for label, value in facts.items():
-        typer.echo(f"  {label:<8} {value}")
+        print_line(f"  {label:<8} {value}")
     rows = [(grant.pattern, ",".join(grant.actions.words), str(grant.subject)) for grant in grants]
     empty_message = f"{name} is an admin and can do everything" if account.admin else f"nothing is granted to {name}"
     print_rows(("pattern", "actions", "granted to"), rows, empty_message)
@@ -146,8 +146,8 @@ def password(
         config, data, lambda administration, actor: administration.set_password(account, new_password, by=actor)
     )
     if generated is not None:
-        typer.echo(generated)
-    typer.echo(f"{account} has a new password", err=True)
+        print_line(generated)
+    print_line(f"{account} has a new password", err=True)
 
 
 @app.command(
@@ -169,7 +169,7 @@ def admin(
         data,
         lambda administration, actor: administration.set_admin(account, admin=not off, force=force, by=actor),
     )
-    typer.echo(f"{account} is {'no longer an admin' if off else 'an admin'}", err=True)
+    print_line(f"{account} is {'no longer an admin' if off else 'an admin'}", err=True)
 
 
 @app.command(
@@ -198,13 +198,13 @@ def sessions(
     async def end_some(administration: Administration, actor: Actor) -> None:
         if end_all:
             count = await administration.end_sessions(account, by=actor)
-            typer.echo(f"{count} session{'' if count == 1 else 's'} of {account} ended", err=True)
+            print_line(f"{count} session{'' if count == 1 else 's'} of {account} ended", err=True)
             return
         for session_id in end or ():
             if session_id not in [session.id for session in administration.sessions(account)]:
                 raise AccountUnknown(f"{account} has no session {session_id}; it has ended")
             await administration.end_session(session_id, by=actor)
-            typer.echo(f"{session_id} is ended", err=True)
+            print_line(f"{session_id} is ended", err=True)
 
     if end or end_all:
         administer(config, data, end_some)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 
-import typer
-
 from registry.cli.diagnosis.finding import Finding, Level, worst_level
-from registry.cli.output import plain_console, plural
+from registry.cli.output import plain_console, plural, print_json_value, print_line
 
 _MARKS = {Level.OK: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.PROBLEM: ("problem", "red")}
 _INDENT = 9
@@ -21,7 +18,7 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
     exit code: 1 if there is a problem, otherwise 0."""
     level = worst_level(findings)
     if as_json:
-        typer.echo(json.dumps({"level": level.value, "findings": [each.as_json() for each in findings]}, indent=2))
+        print_json_value({"level": level.value, "findings": [each.as_json() for each in findings]}, indent=2)
         return int(level is Level.PROBLEM)
     printed_lines: set[tuple[str, str]] = set()
     for finding in sorted(findings, key=lambda each: list(Level).index(each.level)):
@@ -32,7 +29,7 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
         for each in (Level.PROBLEM, Level.WARNING)
         if any(finding.level is each for finding in findings)
     ]
-    typer.echo(f"{', '.join(counts)}" if counts else "all is well", err=True)
+    print_line(f"{', '.join(counts)}" if counts else "all is well", err=True)
     return int(level is Level.PROBLEM)
 
 

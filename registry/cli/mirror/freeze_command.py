@@ -11,7 +11,7 @@ import typer
 from registry.cli.data_owner import operator_actor
 from registry.cli.mirror.mirror_command import ReferencesArgument, load_mirror_settings, run_on_mirrors
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, MirrorOption, fail, one_line_errors
-from registry.cli.output import local_time, print_json, print_rows
+from registry.cli.output import local_time, print_json, print_line, print_rows
 from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_json_line
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _run_for_each(
                 try:
                     frozen, message = await action(router, stored, reference)
                 except RegistryError as error:
-                    typer.echo(f"entrepot: {text}: {error.message}", err=True)
+                    print_line(f"entrepot: {text}: {error.message}", err=True)
                     failed += 1
                 else:
                     _print_result(event, f"{reference.repository}:{reference.tag}", frozen, message, as_json=as_json)
@@ -155,4 +155,4 @@ def _print_result(event: str, name: str, frozen: FrozenTag, message: str, *, as_
         fields = FrozenTagResponse.from_stored(frozen).model_dump(mode="json")
         print_json_line({"event": event, **fields, "message": message})
     else:
-        typer.echo(f"{name}: {message}")
+        print_line(f"{name}: {message}")

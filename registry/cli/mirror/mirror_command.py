@@ -8,7 +8,6 @@ that take long to import are imported inside the functions, so that `entrepot --
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -29,6 +28,7 @@ from registry.cli.options import (
     load_or_fail,
     one_line_errors,
 )
+from registry.cli.output import print_json_value, print_line
 from registry.config import Settings
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def warm(
             create_data_directory=True,
             interrupted_text=INTERRUPTED_WARM,
         )
-        typer.echo(total_text(results, start_time))
+        print_line(total_text(results, start_time))
         raise typer.Exit(1 if any(result.error is not None for result in results) else 0)
 
 
@@ -158,7 +158,7 @@ def status(
 
         mirrors = run_on_mirrors(settings, lambda _, stored: read_status(settings, stored), create_data_directory=False)
     if as_json:
-        typer.echo(json.dumps(mirrors, indent=2))
+        print_json_value(mirrors, indent=2)
     else:
         print_status(mirrors)
 
@@ -241,9 +241,9 @@ def _run_for_each(
         for image in images:
             name = image.repository if whole_repositories else image
             try:
-                typer.echo(f"{name}: {await action(router, stored, image)}")
+                print_line(f"{name}: {await action(router, stored, image)}")
             except RegistryError as error:
-                typer.echo(f"entrepot: {name}: {error.message}", err=True)
+                print_line(f"entrepot: {name}: {error.message}", err=True)
                 exit_code = 1
         return exit_code
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, MirrorOption, fail
+from registry.cli.output import print_json_value, print_line, print_text
 
 if TYPE_CHECKING:
     from registry.cli.diagnosis.endpoint_speed import EndpointSpeed
@@ -50,8 +51,6 @@ def measure(
 ) -> None:
     """Measures one endpoint after the other, so that they do not share the bandwidth, and prints the result. `data` has
     no effect."""
-    import json
-
     from registry.cli.diagnosis.endpoint_speed import advice
     from registry.cli.interrupts import run_interruptible
 
@@ -71,7 +70,7 @@ def measure(
         else:
             _print(chosen, speeds, what, lines)
     if as_json:
-        typer.echo(json.dumps(results, indent=2))
+        print_json_value(results, indent=2)
     raise typer.Exit(exit_code)
 
 
@@ -120,7 +119,7 @@ def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] 
     text = image or DEFAULT_IMAGES.get(upstream.name)
     if text is None:
         hint = f"entrepot: --image NAME:TAG names an image of {upstream.name}, to measure how fast it sends"
-        typer.echo(hint, err=True)
+        print_line(hint, err=True)
         return None
     name, _, tag = text.removeprefix(f"{upstream.name}/").rpartition(":")
     # Without a colon, `name` is empty, and `tag` is the whole text.
@@ -160,10 +159,10 @@ def _print(upstream: Upstream, speeds: list[EndpointSpeed], what: str, lines: st
         table.add_row(*map(Text, cells))
     plain_console().print(table)
     for note in dict.fromkeys(note for speed in speeds for note in speed.notes):
-        typer.echo(note)
-    typer.echo(f"\n{what}")
+        print_line(note)
+    print_text(f"\n{what}")
     if lines:
-        typer.echo(textwrap.indent(lines, "    "), nl=False)
+        print_text(textwrap.indent(lines, "    "), end="")
 
 
 def _milliseconds(seconds: float | None) -> str:

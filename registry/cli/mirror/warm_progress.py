@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -23,7 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from registry.cli.output import human_size, plural
+from registry.cli.output import human_size, plural, print_line, progress_console
 from registry.mirror.warm.warmer import WarmObserver, WarmResult
 from storage.content import Descriptor
 from storage.names import Digest, ImageReference
@@ -44,9 +42,9 @@ class LineProgress(WarmObserver):
     def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
         """Prints the line of the image."""
         if result.error is None:
-            typer.echo(f"{image}: {result_text(result)}")
+            print_line(f"{image}: {result_text(result)}")
         else:
-            typer.echo(f"entrepot: {image}: {result.error}", err=True)
+            print_line(f"entrepot: {image}: {result.error}", err=True)
 
 
 class BarProgress(LineProgress):
@@ -97,7 +95,7 @@ def show_progress() -> Iterator[WarmObserver]:
     )
     # If stdout is a terminal too, rich prints the lines above the bars. If it is a file, rich must not touch the lines.
     redirect_stdout = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect_stdout) as progress:
+    with Progress(*columns, console=progress_console(), transient=True, redirect_stdout=redirect_stdout) as progress:
         yield BarProgress(progress)
 
 

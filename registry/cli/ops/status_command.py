@@ -18,7 +18,7 @@ from registry.cli.options import (
     load_or_fail,
     one_line_errors,
 )
-from registry.cli.output import plain_console, print_json
+from registry.cli.output import plain_console, print_json, print_json_document, print_line
 
 if TYPE_CHECKING:
     from registry.admin.server_status import ServerStatus
@@ -52,7 +52,7 @@ def status(
     else:
         print_json(server_status)
     if not server_status.running:
-        typer.echo(
+        print_line(
             f"entrepot: no server runs on {server_status.disk.path}; start it with: entrepot serve, or name the right "
             "data directory with --data or --config",
             err=True,
@@ -94,7 +94,7 @@ async def _watch_json(upkeep: UpkeepComponents) -> ServerStatus:
     import asyncio
 
     while True:
-        typer.echo((await _read(upkeep)).model_dump_json())
+        print_json_document((await _read(upkeep)).model_dump_json())
         await asyncio.sleep(WATCH_SECONDS)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail, load_or_fail
-from registry.cli.output import human_size, plural
+from registry.cli.output import human_size, plural, print_line
 from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, run_as_job
 
 if TYPE_CHECKING:
@@ -77,35 +77,35 @@ def backup(
 def _print_problem(step: Mapping[str, Any]) -> None:
     """Prints a problem with a blob on stderr. Prints nothing for a step without a problem."""
     if step["event"] in ("missing", "damaged"):
-        typer.echo(f"entrepot: {step['digest']} is not in the backup: {step['reason']}", err=True)
+        print_line(f"entrepot: {step['digest']} is not in the backup: {step['reason']}", err=True)
     elif step["event"] == "damaged in the backup":
-        typer.echo(
+        print_line(
             f"entrepot: {step['digest']} was damaged in the backup and is copied again: {step['reason']}", err=True
         )
 
 
 def _print_result(result: Mapping[str, Any]) -> None:
-    typer.echo(
+    print_line(
         f"{result['target']}/snapshots/{result['snapshot']}: {plural(result['tags'], 'tag')}, "
         f"{plural(result['manifests'], 'manifest')}, {plural(result['blobs'], 'blob')} ({human_size(result['size'])})"
     )
-    typer.echo(
+    print_line(
         f"{plural(result['copied_blobs'], 'blob')} new ({human_size(result['new_bytes'])} copied), "
         f"{result['present_blobs']} already there"
     )
     if result.get("removed_snapshots") or result.get("removed_blobs"):
-        typer.echo(
+        print_line(
             f"{plural(len(result['removed_snapshots']), 'old backup')} and {plural(result['removed_blobs'], 'blob')} "
             "removed"
         )
     if result["damaged"]:
-        typer.echo(
+        print_line(
             f"entrepot: left out {plural(len(result['damaged']), 'blob')} known to be damaged; push or pull the images "
             "again",
             err=True,
         )
     if result["missing"]:
-        typer.echo(
+        print_line(
             f"entrepot: {plural(len(result['missing']), 'blob')} could not be copied; the backup is complete but for "
             "these. To take them out of use and fetch again what a mirror can get, run entrepot scrub",
             err=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail
-from registry.cli.output import human_size, local_time, plural, print_json, print_rows
+from registry.cli.output import human_size, local_time, plural, print_json, print_line, print_rows
 
 if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
@@ -89,7 +89,7 @@ def evict(
         print_done(result)
         return
     verb = "would be evicted, which frees" if dry_run else "evicted,"
-    typer.echo(f"{plural(result['images'], 'image')} {verb} {human_size(result['bytes'])}{'' if dry_run else ' freed'}")
+    print_line(f"{plural(result['images'], 'image')} {verb} {human_size(result['bytes'])}{'' if dry_run else ' freed'}")
 
 
 def _size_or_fail(text: str) -> int:
@@ -109,4 +109,4 @@ def _print_image(image: Mapping[str, Any]) -> None:
     """Prints the line of one image."""
     tags = ", ".join(image["tags"])
     name = f"{image['repository']}:{tags}" if tags else f"{image['repository']}@{image['digest']}"
-    typer.echo(f"{name}  last pulled {local_time(image['last_pulled'])}  {human_size(image['bytes'])}")
+    print_line(f"{name}  last pulled {local_time(image['last_pulled'])}  {human_size(image['bytes'])}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail
-from registry.cli.output import human_size, plural
+from registry.cli.output import human_size, plural, print_line
 from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_json_line, progress_bar, with_upkeep
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def export(
         print_done(result)
     else:
         text = f"{plural(result['images'], 'image')}, {human_size(result['size'])}"
-        typer.echo(f"{to}: {text}", err=to == "-")
+        print_line(f"{to}: {text}", err=to == "-")
 
 
 def _open_writer(to: str, *, for_docker: bool) -> ImageWriter:

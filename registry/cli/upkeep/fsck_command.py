@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from registry.cli.options import ConfigOption, DataOption
+from registry.cli.output import print_line
 from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
 HELP = """Check that the metadata and the stored files agree, and that nothing leaks.
@@ -40,12 +41,12 @@ def fsck(
         {"repair": repair, "hash": hash_bytes},
         lambda upkeep: fsck_work(upkeep.settings, upkeep.store),
         as_json=as_json,
-        on_step=lambda step: typer.echo(problem_text(step)),
+        on_step=lambda step: print_line(problem_text(step)),
     )
     if as_json:
         print_done(result)
     else:
-        typer.echo(_summary(result, repair=repair))
+        print_line(_summary(result, repair=repair))
     if result["left"]:
         raise typer.Exit(1)
 

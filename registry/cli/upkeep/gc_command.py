@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from registry.cli.options import ConfigOption, DataOption
+from registry.cli.output import print_line
 from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
 HELP = """Remove what nothing refers to any more: blobs, abandoned uploads, cut-off downloads and stray files.
@@ -46,7 +47,7 @@ def gc(
     verb = "would remove" if dry_run else "removed"
 
     def show(step: Mapping[str, Any]) -> None:
-        typer.echo(removal_text(verb, step))
+        print_line(removal_text(verb, step))
 
     from registry.cli.upkeep.upkeep_run import print_done, run_as_job
     from storage.upkeep.collection_job import GC, collection_work
@@ -89,4 +90,4 @@ def _print_totals(result: Mapping[str, Any]) -> None:
     print_rows(("garbage", "number", "size"), rows, "there is no garbage")
     if rows:
         freed = human_size(result["bytes"])
-        typer.echo(f"{freed} would be freed; nothing was removed" if result["dry_run"] else f"{freed} freed")
+        print_line(f"{freed} would be freed; nothing was removed" if result["dry_run"] else f"{freed} freed")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from registry.cli.options import fail, one_line_errors
+from registry.cli.output import print_text
 
 HELP = """Translate the config.yml of a registry:2 or registry:3 (CNCF Distribution) into a settings file in TOML.
 
@@ -33,7 +34,7 @@ def import_config(
     text = "" if file is None else _read(file)
     with one_line_errors():
         translated = translate(text, os.environ)
-    typer.echo(translated, nl=False)
+    print_text(translated, end="")
 
 
 def _read(file: str) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from registry.cli.data_owner import operator_actor
 from registry.cli.options import USAGE_ERROR, fail
-from registry.cli.output import human_size, plural
+from registry.cli.output import human_size, plural, print_line
 from registry.cli.upkeep.upkeep_run import print_done, print_json_line, progress_bar, with_upkeep
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def import_file(path: Path, as_name: str | None, config: Path | None, data: str 
     if as_json:
         print_done(result)
     else:
-        typer.echo(
+        print_line(
             f"{plural(result['images'], 'image')}: {plural(result['new_blobs'], 'blob')} new "
             f"({human_size(result['size'])}), {result['present_blobs']} already here"
         )
@@ -69,11 +69,11 @@ def _print_step(step: Mapping[str, Any]) -> None:
     """Prints the name of a stored image, and a note if the file lacks some of its platforms. For a problem, prints why
     the tag of an image could not be set."""
     if step["event"] == "problem":
-        typer.echo(f"problem: {step['image']}: {step['reason']}", err=True)
+        print_line(f"problem: {step['image']}: {step['reason']}", err=True)
     if step["event"] == "image":
-        typer.echo(f"{step['image']}: {step['digest']}")
+        print_line(f"{step['image']}: {step['digest']}")
         if step["missing"]:
-            typer.echo(
+            print_line(
                 f"entrepot: {step['image']}: the file lacks {plural(len(step['missing']), 'platform')} of the image; "
                 "the others are stored as a new index",
                 err=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from registry.cli.output import human_size, plural
+from registry.cli.output import human_size, plural, print_line, print_text
 from registry.cli.upkeep.upkeep_run import print_done, run_as_job
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _print_step(step: Mapping[str, JSON]) -> None:
         image += f":{step['tag']}"
     elif "digest" in step:
         image += f"@{step['digest']}" if image else str(step["digest"])
-    typer.echo(f"{step['event']}: {image + ': ' if image else ''}{step['reason']}", err=True)
+    print_line(f"{step['event']}: {image + ': ' if image else ''}{step['reason']}", err=True)
 
 
 def run_import(
@@ -66,7 +66,7 @@ def _end_import(result: Any, *, as_json: bool) -> None:
     if as_json:
         print_done(result)
     else:
-        typer.echo(_summary(result))
+        print_text(_summary(result))
     if result["problems"]:
         raise typer.Exit(1)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.cli.options import MAX_NUMBER, ConfigOption, DataOption, JsonOption
-from registry.cli.output import local_time, print_json, print_rows
+from registry.cli.output import local_time, print_json, print_line, print_rows
 
 if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
@@ -87,9 +87,9 @@ def stop_job(job: JobArgument, config: ConfigOption = None, data: DataOption = N
 
     stopped = with_upkeep(config, data, stop)
     if stopped.ended is None:
-        typer.echo(f"job {job} stops within a few seconds", err=True)
+        print_line(f"job {job} stops within a few seconds", err=True)
     else:
-        typer.echo(f"job {job} has ended: {stopped.state}", err=True)
+        print_line(f"job {job} has ended: {stopped.state}", err=True)
 
 
 def _state_text(job: Job) -> str:

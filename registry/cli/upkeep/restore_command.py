@@ -10,7 +10,7 @@ import typer
 
 from registry.cli.interrupts import run_interruptible
 from registry.cli.options import ConfigOption, DataOption, load_or_fail, one_line_errors
-from registry.cli.output import human_size, local_time, plural, print_rows
+from registry.cli.output import human_size, local_time, plural, print_line, print_rows
 from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_json_line, progress_bar
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def restore(
     if as_json:
         print_done(result)
     else:
-        typer.echo(
+        print_line(
             f"{result['data']}: {plural(result['tags'], 'tag')}, {plural(result['manifests'], 'manifest')}, "
             f"{plural(result['blobs'], 'blob')} ({human_size(result['size'])}) as of {result['snapshot']}"
         )
@@ -75,18 +75,18 @@ def restore(
             # The restored backup records these blobs as damaged. The directory of backups has their right bytes: from
             # an earlier backup, or because an operator has put them there.
             healed = plural(result["healed_blobs"], "blob")
-            typer.echo(f"{healed} restored completely, although damaged in the registry when the backup was made")
+            print_line(f"{healed} restored completely, although damaged in the registry when the backup was made")
     if result["damaged"]:
-        typer.echo(f"entrepot: {plural(len(result['damaged']), 'blob')} could not be restored", err=True)
+        print_line(f"entrepot: {plural(len(result['damaged']), 'blob')} could not be restored", err=True)
     raise typer.Exit(1 if result["damaged"] else 0)
 
 
 def _print_problem(step: Mapping[str, Any]) -> None:
     """Prints a warning, or a problem with a blob, on stderr. Prints nothing for a restored blob."""
     if step["event"] == "warning":
-        typer.echo(f"entrepot: warning: {step['reason']}", err=True)
+        print_line(f"entrepot: warning: {step['reason']}", err=True)
     elif step["event"] == "damaged":
-        typer.echo(f"entrepot: {step['digest']} cannot be restored: {step['reason']}", err=True)
+        print_line(f"entrepot: {step['digest']} cannot be restored: {step['reason']}", err=True)
 
 
 def _read_list(target: Path) -> list[SnapshotManifest]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, fail
-from registry.cli.output import human_size, plural
+from registry.cli.output import human_size, plural, print_line
 from registry.cli.upkeep.upkeep_run import JsonLinesOption, print_done, print_json_line
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def apply(
         print_done(result)
         return
     for warning in result["warnings"]:
-        typer.echo(f"entrepot: warning: {warning}", err=True)
-    typer.echo(
+        print_line(f"entrepot: warning: {warning}", err=True)
+    print_line(
         f"deleted {plural(result['tags_deleted'], 'tag')} and {plural(result['manifests_deleted'], 'manifest')}; "
         f"kept {plural(result['tags_kept'], 'tag')}"
     )
@@ -112,7 +112,7 @@ def _parse_name(text: str) -> RepositoryName:
 
 def _print_line(line: PreviewLine) -> None:
     name = f"{line.repository}@{line.digest}" if line.tag is None else f"{line.repository}:{line.tag}"
-    typer.echo(f"{'keep  ' if line.is_kept else 'delete'} {name}  {line.reason} (rule {line.rule})")
+    print_line(f"{'keep  ' if line.is_kept else 'delete'} {name}  {line.reason} (rule {line.rule})")
 
 
 def _print_line_as_json(line: PreviewLine) -> None:
@@ -136,21 +136,21 @@ def line_fields(line: PreviewLine) -> dict[str, Any]:
 
 def _print_step(step: Mapping[str, Any]) -> None:
     name = f"{step['repository']}:{step['tag']}" if "tag" in step else f"{step['repository']}@{step['digest']}"
-    typer.echo(f"{'deleted' if step['action'] == 'delete' else 'kept   '} {name}  {step['reason']}")
+    print_line(f"{'deleted' if step['action'] == 'delete' else 'kept   '} {name}  {step['reason']}")
 
 
 def _print_summary(summary: PreviewSummary) -> None:
     """Prints the totals of a preview on stdout, and its warnings on stderr."""
     for warning in summary.warnings:
-        typer.echo(f"entrepot: warning: {warning}", err=True)
-    typer.echo(
+        print_line(f"entrepot: warning: {warning}", err=True)
+    print_line(
         f"{plural(summary.tags_deleted, 'tag')} and {plural(summary.manifests_deleted, 'untagged manifest')} would be "
         f"deleted, and {plural(summary.tags_kept, 'tag')} kept"
     )
     if summary.bytes_freed:
-        typer.echo(f"{human_size(summary.bytes_freed)} would be freed, after delete_untagged_after and gc.grace")
+        print_line(f"{human_size(summary.bytes_freed)} would be freed, after delete_untagged_after and gc.grace")
     if summary.bytes_left:
-        typer.echo(
+        print_line(
             f"{human_size(summary.bytes_left)} would stay, because manifests without a tag are kept; to delete them, "
             "set delete_untagged_after in the rule"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail
-from registry.cli.output import human_size, local_time, print_json, print_rows
+from registry.cli.output import human_size, local_time, print_json, print_line, print_rows
 from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def scrub(
     if as_json:
         print_done(result)
     else:
-        typer.echo(_summary(result), err=True)
+        print_line(_summary(result), err=True)
     if result["damaged"] or result["still_damaged"]:
         raise typer.Exit(1)
 
@@ -95,13 +95,13 @@ def _print_step(step: Mapping[str, Any]) -> None:
     match step["event"]:
         case "damaged":
             repositories = ", ".join(step["repositories"]) or "no repository"
-            typer.echo(f"damaged {step['kind']} {step['digest']} of {repositories}: {step['reason']}")
+            print_line(f"damaged {step['kind']} {step['digest']} of {repositories}: {step['reason']}")
         case "healed":
-            typer.echo(f"whole again: {step['digest']}, its bytes are back")
+            print_line(f"whole again: {step['digest']}, its bytes are back")
         case "fetched":
-            typer.echo(f"fetched again: {step['digest']} for {step['repository']}")
+            print_line(f"fetched again: {step['digest']} for {step['repository']}")
         case "not fetched":
-            typer.echo(f"not fetched again: {step['digest']}: {step['reason']}")
+            print_line(f"not fetched again: {step['digest']}: {step['reason']}")
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -158,7 +158,7 @@ def _print_rounds(scrub_status: ScrubStatus) -> None:
     print_rows(("started", "ended", "read", "blobs", "manifests", "damaged"), rows, "no content was scrubbed yet")
     if scrub_status.job is not None:
         job = scrub_status.job
-        typer.echo(f"entrepot: job {job.id} is {job.state}; `entrepot jobs stop {job.id}` stops it", err=True)
+        print_line(f"entrepot: job {job.id} is {job.state}; `entrepot jobs stop {job.id}` stops it", err=True)
 
 
 def _print_damaged(scrub_status: ScrubStatus, blobs: list[DamagedBlobResponse]) -> None:
@@ -218,4 +218,4 @@ def delete_quarantine(
         await delete_quarantined(upkeep.store, digest)
 
     with_upkeep(config, data, delete)
-    typer.echo(f"deleted the damaged bytes of {digest}", err=True)
+    print_line(f"deleted the damaged bytes of {digest}", err=True)

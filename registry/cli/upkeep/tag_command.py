@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.cli.options import USAGE_ERROR, ConfigOption, DataOption, JsonOption, fail, one_line_errors
-from registry.cli.output import plural, print_json, print_rows
+from registry.cli.output import plural, print_json, print_line, print_rows
 
 if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
@@ -190,7 +190,7 @@ def delete(
         await changes.delete(stored, tag, by=operator_actor(), force=force)
 
     with_upkeep(config, data, work)
-    typer.echo(f"deleted {repo}:{tag}; its manifest stays")
+    print_line(f"deleted {repo}:{tag}; its manifest stays")
 
 
 def _print_move(repo: RepositoryName, move: TagMove, as_json: bool) -> None:
@@ -207,7 +207,7 @@ def _print_move(repo: RepositoryName, move: TagMove, as_json: bool) -> None:
         text = f"{repo}:{move.tag} points at {move.digest} now; before, there was no such tag"
     else:
         text = f"{repo}:{move.tag} points at {move.digest} now, before at {move.previous}"
-    typer.echo(text + (f"; put back {plural(len(move.restored), 'deleted manifest')}" if move.restored else ""))
+    print_line(text + (f"; put back {plural(len(move.restored), 'deleted manifest')}" if move.restored else ""))
 
 
 def _parse_or_fail(text: str) -> tuple[RepositoryName, Tag | None]:

@@ -7,7 +7,6 @@ fails or is interrupted prints no line `done`. A command that completes but has 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import typer
 
 from registry.cli.data_owner import operator_actor, run_on_backend
 from registry.cli.options import load_or_fail, one_line_errors
+from registry.cli.output import print_json_value, progress_console
 
 if TYPE_CHECKING:
     from registry.upkeep.components import UpkeepComponents
@@ -93,7 +93,7 @@ def print_done(totals: Mapping[str, JSON]) -> None:
 
 def print_json_line(fields: Mapping[str, JSON]) -> None:
     """Prints a JSON object as one line on stdout."""
-    typer.echo(json.dumps(dict(fields), ensure_ascii=False))
+    print_json_value(dict(fields))
 
 
 @contextmanager
@@ -103,7 +103,6 @@ def progress_bar(*, hidden: bool) -> Iterator[OnProgress]:
     if hidden or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
@@ -114,7 +113,7 @@ def progress_bar(*, hidden: bool) -> Iterator[OnProgress]:
         TimeRemainingColumn(),
     )
     redirect_stdout = sys.stdout.isatty()
-    with Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect_stdout) as bars:
+    with Bars(*columns, console=progress_console(), transient=True, redirect_stdout=redirect_stdout) as bars:
         task = bars.add_task("", total=None, unit="")
 
         def show(progress: Progress) -> None:

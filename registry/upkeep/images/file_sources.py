@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import os
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, cast
+from typing import BinaryIO, Final, Protocol, Self, cast
 
 from registry.upkeep.images.image_files import MAX_JSON_BYTES, with_file_errors
 from storage.backups import ImageFileFailed
@@ -17,6 +20,45 @@ MAX_MEMBERS: Final = 200_000
 """Largest number of files in a tar archive."""
 _MAX_LINKS: Final = 8
 """Largest number of links that are followed, one after another, to find a file."""
+_DAMAGES: Final = (
+    *(tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError),
+    *(ValueError, ArithmeticError, LookupError, RecursionError),
+)
+"""Errors of reading an archive that is damaged, cut off or hostile. Those of the second line come from the parser of
+headers, for example for a number with thousands of digits, or for thousands of extended headers in a row."""
+
+
+@contextmanager
+def _damage_errors(label: str, name: str = "") -> Iterator[None]:
+    """Context manager that raises ImageFileFailed in place of an error of `_DAMAGES`. `label`: the archive or directory
+    that is read. `name`: the file in it; empty: its list of files."""
+    try:
+        yield
+    except _DAMAGES as error:
+        reason = str(error) or type(error).__name__
+        raise ImageFileFailed(f"{label} is damaged or cut off{name and f' at {name}'}: {reason}") from error
+
+
+class SourceFile:
+    """An open file of a directory or archive. Its methods raise ImageFileFailed."""
+
+    def __init__(self, label: str, name: str, file: BinaryIO) -> None:
+        """`label`: the directory or archive. `name`: the name of the file in it."""
+        self._label = label
+        self._name = name
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        """Returns the next `size` bytes, or all remaining bytes if `size` is negative. Returns fewer bytes only at the
+        end of the file."""
+        with _damage_errors(self._label, self._name):
+            return self._file.read(size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 class FileSource(Protocol):
@@ -33,7 +75,7 @@ class FileSource(Protocol):
         """Returns a sort key: files are read fastest in the order of their keys."""
         ...
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> SourceFile:
         """Opens a file. The file must exist: `size` must not have returned None for it."""
         ...
 
@@ -47,7 +89,7 @@ def read_small(source: FileSource, name: str, limit: int = MAX_JSON_BYTES) -> by
     if size > limit:
         raise ImageFileFailed(f"{source.label}: {name} has {size} bytes; at most {limit} are allowed")
     with source.open(name) as file:
-        return with_file_errors(f"cannot read {source.label}", file.read)
+        return file.read()
 
 
 @contextmanager
@@ -58,12 +100,12 @@ def open_source(path: Path) -> Iterator[FileSource]:
         return
     try:
         archive = tarfile.open(path, "r:*")  # noqa: SIM115  closed below
-    except tarfile.TarError:
+    except OSError as error:
+        raise ImageFileFailed(f"cannot read {path}: {error.strerror or error}") from error
+    except _DAMAGES:
         raise ImageFileFailed(
             f"{path} is no tar archive (it may be compressed with gzip, bzip2 or xz) and no directory with images"
         ) from None
-    except OSError as error:
-        raise ImageFileFailed(f"cannot read {path}: {error.strerror or error}") from error
     with archive:
         yield TarSource(path, archive)
 
@@ -76,17 +118,26 @@ class DirectorySource:
         self._root = root.resolve()
 
     def size(self, name: str) -> int | None:
-        path = self._path(name)
-        return path.stat().st_size if path.is_file() else None
+        try:
+            path = self._path(name)
+            return path.stat().st_size if path.is_file() else None
+        except ValueError:  # no file can have a name with the character NUL, or with half of a surrogate pair
+            return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None
+            raise ImageFileFailed(f"cannot read {name} in {self.label}: {error.strerror or error}") from error
 
     def position(self, name: str) -> int:
         return 0
 
-    def open(self, name: str) -> BinaryIO:
-        return with_file_errors(f"cannot read {self.label}", lambda: open(self._path(name), "rb"))
+    def open(self, name: str) -> SourceFile:
+        path = self._path(name)
+        return SourceFile(self.label, name, with_file_errors(f"cannot read {self.label}", lambda: path.open("rb")))
 
     def _path(self, name: str) -> Path:
-        """Returns the path of a file. Raises ImageFileFailed if it is outside the directory."""
+        """Returns the path of a file. Raises ImageFileFailed if it is outside the directory, and ValueError if no file
+        can have this name."""
         path = Path(os.path.realpath(self._root / name))
         if not path.is_relative_to(self._root):
             raise ImageFileFailed(f"{self.label} names the file {name!r}, which is outside of it")
@@ -101,13 +152,11 @@ class TarSource:
         self.label = str(path)
         self._archive = archive
         self._members: dict[str, tarfile.TarInfo] = {}
-        try:
+        with _damage_errors(self.label):
             for member in archive:
                 if len(self._members) >= MAX_MEMBERS:
                     raise ImageFileFailed(f"{path} has more than {MAX_MEMBERS} files")
                 self._members[posixpath.normpath(member.name)] = member
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise ImageFileFailed(f"{path} is damaged or cut off: {error}") from error
 
     def size(self, name: str) -> int | None:
         member = self._find(name)
@@ -117,13 +166,11 @@ class TarSource:
         member = self._find(name)
         return 0 if member is None else member.offset_data
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> SourceFile:
         member = self._find(name)
         assert member is not None, "the caller has asked whether the file exists"
-        try:
-            return cast("BinaryIO", self._archive.extractfile(member))
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise ImageFileFailed(f"{self.label} is damaged or cut off: {error}") from error
+        with _damage_errors(self.label, name):
+            return SourceFile(self.label, name, cast("BinaryIO", self._archive.extractfile(member)))
 
     def _find(self, name: str) -> tarfile.TarInfo | None:
         """Returns the regular file of this name; None if there is none. Follows links, which old versions of docker

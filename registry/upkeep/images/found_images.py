@@ -99,7 +99,7 @@ def find_images(source: FileSource) -> FoundContent:
 def _parse(source: FileSource, name: str, data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: it has deeply nested lists
         raise ImageFileFailed(f"{source.label}: {name} is not JSON") from None
 
 
@@ -119,9 +119,12 @@ def _read_layout(content: FoundContent, index: Any) -> None:
     content.images += [FoundImage(*key, tuple(dict.fromkeys(entry_names))) for key, entry_names in names.items()]
 
 
-def _names_of(annotations: Mapping[str, str]) -> list[str]:
-    """Returns the names that the annotations of an entry state: none or one."""
+def _names_of(annotations: Mapping[str, Any]) -> list[str]:
+    """Returns the names that the annotations of an entry state: none or one. Raises TypeError if a name is no text."""
     full_name, short_name = annotations.get(IMAGE_NAME), annotations.get(REF_NAME)
+    for key, name in ((IMAGE_NAME, full_name), (REF_NAME, short_name)):
+        if not isinstance(name, str | None):
+            raise TypeError(f"the annotation {key} is no text")
     if full_name:
         return [full_name]
     if not short_name:
@@ -132,7 +135,16 @@ def _names_of(annotations: Mapping[str, str]) -> list[str]:
 def _read_docker_archive(content: FoundContent, images: Any) -> None:
     """Adds the images of a docker archive of the old form to `content`."""
     try:
-        entries = [(str(image["Config"]), list(image["Layers"]), image.get("RepoTags") or []) for image in images]
+        if not isinstance(images, list):
+            raise TypeError("it is no list of images")
+        entries = [
+            (
+                _text(image["Config"], "Config"),
+                _texts(image["Layers"], "Layers"),
+                _texts(image.get("RepoTags") or [], "RepoTags"),
+            )
+            for image in images
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ImageFileFailed(f"{content.source.label}: {DOCKER_FILE} is not valid: {error}") from error
     files = {name for _, layers, _ in entries for name in layers}
@@ -161,7 +173,21 @@ def _read_docker_archive(content: FoundContent, images: Any) -> None:
         content.generated_manifests[digest] = body
         content.file_names[config_descriptor.digest] = config_file
         content.file_names.update((layers_by_file[name].descriptor.digest, name) for name in layers)
-        content.images.append(FoundImage(digest, OCI_MANIFEST, tuple(map(str, names))))
+        content.images.append(FoundImage(digest, OCI_MANIFEST, tuple(names)))
+
+
+def _text(value: object, what: str) -> str:
+    """Returns the value if it is a text; otherwise raises TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is no text")
+    return value
+
+
+def _texts(value: object, what: str) -> list[str]:
+    """Returns the value if it is a list of texts; otherwise raises TypeError."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"{what} is no list of texts")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +213,7 @@ def _hash_layer(source: FileSource, name: str) -> _Layer:
                 size += len(data)
                 if decompressor is not None:
                     decompressor = _decompress(decompressor, data, uncompressed_hash)
-    except (OSError, EOFError, zlib.error) as error:
+    except zlib.error as error:
         raise ImageFileFailed(f"{source.label} is damaged or cut off at {name}: {error}") from error
     digest = f"sha256:{file_hash.hexdigest()}"
     # A layer with zstd is not decompressed, so its `diff_id` is not known.
@@ -212,8 +238,8 @@ def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
 def _check_diff_ids(source: FileSource, config_file: str, config: bytes, layers: list[_Layer]) -> None:
     """Compares the layers with the digests in the config. Raises ImageFileFailed."""
     try:
-        stated_digests = list(json.loads(config)["rootfs"]["diff_ids"])
-    except (ValueError, KeyError, TypeError) as error:
+        stated_digests = _texts(json.loads(config)["rootfs"]["diff_ids"], "diff_ids")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ImageFileFailed(f"{source.label}: the config {config_file} states no layers") from error
     if len(stated_digests) != len(layers):
         raise ImageFileFailed(

@@ -342,14 +342,6 @@ class _Importer:
 
     async def _read(self, file_name: str, take: Callable[[bytes], Awaitable[None]]) -> None:
         """Reads a file and calls `take` with each chunk of its bytes. Raises ImageFileFailed."""
-        label = self._content.source.label
         with await asyncio.to_thread(self._content.source.open, file_name) as file:
-
-            def read() -> bytes:
-                try:
-                    return file.read(CHUNK_BYTES)
-                except (OSError, EOFError) as error:
-                    raise ImageFileFailed(f"{label} is damaged or cut off: {error}") from error
-
-            while data := await asyncio.to_thread(read):
+            while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 await take(data)

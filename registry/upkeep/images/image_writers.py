@@ -111,13 +111,14 @@ class LayoutDirectory:
         """Adds the entries to `index.json`. An entry replaces others with the same tag, or with the same digest and no
         tag."""
         path = self._root / INDEX_FILE
-        old_entries: list[Document] = []
+        entries_by_key: dict[tuple[str, str], Document] = {}
         with suppress(FileNotFoundError):
             try:
                 old_entries = list(json.loads(path.read_bytes())["manifests"])
-            except (ValueError, KeyError, TypeError):
+                entries_by_key = {_entry_key(entry): entry for entry in old_entries}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise ImageFileFailed(f"{path} is not valid; name a new directory") from None
-        entries_by_key = {_entry_key(entry): entry for entry in [*old_entries, *entries]}
+        entries_by_key |= {_entry_key(entry): entry for entry in entries}
         _write_whole(path, index_json(list(entries_by_key.values())))
 
     def abandon(self) -> None:

@@ -121,6 +121,26 @@ def test_table_without_json(tmp_path: Path, pushed: dict[str, Manifest]) -> None
     assert f"1: application/vnd.example.signature {pushed['signature'].digest}" in table
 
 
+async def test_image_cannot_control_the_terminal(tmp_path: Path) -> None:
+    """Control characters in the config and in the annotations of an image are not printed: as `?` in the table, and as
+    escapes in JSON. So an image cannot move the cursor, change the title of the window or write to the clipboard."""
+    prepare_data_dir(tmp_path / "data")
+    texts = {"os": "linux\x1b]0;pwned\x07", "architecture": "a\x9b2J", "created": "\x1b[2J\x1b[1;1Htag v1 is safe"}
+    annotation = "x\x1b]52;c;cm0=\x1b\\ y\x9b2J\x7f"
+    async with open_registry(tmp_path / "data") as registry:
+        config = await push_blob(registry, json.dumps(texts).encode(), CONFIG)
+        await push_manifest(
+            registry, OCI_MANIFEST, ["v1"], config=config, layers=[], annotations={"note\x1b[31m": annotation}
+        )
+    table = entrepot("inspect", "team/app:v1", folder=tmp_path).stdout
+    assert table.replace("\n", "").isprintable()
+    assert "linux?]0;pwned" in table
+    assert "note?[31m = x?]52;c;cm0=?\\ y?2J?" in table
+    output = entrepot("inspect", "team/app:v1", "--json", folder=tmp_path).stdout
+    assert output.replace("\n", "").isprintable()
+    assert json.loads(output)["annotations"] == {"note\x1b[31m": annotation}
+
+
 def test_unknown_reference(tmp_path: Path, pushed: dict[str, Manifest]) -> None:
     """For unknown tags and repositories and for invalid references, the error is one line."""
     for reference in ("team/app:none", "team/none", "Team/App", "team/app:", "team/app@sha256:abc"):

@@ -3,6 +3,7 @@ redirect, and from the proxy variables of the environment."""
 
 from __future__ import annotations
 
+import httpx2
 import pytest
 
 from registry.config import Upstream
@@ -34,10 +35,81 @@ def test_next_pages(link: str, next_url: str | None) -> None:
     assert next_page_url({"link": link}, URL) == next_url
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        *("x:.evil.test/p", "x:-evil.test/p", "x:@evil.test/p", "x:1/p", "x::1/p", "x:%2eevil.test/p"),
+        *("x:\\.evil.test/p", "x:\\@evil.test/p", "x:\u3002evil.test/p", "x:\u00ad.evil.test/p", "x:", "x:?p"),
+        *("\t x:\t.evil.test/p", "javascript:.evil.test", "//[evil/p", "https://evil.test", "https://evil.test?p"),
+    ],
+)
+@pytest.mark.parametrize("url", [URL, "https://far.test:5000/v2/a/tags/list", "http://[fd00::1]/v2/a/tags/list"])
+def test_links_whose_path_would_change_the_host_are_refused(link: str, url: str) -> None:
+    """A link to a next page raises an error if its path does not begin with `/`, as in `x:.evil.test/p`. Behind the
+    host of the endpoint, such a path would name another host or port. If the link were ignored, the list would be
+    incomplete without notice."""
+    with pytest.raises(UpstreamUnavailable, match=r"answers with a Link whose path does not begin with /"):
+        next_page_url({"link": f'<{link}>; rel="next"'}, url)
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *("//evil.test/p", "///evil.test/p", "////evil.test/p", "/\\evil.test/p", "\\\\evil.test/p"),
+        *("x:/p", "x://evil.test/p"),
+        *("https:/\\evil.test/p", "http://evil.test:1/p", "/@evil.test/p", "/%2f%2fevil.test/p", ".evil.test/p"),
+        *("https:.evil.test/p", "@evil.test/p", "\x01//evil.test/p", "/\t/evil.test/p", "\uff0f\uff0fevil.test/p"),
+    ],
+)
+def test_next_pages_are_on_the_origin_of_the_list(link: str) -> None:
+    """Whatever a link names, the next page is requested from the host and port of the list."""
+    next_url = next_page_url({"link": f'<{link}>; rel="next"'}, URL)
+    assert next_url is not None
+    assert origin(next_url) == origin(URL)
+    assert next_url.startswith("https://far.test/")
+    client_url = httpx2.URL(next_url)
+    assert (client_url.scheme, client_url.host, client_url.port) == ("https", "far.test", None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://fa\u00df.test/", "https://\u03b2\u03cc\u03bb\u03bf\u03c2.test/", "https://a\u200cb.test/"),
+        *("https://\uff52eg.test/", "https://b\u00fccher.test/", "https://B\u00dcCHER.test/", "https://far\u3002test/"),
+        *("https://FAR.test:444/", "https://[FD00::1]:5000/"),
+    ],
+)
+def test_origin_has_the_host_to_which_the_client_connects(url: str) -> None:
+    """The host of an origin is the one to which the HTTP client connects, also if the name has letters that older rules
+    for international names (IDNA 2003) map to others, such as `\u00df` to `ss`. A name that the client refuses has no
+    origin."""
+    try:
+        client_host = httpx2.URL(url).raw_host.decode()
+    except httpx2.InvalidURL:
+        with pytest.raises(ValueError, match=r"Codepoint|Joiner"):
+            origin(url)
+    else:
+        assert origin(url)[1] == client_host.lower()
+
+
 @pytest.mark.parametrize("url", ["https://./", "https://../x", f"https://{'a.' * 127}a/", f"https://{'a' * 64}\u00e9/"])
 def test_invalid_host_names_are_refused(url: str) -> None:
     """An empty host name, a name that is too long, and a name that the DNS cannot represent are refused."""
-    with pytest.raises(ValueError, match=r"name|label"):
+    with pytest.raises(ValueError, match=r"(?i)name|label"):
+        origin(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://evil.test\\.far.test/", "https://evil.test%2f.far.test/", "https://evil.test .far.test/"),
+        *("https://evil.test;.far.test/", "https://far.test:0/", "https://[::1]evil.test/"),
+    ],
+)
+def test_hosts_that_parsers_read_differently_are_refused(url: str) -> None:
+    """A host with a character that no host name has, a text behind an IPv6 address, and port 0 have no origin. HTTP
+    clients and proxies could read another host or port in such a URL."""
+    with pytest.raises(ValueError, match=r"host|port|address"):
         origin(url)
 
 

@@ -8,12 +8,14 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from registry.mirror.upstream_client import UnconfirmedNameUnknown
 from registry.upstream.authorizer import PING_VALID_SECONDS
+from registry.upstream.client import HttpUpstreamClient
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, TooManyRequests, UpstreamUnavailable
 from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
@@ -25,6 +27,7 @@ from tests.fakes.upstream_source import (
     REPO,
     TAG,
     UpstreamClock,
+    always,
     answer,
     fetch,
     logged_in,
@@ -283,6 +286,55 @@ async def test_redirect_targets_get_no_login(registry: StoredRegistry, tmp_path:
         assert (await source.tags(REPO, None, 10)).items == ["1"]
     assert len(redirected_heads) == 2
     assert "authorization" not in "".join(redirected_heads).lower()
+
+
+async def test_next_pages_get_the_login_on_the_endpoint_only(registry: StoredRegistry, tmp_path: Path) -> None:
+    """A link to the next page of tags, referrers or repositories cannot send the request to another host or port. The
+    list raises an error instead."""
+
+    def reply(head: str) -> bytes:
+        if "authorization" not in head.lower():
+            return answer(401, www_authenticate='Basic realm="x"')
+        page: dict[str, object] = {"tags": ["1"], "repositories": [REPO], "manifests": []}
+        link = f'<x:@{other.url.removeprefix("http://")}/stolen>; rel="next"'
+        return answer(200, json.dumps({"schemaVersion": 2, "name": REPO, **page}), link=link)
+
+    async with (
+        scripted_server(always(answer(200, json.dumps({"tags": []})))) as other,
+        scripted_server(reply) as endpoint,
+        upstream_source(registry, endpoint.url, **logged_in(tmp_path)) as source,
+    ):
+        assert isinstance(source, HttpUpstreamClient)
+        for request in (
+            source.tags(REPO, None, 10),
+            source.referrers(REPO, Digest(f"sha256:{'a' * 64}"), None, None, 10),
+            source.catalog_page(None),
+        ):
+            with pytest.raises(UpstreamUnavailable, match="Link"):
+                await request
+        assert other.count == 0
+
+
+async def test_urls_of_other_origins_get_no_login(registry: StoredRegistry, tmp_path: Path) -> None:
+    """A request to a complete URL gets the login only if the URL is on the endpoint. The page after a page of another
+    endpoint is not requested."""
+
+    def reply(head: str) -> bytes:
+        if "authorization" not in head.lower():
+            return answer(401, www_authenticate='Basic realm="x"')
+        return answer(200, json.dumps({"repositories": [REPO]}), link='</v2/_catalog?last=a>; rel="next"')
+
+    async with (
+        scripted_server(reply) as endpoint,
+        scripted_server(reply) as other,
+        upstream_source(registry, endpoint.url, **logged_in(tmp_path)) as source,
+    ):
+        assert isinstance(source, HttpUpstreamClient)
+        page = await source.catalog_page(None)
+        assert page.next_url == f"{endpoint.url}/v2/_catalog?last=a"
+        with pytest.raises(UpstreamUnavailable, match="another origin"):
+            await source.catalog_page(replace(page, next_url=f"{other.url}/v2/_catalog"))
+        assert other.count == 0
 
 
 async def test_no_password_or_token_is_logged(

@@ -106,6 +106,22 @@ def test_a_short_record_gives_the_same_line_as_a_full_one(text: object, args: An
     assert lines[0] == lines[1]
 
 
+def test_lines_have_no_control_characters(log: logging.Logger, stream: io.StringIO) -> None:
+    """A line of the log has no control characters of clients and upstreams, which could control the terminal of a
+    person who reads the log, or add another line. JSON has escapes in their place."""
+    log.warning("an answer of %s", "far\x1b[2J\x9b2J\n2026-01-01 INFO forged\ud800")
+    assert stream.getvalue().endswith(" an answer of far?[2J?2J?2026-01-01 INFO forged?\n")
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        log.exception("failed")
+    assert stream.getvalue().endswith("ValueError: ?[2J\n")
+    record = logging.LogRecord("a.logger", logging.INFO, "", 0, "far\x9b2J\x7f", None, None)
+    line = JsonFormatter().format(record)
+    assert line.isprintable()
+    assert json.loads(line)["message"] == "far\x9b2J\x7f"
+
+
 def test_other_formatters_get_placeholders() -> None:
     """If a library's formatter uses a field that a `LineRecord` does not have, it gets a placeholder instead of an
     error."""

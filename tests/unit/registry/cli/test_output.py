@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import json
+import tomllib
 
 import pytest
+import typer
 from pydantic import BaseModel
+from rich.text import Text
 
-from registry.cli.output import comma_list, human_size, local_time, plural, print_json, print_rows
+from registry.cli.options import fail
+from registry.cli.output import (
+    comma_list,
+    human_size,
+    local_time,
+    new_table,
+    plain_console,
+    plural,
+    print_json,
+    print_json_value,
+    print_line,
+    print_rows,
+    print_text,
+    progress_console,
+)
+from registry.cli.settings_text import toml_value
+
+HOSTILE = "a\x1b]52;c;cm0=\x07b\x9b2J\x7fc\u202ed\ud800\n\re"
+"""Text with an escape sequence that writes to the clipboard, one that clears the screen (with the C1 character CSI),
+DEL, a change of the writing direction, half of a surrogate pair, and the start of another line."""
 
 
 class Row(BaseModel):
@@ -63,3 +85,55 @@ def test_print_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"name": "é"}
     print_json([Row(name="a"), Row(name="b")])
     assert json.loads(capsys.readouterr().out) == [{"name": "a"}, {"name": "b"}]
+
+
+def test_lines_and_texts_have_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """A control character in printed text is replaced by `?`, on stdout and on stderr. A text of several lines keeps
+    its line breaks and tabs."""
+    print_line(HOSTILE)
+    print_line(HOSTILE, err=True)
+    assert list(capsys.readouterr()) == ["a?]52;c;cm0=?b?2J?c?d???e\n"] * 2
+    print_text("é\t中\n" + HOSTILE, end="")
+    assert capsys.readouterr().out == "é\t中\na?]52;c;cm0=?b?2J?c?d?\n?e"
+
+
+def test_error_is_one_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """The error of a command is one line without control characters, whatever is in the name of a file or an image."""
+    with pytest.raises(typer.Exit):
+        fail(HOSTILE)
+    assert capsys.readouterr().err == "entrepot: a?]52;c;cm0=?b?2J?c?d???e\n"
+
+
+def test_consoles_print_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables and texts of rich, and the bars that show progress, have no control characters of the content."""
+    table = new_table("name")
+    table.add_row(Text(HOSTILE, "bold"))
+    for console in (plain_console(), progress_console()):
+        console.print(table)
+        console.print(Text(HOSTILE), soft_wrap=True)
+    for printed in capsys.readouterr():
+        assert printed.count("a?]52;c;cm0=") == 2
+        assert printed.replace("\n", "").isprintable()
+
+
+def test_json_has_escapes_for_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has escapes in place of control characters, also of those that JSON allows in strings. Its values are
+    unchanged."""
+    values = {"text": HOSTILE, "\x9b": "é中\U000e0001"}
+    print_json_value(values, indent=2)
+    print_json_value(values)
+    print_json(Row(name="\x9b\x7f"))
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", "").isprintable()
+    assert "é中" in printed
+    indented, line, row = json.loads("[" + printed.replace("}\n{", "},{") + "]")
+    assert indented == line == values
+    assert row == {"name": "\x9b\x7f"}
+
+
+def test_settings_in_toml_have_escapes_for_control_characters() -> None:
+    """A setting in TOML has escapes in place of control characters, and the same value."""
+    value = HOSTILE.replace("\ud800", "") + "\U000e0001 é中"
+    text = toml_value({value: [value]})
+    assert text.isprintable()
+    assert tomllib.loads(f"x = {text}") == {"x": {value: [value]}}

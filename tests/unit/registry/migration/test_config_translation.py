@@ -237,6 +237,13 @@ def test_values_without_a_counterpart(tmp_path: Path, monkeypatch: pytest.Monkey
         ("- 1", "contains no settings of a registry"),
         ("", "nothing to translate"),
         ("[" * 900, "nested too deeply"),
+        (f"http: {{draintimeout: {'9' * 5000}}}", "is not YAML: .*number with more than 100 characters"),
+        (f"http: {{addr: 0x{'f' * 5000}}}", "is not YAML: .*number with more than 100 characters"),
+        (f"? {'9' * 5000}\n: debug", "is not YAML: .*number with more than 100 characters"),
+        (f"log: {{level: {':'.join(['59'] * 5000)}}}", "is not YAML: .*number with more than 100 characters"),
+        ("http: {addr: 2020-13-45}", "is not YAML: .*month must be in 1..12"),
+        *((f"log: {{level: !!{value}}}", "is not YAML") for value in ("int ''", "int x", "float x", "bool x")),
+        *((f"log: {{level: !!{value}}}", "is not YAML") for value in ("timestamp x", "binary é", "set [1]", "omap 1")),
         ("{a: " * 30 + "1" + "}" * 30, "nested too deeply"),
         ("a: &a [1,2,3,4,5,6,7,8,9]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
          "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d]", "more than 10000 keys"),
@@ -247,6 +254,14 @@ def test_malformed_files_are_refused(text: str, reason: str) -> None:
     with pytest.raises(ImportInvalid, match=reason) as raised:
         translate(text, {})
     assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "0x" + "f" * 5000, "[" * 900, "2020-13-45", "!!int ''", "a: ["])
+def test_variables_that_are_not_yaml_are_text(value: str) -> None:
+    """The value of an environment variable that cannot be read as YAML is a text."""
+    assert "storage.maintenance.uploadpurging.age" in translate(
+        "version: 0.1", {"REGISTRY_STORAGE_MAINTENANCE_UPLOADPURGING_AGE": value}
+    )
 
 
 def test_hostile_values_stay_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

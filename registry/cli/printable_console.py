@@ -1,0 +1,24 @@
+"""A console of rich that prints no control characters of its content (`PrintableConsole`). rich itself removes only a
+few of them, and leaves ESC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from registry.printable import printable_text
+
+
+class PrintableConsole(Console):
+    """A console that prints `?` in place of control characters in texts, tables and bars. Colours and the movements of
+    the cursor that rich itself makes stay."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yields the segments of `renderable`. rich calls this method for everything that it prints."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable_text(segment.text), segment.style)

@@ -1,0 +1,63 @@
+"""Makes text that comes from outside safe for a terminal or a log: without characters that control the terminal, change
+the direction of writing, or cannot be encoded. Such text is in images, archives, settings files, and the responses of
+other servers.
+
+*Control characters* are here all characters that Python does not count as printable, such as ESC, the characters U+0080
+to U+009F, line breaks, and halves of surrogate pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_KEPT_IN_TEXTS: Final = "\n\t"
+
+
+def printable_line(text: str) -> str:
+    """Returns the text as one line: with `?` in place of each control character, also of a line break."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def printable_text(text: str) -> str:
+    """Returns the text with `?` in place of each control character except line feeds and tabs."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() or character in _KEPT_IN_TEXTS else "?" for character in text)
+
+
+def printable_json(document: str) -> str:
+    """Returns the text of a JSON document with an escape in place of each control character in its strings. The values
+    of the document stay the same."""
+    return document if document.isprintable() else _CONTROL.sub(_json_escape, document)
+
+
+def printable_toml(value: str) -> str:
+    """Returns a TOML value that is written like JSON, with an escape in place of each control character in its strings.
+    The value stays the same."""
+    return value if value.isprintable() else _CONTROL.sub(_toml_escape, value)
+
+
+_CONTROL: Final = re.compile(r"[^\n -~]")
+"""A character that may be a control character. Between its strings, a document has line feeds and ASCII only."""
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    character = match[0]
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if code > 0xFFFF:  # JSON writes it as a surrogate pair (RFC 8259, section 7)
+        code -= 0x10000
+        return f"\\u{0xD800 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+    return f"\\u{code:04x}"
+
+
+def _toml_escape(match: re.Match[str]) -> str:
+    character = match[0]
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\U{code:08x}" if code > 0xFFFF else f"\\u{code:04x}"
