@@ -19,6 +19,7 @@ from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from registry.admin.browser_login import LOGIN_PAGE_PATH
 from registry.admin.caller import Caller, make_caller, require_admin, require_login
@@ -183,6 +184,8 @@ class PageRoute(APIRoute):
                 visit = request.state.visit = await _identify(request)
                 with _registry_calls_as(visit, request.scope):
                     response = await self._run(request, run_handler)
+            except ClientDisconnect:  # while a form arrived: nobody receives a page, and this is no failure
+                raise
             except Exception as error:
                 if isinstance(error, Denied):
                     audit_denial(request, "page")
