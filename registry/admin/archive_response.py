@@ -13,10 +13,10 @@ from typing import Final, NoReturn
 from starlette.responses import Response
 
 from registry.asgi import Message, Receive, Scope, Send
+from registry.browse.answer_memory import AnswerMemory
 from registry.browse.image_archive import ImageArchive
 from registry.browse.repository_browser import as_current_request, visitor_of
 from registry.log_output import mark_logged
-from registry.memory_budget import MemoryBudget, ShareScope
 from registry.request import RequestContext
 from storage.errors import RangeInvalid, RegistryError, TooManyRequests
 
@@ -191,23 +191,26 @@ class ArchiveResponse(Response):
 
 
 class HeldResponse(Response):
-    """Sends a body that stays in memory until the client has received it. Until then, the body counts in a memory
-    budget."""
+    """Sends a manifest or config that stays in memory until the client has received it. Until then, it counts in the
+    memory for such answers."""
 
     media_type = "application/json"
 
-    def __init__(self, body: bytes, memory: MemoryBudget, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, body: bytes, memory: AnswerMemory, visitor: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """`visitor`: identifies the client (`registry.browse.repository_browser.visitor_of`)."""
         super().__init__(body, headers=headers)
         self._memory = memory
+        self._visitor = visitor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response. Raises TooManyRequests if the body would exceed the budget."""
-        with ShareScope() as shares:
-            share = self._memory.share()
-            shares.hold(share)
-            if not share.try_grow(len(self.body)):
-                raise TooManyRequests("too many manifests and configs are being sent; try again", retry_after=2)
+        """Sends the response. Raises TooManyRequests if there is too little memory. Raises ResponseCutOff if the client
+        is too slow (`AnswerMemory.hold`)."""
+        async with self._memory.hold(self._visitor, len(self.body)):
             await super().__call__(scope, receive, send)
+            return
+        raise ResponseCutOff
 
 
 def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 
 from registry.admin import archive_response
-from registry.admin.archive_response import HeldResponse, ResponseCutOff, RunningDownloads
+from registry.admin.archive_response import ResponseCutOff, RunningDownloads
 from registry.asgi import Message
 from registry.browse import image_archive
 from registry.browse.image_archive import ImageArchive
 from registry.log_output import was_logged
-from registry.memory_budget import MemoryBudget
 from storage.content import Manifest
 from storage.errors import StorageFailed, TooManyRequests
 from storage.names import Digest, Tag
@@ -320,27 +319,3 @@ async def test_an_image_with_too_many_layers_is_refused(site: Site, monkeypatch:
     with tarfile.open(fileobj=io.BytesIO((await download(site, "two-types")).body)) as tar:
         assert len(tar.getnames()) == len(set(tar.getnames())) == 4 + 2
     assert (await download(site, "large")).status == 404
-
-
-async def test_held_responses_use_a_memory_budget() -> None:
-    """A `HeldResponse` sends a manifest or config. Until it is sent, its body counts in a memory budget. If the budget
-    has too little left, a further response is refused. After a response was sent, its memory is free again."""
-    memory, messages = MemoryBudget(1 << 20, "documents"), asyncio.Queue[Any]()
-    body, finish = b"x" * (600 << 10), asyncio.Event()
-
-    async def slow_send(message: Any) -> None:
-        await messages.put(message)
-        await finish.wait()
-
-    async def receive() -> Any:
-        raise AssertionError
-
-    scope = {"type": "http"}
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(HeldResponse(body, memory)(scope, receive, slow_send))
-        await messages.get()
-        with pytest.raises(TooManyRequests):
-            await HeldResponse(body, memory)(scope, receive, slow_send)
-        finish.set()
-    assert memory.used == 0
-    await HeldResponse(body, memory)(scope, receive, slow_send)
