@@ -32,6 +32,10 @@ STOPPING_STATE: Final = "entrepot.stopping"
 """The key in the lifespan state under which our server gives the application an `asyncio.Event`. It is set when the
 server stops, so that responses without an end, such as streams of events, can end."""
 
+ENDS_WITH_INPUT: Final = "entrepot.ends_with_input"
+"""A key of the message `http.response.start`. True: the response has no end of its own, as a stream of events, and ends
+when the client shuts down its sending side. A client that closes its connection does so first, and the server could
+tell both cases apart only by sending something."""
 COUNTS_STATE: Final = "entrepot.server_counts"
 """The key in the lifespan state under which our server gives the application a function that returns `ServerCounts`."""
 

@@ -13,9 +13,10 @@ from typing import Final, NoReturn
 from starlette.responses import Response
 
 from registry.asgi import Message, Receive, Scope, Send
+from registry.browse.answer_memory import AnswerMemory
 from registry.browse.image_archive import ImageArchive
 from registry.browse.repository_browser import as_current_request, visitor_of
-from registry.memory_budget import MemoryBudget, ShareScope
+from registry.log_output import mark_logged
 from registry.request import RequestContext
 from storage.errors import RangeInvalid, RegistryError, TooManyRequests
 
@@ -26,6 +27,15 @@ _RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18})
 _SLOW_BYTES: Final = 256 * 1024
 _SLOW_SECONDS: Final = 30.0
 """A client is slow if it needs at least this many seconds to receive `_SLOW_BYTES`."""
+
+
+class ResponseCutOff(Exception):
+    """The registry ends a response before its end, and has logged the reason. The server then closes the connection, so
+    that the client notices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mark_logged(self)
 
 
 class RunningDownload:
@@ -139,10 +149,10 @@ class ArchiveResponse(Response):
         self._downloads = downloads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response. If reading a blob fails, or the client is too slow (`RunningDownloads.slot`), the
-        response ends early and the server closes the connection. The client can request the rest later. Raises
-        TooManyRequests if too many archives are being sent. Raises RangeInvalid if the requested range contains no byte
-        of the archive. Also raises the errors of `open_archive`."""
+        """Sends the response. Raises ResponseCutOff if reading a blob fails, or if the client is too slow
+        (`RunningDownloads.slot`). The client can request the rest later. Raises TooManyRequests if too many archives
+        are being sent. Raises RangeInvalid if the requested range contains no byte of the archive. Also raises the
+        errors of `open_archive`."""
         async with self._downloads.slot(visitor_of(self._request)) as download:
             archive = await self._open_archive()
             if is_not_modified(archive, self._request_headers):
@@ -158,8 +168,10 @@ class ArchiveResponse(Response):
                                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                     except RegistryError as error:
                         log.warning("the download of %s breaks off: %s", archive.file_name, error)
-                        return
+                        raise ResponseCutOff from None
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        raise ResponseCutOff  # the slot was taken away, which leaves the block without an error
 
     def _start(self, archive: ImageArchive, span: tuple[int, int] | None) -> Message:
         """Returns the message with the status and the headers. `span`: the range that is sent; None: the archive is
@@ -179,23 +191,26 @@ class ArchiveResponse(Response):
 
 
 class HeldResponse(Response):
-    """Sends a body that stays in memory until the client has received it. Until then, the body counts in a memory
-    budget."""
+    """Sends a manifest or config that stays in memory until the client has received it. Until then, it counts in the
+    memory for such answers."""
 
     media_type = "application/json"
 
-    def __init__(self, body: bytes, memory: MemoryBudget, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, body: bytes, memory: AnswerMemory, visitor: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """`visitor`: identifies the client (`registry.browse.repository_browser.visitor_of`)."""
         super().__init__(body, headers=headers)
         self._memory = memory
+        self._visitor = visitor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response. Raises TooManyRequests if the body would exceed the budget."""
-        with ShareScope() as shares:
-            share = self._memory.share()
-            shares.hold(share)
-            if not share.try_grow(len(self.body)):
-                raise TooManyRequests("too many manifests and configs are being sent; try again", retry_after=2)
+        """Sends the response. Raises TooManyRequests if there is too little memory. Raises ResponseCutOff if the client
+        is too slow (`AnswerMemory.hold`)."""
+        async with self._memory.hold(self._visitor, len(self.body)):
             await super().__call__(scope, receive, send)
+            return
+        raise ResponseCutOff
 
 
 def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:

@@ -8,13 +8,12 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Self
 
 from fastapi import Header, Query, Request
-from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
 from registry.admin import models
 from registry.admin.body_limits import BodyModel
 from registry.admin.caller import AdminCaller, Caller, LoggedInCaller
-from registry.admin.event_stream import EVENT_STREAM_TYPE, PAGE_EVENTS, EventStream
+from registry.admin.event_stream import EVENT_STREAM_TYPE, PAGE_EVENTS, EventStream, EventStreamResponse
 from registry.admin.management_route import AfterQuery, LimitQuery
 from registry.admin.management_router import management_router
 from registry.config.event_settings import MAX_NAME_LENGTH
@@ -147,8 +146,7 @@ async def list_events(
     position = _number_or_none(last_event_id or after)
     if EVENT_STREAM_TYPE in accept:
         stream = EventStream(request, position, _as_json, caller, action=action, repository=repository)
-        headers = {"x-accel-buffering": "no"}  # nginx would collect the events otherwise
-        return StreamingResponse(await stream.open(), headers=headers, media_type=EVENT_STREAM_TYPE)
+        return EventStreamResponse(await stream.open())
     return await _read_page(caller, position, limit, action=action, repository=repository)
 
 

@@ -1,10 +1,11 @@
-"""Follows the list of events (`follow`), and sends new events to one client as a stream (`EventStream`), in the format
-Server-Sent Events of the HTML standard (9.2).
+"""Follows the list of events (`follow`), and sends new events to one client as a stream (`EventStream`,
+`EventStreamResponse`), in the format Server-Sent Events of the HTML standard (9.2).
 
 While the stream is open, the rights of the client are checked again at most a second after they change. If the account
 no longer exists or the credential has expired, the stream ends. It also ends when the server stops, reloads its
 settings or replaces this process, because these steps wait until all responses are complete. After the end of a stream,
-a client connects again and sends the number of the last event that it received.
+a client connects again and sends the number of the last event that it received. The stream also ends as soon as the
+server notices that the client has disconnected, so that it does not count for the clients that connect next.
 
 The memory of a stream is limited: it reads one page of events at a time, and reads the next page only when the client
 has received most of the last one. The server closes the connection of a client that has stopped reading
@@ -17,13 +18,14 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Final
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
 
 from registry.admin.caller import Caller, identify_again, require_login
-from registry.asgi import STOPPING_STATE, client_address
+from registry.asgi import ENDS_WITH_INPUT, STOPPING_STATE, Message, Receive, Scope, Send, client_address
 from storage.errors import RegistryError, TooManyRequests
 from storage.outbox import Event, EventAction, Outbox
 
@@ -190,3 +192,48 @@ class EventStream:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+class EventStreamResponse(StreamingResponse):
+    """Sends the bytes of a stream (`EventStream.open`) to its client. Closes the stream in any case."""
+
+    def __init__(self, stream: AsyncGenerator[bytes, None]) -> None:
+        headers = {"x-accel-buffering": "no"}  # nginx would collect the events otherwise
+        super().__init__(stream, headers=headers, media_type=EVENT_STREAM_TYPE)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the response. Returns when the stream has ended, or when the client has disconnected. Raises the error
+        that `send` raises for a client that has disconnected: Starlette's class would replace it by one that the server
+        does not know."""
+        async with aclosing(self._stream):
+            start: Message = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            start[ENDS_WITH_INPUT] = True
+            await send(start)
+            async with _until_disconnected(receive):
+                async for part in self._stream:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+@asynccontextmanager
+async def _until_disconnected(receive: Receive) -> AsyncIterator[None]:
+    """A context manager that cancels its block when the client disconnects, and then leaves the block without an error.
+    Discards what the client sends until then."""
+    loop, cancellation = asyncio.get_running_loop(), asyncio.timeout(None)
+
+    async def wait_disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        cancellation.reschedule(loop.time())  # the timeout expires now, which cancels the block
+
+    try:
+        async with cancellation:
+            watch = asyncio.create_task(wait_disconnected())
+            try:
+                yield
+            finally:
+                watch.cancel()
+    except TimeoutError:
+        if not cancellation.expired():
+            raise

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
+from registry.browse.answer_memory import AnswerMemory
 from registry.browse.comparison import common_platform, compare_images
 from registry.browse.content_reader import MAX_CONFIG_BYTES, ContentReader
 from registry.browse.descriptions import DescriptionPages
@@ -28,7 +29,7 @@ from registry.browse.referrer_groups import ReferrerGroups
 from registry.browse.tag_removal import TagRemover
 from registry.browse.tag_rows import TagRows
 from registry.client_addresses import visitor_key
-from registry.memory_budget import MIB, MemoryBudget
+from registry.memory_budget import MIB
 from registry.request import RequestContext, enter_request, leave_request
 from registry.visitor_limits import Limits, VisitorLimits
 from storage.content import Actor, Manifest
@@ -92,8 +93,8 @@ class RepositoryBrowser:
     wait. If too many wait, a read raises TooManyRequests. A page reads first, and then waits for a slot to render
     (`registry.ui.page_route.page_slot`). While it waits, it holds no slot to read, so that other visitors can read.
 
-    `answer_memory`: the budget for the memory of the results of `raw_manifest` and `raw_config`. A route that sends
-    such a result reserves memory in this budget."""
+    `answer_memory`: the memory for the results of `raw_manifest` and `raw_config`. A route that sends such a result
+    counts it there until it is sent."""
 
     def __init__(
         self,
@@ -107,7 +108,7 @@ class RepositoryBrowser:
         self._live = live
         self._reads = VisitorLimits(_READS, "answers")
         self._lists = VisitorLimits(_LISTS, "lists")
-        self.answer_memory = MemoryBudget(_ANSWER_BYTES, "manifests and configs")
+        self.answer_memory = AnswerMemory(_ANSWER_BYTES)
         listing, upstream_tags = store.tag_listing, store.upstream_tags
         self._reader = ContentReader(registry)
         overviews = OverviewReader(self._reader, listing)

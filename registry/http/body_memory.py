@@ -156,15 +156,16 @@ class BodyMemory:
         """A context manager that yields two ASGI callables for an application which reads the whole body into memory.
 
         They call `receive` and `send`, and apply the budget `forms` and the minimum rate to the request's body. The
-        body counts against the budget until the application starts its response, or until the block ends. The yielded
-        `receive` joins small pieces of the body. It raises BodyTooSlow, and TooManyRequests if no memory becomes free
-        in time."""
+        body counts against the budget until the application starts its response, or until the block ends. After the
+        start of its response, an application that receives waits for the client to disconnect: it discards the body,
+        and neither the budget nor the minimum rate applies. The yielded `receive` joins small pieces of the body. It
+        raises BodyTooSlow, and TooManyRequests if no memory becomes free in time."""
         share = self.forms.share()
-        rate, is_body_complete = _MinimumRate(self, share), False
+        rate, is_body_complete, is_response_started = _MinimumRate(self, share), False, False
 
         async def metered_receive() -> Message:
             nonlocal is_body_complete
-            if is_body_complete:  # the application now waits for the client to disconnect
+            if is_body_complete or is_response_started:  # the application now waits for the client to disconnect
                 return await receive()
             joined = bytearray()
             while True:
@@ -180,6 +181,8 @@ class BodyMemory:
                     return {"type": "http.request", "body": bytes(joined), "more_body": not is_body_complete}
 
         async def metered_send(message: Message) -> None:
+            nonlocal is_response_started
+            is_response_started = True
             share.close()
             await send(message)
 

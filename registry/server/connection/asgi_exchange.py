@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from registry.asgi import AsgiApp, Message
+from registry.asgi import ENDS_WITH_INPUT, AsgiApp, Message
 from registry.log_output import mark_logged, was_logged
 from registry.server.connection.context import ConnectionContext
 from registry.server.connection.encrypted_file_sender import EncryptedFileSender
@@ -58,6 +58,8 @@ class AsgiExchange:
         """The body of the request."""
         self.response_started = False
         """Whether the application has sent the status and the headers. They are possibly not written yet."""
+        self.ends_with_input = False
+        """Whether the response ends when the client shuts down its sending side (`ENDS_WITH_INPUT`)."""
         self.status = 0
         """The status of the response; 0 until it has started."""
         self.refusal = ""
@@ -171,6 +173,7 @@ class AsgiExchange:
                 raise RuntimeError(f"expected http.response.start, not {message['type']}")
             if self.body.has_more and not await self.body.discard_short_rest():
                 self.keep_alive = False
+            self.ends_with_input = message.get(ENDS_WITH_INPUT, False)
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
             if self._transport.is_closing():

@@ -94,7 +94,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
         Returns True if the transport must stay open for responses to complete requests; otherwise the transport closes
-        itself."""
+        itself. A response that ends with the input needs no open transport."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
@@ -104,7 +104,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             )
         self._reader.is_finished = self._is_half_closed = True
         # With TLS the transport closes itself in any case: asyncio and uvloop cannot keep a half-closed one open.
-        return self._active is not None and not self._transport.is_closing() and not self._context.is_tls
+        if self._active is None or self._active.ends_with_input:
+            return False
+        return not self._transport.is_closing() and not self._context.is_tls
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._on_lost is not None:
@@ -335,7 +337,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             if active.body.is_awaited:
                 return Wait("body", (started, active.progress_count), limits.body_idle_seconds)
             if self._is_half_closed:
-                return Wait("half_closed", (started, active.progress_count), limits.half_close_seconds)
+                timeout = 0.0 if active.ends_with_input else limits.half_close_seconds
+                return Wait("half_closed", (started, active.progress_count), timeout)
             return Wait("application", (0, 0), float("inf"))
         if self._latest is not None and self._latest.body.has_more:
             return Wait("drain", (started, self._latest.body.remaining_bytes or 0), limits.body_idle_seconds)

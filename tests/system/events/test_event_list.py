@@ -17,6 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from registry.admin.event_stream import MAX_STREAMS_PER_VISITOR
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor
 from storage.outbox import LIST_READER, MAX_ADDED_EVENTS, EventAction, EventReader, NewEvent
@@ -27,8 +28,6 @@ from tests.fakes.forked_process import ForkedProcess
 from tests.fakes.plain_client import plain_client
 
 KEEP_EVENTS = '[events]\nkeep = "1h"\n'
-ESTABLISHED = b"\x01"
-"""The first byte of TCP_INFO for an open connection (see tcp(7))."""
 MIB = 1024 * 1024
 ADMIN_LOGIN = (ADMIN, PASSWORD)
 SETTINGS = ("--config", "entrepot.toml", "--data", "data")
@@ -184,10 +183,11 @@ async def test_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None
         memory = resident_bytes(worker)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", server.port))
-        sock.sendall(b"GET /api/v1/events?after=0 HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n")
+        sock.sendall(b"GET /api/v1/events?after=0 HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: text/event-stream\r\n\r\n")
+        assert sock.recv(12) == b"HTTP/1.1 200"
         deadline = time.monotonic() + 120
         with plain_client(server.url) as client:
-            while sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == ESTABLISHED:
+            while "GET /api/v1/events status=200(cut off)" not in server.log_text():
                 assert time.monotonic() < deadline
                 assert client.get("/api/v1/events?limit=1").status_code == 200
                 assert resident_bytes(worker) < memory + 16 * MIB
@@ -197,6 +197,36 @@ async def test_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None
 def resident_bytes(pid: int) -> int:
     """Returns the resident memory of a process in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_closed_streams_leave_their_places_at_once(tmp_path: Path) -> None:
+    """A client that closes its streams, such as a browser that reloads a page, gets new ones at once, although no event
+    happens in the meantime. Nothing is logged about the closed streams: they are no failures."""
+    with event_site(tmp_path, KEEP_EVENTS, workers=1) as server:
+
+        def open_stream(stack: contextlib.ExitStack) -> int:
+            """Requests a stream, receives its first message or an error, and returns the status. The connection stays
+            open until `stack` is closed."""
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+            host = f"127.0.0.1:{server.port}"
+            sock.sendall(f"GET /api/v1/events HTTP/1.1\r\nhost: {host}\r\naccept: text/event-stream\r\n\r\n".encode())
+            received = b""
+            while b"\n\n" not in received and b"errors" not in received:
+                received += sock.recv(4096)
+            return int(received.split()[1])
+
+        for _ in range(3):
+            closed_at = time.monotonic()
+            with contextlib.ExitStack() as stack:
+                statuses: list[int] = []
+                while statuses.count(200) < MAX_STREAMS_PER_VISITOR:
+                    statuses.append(open_stream(stack))
+                    assert statuses[-1] in (200, 429)
+                    assert time.monotonic() < closed_at + 4  # the timeout of a half-closed connection is 5 s
+                assert open_stream(stack) == 429
+        text = server.log_text()
+    assert "Traceback" not in text
+    assert "ERROR" not in text
 
 
 def test_streams_end_when_the_server_stops(tmp_path: Path) -> None:

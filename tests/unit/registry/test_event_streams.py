@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
 from itertools import count
 from pathlib import Path
@@ -13,12 +14,23 @@ from fastapi import Request
 
 from registry.admin import event_stream
 from registry.admin.caller import Caller, identify_caller
-from registry.admin.event_stream import MAX_STREAMS_PER_VISITOR, PAGE_EVENTS, AsJSON, EventStream, follow
+from registry.admin.event_stream import (
+    EVENT_STREAM_TYPE,
+    KEEP_ALIVE_SECONDS,
+    MAX_STREAMS_PER_VISITOR,
+    PAGE_EVENTS,
+    AsJSON,
+    EventStream,
+    follow,
+)
+from registry.asgi import Message
+from registry.server.connection.flow_control import ClientDisconnected
 from storage.access import AccountName
 from storage.composition import open_registry, prepare_data_dir
 from storage.errors import TooManyRequests, Unauthorized
 from storage.outbox import LIST_READER, MAX_ADDED_EVENTS, Event, EventAction, EventPage, EventReader, NewEvent
-from tests.fakes.app_in_process import AppInProcess, running_app
+from tests.fakes.app_in_process import AppInProcess, running_app, until
+from tests.fakes.asgi_client import scope_of
 from tests.fakes.store_accounts import BY
 
 
@@ -47,6 +59,74 @@ async def test_an_account_has_a_largest_number_of_streams(tmp_path: Path) -> Non
         await streams[0].aclose()
         await stack.enter_async_context(aclosing(await (await stream_of(site, alice)).open()))
         await stack.aclose()
+        assert not site.app.event_streams
+
+
+class StreamClient:
+    """A client that requests the stream of events, sends `body` with its request, and disconnects when `leaves` is set.
+    `received`: the messages that it has received. `refuses`: the server cannot send further messages, although it has
+    not noticed that the client has disconnected."""
+
+    def __init__(self, site: AppInProcess, login: str, body: Sequence[bytes] = ()) -> None:
+        self.leaves = asyncio.Event()
+        self.refuses = False
+        self.received: list[Message] = []
+        self._app = site.app
+        self._scope = scope_of("GET", "/api/v1/events", {"authorization": login, "accept": EVENT_STREAM_TYPE})
+        self._parts = [*body, b""]
+
+    async def receive(self) -> Message:
+        if self._parts:
+            return {"type": "http.request", "body": self._parts.pop(0), "more_body": bool(self._parts)}
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if self.refuses:
+            raise ClientDisconnected
+        self.received.append(message)
+
+    async def run(self) -> None:
+        await self._app(self._scope, self.receive, self.send)
+
+
+async def test_a_stream_ends_when_its_client_disconnects(tmp_path: Path) -> None:
+    """When a client disconnects, its stream ends at once, although there is no event, and leaves its place to another
+    one."""
+    async with running_app(tmp_path, events={"keep": "1h"}) as site, asyncio.TaskGroup() as tasks:
+        client = StreamClient(site, await site.user("alice"))
+        request = tasks.create_task(client.run())
+        await until(lambda: len(client.received) == 2)  # the headers, and the first message
+        assert site.app.event_streams.total() == 1
+        client.leaves.set()
+        async with asyncio.timeout(KEEP_ALIVE_SECONDS / 2):
+            await request
+        assert not site.app.event_streams
+        assert len(client.received) == 2
+
+
+async def test_the_disconnect_of_a_client_is_no_failure(tmp_path: Path) -> None:
+    """If a part of a stream cannot be sent because the client has disconnected, the application raises the error of the
+    server, which knows it. The server would log any other error as a failure, with a traceback."""
+    async with running_app(tmp_path, events={"keep": "1h"}) as site:
+        client = StreamClient(site, await site.user("alice"))
+        client.refuses = True
+        with pytest.raises(ClientDisconnected):
+            await client.run()
+        assert not site.app.event_streams
+
+
+async def test_a_stream_discards_the_body_of_its_request(tmp_path: Path) -> None:
+    """If the client sends a body with its request, the stream discards the body: it counts in no budget. The stream
+    ends when the client disconnects."""
+    async with running_app(tmp_path, events={"keep": "1h"}) as site, asyncio.TaskGroup() as tasks:
+        client = StreamClient(site, await site.user("alice"), [b"x" * (1 << 20)] * 8)
+        request = tasks.create_task(client.run())
+        await until(lambda: len(client.received) == 2)
+        await until(lambda: not client._parts)
+        assert (site.app.event_streams.total(), site.app.body_memory.forms.used) == (1, 0)
+        client.leaves.set()
+        await request
         assert not site.app.event_streams
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import tarfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,14 +15,16 @@ from typing import Any
 import pytest
 
 from registry.admin import archive_response
-from registry.admin.archive_response import HeldResponse, RunningDownloads
+from registry.admin.archive_response import ResponseCutOff, RunningDownloads
+from registry.asgi import Message
 from registry.browse import image_archive
-from registry.memory_budget import MemoryBudget
+from registry.browse.image_archive import ImageArchive
+from registry.log_output import was_logged
 from storage.content import Manifest
-from storage.errors import TooManyRequests
+from storage.errors import StorageFailed, TooManyRequests
 from storage.names import Digest, Tag
 from tests.fakes.app_in_process import running_app
-from tests.fakes.asgi_client import AsgiAnswer
+from tests.fakes.asgi_client import AsgiAnswer, scope_of
 from tests.fakes.registry_content import BY, index_of
 from tests.fakes.store_accounts import add_grant
 from tests.unit.registry.browse.conftest import APP, Site
@@ -231,11 +234,72 @@ async def test_a_stalled_download_is_ended_when_another_is_refused(monkeypatch: 
     assert ended == ["stalled", "healthy"]
 
 
+async def test_a_download_that_the_registry_ends_is_logged_in_one_line(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A slow download that the registry ends is logged in one line of the level INFO. The error that ends its response
+    is marked as logged, so that the server does not log it again."""
+    monkeypatch.setattr(archive_response, "_SLOW_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    await site.image("v1")
+    downloads, is_sending = downloads_of(site), asyncio.Event()
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            is_sending.set()
+            await asyncio.Event().wait()
+
+    path = f"/api/v1/repositories/{APP}/manifests/v1/archive"
+    scope = scope_of("GET", path, {"authorization": site.logins["puller"]})
+    request = asyncio.ensure_future(site.app.app(scope, receive, send))
+    await is_sending.wait()
+    async with downloads.slot("account puller"):
+        with pytest.raises(TooManyRequests):
+            await take_slot(downloads, "account puller")
+    with pytest.raises(ResponseCutOff) as cut_off:
+        await request
+    assert was_logged(cut_off.value)
+    (record,) = [each for each in caplog.records if each.levelno >= logging.INFO]
+    assert (record.levelno, record.exc_info) == (logging.INFO, None)
+    assert "too slowly" in record.getMessage()
+
+
+async def test_a_download_that_breaks_off_is_logged_in_one_line(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A download whose blob cannot be read is logged in one line of the level WARNING, which gives the reason. The
+    error that ends its response is marked as logged."""
+    caplog.set_level(logging.INFO)
+    await site.image("v1")
+
+    async def read(archive: ImageArchive, start: int, stop: int) -> AsyncIterator[bytes]:
+        yield b"x"
+        raise StorageFailed("the disk is gone")
+
+    monkeypatch.setattr(ImageArchive, "read", read)
+    answer = await download(site)
+    assert isinstance(answer.cut, ResponseCutOff)
+    assert was_logged(answer.cut)
+    (record,) = [each for each in caplog.records if each.levelno >= logging.INFO]
+    assert (record.levelno, record.exc_info) == (logging.WARNING, None)
+    assert "the disk is gone" in record.getMessage()
+
+
+def downloads_of(site: Site) -> RunningDownloads:
+    """Returns the downloads of the running application."""
+    assert site.app.app.service.access is not None
+    return site.app.app.service.access.management.downloads
+
+
 async def test_a_download_needs_a_slot_before_it_is_planned(site: Site) -> None:
     """A download that is refused for lack of a slot causes no work, even for an unknown tag. If planning fails, the
     slot becomes free again."""
     await site.image("v1")
-    downloads = site.app.app.service.access.management.downloads  # type: ignore[union-attr]
+    downloads = downloads_of(site)
     async with downloads.slot("account puller"), downloads.slot("account puller"):
         for reference in ("v1", "none"):
             assert (await download(site, reference)).status == 429
@@ -255,27 +319,3 @@ async def test_an_image_with_too_many_layers_is_refused(site: Site, monkeypatch:
     with tarfile.open(fileobj=io.BytesIO((await download(site, "two-types")).body)) as tar:
         assert len(tar.getnames()) == len(set(tar.getnames())) == 4 + 2
     assert (await download(site, "large")).status == 404
-
-
-async def test_held_responses_use_a_memory_budget() -> None:
-    """A `HeldResponse` sends a manifest or config. Until it is sent, its body counts in a memory budget. If the budget
-    has too little left, a further response is refused. After a response was sent, its memory is free again."""
-    memory, messages = MemoryBudget(1 << 20, "documents"), asyncio.Queue[Any]()
-    body, finish = b"x" * (600 << 10), asyncio.Event()
-
-    async def slow_send(message: Any) -> None:
-        await messages.put(message)
-        await finish.wait()
-
-    async def receive() -> Any:
-        raise AssertionError
-
-    scope = {"type": "http"}
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(HeldResponse(body, memory)(scope, receive, slow_send))
-        await messages.get()
-        with pytest.raises(TooManyRequests):
-            await HeldResponse(body, memory)(scope, receive, slow_send)
-        finish.set()
-    assert memory.used == 0
-    await HeldResponse(body, memory)(scope, receive, slow_send)

@@ -12,13 +12,15 @@ LIMIT = 100
 
 
 class BufferedTransport(asyncio.Transport):
-    """A transport that reports `held` bytes in its write buffer."""
+    """A transport that reports `held` bytes in its write buffer. `looks`: how often it was asked for them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held = 0
+        self.looks = 0
 
     def get_write_buffer_size(self) -> int:
+        self.looks += 1
         return self.held
 
 
@@ -90,3 +92,45 @@ def test_a_lost_connection_uses_no_budget() -> None:
     client.share.evict_if_stalled(0.0)
     assert client.transport.held == 100
     assert Client(budget).send(100)
+
+
+def test_the_work_for_a_response_does_not_grow_with_the_number_of_connections() -> None:
+    """2,000 open connections have received a large response each. A further response looks at a few connections only,
+    those whose bytes have to leave the budget, and finds its room."""
+    budget = new_budget()
+    idle = [Client(budget) for _ in range(2000)]
+    for client in idle:
+        assert client.send(10)
+        client.transport.held = 0
+    looks_before = sum(client.transport.looks for client in idle)
+    for _ in range(100):
+        assert Client(budget).send(1)
+    looks = sum(client.transport.looks for client in idle) - looks_before
+    assert looks_before <= 2 * len(idle)
+    assert looks <= 2 * 100
+
+
+def test_a_slow_client_does_not_hide_sent_bytes() -> None:
+    """The connection that reserved first still has unsent bytes. Those that reserved later have sent theirs, so a
+    response finds its room, and the unsent bytes still count."""
+    budget = new_budget()
+    slow, *others = [Client(budget) for _ in range(4)]
+    for client in (slow, *others):
+        assert client.send(25)
+    for client in others:
+        client.transport.held = 0
+    assert Client(budget).send(75)
+    assert not Client(budget).send(1)
+
+
+def test_a_second_response_of_a_connection_replaces_its_share() -> None:
+    """A connection that sends a second response has one share, of the size of the second response. After it is
+    released, all of the budget is free."""
+    budget = new_budget()
+    client = Client(budget)
+    assert client.send(60)
+    assert client.send(40)
+    assert not Client(budget).send(61)
+    assert Client(budget).send(60)
+    client.share.close()
+    assert Client(budget).send(40)

@@ -4,6 +4,7 @@ could cause."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.requests import ClientDisconnect
 
 from registry.app import create_app
 from registry.browse.repository_browser import _READS
@@ -175,6 +177,16 @@ async def test_too_many_pages_of_one_visitor(tmp_path: Path, monkeypatch: pytest
         assert (first.status_code, first.text) == (429, second.text)
         assert "Too many requests" in first.text
         assert int(first.headers["retry-after"]) > 0
+
+
+async def test_a_client_that_leaves_while_it_sends_a_form(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that disconnects while it sends a form is no failure: nothing is logged, and no page is rendered."""
+    async with site(tmp_path) as server:
+        headers = {"content-type": "application/x-www-form-urlencoded", **FROM_PAGE}
+        answer = await server.app.client("POST", "/ui/login", headers, [b"user="], leaves=True)
+    assert isinstance(answer.cut, ClientDisconnect)
+    assert answer["content-type"] == "application/json"
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_slow_forms_do_not_delay_pages(tmp_path: Path) -> None:
