@@ -1,8 +1,9 @@
 """Rules about tags: patterns of tags (`TagPattern`), and which tags of which repositories are immutable
 (`ImmutableTags`).
 
-Once an *immutable* tag exists, clients can neither delete it nor point it at another manifest. Only an operator can
-force such a change. The rules match names, so they also apply to tags that do not exist yet.
+Once an *immutable* tag exists, clients can neither delete it nor point it at another manifest. Nor can they delete a
+manifest that the tag needs, or change its media type. Only an operator can force a change of the tag. The rules match
+names, so they also apply to tags that do not exist yet.
 """
 
 from __future__ import annotations
@@ -97,3 +98,12 @@ def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | Non
     if digest is None:
         return Denied(f"{repo}:{tag} is immutable and cannot be deleted", {"tag": tag})
     return Denied(f"{repo}:{tag} is immutable and needs {digest}, which cannot be deleted", {"tag": tag})
+
+
+def immutable_type_denied(repo: RepositoryName, digest: Digest, media_type: str, tag: str) -> Denied:
+    """Returns the error for a push that would change the media type of the manifest `digest`, which the immutable tag
+    needs. `media_type`: the one that it has."""
+    return Denied(
+        f"{repo}:{tag} is immutable and needs {digest} as {media_type}; push it with this Content-Type",
+        {"tag": tag, "media_type": media_type},
+    )
