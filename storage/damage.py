@@ -10,7 +10,7 @@ the damage. It is healed in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -157,6 +157,12 @@ class DamageRecords(Protocol):
 
     async def holders(self, digest: Digest, limit: int) -> Sequence[RepositoryName]:
         """Returns at most `limit` repositories that have the blob."""
+        ...
+
+    async def mirrored_holders(
+        self, digest: Digest, upstreams: Collection[str], limit: int
+    ) -> Sequence[RepositoryName]:
+        """Returns at most `limit` repositories that have the blob and are mirrored from one of `upstreams`."""
         ...
 
     async def check_manifests(self, after: int, until: int) -> ManifestCheck | None:

@@ -172,7 +172,8 @@ class Writer(Protocol):
         is True. Only mirrors pass `sparse=True`, because they download the missing content later; the manifest then
         counts as content of the upstream whose name is the first segment of `repo`. Raises PreconditionFailed if
         `condition` does not hold for the first of `tags`. Raises Denied if one of `tags` is immutable and points at
-        another manifest (`storage.tag_rules`)."""
+        another manifest (`storage.tag_rules`). Also raises Denied if the repository has the manifest with another media
+        type, and an immutable tag points at the manifest or at an index that lists it."""
         ...
 
 

@@ -8,11 +8,11 @@ the process ends.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, OpenFile, Page, Span, digest_of
+from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, Page, Span, digest_of
 from storage.errors import (
     BlobUnknown,
     BlobUploadInvalid,
@@ -25,12 +25,16 @@ from storage.errors import (
     RangeInvalid,
     blob_in_use,
 )
+from storage.memory_blob_reader import MemoryBlobReader
 from storage.names import Digest, Reference, RepositoryName, Tag, UploadID, as_algorithm
 from storage.patterns import ALL_NAMES, NameSet
-from storage.tag_rules import NO_IMMUTABLE_TAGS, ImmutableTags, immutable_delete_denied, immutable_tag_denied
-
-PIECE_BYTES = 1 << 20
-"""Size in bytes of the pieces that a reader yields, and of the largest span that it returns as `data`."""
+from storage.tag_rules import (
+    NO_IMMUTABLE_TAGS,
+    ImmutableTags,
+    immutable_delete_denied,
+    immutable_tag_denied,
+    immutable_type_denied,
+)
 
 S = TypeVar("S", bound=str)
 
@@ -101,31 +105,6 @@ class _Session:
     def is_open_to(self, by: Actor | None) -> bool:
         """Returns whether `by` is allowed to resume the session. If `by` is None, the actor is not checked."""
         return by is None or self.actor in (None, by.name)
-
-
-class MemoryBlobReader:
-    """A `BlobReader` over bytes in memory. It stays readable if the blob is deleted."""
-
-    def __init__(self, descriptor: Descriptor, data: bytes, span: tuple[int, int]) -> None:
-        self.descriptor = descriptor
-        self.span = span
-        self.data: bytes | None = data[slice(*span)] if span[1] - span[0] <= PIECE_BYTES else None
-        self.file: OpenFile | None = None
-        self.location: str | None = None  # there is no URL from which the client could download the blob itself
-        self.is_incomplete = False  # all bytes are in memory, and none is still to come from an upstream
-        self._data = data
-
-    async def readable_until(self, _offset: int, /) -> int:
-        """Returns the end of the span, because all bytes are in memory."""
-        return self.span[1]
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        start, stop = self.span
-        for offset in range(start, stop, PIECE_BYTES):
-            yield self._data[offset : min(offset + PIECE_BYTES, stop)]
-
-    async def aclose(self) -> None:
-        """Does nothing."""
 
 
 class MemoryBlobWriter:
@@ -207,6 +186,15 @@ class MemoryRegistry:
         if digest not in repository.blobs:
             raise BlobUnknown(detail={"digest": digest})
         return repository
+
+    def _immutable_tags_needing(self, repo: RepositoryName, repository: _Repository, digest: Digest) -> list[Tag]:
+        """Returns the immutable tags that point at the manifest, or at an index that lists it."""
+        needing = repository.manifests_needing(digest)
+        return [
+            tag
+            for tag, target in sorted(repository.tags.items())
+            if target in needing and self._immutable_tags.is_immutable(repo, tag)
+        ]
 
     def _session(self, repo: RepositoryName, upload: UploadID, by: Actor | None) -> _Session:
         """Returns the session `upload`. Raises BlobUploadUnknown if it does not exist or is not open to `by`."""
@@ -307,6 +295,10 @@ class MemoryRegistry:
                 raise immutable_tag_denied(repo, tag, current)
         if not sparse and (missing := repository.missing(manifest)):
             raise ManifestBlobUnknown(detail=[{"digest": digest} for digest in sorted(missing)])
+        stored = repository.manifests.get(manifest.digest)
+        if stored is not None and stored.media_type != manifest.media_type:
+            for tag in self._immutable_tags_needing(repo, repository, manifest.digest):
+                raise immutable_type_denied(repo, manifest.digest, stored.media_type, tag)
         repository = self._repositories.setdefault(repo, repository)
         repository.manifests[manifest.digest] = manifest
         repository.tags.update(dict.fromkeys(tags, manifest.digest))
@@ -332,10 +324,8 @@ class MemoryRegistry:
         repository = self._known_repository(repo)
         if digest not in repository.manifests:
             raise ManifestUnknown(detail={"reference": digest})
-        needing_digests = repository.manifests_needing(digest)
-        for tag, target in sorted(repository.tags.items()):
-            if target in needing_digests and self._immutable_tags.is_immutable(repo, tag):
-                raise immutable_delete_denied(repo, tag, digest)
+        for tag in self._immutable_tags_needing(repo, repository, digest):
+            raise immutable_delete_denied(repo, tag, digest)
         manifest = repository.manifests.pop(digest)
         repository.tags = {tag: target for tag, target in repository.tags.items() if target != digest}
         repository.last_used.update(

@@ -172,7 +172,8 @@ class EventLimits:
 
 @dataclass(frozen=True, slots=True)
 class DroppedDeliveries:
-    """How many deliveries and dead letters of a webhook were dropped, because there were too many."""
+    """How many deliveries and dead letters of a webhook were dropped, because there were too many or the webhook was
+    removed."""
 
     webhook: str
     pending: int
@@ -195,8 +196,10 @@ class Outbox(Protocol):
     may raise StorageFailed. Methods that change something may also raise StorageFull."""
 
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
-        """Replaces the readers, and deletes the deliveries of all webhooks that are not among the new readers. Returns
-        how many deliveries each of these webhooks had. Does not write if nothing changes."""
+        """Replaces the readers, and drops the deliveries of all webhooks that are not among the new readers: no other
+        method returns or counts them any more, and `tidy` deletes them. If a webhook is added again before that, first
+        deletes them, so the webhook gets only later events. Returns how many deliveries each removed webhook had. Does
+        not write if nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:
@@ -262,8 +265,9 @@ class Outbox(Protocol):
         ...
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
-        """Deletes the events and deliveries that exceed the limits, oldest first, in several transactions if there are
-        many. Returns how many deliveries and dead letters of each webhook it has deleted."""
+        """Deletes the deliveries of removed webhooks, and then the events and deliveries that exceed the limits, oldest
+        first, in several transactions if there are many. Returns how many deliveries and dead letters of each webhook
+        exceeded the limits."""
         ...
 
     async def backlog(self) -> Sequence[WebhookBacklog]:

@@ -1,8 +1,9 @@
 """Rules about tags: patterns of tags (`TagPattern`), and which tags of which repositories are immutable
 (`ImmutableTags`).
 
-Once an *immutable* tag exists, clients can neither delete it nor point it at another manifest. Only an operator can
-force such a change. The rules match names, so they also apply to tags that do not exist yet.
+Once an *immutable* tag exists, clients can neither delete it nor point it at another manifest. Nor can they delete a
+manifest that the tag needs, or change its media type. Only an operator can force a change of the tag. The rules match
+names, so they also apply to tags that do not exist yet.
 """
 
 from __future__ import annotations
@@ -102,4 +103,16 @@ def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | Non
     return with_redacted(
         Denied(f"{repo}:{tag} is immutable and needs {digest}, which cannot be deleted", {"tag": tag}),
         Denied(f"an immutable tag of {repo} needs {digest}, which cannot be deleted"),
+    )
+
+
+def immutable_type_denied(repo: RepositoryName, digest: Digest, media_type: str, tag: str) -> Denied:
+    """Returns the error for a push that would change the media type of the manifest `digest`, which the immutable tag
+    needs. `media_type`: the one that it has."""
+    return with_redacted(
+        Denied(
+            f"{repo}:{tag} is immutable and needs {digest} as {media_type}; push it with this Content-Type",
+            {"tag": tag, "media_type": media_type},
+        ),
+        Denied(f"an immutable tag of {repo} needs {digest} with another media type; push it with its Content-Type"),
     )

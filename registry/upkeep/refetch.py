@@ -20,7 +20,7 @@ MAX_QUEUED: Final = 1000
 """Largest number of blobs that wait to be fetched. Further blobs are not queued; the next pull or the next scrub
 fetches them."""
 MAX_REPOSITORIES: Final = 20
-"""Largest number of repositories through which a blob is requested, one after another."""
+"""Largest number of mirrored repositories through which a blob is requested, one after another."""
 WAIT_SECONDS: Final = 1.0
 """Seconds between two checks whether the job has to stop, while `finish` waits."""
 log = logging.getLogger("registry.upkeep.scrub")
@@ -77,11 +77,9 @@ class Refetcher:
         """Fetches one blob through one mirrored repository after another, until one succeeds. Logs the error if none
         succeeds."""
         problem: RegistryError | None = None
-        for repo in await self._damage.holders(digest, MAX_REPOSITORIES):
+        for repo in await self._damage.mirrored_holders(digest, self._router.mirrors, MAX_REPOSITORIES):
             try:
                 destination = await self._router.locate(repo)
-                if destination.upstream is None:
-                    continue
                 await _fetch_through(destination.registry, destination.repo, digest)
             except RegistryError as error:
                 problem = error

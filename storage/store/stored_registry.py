@@ -35,7 +35,7 @@ from storage.store.stored_upload import StoredUpload, checkpoint_of, resume
 from storage.tag_history import TagHistory
 from storage.tag_listing import TagListing
 from storage.tag_removal import TagRemovals
-from storage.tag_rules import ImmutableTags, nothing_immutable
+from storage.tag_rules import ImmutableTags
 from storage.upkeep.checker import Checker
 from storage.upkeep.collector import Collector
 from storage.upkeep.quarantine import Quarantine
@@ -301,7 +301,7 @@ class StoredRegistry:
         sparse: bool = False,
         condition: Condition | None = None,
     ) -> Descriptor:
-        is_immutable = self.immutable_tags.in_repository(repo) if tags else nothing_immutable
+        is_immutable = self.immutable_tags.in_repository(repo)
         await self.metadata.put_manifest(repo, manifest, tags, by, sparse, condition, is_immutable)
         return manifest.descriptor
 

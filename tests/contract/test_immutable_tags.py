@@ -11,7 +11,7 @@ import pytest
 from registry.naming import NamingRules
 from registry.router import Router
 from storage.composition import open_registry, prepare_data_dir
-from storage.content import Condition
+from storage.content import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Condition, Manifest
 from storage.errors import Denied, ManifestUnknown, PreconditionFailed
 from storage.interface import Registry
 from storage.memory_registry import MemoryRegistry
@@ -19,7 +19,7 @@ from storage.names import RepositoryName, Tag
 from storage.patterns import NamePattern
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from tests.contract.conftest import InTurns
-from tests.fakes.registry_content import BY, all_tags, index_of, push_image
+from tests.fakes.registry_content import BY, all_tags, index_of, manifest_from, push_blob, push_image
 
 RULES = ImmutableTags(
     [
@@ -102,6 +102,55 @@ async def test_deleting_a_missing_immutable_tag(registry: Registry, repo: Reposi
     await registry.delete_manifest(repo, image.digest, by=BY)
     with pytest.raises(ManifestUnknown):
         await registry.delete_manifest(repo, image.digest, by=BY)
+
+
+async def push_untyped_image(registry: Registry, repo: RepositoryName, *tags: str) -> Manifest:
+    """Pushes an image manifest whose body does not say its media type, as an OCI manifest."""
+    config = await push_blob(registry, repo, b"{}")
+    image = manifest_from({"schemaVersion": 2, "config": config.as_json(), "layers": []})
+    await registry.put_manifest(repo, image, [Tag(tag) for tag in tags], by=BY)
+    return image
+
+
+async def test_the_media_type_of_an_immutable_tag_stays(registry: Registry, repo: RepositoryName) -> None:
+    """A push of the same bytes with another media type is denied if an immutable tag points at the manifest, or at an
+    index that lists it. It makes no difference whether the push has tags. A push with the same media type succeeds."""
+    image = await push_untyped_image(registry, repo)
+    index = manifest_from({"schemaVersion": 2, "manifests": [image.descriptor.as_json()]}, OCI_INDEX)
+    await registry.put_manifest(repo, index, [V1, LATEST], by=BY)
+    for stored, other_type in ((image, DOCKER_MANIFEST), (index, DOCKER_LIST)):
+        other = Manifest.parse(stored.body, other_type)
+        assert other.digest == stored.digest
+        for tags in ([], [LATEST], [Tag("new")]):
+            with pytest.raises(Denied) as denied:
+                await registry.put_manifest(repo, other, tags, by=BY)
+            assert denied.value.message == (
+                f"team/app:v1 is immutable and needs {stored.digest} as {stored.media_type}; "
+                "push it with this Content-Type"
+            )
+        await registry.put_manifest(repo, stored, by=BY)
+        with pytest.raises(Denied):
+            await registry.put_manifest(repo, other, [V1], by=BY)
+        assert (await registry.resolve_manifest(repo, stored.digest)).media_type == stored.media_type
+    assert await all_tags(registry, repo) == ["latest", "v1"]
+
+
+async def test_the_media_type_of_other_manifests_changes(registry: Registry, repo: RepositoryName) -> None:
+    """If no immutable tag needs a manifest, a push of the same bytes with another media type changes its media type,
+    also if the same push sets an immutable tag."""
+    image = await push_untyped_image(registry, repo, "latest")
+    for media_type, tags in ((DOCKER_MANIFEST, []), (OCI_MANIFEST, [V1])):
+        await registry.put_manifest(repo, Manifest.parse(image.body, media_type), tags, by=BY)
+        assert (await registry.resolve_manifest(repo, LATEST)).media_type == media_type
+
+
+async def test_the_media_type_of_a_mirrored_manifest_follows_the_upstream(registry: Registry) -> None:
+    """A mirror can store a manifest with another media type, whatever the rules say about its tags."""
+    repo = RepositoryName("docker.io/library/app")
+    image = await push_untyped_image(registry, repo, "always")
+    changed = Manifest.parse(image.body, DOCKER_MANIFEST)
+    await registry.put_manifest(repo, changed, by=BY, sparse=True)
+    assert (await registry.resolve_manifest(repo, Tag("always"))).media_type == DOCKER_MANIFEST
 
 
 @pytest.mark.parametrize(

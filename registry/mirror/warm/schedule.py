@@ -1,12 +1,13 @@
 """Scheduled warming: one server process repeatedly fetches the images that the settings name into the mirror's cache,
-before clients request them. One run through all images is a *round*; the settings say how long to wait between
-rounds."""
+before clients request them. One run through all images of an upstream is a *round*; the settings say how long to wait
+between two rounds. The rounds of an upstream do not wait for those of other upstreams: one that is slow or does not
+answer delays only its own images."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from registry.config.mirror_settings import WarmSettings
@@ -14,6 +15,7 @@ from registry.mirror.warm.targets import ReferencesError, parse_platforms, parse
 from registry.mirror.warm.warmer import FindStored, Locate, Warmer, WarmObserver, WarmResult
 from registry.single_flight import cancel_and_wait
 from storage.content import Descriptor
+from storage.errors import RegistryError
 from storage.leases import Leases
 from storage.names import Digest, ImageReference
 from storage.round_errors import log_round_error
@@ -68,27 +70,68 @@ async def warm_on_schedule(
 
 
 async def _run_rounds(settings: WarmSettings, locate: Locate, find_stored: FindStored, leases: Leases) -> None:
-    """Waits until this process can become the warming process, and then runs one round after another. Ends only when it
-    is cancelled."""
+    """Waits until this process can become the warming process, and then runs the rounds of all upstreams. Ends only
+    when it is cancelled."""
     await asyncio.sleep(min(FIRST_ROUND_DELAY_SECONDS, settings.interval))
     while True:
         try:
             async with leases.try_slot(WARM_SLOT, count=1) as has_slot:
-                while has_slot:
-                    await _run_round(settings, locate, find_stored)
-                    await asyncio.sleep(settings.interval)
+                if has_slot:
+                    await _run_rounds_of_all(settings, locate, find_stored)
         except Exception as error:
             log_round_error(log, "cannot find out whether another process warms the mirror", error)
         await asyncio.sleep(min(TAKEOVER_POLL_SECONDS, settings.interval))
 
 
-async def _run_round(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:
-    """Warms each image once. Logs errors, and raises nothing."""
+async def _run_rounds_of_all(settings: WarmSettings, locate: Locate, find_stored: FindStored) -> None:
+    """Starts a round of each upstream `interval` seconds after the end of its last one. Ends only when it is
+    cancelled, and then ends the running rounds."""
+    rounds: dict[str | None, asyncio.Task[None]] = {}
+    """The rounds that are running or were ended less than `interval` seconds ago, by upstream."""
+    try:
+        while True:
+            rounds = {upstream: task for upstream, task in rounds.items() if not task.done()}
+            for upstream, images in (await _images_by_upstream(settings, locate)).items():
+                if upstream not in rounds:
+                    rounds[upstream] = asyncio.create_task(_run_round(settings, locate, find_stored, images))
+            if rounds:
+                # The timeout is for upstreams that are new in the file.
+                await asyncio.wait(rounds.values(), timeout=settings.interval, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(settings.interval)
+    finally:
+        await cancel_and_wait(rounds.values())
+
+
+async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[str | None, list[ImageReference]]:
+    """Returns the images to warm by the names of their upstreams. The key of images that no upstream has is None. Logs
+    an error in the settings or the file, and returns nothing then."""
+    images_by_upstream: dict[str | None, list[ImageReference]] = {}
     try:
         from_file = read_references(settings.file) if settings.file else []
-        images = parse_references([*settings.references, *from_file])
-        await Warmer(locate, find_stored, parse_platforms(settings.platforms), WarmLog()).warm(images)
+        for image in parse_references([*settings.references, *from_file]):
+            images_by_upstream.setdefault(await _find_upstream(locate, image), []).append(image)
     except ReferencesError as error:
         log.warning("no image is warmed in this round: %s", error)
+    return images_by_upstream
+
+
+async def _find_upstream(locate: Locate, image: ImageReference) -> str | None:
+    """Returns the name of the image's upstream; None if it has none. Its round then logs why."""
+    try:
+        _, _, upstream = await locate(image.repository)
+    except RegistryError:
+        return None
+    return upstream
+
+
+async def _run_round(
+    settings: WarmSettings, locate: Locate, find_stored: FindStored, images: Sequence[ImageReference]
+) -> None:
+    """Warms each image of an upstream once, and then waits for the time between two rounds. Logs errors, and raises
+    nothing."""
+    try:
+        await Warmer(locate, find_stored, parse_platforms(settings.platforms), WarmLog()).warm(images)
     except Exception:  # does not end the rounds, because the next one may succeed
         log.exception("warming the mirror failed; the next round tries again")
+    await asyncio.sleep(settings.interval)

@@ -11,7 +11,7 @@ commits the transaction afterwards; then the change is durable.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Set
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 
@@ -20,13 +20,20 @@ from storage.errors import ManifestBlobUnknown, ManifestUnknown, PreconditionFai
 from storage.metadata.sqlite import lookups
 from storage.metadata.sqlite.access.audit_table import record_content
 from storage.metadata.sqlite.blob_changes import make_repository
+from storage.metadata.sqlite.needing_tags import NeedingTagsCheck, Target
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, usage_tables
 from storage.metadata.sqlite.upkeep.damage_changes import heal_manifest
 from storage.metadata.sqlite.upkeep.sqlite_pulls import add_mirrored_manifest
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import EventAction
 from storage.tag_history import not_restorable
-from storage.tag_rules import IsImmutable, immutable_delete_denied, immutable_tag_denied, nothing_immutable
+from storage.tag_rules import (
+    IsImmutable,
+    immutable_delete_denied,
+    immutable_tag_denied,
+    immutable_type_denied,
+    nothing_immutable,
+)
 
 PUSH_TIME_STEP_SECONDS: Final = 60.0
 """A push changes the time of the last push in the manifest's row only if the stored time differs by more than this
@@ -43,6 +50,16 @@ SELECT value FROM json_each(?2)
 """Both statements count damaged content (an empty `place`, the size 0) as missing, so that clients push it again."""
 
 
+class _StoredManifest(NamedTuple):
+    """What is stored of a manifest. `id`: its row id. `size`: in bytes; 0 if it is damaged. `pushed`: the time of its
+    last push."""
+
+    id: int
+    media_type: str
+    size: int
+    pushed: float
+
+
 def put_manifest(
     db: apsw.Connection,
     repo: RepositoryName,
@@ -54,13 +71,18 @@ def put_manifest(
     sparse: bool,
     condition: Condition | None,
     is_immutable: IsImmutable = nothing_immutable,
-) -> None:
-    """Stores the manifest and points the tags at it. Creates the repository if it is missing.
+    checked_to: int | None = None,
+) -> bool:
+    """Stores the manifest and points the tags at it. Creates the repository if it is missing. If the manifest is stored
+    already with another media type, and so many tags need it that they have to be checked before the transaction
+    (`storage.metadata.sqlite.needing_tags`), changes nothing and returns False. Otherwise returns True. `checked_to`:
+    see `NeedingTagsCheck.check`.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
     PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. The upstream of
     a mirrored manifest is recorded. Raises ManifestBlobUnknown if the repository lacks content of a manifest that is
-    not mirrored; Denied if a tag is immutable and points at another manifest."""
+    not mirrored; Denied if a tag is immutable and points at another manifest, or if an immutable tag needs the stored
+    manifest, which has another media type."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -69,17 +91,35 @@ def put_manifest(
             _check_unchanged(db, repository, repo, tag, manifest.digest)
     if not sparse:
         _check_complete(db, repository, manifest)
-    manifest_id, is_new = _store_manifest(db, repository, manifest, now, is_push=not sparse)
+    stored = _find_manifest(db, repository, manifest.digest)
+    if stored is None:
+        manifest_id = _add_manifest(db, repository, manifest, now)
+        if not tags:  # with tags, `_store_tag` records the digest in the tag history, a part of the audit log
+            record_content(db, by, now, "manifest.put", repo, manifest.digest)
+    else:
+        manifest_id = stored.id
+        if stored.media_type != manifest.media_type:
+            target = Target(repository, repo, manifest_id, manifest.digest, stored.media_type)
+            if not media_type_check(is_immutable).check(db, target, checked_to):
+                return False
+        _update_manifest(db, repo, repository, stored, manifest, by, now, is_push=not sparse)
     if sparse:  # a sparse manifest is mirrored, so the repository's name begins with the upstream's name
         add_mirrored_manifest(db, manifest_id, repo.partition("/")[0], now)
-    if is_new and not tags:  # with tags, `_store_tag` records the digest in the tag history, a part of the audit log
-        record_content(db, by, now, "manifest.put", repo, manifest.digest)
     action = EventAction.FILL if sparse else EventAction.PUSH
     for tag in tags:
         previous = _store_tag(db, repository, tag, manifest_id, manifest.digest, by, now)
         event_tables.add_stored(db, action, repo, manifest, tag, previous, by, now)
     if not tags:
         event_tables.add_stored(db, action, repo, manifest, None, None, by, now)
+    return True
+
+
+def media_type_check(is_immutable: IsImmutable) -> NeedingTagsCheck:
+    """Returns the check that refuses another media type for a manifest that an immutable tag needs."""
+    return NeedingTagsCheck(
+        is_immutable,
+        lambda target, tag: immutable_type_denied(target.repo, target.digest, target.media_type, tag),
+    )
 
 
 def _check_condition(db: apsw.Connection, repository: int, tag: Tag, condition: Condition) -> None:
@@ -149,26 +189,42 @@ def _missing(db: apsw.Connection, sql: str, repository: int, digests: Set[Digest
     return [Digest(digest) for (digest,) in rows]
 
 
-def _store_manifest(
-    db: apsw.Connection, repository: int, manifest: Manifest, now: float, *, is_push: bool = False
-) -> tuple[int, bool]:
-    """Stores the manifest, and the digests that it refers to. If the repository already has the manifest, only updates
-    its media type, or, if the manifest is damaged, stores its body again. `now`: becomes the time of the last push if
-    the manifest is new to the repository, or if `is_push` says that a client pushes it. Returns the manifest's row id,
-    and whether the manifest is new to the repository."""
-    existing_row = db.execute(
-        "SELECT id, media_type, size, pushed FROM manifest WHERE repository = ? AND digest = ?",
-        (repository, manifest.digest),
+def _find_manifest(db: apsw.Connection, repository: int, digest: Digest) -> _StoredManifest | None:
+    """Returns what is stored of the manifest; None if the repository does not have it."""
+    row: Any = db.execute(
+        "SELECT id, media_type, size, pushed FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
     ).get
-    if existing_row is not None:
-        manifest_id, media_type, size, pushed = existing_row
-        if is_push and abs(now - pushed) > PUSH_TIME_STEP_SECONDS:
-            db.execute("UPDATE manifest SET pushed = ? WHERE id = ?", (now, manifest_id))
-        if not size:
-            heal_manifest(db, repository, manifest_id, manifest, now)
-        elif media_type != manifest.media_type:
-            db.execute("UPDATE manifest SET media_type = ? WHERE id = ?", (manifest.media_type, manifest_id))
-        return int(manifest_id), False
+    return None if row is None else _StoredManifest(*row)
+
+
+def _update_manifest(
+    db: apsw.Connection,
+    repo: RepositoryName,
+    repository: int,
+    stored: _StoredManifest,
+    manifest: Manifest,
+    by: Actor,
+    now: float,
+    *,
+    is_push: bool,
+) -> None:
+    """Updates the media type of a manifest that the repository has, or, if the manifest is damaged, stores its body
+    again. `is_push`: whether a client pushes it. The time of the last push then becomes `now`, and the audit log
+    records another media type."""
+    if is_push and abs(now - stored.pushed) > PUSH_TIME_STEP_SECONDS:
+        db.execute("UPDATE manifest SET pushed = ? WHERE id = ?", (now, stored.id))
+    if not stored.size:
+        heal_manifest(db, repository, stored.id, manifest, now)
+    if stored.media_type != manifest.media_type:
+        db.execute("UPDATE manifest SET media_type = ? WHERE id = ?", (manifest.media_type, stored.id))
+        if is_push:
+            types = {"media_type": manifest.media_type, "previous": stored.media_type}
+            record_content(db, by, now, "manifest.put", repo, manifest.digest, types)
+
+
+def _add_manifest(db: apsw.Connection, repository: int, manifest: Manifest, pushed: float) -> int:
+    """Stores a manifest that is new to the repository, and the digests that it refers to. `pushed`: becomes the time of
+    the last push. Returns the manifest's row id."""
     manifest_id = db.execute(
         "INSERT INTO manifest "
         "(repository, digest, media_type, size, subject, artifact_type, annotations, pushed, body) "
@@ -181,7 +237,7 @@ def _store_manifest(
             manifest.subject,
             manifest.artifact_type,
             json_of_annotations(manifest.annotations) if manifest.annotations else None,
-            now,
+            pushed,
             manifest.body,
         ),
     ).get
@@ -192,7 +248,7 @@ def _store_manifest(
     _store_references(db, "manifest_child", repository, manifest_id, {child.digest for child in manifest.manifests})
     deleted_manifests.forget(db, repository, manifest.digest)
     db.execute("UPDATE repository SET manifests = manifests + 1 WHERE id = ?", (repository,))
-    return int(manifest_id), True
+    return int(manifest_id)
 
 
 def _store_references(db: apsw.Connection, table: str, repository: int, manifest_id: int, digests: Set[Digest]) -> None:
@@ -291,13 +347,13 @@ def put_back(
 def _put_manifest_back(db: apsw.Connection, repo: RepositoryName, repository: int, digest: Digest) -> bool:
     """Puts a deleted manifest back. Returns False if the repository has it already. Raises ManifestUnknown,
     ManifestBlobUnknown."""
+    if _find_manifest(db, repository, digest) is not None:
+        return False
     deleted = deleted_manifests.find(db, repository, digest)
     if deleted is None:
-        if db.execute("SELECT 1 FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)).get:
-            return False
         raise not_restorable(repo, digest)
     _check_restorable(db, repo, repository, deleted.manifest)
-    _store_manifest(db, repository, deleted.manifest, deleted.pushed)
+    _add_manifest(db, repository, deleted.manifest, deleted.pushed)
     return True
 
 

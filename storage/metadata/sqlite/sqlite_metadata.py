@@ -40,6 +40,7 @@ from storage.metadata.sqlite import blob_changes, lookups, manifest_and_tag_chan
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.manifest_deletion import ManifestDeletion
+from storage.metadata.sqlite.needing_tags import run_checked
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
 from storage.metadata.sqlite.scan_thread import ScanThread
 from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables, future_times
@@ -113,8 +114,8 @@ class SqliteMetadata:
         self._cache: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
         self._writer = writer
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
-        self._deletion_lock = asyncio.Lock()
-        """Held while a manifest with many tags is deleted."""
+        self._needing_tags_lock = asyncio.Lock()
+        """Held while a manifest that many tags need is deleted or gets another media type."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
 
@@ -252,13 +253,15 @@ class SqliteMetadata:
         is_immutable: IsImmutable = nothing_immutable,
     ) -> None:
         """Stores the manifest and points the tags at it. Refuses this if `condition` does not hold for the first tag,
-        if an immutable tag points at another manifest, or if the repository lacks content that the manifest refers to
-        and `sparse` is false."""
+        if an immutable tag points at another manifest or needs this one with another media type, or if the repository
+        lacks content that the manifest refers to and `sparse` is false."""
         now = self._clock()
-        await self._writer.run(
-            lambda db: manifest_and_tag_changes.put_manifest(
-                db, repo, manifest, tags, by, now, sparse=sparse, condition=condition, is_immutable=is_immutable
-            )
+        put = partial(manifest_and_tag_changes.put_manifest, repo=repo, manifest=manifest, tags=tags, by=by, now=now)
+        check = manifest_and_tag_changes.media_type_check(is_immutable)
+        await run_checked(
+            partial(put, sparse=sparse, condition=condition, is_immutable=is_immutable),
+            lambda db: check.check_all(db, repo, manifest.digest),
+            *(self._writer, self._scans, self._needing_tags_lock),
         )
         if sparse:
             self.on_mirrored()
@@ -274,7 +277,7 @@ class SqliteMetadata:
         """Deletes the manifest and all its tags. `restorable`: keeps the manifest so that it can be put back. A
         cancellation can leave a manifest that had very many tags with fewer tags."""
         deletion = ManifestDeletion(repo, digest, by, self._clock, is_immutable)
-        await deletion.run(self._writer, self._scans, self._deletion_lock, restorable=restorable)
+        await deletion.run(self._writer, self._scans, self._needing_tags_lock, restorable=restorable)
 
     async def delete_tag(
         self,

@@ -14,7 +14,8 @@ from registry.router import Router
 from storage.content import OCI_MANIFEST, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUnknown, Denied, ManifestBlobUnknown, ManifestUnknown, NameUnknown, UpstreamUnavailable
 from storage.interface import Registry
-from storage.memory_registry import MemoryBlobReader, MemoryRegistry
+from storage.memory_blob_reader import MemoryBlobReader
+from storage.memory_registry import MemoryRegistry
 from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.patterns import ALL_NAMES
 from tests.fakes.registry_content import (

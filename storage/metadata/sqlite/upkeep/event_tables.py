@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from storage.content import BLOB_TYPE, Actor, Manifest
+from storage.metadata.sqlite.upkeep import removed_webhooks
 from storage.names import Digest, RepositoryName, Tag
-from storage.outbox import LIST_READER, DroppedDeliveries, EventAction, EventReader, NewEvent
+from storage.outbox import LIST_READER, EventAction, EventReader, NewEvent
 from storage.pattern_matcher import Matcher
 
 MIRROR_ACTOR: Final = Actor(name="mirror")
@@ -131,21 +132,20 @@ def _described_manifest(db: apsw.Connection, manifest_id: int) -> tuple[str, str
     return digest, media_type, size
 
 
-def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> list[DroppedDeliveries]:
-    """Replaces the readers, and deletes the deliveries of webhooks that are not among the new readers. Returns the
-    number of deleted deliveries for each of these webhooks. If the list of events is a new reader, the list begins with
-    the next event."""
-    is_listed = db.execute("SELECT 1 FROM event_reader WHERE name = ?", (LIST_READER,)).get is not None
-    if not is_listed and any(reader.name == LIST_READER for reader in readers):
+def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> bool:
+    """Replaces the readers. From now on, the deliveries of webhooks that are not among the new readers are *leftovers*
+    (`storage.metadata.sqlite.upkeep.removed_webhooks`). If a new reader still has leftovers, changes nothing and
+    returns False: the caller deletes them first. Otherwise returns True. If the list of events is a new reader, the
+    list begins with the next event."""
+    former_names = {name for name, _ in _readers(db)}
+    names = [reader.name for reader in readers]
+    if removed_webhooks.has_deliveries(db, set(names) - former_names):
+        return False
+    if LIST_READER in names and LIST_READER not in former_names:
         db.execute("UPDATE event_list SET kept_from = (SELECT coalesce(max(id), 0) + 1 FROM event)")
     db.execute("DELETE FROM event_reader")
     db.executemany("INSERT INTO event_reader (name, actions, repositories) VALUES (?, ?, ?)", map(reader_row, readers))
-    names = json.dumps([reader.name for reader in readers])
-    unknown = "webhook NOT IN (SELECT value FROM json_each(?))"
-    counts = "SELECT webhook, sum(dead IS NULL), sum(dead IS NOT NULL) FROM event_delivery"
-    rows: list[Any] = db.execute(f"{counts} WHERE {unknown} GROUP BY webhook", (names,)).fetchall()
-    db.execute(f"DELETE FROM event_delivery WHERE {unknown}", (names,))
-    return [DroppedDeliveries(*row) for row in rows]
+    return True
 
 
 def reader_row(reader: EventReader) -> tuple[str, str, str]:

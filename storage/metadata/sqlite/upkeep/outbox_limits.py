@@ -30,7 +30,8 @@ SELECT e.id FROM event e WHERE e.kept = 0 AND NOT {_IS_WAITED_FOR} AND NOT {_IS_
  ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"""
 _COUNTS: Final = """
 SELECT d.webhook, sum(d.dead IS NULL), sum(d.dead IS NOT NULL), min(iif(d.dead IS NULL, d.event, NULL)) AS oldest
-  FROM event_delivery d GROUP BY d.webhook"""
+  FROM event_delivery d WHERE d.webhook IN (SELECT name FROM event_reader) GROUP BY d.webhook"""
+"""Does not count the deliveries of removed webhooks (`storage.metadata.sqlite.upkeep.removed_webhooks`)."""
 _OLDEST: Final = """
 SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDER BY event LIMIT ?3"""
 

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 import apsw
@@ -31,6 +32,11 @@ _ROUND: Final = (
     "id, started, updated, ended, until_blob, until_manifest, total_bytes, after_blob, after_manifest, blobs, "
     "manifests, bytes, damaged"
 )
+_MIRRORED_HOLDERS: Final = """
+SELECT r.name FROM blob b CROSS JOIN blob_link l ON l.blob = b.id CROSS JOIN repository r ON r.id = l.repository
+ WHERE b.digest = ?1 AND substr(r.name, 1, instr(r.name, '/') - 1) IN (SELECT value FROM json_each(?2)) LIMIT ?3"""
+"""The name of a mirrored repository begins with the name of its upstream and a slash. Reads all links of the blob,
+which a common layer has very many of."""
 _OLDEST_BLOB = "SELECT min(created) FROM (SELECT created FROM blob ORDER BY id LIMIT 100)"
 """When the oldest blob was created. Reads several rows, because a blob that is healed gets a new time."""
 
@@ -167,6 +173,13 @@ class SqliteDamageRecords:
 
     async def holders(self, digest: Digest, limit: int) -> Sequence[RepositoryName]:
         return damage_changes.holders(self._db, digest, limit)
+
+    async def mirrored_holders(
+        self, digest: Digest, upstreams: Collection[str], limit: int
+    ) -> Sequence[RepositoryName]:
+        values = (digest, json.dumps(list(upstreams)), limit)
+        rows: list[Any] = await self._scans.run(lambda db: db.execute(_MIRRORED_HOLDERS, values).fetchall())
+        return [RepositoryName(name) for (name,) in rows]
 
     async def check_manifests(self, after: int, until: int) -> ManifestCheck | None:
         return await self._scans.run(lambda db: _check_manifests(db, after, until))

@@ -14,7 +14,7 @@ from storage.errors import StorageFailed
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import event_tables, outbox_limits
+from storage.metadata.sqlite.upkeep import event_tables, outbox_limits, removed_webhooks
 from storage.metadata.sqlite.upkeep.due_deliveries import find_due
 from storage.metadata.sqlite.upkeep.event_rows import DELIVERY_COLUMNS, EVENT_COLUMNS, to_delivery, to_event
 from storage.outbox import (
@@ -72,10 +72,19 @@ class SqliteOutbox:
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
         with _as_storage_failed():
             rows: list[Any] = self._db.execute("SELECT name, actions, repositories FROM event_reader").fetchall()
-        if set(rows) != set(map(event_tables.reader_row, readers)):
-            change = partial(event_tables.configure, readers=readers)
-            return await self._writer.run(change, reserve_use=ReserveUse.HALF)
-        return []
+        if set(rows) == set(map(event_tables.reader_row, readers)):
+            return []
+        removed = {name for name, _, _ in rows} - {reader.name for reader in readers}
+        dropped = await self._scan_deliveries(partial(removed_webhooks.count, webhooks=removed)) if removed else []
+        change = partial(event_tables.configure, readers=readers)
+        while not await self._writer.run(change, reserve_use=ReserveUse.HALF):
+            await self._delete_leftovers()
+        return dropped
+
+    async def _delete_leftovers(self) -> None:
+        """Deletes the deliveries of removed webhooks, in several transactions if there are many."""
+        while await self._writer.run(removed_webhooks.delete_portion, durable=False, reserve_use=ReserveUse.ALL):
+            pass
 
     async def add(self, events: Sequence[NewEvent]) -> None:
         assert len(events) <= MAX_ADDED_EVENTS
@@ -91,7 +100,13 @@ class SqliteOutbox:
     ) -> DueDeliveries:
         limits = {"max_repositories": max_repositories, "max_events": max_events}
         excluded = frozenset(without)  # a copy, because the caller may change `without` meanwhile
-        return await self._scan_deliveries(lambda db: find_due(db, webhook, now, **limits, excluded=excluded))
+
+        def look_up(db: apsw.Connection) -> DueDeliveries:
+            if not removed_webhooks.is_reader(db, webhook):
+                return DueDeliveries([], None)
+            return find_due(db, webhook, now, **limits, excluded=excluded)
+
+        return await self._scan_deliveries(look_up)
 
     async def settle(self, webhook: str, delivered: Sequence[int], failed: Sequence[FailedDelivery]) -> None:
         updates = [
@@ -148,8 +163,9 @@ class SqliteOutbox:
     async def retry(self, webhook: str | None, event: int | None) -> int:
         def change(db: apsw.Connection) -> int:
             db.execute(
-                "UPDATE event_delivery SET dead = NULL, attempts = 0, next_at = 0 "
-                "WHERE dead IS NOT NULL AND (?1 IS NULL OR webhook = ?1) AND (?2 IS NULL OR event = ?2)",
+                "UPDATE event_delivery AS d SET dead = NULL, attempts = 0, next_at = 0 "
+                "WHERE dead IS NOT NULL AND (?1 IS NULL OR webhook = ?1) AND (?2 IS NULL OR event = ?2) "
+                f"AND {removed_webhooks.IS_OF_READER}",
                 (webhook, event),
             )
             return db.changes()
@@ -157,6 +173,7 @@ class SqliteOutbox:
         return await self._writer.run(change, reserve_use=ReserveUse.HALF)
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
+        await self._delete_leftovers()
         dropped: list[DroppedDeliveries] = []
         while excess := await self._scan_deliveries(lambda db: outbox_limits.find_excess(db, limits)):
             delete = partial(outbox_limits.delete_excess, excess=excess)
@@ -216,7 +233,7 @@ def _deliveries_query(*, has_webhook: bool, only_dead: bool, only_pending: bool)
     """Returns the query for at most ?3 deliveries that follow that of the event ?1 to the webhook ?2: those to the
     webhook ?4, or to all webhooks. It names the index of the dead letters, because there may be far more deliveries
     than dead letters."""
-    conditions = ["d.event <= ?1", "(d.event < ?1 OR d.webhook > ?2)"]
+    conditions = ["d.event <= ?1", "(d.event < ?1 OR d.webhook > ?2)", removed_webhooks.IS_OF_READER]
     if has_webhook:
         conditions.append("d.webhook = ?4")
     if only_dead:

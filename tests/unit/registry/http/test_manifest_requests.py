@@ -9,6 +9,8 @@ import pytest
 from registry.http import DistributionAPI, RequestLimits
 from storage.content import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Descriptor, digest_of
 from storage.memory_registry import MemoryRegistry
+from storage.patterns import NamePattern
+from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from tests.fakes.asgi_client import AsgiAnswer, AsgiClient
 from tests.unit.registry.conftest import V2, image, put_blob, put_image
 
@@ -63,6 +65,22 @@ async def test_push_by_digest(client: AsgiClient, algorithm: str) -> None:
     assert (answer.status, answer["docker-content-digest"]) == (201, digest)
     pull_answer = await client("GET", answer["location"])
     assert (pull_answer.body, pull_answer["docker-content-digest"]) == (body, digest)
+
+
+async def test_another_media_type_of_an_immutable_tag() -> None:
+    """If an immutable tag points at a manifest, a push of the same bytes by digest gets 403 DENIED if it has another
+    Content-Type, and 201 if it has the same one. The manifest is served with the first Content-Type."""
+    rules = ImmutableTags([TagRule((NamePattern("**"),), (TagPattern("1.*"),))])
+    strict = MemoryRegistry(immutable_tags=rules)
+    await put_blob(strict, b"{}")
+    client = AsgiClient(DistributionAPI(strict))
+    body = image(mediaType=None)
+    digest = digest_of(body)
+    assert (await put(client, "1.0", body)).status == 201
+    refused = await put(client, digest, body, {"Content-Type": DOCKER_MANIFEST})
+    assert (refused.status, refused.code) == (403, "DENIED")
+    assert (await put(client, digest, body)).status == 201
+    assert (await client("GET", f"{V2}/manifests/1.0"))["content-type"] == OCI_MANIFEST
 
 
 async def test_push_by_tag(client: AsgiClient) -> None:

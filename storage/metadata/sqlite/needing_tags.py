@@ -1,0 +1,159 @@
+"""Checks whether an immutable tag needs a manifest (`NeedingTagsCheck`), before the manifest is deleted or gets another
+media type.
+
+A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest, directly or through
+other indexes. Millions of tags can need a manifest, and all other changes of all processes wait for a transaction. So a
+transaction checks only a few tags. If there are more, `NeedingTagsCheck.check_all` checks them before the transaction,
+and the transaction checks only the tags that have changed since then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Protocol
+
+import apsw
+
+from storage.errors import Denied, ManifestUnknown
+from storage.metadata.sqlite import lookups
+from storage.metadata.sqlite.commit_thread import CommitThread
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.names import Digest, RepositoryName
+from storage.tag_rules import IsImmutable, nothing_immutable
+
+MAX_TAGS_WITHOUT_LOCK: Final = 64
+"""A manifest that more than this number of tags need is changed while the process holds a lock, so that it changes only
+one such manifest at a time. Otherwise hundreds of changes could share one transaction, which would take long. The
+number is that of the tags that one push can set."""
+_MAX_CHANGED_TAGS: Final = 1000
+"""Largest number of changes of tags that one transaction checks."""
+_SET_TAGS: Final = """
+SELECT tag FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? AND digest IS NOT NULL LIMIT ?"""
+"""NOT INDEXED makes SQLite read only the entries with ids above the first parameter."""
+_TAGS_NEEDING_MANIFEST: Final = """
+WITH RECURSIVE needing (id, repository, digest) AS (
+  SELECT id, repository, digest FROM manifest WHERE id = ?
+  UNION
+  SELECT m.id, m.repository, m.digest
+    FROM needing n JOIN manifest_child c ON c.repository = n.repository AND c.digest = n.digest
+    JOIN manifest m ON m.id = c.manifest)
+SELECT t.name FROM needing n CROSS JOIN tag t ON t.manifest = n.id"""
+"""Finds the tags that need a manifest. With CROSS JOIN, SQLite does not read all tags of the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A manifest to change: its repository, the row ids of both, and its stored media type."""
+
+    repository: int
+    repo: RepositoryName
+    manifest_id: int
+    digest: Digest
+    media_type: str
+
+    @classmethod
+    def find(cls, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Target:
+        """Finds the manifest. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such
+        manifest."""
+        repository = lookups.repository_id(db, repo)
+        row: Any = db.execute(
+            "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
+        ).get
+        if row is None:
+            raise ManifestUnknown(f"{repo} has no manifest {digest}")
+        manifest_id, media_type = row
+        return cls(repository, repo, manifest_id, digest, media_type)
+
+
+@dataclass(frozen=True, slots=True)
+class NeedingTagsCheck:
+    """Refuses a change of a manifest that an immutable tag needs. `denied` returns the error about the manifest
+    and such a tag."""
+
+    is_immutable: IsImmutable
+    denied: Callable[[Target, str], Denied]
+
+    def check_all(self, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> int:
+        """Checks all tags that need the manifest. Returns the id of the newest entry of the tag history that was there
+        before: up to this entry, no immutable tag needs the manifest. Takes long if there are very many tags, so it
+        must not run in a transaction that changes something. Raises NameUnknown, ManifestUnknown, Denied."""
+        newest = newest_entry(db)
+        if self.is_immutable is not nothing_immutable:
+            self._refuse_immutable(db, _TAGS_NEEDING_MANIFEST, Target.find(db, repo, digest))
+        return newest
+
+    def check(self, db: apsw.Connection, target: Target, checked_to: int | None) -> bool:
+        """Checks the tags in the transaction of the change. `checked_to`: what `check_all` returned; None if it was not
+        called. Returns False if there are too many tags, so that `check_all` has to be called (again). Raises
+        Denied."""
+        if self.is_immutable is nothing_immutable:
+            return True
+        return self._check_few(db, target) if checked_to is None else self._check_changes(db, target, checked_to)
+
+    def _check_few(self, db: apsw.Connection, target: Target) -> bool:
+        """Checks the tags that need the manifest. Returns False if there are too many. Raises Denied."""
+        sql = f"{_TAGS_NEEDING_MANIFEST} LIMIT ?"
+        return self._refuse_immutable(db, sql, target, MAX_TAGS_WITHOUT_LOCK + 1) <= MAX_TAGS_WITHOUT_LOCK
+
+    def _check_changes(self, db: apsw.Connection, target: Target, checked_to: int) -> bool:
+        """Checks the tags that were set after the entry `checked_to` of the tag history. Older tags need no second
+        check: an immutable tag keeps all manifests below its index, so no push can add a missing index between such a
+        tag and this manifest. Returns False if too many tags were set. Raises Denied."""
+        rows: list[Any] = db.execute(_SET_TAGS, (checked_to, target.repository, _MAX_CHANGED_TAGS + 1)).fetchall()
+        immutable_tags = [tag for (tag,) in rows if self.is_immutable(tag)]
+        if immutable_tags:
+            sql = f"{_TAGS_NEEDING_MANIFEST} WHERE t.name IN (SELECT value FROM json_each(?))"
+            self._refuse_immutable(db, sql, target, json.dumps(immutable_tags))
+        return len(rows) <= _MAX_CHANGED_TAGS
+
+    def _refuse_immutable(self, db: apsw.Connection, sql: str, target: Target, *parameters: object) -> int:
+        """Raises Denied if a tag that the statement finds is immutable. Otherwise returns the number of these tags."""
+        count, cursor = 0, db.execute(sql, (target.manifest_id, *parameters))
+        try:
+            for (tag,) in cursor:
+                if self.is_immutable(tag):
+                    raise self.denied(target, tag)
+                count += 1
+        finally:
+            cursor.close()
+        return count
+
+
+class CheckedChange(Protocol):
+    """A change of a manifest, to be called in a transaction."""
+
+    def __call__(self, db: apsw.Connection, /, *, checked_to: int | None) -> bool:
+        """Makes the change, and returns True. If `NeedingTagsCheck.check` returns False, changes nothing, and returns
+        False. `checked_to`: see that method."""
+        ...
+
+
+async def run_checked(
+    change: CheckedChange,
+    check_all: Callable[[apsw.Connection], int],
+    writer: CommitThread | ImmutableDatabase,
+    scans: ScanThread | ImmutableScans,
+    lock: asyncio.Lock,
+) -> None:
+    """Runs a change of a manifest in a transaction. `check_all`: calls `NeedingTagsCheck.check_all`. `lock`: held while
+    a manifest that many tags need is changed. Raises the errors of `change`, and Denied."""
+    if await writer.run(partial(change, checked_to=None)):
+        return
+    async with lock:
+        is_done = False
+        while not is_done:
+            try:
+                checked_to: int | None = await scans.run(check_all)
+            except ManifestUnknown:  # another client has just deleted the manifest
+                checked_to = None
+            is_done = await writer.run(partial(change, checked_to=checked_to))
+
+
+def newest_entry(db: apsw.Connection) -> int:
+    """Returns the highest id in the tag history; 0 if it is empty."""
+    return int(db.execute("SELECT coalesce(max(id), 0) FROM tag_history").get)
