@@ -126,6 +126,7 @@ def test_docker_image_without_names(tmp_path: Path, value: Any) -> None:
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("at", [0.02, 0.5, 0.9, 0.9999])
 def test_damaged_compression(tmp_path: Path, compression: str, at: float) -> None:

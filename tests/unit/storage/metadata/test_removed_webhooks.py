@@ -36,17 +36,20 @@ PORTION = 10
 
 
 class CountedCommits(System):
-    """A system that counts the commits. Each of them sets `has_committed`."""
+    """A system that counts the commits. Each of them sets `has_committed`, and then waits for `may_continue`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.commits = 0
         self.has_committed = threading.Event()
+        self.may_continue = threading.Event()
+        self.may_continue.set()
 
     def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
         super().commit(commit, durable=durable)
         self.commits += 1
         self.has_committed.set()
+        self.may_continue.wait(60)
 
 
 @pytest.fixture
@@ -121,9 +124,11 @@ async def test_an_interrupted_deletion_is_continued(store: StoredRegistry, syste
     also if the same webhooks are configured again after a restart."""
     await store.outbox.configure(readers(LIST_READER))
     system.has_committed.clear()
+    system.may_continue.clear()
     tidying = asyncio.create_task(store.outbox.tidy(NO_LIMITS))
     await asyncio.to_thread(system.has_committed.wait, 60)
     tidying.cancel()
+    system.may_continue.set()
     with pytest.raises(asyncio.CancelledError):
         await tidying
     assert 0 < rows(store, "event_delivery") < 2 * EVENTS
