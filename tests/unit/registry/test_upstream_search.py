@@ -114,6 +114,7 @@ async def test_malformed_responses() -> None:
             clock.now += PAUSE_SECONDS
 
 
+@pytest.mark.slow
 async def test_an_upstream_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the upstream does not answer, the first search ends after a short timeout. The next searches find nothing at
     once, without a request."""

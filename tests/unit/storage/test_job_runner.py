@@ -107,6 +107,7 @@ async def test_a_job_can_be_stopped(store: StoredRegistry) -> None:
     runner.cancel()
 
 
+@pytest.mark.slow
 async def test_job_that_reports_nothing_can_be_stopped(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that waits for a long time without a report of its progress is cancelled when a stop is requested. It ends
     as stopped, also if it is resumable."""
@@ -297,6 +298,7 @@ async def test_the_number_of_queued_jobs_of_a_kind_is_limited(store: StoredRegis
     assert await store.jobs.oldest_active(["count"]) == {"count": jobs[1].id}
 
 
+@pytest.mark.slow
 async def test_a_runner_that_stops_completes_its_job(store: StoredRegistry) -> None:
     """After `stop_starting_jobs`, a runner completes its running job, and leaves later jobs to other processes."""
     has_begun, may_end = asyncio.Event(), asyncio.Event()

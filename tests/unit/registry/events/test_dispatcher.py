@@ -133,6 +133,7 @@ async def wait_until_left(store: StoredRegistry, count: int) -> Sequence[Deliver
     return pending
 
 
+@pytest.mark.slow
 async def test_a_hanging_request_times_out_without_a_refusal(
     store: StoredRegistry, receiver: WebhookReceiver, hanging: threading.Event
 ) -> None:
@@ -220,6 +221,7 @@ async def test_events_are_not_sent_twice_while_the_store_fails(
     assert subjects(receiver) == [f"{BAD}:v1"]
 
 
+@pytest.mark.slow
 async def test_an_event_becomes_a_dead_letter_after_its_largest_age(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
 ) -> None:
@@ -266,6 +268,7 @@ async def test_a_delivered_event_is_not_delivered_again(
     assert subjects(receiver) == [*(f"team/bad:v{number}" for number in range(20)), "team/bad:last"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secret", ["missing", "empty", "unset"])
 async def test_a_secret_that_cannot_be_read(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, tmp_path: Path, secret: str
@@ -286,6 +289,7 @@ async def test_a_secret_that_cannot_be_read(
             assert receiver.requests[0].headers["x-hub-signature-256"].startswith("sha256=")
 
 
+@pytest.mark.slow
 async def test_look_ups_of_very_many_repositories_have_pauses(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

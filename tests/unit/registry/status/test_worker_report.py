@@ -38,6 +38,7 @@ async def test_status_without_the_store(tmp_path: Path) -> None:
     assert status.disk.free > 0
 
 
+@pytest.mark.slow
 async def test_a_reporter_continues_after_an_error(tmp_path: Path) -> None:
     """After an unexpected error, for example that no thread can be started, a worker still writes reports. When it
     stops, it removes its report."""

@@ -127,6 +127,7 @@ async def test_failures_of_the_provider_are_not_counted(
         assert isinstance(error.shown_error, UpstreamUnavailable)
 
 
+@pytest.mark.slow
 async def test_one_network_cannot_take_all_exchanges(
     data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
 ) -> None:

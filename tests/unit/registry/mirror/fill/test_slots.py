@@ -118,6 +118,7 @@ async def test_a_look_for_waiting_requests_is_no_waiting_request(worker: Worker,
     assert not any(found_by_other)
 
 
+@pytest.mark.slow
 async def test_the_slowest_client_is_cut_off_when_a_request_has_waited_for_long(
     worker: Worker, other_worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ async def test_a_failed_sync_of_a_checkpoint_is_noticed(
     assert "x" * CHECKPOINT_LOG_PAGES * 4096 in names_without_log(tmp_path / "data", tmp_path / "copy")
 
 
+@pytest.mark.slow
 async def test_no_commit_succeeds_while_the_old_log_is_needed(
     writer: CommitThread, log_syncs: LogSyncs, tmp_path: Path
 ) -> None:
