@@ -46,8 +46,7 @@ class Backend(NamedTuple):
     - `pull_events`: makes an event of each pull; None: the settings ask for no such events.
     - `work`: the background work of a server.
     - `mirrors`: the mirrors, by the names of their upstreams.
-    - `upstream_search`: sends searches to the upstream whose settings have the URL of a search; None: no upstream has
-      one."""
+    - `upstream_search`: sends searches to the first upstream with the setting `search`; None: no upstream has it."""
 
     store: StoredRegistry
     router: Router
@@ -182,7 +181,7 @@ async def open_backend(
             store.is_known_repository,
             NamingRules.from_settings(settings),
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
-            is_confirmed=store.records.is_confirmed,
+            is_confirmed=store.records.is_confirmed,  # for blobs of the private upstreams
         )
         upstream_search = _open_search(settings)
         if upstream_search is not None:

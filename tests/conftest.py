@@ -48,7 +48,8 @@ LONGEST_GROUPS = (
     "tests/system/",
 )
 """Path prefixes of the groups that take longest, in the order in which they begin. They begin before all others, so
-that no long group is left at the end of the run. The order of groups with the same prefix is random."""
+that no long group is left at the end of the run. Groups with the same prefix begin in the random order of
+pytest-randomly."""
 
 
 def pytest_configure() -> None:
@@ -63,7 +64,8 @@ def pytest_configure() -> None:
 
 
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Distributes whole groups to the workers of a parallel run, in the order in which the tests were collected."""
+    """Distributes whole groups to the workers of a parallel run, in the order of the collected tests. pytest-randomly
+    shuffles them, and `pytest_collection_modifyitems` then sorts them."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
@@ -103,13 +105,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @contextmanager
 def _hold_run_lock(folder: Path, *, alone: bool) -> Iterator[None]:
-    """Holds a lock on the file `room`: an exclusive lock if `alone`, otherwise a shared lock. To wait for this lock, a
-    process must have the lock on the file `door`. So while a test with `alone` waits, no other test can begin, and the
-    wait ends."""
-    with (folder / "room").open("a") as run_lock:
-        with (folder / "door").open("a") as queue_lock:
-            fcntl.flock(queue_lock, fcntl.LOCK_EX)
-            fcntl.flock(run_lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    """Holds a lock on the file `room`: an exclusive lock if `alone`, otherwise a shared lock. A process first locks the
+    file `door`, and holds that lock while it waits for the lock on `room`. So while a test with `alone` waits, no other
+    test can begin, and the wait ends when the running tests have ended."""
+    with (folder / "room").open("a") as room:
+        with (folder / "door").open("a") as door:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         yield
 
 

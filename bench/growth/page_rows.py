@@ -27,6 +27,7 @@ LEAD_SECONDS = 1.0
 PAGES = Figure("pages", "pages/s meanwhile")
 """The rate at which the browsers load pages while manifests are requested."""
 PAGE_P50 = Figure("page_p50", "p50 ms of a page with all its parts")
+"""The median time of a page with the files that it links and the parts that its scripts load."""
 FROM_ELSEWHERE = {"Via": "1.1 proxy"}
 """A header that marks a request as forwarded by a proxy. While a registry has no accounts, it shows the pages of admins
 only to requests that come directly from its own machine."""
@@ -104,14 +105,17 @@ def _page_row(name: str, title: str, trial: Callable[[GrowthTrial], Sample]) -> 
 
 def page_rows() -> list[Row[GrowthTrial]]:
     """Returns the rows, in the order in which they are measured. In a title, "all over" means that the requested
-    manifests are spread over all repositories of the store. Rows with pages have `peer_rounds=0` (see `_page_row`)."""
+    manifests are spread over all repositories of the store, and "of others" means that the visitor is no admin. Rows
+    with pages have `peer_rounds=0` (see `_page_row`)."""
     overview = partial(_overview_pages, key="overview", headers={}, text='id="now"')
-    overview_of_others = partial(_overview_pages, key="overview_others", headers=FROM_ELSEWHERE, text='class="facts"')
+    overview_of_non_admin = partial(
+        _overview_pages, key="overview_others", headers=FROM_ELSEWHERE, text='class="facts"'
+    )
     steady = f"manifest by tag, all over, {STEADY_RATE} requests/s"
     beside = f"the same beside {BROWSERS} browsers that click"
     return [
         _page_row("overview", "page Overview, of an admin", overview),
-        _page_row("overview_others", "page Overview, of others", overview_of_others),
+        _page_row("overview_others", "page Overview, of others", overview_of_non_admin),
         _page_row("search_page", "page Search", _search_pages),
         _page_row("repository_page", "page Repositories", _repository_pages),
         Row("manifest_steady", steady, (P99, P50), _manifests_alone),

@@ -92,8 +92,8 @@ class RunningDownloads:
     async def slot(self, visitor: str) -> AsyncIterator[RunningDownload]:
         """A context manager that holds a slot for a download. `visitor`: identifies the client
         (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if too many downloads run. In this
-        case, it also ends the slowest download if its client receives less than 256 KiB in 30 seconds. The `async with`
-        block of that download is cancelled and left without an error."""
+        case, it also ends the slowest download if its client receives less than 256 KiB in 30 seconds: it cancels the
+        `async with` block of that download, and the program continues after the block, without an error."""
         own_downloads = [download for download in self._running if download.visitor == visitor]
         if len(own_downloads) >= self._limit_per_visitor:
             self._refuse(own_downloads)
@@ -191,8 +191,8 @@ class ArchiveResponse(Response):
 
 
 class HeldResponse(Response):
-    """Sends a manifest or config that stays in memory until the client has received it. Until then, it counts in the
-    memory for such answers."""
+    """Sends a manifest or config. Its bytes are held in memory until the client has received them. Until then,
+    `AnswerMemory`, which limits the memory for all such responses, counts these bytes."""
 
     media_type = "application/json"
 

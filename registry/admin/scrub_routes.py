@@ -112,7 +112,7 @@ class DamagedManifestResponse(BaseModel):
 
 
 class ScrubStatus(BaseModel):
-    """The rounds of scrub, newest first; the job that scrubs or waits for it; and the damaged manifests."""
+    """The rounds of scrub, the newest first; the scrub job that is running or queued; and the damaged manifests."""
 
     rounds: list[RoundResponse]
     job: JobResponse | None
@@ -158,7 +158,9 @@ async def scrub_status(store: StoredRegistry) -> ScrubStatus:
 
 async def quarantined(store: StoredRegistry) -> list[QuarantinedResponse]:
     """Returns the entries of the quarantine, oldest first, at most `MAX_QUARANTINED`."""
-    return [  # a damaged blob has an empty place
+    # In the store, a blob that is still damaged has an empty place. (`QuarantinedResponse.place` is not this place, but
+    # that of the damaged bytes.)
+    return [
         QuarantinedResponse.from_stored(entry, damaged=await store.damage.place_of(entry.digest) == "")
         for entry in (await store.blobs.list_quarantine())[:MAX_QUARANTINED]
     ]
@@ -181,7 +183,7 @@ async def show_scrub(caller: AdminCaller) -> ScrubStatus:
 @router.post("/scrub", tags=["scrub"], status_code=202)
 async def start_scrub(caller: AdminCaller, request: ScrubRequest | None = None) -> JobResponse:
     """Starts a job that completes the current round of scrub. If there is none, the job starts a new round. After a
-    restart, the server continues the job. Answers 409 if such a job is queued or running."""
+    restart, the server continues the job. Answers 409 if a scrub job is already queued or running."""
     scrub_request = request or ScrubRequest()
     jobs = caller.upkeep.store.jobs
     if active := await jobs.active(KIND):

@@ -11,12 +11,13 @@ MAX_TEXT_CHARACTERS: Final = 4096
 MAX_ENTRIES: Final = 200
 """How many entries of a list or mapping are shown. Further entries are left out."""
 MAX_TOTAL_CHARACTERS: Final = 256 * 1024
-"""How many characters the texts of one object may have together. Further texts are left out."""
+"""How many characters all texts that one `TextBudget` shortens may have together. Further texts are left out."""
 
 
 class TextBudget:
-    """Shortens the texts of one object. `is_exceeded`: whether a text was cut or left out. Values of an unexpected type
-    are left out, because the registry does not check a config when a client pushes it."""
+    """Shortens the texts that a page shows, for example those of one config. `is_exceeded`: whether a text was cut or
+    left out. Values of an unexpected type are left out, because the registry does not check a config when a client
+    pushes it."""
 
     def __init__(self) -> None:
         self._remaining = MAX_TOTAL_CHARACTERS

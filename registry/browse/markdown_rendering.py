@@ -45,8 +45,8 @@ _ELEMENTS_PER_BRACKET: Final = 4
 """How many inline elements a `[` counts as, because the parser searches for the end of a link at each of them."""
 _MAX_RULE_CALLS: Final = 150_000
 """How many times the parser may try a rule for blocks, such as whether a list begins at a line. A call takes about
-1 µs. The parser makes about 14 calls for each line of a paragraph. It makes 6 more for each line and each level, if
-quotes are nested and the line continues them without a `>`."""
+1 µs. The parser makes about 14 calls for each line of a paragraph. For a line that continues nested quotes without a
+`>`, it makes 6 more for each level of nesting."""
 _MAX_LINK_STEPS: Final = 100_000
 """How many steps the parser may take, in all texts together, to find the ends of links. A step takes 1 to 3 µs. A list
 of 800 links takes 1,600 steps. Brackets that are never closed take many, because the search starts again at each."""
@@ -114,7 +114,7 @@ def _clean(unsafe: str) -> str:
 
 
 class _TooComplex(Exception):
-    """A text takes more work than is done for one text."""
+    """The budget of work for one text is used up, so the rest of the text is not formatted."""
 
 
 class _Budget:
@@ -181,7 +181,7 @@ class _BoundedBlockParser(ParserBlock):
         except _TooComplex:
             self.is_complete = False
             if tokens and not _ends_block(tokens[-1]):
-                _remove_from_block(tokens, len(tokens) - 1)
+                _remove_block_and_rest(tokens, len(tokens) - 1)
         outTokens.extend(tokens)
         return outTokens
 
@@ -239,7 +239,7 @@ def _parse_texts(state: StateCore) -> None:
                 state.md.inline.parse(token.content, state.md, state.env, token.children)
                 attribute_characters.spend(sum(_attribute_lengths(token.children)))
             except _TooComplex:
-                _remove_from_block(state.tokens, index)
+                _remove_block_and_rest(state.tokens, index)
                 state.env[_IS_CUT] = True
                 return
 
@@ -249,7 +249,7 @@ def _ends_block(token: Token) -> bool:
     return token.level == 0 and token.nesting <= 0
 
 
-def _remove_from_block(tokens: list[Token], index: int) -> None:
+def _remove_block_and_rest(tokens: list[Token], index: int) -> None:
     """Removes the top-level block that contains the token at `index`, and all blocks after it."""
     while tokens[index].level > 0 or tokens[index].nesting < 0:
         index -= 1

@@ -50,14 +50,14 @@ if TYPE_CHECKING:
 _READS: Final = Limits(max_running=4, max_running_per_visitor=2, max_pending=200, max_pending_per_visitor=20)
 """How many reads a process runs at a time."""
 _LISTS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
-"""How many lists a process reads at a time. A thread reads them one after the other. Each visitor may have only one
-list in the queue of this thread, so nobody has to wait for several lists of one visitor."""
+"""How many lists may be in the queue of the thread that reads them one after the other. A visitor may have only one
+list in this queue, so nobody has to wait for several lists of another visitor."""
 _ANSWER_BYTES: Final = 32 * MIB
 """How many bytes of memory the manifests and configs in responses may take while they are sent."""
 
 
 class ContentStore(Protocol):
-    """The stores of what is only in the metadata database, such as tags and descriptions.
+    """The parts of the store that read and change the metadata database, such as the list of tags and the descriptions.
     `storage.store.stored_registry.StoredRegistry` implements this."""
 
     @property
@@ -90,11 +90,12 @@ class RepositoryBrowser:
     raises the same errors as a read of `/v2`: Unauthorized, NameUnknown or ManifestUnknown.
 
     A process runs a limited number of reads at a time, in total and for each visitor (`visitor_of`). Further reads
-    wait. If too many wait, a read raises TooManyRequests. A page reads first, and then waits for a slot to render
-    (`registry.ui.page_route.page_slot`). While it waits, it holds no slot to read, so that other visitors can read.
+    wait. If too many wait, a read raises TooManyRequests. A web page first reads, and then waits for a slot to be
+    rendered (`registry.ui.page_route.page_slot`). During that wait, it holds no slot to read, so that other visitors
+    can read.
 
-    `answer_memory`: the memory for the results of `raw_manifest` and `raw_config`. A route that sends such a result
-    counts it there until it is sent."""
+    `answer_memory`: limits the memory for the results of `raw_manifest` and `raw_config`. A route that sends such a
+    result counts its bytes there until it is sent."""
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class RepositoryBrowser:
         (`registry.browse.stored_content`). `live` is the registry that clients use, with mirrors."""
         self._registry = registry
         self._live = live
+        # The nouns are for the text of the error.
         self._reads = VisitorLimits(_READS, "answers")
         self._lists = VisitorLimits(_LISTS, "lists")
         self.answer_memory = AnswerMemory(_ANSWER_BYTES)
@@ -151,7 +153,7 @@ class RepositoryBrowser:
         config, or the config is not stored or too large to show."""
         async with self._reading(request):
             manifest = await self._get(repo, reference)
-            await self._reader.summary_of(manifest)
+            await self._reader.summary_of(manifest)  # parses the manifest, so that its properties take no time below
             config = manifest.config if manifest.is_readable else None
             data = None if config is None else await self._reader.blob(repo, config.digest, MAX_CONFIG_BYTES)
             if data is None:
@@ -165,7 +167,8 @@ class RepositoryBrowser:
             return await self._referrers.read(repo, await self._get(repo, reference))
 
     async def files(self, request: RequestContext, repo: RepositoryName, reference: Reference) -> FileContents:
-        """Returns the files of an artifact. Small files have their texts. Raises ManifestUnknown."""
+        """Returns the files of an artifact. The result has the text of each file that is small, is text, and is stored.
+        Raises ManifestUnknown."""
         async with self._reading(request):
             return await self._referrers.files(repo, await self._get(repo, reference))
 
@@ -275,7 +278,8 @@ class RepositoryBrowser:
                 yield
 
     async def _get(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        """Returns the stored manifest that a pull of `reference` would get."""
+        """Returns the stored manifest that a pull of `reference` would get. A pull of a mirrored tag that is *frozen*
+        gets the digest at which the tag is frozen."""
         return await self._registry.get_manifest(repo, await self._details.frozen_at(repo, reference) or reference)
 
 

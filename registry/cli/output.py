@@ -39,15 +39,16 @@ def print_text(text: str, *, err: bool = False, end: str = "\n") -> None:
 
 
 def plain_console() -> Console:
-    """Returns a console that prints to stdout without automatic highlighting and without control characters of the
-    content. It wraps long lines in a terminal, but not in a file or a pipe."""
+    """Returns a console that prints to stdout, without automatic highlighting. It prints `?` in place of control
+    characters in the printed texts. It wraps long lines in a terminal, but not in a file or a pipe."""
     from registry.cli.printable_console import PrintableConsole
 
     return PrintableConsole(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
 def progress_console() -> Console:
-    """Returns a console for bars that show progress. It prints to stderr, without control characters of the content."""
+    """Returns a console for bars that show progress. It prints to stderr, and prints `?` in place of control characters
+    in the printed texts."""
     from registry.cli.printable_console import PrintableConsole
 
     return PrintableConsole(stderr=True)

@@ -50,13 +50,14 @@ def _error_headers(exchange: Exchange, error: RegistryError, status: int) -> lis
     if isinstance(error, RangeInvalid) and error.size is not None:
         return [(b"content-range", b"bytes */%d" % error.size), ACCEPT_RANGES]
     if isinstance(error, RangeInvalid) and error.offset is not None:
-        return upload_headers(exchange.location("blobs/uploads", exchange.item), exchange.item, error.offset)
+        upload_id = exchange.item  # from the path
+        return upload_headers(exchange.location("blobs/uploads", upload_id), upload_id, error.offset)
     return []
 
 
 def log_server_error(exchange: Exchange, error: RegistryError) -> None:
     """Logs an error whose status is 500 or more. Logs nothing for other errors, which the client caused. The level is
-    WARNING if an upstream caused the error, and ERROR otherwise."""
+    WARNING if an upstream failed or a download from it was interrupted (PartialLost), and ERROR otherwise."""
     status = status_of(error)
     if status >= 500:
         level = logging.WARNING if isinstance(error, UpstreamUnavailable | PartialLost) else logging.ERROR

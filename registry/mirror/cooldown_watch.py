@@ -26,8 +26,8 @@ WATCH_SLOT: Final = "cooldown"
 """Name of the slot (a permit) that the watching process holds. Only one process at a time can hold it."""
 ROUNDS_PER_COOLDOWN: Final = 20
 """Number of rounds within the shortest cooldown, unless the two limits below change the interval. The mirror notices a
-move at the next round. So if it overestimates how long a tag pointed at a digest, then by at most about a twentieth of
-the cooldown."""
+move at the next round, at most about a twentieth of the cooldown later. Until then, it believes that the tag still
+points at the older digest."""
 MIN_INTERVAL_SECONDS: Final = 60.0
 """Shortest time between two rounds."""
 MAX_INTERVAL_SECONDS: Final = 3600.0
@@ -85,6 +85,7 @@ async def _run_round(mirror: Mirror) -> None:
     try:
         await mirror.recheck_young_tags()
     except RegistryError as error:
+        # The next round begins after the tag at which this round has ended.
         log.info("not all young tags were looked at: %s; the next round continues after the last one", error.message)
     except Exception:  # does not end the rounds, because the next one may succeed
         log.exception("looking at young tags failed; the next round tries again")

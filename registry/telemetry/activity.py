@@ -30,12 +30,13 @@ class ActivityCounts:
     process that stores the activity dies, or after a restart that keeps the counts."""
 
     def __init__(self, plan: CellPlan, requests: Counter, mirror: MirrorMetrics) -> None:
-        """`requests`: the complete responses by route, method and status. Call `use` before anything is read."""
+        """`requests`: counts the complete responses by route, method and status. Call `use` before any other method."""
         self._cells: SharedCells
         self._totals: Callable[[], Sequence[float]]
         self._requests = requests
         self._mirror = mirror
         self._first_stored = plan.reserve(_FIELD_COUNT)
+        """Position of the first cell for the stored activity. There is one cell for each field of `Activity`."""
 
     def use(self, cells: SharedCells, totals: Callable[[], Sequence[float]]) -> None:
         """Makes the methods use `cells`, the memory with the cells of the plan. `totals` returns the totals of these
@@ -45,8 +46,8 @@ class ActivityCounts:
 
     @property
     def uses_shared_memory(self) -> bool:
-        """Whether this process counts in the memory that all processes share. The memory has places for a limited
-        number of processes. A process without a place cannot record which activity it has stored."""
+        """Whether this process has a *column* in the shared memory: cells of its own, to which only it writes. The
+        number of columns is limited. A process without a column cannot record which activity it has stored."""
         return self._cells.own_column is not None
 
     def unstored(self) -> Activity:
@@ -68,6 +69,7 @@ class ActivityCounts:
             totals[requests.cell("manifests", method, status)] for method in ("GET", "HEAD") for status in _PULLED
         )
         yield sum(totals[requests.cell("manifests", "PUT", status)] for status in _PUSHED)
+        # A series of a counter has one cell, `numbers[0]`.
         lookups = dict.fromkeys(("hits", "misses"), 0.0)
         for (_, route, cache), numbers in mirror.requests.counted(totals):
             if route in _ROUTES:

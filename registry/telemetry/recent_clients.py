@@ -33,7 +33,7 @@ PROGRAMS: Final = {
 _ROW_CELLS: Final = 8192
 """Cells in each of the two rows; a power of two."""
 _SECOND_SHIFT: Final = 24
-"""The bits of the hash from this one on choose the cell in the second row."""
+"""How many of the lowest bits of the hash are dropped before the other bits choose the cell in the second row."""
 _PAUSE_SECONDS: Final = 10.0
 """Time after a recorded request for which no further request of the same connection is recorded."""
 _MAX_CONNECTIONS: Final = 4096

@@ -86,8 +86,8 @@ def make_environment(language: str, files: PageFiles) -> Environment:
 
 
 def format_size(size: int) -> str:
-    """Returns a number of bytes as text, in the largest binary unit that fits. The text has three significant digits,
-    but all digits before the decimal point."""
+    """Returns a number of bytes as text, in the largest binary unit that fits: with three significant digits, such as
+    `1.50 MiB`, but as a whole number for bytes and from 100 on, such as `1023 KiB`."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1023.5:  # larger values would be rounded to 1024

@@ -46,6 +46,7 @@ _ORDERS: Final = {
 }
 """The names of the orders in which tags can be listed."""
 
+# The handlers hold no slot for rendering while they read (`WaitingRoute`). They acquire one (`page_slot`) afterwards.
 router = APIRouter(prefix=REPOSITORIES_PATH, route_class=WaitingRoute, include_in_schema=False)
 
 
@@ -96,11 +97,12 @@ async def repository(request: Request, path: str) -> Response:
     name, reference = parse_path(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        await _components(request).content.tags(name, None, 1)  # raises NameUnknown, which has the name in the request
+        # Raises NameUnknown with the name from the path, which the visitor knows, if there is no such repository.
+        await _components(request).content.tags(name, None, 1)
         parameters = ("q", "sort", "after") if reference is None else ("platform",)
         return redirect_with_query(request, f"{REPOSITORIES_PATH}/{path_of(stored, reference)}", *parameters)
     caller = caller_of(request)
-    context = caller.request_on(stored)
+    context = caller.request_on(stored)  # with it, the browser checks the caller's rights
     if reference is not None:
         return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
     description = await caller.browser.description(context, stored, TOP_HEADING)
@@ -111,8 +113,8 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
     caller, query = caller_of(request), query_of(request)
     text = (query.one("q") or "").strip()[:MAX_TEXT_CHARACTERS]
     sort = query.one("sort") or TagOrder.NAME.value
-    tags, after, context = _tag_query(text, sort), query.one("after") or None, caller.request_on(name)
-    page = await caller.browser.tags(context, name, tags, after, TAGS_ON_A_PAGE)
+    tag_query, after, context = _tag_query(text, sort), query.one("after") or None, caller.request_on(name)
+    page = await caller.browser.tags(context, name, tag_query, after, TAGS_ON_A_PAGE)
     async with page_slot(request):
         return await page_response(
             request,
@@ -122,12 +124,12 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
             upstream=_components(request).naming.upstream_of(name),
             rows=page.items,
             next_after=page.next,
-            is_sorted=page.order == tags.order,
+            is_sorted=page.order == tag_query.order,
             text=text,
             sort=sort,
-            sort_links=list(_sort_links(tags)),
-            is_descending=tags.is_descending,
-            most_tags=MAX_REMOVED_TAGS,
+            sort_links=list(_sort_links(tag_query)),
+            is_descending=tag_query.is_descending,
+            most_tags=MAX_REMOVED_TAGS,  # how many tags a visitor can select to remove them
             description=description_html(description.html),
             is_description_formatted=description.formatted,
             host=image_host(request),

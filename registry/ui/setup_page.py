@@ -31,7 +31,7 @@ PROGRAM_NAMES: Final = {
     "nas": "Synology/NAS",
     "ci": "CI",
 }
-"""The names of the clients in `PROGRAM_SETUPS` on the page."""
+"""The names of the clients on the page. `PROGRAM_SETUPS` has the same keys, and the set-up of each client."""
 _PROGRAMS_THAT_PULL: Final = {
     **{name: (name,) for name in ("docker", "podman", "containerd", "buildkit")},
     "k3s": ("containerd",),
@@ -48,32 +48,32 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 @router.get(SETUP_PATH)
 async def setup(request: Request) -> Response:
     """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; without it, the page shows
-    docker. Shows only the upstreams from which the visitor may pull something. Says whether a request of the client has
-    come lately from the visitor's own network. For an admin, also checks the address `from` of the query; other
-    visitors may not learn which clients other networks have. Raises NameUnknown, RequestInvalid."""
-    program = query_of(request).one("client") or "docker"
-    if program not in PROGRAM_SETUPS:
+    docker. Shows only the upstreams from which the visitor may pull something. Says whether the client has lately sent
+    a request from the visitor's own network. For an admin, says the same about the network of the IP address `from` in
+    the query. Other visitors may not learn which clients other networks have. Raises NameUnknown, RequestInvalid."""
+    client = query_of(request).one("client") or "docker"
+    if client not in PROGRAM_SETUPS:
         raise NameUnknown("this client is not known here")
     caller, settings = caller_of(request), request.app.factory.settings
-    address_of_client = _asked_address(request) if caller.rights.admin else ""
+    asked_address = _asked_address(request) if caller.rights.admin else ""
     upstreams = visible_upstreams(request.app.service.pages, caller.principal.listable_names)
-    address = RegistryAddress(cookies_of(request).origin)
+    registry_address = RegistryAddress(cookies_of(request).origin)
     hosts = _hosts(settings, upstreams)
     return await page_response(
         request,
         "setup.html",
         section="setup",
-        program=program,
+        program=client,
         programs=PROGRAM_NAMES,
-        setup=PROGRAM_SETUPS[program](address, hosts, not caller.is_registry_open),
-        address=address,
+        setup=PROGRAM_SETUPS[client](registry_address, hosts, not caller.is_registry_open),
+        address=registry_address,
         upstreams=upstreams,
         visitor_address=client_address(request.scope),
-        last_seen=_last_seen(request, program, client_address(request.scope)),
-        asked_address=address_of_client,
-        asked_last_seen=_last_seen(request, program, address_of_client),
+        last_seen=_last_seen(request, client, client_address(request.scope)),
+        asked_address=asked_address,
+        asked_last_seen=_last_seen(request, client, asked_address),
         now=datetime.now(UTC),
-        is_unencrypted=settings.public_url is None and address.is_plain_http,
+        is_unencrypted=settings.public_url is None and registry_address.is_plain_http,
     )
 
 
@@ -86,11 +86,11 @@ def _asked_address(request: Request) -> str:
         raise RequestInvalid("this is not an IP address") from None
 
 
-def _last_seen(request: Request, program: str, address: str) -> datetime | None:
+def _last_seen(request: Request, client: str, address: str) -> datetime | None:
     """Returns the time of the client's last request from an address, or from the network of the address; None: it has
     sent no request lately."""
     recent = request.app.telemetry.recent_clients
-    times = [recent.last_seen(address, name) for name in _PROGRAMS_THAT_PULL[program]] if recent and address else []
+    times = [recent.last_seen(address, name) for name in _PROGRAMS_THAT_PULL[client]] if recent and address else []
     request_times = [at for at in times if at is not None]
     return datetime.fromtimestamp(max(request_times), UTC) if request_times else None
 

@@ -34,6 +34,7 @@ async def system(request: Request) -> Response:
     Unauthorized, Denied."""
     caller = await admin_of(request)
     service = request.app.service
+    # The page does not show the cached images, and counting them would take time.
     status = await read_server_status(caller.upkeep, with_cache=False)
     checks = await service.readiness.check(())
     return await page_response(

@@ -1,6 +1,6 @@
 """Computes, from the settings about disk space, the scopes that are counted (`scope_definitions`), the limits of the
 cache (`cache_limits`), and the space that must stay free (`min_free_space`). A *scope* is a set of repositories whose
-disk space is counted together."""
+disk space is counted together. A *budget* is the largest number of bytes that a scope of the cache may use."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
 
 
 def cache_limits(settings: Settings, cooldowns: Cooldowns | None = None) -> CacheLimits:
-    """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams, which delay moves of mirrored tags;
-    None: there are none."""
+    """Returns the limits of the cache. `cooldowns`: the cooldowns of the upstreams; None: there are none. After a tag
+    has moved at the upstream, clients get the older image until the cooldown is over, so the cache keeps this image."""
     upstreams = tuple(upstream.name for upstream in settings.upstream)
     budgets = [
         Budget(upstream_scope(upstream.name), (upstream.name,), upstream.cache_max)

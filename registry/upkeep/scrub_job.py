@@ -27,7 +27,8 @@ CONTINUE_SECONDS: Final = 86400.0
 """A round that a user has stopped, or that has failed, is continued after this time in seconds, or after the setting
 `every` if that is shorter."""
 SCHEDULE_SLOT: Final = "scrub schedule"
-"""Name of the slot (a permit) of the process that checks whether a round is due."""
+"""Name of the slot that a process holds while it checks whether a round is due. Only one process at a time can hold
+it."""
 SCHEDULE_ACTOR: Final = "schedule"
 """The actor of a job that a server has started by itself."""
 log = logging.getLogger("registry.upkeep.scrub")
@@ -42,8 +43,9 @@ def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
 def scrub_work(
     settings: ScrubSettings, store: StoredRegistry, router: Router, on_scrubbed: OnScrubbed = ignore_scrubbed
 ) -> Work:
-    """Returns the function that runs a job: it completes the current round or a new one, and fetches damaged blobs
-    again that a mirror can download. `on_scrubbed` counts the bytes that are read."""
+    """Returns the function that runs a job. The job completes the current round; if there is none, it starts and
+    completes a new one. It also fetches those damaged blobs again that a mirror of `router` can download. `on_scrubbed`
+    counts the bytes that are read."""
 
     async def work(context: JobContext) -> JSON:
         arguments: Mapping[str, JSON] = context.job.arguments
@@ -73,8 +75,9 @@ def scrub_work(
 async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
     """Returns whether a round should start or continue at the time `now`. A round starts `every` seconds after the end
     of the last round. The first round starts when the oldest blob is `every` seconds old, because younger blobs need no
-    check yet. If the time from which an interval counts is in the future (`storage.future_times`), the interval is
-    over."""
+    check yet. A round that has not ended continues `CONTINUE_SECONDS` after its last progress, or `every` seconds if
+    that is shorter. If the start of such an interval is in the future, because the clock was set back
+    (`storage.future_times`), the interval is over."""
     newest = await damage.rounds(1)
     if not newest:
         oldest = await damage.oldest_blob_created()
@@ -107,5 +110,5 @@ async def scrub_on_schedule(settings: ScrubSettings, store: StoredRegistry, cloc
         try:
             if (job := await start_if_due(settings, store, clock)) is not None:
                 log.info("job %d reads all stored content again (scrub)", job.id)
-        except Exception as error:
+        except Exception as error:  # does not end the loop, because the next attempt may succeed
             log_round_error(log, "scrub cannot be started", error)

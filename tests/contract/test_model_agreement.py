@@ -144,13 +144,14 @@ class Agreement(UploadAgreement):
         repo=repos,
         manifest=manifests,
         tag=tags,
-        others=st.lists(manifests, max_size=2),
-        absent=st.booleans(),
+        condition_manifests=st.lists(manifests, max_size=2),
+        negated=st.booleans(),
     )
     def put_manifest_if(
-        self, repo: RepositoryName, manifest: Manifest, tag: Tag, others: list[Manifest], absent: bool
+        self, repo: RepositoryName, manifest: Manifest, tag: Tag, condition_manifests: list[Manifest], negated: bool
     ) -> None:
-        condition = Condition(frozenset(other.digest for other in others), absent)
+        """Puts a manifest on the condition that its tag points at one of `condition_manifests`, or at none of them."""
+        condition = Condition(frozenset(each.digest for each in condition_manifests), negated)
         self.change(
             lambda registry: registry.put_manifest(
                 repo, manifest, [tag, TAGS[0]], by=BY, sparse=True, condition=condition
@@ -172,8 +173,8 @@ class Agreement(UploadAgreement):
     @precondition(lambda self: self.placed)
     @rule(number=st.integers(0, 100))
     def ask_for_its_blobs(self, number: int) -> None:
-        """Looks up the blobs of a manifest. This protects them from garbage collection for the grace period, because a
-        client relies on a blob that it has found."""
+        """Looks up the blobs of a manifest of `placed`. Garbage collection then keeps them for the grace period,
+        because a client relies on a blob that it has found."""
         repo, manifest = self.placed[number % len(self.placed)]
         for part in manifest.blobs:
             self.resolve_blob(repo, part.digest)
@@ -222,32 +223,32 @@ class Agreement(UploadAgreement):
         parts = stored.metadata, stored.blobs, stored.partials, stored.locks
         collector = Collector(*parts, self.clock, grace, expire, leases=stored.leases)
         self.loop.run_until_complete(collector.collect())
-        self.changed = True
+        self.changed = True  # so the two registries are compared
 
     @rule(
         repo=repos,
         manifest=manifests,
-        needed=st.sampled_from(["deleted", "asked for", "mounted", "pushed"]),
+        last_use=st.sampled_from(["deleted", "asked for", "mounted", "pushed"]),
         grace=st.sampled_from([0.5 * HOUR, 3.5 * HOUR]),
     )
-    def age(self, repo: RepositoryName, manifest: Manifest, needed: str, grace: float) -> None:
-        """Lets an image or its blobs grow old, then touches the blobs once more as `needed` says, and runs a garbage
-        collection."""
-        if needed == "deleted":
+    def age(self, repo: RepositoryName, manifest: Manifest, last_use: str, grace: float) -> None:
+        """Lets the blobs of an image grow old, uses them once more as `last_use` says, and runs a garbage collection.
+        The grace period counts from that use."""
+        if last_use == "deleted":
             self.push_image(repo, manifest, [])
         else:
             self.push_blobs(repo, manifest)
         self.wait(5)
-        if needed == "deleted":
+        if last_use == "deleted":
             self.delete_manifest(repo, manifest)
-        elif needed == "pushed":
+        elif last_use == "pushed":
             self.push_blobs(repo, manifest)
         for part in manifest.blobs:
-            if needed == "asked for":
+            if last_use == "asked for":
                 self.resolve_blob(repo, part.digest)
-            elif needed == "mounted":
-                # The repository that has the blob is itself one of the sources. So the mount succeeds, and renews its
-                # link to the blob.
+            elif last_use == "mounted":
+                # Mounts the blob from any repository into `repo`, which has it already. So the mount finds a source,
+                # and renews the link between `repo` and the blob.
                 assert not isinstance(self.mount_from(ALL_NAMES, repo, part.digest), Raised)
         self.collect(1, grace)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 _TEXT: Final = {"type": "string"}
-_TEXTS: Final = {"type": "object", "additionalProperties": _TEXT}
+_TEXTS_BY_NAME: Final = {"type": "object", "additionalProperties": _TEXT}
 _DURATION: Final = {
     "type": "string",
     "pattern": r"^(0|(([0-9]+)y)?(([0-9]+)w)?(([0-9]+)d)?(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)s)?)$",
@@ -38,7 +38,7 @@ def _list(items: Any) -> dict[str, Any]:
 
 
 def _resource(version: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
-    metadata = _object("name", name=_TEXT, namespace=_TEXT, labels=_TEXTS, annotations=_TEXTS)
+    metadata = _object("name", name=_TEXT, namespace=_TEXT, labels=_TEXTS_BY_NAME, annotations=_TEXTS_BY_NAME)
     return _object(
         "apiVersion kind metadata spec",
         apiVersion={"const": version},
@@ -55,7 +55,7 @@ _SERVICE_MONITOR: Final = _object(
     "endpoints selector",
     jobLabel=_TEXT,
     namespaceSelector=_object(matchNames=_list(_TEXT)),
-    selector=_object("matchLabels", matchLabels=_TEXTS),
+    selector=_object("matchLabels", matchLabels=_TEXTS_BY_NAME),
     endpoints=_list(
         _object(
             port=_TEXT,
@@ -69,7 +69,9 @@ _SERVICE_MONITOR: Final = _object(
         )
     ),
 )
-_RULE: Final = _object("alert expr", alert=_TEXT, expr=_TEXT, labels=_TEXTS, annotations=_TEXTS, **{"for": _DURATION})
+_RULE: Final = _object(
+    "alert expr", alert=_TEXT, expr=_TEXT, labels=_TEXTS_BY_NAME, annotations=_TEXTS_BY_NAME, **{"for": _DURATION}
+)
 _PROMETHEUS_RULE: Final = _object("groups", groups=_list(_object("name rules", name=_TEXT, rules=_list(_RULE))))
 _HTTP_ROUTE: Final = _object(
     "parentRefs rules",

@@ -34,7 +34,8 @@ PASSWORD: Final = "correct horse battery"
 WITH_DOCKER: Final = "with docker"
 NOT_RUN: Final = "not run here: "
 SHELL_TIMEOUT: Final = 200.0  # seconds
-_TEST: Final = re.compile(r"\btest: (.+)$")
+_PREPARATION: Final = re.compile(r"\btest: (.+)$")
+"""Matches the key of `PREPARATIONS` in the mark of a block, such as `test: people`."""
 _COMMAND: Final = re.compile(r"(?P<variables>(?:\w+=\S+ )+)?entrepot (?P<words>[^>]+?)(?: > (?P<file>\S+))?")
 _SHELL: Final = re.compile(r"[|<>;&$`*]")
 _TOKEN_ID: Final = re.compile(r"\b(?=\w*[A-Z0-9])[0-9A-Za-z]{12}\b")
@@ -71,7 +72,8 @@ def command_blocks(file: Path) -> list[Block]:
 
 
 def runnable_blocks(file: Path) -> list[Block]:
-    """Returns the blocks of commands that the tests run: those that are not marked with NOT_RUN."""
+    """Returns the blocks of commands that the tests run. Leaves out those whose mark begins with NOT_RUN: a block that
+    begins with "```console not run here: REASON" has the mark `not run here: REASON`."""
     return [block for block in command_blocks(file) if not block.mark.startswith(NOT_RUN)]
 
 
@@ -100,12 +102,12 @@ class PageRun:
         chosen = [block for block in runnable_blocks(file) if self.clients or not needs_clients(block)]
         serves = any("entrepot serve" in block.text for block in chosen)
         for block in chosen:
-            if found := _TEST.search(block.mark):
+            if found := _PREPARATION.search(block.mark):
                 PREPARATIONS[found[1]](self)
             for command in commands_of(block.text):
-                # A page without `entrepot serve` expects a running server, so its first command starts the server. On
-                # other pages, `entrepot serve` starts the server, or an earlier command of another program, such as
-                # docker. The `entrepot` commands before that run without a server.
+                # On a page without `entrepot serve`, any command may need the server, so the first one starts it. On a
+                # page with `entrepot serve`, the other `entrepot` commands do not start it, because they may come
+                # before the server runs. Commands of other programs, such as docker, start it.
                 self._run(command, starts_server=not serves or not command.line.startswith("entrepot"))
 
     @property
@@ -274,8 +276,8 @@ def _is_printed_as(shown: str, printed: str) -> bool:
 
 
 def _shape(line: str) -> str:
-    """Returns the line with fixed words in place of texts that differ between runs: digests, times, numbers and the ids
-    of API tokens."""
+    """Returns the line with fixed words in place of texts that differ between runs: digests, times, the ids of API
+    tokens, and (with `is_loose`) numbers."""
     return shape_of(_TOKEN_ID.sub("ID", line), is_loose=True)
 
 
@@ -298,7 +300,7 @@ PREPARATIONS: Final[dict[str, Callable[[PageRun], None]]] = {
     "image and token": _image_and_token,
     "pushed image": PageRun.push_image,
 }
-"""The preparations that the mark of a block can name after `test:`. They run before the block."""
+"""The preparations that the mark of a block can name (`_PREPARATION`). The named one runs before the block."""
 
 
 def root_files() -> list[Path]:

@@ -70,7 +70,8 @@ class Cache:
 
     async def fetch(self, repo: RepositoryName, *layers: str, tag: str = "", complete: bool = True) -> Manifest:
         """Stores an image as a mirror does, one second after the previous change. `layers`: the texts in its layers.
-        `complete`: whether its blobs are stored as well."""
+        `complete`: whether its blobs are stored as well. With `sparse=True`, the store accepts a manifest without its
+        blobs."""
         self.clock.now += 1
         contents = [layer.encode().ljust(LAYER_BYTES, b".") for layer in layers]
         image = image_of(descriptor_of(b"{}", CONFIG_TYPE), [descriptor_of(data) for data in contents])
@@ -88,7 +89,7 @@ class Cache:
         await self.store.metadata.adopt_blob(repo, digest, len(data), place)
 
     async def list(self, repo: RepositoryName, children: Sequence[Manifest], tag: str) -> Manifest:
-        """Stores an index that lists the children."""
+        """Stores an index that lists the children, as a mirror does: the store may lack some of them."""
         index = index_of([child.descriptor for child in children])
         await self.store.put_manifest(repo, index, [Tag(tag)], by=BY, sparse=True)
         return index

@@ -59,8 +59,8 @@ def settings(folder: Path, upstream: str) -> Path:
 
 
 def record(archive: Path) -> None:
-    """Fills a data directory with a real server of this version, stops the server, and packs the directory into an
-    archive."""
+    """Runs a server of this version, pushes and pulls content through it, stops it, and packs its data directory into
+    the file `archive`."""
     upstream = UpstreamContent()
     upstream.add("library/ubuntu", noise_image("ubuntu", 3000, 20_000), "24.04")
     with tempfile.TemporaryDirectory() as name:
@@ -145,14 +145,15 @@ def _pack(data: Path, content: DirectoryContent, archive: Path) -> None:
     the next start of a server creates again."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as tar:
-        tar.add(data, "data", filter=lambda entry: None if entry.name == "data/reserve" else _of_root(entry))
+        tar.add(data, "data", filter=lambda entry: None if entry.name == "data/reserve" else _owned_by_root(entry))
         about = json.dumps(asdict(content), indent=2).encode()
         entry = tarfile.TarInfo("content.json")
         entry.size = len(about)
         tar.addfile(entry, io.BytesIO(about))
 
 
-def _of_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+def _owned_by_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Makes root the owner of an entry, so that the archive does not depend on the user who records it."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
     return entry

@@ -91,9 +91,9 @@ class LoginAttempts:
         return f"{key.id}.{_base64url(gcm_nonce + encrypted)}"
 
     def open(self, sealed: str, state: str) -> LoginAttempt:
-        """Returns the attempt in `sealed`, the text of the browser's cookie; empty if there is no cookie. `state` is
-        the value in the provider's response. Raises LoginAttemptInvalid if the attempt is missing, forged or too old,
-        or if the response does not belong to it."""
+        """Decrypts and returns an attempt. `sealed` is the text of the browser's cookie; an empty text if there is no
+        cookie. `state` is the value in the provider's response. Raises LoginAttemptInvalid if the attempt is missing,
+        forged or too old, or if the response does not belong to it."""
         key_id, _, text = sealed.partition(".")
         key = self._keys.find(key_id) if len(sealed) <= MAX_SEALED_CHARACTERS else None
         if key is None:
@@ -126,9 +126,10 @@ class UsedAttempts:
     async def use(self, attempt: LoginAttempt) -> None:
         """Stores that the attempt is used, until it has expired. Raises LoginAttemptInvalid if it was used before.
         Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as used."""
-        # The store keeps a used attempt like a failed login: a key that is throttled until the attempt has expired.
+        # The store keeps a used attempt in the table of failed logins, which maps throttling keys to times.
         key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
-        # `LoginAttempts.open` accepts an attempt until twice this time has passed, if its start is in the future.
+        # `LoginAttempts.open` accepts an attempt that begins up to `ATTEMPT_SECONDS` in the future, and then until
+        # `ATTEMPT_SECONDS` after that beginning.
         seconds = 2.0 * ATTEMPT_SECONDS
         # The first check takes microseconds and writes nothing. Only the second is exact, because other workers may use
         # the same attempt at this moment.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -40,13 +40,14 @@ mirror of Docker Hub, again and again."""
 
 @dataclass(slots=True)
 class _FailedCheck:
-    """The cache entry of a wrong password. It contains the hash and identity against which the password was checked.
-    The cache key is a hash of the account's name, the password and the client's address.
+    """The cache entry of a wrong password. The cache key is a hash of the account's name, the password and the client's
+    address.
 
-    - `checked_against`: the account's hash and identity when the password was checked.
-    - `epoch`: the epoch when the account was last read. The epoch is a number in the store that every change of an
-      account increases.
-    - `file_version`: the version of the htpasswd file when the account was last read.
+    - `checked_against`: the stored hash with which the password was compared, and the account's identity at that time.
+      The entry is valid as long as the account has the same hash and identity.
+    - `epoch`: the store's epoch at the last time when the account was known to have them. The epoch is a number that
+      every change of an account increases.
+    - `file_version`: the version of the htpasswd file at that time.
     - `until`: when the entry expires, in seconds since 1970.
     """
 
@@ -131,24 +132,24 @@ class PasswordCheck:
         """Returns the hash of an account's password, and the account's identity. `file` is the content of the htpasswd
         file. The identity is None if no password is right: the account does not exist, is disabled, or has no
         password."""
-        # `verify_password` needs this cost for every account. With it, the check of a wrong password takes the same
-        # time for all accounts, including accounts that do not exist.
-        highest_bcrypt_cost = file.highest_bcrypt_cost
+        # `verify_password` needs the highest bcrypt cost for every account. With it, the check of a wrong password
+        # takes the same time for all accounts, including accounts that do not exist.
+        no_hash = StoredHash(highest_bcrypt_cost=file.highest_bcrypt_cost)  # no password matches it
         try:
             account = self._accounts.account(name)
         except AccountUnknown:
             line = file.lines.get(name)
             if line is None:
-                return StoredHash(highest_bcrypt_cost=highest_bcrypt_cost), None
+                return no_hash, None
             # When the line changes, its stamp (a hash of the line) changes, and an identity with the old stamp is
             # refused.
             identity = Identity(name, stamp=line.stamp)
-            return StoredHash(bcrypt=line.hash, highest_bcrypt_cost=highest_bcrypt_cost), identity
+            return replace(no_hash, bcrypt=line.hash), identity
         argon2 = self._accounts.password_hash(name)
         if argon2 is None or not account.enabled:
-            return StoredHash(highest_bcrypt_cost=highest_bcrypt_cost), None
+            return no_hash, None
         identity = Identity(name, robot=account.kind is AccountKind.ROBOT, version=account.version)
-        return StoredHash(argon2=argon2, highest_bcrypt_cost=highest_bcrypt_cost), identity
+        return replace(no_hash, argon2=argon2), identity
 
     def _start_rehash(self, name: AccountName, old_hash: str, password: str) -> None:
         """Starts a task that replaces the stored hash `old_hash` of an account by a hash with the current parameters.

@@ -68,7 +68,7 @@ class _EndpointCheck:
                 return findings
             findings += await self._login(client)
             if self._upstream.name == DOCKER_HUB and not any(each.level == "problem" for each in findings):
-                findings += await self._allowance(client)
+                findings += await self._request_allowance(client)
                 allowance = await records.allowance(self._upstream.name)
                 if allowance is not None and allowance.remaining is not None:
                     findings.append(self._allowance_finding(allowance.remaining, allowance.limit))
@@ -115,8 +115,9 @@ class _EndpointCheck:
         return [ok(self._name, f"{self._url} answers in {seconds * 1000:.0f} ms{proxy_text}")]
 
     async def _speaks_plain_http(self) -> bool:
-        """Returns whether an endpoint whose URL begins with https:// answers plain HTTP. The error of the TLS
-        connection does not always show this, because some servers do not answer a TLS handshake at all."""
+        """Returns whether an endpoint whose URL begins with https:// answers plain HTTP on the same port. Returns False
+        if the URL has no port: plain HTTP would then use port 80, where another server may answer. The error of the TLS
+        connection does not always show the mistake, because some servers do not answer a TLS handshake at all."""
         parts = urlsplit(self._url)
         if parts.scheme != "https" or parts.port is None:
             return False
@@ -147,8 +148,9 @@ class _EndpointCheck:
             return [problem(self._name, f"the login could not be tried: {error.message}", "", step)]
         return [ok(self._name, f"{self._url} accepts the login of {current_login.username or 'the identity token'}")]
 
-    async def _allowance(self, client: HttpUpstreamClient) -> list[Finding]:
-        """Sends a request that shows how many pulls are left. The client saves this number in its records."""
+    async def _request_allowance(self, client: HttpUpstreamClient) -> list[Finding]:
+        """Sends Docker Hub a request whose response says how many pulls are left. The client saves this number in its
+        records. Returns a finding if no pull is left, otherwise an empty list."""
         try:
             await client.resolve_manifest(ALLOWANCE_REPOSITORY, Tag("latest"))
         except TooManyRequests as error:

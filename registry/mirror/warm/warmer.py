@@ -30,8 +30,8 @@ MAX_RUNNING_BLOBS = 8
 """Largest number of image references and of blobs that are fetched at a time. The mirror itself limits the connections
 to the upstream."""
 MAX_INDEX_DEPTH = 4
-"""Largest number of levels below an image's index from which manifests are fetched. There are several levels if an
-index lists other indexes."""
+"""Largest number of levels of manifests that are fetched below an image's index. The manifests that the index lists are
+the first level. If one of them is an index as well, the manifests that it lists are the second level."""
 
 
 class WarmObserver(Protocol):
@@ -126,12 +126,12 @@ class Warmer:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
         assert isinstance(registry, Mirror)
         image_blobs: dict[Digest, _ImageBlob] = {}
-        notice = await registry.revalidate(repo, image.reference) if isinstance(image.reference, Tag) else None
+        stale_reason = await registry.revalidate(repo, image.reference) if isinstance(image.reference, Tag) else None
         first_error = await self._fetch_manifests(
             registry, ImageReference(repo, image.reference), image_blobs, result, MAX_INDEX_DEPTH
         )
-        if notice is not None:  # says why the cached copy of the tag may be out of date
-            first_error = first_error or UpstreamUnavailable(notice)
+        if stale_reason is not None:
+            first_error = first_error or UpstreamUnavailable(stale_reason)
         tasks = {
             digest: self._find_or_start_fetch(registry, repo, image, image_blob.blob)
             for digest, image_blob in image_blobs.items()

@@ -81,7 +81,7 @@ def file_identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def remove_control(path: Path, identity: tuple[int, int] | None) -> None:
+def remove_socket_file(path: Path, identity: tuple[int, int] | None) -> None:
     """Removes the file of the socket. Does nothing if the file does not exist, or if another server has replaced it by
     its own socket. Call this before the socket is closed: as long as the socket listens, no other server replaces the
     file."""
@@ -116,9 +116,9 @@ def ask_server(path: Path, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _user_advice(path: Path) -> str:
-    """Returns the end of the error message for a user who has no right to use the socket at `path`: it says which user
-    has. Root may need this advice too, in a container without the capability CAP_DAC_OVERRIDE. Returns an empty text if
-    this process already runs as the right user."""
+    """Returns the end of the error message for a user who may not use the socket at `path`. It names the user who may
+    use the socket. Root may need this advice too, in a container without the capability CAP_DAC_OVERRIDE. Returns an
+    empty text if this process already runs as that user."""
     for file in (path, path.parent):
         with suppress(OSError):  # this user may not enter a directory above `file`
             owner = os.stat(file, follow_symlinks=False).st_uid
@@ -171,7 +171,8 @@ class ControlSocket:
         return list(self._waiting)
 
     def reply_to(self, connection: socket.socket) -> Reply:
-        """Returns the function that answers the request of a connection and closes it."""
+        """Adds a connection whose request is complete to `waiting`. Returns the function that sends the answer and
+        closes the connection."""
         self._waiting.add(connection)
 
         def reply(outcome: Outcome) -> None:
@@ -185,7 +186,7 @@ class ControlSocket:
     def close(self) -> None:
         """Removes the file of the socket, unless it belongs to another server. Closes the socket and its
         connections."""
-        remove_control(self._path, self._identity)
+        remove_socket_file(self._path, self._identity)
         self._unwatch(self.listener)
         for connection in self._received:
             self._unwatch(connection)

@@ -7,7 +7,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from registry.server.process.control_socket import ControlSocket, file_identity, listen_for_control, remove_control
+from registry.server.process.control_socket import ControlSocket, file_identity, listen_for_control, remove_socket_file
 from registry.server.process.live_change import ChangeRefused, Outcome, Reply, reloaded
 from registry.server.process.live_changes import no_reply
 from registry.server.process.live_options import LiveOptions
@@ -72,7 +72,7 @@ class SingleProcessChanges:
             self._control.close()
             self._control = None
         elif listener is not None and self._live.control is not None:
-            remove_control(self._live.control, self._identity)
+            remove_socket_file(self._live.control, self._identity)
             listener.close()
 
     def _request_reload(self, reply: Reply) -> None:

@@ -22,7 +22,7 @@ CHUNK_BYTES = 256 * 1024
 class FileBlobReader:
     """Reads a blob, or a span (a part) of it, from its open file. Iterating yields the bytes in chunks."""
 
-    location: str | None = None
+    location: str | None = None  # no URL from which the client could download the bytes itself
     is_incomplete = False
     data: bytes | None = None
 
@@ -36,7 +36,7 @@ class FileBlobReader:
         self.file: OpenFile | None = OpenFile(fd)
 
     async def readable_until(self, offset: int) -> int:
-        """Returns the end of the span without waiting, because all of its bytes are stored."""
+        """Returns up to which offset the bytes can be read: the end of the span, because all bytes are stored."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -67,7 +67,7 @@ class FileBlobReader:
 class SmallBlobReader:
     """Holds the bytes of a small blob, or of a small span of a blob (`data`). Iterating yields them in one chunk."""
 
-    location: str | None = None
+    location: str | None = None  # as for `FileBlobReader`
     is_incomplete = False
     file: OpenFile | None = None
 

@@ -1,13 +1,15 @@
 """Deletes a manifest and all its tags (`ManifestDeletion`, `delete_manifest`).
 
-A manifest can have millions of tags, and all other changes of all processes wait for a transaction. So the tags of such
-a manifest are deleted in *portions*, each in a transaction of its own. The last transaction deletes the remaining tags
-and the manifest. If the process dies between two portions, the manifest is still there and has fewer tags.
+A manifest can have millions of tags, and while a transaction runs, all other changes of all processes wait. So the tags
+of such a manifest are deleted in *portions*, each in a transaction of its own. The last transaction deletes the
+remaining tags and the manifest. If the process dies between two portions, the manifest is still there and has fewer
+tags.
 
-A manifest that an immutable tag needs is not deleted (`storage.metadata.sqlite.needing_tags`).
+A tag *needs* a manifest if it points at the manifest, or at an index that contains the manifest, directly or through
+other indexes. A manifest that an immutable tag needs is not deleted (`storage.metadata.sqlite.needing_tags`).
 
 Each function that takes `db` runs inside a transaction on this connection. `by` is the client for which the manifest is
-deleted, `now` the time in seconds since 1970. `repo` is the name of a repository, `repository` its row id.
+deleted, `now` the time in seconds since 1970. `repo` is the name of a repository, `repository_id` its row id.
 """
 
 from __future__ import annotations
@@ -28,8 +30,7 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.needing_tags import MAX_TAGS_WITHOUT_LOCK, NeedingTagsCheck, Target, newest_entry
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import deleted_manifests, event_tables
-from storage.metadata.sqlite.upkeep.damage_changes import forget_manifest
+from storage.metadata.sqlite.upkeep import damage_changes, deleted_manifests, event_tables
 from storage.metadata.sqlite.upkeep.sqlite_pulls import delete_pulls
 from storage.names import Digest, RepositoryName
 from storage.outbox import EventAction
@@ -46,10 +47,10 @@ SELECT ?1, value, NULL, ?3, ?4, ?5, ?6, ?7 FROM json_each(?2)"""
 _DELETE_TAGS: Final = "DELETE FROM tag WHERE repository = ? AND name IN (SELECT value FROM json_each(?))"
 _QUEUE_UNREFERENCED_BLOBS: Final = """
 INSERT INTO collect_queue (repository, digest, since)
-SELECT ?1, g.digest, ?3 FROM manifest_blob g
- WHERE g.manifest = ?2
-   AND NOT EXISTS (SELECT 1 FROM manifest_blob o
-                    WHERE o.repository = ?1 AND o.digest = g.digest AND o.manifest <> ?2)
+SELECT ?1, own.digest, ?3 FROM manifest_blob own
+ WHERE own.manifest = ?2
+   AND NOT EXISTS (SELECT 1 FROM manifest_blob other
+                    WHERE other.repository = ?1 AND other.digest = own.digest AND other.manifest <> ?2)
     ON CONFLICT (repository, digest) DO UPDATE SET since = excluded.since"""
 """Queues for garbage collection the blobs to which only this manifest of the repository refers."""
 
@@ -86,7 +87,8 @@ class ManifestDeletion:
         self._clock = clock
         self._check = NeedingTagsCheck(is_immutable, _denied)
         self._checked_to: int | None = None
-        """Id of an entry of the tag history: up to this entry, no immutable tag needs the manifest. None: not known."""
+        """Id of the newest entry of the tag history at the last check, which found no immutable tag that needs the
+        manifest. None: `NeedingTagsCheck.check_all` has not run, or must run again."""
 
     async def run(
         self,
@@ -96,22 +98,23 @@ class ManifestDeletion:
         *,
         restorable: bool,
     ) -> None:
-        """Deletes the manifest and all its tags. `lock`: held while a manifest with many tags is deleted. `restorable`:
-        keeps the manifest, so that it can be put back, unless the disk is too full. A cancellation can leave the
+        """Deletes the manifest and all its tags. `writer`: an `ImmutableDatabase` refuses every change with
+        StorageFull. `lock`: held while a manifest with many tags is deleted. `restorable`: stores a copy of the
+        manifest, from which it can be put back, unless the disk is too full for the copy. A cancellation can leave the
         manifest with fewer tags. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such
         manifest, Denied if an immutable tag needs the manifest, StorageFull, StorageFailed."""
         if await self._run_step(writer, restorable):
             return
         async with lock:
-            while True:  # between two steps, the thread makes other changes
+            while True:  # between two steps, other changes are made
                 if self._checked_to is None:
                     self._checked_to = await scans.run(lambda db: self._check.check_all(db, self._repo, self._digest))
                 if await self._run_step(writer, restorable):
                     return
 
     async def _run_step(self, writer: CommitThread | ImmutableDatabase, restorable: bool) -> bool:
-        """Runs `_step` in a transaction, and returns whether the manifest is deleted. If the disk has no space to keep
-        the manifest, does not keep it."""
+        """Runs `_step` in a transaction, and returns whether the manifest is deleted. If the disk is too full for a
+        copy of the manifest, runs it without storing one."""
         try:
             result = await writer.run(lambda db: self._step(db, restorable), reserve_use=ReserveUse.ALL)
         except StorageFull:
@@ -123,16 +126,16 @@ class ManifestDeletion:
                 self._repo,
             )
             result = await writer.run(lambda db: self._step(db, False), reserve_use=ReserveUse.ALL)
-        # The thread may call `_step` several times until the commit, so it must not set this attribute itself.
+        # `_step` does not set this attribute itself, because `writer` may call it several times before it commits.
         self._checked_to = result.checked_to
         return result.is_deleted
 
     def _step(self, db: apsw.Connection, restorable: bool) -> _StepResult:
-        """Deletes the manifest, or some of its tags if it has too many for one transaction. Deletes nothing if the tags
-        that need the manifest have to be checked first. Raises Denied if one of them is immutable."""
-        # The time is read inside the transaction, so that later deletions have later times. Garbage collection keeps a
-        # blob for the grace period after the last deletion of a manifest that refers to it. So it keeps the blob at
-        # least as long as it keeps every deleted manifest that refers to the blob.
+        """Deletes the manifest, or a portion of its tags if it has too many for one transaction. Deletes nothing if
+        `NeedingTagsCheck.check_all` has to run first. Raises Denied if an immutable tag needs the manifest."""
+        # The time is read inside the transaction, so that no deletion has an earlier time than the one before it.
+        # Otherwise, garbage collection could remove a blob before the copy of a deleted manifest that refers to it: it
+        # keeps a blob for the grace period after the last of such deletions, and each copy as long after its own.
         now = self._clock()
         target = Target.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None
@@ -191,18 +194,18 @@ def _delete(
     action: EventAction,
 ) -> None:
     """Deletes the manifest and `tags`, which are all its tags."""
-    repository, manifest_id = target.repository, target.manifest_id
+    repository_id, manifest_id = target.repository, target.manifest_id
     if restorable:
         deleted_manifests.keep(db, manifest_id, now)
     _delete_tags(db, target, tags, by, now, action)
     event_tables.add_deleted_manifest(db, action, target.repo, manifest_id, by, now)
-    db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository, manifest_id, now))
+    db.execute(_QUEUE_UNREFERENCED_BLOBS, (repository_id, manifest_id, now))
     db.execute("DELETE FROM manifest_blob WHERE manifest = ?", (manifest_id,))
     db.execute("DELETE FROM manifest_child WHERE manifest = ?", (manifest_id,))
     delete_pulls(db, manifest_id)
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
-    forget_manifest(db, repository, target.digest)
-    db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository,))
+    damage_changes.forget_manifest(db, repository_id, target.digest)
+    db.execute("UPDATE repository SET manifests = manifests - 1 WHERE id = ?", (repository_id,))
     record_content(db, by, now, "manifest.delete", target.repo, target.digest)
 
 
@@ -212,10 +215,10 @@ def _delete_tags(
     """Deletes `tags`, which point at the manifest, and records this in the tag history and in events."""
     if not tags:
         return
-    repository, names = target.repository, json.dumps(tags)
+    repository_id, names = target.repository, json.dumps(tags)
     event_tables.add_deleted_tags(db, action, target.repo, target.manifest_id, tags, by, now)
-    db.execute(_RECORD_DELETED_TAGS, (repository, names, now, by.name, by.address, by.request_id, by.user_agent))
-    db.execute(_DELETE_TAGS, (repository, names))
+    db.execute(_RECORD_DELETED_TAGS, (repository_id, names, now, by.name, by.address, by.request_id, by.user_agent))
+    db.execute(_DELETE_TAGS, (repository_id, names))
 
 
 def _first_tags(db: apsw.Connection, target: Target, limit: int) -> list[str]:

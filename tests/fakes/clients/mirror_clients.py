@@ -72,9 +72,10 @@ class TwoRegistries:
 @contextlib.contextmanager
 def two_registries(folder: Path) -> Iterator[TwoRegistries]:
     """Runs both upstreams until the block ends."""
-    for_hub, for_second = UpstreamContent(), UpstreamContent()
+    for_hub, for_second = UpstreamContent(), UpstreamContent()  # the content of each upstream
     for_hub.add("library/ubuntu", ubuntu(), "18.04")
-    for_hub.add("org/app", image_tree_of(image("org/app")), "1")
+    app = image("org/app")  # an image that clients can run, and that prints this text
+    for_hub.add("org/app", image_tree_of(app), "1")
     for_second.add("library/ubuntu", ubuntu("far"), "18.04")
     with switchable_registry(folder, for_hub) as hub, switchable_registry(folder, for_second) as second:
         settings = folder / "entrepot.toml"
@@ -94,7 +95,7 @@ def docker_for(mirror: RegistryServer, short_folder: Path) -> Iterator[DockerEng
 def tools_for(mirror: RegistryServer, upstreams: TwoRegistries, short_folder: Path) -> ContainerTools:
     """Returns podman, buildah and skopeo without images, with the registries.conf that `entrepot client` prints for
     them."""
-    # With a longer path, podman would wait 20 s for the end of each container.
+    # The folder is in `short_folder`, because with a long path podman waits 20 s for the end of each container.
     folder = Path(tempfile.mkdtemp(prefix="t", dir=short_folder))
     tools = container_tools(folder)
     drop_in_folder = folder / "home" / ".config" / "containers" / "registries.conf.d"

@@ -1,5 +1,5 @@
-"""Tests that import the content of a registry:2 server, which docker, skopeo and buildah have pushed: from its data
-directory, or over the network."""
+"""Tests that import the content of a registry:2 server from its data directory, or over the network. docker, skopeo and
+buildah have pushed the content."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OldRegistry:
     deleted: str
 
     @property
-    def wire(self) -> RegistryClient:
+    def client(self) -> RegistryClient:
         return RegistryClient(self.program.address)
 
     @property
@@ -44,7 +44,7 @@ def old_registry(
     """Runs the old registry, and pushes images to it with docker, skopeo and buildah. Deletes one manifest again."""
     folder = tmp_path_factory.mktemp("old")
     with docker_registry(folder) as program:
-        address, wire = program.address, RegistryClient(program.address)
+        address, client = program.address, RegistryClient(program.address)
         loaded = image("from docker", media_type=DOCKER_MANIFEST, layer_type=DOCKER_LAYER)
         for name in (f"{address}/by/docker:1", f"{address}/by/docker:latest", f"{address}/other/docker:1"):
             docker.load(loaded, name)
@@ -58,8 +58,8 @@ def old_registry(
         tools.buildah("config", "--label", "made=by buildah", container)
         tools.buildah("commit", "--quiet", "--rm", container, built)
         tools.buildah("push", INSECURE, built)
-        deleted = wire.digest("by/skopeo", "gone")
-        assert wire.ask("DELETE", f"/v2/by/skopeo/manifests/{deleted}").status == 202
+        deleted = client.digest("by/skopeo", "gone")
+        assert client.ask("DELETE", f"/v2/by/skopeo/manifests/{deleted}").status == 202
         yield OldRegistry(program, deleted)
 
 
@@ -73,10 +73,11 @@ def new_server(tmp_path: Path) -> Iterator[RegistryServer]:
 def assert_moved(old_registry: OldRegistry, new_server: RegistryServer, docker: DockerEngine) -> None:
     """Checks that the new server has all images of the old one, and that the deleted image is missing. Checks that
     docker can run an image of the new server."""
-    wire = RegistryClient(new_server.address)
-    assert assert_same_content(old_registry.wire, wire) >= 18  # manifests and blobs
-    assert catalog(wire) == ["by/buildah", "by/docker", "by/skopeo", "other/docker"]
-    assert wire.ask("GET", f"/v2/by/skopeo/manifests/{old_registry.deleted}").status == 404
+    new_client = RegistryClient(new_server.address)
+    compared_parts = assert_same_content(old_registry.client, new_client)  # the number of manifests and blobs
+    assert compared_parts >= 18
+    assert catalog(new_client) == ["by/buildah", "by/docker", "by/skopeo", "other/docker"]
+    assert new_client.ask("GET", f"/v2/by/skopeo/manifests/{old_registry.deleted}").status == 404
     name = f"{new_server.address}/by/docker:1"
     docker("pull", name)
     assert docker.output_of(name) == "from docker\n"
@@ -90,7 +91,7 @@ def test_import_of_a_registry_directory(
     """`entrepot import-registry` imports the data directory while both servers run. It links the files instead of
     copying them. A second run changes nothing."""
     command = ("import-registry", old_registry.directory, "--data", new_server.data)
-    count = sum(len(tags(old_registry.wire, repo)) for repo in catalog(old_registry.wire))
+    count = sum(len(tags(old_registry.client, repo)) for repo in catalog(old_registry.client))
     first_run = entrepot(*command, folder=tmp_path)
     assert (first_run.returncode, "copied" in first_run.stdout) == (0, False), (first_run.stdout, first_run.stderr)
     assert first_run.stdout.startswith(f"repositories: 4; tags: {count} imported, 0 unchanged\n")
@@ -125,7 +126,7 @@ def test_import_over_the_network(
     assert first_run.stdout.startswith("repositories: 4; tags: 6 imported, 0 unchanged\n")
     assert_moved(old_registry, new_server, docker)
 
-    old_registry.wire.push("by/skopeo", "big", large_image)
+    old_registry.client.push("by/skopeo", "big", large_image)
     second_run = json.loads(entrepot(*command, "--json", folder=tmp_path).stdout.splitlines()[-1])
     assert (second_run["tags"], second_run["present"], second_run["manifests"]) == (1, 6, 1)
     assert_moved(old_registry, new_server, docker)

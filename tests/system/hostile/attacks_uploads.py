@@ -35,7 +35,7 @@ def _many_patches(site: AttackedSite) -> AttackAnswer:
         return attack_requests.read(sock)
 
 
-def _closed(algorithm: str, site: AttackedSite) -> AttackAnswer:
+def _large_upload(algorithm: str, site: AttackedSite) -> AttackAnswer:
     """Uploads a large blob, and commits it with a digest of `algorithm`. The server has to hash the bytes again if it
     has used another algorithm."""
     piece = random.Random(site.number()).randbytes(MIB)
@@ -65,9 +65,10 @@ def _sessions(site: AttackedSite) -> AttackAnswer:
 
 
 def _mounts(source: str, site: AttackedSite) -> AttackAnswer:
-    """Sends 64 pipelined mounts, as many as the server accepts on one connection. `source`: the parameter `from` of the
-    query, or an empty text."""
-    target = f"/v2/hostile/mounted{site.fresh()}/blobs/uploads/?mount={costly_bodies.EMPTY}{source}"
+    """Sends 64 pipelined mounts of the blob `{}` into a new repository, as many as the server accepts on one
+    connection. `source`: the parameter `from` of the query, or an empty text."""
+    repo, blob = f"hostile/mounted{site.fresh()}", costly_bodies.EMPTY
+    target = f"/v2/{repo}/blobs/uploads/?mount={blob}{source}"
     request_head = attack_requests.head("POST", target, length=0, keep=True)
     return site.talk(request_head * 63 + attack_requests.head("POST", target, length=0))
 
@@ -102,8 +103,8 @@ def _cancelled(site: AttackedSite) -> AttackAnswer:
 
 ATTACKS = [
     Attack("upload: many small PATCHes", "300", _many_patches),
-    Attack("upload: large, closed by sha256", "128 MiB", partial(_closed, "sha256")),
-    Attack("upload: large, closed by sha512", "128 MiB", partial(_closed, "sha512")),
+    Attack("upload: large, closed by sha256", "128 MiB", partial(_large_upload, "sha256")),
+    Attack("upload: large, closed by sha512", "128 MiB", partial(_large_upload, "sha512")),
     Attack("upload: many sessions", "300", _sessions),
     Attack("upload: long Content-Range", "31 KiB", partial(_ranged, f"{'9' * 15_000}-{'9' * 15_000}")),
     Attack("upload: Content-Range beyond any blob", "", partial(_ranged, "999999999999999999-999999999999999999")),

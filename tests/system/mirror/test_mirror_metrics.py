@@ -17,7 +17,7 @@ def test_cache_hits_and_misses_are_counted(site: MirrorSite) -> None:
     cache (`hit`). They also count the fetched and the served bytes, and the running downloads of blobs (fills), here
     none."""
     site.start(settings='tag_ttl = "1h"\nprefetch = "off"', more=METRICS_SETTINGS)
-    manifest = site.inspect().content
+    manifest = site.inspect().content  # `inspect` requests the tag's manifest
     for _ in range(2):
         assert site.inspect().content == manifest
     for _ in range(3):
@@ -62,7 +62,7 @@ def test_stale_responses_and_upstream_errors_are_counted(site: MirrorSite) -> No
     upstream."""
     site.start(settings='tag_ttl = "0s"', more=METRICS_SETTINGS)
     site.inspect()
-    site.hub.fault(on="any", method="", status=503, times=None)
+    site.hub.fault(on="any", method="", status=503, times=None)  # for requests with any method
     for _ in range(8):
         site.inspect()
     metrics = scrape(site.server.url)

@@ -38,9 +38,9 @@ def candidates(name: str, rules: NamingRules = RULES) -> list[str]:
     ],
 )
 def test_candidates(name: str, stored: list[str]) -> None:
-    """A name that begins with an upstream's name belongs to the upstream. Names with the host of a registry that is not
-    mirrored, names that match a hosted pattern, and names that would be too long are hosted. Any other name can be
-    hosted or belong to the default upstream."""
+    """A name that begins with an upstream's name and a slash belongs to the upstream. A name that is only an upstream's
+    name stays as it is. Names with the host of a registry that is not mirrored, names that match a hosted pattern, and
+    names that would be too long are hosted. Any other name can be hosted or belong to the default upstream."""
     assert candidates(name) == stored
 
 
@@ -80,13 +80,13 @@ NAMES = st.lists(NAME_PARTS, min_size=1, max_size=3).map("/".join).filter(lambda
 
 
 @given(NAMES, st.sampled_from([None, *UPSTREAMS]), st.sampled_from([None, *UPSTREAMS]))
-def test_possible_names_include_all_candidates(name: str, named: str | None, default: str | None) -> None:
-    """A token grants rights to the requested name and to the names of `possible_names`. For each name and each upstream
-    that a request can have, these names include every stored name for which rights are checked."""
+def test_possible_names_include_all_candidates(name: str, asked_upstream: str | None, default: str | None) -> None:
+    """A token grants rights to the requested name and to the names of `possible_names`. A request may also name an
+    upstream (`asked_upstream`). Every stored name for which its rights are then checked is among these names."""
     rules = NamingRules(UPSTREAMS, default=default)
     requested = RepositoryName(name)
     try:
-        full_name = requested if named is None else rules.with_upstream(named, requested)
+        full_name = requested if asked_upstream is None else rules.with_upstream(asked_upstream, requested)
         stored = rules.candidates(full_name)
     except (NameInvalid, NameUnknown):
         return

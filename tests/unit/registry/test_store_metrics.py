@@ -43,12 +43,13 @@ async def test_values_are_cached_for_some_time(tmp_path: Path) -> None:
 
 
 async def test_values_that_take_long_to_read_are_cached_longer(tmp_path: Path) -> None:
-    """If reading the values takes long, they are cached for longer, so that reads take only a small part of the
-    time."""
+    """If reading the values takes long, they are cached for longer: for `CACHED_PER_READ` times the duration of the
+    read. So reads take only a small part of the time."""
     prepare_data_dir(tmp_path)
-    expiry = 10.0 + CACHED_PER_READ * 10.0
     # The first read takes ten seconds. The next scrapes come one second before the values expire, and when they expire.
-    times = iter([0.0, 10.0, expiry - 1, expiry, expiry])
+    read_seconds = 10.0
+    expiry = read_seconds + CACHED_PER_READ * read_seconds
+    times = iter([0.0, read_seconds, expiry - 1, expiry, expiry])
     metrics = StoreMetrics(Settings(data=tmp_path), monotonic=lambda: next(times))
     assert unlabelled_values(metrics)["entrepot_manifests"] == 0
     async with open_registry(tmp_path) as registry:

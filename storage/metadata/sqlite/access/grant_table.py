@@ -1,5 +1,5 @@
 """The table of grants. A grant allows its *subject* some actions on the repositories whose names match a pattern, such
-as `team/**`. A subject is a user, a robot, a group, everyone, or everyone who is authenticated.
+as `team/**`. A subject (class `Grantee`) is a user, a robot, a group, everyone, or everyone who is authenticated.
 
 All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
 `by` is the actor (an account or a command) that the audit log names, `now` the time in seconds since 1970. Each change
@@ -152,6 +152,7 @@ def _check_limit(db: apsw.Connection, grant: Grant) -> None:
             f"{subject} has {MOST_GRANTS} grants, and no subject can have more; "
             "replace several of them by one with a wider pattern"
         )
+    # A pattern whose only stars are a `**` at its end adds no wild characters.
     added_characters = 0 if pattern.is_prefix_match else len(pattern) - len(pattern.prefix)
     if added_characters and wild_characters + added_characters > MOST_WILD_CHARACTERS:
         raise AccountInvalid(
@@ -174,7 +175,8 @@ def _check_subject(db: apsw.Connection, subject: Grantee) -> None:
 
 
 def remove(db: apsw.Connection, by: Actor, now: float, subject: Grantee, pattern: NamePattern) -> None:
-    """Removes the subject's grant for exactly this pattern. Raises AccountUnknown if there is no such grant."""
+    """Removes the subject's grant for exactly this pattern. If there is no such grant, raises AccountUnknown, although
+    the account may exist."""
     db.execute(
         "DELETE FROM access_grant WHERE kind = ? AND name = ? AND pattern = ?", (subject.kind, subject.name, pattern)
     )

@@ -1,7 +1,9 @@
 """Deleted manifests that can still be put back (table `deleted_manifest`).
 
+A `KeptManifest` is such a manifest with its body. A `DeletedManifest` describes one without its body, in lists.
 Functions that change something run inside a transaction that the caller commits. `repository` is the row id of a
-repository. Times are seconds since 1970.
+repository. Times are seconds since 1970. `before` is the latest time of deletion of the manifests that a function reads
+or removes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ SELECT repository, digest, '', octet_length(body), deleted FROM deleted_manifest
 
 
 class KeptManifest(NamedTuple):
-    """A deleted manifest, and the time at which it was pushed."""
+    """A deleted manifest with its body, and the time at which it was pushed."""
 
     manifest: Manifest
     pushed: float
@@ -74,21 +76,21 @@ def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int)
 def oldest(
     db: apsw.Connection, before: float, limit: int, after: DeletedManifest | None = None
 ) -> list[DeletedManifest]:
-    """Returns at most `limit` manifests that were deleted by the time `before` and follow the manifest `after`, oldest
-    first."""
+    """Returns at most `limit` manifests that were deleted at `before` or earlier, the oldest first. The list begins
+    after the manifest `after` (None: at its beginning)."""
     position = (after.deleted, after.repository, after.digest) if after else (float("-inf"), 0, "")
     return _rows(db, _OLDEST, before, *position, limit)
 
 
 def drop_oldest(db: apsw.Connection, before: float, limit: int) -> list[DeletedManifest]:
-    """Removes at most `limit` of the kept manifests that were deleted by the time `before`, the oldest first, and
-    returns the removed ones. Removes fewer manifests if they are large, but at least one."""
+    """Removes at most `limit` of the manifests that were deleted at `before` or earlier, the oldest first, and returns
+    the removed ones. Removes fewer manifests if they are large, but at least one."""
     return _drop(db, oldest(db, before, limit))
 
 
 def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> bool:
-    """Removes the kept manifests of one repository that were deleted by the time `before`, within the limits
-    `MAX_DROPPED` and `MAX_DROPPED_BYTES`. Returns whether none of these manifests is left."""
+    """Removes the manifests of one repository that were deleted at `before` or earlier, within the limits `MAX_DROPPED`
+    and `MAX_DROPPED_BYTES`. Returns whether none of these manifests is left."""
     expired = _rows(db, _OLDEST_OF_REPOSITORY, repository, before, MAX_DROPPED)
     # None is left if all found manifests were removed, and if they were fewer than the limit.
     return len(_drop(db, expired)) == len(expired) < MAX_DROPPED

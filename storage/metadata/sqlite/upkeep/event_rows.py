@@ -13,9 +13,11 @@ EVENT_COLUMNS: Final = (
     "e.id, e.uuid, e.at, e.action, e.repository, e.tag, e.digest, e.previous, e.media_type, e.size, e.actor, "
     "e.address, e.request_id, e.user_agent, e.reason"
 )
-"""The columns of the table `event`, which the query calls `e`."""
+"""The columns of the table `event`, which the query calls `e`. `previous`: the digest that the tag pointed at before it
+moved."""
 DELIVERY_COLUMNS: Final = f"d.webhook, d.attempts, d.next_at, d.dead, d.error, {EVENT_COLUMNS}"
-"""The columns of the table `event_delivery`, which the query calls `d`, and of the delivered event."""
+"""The columns of the table `event_delivery`, which the query calls `d`, and of the delivered event. `dead`: when the
+server gave up the delivery; NULL: it still tries."""
 
 
 def to_event(row: Sequence[Any]) -> Event:
@@ -23,6 +25,7 @@ def to_event(row: Sequence[Any]) -> Event:
     number, uuid, at, action, repository, tag, digest, previous, media_type, size, *cause_columns = row
     actor, address, request_id, user_agent, reason = cause_columns
     by = Actor(actor, address, request_id, user_agent)
+    # `NewEvent` is the content of an event without its number and id.
     content = NewEvent(EventAction(action), repository, at, by, tag, digest, previous, media_type, size, reason)
     return Event(number, uuid, content)
 

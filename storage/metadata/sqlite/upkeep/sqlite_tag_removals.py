@@ -24,18 +24,20 @@ SELECT t.name, r.digest, r.id FROM json_each(?2) j JOIN manifest m ON m.id = j.v
   JOIN tag t ON t.repository = ?1 AND t.name >= replace(m.digest, ':', '-')
    AND t.name < replace(m.digest, ':', '-') || '/' AND substr(t.name, length(m.digest) + 1, 1) IN ('', '.')
   JOIN manifest r ON r.id = t.manifest ORDER BY t.name LIMIT {MAX_REMOVED_TAGS}"""
-"""The referrer tags of the manifests ?2 (JSON): tags such as `sha256-….sig`, which name the digest of a manifest. In
-byte order, "/" follows "."."""
+"""The referrer tags of the manifests ?2 (a JSON array of row ids): tags such as `sha256-….sig`, whose names begin with
+the digest of such a manifest. "/" is the character after ".", so the range of names contains all tags that continue the
+digest with "."."""
 _MAX_ROUNDS: Final = 3
-"""Largest number of steps from removed manifests to their referrer tags, whose manifests are removed in the next step.
-(A signature can have a signature.) Referrer tags that further steps would find are not removed."""
+"""Largest number of rounds. A round finds the manifests that would be unused, and the referrer tags of these manifests,
+which are removed as well. The next round begins with the manifests of these tags, because a signature can have a
+signature. Referrer tags that further rounds would find are not removed."""
 
 
 class SqliteTagRemovals:
     """Implements `storage.tag_removal.TagRemovals`."""
 
     def __init__(self, scans: ScanThread | ImmutableScans) -> None:
-        """Reads with `scans`."""
+        """`scans`: runs the lookups, which may read many rows."""
         self._scans = scans
 
     async def plan(self, repo: RepositoryName, tags: Sequence[Tag]) -> TagRemovalPlan:
@@ -47,11 +49,11 @@ def _plan(db: apsw.Connection, repository: int, requested_tags: Sequence[Tag]) -
     rows = _rows(db, _TAGS, repository, requested_tags)
     planned_tags = [PlannedTag(Tag(name), Digest(digest), is_requested=True) for name, digest, _ in rows]
     removed_names = {tag.name for tag in planned_tags}
-    roots = [row_id for _, _, row_id in rows]
+    to_check = [row_id for _, _, row_id in rows]  # the manifests that lose a tag, and so may be unused
     unused: set[int] = set()
     for _ in range(_MAX_ROUNDS):
         unused_before = set(unused)
-        unused_manifests.add_unused(db, roots, removed_names, unused, MAX_REMOVED_MANIFESTS)
+        unused_manifests.add_unused(db, to_check, removed_names, unused, MAX_REMOVED_MANIFESTS)
         referrer_tags = [
             row for row in _rows(db, _REFERRER_TAGS, repository, unused - unused_before) if row[0] not in removed_names
         ]
@@ -59,7 +61,7 @@ def _plan(db: apsw.Connection, repository: int, requested_tags: Sequence[Tag]) -
             break
         planned_tags += [PlannedTag(Tag(name), Digest(digest), is_requested=False) for name, digest, _ in referrer_tags]
         removed_names |= {tag.name for tag in planned_tags}
-        roots = [row_id for _, _, row_id in referrer_tags]
+        to_check = [row_id for _, _, row_id in referrer_tags]
     return TagRemovalPlan(
         planned_tags,
         [Digest(str(digest)) for (digest,) in db.execute(_DIGESTS, (_json(unused),)).fetchall()],

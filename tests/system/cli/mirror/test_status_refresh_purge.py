@@ -73,7 +73,7 @@ def test_status_counts_stale_tags(tmp_path: Path, upstream: Hub) -> None:
     """A tag past its time to live counts as stale. The command sends no request to the upstream."""
     output_of(tmp_path, "warm", "app:1", *FOR_AMD64)
     (tmp_path / "entrepot.toml").write_text(settings(upstream).replace('"1h"', '"0s"'))
-    upstream.forget()
+    upstream.forget()  # the requests so far
     assert status(tmp_path)["upstreams"][0]["stale"] == 1
     assert upstream.requests() == []
 
@@ -112,7 +112,7 @@ def test_refresh_allows_a_new_request_after_corrupt_bytes(
     for a while. After `refresh`, the mirror can request it at once. `refresh` accepts the tag of the image, or the
     reference that the error names."""
     layer = images["amd64"].layers[1].digest
-    upstream.fault(on="blob", match=layer, corrupt=5, times=None)
+    upstream.fault(on="blob", match=layer, corrupt=5, times=None)  # changes the byte at offset 5
     with (
         running_server(tmp_path, "--config", str(tmp_path / "entrepot.toml")) as server,
         plain_client(server.url) as client,
@@ -120,9 +120,9 @@ def test_refresh_allows_a_new_request_after_corrupt_bytes(
         client.get("/v2/app/manifests/1").raise_for_status()
         client.get(f"/v2/app/manifests/{images['amd64'].digest}").raise_for_status()
         refused = None
-        while refused is None or int(refused.headers["retry-after"]) < 4:  # 4 seconds or more after the third failure
+        while refused is None or int(refused.headers["retry-after"]) < 4:  # from the third failure on, it is 4 or more
             refused = get(client, f"/v2/app/blobs/{layer}")
-        upstream.clear()
+        upstream.clear()  # from now on, the upstream sends the right bytes
         assert client.get(f"/v2/app/blobs/{layer}").status_code == 502
         message = refused.json()["errors"][0]["message"]
         reference = message.split()[-1] if by_digest else "app:1"
@@ -184,8 +184,9 @@ def test_refresh_while_a_server_runs(tmp_path: Path, upstream: Hub, images: dict
 
 
 def test_purge_a_tag(tmp_path: Path, upstream: Hub, images: dict[str, ImageTree]) -> None:
-    """`purge` deletes the cached tag and its manifests. The output says how many bytes will be freed, and when. The
-    audit log names the user who ran the command. The next request for the tag fetches it from the upstream again."""
+    """`purge` deletes the cached tag and its manifests. The output says how many bytes garbage collection will free and
+    when, unless a pull fetches the manifests again before. The audit log names the user who ran the command. The next
+    request for the tag fetches it from the upstream again."""
     output_of(tmp_path, "warm", "app:1", *FOR_AMD64)
     (line,) = output_of(tmp_path, "purge", "app:1")
     assert line.startswith("app:1: dropped 1 tag and 2 manifests; 3.0 MiB are freed after ")

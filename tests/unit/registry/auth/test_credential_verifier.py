@@ -34,7 +34,7 @@ from tests.fakes.auth_worker import (
 
 
 async def check_refused(worker: AuthWorker, user: str, secret: str) -> None:
-    """Checks that the login is refused with the usual error text."""
+    """Checks that a login with this user name and password is refused with the usual error text."""
     with pytest.raises(Unauthorized) as error:
         await worker.access.credential_verifier.verify_basic(user, secret, KNOWN_ADDRESS)
     assert error.value.message == "the credentials are not valid"
@@ -43,9 +43,9 @@ async def check_refused(worker: AuthWorker, user: str, secret: str) -> None:
 @pytest.mark.slow
 async def test_only_the_right_password_is_accepted(worker: AuthWorker) -> None:
     """The right password logs in to its account. No other text does."""
-    proof = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
-    assert (proof.name, proof.robot, proof.version) == (ALICE, False, worker.accounts.account(ALICE).version)
-    assert proof.access is None
+    identity = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
+    assert (identity.name, identity.robot, identity.version) == (ALICE, False, worker.accounts.account(ALICE).version)
+    assert identity.access is None
     for wrong in ("", PASSWORD + " ", PASSWORD[:-1], PASSWORD.upper(), "x" * 2000, "x" * 20_000, "p\0q"):
         await check_refused(worker, ALICE, wrong)
     for name in ("", "Alice", "bob", "anonymous", "everyone", "alice ", "a" * 300, "älice", "../alice"):
@@ -75,7 +75,7 @@ async def test_a_wrong_password_costs_one_hashing_for_every_account(worker: Auth
     hashed.clear()
     await check_refused(worker, disabled, PASSWORD)
     assert hashed == [PASSWORD.encode()]
-    # The address has not become familiar, because nobody has logged in from it.
+    # The right password of a disabled account is no login: the throttle has not recorded the address as known for it.
     assert worker.accounts.throttled_until(f"known off {KNOWN_ADDRESS.address}") == 0.0
 
 
@@ -150,8 +150,8 @@ async def test_equal_passwords_are_hashed_once(worker: AuthWorker, hashed: list[
     """A hundred concurrent logins with the same password cause one hashing, and all succeed. A hundred with the same
     wrong password also cause one hashing."""
     verify = worker.access.credential_verifier.verify_basic
-    proofs = await asyncio.gather(*(verify(ALICE, PASSWORD, KNOWN_ADDRESS) for _ in range(100)))
-    assert {proof.name for proof in proofs} == {ALICE}
+    identities = await asyncio.gather(*(verify(ALICE, PASSWORD, KNOWN_ADDRESS) for _ in range(100)))
+    assert {identity.name for identity in identities} == {ALICE}
     wrong = (verify(ALICE, "a wrong password", OTHER_ADDRESS) for _ in range(100))
     outcomes = await asyncio.gather(*wrong, return_exceptions=True)
     assert {type(each) for each in outcomes} == {Unauthorized}
@@ -187,15 +187,15 @@ async def test_a_weak_hash_is_replaced(worker: AuthWorker) -> None:
     """A password hash with weaker parameters is replaced at the next login. The identity of that login stays valid."""
     weak = argon2.PasswordHasher(1, 8192, 1).hash(PASSWORD)
     await worker.accounts.set_password(ALICE, weak, by=ADMIN)
-    proof = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
+    identity = await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
     while worker.accounts.password_hash(ALICE) == weak:
         await worker.accounts.clear_failures([])  # an empty write, which waits for all earlier writes
     stored_hash = worker.accounts.password_hash(ALICE)
     assert stored_hash
     assert not hashing.needs_rehash(stored_hash)
-    assert worker.access.revocation_check.check(proof) == proof
+    assert worker.access.revocation_check.check(identity) == identity
     worker.clock.now += 3601
-    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS) == proof
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS) == identity
 
 
 # The htpasswd file
@@ -228,10 +228,10 @@ async def test_logins_by_the_htpasswd_file(data: Path, clock: AuthClock, htpassw
         bearer = worker.access.credential_verifier.verify_bearer
         assert await verify("alice", PASSWORD, KNOWN_ADDRESS)
         await check_refused(worker, "alice", "of the file")
-        proof = await verify("carol", "carols password", KNOWN_ADDRESS)
-        assert (proof.name, proof.version) == ("carol", None)
-        assert proof.stamp
-        text = (await worker.access.bearer_tokens.issue(proof, {})).text
+        identity = await verify("carol", "carols password", KNOWN_ADDRESS)
+        assert (identity.name, identity.version) == ("carol", None)
+        assert identity.stamp
+        text = (await worker.access.bearer_tokens.issue(identity, {})).text
         assert (await bearer(text, KNOWN_ADDRESS)).name == "carol"
 
         write(htpasswd_file, htpasswd_line("carol", "new password"))
@@ -261,8 +261,8 @@ async def test_without_the_file_its_tokens_are_refused(data: Path, clock: AuthCl
     """If the server no longer has the htpasswd file, it refuses bearer tokens that were issued for a line of the
     file."""
     async with auth_worker(data, clock, {"auth": {"htpasswd": str(htpasswd_file)}}) as worker:
-        proof = await worker.access.credential_verifier.verify_basic("carol", "carols password", KNOWN_ADDRESS)
-        text = (await worker.access.bearer_tokens.issue(proof, {})).text
+        identity = await worker.access.credential_verifier.verify_basic("carol", "carols password", KNOWN_ADDRESS)
+        text = (await worker.access.bearer_tokens.issue(identity, {})).text
     async with auth_worker(data, clock) as worker:
         with pytest.raises(Unauthorized):
             await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
@@ -272,8 +272,9 @@ async def test_without_the_file_its_tokens_are_refused(data: Path, clock: AuthCl
 
 
 async def test_logins_in_the_audit_log(worker: AuthWorker, caplog: pytest.LogCaptureFixture) -> None:
-    """The audit log records a login once an hour for each credential and address. It records failures with their
-    reason, and a count of equal failures. It has no password, and no user name that an account cannot have."""
+    """A login is recorded once an hour for each credential and address. A failed login is recorded with its reason;
+    equal failures become one entry with a count. Passwords, and user names that no account can have, are not logged:
+    such a name may be a password in the wrong field."""
     verify = worker.access.credential_verifier.verify_basic
     by = Actor(address="192.0.2.1", request_id="one", user_agent="docker/29")
     with caplog.at_level(logging.DEBUG):
@@ -303,20 +304,22 @@ async def test_logins_in_the_audit_log(worker: AuthWorker, caplog: pytest.LogCap
 
 
 async def test_logins_are_recorded_after_the_clock_was_set_back(worker: AuthWorker) -> None:
-    """A login was recorded while the clock was a day ahead. After the clock was set back, the next login is recorded,
-    and so is the use of the API token."""
+    """A login with an API token was recorded while the clock was a day ahead. After the clock was set back, the next
+    login is recorded, and so is the time at which the token was last used."""
     api_token = await worker.add_token(ALICE)
-    for days_ahead in (1, 0):
-        worker.clock.now += 86400 * (days_ahead or -1)
+    for seconds in (86400, -86400):
+        worker.clock.now += seconds
         await worker.access.credential_verifier.verify_api_token(api_token.text, KNOWN_ADDRESS)
-        for _ in range(2):  # these empty writes wait for all earlier writes, which a task may only be about to start
+        # A task of its own stores the time of use. During the first empty write, it starts its write; the second one
+        # waits for this write.
+        for _ in range(2):
             await worker.accounts.clear_failures([])
         assert worker.accounts.token(api_token.token.id)[0].used == worker.clock()
     assert sum(line.count for line in await worker.audited()) == 2
 
 
 async def test_closing_waits_for_a_write_that_runs(worker: AuthWorker) -> None:
-    """After the audit log is closed, each entry is in the store, at whatever point its write was."""
+    """When `aclose` returns, the entry is in the store, however far its write was when `aclose` was called."""
     for turns in range(8):
         buffer = AuditBuffer(worker.accounts, worker.clock, interval=0)
         buffer.record(KNOWN_ADDRESS, "login", f"turn-{turns}", "ok")
@@ -360,7 +363,8 @@ async def test_equal_audit_entries_are_counted(worker: AuthWorker, clock: AuthCl
 
 
 async def test_the_audit_buffer_has_a_largest_size(worker: AuthWorker, clock: AuthClock) -> None:
-    """If there are too many entries, the audit log records only the number of the others."""
+    """Of the entries between two writes, the audit log records the first `MAX_COLLECTED_ENTRIES`. Of the others, it
+    records only their number."""
     buffer = AuditBuffer(worker.accounts, clock, interval=3600.0)
     for number in range(MAX_COLLECTED_ENTRIES + 50):
         buffer.add(login_entry(clock, address=f"10.0.{number // 250}.{number % 250}"))

@@ -1,5 +1,6 @@
 """The response cache and rights. A *ready* answer (a response in the cache) is sent only to the account for which it
-was made, and only as long as this account still has the right to it."""
+was made, and only as long as this account still has the right to it. `site.request.ready` says whether the last
+response was a ready answer."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import pytest
 from registry.auth.password.hashing import hash_password
 from registry.auth.token import api_tokens
 from storage.access import AccountKind, AccountName, Grantee
+from storage.names import RepositoryName
 from storage.patterns import NamePattern
 from tests.fakes.answer_cache_site import APP, TAG, V2, AnswerCacheSite
 from tests.fakes.app_in_process import running_app
@@ -48,6 +50,7 @@ def basic(name: str, secret: str) -> str:
 
 
 async def ready(site: AnswerCacheSite, login: str, target: str = TAG) -> AsgiAnswer:
+    """Sends the request until it gets a ready answer, and returns this answer."""
     return await site.cached_answer(target, headers={"authorization": login})
 
 
@@ -76,9 +79,9 @@ async def test_the_first_account_makes_all_ready_answers_invalid(open_site: Answ
 async def test_the_first_request_with_a_login_is_not_cached_for_anonymous_clients(
     open_site: AnswerCacheSite, target: str
 ) -> None:
-    """A worker looks for a ready answer before it notices that another process has added the first account, so it still
-    ignores the request's login. The account's rights allow the response. It is not cached for clients without a
-    login."""
+    """Another process adds the first account. The next request has a login of this account, whose rights allow the
+    response. The worker looks for a ready answer before it notices the account, as if the request had no login.
+    Nevertheless, it does not cache the response for clients without a login."""
     await open_site.cached_answer(target)
     async with open_site.other_process() as other:
         await add_account(other.accounts, "alice")
@@ -181,7 +184,7 @@ async def test_a_ready_answer_is_only_for_its_account(site: AnswerCacheSite) -> 
 
 async def test_each_account_gets_its_own_catalog(site: AnswerCacheSite) -> None:
     """Each account has its own ready answer with the list of repositories."""
-    await push_image(site.service.hosted, APP.__class__("other/one"), "y", "1")
+    await push_image(site.service.hosted, RepositoryName("other/one"), "y", "1")
     alice, bob = await site.service.token("alice"), await site.service.user("bob")
     await add_grant(site.service.accounts, "user:bob", "other/*", "pull")
     for login, names in ((alice, [APP]), (bob, ["other/one"])) * 3:

@@ -94,8 +94,8 @@ async def test_tags_are_filtered_by_text(store: StoredRegistry, order: TagOrder)
     assert await listed_names(store, order, "1_d") == ["v1_debian"]
     assert await listed_names(store, order, "%") == await listed_names(store, order, "*") == []
     assert await listed_names(store, order, "sha256") == []
-    with_referrers = await all_pages(store, TagQuery("sha256", order, has_referrer_tags=True))
-    assert {listed_tag.name for page in with_referrers for listed_tag in page.items} == {
+    pages_with_referrer_tags = await all_pages(store, TagQuery("sha256", order, has_referrer_tags=True))
+    assert {listed_tag.name for page in pages_with_referrer_tags for listed_tag in page.items} == {
         SIGNATURE_TAG,
         FALLBACK_TAG,
     }
@@ -114,11 +114,12 @@ async def test_order_by_version_is_up_to_date_after_changes(store: StoredRegistr
 
 
 async def test_facts_about_a_tag(store: StoredRegistry, clock: Clock) -> None:
-    """The facts about a tag are: who pushed it and when, the last pull and the number of pulls, the size of the
-    manifest's blobs, and the types and tags of its referrers."""
+    """The facts about a tag are: when it was last pushed, who pointed it at its manifest, the last pull and the number
+    of pulls, the size of the manifest's blobs, and the types and tags of its referrers."""
     image = await push_image(store, APP, "one", "v1", "other")
     assert (await find_listed_tag(store, "v1")).manifest.last_pulled is None
     clock.now += 10
+    # bob pushes the tag again without moving it: this changes `pushed`, but not `pushed_by`.
     await store.put_manifest(APP, image, [Tag("v1")], by=Actor("bob"))
     await pull(store, APP, image.digest, clock)
     for number, kind in enumerate(["application/spdx+json", "application/vnd.cncf.notary.signature"] * 2):
@@ -162,8 +163,8 @@ async def test_sizes_are_added_up_for_a_limited_number_of_blobs(
 async def test_a_page_reads_a_limited_number_of_manifests(
     store: StoredRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page reads a limited number of manifests that indexes list. If an order by size would need more of them, the
-    list is ordered by name instead."""
+    """A page reads a limited number of manifests, including those that indexes list. Tags after this limit are listed
+    without a size. If an order by size would need more manifests, the list is ordered by name instead."""
     for name in ("a", "b"):
         children = [await push_image(store, APP, f"{name}{number}") for number in range(3)]
         await store.put_manifest(APP, index_of([each.descriptor for each in children]), [Tag(name)], by=BY)
@@ -198,8 +199,8 @@ async def test_other_lookups_do_not_wait_for_tag_lists(store: StoredRegistry) ->
 
 
 async def test_cached_content(store: StoredRegistry) -> None:
-    """In a mirrored repository, only manifests and blobs that are cached are present. Only their bytes count for the
-    size."""
+    """A mirrored repository may lack content that its manifests refer to. `present` returns only cached manifests and
+    blobs, and the size of an image counts only cached blobs."""
     layers = [descriptor_of(b"stored"), descriptor_of(b"not stored")]
     await push_blob(store, MIRRORED, b"stored")
     image = image_of(descriptor_of(b"config"), layers)
@@ -246,8 +247,9 @@ def add_tags(folder: Path, count: int) -> None:
 
 @pytest.mark.slow
 async def test_a_hundred_thousand_tags(store: StoredRegistry, tmp_path: Path) -> None:
-    """In each order, the first page and a page in the middle of 100,000 tags have the right tags. So many tags are not
-    ordered by size but by name, and the page states this."""
+    """Of 100,000 tags in the order by name, version or push, the first page and a page in the middle have the right
+    tags. So many tags cannot be ordered by size: the page is ordered by name, and states this. A text of the query that
+    only few tags contain makes the order by size possible."""
     await push_image(store, APP, "one")
     add_tags(tmp_path, 100_000)
     middle = TagCursor("v1.499.99", START + 49_999)

@@ -41,7 +41,8 @@ class SearchedStore:
 
     async def names(self, text: str, within: NameSet = ALL_NAMES) -> list[str]:
         page = await self.store.search.repositories(search_words(text), within, 0, RESULT_LIMIT)
-        assert not page.more
+        assert not page.more  # there is no further page
+        # A search in all repositories has found everything. A search in some of them may not say so.
         assert page.is_complete or not within.has_every_name
         return list(page.items)
 

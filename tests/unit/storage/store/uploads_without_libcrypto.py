@@ -21,16 +21,17 @@ from storage.running_digest import HashlibDigest, start_digest  # noqa: E402
 from storage.store.stored_registry import StoredRegistry  # noqa: E402
 
 APP = RepositoryName("team/app")
-CHUNK_STARTS = (0, 1, 1_100_000, 1_100_100, 2_500_000)
+CHUNK_BOUNDS = (0, 1, 1_100_000, 1_100_100, 2_500_000)
+"""The offsets at which the chunks of a blob begin, and the size of the blob."""
 
 
 async def _upload(first: StoredRegistry, second: StoredRegistry, algorithm: str, declared: str) -> None:
     """Uploads a blob in chunks, alternately to two registries over the same data. `declared`: the digest algorithm that
     the client states at the start. `algorithm`: the algorithm of the digest at the end."""
-    body = random.Random(f"{algorithm} {declared}").randbytes(CHUNK_STARTS[-1])
+    body = random.Random(f"{algorithm} {declared}").randbytes(CHUNK_BOUNDS[-1])
     writer = await first.start_upload(APP, declared)
     await writer.aclose()
-    for number, (start, stop) in enumerate(itertools.pairwise(CHUNK_STARTS)):
+    for number, (start, stop) in enumerate(itertools.pairwise(CHUNK_BOUNDS)):
         writer = await (second, first)[number % 2].resume_upload(APP, writer.id, start)
         await writer.write(body[start:stop])
         await writer.aclose()

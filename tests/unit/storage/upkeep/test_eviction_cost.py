@@ -34,6 +34,7 @@ def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
+        # A mirror `h`, whose repositories begin with `h/`.
         sql = "INSERT INTO usage_scope (id, name, prefixes, excluded, upstream) VALUES (1, 'c', ?, '[]', 'h')"
         db.execute(sql, ('["h/"]',))
         for number in range(1, REPOSITORIES + 1):
@@ -43,6 +44,7 @@ def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None
             db.execute("INSERT INTO blob (id, digest, size, place, created) VALUES (?, ?, 1, 'x', 0)", (blob, digest))
             repository = blob % REPOSITORIES + 1
             db.execute("INSERT INTO blob_link (repository, blob, needed) VALUES (?, ?, 0)", (repository, blob))
+        # The queue has one entry: blob 7, which is in repository 8.
         db.execute("INSERT INTO collect_queue (repository, digest, since) VALUES (8, ?, 0)", (f"sha256:{7:064x}",))
     steps = list[int]()
 
@@ -63,10 +65,10 @@ def test_one_search_for_unused_links_reads_one_page_of_the_queue(
     """A search reads one page of the collect queue, and returns the position at which the next search continues. A link
     is found although many rows before it, in its page and in earlier pages, name blobs to which a manifest refers."""
     monkeypatch.setattr(cached_image_tables, "QUEUE_PAGE_ROWS", 1000)
-    referenced = 2000 + 2 * cached_image_tables.MAX_LINKS
+    last_blob = 2000 + 2 * cached_image_tables.MAX_LINKS  # the row id of the only blob without a manifest
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
-    digests = [f"sha256:{number:064x}" for number in range(referenced + 1)]
+    digests = [f"sha256:{number:064x}" for number in range(last_blob + 1)]
     with db:
         sql = "INSERT INTO usage_scope (id, name, prefixes, excluded, upstream) VALUES (1, 'c', ?, '[]', 'h')"
         db.execute(sql, ('["h/"]',))
@@ -90,8 +92,10 @@ def test_one_search_for_unused_links_reads_one_page_of_the_queue(
         links, position = unused_links(db, ["h"], 1.0, 61.0, position)
         pages.append((links, position))
     db.trace_v2(0)
-    assert pages == [([], (1, digests[999])), ([], (1, digests[1999])), ([(1, referenced, digests[-1])], None)]
-    assert steps[0] <= 1.2 * steps[1]  # the rows after the first page were not read
+    assert pages == [([], (1, digests[999])), ([], (1, digests[1999])), ([(1, last_blob, digests[-1])], None)]
+    # The first search takes about as many steps as the second. If a search read the whole rest of the queue, the first
+    # one would take many more.
+    assert steps[0] <= 1.2 * steps[1]
     db.close()
 
 
@@ -108,8 +112,8 @@ def add_image(db: apsw.Connection, number: int, children: int) -> int:
 
 
 def test_child_of_a_nested_index_and_of_another_index_is_not_removable(tmp_path: Path) -> None:
-    """An index lists another index and a child of that index. If a further index lists this child, too, the eviction of
-    the first index does not delete the child."""
+    """The index `root` lists the index `nested` and `child`. `nested` lists `child`, too, and so does a further index,
+    `other`. The eviction of `root` does not delete `child`."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -122,6 +126,7 @@ def test_child_of_a_nested_index_and_of_another_index_is_not_removable(tmp_path:
             db.execute("INSERT INTO manifest_child (repository, digest, manifest) VALUES (?, ?, ?)", row)
     image = find_image(db, root)
     assert image is not None
+    # `family`: `root` and all manifests below it. `removable`: those of them that its eviction deletes.
     assert (set(image.family), image.removable) == ({root, nested, child}, (root, nested))
     db.close()
 
@@ -149,8 +154,8 @@ def test_other_indexes_with_the_same_children_are_not_all_read(tmp_path: Path) -
 
 
 def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) -> None:
-    """Finding an image whose index has ten times as many children takes at most ten times as many operations. The
-    search runs in a transaction for which other changes wait."""
+    """Finding an image whose index has ten times as many children takes at most ten times as many operations with the
+    integers of the read rows. The search runs in a transaction for which other changes wait."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -170,7 +175,8 @@ def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) 
 
 
 def test_cost_of_planning_a_purge_grows_only_with_its_manifests(tmp_path: Path) -> None:
-    """Planning the deletion of an index with ten times as many children takes at most ten times as many operations."""
+    """Planning the purge of an index with ten times as many children takes at most ten times as many operations with
+    the integers of the read rows."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -190,8 +196,8 @@ def test_cost_of_planning_a_purge_grows_only_with_its_manifests(tmp_path: Path) 
 
 def test_planning_a_purge_reads_each_reference_once(tmp_path: Path) -> None:
     """An index lists 20 indexes and 30 children, and each of these 20 indexes lists the same 30 children. The plan of
-    its deletion reads each entry of these indexes at most twice, and removes an index before the manifests that it
-    lists. Of 40 further indexes that list one of the children, it reads only one."""
+    its purge reads each entry of these indexes once, in at most two rows. The plan has an index before the manifests
+    that it lists. Of 40 further indexes that list one of the children, it reads only one."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:

@@ -106,17 +106,19 @@ async def test_a_shared_blob_is_downloaded_once(
 async def test_a_second_import_fetches_only_changes(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """A second import fetches only new manifests and blobs. Unchanged tags cost one HEAD request each."""
+    """A second import sends one HEAD request for each tag. It fetches only new manifests and blobs, so an unchanged tag
+    causes no other request."""
     first = content.add(APP, noise_image("first", 1000), "1", "latest")
     old_registry.put(content)
     await run_import()
     second = content.add(APP, noise_image("second", 1000), "2", "latest")
     signature = content.add(APP, noise_image("signature", 10, subject=first))
     old_registry.put(content)
-    old_registry.forget()
+    old_registry.forget()  # the requests so far
 
     result = await run_import()
 
+    # `present`: the number of tags that were unchanged
     assert (result["tags"], result["present"], result["manifests"], result["fetched"]) == (2, 1, 2, 4)
     assert old_registry.count("manifest", "GET") == 2
     assert old_registry.count("manifest", "HEAD") == 3
@@ -128,8 +130,8 @@ async def test_a_second_import_fetches_only_changes(
 async def test_a_tag_that_was_deleted_after_the_import_stays_deleted(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """If a user has deleted an imported tag, the next import does not set it again, unless it has the argument
-    `overwrite`."""
+    """If a user has deleted an imported tag, the next import does not set it again, and reports this as a note. An
+    import with the argument `overwrite` sets the tag again."""
     image = content.add(APP, noise_image("image", 10), "1")
     old_registry.put(content)
     await run_import()
@@ -145,8 +147,8 @@ async def test_a_tag_that_was_deleted_after_the_import_stays_deleted(
 async def test_an_immutable_tag_is_reported_as_a_problem(
     tmp_path: Path, old_registry: Hub, content: UpstreamContent, pauses: Pauses
 ) -> None:
-    """If an immutable tag points at another manifest, the tag is reported and its content is not fetched. The import
-    continues with the other tags."""
+    """If an immutable tag of this registry points at another manifest than the old registry's tag, the tag is reported
+    and the other manifest is not fetched. The import continues with the other tags."""
     first = content.add(APP, noise_image("first", 10), "v1")
     old_registry.put(content)
     rules = ImmutableTags([TagRule((NamePattern("team/**"),), (TagPattern("v*"),))])
@@ -157,7 +159,7 @@ async def test_an_immutable_tag_is_reported_as_a_problem(
         second = content.add(APP, noise_image("second", 10), "v1")
         third = content.add(APP, noise_image("third", 10), "v2")
         old_registry.put(content)
-        old_registry.forget()
+        old_registry.forget()  # the requests so far
         result = await run_import()
         assert run_import.reports() == [
             ("team/app:v1", f"team/app:v1 is immutable and points at {first.digest}; push another tag")

@@ -39,9 +39,10 @@ def test_choice_of_the_next_piece_takes_few_steps(readers: int, gaps: int) -> No
 
 
 class CountedFile:
-    """A file whose waiters are told how far it is stored. `calls` counts the calls of `stored_until`."""
+    """A file that grows while tasks wait for its bytes. `stored`: how many bytes are stored. `calls` counts the calls
+    of `stored_until`. `is_notified` and `checked_at` are for `PartialWaiters` alone."""
 
-    is_owned_here = True
+    is_owned_here = True  # this process writes the file
 
     def __init__(self) -> None:
         self.is_notified = False
@@ -58,7 +59,8 @@ class CountedFile:
 
 
 async def test_new_waiter_does_not_check_the_others() -> None:
-    """Each of 500 tasks waits for two bytes, one after the other. `PartialWaiters` checks each task a few times."""
+    """Each of 500 tasks waits for a byte and then for another one. `PartialWaiters` checks each task a few times in
+    all. If each new waiter made it check all others, there would be hundreds of checks for each task."""
     waiters, file, tasks = PartialWaiters(), CountedFile(), 500
 
     async def read() -> None:
