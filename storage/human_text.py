@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Final
+
+LAST_SHOWN_TIME: Final = 253402300799.0
+"""The last second of the year 9999, in seconds since 1970. Later times are shown as this one, because Python's
+`datetime` does not have them."""
 
 
 def size_text(size_bytes: int) -> str:

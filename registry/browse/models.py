@@ -7,14 +7,14 @@ text that an image contains, such as a label, is cut if it is too long for a pag
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from storage.human_text import LAST_SHOWN_TIME
+
 Kind = Literal["image", "index", "artifact", "unreadable"]
 """What a manifest is. `unreadable`: its bytes are damaged, or exceed a limit that earlier versions did not have."""
-
-_LAST_TIME: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
 class View(BaseModel):
@@ -26,7 +26,7 @@ class View(BaseModel):
 def utc_time(seconds: float) -> datetime:
     """Converts seconds since 1970 to a UTC time. Rounds to milliseconds. Returns the last time of the year 9999 for
     any later time. Earlier versions stored such times, because they accepted durations of any length."""
-    return datetime.fromtimestamp(min(round(seconds, 3), _LAST_TIME), UTC)
+    return datetime.fromtimestamp(min(round(seconds, 3), LAST_SHOWN_TIME), UTC)
 
 
 class PlatformView(View):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from registry.printable import printable_json, printable_line, printable_text
+from storage.human_text import LAST_SHOWN_TIME
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -107,8 +108,11 @@ def human_size(size_bytes: int) -> str:
 
 
 def local_time(unix_seconds: float | None, none_text: str = "-") -> str:
-    """Returns a Unix time as local time with minutes, such as `2026-01-31 09:30`. Returns `none_text` for None."""
-    return none_text if unix_seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))
+    """Returns a Unix time as local time with minutes, such as `2026-01-31 09:30`. Returns `none_text` for None, and
+    a time in the year 9999 for any later time."""
+    if unix_seconds is None:
+        return none_text
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(min(unix_seconds, LAST_SHOWN_TIME)))
 
 
 def comma_list(words: Sequence[str]) -> str:

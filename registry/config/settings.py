@@ -98,7 +98,7 @@ ENV_NESTED_DELIMITER = "__"
 """Separates the names of groups and settings in a variable: `ENTREPOT_GC__GRACE` sets `gc.grace`."""
 
 
-_HOST_AND_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?")
+_HOST_AND_PORT = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 
 
 def _check_public_url(value: str | None) -> str | None:
@@ -114,7 +114,7 @@ def _check_public_url(value: str | None) -> str | None:
             f"{value!r} has a host with characters that a URL cannot have; write an internationalized name in its "
             "ASCII form, which begins with xn--"
         )
-    return f"{parts.scheme}://{parts.netloc}"
+    return f"{parts.scheme}://{parts.netloc.removesuffix(':')}"
 
 
 def _check_directory(value: object) -> object:

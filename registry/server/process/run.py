@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from registry.asgi import AsgiApp
 from registry.log_output import end_output, flush_output
+from registry.printable import printable_line
 from registry.server.gate.listener import ListenerOptions
 from registry.server.kernel import raise_file_limit
 from registry.server.process.live_options import LiveOptions
@@ -80,7 +81,7 @@ def serve(
         _join_threads(code)
     if failure:
         with suppress(OSError):
-            print(f"error: {failure}", file=sys.stderr, flush=True)
+            print(printable_line(f"error: {failure}"), file=sys.stderr, flush=True)
     end_output()
     return code
 

@@ -24,10 +24,12 @@ from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, is_full
 
 CHECKPOINT_LOG_PAGES = 2000
-"""A checkpoint runs after a commit if the log then has at least this number of pages (8 MB). SQLite's own default is
-1,000. A commit that moves a tag writes about eleven pages, and the next commit waits for the checkpoint. With 1,000
-pages, this is every 90th commit, so it determines the latency that one of 100 pushes exceeds. With 2,000 pages, it is
-every 180th."""
+"""A checkpoint runs after a commit if the log then has at least this number of pages (8 MB), or fewer on a small disk
+(`checkpoint_log_pages`). SQLite's own default is 1,000. A commit that moves a tag writes about eleven pages, and the
+next commit waits for the checkpoint. With 1,000 pages, this is every 90th commit, so it determines the latency that one
+of 100 pushes exceeds. With 2,000 pages, it is every 180th."""
+PAGE_BYTES = 4096
+"""SQLite's default size of a page."""
 RESTART_LOG_PAGES = 16_000
 """With at least this number of pages in the log, a checkpoint waits until no reader needs the log. The next commit can
 then overwrite the log from its beginning, so that the log does not grow further."""
@@ -46,6 +48,13 @@ CHECKPOINT_FAILED = (
 log = logging.getLogger("storage.metadata")
 
 
+def checkpoint_log_pages(reserve_bytes: int) -> int:
+    """Returns the number of pages of the log from which on a checkpoint runs. `reserve_bytes`: the full size of the
+    reserve, which is small on a small disk. On a full disk, a checkpoint lets the database file grow by up to the size
+    of the log. Half of the reserve has to be left then, for the logs of the next deletes."""
+    return min(CHECKPOINT_LOG_PAGES, reserve_bytes // (2 * PAGE_BYTES))
+
+
 class WriteAheadLog:
     """The log, in the process that commits. The caller of each method holds the lock of the database's writers. All
     calls come from the same thread. `db` is the connection that commits."""
@@ -56,6 +65,7 @@ class WriteAheadLog:
         self._system = system
         self._reserve = reserve
         self._pages = 0
+        self._checkpoint_pages = checkpoint_log_pages(reserve.size)
         self._restart_pages = RESTART_LOG_PAGES
         """A checkpoint waits for the log's readers if the log has at least this number of pages."""
         self.may_have_gaps = False
@@ -66,7 +76,7 @@ class WriteAheadLog:
     @property
     def is_long(self) -> bool:
         """Whether the log is long enough for a checkpoint."""
-        return self._pages >= CHECKPOINT_LOG_PAGES
+        return self._pages >= self._checkpoint_pages
 
     def note_pages(self, _db: apsw.Connection, _name: str, pages: int) -> int:
         """SQLite calls this after each commit. `pages`: the length of the log."""

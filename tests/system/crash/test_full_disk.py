@@ -36,6 +36,13 @@ def test_a_full_disk_is_emptied_through_the_registry(tmp_path: Path) -> None:
     run_alone("tests.system.crash.full_disk_emptied", tmp_path, "tmpfs")
 
 
+@pytest.mark.parametrize("size", ["24m", "48m", "64m"])
+def test_a_small_full_disk_with_a_long_log_is_emptied(tmp_path: Path, size: str) -> None:
+    """If a small disk becomes full when the database's log is almost long enough for a checkpoint, everything can be
+    deleted: the checkpoint leaves enough of the reserve for the next deletes."""
+    run_alone("tests.system.crash.full_disk_long_log", tmp_path, size)
+
+
 SCENARIOS = {
     "without_reserve": "A data directory of an earlier version, without a reserve: reads are served from the database "
     "as it stands, and deletes work as soon as there is space to open the database for writing, without a restart.",

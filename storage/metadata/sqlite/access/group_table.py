@@ -102,32 +102,27 @@ def remove(db: apsw.Connection, by: Actor, now: float, name: AccountName) -> Non
 
 
 def add_members(db: apsw.Connection, by: Actor, now: float, group: AccountName, members: Sequence[AccountName]) -> None:
-    """Adds the members to a group, as `_add_member` does."""
-    for member in members:
-        _add_member(db, by, now, group, member)
-
-
-def _add_member(db: apsw.Connection, by: Actor, now: float, group: AccountName, member: AccountName) -> None:
-    """Adds a member to a group; does nothing if it is in the group already. Raises AccountUnknown if there is no such
-    group; AccountInvalid if `member` is the name of a group, if the group has `MAX_MEMBERS` members, or if the member
-    is in `MAX_GROUPS` groups."""
+    """Adds the members to a group; does nothing for those that are in the group already. Raises AccountUnknown if there
+    is no such group; AccountInvalid if one of `members` is the name of a group, if the group would have more than
+    `MAX_MEMBERS` members, or if one of `members` is in `MAX_GROUPS` groups."""
     _check_group(db, group)
-    if kind_of(db, member) == "group":
-        raise AccountInvalid(f"{member} is a group, and a group cannot be a member of another group")
-    _check_limit(db, group, member)
-    db.execute("INSERT INTO group_member (name, member) VALUES (?, ?) ON CONFLICT DO NOTHING", (group, member))
-    if db.changes():
+    count: Any = db.execute("SELECT count(*) FROM group_member WHERE name = ?", (group,)).get
+    for member in members:
+        if kind_of(db, member) == "group":
+            raise AccountInvalid(f"{member} is a group, and a group cannot be a member of another group")
+        if db.execute("SELECT 1 FROM group_member WHERE name = ? AND member = ?", (group, member)).get is not None:
+            continue
+        _check_limits(db, group, count, member)
+        db.execute("INSERT INTO group_member (name, member) VALUES (?, ?)", (group, member))
+        count += 1
         increment_epoch(db)
         record(db, by, now, "member.add", group, {"member": member})
 
 
-def _check_limit(db: apsw.Connection, group: AccountName, member: AccountName) -> None:
-    """Raises AccountInvalid if the group has as many members as it can have, or the member is in as many groups as it
-    can be. Raises nothing if the member is in the group already."""
-    if db.execute("SELECT 1 FROM group_member WHERE name = ? AND member = ?", (group, member)).get is not None:
-        return
-    members: Any = db.execute("SELECT count(*) FROM group_member WHERE name = ?", (group,)).get
-    if members >= MAX_MEMBERS:
+def _check_limits(db: apsw.Connection, group: AccountName, member_count: int, member: AccountName) -> None:
+    """Raises AccountInvalid if the group, which has `member_count` members, has as many as it can have, or the new
+    member is in as many groups as it can be."""
+    if member_count >= MAX_MEMBERS:
         raise AccountInvalid(f"{group} has {MAX_MEMBERS} members, as many as a group can have; make a second group")
     groups: Any = db.execute("SELECT count(*) FROM group_member WHERE member = ?", (member,)).get
     if groups >= MAX_GROUPS:

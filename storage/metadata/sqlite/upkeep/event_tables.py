@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -132,20 +132,20 @@ def _described_manifest(db: apsw.Connection, manifest_id: int) -> tuple[str, str
     return digest, media_type, size
 
 
-def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> bool:
+def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> Set[str] | None:
     """Replaces the readers. From now on, the deliveries of webhooks that are not among the new readers are *leftovers*
-    (`storage.metadata.sqlite.upkeep.removed_webhooks`). If a new reader still has leftovers, changes nothing and
-    returns False: the caller deletes them first. Otherwise returns True. If the list of events is a new reader, the
-    list begins with the next event."""
+    (`storage.metadata.sqlite.upkeep.removed_webhooks`). Returns the names of the readers that are removed. If a new
+    reader still has leftovers, changes nothing and returns None: the caller deletes them first. If the list of events
+    is a new reader, the list begins with the next event."""
     former_names = {name for name, _ in _readers(db)}
     names = [reader.name for reader in readers]
     if removed_webhooks.has_deliveries(db, set(names) - former_names):
-        return False
+        return None
     if LIST_READER in names and LIST_READER not in former_names:
         db.execute("UPDATE event_list SET kept_from = (SELECT coalesce(max(id), 0) + 1 FROM event)")
     db.execute("DELETE FROM event_reader")
     db.executemany("INSERT INTO event_reader (name, actions, repositories) VALUES (?, ?, ?)", map(reader_row, readers))
-    return True
+    return former_names - set(names)
 
 
 def reader_row(reader: EventReader) -> tuple[str, str, str]:

@@ -58,11 +58,13 @@ def count(db: apsw.Connection, webhooks: Set[str]) -> list[DroppedDeliveries]:
     return [DroppedDeliveries(*row) for row in rows]
 
 
-def delete_portion(db: apsw.Connection) -> bool:
-    """Deletes at most `outbox_limits.MAX_DROPPED` leftovers of a webhook, inside a transaction that the caller commits.
-    Returns whether there were any; then the caller calls this again, in another transaction."""
-    webhook = db.execute(_REMOVED).get
-    if webhook is None:
-        return False
-    db.execute(_DELETE_OLDEST, (webhook, outbox_limits.MAX_DROPPED))
-    return True
+def find(db: apsw.Connection) -> str | None:
+    """Returns the name of a webhook with leftovers; None if there is none."""
+    webhook: str | None = db.execute(_REMOVED).get
+    return webhook
+
+
+def delete_portion(db: apsw.Connection) -> None:
+    """Deletes at most `outbox_limits.MAX_DROPPED` leftovers of a webhook, inside a transaction that the caller
+    commits."""
+    db.execute(_DELETE_OLDEST, (find(db), outbox_limits.MAX_DROPPED))

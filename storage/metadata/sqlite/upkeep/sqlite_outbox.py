@@ -75,16 +75,18 @@ class SqliteOutbox:
         if set(rows) == set(map(event_tables.reader_row, readers)):
             return []
         removed = {name for name, _, _ in rows} - {reader.name for reader in readers}
-        dropped = await self._scan_deliveries(partial(removed_webhooks.count, webhooks=removed)) if removed else []
+        counted = await self._scan_deliveries(partial(removed_webhooks.count, webhooks=removed)) if removed else []
         change = partial(event_tables.configure, readers=readers)
-        while not await self._writer.run(change, reserve_use=ReserveUse.HALF):
+        while (removed_here := await self._writer.run(change, reserve_use=ReserveUse.HALF)) is None:
             await self._delete_leftovers()
-        return dropped
+        # Another process may have removed some of the webhooks meanwhile, and reports their deliveries.
+        return [dropped for dropped in counted if dropped.webhook in removed_here]
 
     async def _delete_leftovers(self) -> None:
-        """Deletes the deliveries of removed webhooks, in several transactions if there are many."""
-        while await self._writer.run(removed_webhooks.delete_portion, durable=False, reserve_use=ReserveUse.ALL):
-            pass
+        """Deletes the deliveries of removed webhooks, in several transactions if there are many. Writes nothing if
+        there are none."""
+        while await self._scan_deliveries(removed_webhooks.find) is not None:
+            await self._writer.run(removed_webhooks.delete_portion, durable=False, reserve_use=ReserveUse.ALL)
 
     async def add(self, events: Sequence[NewEvent]) -> None:
         assert len(events) <= MAX_ADDED_EVENTS

@@ -60,6 +60,6 @@ def test_the_public_host_is_ascii(tmp_path: Path, host: str) -> None:
     with pytest.raises(ConfigError, match="public_url") as error:
         load_settings({}, file)
     assert "xn--" in str(error.value) or "is not an address" in str(error.value)
-    for valid in ("registry.xn--fsqu00a.com:5000", "127.0.0.1", "[::1]:5000", "my_host"):
+    for valid in ("registry.xn--fsqu00a.com:5000", "127.0.0.1", "[::1]:5000", "my_host", "host:"):
         file.write_text(f'public_url = "https://{valid}"\n')
-        assert load_settings({}, file).settings.public_url == f"https://{valid}"
+        assert load_settings({}, file).settings.public_url == f"https://{valid}".removesuffix(":")

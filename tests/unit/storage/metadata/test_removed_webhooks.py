@@ -108,6 +108,22 @@ async def test_no_method_finds_the_deliveries_of_a_removed_webhook(
     assert await due_events(store, OTHER) == list(range(1, EVENTS + 1))
 
 
+async def test_one_process_reports_the_removal(store: StoredRegistry) -> None:
+    """If the workers of a server remove a webhook at the same moment, after a reload, only one of them reports its
+    deliveries."""
+    root = layout_behind(store).root
+    async with open_registry(root) as other:
+        reports = await asyncio.gather(*(each.outbox.configure(readers(OTHER)) for each in (store, other)))
+    assert sorted(map(len, reports)) == [0, 1]
+
+
+async def test_tidying_without_leftovers_writes_nothing(store: StoredRegistry, system: CountedCommits) -> None:
+    """If no webhook was removed and no limit is reached, tidying makes no commit. So it works on a full disk."""
+    commits = system.commits
+    assert await store.outbox.tidy(NO_LIMITS) == []
+    assert system.commits == commits
+
+
 async def test_the_deliveries_are_deleted_in_portions(store: StoredRegistry, system: CountedCommits) -> None:
     """The next tidying deletes the deliveries of a removed webhook, a limited number in each commit, and then the
     events for which nobody waits. It does not report them as dropped because of a limit. The newest event stays, so
