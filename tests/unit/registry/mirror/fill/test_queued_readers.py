@@ -411,6 +411,61 @@ async def test_reader_is_told_of_old_bytes_after_the_partial_was_replaced(
         assert await reading == BIG
 
 
+async def test_old_bytes_are_no_response_of_the_upstream(site: MirrorSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queued reader gets the bytes of a dead owner, and then the upstream does not respond to the request for the
+    rest. Clients of another repository get the blob through a separate fill. When the upstream responds, the first
+    reader gets the rest, too."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.05)
+    stall = site.upstream.faults.stall = asyncio.Event()
+    site.upstream.faults.stalled_repos = {UPSTREAM_REPO}
+    async with site.worker() as worker:
+        for repo in (MIRRORED_REPO, OTHER):
+            await worker.mirror.get_manifest(repo, TAG)
+        owner = await worker.store.partials.claim(DIGEST, len(BIG), SOURCE)
+        await asyncio.to_thread(owner.write_at, 0, BIG[:MIB])
+        owner.close()
+        async with all_connections_taken(worker):
+            first = await open_queued(worker, MIRRORED_REPO)
+            assert await first.readable_until(0) == MIB
+        monkeypatch.setattr(worker.mirror._blobs, "_start_timeout", 60)  # from now on, clients wait for the upstream
+        reading = asyncio.create_task(read_to_end(first))
+        await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+        async with asyncio.timeout(30):
+            bodies = await asyncio.gather(*(read_blob(worker.mirror, OTHER, DIGEST) for _ in range(4)))
+        assert bodies == [BIG] * 4
+        assert not reading.done()
+        stall.set()
+        assert await reading == BIG
+
+
+async def test_partial_that_a_reader_uses_is_kept_if_another_process_continues_it(
+    site: MirrorSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader has got bytes of an owner that then stops, before the upstream has responded to any process. Another
+    process becomes the owner before the fill of the reader can, and stores the blob. The reader gets the rest."""
+    async with follower(site, BIG) as (worker, owner, other):
+        reader = await open_queued(worker, MIRRORED_REPO)
+        assert await reader.readable_until(0) == len(BIG) - 1
+        next_owner = await other.partials.claim(DIGEST, len(BIG), SOURCE)
+        (fill,) = worker.mirror.running_fills
+        assert fill._partial is not None
+        take_ownership = fill._partial.take_ownership
+        has_been_late = asyncio.Event()
+
+        def take_ownership_late() -> bool:
+            next_owner.take_ownership()
+            has_been_late.set()
+            return take_ownership()
+
+        monkeypatch.setattr(fill._partial, "take_ownership", take_ownership_late)
+        owner.close()
+        await has_been_late.wait()
+        assert next_owner.is_owner
+        await next_owner.commit(RepositoryName("docker.io/library/third"))
+        assert await read_to_end(reader) == BIG
+        next_owner.close()
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
 async def test_reader_without_a_free_descriptor(site: MirrorSite, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """If the process has too many files open for a further reader, the client is told to try again. The fill
