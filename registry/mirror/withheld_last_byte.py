@@ -76,11 +76,13 @@ class UnverifiedBlobReader:
 
     async def _read_stored_blob(self) -> None:
         """Replaces the file by that of the stored blob. Raises PartialLost if this reader has got bytes of its file, or
-        if the stored blob has no file or was deleted. Also raises the errors of opening the blob."""
+        if the stored blob has another size, has no file or was deleted. Also raises the errors of opening the blob."""
         stored = await self._open_stored()
         if stored is None:
             raise PartialLost
         async with aclosing(stored):
+            if stored.descriptor.size != self._fill.size:  # a manifest states a wrong size, and `span` is based on it
+                raise PartialLost
             if stored.file is None or not await self._reader_file.replace(stored.file):
                 raise PartialLost
 

@@ -172,23 +172,33 @@ class RealmPolicy:
 
     def _is_listed(self, realm: str) -> bool:
         """Returns whether the setting `realms` has a URL with the origin of `realm`, and with the path of `realm`, a
-        path above that path, or no path. Queries are ignored."""
-        path = _normal_path(realm)
+        path above that path, or no path. Queries are ignored. A path that servers read in different ways
+        (`_plain_path`) must be in the setting character for character."""
+        path = _plain_path(realm)
         for listed_realm in self._listed_realms:
             listed_url = listed_realm if "://" in listed_realm else f"https://{listed_realm}"
             try:
                 same_origin = origin(listed_url) == origin(realm)
             except ValueError:
                 continue
-            listed_path = _normal_path(listed_url).rstrip("/")
-            if same_origin and (path == listed_path or path.startswith(f"{listed_path}/") or not listed_path):
+            if not same_origin:
+                continue
+            if urlsplit(listed_url).path in ("", "/", urlsplit(realm).path):
+                return True
+            listed_path = _plain_path(listed_url)
+            if path is not None and listed_path is not None and f"{path}/".startswith(f"{listed_path.rstrip('/')}/"):
                 return True
         return False
 
 
-def _normal_path(url: str) -> str:
-    """Returns the path of a URL as a server may read it: decoded, and without the parts `.` and `..`."""
-    return posixpath.normpath("/" + unquote(urlsplit(url).path).replace("\\", "/").lstrip("/"))
+def _plain_path(url: str) -> str | None:
+    """Returns the path of a URL, decoded, and without empty parts and the part `.`. Returns None if some servers take
+    the path for another one: they decode it twice, take `\\` for `/`, remove a `;` and the characters after it from a
+    part, or resolve the part `..`."""
+    path = unquote(urlsplit(url).path)
+    if any(character in path for character in "%;\\") or ".." in path.split("/"):
+        return None
+    return posixpath.normpath("/" + path.lstrip("/"))
 
 
 def _loggable_realm(realm: str) -> str:

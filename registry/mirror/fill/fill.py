@@ -75,7 +75,7 @@ class Fill:
         if is_separate:
             self._source += "@separate"
         self._partial: Partial | None = None
-        """The partial blob that the bytes are written to. It may be replaced as long as `_started` is not set."""
+        """The partial blob that the bytes are written to. It may be replaced if `_must_keep_partial` is False."""
         self._verified_partial: Partial | None = None
         """The partial blob that has become the stored blob; None if the fill is running, has failed or was not needed,
         because another fill has stored the blob."""
@@ -98,6 +98,13 @@ class Fill:
     def has_started(self) -> bool:
         """Whether the upstream has started to send the blob to any process, or the fill has ended."""
         return self._started.is_set()
+
+    @property
+    def _must_keep_partial(self) -> bool:
+        """Whether readers may have got bytes of the partial blob, so that only its other bytes can complete their
+        responses. Readers get bytes after the upstream has started to send. A reader that was opened while the fill was
+        queued (`is_queued`) may get bytes of an earlier owner before that."""
+        return self.has_started or any(file.is_used and file.partial is self._partial for file in self._reader_files)
 
     def open_file(self) -> ReaderFile:
         """Opens the file that the bytes are written to, for one reader, which closes it. Call it when `wait_started`
@@ -168,7 +175,6 @@ class Fill:
                 else:
                     if file.partial is partial:  # otherwise the file was replaced just now, and may not have the byte
                         file.is_used = True
-                        self._started.set()
                         return end
         if self.error is not None:
             raise self.error
@@ -260,7 +266,7 @@ class Fill:
                 if lost_owners > MAX_LOST_OWNERS:
                     raise PartialLost
                 await asyncio.sleep(FOLLOWER_PAUSE_SECONDS)
-                if not self._started.is_set():  # no reader has got bytes of the partial blob, which may be deleted
+                if not self._must_keep_partial:  # it may be deleted, so look for the one that replaces it
                     partial = await self._claim()
                     is_owner = partial.is_owner
         return await self._download(partial)
@@ -302,7 +308,7 @@ class Fill:
         """Downloads the missing bytes as the owner, verifies the digest, and makes the bytes a blob of all
         `repositories`."""
         context = self._context
-        if not self._started.is_set() and await self._mount_if_stored():
+        if not self._must_keep_partial and await self._mount_if_stored():
             if partial.missing() in ([], [(0, self.size)]):
                 # The readers of this process that have its file get the file of the stored blob, or an error if they
                 # have just got bytes (`wait_until`). If only some bytes are stored, the partial blob is kept, because
@@ -322,7 +328,7 @@ class Fill:
             self._started.set,
             on_fetched=partial_function(context.observer.on_fetched, "blob"),
             list_repos=lambda: sorted(map(context.to_upstream_name, self.repositories)),
-            has_response=self._started.is_set(),
+            has_response=self._must_keep_partial,
             stall_timeout=context.stall_timeout,
         )
         while True:

@@ -18,7 +18,7 @@ from storage.content import Descriptor
 from storage.errors import RegistryError
 from storage.leases import Leases
 from storage.names import Digest, ImageReference
-from storage.round_errors import log_round_error
+from storage.round_errors import log_round_error, raise_if_cancelled
 
 WARM_SLOT = "warm"
 """Name of the slot (a permit) that the warming process holds. Only one process at a time can hold it."""
@@ -95,7 +95,7 @@ async def _run_rounds_of_all(settings: WarmSettings, locate: Locate, find_stored
                 if upstream not in rounds:
                     rounds[upstream] = asyncio.create_task(_run_round(settings, locate, find_stored, images))
             if rounds:
-                # The timeout is for upstreams that are new in the file.
+                # The timeout is for upstreams that are new in the file, or whose look-up has failed.
                 await asyncio.wait(rounds.values(), timeout=settings.interval, return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.sleep(settings.interval)
@@ -104,8 +104,9 @@ async def _run_rounds_of_all(settings: WarmSettings, locate: Locate, find_stored
 
 
 async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[str | None, list[ImageReference]]:
-    """Returns the images to warm by the names of their upstreams. The key of images that no upstream has is None. Logs
-    an error in the settings or the file, and returns nothing then."""
+    """Returns the images to warm by the names of their upstreams. The key of images that no upstream has is None. After
+    an error, such as one in the file or one of the database, logs it and returns nothing: rounds that are running go
+    on, and no other starts before the next look-up."""
     images_by_upstream: dict[str | None, list[ImageReference]] = {}
     try:
         from_file = read_references(settings.file) if settings.file else []
@@ -113,6 +114,9 @@ async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[st
             images_by_upstream.setdefault(await _find_upstream(locate, image), []).append(image)
     except ReferencesError as error:
         log.warning("no image is warmed in this round: %s", error)
+    except Exception:
+        _log_unexpected_error()
+        return {}
     return images_by_upstream
 
 
@@ -128,10 +132,17 @@ async def _find_upstream(locate: Locate, image: ImageReference) -> str | None:
 async def _run_round(
     settings: WarmSettings, locate: Locate, find_stored: FindStored, images: Sequence[ImageReference]
 ) -> None:
-    """Warms each image of an upstream once, and then waits for the time between two rounds. Logs errors, and raises
-    nothing."""
+    """Warms each image of an upstream once, and then waits for the time between two rounds. Logs errors. Raises only
+    CancelledError."""
     try:
         await Warmer(locate, find_stored, parse_platforms(settings.platforms), WarmLog()).warm(images)
-    except Exception:  # does not end the rounds, because the next one may succeed
-        log.exception("warming the mirror failed; the next round tries again")
+    except Exception:
+        _log_unexpected_error()
     await asyncio.sleep(settings.interval)
+
+
+def _log_unexpected_error() -> None:
+    """Logs the error of an `except` clause, with a traceback. The error does not end the rounds, because the next one
+    may succeed. Raises CancelledError as `raise_if_cancelled` does."""
+    raise_if_cancelled()
+    log.exception("warming the mirror failed; the next round tries again")

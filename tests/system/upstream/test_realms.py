@@ -61,6 +61,19 @@ def test_too_long_host_has_no_registrable_domain() -> None:
         ("https://cache.example.com", "https://login.other.net/token/%2e%2E/other", False),
         ("https://cache.example.com", "https://login.other.net/token\\..\\..\\other", False),
         ("https://cache.example.com", "https://login.other.net/token%2f../other", False),
+        ("https://cache.example.com", "https://login.other.net/token/..;/other", False),
+        ("https://cache.example.com", "https://login.other.net/token/..;x=1/other", False),
+        ("https://cache.example.com", "https://login.other.net/token/%2e%2e%3b/other", False),
+        ("https://cache.example.com", "https://login.other.net/token/%252e%252e/other", False),
+        ("https://cache.example.com", "https://login.other.net/token/..%255cother", False),
+        ("https://cache.example.com", "https://login.other.net/token/more/../..;/other", False),
+        ("https://cache.example.com", "https://login.other.net/token/%zz", False),
+        ("https://cache.example.com", "https://login.other.net/t%6fken/more", True),
+        ("https://cache.example.com", "https://login.other.net/odd;v=1/%252f", True),
+        ("https://cache.example.com", "https://login.other.net/odd;v=1/%252f?account=me", True),
+        ("https://cache.example.com", "https://login.other.net/odd;v=1/%252f/more", False),
+        ("https://cache.example.com", "https://login.other.net/odd;v=1", False),
+        ("https://cache.example.com", "https://whole.other.net/any/..;/%252e", True),
         ("https://cache.example.com", "https://login.other.net/./token", True),
         ("https://cache.example.com", "https://login.other.net\\.example.com/token", False),
         ("https://cache.example.com", "https://login.other.net%2f.example.com/token", False),
@@ -75,12 +88,15 @@ def test_too_long_host_has_no_registrable_domain() -> None:
 )
 def test_realms(endpoint: str, realm: str, allowed: bool) -> None:
     """A realm is allowed in three cases: an https URL on the domain of the upstream, a URL that the setting `realms`
-    lists, and an http URL on the host of an http endpoint."""
+    lists, and an http URL on the host of an http endpoint. A listed path includes the paths below it, unless a server
+    could read such a path as one elsewhere."""
     settings = Upstream.model_validate(
         {
             "name": "docker.io" if "docker" in endpoint else "example.com",
             "endpoints": [endpoint],
-            "realms": ["https://login.other.net/token", "https://whole.other.net"],
+            "realms": [
+                *("https://login.other.net/token", "https://login.other.net/odd;v=1/%252f", "https://whole.other.net"),
+            ],
         }
     )
     realms = RealmPolicy(settings, [endpoint])

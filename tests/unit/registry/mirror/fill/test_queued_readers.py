@@ -16,13 +16,13 @@ import pytest
 from registry.mirror.entitlement import BlobEntitlement
 from registry.mirror.withheld_last_byte import UnverifiedBlobReader
 from storage.composition import open_registry
-from storage.content import Actor, Span
+from storage.content import Actor, Descriptor, Span
 from storage.errors import BlobUnknown, Denied, PartialLost, RegistryError, TooManyOpenFiles, UpstreamUnavailable
 from storage.interface import BlobReader
 from storage.names import Digest, RepositoryName, Tag
 from storage.partials import Partial
 from storage.store.stored_registry import StoredRegistry
-from tests.fakes.registry_content import read_blob
+from tests.fakes.registry_content import image_of, read_blob
 from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
     BIG,
@@ -232,14 +232,33 @@ async def test_reader_fails_if_the_stored_blob_is_gone(site: MirrorSite) -> None
             await read_to_end(reader)
 
 
+@pytest.mark.parametrize("stated_size", [len(BIG) - MIB, len(BIG) + MIB])
+async def test_reader_of_a_wrong_size_does_not_get_the_stored_blob(site: MirrorSite, stated_size: int) -> None:
+    """A manifest states a wrong size of the blob, so that the response has a wrong length. A fill with the right size
+    stores the blob. The reader fails: it neither ends early as if the blob were complete, nor reads beyond its end."""
+    config = site.upstream.add_blob(UPSTREAM_REPO, b"{}")
+    wrong_layer = Descriptor("application/vnd.oci.image.layer.v1.tar", DIGEST, stated_size)
+    site.upstream.add_manifest(UPSTREAM_REPO, image_of(config, [wrong_layer]), TAG)
+    async with follower(site, b"", stated_size) as (worker, owner, other):
+        reader = await open_queued(worker, MIRRORED_REPO)
+        assert reader.descriptor.size == stated_size
+        await store_from_another_source(other)
+        owner.close()
+        await wait_until(lambda: not worker.mirror.running_fills)
+        assert await outcome_of(reader) is PartialLost
+    assert open_partial_files(site) == []
+
+
 @asynccontextmanager
-async def follower(site: MirrorSite, written: bytes) -> AsyncIterator[tuple[MirrorWorker, Partial, StoredRegistry]]:
+async def follower(
+    site: MirrorSite, written: bytes, size: int = len(BIG)
+) -> AsyncIterator[tuple[MirrorWorker, Partial, StoredRegistry]]:
     """Runs a worker beside a process that owns the partial, and that has not sent a request. The process has stored
-    the bytes `written` at the start of the partial. Yields the worker, and the partial and the store of the
-    process."""
+    the bytes `written` at the start of the partial. `size`: size of the blob that the manifest states. Yields the
+    worker, and the partial and the store of the process."""
     async with site.worker() as worker, open_registry(site.data) as other:
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-        owner = await other.partials.claim(DIGEST, len(BIG), SOURCE)
+        owner = await other.partials.claim(DIGEST, size, SOURCE)
         assert owner.is_owner
         if written:
             await asyncio.to_thread(owner.write_at, 0, written)
@@ -390,6 +409,61 @@ async def test_reader_is_told_of_old_bytes_after_the_partial_was_replaced(
         await wait_until(lambda: len(fill.demand.offsets) == 1 and site.upstream.calls["get blob"] == 1)
         stall.set()
         assert await reading == BIG
+
+
+async def test_old_bytes_are_no_response_of_the_upstream(site: MirrorSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queued reader gets the bytes of a dead owner, and then the upstream does not respond to the request for the
+    rest. Clients of another repository get the blob through a separate fill. When the upstream responds, the first
+    reader gets the rest, too."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.05)
+    stall = site.upstream.faults.stall = asyncio.Event()
+    site.upstream.faults.stalled_repos = {UPSTREAM_REPO}
+    async with site.worker() as worker:
+        for repo in (MIRRORED_REPO, OTHER):
+            await worker.mirror.get_manifest(repo, TAG)
+        owner = await worker.store.partials.claim(DIGEST, len(BIG), SOURCE)
+        await asyncio.to_thread(owner.write_at, 0, BIG[:MIB])
+        owner.close()
+        async with all_connections_taken(worker):
+            first = await open_queued(worker, MIRRORED_REPO)
+            assert await first.readable_until(0) == MIB
+        monkeypatch.setattr(worker.mirror._blobs, "_start_timeout", 60)  # from now on, clients wait for the upstream
+        reading = asyncio.create_task(read_to_end(first))
+        await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+        async with asyncio.timeout(30):
+            bodies = await asyncio.gather(*(read_blob(worker.mirror, OTHER, DIGEST) for _ in range(4)))
+        assert bodies == [BIG] * 4
+        assert not reading.done()
+        stall.set()
+        assert await reading == BIG
+
+
+async def test_partial_that_a_reader_uses_is_kept_if_another_process_continues_it(
+    site: MirrorSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader has got bytes of an owner that then stops, before the upstream has responded to any process. Another
+    process becomes the owner before the fill of the reader can, and stores the blob. The reader gets the rest."""
+    async with follower(site, BIG) as (worker, owner, other):
+        reader = await open_queued(worker, MIRRORED_REPO)
+        assert await reader.readable_until(0) == len(BIG) - 1
+        next_owner = await other.partials.claim(DIGEST, len(BIG), SOURCE)
+        (fill,) = worker.mirror.running_fills
+        assert fill._partial is not None
+        take_ownership = fill._partial.take_ownership
+        has_been_late = asyncio.Event()
+
+        def take_ownership_late() -> bool:
+            next_owner.take_ownership()
+            has_been_late.set()
+            return take_ownership()
+
+        monkeypatch.setattr(fill._partial, "take_ownership", take_ownership_late)
+        owner.close()
+        await has_been_late.wait()
+        assert next_owner.is_owner
+        await next_owner.commit(RepositoryName("docker.io/library/third"))
+        assert await read_to_end(reader) == BIG
+        next_owner.close()
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import apsw
 import pytest
 
 from registry.config.mirror_settings import WarmSettings
 from registry.mirror.warm.schedule import warm_on_schedule
+from registry.mirror.warm.warmer import Warmer, WarmResult
 from registry.router import Destination
 from storage.errors import ManifestUnknown, NameUnknown
-from storage.names import RepositoryName, Tag
+from storage.names import ImageReference, RepositoryName, Tag
 from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import MirrorSite, MirrorWorker
 
@@ -25,12 +29,15 @@ def settings(*references: str, file: Path | None = None) -> WarmSettings:
 
 
 @asynccontextmanager
-async def warming(warm: WarmSettings, **workers: MirrorWorker) -> AsyncIterator[None]:
+async def warming(
+    warm: WarmSettings, on_locate: Callable[[str], None] = lambda _: None, **workers: MirrorWorker
+) -> AsyncIterator[None]:
     """Warms images. `workers`: for each name of an upstream, without its domain, the worker with its mirror. Other
-    names are unknown."""
+    names are unknown. `on_locate`: called with this name before the mirror of an image is looked up."""
 
     async def locate(repo: RepositoryName) -> Destination:
         upstream, _, name = repo.partition("/")
+        on_locate(upstream.partition(".")[0])
         if (worker := workers.get(upstream.partition(".")[0])) is None:
             raise NameUnknown()
         return Destination(worker.mirror, RepositoryName(f"docker.io/{name}"), upstream)
@@ -78,6 +85,50 @@ async def test_upstream_that_does_not_answer_delays_no_other(
             assert silent_site.upstream.calls.total() < len(names)
             silent_site.upstream.faults.hold.set()
             await wait_until_cached(silent, names)
+
+
+async def test_error_of_a_look_up_ends_no_running_round(
+    site: MirrorSite,
+    worker: MirrorWorker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The look-up of the upstreams fails once, because the database cannot be read, while the round of an upstream
+    waits for its answer. The error is in the log. That round goes on, and the other upstream gets further rounds."""
+    silent_site = MirrorSite(tmp_path / "silent")
+    for name, upstream in (("a", site.upstream), ("b", silent_site.upstream)):
+        upstream.add_image(f"library/{name}", b"layer")
+    silent_site.upstream.faults.hold = asyncio.Event()
+    warmed: Counter[str] = Counter()
+    located: Counter[str] = Counter()
+
+    class CountingWarmer(Warmer):
+        async def warm(self, images: Sequence[ImageReference]) -> list[WarmResult]:
+            warmed.update(image.repository.partition(".")[0] for image in images)
+            return await super().warm(images)
+
+    def fail_once(upstream: str) -> None:
+        """Fails in the second look-up. The first call for the silent upstream is that of the first look-up, and the
+        second one that of its only round."""
+        located[upstream] += 1
+        if upstream == "silent" and located["silent"] == 3:
+            raise apsw.IOError("disk I/O error")
+
+    monkeypatch.setattr("registry.mirror.warm.schedule.Warmer", CountingWarmer)
+    async with silent_site.worker() as silent:
+        references = ["quick.example.com/library/a:1", "silent.example.com/library/b:1"]
+        async with warming(settings(*references), on_locate=fail_once, quick=worker, silent=silent):
+            await wait_until(lambda: located["silent"] >= 3)
+            rounds_before = warmed["quick"]
+            await wait_until(lambda: warmed["quick"] > rounds_before + 2)
+            assert warmed["silent"] == 1
+            silent_site.upstream.faults.hold.set()
+            await wait_until_cached(silent, "b")
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [
+        "warming the mirror failed; the next round tries again"
+    ]
+    assert "disk I/O error" in caplog.text
 
 
 async def wait_for_rounds(site: MirrorSite, count: int) -> None:
