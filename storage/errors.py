@@ -171,6 +171,12 @@ class QuotaExceeded(Denied):
     default = "the quota is used up"
 
 
+class ImmutableTagDenied(Denied):
+    """A change of an immutable tag, or of a manifest that it needs. No client may make it, whatever its rights."""
+
+    default = "an immutable tag cannot be changed"
+
+
 class Unsupported(RegistryError):
     """The registry does not support the operation."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Self
 
-from storage.errors import Denied, with_redacted
+from storage.errors import ImmutableTagDenied, with_redacted
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NamePattern, NameSet
 
@@ -86,33 +86,35 @@ NO_IMMUTABLE_TAGS: Final = ImmutableTags()
 """The rules of a registry without immutable tags."""
 
 
-def immutable_tag_denied(repo: RepositoryName, tag: Tag, current: Digest) -> Denied:
+def immutable_tag_denied(repo: RepositoryName, tag: Tag, current: Digest) -> ImmutableTagDenied:
     """Returns the error for a push of other content to an immutable tag, which points at `current`."""
     return with_redacted(
-        Denied(
+        ImmutableTagDenied(
             f"{repo}:{tag} is immutable and points at {current}; push another tag", {"tag": tag, "current": current}
         ),
-        Denied(f"{repo}:{tag} is immutable and exists already; push another tag", {"tag": tag}),
+        ImmutableTagDenied(f"{repo}:{tag} is immutable and exists already; push another tag", {"tag": tag}),
     )
 
 
-def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | None = None) -> Denied:
+def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | None = None) -> ImmutableTagDenied:
     """Returns the error for a request to delete an immutable tag, or the manifest `digest`, which it needs."""
     if digest is None:
-        return Denied(f"{repo}:{tag} is immutable and cannot be deleted", {"tag": tag})
+        return ImmutableTagDenied(f"{repo}:{tag} is immutable and cannot be deleted", {"tag": tag})
     return with_redacted(
-        Denied(f"{repo}:{tag} is immutable and needs {digest}, which cannot be deleted", {"tag": tag}),
-        Denied(f"an immutable tag of {repo} needs {digest}, which cannot be deleted"),
+        ImmutableTagDenied(f"{repo}:{tag} is immutable and needs {digest}, which cannot be deleted", {"tag": tag}),
+        ImmutableTagDenied(f"an immutable tag of {repo} needs {digest}, which cannot be deleted"),
     )
 
 
-def immutable_type_denied(repo: RepositoryName, digest: Digest, media_type: str, tag: str) -> Denied:
+def immutable_type_denied(repo: RepositoryName, digest: Digest, media_type: str, tag: str) -> ImmutableTagDenied:
     """Returns the error for a push that would change the media type of the manifest `digest`, which the immutable tag
     needs. `media_type`: the one that it has."""
     return with_redacted(
-        Denied(
+        ImmutableTagDenied(
             f"{repo}:{tag} is immutable and needs {digest} as {media_type}; push it with this Content-Type",
             {"tag": tag, "media_type": media_type},
         ),
-        Denied(f"an immutable tag of {repo} needs {digest} with another media type; push it with its Content-Type"),
+        ImmutableTagDenied(
+            f"an immutable tag of {repo} needs {digest} with another media type; push it with its Content-Type"
+        ),
     )

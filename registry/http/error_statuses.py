@@ -78,6 +78,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.Unauthorized: 401,
     errors.Denied: 403,
     errors.QuotaExceeded: 403,
+    errors.ImmutableTagDenied: 403,
     errors.Unsupported: 405,
     errors.TooManyRequests: 429,
     errors.UpstreamUnavailable: 502,

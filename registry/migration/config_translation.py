@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 import yaml
 
 from registry.client_addresses import is_loopback_host
-from registry.config.field_types import parse_duration
+from registry.config.field_types import MAX_DURATION_SECONDS, parse_duration
 from registry.migration.config_reasons import UNKNOWN_KEY, reason_for
 from registry.printable import printable_json, printable_line, printable_toml
 from storage.imports import ImportInvalid
@@ -47,6 +47,7 @@ _CLIENT_AUTH: Final = {"verify-client-cert-if-given": "optional", "require-and-v
 _HUB_HOSTS: Final = ("registry-1.docker.io", "docker.io", "index.docker.io", "registry.hub.docker.com")
 """Hosts of Docker Hub, which is the upstream `docker.io` here."""
 _NAME: Final = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _MISSING: Final = object()
 """The value of a key that the old settings do not have."""
 Value = Any
@@ -76,7 +77,8 @@ def translate(text: str, environment: Mapping[str, str]) -> str:
 
 class _Loader(yaml.SafeLoader):
     """Reads YAML with plain values only, and with numbers of at most `MAX_NUMBER_CHARACTERS`. Python refuses to write
-    numbers of thousands of digits as text, and the time to read them grows with the square of their length."""
+    numbers of thousands of digits as text, and the time to read them grows with the square of their length. Refuses
+    texts with half of a surrogate pair, such as `"\\ud800"`, which TOML does not allow."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MAX_NUMBER_CHARACTERS:
@@ -84,8 +86,15 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_yaml_int(node)
 
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        value = super().construct_yaml_str(node)
+        if _SURROGATE.search(value):
+            raise yaml.constructor.ConstructorError(None, None, "found half of a surrogate pair", node.start_mark)
+        return value
+
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)
 
 
 def _parse_yaml(text: str) -> Value:
@@ -144,7 +153,7 @@ class _Translation:
                 "[uploads] expire"
             )
         age = self._first("storage.maintenance.uploadpurging.age")
-        self._setting("expire", age, _duration, table="[uploads]")
+        self._setting("expire", age, _duration_above_zero, table="[uploads]")
 
     def _translate_http(self) -> None:
         is_insecure_open = False
@@ -287,7 +296,10 @@ def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str,
 
 
 def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
-    """Sets the key that an environment variable names. The old registry reads the variable's value `text` as YAML."""
+    """Sets the key that an environment variable names. The old registry reads the variable's value `text` as YAML.
+    Raises ImportInvalid if the value is not UTF-8."""
+    if _SURROGATE.search(text):  # Python decodes each byte that is not UTF-8 to half of a surrogate pair
+        raise ImportInvalid(f"the variable {printable_line(variable)} is not UTF-8")
     *parents, last_name = variable.removeprefix(PREFIX).lower().split("_")
     try:
         value = _parse_yaml(text)
@@ -320,11 +332,20 @@ def _text(value: Value) -> str | None:
 
 def _duration(value: Value) -> str | None:
     """Returns a duration in the form that Go uses, such as `168h`; None if this registry does not accept it."""
+    return None if _seconds(value) is None else str(value)
+
+
+def _duration_above_zero(value: Value) -> str | None:
+    return _duration(value) if _seconds(value) else None
+
+
+def _seconds(value: Value) -> float | None:
+    """Returns the length of a duration; None if this registry does not accept it."""
     try:
         seconds = parse_duration(str(value))
     except ValueError:
         return None
-    return str(value) if seconds != float("inf") else None  # a number with hundreds of digits is infinite as a float
+    return seconds if isinstance(seconds, float) and seconds <= MAX_DURATION_SECONDS else None
 
 
 def _public_url(value: Value) -> str | None:

@@ -9,23 +9,23 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, Self, cast
+from typing import BinaryIO, Final, Protocol, Self
 
 from registry.upkeep.images.image_files import MAX_JSON_BYTES, with_file_errors
+from registry.upkeep.images.tar_archives import TarArchive, open_archive
 from storage.backups import ImageFileFailed
 
-MAX_MEMBERS: Final = 200_000
-"""Largest number of files in a tar archive."""
 _MAX_LINKS: Final = 8
 """Largest number of links that are followed, one after another, to find a file."""
 _DAMAGES: Final = (
     *(tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError),
-    *(ValueError, ArithmeticError, LookupError, RecursionError),
+    *(ValueError, ArithmeticError, LookupError, RecursionError, MemoryError),
 )
 """Errors of reading an archive that is damaged, cut off or hostile. Those of the second line come from the parser of
-headers, for example for a number with thousands of digits, or for thousands of extended headers in a row."""
+headers, for example for a number with thousands of digits. MemoryError also comes from a decompressor: the header of an
+xz file states how much memory it needs."""
 
 
 @contextmanager
@@ -98,15 +98,15 @@ def open_source(path: Path) -> Iterator[FileSource]:
     if path.is_dir():
         yield DirectorySource(path)
         return
-    try:
-        archive = tarfile.open(path, "r:*")  # noqa: SIM115  closed below
-    except OSError as error:
-        raise ImageFileFailed(f"cannot read {path}: {error.strerror or error}") from error
-    except _DAMAGES:
-        raise ImageFileFailed(
-            f"{path} is no tar archive (it may be compressed with gzip, bzip2 or xz) and no directory with images"
-        ) from None
-    with archive:
+    with ExitStack() as stack:
+        try:
+            archive = stack.enter_context(open_archive(path))
+        except _DAMAGES as error:
+            if isinstance(error, OSError) and error.errno is not None:  # an error of the file system
+                raise ImageFileFailed(f"cannot read {path}: {error.strerror}") from error
+            raise ImageFileFailed(
+                f"{path} is no tar archive (it may be compressed with gzip, bzip2 or xz) and no directory with images"
+            ) from None
         yield TarSource(path, archive)
 
 
@@ -148,15 +148,14 @@ class TarSource:
     """Files in a tar archive. A compressed archive is decompressed while it is read. To read an earlier file, the
     archive is decompressed again from its beginning. So the caller should read the files in the order of `position`."""
 
-    def __init__(self, path: Path, archive: tarfile.TarFile) -> None:
+    def __init__(self, path: Path, archive: TarArchive) -> None:
         self.label = str(path)
         self._archive = archive
         self._members: dict[str, tarfile.TarInfo] = {}
         with _damage_errors(self.label):
-            for member in archive:
-                if len(self._members) >= MAX_MEMBERS:
-                    raise ImageFileFailed(f"{path} has more than {MAX_MEMBERS} files")
-                self._members[posixpath.normpath(member.name)] = member
+            for member in archive.members():
+                member.name = posixpath.normpath(member.name)  # also the key, so that it is in memory only once
+                self._members[member.name] = member
 
     def size(self, name: str) -> int | None:
         member = self._find(name)
@@ -170,7 +169,7 @@ class TarSource:
         member = self._find(name)
         assert member is not None, "the caller has asked whether the file exists"
         with _damage_errors(self.label, name):
-            return SourceFile(self.label, name, cast("BinaryIO", self._archive.extractfile(member)))
+            return SourceFile(self.label, name, self._archive.open(member))
 
     def _find(self, name: str) -> tarfile.TarInfo | None:
         """Returns the regular file of this name; None if there is none. Follows links, which old versions of docker

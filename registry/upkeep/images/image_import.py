@@ -18,8 +18,16 @@ from registry.router import Router
 from registry.upkeep.images.found_images import CHUNK_BYTES, FoundContent, FoundImage
 from registry.upkeep.images.image_trees import ImageTree, read_tree
 from storage.backups import ImageFileFailed
-from storage.content import Actor, Descriptor, Manifest
-from storage.errors import BlobUnknown, DigestInvalid, ManifestBlobUnknown, ManifestUnknown, NameUnknown, RegistryError
+from storage.content import Actor, Descriptor
+from storage.errors import (
+    BlobUnknown,
+    DigestInvalid,
+    ImmutableTagDenied,
+    ManifestBlobUnknown,
+    ManifestUnknown,
+    NameUnknown,
+    RegistryError,
+)
 from storage.imports import ImportRecords
 from storage.interface import BlobWriter
 from storage.jobs import JSON
@@ -66,9 +74,9 @@ async def import_images(
     """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
     bytes. `name`: the name under which to import; None: the names in the file are used. `records`: tells which blobs
     this registry has. `own_host`: the host name under which clients know this registry, which is left out of names;
-    empty: not known. An immutable tag that points at another image stays, and is reported as a problem. Raises
-    ImageFileFailed, Denied (the name belongs to an upstream), and the errors of pushes. Content that was stored before
-    an error stays."""
+    empty: not known. An immutable tag that points at another image stays, and is reported as a problem. So is an image
+    with a manifest that an immutable tag needs with another media type. Raises ImageFileFailed, Denied (the name
+    belongs to an upstream), and the other errors of pushes. Content that was stored before an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
     # A referrer that has a name is also one of the named images.
     referrers = [tree for tree in trees if tree.root.subject is not None]
@@ -83,7 +91,7 @@ async def import_images(
         await importer.push(tree, references)
     await importer.push_referrers([tree for tree in referrers if not importer.has_stored(tree.root.digest)])
     return {
-        "images": sum(len(references) for _, references in targets) - importer.problems,
+        "images": importer.images,
         "manifests": importer.manifests,
         "new_blobs": importer.new_blobs,
         "present_blobs": importer.present_blobs,
@@ -162,8 +170,8 @@ class _Importer:
         self._verified: set[Digest] = set()
         """The blobs whose bytes in the file had the right digest."""
         self._refused: set[Digest] = set()
-        """The manifests that were stored in no repository because their tag is immutable, and the referrers of these
-        manifests."""
+        """The manifests of images that were refused because of an immutable tag, and the referrers of these."""
+        self.images = 0
         self.manifests = 0
         self.new_blobs = 0
         self.present_blobs = 0
@@ -174,23 +182,28 @@ class _Importer:
         return digest in self._stored
 
     async def push(self, tree: ImageTree, references: list[ImageReference]) -> None:
-        """Stores an image under all names, except for immutable tags that point at another manifest."""
+        """Stores an image under all names that immutable tags allow. Reports the others as problems."""
         by_repository: dict[RepositoryName, list[Tag]] = {}
         for repository, reference in references:
             assert isinstance(reference, Tag)
             by_repository.setdefault(repository, []).append(reference)
         for repo, named_tags in by_repository.items():
-            tags = await self._changeable_tags(repo, tree.root, named_tags)
+            tags = await self._changeable_tags(repo, tree, named_tags)
             if not tags:
-                self._refused.add(tree.root.digest)
                 continue
-            await self._push_to(repo, tree, tags)
+            try:
+                await self._push_to(repo, tree, tags)
+            except ImmutableTagDenied as error:
+                for tag in tags:
+                    self._report_problem(f"{repo}:{tag}", tree, error)
+                continue
+            self.images += len(tags)
             for tag in tags:
                 missing: list[Any] = list(tree.missing)
                 self._reporter.step("image", image=f"{repo}:{tag}", digest=tree.root.digest, missing=missing)
 
-    async def _changeable_tags(self, repo: RepositoryName, root: Manifest, tags: list[Tag]) -> list[Tag]:
-        """Returns those of the tags that may point at the manifest. Reports the other tags as problems."""
+    async def _changeable_tags(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> list[Tag]:
+        """Returns those of the tags that may point at the image. Reports the other tags as problems."""
         is_immutable = self._immutable_tags.in_repository(repo)
         changeable = []
         for tag in tags:
@@ -198,18 +211,22 @@ class _Importer:
             if is_immutable(tag):
                 with suppress(ManifestUnknown, NameUnknown):
                     current_digest = (await self._router.hosted.resolve_manifest(repo, tag)).digest
-            if current_digest is None or current_digest == root.digest:
+            if current_digest is None or current_digest == tree.root.digest:
                 changeable.append(tag)
             else:
-                self.problems += 1
-                reason = immutable_tag_denied(repo, tag, current_digest).message
-                self._reporter.step("problem", image=f"{repo}:{tag}", digest=root.digest, reason=reason)
+                self._report_problem(f"{repo}:{tag}", tree, immutable_tag_denied(repo, tag, current_digest))
         return changeable
+
+    def _report_problem(self, name: str, tree: ImageTree, error: ImmutableTagDenied) -> None:
+        """Reports that an image was not stored under a name."""
+        self.problems += 1
+        self._refused.update(tree.manifests)
+        self._reporter.step("problem", image=name, digest=tree.root.digest, reason=error.message)
 
     async def push_referrers(self, trees: list[ImageTree]) -> None:
         """Stores each referrer in the repositories that have its subject. Leaves out the referrers of images that were
-        not stored because of an immutable tag. Raises ImageFileFailed if a subject is not among the manifests of the
-        file."""
+        not stored because of an immutable tag. Reports a referrer as a problem if an immutable tag forbids to store it.
+        Raises ImageFileFailed if a subject is not among the manifests of the file."""
         waiting = list(trees)
         while waiting:
             storable = [tree for tree in waiting if tree.root.subject in self._stored]
@@ -226,8 +243,12 @@ class _Importer:
             for tree in storable:
                 assert tree.root.subject is not None
                 for repo in list(self._stored[tree.root.subject]):
-                    await self._push_to(repo, tree, [])
-                self._reporter.step("referrer", digest=tree.root.digest, subject=tree.root.subject)
+                    try:
+                        await self._push_to(repo, tree, [])
+                    except ImmutableTagDenied as error:
+                        self._report_problem(f"{repo}@{tree.root.digest}", tree, error)
+                if self.has_stored(tree.root.digest):
+                    self._reporter.step("referrer", digest=tree.root.digest, subject=tree.root.subject)
             waiting = [tree for tree in waiting if tree not in storable]
 
     async def _push_to(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> None:

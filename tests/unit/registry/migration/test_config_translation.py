@@ -9,6 +9,7 @@ import pytest
 
 from registry.cli.server_preparation import InsecureOpenError, check_insecure_open
 from registry.config import Settings
+from registry.config.field_types import MAX_DURATION_SECONDS
 from registry.config.settings_sources import load_settings
 from registry.migration.config_translation import translate
 from storage.imports import ImportInvalid
@@ -39,6 +40,9 @@ health:
     interval: 10s
     threshold: 3
 """
+
+SURROGATES = ('auth: {htpasswd: {path: "\\ud800"}}', 'http: {tls: {key: "/x\\udfff/y"}}', '"\\ud800": debug')
+"""Settings with half of a surrogate pair, which TOML does not allow."""
 
 FULL_SETTINGS = """
 version: 0.1
@@ -213,6 +217,14 @@ def test_upstream_other_than_docker_hub(tmp_path: Path, monkeypatch: pytest.Monk
         ("http: {addr: /run/registry.sock, net: unix}", "http.addr"),
         ("http: {host: 'https://x/path'}", "http.host"),
         ("http: {draintimeout: 5 parsecs}", "http.draintimeout"),
+        ("storage: {maintenance: {uploadpurging: {age: 0s}}}", "storage.maintenance.uploadpurging.age"),
+        ("http: {draintimeout: .inf}", "http.draintimeout"),
+        ("http: {draintimeout: 99999999999h}", "http.draintimeout"),
+        (f"http: {{draintimeout: {'9' * 99}}}", "http.draintimeout"),
+        (
+            f"storage: {{maintenance: {{uploadpurging: {{age: {MAX_DURATION_SECONDS + 1}}}}}}}",
+            "storage.maintenance.uploadpurging.age",
+        ),
         ("http: {tls: {clientauth: request-client-cert}}", "http.tls.clientauth"),
         ("log: {level: loud}", "log.level"),
         ("proxy: {remoteurl: nonsense}", "proxy.remoteurl"),
@@ -241,6 +253,7 @@ def test_values_without_a_counterpart(tmp_path: Path, monkeypatch: pytest.Monkey
         (f"http: {{addr: 0x{'f' * 5000}}}", "is not YAML: .*number with more than 100 characters"),
         (f"? {'9' * 5000}\n: debug", "is not YAML: .*number with more than 100 characters"),
         (f"log: {{level: {':'.join(['59'] * 5000)}}}", "is not YAML: .*number with more than 100 characters"),
+        *((text, "is not YAML: .*half of a surrogate pair") for text in SURROGATES),
         ("http: {addr: 2020-13-45}", "is not YAML: .*month must be in 1..12"),
         *((f"log: {{level: !!{value}}}", "is not YAML") for value in ("int ''", "int x", "float x", "bool x")),
         *((f"log: {{level: !!{value}}}", "is not YAML") for value in ("timestamp x", "binary é", "set [1]", "omap 1")),
@@ -256,12 +269,21 @@ def test_malformed_files_are_refused(text: str, reason: str) -> None:
     assert "\n" not in raised.value.message
 
 
-@pytest.mark.parametrize("value", ["9" * 5000, "0x" + "f" * 5000, "[" * 900, "2020-13-45", "!!int ''", "a: ["])
+@pytest.mark.parametrize(
+    "value", ["9" * 5000, "0x" + "f" * 5000, "[" * 900, "2020-13-45", "!!int ''", "a: [", '"\\ud800"']
+)
 def test_variables_that_are_not_yaml_are_text(value: str) -> None:
     """The value of an environment variable that cannot be read as YAML is a text."""
     assert "storage.maintenance.uploadpurging.age" in translate(
         "version: 0.1", {"REGISTRY_STORAGE_MAINTENANCE_UPLOADPURGING_AGE": value}
     )
+
+
+@pytest.mark.parametrize("value", ["/etc/\udc80", "[a, /etc/\udc80"])
+def test_variables_that_are_not_utf_8_are_refused(value: str) -> None:
+    """An environment variable whose bytes are no UTF-8, for which Python puts halves of surrogate pairs, is refused."""
+    with pytest.raises(ImportInvalid, match=r"REGISTRY_AUTH_HTPASSWD_PATH is not UTF-8$"):
+        translate("", {"REGISTRY_AUTH_HTPASSWD_PATH": value})
 
 
 def test_hostile_values_stay_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,15 @@ import io
 import json
 import lzma
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry.upkeep.images.file_sources import open_source
+from registry.upkeep.images import tar_archives
+from registry.upkeep.images.file_sources import SourceFile, open_source
 from registry.upkeep.images.found_images import FoundContent, find_images
 from registry.upkeep.images.image_writers import LayoutDirectory
 from storage.backups import ImageFileFailed
@@ -165,6 +167,151 @@ def test_broken_headers(tmp_path: Path) -> None:
     for name in ("chain.tar", "sparse.tar", "size.tar"):
         with pytest.raises(ImageFileFailed, match=name):
             find(tmp_path / name)
+
+
+def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE, data: bytes = b"") -> bytes:
+    """Returns the header of a member, and its data in whole blocks."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def pax(values: dict[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """Returns an extended header with these pax records."""
+    records = b""
+    for key, value in values.items():
+        record = f" {key}={value}\n".encode()
+        size = len(record) + 1
+        while len(str(size)) + len(record) != size:
+            size = len(str(size)) + len(record)
+        records += str(size).encode() + record
+    return header("pax", len(records), kind, records)
+
+
+def sparse(**values: str) -> bytes:
+    """Returns a sparse file of 1 EiB that has one byte."""
+    records = {f"GNU.sparse.{key}": value for key, value in values.items()}
+    return pax({**records, "GNU.sparse.size": str(1 << 60)}) + header("blob", 1, data=b"x")
+
+
+EMPTY = header("first")
+LONG = 1 << 24
+"""The size of an extended header that is too long."""
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        pax({"size": "-1536"}) + header("x"),
+        pax({"size": "-1536"}) + header("x", kind=b"9"),
+        pax({"size": "-512"}) + header("x"),
+        header("x", -512),
+        header("x", -1024),
+        header("x", -1024, b"9"),
+        header("x", -512, tarfile.GNUTYPE_LONGNAME) + header("y"),
+        header("x", -512, tarfile.XHDTYPE) + header("y"),
+        pax({"size": "0", "GNU.sparse.realsize": "-2048"}) + header("x"),
+    ],
+)
+def test_members_of_a_negative_size(tmp_path: Path, members: bytes) -> None:
+    """An archive whose members have a negative size, so that the next member begins before them, is refused. It would
+    have no end."""
+    (tmp_path / "x.tar").write_bytes(EMPTY + members + EMPTY + bytes(1024))
+    with pytest.raises(ImageFileFailed, match=r"x\.tar"):
+        find(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("names", [["same"] * 11, [f"name{number}" for number in range(11)]])
+def test_largest_number_of_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    """An archive may have MAX_MEMBERS files, also if they have the same name."""
+    monkeypatch.setattr(tar_archives, "MAX_MEMBERS", 10)
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"".join(header(name) for name in names[:10]) + bytes(1024))
+    with open_source(path) as source:
+        assert source.size(names[9]) == 0
+    path.write_bytes(b"".join(header(name) for name in names) + bytes(1024))
+    with pytest.raises(ImageFileFailed, match=r"x\.tar has more than 10 files"):
+        find(path)
+
+
+@pytest.mark.parametrize("compression", [*COMPRESSIONS, "tar"])
+@pytest.mark.parametrize("before", [b"", EMPTY])
+def test_long_names(tmp_path: Path, compression: str, before: bytes) -> None:
+    """A name that takes megabytes is refused before it is read. The longest path of a file system can be read."""
+    compress = COMPRESSIONS.get(compression, bytes)
+    path = tmp_path / "x"
+    path.write_bytes(
+        compress(before + header("long", LONG, tarfile.GNUTYPE_LONGNAME, b"a" * LONG) + EMPTY + bytes(1024))
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageFileFailed, match=r"has headers of more than 16384 bytes for one file"):
+            find(path)
+        assert tracemalloc.get_traced_memory()[1] < LONG
+    finally:
+        tracemalloc.stop()
+    name = "a/" * 2000 + "b"
+    path.write_bytes(compress(before + pax({"path": name}) + header("x", 1, data=b"1") + bytes(1024)))
+    with open_source(path) as source, source.open(name) as file:
+        assert file.read() == b"1"
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        header("long", LONG, tarfile.GNUTYPE_LONGLINK, b"a" * LONG),
+        header("long", LONG, tarfile.XHDTYPE, b"a" * LONG),
+        header("long", LONG, tarfile.XGLTYPE, b"a" * LONG),
+        header("long", LONG, tarfile.SOLARIS_XHDTYPE, b"a" * LONG),
+        pax({"path": "a" * 9000}) + pax({"path": "a" * 9000}),
+        pax({"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
+        + header("x", LONG, data=b"9999999\n" + b"1\n" * 10_000),
+    ],
+)
+def test_long_extended_headers(tmp_path: Path, members: bytes) -> None:
+    """The headers of one file are refused if they are longer than 16 KiB together, whatever they contain."""
+    (tmp_path / "x.tar").write_bytes(members + EMPTY + bytes(1024))
+    with pytest.raises(ImageFileFailed, match=r"x\.tar has headers of more than 16384 bytes for one file"):
+        find(tmp_path / "x.tar")
+
+
+def test_many_extended_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extended headers of all files are refused if they are longer than the limit together."""
+    monkeypatch.setattr(tar_archives, "MAX_EXTENDED_BYTES", 10 * 1024)
+    path = tmp_path / "x.tar"
+    path.write_bytes((pax({"path": "name"}) + header("x")) * 10 + bytes(1024))
+    with open_source(path) as source:
+        assert source.size("name") == 0
+    path.write_bytes((pax({"path": "name"}) + header("x")) * 11 + bytes(1024))
+    with pytest.raises(ImageFileFailed, match=r"x\.tar has extended headers of more than 10240 bytes"):
+        find(path)
+
+
+def test_many_global_records(tmp_path: Path) -> None:
+    """Hundreds of records for all files are refused: the parser goes through all of them for each file."""
+    records = pax({f"key{number}": "x" for number in range(200)}, tarfile.XGLTYPE)
+    (tmp_path / "x.tar").write_bytes(records + header("x") * 2 + bytes(1024))
+    with pytest.raises(ImageFileFailed, match=r"x\.tar has more than 100 pax records for all files"):
+        find(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("members", [sparse(map="0,1"), sparse(offset="0", numbytes="1")])
+def test_sparse_files(tmp_path: Path, members: bytes) -> None:
+    """A sparse file is refused: an archive of 3 KiB could have files of 1 EiB."""
+    (tmp_path / "x.tar").write_bytes(members + bytes(1024))
+    with pytest.raises(ImageFileFailed, match=r"x\.tar has the sparse file blob; pack the images without --sparse"):
+        find(tmp_path / "x.tar")
+
+
+def test_file_that_needs_too_much_memory() -> None:
+    """If the decompression of a file needs more memory than there is, the error names the archive and the file."""
+
+    class File(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise MemoryError
+
+    with pytest.raises(ImageFileFailed, match=r"^x\.tar is damaged or cut off at blob: MemoryError$"):
+        SourceFile("x.tar", "blob", File()).read()
 
 
 def test_names_in_an_archive_are_printed_without_control_characters(tmp_path: Path) -> None:

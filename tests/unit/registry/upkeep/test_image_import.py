@@ -1,7 +1,9 @@
-"""The import of a file with images (`entrepot import FILE`) gives no repository a blob whose bytes the file lacks."""
+"""The import of a file with images (`entrepot import FILE`) gives no repository a blob whose bytes the file lacks, and
+changes nothing that an immutable tag needs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from registry.upkeep.images.found_images import find_images
 from registry.upkeep.images.image_import import ImportName, import_images
 from storage.backups import ImageFileFailed
 from storage.composition import open_registry, prepare_data_dir
-from storage.content import Actor
-from storage.errors import BlobUnknown
-from storage.names import Digest, RepositoryName
+from storage.content import DOCKER_LIST, OCI_INDEX, Actor, Manifest, digest_of
+from storage.errors import BlobUnknown, ManifestUnknown
+from storage.names import Digest, RepositoryName, Tag
+from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
+from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from storage.upkeep.reporter import PlainReporter
 from tests.fakes.client_images import image, layer, noise, write_layout
 
@@ -79,3 +83,110 @@ async def test_blobs_of_another_repository_are_not_stored_again(store: StoredReg
     second = await import_layout(store, layout, "team/copy:v1")
     assert (second["new_blobs"], second["present_blobs"], second["size"]) == (0, len(SECRET.blobs), 0)
     assert (await store.resolve_blob(RepositoryName("team/copy"), Digest(SECRET_LAYER.digest))).size
+
+
+APP = RepositoryName("team/app")
+RULES = ImmutableTags([TagRule((NamePattern("**"),), (TagPattern("v*"),))])
+"""Makes tags that begin with `v` immutable."""
+
+
+@pytest.fixture
+async def strict_store(tmp_path: Path) -> AsyncIterator[StoredRegistry]:
+    """A store with the immutable tags of `RULES`."""
+    prepare_data_dir(tmp_path / "data")
+    async with open_registry(tmp_path / "data", immutable_tags=RULES) as opened:
+        yield opened
+
+
+def index_body(number: int, **fields: Any) -> bytes:
+    """Returns an index without a media type, so that its Content-Type decides. `number` makes it differ from others."""
+    return json.dumps({"schemaVersion": 2, "manifests": [], "annotations": {"n": str(number)}, **fields}).encode()
+
+
+def descriptor(body: bytes, media_type: str, **annotations: str) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": digest_of(body), "size": len(body), "annotations": annotations}
+
+
+def write_indexes(path: Path, named: dict[str, tuple[bytes, str]], *others: tuple[bytes, str]) -> Path:
+    """Writes a layout with these indexes of team/app, each with its media type, by tag. `others`: those without tag."""
+    files = {body for body, _ in (*named.values(), *others)}
+    (path / "blobs/sha256").mkdir(parents=True)
+    for body in files:
+        (path / "blobs/sha256" / digest_of(body).encoded).write_bytes(body)
+    entries = [
+        descriptor(body, media_type, **{"io.containerd.image.name": f"team/app:{tag}"})
+        for tag, (body, media_type) in named.items()
+    ]
+    entries += [descriptor(body, media_type) for body, media_type in others]
+    (path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    return path
+
+
+async def push_index(store: StoredRegistry, body: bytes, tag: str) -> None:
+    await store.put_manifest(APP, Manifest.parse(body, OCI_INDEX, digest_of(body)), [Tag(tag)], by=Actor("cli:ann"))
+
+
+async def import_indexes(store: StoredRegistry, layout: Path) -> tuple[Any, list[Any]]:
+    """Imports a layout. Returns the result and the problems."""
+    steps: list[Any] = []
+    router = Router(store, {}, store.is_known_repository, NamingRules())
+    reporter = PlainReporter(steps.append, lambda _: None)
+    with open_source(layout) as source:
+        result = await import_images(
+            *(router, find_images(source), None, Actor("cli:ann"), reporter, store.imports), immutable_tags=RULES
+        )
+    return result, [(step["image"], step["reason"]) for step in steps if step["event"] == "problem"]
+
+
+async def test_media_type_that_an_immutable_tag_needs(strict_store: StoredRegistry, tmp_path: Path) -> None:
+    """An image that would change the media type of an immutable tag's manifest, and an image with such a child, are
+    problems. The other images of the file are imported."""
+    needed, other = index_body(1), index_body(2)
+    parent = index_body(3, manifests=[descriptor(needed, DOCKER_LIST)])
+    await push_index(strict_store, needed, "v1")
+    layout = write_indexes(
+        tmp_path / "layout",
+        {"v1": (needed, DOCKER_LIST), "parent": (parent, OCI_INDEX), "dev": (other, OCI_INDEX)},
+    )
+    result, problems = await import_indexes(strict_store, layout)
+    reason = f"team/app:v1 is immutable and needs {digest_of(needed)} as {OCI_INDEX}; push it with this Content-Type"
+    assert problems == [("team/app:v1", reason), ("team/app:parent", reason)]
+    assert (result["images"], result["problems"]) == (1, 2)
+    assert (await strict_store.resolve_manifest(APP, Tag("dev"))).digest == digest_of(other)
+
+
+async def test_referrer_that_an_immutable_tag_needs(strict_store: StoredRegistry, tmp_path: Path) -> None:
+    """A referrer is a problem if the import would change its media type and an immutable tag points at it. Referrers of
+    this referrer are left out, and the other content of the file is imported."""
+    subject = index_body(1)
+    referrer = index_body(2, subject=descriptor(subject, OCI_INDEX))
+    second = index_body(3, subject=descriptor(referrer, OCI_INDEX))
+    last = index_body(4, subject=descriptor(subject, OCI_INDEX))
+    await push_index(strict_store, referrer, "v1")
+    layout = write_indexes(
+        *(tmp_path / "layout", {"dev": (subject, OCI_INDEX)}),
+        *((referrer, DOCKER_LIST), (second, OCI_INDEX), (last, OCI_INDEX)),
+    )
+    result, [(image_name, reason)] = await import_indexes(strict_store, layout)
+    assert image_name == f"team/app@{digest_of(referrer)}"
+    assert reason.startswith("team/app:v1 is immutable and needs")
+    assert (result["images"], result["problems"]) == (1, 1)
+    assert (await strict_store.resolve_manifest(APP, digest_of(last))).digest == digest_of(last)
+    with pytest.raises(ManifestUnknown):
+        await strict_store.resolve_manifest(APP, digest_of(second))
+
+
+async def test_referrer_of_a_child_of_a_refused_index(strict_store: StoredRegistry, tmp_path: Path) -> None:
+    """A referrer of a child of an index is left out if the index is refused."""
+    child = index_body(1)
+    parent = index_body(2, manifests=[descriptor(child, OCI_INDEX)])
+    referrer = index_body(3, subject=descriptor(child, OCI_INDEX))
+    await push_index(strict_store, index_body(4), "v1")
+    layout = write_indexes(
+        *(tmp_path / "layout", {"v1": (parent, OCI_INDEX), "dev": (index_body(5), OCI_INDEX)}),
+        (referrer, OCI_INDEX),
+    )
+    (layout / "blobs/sha256" / digest_of(child).encoded).write_bytes(child)
+    result, [(image_name, _)] = await import_indexes(strict_store, layout)
+    assert (image_name, result["images"], result["problems"]) == ("team/app:v1", 1, 1)
