@@ -66,21 +66,22 @@ Command = subprocess.Popen[str] | ForkedProcess
 
 
 @contextmanager
-def running_command(folder: Path, *args: str, before: tuple[str, ...] = ()) -> Iterator[Command]:
+def running_command(folder: Path, *args: str, before: tuple[str, ...] = (), first_lines: str = "") -> Iterator[Command]:
     """Runs the command during the block. With `before`, starts a new program with these words before the command.
-    Without, forks this process, which is faster."""
-    with _start(folder, list(args), before) as process:
+    Without, forks this process, which is faster; the process then runs the Python code `first_lines` first."""
+    with _start(folder, list(args), before, first_lines) as process:
         try:
             yield process
         finally:
             process.kill()
 
 
-def _start(folder: Path, args: list[str], before: tuple[str, ...]) -> Command:
+def _start(folder: Path, args: list[str], before: tuple[str, ...], first_lines: str) -> Command:
     """Starts the process of `running_command`."""
     if not before:
-        site = f"{STACK_DUMP}/sitecustomize.py"
-        return ForkedProcess("registry", *args, cwd=folder, env=command_environment(), site=site)
+        site = folder / "first_lines.py"
+        site.write_text(f"{Path(STACK_DUMP, 'sitecustomize.py').read_text()}\n{first_lines}\n")
+        return ForkedProcess("registry", *args, cwd=folder, env=command_environment(), site=str(site))
     return subprocess.Popen(
         [*before, sys.executable, "-m", "registry", *args],
         cwd=folder,
@@ -255,7 +256,12 @@ def test_second_signal(tmp_path: Path, numbers: tuple[int, int]) -> None:
     """If a command is still running after a first signal, a second signal ends it at once, with the exit code of the
     second signal."""
     prepare_data_dir(tmp_path / "data")
-    with holding(tmp_path / "data" / "locks" / "metadata"), running_command(tmp_path, "group", "add", "dev") as process:
+    # On a busy machine, the test may take longer than the usual time for the cleanup after the first signal.
+    more_time = "from registry.cli import interrupts\ninterrupts.CLEANUP_SECONDS = 600.0"
+    with (
+        holding(tmp_path / "data" / "locks" / "metadata"),
+        running_command(tmp_path, "group", "add", "dev", first_lines=more_time) as process,
+    ):
         until(lambda: is_waiting_for_lock(process), process)
         process.send_signal(numbers[0])
         until(lambda: has_received_signals(process), process)
