@@ -59,7 +59,9 @@ class ServerLimits:
     unsent_bytes: int = 32 * 1024 * 1024
     """Memory of one worker for response bodies of more than 64 KiB that clients have not received yet. Each counts as
     at most 256 KiB, the size of a slice, because the server writes the next slice only when the client has received
-    enough of the one before. A response that would exceed the limit is replaced by 503."""
+    enough of the one before."""
+    unsent_wait_seconds: float = 4.0
+    """How long a response waits if it would exceed `unsent_bytes`. After that it is replaced by 503."""
     certificate_check_seconds: float = 2.0
     """Time between two checks whether the certificate's files have changed. Every worker makes these checks."""
     timeout_check_seconds: float = 1.0

@@ -234,30 +234,35 @@ class AsgiExchange:
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
         """Writes a large body, or a large part of a body. `more`: whether other parts follow. For a whole body, first
-        reserves memory for one slice in the worker's budget; if the budget is used up, sends a 503 response."""
-        is_whole = bool(self._unsent_head) and not more
-        if is_whole:
+        reserves memory for one slice in the worker's budget; if the budget stays used up, sends a 503 response. Aborts
+        the connection if the client takes too long to receive a slice. Raises ClientDisconnected."""
+        if not self._unsent_head or more:
+            # A part reserves nothing: the application has to wait for the client before it sends the next part.
+            self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved
+            await self._write_large_part(body, more=more)
+            return
+        try:
             slice_bytes = min(len(body), RESPONSE_SLICE_BYTES)  # only one slice at a time is in the transport's buffer
-            if not self._context.unsent.reserve(slice_bytes):
+            is_reserved = await self._context.unsent.reserve(slice_bytes)
+            if self.body.is_disconnected:
+                raise ClientDisconnected
+            if not is_reserved:
                 log.warning("%s: answered 503: too many responses wait for slow clients", self._request_line())
                 body = self._start_error(503, "too many responses wait for slow clients; try again", "UNAVAILABLE")
-        else:  # a part reserves nothing: the application has to wait for the client before it sends the next part
-            self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved
-        if is_whole and len(body) > RESPONSE_SLICE_BYTES:
-            await self._write_whole(memoryview(body))
-        elif self._context.is_tls and len(body) > _LARGE_BYTES:
+            if len(body) > RESPONSE_SLICE_BYTES:
+                seconds = self._context.worker.limits.response_slice_seconds
+                await self._write_slices(memoryview(body), more=False, slice_seconds=seconds)
+            else:
+                await self._write_large_part(body, more=False)
+        finally:
+            self._context.unsent.finish()
+
+    async def _write_large_part(self, body: bytes, *, more: bool) -> None:
+        """Writes a large part of a body, over TLS in slices. `more`: whether other parts follow."""
+        if self._context.is_tls and len(body) > _LARGE_BYTES:
             await self._write_slices(memoryview(body), more=more)
         else:
             self._write_part(body, more=more)
-
-    async def _write_whole(self, body: memoryview) -> None:
-        """Writes a body of more than a slice in slices. Aborts the connection if the client takes too long to receive a
-        slice."""
-        try:
-            await self._write_slices(body, more=False, slice_seconds=self._context.worker.limits.response_slice_seconds)
-        finally:
-            if not self._context.is_tls:  # over TLS the last slice can still be in the transport's buffer
-                self._context.unsent.release()
 
     async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:
         """Writes `body` in slices. Returns when the transport's buffer is empty; over TLS, when it has only the last

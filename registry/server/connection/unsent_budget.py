@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from registry.memory_budget import MIB, MemoryBudget
 from registry.server.gate.connection_limit import MAX_CONNECTIONS, MAX_EVICTIONS, EvictableConnection
@@ -20,6 +21,10 @@ from registry.server.kernel import tcp_progress
 PIECES_BUDGET_BYTES = 48 * MIB
 """Size of a worker's budget for the pieces of files that are sent over TLS. Three quarters of it are for shares of more
 than 64 KiB (see `MemoryBudget`), so 288 clients have a piece at the same time."""
+_SEARCH_INTERVAL_SECONDS = 0.25
+"""Time between two searches for sent bytes, while a response waits for memory."""
+_WAITING_LIMITS = 2
+"""The responses that wait for memory may need this many times the budget together. A further one is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
 """While another client waits for memory, a client that takes longer than this for one piece (64 KiB) is cut off."""
 _MAX_WAIT_SECONDS = 600.0
@@ -42,41 +47,123 @@ class UnsentBudget:
     """The budget of one worker process: at most `limit_bytes` over all its connections. A single reservation of more
     than `limit_bytes` is accepted while nothing else in the budget is unsent.
 
-    Nothing tells the budget that bytes were sent. It looks at the shares only when the reserved bytes reach the limit,
-    and only until it has found enough bytes that were sent. So a reservation takes the same time whatever the number of
-    connections. If the clients do not receive, it looks at as many shares as fit into the budget: 512 of 64 KiB."""
+    A response that is written in slices counts with one slice from its start to its end, even at moments when the
+    transport has nothing to send: otherwise clients that request at the same moment could exceed the limit together,
+    because the kernel accepts the first slices of each. If a response does not fit, it waits in the order of arrival,
+    for at most `wait_seconds`. While it waits, its body is in memory. So the responses that wait may need at most
+    `_WAITING_LIMITS` times `limit_bytes` together.
 
-    def __init__(self, limit_bytes: int, clock: Callable[[], float]) -> None:
+    Nothing tells the budget that the last bytes of a response were sent. It looks at the shares only when the reserved
+    bytes reach the limit, and only until it has found enough bytes that were sent. So a reservation takes the same time
+    whatever the number of connections. If the clients do not receive, it looks at as many shares as fit into the
+    budget: 512 of 64 KiB."""
+
+    def __init__(self, limit_bytes: int, wait_seconds: float, clock: Callable[[], float]) -> None:
         """`clock` is the event loop's, in seconds."""
         self._limit_bytes = limit_bytes
+        self._wait_seconds = wait_seconds
         self._clock = clock
         self._shares: OrderedDict[UnsentShare, None] = OrderedDict()
         """The shares that have reserved bytes. Those that the budget has not looked at for the longest time come
         first."""
         self._reserved_bytes = 0
         """The sum of the bytes that the shares have reserved. Some of these bytes may have been sent already."""
+        self._waiting: dict[UnsentShare, _Request] = {}  # a queue, in the order of arrival
+        self._requested_bytes = 0  # the sum over `_waiting`
+        self._timer: asyncio.TimerHandle | None = None  # for the next call of `_search_room`
 
-    def try_reserve(self, share: UnsentShare, size: int) -> bool:
-        """Sets the number of reserved bytes of `share` to `size` and returns True if `size` more bytes fit into the
-        budget. If they do not fit, first closes connections whose clients have received nothing for a while, and checks
-        once more. Otherwise changes nothing and returns False."""
-        max_reserved_bytes = max(self._limit_bytes - size, 0)
-        if self._reserved_bytes > max_reserved_bytes and not self._release_sent(max_reserved_bytes):
-            self._evict_stalled()
-            if not self._release_sent(max_reserved_bytes):
-                return False
-        self.release(share)
-        share.reserved_bytes = size
-        self._shares[share] = None
-        self._reserved_bytes += size
-        return True
+    async def reserve(self, share: UnsentShare, size: int) -> bool:
+        """Sets the number of reserved bytes of `share` to `size` and returns True, when `size` more bytes fit into the
+        budget. Returns False if they do not fit in time, if too many shares wait, or if the connection is lost. If the
+        call is cancelled, the share may have reserved the bytes, so the caller must release it. A share may wait only
+        once at a time."""
+        if not self._waiting and self._make_room(size):
+            self._grant(share, size)
+            return True
+        if self._requested_bytes + size > _WAITING_LIMITS * self._limit_bytes:
+            return False
+        request = _Request(size, asyncio.get_running_loop().create_future())
+        self._waiting[share] = request
+        self._requested_bytes += size
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SEARCH_INTERVAL_SECONDS, self._search_room)
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                return await request.granted
+        except TimeoutError:
+            # The wait may have ended just before the timeout.
+            return not request.granted.cancelled() and request.granted.result()
+        finally:
+            if share in self._waiting:
+                self._stop_waiting(share)
+                self._grant_to_waiting()  # the next share may fit now, if it needs less than this one
 
     def release(self, share: UnsentShare) -> None:
-        """Sets the number of reserved bytes of `share` to 0. May be called repeatedly."""
+        """Sets the number of reserved bytes of `share` to 0, and gives them to the shares that wait. May be called
+        repeatedly."""
+        self._remove(share)
+        self._grant_to_waiting()
+
+    def close(self, share: UnsentShare) -> None:
+        """Releases the bytes of `share`, and ends its wait without bytes. May be called repeatedly."""
+        if share in self._waiting:
+            request = self._stop_waiting(share)
+            if not request.granted.done():
+                request.granted.set_result(False)
+        self.release(share)
+
+    def _remove(self, share: UnsentShare) -> None:
         if share.reserved_bytes:
             self._reserved_bytes -= share.reserved_bytes
-            share.reserved_bytes = 0
+            share.reserved_bytes, share.is_being_written = 0, False
             del self._shares[share]
+
+    def _grant(self, share: UnsentShare, size: int) -> None:
+        self._remove(share)
+        share.reserved_bytes, share.is_being_written = size, True
+        self._shares[share] = None
+        self._reserved_bytes += size
+
+    def _stop_waiting(self, share: UnsentShare) -> _Request:
+        request = self._waiting.pop(share)
+        self._requested_bytes -= request.size
+        return request
+
+    def _grant_to_waiting(self) -> None:
+        """Reserves the bytes of the shares that wait, in the order of arrival, as long as they fit."""
+        while self._waiting:
+            share, request = next(iter(self._waiting.items()))
+            # If `granted` is done here, the wait was cancelled or timed out, and its task has not run since.
+            if not request.granted.done():
+                if self._reserved_bytes > self._max_reserved_bytes(request.size):
+                    return
+                self._grant(share, request.size)
+                request.granted.set_result(True)
+            self._stop_waiting(share)
+
+    def _search_room(self) -> None:
+        """Searches for bytes that were sent, for the shares that wait. Is called again every
+        `_SEARCH_INTERVAL_SECONDS` while a share waits."""
+        self._timer = None
+        if self._waiting:
+            self._make_room(self._requested_bytes)
+            self._grant_to_waiting()
+        if self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(_SEARCH_INTERVAL_SECONDS, self._search_room)
+
+    def _max_reserved_bytes(self, size: int) -> int:
+        """Returns how many bytes may be reserved if `size` more bytes are to fit into the budget."""
+        return max(self._limit_bytes - size, 0)
+
+    def _make_room(self, size: int) -> bool:
+        """Returns whether `size` more bytes fit into the budget. If they do not fit, first releases the bytes that were
+        sent. If they still do not fit, closes connections whose clients have received nothing for a while, and checks
+        once more."""
+        max_reserved_bytes = self._max_reserved_bytes(size)
+        if self._reserved_bytes <= max_reserved_bytes or self._release_sent(max_reserved_bytes):
+            return True
+        self._evict_stalled()
+        return self._release_sent(max_reserved_bytes)
 
     def _release_sent(self, max_reserved_bytes: int) -> bool:
         """Releases shares whose bytes were sent until at most `max_reserved_bytes` are reserved. Returns whether that
@@ -85,10 +172,10 @@ class UnsentBudget:
             if self._reserved_bytes <= max_reserved_bytes:
                 break
             share = next(iter(self._shares))
-            if share.unsent_bytes():
+            if share.has_unsent_bytes():
                 self._shares.move_to_end(share)
             else:
-                self.release(share)
+                self._remove(share)
         return self._reserved_bytes <= max_reserved_bytes
 
     def _evict_stalled(self) -> None:
@@ -101,10 +188,18 @@ class UnsentBudget:
                 break
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    """The request of a share that waits for `size` bytes. The result of `granted` says whether it has reserved them."""
+
+    size: int
+    granted: asyncio.Future[bool]
+
+
 class UnsentShare:
     """The part of a worker's budget that one connection uses."""
 
-    __slots__ = ("_budget", "_connection", "_is_tls", "_transport", "reserved_bytes")
+    __slots__ = ("_budget", "_connection", "_is_tls", "_transport", "is_being_written", "reserved_bytes")
 
     def __init__(
         self, budget: UnsentBudget, connection: EvictableConnection, transport: asyncio.Transport, *, is_tls: bool
@@ -115,14 +210,27 @@ class UnsentShare:
         self._connection: EvictableConnection | None = connection
         self._transport = transport
         self._is_tls = is_tls
+        self.is_being_written = False
+        """Whether the response may have bytes that the transport does not have yet. Only the budget sets this."""
         self.reserved_bytes = 0
         """How many bytes of the budget the connection uses. Only the budget changes this number."""
 
-    def reserve(self, size: int) -> bool:
-        """Sets the number of reserved bytes to `size` and returns True. Returns False, and leaves the number unchanged,
-        if `size` more bytes do not fit into the budget. In this check, bytes that this connection has reserved before
-        count until they are sent."""
-        return self._budget.try_reserve(self, size)
+    async def reserve(self, size: int) -> bool:
+        """Waits until `size` more bytes fit into the budget, sets the number of reserved bytes to `size` and returns
+        True. Returns False, and leaves the number unchanged, if they do not fit in time, if too many other responses
+        wait, or if the connection is lost. In this check, bytes that this connection has reserved before count until
+        they are sent.
+
+        The bytes count as unsent until `finish` or `release` is called. If the call is cancelled, the bytes may be
+        reserved, so the caller must call one of the two."""
+        return await self._budget.reserve(self, size)
+
+    def finish(self) -> None:
+        """Called when nothing more of the response will be written: from now on its bytes count only until they are
+        sent. May be called repeatedly."""
+        self.is_being_written = False
+        if not self._is_tls:  # over TLS, sent bytes can still be in the transport's second buffer
+            self.release_if_sent()
 
     def release(self) -> None:
         """Returns the reserved bytes to the budget. May be called repeatedly."""
@@ -134,19 +242,18 @@ class UnsentShare:
             self.release()
 
     def close(self) -> None:
-        """Called when the connection is lost: returns the reserved bytes to the budget, and removes the reference to
-        the connection, so that its memory can be freed."""
-        self.release()
+        """Called when the connection is lost: returns the reserved bytes to the budget, ends a wait for bytes, and
+        removes the reference to the connection, so that its memory can be freed."""
+        self._budget.close(self)
         self._connection = None
 
-    def unsent_bytes(self) -> int:
-        """Returns the number of reserved bytes, or 0 if the transport has no written bytes in memory any more. With TLS
-        the transport has a second buffer, of unknown size. So with TLS the result is 0 only when the client's kernel
-        has acknowledged all bytes."""
-        if not self.reserved_bytes:
-            return 0
-        is_unsent = self._transport.get_write_buffer_size() or (self._is_tls and self._unacknowledged())
-        return self.reserved_bytes if is_unsent else 0
+    def has_unsent_bytes(self) -> bool:
+        """Returns whether the response is still being written, or the transport has written bytes in memory. With TLS
+        the transport has a second buffer, of unknown size. So with TLS the result is False only when the client's
+        kernel has acknowledged all bytes."""
+        if self.is_being_written or self._transport.get_write_buffer_size():
+            return True
+        return self._is_tls and bool(self._unacknowledged())
 
     def evict_if_stalled(self, now: float) -> bool:
         """Closes the connection if its client has received nothing for a while. Returns whether it did. `now` is in

@@ -40,7 +40,7 @@ def uvicorn_protocol_class(
         ) -> None:
             if not workers:
                 loop, used_limits = _loop or asyncio.get_running_loop(), limits or ServerLimits()
-                budget = UnsentBudget(used_limits.unsent_bytes, loop.time)
+                budget = UnsentBudget(used_limits.unsent_bytes, used_limits.unsent_wait_seconds, loop.time)
                 app = config.loaded_app
                 workers.append(WorkerContext(app, loop, used_limits, budget, server_state, app_state, proxies))
             super().__init__(workers[0])

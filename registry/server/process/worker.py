@@ -203,7 +203,7 @@ class Worker:
             app,
             loop,
             self._options.limits,
-            UnsentBudget(self._options.limits.unsent_bytes, loop.time),
+            UnsentBudget(self._options.limits.unsent_bytes, self._options.limits.unsent_wait_seconds, loop.time),
             state=self._state,
             lifespan_state=lifespan_state,
             proxies=self._options.listener_options.proxies,

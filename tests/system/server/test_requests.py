@@ -381,6 +381,10 @@ def test_number_of_headers_is_limited(server: AppProcess) -> None:
         assert server.send_and_read_all(request).startswith(b"HTTP/1.1 %d " % status)
 
 
+LARGE_GET = b"GET /whole?size=8388608 HTTP/1.1\r\nHost: test\r\n\r\n"
+"""A request for a response of 8 MiB, more than the kernel accepts for a client that does not read."""
+
+
 def _connect_with_small_buffer(running: AppProcess) -> socket.socket:
     """Opens a connection with a small receive buffer, which is full soon if the test does not read."""
     sock = socket.socket()
@@ -391,28 +395,40 @@ def _connect_with_small_buffer(running: AppProcess) -> socket.socket:
 
 
 def test_unread_responses_are_limited_over_all_clients(start: Start) -> None:
-    """The server limits the total size of the responses that clients do not read. Beyond the limit, clients get 503
-    instead of large responses. Once the slow clients have disconnected, large responses are sent again."""
-    running = start(limits={"unsent_bytes": 2 * 1024 * 1024})
-    request = b"GET /whole?size=8388608 HTTP/1.1\r\nHost: test\r\n\r\n"
+    """The server limits the total size of the responses that clients do not read: eight slices fit into this limit.
+    Beyond the limit, clients get 503 instead of large responses. Once the slow clients have disconnected, large
+    responses are sent again."""
+    running = start(limits={"unsent_bytes": 2 * 1024 * 1024, "unsent_wait_seconds": 0.05})
 
     def status() -> int:
         with running.connect() as sock:
-            sock.sendall(request)
+            sock.sendall(LARGE_GET)
             return read_response(sock)[0]
 
     with contextlib.ExitStack() as stack:
         statuses = []
         for _ in range(32):
             sock = stack.enter_context(_connect_with_small_buffer(running))
-            sock.sendall(request)
+            sock.sendall(LARGE_GET)
             statuses.append(sock.recv(12)[-3:])
-        assert statuses[0] == b"200"
-        assert statuses.count(b"503") >= 8
+        assert statuses == [b"200"] * 8 + [b"503"] * 24
         assert status() == 503
     wait_for(lambda: status() == 200)
     assert "too many responses wait for slow clients" in running.errors
     assert "Traceback" not in running.errors
+
+
+def test_simultaneous_large_responses_wait_for_memory(start: Start) -> None:
+    """Twenty clients request large responses at the same moment and read them. Eight slices fit into the limit, so the
+    other responses wait, and all clients get their response."""
+    running = start(limits={"unsent_bytes": 2 * 1024 * 1024, "unsent_wait_seconds": 60.0})
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(running.connect()) for _ in range(20)]
+        for sock in socks:
+            sock.sendall(LARGE_GET)
+        for sock in socks:
+            status, _, body = read_response(sock)
+            assert (status, len(body)) == (200, 8 << 20)
 
 
 def test_large_response_counts_with_one_slice(start: Start) -> None:
@@ -422,7 +438,7 @@ def test_large_response_counts_with_one_slice(start: Start) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(7):
             sock = stack.enter_context(_connect_with_small_buffer(running))
-            sock.sendall(b"GET /whole?size=8388608 HTTP/1.1\r\nHost: test\r\n\r\n")
+            sock.sendall(LARGE_GET)
             assert sock.recv(12)[-3:] == b"200"
 
 

@@ -106,7 +106,7 @@ async def site(tmp_path: Path) -> AsyncIterator[HeadSite]:
         login = {"authorization": await app.user("root", admin=True)}
         store: Any = app.app.service.access.management.upkeep.store  # type: ignore[union-attr]
         await add_image(store, APP, "v1", [b"layer" * 100_000])
-        worker = WorkerContext(app.app, loop, ServerLimits(), UnsentBudget(1 << 20, loop.time))
+        worker = WorkerContext(app.app, loop, ServerLimits(), UnsentBudget(1 << 20, 0.1, loop.time))
         listening = await loop.create_server(lambda: RegistryProtocol(worker), "127.0.0.1", 0)
         async with listening, asyncio.timeout(60):
             client = HttpClient(listening.sockets[0].getsockname()[1])

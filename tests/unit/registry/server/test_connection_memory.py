@@ -73,7 +73,7 @@ def no_automatic_collection() -> Iterator[None]:
 async def test_a_lost_connection_is_freed_at_once(no_automatic_collection: None, sent: bytes) -> None:
     """A lost connection leaves neither a reference cycle nor a task, whatever part of a request it had received."""
     loop = asyncio.get_running_loop()
-    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(0, loop.time))
+    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(0, 0.1, loop.time))
     connection = RegistryProtocol(worker)
     transport = RecordingTransport()
     connection.connection_made(transport)
@@ -101,7 +101,7 @@ async def test_pipelined_requests_take_little_memory(no_automatic_collection: No
         await answering.wait()
         await app(scope, receive, send)
 
-    worker = WorkerContext(waiting_app, loop, ServerLimits(), UnsentBudget(0, loop.time))
+    worker = WorkerContext(waiting_app, loop, ServerLimits(), UnsentBudget(0, 0.1, loop.time))
     connections = [RegistryProtocol(worker) for _ in range(100)]
     transports = [RecordingTransport() for _ in connections]
     for connection, transport in zip(connections, transports, strict=True):
@@ -128,7 +128,7 @@ async def test_requests_after_a_chunked_body_take_little_memory() -> None:
     """The end of a chunked body can arrive in one read with many further requests. If these have more than 16 KiB, the
     server ignores them, and the connection ends after the response to the request with this body."""
     loop = asyncio.get_running_loop()
-    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(0, loop.time))
+    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(0, 0.1, loop.time))
     connection, transport = RegistryProtocol(worker), RecordingTransport()
     connection.connection_made(transport)
     for sent in (CHUNKED_POST, b"3\r\nabc\r\n0\r\n\r\n" + GET * (MAX_HELD_BYTES // len(GET) + 1)):

@@ -87,7 +87,7 @@ def make_worker(max_clients: int, slow_seconds: float = 60.0) -> WorkerContext:
     """Returns a worker that has memory for pieces of `max_clients` clients at the same time. While another client waits
     for memory, the worker cuts off a client that needs more than `slow_seconds` for a piece."""
     loop = asyncio.get_running_loop()
-    worker = WorkerContext(no_app, loop, ServerLimits(), UnsentBudget(0, loop.time))
+    worker = WorkerContext(no_app, loop, ServerLimits(), UnsentBudget(0, 0.1, loop.time))
     budget_bytes = max_clients * RESERVED_BYTES * 4 // 3  # a quarter of the budget is kept for smaller shares
     return replace(
         worker, piece_memory=MemoryBudget(budget_bytes, "parts of blobs", wait_seconds=60, slow_seconds=slow_seconds)

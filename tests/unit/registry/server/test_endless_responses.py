@@ -41,7 +41,7 @@ class EndlessApp:
 async def serving(app: EndlessApp) -> AsyncIterator[tuple[WorkerContext, asyncio.StreamReader, asyncio.StreamWriter]]:
     """Serves `app`, and yields the worker and a connection of a client that has sent a request."""
     loop = asyncio.get_running_loop()
-    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(1 << 20, loop.time))
+    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(1 << 20, 0.1, loop.time))
     listening = await loop.create_server(lambda: RegistryProtocol(worker), "127.0.0.1", 0)
     async with listening, asyncio.timeout(60):
         reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())

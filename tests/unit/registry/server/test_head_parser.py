@@ -49,7 +49,7 @@ class RequestCounter:
 @pytest.fixture
 async def context() -> ConnectionContext:
     loop = asyncio.get_running_loop()
-    worker = WorkerContext(app, loop, ServerLimits(header_bytes=1000), UnsentBudget(0, loop.time))
+    worker = WorkerContext(app, loop, ServerLimits(header_bytes=1000), UnsentBudget(0, 0.1, loop.time))
     return ConnectionContext.for_transport(worker, asyncio.Transport(), NoConnection())
 
 

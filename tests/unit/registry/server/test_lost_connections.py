@@ -82,7 +82,7 @@ class WaitingServer:
 @pytest.fixture
 async def server() -> AsyncIterator[WaitingServer]:
     loop, app = asyncio.get_running_loop(), WaitingApp()
-    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(1 << 20, loop.time))
+    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(1 << 20, 0.1, loop.time))
     listening = await loop.create_server(lambda: RegistryProtocol(worker), "127.0.0.1", 0)
     async with listening, asyncio.timeout(60):
         yield WaitingServer(worker, app, listening.sockets[0].getsockname()[1])
@@ -192,7 +192,7 @@ async def test_unsent_file_is_not_counted(tmp_path: Path) -> None:
         app: Any = FileApp(file)
         transport = FullTransport(server_end)
         transport.protocol = protocol = RegistryProtocol(
-            WorkerContext(app, loop, ServerLimits(), UnsentBudget(1 << 30, loop.time))
+            WorkerContext(app, loop, ServerLimits(), UnsentBudget(1 << 30, 0.1, loop.time))
         )
         protocol.connection_made(transport)
         request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"

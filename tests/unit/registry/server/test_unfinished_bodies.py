@@ -73,7 +73,7 @@ async def test_unfinished_bodies_are_no_errors(
     monkeypatch.setattr(PageLimits, "page", recorded_page)
     loop = asyncio.get_running_loop()
     async with running_app(tmp_path / "data") as site:
-        worker = WorkerContext(site.app, loop, ServerLimits(), UnsentBudget(1 << 20, loop.time))
+        worker = WorkerContext(site.app, loop, ServerLimits(), UnsentBudget(1 << 20, 0.1, loop.time))
         listening = await loop.create_server(lambda: RegistryProtocol(worker), "127.0.0.1", 0)
         async with listening, asyncio.timeout(60):
             client = PartialClient(site.app, listening.sockets[0].getsockname()[1])
