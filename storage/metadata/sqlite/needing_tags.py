@@ -27,9 +27,9 @@ from storage.names import Digest, RepositoryName
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 MAX_TAGS_WITHOUT_LOCK: Final = 64
-"""A manifest that more than this number of tags need is changed while the process holds a lock, so that it changes only
-one such manifest at a time. Otherwise hundreds of changes could share one transaction, which would take long. The
-number is that of the tags that one push can set."""
+"""A manifest that more than this number of tags need, or that more than this number of indexes contain, is changed
+while the process holds a lock, so that it changes only one such manifest at a time. Otherwise hundreds of changes could
+share one transaction, which would take long. The number is that of the tags that one push can set."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
 _SET_TAGS: Final = """
@@ -44,6 +44,9 @@ WITH RECURSIVE needing (id, repository, digest) AS (
     JOIN manifest m ON m.id = c.manifest)
 SELECT t.name FROM needing n CROSS JOIN tag t ON t.manifest = n.id"""
 """Finds the tags that need a manifest. With CROSS JOIN, SQLite does not read all tags of the store."""
+_INDEXES_OF_MANIFEST: Final = """
+SELECT m.id, m.digest FROM manifest_child c JOIN manifest m ON m.id = c.manifest
+ WHERE c.repository = ? AND c.digest = ? LIMIT ?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,8 @@ class NeedingTagsCheck:
         must not run in a transaction that changes something. Raises NameUnknown, ManifestUnknown, Denied."""
         newest = newest_entry(db)
         if self.is_immutable is not nothing_immutable:
-            self._refuse_immutable(db, _TAGS_NEEDING_MANIFEST, Target.find(db, repo, digest))
+            target = Target.find(db, repo, digest)
+            self._refuse_immutable(db, target, _TAGS_NEEDING_MANIFEST, target.manifest_id)
         return newest
 
     def check(self, db: apsw.Connection, target: Target, checked_to: int | None) -> bool:
@@ -96,9 +100,25 @@ class NeedingTagsCheck:
         return self._check_few(db, target) if checked_to is None else self._check_changes(db, target, checked_to)
 
     def _check_few(self, db: apsw.Connection, target: Target) -> bool:
-        """Checks the tags that need the manifest. Returns False if there are too many. Raises Denied."""
-        sql = f"{_TAGS_NEEDING_MANIFEST} LIMIT ?"
-        return self._refuse_immutable(db, sql, target, MAX_TAGS_WITHOUT_LOCK + 1) <= MAX_TAGS_WITHOUT_LOCK
+        """Checks the tags that need the manifest. Returns False if there are too many of them, or too many indexes
+        through which tags may need it. Raises Denied.
+
+        Reads the indexes one after another, because SQLite would find all of them in one step of
+        `_TAGS_NEEDING_MANIFEST`, whatever the limit."""
+        limit = MAX_TAGS_WITHOUT_LOCK + 1
+        tags, seen, unread = 0, {target.manifest_id}, [(target.manifest_id, target.digest)]
+        while unread:
+            manifest_id, digest = unread.pop()
+            tags += self._refuse_immutable(
+                db, target, "SELECT name FROM tag WHERE manifest = ? LIMIT ?", manifest_id, limit
+            )
+            rows: list[Any] = db.execute(_INDEXES_OF_MANIFEST, (target.repository, digest, limit)).fetchall()
+            new = [(index_id, index_digest) for index_id, index_digest in rows if index_id not in seen]
+            seen.update(index_id for index_id, _ in new)
+            unread += new
+            if tags > MAX_TAGS_WITHOUT_LOCK or len(seen) > limit:
+                return False
+        return True
 
     def _check_changes(self, db: apsw.Connection, target: Target, checked_to: int) -> bool:
         """Checks the tags that were set after the entry `checked_to` of the tag history. Older tags need no second
@@ -108,12 +128,13 @@ class NeedingTagsCheck:
         immutable_tags = [tag for (tag,) in rows if self.is_immutable(tag)]
         if immutable_tags:
             sql = f"{_TAGS_NEEDING_MANIFEST} WHERE t.name IN (SELECT value FROM json_each(?))"
-            self._refuse_immutable(db, sql, target, json.dumps(immutable_tags))
+            self._refuse_immutable(db, target, sql, target.manifest_id, json.dumps(immutable_tags))
         return len(rows) <= _MAX_CHANGED_TAGS
 
-    def _refuse_immutable(self, db: apsw.Connection, sql: str, target: Target, *parameters: object) -> int:
-        """Raises Denied if a tag that the statement finds is immutable. Otherwise returns the number of these tags."""
-        count, cursor = 0, db.execute(sql, (target.manifest_id, *parameters))
+    def _refuse_immutable(self, db: apsw.Connection, target: Target, sql: str, *values: int | str) -> int:
+        """Raises Denied if a tag that the statement finds is immutable. Otherwise returns the number of these tags.
+        `values`: those for the statement."""
+        count, cursor = 0, db.execute(sql, values)
         try:
             for (tag,) in cursor:
                 if self.is_immutable(tag):

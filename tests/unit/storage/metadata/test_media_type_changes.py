@@ -62,6 +62,26 @@ async def test_one_of_many_tags_is_immutable(store: StoredRegistry) -> None:
     assert await stored_type(store) == OCI_INDEX
 
 
+@pytest.mark.parametrize("immutable_tag", ["", "release"])
+async def test_many_indexes_are_not_checked_during_a_transaction(store: StoredRegistry, immutable_tag: str) -> None:
+    """If many indexes without a tag list the manifest, the tags that need it are searched while no transaction runs. An
+    immutable tag of one of these indexes is found."""
+    await store.put_manifest(APP, INDEX, by=BY)
+    indexes = [index_of([INDEX.descriptor], annotations={"number": str(number)}) for number in range(100)]
+    for index in indexes:
+        await store.put_manifest(APP, index, by=BY)
+    await store.put_manifest(APP, indexes[50], [Tag("release")], by=BY)
+    rule = TagRule(immutable_tag)
+    rule.may_go_on.set()
+    if immutable_tag:
+        with pytest.raises(Denied, match=f"release is immutable and needs {INDEX.digest}"):
+            await push_other_type(store, rule)
+    else:
+        await push_other_type(store, rule)
+        assert await stored_type(store) == DOCKER_LIST
+    assert set(rule.checked_tags) - {"metadata"}
+
+
 async def test_immutable_tag_that_is_pushed_during_the_check(store: StoredRegistry) -> None:
     """If an immutable tag is pushed after the check of very many tags, the push with another media type is refused."""
     await store.put_manifest(APP, INDEX, MANY_TAGS, by=BY)
