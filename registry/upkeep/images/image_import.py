@@ -230,12 +230,13 @@ class _Importer:
         waiting = list(trees)
         while waiting:
             storable = [tree for tree in waiting if tree.root.subject in self._stored]
-            refused_now = [tree for tree in waiting if tree not in storable and tree.root.subject in self._refused]
-            self._refused.update(tree.root.digest for tree in refused_now)
-            waiting = [tree for tree in waiting if tree not in refused_now]
-            if refused_now and not storable:
-                continue  # the next round refuses the referrers of these referrers
             if not storable:
+                # Only now: a referrer that was refused under its tag may have been stored without it in the last round.
+                refused_now = [tree for tree in waiting if tree.root.subject in self._refused]
+                if refused_now:
+                    self._refused.update(tree.root.digest for tree in refused_now)
+                    waiting = [tree for tree in waiting if tree not in refused_now]
+                    continue  # the next round refuses the referrers of these referrers
                 raise ImageFileFailed(
                     f"{self._content.source.label} has no manifest {waiting[0].root.subject}, to which "
                     f"{waiting[0].root.digest} refers"

@@ -1,5 +1,5 @@
 """The import of a file with images (`entrepot import FILE`) gives no repository a blob whose bytes the file lacks, and
-changes nothing that an immutable tag needs."""
+does not change the media type of a manifest that an immutable tag needs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def assert_not_in_evil(store: StoredRegistry) -> None:
         await store.resolve_blob(EVIL, Digest(SECRET_LAYER.digest))
 
 
-async def test_file_without_a_blob_gives_no_blob_of_another_repository(store: StoredRegistry, tmp_path: Path) -> None:
+async def test_a_missing_blob_is_not_taken_from_another_repository(store: StoredRegistry, tmp_path: Path) -> None:
     """The layout names a layer that it does not contain, and another repository has that layer. The import fails, and
     the repository does not get the layer."""
     layout = write_layout(tmp_path / "layout", {"v1": SECRET})
@@ -63,7 +63,7 @@ async def test_file_without_a_blob_gives_no_blob_of_another_repository(store: St
     await assert_not_in_evil(store)
 
 
-async def test_file_with_other_bytes_gives_no_blob_of_another_repository(store: StoredRegistry, tmp_path: Path) -> None:
+async def test_a_damaged_blob_is_not_taken_from_another_repository(store: StoredRegistry, tmp_path: Path) -> None:
     """The file of the layer has the right name and size, but other bytes than the layer in another repository. The
     import fails, and the repository does not get the layer."""
     layout = write_layout(tmp_path / "layout", {"v1": SECRET})
@@ -108,7 +108,8 @@ def descriptor(body: bytes, media_type: str, **annotations: str) -> dict[str, An
 
 
 def write_indexes(path: Path, named: dict[str, tuple[bytes, str]], *others: tuple[bytes, str]) -> Path:
-    """Writes a layout with these indexes of team/app, each with its media type, by tag. `others`: those without tag."""
+    """Writes a layout with indexes of team/app. `named`: the body and the media type, by tag. `others`: those of the
+    indexes without a tag."""
     files = {body for body, _ in (*named.values(), *others)}
     (path / "blobs/sha256").mkdir(parents=True)
     for body in files:
@@ -190,3 +191,19 @@ async def test_referrer_of_a_child_of_a_refused_index(strict_store: StoredRegist
     (layout / "blobs/sha256" / digest_of(child).encoded).write_bytes(child)
     result, [(image_name, _)] = await import_indexes(strict_store, layout)
     assert (image_name, result["images"], result["problems"]) == ("team/app:v1", 1, 1)
+
+
+async def test_referrer_of_a_referrer_without_its_immutable_tag(strict_store: StoredRegistry, tmp_path: Path) -> None:
+    """A named referrer cannot get its tag, because the tag is immutable and points at another manifest. The referrer is
+    stored without the tag, and so are its own referrers."""
+    subject = index_body(1)
+    referrer = index_body(2, subject=descriptor(subject, OCI_INDEX))
+    last = index_body(3, subject=descriptor(referrer, OCI_INDEX))
+    await push_index(strict_store, index_body(4), "v1")
+    layout = write_indexes(
+        *(tmp_path / "layout", {"dev": (subject, OCI_INDEX), "v1": (referrer, OCI_INDEX)}), (last, OCI_INDEX)
+    )
+    result, [(image_name, _)] = await import_indexes(strict_store, layout)
+    assert (image_name, result["images"], result["problems"]) == ("team/app:v1", 1, 1)
+    for body in (referrer, last):
+        assert (await strict_store.resolve_manifest(APP, digest_of(body))).digest == digest_of(body)
