@@ -13,6 +13,7 @@ from typing import Protocol
 
 from registry.mirror.mirror import Mirror
 from registry.mirror.warm.targets import Platform, choose_manifests, platform_name
+from registry.single_flight import cancel_and_wait
 from storage.content import INDEXES, Descriptor, Manifest
 from storage.errors import DigestInvalid, ManifestUnknown, NameUnknown, RegistryError, UpstreamUnavailable
 from storage.interface import Reader, Registry
@@ -97,14 +98,14 @@ class Warmer:
 
     async def warm(self, images: Sequence[ImageReference]) -> list[WarmResult]:
         """Fetches the images and returns their results in the same order. If one image fails, still fetches the others.
-        If this call is cancelled, the mirror keeps the bytes that it has fetched, also those of incomplete blobs."""
+        An error that is no RegistryError ends the call; no image is fetched after that. If this call is cancelled, the
+        mirror keeps the bytes that it has fetched, also those of incomplete blobs."""
+        image_tasks = [asyncio.ensure_future(self._warm_image(image)) for image in images]
         try:
-            return await asyncio.gather(*map(self._warm_image, images))
+            return await asyncio.gather(*image_tasks)
         finally:
-            running = [task for task in self._blob_tasks.values() if not task.done()]
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await cancel_and_wait(image_tasks)  # first, because an image starts tasks for its blobs
+            await cancel_and_wait(self._blob_tasks.values())
 
     async def _warm_image(self, image: ImageReference) -> WarmResult:
         """Fetches one image and returns its result."""
