@@ -51,8 +51,9 @@ log = logging.getLogger("storage.metadata")
 def checkpoint_log_pages(reserve_bytes: int) -> int:
     """Returns the number of pages of the log from which on a checkpoint runs. `reserve_bytes`: the full size of the
     reserve, which is small on a small disk. On a full disk, a checkpoint lets the database file grow by up to the size
-    of the log. Half of the reserve has to be left then, for the logs of the next deletes."""
-    return min(CHECKPOINT_LOG_PAGES, reserve_bytes // (2 * PAGE_BYTES))
+    of the log. Half of the reserve has to be left then, for the logs of the next deletes. The reserve is empty on a
+    file system that does not tell its size; there is nothing to be left then."""
+    return min(CHECKPOINT_LOG_PAGES, reserve_bytes // (2 * PAGE_BYTES)) or CHECKPOINT_LOG_PAGES
 
 
 class WriteAheadLog:

@@ -26,7 +26,7 @@ from storage.errors import StorageFailed, StorageFull
 from storage.metadata.sqlite.commit_thread import Change, CommitThread
 from storage.metadata.sqlite.cross_process_change_counter import DataVersion
 from storage.metadata.sqlite.database import connect
-from storage.metadata.sqlite.write_ahead_log import CHECKPOINT_LOG_PAGES
+from storage.metadata.sqlite.write_ahead_log import CHECKPOINT_LOG_PAGES, checkpoint_log_pages
 
 
 class LogSyncs(apsw.VFS):
@@ -186,3 +186,9 @@ async def test_no_commit_succeeds_while_the_old_log_is_needed(
         reader.execute("ROLLBACK")
     await run_until_stored(writer, add_repository("three"))
     assert names_without_log(tmp_path / "data", tmp_path / "copy") == {"one", "two"}
+
+
+def test_checkpoints_without_a_reserve_run_as_often_as_with_a_large_one() -> None:
+    """A file system that does not tell its size has an empty reserve. Then not every commit is followed by a
+    checkpoint."""
+    assert checkpoint_log_pages(0) == CHECKPOINT_LOG_PAGES
