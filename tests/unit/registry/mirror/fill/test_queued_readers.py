@@ -120,6 +120,15 @@ def open_partial_files(site: MirrorSite) -> list[str]:
     return [path for path in paths if path.startswith(str(site.data / "partials"))]
 
 
+@asynccontextmanager
+async def two_workers(site: MirrorSite) -> AsyncIterator[tuple[MirrorWorker, MirrorWorker]]:
+    """Two workers that have the manifest: the first one in `MIRRORED_REPO`, the second one in `OTHER`."""
+    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
+        await worker_2.mirror.get_manifest(OTHER, TAG)
+        yield worker_1, worker_2
+
+
 def all_right(bodies: Sequence[bytes]) -> bool:
     """Returns whether the bodies are the bytes of `SPANS`, in this order."""
     return all(body == expected(span) for body, span in zip(bodies, SPANS, strict=True))
@@ -136,9 +145,7 @@ async def test_readers_get_the_bytes_of_the_partial_that_replaces_a_deleted_one(
     partial. Its readers, which were opened before, get the bytes of the new partial, whole or in ranges, and close the
     deleted file."""
     site.upstream.faults.errors[UPSTREAM_REPO] = error
-    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
-        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
-        await worker_2.mirror.get_manifest(OTHER, TAG)
+    async with two_workers(site) as (worker_1, worker_2):
         async with all_connections_taken(worker_1):
             failing = await open_queued(worker_1, MIRRORED_REPO)
             readers = [await open_queued(worker_2, OTHER, span) for span in SPANS]
@@ -151,9 +158,7 @@ async def test_readers_get_the_bytes_of_the_partial_that_replaces_a_deleted_one(
 async def test_late_reader_gets_the_bytes_of_the_new_partial(site: MirrorSite) -> None:
     """A queued reader from which nothing is read until the fill has ended gets the bytes of the fill's last partial."""
     site.upstream.faults.errors[UPSTREAM_REPO] = Denied("no")
-    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
-        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
-        await worker_2.mirror.get_manifest(OTHER, TAG)
+    async with two_workers(site) as (worker_1, worker_2):
         async with all_connections_taken(worker_1):
             failing = await open_queued(worker_1, MIRRORED_REPO)
             late = await open_queued(worker_2, OTHER)
@@ -166,9 +171,7 @@ async def test_closed_reader_leaves_its_descriptor_alone(site: MirrorSite, tmp_p
     """The descriptor of a closed reader may be that of another file by the time the partial is replaced. This file
     stays open."""
     site.upstream.faults.errors[UPSTREAM_REPO] = Denied("no")
-    async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
-        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
-        await worker_2.mirror.get_manifest(OTHER, TAG)
+    async with two_workers(site) as (worker_1, worker_2):
         async with all_connections_taken(worker_1):
             failing = await open_queued(worker_1, MIRRORED_REPO)
             closed, reader = [await open_queued(worker_2, OTHER) for _ in range(2)]
