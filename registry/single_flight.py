@@ -110,8 +110,9 @@ async def finish_in_thread(call: Callable[[], T]) -> T:
     """Runs `call` in a thread of the event loop's pool and returns its result. Raises the errors of `call`.
 
     If the caller is cancelled, waits for the end of `call` before it raises CancelledError. A thread cannot be stopped,
-    and a lock that the caller holds around this call must not become free while the thread works. A read is cancelled
-    when its client disconnects, so without this wait, clients could make any number of threads work at once."""
+    and a lock that the caller holds around this call must not become free while the thread works. If `call` reads for a
+    client, the caller is cancelled when the client disconnects. Without the wait, the caller would release its slot
+    while the thread still works, so clients could make any number of threads work at once."""
     running_call = asyncio.ensure_future(asyncio.to_thread(call))
     try:
         return await asyncio.shield(running_call)

@@ -60,7 +60,7 @@ class EvictedImage:
 
 @dataclass(frozen=True, slots=True)
 class DroppedLinks:
-    """Links of repositories to blobs that were removed. `links`: their number. `bytes`: size of the blobs that have no
+    """The removed links of repositories to blobs. `links`: their number. `bytes`: size of the blobs that have no
     link any more, so that garbage collection frees them."""
 
     links: int
@@ -113,14 +113,14 @@ class CachedImagePage:
 class EvictionRules:
     """The rules about images that are not evicted. `is_kept`: returns whether the images of a repository are never
     evicted. `downloading`: the digests of blobs that are being downloaded now; an image that refers to one of them
-    stays. `incomplete_since`: an image that lacks some of its blobs stays if it was pulled after this time (seconds
-    since 1970), because a client may be pulling it. `cooldowns`: while a cooldown holds back a newer image, clients get
-    the older image; the older image stays, because the upstream may no longer have it; None: there are no cooldowns.
-    Images that a frozen tag points at stay in any case."""
+    stays. `keep_incomplete_pulled_after`: an image that lacks some of its blobs stays if it was pulled after this time
+    (seconds since 1970), because a client may be pulling it. `cooldowns`: while a cooldown holds back a newer image,
+    clients get the older image; the older image stays, because the upstream may no longer have it; None: there are no
+    cooldowns. Images that a frozen tag points at stay in any case."""
 
     is_kept: IsKept
     downloading: Set[Digest]
-    incomplete_since: float
+    keep_incomplete_pulled_after: float
     cooldowns: Cooldowns | None = None
 
 
@@ -132,10 +132,10 @@ class CachedImages(Protocol):
         self, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor
     ) -> EvictedImage | bool:
         """Checks a few images of these upstreams, least recently pulled ones first. Evicts the first image that the
-        rules allow to evict, in one transaction, and returns the image. If the rules allow none of these evictions,
-        returns True if more images are left to check, otherwise False. `started`: time at which this eviction began
-        (seconds since 1970). In one eviction, the store checks each image only once. `by`: the actor that the audit log
-        names.
+        rules allow to evict, in one transaction, and returns the image. If the rules allow the eviction of none of
+        them, returns True if more images are left to check, otherwise False. `started`: time at which this series of
+        calls began (seconds since 1970). In one series, the store checks each image only once. `by`: the actor that the
+        audit log names.
 
         If an image that may be evicted has very many tags, deletes only a part of them, so that the transaction stays
         short, and returns True. The next call goes on with this image, and `EvictedImage.tags` then has only the tags
@@ -145,15 +145,15 @@ class CachedImages(Protocol):
     async def plan(
         self, upstreams: Sequence[str], rules: EvictionRules, bytes_to_free: int, usage_scope: str
     ) -> list[EvictedImage]:
-        """Returns the images that would be evicted to free this number of bytes in the usage scope `usage_scope`
-        (`storage.usage`), in order. Here `EvictedImage.bytes` is the number of bytes that the eviction frees in that
-        scope. Changes nothing. Runs in a thread."""
+        """Returns the images that would be evicted to free this number of bytes in the usage scope `usage_scope` (a set
+        of repositories whose stored bytes are counted, see `storage.usage`), in order. Here `EvictedImage.bytes` is the
+        number of bytes that the eviction frees in that scope. Changes nothing. Runs in a thread."""
         ...
 
     async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> DroppedLinks:
         """Removes links of mirrored repositories to blobs that no manifest of the repository refers to, if no client
-        used the blob after the time `before` (seconds since 1970). Removes at most a few hundred links, and none only
-        if no such link is left."""
+        used the blob after the time `before` (seconds since 1970). Removes at most a few hundred links. If it
+        removes none, no such link is left."""
         ...
 
     async def summary(self, upstream: str) -> CacheSummary:

@@ -95,8 +95,8 @@ class Consistency(Protocol):
         ...
 
     async def check_database(self) -> list[Problem]:
-        """Checks the database file itself. Returns problems of the kind DATABASE, after which nothing else can be
-        checked, and at most one problem of the kind SEARCH_INDEX."""
+        """Checks the database file itself. Returns problems of the kind DATABASE, and at most one problem of the kind
+        SEARCH_INDEX. If there is one of the kind DATABASE, nothing else can be checked."""
         ...
 
     async def check(self, area: str, after: Key | None) -> CheckedPage:

@@ -64,5 +64,5 @@ def parse_report(out: str, size: int) -> LoadReport:
         raise TrialFailed(f"{report['errors']} of {report['requests']} requests failed")
     if report["bytes"] < size * report["requests"]:
         wanted = f"{report['requests']} bodies of {size} bytes"
-        raise TrialFailed(f"the bodies are too short: {wanted} make more than {report['bytes']} bytes")
+        raise TrialFailed(f"{wanted} were expected, and only {report['bytes']} bytes came")
     return LoadReport(report["requests"], report["microseconds"] / 1e6, report["p50"] / 1e3, report["p99"] / 1e3)

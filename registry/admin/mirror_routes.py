@@ -26,7 +26,7 @@ from storage.cached_images import MAX_LISTED_IMAGES, CachedImage, ImageOrder
 from storage.names import RepositoryName, parse_reference
 
 MAX_IMAGE_TEXT_CHARACTERS: Final = 255
-"""How many characters a text to filter cached images by may have."""
+"""Maximum length, in characters, of the text that cached images are filtered by."""
 MAX_IMAGES_ON_A_PAGE: Final = 100
 ReferenceText = Annotated[str, Field(max_length=MAX_REFERENCE_CHARACTERS, examples=["ubuntu:24.04"])]
 
@@ -87,16 +87,19 @@ class ImageToRefresh(BodyModel):
 
 class RefreshResponse(BaseModel):
     """What a refresh has found. `new`: the image was not cached. `unchanged`, `changed`: the tag points at the same
-    digest as before, or at another one. `frozen`: the upstream was not asked, because the tag is frozen. `cached`: the
-    manifest of the digest is cached. `fetched-later`: the next pull fetches it."""
+    digest as before, or at another one. `frozen`: the upstream was not asked, because the tag is frozen. For an
+    image that is named by its digest: `cached`: its manifest is cached. `fetched-later`: it is not cached, and the next
+    pull fetches it."""
 
     outcome: RefreshOutcome
     digest: str
     before: str | None = Field(description="The digest before, if the tag has changed")
-    held_back_until: datetime | None = Field(description="Until when a cooldown holds the digest back")
+    held_back_until: datetime | None = Field(
+        description="Until when a cooldown (the time before clients get a new digest) holds the digest back"
+    )
     served: str | None = Field(description="What pulls get while the digest is held back")
     unblocked_blobs: int = Field(
-        description="Number of blobs that came with corrupt bytes and can be requested again now"
+        description="Number of blobs that were blocked after corrupt bytes and can be requested again now"
     )
 
     @classmethod

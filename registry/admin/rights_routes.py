@@ -43,9 +43,9 @@ class RepositoryRightsResponse(BaseModel):
 
 class RightsResponse(BaseModel):
     """What an account may do. `account` is null for a client without a login. If `stored` is false, the store has no
-    such account, and this is what an account of that name in the htpasswd file may do. An account that is not `enabled`
-    may do nothing. If `admin` or `open` is true, grants do not matter. `repositories`: the repositories that the name
-    can mean, one or two."""
+    such account, and the response is about an account of that name in the htpasswd file. An account that is not
+    `enabled` may do nothing. If `admin` or `open` is true, grants do not matter. `repositories`: the repositories that
+    the name can mean, one or two."""
 
     account: str | None
     stored: bool
@@ -70,7 +70,9 @@ class RightsResponse(BaseModel):
 async def explain_rights_on(
     request: Request,
     caller: LoggedInCaller,
-    repository: Annotated[str, Query(description="As clients call it", max_length=255, examples=["team/app"])],
+    repository: Annotated[
+        str, Query(description="The repository's name in image references", max_length=255, examples=["team/app"])
+    ],
     account: Annotated[
         str | None,
         Query(alias="for", description="If omitted, your own account; `anonymous`: without a login", max_length=80),
@@ -78,7 +80,7 @@ async def explain_rights_on(
 ) -> RightsResponse:
     """Shows what an account may do on a repository, and by which grants. You may ask about your own account and about
     clients without a login, an admin about every account. Groups that an OpenID provider names at a login, and limits
-    of API tokens, are not counted."""
+    of API tokens, are not taken into account."""
     name = visible_account(caller, account)
     policy = request.app.service.access.policy
     return RightsResponse.from_explanation(await explain_rights(policy, name, RepositoryName(repository)))

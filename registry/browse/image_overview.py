@@ -26,10 +26,11 @@ from storage.tag_listing import ManifestFacts, TagListing
 MAX_PAGE_PLATFORMS: Final = 2_000
 """How many platforms one page lists. Of further platforms, the page shows only the number."""
 _MAX_CHILDREN_READ: Final = 500
-"""How many manifests that indexes list are read for one page. The sizes of further ones are not shown."""
+"""How many children of indexes (the manifests that an index lists) are read for one page. The sizes of further ones are
+not shown."""
 _MAX_PAGE_BYTES: Final = 32 * 1024 * 1024
-"""How many bytes of manifests are read for one page. In addition, the same number of bytes may be read of manifests
-that indexes list."""
+"""How many bytes of manifests are read for one page. In addition, the same number of bytes may be read of children of
+indexes."""
 _MAX_ATTESTATIONS_READ: Final = 2
 """How many of BuildKit's attestations of one index are read, to find out whether they contain an SBOM."""
 _BATCH: Final = 10
@@ -38,8 +39,9 @@ _BATCH: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What is shown of one manifest. `more_platforms`: how many entries of an index are not shown. `children`: for an
-    index, the summaries of its manifests that the repository has, by digest."""
+    """What is shown of one manifest. `more_platforms`: how many entries of an index are not shown. `marks`: whether it
+    has a signature, an SBOM and so on. `children`: for an index, the summaries of its manifests that the repository
+    has, by digest."""
 
     summary: ManifestSummary
     platforms: Sequence[PlatformView]

@@ -1,5 +1,6 @@
-"""Decides how long the mirror serves cached manifests (`Freshness`) and "not found" answers (`NegativeCache`) without
-asking the upstream registry again. The rules follow RFC 9111 and RFC 5861, which are about HTTP caches.
+"""Decides how long the mirror serves cached answers about manifests (`Freshness`) and "not found" answers about blobs
+(`NegativeCache`) without asking the upstream registry again. The rules follow RFC 9111 and RFC 5861, which are about
+HTTP caches.
 
 A cached manifest that is requested by digest never expires. After the upstream has answered about a tag, the tag is
 *fresh* for its time to live (TTL): the cached copy is served. Then the tag is *stale* for another TTL: the cached copy

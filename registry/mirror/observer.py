@@ -14,8 +14,8 @@ class MirrorObserver(Protocol):
     loop. They return immediately and raise nothing."""
 
     def request(self, endpoint: str, repo: str) -> AbstractContextManager[object]:
-        """Returns a context manager that traces the requests to one endpoint for one manifest, blob or list. The
-        requests are sent inside its `with` block. `endpoint`: the URL of the endpoint, without secrets. `repo`: the
+        """Returns a context manager that traces the requests to one endpoint for one manifest, blob or list of tags.
+        The requests are sent inside its `with` block. `endpoint`: the URL of the endpoint, without secrets. `repo`: the
         repository's name at the upstream."""
         ...
 
@@ -45,8 +45,9 @@ class MirrorObserver(Protocol):
         ...
 
     def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
-        """Called at the end of each fill. `error`: why it failed; None: the blob is stored. `is_abandoned`: whether the
-        fill was stopped because no client of this process needs the blob, or because the process stops."""
+        """Called at the end of each fill. `error`: why it failed; None: the blob is stored, or the fill was abandoned.
+        `is_abandoned`: whether the fill was stopped because no client of this process needs the blob, or because the
+        process stops."""
         ...
 
 

@@ -2,8 +2,8 @@
 
 Names, labels and values are those of Distribution's `registry/handlers/app.go`, `registry/proxy/proxymetrics.go` and
 `registry/storage/driver/base/base.go`. There are three differences. Durations have the buckets of our own metrics. The
-size of a request is the size of its body, without its head. The storage actions are calls on our registry: each call
-counts as the driver's action of which it mainly consists.
+size of a request is the size of its body, without its head. Entrepot has no storage driver: each call of the
+`Registry` interface counts as the driver's action that makes up most of its work.
 """
 
 from __future__ import annotations

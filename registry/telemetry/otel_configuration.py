@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 _DEFAULT_INTERVAL_SECONDS: Final = 60.0
-"""Time between two times at which metrics are sent, if no variable sets it."""
+"""Interval at which metrics are sent, if no variable sets it."""
 
 
 class OtelUnavailable(Exception):
@@ -28,7 +28,7 @@ def are_metrics_sent(endpoint: str | None, environment: Mapping[str, str] = os.e
 
 
 def metrics_interval(environment: Mapping[str, str] = os.environ) -> float:
-    """Returns the seconds between two times at which metrics are sent: `OTEL_METRIC_EXPORT_INTERVAL`, which is in
+    """Returns the interval at which metrics are sent, in seconds: `OTEL_METRIC_EXPORT_INTERVAL`, which is in
     milliseconds, or a minute."""
     try:
         milliseconds = float(environment.get("OTEL_METRIC_EXPORT_INTERVAL", ""))

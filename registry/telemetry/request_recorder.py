@@ -12,8 +12,8 @@ from registry.telemetry.metrics import Metrics
 from registry.telemetry.recent_clients import RecentClients
 from registry.telemetry.tracing import Tracing
 
-MAX_KNOWN_CELLS: Final = 4096
-"""Largest number of kinds of requests for which the numbers of the cells are cached."""
+MAX_CACHED_RESULTS: Final = 4096
+"""Largest number of results of `RequestRecorder._find_cells` that are cached."""
 _ROUTES_BY_PREFIX: Final = {
     "api": "api",
     "token": "token",
@@ -153,7 +153,7 @@ class RequestRecorder:
         cells[request_cell] += 1
         if end.is_complete:
             metrics.seconds.observe(cells, seconds_cell, end.seconds)
-        # The cells with the bytes are the sources of the sums of both histograms (`Metrics`).
+        # Counts only in the buckets: the sums of both histograms are read from the cells with the bytes (`Metrics`).
         cells[metrics.request_sizes.bucket(request_size_cell, end.received_bytes)] += 1
         cells[metrics.response_sizes.bucket(response_size_cell, end.sent_bytes)] += 1
         if end.received_bytes:
@@ -174,7 +174,7 @@ class RequestRecorder:
             metrics.received_bytes.cell(route),
             metrics.sent_bytes.cell(route),
         )
-        if len(self._cached_cells) < MAX_KNOWN_CELLS:
+        if len(self._cached_cells) < MAX_CACHED_RESULTS:
             self._cached_cells[route, method, status] = cell_numbers
         return cell_numbers
 

@@ -77,7 +77,7 @@ async def is_due(damage: DamageRecords, every: float, now: float) -> bool:
     of the last round. The first round starts when the oldest blob is `every` seconds old, because younger blobs need no
     check yet. A round that has not ended continues `CONTINUE_SECONDS` after its last progress, or `every` seconds if
     that is shorter. If the start of such an interval is in the future, because the clock was set back
-    (`storage.future_times`), the interval is over."""
+    (`storage.future_times`), the interval counts as over."""
     newest = await damage.rounds(1)
     if not newest:
         oldest = await damage.oldest_blob_created()

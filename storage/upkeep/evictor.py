@@ -302,7 +302,7 @@ class Evictor:
         return EvictionRules(
             self.limits.is_kept,
             await self._list_downloads(),
-            incomplete_since=self._clock() - INCOMPLETE_SECONDS,
+            keep_incomplete_pulled_after=self._clock() - INCOMPLETE_SECONDS,
             cooldowns=self.limits.cooldowns,
         )
 

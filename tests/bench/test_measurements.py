@@ -88,7 +88,7 @@ def test_report_of_failed_requests_fails(out: str) -> None:
 
 def test_report_of_short_bodies_fails() -> None:
     """A report with fewer received bytes than the expected bodies have raises TrialFailed."""
-    with pytest.raises(TrialFailed, match="more than 5000 bytes"):
+    with pytest.raises(TrialFailed, match="only 5000 bytes"):
         parse_report(f"BENCH {GOOD_REPORT}", size=51)
 
 

@@ -106,11 +106,9 @@ def _check_host(entries: list[RegistryEntry], host: MirroredHost, target: Target
         findings.insert(0, ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({entry.file})"))
     for narrower_entry in entries:
         if narrower_entry.prefix.startswith(f"{host.prefix}/") and not any(
-            _registry_sources(narrower_entry, host, target)
+            _mirror_sources(narrower_entry, host, target)
         ):
-            what = (
-                f"{narrower_entry.file} has a [[registry]] for {narrower_entry.prefix} of its own, without this mirror"
-            )
+            what = f"{narrower_entry.file} has a separate [[registry]] for {narrower_entry.prefix}, without this mirror"
             why = "the longest prefix counts, so these images are pulled without this registry"
             findings.append(
                 warning(CHECK, what, why, "give it the same mirror, or remove it", file=narrower_entry.file)
@@ -127,25 +125,25 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lin
             why = "podman refuses a location with a scheme: URI schemes are not supported"
             yield problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
             return
-    registry_source = next(_registry_sources(entry, host, target), None)
-    if registry_source is None:
-        yield _other_registry_finding(entry, host, target, sources, lines)
+    mirror_source = next(_mirror_sources(entry, host, target), None)
+    if mirror_source is None:
+        yield _wrong_mirror_finding(entry, host, target, sources, lines)
         return
-    if target.address.is_plain_http and registry_source.get("insecure") is not True:
-        what = f"the mirror {registry_source.get('location')} in {entry.file} lacks insecure = true"
+    if target.address.is_plain_http and mirror_source.get("insecure") is not True:
+        what = f"the mirror {mirror_source.get('location')} in {entry.file} lacks insecure = true"
         why = f"the registry speaks plain HTTP; podman tries TLS, fails, and pulls from {host.server}"
         yield problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
-    if registry_source is not sources[0]:
+    if mirror_source is not sources[0]:
         what = f"{entry.file} names {sources[0].get('location')} before this registry"
         yield warning(CHECK, what, "podman asks this registry only if that fails", "put this registry's mirror first")
-    by_digest = entry.values.get("mirror-by-digest-only") is True and registry_source is not entry.values
-    if by_digest or registry_source.get("pull-from-mirror") == "digest-only":
+    by_digest = entry.values.get("mirror-by-digest-only") is True and mirror_source is not entry.values
+    if by_digest or mirror_source.get("pull-from-mirror") == "digest-only":
         what, why = f"{entry.file} uses the mirror only for pulls by digest", f"tags are pulled from {host.server}"
         step = "remove mirror-by-digest-only or pull-from-mirror"
         yield problem(CHECK, what, why, step, file=entry.file)
 
 
-def _registry_sources(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterator[dict[str, Any]]:
+def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterator[dict[str, Any]]:
     """Yields the sources of an entry that lead to this registry's mirror of the host. The sources of an entry are its
     mirrors and the entry itself. If the entry's prefix has a path, the location needs the same path: an entry for
     `docker.io/team` needs `HOST/docker.io/team`, where HOST is this registry."""
@@ -161,18 +159,20 @@ def _registry_sources(entry: RegistryEntry, host: MirroredHost, target: Target) 
             yield source
 
 
-def _other_registry_finding(
+def _wrong_mirror_finding(
     entry: RegistryEntry, host: MirroredHost, target: Target, sources: list[dict[str, Any]], lines: str
 ) -> Finding:
-    """Returns the finding for an entry that does not lead to this registry."""
+    """Returns the finding for an entry that does not lead to this registry's mirror of the host."""
     same_host_source = next((source for source in sources if _host(source) == target.address.host), None)
     if same_host_source is not None:
         what = f"the mirror {same_host_source['location']} in {entry.file} has the wrong path"
         why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.name}"
         return problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
     # The last source is the location of the entry itself; all sources before it are mirrors.
-    mirrors = ", ".join(str(source.get("location")) for source in sources[:-1]) or "no mirror"
-    what = f"{entry.file} has {mirrors} for {host.prefix}, and not this registry"
+    mirrors = ", ".join(str(source.get("location")) for source in sources[:-1])
+    what = f"{entry.file} has no mirror for {host.prefix}"
+    if mirrors:
+        what = f"{entry.file} has {mirrors} as mirrors for {host.prefix}, but not this registry"
     return problem(CHECK, what, "podman pulls without this registry", _WRITE_STEP, file=DROP_IN, lines=lines)
 
 

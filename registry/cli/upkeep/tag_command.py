@@ -19,7 +19,8 @@ HELP = "Show what a tag pointed at in the past, and move, restore or delete it. 
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 TagArgument = Annotated[str, typer.Argument(metavar="REPO:TAG", help="The tag, such as team/app:v1.")]
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Change the tag even if it is immutable. The audit log says so.")
+    bool,
+    typer.Option("--force", help="Change the tag even if it is immutable. The audit log records the use of --force."),
 ]
 MoveJsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 _PAGE_SIZE = 1000
@@ -34,8 +35,8 @@ Examples:
   entrepot tag history team/app:v1
   entrepot tag history team/app --limit 1000 --json
 
-The last column says whether a tag can point at the manifest of that line: yes; yes, because it was deleted but is
-still kept; or no, because garbage collection has removed it.""",
+The last column says whether a tag can be pointed at the manifest of that line again: "yes"; "yes, it was deleted", if
+the deleted manifest is still kept; or "no", if garbage collection has removed it.""",
 )
 def history(
     reference: Annotated[str, typer.Argument(metavar="REPO[:TAG]", help="A tag, or a repository for all of its tags.")],
@@ -89,7 +90,7 @@ def _row(change: TagChange) -> tuple[str, ...]:
 
 @app.command(
     "restore",
-    help="Give a tag back what it pointed at before it was moved or deleted.",
+    help="Point a tag at what it pointed at before it was moved or deleted.",
     epilog="""\b
 Examples:
   entrepot tag restore team/app:v1
@@ -98,7 +99,8 @@ Examples:
   entrepot tag restore team/app:v1 --to sha256:9f86d08…
 
 Without --to and --at, the tag gets what it pointed at before its last change. If the image was deleted, it is put back
-with its platforms and its referrers, such as signatures. That is possible for the time gc.grace in the settings.""",
+with its platforms and its referrers, such as signatures. That is possible until the time gc.grace (in the settings) has
+passed since the deletion.""",
 )
 def restore(
     reference: TagArgument,

@@ -42,12 +42,12 @@ def command_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send_command(sock: socket.socket, number: int, name: str, payload: bytes | None = None) -> None:
-    """Sends a command. Raises OSError if the worker has ended, or if the socket is full, because the worker has not
-    read many earlier commands."""
+    """Sends a command. Raises OSError if the worker has ended, or if the socket is full, because many
+    earlier commands are still unread."""
     if payload is None:
         sock.send(f"{number} {name}".encode())
         return
-    file = os.memfd_create("configuration")
+    file = os.memfd_create("command-payload")
     try:
         with open(file, "wb", closefd=False) as stream:
             stream.write(payload)
@@ -93,7 +93,7 @@ class CommandReceiver:
             return
         except OSError:
             data, files = b"", []
-        if not data:  # the supervisor has ended; the worker exits because it watches `alive_pipe` (see `Handover`)
+        if not data:  # the supervisor has ended; the worker exits because it watches `alive_pipe`
             self._loop.remove_reader(self._sock)
             return
         number, name = data.decode().split(" ", 1)

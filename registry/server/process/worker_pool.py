@@ -72,7 +72,8 @@ class WorkerPool:
         return [worker for worker in self.workers.values() if not worker.exit_expected]
 
     def fork(self, index: int) -> WorkerProcess:
-        """Forks a worker. Returns only in the supervisor; the child runs the worker and exits. Raises OSError."""
+        """Forks the worker with the number `index`. Returns only in the supervisor; the child runs the worker and
+        exits. Raises OSError."""
         limit = self._options.listener_options.per_address_limit
         column = None if limit is None else limit.claim_column()
         try:
@@ -163,7 +164,8 @@ class WorkerPool:
                 self._on_answer(worker, answer)
 
     def command(self, worker: WorkerProcess, number: int, name: str, payload: bytes | None = None) -> bool:
-        """Sends a command. Returns False if the worker cannot get the command, because the worker has ended or does not
+        """Sends a command. `number`: the number of the command, which the worker's answer repeats; 0: nothing waits for
+        the answer. Returns False if the worker cannot get the command, because the worker has ended or does not
         read."""
         try:
             send_command(worker.commands, number, name, payload)

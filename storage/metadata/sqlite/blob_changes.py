@@ -12,7 +12,8 @@ seconds since 1970.
 - `place` is the key under which the blob store finds the blob's bytes.
 - `boot` identifies the boot of the machine during which an upload's bytes were written. A restart of the machine may
   lose bytes that were not synced to the disk; a restart of the server does not.
-- `repository` and `blob` are row ids; `repo` and `digest` name the same repository and blob.
+- `repository` and `blob` are row ids; `repo` and `digest` name the same repository and blob. Only in the table
+  `upload`, `repository` is the name.
 - `by` is the actor (an account or a command) that the audit log names.
 """
 
@@ -96,9 +97,9 @@ def add_link(
     db: apsw.Connection, repository: int, blob: int, digest: Digest, now: float, *, is_confirmed: bool = False
 ) -> None:
     """Adds the repository's link to the blob, or updates it if it exists. Queues the link if no manifest of the
-    repository refers to the blob yet. `is_confirmed`: whether a client pushed the blob to this repository, or the
-    mirror downloaded it for this repository from the upstream (the registry that the repository mirrors). A link that
-    is already confirmed stays confirmed.
+    repository refers to the blob yet. `is_confirmed`: whether it is certain that the repository has the blob: a client
+    pushed the blob to this repository, or the mirror downloaded it for this repository from the upstream (the registry
+    that the repository mirrors). A link that is already confirmed stays confirmed.
 
     Raises QuotaExceeded if the blob does not fit into a quota."""
     try:
@@ -132,9 +133,9 @@ def add_blob(
 
 
 def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> bool:
-    """Adds to the repository a blob that did not come through an upload session, such as a mirrored one. (`add_blob`
-    adds an uploaded blob.) The blob store must have the blob's bytes at `place`. Returns whether the blob was damaged
-    before."""
+    """Adds a stored blob to the repository. Called directly for a blob that did not come through an upload session,
+    such as a mirrored one; for an uploaded blob, `add_blob` calls it. The blob store must have the blob's bytes at
+    `place`. Returns whether the blob was damaged before."""
     blob = db.execute(
         "INSERT INTO blob (digest, size, place, created) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",
@@ -284,9 +285,10 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
     refers to the blob, this function removes the entry from the queue. If a client used the blob after `before`, the
     grace period starts again at the time of that use.
 
-    Before this function removes the link, it removes the deleted manifests of the repository whose grace period is
-    over, because these manifests may refer to the blob. If there are more such manifests than one transaction should
-    remove, it removes some of them and keeps the entry for the next call."""
+    A deleted manifest is kept for a grace period, in which it can be restored. Before this function removes the link,
+    it removes the deleted manifests of the repository whose period is over, because they may need the blob. If there
+    are more such manifests than one transaction should remove, it removes some of them and keeps the entry for the next
+    call."""
     if not _is_queued(db, entry.repository, entry.digest, before):
         return False  # the link is no longer queued, or it was queued again after `before`
     link = _unreferenced_link(db, entry.repository, entry.digest)
@@ -304,8 +306,9 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
 def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkPreview:
     """Returns whether `drop_link` would remove the link, and whether this would free the blob. The blob is freed if
-    `drop_link` would also remove all its other links. Only the link of the repository with the highest row id reports
-    that it frees the blob, so that previews of all links to one blob look at each link at most twice."""
+    `drop_link` would also remove all its other links. Of all links to a blob, only that of the repository with the
+    highest row id reports that it frees the blob. So the blob is counted once, and only the preview of that link has to
+    check the others."""
     link = _unreferenced_link(db, entry.repository, entry.digest)
     if not _is_queued(db, entry.repository, entry.digest, before) or link is None or link[1] > before:
         return LinkPreview(is_dropped=False, frees_blob=False)

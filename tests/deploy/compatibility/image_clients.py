@@ -1,4 +1,5 @@
-"""The tried clients of images: docker, the BuildKit in docker, podman, buildah, skopeo and containerd."""
+"""The clients of images that the compatibility tests run: docker, the BuildKit in docker, podman, buildah, skopeo and
+containerd."""
 
 from __future__ import annotations
 
@@ -35,18 +36,18 @@ def docker(site: ClientSite) -> Iterator[CompatibleClient]:
             assert image.config is not None
             assert engine.image_id(name) == image.config.digest
 
-        def mirror() -> None:
+        def pull_mirrored() -> None:
             engine("pull", UBUNTU)
             assert engine.output_of(UBUNTU) == UBUNTU_GREETING
 
         version = engine("version", "--format", "{{.Server.Version}}").out
-        yield CompatibleClient(version_in(version), image_steps(site, "docker", push, pull, mirror))
+        yield CompatibleClient(version_in(version), image_steps(site, "docker", push, pull, pull_mirrored))
 
 
 @contextlib.contextmanager
 def buildkit(site: ClientSite) -> Iterator[CompatibleClient]:
-    """Yields the BuildKit that is part of dockerd as a client (`docker build`). BuildKit pulls the base image of a
-    build. docker pushes the built image."""
+    """Yields the client `docker build`: the BuildKit inside dockerd. BuildKit pulls the base image of a build. docker
+    pushes the built image."""
     with docker_for(site.mirror, site.folder) as engine:
         build = engine.call.with_variables(DOCKER_BUILDKIT="1")
 
@@ -69,11 +70,11 @@ def buildkit(site: ClientSite) -> Iterator[CompatibleClient]:
             greeting = built_on(f"{site.server.address}/buildkit/pulled:1", "pulled:1")
             assert greeting == "pulled by BuildKit\n"
 
-        def mirror() -> None:
+        def pull_mirrored() -> None:
             assert built_on(UBUNTU, "mirrored:1") == UBUNTU_GREETING
 
         version = version_in(engine("version", "--format", "{{.Server.Version}}").out)
-        yield CompatibleClient(f"in docker {version}", {"push": push, "pull": pull, "mirror": mirror})
+        yield CompatibleClient(f"in docker {version}", {"push": push, "pull": pull, "mirror": pull_mirrored})
 
 
 @contextlib.contextmanager
@@ -90,11 +91,13 @@ def podman(site: ClientSite) -> Iterator[CompatibleClient]:
         assert image.config is not None
         assert tools.image_id(name) == image.config.digest
 
-    def mirror() -> None:
+    def pull_mirrored() -> None:
         tools.podman("pull", "--quiet", f"docker.io/library/{UBUNTU}")
         assert tools.output_of(f"docker.io/library/{UBUNTU}") == UBUNTU_GREETING
 
-    yield CompatibleClient(version_in(tools.podman("--version").out), image_steps(site, "podman", push, pull, mirror))
+    yield CompatibleClient(
+        version_in(tools.podman("--version").out), image_steps(site, "podman", push, pull, pull_mirrored)
+    )
 
 
 @contextlib.contextmanager
@@ -111,12 +114,14 @@ def buildah(site: ClientSite) -> Iterator[CompatibleClient]:
         pulled = tools.buildah("pull", "--quiet", INSECURE, name).out.split()[-1]
         assert f"sha256:{pulled}" == image.config.digest
 
-    def mirror() -> None:
+    def pull_mirrored() -> None:
         container = tools.buildah("from", "--quiet", f"docker.io/library/{UBUNTU}").out.split()[-1]
         mounted = Path(tools.buildah("mount", container).out.strip())
         assert (mounted / "greeting").read_text() == UBUNTU_GREETING
 
-    yield CompatibleClient(version_in(tools.buildah("--version").out), image_steps(site, "buildah", push, pull, mirror))
+    yield CompatibleClient(
+        version_in(tools.buildah("--version").out), image_steps(site, "buildah", push, pull, pull_mirrored)
+    )
 
 
 @contextlib.contextmanager
@@ -134,13 +139,15 @@ def skopeo(site: ClientSite) -> Iterator[CompatibleClient]:
         for digest, blob in image.blobs.items():
             assert (target / digest.partition(":")[2]).read_bytes() == blob.body
 
-    def mirror() -> None:
+    def pull_mirrored() -> None:
         target = site.new_folder() / "mirrored"
         tools.skopeo("copy", "--quiet", "--all", f"docker://docker.io/library/{UBUNTU}", f"dir:{target}")
         repository = site.upstreams.hub.content.repositories["library/ubuntu"]
         assert (target / "manifest.json").read_bytes() == repository.manifests[repository.tags["18.04"]][0]
 
-    yield CompatibleClient(version_in(tools.skopeo("--version").out), image_steps(site, "skopeo", push, pull, mirror))
+    yield CompatibleClient(
+        version_in(tools.skopeo("--version").out), image_steps(site, "skopeo", push, pull, pull_mirrored)
+    )
 
 
 @contextlib.contextmanager
@@ -156,7 +163,7 @@ def containerd(site: ClientSite) -> Iterator[CompatibleClient]:
             ctr.pull(name)
             assert ctr.has_same_bytes(image)
 
-        def mirror() -> None:
+        def pull_mirrored() -> None:
             certs = site.new_folder()
             (certs / "docker.io").mkdir()
             hosts = site.upstreams.client_settings(site.mirror, "containerd", "--upstream", "docker.io")
@@ -164,7 +171,9 @@ def containerd(site: ClientSite) -> Iterator[CompatibleClient]:
             options = ("--hosts-dir", str(certs), "--snapshotter", "native")
             ctr("images", "pull", *options, f"docker.io/library/{UBUNTU}")
 
-        yield CompatibleClient(version_in(ctr("version").out), image_steps(site, "containerd", push, pull, mirror))
+        yield CompatibleClient(
+            version_in(ctr("version").out), image_steps(site, "containerd", push, pull, pull_mirrored)
+        )
 
 
 def _import_image(tools: ContainerTools, image: ClientImage, folder: Path) -> str:

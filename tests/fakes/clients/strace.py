@@ -50,11 +50,11 @@ class Trace:
             if match is None:
                 continue
             pid, call = match["pid"], match["call"]
-            if begun := UNFINISHED.match(call):
-                open_calls[pid] = (number, begun["start"])
+            if unfinished := UNFINISHED.match(call):
+                open_calls[pid] = (number, unfinished["start"])
             elif resumed := RESUMED.match(call):
-                began, start = open_calls.pop(pid, (number, ""))
-                found.append(SystemCall(began, number, start + resumed["end"]))
+                first_line, start = open_calls.pop(pid, (number, ""))
+                found.append(SystemCall(first_line, number, start + resumed["end"]))
             elif "(" in call and " = " in call:  # not a line about a signal or the end of a thread
                 found.append(SystemCall(number, number, call))
         return found

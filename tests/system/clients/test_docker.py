@@ -107,14 +107,14 @@ def test_parallel_pushes_of_shared_layers(
 ) -> None:
     """Six images with a common layer are pushed at the same time to three repositories. All six are complete."""
     shared = layer({"shared": noise(repo, 4 * MIB)})
-    names = [f"{repo}/{number % 3}" for number in range(6)]
+    repositories = [f"{repo}/{number % 3}" for number in range(6)]
     test_images = [image(f"parallel {number}", shared) for number in range(6)]
     for number, each in enumerate(test_images):
-        docker.load(each, f"{server.address}/{names[number]}:{number}")
+        docker.load(each, f"{server.address}/{repositories[number]}:{number}")
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda n: docker("push", f"{server.address}/{names[n]}:{n}"), range(6)))
+        list(pool.map(lambda n: docker("push", f"{server.address}/{repositories[n]}:{n}"), range(6)))
     for number, each in enumerate(test_images):
-        assert_same_files(wire, names[number], str(number), each)
+        assert_same_files(wire, repositories[number], str(number), each)
 
 
 def test_build_from_a_pulled_image(

@@ -65,7 +65,8 @@ class LiveConnection:
 
 
 async def push(connection: LiveConnection, name: str, data: bytes, *, slow: float = 0.0) -> None:
-    """Pushes a blob in two requests, and a manifest. `slow`: the pause in seconds between the parts of the blob."""
+    """Pushes a blob, whose bytes are sent in two requests, and a manifest. `slow`: the pause in seconds between the
+    parts of the blob."""
     half = len(data) // 2
     status, headers, _ = await connection.ask("POST", f"/v2/{name}/blobs/uploads/")
     assert status == 202

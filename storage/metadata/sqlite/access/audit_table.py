@@ -150,8 +150,9 @@ class _Position(NamedTuple):
         return f"{struct.pack('>d', self.at).hex()}{letter}{self.row_id}"
 
     def id_bound(self, in_audit: bool) -> int:
-        """Returns a bound for row ids of one table: `audit` if `in_audit`, otherwise `tag_history`. Of the lines in
-        that table that have the same time as this line, those with a row id below the bound come after this line."""
+        """Returns a bound for row ids of one table: `audit` if `in_audit`, otherwise `tag_history`. The lines of
+        that table with the same time as this position come after it on the pages if their row id is below the
+        bound."""
         if in_audit is self.is_audit:
             return self.row_id
         return _HIGHEST_ROW_ID if self.is_audit else 0  # all lines of the other table, or none
@@ -169,7 +170,7 @@ def page(db: apsw.Connection, query: AuditQuery, limit: int) -> Page[AuditEntry]
     the first `limit` lines shows that more lines follow."""
     start_position = _BEFORE_ALL_LINES if query.before is None else _Position.parse(query.before)
     if query.until is not None:
-        # This position is behind all lines of the time `until`.
+        # On the pages, this position comes after all lines of the time `until`, so only older lines follow.
         start_position = min(start_position, _Position(query.until, is_audit=False, row_id=0))
     target, part = split_target(query.target or "")
     values: dict[str, str | float | None] = {

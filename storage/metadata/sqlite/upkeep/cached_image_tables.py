@@ -175,7 +175,7 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
         return "frozen"
     if rules.downloading and db.execute(_IS_DOWNLOADING, (family, json.dumps(sorted(rules.downloading)))).get:
         return "downloading"
-    is_pulled_lately = rules.incomplete_since < image.last_pulled <= now + CLOCK_MARGIN_SECONDS
+    is_pulled_lately = rules.keep_incomplete_pulled_after < image.last_pulled <= now + CLOCK_MARGIN_SECONDS
     if is_pulled_lately and db.execute(_LACKS_BLOB, (family,)).get is not None:
         return "incomplete"
     if rules.cooldowns is not None and _is_served_instead(db, image, rules.cooldowns, now):

@@ -22,10 +22,10 @@ server gave up the delivery; NULL: it still tries."""
 
 def to_event(row: Sequence[Any]) -> Event:
     """Returns the event of a row with the columns `EVENT_COLUMNS`."""
-    number, uuid, at, action, repository, tag, digest, previous, media_type, size, *cause_columns = row
-    actor, address, request_id, user_agent, reason = cause_columns
+    number, uuid, at, action, repository, tag, digest, previous, media_type, size, *origin_columns = row
+    actor, address, request_id, user_agent, reason = origin_columns
     by = Actor(actor, address, request_id, user_agent)
-    # `NewEvent` is the content of an event without its number and id.
+    # `NewEvent` is the content of an event without its number (the column `id`) and its UUID.
     content = NewEvent(EventAction(action), repository, at, by, tag, digest, previous, media_type, size, reason)
     return Event(number, uuid, content)
 

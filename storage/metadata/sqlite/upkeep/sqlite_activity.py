@@ -31,7 +31,7 @@ class SqliteActivityLog:
     than a thousand rows."""
 
     def __init__(self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase) -> None:
-        """Reads with `db` and changes through `writer`."""
+        """Reads with `db` and changes through `writer`; an `ImmutableDatabase` refuses changes."""
         self._db = db
         self._writer = writer
 

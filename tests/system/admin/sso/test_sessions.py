@@ -141,7 +141,7 @@ def test_session_can_make_api_tokens(browser: Browser, provider: FakeOpenIDProvi
 
 def test_logout(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """A POST to `/logout` from a page of this registry ends the session on every worker. The person can log in again.
-    The page of the logout may send its form to this registry only, and an error no form at all."""
+    The page of the logout may send its form to this registry only. An error page may send no form."""
     browser.login()
     page = browser.get("/logout")
     assert page.status_code == 200

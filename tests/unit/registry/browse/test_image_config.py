@@ -39,7 +39,7 @@ def parse(document: Any) -> ImageConfig:
     ],
 )
 def test_commands_look_as_in_the_dockerfile(created_by: str, command: str) -> None:
-    """The command of a history entry is shown as it was written in the Dockerfile."""
+    """The command of a history entry is shown as in the Dockerfile. Build arguments stay before it."""
     assert readable_command(created_by) == command
 
 
@@ -95,7 +95,8 @@ def test_the_view_of_a_config() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b'"text"', b"[" * 100_000, b"{" + b"[]," * 60_000])
 def test_data_that_is_not_a_config(data: bytes) -> None:
-    """For data that is not a JSON object, or is nested or listed too much to parse safely, there is no config."""
+    """For data that is not a JSON object, or has too many levels or too many elements to parse safely, there is no
+    config."""
     assert parse_config(DIGEST, data) is None
 
 
@@ -127,5 +128,5 @@ def test_large_configs_are_cut() -> None:
     long_env = parse({"config": {"Env": ["x" * 4000] * 150, "Labels": {"a": "b"}}, "author": "me"}).view
     assert sum(map(len, long_env.env)) <= MAX_TOTAL_CHARACTERS + MAX_ENTRIES
     assert (long_env.labels, long_env.truncated) == ({}, True)
-    steps = parse({"history": [{"created_by": "x" * 4096}] * (MAX_STEPS + 5)})
-    assert (len(steps.history), steps.more_history) == (MAX_STEPS, 5)
+    long_history = parse({"history": [{"created_by": "x" * 4096}] * (MAX_STEPS + 5)})
+    assert (len(long_history.history), long_history.more_history) == (MAX_STEPS, 5)

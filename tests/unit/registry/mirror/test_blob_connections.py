@@ -80,7 +80,8 @@ async def test_a_second_blob_gets_a_connection_of_a_large_blob(site: MirrorSite,
 
 
 async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorSite) -> None:
-    """A fill of many pieces releases the only connection between two pieces, so that another worker can use it."""
+    """There is only one connection. A fill of many pieces releases it after each piece, so that another worker can use
+    it."""
     site.upstream.connections = 1
     small = BIG[: 3 * MIB]
     site.upstream.add_image(UPSTREAM_REPO, BIG, small)

@@ -101,8 +101,9 @@ async def test_a_single_process_closes_an_application_it_cannot_put_in_force() -
 
 
 def test_old_workers_refuse_the_reload(pool: WorkerPool) -> None:
-    """After an abandoned restart, workers with the old settings still serve. Until these workers have ended, a reload
-    is refused, because the supervisor would compare the new settings with its own, not with those of the workers."""
+    """After an abandoned restart, the new supervisor still has workers of the old one, with other settings. Until it
+    has told them to end, a reload is refused, because the supervisor would compare the new settings with its own, not
+    with those of the workers."""
     (supervisor_end, worker_end), (status, writer) = socket.socketpair(), os.pipe()
     fields = describe_worker(WorkerProcess(7, 1, status, 5.0, None, supervisor_end, is_ready=True))
     (worker,) = Handover([], (0, 1), None, [], [fields], {}).adopted_workers()

@@ -109,13 +109,14 @@ async def test_entries_of_both_tables_are_sorted_by_time(registry: StoredRegistr
 
 async def test_a_page_begins_where_the_previous_one_ended(registry: StoredRegistry, clock: AccountsClock) -> None:
     """Entries that are added or deleted between two pages do not shift the pages."""
+    started = clock.now
     for number in range(6):
         clock.now += 1
         await registry.accounts.add_audit_entries([AuditEntry(clock.now, "bob", "login", f"n{number}")])
     first = registry.accounts.audit(AuditQuery(), 2)
     assert [entry.target for entry in first.items] == ["n5", "n4"]
     await registry.accounts.add_audit_entries([AuditEntry(clock.now + 1, "bob", "login", "newer")])
-    assert await registry.accounts.prune_audit(1_000_003.0) == 2
+    assert await registry.accounts.prune_audit(started + 3) == 2
     second = registry.accounts.audit(AuditQuery(before=first.items[-1].id), 10)
     assert ([entry.target for entry in second.items], second.more) == (["n3", "n2"], False)
     for malformed in ("", "7", "x" * 20, f"{first.items[0].id}0" * 20):
@@ -210,11 +211,11 @@ def test_each_query_uses_an_index(data: Path, query_name: str) -> None:
     audit_table.page(db, AuditQuery(**QUERIES[query_name]), 10)  # type: ignore[arg-type]
     db.exec_trace = None
     db.close()
-    table_plans = [plan for plan in plans if "audit" in plan or " h" in plan]
+    table_plans = [plan for plan in plans if "audit" in plan or " h" in plan]  # `h`: alias of the table `tag_history`
     assert table_plans
     assert [plan for plan in table_plans if "SEARCH" not in plan or "INDEX" not in plan] == []
-    # The index for the target has the columns repository, time and tag. So SQLite may have to sort the entries of one
-    # time by their ids; its plan then says `LAST TERM`.
+    # The index for the target has the columns repository, time and tag. So SQLite may have to sort entries with the
+    # same time by their ids; its plan then says `LAST TERM`.
     assert [plan for plan in plans if "TEMP B-TREE" in plan and "LAST TERM" not in plan] == []
 
 

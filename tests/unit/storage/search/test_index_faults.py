@@ -127,7 +127,7 @@ async def test_a_batch_is_limited_in_bytes(searched: SearchedStore, monkeypatch:
 
 async def test_many_manifests_wait_for_one_config(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many manifests refer to a config that is not stored yet. When the config is stored, a few of the manifests are
-    indexed with its labels at once, and the others later."""
+    indexed with its labels immediately, and the others later."""
     monkeypatch.setattr(index_tables, "MANIFESTS_PER_BATCH", 2)
     monkeypatch.setattr(index_tables, "INCOMPLETE_PER_PAGE", 2)
     config = config_with("purple")

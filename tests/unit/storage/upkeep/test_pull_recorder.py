@@ -19,11 +19,11 @@ from tests.fakes.upkeep_store import APP, START, Clock
 
 
 async def locate_hosted(repo: RepositoryName) -> tuple[object, RepositoryName, str | None]:
-    """Returns the repository under its own name, without an upstream."""
+    """Returns the repository under its own name: no mirror (None) and no upstream."""
     return None, repo, None
 
 
-class FullDisk(Pulls):
+class FakePulls(Pulls):
     """A store of pulls whose disk is full while `is_full` is true. It records all saved pulls and the sizes of the
     batches. It calls `before_save` before it saves a batch or finds out that the disk is full."""
 
@@ -86,7 +86,7 @@ async def test_pulls_are_stored_under_the_full_name(store: StoredRegistry, clock
 async def test_a_full_disk_loses_no_pulls(clock: Clock) -> None:
     """Pulls that could not be stored because the disk was full are stored when it has space again, together with later
     pulls. One of the later pulls comes while the first ones are being stored."""
-    pulls = FullDisk()
+    pulls = FakePulls()
     recorder = PullRecorder(pulls, locate_hosted, clock)
     recorder.count(pull_number(0))
     pulls.before_save = lambda: recorder.count(pull_number(0))
@@ -101,7 +101,7 @@ async def test_a_full_disk_loses_no_pulls(clock: Clock) -> None:
 
 async def test_batches_are_limited(clock: Clock) -> None:
     """A batch has at most `MAX_SAVED_PULLS` manifests."""
-    pulls = FullDisk()
+    pulls = FakePulls()
     pulls.is_full = False
     recorder = PullRecorder(pulls, locate_hosted, clock)
     for number in range(2 * MAX_SAVED_PULLS + 1):
@@ -113,7 +113,7 @@ async def test_batches_are_limited(clock: Clock) -> None:
 async def test_the_number_of_counted_manifests_is_limited(clock: Clock) -> None:
     """While the disk is full, pulls are counted for a limited number of manifests. Pulls of further manifests are not
     counted."""
-    pulls = FullDisk()
+    pulls = FakePulls()
     recorder = PullRecorder(pulls, locate_hosted, clock, capacity=2)
     for number in (0, 1, 2, 1):
         recorder.count(pull_number(number))
@@ -130,9 +130,9 @@ async def test_the_number_of_counted_manifests_is_limited(clock: Clock) -> None:
 async def test_a_full_recorder_stores_at_once(clock: Clock) -> None:
     """When the recorder has counted pulls of as many manifests as it can hold, it stores them at once, before the
     interval ends."""
-    pulls = FullDisk()
+    pulls = FakePulls()
     pulls.is_full = False
-    clock.now = STORE_SECONDS * 1000  # the interval has just begun
+    clock.now = STORE_SECONDS * 1000  # an interval has just begun: they begin at multiples of `STORE_SECONDS`
     recorder = PullRecorder(pulls, locate_hosted, clock, capacity=3)
     running = asyncio.create_task(recorder.run())
     async with asyncio.timeout(10):
@@ -147,7 +147,7 @@ async def test_all_processes_store_at_the_same_time(clock: Clock) -> None:
     """A process stores its pulls at times that are multiples of the interval, whenever it was started. So all processes
     store at the same time."""
     clock.now = STORE_SECONDS * 1000 - 0.05
-    pulls = FullDisk()
+    pulls = FakePulls()
     pulls.is_full = False
     recorder = PullRecorder(pulls, locate_hosted, clock)
     recorder.count(pull_number(0))
@@ -160,7 +160,7 @@ async def test_all_processes_store_at_the_same_time(clock: Clock) -> None:
 def test_counting_costs_little() -> None:
     """Counting a pull takes less than 2 µs. For comparison, a request that is answered from the response cache takes
     about 25 µs."""
-    recorder = PullRecorder(FullDisk(), locate_hosted, time.time)
+    recorder = PullRecorder(FakePulls(), locate_hosted, time.time)
     pull = pull_number(0)
     durations = []
     for _ in range(20):

@@ -56,9 +56,9 @@ async def count_all(store: StoredRegistry) -> None:
 
 async def assert_exact(store: StoredRegistry) -> None:
     """Checks that every scope is complete, and that its counts equal a recount."""
-    for use in await store.usage.scopes():
-        assert use.is_complete
-        assert use == await store.usage.recount(use.definition.name)
+    for usage in await store.usage.scopes():
+        assert usage.is_complete
+        assert usage == await store.usage.recount(usage.definition.name)
 
 
 async def change_at_random(store: StoredRegistry, rng: random.Random) -> None:
@@ -125,7 +125,9 @@ async def test_a_changing_store_is_counted_exactly(
             await store.usage.count_batch()
     await store.usage.configure(ALL_SCOPES)
     await count_all(store)
-    assert [use.definition for use in await store.usage.scopes()] == sorted(ALL_SCOPES, key=lambda scope: scope.name)
+    assert [usage.definition for usage in await store.usage.scopes()] == sorted(
+        ALL_SCOPES, key=lambda scope: scope.name
+    )
     await assert_exact(store)
 
 
@@ -143,9 +145,9 @@ async def test_another_process_continues_the_count(
         await second_store.usage.configure(ALL_SCOPES)
         await count_all(second_store)
         await assert_exact(second_store)
-        use = await second_store.usage.scope(TEAM.name)
-        assert use is not None
-        assert (use.blobs, use.bytes) == (7, 7)
+        usage = await second_store.usage.scope(TEAM.name)
+        assert usage is not None
+        assert (usage.blobs, usage.bytes) == (7, 7)
 
 
 async def set_quota(store: StoredRegistry, *, size: int | None = None, tags: int | None = None) -> None:
@@ -154,7 +156,7 @@ async def set_quota(store: StoredRegistry, *, size: int | None = None, tags: int
 
 
 async def test_a_blob_that_does_not_fit_is_refused(store: StoredRegistry) -> None:
-    """A blob that would exceed a quota is refused. The error names the quota, the use and the blob's size. No row,
+    """A blob that would exceed a quota is refused. The error names the quota, the usage and the blob's size. No row,
     link, file or upload session of the blob stays."""
     await set_quota(store, size=2500)
     await push_blob(store, NAMES[0], b"a" * 2048)
@@ -182,7 +184,7 @@ async def test_a_stated_size_beyond_any_blob_does_not_fit(store: StoredRegistry,
 
 async def test_a_blob_that_the_scope_has_already_is_not_refused(store: StoredRegistry) -> None:
     """A blob that a usage scope has already can be added to further repositories of the scope, even if the quota is
-    used up or was lowered below the use."""
+    used up or was lowered below the usage."""
     await set_quota(store, size=100)
     blob = await push_blob(store, NAMES[0], b"a" * 100)
     await push_blob(store, NAMES[1], b"a" * 100)
@@ -283,9 +285,9 @@ async def test_a_quota_is_not_enforced_before_its_scope_is_counted(store: Stored
     """Until all content of a usage scope is counted, its quota does not refuse pushes."""
     await store.usage.configure([ScopeDefinition("quota team/", ("team/",), max_bytes=1)])
     await push_blob(store, NAMES[0], b"12")
-    use = await store.usage.scope("quota team/")
-    assert use is not None
-    assert not use.is_complete
+    usage = await store.usage.scope("quota team/")
+    assert usage is not None
+    assert not usage.is_complete
     await count_all(store)
     with pytest.raises(QuotaExceeded):
         await push_blob(store, NAMES[0], b"3")

@@ -53,7 +53,7 @@ async def authorization_code(fake_provider: FakeOpenIDProvider, attempts: LoginA
     return redirect_url.partition("code=")[2], attempt.verifier
 
 
-async def test_metadata_is_fetched_once_and_again_after_an_hour(fake_provider: FakeOpenIDProvider) -> None:
+async def test_metadata_is_fetched_at_the_first_login_and_every_hour(fake_provider: FakeOpenIDProvider) -> None:
     """The provider's metadata is fetched at the first login, not when the server starts. Concurrent callers share one
     fetch. After an hour, the metadata is fetched again. If that fails, the known metadata is used for a day."""
     clock = AuthClock()
@@ -139,7 +139,8 @@ async def test_unsafe_metadata_is_refused(fake_provider: FakeOpenIDProvider, met
 
 
 async def test_the_url_of_the_keys_changes_during_a_fetch(fake_provider: FakeOpenIDProvider) -> None:
-    """If the URL of the keys changes while a caller waits for the keys, the caller gets no key. It is not cancelled."""
+    """If the URL of the keys changes while a caller waits for the keys, the caller gets no key, and its task is not
+    cancelled."""
     clock = AuthClock()
     provider = OpenIDProvider(settings(fake_provider), clock)
     fake_provider.delayed_paths.add("/keys")
