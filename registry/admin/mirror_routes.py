@@ -87,9 +87,9 @@ class ImageToRefresh(BodyModel):
 
 class RefreshResponse(BaseModel):
     """What a refresh has found. `new`: the image was not cached. `unchanged`, `changed`: the tag points at the same
-    digest as before, or at another one. `frozen`: the upstream was not asked, because the tag is frozen. For an
-    image that is named by its digest: `cached`: its manifest is cached. `fetched-later`: it is not cached, and the next
-    pull fetches it."""
+    digest as before, or at another one. `frozen`: the upstream was not asked, because the tag is frozen. For a
+    reference with a digest: `cached`: the manifest is cached, and never changes. `fetched-later`: the digest is that of
+    a blob, which the next pull fetches."""
 
     outcome: RefreshOutcome
     digest: str

@@ -45,7 +45,7 @@ class MirrorObserver(Protocol):
         ...
 
     def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
-        """Called at the end of each fill. `error`: why it failed; None: the blob is stored, or the fill was abandoned.
+        """Called at the end of each fill. `error`: why it failed; None: the blob is stored.
         `is_abandoned`: whether the fill was stopped because no client of this process needs the blob, or because the
         process stops."""
         ...

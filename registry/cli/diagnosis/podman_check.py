@@ -172,7 +172,7 @@ def _wrong_mirror_finding(
     mirrors = ", ".join(str(source.get("location")) for source in sources[:-1])
     what = f"{entry.file} has no mirror for {host.prefix}"
     if mirrors:
-        what = f"{entry.file} has {mirrors} as mirrors for {host.prefix}, but not this registry"
+        what = f"{entry.file} has {mirrors} for {host.prefix}, but not this registry"
     return problem(CHECK, what, "podman pulls without this registry", _WRITE_STEP, file=DROP_IN, lines=lines)
 
 

@@ -104,8 +104,10 @@ class Warmer:
         try:
             return await asyncio.gather(*image_tasks)
         finally:
-            await cancel_and_wait(image_tasks)  # first, because an image starts tasks for its blobs
-            await cancel_and_wait(self._blob_tasks.values())
+            try:
+                await cancel_and_wait(image_tasks)  # first, because an image starts tasks for its blobs
+            finally:
+                await cancel_and_wait(self._blob_tasks.values())
 
     async def _warm_image(self, image: ImageReference) -> WarmResult:
         """Fetches one image and returns its result."""

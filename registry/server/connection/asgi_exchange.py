@@ -243,7 +243,7 @@ class AsgiExchange:
             return
         try:
             slice_bytes = min(len(body), RESPONSE_SLICE_BYTES)  # only one slice at a time is in the transport's buffer
-            is_reserved = await self._context.unsent.reserve(slice_bytes)
+            is_reserved = await self._context.unsent.reserve(slice_bytes, len(body))
             if self.body.is_disconnected:
                 raise ClientDisconnected
             if not is_reserved:

@@ -24,7 +24,8 @@ than 64 KiB (see `MemoryBudget`), so 288 clients have a piece at the same time."
 _SEARCH_INTERVAL_SECONDS = 0.25
 """Time between two searches for sent bytes, while a response waits for memory."""
 _WAITING_LIMITS = 2
-"""The responses that wait for memory may need this many times the budget together. A further one is refused at once."""
+"""The bodies of the responses that wait for memory may have this many times the size of the budget together. A further
+response is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
 """While another client waits for memory, a client that takes longer than this for one piece (64 KiB) is cut off."""
 _MAX_WAIT_SECONDS = 600.0
@@ -50,7 +51,7 @@ class UnsentBudget:
     A response that is written in slices counts with one slice from its start to its end, even at moments when the
     transport has nothing to send: otherwise clients that request at the same moment could exceed the limit together,
     because the kernel accepts the first slices of each. If a response does not fit, it waits in the order of arrival,
-    for at most `wait_seconds`. While it waits, its body is in memory. So the responses that wait may need at most
+    for at most `wait_seconds`. Its body is in memory meanwhile, so the bodies of all that wait may have at most
     `_WAITING_LIMITS` times `limit_bytes` together.
 
     Nothing tells the budget that the last bytes of a response were sent. It looks at the shares only when the reserved
@@ -69,22 +70,22 @@ class UnsentBudget:
         self._reserved_bytes = 0
         """The sum of the bytes that the shares have reserved. Some of these bytes may have been sent already."""
         self._waiting: dict[UnsentShare, _Request] = {}  # a queue, in the order of arrival
-        self._requested_bytes = 0  # the sum over `_waiting`
+        self._waiting_bytes = 0  # the size of the bodies of all responses that wait
         self._timer: asyncio.TimerHandle | None = None  # for the next call of `_search_room`
 
-    async def reserve(self, share: UnsentShare, size: int) -> bool:
+    async def reserve(self, share: UnsentShare, size: int, body_bytes: int) -> bool:
         """Sets the number of reserved bytes of `share` to `size` and returns True, when `size` more bytes fit into the
-        budget. Returns False if they do not fit in time, if too many shares wait, or if the connection is lost. If the
-        call is cancelled, the share may have reserved the bytes, so the caller must release it. A share may wait only
-        once at a time."""
+        budget. Returns False if they do not fit in time, if too many shares wait, or if the connection is lost.
+        `body_bytes`: the memory that the response takes while it waits. If the call is cancelled, the share may have
+        reserved the bytes, so the caller must release it. A share may wait only once at a time."""
         if not self._waiting and self._make_room(size):
             self._grant(share, size)
             return True
-        if self._requested_bytes + size > _WAITING_LIMITS * self._limit_bytes:
+        if self._waiting and self._waiting_bytes + body_bytes > _WAITING_LIMITS * self._limit_bytes:
             return False
-        request = _Request(size, asyncio.get_running_loop().create_future())
+        request = _Request(size, body_bytes, asyncio.get_running_loop().create_future())
         self._waiting[share] = request
-        self._requested_bytes += size
+        self._waiting_bytes += body_bytes
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_SEARCH_INTERVAL_SECONDS, self._search_room)
         try:
@@ -126,7 +127,7 @@ class UnsentBudget:
 
     def _stop_waiting(self, share: UnsentShare) -> _Request:
         request = self._waiting.pop(share)
-        self._requested_bytes -= request.size
+        self._waiting_bytes -= request.body_bytes
         return request
 
     def _grant_to_waiting(self) -> None:
@@ -146,7 +147,7 @@ class UnsentBudget:
         `_SEARCH_INTERVAL_SECONDS` while a share waits."""
         self._timer = None
         if self._waiting:
-            self._make_room(self._requested_bytes)
+            self._make_room(sum(request.size for request in self._waiting.values()))
             self._grant_to_waiting()
         if self._waiting:
             self._timer = asyncio.get_running_loop().call_later(_SEARCH_INTERVAL_SECONDS, self._search_room)
@@ -190,9 +191,11 @@ class UnsentBudget:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
-    """The request of a share that waits for `size` bytes. The result of `granted` says whether it has reserved them."""
+    """The request of a share that waits for `size` bytes. `body_bytes`: size of the response's body. The result of
+    `granted` says whether the share has reserved the bytes."""
 
     size: int
+    body_bytes: int
     granted: asyncio.Future[bool]
 
 
@@ -211,11 +214,11 @@ class UnsentShare:
         self._transport = transport
         self._is_tls = is_tls
         self.is_being_written = False
-        """Whether the response may have bytes that the transport does not have yet. Only the budget sets this."""
+        """Whether the response may have bytes that the transport does not have yet. The budget sets this to True."""
         self.reserved_bytes = 0
         """How many bytes of the budget the connection uses. Only the budget changes this number."""
 
-    async def reserve(self, size: int) -> bool:
+    async def reserve(self, size: int, body_bytes: int) -> bool:
         """Waits until `size` more bytes fit into the budget, sets the number of reserved bytes to `size` and returns
         True. Returns False, and leaves the number unchanged, if they do not fit in time, if too many other responses
         wait, or if the connection is lost. In this check, bytes that this connection has reserved before count until
@@ -223,7 +226,7 @@ class UnsentShare:
 
         The bytes count as unsent until `finish` or `release` is called. If the call is cancelled, the bytes may be
         reserved, so the caller must call one of the two."""
-        return await self._budget.reserve(self, size)
+        return await self._budget.reserve(self, size, body_bytes)
 
     def finish(self) -> None:
         """Called when nothing more of the response will be written: from now on its bytes count only until they are

@@ -32,10 +32,11 @@ class Client:
         self.transport = BufferedTransport()
         self.share = UnsentShare(budget, self, self.transport, is_tls=False)
 
-    async def send(self, size: int, *, finish: bool = True) -> bool:
+    async def send(self, size: int, *, finish: bool = True, body_bytes: int = 0) -> bool:
         """Sends a response of `size` bytes, if the budget allows it. Returns whether it was sent. Without `finish`, the
-        response goes on: these were the bytes of its first slice."""
-        is_reserved = await self.share.reserve(size)
+        response goes on: these were the bytes of its first slice. `body_bytes`: the size of all its slices, if there
+        are more."""
+        is_reserved = await self.share.reserve(size, body_bytes or size)
         self.transport.held += size if is_reserved else 0
         if finish:
             self.share.finish()
@@ -218,8 +219,8 @@ async def test_a_lost_connection_stops_waiting() -> None:
 
 
 async def test_only_some_responses_wait() -> None:
-    """The responses that wait may need twice the budget together. Further ones are refused at once, because the bodies
-    of all that wait are in memory."""
+    """The bodies of the responses that wait may have twice the size of the budget together, because they are in memory.
+    Further responses are refused at once."""
     budget = new_budget(wait_seconds=10)
     holder = Client(budget)
     assert await holder.send(100, finish=False)
@@ -235,3 +236,15 @@ async def test_only_some_responses_wait() -> None:
     for client in clients[1:]:
         client.share.release()
     assert await asyncio.gather(tasks[3], late) == [True, True]
+
+
+async def test_one_very_large_response_waits() -> None:
+    """A response waits if no other does, however large it is."""
+    budget = new_budget(wait_seconds=10)
+    holder, very_large, other = [Client(budget) for _ in range(3)]
+    assert await holder.send(100, finish=False)
+    waiting = asyncio.create_task(very_large.send(50, body_bytes=500, finish=False))
+    await asyncio.sleep(0)
+    assert not await other.send(1)
+    holder.share.release()
+    assert await waiting
