@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,8 @@ _DOWN_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
 MAX_READ_BYTES: Final = 64 * 1024
 """Largest body of a response that is read to its end, so that the connection can be used again. If a body is longer,
 the connection is closed."""
+MAX_READ_SECONDS: Final = 1.0
+"""How long the body of a response may take. After that the connection is closed."""
 _CONNECTION_LOST: Final = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
 """Errors which may mean that the endpoint has closed a kept-alive connection. Then the event is sent once more."""
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
@@ -62,18 +65,21 @@ class WebhookClient:
         self._opening = asyncio.Lock()
 
     async def send(self, event: Event) -> Attempt:
-        """Sends an event and returns how the attempt ended. The setting `timeout` limits the attempt. Only the first
-        call may take longer, because it creates the HTTP client before the time limit starts. A cancellation closes the
-        connection; the endpoint may or may not have got the event."""
+        """Sends an event and returns how the attempt ended: the status of the response decides, even if its body does
+        not arrive. The setting `timeout` limits the time until the response begins. Only the first call may take
+        longer, because it creates the HTTP client before the time limit starts. A cancellation closes the connection;
+        the endpoint may or may not have got the event."""
         media_type, body = self._envelope(event, self._address)
         try:
             headers = {"content-type": media_type, **self._signature(body), **self._authorization()}
             client = await self._open()
             async with asyncio.timeout(self._settings.timeout):
                 try:
-                    return await self._post(client, body, headers)
+                    response = await self._post(client, body, headers)
                 except _CONNECTION_LOST:
-                    return await self._post(client, body, headers)
+                    response = await self._post(client, body, headers)
+            await _read_rest(response)
+            return _result(response.status_code)
         except TimeoutError:
             return Attempt(Outcome.DOWN, f"it did not answer within {self._settings.timeout:g} s")
         except RegistryError as error:
@@ -83,22 +89,11 @@ class WebhookClient:
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             return Attempt(Outcome.DOWN, _shortened(f"{type(error).__name__}: {error}"))
 
-    async def _post(self, client: httpx2.AsyncClient, body: bytes, headers: dict[str, str]) -> Attempt:
-        """Sends the POST request once, and returns what the status of the response means. Raises the errors of
-        httpx2."""
-        async with client.stream("POST", self._settings.url, content=body, headers=headers) as response:
-            status = response.status_code
-            read = 0
-            async for piece in response.aiter_raw():
-                read += len(piece)
-                if read > MAX_READ_BYTES:
-                    break
-        if response.is_success:
-            return Attempt(Outcome.DELIVERED)
-        reason = f"it answered {status}"
-        if 300 <= status < 400:
-            reason += ", a redirect, which is not followed; set the url to where it leads"
-        return Attempt(Outcome.DOWN if status in _DOWN_STATUSES else Outcome.REFUSED, reason)
+    async def _post(self, client: httpx2.AsyncClient, body: bytes, headers: dict[str, str]) -> httpx2.Response:
+        """Sends the POST request once, and returns the response, whose body the caller must read or close. Raises the
+        errors of httpx2."""
+        request = client.build_request("POST", self._settings.url, content=body, headers=headers)
+        return await client.send(request, stream=True)
 
     async def _open(self) -> httpx2.AsyncClient:
         """Returns the HTTP client. Makes it at the first call, because the TLS context takes about 30 ms."""
@@ -151,6 +146,31 @@ class WebhookClient:
         if client is not None:
             await client.aclose()
         await self._resolver.aclose()
+
+
+async def _read_rest(response: httpx2.Response) -> None:
+    """Reads the body of a response, so that the connection can be used again. Closes the connection if the body is too
+    long, takes too long or breaks off."""
+    read = 0
+    try:
+        with suppress(TimeoutError, httpx2.HTTPError, RegistryError, OSError):
+            async with asyncio.timeout(MAX_READ_SECONDS):
+                async for piece in response.aiter_raw():
+                    read += len(piece)
+                    if read > MAX_READ_BYTES:
+                        break
+    finally:
+        await response.aclose()
+
+
+def _result(status: int) -> Attempt:
+    """Returns what the status of a response means."""
+    if 200 <= status < 300:
+        return Attempt(Outcome.DELIVERED)
+    reason = f"it answered {status}"
+    if 300 <= status < 400:
+        reason += ", a redirect, which is not followed; set the url to where it leads"
+    return Attempt(Outcome.DOWN if status in _DOWN_STATUSES else Outcome.REFUSED, reason)
 
 
 def _make_context(ca_file: Path | None) -> ssl.SSLContext:

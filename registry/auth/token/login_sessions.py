@@ -18,6 +18,7 @@ import hmac
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -35,6 +36,8 @@ SESSION_SECONDS: Final = 8 * 3600.0
 """The lifetime of a session: a working day."""
 SEEN_SECONDS: Final = 600.0
 """The store records the time of a session's last request at most once in this many seconds."""
+WRITE_PAUSE_SECONDS: Final = 60.0
+"""After a failed write of such a time, this worker writes none for this long, because the disk may be full."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 LoginMethod = Literal["password", "openid"]
@@ -56,6 +59,7 @@ class LoginSessions:
         self._random = random
         self._use_writes: dict[str, asyncio.Task[None]] = {}
         """The running tasks that write the use of a session to the store, by the session's id."""
+        self._no_writes_until = float("-inf")  # in seconds of `time.monotonic`
 
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
         """Stores a new session for a person who has logged in, and returns its text, for the cookie. `by` describes the
@@ -89,7 +93,8 @@ class LoginSessions:
         now = self._clock()
         # A request in the future does not count: the clock was set back.
         is_recorded = -CLOCK_MARGIN_SECONDS <= now - session.seen < SEEN_SECONDS
-        if not is_recorded and session.id not in self._use_writes:
+        may_write = session.id not in self._use_writes and time.monotonic() >= self._no_writes_until
+        if not is_recorded and may_write:
             self._use_writes[session.id] = start_detached(self._write_use(session.id, now))
         return Identity(
             session.account,
@@ -125,10 +130,12 @@ class LoginSessions:
         return session
 
     async def _write_use(self, session_id: str, now: float) -> None:
-        """Writes to the store that a request with the session came at the time `now`. Logs a warning if this fails."""
+        """Writes to the store that a request with the session came at the time `now`. If this fails, logs a
+        warning, and stops such writes for `WRITE_PAUSE_SECONDS`."""
         try:
             await self._accounts.save_session_use(session_id, now)
         except RegistryError as error:
+            self._no_writes_until = time.monotonic() + WRITE_PAUSE_SECONDS
             log.warning("could not record the use of a login session: %s", error)
         finally:
             self._use_writes.pop(session_id, None)

@@ -29,7 +29,7 @@ from registry.request import RequestInvalid
 from storage.access import AccountName, Action
 from storage.accounts import Accounts
 from storage.content import Actor
-from storage.errors import StorageFull, TooManyRequests, Unauthorized
+from storage.errors import StorageFailed, StorageFull, TooManyRequests, Unauthorized
 from storage.names import shown
 
 _MAX_CLIENT_CHARACTERS: Final = 64
@@ -125,7 +125,8 @@ class TokenService:
             raise RequestInvalid(f"this registry makes tokens for {self._tokens.service}, not {shown(request.service)}")
         try:
             identity = await self._verify(request.login, by)
-        except (Unauthorized, TooManyRequests):
+        except (Unauthorized, TooManyRequests, StorageFull, StorageFailed):
+            # StorageFull, StorageFailed: the failed login could not be counted.
             if not await self._everyone_may_pull(request.requested):
                 raise
             identity = ANONYMOUS

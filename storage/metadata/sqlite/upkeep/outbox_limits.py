@@ -76,16 +76,17 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns the numbers of the events in the list that are too old, or that are more than the list may have."""
+    """Returns the numbers of the events in the list that are too old, or that are more than the list may have. An event
+    before an event that is too old is too old itself, even if its time is later: it was stored while the clock of the
+    machine was ahead."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
     # The number of the newest event beyond the list's limit
     newest_excess: int | None = db.execute(_LAST_IN_LIST, (limits.events,)).get
-    event_numbers: list[int] = []
-    for number, event_time in rows:
-        if event_time >= limits.keep_since and (newest_excess is None or number > newest_excess):
-            break
-        event_numbers.append(number)
-    return event_numbers
+    count = 0
+    for index, (number, event_time) in enumerate(rows):
+        if event_time < limits.keep_since or (newest_excess is not None and number <= newest_excess):
+            count = index + 1
+    return [number for number, _ in rows[:count]]
 
 
 def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) -> list[tuple[str, int]]:

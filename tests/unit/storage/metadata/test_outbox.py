@@ -358,6 +358,19 @@ async def test_old_and_excess_events_are_deleted(store: StoredRegistry, clock: C
     assert await store.outbox.newest() == 7
 
 
+async def test_events_from_the_future_keep_no_old_ones(store: StoredRegistry, clock: Clock) -> None:
+    """An event was stored while the clock was ahead. It is deleted together with the old events after it. Younger
+    events stay."""
+    for number, seconds in enumerate((0, 10**8, 10, 20)):
+        started = clock.now
+        clock.now += seconds
+        await push_index(store, f"{number}", "v1")
+        clock.now = started
+    await store.outbox.settle(HOOK, [1, 2, 3, 4], [])
+    await store.outbox.tidy(EventLimits(keep_since=clock.now + 15, events=100, pending=10, dead=10))
+    assert [event.number for event in (await store.outbox.after(0, 10)).events] == [4]
+
+
 async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
     """If there are more events than may be kept, the oldest are deleted."""
     await store.outbox.configure([reader(LIST_READER)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from registry.auth.rights.principal import Identity
 from registry.auth.token.login_sessions import SEEN_SECONDS, SESSION_SECONDS
 from registry.auth.token.signing_keys import make_key
 from storage.access import AccountName, AccountUnknown
-from storage.errors import Unauthorized
+from storage.errors import StorageFull, Unauthorized
 from storage.metadata.sqlite.access.login_session_table import MOST_SESSIONS
 from tests.fakes.auth_worker import ADMIN, ALICE, BOB, KNOWN_ADDRESS, OTHER_ADDRESS, AuthClock, AuthWorker, auth_worker
 
@@ -188,3 +189,24 @@ async def test_invalid_sessions_are_refused(worker: AuthWorker, tmp_path: Path, 
                       "x" * 5000):  # fmt: skip
             check_refused(worker, wrong)
     assert worker.access.login_sessions.verify(text)
+
+
+async def test_one_warning_on_a_full_disk(
+    worker: AuthWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk is full, so that the use of a session cannot be recorded. The worker tries once, and not at each
+    request."""
+
+    async def refuse(*_: object) -> None:
+        raise StorageFull
+
+    monkeypatch.setattr(worker.accounts, "save_session_use", refuse)
+    text = await start_session(worker)
+    worker.clock.now += SEEN_SECONDS
+    for _ in range(10):
+        worker.access.login_sessions.verify(text)
+        await asyncio.sleep(0)
+    await worker.access.login_sessions.aclose()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"could not record the use of a login session: {StorageFull()}"
+    ]

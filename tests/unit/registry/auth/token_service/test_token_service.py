@@ -161,6 +161,23 @@ async def test_login_on_a_full_disk(
     assert (await get(client, login=basic("alice", PASSWORD), **query)).status_code == 500
 
 
+async def test_foreign_login_on_a_full_disk(
+    worker: AuthWorker, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is so full that a failed login cannot be counted. A client with a login for another registry still gets
+    a token for what everyone may pull, as docker does that sends its login for Docker Hub to a mirror. For other
+    content, the error says that the disk is full."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise StorageFull
+
+    monkeypatch.setattr(worker.accounts, "add_failures", refuse)
+    answer = await get(client, "repository:public/app:pull", login=basic("someone", "of docker hub"))
+    assert (await identity_in(worker, answer)).name is None
+    answer = await get(client, "repository:team/app:pull", login=basic("other", "of docker hub"))
+    assert answer.status_code == 507
+
+
 async def test_a_new_password_ends_tokens(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """After a change of the password, refresh tokens and bearer tokens that were issued for the old password are
     refused."""
