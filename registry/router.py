@@ -287,7 +287,13 @@ class Router(RefusingRegistry):
             start, stop = reader.span
             if start < stop:
                 await reader.readable_until(stop - 1)
-        await self._mount(digest, source.repo, repo, by)
+        with suppress(BlobUnknown):
+            await self._mount(digest, source.repo, repo, by)
+            return
+        # A download for several repositories stores the blob in one of them, and adds it to `source` only after this
+        # wait has ended. Opening the stored blob at the mirror adds it as well.
+        async with aclosing(await source.registry.open_blob(source.repo, digest)):
+            await self._mount(digest, source.repo, repo, by)
 
     async def _mount(self, digest: Digest, source: RepositoryName, repo: RepositoryName, by: Actor) -> Descriptor:
         """Adds to `repo` a blob that the store has in `source`. Raises BlobUnknown if `source` does not have the

@@ -110,6 +110,17 @@ class Partial(Protocol):
         StorageFailed."""
         ...
 
+    def mark_response(self) -> None:
+        """Records for all processes that the upstream registry has started to send bytes to the owner. Only for the
+        owner. Raises StorageFailed."""
+        ...
+
+    @property
+    def has_response(self) -> bool:
+        """Whether the owner, in any process, has called `mark_response`. Bytes that are stored already do not show
+        this: they may come from an earlier owner. Reading the property may raise StorageFailed."""
+        ...
+
     async def report_failure(self, reason: str) -> None:
         """Tells all followers why the download failed. Only for the owner, which then calls `close`. The bytes that
         have arrived stay. Raises nothing: if the reason cannot be stored, the followers only learn that there is no

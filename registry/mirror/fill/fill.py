@@ -33,6 +33,7 @@ from storage.errors import (
     DigestInvalid,
     PartialLost,
     RegistryError,
+    StorageFailed,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
@@ -45,6 +46,8 @@ READER_POLL_SECONDS: Final = 0.05
 """Longest time that a reader waits, after the owner has disappeared, before it tries to read from a new owner."""
 FOLLOWER_PAUSE_SECONDS: Final = 0.01
 """Time that a follower waits, after it could not replace the owner that has disappeared, before it tries again."""
+START_POLL_SECONDS: Final = 0.01
+"""Time between two checks of a follower whether the upstream has started to send, if bytes were stored before."""
 MAX_LOST_OWNERS: Final = 40
 """Largest number of owners that can disappear, one after another, before a follower gives up."""
 
@@ -215,13 +218,13 @@ class Fill:
         """Stores the failure for the followers in other processes. Otherwise they would become the owner one after
         another, and each would wait for the same timeouts.
 
-        If the upstream has not started to send, stores only timeouts: a follower that becomes the owner gets any other
-        error quickly by itself. Does nothing if this fill is not the owner."""
+        If no reader may have got bytes, stores only timeouts: a follower that becomes the owner gets any other error
+        quickly by itself. Does nothing if this fill is not the owner."""
         partial = self._partial
         if (
             partial is None
             or not partial.is_owner
-            or not (self._started.is_set() or isinstance(failure, UpstreamTimeout))
+            or not (self._must_keep_partial or isinstance(failure, UpstreamTimeout))
         ):
             return
         if (reason := encode_failure(self.repo, failure)) is not None:
@@ -285,9 +288,7 @@ class Fill:
     async def _follow(self, partial: Partial) -> bool:
         """Waits while the owner in another process downloads the blob. Returns True when the blob is stored. Returns
         False if the owner has stopped and the blob is not stored."""
-        gaps = partial.missing()
-        first_missing = gaps[0][0] if gaps else self.size
-        start_signal = asyncio.create_task(self._signal_start(partial, first_missing))
+        start_signal = asyncio.create_task(self._signal_start(partial, partial.missing()))
         try:
             await partial.wait(self.size)
         except PartialLost:
@@ -296,12 +297,17 @@ class Fill:
             await cancel_and_wait([start_signal])
         return True
 
-    async def _signal_start(self, partial: Partial, first_missing: int) -> None:
-        """Sets `_started`. If some bytes are stored and others are missing, does so immediately, because readers can
-        get the stored bytes. If all bytes are missing, first waits until the owner has stored the byte at
-        `first_missing`. If no byte is missing, first waits until the blob is stored."""
-        if partial.missing() in ([], [(0, self.size)]):  # no byte is missing, or all are
-            await partial.wait(first_missing)
+    async def _signal_start(self, partial: Partial, gaps: list[tuple[int, int]]) -> None:
+        """Sets `_started` when the upstream has started to send to the owner. If all bytes are missing, sets it when
+        the first one is stored; if none is missing, when the blob is stored. `gaps`: the missing bytes when this fill
+        began to follow."""
+        if gaps in ([], [(0, self.size)]):
+            await partial.wait(0 if gaps else self.size)
+        else:
+            # The stored bytes may be those of an earlier owner. New bytes count as a response, too, because the owner
+            # may have failed to record it.
+            while not partial.has_response and partial.missing() == gaps:  # noqa: ASYNC110  another process changes them
+                await asyncio.sleep(START_POLL_SECONDS)
         self._started.set()
 
     async def _download(self, partial: Partial) -> None:
@@ -325,10 +331,11 @@ class Fill:
             partial,
             self.demand,
             await context.bad_senders.find_avoided(self.repo, self.digest),
-            self._started.set,
+            partial_function(self._on_response, partial),
             on_fetched=partial_function(context.observer.on_fetched, "blob"),
             list_repos=lambda: sorted(map(context.to_upstream_name, self.repositories)),
-            has_response=self._must_keep_partial,
+            has_response=self.has_started,
+            has_readers=lambda: self._must_keep_partial,
             stall_timeout=context.stall_timeout,
         )
         while True:
@@ -341,6 +348,12 @@ class Fill:
         await partial.commit(self.repo, lambda: context.bad_senders.add(self.repo, self.digest, download.senders))
         self._verified_partial = partial
         await self._mount_in(self.repositories - {self.repo})
+
+    def _on_response(self, partial: Partial) -> None:
+        """Records, for this and the other processes, that the upstream has started to send."""
+        self._started.set()
+        with suppress(StorageFailed):  # the other processes then notice the new bytes
+            partial.mark_response()
 
     async def _mount_if_stored(self) -> bool:
         """If another process stored the blob before this process became the owner, adds the blob to all `repositories`

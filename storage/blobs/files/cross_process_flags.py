@@ -1,5 +1,5 @@
-"""Flags of a partial blob that all processes see: "a client waits for it", "its download has started", and "its
-download has started from this repository" (`CrossProcessFlags`).
+"""Flags of a partial blob that all processes see: "a client waits for it", "its download has started", "its download
+has started from this repository", and "the upstream has started to send" (`CrossProcessFlags`).
 
 A *partial blob* is a blob that is still being downloaded; its *owner* is the process that downloads it. A flag is set
 while any process holds a lock on a certain byte of the blob's state file. So setting a flag writes nothing to the disk,
@@ -20,6 +20,8 @@ WAITERS_BYTE = 1
 STARTED_BYTE = 2
 """Offset of the byte that the owner locks when it starts to request bytes. (The lock on the byte at offset 0 makes a
 process the owner.)"""
+RESPONSE_BYTE = 3
+"""Offset of the byte that the owner locks when the upstream starts to send."""
 FIRST_REPOSITORY_BYTE = 1 << 32
 """The owner also locks the byte at this offset plus the CRC-32 of the name of the repository from which it requests
 bytes. Two names can have the same CRC-32; then a process only waits longer for the owner."""
@@ -35,8 +37,9 @@ class CrossProcessFlags:
         self._state_fd = state_fd
         self._waiters: set[object] = set()
         """The waiters of this process."""
-        self._started_bytes: set[int] = set()
-        """Offsets of `STARTED_BYTE` and of the repositories' bytes that this process has locked, to set their flags."""
+        self._owner_bytes: set[int] = set()
+        """Offsets of `STARTED_BYTE`, `RESPONSE_BYTE` and the repositories' bytes that this process has locked as the
+        owner, to set their flags."""
 
     def add_waiter(self, waiter: object) -> None:
         """Registers that `waiter` waits for the blob, and sets the flag "a client waits". `waiter`: any hashable
@@ -64,17 +67,18 @@ class CrossProcessFlags:
     def mark_started(self, repo: RepositoryName) -> None:
         """Sets the flags "the owner has started to request bytes" and "from the repository `repo`". Only for the
         process that is the owner."""
-        for offset in (_repository_byte(repo), STARTED_BYTE):
-            if offset not in self._started_bytes:
-                with as_storage_errors():
-                    if try_lock_byte(self._state_fd, offset):
-                        self._started_bytes.add(offset)
+        self._set(_repository_byte(repo))
+        self._set(STARTED_BYTE)
 
-    def clear_started(self) -> None:
-        """Clears the flags that this process has set with `mark_started`. Raises nothing."""
-        while self._started_bytes:
+    def mark_response(self) -> None:
+        """Sets the flag "the upstream has started to send to the owner". Only for the process that is the owner."""
+        self._set(RESPONSE_BYTE)
+
+    def clear_owner(self) -> None:
+        """Clears the flags that this process has set with `mark_started` and `mark_response`. Raises nothing."""
+        while self._owner_bytes:
             with suppress(OSError):
-                unlock_byte(self._state_fd, self._started_bytes.pop())
+                unlock_byte(self._state_fd, self._owner_bytes.pop())
 
     def has_started(self) -> bool:
         """Returns whether the owner, in this or another process, has started to request bytes."""
@@ -84,10 +88,21 @@ class CrossProcessFlags:
         """Returns whether the owner, in this or another process, has started to request bytes from the repository."""
         return self._is_set(_repository_byte(repo))
 
+    def has_response(self) -> bool:
+        """Returns whether the upstream has started to send to the owner, in this or another process."""
+        return self._is_set(RESPONSE_BYTE)
+
+    def _set(self, offset: int) -> None:
+        """Sets the flag of the byte at `offset`, as the owner."""
+        if offset not in self._owner_bytes:
+            with as_storage_errors():
+                if try_lock_byte(self._state_fd, offset):
+                    self._owner_bytes.add(offset)
+
     def _is_set(self, offset: int) -> bool:
         """Returns whether this or another process has set the flag of the byte at `offset`."""
         with as_storage_errors():
-            return offset in self._started_bytes or is_byte_locked(self._state_fd, offset)
+            return offset in self._owner_bytes or is_byte_locked(self._state_fd, offset)
 
 
 def _repository_byte(repo: RepositoryName) -> int:

@@ -119,6 +119,17 @@ class PartialHandle:
         StorageFailed."""
         return not self._closed and self._shared.flags.has_started_for(repo)
 
+    def mark_response(self) -> None:
+        """Tells all processes that the upstream has started to send bytes to this handle, which is the owner. Does
+        nothing if this handle is not the owner. Raises StorageFailed."""
+        if self.is_owner:
+            self._shared.flags.mark_response()
+
+    @property
+    def has_response(self) -> bool:
+        """Whether the owner, in any process, has called `mark_response`. Raises StorageFailed."""
+        return not self._closed and self._shared.flags.has_response()
+
     async def report_failure(self, reason: str) -> None:
         """Tells the other processes that the download by this handle, which is the owner, has failed, and why. Raises
         nothing."""

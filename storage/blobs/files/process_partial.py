@@ -214,7 +214,7 @@ class ProcessPartial:
         self._owner, self._owner_is_leaving = None, False
         self._has_no_owner = True
         self._prefix_digest.stop()
-        self.flags.clear_started()
+        self.flags.clear_owner()
         with suppress(OSError):
             unlock_byte(self._state_fd)
         self._waiters.notify(self)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from storage.composition import open_registry
 from storage.content import digest_of
 from storage.errors import BlobUnknown, Denied, RegistryError, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, RepositoryName, Tag
@@ -88,6 +89,80 @@ async def test_hanging_repository_does_not_delay_another(
     assert_each_byte_sent_once(site, digest, len(data))
     stall.set()
     assert await waiting == data
+
+
+async def store_old_bytes(worker: MirrorWorker, stop: int = MIB) -> None:
+    """Stores the first `stop` bytes of `BIG` in its partial, as a worker does that then dies."""
+    dying = await worker.store.partials.claim(DIGEST, len(BIG), "docker.io")
+    await asyncio.to_thread(dying.write_at, 0, BIG[:stop])
+    dying.close()
+
+
+async def test_old_bytes_are_no_response_for_another_worker(
+    site: MirrorSite, worker: MirrorWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker has died in the middle of a blob. The next owner requests the rest from a repository for which the
+    upstream does not respond. Clients of another worker get the blob from another repository."""
+    monkeypatch.setattr("registry.mirror.blobs.SILENCE_SECONDS", 0.05)
+    await pull_manifests(site, worker, BIG)
+    await store_old_bytes(worker)
+    stall = hang(site, UPSTREAM_REPO)
+    async with site.worker(source_of_another_worker(site)) as another:
+        waiting = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST))
+        await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+        async with asyncio.timeout(30):
+            bodies = await asyncio.gather(*(read_blob(another.mirror, OTHER, DIGEST) for _ in range(4)))
+        assert bodies == [BIG] * 4
+        assert not waiting.done()
+        stall.set()
+        assert await waiting == BIG
+
+
+@pytest.mark.parametrize("next_offset", [MIB, 5 * MIB])
+async def test_client_gets_old_bytes_when_others_arrive_in_another_worker(
+    site: MirrorSite, worker: MirrorWorker, next_offset: int
+) -> None:
+    """A worker has died in the middle of a blob, and another process continues the download. A client of this worker
+    gets its response when the first new byte arrives, wherever that byte is."""
+    await pull_manifests(site, worker, BIG)
+    await store_old_bytes(worker)
+    async with open_registry(site.data) as other:
+        owner = await other.partials.claim(DIGEST, len(BIG), "docker.io")
+        owner.mark_started(RepositoryName(UPSTREAM_REPO))
+        opening = asyncio.create_task(worker.mirror.open_blob(MIRRORED_REPO, DIGEST))
+        await wait_until(lambda: owner.has_waiters)
+        _, unfinished = await asyncio.wait([opening], timeout=0.1)
+        assert unfinished
+        await asyncio.to_thread(owner.write_at, next_offset, BIG[next_offset : next_offset + 1])
+        async with asyncio.timeout(30):
+            reader = await opening
+            assert await reader.readable_until(0) >= MIB
+        owner.close()
+        assert await read_to_end(reader) == BIG
+
+
+@pytest.mark.parametrize("end", ["commits", "dies", "discards"])
+async def test_client_that_waits_for_new_bytes_when_the_owner_ends(
+    site: MirrorSite, worker: MirrorWorker, end: str
+) -> None:
+    """A client waits for the owner in another process, which has only old bytes, when the owner ends. The client gets
+    the blob."""
+    await pull_manifests(site, worker, BIG)
+    await store_old_bytes(worker)
+    async with open_registry(site.data) as other:
+        owner = await other.partials.claim(DIGEST, len(BIG), "docker.io")
+        owner.mark_started(RepositoryName(UPSTREAM_REPO))
+        reading = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGEST))
+        await wait_until(lambda: owner.has_waiters)
+        if end == "commits":
+            await asyncio.to_thread(owner.write_at, MIB, BIG[MIB:])
+            await owner.commit(OTHER)
+        elif end == "discards":
+            await owner.discard()
+        owner.close()
+        async with asyncio.timeout(30):
+            assert await reading == BIG
+    assert (site.upstream.calls["get blob"] == 0) == (end == "commits")
 
 
 async def test_silent_blob_takes_at_most_two_connections(site: MirrorSite, monkeypatch: pytest.MonkeyPatch) -> None:

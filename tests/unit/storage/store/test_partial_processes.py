@@ -158,8 +158,8 @@ async def test_many_owners_one_after_the_other_complete_a_blob(registry: StoredR
 async def test_marks_are_visible_in_other_processes_until_their_process_ends(
     registry: StoredRegistry, data: Path
 ) -> None:
-    """A process marks that it waits for a blob, or that the download has begun. Other processes see these marks. The
-    marks of a killed process do not count."""
+    """A process marks that it waits for a blob, that the download has begun, or that the upstream has started to send.
+    Other processes see these marks. The marks of a killed process do not count."""
     async with partial_peer(data) as owner, partial_peer(data) as reader:
         assert await owner.ask("claim", SEED, SIZE) is True
         assert await reader.ask("claim", SEED, SIZE) is False
@@ -178,7 +178,11 @@ async def test_marks_are_visible_in_other_processes_until_their_process_ends(
         assert partial.has_started
         assert partial.has_started_for(UBUNTU)
         assert not partial.has_started_for(RepositoryName("docker.io/library/debian"))
+        assert not partial.has_response
+        await owner.ask("mark_response")
+        assert partial.has_response
         await owner.kill()
+        assert not partial.has_response
         assert not partial.has_started
         assert not partial.has_started_for(UBUNTU)
     partial.close()
