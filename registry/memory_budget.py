@@ -46,7 +46,8 @@ class Share:
     `size`: that number. `key`: shares with the same key hold the same object in memory, so the budget counts its bytes
     only once; None: no other share holds these bytes. All shares with the same key must grow to the same size, that of
     the object. `held_since`: the event loop's time when the share first held bytes. `on_cut`: the budget calls this
-    function to cut off the request when other requests need the memory; None: the request cannot be cut off now."""
+    function to cut off the request when other requests need the memory. It must not raise. None: the request cannot be
+    cut off now."""
 
     __slots__ = ("_budget", "held_since", "key", "on_cut", "size")
 
@@ -133,9 +134,9 @@ class MemoryBudget:
             raise self._refusal()
         waiter = _Waiter(share, added_bytes, asyncio.get_running_loop().create_future())
         queue[waiter] = None
-        if self._timer is None:
-            self._cut_slow()
         try:
+            if self._timer is None:
+                self._cut_slow()
             async with asyncio.timeout(self._wait_seconds):
                 await waiter.granted
         except TimeoutError:

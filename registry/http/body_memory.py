@@ -336,6 +336,7 @@ class _MinimumRate:
             self._timeout.reschedule(self._counted_at + self._seconds_left)
 
     def _cut(self) -> None:
-        """Makes the block that receives the body raise BodyTooSlow now, because other requests need the memory."""
-        if self._timeout is not None:
+        """Makes the block that receives the body raise BodyTooSlow now, because other requests need the memory. Does
+        nothing if the time allowance has just been used up: the block is about to end."""
+        if self._timeout is not None and not self._timeout.expired():
             self._timeout.reschedule(asyncio.get_running_loop().time())

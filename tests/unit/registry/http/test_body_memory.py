@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
@@ -46,6 +47,30 @@ async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> Non
     await first_task
     assert first.status == 201
     assert body_memory.manifests.used == 0
+
+
+async def test_request_that_waits_when_the_time_of_another_ends(registry: MemoryRegistry) -> None:
+    """In one turn of the event loop, the time allowance of a request ends, and another request begins to wait for its
+    memory. The first one is refused, the second one is stored, and no memory stays counted."""
+    memory = BodyMemory(
+        manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01), stall_seconds=1.0, bytes_per_second=1e12
+    )
+    await put_blob(registry, b"{}")
+    slow, second = (PiecewiseSender(api_of(registry, memory), large_image(), name, declared=False) for name in "ab")
+    tasks = [slow.start()]
+    slow.send(slow.body[:-1])
+    await wait_until(lambda: memory.manifests.used > LARGE)
+    await asyncio.sleep(0.6)
+    tasks.append(second.start())
+    await asyncio.sleep(0)
+    # This turn of the event loop takes longer than the rest of the first allowance. In the next turn, the body of the
+    # second request arrives, and the allowance ends. In the turn after that, the second request asks for memory before
+    # the first one ends.
+    time.sleep(0.5)  # noqa: ASYNC251
+    asyncio.get_running_loop().call_soon(second.send_all)
+    await asyncio.gather(*tasks)
+    assert (slow.status, second.status) == (408, 201)
+    assert memory.manifests.used == 0
 
 
 async def test_waiting_requests_get_memory_in_the_order_of_arrival(registry: MemoryRegistry) -> None:
