@@ -138,19 +138,19 @@ class BackgroundWork:
 
     async def aclose(self) -> None:
         """Ends all of the work. Another process continues the jobs that can be resumed. Stores the last pulls and
-        activity."""
-        if not self._is_started:
-            return
-        await self.hand_over()
-        tasks, self._tasks = self._tasks, []
-        await cancel_all(tasks)
+        activity: the pulls even if the work was never started, because the application has answered requests since
+        before the start."""
+        if self._is_started:
+            await self.hand_over()
+            tasks, self._tasks = self._tasks, []
+            await cancel_all(tasks)
         for recorder, content in ((self._pulls, "pulls"), (self._pull_events, "events of pulls")):
             if recorder is not None:
                 try:
                     await recorder.store()
                 except Exception as error:  # the next recorder and the activity must still be stored
                     log.warning("the %s of the last seconds are lost: %s", content, error)
-        if self._activity is not None:
+        if self._activity is not None and self._is_started:
             await self._activity.store_last()
 
     async def _watch_mirrors(self) -> None:

@@ -17,8 +17,10 @@ from registry.app import Entrepot, create_app
 from registry.config import Settings
 from registry.live_app import LiveApp
 from registry.server.process.lifespan import Lifespan
-from storage.composition import prepare_data_dir
+from storage.composition import open_registry, prepare_data_dir
+from storage.names import RepositoryName
 from tests.fakes.asgi_client import AsgiClient
+from tests.fakes.registry_content import index_of
 
 
 def make_app(settings: Settings, starts_background_work: bool) -> Entrepot:
@@ -167,3 +169,24 @@ async def test_new_settings_apply_before_background_work_is_handed_over(tmp_path
     assert live._current.app.work is not None
     assert live._current.app.work._is_started
     await lifespan.stop()
+
+
+async def test_pulls_are_stored_although_the_background_work_was_not_started(tmp_path: Path) -> None:
+    """An application answers pulls, and the server stops before the work of the application before it has been handed
+    over. The pulls are stored."""
+    prepare_data_dir(tmp_path)
+    settings = Settings(data=tmp_path)
+    live = LiveApp(settings, make_app)
+    lifespan = Lifespan(live)
+    await lifespan.start()
+    index = index_of([])
+    client, path = AsgiClient(live), "/v2/a/manifests/t"
+    assert (await client("PUT", path, body=index.body, headers={"content-type": index.media_type})).status == 201
+    async with live._passing_work:
+        await change(live, settings)
+        assert (await client("GET", path)).status == 200
+        await lifespan.stop()
+    async with open_registry(tmp_path) as registry:
+        record = await registry.pulls.record(RepositoryName("a"), index.digest)
+    assert record is not None
+    assert record.pulls == 1
