@@ -106,10 +106,11 @@ class RequestBody:
         self._changed.set()
 
     def finish(self) -> None:
-        """Called when all of the body was received."""
+        """Called when all of the body was received. Resumes reading, because only then is a disconnect noticed."""
         self.has_more = False
         self.remaining_bytes = 0
         self.buffer = None
+        self._context.flow.resume_reading()
         self._changed.set()
 
     def close(self) -> None:

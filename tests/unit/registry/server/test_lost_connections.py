@@ -27,14 +27,17 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class WaitingApp:
     """An application that reads the body, waits for `upstream_answer`, and then sends a response. It does not read the
     body of a GET. For the path `/started`, it sends the status before it waits. `waiting`: number of the requests that
-    wait. `ended`: how each request has ended."""
+    wait. `ended`: how each request has ended. While `may_receive` is clear, it does not read bodies."""
 
     def __init__(self) -> None:
         self.upstream_answer = asyncio.Event()
+        self.may_receive = asyncio.Event()
+        self.may_receive.set()
         self.waiting = 0
         self.ended: list[str] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.may_receive.wait()
         while scope["method"] != "GET" and (await receive()).get("more_body"):
             pass
         is_started = scope["path"] == "/started"
@@ -118,6 +121,25 @@ async def test_write_and_started_response_are_not_cancelled(server: WaitingServe
     """If the client resets the connection, a write is not cancelled, nor is a read whose response has started. When the
     application then sends a part of the response, this raises ClientDisconnected."""
     await server.send_and_reset(method, path)
+    server.app.upstream_answer.set()
+    await server.wait_for_tasks()
+    assert server.app.ended == ["ClientDisconnected"]
+
+
+async def test_lost_connection_is_noticed_after_a_large_body(server: WaitingServer) -> None:
+    """The whole of a body of 600 KiB arrives before the application reads it, so that the server pauses reading. When
+    the body is complete, the server reads on, and notices that the client resets the connection."""
+    size = 600 * 1024
+    server.app.may_receive.clear()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        sock.connect(("127.0.0.1", server.port))
+        head = f"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode()
+        await asyncio.to_thread(sock.sendall, head + bytes(size))
+        await asyncio.sleep(0.1)  # the server receives as much as it accepts before the application reads
+        server.app.may_receive.set()
+        await wait_until(lambda: server.app.waiting == 1)
+    await wait_until(lambda: not server.worker.state.connections)
     server.app.upstream_answer.set()
     await server.wait_for_tasks()
     assert server.app.ended == ["ClientDisconnected"]
