@@ -305,12 +305,15 @@ class Download:
         for sink in self._stragglers.find(
             now, {sink: piece.stop - piece.next_offset for sink, piece in pieces.items()}
         ):
+            cancel_scope = self._requests[sink].cancel_scope
+            if cancel_scope.expired():  # cancelled before; the request ends when its last bytes are written
+                continue
             log.info(
                 "a connection for %s of %s is much slower than the others; its missing bytes are requested again",
                 self._partial.digest,
                 self._first_repo,
             )
-            self._requests[sink].cancel_scope.reschedule(now)
+            cancel_scope.reschedule(now)
 
     def _on_response(self) -> None:
         """Called in the thread that reads a response, when the response starts."""
