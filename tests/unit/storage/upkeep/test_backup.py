@@ -351,14 +351,22 @@ async def test_verify_replaces_corrupt_bytes_in_a_backup(store: StoredRegistry, 
     assert copied["missing"] == linked["missing"] == [large.digest]
 
 
-async def test_a_linked_backup_follows_a_blob_that_was_healed(store: StoredRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_pushed", [True, False], ids=["pushed", "put into its place"])
+async def test_a_linked_backup_follows_a_blob_that_was_healed(
+    store: StoredRegistry, tmp_path: Path, is_pushed: bool
+) -> None:
     """A backup links a file whose bytes the disk then changes. After the blob is found damaged and pushed again, the
-    next backup replaces its link to the damaged file."""
+    next backup replaces its link to the damaged file. The same holds if an operator puts the right file into the place
+    of the blob, and a scrub finds it."""
     blob = await push_blob(store, REPO, LARGE)
-    await backup(store, tmp_path / "backups", now=time.time() - 1)
+    await backup(store, tmp_path / "backups", now=time.time())
     flip_byte(file_of(store, blob.digest))
     await scrub(store)
-    await push_blob(store, REPO, LARGE)
+    if is_pushed:
+        await push_blob(store, REPO, LARGE)
+    else:
+        file_of(store, blob.digest).write_bytes(LARGE)
+        assert (await scrub(store))[0]["healed"] == 1
     result, steps = await backup(store, tmp_path / "backups", now=time.time())
     assert (result["copied_blobs"], result["missing"], result["damaged"]) == (1, [], [])
     assert [step["digest"] for step in steps if step["event"] == "damaged in the backup"] == [blob.digest]
