@@ -189,8 +189,9 @@ class BlobStore(Protocol):
     def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> Awaitable[ClaimedUpload]:
         """Takes the session over from its owner, without waiting for the owner. If the id is unknown, creates an empty
         session. First calls `check`, possibly in a thread, with the number of stored bytes; if `check` raises, the
-        owner keeps the session, and this call raises the same error. Raises BlobUploadUnknown if another request
-        commits or deletes the session at the same time."""
+        owner keeps the session, and this call raises the same error. A cancelled call leaves nothing open; it may have
+        taken the session over. Raises BlobUploadUnknown if another request commits or deletes the session at the same
+        time."""
         ...
 
     async def upload_size(self, upload: UploadID) -> int:

@@ -59,6 +59,19 @@ class UncancellableFuture(asyncio.Future[T]):
         return False
 
 
+async def result_or_close(call: UncancellableFuture[T], close: Callable[[T], object]) -> T:
+    """Waits for the end of `call`, which opens something, and returns its result. If the waiting task is cancelled,
+    nobody gets the result, so it is passed to `close`."""
+    try:
+        return await call
+    except asyncio.CancelledError:
+        # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
+        # opened something. `done()` only makes sure of that, because `exception()` fails for a running call.
+        if call.done() and call.exception() is None:
+            close(call.result())
+        raise
+
+
 async def wait_for_call(call: asyncio.Future[T]) -> T:
     """Waits for the end of `call` and returns its result. If the waiting task is cancelled, the wait ends immediately,
     and the call continues."""

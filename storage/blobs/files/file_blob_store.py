@@ -21,7 +21,7 @@ from storage.blobs.files.quarantine import QuarantineDirectory, file_version
 from storage.blobs.files.upload_file import UploadFile, upload_size
 from storage.blobs.files.upload_session import ClaimedUploadFile, FileUploadSession, UploadBuffers
 from storage.content import BLOB_TYPE, Descriptor, Span
-from storage.data_dir.blocking_calls import UncancellableFuture, as_storage_errors, storage_error
+from storage.data_dir.blocking_calls import as_storage_errors, result_or_close, storage_error
 from storage.data_dir.disk import Disk
 from storage.data_dir.layout import SHARD_COUNT
 from storage.data_dir.system import DISK_FULL_ERRNOS
@@ -103,12 +103,11 @@ class FileBlobStore:
         the session, such as `sha256`."""
         return FileUploadSession(self._disk, self._buffers, self.boot, upload, start_digest(algorithm))
 
-    def take_over(
-        self, upload: UploadID, check: Callable[[int], None] | None = None
-    ) -> UncancellableFuture[ClaimedUploadFile]:
+    async def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> ClaimedUploadFile:
         """Takes the session over: the caller becomes its owner, and the request that was the owner may no longer write
         to it. `check` is called first, in a thread, with the number of stored bytes. If `check` raises, the owner keeps
-        the session, and this call raises the same error. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
+        the session, and this call raises the same error. A cancelled call leaves no file open; it may have taken the
+        session over. Raises BlobUploadUnknown, StorageFull, StorageFailed."""
         directory = self._disk.layout.upload(upload)
 
         def check_and_take() -> ClaimedUploadFile:
@@ -117,7 +116,7 @@ class FileBlobStore:
             file = UploadFile.take_over(self._disk.system, directory)
             return ClaimedUploadFile(self._disk, self._buffers, self.boot, upload, file)
 
-        return self._disk.run(check_and_take)
+        return await result_or_close(self._disk.run(check_and_take), ClaimedUploadFile.release)
 
     async def upload_size(self, upload: UploadID) -> int:
         """Returns the number of bytes that the session has stored; 0 for an unknown id."""

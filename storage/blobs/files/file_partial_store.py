@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from storage.blobs.files.leftovers import list_partials
 from storage.blobs.files.partial_file_pairs import (
+    PartialFilePair,
     PartialPaths,
     delete_file_pair_if_idle,
     is_file_pair_idle,
@@ -25,7 +26,7 @@ from storage.blobs.files.partial_state_format import PartialStatus
 from storage.blobs.files.partial_waiters import PartialWaiters
 from storage.blobs.files.process_partial import ProcessPartial
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
-from storage.data_dir.blocking_calls import as_storage_errors
+from storage.data_dir.blocking_calls import as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
 from storage.data_dir.locks import PollBackOff
 from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
@@ -252,14 +253,12 @@ class FilePartialStore:
         paths = PartialPaths.of_blob(self._disk.layout, name, digest)
         disk = self._disk
         opening = disk.run(lambda: open_file_pair(disk.system, paths, size, self._boot, disk.reserve))
-        try:
-            files = await opening
-        except asyncio.CancelledError:
-            # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
-            # opened the files. `done()` only makes sure of that, because `exception()` fails for a running call.
-            if opening.done() and opening.exception() is None and (unused := opening.result()) is not None:
+
+        def close(unused: PartialFilePair | None) -> None:
+            if unused is not None:
                 unused.close()
-            raise
+
+        files = await result_or_close(opening, close)
         if files is None:
             return None
         shared = ProcessPartial(disk.system, disk.reserve, self._digest_threads, self._waiters, paths, digest, files)

@@ -275,9 +275,11 @@ class ClaimedUploadFile:
 
     async def discard(self) -> None:
         """Closes the session's file, and deletes it unless a newer request has taken the session over."""
-        with suppress(BlobUploadInvalid):
-            await self._disk.run(self._file.discard)
-        self._file.close()
+        try:
+            with suppress(BlobUploadInvalid):
+                await self._disk.run(self._file.discard)
+        finally:
+            self._file.close()
 
     def release(self) -> None:
         """Closes the file without waiting. Its bytes are kept for the next request that takes the session over."""

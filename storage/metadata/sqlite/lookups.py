@@ -130,7 +130,7 @@ def _digest(text: str) -> Digest:
     return str.__new__(Digest, text)
 
 
-def _damaged_manifest(digest: str) -> ManifestUnknown:
+def damaged_manifest(digest: str) -> ManifestUnknown:
     """Returns the error for a damaged manifest, which has an empty body and the size 0."""
     return ManifestUnknown(
         f"the stored manifest {digest} was damaged and is not served any more; push the image again to restore it"
@@ -142,7 +142,7 @@ def manifest_descriptor(db: apsw.Connection, repo: RepositoryName, reference: Re
     large, and no caller needs them. Raises ManifestUnknown."""
     media_type, digest, size = _manifest_row(db, _DESCRIPTORS, repo, reference)
     if not size:
-        raise _damaged_manifest(digest)
+        raise damaged_manifest(digest)
     return Descriptor(media_type, _digest(digest), size)
 
 
@@ -157,7 +157,7 @@ def manifest(
     body, media_type, digest, manifest_id = _manifest_row(db, _MANIFESTS, repo, reference)
     if body is not None:
         if not body:
-            raise _damaged_manifest(digest)
+            raise damaged_manifest(digest)
         return Manifest(body, media_type, _digest(digest))
     shared = large_manifests.get(digest)
     if shared is None or shared.media_type != media_type:

@@ -56,8 +56,8 @@ class BackupOptions:
 @dataclass(slots=True)
 class _Counts:
     """What a backup did with the blobs. `copied`: number of copied blobs. `present`: number of blobs that the directory
-    had already. `damaged`: blobs that were recorded as damaged in the registry and that the directory does not have.
-    `missing`: other blobs that could not be copied."""
+    had already. `damaged`: blobs that were recorded as damaged in the registry, and of which the directory has no file
+    with the right bytes, or none that could be read. `missing`: other blobs that could not be copied."""
 
     copied: int = 0
     copied_bytes: int = 0
@@ -135,13 +135,17 @@ class _Backup:
         self._reporter = reporter
         self._last_backup = 0.0
         """Time of the last complete backup, in seconds since 1970; 0 if there is none."""
+        self._last_missing: frozenset[Digest] = frozenset()
+        """The blobs that the last complete backup lacks. The directory may have files with wrong bytes of them."""
         self._done_bytes = 0
         self.counts = _Counts()
 
     async def copy(self, name: str, now: float) -> SnapshotManifest:
         """Copies the database and the blobs that it names, and returns the content of the manifest file."""
-        times = [snapshot.time for snapshot in await self._copier.run(self._directory.snapshots)]
+        earlier = by_age(await self._copier.run(self._directory.snapshots), now)
+        times = [snapshot.time for snapshot in earlier]
         self._last_backup = max((time for time in times if not is_future(time, now)), default=0.0)
+        self._last_missing = frozenset(earlier[-1].missing if earlier else ())
         path = self._directory.database(name)
         await self._reporter.report(0, unit="pages", message="copying the database")
         await self._copy_database(path)
@@ -197,18 +201,23 @@ class _Backup:
         the right size. An empty `blob.place` means that the registry has recorded the blob as damaged.
 
         The file in the directory may be a hard link to a damaged file of the registry. So this method compares the file
-        with the digest in two cases, also without `verify`. First, if the blob is recorded as damaged. Second, if the
+        with the digest in three cases, also without `verify`. First, if the blob is recorded as damaged. Second, if the
         registry has stored the blob since the last backup: it may have replaced damaged bytes, and the file in the
-        directory may still be the damaged one."""
-        if is_present and (self._verify or not blob.place or blob.created >= self._last_backup):
+        directory may still be the damaged one. Third, if the last backup lacks the blob.
+
+        A file that fails the check is replaced by bytes of the registry that pass it. Until then it stays, because one
+        failed read does not prove that its bytes are wrong, and they may be the last right ones. A restore compares
+        them with the digest again."""
+        failed_check = ""
+        if is_present and (
+            self._verify or not blob.place or blob.created >= self._last_backup or blob.digest in self._last_missing
+        ):
             path = self._directory.blob(blob.digest)
             try:
                 await self._copier.check_file(path, blob.digest, blob.size, self._note_bytes)
             except BlobDamaged as error:
-                self._reporter.step("damaged in the backup", digest=blob.digest, reason=str(error))
+                failed_check = str(error)
                 is_present = False
-                if not blob.place:
-                    await self._copier.run(partial(os.unlink, path))
         elif is_present:
             self._note_bytes(blob.size)
         if is_present:
@@ -216,9 +225,14 @@ class _Backup:
             return
         if not blob.place:
             self.counts.damaged.append(blob.digest)
-            self._reporter.step("damaged", digest=blob.digest, reason="the registry knows that it is damaged")
+            reason = "the registry knows that it is damaged"
+            if failed_check:
+                reason += f", and the older file in the backup, which is kept, failed its check: {failed_check}"
+            self._reporter.step("damaged", digest=blob.digest, reason=reason)
             self._note_bytes(blob.size)
             return
+        if failed_check:
+            self._reporter.step("damaged in the backup", digest=blob.digest, reason=failed_check)
         try:
             await self._copy_blob(blob)
         except (BlobDamaged, BytesMissing, StorageFailed) as error:

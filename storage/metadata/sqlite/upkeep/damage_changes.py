@@ -70,8 +70,9 @@ def _add_event(
 
 
 def restore_blob(db: apsw.Connection, digest: Digest, place: str, now: float) -> bool:
-    """Marks a damaged blob as healed, with its bytes at `place`. Returns False if it is not damaged."""
-    db.execute("UPDATE blob SET place = ? WHERE digest = ? AND place = ''", (place, digest))
+    """Marks a damaged blob as healed, with its bytes at `place`. Returns False if it is not damaged. Also sets the time
+    when the blob was created to `now`, as `note_stored_blob` does."""
+    db.execute("UPDATE blob SET place = ?, created = ? WHERE digest = ? AND place = ''", (place, now, digest))
     if db.changes() == 0:
         return False
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))

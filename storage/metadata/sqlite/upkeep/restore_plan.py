@@ -45,7 +45,8 @@ class RestorePlan:
 def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> RestorePlan:
     """Returns the plan for a tag that shall point at the manifest `digest`. The content may change before the plan is
     carried out, so the transaction that puts the manifests back checks everything again. Raises NameUnknown,
-    ManifestUnknown (the manifest does not exist any more), ManifestTooLarge (the manifest lists too many manifests)."""
+    ManifestUnknown (the manifest does not exist any more, or is damaged), ManifestTooLarge (the manifest lists too many
+    manifests)."""
     repository = lookups.repository_id(db, repo)
     walk = _Walk(db, repo, repository)
     deleted = walk.deleted_below(digest)
@@ -53,6 +54,8 @@ def find_plan(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Rest
     target = deleted_manifest.manifest if deleted_manifest else _stored(db, repository, digest)
     if target is None:
         raise not_restorable(repo, digest)
+    if not target.body:
+        raise lookups.damaged_manifest(digest)
     plan = RestorePlan(target, deleted)
     subjects = [manifest.digest for manifest in deleted]
     while subjects:
@@ -124,7 +127,7 @@ SELECT media_type, octet_length(body), 1 FROM deleted_manifest WHERE repository 
 
 
 def _stored(db: apsw.Connection, repository: int, digest: Digest) -> Manifest | None:
-    """Returns a manifest that the repository has; None if it does not have it."""
+    """Returns a manifest that the repository has; None if it does not have it. A damaged manifest has an empty body."""
     row: Any = db.execute(
         "SELECT body, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
     ).get

@@ -11,7 +11,7 @@ import apsw
 
 from storage.consistency import BlobRecord, CheckedPage, Key, Problem, ProblemCode
 from storage.data_dir.reserve import ReserveUse
-from storage.errors import StorageFailed
+from storage.errors import QuotaExceeded, StorageFailed
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
@@ -73,7 +73,7 @@ class SqliteConsistency:
                 return "it was gone meanwhile"
             repair_text = None
             # If a rule of the database, such as a quota, does not allow the repair, the savepoint is rolled back.
-            with suppress(apsw.ConstraintError), db:
+            with suppress(apsw.ConstraintError, QuotaExceeded), db:
                 repair_text = consistency_repairs.repair(db, current, now)
             return repair_text
 

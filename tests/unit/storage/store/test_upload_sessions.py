@@ -22,11 +22,12 @@ from storage.blobs.files.upload_session import PIECE_OVERHEAD_BYTES, SMALL_PIECE
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import digest_of
 from storage.errors import BlobUploadUnknown
-from storage.names import ALGORITHMS, RepositoryName
+from storage.names import ALGORITHMS, RepositoryName, UploadID
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.blob_files import layout_behind
 from tests.fakes.server_process import ROOT, running_server
 from tests.system.crash.full_disk import ask, start
+from tests.system.race.gated_system import GatedSystem
 
 APP = RepositoryName("team/app")
 MIB = 1024 * 1024
@@ -87,6 +88,48 @@ async def test_a_session_continues_after_a_reboot_that_lost_no_bytes(algorithm: 
         await writer.write(body[chunk_starts[-1] :])
         await writer.commit(digest_of(body, algorithm))
         await writer.aclose()
+
+
+async def test_a_cancelled_resume_leaves_no_file_open(tmp_path: Path) -> None:
+    """The first request for a session after a reboot takes the session over. If the request is cancelled meanwhile, the
+    session's file is closed, and the next request finds all bytes."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    async with open_registry(data, boot="first") as before:
+        writer = await before.start_upload(APP)
+        await writer.write(b"a" * 1000)
+        await writer.aclose()
+    system = GatedSystem()
+    async with open_registry(data, boot="second", system=system) as after:
+        gate = system.stop_at("rename", "/uploads/")
+        asking = asyncio.create_task(after.upload_offset(APP, writer.id))
+        await gate.reached()
+        asking.cancel()
+        gate.open()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert await after.upload_offset(APP, writer.id) == 1000
+    assert _open_files_below(data / "uploads") == []  # a thread closed them, and the threads have ended
+
+
+async def test_a_cancelled_discard_leaves_no_file_open(tmp_path: Path) -> None:
+    """If a request that deletes the bytes of an ended session is cancelled, the session's file is closed."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    async with open_registry(data) as registry:
+        claimed = await registry.blobs.take_over(UploadID.random())
+        discarding = asyncio.create_task(claimed.discard())
+        await asyncio.sleep(0)
+        discarding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await discarding
+        assert _open_files_below(data / "uploads") == os.listdir(data / "uploads") == []
+
+
+def _open_files_below(folder: Path) -> list[str]:
+    """Returns the files below the directory that this process has open, also deleted ones."""
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    return [target for target in map(os.path.realpath, links) if target.startswith(str(folder))]
 
 
 async def test_a_session_is_unknown_after_an_interrupted_commit(tmp_path: Path) -> None:

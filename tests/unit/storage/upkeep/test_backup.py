@@ -3,6 +3,7 @@ registry has the same content as the original."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -222,6 +223,8 @@ async def test_known_damage_does_not_fail_a_backup(store: StoredRegistry, tmp_pa
     result, steps = await backup(store, tmp_path / "backups", now=2e9)
 
     assert (sorted(result["damaged"]), result["missing"]) == (sorted([linked.digest, damaged_later.digest]), [])
+    [reason] = [step["reason"] for step in steps if step.get("digest") == linked.digest]
+    assert "the older file in the backup, which is kept, failed its check: its bytes have the digest" in str(reason)
     assert {
         "event": "damaged",
         "digest": damaged_later.digest,
@@ -285,6 +288,40 @@ async def test_right_bytes_of_a_damaged_blob_are_restored(
         assert result["damaged"] == 0
 
 
+@pytest.mark.parametrize("is_readable_again", [True, False])
+async def test_a_failed_read_deletes_no_bytes_of_a_backup(
+    store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_readable_again: bool
+) -> None:
+    """Only a backup has the right bytes of a damaged blob. If the disk cannot read them, the next backup names the
+    blob and keeps the file, also when it deletes old snapshots. A disk that can read the file again restores it."""
+    blob = await push_blob(store, REPO, LARGE)
+    await backup(store, tmp_path / "backups", may_link=False)
+    flip_byte(file_of(store, blob.digest))
+    await scrub(store)
+    file = BackupDirectory(tmp_path / "backups", System()).blob(blob.digest)
+    real_pread = os.pread
+
+    def failing_pread(fd: int, length: int, offset: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(file):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real_pread(fd, length, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing_pread)
+        result, steps = await backup(store, tmp_path / "backups", now=2e9, keep=1)
+        assert (result["damaged"], result["missing"], result["removed_blobs"]) == ([blob.digest], [], 0)
+        assert "the disk cannot read it" in str([step for step in steps if step["event"] == "damaged"])
+        assert file.exists()
+        if not is_readable_again:
+            restored = await restore(tmp_path / "backups", tmp_path / "new")
+            assert (restored["healed_blobs"], restored["restored_blobs"]) == (0, 0)
+            return
+    restored = await restore(tmp_path / "backups", tmp_path / "new")
+    assert (restored["healed_blobs"], restored["restored_blobs"]) == (1, 1)
+    result, _ = await backup(store, tmp_path / "backups", now=3e9)
+    assert (result["damaged"], result["present_blobs"], file.read_bytes() == LARGE) == ([], 1, True)
+
+
 def change_manifest(data: Path, digest: Digest) -> None:
     """Replaces the body of a stored manifest, so that the manifest is damaged."""
     db = second_connection(data / "entrepot.db")
@@ -314,14 +351,22 @@ async def test_verify_replaces_corrupt_bytes_in_a_backup(store: StoredRegistry, 
     assert copied["missing"] == linked["missing"] == [large.digest]
 
 
-async def test_a_linked_backup_follows_a_blob_that_was_healed(store: StoredRegistry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_pushed", [True, False], ids=["pushed", "put into its place"])
+async def test_a_linked_backup_follows_a_blob_that_was_healed(
+    store: StoredRegistry, tmp_path: Path, is_pushed: bool
+) -> None:
     """A backup links a file whose bytes the disk then changes. After the blob is found damaged and pushed again, the
-    next backup replaces its link to the damaged file."""
+    next backup replaces its link to the damaged file. The same holds if an operator puts the right file into the place
+    of the blob, and a scrub finds it."""
     blob = await push_blob(store, REPO, LARGE)
-    await backup(store, tmp_path / "backups", now=time.time() - 1)
+    await backup(store, tmp_path / "backups", now=time.time())
     flip_byte(file_of(store, blob.digest))
     await scrub(store)
-    await push_blob(store, REPO, LARGE)
+    if is_pushed:
+        await push_blob(store, REPO, LARGE)
+    else:
+        file_of(store, blob.digest).write_bytes(LARGE)
+        assert (await scrub(store))[0]["healed"] == 1
     result, steps = await backup(store, tmp_path / "backups", now=time.time())
     assert (result["copied_blobs"], result["missing"], result["damaged"]) == (1, [], [])
     assert [step["digest"] for step in steps if step["event"] == "damaged in the backup"] == [blob.digest]

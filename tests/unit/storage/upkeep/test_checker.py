@@ -20,6 +20,8 @@ from storage.outbox import CHANGES, LIST_READER, EventAction, EventReader
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
+from storage.upkeep.usage_counting import count_scopes
+from storage.usage import ScopeDefinition
 from tests.fakes.damaged_store import (
     APP,
     LAYER,
@@ -180,7 +182,8 @@ async def test_a_repair_that_the_database_refuses_is_skipped(site: DamagedStore)
     problem is reported. Other problems are repaired."""
     lose_link(site)
     wrong_count(site)
-    site.run("CREATE TRIGGER quota BEFORE INSERT ON blob_link BEGIN SELECT raise(ABORT, 'quota'); END")
+    quota = ScopeDefinition("quota team/app", (APP,), max_bytes=1)
+    await count_scopes(site.store.usage, site.store.leases, [quota])
     reported = await findings(site.store, repair=True)
     assert {finding.problem.code for finding in reported if finding.repair is None} == {
         ProblemCode.MANIFEST_BLOB_MISSING

@@ -83,6 +83,26 @@ async def test_a_damaged_manifest_can_be_deleted(data: Path) -> None:
             await TagChanges(registry.tag_history, registry.immutable_tags).restore(APP, Tag("latest"), by=BY)
 
 
+async def test_no_tag_is_pointed_at_a_damaged_manifest(registry: StoredRegistry) -> None:
+    """A move or restore of a tag to a damaged manifest is refused with the error that a pull of the manifest gets.
+    After a push of the manifest, both work."""
+    first = await push_image(registry, APP, "one", "latest")
+    second = await push_image(registry, APP, "two", "latest")
+    change_body(registry, first.digest, b"{}")
+    await scrub(registry)
+    changes = TagChanges(registry.tag_history, registry.immutable_tags)
+
+    with pytest.raises(ManifestUnknown, match=f"{first.digest} was damaged .* push the image again"):
+        await changes.restore(APP, Tag("latest"), by=BY)
+    with pytest.raises(ManifestUnknown, match=f"{first.digest} was damaged .* push the image again"):
+        await changes.move(APP, Tag("old"), first.digest, by=BY)
+    assert (await registry.resolve_manifest(APP, Tag("latest"))).digest == second.digest
+
+    await registry.put_manifest(APP, first, by=BY)
+    assert (await changes.restore(APP, Tag("latest"), by=BY)).digest == first.digest
+    assert (await changes.move(APP, Tag("old"), first.digest, by=BY)).digest == first.digest
+
+
 async def test_a_manifest_with_the_right_body_is_served_again(registry: StoredRegistry) -> None:
     """A scrub may mark a manifest as damaged although its stored body is right, because of faulty memory. The next
     scrub finds that the body is right, and the manifest is served again."""
