@@ -23,6 +23,7 @@ from registry.server.connection.head_parser import RequestHead
 from registry.server.connection.request_body import RequestBody
 from registry.server.connection.request_reports import RequestEnd
 from registry.server.connection.response_framing import ResponseFraming
+from registry.server.connection.unsent_budget import RESPONSE_SLICE_BYTES
 from registry.server.http1.error_responses import error_body, error_headers
 from registry.server.http1.response_head import STATUS_LINES, Headers, check_response_headers
 from registry.server.server_log import log
@@ -31,9 +32,6 @@ _BODYLESS_STATUSES = (204, 304)
 """A response with one of these statuses has no body (RFC 9110, 15.3.5 and 15.4.5)."""
 _LARGE_BYTES = 64 * 1024
 """A body, or a part of a body, with more bytes than this is *large*: it is written without a copy."""
-RESPONSE_SLICE_BYTES = 256 * 1024
-"""Size of the slices in which a large body is written, one in each iteration of the event loop. A slice is limited
-because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
 
 
 class AsgiExchange:
@@ -233,9 +231,8 @@ class AsgiExchange:
     # Writing a body from memory
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
-        """Writes a large body, or a large part of a body. `more`: whether other parts follow. For a whole body, first
-        reserves memory for one slice in the worker's budget; if the budget stays used up, sends a 503 response. Aborts
-        the connection if the client takes too long to receive a slice. Raises ClientDisconnected."""
+        """Writes a large body, or a large part of one. `more`: whether other parts follow. For a whole body, first reserves
+        memory for a slice; if none becomes free, sends a 503 response. Raises ClientDisconnected."""
         if not self._unsent_head or more:
             # A part reserves nothing: the application has to wait for the client before it sends the next part.
             self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved
@@ -293,8 +290,7 @@ class AsgiExchange:
 
     async def _wait_or_abort(self, seconds: float | None, drain: Coroutine[Any, Any, None]) -> None:
         """Awaits `drain`, a call that returns when the client has received enough of a slice. If that takes longer than
-        `seconds`, aborts the connection and raises ClientDisconnected, because the slice takes memory. `seconds` is
-        None: there is no time limit."""
+        `seconds` (None: no limit), aborts the connection and raises ClientDisconnected: the slice takes memory."""
         try:
             async with asyncio.timeout(seconds):
                 await drain

@@ -18,6 +18,9 @@ from registry.memory_budget import MIB, MemoryBudget
 from registry.server.gate.connection_limit import MAX_CONNECTIONS, MAX_EVICTIONS, EvictableConnection
 from registry.server.kernel import tcp_progress
 
+RESPONSE_SLICE_BYTES = 256 * 1024
+"""Size of the slices in which a large body is written, one in each iteration of the event loop. A slice is limited
+because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
 PIECES_BUDGET_BYTES = 48 * MIB
 """Size of a worker's budget for the pieces of files that are sent over TLS. Three quarters of it are for shares of more
 than 64 KiB (see `MemoryBudget`), so 288 clients have a piece at the same time."""
