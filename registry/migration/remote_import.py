@@ -23,7 +23,7 @@ from registry.migration.remote_registry import Pause, RemoteOptions, RemoteRegis
 from registry.migration.workers import run_workers
 from registry.router import Router
 from storage.errors import ManifestUnknown, NameInvalid, RegistryError
-from storage.imports import ContentBroken, ImportInvalid, SourceDown
+from storage.imports import ImportInvalid, SourceDown
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
@@ -33,6 +33,8 @@ KIND: Final = "import-remote"
 """The kind of the jobs."""
 MAX_JOBS: Final = 32
 """Largest number of images that are imported at the same time."""
+_ENDING: Final = (*STOPPING, SourceDown, ImportInvalid)
+"""Errors that end the import. After other errors, it continues with the next image or referrer."""
 
 
 class RemoteImport:
@@ -83,7 +85,7 @@ class RemoteImport:
             try:
                 async for tag in self._source.tags(repo):
                     yield repo, tag
-            except (*STOPPING, SourceDown):
+            except _ENDING:
                 raise
             except RegistryError as error:
                 self._report.problem(repo, error.message)
@@ -113,7 +115,7 @@ class RemoteImport:
             digest = await self._source.resolve(repo, tag)
             await self._writer.import_tag(repo, tag, digest)
             await self._import_referrers(repo, digest, set())
-        except (*STOPPING, SourceDown):
+        except _ENDING:
             raise
         except RegistryError as error:
             self._report.problem(repo, error.message, tag=tag)
@@ -133,18 +135,31 @@ class RemoteImport:
             if subject in done_subjects:
                 continue
             done_subjects.add(subject)
-            async for referrer in self._source.referrers(repo, subject):
-                try:
-                    await self._writer.import_untagged(repo, referrer)
-                except ContentBroken as error:
-                    self._report.problem(repo, error.message, digest=referrer)
-                else:
-                    waiting.append(referrer)
+            try:
+                async for referrer in self._source.referrers(repo, subject):
+                    if await self._import_referrer(repo, referrer):
+                        waiting.append(referrer)
+            except _ENDING:
+                raise
+            except RegistryError as error:
+                self._report.problem(repo, error.message, digest=subject)
             try:
                 stored = await self._store.get_manifest(repo, subject)
             except ManifestUnknown:  # not imported, because the tag was changed in this registry
                 continue
             waiting.extend(child.digest for child in stored.manifests if child.digest not in stored.blob_children)
+
+    async def _import_referrer(self, repo: RepositoryName, referrer: Digest) -> bool:
+        """Imports one referrer. Returns False, and reports a problem, if it cannot be imported. Raises only errors that
+        end the import."""
+        try:
+            await self._writer.import_untagged(repo, referrer)
+        except _ENDING:
+            raise
+        except RegistryError as error:
+            self._report.problem(repo, error.message, digest=referrer)
+            return False
+        return True
 
 
 async def import_remote(

@@ -30,21 +30,30 @@ class UpstreamContentInvalid(UpstreamUnavailable):
     default = "the upstream registry sends a manifest that is not valid"
 
 
-class UnconfirmedManifestUnknown(ManifestUnknown):
+class Unconfirmed:
+    """Base class of the three errors for responses of unclear origin."""
+
+    is_refusal = False
+    """True if the upstream or its token service has refused a client without a login, or if the configured login is
+    missing; a retry does not help then. False: the response is possibly that of a firewall or proxy, and a retry may
+    get another one."""
+
+
+class UnconfirmedManifestUnknown(Unconfirmed, ManifestUnknown):
     """The response says that the manifest does not exist, but a firewall, or a proxy in front of an upstream that is
     restarting, possibly sent it. So the mirror does not delete its cached manifest and does not cache the response."""
 
     default = "the upstream registry does not give out such a manifest"
 
 
-class UnconfirmedNameUnknown(NameUnknown):
+class UnconfirmedNameUnknown(Unconfirmed, NameUnknown):
     """The response says that the repository does not exist, but a proxy or firewall in front of the upstream possibly
     sent it. So the mirror responds with the list of its cached content."""
 
     default = "the upstream registry does not give out such a list"
 
 
-class UnconfirmedBlobUnknown(BlobUnknown):
+class UnconfirmedBlobUnknown(Unconfirmed, BlobUnknown):
     """The response says that the blob does not exist, but a proxy or firewall in front of the upstream possibly sent
     it. So the mirror does not cache the response."""
 

@@ -275,10 +275,19 @@ class HttpUpstreamClient:
         return await self._lists.tags(repo, after, limit)
 
     async def referrers(
-        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+        self,
+        repo: RepositoryName,
+        subject: Digest,
+        artifact_type: str | None,
+        after: str | None,
+        limit: int,
+        *,
+        use_fallback_tag: bool = True,
     ) -> Page[Descriptor]:
         """See `UpstreamLists.referrers`."""
-        return await self._lists.referrers(repo, subject, artifact_type, after, limit)
+        return await self._lists.referrers(
+            repo, subject, artifact_type, after, limit, use_fallback_tag=use_fallback_tag
+        )
 
     async def catalog_page(self, previous: CatalogPage | None = None) -> CatalogPage:
         """See `CatalogReader.page`."""
@@ -303,9 +312,8 @@ class HttpUpstreamClient:
 
         await self._requester.try_endpoints(operation, _NO_REPOSITORY, RequestKind.LOGIN)
 
-    async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether the upstream has the referrers API. Asks it for the referrers of the manifest `digest`.
-        Raises the errors of a failed upstream request."""
+    async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
+        """See `UpstreamLists.has_referrers_api`."""
         return await self._lists.has_referrers_api(repo, digest)
 
     def is_nearly_exhausted(self) -> bool:

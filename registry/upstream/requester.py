@@ -217,12 +217,12 @@ class UpstreamRequester:
         `scope`: the scope that a token needs; None: to pull from the repository."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:  # with the login, the upstream might show the content
-            not_found_error = as_unconfirmed(not_found_error)
+            not_found_error = as_unconfirmed(not_found_error, is_refusal=True)
         try:
             response, offer = await self._send_with_login(endpoint, attempt, scope or f"repository:{repo}:pull", send)
         except AnonymousRefused:
             # The token service gives no token to anonymous clients. This does not show whether the content exists.
-            raise as_unconfirmed(not_found_error) from None
+            raise as_unconfirmed(not_found_error, is_refusal=True) from None
         if response.status < 500:
             attempt.on_working()
         if response.is_cross_origin:  # the target of a redirect has other rate limits than the endpoint
@@ -233,7 +233,7 @@ class UpstreamRequester:
             if response.status == 429:
                 raise await self._backoff.record_429(endpoint.url, kind, response.headers)
         if offer.lacks_token:
-            not_found_error = as_unconfirmed(not_found_error)
+            not_found_error = as_unconfirmed(not_found_error, is_refusal=isinstance(offer.failure, AnonymousRefused))
         is_accepted = response.status in accepted_statuses and not (
             offer.lacks_token and response.status in _HIDING_STATUSES
         )

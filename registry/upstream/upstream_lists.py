@@ -29,7 +29,7 @@ from registry.upstream.list_cache import LIST_TIMEOUT_SECONDS, CompleteList, Lis
 from registry.upstream.rate_limits import RequestKind
 from registry.upstream.request_limits import MIB
 from registry.upstream.requester import UpstreamRequester
-from registry.upstream.upstream_responses import DocumentParser, UpstreamResponse
+from registry.upstream.upstream_responses import DocumentParser, UpstreamResponse, is_from_registry
 from storage.content import OCI_INDEX, Descriptor, Page
 from storage.errors import ManifestUnknown, NameUnknown, TagInvalid, UpstreamUnavailable
 from storage.json_bounds import Bounds, OutOfBounds, load_bounded
@@ -150,23 +150,33 @@ class UpstreamLists:
         return await self._parser.run(size_bytes=BYTES_PER_TAG * len(tags), parse=lambda: _sort_in_parts(list(tags)))
 
     async def referrers(
-        self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
+        self,
+        repo: RepositoryName,
+        subject: Digest,
+        artifact_type: str | None,
+        after: str | None,
+        limit: int,
+        *,
+        use_fallback_tag: bool = True,
     ) -> Page[Descriptor]:
         """Returns at most `limit` referrers of the manifest `subject` in the order of their digests: those that follow
         the digest `after`, or the first ones if `after` is None. If `artifact_type` is not None, returns only referrers
         of that type. Returns an empty page if the upstream responds with "not found". If that response possibly comes
         from a proxy or firewall in front of the registry, and not from the registry itself, raises
-        UnconfirmedNameUnknown. Raises the errors of a failed upstream request."""
+        UnconfirmedNameUnknown. Raises the errors of a failed upstream request. `use_fallback_tag`: False if only the
+        referrers API counts; then the fallback tag is not read after a "not found"."""
 
         async def read() -> CompleteList[Descriptor]:
             return await self._requester.try_endpoints(
-                lambda endpoint, attempt: self._read_all_referrers(endpoint, attempt, repo, subject, artifact_type),
+                lambda endpoint, attempt: self._read_all_referrers(
+                    endpoint, attempt, repo, subject, artifact_type, use_fallback_tag
+                ),
                 repo,
                 RequestKind.LIST,
                 timeout_seconds=LIST_TIMEOUT_SECONDS,
             )
 
-        cache_key = f"{repo} {subject} {artifact_type or ''}"
+        cache_key = f"{repo} {subject} {artifact_type or ''} {use_fallback_tag}"
         try:
             referrers = await self._referrer_lists.get(cache_key, read, is_first_page=after is None)
         except (UnconfirmedNameUnknown, UnconfirmedManifestUnknown):
@@ -175,18 +185,24 @@ class UpstreamLists:
             return Page([])
         return cut_page(referrers, lambda descriptor: descriptor.digest, after, limit)
 
-    async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
+    async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
         """Returns whether the upstream has the referrers API. `digest`: the digest of any manifest of the repository.
-        Raises the errors of a failed upstream request."""
+        Returns None after a 404 without an error code: it may come from a registry without the API, such as registry:2,
+        or from a proxy in front of a registry that is restarting. Raises UnconfirmedNameUnknown after a refusal that
+        may come from a firewall, and the errors of a failed upstream request."""
 
-        async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool:
+        async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool | None:
             with ShareScope() as memory:
                 path = f"referrers/{digest}"
                 response = await self._request_referrers(endpoint, attempt, repo, path, None, memory)
+            if _is_unconfirmed_404(response):
+                return None
             return response.status not in _NO_REFERRERS_API
 
         try:
             return await self._requester.try_endpoints(ask, repo, RequestKind.LIST)
+        except UnconfirmedNameUnknown:
+            raise
         except NameUnknown:
             return False
 
@@ -197,10 +213,12 @@ class UpstreamLists:
         repo: RepositoryName,
         subject: Digest,
         artifact_type: str | None,
+        use_fallback_tag: bool,
     ) -> CompleteList[Descriptor]:
         """Reads all pages of the list of referrers from one endpoint. If the response to the first request shows that
-        the registry may have no referrers API, reads the index under the fallback tag. Raises UpstreamUnavailable if
-        there are more than MAX_PAGES pages."""
+        the registry may have no referrers API, reads the index under the fallback tag; without `use_fallback_tag`,
+        raises NameUnknown or UnconfirmedNameUnknown. Raises UpstreamUnavailable if there are more than MAX_PAGES
+        pages."""
         query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
         path = f"referrers/{subject}{query}"
         by_digest: dict[Digest, Descriptor] = {}
@@ -210,6 +228,8 @@ class UpstreamLists:
                 with ShareScope() as page_memory:
                     response = await self._request_referrers(endpoint, attempt, repo, path, previous, page_memory)
                     if response.status in _NO_REFERRERS_API:
+                        if not use_fallback_tag:
+                            raise UnconfirmedNameUnknown if _is_unconfirmed_404(response) else NameUnknown
                         all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(all_referrers, artifact_type)
                         # Reading this list took two requests, but they count as one, so that `ListCache.get` reads the
@@ -274,6 +294,11 @@ class UpstreamLists:
         )
         by_digest = {descriptor.digest: descriptor for descriptor in await self._parser.descriptors(response)}
         return [by_digest[digest] for digest in sorted(by_digest)]
+
+
+def _is_unconfirmed_404(response: UpstreamResponse) -> bool:
+    """Returns whether the response is a 404 that possibly comes from a proxy in front of the registry."""
+    return response.status == 404 and not is_from_registry(response)
 
 
 class _ListMemory:

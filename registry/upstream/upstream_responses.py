@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from registry.mirror.upstream_client import (
+    Unconfirmed,
     UnconfirmedBlobUnknown,
     UnconfirmedManifestUnknown,
     UnconfirmedNameUnknown,
@@ -120,7 +121,9 @@ def error_for_response(
     if status in (401, 403):
         if has_login:
             return login_denied(server)
-        return not_found_error if _is_confirmed_refusal(response, sent_token) else as_unconfirmed(not_found_error)
+        if _is_confirmed_refusal(response, sent_token):
+            return not_found_error
+        return as_unconfirmed(not_found_error, is_refusal=status == 401)
     return UpstreamUnavailable(f"the upstream registry {server} answers {status}")
 
 
@@ -145,13 +148,22 @@ def is_from_registry(response: UpstreamResponse) -> bool:
     return bool(_error_codes(response.body) & _REFUSAL_CODES)
 
 
-def as_unconfirmed(not_found_error: RegistryError) -> RegistryError:
-    """Returns the unconfirmed variant of an unknown error. Returns any other error unchanged."""
+def as_unconfirmed(not_found_error: RegistryError, *, is_refusal: bool = False) -> RegistryError:
+    """Returns the unconfirmed variant of an unknown error, with this value of `Unconfirmed.is_refusal`. Returns any
+    other error, and an error that is unconfirmed already, unchanged."""
+    if isinstance(not_found_error, Unconfirmed):
+        return not_found_error
+    error: UnconfirmedNameUnknown | UnconfirmedBlobUnknown | UnconfirmedManifestUnknown
     if isinstance(not_found_error, NameUnknown):
-        return UnconfirmedNameUnknown()
-    if isinstance(not_found_error, BlobUnknown):
-        return UnconfirmedBlobUnknown()
-    return UnconfirmedManifestUnknown() if isinstance(not_found_error, ManifestUnknown) else not_found_error
+        error = UnconfirmedNameUnknown()
+    elif isinstance(not_found_error, BlobUnknown):
+        error = UnconfirmedBlobUnknown()
+    elif isinstance(not_found_error, ManifestUnknown):
+        error = UnconfirmedManifestUnknown()
+    else:
+        return not_found_error
+    error.is_refusal = is_refusal
+    return error
 
 
 def login_denied(server: str) -> Denied:

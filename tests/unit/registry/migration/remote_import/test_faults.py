@@ -98,13 +98,14 @@ async def test_manifests_that_are_not_accepted(
 async def test_the_import_ends_if_the_old_registry_does_not_answer(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
-    """After many failed requests in a row, the import ends with an error. When the old registry answers again, the next
-    import adds the missing tags."""
+    """After many failed requests in a row, and if GET /v2/ fails as well, the import ends with an error. When the old
+    registry answers again, the next import adds the missing tags."""
     for number in range(2 * FAILURES_TO_END):
         content.add(APP, noise_image(f"image {number}", 10), f"{number:02}")
     old_registry.put(content)
     # The first six requests for manifests succeed.
     old_registry.fault(on="manifest", method="", skip=6, status=502, times=None)
+    old_registry.fault(on="ping", status=502, times=None)
     with pytest.raises(SourceDown, match="the old registry does not answer; run the import again later"):
         await run_import(jobs=1)
     imported = len((await store.tags(APP, None, 100)).items)
