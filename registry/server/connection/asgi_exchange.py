@@ -231,8 +231,8 @@ class AsgiExchange:
     # Writing a body from memory
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
-        """Writes a large body, or a large part of one. `more`: whether other parts follow. For a whole body, first reserves
-        memory for a slice; if none becomes free, sends a 503 response. Raises ClientDisconnected."""
+        """Writes a large body, or a large part of one. `more`: whether other parts follow. For a whole body, first
+        reserves memory for a slice; if none becomes free, sends a 503 response. Raises ClientDisconnected."""
         if not self._unsent_head or more:
             # A part reserves nothing: the application has to wait for the client before it sends the next part.
             self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved
