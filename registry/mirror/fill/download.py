@@ -78,7 +78,6 @@ class Download:
         list_repos: Callable[[], Sequence[RepositoryName]] = tuple,
         on_fetched: Callable[[int], None] = lambda _: None,
         has_response: bool = False,
-        has_readers: Callable[[], bool] = lambda: False,
         stall_timeout: float = STALL_TIMEOUT_SECONDS,
     ) -> None:
         """`slots`: limits the connections to the upstream. `repo`: the repository's name at the upstream. `demand`:
@@ -87,11 +86,9 @@ class Download:
         of bytes that it has stored. `list_repos`: returns all repositories of the upstream, with their names there,
         from which the blob may be requested. After a refusal, or two failures in a row, another one is asked.
 
-        `has_response`: whether the upstream has already started to send to a previous owner of the partial blob, so
-        that readers may have got bytes. `has_readers`: returns whether readers may have got bytes that are stored
-        already; called after each failed request, because readers can come while the download waits for a slot. Once
-        readers may have got bytes, the download is retried until `stall_timeout` seconds pass without new bytes. Before
-        that, the download is retried at most once, after a short pause (`RetryPolicy`)."""
+        `has_response`: whether readers may already have got bytes that a previous owner of the partial blob has
+        downloaded. Once readers may have got bytes, the download is retried until `stall_timeout` seconds pass without
+        new bytes. Before that, the download is retried at most once, after a short pause (`RetryPolicy`)."""
         self._upstream = upstream
         self._slots = slots
         self._first_repo = repo
@@ -120,8 +117,7 @@ class Download:
         self._bytes_of_ended_requests = 0
         """Number of bytes stored by the requests that have ended."""
         self._has_response = has_response
-        """Whether the upstream has started to send, to this or a previous owner, so that readers may have got bytes."""
-        self._has_readers = has_readers
+        """Whether the upstream has started to send, so that readers may have got bytes."""
         self._ranges_work = False
         """Whether the upstream has sent the byte range that was requested."""
         self._needs_whole = False
@@ -176,11 +172,6 @@ class Download:
     def _received(self) -> int:
         """Number of bytes that this download has stored so far."""
         return self._bytes_of_ended_requests + sum(sink.new_bytes for sink in self._requests)
-
-    @property
-    def _may_have_readers(self) -> bool:
-        """Whether readers may have got bytes, of this download or of a previous owner."""
-        return self._has_response or self._has_readers()
 
     def _start_connections(self) -> None:
         """Opens connections until there are as many as `AdaptiveConcurrency.connections` says. Opens none while the
@@ -334,13 +325,12 @@ class Download:
         if sink.endpoint is not None:
             self.senders.add(sink.endpoint)
             self._has_response = True  # because the event loop may not have called `_note_response` yet
-        may_have_readers = self._may_have_readers
-        if isinstance(error, BlobUnknown | Denied) and may_have_readers:
+        if isinstance(error, BlobUnknown | Denied) and self._has_response:
             self._repos.on_refusal(repo)
         is_final = isinstance(error, PartialLost | StorageFull | StorageFailed)
         if isinstance(error, Denied):
-            is_final = not (may_have_readers and self._repos.has_usable)
-        if is_final or (isinstance(error, BlobUnknown) and not may_have_readers):
+            is_final = not (self._has_response and self._repos.has_usable)
+        if is_final or (isinstance(error, BlobUnknown) and not self._has_response):
             self._fail(repo, error)
         elif isinstance(error, RangesUnsupported) and not self._ranges_work:
             self._needs_whole = True
@@ -357,7 +347,7 @@ class Download:
             self._last_broken = {sink.endpoint}
         if now < self._retry.resume_at:
             return  # a retry is scheduled already: connections that break at the same time are one failure
-        if not self._retry.should_retry(error, now, self._received, has_response=self._may_have_readers):
+        if not self._retry.should_retry(error, now, self._received, has_response=self._has_response):
             if not self._should_try_whole(error, has_range):
                 self._fail(repo, error)
                 return
@@ -370,7 +360,7 @@ class Download:
             *(self._partial.digest, repo, error.message, self._retry.resume_at - now),
         )
         self._concurrency.note_broken_connection(now)
-        if self._may_have_readers:
+        if self._has_response:
             self._repos.on_failure(repo, has_progress=self._retry.failures_in_row == 1)
 
     def _fail(self, repo: RepositoryName, error: RegistryError) -> None:
@@ -382,7 +372,7 @@ class Download:
 
     def _should_try_whole(self, error: RegistryError, has_range: bool) -> bool:
         """Returns whether to request the blob once more without a byte range. This can help, because some upstreams
-        respond to a `Range` header with an error. It cannot help if the upstream has started to send."""
+        respond to a `Range` header with an error."""
         if self._has_response or self._needs_whole or not has_range:
             return False
         return not isinstance(error, UpstreamTimeout | TooManyRequests)

@@ -218,13 +218,13 @@ class Fill:
         """Stores the failure for the followers in other processes. Otherwise they would become the owner one after
         another, and each would wait for the same timeouts.
 
-        If no reader may have got bytes, stores only timeouts: a follower that becomes the owner gets any other error
-        quickly by itself. Does nothing if this fill is not the owner."""
+        If the upstream has not started to send, stores only timeouts: a follower that becomes the owner gets any other
+        error quickly by itself. Does nothing if this fill is not the owner."""
         partial = self._partial
         if (
             partial is None
             or not partial.is_owner
-            or not (self._must_keep_partial or isinstance(failure, UpstreamTimeout))
+            or not (self._started.is_set() or isinstance(failure, UpstreamTimeout))
         ):
             return
         if (reason := encode_failure(self.repo, failure)) is not None:
@@ -334,8 +334,7 @@ class Fill:
             partial_function(self._on_response, partial),
             on_fetched=partial_function(context.observer.on_fetched, "blob"),
             list_repos=lambda: sorted(map(context.to_upstream_name, self.repositories)),
-            has_response=self.has_started,
-            has_readers=lambda: self._must_keep_partial,
+            has_response=self._must_keep_partial,
             stall_timeout=context.stall_timeout,
         )
         while True:

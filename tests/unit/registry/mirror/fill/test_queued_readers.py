@@ -441,60 +441,6 @@ async def test_old_bytes_are_no_response_of_the_upstream(site: MirrorSite, monke
         assert await reading == BIG
 
 
-async def old_bytes_for_queued_reader(worker: MirrorWorker) -> BlobReader:
-    """Stores the first MiB of the blob, as an owner does that then dies. Returns a queued reader that has got it."""
-    await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
-    owner = await worker.store.partials.claim(DIGEST, len(BIG), SOURCE)
-    await asyncio.to_thread(owner.write_at, 0, BIG[:MIB])
-    owner.close()
-    async with all_connections_taken(worker):
-        reader = await open_queued(worker, MIRRORED_REPO)
-        assert await reader.readable_until(0) == MIB
-    return reader
-
-
-async def test_download_is_retried_for_a_queued_reader_that_has_got_old_bytes(site: MirrorSite) -> None:
-    """A queued reader gets the bytes of a dead owner, and then the upstream fails for a moment. The response has begun,
-    so the download is retried, and the reader gets the rest."""
-    site.upstream.faults.errors[UPSTREAM_REPO] = UpstreamUnavailable("503")
-
-    def end_failures(digest: Digest) -> None:
-        if site.upstream.calls["get blob"] > 4:
-            site.upstream.faults.errors.clear()
-
-    site.upstream.on_fetch = end_failures
-    async with site.worker() as worker:
-        assert await read_to_end(await old_bytes_for_queued_reader(worker)) == BIG
-
-
-async def test_failure_after_retries_for_a_queued_reader_reaches_other_workers(site: MirrorSite) -> None:
-    """Queued readers of two workers get the bytes of a dead owner, and then the upstream fails for long. When the owner
-    gives up, the other worker does not begin the same retries anew."""
-    site.stall_timeout = 0.5
-    site.upstream.faults.errors[UPSTREAM_REPO] = UpstreamUnavailable("503")
-    other_source = source_of_another_worker(site)
-    async with site.worker() as worker_1, site.worker(other_source) as worker_2:
-        await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
-        owner = await worker_1.store.partials.claim(DIGEST, len(BIG), SOURCE)
-        await asyncio.to_thread(owner.write_at, 0, BIG[:MIB])
-        owner.close()
-        async with all_connections_taken(worker_1):
-            readers = [await open_queued(worker, MIRRORED_REPO) for worker in (worker_1, worker_2)]
-            assert [await reader.readable_until(0) for reader in readers] == [MIB, MIB]
-        assert await asyncio.gather(*map(outcome_of, readers)) == [UpstreamUnavailable] * 2
-    assert site.upstream.calls["get blob"] > 2
-    assert other_source.calls["get blob"] == 0
-
-
-async def test_queued_reader_of_old_bytes_gets_the_rest_of_an_upstream_that_refuses_ranges(site: MirrorSite) -> None:
-    """A queued reader gets the bytes of a dead owner, and the upstream answers each request for a range with an error.
-    The last attempt is a request for the whole blob, and the reader gets the rest."""
-    site.stall_timeout = 0.5
-    site.upstream.faults.refuses_ranges = True
-    async with site.worker() as worker:
-        assert await read_to_end(await old_bytes_for_queued_reader(worker)) == BIG
-
-
 async def test_partial_that_a_reader_uses_is_kept_if_another_process_continues_it(
     site: MirrorSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
