@@ -324,6 +324,8 @@ class Fill:
         # An earlier owner may have learned that the upstream does not have the blob.
         if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
+        if self.has_started:  # as a follower; the end of the earlier owner has deleted its record of the response
+            self._on_response(partial)
         download = Download(
             context.upstream,
             context.slots,

@@ -118,6 +118,27 @@ async def test_old_bytes_are_no_response_for_another_worker(
         assert await waiting == BIG
 
 
+async def test_response_counts_after_the_owner_has_died(site: MirrorSite, worker: MirrorWorker) -> None:
+    """A worker has got a response, and dies in the middle of the blob. The next owner has followed it, and waits for
+    the upstream. A client of a third worker gets the first bytes at once."""
+    await pull_manifests(site, worker, BIG)
+    async with open_registry(site.data) as other, site.worker(source_of_another_worker(site)) as third:
+        await third.mirror.get_manifest(MIRRORED_REPO, TAG)
+        owner = await other.partials.claim(DIGEST, len(BIG), "docker.io")
+        owner.mark_started(RepositoryName(UPSTREAM_REPO))
+        owner.mark_response()
+        await asyncio.to_thread(owner.write_at, 0, BIG[:MIB])
+        reader = await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        stall = hang(site, UPSTREAM_REPO)
+        owner.close()
+        await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+        async with asyncio.timeout(30):
+            late = await third.mirror.open_blob(MIRRORED_REPO, DIGEST)
+            assert await late.readable_until(0) == MIB
+        stall.set()
+        assert await asyncio.gather(read_to_end(reader), read_to_end(late)) == [BIG, BIG]
+
+
 @pytest.mark.parametrize("next_offset", [MIB, 5 * MIB])
 async def test_client_gets_old_bytes_when_others_arrive_in_another_worker(
     site: MirrorSite, worker: MirrorWorker, next_offset: int
