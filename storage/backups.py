@@ -84,11 +84,11 @@ class Snapshots(Protocol):
     """Makes and opens copies of the metadata in files."""
 
     async def write(self, path: Path, on_pages: Callable[[int, int], None]) -> None:
-        """Copies the metadata, as it is at one moment, into the new file `path`. Upload sessions are left out, and jobs
-        that have not ended are marked as stopped. Other processes read and change the metadata meanwhile. Calls
-        `on_pages` in the event loop with the number of copied pages and of all pages. Afterwards the content of the
-        file is durable, but not yet its name in the directory. If the call is cancelled, a part of the file may be
-        left. Raises BackupFailed."""
+        """Copies the metadata, as it is at one moment, into the new file `path`. Upload sessions, events and login
+        sessions are left out, and jobs that have not ended are marked as stopped. Other processes read and change the
+        metadata meanwhile. Calls `on_pages` in the event loop with the number of copied pages and of all pages.
+        Afterwards the content of the file is durable, but not yet its name in the directory. If the call is cancelled,
+        a part of the file may be left. Raises BackupFailed."""
         ...
 
     def open(self, path: Path) -> AbstractContextManager[DatabaseSnapshot]:
@@ -103,4 +103,10 @@ class Snapshots(Protocol):
     def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
         """Marks damaged blobs in a copy as healed. `places`: for each blob, the key under which the blob store has its
         bytes. Blocks. Raises BackupFailed."""
+        ...
+
+    def mark_restored(self, path: Path) -> None:
+        """Marks a copy as restored now, after the registry from which it was made may have changed. Pulls count as
+        recorded only from now on (`TagFacts.unrecorded_until`), and later events get higher numbers than all events of
+        that registry. Blocks. Raises BackupFailed."""
         ...

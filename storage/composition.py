@@ -163,7 +163,7 @@ async def restore_data_dir(
     DataDirectoryError."""
     layout = layout_of(data)
     result = await restore_backup(
-        SqliteSnapshots(layout.metadata, system=system), layout, options, reporter, clock=clock, system=system
+        SqliteSnapshots(layout.metadata, clock, system=system), layout, options, reporter, clock=clock, system=system
     )
     prepare_data_dir(data, system)
     return result

@@ -36,8 +36,8 @@ class TagFacts:
 
     - `pushed`: when it was last pushed.
     - `pulled`: when its manifest, or a manifest that the manifest lists, was last pulled; None: no pull is recorded.
-    - `unrecorded_until`: pulls before this time were not recorded, because an earlier version of the program served the
-      tag; None: all pulls are recorded.
+    - `unrecorded_until`: some pulls before this time are not recorded, because an earlier version of the program served
+      the tag, or because the store was restored from a backup; None: all pulls are recorded.
     - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
       not have that manifest, or the tag has another name.
     - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. Then it
@@ -90,8 +90,8 @@ def _sort_key(pushed: float, name: str, order_time: float | None) -> tuple[float
 class UnusedLimits:
     """The conditions for a manifest to count as unused. Times are in seconds since 1970. `pushed`: it has not been
     pushed since this time. `untagged`: it has had no tag since this time. `pulled`: no client has pulled it, or a
-    manifest that it lists, since this time. If the program began to record pulls only after this time, the records may
-    lack pulls. Then a manifest that was pushed before the recording began does not count as unused."""
+    manifest that it lists, since this time. If the records lack pulls until a later time (`TagFacts.unrecorded_until`),
+    a manifest that was pushed before that time does not count as unused."""
 
     pushed: float
     untagged: float

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from storage.content import Span
 from storage.errors import BlobUploadUnknown
 from storage.interface import BlobReader
 from storage.names import Digest, UploadID
+
+UNREADABLE: Final = -1
+"""Takes the place of a number of stored bytes if the store has bytes but cannot read how many."""
 
 
 class BytesMissing(Exception):
@@ -195,11 +198,13 @@ class BlobStore(Protocol):
         ...
 
     async def upload_size(self, upload: UploadID) -> int:
-        """Returns the number of bytes that the session has stored; 0 for an unknown id."""
+        """Returns the number of bytes that the session has stored; 0 for an unknown id, and for bytes that the store
+        has lost."""
         ...
 
     async def discard_upload(self, upload: UploadID) -> None:
-        """Deletes a session's bytes, even while a caller owns it. Does nothing for an unknown id."""
+        """Deletes a session's bytes, even while a caller owns it. Does nothing for an unknown id. Leaves bytes that
+        the store has lost."""
         ...
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
@@ -229,11 +234,13 @@ class BlobStore(Protocol):
         ...
 
     async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
-        """Returns for each place the number of bytes that the store has there; None if it has nothing there."""
+        """Returns for each place the number of bytes that the store has there; None if it has nothing there;
+        `UNREADABLE` if it has bytes there but cannot read how many."""
         ...
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
-        """Returns the stored blobs of one shard. `number`: 0 to `shard_count` - 1."""
+        """Returns the stored blobs of one shard, except those whose size the store cannot read. `number`: 0 to
+        `shard_count` - 1."""
         ...
 
     async def check(

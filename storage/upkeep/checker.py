@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from storage.blobs.blob_store import BlobStore, BytesMissing, ListedBlob
+from storage.blobs.blob_store import UNREADABLE, BlobStore, BytesMissing, ListedBlob
 from storage.consistency import BlobRecord, Consistency, Key, Problem, ProblemCode
 from storage.damage import DamageRecords, StoredBlob
 from storage.leases import DigestLocks
@@ -183,9 +183,9 @@ class _Check:
             stored = [record for record in records if record.place]  # a blob without a place is known to be damaged
             sizes = await self._blobs.stored_sizes([record.place for record in stored])
             for record, size in zip(stored, sizes, strict=True):
-                if size != record.size:
+                if size not in (record.size, UNREADABLE):
                     await self._confirm_size(record.digest)
-                elif self._options.hash_bytes:
+                elif self._options.hash_bytes or size == UNREADABLE:
                     await self._check_bytes(_stored(record))
                 if self._options.hash_bytes:
                     await self._advance(1, "hashing blobs")
@@ -200,7 +200,7 @@ class _Check:
             if record is None or not record.place:
                 return
             [size] = await self._blobs.stored_sizes([record.place])
-            if size == record.size:
+            if size in (record.size, UNREADABLE):  # the next check finds bytes that have become unreadable just now
                 return
             version = await self._blobs.version(record.place) if self._options.repair else None
         blob = _stored(record)

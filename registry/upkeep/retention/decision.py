@@ -52,8 +52,8 @@ def decide(
     ):
         return Decision(
             True,
-            f"may have been pulled within {format_duration(rule.keep_pulled_within)}: pulls are recorded since "
-            f"{date_text(tag.unrecorded_until)}",
+            f"may have been pulled within {format_duration(rule.keep_pulled_within)}: not all pulls before "
+            f"{date_text(tag.unrecorded_until)} are recorded",
         )
     not_newest = f"not one of the newest {rule.keep_last}, " if rule.keep_last else ""
     pull_text = "never pulled"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from storage.blobs.blob_store import BytesMissing
-from storage.blobs.files.quarantine import DAMAGE_ERRNOS, file_version, version_of
+from storage.blobs.files.quarantine import file_version, version_of
+from storage.blobs.files.unreadable_files import DAMAGE_ERRNOS
 from storage.data_dir.mapped_file import MappedFile
 from storage.names import Digest
 from storage.running_digest import start_digest

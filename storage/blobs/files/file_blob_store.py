@@ -11,13 +11,15 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
-from storage.blobs.blob_store import BytesMissing, ContentCheck, ListedBlob, OnRead, QuarantinedBytes
+from storage.blobs.blob_store import UNREADABLE, BytesMissing, ContentCheck, ListedBlob, OnRead, QuarantinedBytes
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
 from storage.blobs.files.content_check import FileCheck
 from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file
 from storage.blobs.files.linked_file import LinkedFile
 from storage.blobs.files.quarantine import QuarantineDirectory, file_version
+from storage.blobs.files.unreadable_files import DAMAGE_ERRNOS, is_readable, skip_unreadable
 from storage.blobs.files.upload_file import UploadFile, upload_size
 from storage.blobs.files.upload_session import ClaimedUploadFile, FileUploadSession, UploadBuffers
 from storage.content import BLOB_TYPE, Descriptor, Span
@@ -119,15 +121,30 @@ class FileBlobStore:
         return await result_or_close(self._disk.run(check_and_take), ClaimedUploadFile.release)
 
     async def upload_size(self, upload: UploadID) -> int:
-        """Returns the number of bytes that the session has stored; 0 for an unknown id."""
-        return await self._disk.run(lambda: upload_size(self._disk.layout.upload(upload)))
+        """Returns the number of bytes that the session has stored; 0 for an unknown id, and for bytes that the disk
+        cannot read."""
+        directory = self._disk.layout.upload(upload)
+
+        def read_size() -> int:
+            with skip_unreadable(directory):
+                return upload_size(directory)
+            return 0
+
+        return await self._disk.run(read_size)
 
     async def discard_upload(self, upload: UploadID) -> None:
-        """Deletes a session's bytes, even while a request is writing to the session."""
-        await self._disk.run(lambda: self._discard_upload(upload))
-
-    def _discard_upload(self, upload: UploadID) -> None:
+        """Deletes a session's bytes, even while a request is writing to the session. Leaves bytes that the disk cannot
+        read where they are."""
         directory = self._disk.layout.upload(upload)
+
+        def discard() -> None:
+            if _is_upload_readable(directory):
+                self._discard_upload(directory)
+
+        await self._disk.run(discard)
+
+    def _discard_upload(self, directory: Path) -> None:
+        """Deletes the session in `directory`, if there is one. Raises OSError."""
         if not directory.exists():
             return
         with suppress(BlobUploadInvalid, BlobUploadUnknown):  # another request took over or ended the session
@@ -148,13 +165,17 @@ class FileBlobStore:
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:
         """Returns the sessions that have a directory, and when each last changed (seconds since 1970). Corrects times
-        in the future (`past_write_time`)."""
+        in the future (`past_write_time`). Leaves out sessions whose directory or file the disk cannot read, because
+        `discard_upload` could not delete them."""
 
         def scan() -> list[tuple[UploadID, float]]:
             uploads = []
             for entry in os.scandir(self._disk.layout.uploads):
-                with suppress(BlobUploadUnknown, FileNotFoundError):  # not a session, or deleted meanwhile
-                    uploads.append((UploadID(entry.name), past_write_time(entry, entry.stat())))
+                # The entry may be something else than a session, or may have been deleted meanwhile.
+                with suppress(BlobUploadUnknown, FileNotFoundError, NotADirectoryError), skip_unreadable(entry.path):
+                    upload, changed_at = UploadID(entry.name), past_write_time(entry, entry.stat())
+                    if _is_upload_readable(Path(entry.path)):
+                        uploads.append((upload, changed_at))
             return uploads
 
         return await self._disk.run(scan)
@@ -168,12 +189,14 @@ class FileBlobStore:
     async def remove(self, place: str) -> None:
         """Deletes a blob by moving its file to the trash directory. A move takes the same short time for files of any
         size, whereas unlinking a large file takes long. Does nothing if `place` is empty: that is the place of a
-        damaged blob, which has no file."""
+        damaged blob, which has no file. Leaves a file with a damaged inode where it is."""
         if not place:
             return
         path = self._disk.layout.path_of(place)
 
         def move_to_trash() -> None:
+            if not is_readable(path):
+                return
             with suppress(FileNotFoundError):
                 try:
                     self._disk.system.rename(path, self._disk.layout.trash / path.name)
@@ -189,8 +212,10 @@ class FileBlobStore:
 
         def empty_trash() -> None:
             for name in os.listdir(self._disk.layout.trash):
+                path = self._disk.layout.trash / name
                 with suppress(FileNotFoundError):
-                    self._disk.system.unlink(self._disk.layout.trash / name)
+                    if is_readable(path):
+                        self._disk.system.unlink(path)
 
         await self._disk.run(empty_trash)
 
@@ -200,34 +225,40 @@ class FileBlobStore:
         def add_up() -> int:
             size = 0
             for entry in os.scandir(self._disk.layout.trash):
-                with suppress(FileNotFoundError):  # unlinked meanwhile
+                with suppress(FileNotFoundError), skip_unreadable(entry.path):  # the first: unlinked meanwhile
                     size += entry.stat(follow_symlinks=False).st_size
             return size
 
         return await self._disk.run(add_up)
 
     async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
-        """Returns for each place the size of the blob file there; None if there is none."""
+        """Returns for each place the size of the blob file there; None if there is none; `UNREADABLE` if the inode of
+        the file is damaged."""
 
         def size_at(place: str) -> int | None:
             try:
                 status = os.stat(self._disk.layout.path_of(place))
             except FileNotFoundError:
                 return None
+            except OSError as error:
+                if error.errno not in DAMAGE_ERRNOS:
+                    raise
+                return UNREADABLE
             return status.st_size if stat.S_ISREG(status.st_mode) else None
 
         return await self._disk.run(lambda: [size_at(place) for place in places])
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
         """Returns the blobs in one *shard*: one of the `shard_count` directories that contain the blob files. `number`:
-        0 to `shard_count` - 1."""
+        0 to `shard_count` - 1. Leaves out files that the disk cannot read (`skip_unreadable`)."""
         path = self._disk.layout.shard(number)
         algorithm = path.parent.name
 
         def scan() -> list[ListedBlob]:
             blobs = []
             for entry in os.scandir(path):
-                with suppress(DigestInvalid, FileNotFoundError):  # not a blob file, or deleted meanwhile
+                # The entry may be something else than a blob file, or may have been deleted meanwhile.
+                with suppress(DigestInvalid, FileNotFoundError), skip_unreadable(entry.path):
                     digest = Digest(f"{algorithm}:{entry.name}")
                     status = entry.stat()
                     place = self._disk.layout.blob_place(digest)
@@ -270,6 +301,14 @@ class FileBlobStore:
     async def delete_quarantined(self, digest: Digest) -> bool:
         """Unlinks the file with the damaged bytes of a blob."""
         return await self._disk.run(lambda: self._quarantine.delete(digest))
+
+
+def _is_upload_readable(directory: Path) -> bool:
+    """Returns whether the inodes of a session's directory and file can be read; if not, logs a warning."""
+    with skip_unreadable(directory):
+        upload_size(directory)
+        return True
+    return False
 
 
 def _close_opened(future: asyncio.Future[int]) -> None:

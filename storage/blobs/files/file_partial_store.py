@@ -25,6 +25,7 @@ from storage.blobs.files.partial_file_pairs import (
 from storage.blobs.files.partial_state_format import PartialStatus
 from storage.blobs.files.partial_waiters import PartialWaiters
 from storage.blobs.files.process_partial import ProcessPartial
+from storage.blobs.files.unreadable_files import skip_unreadable
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
 from storage.data_dir.blocking_calls import as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
@@ -282,21 +283,23 @@ class FilePartialStore:
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
         """Deletes old partial blobs that have no owner, and returns them. A partial blob is old if it was last written
-        before the time `before` (seconds since 1970), or during an earlier boot of the machine. `dry_run`: returns them
-        without deleting them. Raises StorageFull, StorageFailed."""
+        before the time `before` (seconds since 1970), or during an earlier boot of the machine. Skips those with a file
+        that the disk cannot read (`skip_unreadable`). `dry_run`: returns them without deleting them. Raises
+        StorageFull, StorageFailed."""
         layout, system = self._disk.layout, self._disk.system
 
         def delete_idle() -> list[ExpiredPartial]:
             expired = []
             for name, digest in list_partial_names(layout):
                 paths = PartialPaths.of_blob(layout, name, digest)
-                size = paths.occupied_bytes()
-                if dry_run:
-                    has_expired = is_file_pair_idle(paths, before, self._boot)
-                else:
-                    has_expired = delete_file_pair_if_idle(system, paths, before, self._boot)
-                if has_expired:
-                    expired.append(ExpiredPartial(digest, size))
+                with skip_unreadable(paths.state):
+                    size = paths.occupied_bytes()
+                    if dry_run:
+                        has_expired = is_file_pair_idle(paths, before, self._boot)
+                    else:
+                        has_expired = delete_file_pair_if_idle(system, paths, before, self._boot)
+                    if has_expired:
+                        expired.append(ExpiredPartial(digest, size))
             return expired
 
         return await self._disk.run(delete_idle)

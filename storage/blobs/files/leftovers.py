@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 from storage.blobs.files.partial_file_pairs import PartialPaths, delete_file_pair_if_idle, list_partial_names
 from storage.blobs.files.partial_state_format import PartialStatus, Progress, read_progress
+from storage.blobs.files.unreadable_files import skip_unreadable
 from storage.content import PartialSummary
 from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.layout import Layout
 from storage.data_dir.locks import is_byte_locked
 from storage.data_dir.system import System
 from storage.errors import RegistryError
+from storage.names import Digest
 
 READ_ATTEMPTS = 10
 """Largest number of attempts to read a state file. An attempt can fail because another process writes the file at the
@@ -25,23 +28,30 @@ same moment."""
 
 def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
     """Returns the partial blobs whose download is running or can be continued. `boot`: id of the machine's present
-    boot; partial blobs from another boot are left out, because their bytes cannot be used. Takes no locks and changes
-    nothing. Raises OSError."""
+    boot; partial blobs from another boot are left out, because their bytes cannot be used. Also leaves out those whose
+    state file the disk cannot read (`skip_unreadable`). Takes no locks and changes nothing. Raises OSError."""
     summaries = []
     for name, digest in list_partial_names(layout):
-        try:
-            state_fd = os.open(layout.partial_state(name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # the download ended after the directory was listed
-            continue
-        try:
-            progress = _read_progress(state_fd)
-            if progress is not None and progress.status is PartialStatus.INCOMPLETE and progress.boot == boot:
-                received = sum(stop - start for start, stop in progress.extents)
-                is_owned = is_byte_locked(state_fd)  # locked by the process that downloads the blob
-                summaries.append(PartialSummary(digest, progress.size, received, is_owned))
-        finally:
-            os.close(state_fd)
+        path = layout.partial_state(name)
+        with suppress(FileNotFoundError), skip_unreadable(path):  # the first: the download has just ended
+            if (summary := _summary(path, digest, boot)) is not None:
+                summaries.append(summary)
     return summaries
+
+
+def _summary(path: Path, digest: Digest, boot: str) -> PartialSummary | None:
+    """Returns the summary of the partial blob whose state file is at `path`; None if its download cannot be continued.
+    Raises OSError."""
+    state_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        progress = _read_progress(state_fd)
+        if progress is None or progress.status is not PartialStatus.INCOMPLETE or progress.boot != boot:
+            return None
+        received = sum(stop - start for start, stop in progress.extents)
+        is_owned = is_byte_locked(state_fd)  # locked by the process that downloads the blob
+        return PartialSummary(digest, progress.size, received, is_owned)
+    finally:
+        os.close(state_fd)
 
 
 def _read_progress(state_fd: int) -> Progress | None:
@@ -64,11 +74,13 @@ def free_disk_space(layout: Layout, system: System, boot: str) -> None:
 def _empty_trash(layout: Layout, system: System, _boot: str) -> None:
     """Unlinks the files in the trash directory."""
     for file in list(layout.trash.iterdir()):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), skip_unreadable(file):
             system.unlink(file)
 
 
 def _delete_partials(layout: Layout, system: System, boot: str) -> None:
     """Deletes the partial blobs that have no owner, no matter when they were written."""
     for name, digest in list_partial_names(layout):
-        delete_file_pair_if_idle(system, PartialPaths.of_blob(layout, name, digest), before=float("inf"), boot=boot)
+        paths = PartialPaths.of_blob(layout, name, digest)
+        with skip_unreadable(paths.state):
+            delete_file_pair_if_idle(system, paths, before=float("inf"), boot=boot)

@@ -3,21 +3,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 from storage.blobs.blob_store import QuarantinedBytes
+from storage.blobs.files.unreadable_files import DAMAGE_ERRNOS, skip_unreadable
 from storage.data_dir.layout import Layout
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.errors import DigestInvalid, StorageFailed
 from storage.names import Digest
-
-DAMAGE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
-"""Errors that mean that the disk has lost a file or a part of it: a sector cannot be read, or the file system has found
-that its checksum is wrong."""
 
 
 def version_of(status: os.stat_result) -> str:
@@ -67,12 +62,13 @@ class QuarantineDirectory:
                     raise
 
     def entries(self) -> list[QuarantinedBytes]:
-        """Returns the files, oldest first. Ignores files whose name is not a digest."""
+        """Returns the files, oldest first. Ignores files whose name is not a digest, and skips files that the disk
+        cannot read (`skip_unreadable`)."""
         quarantined: list[QuarantinedBytes] = []
         if not self._layout.quarantine.is_dir():
             return quarantined
         for entry in os.scandir(self._layout.quarantine):
-            with suppress(DigestInvalid, FileNotFoundError):
+            with suppress(DigestInvalid, FileNotFoundError), skip_unreadable(entry.path):
                 digest = Digest(entry.name.replace("-", ":", 1))
                 status = entry.stat()
                 place = self._layout.quarantine_place(digest)

@@ -126,8 +126,8 @@ class SqliteRetention:
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= limits.pushed
-                # If the recording of pulls began after `limits.pulled`, a manifest that was pushed before it began may
-                # have been pulled after `limits.pulled` without a record.
+                # If all pulls are recorded only since a time after `limits.pulled`, a manifest that was pushed before
+                # that time may have been pulled after `limits.pulled` without a record.
                 and not pushed < recorded_since > limits.pulled
                 and not unused_manifests.is_used(db, manifest)
                 and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
@@ -269,8 +269,8 @@ def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest |
 
 
 def _recorded_since(db: apsw.Connection) -> float:
-    """Returns the time since which pulls are recorded, in seconds since 1970; 0 if they have been recorded since the
-    first push."""
+    """Returns the time since which all pulls are recorded, in seconds since 1970; 0 if they have been recorded since
+    the first push."""
     since = db.execute("SELECT since FROM pull_recording").get
     return 0.0 if since is None else float(since)
 

@@ -32,6 +32,8 @@ PAGES_PER_STEP: Final = 1024
 """Number of pages that are copied between two reports of the progress."""
 STOPPED_BY_BACKUP: Final = "it had not ended when this backup was made"
 """The message of a job in a copy, if the job had not ended when the copy was made."""
+MAX_EVENTS_PER_SECOND: Final = 1000
+"""More events per second than a registry adds, averaged over the time between a backup and its restore."""
 _TOTALS: Final = """
 SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) FROM manifest),
        (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0) FROM blob"""
@@ -92,10 +94,14 @@ class SqliteSnapshots:
         """Deletes three things from a copy: the upload sessions, because a backup does not have their bytes; the
         events, because this registry still sends them to its webhooks; and the login sessions of browsers, because a
         session may be ended before the copy is used, for example after a theft. Marks the jobs that have not ended as
-        stopped."""
+        stopped.
+
+        The row of the newest event stays, outside of the list of events and without the client, so that later events
+        get higher numbers."""
         db.execute(
-            "DELETE FROM upload; DELETE FROM login_session; "
-            "DELETE FROM event_delivery; DELETE FROM event_reader; DELETE FROM event; "
+            "DELETE FROM upload; DELETE FROM login_session; DELETE FROM event_delivery; DELETE FROM event_reader; "
+            "DELETE FROM event WHERE id < (SELECT max(id) FROM event); "
+            "UPDATE event SET kept = 0, actor = '', address = '', request_id = '', user_agent = '', reason = ''; "
             "UPDATE job SET state = 'stopped', ended = ?1, updated = ?1, message = ?2 "
             "WHERE state IN ('queued', 'running')",
             (self._clock(), STOPPED_BY_BACKUP),
@@ -121,6 +127,20 @@ class SqliteSnapshots:
         with self._changing(path) as db:
             for digest, place in places.items():
                 restore_blob(db, digest, place, self._clock())
+
+    def mark_restored(self, path: Path) -> None:
+        now = self._clock()
+        with self._changing(path) as db:
+            if _has_table(db, "pull_recording"):  # otherwise its migration sets the time
+                db.execute("DELETE FROM pull_recording; INSERT INTO pull_recording (since) VALUES (?)", (now,))
+            if _has_table(db, "event"):
+                # The copy has at most one event. The registry may have added others since, which a client may know.
+                db.execute(
+                    "UPDATE event SET id = id + CAST(max(?1 - at, 0) * ?2 AS INTEGER); "
+                    "UPDATE event_list SET kept_from = (SELECT max(id) + 1 FROM event) WHERE EXISTS "
+                    "(SELECT 1 FROM event)",
+                    (now, MAX_EVENTS_PER_SECOND),
+                )
 
     @contextmanager
     def _changing(self, path: Path) -> Iterator[apsw.Connection]:
@@ -167,6 +187,11 @@ class SqliteSnapshot:
             return self._db.execute(sql, parameters).fetchall()
         except apsw.Error as error:
             raise _failure(f"cannot read {self._path}", error) from error
+
+
+def _has_table(db: apsw.Connection, name: str) -> bool:
+    """Returns whether there is a table with this name. Copies from earlier versions have fewer tables."""
+    return db.execute("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (name,)).get is not None
 
 
 def _failure(what: str, error: apsw.Error | OSError) -> BackupFailed:

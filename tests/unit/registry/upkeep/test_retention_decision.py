@@ -91,11 +91,11 @@ def test_the_newest_tags_are_kept() -> None:
 
 
 def test_a_tag_that_may_have_been_pulled_is_kept() -> None:
-    """Pulls are recorded only since an update of the program. A tag is kept as long as an earlier pull, which was not
-    recorded, could keep it."""
+    """Pulls before an update of the program, or between a backup and its restore, were not recorded. A tag is kept as
+    long as such a pull could keep it."""
     facts = replace(tag_facts(pushed=50), unrecorded_until=NOW - 5 * DAY)
     decision = decide(rule(keep_pulled_within="14d"), facts, NOW, newest=None)
-    assert decision == Decision(True, "may have been pulled within 14d: pulls are recorded since 2024-02-17")
+    assert decision == Decision(True, "may have been pulled within 14d: not all pulls before 2024-02-17 are recorded")
     decision = decide(rule(keep_pulled_within="4d"), facts, NOW, newest=None)
     assert decision == Decision(False, "pushed 2024-01-03, not pulled since 2024-02-17")
     assert not decide(rule(keep_pushed_within="1d"), facts, NOW, newest=None).is_kept

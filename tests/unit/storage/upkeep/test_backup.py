@@ -18,16 +18,20 @@ from storage.access import AccountName, LoginSession
 from storage.backups import BackupFailed
 from storage.composition import open_registry, prepare_data_dir, restore_data_dir
 from storage.data_dir.check import DataDirectoryError
-from storage.data_dir.system import System
+from storage.data_dir.system import System, boot_id
 from storage.errors import BlobUnknown, ManifestUnknown
 from storage.jobs import JSON, JobRunning, JobState
+from storage.metadata.sqlite.upkeep.sqlite_snapshots import SqliteSnapshots
 from storage.names import Digest, RepositoryName, Tag
+from storage.outbox import LIST_READER, EventAction, EventReader
+from storage.retention import LostTags, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.backup.backup import BackupOptions, hash_file, make_backup
 from storage.upkeep.backup.backup_directory import BackupDirectory
 from storage.upkeep.backup.restore import DAMAGED_IN_BACKUP, RestoreOptions
 from storage.upkeep.job_runner import JobContext, run_in_command
 from storage.upkeep.reporter import PlainReporter
+from tests.fakes import written_data_dir as previous_release
 from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
 from tests.fakes.scrub_runs import file_of, flip_byte, scrub
 from tests.fakes.second_connection import second_connection
@@ -101,6 +105,87 @@ async def test_a_backup_restores(store: StoredRegistry, tmp_path: Path) -> None:
         assert not await opened.metadata.stale_uploads(1e12, 10)
         assert opened.accounts.login_sessions(session.account) == []
         await push_image(opened, REPO, "after the restore", "v2")
+
+
+async def test_pulls_after_the_backup_may_be_missing(store: StoredRegistry, tmp_path: Path) -> None:
+    """A restored registry does not know the pulls between the backup and the restore. Retention treats its content as
+    if it had been pulled at the time of the restore. This does not affect content that is pushed later."""
+    await push_image(store, REPO, "one", "v1")
+    untagged = await push_image(store, REPO, "untagged")
+    await backup(store, tmp_path / "backups")
+    await restore(tmp_path / "backups", tmp_path / "new")
+
+    async with open_registry(tmp_path / "new", clock=lambda: 4e9 + 100) as restored:
+        [tag] = await restored.retention.tags(REPO, None)
+        assert tag.unrecorded_until == 4e9
+        for pulled, expected in ((4e9 - 1, []), (4e9 + 1, [untagged.digest])):
+            page = await restored.retention.untagged(REPO, UnusedLimits(4e9, 4e9, pulled), None, LostTags())
+            assert [manifest.digest for manifest in page.items] == expected
+        await push_image(restored, REPO, "two", "v2")
+        assert [tag.unrecorded_until for tag in await restored.retention.tags(REPO, None)] == [4e9, None]
+
+
+async def test_a_backup_of_a_version_that_recorded_no_pulls(tmp_path: Path) -> None:
+    """The database of an earlier version has no records of pulls and no events. It can be marked as restored. The
+    migration after the restore then sets the time since which pulls are recorded."""
+    started = time.time()
+    previous_release.write_data_dir(tmp_path / "data", boot_id())
+    database = tmp_path / "data" / "entrepot.db"
+    SqliteSnapshots(database).mark_restored(database)
+    prepare_data_dir(tmp_path / "data")
+    async with open_registry(tmp_path / "data") as restored:
+        [tag, *_] = await restored.retention.tags(REPO, None)
+        assert tag.unrecorded_until is not None
+        assert tag.unrecorded_until >= started
+
+
+EVENTS = [
+    EventReader(LIST_READER, frozenset(EventAction), ("**",)),
+    EventReader("hook", frozenset(EventAction), ("**",)),
+]
+
+
+async def test_no_event_after_a_restore_has_an_earlier_number(store: StoredRegistry, tmp_path: Path) -> None:
+    """The events of a restored registry have higher numbers than all earlier ones, also than those between the backup
+    and the restore. The list of a restored registry begins with its first event. A backup has the number of the newest
+    event, but neither the client that made it nor a delivery."""
+    await store.outbox.configure(EVENTS)
+    for number in range(5):
+        await push_image(store, REPO, f"image {number}", "v1")
+    result, _ = await backup(store, tmp_path / "backups")
+    at_backup = await store.outbox.newest()
+    await push_image(store, REPO, "after the backup", "v1")
+    newest = await store.outbox.newest()
+    assert newest > at_backup > 0
+    await restore(tmp_path / "backups", tmp_path / "new")
+
+    copy = second_connection(tmp_path / "backups/snapshots" / result["snapshot"] / "entrepot.db")
+    columns = "id, kept, actor, address, request_id, user_agent, reason"
+    assert copy.execute(f"SELECT {columns} FROM event").fetchall() == [(at_backup, 0, *5 * [""])]
+    assert copy.execute("SELECT count(*) FROM event_delivery").get == 0
+    copy.close()
+    async with open_registry(tmp_path / "new") as restored:
+        after_restore, oldest = await restored.outbox.newest(), await restored.outbox.oldest()
+        assert after_restore > newest
+        assert oldest == after_restore + 1, "a reader that knows an earlier event learns that it has missed events"
+        assert (await restored.outbox.after(0, 100)).events == []
+        await restored.outbox.configure(EVENTS)
+        await push_image(restored, REPO, "after the restore", "v1")
+        events = (await restored.outbox.after(newest, 100)).events
+        assert [event.number for event in events] == list(range(oldest, oldest + len(events)))
+        assert len(events) == await restored.outbox.newest() - after_restore > 0
+
+
+async def test_a_backup_without_events(store: StoredRegistry, tmp_path: Path) -> None:
+    """A backup of an earlier version has no event. It is restored, and the first event gets the number 1."""
+    await push_image(store, REPO, "one", "v1")
+    await backup(store, tmp_path / "backups")
+    await restore(tmp_path / "backups", tmp_path / "new")
+    async with open_registry(tmp_path / "new") as restored:
+        assert (await restored.outbox.newest(), await restored.outbox.oldest()) == (0, 1)
+        await restored.outbox.configure(EVENTS)
+        await push_image(restored, REPO, "two", "v1")
+        assert (await restored.outbox.after(0, 1)).events[0].number == 1
 
 
 async def test_a_second_backup_copies_only_new_blobs(store: StoredRegistry, tmp_path: Path) -> None:

@@ -1,0 +1,214 @@
+"""Garbage collection and the consistency check of a store with files whose inodes the disk cannot read. They skip these
+files with a warning, and do their work on all other files."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from storage.composition import open_registry, prepare_data_dir
+from storage.consistency import ProblemCode
+from storage.content import digest_of
+from storage.data_dir.layout import Layout
+from storage.names import Digest, RepositoryName, UploadID
+from storage.store.stored_registry import StoredRegistry
+from storage.upkeep.checker import CheckOptions, Finding
+from tests.fakes.blob_files import layout_behind
+from tests.fakes.registry_content import push_blob, push_image
+from tests.fakes.scrub_runs import scrub
+from tests.fakes.unreadable_files import UnreadableFiles
+
+REPO = RepositoryName("team/app")
+LONG_AGO = 7200.0
+"""Age in seconds of all content that garbage collection may remove."""
+
+
+class Clock:
+    """A clock whose time is `ahead` seconds later than the present time."""
+
+    ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    prepare_data_dir(tmp_path / "data")
+    async with open_registry(tmp_path / "data", grace=3600, expire=3600, clock=clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> UnreadableFiles:
+    return UnreadableFiles(monkeypatch)
+
+
+async def upload_directory(store: StoredRegistry, layout: Layout) -> Path:
+    return layout.upload(await _start_upload(store))
+
+
+async def upload_file(store: StoredRegistry, layout: Layout) -> Path:
+    return layout.upload(await _start_upload(store)) / "1"
+
+
+async def file_of_ended_upload(store: StoredRegistry, layout: Layout) -> Path:
+    upload = await _start_upload(store)
+    await store.metadata.end_upload(upload)
+    return layout.upload(upload) / "1"
+
+
+async def _start_upload(store: StoredRegistry) -> UploadID:
+    writer = await store.start_upload(REPO)
+    await writer.write(b"an upload that nobody continues")
+    await writer.aclose()
+    return writer.id
+
+
+async def partial_data(store: StoredRegistry, layout: Layout) -> Path:
+    return layout.partial_data(await _start_download(store, layout))
+
+
+async def partial_state(store: StoredRegistry, layout: Layout) -> Path:
+    return layout.partial_state(await _start_download(store, layout))
+
+
+async def _start_download(store: StoredRegistry, layout: Layout) -> str:
+    digest = digest_of(b"x" * 5000)
+    partial = await store.partials.claim(digest, 5000)
+    await asyncio.to_thread(partial.write_at, 0, b"x" * 4096)
+    partial.close()
+    return layout.partial_name(digest, 5000)
+
+
+async def file_in_trash(_store: StoredRegistry, layout: Layout) -> Path:
+    path = layout.trash / "left"
+    path.write_bytes(b"by a round that was killed")
+    return path
+
+
+async def stray(_store: StoredRegistry, layout: Layout) -> Path:
+    path = layout.blob(digest_of(b"bytes without a row"))
+    path.write_bytes(b"bytes without a row")
+    return path
+
+
+async def unneeded_blob(store: StoredRegistry, layout: Layout) -> Path:
+    return layout.blob((await push_blob(store, REPO, b"another blob that no manifest needs")).digest)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        upload_directory,
+        upload_file,
+        file_of_ended_upload,
+        partial_data,
+        partial_state,
+        file_in_trash,
+        stray,
+        unneeded_blob,
+    ],
+)
+async def test_collection_skips_an_unreadable_file(
+    store: StoredRegistry,
+    clock: Clock,
+    unreadable: UnreadableFiles,
+    caplog: pytest.LogCaptureFixture,
+    make: Callable[[StoredRegistry, Layout], Awaitable[Path]],
+) -> None:
+    """A round of garbage collection leaves the file where it is, logs a warning with its path, and removes the other
+    garbage. Later rounds do the same. Once the file can be read again, a round removes it too."""
+    layout = layout_behind(store)
+    path = await make(store, layout)
+    unreadable.paths.add(path)
+    for number in range(2):
+        garbage = await push_blob(store, REPO, b"no manifest needs this %d" % number)
+        clock.ahead += LONG_AGO
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "storage.damage"):
+            await store.collector.collect(all_shards=True)
+        assert not layout.blob(garbage.digest).exists()
+        assert any(str(path) in text and "Structure needs cleaning" in text for text in caplog.messages)
+        await store.collector.collect(dry_run=True, all_shards=True)
+    unreadable.paths.clear()
+    assert path.exists()
+    await store.collector.collect(all_shards=True)
+    assert not path.exists()
+
+
+async def findings(store: StoredRegistry, options: CheckOptions) -> set[tuple[ProblemCode, str, bool]]:
+    """Checks the store. Returns the code and the item of each problem, and whether it was repaired."""
+    found: list[Finding] = []
+
+    async def on_finding(finding: Finding) -> None:
+        found.append(finding)
+
+    async def on_progress(_done: int, _total: int, _message: str) -> None:
+        pass
+
+    await store.checker.check(options, on_finding, on_progress)
+    return {(finding.problem.code, finding.problem.item, finding.repair is not None) for finding in found}
+
+
+@pytest.fixture
+async def layer(store: StoredRegistry, unreadable: UnreadableFiles) -> Digest:
+    """The digest of a blob that a manifest needs, and whose file cannot be read."""
+    await push_image(store, REPO, "image", "latest")
+    digest = digest_of(b"layer of image")
+    unreadable.paths.add(layout_behind(store).blob(digest))
+    return digest
+
+
+@pytest.mark.parametrize("hash_bytes", [False, True])
+async def test_a_check_reports_an_unreadable_blob(
+    store: StoredRegistry, unreadable: UnreadableFiles, layer: Digest, hash_bytes: bool
+) -> None:
+    """A check reports a blob whose file cannot be read. A repair marks the blob as damaged and leaves the file."""
+    expected = ProblemCode.BLOB_FILE_DIGEST, layer
+    assert await findings(store, CheckOptions(hash_bytes=hash_bytes)) == {(*expected, False)}
+    assert await findings(store, CheckOptions(hash_bytes=hash_bytes, repair=True)) == {(*expected, True)}
+    assert await findings(store, CheckOptions(hash_bytes=hash_bytes)) == set()
+    unreadable.paths.clear()
+    assert layout_behind(store).blob(layer).exists()
+
+
+async def test_an_unreadable_blob_that_scrub_has_marked(
+    store: StoredRegistry, layer: Digest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After scrub has marked the blob as damaged, its file is still there. Checks, repairs and the search for strays
+    skip the file."""
+    result, _ = await scrub(store)
+    assert result["damaged"] == 1
+    for repair in (False, True):
+        assert await findings(store, CheckOptions(repair=repair)) == set()
+    await store.collector.collect(all_shards=True)
+    assert {str(layout_behind(store).blob(layer)) in text for text in caplog.messages if "skipped" in text} == {True}
+
+
+async def test_an_unreadable_file_in_the_quarantine(store: StoredRegistry, unreadable: UnreadableFiles) -> None:
+    """The list of the quarantine has all files but the one that cannot be read."""
+    layout = layout_behind(store)
+    digests = [digest_of(b"one"), digest_of(b"two")]
+    for digest in digests:
+        layout.path_of(layout.quarantine_place(digest)).write_bytes(b"damaged")
+    unreadable.paths.add(layout.path_of(layout.quarantine_place(digests[0])))
+    assert [entry.digest for entry in await store.blobs.list_quarantine()] == digests[1:]
+
+
+async def test_eviction_skips_an_unreadable_download(store: StoredRegistry, unreadable: UnreadableFiles) -> None:
+    """The list of running downloads, which eviction reads, leaves out a download whose state file cannot be read."""
+    unreadable.paths.add(await partial_state(store, layout_behind(store)))
+    running = await store.partials.claim(digest_of(b"y"), 1)
+    assert await store.partials.downloading() == {digest_of(b"y")}
+    running.close()
