@@ -80,7 +80,7 @@ def _print_problem(step: Mapping[str, Any]) -> None:
         print_line(f"entrepot: {step['digest']} is not in the backup: {step['reason']}", err=True)
     elif step["event"] == "damaged in the backup":
         print_line(
-            f"entrepot: {step['digest']} was damaged in the backup and is copied again: {step['reason']}", err=True
+            f"entrepot: {step['digest']} was damaged in the backup and was copied again: {step['reason']}", err=True
         )
 
 

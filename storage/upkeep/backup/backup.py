@@ -38,6 +38,7 @@ from storage.upkeep.reporter import Reporter
 
 BATCH_SIZE: Final = 500
 """Number of blobs that are looked up at a time."""
+_KEPT: Final = ", and the older file in the backup, which is kept, failed its check: {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,8 @@ class _Backup:
         self._reporter = reporter
         self._last_backup = 0.0
         """Time of the last complete backup, in seconds since 1970; 0 if there is none."""
-        self._last_missing: frozenset[Digest] = frozenset()
-        """The blobs that the last complete backup lacks. The directory may have files with wrong bytes of them."""
+        self._known_missing: frozenset[Digest] = frozenset()
+        """The blobs that a complete backup lacks. The directory may have files with wrong bytes of them."""
         self._done_bytes = 0
         self.counts = _Counts()
 
@@ -145,7 +146,7 @@ class _Backup:
         earlier = by_age(await self._copier.run(self._directory.snapshots), now)
         times = [snapshot.time for snapshot in earlier]
         self._last_backup = max((time for time in times if not is_future(time, now)), default=0.0)
-        self._last_missing = frozenset(earlier[-1].missing if earlier else ())
+        self._known_missing = frozenset(digest for snapshot in earlier for digest in snapshot.missing)
         path = self._directory.database(name)
         await self._reporter.report(0, unit="pages", message="copying the database")
         await self._copy_database(path)
@@ -203,14 +204,14 @@ class _Backup:
         The file in the directory may be a hard link to a damaged file of the registry. So this method compares the file
         with the digest in three cases, also without `verify`. First, if the blob is recorded as damaged. Second, if the
         registry has stored the blob since the last backup: it may have replaced damaged bytes, and the file in the
-        directory may still be the damaged one. Third, if the last backup lacks the blob.
+        directory may still be the damaged one. Third, if an earlier complete backup lacks the blob.
 
         A file that fails the check is replaced by bytes of the registry that pass it. Until then it stays, because one
         failed read does not prove that its bytes are wrong, and they may be the last right ones. A restore compares
         them with the digest again."""
         failed_check = ""
         if is_present and (
-            self._verify or not blob.place or blob.created >= self._last_backup or blob.digest in self._last_missing
+            self._verify or not blob.place or blob.created >= self._last_backup or blob.digest in self._known_missing
         ):
             path = self._directory.blob(blob.digest)
             try:
@@ -227,33 +228,38 @@ class _Backup:
             self.counts.damaged.append(blob.digest)
             reason = "the registry knows that it is damaged"
             if failed_check:
-                reason += f", and the older file in the backup, which is kept, failed its check: {failed_check}"
+                reason += _KEPT.format(failed_check)
             self._reporter.step("damaged", digest=blob.digest, reason=reason)
             self._note_bytes(blob.size)
             return
-        if failed_check:
-            self._reporter.step("damaged in the backup", digest=blob.digest, reason=failed_check)
         try:
-            await self._copy_blob(blob)
+            await self._copy_blob(blob, verify=bool(failed_check))
         except (BlobDamaged, BytesMissing, StorageFailed) as error:
             reason = "its file is missing" if isinstance(error, BytesMissing) else str(error)
+            if failed_check:
+                reason += _KEPT.format(failed_check)
             self.counts.missing.append(blob.digest)
             self._reporter.step("missing", digest=blob.digest, reason=reason)
         else:
             self.counts.copied += 1
             self.counts.copied_bytes = self._copier.copied_bytes
+            if failed_check:
+                self._reporter.step("damaged in the backup", digest=blob.digest, reason=failed_check)
             self._reporter.step("blob", digest=blob.digest, size=blob.size)
         await self._reporter.report(self._done_bytes)
 
-    async def _copy_blob(self, blob: SnapshotBlob) -> None:
-        """Copies one blob. Raises BlobDamaged, BytesMissing, StorageFailed, BackupFailed."""
+    async def _copy_blob(self, blob: SnapshotBlob, *, verify: bool) -> None:
+        """Copies one blob. `verify`: whether its bytes are checked even if they are only linked. Raises BlobDamaged,
+        BytesMissing, StorageFailed, BackupFailed."""
         temporary = self._directory.incoming / blob.digest.encoded
         final = self._directory.blob(blob.digest)
         reader = await self._blobs.open(blob.digest, blob.size, blob.place, None)
         async with aclosing(reader):
             if reader.file is not None and reader.file.offset == 0:
                 fd = reader.file.fd
-                await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
+                await self._copier.copy_file(
+                    *(fd, blob.digest, blob.size, temporary, final, self._note_bytes), verify=verify
+                )
             elif reader.data is not None:
                 await self._copier.write_bytes(reader.data, blob.digest, temporary, final)
                 self._note_bytes(blob.size)

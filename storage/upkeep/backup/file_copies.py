@@ -69,16 +69,26 @@ class FileCopier:
         return run_in_thread(self._threads, lambda: with_backup_errors(self._failure, call))
 
     async def copy_file(
-        self, fd: int, digest: Digest, size: int, temporary: Path, final: Path, on_bytes: Callable[[int], object]
+        self,
+        fd: int,
+        digest: Digest,
+        size: int,
+        temporary: Path,
+        final: Path,
+        on_bytes: Callable[[int], object],
+        *,
+        verify: bool = False,
     ) -> None:
         """Creates the file `final` with the bytes of the open file `fd`. The file has the name `temporary` until its
-        bytes are durable. Calls `on_bytes` with the number of bytes of each chunk, or once with `size` if the bytes of
-        a link or clone are not checked. Raises BlobDamaged, BackupFailed. An error leaves no file behind."""
+        bytes are durable. `verify`: whether the bytes of a link or clone are checked, even if this object does not
+        check those of all. Calls `on_bytes` with the number of bytes of each chunk, or once with `size` if the bytes
+        are not checked. Raises BlobDamaged, BackupFailed. An error leaves no file behind, and an earlier file `final`
+        as it is."""
         if os.fstat(fd).st_size != size:
             raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
         try:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
-                if self._verify:
+                if self._verify or verify:
                     await self._read(fd, digest, size, None, on_bytes)
                     await self.run(lambda: self._system.sync(fd))  # whatever wrote the file may not have synced it
                 else:

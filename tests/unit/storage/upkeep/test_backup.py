@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -384,15 +384,8 @@ async def test_a_failed_read_deletes_no_bytes_of_a_backup(
     flip_byte(file_of(store, blob.digest))
     await scrub(store)
     file = BackupDirectory(tmp_path / "backups", System()).blob(blob.digest)
-    real_pread = os.pread
-
-    def failing_pread(fd: int, length: int, offset: int) -> bytes:
-        if os.readlink(f"/proc/self/fd/{fd}") == str(file):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real_pread(fd, length, offset)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", failing_pread)
+        patch.setattr(os, "pread", failing_pread(file))
         result, steps = await backup(store, tmp_path / "backups", now=2e9, keep=1)
         assert (result["damaged"], result["missing"], result["removed_blobs"]) == ([blob.digest], [], 0)
         assert "the disk cannot read it" in str([step for step in steps if step["event"] == "damaged"])
@@ -405,6 +398,50 @@ async def test_a_failed_read_deletes_no_bytes_of_a_backup(
     assert (restored["healed_blobs"], restored["restored_blobs"]) == (1, 1)
     result, _ = await backup(store, tmp_path / "backups", now=3e9)
     assert (result["damaged"], result["present_blobs"], file.read_bytes() == LARGE) == ([], 1, True)
+
+
+async def test_wrong_bytes_of_a_backup_are_not_replaced_by_other_wrong_bytes(
+    store: StoredRegistry, tmp_path: Path
+) -> None:
+    """The file of a blob has wrong bytes in the backup as well as in the registry, which does not know it. Once a
+    backup has found this, each further backup finds it again: it does not link the wrong bytes of the registry without
+    a check. This holds also if the clock was ahead when the damage was found."""
+    blob = await push_blob(store, REPO, LARGE)
+    await backup(store, tmp_path / "backups", now=3e9)
+    flip_byte(file_of(store, blob.digest))
+    for now, verify in ((3.5e9, True), (3.1e9, False), (3.2e9, False)):
+        result, steps = await backup(store, tmp_path / "backups", now=now, verify=verify)
+        assert (result["missing"], result["copied_blobs"], result["present_blobs"]) == ([blob.digest], 0, 0)
+        (reason,) = [step["reason"] for step in steps if step["event"] == "missing"]
+        assert "the older file in the backup, which is kept, failed its check" in reason
+        assert not [step for step in steps if step["event"] == "damaged in the backup"]
+
+
+async def test_a_failed_read_does_not_replace_right_bytes_by_wrong_ones(
+    store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backup has the right bytes of a blob, and the registry has wrong ones, which it does not know. If the disk
+    cannot read the file of the backup, the file stays."""
+    blob = await push_blob(store, REPO, LARGE)
+    await backup(store, tmp_path / "backups", now=1e9, may_link=False)  # so the next one checks the file
+    flip_byte(file_of(store, blob.digest))
+    file = BackupDirectory(tmp_path / "backups", System()).blob(blob.digest)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing_pread(file))
+        result, _ = await backup(store, tmp_path / "backups", now=3e9)
+    assert (result["missing"], file.read_bytes() == LARGE) == ([blob.digest], True)
+
+
+def failing_pread(file: Path) -> Callable[[int, int, int], bytes]:
+    """Returns a replacement for `os.pread` that cannot read `file`."""
+    real_pread = os.pread
+
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(file):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real_pread(fd, length, offset)
+
+    return pread
 
 
 def change_manifest(data: Path, digest: Digest) -> None:
