@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from registry.migration.import_report import ImportReport
 from registry.migration.workers import each, run_workers
 from storage.content import Actor, Condition, Descriptor, Manifest
-from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
+from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed, QuotaExceeded
 from storage.imports import ContentBroken
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -184,6 +184,10 @@ class ImageWriter:
         async def import_listed_blob(blob: Descriptor) -> None:
             try:
                 await self._import_blob(repo, blob, may_mount=blob.digest not in manifest.foreign)
+        for blob in blobs.values():
+            # Checks all of them before the first one is read, because one that does not fit makes the others useless.
+            if blob.digest not in manifest.foreign:
+                await self._check_quota(repo, blob)
             except ContentBroken:
                 if blob.digest not in manifest.foreign:  # clients fetch foreign layers from other servers
                     raise
@@ -205,8 +209,19 @@ class ImageWriter:
 
     async def _mount(self, repo: RepositoryName, digest: Digest) -> bool:
         """If another repository of this registry has the blob, and the old registry serves a blob of the same size from
+                await self._check_quota(repo, blob)
         `repo`, adds the blob to `repo` and returns True. Otherwise returns False. Raises ContentBroken if the old
         registry does not serve the blob from `repo`."""
+    async def _check_quota(self, repo: RepositoryName, blob: Descriptor) -> None:
+        """Raises QuotaExceeded if the blob does not fit into the quotas of `repo`, before its bytes are read in vain.
+        Raises ContentBroken if the blob does not seem to fit and the source does not have it."""
+        usage = self._store.usage
+        try:
+            await usage.check_quota(repo, blob.size, blob.digest)
+        except QuotaExceeded:
+            # The source may not have the blob, such as a foreign layer, and the manifest may state a wrong size.
+            await usage.check_quota(repo, await self._source.blob_size(repo, blob.digest), blob.digest)
+
         stored_size = await self._store.imports.stored_size(digest)
         if stored_size is None:
             return False

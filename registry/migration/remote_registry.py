@@ -268,7 +268,7 @@ class RemoteRegistry:
             )
             try:
                 await download.run()
-            except RegistryError:
+            except (RegistryError, asyncio.CancelledError):  # cancelled if another blob of the image has failed
                 await discard_if_nearly_empty(partial)
                 raise
             await partial.commit(repo)
