@@ -50,6 +50,8 @@ from storage.wrappers import Call, RefusingRegistry
 T = TypeVar("T")
 _MAX_CACHED_NAMES: Final = 65536
 """Largest number of names in the router's cache of used names. The cache is cleared when it is full."""
+MAX_NESTED_INDEXES: Final = 10
+"""Largest number of levels of manifests below a pushed index that are copied from the default upstream."""
 _UNOBTAINABLE: Final = (
     *(BlobUnknown, ManifestUnknown, NameUnknown, ManifestBlobUnknown),
     *(Denied, DigestInvalid, PartialLost, TooManyRequests, UpstreamUnavailable),
@@ -231,7 +233,7 @@ class Router(RefusingRegistry):
         Before the name's first push, the mirror of the default upstream answered reads of it. A client may have seen a
         blob or a child manifest there and therefore not pushed it. If the manifest refers to such content, this copies
         the content from the mirrored repository, or fetches it from the upstream, and then stores the manifest. Raises
-        ManifestBlobUnknown if that is not possible."""
+        ManifestBlobUnknown if that is not possible, or if indexes are nested too deep (`MAX_NESTED_INDEXES`)."""
         try:
             return await call.invoke_on(self.hosted)
         except ManifestBlobUnknown as missing:
@@ -261,15 +263,18 @@ class Router(RefusingRegistry):
             return Destination(self.hosted, name_at_default)
         return self._default_destination(name_at_default)
 
-    async def _copy_content(self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor) -> None:
+    async def _copy_content(
+        self, manifest: Manifest, source: Destination, repo: RepositoryName, by: Actor, depth: int = 0
+    ) -> None:
         """Copies from `source` into the hosted repository `repo` all blobs and child manifests of `manifest`, except
-        foreign layers, which clients download elsewhere. `by`: the client that pushes, for the audit log. Raises one of
-        `_UNOBTAINABLE`. After an error or a cancellation, the content that was copied so far stays in `repo`."""
+        foreign layers, which clients download elsewhere. `by`: the client that pushes, for the audit log. `depth`: how
+        many levels `manifest` is below the pushed manifest. Raises one of `_UNOBTAINABLE`. After an error or a
+        cancellation, the content that was copied so far stays in `repo`."""
         # `blob_children` are entries of an index that are blobs, as in BuildKit's cache indexes.
         for digest in ({blob.digest for blob in manifest.blobs} - manifest.foreign) | manifest.blob_children:
             await self._copy_blob(digest, source, repo, by)
         for child in {entry.digest for entry in manifest.manifests} - manifest.blob_children:
-            await self._copy_manifest(child, source, repo, by)
+            await self._copy_manifest(child, source, repo, by, depth + 1)
 
     async def _copy_blob(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
         """Adds a blob of `source` to `repo`, unless `repo` has it already. If the store does not have the blob, fetches
@@ -301,11 +306,16 @@ class Router(RefusingRegistry):
         await self._check_confirmed(source, digest)
         return await self.hosted.mount_blob(repo, digest, source, by)
 
-    async def _copy_manifest(self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor) -> None:
-        """Copies a child manifest and everything that it refers to, unless `repo` has that manifest already."""
+    async def _copy_manifest(
+        self, digest: Digest, source: Destination, repo: RepositoryName, by: Actor, depth: int
+    ) -> None:
+        """Copies a child manifest and everything that it refers to, unless `repo` has that manifest already. Raises
+        ManifestBlobUnknown if the child is more than `MAX_NESTED_INDEXES` levels below the pushed manifest."""
         with suppress(ManifestUnknown):
             await self.hosted.resolve_manifest(repo, digest)
             return
+        if depth > MAX_NESTED_INDEXES:
+            raise ManifestBlobUnknown
         child = await source.registry.get_manifest(source.repo, digest)
-        await self._copy_content(child, source, repo, by)
+        await self._copy_content(child, source, repo, by, depth)
         await self.hosted.put_manifest(repo, child, by=by)

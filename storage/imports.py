@@ -55,6 +55,11 @@ class TagChange:
 class ImportRecords(Protocol):
     """The records that imports read and write in addition to content. Changes raise StorageFull, StorageFailed."""
 
+    async def tag_digest(self, repo: RepositoryName, tag: Tag) -> Digest | None:
+        """Returns the digest that a tag points at, even if its manifest is known to be damaged; None if there is no
+        such tag."""
+        ...
+
     async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> TagChange | None:
         """Returns the latest change of a tag; None if there never was such a tag."""
         ...

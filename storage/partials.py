@@ -140,8 +140,8 @@ class Partial(Protocol):
         the blob's descriptor. Only for the owner, when no bytes are missing. If the digest is wrong, it calls and
         awaits `on_corrupt` (None: nothing to call), deletes all bytes, and raises DigestInvalid; from then on `wait`
         raises DigestInvalid in all processes. Raises PartialLost if this handle is not the owner or bytes are missing,
-        and deletes nothing then. Raises StorageFull or StorageFailed if the bytes cannot be stored, and deletes
-        them. If the call is cancelled, it takes effect either completely or not at all."""
+        and deletes nothing then. Raises StorageFull, StorageFailed or QuotaExceeded if the bytes cannot be stored, and
+        deletes them. If the call is cancelled, it takes effect either completely or not at all."""
         ...
 
     async def discard(self) -> None:

@@ -17,10 +17,10 @@ from typing import Final, Protocol
 from registry.migration.import_report import ImportReport
 from registry.migration.workers import each, run_workers
 from storage.content import Actor, Condition, Descriptor, Manifest
-from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed
+from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed, QuotaExceeded
 from storage.imports import ContentBroken
 from storage.keyed_locks import KeyedLocks
-from storage.names import Digest, Reference, RepositoryName, Tag
+from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import ALL_NAMES
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import immutable_tag_denied
@@ -83,20 +83,23 @@ class ImageWriter:
         set_at: float | None = None,
     ) -> None:
         """Points a tag at the manifest with this digest. Stores that manifest, and all manifests and blobs below it.
-        Does nothing if the tag points at the manifest already. `pushed` and `set_at`: when the manifest was pushed and
-        the tag set at the old registry, in seconds since 1970. Raises ContentBroken, Denied if the tag is immutable and
-        points at another manifest, and errors of the source and the store."""
-        current_digest = await self._stored_digest(repo, tag)
+        Does nothing if the tag points at the manifest already and the manifest is not damaged. `pushed` and `set_at`:
+        when the manifest was pushed and the tag set at the old registry, in seconds since 1970. Raises ContentBroken,
+        Denied if the tag is immutable and points at another manifest, and errors of the source and the store."""
+        current_digest = await self._store.imports.tag_digest(repo, tag)
         if current_digest == digest:
-            self._report.present += 1
-            return
-        if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
-            raise immutable_tag_denied(repo, tag, current_digest)  # before time is spent on copying
-        change = await self._store.imports.last_tag_change(repo, tag)
-        if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
-            change_text = "deleted" if change.digest is None else "set"
-            self._report.note(repo, f"the tag stays as it is: {change.actor} has {change_text} it here", tag=tag)
-            return
+            if await self._has_manifest(repo, digest):
+                self._report.present += 1
+                return
+            # The manifest is damaged. To store it again does not change the tag, so it does not matter who has set it.
+        else:
+            if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
+                raise immutable_tag_denied(repo, tag, current_digest)  # before time is spent on copying
+            change = await self._store.imports.last_tag_change(repo, tag)
+            if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
+                change_text = "deleted" if change.digest is None else "set"
+                self._report.note(repo, f"the tag stays as it is: {change.actor} has {change_text} it here", tag=tag)
+                return
         condition = Condition(frozenset({current_digest})) if current_digest else Condition(negated=True)
         try:
             await self.import_manifest(repo, digest, (tag,), None if self._overwrite else condition)
@@ -110,7 +113,7 @@ class ImageWriter:
     async def import_untagged(self, repo: RepositoryName, digest: Digest, *, pushed: float | None = None) -> bool:
         """Stores a manifest, and all manifests and blobs below it. Returns False if the repository has the manifest
         already. Raises the errors of `import_tag`."""
-        if await self._stored_digest(repo, digest) is not None:
+        if await self._has_manifest(repo, digest):
             return False
         await self.import_manifest(repo, digest)
         if pushed is not None:
@@ -157,12 +160,13 @@ class ImageWriter:
         self._report.manifests += is_new
         return manifest
 
-    async def _stored_digest(self, repo: RepositoryName, reference: Reference) -> Digest | None:
-        """Returns the digest of a manifest that this registry has; None if this registry does not have the manifest."""
+    async def _has_manifest(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Returns whether this registry has the manifest, and its bytes are not known to be damaged."""
         try:
-            return (await self._store.resolve_manifest(repo, reference)).digest
+            await self._store.resolve_manifest(repo, digest)
         except ManifestUnknown:
-            return None
+            return False
+        return True
 
     async def _import_content(self, repo: RepositoryName, manifest: Manifest, depth: int) -> None:
         """Stores the manifests and blobs to which a manifest refers."""
@@ -180,6 +184,10 @@ class ImageWriter:
                     f"its child {child.digest}: {error.message}", below=(child.digest, *error.below)
                 ) from None
         blobs = {blob.digest: blob for blob in manifest.blobs}
+        for blob in blobs.values():
+            # Checks all of them before the first one is read, because one that does not fit makes the others useless.
+            if blob.digest not in manifest.foreign:
+                await self._check_quota(repo, blob)
 
         async def import_listed_blob(blob: Descriptor) -> None:
             try:
@@ -201,7 +209,18 @@ class ImageWriter:
             except BlobUnknown:
                 pass
             if not may_mount or not await self._mount(repo, blob.digest):
+                await self._check_quota(repo, blob)
                 await self._source.import_blob(repo, blob)
+
+    async def _check_quota(self, repo: RepositoryName, blob: Descriptor) -> None:
+        """Raises QuotaExceeded if the blob does not fit into the quotas of `repo`, before its bytes are read in vain.
+        Raises ContentBroken if the blob does not seem to fit and the source does not have it."""
+        usage = self._store.usage
+        try:
+            await usage.check_quota(repo, blob.size, blob.digest)
+        except QuotaExceeded:
+            # The source may not have the blob, such as a foreign layer, and the manifest may state a wrong size.
+            await usage.check_quota(repo, await self._source.blob_size(repo, blob.digest), blob.digest)
 
     async def _mount(self, repo: RepositoryName, digest: Digest) -> bool:
         """If another repository of this registry has the blob, and the old registry serves a blob of the same size from

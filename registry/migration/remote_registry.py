@@ -95,15 +95,20 @@ class RemoteOptions:
     insecure: bool = False
     jobs: int = 4
 
+    def find_configured(self, configured: Iterable[Upstream]) -> Upstream | None:
+        """Returns the upstream in the settings (`configured`) of which the URL is an endpoint; None if there is none.
+        If there are several, returns the last one."""
+        matches = [upstream for upstream in configured if self.url.rstrip("/") in upstream.endpoints]
+        return matches[-1] if matches else None
+
     def to_upstream(self, configured: Iterable[Upstream] = ()) -> Upstream:
         """Returns the settings of an upstream for the HTTP client. `configured`: the upstreams in the settings. If the
         URL is an endpoint of one of them, its login and its other settings are used, unless the options name others.
         Raises ImportInvalid."""
         host = urlsplit(self.url).netloc.rpartition("@")[2].lower()
         values: dict[str, Any] = {}
-        for upstream in configured:
-            if self.url.rstrip("/") in upstream.endpoints:
-                values = upstream.model_dump(exclude_unset=True)
+        if (found := self.find_configured(configured)) is not None:
+            values = found.model_dump(exclude_unset=True)
         if self.username is not None:
             for name in ("password_file", "docker_config"):
                 values.pop(name, None)
@@ -143,9 +148,18 @@ class RemoteRegistry:
         self._report = report
         self._pause = pause
         trust = UncheckedTrust() if options.insecure else None
-        upstream = options.to_upstream(configured)
+        configured = list(configured)
+        upstream, found = options.to_upstream(configured), options.find_configured(configured)
         self.host = urlsplit(upstream.endpoints[0]).netloc
-        self._client = HttpUpstreamClient(upstream, store.records, store.leases, clock, classify_address, trust)
+        self._client = HttpUpstreamClient(
+            upstream,
+            store.records,
+            store.leases,
+            clock,
+            classify_address,
+            trust,
+            configured_name=None if found is None else found.name,
+        )
         self._slots = ConnectionSlots(store.leases, self._client)
         self._failures: Counter[RepositoryName | None] = Counter()
         """The failed requests of each repository since the last request that succeeded. None: requests for the list of
@@ -311,7 +325,7 @@ class RemoteRegistry:
             )
             try:
                 await download.run()
-            except RegistryError:
+            except (RegistryError, asyncio.CancelledError):  # cancelled if another blob of the image has failed
                 await discard_if_nearly_empty(partial)
                 raise
             await partial.commit(repo)

@@ -311,12 +311,12 @@ class MirroredManifests:
         If the tag names another manifest than `cached` and `may_fetch` is True, fetches and stores that manifest.
         Raises the errors of the upstream client and of the local registry."""
         at_upstream = await self._upstream.resolve_manifest(self._to_upstream_name(repo), tag)
-        await self._served_tags.record(repo, tag, at_upstream.digest)
+        await self._served_tags.record(repo, tag, at_upstream.digest, cached)
         if cached is not None and at_upstream.digest == cached.digest:
             await self._record_check(repo, tag, found=True)
         elif may_fetch:
             with ShareScope() as memory:
-                await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory))
+                await self._store(repo, tag, await self._fetch_moved(repo, tag, at_upstream.digest, memory), cached)
 
     async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
         """Returns the manifest `digest`, which the tag names at the upstream, from the local registry or from the
@@ -328,12 +328,15 @@ class MirroredManifests:
         except ManifestUnknown:  # the tag has moved again, or a replica of the upstream does not have the manifest yet
             return await self._upstream.get_manifest(self._to_upstream_name(repo), tag, memory)
 
-    async def _store(self, repo: RepositoryName, reference: Reference, manifest: Manifest) -> None:
+    async def _store(
+        self, repo: RepositoryName, reference: Reference, manifest: Manifest, cached: Descriptor | None = None
+    ) -> None:
         """Stores a manifest in the local registry, although its blobs are not stored yet (`sparse`). If `reference` is
-        a tag, makes the tag name the manifest, and records the upstream's answer."""
+        a tag, makes the tag name the manifest, and records the upstream's answer. `cached`: the manifest that the
+        cached tag named before; None if the tag was not cached."""
         tags = [] if isinstance(reference, Digest) else [reference]
         for tag in tags:
-            await self._served_tags.record(repo, tag, manifest.digest)
+            await self._served_tags.record(repo, tag, manifest.digest, cached)
         await self._local.put_manifest(repo, manifest, tags, by=MIRROR_ACTOR, sparse=True)
         if tags:
             await self._record_check(repo, reference, found=True)

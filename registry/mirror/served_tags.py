@@ -169,13 +169,17 @@ class ServedTags:
         sightings = await self._tags.sightings(repo, tag)
         return bool(sightings) and sightings[-1].since == since
 
-    async def record(self, repo: RepositoryName, tag: Tag, digest: Digest) -> None:
+    async def record(self, repo: RepositoryName, tag: Tag, digest: Digest, cached: Descriptor | None) -> None:
         """Records that the upstream's tag points at `digest` now. Tags without a cooldown are recorded as well, so that
         their sightings are known if a cooldown is set later. If the sighting cannot be stored, only logs the failure:
-        the next answer of the upstream is recorded instead. The caller holds the lease (a lock across all processes) of
-        the tag."""
+        the next answer of the upstream is recorded instead. `cached`: the manifest at which the tag is cached; None if
+        it is not cached. The caller holds the lease (a lock across all processes) of the tag."""
         sightings = await self._tags.sightings(repo, tag)
         now, cooldown = self._clock(), self.cooldown(repo, tag)
+        if not sightings and cached is not None and cached.digest != digest:
+            # The sighting of the cached digest could not be stored. Without it, `digest` would count as the first
+            # digest of the tag, and be served at once.
+            sightings = [Sighting(now, cached.digest)]
         updated = add_sighting(sightings, digest, now, cooldown, serves_new=self._serves_new)
         if updated is sightings:
             return

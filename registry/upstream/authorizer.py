@@ -142,11 +142,14 @@ class UpstreamAuthorizer:
         records: UpstreamRecords,
         leases: Leases,
         clock: Callable[[], float],
+        configured_name: str | None = None,
     ) -> None:
-        """`endpoints` are the URLs from the settings. `clock` returns seconds since 1970."""
+        """`endpoints` are the URLs from the settings. `clock` returns seconds since 1970. `configured_name`: the name
+        that finds the login in docker's `config.json` and whose domain may have the token service, if it is not
+        `settings.name`."""
         self._name = settings.name
-        self._login = ConfiguredLogin(settings)
-        self._realms = RealmPolicy(settings, endpoints)
+        self._login = ConfiguredLogin(settings, configured_name)
+        self._realms = RealmPolicy(settings, endpoints, configured_name)
         self._allowed_hosts = settings.redirect_host_ports | settings.realm_host_ports
         self._api = api
         self._backoff = backoff

@@ -115,11 +115,12 @@ log = logging.getLogger("registry.upstream")
 class RealmPolicy:
     """Decides which realms (URLs of token services) may be used for one upstream."""
 
-    def __init__(self, settings: Upstream, endpoints: list[str]) -> None:
+    def __init__(self, settings: Upstream, endpoints: list[str], configured_name: str | None = None) -> None:
+        """`configured_name`: takes the place of `settings.name` among the domains that are the upstream's own."""
         self._name = settings.name
         self._listed_realms = settings.realms
         self._own_domains = {
-            registrable_domain(settings.name),
+            registrable_domain(configured_name or settings.name),
             *(registrable_domain(origin(endpoint)[1]) for endpoint in endpoints),
         }
         self._logged_realms: set[str] = set()

@@ -90,9 +90,10 @@ class HttpUpstreamClient:
         classify: NetworkClassifier,
         trust: TrustStore | None = None,
         observer: MirrorObserver = UNOBSERVED,
+        configured_name: str | None = None,
     ) -> None:
         """See `make_upstream_client` for the parameters. `trust`: decides which certificates of servers are accepted;
-        None: the setting `ca_file` decides."""
+        None: the setting `ca_file` decides. `configured_name`: see `UpstreamAuthorizer`."""
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
@@ -101,7 +102,7 @@ class HttpUpstreamClient:
         memory, self._parser = MemoryBudget(RESPONSE_MEMORY_BYTES, f"answers of {settings.name}"), DocumentParser()
         self._api = ApiClient(settings, proxies, trust, policy, memory)
         self._blobs = BlobClient(settings, proxies, trust, policy)
-        self._requester = UpstreamRequester(settings, self._api, records, leases, clock, observer)
+        self._requester = UpstreamRequester(settings, self._api, records, leases, clock, observer, configured_name)
         self._observer = observer
         self._lists = UpstreamLists(settings.name, self._requester, self._parser, memory)
         self._catalog = CatalogReader(self._requester, self._parser)

@@ -109,15 +109,18 @@ class UpstreamRequester:
         leases: Leases,
         clock: Callable[[], float],
         observer: MirrorObserver,
+        configured_name: str | None = None,
     ) -> None:
-        """`clock` returns seconds since 1970."""
+        """`clock` returns seconds since 1970. `configured_name`: see `UpstreamAuthorizer`."""
         self._observer = observer
         self.remaining_requests = RemainingRequests(settings.name, records, clock)
         self._backoff = RateLimitBackoff(settings.name, records, clock)
         self._api = api
         self._endpoints = UpstreamEndpoints(settings, clock, observer)
         self._repository_limit = KeyedSemaphore(REQUESTS_PER_REPOSITORY)
-        self._auth = UpstreamAuthorizer(settings, self._endpoints.urls, api, self._backoff, records, leases, clock)
+        self._auth = UpstreamAuthorizer(
+            settings, self._endpoints.urls, api, self._backoff, records, leases, clock, configured_name
+        )
 
     def endpoint_health(self) -> list[EndpointHealth]:
         """Returns the health of each endpoint, as this process has observed it, in the order of the settings."""

@@ -41,8 +41,8 @@ class Publication:
         )
 
     async def commit_fill(self, repo: RepositoryName, content: VerifiedContent) -> None:
-        """Makes a blob of `repo` from content that was downloaded from the upstream of `repo`. Raises StorageFull,
-        StorageFailed."""
+        """Makes a blob of `repo` from content that was downloaded from the upstream of `repo`, or by an import. Raises
+        StorageFull, StorageFailed, QuotaExceeded."""
         await self._commit(
             content,
             lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, is_fill=True),

@@ -30,7 +30,7 @@ from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
 from storage.data_dir.blocking_calls import as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
 from storage.data_dir.locks import PollBackOff
-from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFailed, StorageFull
+from storage.errors import DigestInvalid, PartialLost, QuotaExceeded, SizeInvalid, StorageFailed, StorageFull
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName
 from storage.partials import ExpiredPartial
@@ -146,7 +146,8 @@ class PartialHandle:
     async def commit(self, repo: RepositoryName, on_corrupt: Callable[[], Awaitable[None]] | None = None) -> Descriptor:
         """Verifies the digest, makes the bytes a blob of `repo`, and returns its descriptor. `on_corrupt`: called if
         the digest is wrong, before the `wait` of any other user raises DigestInvalid. Raises DigestInvalid,
-        PartialLost, StorageFull, StorageFailed. The commit runs to its end even if this call is cancelled."""
+        PartialLost, StorageFull, StorageFailed, QuotaExceeded. The commit runs to its end even if this call is
+        cancelled."""
         return await asyncio.shield(self._store.start_commit(self, self._shared, repo, on_corrupt))
 
     async def discard(self) -> None:
@@ -183,7 +184,8 @@ class DownloadedContent:
 
 
 AddBlob = Callable[[RepositoryName, DownloadedContent], Awaitable[None]]
-"""Publishes the content and adds it durably to a repository as a blob. Raises StorageFull, StorageFailed."""
+"""Publishes the content and adds it durably to a repository as a blob. Raises StorageFull, StorageFailed,
+QuotaExceeded."""
 
 
 class FilePartialStore:
@@ -351,8 +353,9 @@ class FilePartialStore:
                     )
                 await run(shared.sync)
                 await self._add_blob(repo, DownloadedContent(self._disk, shared))
-            except (StorageFull, StorageFailed):
-                # Deletes the bytes, because after a failed fsync it is not known which of them are on the disk.
+            except (StorageFull, StorageFailed, QuotaExceeded):
+                # Deletes the bytes: after a failed fsync it is not known which of them are on the disk, and after the
+                # other errors the file may have been moved and deleted already.
                 await run(lambda: shared.end(PartialStatus.DELETED))
                 raise
             await run(lambda: shared.end(PartialStatus.COMMITTED))

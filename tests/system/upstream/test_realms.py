@@ -144,3 +144,19 @@ def test_ports_that_get_the_password(endpoint: str, realm: str, allowed: bool) -
     else:
         with pytest.raises(UpstreamUnavailable, match="another port"):
             realms.raise_if_refused(realm, endpoint, sends_password=True)
+
+
+@pytest.mark.parametrize(("configured_name", "allowed"), [("ghcr.io", True), (None, False)])
+def test_the_name_in_the_settings_counts_for_a_client_of_another_name(
+    configured_name: str | None, allowed: bool
+) -> None:
+    """An import has a client with a name of its own. If it uses the login of an upstream in the settings, the domain of
+    that upstream's name may have the token service."""
+    endpoint = "https://proxy.corp.test"
+    settings = Upstream.model_validate({"name": "import-proxy-corp-test", "endpoints": [endpoint]})
+    realms = RealmPolicy(settings, [endpoint], configured_name)
+    if allowed:
+        realms.raise_if_refused("https://ghcr.io/token", endpoint, sends_password=True)
+    else:
+        with pytest.raises(UpstreamUnavailable):
+            realms.raise_if_refused("https://ghcr.io/token", endpoint, sends_password=True)

@@ -10,7 +10,7 @@ import pytest
 
 from registry.naming import NamingRules
 from registry.request import UNRESTRICTED, RequestContext, enter_request
-from registry.router import Router
+from registry.router import MAX_NESTED_INDEXES, Router
 from storage.content import OCI_MANIFEST, Descriptor, Manifest, Page, Span
 from storage.errors import BlobUnknown, Denied, ManifestBlobUnknown, ManifestUnknown, NameUnknown, UpstreamUnavailable
 from storage.interface import Registry
@@ -346,6 +346,28 @@ async def test_a_push_of_an_index_whose_manifests_the_mirror_has(router_setup: R
     assert (await router_setup.hosted.get_manifest(repo, child.digest)).body == child.body
     for blob in child.blobs:
         await read_blob(router_setup.hosted, repo, blob.digest)
+
+
+@pytest.mark.parametrize(("levels", "is_copied"), [(MAX_NESTED_INDEXES, True), (MAX_NESTED_INDEXES + 1, False)])
+async def test_indexes_in_indexes_are_copied_to_a_limited_depth(
+    router_setup: RouterSetup, levels: int, is_copied: bool
+) -> None:
+    """A pushed index begins a chain of indexes that only the mirror has. If the chain is too long, the push is refused
+    as if the content could not be fetched, and the upstream is asked for a limited number of manifests."""
+    mirrored_repo, repo = RepositoryName("docker.io/library/tool"), RepositoryName("tool")
+    pushed = index_of([])
+    for _ in range(levels):
+        await router_setup.hub.put_manifest(mirrored_repo, pushed, by=BY)
+        pushed = index_of([pushed.descriptor])
+    router_setup.hosted.add_blob(mirrored_repo, descriptor_of(b"x").digest, b"x")  # this blob was pulled before
+    push = router_setup.router.put_manifest(repo, pushed, [LATEST], by=BY)
+    if is_copied:
+        await push
+        assert (await router_setup.hosted.get_manifest(repo, LATEST)).body == pushed.body
+    else:
+        with pytest.raises(ManifestBlobUnknown):
+            await push
+    assert len(router_setup.hub.requested_repos) == MAX_NESTED_INDEXES
 
 
 async def test_a_hosted_name_uses_only_stored_blobs(router_setup: RouterSetup) -> None:

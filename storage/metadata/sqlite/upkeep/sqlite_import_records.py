@@ -13,6 +13,9 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase
 from storage.names import Digest, RepositoryName, Tag
 
+_TAG_DIGEST: Final = """
+SELECT m.digest FROM repository r JOIN tag t ON t.repository = r.id AND t.name = ?2 JOIN manifest m ON m.id = t.manifest
+ WHERE r.name = ?1"""
 _LAST_CHANGE: Final = """
 SELECT h.digest, h.at, h.actor, h.user_agent FROM repository r JOIN tag_history h ON h.repository = r.id AND h.tag = ?2
  WHERE r.name = ?1 ORDER BY h.id DESC LIMIT 1"""
@@ -34,6 +37,10 @@ class SqliteImportRecords:
         """Reads with `db` and changes through `writer`."""
         self._db = db
         self._writer = writer
+
+    async def tag_digest(self, repo: RepositoryName, tag: Tag) -> Digest | None:
+        digest: str | None = self._db.execute(_TAG_DIGEST, (repo, tag)).get
+        return None if digest is None else Digest(digest)
 
     async def last_tag_change(self, repo: RepositoryName, tag: Tag) -> TagChange | None:
         row: Any = self._db.execute(_LAST_CHANGE, (repo, tag)).fetchone()

@@ -3,17 +3,25 @@ which a digest must hold a tag before the mirror serves it. A frozen tag is alwa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from itertools import count
 
 import pytest
 
 from registry.mirror.cooldown_watch import round_interval, watch_young_tags
 from registry.request import RequestContext, enter_request
 from storage.content import Actor, Manifest
-from storage.errors import Denied, ManifestUnknown, UpstreamUnavailable
+from storage.errors import (
+    Denied,
+    ManifestUnknown,
+    RegistryError,
+    StorageFailed,
+    StorageFull,
+    UpstreamUnavailable,
+)
 from storage.names import RepositoryName, Tag
-from storage.upstream_tags import TagFrozen, TagNotFrozen
+from storage.upstream_tags import Sighting, TagFrozen, TagNotFrozen
 from tests.fakes.registry_content import index_of
 from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
@@ -318,6 +326,35 @@ async def test_a_full_disk(site: MirrorSite, worker: MirrorWorker) -> None:
     site.disk.full = False
     assert await served(worker) == first.digest
     site.clock.now += 3 * DAY
+    assert await served(worker) == second.digest
+
+
+@pytest.mark.parametrize("lost_writes", [1, 2])
+@pytest.mark.parametrize("error", [StorageFull, StorageFailed])
+async def test_a_first_digest_that_was_not_recorded(
+    site: MirrorSite,
+    worker: MirrorWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[RegistryError],
+    lost_writes: int,
+) -> None:
+    """The first digest of a tag is cached, but what the tag points at could not be recorded. The next digest is held
+    back for the cooldown all the same, also if it can be recorded only when its manifest is stored."""
+    tags = worker.store.upstream_tags
+    save_sightings, failures = tags.save_sightings, count(1)
+
+    async def fail_first(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> None:
+        if next(failures) <= lost_writes:
+            raise error
+        await save_sightings(repo, tag, sightings)
+
+    monkeypatch.setattr(tags, "save_sightings", fail_first)
+    first = move_tag(site, b"first")
+    assert await served(worker) == first.digest
+    site.clock.now += 10 * DAY
+    second = move_tag(site, b"second")
+    assert await served(worker) == first.digest
+    site.clock.now += 3 * DAY + 1
     assert await served(worker) == second.digest
 
 

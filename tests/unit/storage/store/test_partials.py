@@ -15,9 +15,10 @@ import pytest
 from storage.blobs.files.partial_state_format import MAX_STORED_EXTENTS, Progress, decode_progress
 from storage.composition import open_registry
 from storage.content import digest_of
-from storage.errors import BlobUnknown, DigestInvalid, PartialLost, StorageFailed
+from storage.errors import BlobUnknown, DigestInvalid, PartialLost, QuotaExceeded, StorageFailed
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
+from storage.usage import ScopeDefinition
 from tests.fakes.partial_peer import UBUNTU
 from tests.system.crash.workload import files_below, read
 from tests.unit.storage.store.conftest import BODY, DIGEST, PIECE_BYTES, SIZE, read_bytes, write_missing
@@ -311,3 +312,26 @@ async def test_a_late_notification_causes_no_error(registry: StoredRegistry) -> 
     for _ in range(5):
         await asyncio.sleep(0.002)
     assert errors == []
+
+
+async def test_a_blob_beyond_a_quota_leaves_no_files(registry: StoredRegistry, data: Path) -> None:
+    """If the complete blob does not fit into a quota, the commit deletes its bytes. A user that waits for the blob gets
+    PartialLost. The next claim begins with no bytes."""
+    await registry.usage.configure([ScopeDefinition("quota docker.io/", ("docker.io/",), max_bytes=SIZE - 1)])
+    while await registry.usage.count_batch():
+        pass
+    owner, reader = [await registry.partials.claim(DIGEST, SIZE) for _ in range(2)]
+    await write_missing(owner)
+    waiting = asyncio.create_task(reader.wait(SIZE))
+    with pytest.raises(QuotaExceeded):
+        await owner.commit(UBUNTU)
+    with pytest.raises(PartialLost):
+        async with asyncio.timeout(5):
+            await waiting
+    assert files_below(data / "partials") == files_below(data / "blobs") == []
+    for handle in (owner, reader):
+        handle.close()
+    next_owner = await registry.partials.claim(DIGEST, SIZE)
+    assert next_owner.is_owner
+    assert next_owner.missing() == [(0, SIZE)]
+    next_owner.close()

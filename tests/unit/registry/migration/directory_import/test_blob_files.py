@@ -13,6 +13,7 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.data_dir.system import System
 from storage.errors import StorageFull
 from storage.store.stored_registry import StoredRegistry
+from storage.usage import ScopeDefinition
 from tests.fakes.import_run import ImportRun, assert_complete
 from tests.fakes.old_directory import OldDirectory
 from tests.fakes.upstream_content import noise_image
@@ -112,3 +113,22 @@ async def test_a_full_disk_ends_the_import(tmp_path: Path, old_registry: OldDire
         for image in images:
             await assert_complete(store, APP, image)
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
+
+
+@pytest.mark.parametrize("copy", [False, True])
+async def test_files_that_do_not_fit_into_a_quota_are_not_read(
+    store: StoredRegistry, old_registry: OldDirectory, run_import: ImportRun, copy: bool
+) -> None:
+    """The file of a blob that does not fit into a quota is neither linked nor copied. It is not read, so the import
+    does not notice that its bytes are damaged. Images that fit are imported."""
+    large = old_registry.push(APP, noise_image("large", 2_000_000), "large")
+    small = old_registry.push(APP, noise_image("small", 1000), "small")
+    old_registry.write_data(large.layers[0].digest, b"x" * 2_000_000)
+    await store.usage.configure([ScopeDefinition("quota team/", ("team/",), max_bytes=1_000_000)])
+    while await store.usage.count_batch():
+        pass
+    await run_import(copy=copy)
+    [(name, reason)] = run_import.reports()
+    assert name == "team/app:large"
+    assert reason.startswith("team/ may hold ")
+    await assert_complete(store, APP, small)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +81,30 @@ async def test_the_login_of_an_upstream_in_the_settings(
     old_registry.set(auth="basic", username="ann", password="right")
     monkeypatch.setenv("OLD_PASSWORD", "right")
     upstream = {"name": "old.test", "endpoints": [old_registry.url], "username": "ann", "password_env": "OLD_PASSWORD"}
+    configured_upstreams.append(Upstream.model_validate(upstream))
+    await run_import()
+    await assert_complete(store, APP, image)
+
+
+@pytest.mark.parametrize(("name", "key"), [("docker.io", "https://index.docker.io/v1/"), ("old.test", "old.test")])
+async def test_the_login_that_docker_has_stored_under_the_name_of_an_upstream(
+    store: StoredRegistry,
+    old_registry: Hub,
+    run_import: ImportRun,
+    content: UpstreamContent,
+    configured_upstreams: list[Upstream],
+    tmp_path: Path,
+    name: str,
+    key: str,
+) -> None:
+    """The login of the upstream in the settings can be in docker's `config.json`. The import finds it there under the
+    key that belongs to the name of the upstream, as the mirror does."""
+    image = content.add(APP, noise_image("image", 1000), "1")
+    old_registry.put(content)
+    old_registry.set(auth="basic", username="ann", password="right")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"auths": {key: {"auth": base64.b64encode(b"ann:right").decode()}}}))
+    upstream = {"name": name, "endpoints": [old_registry.url], "docker_config": file}
     configured_upstreams.append(Upstream.model_validate(upstream))
     await run_import()
     await assert_complete(store, APP, image)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.migration.remote_import import import_remote
+from registry.migration.remote_import import KIND, import_remote
 from registry.migration.remote_registry import FAILURES_TO_END
 from registry.router import Router
 from storage.imports import ImportInvalid, SourceDown
@@ -78,6 +78,35 @@ async def test_permanent_errors_are_reported(
     assert (result["tags"], result["present"], run_import.reports()) == (4, 1, [])
     for image in (sound_image, broken_manifest, incomplete_image, corrupt_image, failing_tag):
         await assert_complete(store, APP, image)
+
+
+async def test_other_blobs_of_a_broken_image_leave_no_files(
+    store: StoredRegistry, old_registry: Hub, content: UpstreamContent, tmp_path: Path
+) -> None:
+    """While the config of an image is downloaded, its layer turns out to be missing. The download of the config ends
+    and leaves no files, because only few bytes have arrived."""
+    image = content.add(APP, noise_image("gone", 10), "1")
+    layer, config = image.layers[0].digest, image.config.digest
+    old_registry.put(content)
+    old_registry.remove(APP, layer)
+    old_registry.fault(on="blob", match=layer, hangup=True)
+    old_registry.fault(on="blob", match=config, stall_after=10, times=None)
+
+    async def pause(seconds: float) -> None:
+        """Ends when the config was requested. The second request for the layer then shows that it is missing."""
+        await old_registry.arrival(1, "blob", method="GET", digest=config)
+
+    run_import = ImportRun(
+        store,
+        KIND,
+        lambda store, router, context: import_remote(store, router, context, pause=pause),
+        url=old_registry.url,
+        repositories=[str(APP)],
+    )
+    async with asyncio.timeout(20):
+        await run_import()
+    assert run_import.reports() == [("team/app:1", f"{old_registry.address} does not have the blob {layer}")]
+    assert list((tmp_path / "data/partials").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor
+from storage.errors import ManifestUnknown
+from storage.metadata.sqlite.database import connect
 from storage.names import Digest, Tag
 from storage.patterns import NamePattern
 from storage.store.stored_registry import StoredRegistry
@@ -171,3 +175,63 @@ async def test_an_immutable_tag_is_reported_as_a_problem(
             first.blobs
         )
         assert (await store.resolve_manifest(APP, Tag("v1"))).digest == first.digest != second.digest
+
+
+@pytest.mark.parametrize("set_by", ["import", "ann"])
+async def test_a_damaged_manifest_is_healed(
+    store: StoredRegistry,
+    old_registry: Hub,
+    run_import: ImportRun,
+    content: UpstreamContent,
+    tmp_path: Path,
+    set_by: str,
+) -> None:
+    """The stored manifest of a tag is damaged, and the old registry's tag points at the same manifest. The next import
+    stores the manifest again, also if a user has pushed the tag, because the tag does not change."""
+    image = content.add(APP, noise_image("image", 1000), "1")
+    old_registry.put(content)
+    await run_import()
+    if set_by == "ann":
+        await store.delete_tag(APP, Tag("1"), by=Actor("ann"))
+        manifest = await store.get_manifest(APP, Digest(image.digest))
+        await store.put_manifest(APP, manifest, [Tag("1")], by=Actor("ann"))
+    damage_manifest(tmp_path / "data", image.digest)
+    with pytest.raises(ManifestUnknown):
+        await store.get_manifest(APP, Tag("1"))
+
+    result = await run_import()
+
+    assert (result["tags"], run_import.reports("note")) == (1, [])
+    await assert_complete(store, APP, image)
+    assert (await store.resolve_manifest(APP, Tag("1"))).digest == image.digest
+
+
+async def test_a_tag_of_a_damaged_manifest_is_moved(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, tmp_path: Path
+) -> None:
+    """The old registry's tag has moved since the last import, and the manifest that this registry's tag points at is
+    damaged. The next import moves the tag, but not if a user has set it in this registry."""
+    first = content.add(APP, noise_image("first", 1000), "1", "ours")
+    old_registry.put(content)
+    await run_import()
+    other = content.add(APP, noise_image("other", 1000), "other")
+    old_registry.put(content)
+    await run_import()
+    manifest = await store.get_manifest(APP, Digest(other.digest))
+    await store.put_manifest(APP, manifest, [Tag("ours")], by=Actor("ann"))
+    second = content.add(APP, noise_image("second", 1000), "1", "ours")
+    old_registry.put(content)
+    for image in (first, other):
+        damage_manifest(tmp_path / "data", image.digest)
+
+    await run_import()
+
+    assert (await store.resolve_manifest(APP, Tag("1"))).digest == second.digest
+    assert run_import.reports("note") == [("team/app:ours", "the tag stays as it is: ann has set it here")]
+
+
+def damage_manifest(data: Path, digest: str) -> None:
+    """Changes the row of a manifest as the server does when it finds that the stored bytes are damaged."""
+    db = connect(data / "entrepot.db")
+    db.execute("UPDATE manifest SET size = 0, body = X'' WHERE digest = ?", (digest,))
+    db.close()
