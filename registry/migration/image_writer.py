@@ -82,8 +82,8 @@ class ImageWriter:
         pushed: float | None = None,
         set_at: float | None = None,
     ) -> None:
-        """Points a tag at the manifest with this digest. Stores that manifest, and all manifests and blobs below it.
-        Does nothing if the tag points at the manifest already and the manifest is not damaged. `pushed` and `set_at`:
+        """Points a tag at the manifest with this digest. Stores that manifest, and all manifests and blobs below it. If
+        the tag points at the manifest already, only stores the manifest again if it is damaged. `pushed` and `set_at`:
         when the manifest was pushed and the tag set at the old registry, in seconds since 1970. Raises ContentBroken,
         Denied if the tag is immutable and points at another manifest, and errors of the source and the store."""
         current_digest = await self._store.imports.tag_digest(repo, tag)
@@ -91,15 +91,16 @@ class ImageWriter:
             if await self._has_manifest(repo, digest):
                 self._report.present += 1
                 return
-            # The manifest is damaged. To store it again does not change the tag, so it does not matter who has set it.
-        else:
-            if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
-                raise immutable_tag_denied(repo, tag, current_digest)  # before time is spent on copying
-            change = await self._store.imports.last_tag_change(repo, tag)
-            if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
-                change_text = "deleted" if change.digest is None else "set"
-                self._report.note(repo, f"the tag stays as it is: {change.actor} has {change_text} it here", tag=tag)
-                return
+            await self.import_manifest(repo, digest)  # it is damaged; the tag stays as it is, with its time
+            self._report.imported(repo, tag, digest)
+            return
+        if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
+            raise immutable_tag_denied(repo, tag, current_digest)  # before time is spent on copying
+        change = await self._store.imports.last_tag_change(repo, tag)
+        if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
+            change_text = "deleted" if change.digest is None else "set"
+            self._report.note(repo, f"the tag stays as it is: {change.actor} has {change_text} it here", tag=tag)
+            return
         condition = Condition(frozenset({current_digest})) if current_digest else Condition(negated=True)
         try:
             await self.import_manifest(repo, digest, (tag,), None if self._overwrite else condition)
@@ -185,7 +186,8 @@ class ImageWriter:
                 ) from None
         blobs = {blob.digest: blob for blob in manifest.blobs}
         for blob in blobs.values():
-            # Checks all of them before the first one is read, because one that does not fit makes the others useless.
+            # Before the first one is read, because one that does not fit makes the others useless. Each is checked
+            # alone: blobs that fit only one by one are noticed when they are stored.
             if blob.digest not in manifest.foreign:
                 await self._check_quota(repo, blob)
 

@@ -14,20 +14,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
-
-from pydantic import ValidationError
 
 from registry.config import Upstream
 from registry.migration.import_report import ImportReport
+from registry.migration.remote_options import RemoteOptions
 from registry.mirror.fill.download import Download
 from registry.mirror.fill.retry import AvoidedEndpoints
 from registry.mirror.fill.slots import ConnectionSlots, Demand
@@ -75,58 +71,8 @@ MAX_CATALOG_PAGES: Final = 20_000
 link to further pages without an end. With 100 names in each page, the limit allows two million repositories."""
 PAGE_SIZE: Final = 1000
 """Largest number of tags or referrers that are requested in one page."""
-IDLE_TIMEOUT_SECONDS: Final = 60.0
-"""Time without a byte after which a request fails. It is longer than the timeout of the mirrors, because no client
-waits."""
 _NAMES_BY_FILE: Final = "write their names into a file, one per line, and pass it with --repositories FILE"
 log = logging.getLogger("registry.migration")
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteOptions:
-    """How to reach the old registry. `password_env`: the environment variable with the password of `username`.
-    `ca_file`: authorities to trust instead of the system's. `insecure`: whether to accept every certificate. `jobs`:
-    how many images are imported at the same time."""
-
-    url: str
-    username: str | None = None
-    password_env: str | None = None
-    ca_file: str | None = None
-    insecure: bool = False
-    jobs: int = 4
-
-    def find_configured(self, configured: Iterable[Upstream]) -> Upstream | None:
-        """Returns the upstream in the settings (`configured`) of which the URL is an endpoint; None if there is none.
-        If there are several, returns the last one."""
-        matches = [upstream for upstream in configured if self.url.rstrip("/") in upstream.endpoints]
-        return matches[-1] if matches else None
-
-    def to_upstream(self, configured: Iterable[Upstream] = ()) -> Upstream:
-        """Returns the settings of an upstream for the HTTP client. `configured`: the upstreams in the settings. If the
-        URL is an endpoint of one of them, its login and its other settings are used, unless the options name others.
-        Raises ImportInvalid."""
-        host = urlsplit(self.url).netloc.rpartition("@")[2].lower()
-        values: dict[str, Any] = {}
-        if (found := self.find_configured(configured)) is not None:
-            values = found.model_dump(exclude_unset=True)
-        if self.username is not None:
-            for name in ("password_file", "docker_config"):
-                values.pop(name, None)
-            values |= {"username": self.username, "password_env": self.password_env}
-        if self.ca_file is not None:
-            values["ca_file"] = Path(self.ca_file)
-        values |= {
-            # 100 characters and 64 connections are the limits of these settings.
-            "name": "-".join(["import", *re.findall(r"[a-z0-9]+", host)])[:100].rstrip("-"),
-            "endpoints": [self.url],
-            "connections": min(max(2 * self.jobs, 4), 64),
-            "idle_timeout": IDLE_TIMEOUT_SECONDS,
-        }
-        try:
-            return Upstream.model_validate(values)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ImportInvalid(f"the old registry cannot be reached with these options: {reason}") from None
 
 
 class RemoteRegistry:
@@ -149,7 +95,7 @@ class RemoteRegistry:
         self._pause = pause
         trust = UncheckedTrust() if options.insecure else None
         configured = list(configured)
-        upstream, found = options.to_upstream(configured), options.find_configured(configured)
+        upstream = options.to_upstream(configured)
         self.host = urlsplit(upstream.endpoints[0]).netloc
         self._client = HttpUpstreamClient(
             upstream,
@@ -158,7 +104,7 @@ class RemoteRegistry:
             clock,
             classify_address,
             trust,
-            configured_name=None if found is None else found.name,
+            configured_name=options.configured_name(configured),
         )
         self._slots = ConnectionSlots(store.leases, self._client)
         self._failures: Counter[RepositoryName | None] = Counter()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from registry.config import Upstream
+from registry.migration.remote_options import RemoteOptions
 from storage.imports import ImportInvalid
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.hub.hub import Hub
@@ -108,3 +109,12 @@ async def test_the_login_that_docker_has_stored_under_the_name_of_an_upstream(
     configured_upstreams.append(Upstream.model_validate(upstream))
     await run_import()
     await assert_complete(store, APP, image)
+
+
+def test_a_login_of_the_options_belongs_to_no_upstream() -> None:
+    """The import has the name of the upstream in the settings only if it uses the login of this upstream. A login in
+    the options must not be sent to a token service on the domain of that name."""
+    upstream = Upstream.model_validate({"name": "ghcr.io", "endpoints": ["https://proxy.test"]})
+    assert RemoteOptions("https://proxy.test").configured_name([upstream]) == "ghcr.io"
+    assert RemoteOptions("https://other.test").configured_name([upstream]) is None
+    assert RemoteOptions("https://proxy.test", username="ann").configured_name([upstream]) is None

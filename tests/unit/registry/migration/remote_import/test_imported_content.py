@@ -3,6 +3,7 @@ A second import fetches only what has changed."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from tests.fakes.client_images import MIB
 from tests.fakes.hub.hub import Hub
 from tests.fakes.import_run import ImportRun, assert_complete
+from tests.fakes.second_connection import second_connection
 from tests.fakes.upstream_content import (
     UpstreamBlob,
     UpstreamContent,
@@ -187,7 +189,8 @@ async def test_a_damaged_manifest_is_healed(
     set_by: str,
 ) -> None:
     """The stored manifest of a tag is damaged, and the old registry's tag points at the same manifest. The next import
-    stores the manifest again, also if a user has pushed the tag, because the tag does not change."""
+    stores the manifest again, also if a user has pushed the tag, because the tag does not change, nor does the time at
+    which it was set."""
     image = content.add(APP, noise_image("image", 1000), "1")
     old_registry.put(content)
     await run_import()
@@ -198,8 +201,12 @@ async def test_a_damaged_manifest_is_healed(
     damage_manifest(tmp_path / "data", image.digest)
     with pytest.raises(ManifestUnknown):
         await store.get_manifest(APP, Tag("1"))
+    with closing(second_connection(tmp_path / "data" / "entrepot.db")) as db:
+        db.execute("UPDATE tag SET updated = 7.5")
 
-    result = await run_import()
+        result = await run_import()
+
+        assert db.execute("SELECT updated FROM tag").get == 7.5
 
     assert (result["tags"], run_import.reports("note")) == (1, [])
     await assert_complete(store, APP, image)
