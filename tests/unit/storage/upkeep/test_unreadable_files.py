@@ -15,11 +15,12 @@ from storage.composition import open_registry, prepare_data_dir
 from storage.consistency import ProblemCode
 from storage.content import digest_of
 from storage.data_dir.layout import Layout
+from storage.errors import StorageFailed
 from storage.names import Digest, RepositoryName, UploadID
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
 from tests.fakes.blob_files import layout_behind
-from tests.fakes.registry_content import push_blob, push_image
+from tests.fakes.registry_content import push_blob, push_image, read_blob
 from tests.fakes.scrub_runs import scrub
 from tests.fakes.unreadable_files import UnreadableFiles
 
@@ -181,6 +182,29 @@ async def test_a_check_reports_an_unreadable_blob(
     assert await findings(store, CheckOptions(hash_bytes=hash_bytes)) == set()
     unreadable.paths.clear()
     assert layout_behind(store).blob(layer).exists()
+
+
+@pytest.mark.parametrize("hash_bytes", [False, True])
+async def test_a_repair_stops_after_many_damaged_blobs(
+    store: StoredRegistry, unreadable: UnreadableFiles, hash_bytes: bool
+) -> None:
+    """After 20 blobs in a row that it takes out of use, a repair stops with an error, as scrub does, because the disk
+    may be faulty. A check without repair goes on. An undamaged blob between them begins a new row."""
+    digests = [(await push_blob(store, REPO, b"blob %d" % number)).digest for number in range(50)]
+    whole = digests.pop(10)
+    layout = layout_behind(store)
+    for number, digest in enumerate(digests):
+        if number % 2:
+            unreadable.paths.add(layout.blob(digest))
+        else:
+            layout.blob(digest).unlink()
+    assert len(await findings(store, CheckOptions(hash_bytes=hash_bytes))) == 49
+    with pytest.raises(StorageFailed, match=r"the last 20 blobs are all damaged.*entrepot scrub --keep-going"):
+        await findings(store, CheckOptions(hash_bytes=hash_bytes, repair=True))
+    marked = {blob.digest for blob in (await store.damage.damaged_blobs(None, 100)).items}
+    assert marked == set(digests[: 10 + 20])
+    assert len(await findings(store, CheckOptions(hash_bytes=hash_bytes, repair=True))) == 19
+    assert await read_blob(store, REPO, whole) == b"blob 10"
 
 
 async def test_an_unreadable_blob_that_scrub_has_marked(
