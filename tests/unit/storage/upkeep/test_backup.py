@@ -65,10 +65,10 @@ async def backup(
     return result, steps
 
 
-async def restore(target: Path, data: Path, *, system: System | None = None, **options: Any) -> Any:
+async def restore(target: Path, data: Path, *, now: float = 4e9, system: System | None = None, **options: Any) -> Any:
     reporter = PlainReporter(lambda _: None, lambda _: None)
     options_of_restore = RestoreOptions(target, **options)
-    return await restore_data_dir(data, options_of_restore, reporter, clock=lambda: 4e9, system=system)
+    return await restore_data_dir(data, options_of_restore, reporter, clock=lambda: now, system=system)
 
 
 async def check_image(data: Path, tag: str, digest: Digest) -> None:
