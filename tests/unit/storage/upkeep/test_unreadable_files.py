@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from storage.blobs.files import unreadable_files
+from storage.blobs.files.unreadable_files import MAX_WARNED_PATHS, is_readable
 from storage.composition import open_registry, prepare_data_dir
 from storage.consistency import ProblemCode
 from storage.content import digest_of
@@ -129,7 +131,8 @@ async def test_collection_skips_an_unreadable_file(
     make: Callable[[StoredRegistry, Layout], Awaitable[Path]],
 ) -> None:
     """A round of garbage collection leaves the file where it is, logs a warning with its path, and removes the other
-    garbage. Later rounds do the same. Once the file can be read again, a round removes it too."""
+    garbage. Later rounds do the same, without a further warning for some time. Once the file can be read again, a round
+    removes it too."""
     layout = layout_behind(store)
     path = await make(store, layout)
     unreadable.paths.add(path)
@@ -140,12 +143,29 @@ async def test_collection_skips_an_unreadable_file(
         with caplog.at_level(logging.WARNING, "storage.damage"):
             await store.collector.collect(all_shards=True)
         assert not layout.blob(garbage.digest).exists()
-        assert any(str(path) in text and "Structure needs cleaning" in text for text in caplog.messages)
+        warnings = [text for text in caplog.messages if str(path) in text and "Structure needs cleaning" in text]
+        assert len(warnings) == (number == 0)
         await store.collector.collect(dry_run=True, all_shards=True)
     unreadable.paths.clear()
     assert path.exists()
     await store.collector.collect(all_shards=True)
     assert not path.exists()
+
+
+def test_warnings_about_the_same_file_are_limited(
+    tmp_path: Path, unreadable: UnreadableFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is at most one warning about a file in ten minutes. The memory for the times of warnings is limited."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    files = [tmp_path / str(number) for number in range(MAX_WARNED_PATHS + 10)]
+    unreadable.paths.update(files)
+    for now[0], expected in ((1000, 1), (1599, 1), (1600, 2)):
+        assert not is_readable(files[0])
+        assert len(caplog.messages) == expected
+    assert not any(is_readable(file) for file in files)
+    assert len(caplog.messages) == 1 + len(files)
+    assert len(unreadable_files.warned_at) <= MAX_WARNED_PATHS
 
 
 async def findings(store: StoredRegistry, options: CheckOptions) -> set[tuple[ProblemCode, str, bool]]:
