@@ -18,14 +18,13 @@ from storage.blobs.files.partial_file_pairs import (
     PartialFilePair,
     PartialPaths,
     delete_file_pair_if_idle,
-    is_file_pair_idle,
+    is_readable_pair_idle,
     list_partial_names,
     open_file_pair,
 )
 from storage.blobs.files.partial_state_format import PartialStatus
 from storage.blobs.files.partial_waiters import PartialWaiters
 from storage.blobs.files.process_partial import ProcessPartial
-from storage.blobs.files.unreadable_files import skip_unreadable
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
 from storage.data_dir.blocking_calls import as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
@@ -292,14 +291,11 @@ class FilePartialStore:
             expired = []
             for name, digest in list_partial_names(layout):
                 paths = PartialPaths.of_blob(layout, name, digest)
-                with skip_unreadable(paths.state):
-                    size = paths.occupied_bytes()
-                    if dry_run:
-                        has_expired = is_file_pair_idle(paths, before, self._boot)
-                    else:
-                        has_expired = delete_file_pair_if_idle(system, paths, before, self._boot)
-                    if has_expired:
-                        expired.append(ExpiredPartial(digest, size))
+                if not is_readable_pair_idle(paths, before, self._boot):
+                    continue
+                size = paths.occupied_bytes()
+                if dry_run or delete_file_pair_if_idle(system, paths, before, self._boot):
+                    expired.append(ExpiredPartial(digest, size))
             return expired
 
         return await self._disk.run(delete_idle)

@@ -10,9 +10,14 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from storage.blobs.files.partial_file_pairs import PartialPaths, delete_file_pair_if_idle, list_partial_names
+from storage.blobs.files.partial_file_pairs import (
+    PartialPaths,
+    delete_file_pair_if_idle,
+    is_readable_pair_idle,
+    list_partial_names,
+)
 from storage.blobs.files.partial_state_format import PartialStatus, Progress, read_progress
-from storage.blobs.files.unreadable_files import skip_unreadable
+from storage.blobs.files.unreadable_files import is_readable, skip_unreadable
 from storage.content import PartialSummary
 from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.layout import Layout
@@ -74,13 +79,14 @@ def free_disk_space(layout: Layout, system: System, boot: str) -> None:
 def _empty_trash(layout: Layout, system: System, _boot: str) -> None:
     """Unlinks the files in the trash directory."""
     for file in list(layout.trash.iterdir()):
-        with suppress(FileNotFoundError), skip_unreadable(file):
-            system.unlink(file)
+        with suppress(FileNotFoundError):
+            if is_readable(file):
+                system.unlink(file)
 
 
 def _delete_partials(layout: Layout, system: System, boot: str) -> None:
     """Deletes the partial blobs that have no owner, no matter when they were written."""
     for name, digest in list_partial_names(layout):
         paths = PartialPaths.of_blob(layout, name, digest)
-        with skip_unreadable(paths.state):
+        if is_readable_pair_idle(paths, before=float("inf"), boot=boot):
             delete_file_pair_if_idle(system, paths, before=float("inf"), boot=boot)

@@ -4,7 +4,9 @@ files with a warning, and do their work on all other files."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from storage.blobs.files import unreadable_files
+from storage.blobs.files.leftovers import free_disk_space
 from storage.blobs.files.unreadable_files import MAX_WARNED_PATHS, is_readable
 from storage.composition import open_registry, prepare_data_dir
 from storage.consistency import ProblemCode
 from storage.content import digest_of
 from storage.data_dir.layout import Layout
+from storage.data_dir.system import System, boot_id
 from storage.errors import StorageFailed
 from storage.names import Digest, RepositoryName, UploadID
 from storage.store.stored_registry import StoredRegistry
@@ -150,6 +154,63 @@ async def test_collection_skips_an_unreadable_file(
     assert path.exists()
     await store.collector.collect(all_shards=True)
     assert not path.exists()
+
+
+def fail_unlinks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Makes every unlink fail from now on, as on a disk that refuses all changes. The returned list gets the paths."""
+    paths: list[Path] = []
+
+    def fail(path: str | os.PathLike[str], **_options: object) -> None:
+        paths.append(Path(path))
+        raise OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(path))
+
+    monkeypatch.setattr(os, "unlink", fail)
+    return paths
+
+
+async def test_a_disk_that_refuses_to_delete_a_download(store: StoredRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The removal of old downloads fails if the disk can read a file but not delete it: the disk may refuse all
+    changes."""
+    path = await partial_data(store, layout_behind(store))
+    failed_unlinks = fail_unlinks(monkeypatch)
+    assert [partial.digest for partial in await store.partials.expire(1e12, dry_run=True)] == [digest_of(b"x" * 5000)]
+    with pytest.raises(StorageFailed):
+        await store.partials.expire(1e12)
+    assert failed_unlinks == [path]
+
+
+async def test_freeing_space_on_a_disk_that_refuses_deletions(
+    store: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a start on a full disk, an error of a deletion ends the step, because the next deletion would fail too."""
+    layout = layout_behind(store)
+    for name in ("one", "two"):
+        (layout.trash / name).write_bytes(b"deleted")
+        (await store.partials.claim(digest_of(name.encode()), 10)).close()
+    failed_unlinks = fail_unlinks(monkeypatch)
+    free_disk_space(layout, System(), boot_id())
+    assert [path.parent for path in failed_unlinks] == [layout.trash, layout.partials]
+
+
+@pytest.mark.parametrize("make", [partial_data, partial_state, file_in_trash])
+@pytest.mark.parametrize("boot", ["present", "earlier"])
+async def test_freeing_space_skips_an_unreadable_file(
+    store: StoredRegistry,
+    unreadable: UnreadableFiles,
+    make: Callable[[StoredRegistry, Layout], Awaitable[Path]],
+    boot: str,
+) -> None:
+    """At a start on a full disk, a file that cannot be read stays, and the others are deleted."""
+    layout = layout_behind(store)
+    path = await make(store, layout)
+    unreadable.paths.add(path)
+    for name in ("one", "two"):
+        (layout.trash / name).write_bytes(b"deleted")
+        (await store.partials.claim(digest_of(name.encode()), 10)).close()
+    free_disk_space(layout, System(), boot_id() if boot == "present" else "another boot")
+    left = {*layout.trash.iterdir(), *layout.partials.iterdir()}
+    assert path in left
+    assert {file.stem for file in left} == {path.stem}
 
 
 def test_warnings_about_the_same_file_are_limited(
