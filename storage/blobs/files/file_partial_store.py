@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from storage.blobs.files.leftovers import list_partials
+from storage.blobs.files.leftovers import list_downloads
 from storage.blobs.files.partial_file_pairs import (
     PartialFilePair,
     PartialPaths,
@@ -276,9 +276,9 @@ class FilePartialStore:
         self._shared[name] = shared
 
     async def downloading(self) -> set[Digest]:
-        """Returns the digests of the blobs that any process is downloading now. Raises StorageFailed."""
-        summaries = await self._disk.run(lambda: list_partials(self._disk.layout, self._boot))
-        return {summary.digest for summary in summaries if summary.is_owned}
+        """Returns the digests of the blobs that any process is downloading now, or may be downloading
+        (`list_downloads`). Raises StorageFailed."""
+        return await self._disk.run(lambda: list_downloads(self._disk.layout, self._boot))
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
         """Deletes old partial blobs that have no owner, and returns them. A partial blob is old if it was last written

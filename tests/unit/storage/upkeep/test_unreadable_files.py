@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from storage.blobs.files import unreadable_files
-from storage.blobs.files.leftovers import free_disk_space
+from storage.blobs.files.leftovers import free_disk_space, list_partials
 from storage.blobs.files.unreadable_files import MAX_WARNED_PATHS, is_readable
 from storage.composition import open_registry, prepare_data_dir
 from storage.consistency import ProblemCode
@@ -311,9 +311,17 @@ async def test_an_unreadable_file_in_the_quarantine(store: StoredRegistry, unrea
     assert [entry.digest for entry in await store.blobs.list_quarantine()] == digests[1:]
 
 
-async def test_eviction_skips_an_unreadable_download(store: StoredRegistry, unreadable: UnreadableFiles) -> None:
-    """The list of running downloads, which eviction reads, leaves out a download whose state file cannot be read."""
-    unreadable.paths.add(await partial_state(store, layout_behind(store)))
+async def test_a_download_with_an_unreadable_state_counts_as_running(
+    store: StoredRegistry, unreadable: UnreadableFiles
+) -> None:
+    """If the state file of a download cannot be read, eviction treats it as running, because it may be."""
+    layout = layout_behind(store)
     running = await store.partials.claim(digest_of(b"y"), 1)
+    idle = await partial_state(store, layout)
     assert await store.partials.downloading() == {digest_of(b"y")}
+    unreadable.paths.add(layout.partial_state(layout.partial_name(digest_of(b"y"), 1)))
+    assert await store.partials.downloading() == {digest_of(b"y")}
+    unreadable.paths.add(idle)
+    assert await store.partials.downloading() == {digest_of(b"y"), digest_of(b"x" * 5000)}
+    assert list_partials(layout, boot_id()) == []
     running.close()
