@@ -304,17 +304,22 @@ class _Check:
         await self._advance(1, "looking for stray files")
 
     async def _confirm_stray(self, stray: ListedBlob) -> None:
-        """Checks bytes without a row for the second time. Reports them, or removes them with the option `repair`."""
+        """Checks bytes without a row for the second time. Reports them. With the option `repair`, also removes them,
+        except bytes that the store cannot read."""
         async with self._locks.hold(stray.digest):
             if stray.digest in await self._metadata.known_blobs([stray.digest]):
                 return
-            if await self._blobs.stored_sizes([stray.place]) == [None]:
+            [size] = await self._blobs.stored_sizes([stray.place])
+            if size is None or (size == UNREADABLE) != (stray.size == UNREADABLE):  # it has changed just now
                 return
             repair = None
-            if self._options.repair:
+            if self._options.repair and size != UNREADABLE:
                 await self._blobs.remove(stray.place)
                 repair = "removed the bytes"
-        text = f"{stray.size} bytes are stored that no blob has; garbage collection removes them after its grace period"
+        if size == UNREADABLE:
+            text = "bytes are stored that no blob has, and the disk cannot read them; check the file system"
+        else:
+            text = f"{size} bytes are stored that no blob has; garbage collection removes them after its grace period"
         await self._note(Problem(ProblemCode.STRAY, text, item=stray.digest), repair)
 
 

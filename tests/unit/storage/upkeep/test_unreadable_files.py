@@ -301,6 +301,22 @@ async def test_an_unreadable_blob_that_scrub_has_marked(
     assert {str(layout_behind(store).blob(layer)) in text for text in caplog.messages if "skipped" in text} == {True}
 
 
+@pytest.mark.parametrize("repair", [False, True])
+async def test_a_check_reports_an_unreadable_stray(
+    store: StoredRegistry, unreadable: UnreadableFiles, repair: bool
+) -> None:
+    """A check reports a file without a row that cannot be read, and a repair leaves it. A stray that can be read is
+    reported only when it is old."""
+    layout = layout_behind(store)
+    path = await stray(store, layout)
+    assert await findings(store, CheckOptions(repair=repair)) == set()
+    unreadable.paths.add(path)
+    expected = ProblemCode.STRAY, digest_of(b"bytes without a row"), False
+    assert await findings(store, CheckOptions(repair=repair)) == {expected}
+    unreadable.paths.clear()
+    assert path.exists()
+
+
 async def test_an_unreadable_file_in_the_quarantine(store: StoredRegistry, unreadable: UnreadableFiles) -> None:
     """The list of the quarantine has all files but the one that cannot be read."""
     layout = layout_behind(store)
