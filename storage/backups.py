@@ -105,8 +105,9 @@ class Snapshots(Protocol):
         bytes. Blocks. Raises BackupFailed."""
         ...
 
-    def mark_restored(self, path: Path) -> None:
+    def mark_restored(self, path: Path, copied: float) -> None:
         """Marks a copy as restored now, after the registry from which it was made may have changed. Pulls count as
         recorded only from now on (`TagFacts.unrecorded_until`), and later events get higher numbers than all events of
-        that registry. Blocks. Raises BackupFailed."""
+        that registry. `copied`: when the copy was made, in seconds since 1970. If the clock is behind, pulls count as
+        recorded only from the latest known time on: `copied`, or an earlier restore. Blocks. Raises BackupFailed."""
         ...

@@ -168,7 +168,8 @@ class Partials(Protocol):
         ...
 
     async def downloading(self) -> set[Digest]:
-        """Returns the digests of the blobs that a process is downloading now. Raises StorageFailed."""
+        """Returns the digests of the blobs that a process is downloading now. Includes those for which this
+        cannot be read from the disk. Raises StorageFailed."""
         ...
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:

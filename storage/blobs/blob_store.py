@@ -35,7 +35,8 @@ class LinkRefused(Exception):
 
 class ListedBlob(NamedTuple):
     """A blob in a listing of the stored bytes. `place`: the key under which the store keeps the bytes. `written`: when
-    they were last written, in seconds since 1970. `size`: number of the bytes."""
+    they were last written, in seconds since 1970. `size`: number of the bytes; `UNREADABLE` if the store cannot read
+    how many, and then `written` is 0."""
 
     digest: Digest
     place: str
@@ -239,8 +240,7 @@ class BlobStore(Protocol):
         ...
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
-        """Returns the stored blobs of one shard, except those whose size the store cannot read. `number`: 0 to
-        `shard_count` - 1."""
+        """Returns the stored blobs of one shard. `number`: 0 to `shard_count` - 1."""
         ...
 
     async def check(

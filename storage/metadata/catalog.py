@@ -304,8 +304,8 @@ class Metadata(Protocol):
 
     async def correct_future_times(self) -> None:
         """Replaces times in the future (`storage.future_times`) of queued links, upload sessions and deleted manifests
-        by the present time, so that their removal does not wait until the clock has reached them. Changes them in small
-        transactions."""
+        by the present time, and also the time since which all pulls are recorded. So their removal does not wait until
+        the clock has reached them. Changes them in small transactions."""
         ...
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:

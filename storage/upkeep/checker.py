@@ -8,7 +8,7 @@ while the second check holds the lock, bytes and row must agree.
 
 Content that is known to be damaged does not count as a problem: it is recorded as damaged, it is not served, and a push
 stores the right bytes again. If a repair finds a damaged blob, it takes the blob out of use in the same way as scrub
-(module `storage.upkeep.quarantine`).
+(module `storage.upkeep.quarantine`), and also stops after too many of them in a row (`DamageBrake`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
 from storage.upkeep.collector import MIN_STRAY_AGE_SECONDS
+from storage.upkeep.damage_brake import DamageBrake
 from storage.upkeep.quarantine import MISSING, FoundDamage, Quarantine
 
 BATCH_SIZE: Final = 500
@@ -91,7 +92,8 @@ class Checker:
 
     async def check(self, options: CheckOptions, on_finding: OnFinding, on_progress: OnProgress) -> CheckReport:
         """Checks the whole store and returns a report. Calls `on_finding` for each problem. If the database file itself
-        is damaged, checks nothing else. Raises StorageFull, StorageFailed. Repairs that were made before an error or a
+        is damaged, checks nothing else. Raises StorageFull, and StorageFailed, also if a repair has taken too many
+        blobs in a row out of use (`DamageBrake`). Repairs that were made before an error or a
         cancellation are not undone."""
         this_check = _Check(self, options, on_finding, on_progress)
         await this_check.run()
@@ -107,6 +109,7 @@ class _Check:
         self._blobs = store.blobs
         self._damage = store.damage
         self._quarantine = Quarantine(store.blobs, store.damage, store.locks)
+        self._brake = DamageBrake()
         self._new_in_quarantine = 0
         """Number of bytes that were added to the quarantine since it was last shrunk."""
         self._locks = store.locks
@@ -183,25 +186,27 @@ class _Check:
             stored = [record for record in records if record.place]  # a blob without a place is known to be damaged
             sizes = await self._blobs.stored_sizes([record.place for record in stored])
             for record, size in zip(stored, sizes, strict=True):
+                is_taken_out = False
                 if size not in (record.size, UNREADABLE):
-                    await self._confirm_size(record.digest)
+                    is_taken_out = await self._confirm_size(record.digest)
                 elif self._options.hash_bytes or size == UNREADABLE:
-                    await self._check_bytes(_stored(record))
+                    is_taken_out = await self._check_bytes(_stored(record))
+                self._brake.note(is_damaged=is_taken_out)
                 if self._options.hash_bytes:
                     await self._advance(1, "hashing blobs")
             if not self._options.hash_bytes:
                 await self._advance(len(records), "checking blobs")
 
-    async def _confirm_size(self, digest: Digest) -> None:
+    async def _confirm_size(self, digest: Digest) -> bool:
         """Checks for the second time a blob whose stored bytes were missing or whose size was wrong. Reports or repairs
-        the problem if it still exists."""
+        the problem if it still exists. Returns whether it took the blob out of use."""
         async with self._locks.hold(digest):
             record = await self._consistency.blob(digest)
             if record is None or not record.place:
-                return
+                return False
             [size] = await self._blobs.stored_sizes([record.place])
             if size in (record.size, UNREADABLE):  # the next check finds bytes that have become unreadable just now
-                return
+                return False
             version = await self._blobs.version(record.place) if self._options.repair else None
         blob = _stored(record)
         if size is None:
@@ -217,7 +222,8 @@ class _Check:
         elif size is not None and await self._has_digest(blob, size, version):
             await self._correct_size(problem, blob, size, version)
         else:
-            await self._take_out(problem, FoundDamage(digest, blob.place, reason, version), size or 0)
+            return await self._take_out(problem, FoundDamage(digest, blob.place, reason, version), size or 0)
+        return False
 
     async def _has_digest(self, blob: StoredBlob, size: int, version: str | None) -> bool:
         """Returns whether the stored bytes have the digest of the blob. `size`: the number of stored bytes. Returns
@@ -239,31 +245,31 @@ class _Check:
                 problem, "corrected the recorded size, because the stored bytes have the digest of the blob"
             )
 
-    async def _check_bytes(self, blob: StoredBlob) -> None:
-        """Compares the bytes of a blob with its digest. Reports or repairs the damage if there is any."""
+    async def _check_bytes(self, blob: StoredBlob) -> bool:
+        """Compares the bytes of a blob with its digest. Reports or repairs the damage if there is any. Returns whether
+        it took the blob out of use."""
         damage = await self._quarantine.find(blob, self._report_read, self._report_read)
         if damage is None:
-            return
+            return False
         if damage.version is None:  # the bytes were removed after their size was read
-            await self._confirm_size(blob.digest)
-            return
+            return await self._confirm_size(blob.digest)
         text = (
             "the stored bytes have another digest or cannot be read; push the blob again, or pull it if it is mirrored"
         )
         problem = Problem(ProblemCode.BLOB_FILE_DIGEST, text, item=blob.digest)
         if self._options.repair:
-            await self._take_out(problem, damage, blob.size)
-            return
+            return await self._take_out(problem, damage, blob.size)
         async with self._locks.hold(blob.digest):
             is_current = await self._quarantine.is_current(damage)
         if is_current:
             await self._note(problem)
+        return False
 
-    async def _take_out(self, problem: Problem, damage: FoundDamage, size: int) -> None:
+    async def _take_out(self, problem: Problem, damage: FoundDamage, size: int) -> bool:
         """Takes a damaged blob out of use, unless its bytes were removed or replaced after they were read. `size`: the
-        number of stored damaged bytes."""
+        number of stored damaged bytes. Returns whether it took the blob out of use."""
         if not await self._quarantine.take_out(damage):
-            return
+            return False
         await self._note(
             problem, "recorded it as damaged: it is not served any more, and the next push stores it again"
         )
@@ -271,6 +277,7 @@ class _Check:
         limit = self._options.quarantine_bytes
         if limit is not None and self._new_in_quarantine * 8 > limit:  # listing a full quarantine takes time
             await self._shrink_quarantine()
+        return True
 
     async def _shrink_quarantine(self) -> None:
         if self._options.quarantine_bytes is not None:
@@ -297,17 +304,22 @@ class _Check:
         await self._advance(1, "looking for stray files")
 
     async def _confirm_stray(self, stray: ListedBlob) -> None:
-        """Checks bytes without a row for the second time. Reports them, or removes them with the option `repair`."""
+        """Checks bytes without a row for the second time. Reports them. With the option `repair`, also removes them,
+        except bytes that the store cannot read."""
         async with self._locks.hold(stray.digest):
             if stray.digest in await self._metadata.known_blobs([stray.digest]):
                 return
-            if await self._blobs.stored_sizes([stray.place]) == [None]:
+            [size] = await self._blobs.stored_sizes([stray.place])
+            if size is None or (size == UNREADABLE) != (stray.size == UNREADABLE):  # it has changed just now
                 return
             repair = None
-            if self._options.repair:
+            if self._options.repair and size != UNREADABLE:
                 await self._blobs.remove(stray.place)
                 repair = "removed the bytes"
-        text = f"{stray.size} bytes are stored that no blob has; garbage collection removes them after its grace period"
+        if size == UNREADABLE:
+            text = "bytes are stored that no blob has, and the disk cannot read them; check the file system"
+        else:
+            text = f"{size} bytes are stored that no blob has; garbage collection removes them after its grace period"
         await self._note(Problem(ProblemCode.STRAY, text, item=stray.digest), repair)
 
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from storage.blobs.blob_store import BlobStore, ListedBlob
+from storage.blobs.blob_store import UNREADABLE, BlobStore, ListedBlob
 from storage.errors import StorageFull
 from storage.human_text import utc_text
 from storage.leases import DigestLocks, Leases
@@ -316,12 +316,13 @@ class Collector:
         await this_round.note(RemovalKind.BLOB, digest, size, "no repository has it any more")
 
     async def _remove_strays(self, this_round: _Round) -> None:
-        """Removes the strays in some shards of the blob store, except strays that were written recently."""
+        """Removes the strays in some shards of the blob store, except strays that were written recently, and those that
+        the store cannot read."""
         listed_count = 0
         for shard in this_round.shards:
             written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
             blobs = await self._blobs.list_shard(shard)
-            old_blobs = [listed for listed in blobs if listed.written < written_before]
+            old_blobs = [listed for listed in blobs if listed.written < written_before and listed.size != UNREADABLE]
             known_digests = await self._metadata.known_blobs([listed.digest for listed in old_blobs])
             for stray in old_blobs:
                 if stray.digest not in known_digests and (this_round.dry_run or await self.remove_stray(stray)):

@@ -14,9 +14,10 @@ from dataclasses import replace
 from typing import Final
 
 from storage.damage import DamageRecords, ScrubRound, StoredBlob
-from storage.errors import RegistryError, StorageFailed
+from storage.errors import RegistryError
 from storage.jobs import JSON
 from storage.names import Digest
+from storage.upkeep.damage_brake import DamageBrake
 from storage.upkeep.job_runner import JobContext
 from storage.upkeep.quarantine import Quarantine
 from storage.upkeep.read_rate import ReadRate
@@ -27,9 +28,6 @@ MIN_BYTES_PER_BLOB: Final = 64 * 1024
 """The rate counts each blob as at least this number of bytes, because a disk needs time to find a file."""
 SAVE_SECONDS: Final = 1.0
 """Shortest time between two writes of the progress."""
-MAX_IN_A_ROW: Final = 20
-"""After this number of damaged blobs without an undamaged blob between them, scrub stops: a disk that fails, or a file
-system that is not mounted, should not take all blobs out of use."""
 PAGE_SIZE: Final = 100
 """Number of damaged blobs that one lookup reads."""
 MAX_REPORTED_HOLDERS: Final = 20
@@ -51,9 +49,9 @@ class Scrubber:
     """One run of scrub: completes the current round, or starts one and completes it.
 
     `rate`: limits the rate of the reads. `quarantine_bytes`: how many damaged bytes the quarantine keeps; during the
-    scrub, the quarantine may exceed this limit by an eighth. `continue_after_many_damaged`: whether to
-    continue after `MAX_IN_A_ROW` damaged blobs in a row. `on_damaged`: called for each damaged blob, also for blobs
-    that were known to be damaged before. `on_scrubbed`: called after each read."""
+    scrub, the quarantine may exceed this limit by an eighth. `continue_after_many_damaged`: whether to continue after
+    many damaged blobs in a row (`DamageBrake`). `on_damaged`: called for each damaged blob, also for blobs that were
+    known to be damaged before. `on_scrubbed`: called after each read."""
 
     def __init__(
         self,
@@ -72,10 +70,9 @@ class Scrubber:
         self._rate = rate
         self._context = context
         self._quarantine_bytes = quarantine_bytes
-        self._continue_after_many_damaged = continue_after_many_damaged
+        self._brake = DamageBrake(is_on=not continue_after_many_damaged)
         self._on_damaged = on_damaged
         self._on_scrubbed = on_scrubbed
-        self._damaged_in_a_row = 0
         self._read_bytes_of_blob = 0
         """Number of bytes of the current blob that were read."""
         self._new_in_quarantine = 0
@@ -136,8 +133,6 @@ class Scrubber:
         problem = await self._quarantine.check(blob, self._count_reading, self._note_second_read)
         if problem is not None:
             await self._report_damage(blob, problem)
-        else:
-            self._damaged_in_a_row = 0
         so_far = self._round
         self._read_bytes_of_blob = 0
         self._round = replace(
@@ -148,15 +143,10 @@ class Scrubber:
             damaged=so_far.damaged + (problem is not None),
         )
         await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
-        if self._damaged_in_a_row >= MAX_IN_A_ROW and not self._continue_after_many_damaged:
-            raise StorageFailed(
-                f"the last {self._damaged_in_a_row} blobs are all damaged; look at the disk first, then go on with "
-                "`entrepot scrub --keep-going`"
-            )
+        self._brake.note(is_damaged=problem is not None)
 
     async def _report_damage(self, blob: StoredBlob, problem: str) -> None:
         """Reports a damaged blob, and the repositories that have it. `problem`: what is wrong with its bytes."""
-        self._damaged_in_a_row += 1
         holders = await self._damage.holders(blob.digest, MAX_REPORTED_HOLDERS)
         self._context.step(
             "damaged", kind="blob", digest=blob.digest, size=blob.size, reason=problem, repositories=list(holders)

@@ -250,7 +250,7 @@ class FileBlobStore:
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
         """Returns the blobs in one *shard*: one of the `shard_count` directories that contain the blob files. `number`:
-        0 to `shard_count` - 1. Leaves out files that the disk cannot read (`skip_unreadable`)."""
+        0 to `shard_count` - 1. Logs a warning for each file that the disk cannot read (`skip_unreadable`)."""
         path = self._disk.layout.shard(number)
         algorithm = path.parent.name
 
@@ -258,11 +258,13 @@ class FileBlobStore:
             blobs = []
             for entry in os.scandir(path):
                 # The entry may be something else than a blob file, or may have been deleted meanwhile.
-                with suppress(DigestInvalid, FileNotFoundError), skip_unreadable(entry.path):
+                with suppress(DigestInvalid, FileNotFoundError):
                     digest = Digest(f"{algorithm}:{entry.name}")
-                    status = entry.stat()
-                    place = self._disk.layout.blob_place(digest)
-                    blobs.append(ListedBlob(digest, place, status.st_mtime, status.st_size))
+                    written, size = 0.0, UNREADABLE
+                    with skip_unreadable(entry.path):
+                        status = entry.stat()
+                        written, size = status.st_mtime, status.st_size
+                    blobs.append(ListedBlob(digest, self._disk.layout.blob_place(digest), written, size))
             return blobs
 
         return await self._disk.run(scan)

@@ -13,19 +13,18 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from storage.blobs.files.leftovers import list_partials
+from storage.blobs.files.leftovers import list_downloads
 from storage.blobs.files.partial_file_pairs import (
     PartialFilePair,
     PartialPaths,
     delete_file_pair_if_idle,
-    is_file_pair_idle,
+    is_readable_pair_idle,
     list_partial_names,
     open_file_pair,
 )
 from storage.blobs.files.partial_state_format import PartialStatus
 from storage.blobs.files.partial_waiters import PartialWaiters
 from storage.blobs.files.process_partial import ProcessPartial
-from storage.blobs.files.unreadable_files import skip_unreadable
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
 from storage.data_dir.blocking_calls import as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
@@ -279,9 +278,9 @@ class FilePartialStore:
         self._shared[name] = shared
 
     async def downloading(self) -> set[Digest]:
-        """Returns the digests of the blobs that any process is downloading now. Raises StorageFailed."""
-        summaries = await self._disk.run(lambda: list_partials(self._disk.layout, self._boot))
-        return {summary.digest for summary in summaries if summary.is_owned}
+        """Returns the digests of the blobs that any process is downloading now, or may be downloading
+        (`list_downloads`). Raises StorageFailed."""
+        return await self._disk.run(lambda: list_downloads(self._disk.layout, self._boot))
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
         """Deletes old partial blobs that have no owner, and returns them. A partial blob is old if it was last written
@@ -294,14 +293,11 @@ class FilePartialStore:
             expired = []
             for name, digest in list_partial_names(layout):
                 paths = PartialPaths.of_blob(layout, name, digest)
-                with skip_unreadable(paths.state):
-                    size = paths.occupied_bytes()
-                    if dry_run:
-                        has_expired = is_file_pair_idle(paths, before, self._boot)
-                    else:
-                        has_expired = delete_file_pair_if_idle(system, paths, before, self._boot)
-                    if has_expired:
-                        expired.append(ExpiredPartial(digest, size))
+                if not is_readable_pair_idle(paths, before, self._boot):
+                    continue
+                size = paths.occupied_bytes()
+                if dry_run or delete_file_pair_if_idle(system, paths, before, self._boot):
+                    expired.append(ExpiredPartial(digest, size))
             return expired
 
         return await self._disk.run(delete_idle)

@@ -1,5 +1,5 @@
-"""Lists the partial blobs that are in the data directory (`list_partials`), and frees disk space when the registry
-starts on a full disk (`free_disk_space`).
+"""Lists the partial blobs that are in the data directory (`list_partials`, `list_downloads`), and frees disk space when
+the registry starts on a full disk (`free_disk_space`).
 
 A *partial blob* is a blob that is still being downloaded, or whose download was interrupted and can be continued.
 """
@@ -10,9 +10,14 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from storage.blobs.files.partial_file_pairs import PartialPaths, delete_file_pair_if_idle, list_partial_names
+from storage.blobs.files.partial_file_pairs import (
+    PartialPaths,
+    delete_file_pair_if_idle,
+    is_readable_pair_idle,
+    list_partial_names,
+)
 from storage.blobs.files.partial_state_format import PartialStatus, Progress, read_progress
-from storage.blobs.files.unreadable_files import skip_unreadable
+from storage.blobs.files.unreadable_files import is_readable, skip_unreadable
 from storage.content import PartialSummary
 from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.layout import Layout
@@ -30,19 +35,36 @@ def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
     """Returns the partial blobs whose download is running or can be continued. `boot`: id of the machine's present
     boot; partial blobs from another boot are left out, because their bytes cannot be used. Also leaves out those whose
     state file the disk cannot read (`skip_unreadable`). Takes no locks and changes nothing. Raises OSError."""
-    summaries = []
+    return [summary for _, summary in _read_partials(layout, boot) if summary is not None]
+
+
+def list_downloads(layout: Layout, boot: str) -> set[Digest]:
+    """Returns the digests of the blobs that any process is downloading now. Includes those whose state file the disk
+    cannot read, because their download may be running. Takes no locks and changes nothing. Raises OSError."""
+    return {digest for digest, summary in _read_partials(layout, boot) if summary is None or summary.is_owned}
+
+
+def _read_partials(layout: Layout, boot: str) -> list[tuple[Digest, PartialSummary | None]]:
+    """Returns the digest and the summary of each partial blob whose download is running or can be continued. The
+    summary is None if the disk cannot read the state file, so that nothing else is known. Raises OSError."""
+    partials: list[tuple[Digest, PartialSummary | None]] = []
     for name, digest in list_partial_names(layout):
         path = layout.partial_state(name)
-        with suppress(FileNotFoundError), skip_unreadable(path):  # the first: the download has just ended
+        with skip_unreadable(path):
             if (summary := _summary(path, digest, boot)) is not None:
-                summaries.append(summary)
-    return summaries
+                partials.append((digest, summary))
+            continue
+        partials.append((digest, None))
+    return partials
 
 
 def _summary(path: Path, digest: Digest, boot: str) -> PartialSummary | None:
-    """Returns the summary of the partial blob whose state file is at `path`; None if its download cannot be continued.
-    Raises OSError."""
-    state_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Returns the summary of the partial blob whose state file is at `path`; None if its download has just ended or
+    cannot be continued. Raises OSError."""
+    try:
+        state_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
     try:
         progress = _read_progress(state_fd)
         if progress is None or progress.status is not PartialStatus.INCOMPLETE or progress.boot != boot:
@@ -74,13 +96,14 @@ def free_disk_space(layout: Layout, system: System, boot: str) -> None:
 def _empty_trash(layout: Layout, system: System, _boot: str) -> None:
     """Unlinks the files in the trash directory."""
     for file in list(layout.trash.iterdir()):
-        with suppress(FileNotFoundError), skip_unreadable(file):
-            system.unlink(file)
+        with suppress(FileNotFoundError):
+            if is_readable(file):
+                system.unlink(file)
 
 
 def _delete_partials(layout: Layout, system: System, boot: str) -> None:
     """Deletes the partial blobs that have no owner, no matter when they were written."""
     for name, digest in list_partial_names(layout):
         paths = PartialPaths.of_blob(layout, name, digest)
-        with skip_unreadable(paths.state):
+        if is_readable_pair_idle(paths, before=float("inf"), boot=boot):
             delete_file_pair_if_idle(system, paths, before=float("inf"), boot=boot)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from storage.blobs.files.partial_state_format import RECORD_SIZE, PartialStatus, Progress, read_progress
+from storage.blobs.files.unreadable_files import is_readable, skip_unreadable
 from storage.data_dir.durable_files import write_fully
 from storage.data_dir.layout import Layout
 from storage.data_dir.locks import is_byte_locked, try_lock_byte
@@ -123,6 +124,14 @@ def is_file_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
         return not is_byte_locked(state_fd) and is_at_path(state_fd, paths.state)
     finally:
         os.close(state_fd)
+
+
+def is_readable_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
+    """Returns `is_file_pair_idle`; False if the disk cannot read one of the two files (`skip_unreadable`). Raises other
+    OSErrors."""
+    with skip_unreadable(paths.state):
+        return is_readable(paths.data) and is_file_pair_idle(paths, before, boot)
+    return False
 
 
 def list_partial_names(layout: Layout) -> list[tuple[str, Digest]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,13 +14,20 @@ from typing import Final
 DAMAGE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 """Errors that mean that the disk has lost a file or a part of it: a sector cannot be read, or the file system has found
 that its checksum is wrong."""
+WARNING_SECONDS: Final = 600.0
+"""Shortest time between two warnings about the same file. Some work meets the file every two seconds."""
+MAX_WARNED_PATHS: Final = 1000
+"""Largest number of files whose last warning is remembered."""
+warned_at: Final[dict[str, float]] = {}
+"""For each path, when this process last logged a warning about it (`time.monotonic`)."""
 log = logging.getLogger("storage.damage")
 
 
 @contextmanager
 def skip_unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
     """Suppresses an OSError of the `with` block that means damage (`DAMAGE_ERRNOS`), and logs a warning instead, with
-    the path that the error names; if it names none, with `path`. Raises other errors. The file stays where it is.
+    the path that the error names; if it names none, with `path`. Logs it at most once in `WARNING_SECONDS` for each
+    path. Raises other errors. The file stays where it is.
 
     Work on many files does not stop at such a file. Otherwise one damaged inode would stop garbage collection, for
     example, until an operator has repaired the file system."""
@@ -28,8 +36,21 @@ def skip_unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DAMAGE_ERRNOS:
             raise
-        name = error.filename or path
-        log.warning("skipped %s, which the disk cannot read: %s; check the file system", name, error.strerror)
+        name = str(error.filename or path)
+        if _is_warning_due(name):
+            log.warning("skipped %s, which the disk cannot read: %s; check the file system", name, error.strerror)
+
+
+def _is_warning_due(name: str) -> bool:
+    """Returns whether to log a warning about this path now, and remembers the time if so."""
+    now = time.monotonic()
+    last = warned_at.get(name)
+    if last is not None and now - last < WARNING_SECONDS:
+        return False
+    if len(warned_at) >= MAX_WARNED_PATHS:
+        warned_at.clear()
+    warned_at[name] = now
+    return True
 
 
 def is_readable(path: Path) -> bool:

@@ -280,7 +280,7 @@ class _Restore:
         if self._counts.healed:
             places = {digest: self._layout.blob_place(digest) for digest in self._counts.healed}
             self._snapshots.mark_healed(self._new_database, places)
-        self._snapshots.mark_restored(self._new_database)
+        self._snapshots.mark_restored(self._new_database, self._snapshot.time)
         for suffix in ("-wal", "-shm"):
             with suppress(FileNotFoundError):
                 self._system.unlink(Path(f"{self._layout.metadata}{suffix}"))

@@ -1,9 +1,12 @@
-"""Corrects the times from which garbage collection counts, if they are in the future (`storage.future_times`).
-Otherwise garbage collection would wait until the clock has reached them.
+"""Corrects the times from which garbage collection and retention count, if they are in the future
+(`storage.future_times`). Otherwise they would wait until the clock has reached them.
 
 Garbage collection removes upload sessions, deleted manifests and unused links (a *link* is the right of a repository to
 serve a blob) some time after they were last used. If the stored time of the last use is in the future, the present time
 replaces it. Then the garbage stays for the usual time from now on.
+
+Retention keeps content that may have been pulled before the time since which all pulls are recorded. A restore from a
+backup stores this time, and the clock may be ahead during the restore.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ MAX_CORRECTED_MANIFESTS: Final = 20
 takes up to 10 ms."""
 _ARE_THERE_FUTURE_TIMES: Final = """
 SELECT EXISTS (SELECT 1 FROM collect_queue WHERE since > ?1) OR EXISTS (SELECT 1 FROM upload WHERE touched > ?1)
-    OR EXISTS (SELECT 1 FROM deleted_manifest WHERE deleted > ?1)"""
+    OR EXISTS (SELECT 1 FROM deleted_manifest WHERE deleted > ?1)
+    OR EXISTS (SELECT 1 FROM pull_recording WHERE since > ?1)"""
 _CORRECT_UPLOADS: Final = """
 UPDATE upload SET touched = ?1 WHERE id IN (SELECT id FROM upload WHERE touched > ?2 LIMIT ?3)"""
 _CORRECT_DELETED_MANIFESTS: Final = """
@@ -36,16 +40,17 @@ UPDATE blob_link SET needed = ?3
 
 def are_there_future_times(db: apsw.Connection, now: float) -> bool:
     """Returns whether `correct_future_times` would change anything. Reads at most one entry of an index of each
-    table."""
+    table, and the only row of `pull_recording`."""
     return bool(db.execute(_ARE_THERE_FUTURE_TIMES, (now + CLOCK_MARGIN_SECONDS,)).get)
 
 
 def correct_future_times(db: apsw.Connection, now: float) -> bool:
     """Replaces times in the future by `now`. Corrects at most `MAX_CORRECTED_ROWS` upload sessions, at most
     `MAX_CORRECTED_ROWS` entries of garbage collection's queue with the links that they queue, and at most
-    `MAX_CORRECTED_MANIFESTS` deleted manifests. Returns whether there may be more. Runs inside a transaction, which the
-    caller commits."""
+    `MAX_CORRECTED_MANIFESTS` deleted manifests. Also corrects the time since which all pulls are recorded. Returns
+    whether there may be more. Runs inside a transaction, which the caller commits."""
     future_after = now + CLOCK_MARGIN_SECONDS
+    db.execute("UPDATE pull_recording SET since = ?1 WHERE since > ?2", (now, future_after))
     entries: list[Any] = db.execute(
         "SELECT repository, digest FROM collect_queue WHERE since > ? LIMIT ?", (future_after, MAX_CORRECTED_ROWS)
     ).fetchall()

@@ -27,6 +27,7 @@ from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.metadata.sqlite.database import connect, newest_table_version
 from storage.metadata.sqlite.upkeep.damage_changes import mark_blob, restore_blob
 from storage.names import Digest
+from storage.outbox import EventAction
 
 PAGES_PER_STEP: Final = 1024
 """Number of pages that are copied between two reports of the progress."""
@@ -34,6 +35,9 @@ STOPPED_BY_BACKUP: Final = "it had not ended when this backup was made"
 """The message of a job in a copy, if the job had not ended when the copy was made."""
 MAX_EVENTS_PER_SECOND: Final = 1000
 """More events per second than a registry adds, averaged over the time between a backup and its restore."""
+MIN_EVENT_GAP: Final = 1_000_000_000
+"""How much a restore raises the number of the newest event at least. The clock may have been wrong when that event was
+stored, when the backup was made, or during the restore."""
 _TOTALS: Final = """
 SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) FROM manifest),
        (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0) FROM blob"""
@@ -128,19 +132,15 @@ class SqliteSnapshots:
             for digest, place in places.items():
                 restore_blob(db, digest, place, self._clock())
 
-    def mark_restored(self, path: Path) -> None:
-        now = self._clock()
+    def mark_restored(self, path: Path, copied: float) -> None:
+        restored = max(self._clock(), copied)
         with self._changing(path) as db:
             if _has_table(db, "pull_recording"):  # otherwise its migration sets the time
-                db.execute("DELETE FROM pull_recording; INSERT INTO pull_recording (since) VALUES (?)", (now,))
+                earlier = db.execute("SELECT max(since) FROM pull_recording").get
+                restored = max(restored, float(earlier or 0.0))
+                db.execute("DELETE FROM pull_recording; INSERT INTO pull_recording (since) VALUES (?)", (restored,))
             if _has_table(db, "event"):
-                # The copy has at most one event. The registry may have added others since, which a client may know.
-                db.execute(
-                    "UPDATE event SET id = id + CAST(max(?1 - at, 0) * ?2 AS INTEGER); "
-                    "UPDATE event_list SET kept_from = (SELECT max(id) + 1 FROM event) WHERE EXISTS "
-                    "(SELECT 1 FROM event)",
-                    (now, MAX_EVENTS_PER_SECOND),
-                )
+                _raise_event_number(db, copied, restored)
 
     @contextmanager
     def _changing(self, path: Path) -> Iterator[apsw.Connection]:
@@ -187,6 +187,23 @@ class SqliteSnapshot:
             return self._db.execute(sql, parameters).fetchall()
         except apsw.Error as error:
             raise _failure(f"cannot read {self._path}", error) from error
+
+
+def _raise_event_number(db: apsw.Connection, copied: float, restored: float) -> None:
+    """Raises the number of the only event in the copy, so that later events get higher numbers than those that the
+    registry may have added since, which a client may know. If the copy has no event, adds one outside of the list: the
+    registry may have added its first events since. `copied`, `restored`: when the copy was made and restored."""
+    if db.execute("SELECT max(id) FROM event").get is None:
+        db.execute(
+            "INSERT INTO event (id, uuid, at, action, repository, media_type, size, actor, address, request_id, "
+            "user_agent, reason, kept) VALUES (0, '', ?, ?, '', '', 0, '', '', '', '', '', 0)",
+            (copied, EventAction.PUSH),
+        )
+    db.execute(
+        "UPDATE event SET id = id + ?1 + CAST(max(?2 - at, 0) * ?3 AS INTEGER); "
+        "UPDATE event_list SET kept_from = (SELECT max(id) + 1 FROM event)",
+        (MIN_EVENT_GAP, restored, MAX_EVENTS_PER_SECOND),
+    )
 
 
 def _has_table(db: apsw.Connection, name: str) -> bool:
