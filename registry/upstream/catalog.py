@@ -11,10 +11,11 @@ from typing import Final
 from registry.memory_budget import ShareScope
 from registry.upstream.destinations import loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
+from registry.upstream.link_header import next_page_url
 from registry.upstream.rate_limits import RequestKind
 from registry.upstream.request_limits import MIB
 from registry.upstream.requester import UpstreamRequester
-from registry.upstream.upstream_lists import TAG_PAGE_BOUNDS, next_page_url
+from registry.upstream.upstream_lists import TAG_PAGE_BOUNDS
 from registry.upstream.upstream_responses import DocumentParser, UpstreamResponse
 from storage.errors import NameUnknown, UpstreamUnavailable
 from storage.json_bounds import load_bounded

@@ -14,17 +14,17 @@ UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed.
 from __future__ import annotations
 
 import heapq
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote
 
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown, UnconfirmedNameUnknown
-from registry.upstream.destinations import MAX_URL_LENGTH, loggable_origin, origin
+from registry.upstream.destinations import loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
+from registry.upstream.link_header import next_page_url
 from registry.upstream.list_cache import LIST_TIMEOUT_SECONDS, CompleteList, ListCache, cut_page
 from registry.upstream.rate_limits import RequestKind
 from registry.upstream.request_limits import MIB
@@ -367,50 +367,7 @@ def _parse_tags(response: UpstreamResponse) -> list[Tag]:
     return tags
 
 
-_LINK = re.compile(r"<([^<>]*)>((?:[^<\"]|\"[^\"]*\")*)")
-"""A link in a `Link` header (RFC 8288, section 3): its URL and the text of its parameters."""
-_RELATION = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,]+))", re.IGNORECASE)
-"""The `rel` parameter of a link, quoted or not."""
-
-
 def _next_page_of(response: UpstreamResponse) -> str | None:
     """Returns the URL of the page after the one in `response`. Returns None if that page is the last one. Also returns
     None if the response came from another origin after a redirect, because links of other origins are not followed."""
     return None if response.is_cross_origin else next_page_url(response.headers, response.url)
-
-
-def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
-    """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header has no link
-    to a next page. The returned URL has the path and the query from the header, and the origin of `url`. The origin in
-    the header is not used, because a registry behind a proxy may name an internal origin there, and because the login
-    must not be sent to another origin. Raises UpstreamUnavailable if the header is longer than MAX_URL_LENGTH, and if
-    the link is not valid. If it were ignored, the list would be incomplete without notice."""
-    link_field = headers.get("link", "")
-    if len(link_field) > MAX_URL_LENGTH:
-        raise UpstreamUnavailable(
-            f"{loggable_origin(url)} answers with a Link of more than {MAX_URL_LENGTH} characters"
-        )
-    for link in _LINK.finditer(link_field):
-        relation = _RELATION.search(link[2])
-        if relation is None or "next" not in (relation[1] or relation[2] or "").lower().split():
-            continue
-        next_url = _on_origin_of(url, link[1].strip())
-        if next_url is None:
-            raise UpstreamUnavailable(f"{loggable_origin(url)} answers with a Link whose path does not begin with /")
-        return next_url
-    return None
-
-
-def _on_origin_of(url: str, link: str) -> str | None:
-    """Returns the URL with the path and the query of `link`, which may be relative to `url`, and with the origin of
-    `url`. Returns None if `link` is not valid, or if its path does not begin with `/`: the path `.evil.test/p` of
-    `x:.evil.test/p` would change the host `far.test` to `far.test.evil.test`."""
-    base = urlsplit(url)
-    try:
-        target = urlsplit(urljoin(url, link))
-        if not target.path.startswith("/"):
-            return None
-        next_url = f"{base.scheme}://{base.netloc}{target.path}" + (f"?{target.query}" if target.query else "")
-        return next_url if origin(next_url) == origin(url) else None
-    except ValueError:
-        return None

@@ -8,8 +8,8 @@ import pytest
 
 from registry.config import Upstream
 from registry.upstream.destinations import RedirectChain, origin
+from registry.upstream.link_header import next_page_url
 from registry.upstream.transport import OutboundProxies
-from registry.upstream.upstream_lists import next_page_url
 from storage.errors import UpstreamUnavailable
 
 URL = "https://far.test/v2/a/tags/list?n=5"
