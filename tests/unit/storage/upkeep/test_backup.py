@@ -3,12 +3,11 @@ registry has the same content as the original."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ import pytest
 from storage.access import AccountName, LoginSession
 from storage.backups import BackupFailed
 from storage.composition import open_registry, prepare_data_dir, restore_data_dir
-from storage.data_dir.check import DataDirectoryError
 from storage.data_dir.system import System, boot_id
-from storage.errors import BlobUnknown, ManifestUnknown
 from storage.jobs import JSON, JobRunning, JobState
 from storage.metadata.sqlite.upkeep.sqlite_snapshots import MIN_EVENT_GAP, SqliteSnapshots
 from storage.names import Digest, RepositoryName, Tag
@@ -28,18 +25,15 @@ from storage.retention import LostTags, UnusedLimits
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.backup.backup import BackupOptions, hash_file, make_backup
 from storage.upkeep.backup.backup_directory import BackupDirectory
-from storage.upkeep.backup.restore import DAMAGED_IN_BACKUP, RestoreOptions
+from storage.upkeep.backup.restore import RestoreOptions
 from storage.upkeep.job_runner import JobContext, run_in_command
 from storage.upkeep.reporter import PlainReporter
 from tests.fakes import written_data_dir as previous_release
 from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
-from tests.fakes.scrub_runs import file_of, flip_byte, scrub
 from tests.fakes.second_connection import second_connection
 
 REPO = RepositoryName("team/app")
 LARGE = os.urandom(200_000)  # large enough to stay in its file
-CORRUPT = bytes([LARGE[0] ^ 1]) + LARGE[1:]
-"""`LARGE` with another first byte."""
 
 
 @pytest.fixture
@@ -265,239 +259,6 @@ async def test_collection_leaves_the_blobs_of_a_running_backup(store: StoredRegi
     assert not [row for row in blobs if (tmp_path / "data" / row.place).exists()]
     await restore(tmp_path / "backups", tmp_path / "new")
     await check_image(tmp_path / "new", "v1", manifest.digest)
-
-
-async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path: Path) -> None:
-    """If the file of a blob is missing, the backup names the blob and has all other content. A restore from this backup
-    needs `skip_damaged`. In the restored registry, the blob counts as damaged until it is pushed again."""
-    large = await push_blob(store, REPO, LARGE)
-    manifest = await push_image(store, REPO, "one", "v1")
-    (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).unlink()
-    result, steps = await backup(store, tmp_path / "backups")
-
-    assert result["missing"] == [large.digest]
-    assert {"event": "missing", "digest": large.digest, "reason": "its file is missing"} in steps
-    with pytest.raises(BackupFailed, match=f"1 blobs .* among them {large.digest}.*--skip-damaged"):
-        await restore(tmp_path / "backups", tmp_path / "new")
-    with pytest.raises(DataDirectoryError, match="a restore from a backup has not ended"):
-        prepare_data_dir(tmp_path / "new")
-    restored = await restore(tmp_path / "backups", tmp_path / "new", skip_damaged=True)
-    assert restored["damaged"] == [large.digest]
-    await check_image(tmp_path / "new", "v1", manifest.digest)
-    async with open_registry(tmp_path / "new") as opened:
-        [damaged] = (await opened.damage.damaged_blobs(None, 10)).items
-        assert (damaged.digest, damaged.reason, damaged.repositories) == (large.digest, DAMAGED_IN_BACKUP, [REPO])
-        with pytest.raises(BlobUnknown, match="push the image again"):
-            await read_blob(opened, REPO, large.digest)
-        await push_blob(opened, REPO, LARGE)
-        assert await read_blob(opened, REPO, large.digest) == LARGE
-
-
-async def test_known_damage_does_not_fail_a_backup(store: StoredRegistry, tmp_path: Path) -> None:
-    """If a scrub has marked blobs as damaged, a backup names these blobs and succeeds. A restore from this backup
-    succeeds as well, and marks the blobs as damaged in the restored registry. If an earlier backup to the same
-    directory has the right bytes of a blob, these bytes are kept and restored."""
-    linked = await push_blob(store, REPO, LARGE + b"linked")
-    await backup(store, tmp_path / "backups")
-    copied_before_damage = await push_blob(store, REPO, LARGE + b"copied")
-    await backup(store, tmp_path / "backups", now=15e8, may_link=False)
-    damaged_later = await push_blob(store, REPO, LARGE)
-    manifest = await push_image(store, REPO, "one", "v1")
-    damaged_manifest = await push_image(store, REPO, "two", "v2")
-    for blob in (linked, copied_before_damage, damaged_later):
-        flip_byte(file_of(store, blob.digest))
-    change_manifest(tmp_path / "data", damaged_manifest.digest)
-    await scrub(store)
-    result, steps = await backup(store, tmp_path / "backups", now=2e9)
-
-    assert (sorted(result["damaged"]), result["missing"]) == (sorted([linked.digest, damaged_later.digest]), [])
-    [reason] = [step["reason"] for step in steps if step.get("digest") == linked.digest]
-    assert "the older file in the backup, which is kept, failed its check: its bytes have the digest" in str(reason)
-    assert {
-        "event": "damaged",
-        "digest": damaged_later.digest,
-        "reason": "the registry knows that it is damaged",
-    } in steps
-    for target in ("backups", "other"):
-        if target == "other":
-            result, _ = await backup(store, tmp_path / target)
-            assert sorted(result["damaged"]) == sorted(
-                [linked.digest, copied_before_damage.digest, damaged_later.digest]
-            )
-        restored = await restore(tmp_path / target, tmp_path / f"new from {target}")
-        assert (restored["damaged"], restored["healed_blobs"]) == ([], 1 if target == "backups" else 0)
-        await check_image(tmp_path / f"new from {target}", "v1", manifest.digest)
-    await push_blob(store, REPO, LARGE + b"linked")
-    result, _ = await backup(store, tmp_path / "backups", now=3e9)
-    assert (result["damaged"], result["copied_blobs"]) == ([damaged_later.digest], 1)
-    async with open_registry(tmp_path / "new from backups") as opened:
-        assert await read_blob(opened, REPO, copied_before_damage.digest) == LARGE + b"copied"
-        assert await opened.damage.damaged_count() == 3
-    async with open_registry(tmp_path / "new from other") as opened:
-        assert await opened.damage.damaged_count() == 4
-        with pytest.raises(ManifestUnknown, match="push the image again"):
-            await opened.get_manifest(REPO, Tag("v2"))
-        result, _ = await scrub(opened)
-        assert (result["damaged"], await opened.damage.damaged_count()) == (0, 4)
-
-
-@pytest.mark.parametrize("is_interrupted", [False, True])
-async def test_right_bytes_of_a_damaged_blob_are_restored(
-    store: StoredRegistry, tmp_path: Path, is_interrupted: bool
-) -> None:
-    """A blob is marked as damaged in the database of a backup, but the backup has the right bytes of the blob. The
-    restored registry serves the blob, and the blob is not marked as damaged, also after an interrupted restore. Wrong
-    bytes are not restored."""
-    image = await push_image(store, REPO, "one", "v1")
-    healed, still_damaged = await push_blob(store, REPO, LARGE), await push_blob(store, REPO, LARGE + b"left")
-    for blob in (healed, still_damaged):
-        flip_byte(file_of(store, blob.digest))
-    await scrub(store)
-    result, _ = await backup(store, tmp_path / "backups")
-    assert sorted(result["damaged"]) == sorted([healed.digest, still_damaged.digest])
-    directory = BackupDirectory(tmp_path / "backups", System())
-    directory.blob(healed.digest).write_bytes(LARGE)
-    directory.blob(still_damaged.digest).write_bytes(LARGE + b"LEFT")
-    if is_interrupted:
-        missing_file = directory.blob(image.blobs[0].digest)
-        content = missing_file.read_bytes()
-        missing_file.unlink()
-        with pytest.raises(BackupFailed, match="1 blobs of this backup are missing"):
-            await restore(tmp_path / "backups", tmp_path / "new")
-        missing_file.write_bytes(content)
-    restored = await restore(tmp_path / "backups", tmp_path / "new")
-
-    assert (restored["damaged"], restored["healed_blobs"]) == ([], 1)
-    await check_image(tmp_path / "new", "v1", image.digest)
-    async with open_registry(tmp_path / "new") as opened:
-        assert await read_blob(opened, REPO, healed.digest) == LARGE
-        assert [blob.digest for blob in (await opened.damage.damaged_blobs(None, 10)).items] == [still_damaged.digest]
-        result, _ = await scrub(opened)
-        assert result["damaged"] == 0
-
-
-@pytest.mark.parametrize("is_readable_again", [True, False])
-async def test_a_failed_read_deletes_no_bytes_of_a_backup(
-    store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_readable_again: bool
-) -> None:
-    """Only a backup has the right bytes of a damaged blob. If the disk cannot read them, the next backup names the
-    blob and keeps the file, also when it deletes old snapshots. A disk that can read the file again restores it."""
-    blob = await push_blob(store, REPO, LARGE)
-    await backup(store, tmp_path / "backups", may_link=False)
-    flip_byte(file_of(store, blob.digest))
-    await scrub(store)
-    file = BackupDirectory(tmp_path / "backups", System()).blob(blob.digest)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", failing_pread(file))
-        result, steps = await backup(store, tmp_path / "backups", now=2e9, keep=1)
-        assert (result["damaged"], result["missing"], result["removed_blobs"]) == ([blob.digest], [], 0)
-        assert "the disk cannot read it" in str([step for step in steps if step["event"] == "damaged"])
-        assert file.exists()
-        if not is_readable_again:
-            restored = await restore(tmp_path / "backups", tmp_path / "new")
-            assert (restored["healed_blobs"], restored["restored_blobs"]) == (0, 0)
-            return
-    restored = await restore(tmp_path / "backups", tmp_path / "new")
-    assert (restored["healed_blobs"], restored["restored_blobs"]) == (1, 1)
-    result, _ = await backup(store, tmp_path / "backups", now=3e9)
-    assert (result["damaged"], result["present_blobs"], file.read_bytes() == LARGE) == ([], 1, True)
-
-
-async def test_wrong_bytes_of_a_backup_are_not_replaced_by_other_wrong_bytes(
-    store: StoredRegistry, tmp_path: Path
-) -> None:
-    """The file of a blob has wrong bytes in the backup as well as in the registry, which does not know it. Once a
-    backup has found this, each further backup finds it again: it does not link the wrong bytes of the registry without
-    a check. This holds also if the clock was ahead when the damage was found."""
-    blob = await push_blob(store, REPO, LARGE)
-    await backup(store, tmp_path / "backups", now=3e9)
-    flip_byte(file_of(store, blob.digest))
-    for now, verify in ((3.5e9, True), (3.1e9, False), (3.2e9, False)):
-        result, steps = await backup(store, tmp_path / "backups", now=now, verify=verify)
-        assert (result["missing"], result["copied_blobs"], result["present_blobs"]) == ([blob.digest], 0, 0)
-        (reason,) = [step["reason"] for step in steps if step["event"] == "missing"]
-        assert "the older file in the backup, which is kept, failed its check" in reason
-        assert not [step for step in steps if step["event"] == "damaged in the backup"]
-
-
-async def test_a_failed_read_does_not_replace_right_bytes_by_wrong_ones(
-    store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The backup has the right bytes of a blob, and the registry has wrong ones, which it does not know. If the disk
-    cannot read the file of the backup, the file stays."""
-    blob = await push_blob(store, REPO, LARGE)
-    await backup(store, tmp_path / "backups", now=1e9, may_link=False)  # so the next one checks the file
-    flip_byte(file_of(store, blob.digest))
-    file = BackupDirectory(tmp_path / "backups", System()).blob(blob.digest)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pread", failing_pread(file))
-        result, _ = await backup(store, tmp_path / "backups", now=3e9)
-    assert (result["missing"], file.read_bytes() == LARGE) == ([blob.digest], True)
-
-
-def failing_pread(file: Path) -> Callable[[int, int, int], bytes]:
-    """Returns a replacement for `os.pread` that cannot read `file`."""
-    real_pread = os.pread
-
-    def pread(fd: int, length: int, offset: int) -> bytes:
-        if os.readlink(f"/proc/self/fd/{fd}") == str(file):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real_pread(fd, length, offset)
-
-    return pread
-
-
-def change_manifest(data: Path, digest: Digest) -> None:
-    """Replaces the body of a stored manifest, so that the manifest is damaged."""
-    db = second_connection(data / "entrepot.db")
-    db.execute("UPDATE manifest SET body = X'7b7d' WHERE digest = ?", (digest,))
-    assert db.changes()
-    db.close()
-
-
-async def test_verify_replaces_corrupt_bytes_in_a_backup(store: StoredRegistry, tmp_path: Path) -> None:
-    """A restore checks the digests and refuses corrupt bytes. A backup with `verify` replaces corrupt bytes in the
-    backup. No backup copies corrupt bytes from the store, and a backup with `verify` does not link them either."""
-    large = await push_blob(store, REPO, LARGE)
-    await backup(store, tmp_path / "backups", may_link=False)
-    copy = BackupDirectory(tmp_path / "backups", System()).blob(large.digest)
-    copy.write_bytes(CORRUPT)
-
-    with pytest.raises(BackupFailed, match=large.digest):
-        await restore(tmp_path / "backups", tmp_path / "new")
-    assert not (tmp_path / "new/entrepot.db").exists()
-    result, steps = await backup(store, tmp_path / "backups", may_link=False, verify=True, now=2e9)
-    assert (result["copied_blobs"], copy.read_bytes() == LARGE) == (1, True)
-    assert steps[1]["event"] == "damaged in the backup"
-
-    (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).write_bytes(CORRUPT)
-    copied, _ = await backup(store, tmp_path / "copied", may_link=False)
-    linked, _ = await backup(store, tmp_path / "linked", verify=True)
-    assert copied["missing"] == linked["missing"] == [large.digest]
-
-
-@pytest.mark.parametrize("is_pushed", [True, False], ids=["pushed", "put into its place"])
-async def test_a_linked_backup_follows_a_blob_that_was_healed(
-    store: StoredRegistry, tmp_path: Path, is_pushed: bool
-) -> None:
-    """A backup links a file whose bytes the disk then changes. After the blob is found damaged and pushed again, the
-    next backup replaces its link to the damaged file. The same holds if an operator puts the right file into the place
-    of the blob, and a scrub finds it."""
-    blob = await push_blob(store, REPO, LARGE)
-    await backup(store, tmp_path / "backups", now=time.time())
-    flip_byte(file_of(store, blob.digest))
-    await scrub(store)
-    if is_pushed:
-        await push_blob(store, REPO, LARGE)
-    else:
-        file_of(store, blob.digest).write_bytes(LARGE)
-        assert (await scrub(store))[0]["healed"] == 1
-    result, steps = await backup(store, tmp_path / "backups", now=time.time())
-    assert (result["copied_blobs"], result["missing"], result["damaged"]) == (1, [], [])
-    assert [step["digest"] for step in steps if step["event"] == "damaged in the backup"] == [blob.digest]
-    assert BackupDirectory(tmp_path / "backups", System()).blob(blob.digest).read_bytes() == LARGE
-    again, _ = await backup(store, tmp_path / "backups", now=time.time() + 1)
-    assert (again["copied_blobs"], again["present_blobs"]) == (0, result["blobs"])
 
 
 async def test_only_one_backup_at_a_time(store: StoredRegistry, tmp_path: Path) -> None:
