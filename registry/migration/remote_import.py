@@ -19,7 +19,8 @@ from registry.config import Upstream
 from registry.migration.directory_import import STOPPING
 from registry.migration.image_writer import ImageWriter
 from registry.migration.import_report import ImportReport, RepositoryFilter
-from registry.migration.remote_registry import Pause, RemoteOptions, RemoteRegistry
+from registry.migration.remote_registry import RemoteOptions, RemoteRegistry
+from registry.migration.request_retries import Pause
 from registry.migration.workers import run_workers
 from registry.router import Router
 from storage.errors import ManifestUnknown, NameInvalid, RegistryError

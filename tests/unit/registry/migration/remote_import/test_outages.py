@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.migration.remote_registry import FAILURES_TO_END, MAX_REFUSED_REPOSITORIES
+from registry.migration.request_retries import FAILURES_TO_END, MAX_REFUSED_REQUESTS
 from storage.imports import ImportInvalid, SourceDown
 from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
@@ -252,10 +252,10 @@ async def test_a_refused_login_ends_the_import(
     old_registry: Hub, run_import: ImportRun, monkeypatch: pytest.MonkeyPatch, auth: str
 ) -> None:
     """Each refusal can be a failed login, after which the old registry may lock the account. So the import ends after
-    MAX_REFUSED_REPOSITORIES repositories, with an error that says what to do."""
+    MAX_REFUSED_REQUESTS requests, with an error that says what to do."""
     monkeypatch.setenv("OLD_PASSWORD", "expired")
     old_registry.set(auth=auth, username="ann", password="secret")
-    names = [f"app{number}" for number in range(2 * MAX_REFUSED_REPOSITORIES)]
-    with pytest.raises(ImportInvalid, match=r"refuses the login .* check the user name and the password"):
+    names = [f"app{number}" for number in range(2 * MAX_REFUSED_REQUESTS)]
+    with pytest.raises(ImportInvalid, match=r"refuses the login.* check the user name and the password"):
         await run_import(repositories=names, username="ann", password_env="OLD_PASSWORD")
-    assert len(run_import.reports()) == MAX_REFUSED_REPOSITORIES - 1
+    assert len(run_import.reports()) == MAX_REFUSED_REQUESTS - 1
