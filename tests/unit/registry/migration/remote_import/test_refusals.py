@@ -186,3 +186,26 @@ async def test_a_login_that_ends_during_a_repository(run_import: ImportRun) -> N
             await run_import(url=script.url, jobs=1, username="ann", password_env="OLD_PASSWORD")
     # A HEAD request, and the GET request that checks the login at the end.
     assert refusal_count == MAX_REFUSED_REQUESTS + 1
+
+
+async def test_a_cached_token_does_not_hide_a_refused_password(run_import: ImportRun) -> None:
+    """The token for the list of repositories is cached, and also valid for GET `/v2/`. Then the password stops working:
+    the token service refuses it. The check of the login does not use the cached token, so the import ends."""
+    names = [f"app{number:03}" for number in range(3 * MAX_REFUSED_REQUESTS)]
+    token_requests = 0
+
+    def reply(head: str) -> bytes:
+        nonlocal token_requests
+        path = head.split()[1]
+        if path.startswith("/token"):
+            token_requests += 1
+            return answer(200, '{"token": "t", "expires_in": 3600}') if token_requests == 1 else answer(401)
+        if "authorization: bearer" not in head.lower():
+            host = next(line.split()[1] for line in head.split("\r\n") if line.lower().startswith("host:"))
+            return answer(401, "", www_authenticate=f'Bearer realm="http://{host}/token",service="s"')
+        return names_reply(names) if "/_catalog" in path else answer(200, "{}")
+
+    async with scripted_server(reply) as script:
+        with pytest.raises(ImportInvalid, match=r"refuses the login.* check the user name and the password"):
+            await run_import(url=script.url, repositories=None, username="ann", password_env="OLD_PASSWORD")
+    assert len(run_import.reports()) == MAX_REFUSED_REQUESTS - 1
