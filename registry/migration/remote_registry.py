@@ -40,6 +40,8 @@ from storage.errors import (
     PartialLost,
     RegistryError,
     SizeInvalid,
+    TooManyRequests,
+    UpstreamUnavailable,
 )
 from storage.imports import ContentBroken, ImportInvalid, SourceDown
 from storage.names import Digest, Reference, RepositoryName, Tag
@@ -144,7 +146,8 @@ class RemoteRegistry:
 
     async def repositories(self) -> AsyncIterator[str]:
         """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it offers no
-        list, or a list without an end, and SourceDown if a proxy responds in place of a later page."""
+        list, or a list without an end, and SourceDown if a later page cannot be read, or if a proxy responds in its
+        place."""
         page: CatalogPage | None = None
         # The digests of the URLs of the pages, because a registry may send URLs of many KiB.
         url_digests: set[bytes] = set()
@@ -162,6 +165,10 @@ class RemoteRegistry:
                 raise ImportInvalid(
                     f"{self.host} does not give out the list of its repositories ({error.message}); {_NAMES_BY_FILE}"
                 ) from None
+            except (UpstreamUnavailable, TooManyRequests) as error:
+                if previous is None:
+                    raise
+                raise SourceDown(f"{SourceDown.default} ({error.message})") from None
             for name in page.names:
                 yield name
             url_digest = hashlib.sha256((page.next_url or "").encode()).digest()
