@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from registry.config import Upstream
@@ -20,7 +20,8 @@ from registry.migration.directory_import import STOPPING
 from registry.migration.image_writer import ImageWriter
 from registry.migration.import_report import ImportReport, RepositoryFilter
 from registry.migration.remote_options import RemoteOptions
-from registry.migration.remote_registry import Pause, RemoteRegistry
+from registry.migration.remote_registry import RemoteRegistry
+from registry.migration.request_retries import Pause
 from registry.migration.workers import run_workers
 from registry.router import Router
 from storage.errors import ManifestUnknown, NameInvalid, RegistryError
@@ -36,6 +37,15 @@ MAX_JOBS: Final = 32
 """Largest number of images that are imported at the same time."""
 _ENDING: Final = (*STOPPING, SourceDown, ImportInvalid)
 """Errors that end the import. After other errors, it continues with the next image or referrer."""
+
+
+@dataclass(slots=True)
+class _ReferrersApi:
+    """Whether the old registry has the referrers API for one repository; None: it was not asked yet. `lock` lets one
+    image at a time ask."""
+
+    is_there: bool | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class RemoteImport:
@@ -60,9 +70,9 @@ class RemoteImport:
         self._repositories = repositories
         self._jobs = jobs
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
-        self._has_referrers_api: bool | None = None
-        """Whether the old registry has the referrers API; None until the first image was imported."""
-        self._api_lock = asyncio.Lock()
+        self._referrers_apis: dict[RepositoryName, _ReferrersApi] = {}
+        """What is known about the referrers API, for each of the last repositories: some registries have it only for a
+        part of their repositories."""
         self._is_any_listed = False
         """Whether the old registry has named any repository."""
 
@@ -123,12 +133,9 @@ class RemoteImport:
 
     async def _import_referrers(self, repo: RepositoryName, digest: Digest, done_subjects: set[Digest]) -> None:
         """Imports the referrers of a manifest, of its children, and of these referrers. Does nothing if the old
-        registry has no referrers API: then the referrers have tags, and are imported with these tags. `done_subjects`:
-        the manifests whose referrers were imported already."""
-        async with self._api_lock:
-            if self._has_referrers_api is None:
-                self._has_referrers_api = await self._source.has_referrers_api(repo, digest)
-        if not self._has_referrers_api:
+        registry has no referrers API for this repository: then the referrers have tags, and are imported with these
+        tags. `done_subjects`: the manifests whose referrers were imported already."""
+        if not await self._has_referrers_api(repo, digest):
             return
         waiting = [digest]
         while waiting:
@@ -149,6 +156,18 @@ class RemoteImport:
             except ManifestUnknown:  # not imported, because the tag was changed in this registry
                 continue
             waiting.extend(child.digest for child in stored.manifests if child.digest not in stored.blob_children)
+
+    async def _has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool:
+        """Returns whether the old registry has the referrers API for this repository. Asks once for each repository.
+        `digest`: a manifest of the repository."""
+        api = self._referrers_apis.setdefault(repo, _ReferrersApi())
+        # At most MAX_JOBS repositories are imported at the same time. The answers for earlier ones are not needed.
+        while len(self._referrers_apis) > 2 * MAX_JOBS:
+            del self._referrers_apis[next(iter(self._referrers_apis))]
+        async with api.lock:
+            if api.is_there is None:
+                api.is_there = await self._source.has_referrers_api(repo, digest)
+        return api.is_there
 
     async def _import_referrer(self, repo: RepositoryName, referrer: Digest) -> bool:
         """Imports one referrer. Returns False, and reports a problem, if it cannot be imported. Raises only errors that

@@ -1,12 +1,6 @@
 """Reads the content of the old registry over the network, with the HTTP client of the mirrors (`RemoteRegistry`).
 
-Each request is retried with growing pauses. A request *fails* if all its attempts fail. Failing requests show that the
-old registry is down, or that one repository is broken there. So they are counted for each repository until a request
-succeeds. The import ends with `SourceDown` if `FAILURES_TO_END` repositories fail in a row, or if `FAILURES_TO_END`
-requests of one repository fail in a row and GET `/v2/` fails, too. The next import continues where this one has ended.
-
-A 404 without an error code of a registry (an `Unconfirmed` error) is possibly the page of a proxy in front of a
-registry that is restarting. Therefore it is retried like a request without a response.
+`RequestRetries` repeats failed requests, and ends the import if the old registry is down or refuses the login.
 """
 
 from __future__ import annotations
@@ -15,15 +9,15 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import closing, suppress
-from typing import Final, TypeVar
+from typing import Final
 from urllib.parse import urlsplit
 
 from registry.config import Upstream
 from registry.migration.import_report import ImportReport
 from registry.migration.remote_options import RemoteOptions
+from registry.migration.request_retries import Pause, RequestRetries
 from registry.mirror.fill.download import Download
 from registry.mirror.fill.retry import AvoidedEndpoints
 from registry.mirror.fill.slots import ConnectionSlots, Demand
@@ -32,7 +26,6 @@ from registry.upstream.catalog import CatalogPage
 from registry.upstream.client import HttpUpstreamClient
 from registry.upstream.destinations import classify_address
 from registry.upstream.transport import UncheckedTrust
-from registry.upstream.upstream_responses import is_from_registry
 from storage.content import Descriptor, Manifest, Page
 from storage.errors import (
     BlobUnknown,
@@ -41,7 +34,6 @@ from storage.errors import (
     ManifestUnknown,
     NameUnknown,
     PartialLost,
-    QuotaExceeded,
     RegistryError,
     SizeInvalid,
     TooManyRequests,
@@ -52,20 +44,6 @@ from storage.names import Digest, Reference, RepositoryName, Tag
 from storage.partials import discard_if_nearly_empty
 from storage.store.stored_registry import StoredRegistry
 
-T = TypeVar("T")
-Pause = Callable[[float], Awaitable[None]]
-"""A function that waits for a number of seconds."""
-RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
-"""Pauses before the second and the later attempts of a request, in seconds."""
-LONGEST_PAUSE_SECONDS: Final = 600.0
-"""Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
-FAILURES_TO_END: Final = 8
-"""The import ends after requests of this number of repositories in a row have failed. After this number of failed
-requests of one repository, it ends if the old registry is down; otherwise the further requests of that repository are
-retried only once."""
-MAX_REFUSED_REPOSITORIES: Final = 50
-"""The import ends after the old registry has refused the login for this number of repositories in a row. Each refusal
-can be a failed login, after which a registry may lock the account."""
 MAX_CATALOG_PAGES: Final = 20_000
 """Largest number of pages that are read of the list of repositories. There is a limit because a faulty registry may
 link to further pages without an end. With 100 names in each page, the limit allows two million repositories."""
@@ -92,7 +70,6 @@ class RemoteRegistry:
         """`configured`: the upstreams in the settings. `pause`: waits for a number of seconds."""
         self._store = store
         self._report = report
-        self._pause = pause
         trust = UncheckedTrust() if options.insecure else None
         configured = list(configured)
         upstream = options.to_upstream(configured)
@@ -107,11 +84,7 @@ class RemoteRegistry:
             configured_name=options.configured_name(configured),
         )
         self._slots = ConnectionSlots(store.leases, self._client)
-        self._failures: Counter[RepositoryName | None] = Counter()
-        """The failed requests of each repository since the last request that succeeded. None: requests for the list of
-        repositories."""
-        self._refused: set[RepositoryName | None] = set()
-        """The repositories for which the login was refused since the last request that succeeded."""
+        self._retries = RequestRetries(self._client, self.host, pause)
 
     async def aclose(self) -> None:
         """Closes the connections."""
@@ -119,7 +92,8 @@ class RemoteRegistry:
 
     async def repositories(self) -> AsyncIterator[str]:
         """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it offers no
-        list, or a list without an end, and SourceDown if a proxy responds in place of a later page."""
+        list, or a list without an end, and SourceDown if a later page cannot be read, or if a proxy responds in its
+        place."""
         page: CatalogPage | None = None
         # The digests of the URLs of the pages, because a registry may send URLs of many KiB.
         url_digests: set[bytes] = set()
@@ -130,13 +104,17 @@ class RemoteRegistry:
                 )
             previous = page
             try:
-                page = await self._retry(None, lambda: self._client.catalog_page(previous))  # noqa: B023  awaited here
+                page = await self._retries.run(None, lambda: self._client.catalog_page(previous))  # noqa: B023
             except (NameUnknown, Denied) as error:
                 if previous is not None and isinstance(error, Unconfirmed):
                     raise SourceDown(f"{SourceDown.default} ({error.message})") from None
                 raise ImportInvalid(
                     f"{self.host} does not give out the list of its repositories ({error.message}); {_NAMES_BY_FILE}"
                 ) from None
+            except (UpstreamUnavailable, TooManyRequests) as error:
+                if previous is None:
+                    raise
+                raise SourceDown(f"{SourceDown.default} ({error.message})") from None
             for name in page.names:
                 yield name
             url_digest = hashlib.sha256((page.next_url or "").encode()).digest()
@@ -149,7 +127,7 @@ class RemoteRegistry:
         after: str | None = None
         while True:
             try:
-                page = await self._retry(repo, lambda: self._client.tags(repo, after, PAGE_SIZE))  # noqa: B023
+                page = await self._retries.run(repo, lambda: self._client.tags(repo, after, PAGE_SIZE))  # noqa: B023
             except NameUnknown as error:
                 raise ContentBroken(f"{self.host} does not show its tags: {error.message}") from None
             for tag in page.items:
@@ -161,13 +139,13 @@ class RemoteRegistry:
     async def resolve(self, repo: RepositoryName, reference: Reference) -> Digest:
         """Returns the digest of a manifest, by a HEAD request."""
         try:
-            return (await self._retry(repo, lambda: self._client.resolve_manifest(repo, reference))).digest
+            return (await self._retries.run(repo, lambda: self._client.resolve_manifest(repo, reference))).digest
         except ManifestUnknown as error:
             raise ContentBroken(error.message) from None
 
     async def get_manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         try:
-            return await self._retry(repo, lambda: self._client.get_manifest(repo, digest))
+            return await self._retries.run(repo, lambda: self._client.get_manifest(repo, digest))
         except (ManifestUnknown, UpstreamContentInvalid) as error:
             raise ContentBroken(error.message) from None
 
@@ -175,7 +153,7 @@ class RemoteRegistry:
         """Returns whether the old registry can list the referrers of a manifest. `digest`: a manifest that the old
         registry has in this repository. Raises ContentBroken if the responses do not show this."""
         try:
-            return await self._retry(repo, lambda: self._ask_for_referrers_api(repo, digest))
+            return await self._retries.run(repo, lambda: self._ask_for_referrers_api(repo, digest))
         except NameUnknown as error:
             raise self._hidden_referrers(error) from None
 
@@ -207,7 +185,7 @@ class RemoteRegistry:
         after: str | None = None
         while True:
             try:
-                page = await self._retry(repo, lambda: self._referrers_page(repo, subject, after))  # noqa: B023
+                page = await self._retries.run(repo, lambda: self._referrers_page(repo, subject, after))  # noqa: B023
             except NameUnknown as error:  # always unconfirmed: the client returns an empty page for other ones
                 raise self._hidden_referrers(error) from None
             for descriptor in page.items:
@@ -231,7 +209,7 @@ class RemoteRegistry:
         """Returns the size in bytes that the old registry states for a blob of this repository, usually by a HEAD
         request."""
         try:
-            return (await self._retry(repo, lambda: self._client.resolve_blob(repo, digest))).size
+            return (await self._retries.run(repo, lambda: self._client.resolve_blob(repo, digest))).size
         except BlobUnknown as error:
             raise self._missing_blob(digest, error) from None
 
@@ -239,7 +217,7 @@ class RemoteRegistry:
         """Downloads a blob. If the download is interrupted, the bytes that have arrived are kept, and the next download
         continues after them."""
         try:
-            await self._retry(repo, lambda: self._download(repo, blob))
+            await self._retries.run(repo, lambda: self._download(repo, blob))
         except BlobUnknown as error:
             raise self._missing_blob(blob.digest, error) from None
         except DigestInvalid:
@@ -282,66 +260,3 @@ class RemoteRegistry:
 
     def _hidden_referrers(self, error: NameUnknown) -> ContentBroken:
         return ContentBroken(f"{self.host} does not show its referrers, such as signatures: {error.message}")
-
-    async def _retry(self, repo: RepositoryName | None, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Calls `attempt`, repeats the call after errors that may be temporary, and returns its result. `repo`: the
-        repository of the request; None: it is for the list of repositories. Raises the last error of `attempt`;
-        SourceDown if the old registry is down; ImportInvalid if it refuses the login for many repositories."""
-        # A repository that is broken at the old registry may have thousands of tags.
-        pauses = RETRY_SECONDS[:1] if self._failures[repo] >= FAILURES_TO_END else RETRY_SECONDS
-        for pause_seconds in (*pauses, None):
-            try:
-                result = await attempt()
-            except RegistryError as error:
-                if not _is_temporary(error):
-                    self._failures.clear()
-                    self._count_refusal(repo, error)
-                    raise
-                if pause_seconds is None:
-                    await self._count_failure(repo, error)
-                    raise
-                requested_seconds = getattr(error, "retry_after", None) or 0
-                await self._pause(min(max(pause_seconds, requested_seconds), LONGEST_PAUSE_SECONDS))
-            else:
-                self._failures.clear()
-                self._refused.clear()
-                return result
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _count_failure(self, repo: RepositoryName | None, error: RegistryError) -> None:
-        """Counts a failed request. Raises SourceDown if the old registry is down."""
-        self._failures[repo] += 1
-        many_repositories = len(self._failures) >= FAILURES_TO_END
-        many_requests = self._failures[repo] >= FAILURES_TO_END
-        if many_repositories or (many_requests and not await self._is_up()):
-            raise SourceDown(f"{SourceDown.default} ({error.message})") from None
-
-    async def _is_up(self) -> bool:
-        """Returns whether GET `/v2/` gets a response that a registry sends, also one that asks for a login."""
-        try:
-            response = await self._client.ping()
-        except UpstreamUnavailable:
-            return False
-        return response.status in (200, 401) or (response.status < 500 and is_from_registry(response))
-
-    def _count_refusal(self, repo: RepositoryName | None, error: RegistryError) -> None:
-        """Counts the repository if the login was refused for it. Raises ImportInvalid after MAX_REFUSED_REPOSITORIES
-        in a row."""
-        if not isinstance(error, Denied) or isinstance(error, QuotaExceeded):
-            return
-        self._refused.add(repo)
-        if len(self._refused) >= MAX_REFUSED_REPOSITORIES:
-            raise ImportInvalid(
-                f"{self.host} refuses the login for {MAX_REFUSED_REPOSITORIES} repositories in a row, so the import has"
-                " ended before the account is locked: check the user name and the password, or leave out the"
-                " repositories that this account may not pull"
-            ) from None
-
-
-def _is_temporary(error: RegistryError) -> bool:
-    """Returns whether another attempt after this error may succeed."""
-    if isinstance(error, Unconfirmed):
-        return not error.is_refusal
-    return isinstance(error, UpstreamUnavailable | TooManyRequests | PartialLost) and not isinstance(
-        error, UpstreamContentInvalid
-    )

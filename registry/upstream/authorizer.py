@@ -273,6 +273,13 @@ class UpstreamAuthorizer:
             if guess is None or guess.failures >= MAX_WRONG_GUESSES:
                 self._guesses[endpoint] = TokenServiceGuess(offer.requirement.service)
 
+    async def delete_token(self, endpoint: str, scope: str) -> None:
+        """Deletes the cached token for this endpoint and scope, so that the next request needs a new one. Does nothing
+        if none is cached. Raises UpstreamUnavailable if the configured login cannot be read."""
+        key = self._token_key(endpoint, scope, self._login.current())
+        if token := await self._tokens.cached(key):
+            await self._tokens.delete_refused(key, token)
+
     async def aclose(self) -> None:
         """Cancels running pings and requests for tokens."""
         await self._running_pings.aclose()

@@ -301,10 +301,12 @@ class HttpUpstreamClient:
             return await self._api.send("GET", f"{self.endpoints[0]}/v2/", {})
 
     async def check_login(self) -> None:
-        """Sends GET `/v2/` with the configured login. Raises Denied if the upstream or its token service refuses the
-        login, NameUnknown if GET `/v2/` is not found, and the other errors of a failed upstream request."""
+        """Sends GET `/v2/` with the configured login. A cached token is not used, because it does not show whether the
+        password still works. Raises Denied if the upstream or its token service refuses the login, NameUnknown if GET
+        `/v2/` is not found, and the other errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
+            await self._requester.delete_token(endpoint, CATALOG_SCOPE)
             await self._requester.request(
                 *(endpoint, attempt, _NO_REPOSITORY, RequestKind.LOGIN, "GET", f"{endpoint.url}/v2/"),
                 not_found_error=NameUnknown("GET /v2/ is not found"),

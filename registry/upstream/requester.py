@@ -335,6 +335,10 @@ class UpstreamRequester:
             endpoint, attempt, repo, kind, send, not_found_error, accepted_statuses, scope
         )
 
+    async def delete_token(self, endpoint: UpstreamEndpoint, scope: str) -> None:
+        """See `UpstreamAuthorizer.delete_token`."""
+        await self._auth.delete_token(endpoint.url, scope)
+
     async def aclose(self) -> None:
         """Cancels running logins: GET `/v2/`, and requests for tokens. After this call, even if it is cancelled, the
         metrics do not count the circuit breakers. Idempotent."""

@@ -187,15 +187,16 @@ class UpstreamLists:
 
     async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
         """Returns whether the upstream has the referrers API. `digest`: the digest of any manifest of the repository.
-        Returns None after a 404 without an error code: it may come from a registry without the API, such as registry:2,
-        or from a proxy in front of a registry that is restarting. Raises UnconfirmedNameUnknown after a refusal that
-        may come from a firewall, and the errors of a failed upstream request."""
+        Returns None after a response with a status of _NO_REFERRERS_API and without an error code: it may come from a
+        registry without the API, such as registry:2, or from a proxy in front of a registry that is restarting. Raises
+        UnconfirmedNameUnknown after a refusal that may come from a firewall, and the errors of a failed upstream
+        request."""
 
         async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool | None:
             with ShareScope() as memory:
                 path = f"referrers/{digest}"
                 response = await self._request_referrers(endpoint, attempt, repo, path, None, memory)
-            if _is_unconfirmed_404(response):
+            if _is_unconfirmed_refusal(response):
                 return None
             return response.status not in _NO_REFERRERS_API
 
@@ -229,7 +230,7 @@ class UpstreamLists:
                     response = await self._request_referrers(endpoint, attempt, repo, path, previous, page_memory)
                     if response.status in _NO_REFERRERS_API:
                         if not use_fallback_tag:
-                            raise UnconfirmedNameUnknown if _is_unconfirmed_404(response) else NameUnknown
+                            raise UnconfirmedNameUnknown if _is_unconfirmed_refusal(response) else NameUnknown
                         all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(all_referrers, artifact_type)
                         # Reading this list took two requests, but they count as one, so that `ListCache.get` reads the
@@ -296,9 +297,10 @@ class UpstreamLists:
         return [by_digest[digest] for digest in sorted(by_digest)]
 
 
-def _is_unconfirmed_404(response: UpstreamResponse) -> bool:
-    """Returns whether the response is a 404 that possibly comes from a proxy in front of the registry."""
-    return response.status == 404 and not is_from_registry(response)
+def _is_unconfirmed_refusal(response: UpstreamResponse) -> bool:
+    """Returns whether the response has a status of _NO_REFERRERS_API, but possibly comes from a proxy in front of the
+    registry."""
+    return response.status in _NO_REFERRERS_API and not is_from_registry(response)
 
 
 class _ListMemory:

@@ -123,7 +123,7 @@ def error_for_response(
             return login_denied(server)
         if _is_confirmed_refusal(response, sent_token):
             return not_found_error
-        return as_unconfirmed(not_found_error, is_refusal=status == 401)
+        return as_unconfirmed(not_found_error, is_refusal=status == 401 or is_from_registry(response))
     return UpstreamUnavailable(f"the upstream registry {server} answers {status}")
 
 

@@ -43,5 +43,5 @@ async def test_signatures_of_docker_registry(tmp_path: Path) -> None:
             for name, (subject, signature_digest) in signatures.items():
                 page = await store.referrers(RepositoryName(name), Digest(subject), None, None, 10)
                 assert [each.digest for each in page.items] == [signature_digest]
-        # Two requests show that there is no referrers API.
+        # Two requests for each repository show that it has no referrers API.
         assert old.log.read_text().count("/referrers/") <= 4

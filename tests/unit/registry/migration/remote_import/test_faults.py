@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry.migration.remote_import import KIND, import_remote
-from registry.migration.remote_registry import FAILURES_TO_END
+from registry.migration.request_retries import FAILURES_TO_END
 from registry.router import Router
 from storage.imports import ImportInvalid, SourceDown
 from storage.jobs import JSON, JobStopped

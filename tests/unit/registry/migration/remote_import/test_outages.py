@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from registry.migration.remote_registry import FAILURES_TO_END, MAX_REFUSED_REPOSITORIES
+from registry.migration.request_retries import FAILURES_TO_END, MAX_REFUSED_REQUESTS
 from storage.imports import ImportInvalid, SourceDown
 from storage.names import Digest
 from storage.store.stored_registry import StoredRegistry
@@ -75,17 +75,23 @@ async def test_referrers_that_a_proxy_hides_are_a_problem(
     assert await imported_referrers(store, image) == [signature.digest]
 
 
+@pytest.mark.parametrize("repositories", [[str(APP), "other"], ["other", str(APP)]])
 async def test_a_repository_without_the_referrers_api(
-    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, pauses: Pauses
+    store: StoredRegistry,
+    old_registry: Hub,
+    run_import: ImportRun,
+    content: UpstreamContent,
+    pauses: Pauses,
+    repositories: list[str],
 ) -> None:
-    """The old registry has the referrers API for one repository, but not for another one. The other one is imported
-    without pauses and problems."""
+    """The old registry has the referrers API for one repository, but not for another one. Both are imported without
+    pauses and problems, and with the referrers of the first one, in any order."""
     image, signature = add_signed_image(content, "1")
     other_image = content.add("other", noise_image("other", 10), "1")
     old_registry.put(content)
     old_registry.fault(on="referrers", match="/other/", status=404, page=True, times=None)
 
-    result = await run_import(repositories=[str(APP), "other"], jobs=1)
+    result = await run_import(repositories=repositories, jobs=1)
 
     assert (result["tags"], run_import.reports(), pauses) == (2, [], [])
     assert await imported_referrers(store, image) == [signature.digest]
@@ -130,16 +136,25 @@ async def test_a_firewall_that_refuses_the_referrers_api(
     assert {name for name, _ in run_import.reports()} == {"team/app:1", "team/app:2", "team/app:3"}
 
 
+@pytest.mark.parametrize("status", [400, 404, 405, 406, 501])
+@pytest.mark.parametrize("skip", [0, 1])
 async def test_one_page_in_place_of_a_list_of_referrers(
-    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, pauses: Pauses
+    store: StoredRegistry,
+    old_registry: Hub,
+    run_import: ImportRun,
+    content: UpstreamContent,
+    pauses: Pauses,
+    status: int,
+    skip: int,
 ) -> None:
     """A proxy responds to one request for referrers, and the old registry to the next requests. The import does not
-    conclude from the missing fallback tag that the image has no referrers."""
+    conclude from the missing fallback tag that the image has no referrers. If the page is the response to the first
+    request, which shows whether there is a referrers API, no pause is needed."""
     image, signature = add_signed_image(content, "1")
     old_registry.put(content)
-    old_registry.fault(on="referrers", skip=1, status=404, page=True)
+    old_registry.fault(on="referrers", skip=skip, status=status, page=True)
     await run_import()
-    assert (run_import.reports(), len(pauses)) == ([], 1)
+    assert (run_import.reports(), len(pauses)) == ([], skip)
     assert await imported_referrers(store, image) == [signature.digest]
 
 
@@ -153,8 +168,8 @@ async def test_a_proxy_that_responds_to_everything(run_import: ImportRun, pauses
     assert len(pauses) == 4 * FAILURES_TO_END
 
 
-@pytest.mark.parametrize("pages", [2, 100])
-async def test_a_proxy_responds_in_place_of_a_page_of_the_list(run_import: ImportRun, pages: int) -> None:
+@pytest.mark.parametrize(("pages", "status"), [(2, 404), (100, 404), (2, 502), (100, 502), (100, 429)])
+async def test_a_proxy_responds_in_place_of_a_page_of_the_list(run_import: ImportRun, pages: int, status: int) -> None:
     """The proxy responds in place of the second page of the list of repositories. The import repeats the request. If
     the proxy responds to all attempts, the old registry is down; it is not a registry without such a list."""
     left = pages
@@ -167,7 +182,7 @@ async def test_a_proxy_responds_in_place_of_a_page_of_the_list(run_import: Impor
         if "last=" not in path:
             return answer(200, '{"repositories": ["A"]}', Link='</v2/_catalog?last=A>; rel="next"')
         left -= 1
-        return answer(404, "404 page not found\n") if left >= 0 else answer(200, '{"repositories": ["B"]}')
+        return answer(status, "a page\n") if left >= 0 else answer(200, '{"repositories": ["B"]}')
 
     async with scripted_server(reply) as script:
         if pages == 100:
@@ -252,10 +267,10 @@ async def test_a_refused_login_ends_the_import(
     old_registry: Hub, run_import: ImportRun, monkeypatch: pytest.MonkeyPatch, auth: str
 ) -> None:
     """Each refusal can be a failed login, after which the old registry may lock the account. So the import ends after
-    MAX_REFUSED_REPOSITORIES repositories, with an error that says what to do."""
+    MAX_REFUSED_REQUESTS requests, with an error that says what to do."""
     monkeypatch.setenv("OLD_PASSWORD", "expired")
     old_registry.set(auth=auth, username="ann", password="secret")
-    names = [f"app{number}" for number in range(2 * MAX_REFUSED_REPOSITORIES)]
-    with pytest.raises(ImportInvalid, match=r"refuses the login .* check the user name and the password"):
+    names = [f"app{number}" for number in range(2 * MAX_REFUSED_REQUESTS)]
+    with pytest.raises(ImportInvalid, match=r"refuses the login.* check the user name and the password"):
         await run_import(repositories=names, username="ann", password_env="OLD_PASSWORD")
-    assert len(run_import.reports()) == MAX_REFUSED_REPOSITORIES - 1
+    assert len(run_import.reports()) == MAX_REFUSED_REQUESTS - 1

@@ -1,0 +1,157 @@
+"""Repeats failed requests to the old registry, and ends the import if the old registry is down or refuses the login
+(`RequestRetries`).
+
+Each request is retried with growing pauses. A request *fails* if all its attempts fail. Failing requests show that the
+old registry is down, or that one repository is broken there. So they are counted for each repository until a request
+succeeds. The import ends with `SourceDown` if `FAILURES_TO_END` repositories fail in a row, or if `FAILURES_TO_END`
+requests of one repository fail in a row and GET `/v2/` fails, too. The next import continues where this one has ended.
+
+A 404 without an error code of a registry (an `Unconfirmed` error) is possibly the page of a proxy in front of a
+registry that is restarting. Therefore it is retried like a request without a response. It is also possibly the response
+to a request for a deleted repository, so such responses end the import only if GET `/v2/` fails, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from registry.mirror.upstream_client import Unconfirmed, UpstreamContentInvalid
+from registry.upstream.client import HttpUpstreamClient
+from registry.upstream.upstream_responses import is_from_registry
+from storage.errors import (
+    Denied,
+    NameUnknown,
+    PartialLost,
+    QuotaExceeded,
+    RegistryError,
+    TooManyRequests,
+    UpstreamUnavailable,
+)
+from storage.imports import ImportInvalid, SourceDown
+from storage.names import RepositoryName
+
+T = TypeVar("T")
+Pause = Callable[[float], Awaitable[None]]
+"""A function that waits for a number of seconds."""
+RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
+"""Pauses before the second and the later attempts of a request, in seconds."""
+LONGEST_PAUSE_SECONDS: Final = 600.0
+"""Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
+FAILURES_TO_END: Final = 8
+"""The import ends after requests of this number of repositories in a row have failed. After this number of failed
+requests of one repository, or after 404 responses for this number of repositories that are possibly the page of a
+proxy, it ends if the old registry is down; otherwise further failing requests are retried only once."""
+MAX_REFUSED_REQUESTS: Final = 50
+"""After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
+refuses the login, too. Each refusal can be a failed login, after which a registry may lock the account. But a registry
+also refuses the requests for repositories from which the account may not pull."""
+
+
+class RequestRetries:
+    """Sends the requests of one import."""
+
+    def __init__(self, client: HttpUpstreamClient, host: str, pause: Pause = asyncio.sleep) -> None:
+        """`host`: the host of the old registry, for messages. `pause`: waits for a number of seconds."""
+        self._client = client
+        self._host = host
+        self._pause = pause
+        self._failures: Counter[RepositoryName | None] = Counter()
+        """The failed requests of each repository since the last request that succeeded. None: requests for the list of
+        repositories."""
+        self._refusal_count = 0
+        """The requests for which the login was refused since the last request that succeeded, and since GET `/v2/` has
+        accepted the login."""
+
+    async def run(self, repo: RepositoryName | None, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Calls `attempt`, repeats the call after errors that may be temporary, and returns its result. `repo`: the
+        repository of the request; None: it is for the list of repositories. Raises the last error of `attempt`;
+        SourceDown if the old registry is down; ImportInvalid if it refuses the login."""
+        # A repository that is broken at the old registry may have thousands of tags.
+        pauses = RETRY_SECONDS[:1] if self._has_many_failures(repo) else RETRY_SECONDS
+        for pause_seconds in (*pauses, None):
+            try:
+                result = await attempt()
+            except RegistryError as error:
+                if not _is_temporary(error):
+                    self._failures.clear()
+                    await self._count_refusal(error)
+                    raise
+                if pause_seconds is None:
+                    await self._count_failure(repo, error)
+                    raise
+                requested_seconds = getattr(error, "retry_after", None) or 0
+                await self._pause(min(max(pause_seconds, requested_seconds), LONGEST_PAUSE_SECONDS))
+            else:
+                self._failures.clear()
+                self._refusal_count = 0
+                return result
+        raise AssertionError("the last attempt returns or raises")
+
+    def _has_many_failures(self, repo: RepositoryName | None) -> bool:
+        """Returns whether FAILURES_TO_END requests of this repository, or requests of that number of repositories, have
+        failed in a row."""
+        return self._failures[repo] >= FAILURES_TO_END or len(self._failures) >= FAILURES_TO_END
+
+    async def _count_failure(self, repo: RepositoryName | None, error: RegistryError) -> None:
+        """Counts a failed request. Raises SourceDown if the old registry is down."""
+        self._failures[repo] += 1
+        if not self._has_many_failures(repo):
+            return
+        many_repositories = len(self._failures) >= FAILURES_TO_END
+        # The requests for repositories that were deleted, but are still listed, get such errors.
+        is_unconfirmed = isinstance(error, Unconfirmed)
+        if (many_repositories and not is_unconfirmed) or not await self._is_up():
+            raise SourceDown(f"{SourceDown.default} ({error.message})") from None
+
+    async def _is_up(self) -> bool:
+        """Returns whether GET `/v2/` gets a response that a registry sends. The request has the login, because a proxy
+        in front of a registry that is down may ask for the login. If the login is refused, a response that asks for a
+        login counts."""
+        try:
+            await self._client.check_login()
+        except (Denied, NameUnknown):
+            pass
+        except (UpstreamUnavailable, TooManyRequests):
+            return False
+        else:
+            return True
+        try:
+            response = await self._client.ping()
+        except UpstreamUnavailable:
+            return False
+        return response.status in (200, 401) or (response.status < 500 and is_from_registry(response))
+
+    async def _count_refusal(self, error: RegistryError) -> None:
+        """Counts the request if the login was refused for it. After MAX_REFUSED_REQUESTS in a row, checks the login,
+        and raises ImportInvalid if it is refused. If it is accepted, the account may not pull from the repositories,
+        and the count starts again."""
+        # This registry itself raises QuotaExceeded, when it stores a blob.
+        if not isinstance(error, Denied) or isinstance(error, QuotaExceeded):
+            return
+        self._refusal_count += 1
+        if self._refusal_count < MAX_REFUSED_REQUESTS:
+            return
+        self._refusal_count = 0  # before the check, so that requests at the same time do not check the login, too
+        try:
+            await self._client.check_login()
+        except Denied:
+            raise ImportInvalid(
+                f"{self._host} refuses the login, so the import has ended after {MAX_REFUSED_REQUESTS} refused requests"
+                " in a row, before the account is locked: check the user name and the password"
+            ) from None
+        except (UpstreamUnavailable, TooManyRequests):
+            self._refusal_count = MAX_REFUSED_REQUESTS  # unclear: the next refusal checks the login again
+        except NameUnknown:
+            pass  # there is no GET /v2/, but this response does not refuse the login
+
+
+def _is_temporary(error: RegistryError) -> bool:
+    """Returns whether another attempt after this error may succeed."""
+    if isinstance(error, Unconfirmed):
+        return not error.is_refusal
+    return isinstance(error, UpstreamUnavailable | TooManyRequests | PartialLost) and not isinstance(
+        error, UpstreamContentInvalid
+    )
