@@ -160,14 +160,16 @@ class FailedDelivery:
 
 @dataclass(frozen=True, slots=True)
 class EventLimits:
-    """How much the outbox keeps. `keep_since`: events before this time are removed from the list. `events`: largest
-    number of events in the list. `pending` and `dead`: largest number of deliveries and of dead letters of each
-    webhook. An event that is not in the list is deleted as soon as it has no delivery left."""
+    """How much the outbox keeps at the time `now` (seconds since 1970). `keep_since`: events before this time are
+    removed from the list. `events`: largest number of events in the list. `pending` and `dead`: largest number of
+    deliveries and of dead letters of each webhook. An event that is not in the list is deleted as soon as it has no
+    delivery left."""
 
     keep_since: float
     events: int
     pending: int
     dead: int
+    now: float
 
 
 @dataclass(frozen=True, slots=True)

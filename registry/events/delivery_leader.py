@@ -149,7 +149,8 @@ async def _keep_tidy(
     """Keeps the outbox within its limits, until the task is cancelled."""
     events = settings.events
     while True:
-        limits = EventLimits(clock() - events.keep, events.keep_max, events.max_pending, events.max_dead)
+        now = clock()
+        limits = EventLimits(now - events.keep, events.keep_max, events.max_pending, events.max_dead, now)
         try:
             for dropped in await outbox.tidy(limits):
                 observer.dropped(dropped.webhook, dropped.pending, dropped.dead)

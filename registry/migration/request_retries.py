@@ -61,6 +61,8 @@ class RequestRetries:
         self._failures: Counter[RepositoryName | None] = Counter()
         """The failed requests of each repository since the last request that succeeded. None: requests for the list of
         repositories."""
+        self._down_repositories: set[RepositoryName | None] = set()
+        """Those of these repositories of which a request has failed with another error than `Unconfirmed`."""
         self._refusal_count = 0
         """The requests for which the login was refused since the last request that succeeded, and since GET `/v2/` has
         accepted the login."""
@@ -76,7 +78,7 @@ class RequestRetries:
                 result = await attempt()
             except RegistryError as error:
                 if not _is_temporary(error):
-                    self._failures.clear()
+                    self._clear_failures()
                     await self._count_refusal(error)
                     raise
                 if pause_seconds is None:
@@ -85,10 +87,14 @@ class RequestRetries:
                 requested_seconds = getattr(error, "retry_after", None) or 0
                 await self._pause(min(max(pause_seconds, requested_seconds), LONGEST_PAUSE_SECONDS))
             else:
-                self._failures.clear()
+                self._clear_failures()
                 self._refusal_count = 0
                 return result
         raise AssertionError("the last attempt returns or raises")
+
+    def _clear_failures(self) -> None:
+        self._failures.clear()
+        self._down_repositories.clear()
 
     def _has_many_failures(self, repo: RepositoryName | None) -> bool:
         """Returns whether FAILURES_TO_END requests of this repository, or requests of that number of repositories, have
@@ -98,12 +104,12 @@ class RequestRetries:
     async def _count_failure(self, repo: RepositoryName | None, error: RegistryError) -> None:
         """Counts a failed request. Raises SourceDown if the old registry is down."""
         self._failures[repo] += 1
+        # The requests for repositories that were deleted, but are still listed, get `Unconfirmed` errors.
+        if not isinstance(error, Unconfirmed):
+            self._down_repositories.add(repo)
         if not self._has_many_failures(repo):
             return
-        many_repositories = len(self._failures) >= FAILURES_TO_END
-        # The requests for repositories that were deleted, but are still listed, get such errors.
-        is_unconfirmed = isinstance(error, Unconfirmed)
-        if (many_repositories and not is_unconfirmed) or not await self._is_up():
+        if len(self._down_repositories) >= FAILURES_TO_END or not await self._is_up():
             raise SourceDown(f"{SourceDown.default} ({error.message})") from None
 
     async def _is_up(self) -> bool:

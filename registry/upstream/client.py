@@ -31,7 +31,7 @@ from registry.mirror.upstream_client import (
 )
 from registry.upstream.api_client import ApiClient
 from registry.upstream.blob_client import BlobClient
-from registry.upstream.catalog import CATALOG_SCOPE, CatalogPage, CatalogReader
+from registry.upstream.catalog import CatalogPage, CatalogReader
 from registry.upstream.destinations import AddressPolicy, NetworkClassifier, classify_address, loggable_origin
 from registry.upstream.endpoints import EndpointAttempt, UpstreamEndpoint
 from registry.upstream.rate_limits import RequestKind
@@ -301,16 +301,17 @@ class HttpUpstreamClient:
             return await self._api.send("GET", f"{self.endpoints[0]}/v2/", {})
 
     async def check_login(self) -> None:
-        """Sends GET `/v2/` with the configured login. A cached token is not used, because it does not show whether the
-        password still works. Raises Denied if the upstream or its token service refuses the login, NameUnknown if GET
-        `/v2/` is not found, and the other errors of a failed upstream request."""
+        """Sends GET `/v2/` with the configured login. The token has no scope, as after `docker login`, because some
+        token services refuse all scopes but those of repositories. A cached token is not used, because it does not show
+        whether the password still works. Raises Denied if the upstream or its token service refuses the login,
+        NameUnknown if GET `/v2/` is not found, and the other errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
-            await self._requester.delete_token(endpoint, CATALOG_SCOPE)
+            await self._requester.delete_token(endpoint, "")
             await self._requester.request(
                 *(endpoint, attempt, _NO_REPOSITORY, RequestKind.LOGIN, "GET", f"{endpoint.url}/v2/"),
                 not_found_error=NameUnknown("GET /v2/ is not found"),
-                scope=CATALOG_SCOPE,
+                scope="",
             )
 
         await self._requester.try_endpoints(operation, _NO_REPOSITORY, RequestKind.LOGIN)

@@ -217,12 +217,13 @@ class UpstreamRequester:
         other response. For a 404, the error is `not_found_error` or the unconfirmed variant of `not_found_error`. The
         error is always unconfirmed if the request was sent without a token because none could be obtained. Raises
         TooManyRequests without a request if the endpoint is paused for this kind of request after a 429.
-        `scope`: the scope that a token needs; None: to pull from the repository."""
+        `scope`: the scope that a token needs; None: to pull from the repository; "": none, as for a login."""
         await self._backoff.raise_if_limited(endpoint.url, kind)
         if self._auth.is_login_missing:  # with the login, the upstream might show the content
             not_found_error = as_unconfirmed(not_found_error, is_refusal=True)
+        scope = f"repository:{repo}:pull" if scope is None else scope
         try:
-            response, offer = await self._send_with_login(endpoint, attempt, scope or f"repository:{repo}:pull", send)
+            response, offer = await self._send_with_login(endpoint, attempt, scope, send)
         except AnonymousRefused:
             # The token service gives no token to anonymous clients. This does not show whether the content exists.
             raise as_unconfirmed(not_found_error, is_refusal=True) from None

@@ -198,7 +198,7 @@ class TokenClient:
             )
             if login is None or response.status not in (404, 405):
                 return response
-        form = {"client_id": "entrepot", "service": service.service, "scope": scope}
+        form = {"client_id": "entrepot", "service": service.service, **({"scope": scope} if scope else {})}
         if login.identity:
             form |= {"grant_type": "refresh_token", "refresh_token": login.identity}
         else:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import apsw
 
+from storage.future_times import is_future
 from storage.outbox import DroppedDeliveries, EventLimits, WebhookBacklog
 
 MAX_DELETED_EVENTS: Final = 2000
@@ -77,8 +78,8 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
     """Returns the numbers of the events in the list that are too old, or that are more than the list may have. An event
-    before an event that is too old is too old itself, even if its time is later: it was stored while the clock of the
-    machine was ahead."""
+    from the future that comes before such an event is too old as well: it was stored while the clock of the machine was
+    ahead."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
     # The number of the newest event beyond the list's limit
     newest_excess: int | None = db.execute(_LAST_IN_LIST, (limits.events,)).get
@@ -86,6 +87,8 @@ def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
     for index, (number, event_time) in enumerate(rows):
         if event_time < limits.keep_since or (newest_excess is not None and number <= newest_excess):
             count = index + 1
+        elif not is_future(event_time, limits.now):
+            break
     return [number for number, _ in rows[:count]]
 
 

@@ -43,7 +43,7 @@ from tests.unit.storage.upkeep.test_damaged_manifests import change_body
 HOOK = "hook"
 OTHER = RepositoryName("team/other")
 ALL_REPOSITORIES = ("**",)
-NO_LIMITS = EventLimits(keep_since=0.0, events=10**9, pending=10**9, dead=10**9)
+NO_LIMITS = EventLimits(keep_since=0.0, events=10**9, pending=10**9, dead=10**9, now=1e12)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ async def test_the_list_has_only_events_that_match_its_settings(
     listed = [event.number for event in (await store.outbox.after(0, 100)).events]
     assert listed == [2, 4, 6]
     assert [event.number for event in (await store.outbox.before(None, 100)).events] == [6, 4, 2]
-    limits = EventLimits(clock.now, 2, 100, 100)
+    limits = EventLimits(clock.now, 2, 100, 100, clock.now)
     await store.outbox.tidy(limits)
     assert [event.number for event in (await store.outbox.after(0, 100)).events] == [4, 6]
     assert (await due_events(store), await store.outbox.oldest()) == ([[1, 2, 3, 4, 5, 6]], 3)
@@ -345,7 +345,7 @@ async def test_old_and_excess_events_are_deleted(store: StoredRegistry, clock: C
         await push_index(store, f"{number}", "v1")
     await store.outbox.settle(HOOK, [1, 2], [FailedDelivery(number, 1, 0.0, 50.0, "no") for number in (3, 4)])
     assert await store.outbox.tidy(NO_LIMITS) == []
-    limits = EventLimits(keep_since=clock.now + 1, events=100, pending=1, dead=1)
+    limits = EventLimits(keep_since=clock.now + 1, events=100, pending=1, dead=1, now=clock.now)
     (dropped,) = await store.outbox.tidy(limits)
     assert (dropped.webhook, dropped.pending, dropped.dead) == (HOOK, 1, 1)
     assert stored_numbers(tmp_path) == [4, 6]
@@ -367,8 +367,20 @@ async def test_events_from_the_future_keep_no_old_ones(store: StoredRegistry, cl
         await push_index(store, f"{number}", "v1")
         clock.now = started
     await store.outbox.settle(HOOK, [1, 2, 3, 4], [])
-    await store.outbox.tidy(EventLimits(keep_since=clock.now + 15, events=100, pending=10, dead=10))
+    await store.outbox.tidy(EventLimits(clock.now + 15, 100, 10, 10, clock.now))
     assert [event.number for event in (await store.outbox.after(0, 10)).events] == [4]
+
+
+async def test_an_event_from_the_past_deletes_no_young_ones(store: StoredRegistry, clock: Clock) -> None:
+    """An event was stored while the clock was far behind. The younger events before it stay in the list."""
+    await push_index(store, "young", "v1")
+    started = clock.now
+    clock.now = 5.0
+    await push_index(store, "from the past", "v1")
+    clock.now = started
+    await store.outbox.settle(HOOK, [1, 2], [])
+    await store.outbox.tidy(EventLimits(clock.now - 10, 100, 10, 10, clock.now))
+    assert [event.number for event in (await store.outbox.after(0, 10)).events] == [1, 2]
 
 
 async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
@@ -376,7 +388,7 @@ async def test_the_number_of_kept_events(store: StoredRegistry) -> None:
     await store.outbox.configure([reader(LIST_READER)])
     for number in range(5):
         await push_index(store, f"{number}", "v1")
-    await store.outbox.tidy(EventLimits(0.0, 2, 10, 10))
+    await store.outbox.tidy(EventLimits(0.0, 2, 10, 10, 1e12))
     assert [event.number for event in (await store.outbox.after(0, 10)).events] == [4, 5]
     assert await store.outbox.oldest() == 4
     assert [event.number for event in (await store.outbox.before(None, 1)).events] == [5]

@@ -30,7 +30,7 @@ from tests.fakes.second_connection import second_connection
 
 HOOK, OTHER = "hook", "other"
 APP = RepositoryName("team/app")
-NO_LIMITS = EventLimits(keep_since=0.0, events=10**9, pending=10**9, dead=10**9)
+NO_LIMITS = EventLimits(keep_since=0.0, events=10**9, pending=10**9, dead=10**9, now=1e12)
 EVENTS = 35
 PORTION = 10
 
@@ -130,7 +130,7 @@ async def test_the_deliveries_are_deleted_in_portions(store: StoredRegistry, sys
     that its number is never used again."""
     await store.outbox.configure(readers())
     commits = system.commits
-    assert await store.outbox.tidy(EventLimits(keep_since=0.0, events=0, pending=0, dead=0)) == []
+    assert await store.outbox.tidy(EventLimits(keep_since=0.0, events=0, pending=0, dead=0, now=1e12)) == []
     assert system.commits >= commits + 2 * EVENTS // PORTION
     assert (rows(store, "event_delivery"), rows(store, "event")) == (0, 1)
 

@@ -136,6 +136,57 @@ async def test_deleted_repositories_in_the_list(run_import: ImportRun) -> None:
     assert len(requested_paths) == 5 * FAILURES_TO_END + 2 * 4 + 1
 
 
+async def test_a_short_failure_after_deleted_repositories(run_import: ImportRun) -> None:
+    """The old registry lists many deleted repositories, and a proxy replaces the bodies of its 404 responses. Then one
+    repository is broken. It is a problem like the deleted ones, and the next repository is read."""
+    deleted = [f"deleted{number:02}" for number in range(FAILURES_TO_END)]
+    requested_paths = []
+
+    def reply(head: str) -> bytes:
+        path = head.split()[1]
+        if path == "/v2/":
+            return answer(200, "{}")
+        if "/_catalog" in path:
+            return names_reply([*deleted, "failing", "public"])
+        requested_paths.append(path)
+        if "/deleted" in path:
+            return answer(404, "<html>not found</html>")
+        return BAD_GATEWAY if "/failing/" in path else tags_reply([])
+
+    async with scripted_server(reply) as script:
+        result = await run_import(url=script.url, repositories=None)
+    assert result["problems"] == len(deleted) + 1
+    assert "/public/" in requested_paths[-1]
+
+
+async def test_a_token_service_that_knows_only_scopes_of_repositories(run_import: ImportRun) -> None:
+    """As at Quay, the token service responds with 400 to other scopes than those of repositories. One repository is
+    broken. GET `/v2/` works with a token without a scope, so the next repository is read."""
+    requested_paths = []
+
+    def reply(head: str) -> bytes:
+        path = head.split()[1]
+        if path.startswith("/token"):
+            is_known = "scope=" not in path or "scope=repository" in path
+            return answer(200, '{"token": "t"}') if is_known else answer(400, '{"error": "Invalid request"}')
+        if "authorization:" not in head.lower():
+            host = next(line.split()[1] for line in head.split("\r\n") if line.lower().startswith("host:"))
+            return answer(401, "", www_authenticate=f'Bearer realm="http://{host}/token",service="s"')
+        if path == "/v2/":
+            return answer(200, "{}")
+        requested_paths.append(path)
+        if "/broken/" in path:
+            return tags_reply([f"{number:02}" for number in range(20)]) if "/tags/" in path else BAD_GATEWAY
+        return tags_reply([])
+
+    async with scripted_server(reply) as script:
+        result = await run_import(
+            url=script.url, repositories=["broken", "public"], jobs=1, username="ann", password_env="OLD_PASSWORD"
+        )
+    assert result["problems"] == 20
+    assert "/public/" in requested_paths[-1]
+
+
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
 async def test_private_repositories_do_not_end_the_import(run_import: ImportRun, auth: str) -> None:
     """The account may not pull from many repositories in a row, but the login is right: GET `/v2/` accepts it. So the
