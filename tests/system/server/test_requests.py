@@ -418,17 +418,23 @@ def test_unread_responses_are_limited_over_all_clients(start: Start) -> None:
     assert "Traceback" not in running.errors
 
 
-def test_simultaneous_large_responses_wait_for_memory(start: Start) -> None:
-    """Twenty clients request large responses at the same moment and read them. Eight slices fit into the limit, so the
-    other responses wait, and all clients get their response."""
+def test_large_responses_wait_for_memory(start: Start) -> None:
+    """Eight clients do not read their responses, and use up the limit. The responses of twelve other clients wait. They
+    are sent when the first clients have disconnected."""
     running = start(limits={"unsent_bytes": 2 * 1024 * 1024, "unsent_wait_seconds": 60.0})
     with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(running.connect()) for _ in range(20)]
-        for sock in socks:
-            sock.sendall(LARGE_GET)
+        with contextlib.ExitStack() as slow_clients:
+            for _ in range(8):
+                sock = slow_clients.enter_context(_connect_with_small_buffer(running))
+                sock.sendall(LARGE_GET)
+                assert sock.recv(12)[-3:] == b"200"
+            socks = [stack.enter_context(running.connect()) for _ in range(12)]
+            for sock in socks:
+                sock.sendall(b"GET /whole?size=300000 HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert select.select(socks, [], [], 0.3)[0] == []
         for sock in socks:
             status, _, body = read_response(sock)
-            assert (status, len(body)) == (200, 8 << 20)
+            assert (status, len(body)) == (200, 300_000)
 
 
 def test_large_response_counts_with_one_slice(start: Start) -> None:
