@@ -33,6 +33,10 @@ STOP_GRACE_SECONDS: Final = 5.0
 the step that they are doing."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a server process checks again for queued jobs after an error of the store."""
+SLOT_ATTEMPTS: Final = 20
+SLOT_PAUSE_SECONDS: Final = 0.1
+"""How often a command tries to get the slot of its kind of job, and the pause before each further attempt. A server
+process holds the slot for a moment while it ends the job of a process that has died."""
 log = logging.getLogger("storage.jobs")
 
 OnStep = Callable[[Mapping[str, JSON]], None]
@@ -237,18 +241,21 @@ async def run_in_command(
     on_step: OnStep | None = None,
     on_progress: OnProgress | None = None,
 ) -> JSON:
-    """Runs a job in this process, which is not a server, and returns its result. If another process runs a job of the
-    same kind, raises JobRunning with a sentence that names the process that runs it. Also raises the errors of the
-    work."""
-    async with leases.try_slot(slot_name(kind), count=1) as has_slot:
-        running = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]
-        if not has_slot:
-            raise JobRunning(_who_runs_it(kind, running))
-        for job in running:
-            if not job.is_resumable:  # the process that ran the job has died, because this process has the slot
-                await jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
-        job = await jobs.add(kind, arguments, actor=actor, holder=f"command, process {os.getpid()}")
-        return await run_job(JobContext(job, jobs, on_step=on_step, on_progress=on_progress), jobs, work)
+    """Runs a job in this process, which is not a server, and returns its result. If another process still runs a job of
+    the same kind after `SLOT_ATTEMPTS`, raises JobRunning with a sentence that names the process that runs it. Also
+    raises the errors of the work."""
+    for attempt in range(SLOT_ATTEMPTS):
+        async with leases.try_slot(slot_name(kind), count=1) as has_slot:
+            running = [job for job in await jobs.active(kind) if job.state is JobState.RUNNING]
+            if has_slot:
+                for job in running:
+                    if not job.is_resumable:  # the process that ran the job has died, because this process has the slot
+                        await jobs.end(job.id, JobState.FAILED, "the process that ran it has ended")
+                job = await jobs.add(kind, arguments, actor=actor, holder=f"command, process {os.getpid()}")
+                return await run_job(JobContext(job, jobs, on_step=on_step, on_progress=on_progress), jobs, work)
+        if attempt < SLOT_ATTEMPTS - 1:
+            await asyncio.sleep(SLOT_PAUSE_SECONDS)
+    raise JobRunning(_who_runs_it(kind, running))
 
 
 def _who_runs_it(kind: str, running: list[Job]) -> str:

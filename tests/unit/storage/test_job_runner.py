@@ -68,6 +68,21 @@ async def test_a_second_command_is_refused_while_a_job_runs(store: StoredRegistr
     await run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:alice")
 
 
+async def test_a_command_waits_for_the_end_of_a_dead_job(store: StoredRegistry) -> None:
+    """A server process holds the slot of the kind for a moment, while it ends the job of a process that has died. A
+    command that starts at this moment waits for it."""
+
+    async def work(_: JobContext) -> object:
+        return "done"
+
+    async with store.leases.try_slot(slot_name("count"), count=1) as has_slot:
+        assert has_slot
+        command = asyncio.create_task(run_in_command(store.jobs, store.leases, "count", {}, work, actor="cli:bob"))
+        await asyncio.sleep(0.05)
+        assert not command.done()
+    assert await command == "done"
+
+
 @pytest.mark.slow
 async def test_a_server_runs_queued_jobs(store: StoredRegistry) -> None:
     """A server runs all queued jobs of the kinds that it can run. Jobs of other kinds stay in the queue."""
