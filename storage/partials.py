@@ -117,8 +117,8 @@ class Partial(Protocol):
 
     @property
     def has_response(self) -> bool:
-        """Whether the owner, in any process, has called `mark_response`. Bytes that are stored already do not show
-        this: they may come from an earlier owner. Reading the property may raise StorageFailed."""
+        """Whether the present owner has called `mark_response`, in this or another process. Stored bytes do not show
+        this, because they may come from an earlier owner. Reading the property may raise StorageFailed."""
         ...
 
     async def report_failure(self, reason: str) -> None:

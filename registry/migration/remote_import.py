@@ -41,8 +41,8 @@ _ENDING: Final = (*STOPPING, SourceDown, ImportInvalid)
 
 @dataclass(slots=True)
 class _ReferrersApi:
-    """Whether the old registry has the referrers API for one repository; None: it was not asked yet. `lock` lets one
-    image at a time ask."""
+    """The referrers API of the old registry, for one repository. `is_there`: whether there is this API; None: not known
+    yet. `lock`: held while an image asks for it, so that the images of a repository ask only once."""
 
     is_there: bool | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -71,8 +71,8 @@ class RemoteImport:
         self._jobs = jobs
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
         self._referrers_apis: dict[RepositoryName, _ReferrersApi] = {}
-        """What is known about the referrers API, for each of the last repositories: some registries have it only for a
-        part of their repositories."""
+        """For each of the last repositories, whether there is a referrers API. Some registries have this API for only
+        some of their repositories."""
         self._is_any_listed = False
         """Whether the old registry has named any repository."""
 

@@ -24,8 +24,7 @@ from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
 from storage.upkeep.collector import MIN_STRAY_AGE_SECONDS
-from storage.upkeep.damage_brake import DamageBrake
-from storage.upkeep.quarantine import MISSING, FoundDamage, Quarantine
+from storage.upkeep.quarantine import MISSING, DamageBrake, FoundDamage, Quarantine
 
 BATCH_SIZE: Final = 500
 """Number of blobs whose sizes are compared in one step."""

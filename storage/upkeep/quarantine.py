@@ -1,5 +1,6 @@
 """Finds damaged blobs and takes them out of use, and puts them back when their bytes are right again (`Quarantine`).
-The *quarantine* is the part of the blob store that keeps damaged bytes.
+Stops the work if too many blobs in a row are damaged (`DamageBrake`). The *quarantine* is the part of the blob store
+that keeps damaged bytes.
 
 A blob is taken out of use in three steps. The lock of the blob's digest is held during all of them, so that no push
 stores the bytes, and garbage collection does not remove them, at the same time:
@@ -17,13 +18,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Final
 
 from storage.blobs.blob_store import BlobStore, BytesMissing, ContentCheck, OnRead
 from storage.damage import DamagedBlob, DamageRecords, StoredBlob
+from storage.errors import StorageFailed
 from storage.leases import DigestLocks
 from storage.names import Digest
 
 MISSING = "its bytes are missing"
+MAX_IN_A_ROW: Final = 20
+"""After this number of damaged blobs without an undamaged blob between them, the work stops: a disk that fails, or a
+file system that is not mounted, should not take all blobs out of use."""
 log = logging.getLogger("storage.damage")
 
 
@@ -36,6 +42,24 @@ class FoundDamage:
     place: str
     problem: str
     version: str | None
+
+
+class DamageBrake:
+    """Counts how many blobs in a row were taken out of use. `is_on`: whether `note` stops the work."""
+
+    def __init__(self, *, is_on: bool = True) -> None:
+        self._is_on = is_on
+        self._in_a_row = 0
+
+    def note(self, *, is_damaged: bool) -> None:
+        """Notes the next blob. `is_damaged`: whether it was taken out of use. Raises StorageFailed after `MAX_IN_A_ROW`
+        damaged blobs in a row."""
+        self._in_a_row = self._in_a_row + 1 if is_damaged else 0
+        if self._in_a_row >= MAX_IN_A_ROW and self._is_on:
+            raise StorageFailed(
+                f"the last {self._in_a_row} blobs are all damaged; look at the disk first, then go on with "
+                "`entrepot scrub --keep-going`"
+            )
 
 
 class Quarantine:

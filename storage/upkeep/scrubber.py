@@ -17,9 +17,8 @@ from storage.damage import DamageRecords, ScrubRound, StoredBlob
 from storage.errors import RegistryError
 from storage.jobs import JSON
 from storage.names import Digest
-from storage.upkeep.damage_brake import DamageBrake
 from storage.upkeep.job_runner import JobContext
-from storage.upkeep.quarantine import Quarantine
+from storage.upkeep.quarantine import DamageBrake, Quarantine
 from storage.upkeep.read_rate import ReadRate
 
 BATCH_SIZE: Final = 500

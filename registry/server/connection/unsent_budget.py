@@ -217,7 +217,8 @@ class UnsentShare:
         self._transport = transport
         self._is_tls = is_tls
         self.is_being_written = False
-        """Whether the response may have bytes that the transport does not have yet. The budget sets this to True."""
+        """Whether the application may write more bytes of the response to the transport. The budget sets this to True
+        when it reserves bytes."""
         self.reserved_bytes = 0
         """How many bytes of the budget the connection uses. Only the budget changes this number."""
 

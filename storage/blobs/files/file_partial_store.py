@@ -128,7 +128,7 @@ class PartialHandle:
 
     @property
     def has_response(self) -> bool:
-        """Whether the owner, in any process, has called `mark_response`. Raises StorageFailed."""
+        """Whether the present owner has called `mark_response`, in this or another process. Raises StorageFailed."""
         return not self._closed and self._shared.flags.has_response()
 
     async def report_failure(self, reason: str) -> None:

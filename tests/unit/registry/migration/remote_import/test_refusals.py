@@ -4,6 +4,7 @@ ones."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -37,6 +38,24 @@ def names_reply(names: list[str]) -> bytes:
 
 def tags_reply(tags: list[str]) -> bytes:
     return answer(200, json.dumps({"tags": tags}))
+
+
+def listing_reply(
+    names: list[str], reply: Callable[[str], bytes], requested_paths: list[str]
+) -> Callable[[str], bytes]:
+    """Returns the `reply` of a server whose GET `/v2/` works and which lists the repositories with these names. `reply`
+    responds to the other requests, by their path. `requested_paths` gets these paths."""
+
+    def reply_to(head: str) -> bytes:
+        path = head.split()[1]
+        if path == "/v2/":
+            return answer(200, "{}")
+        if "/_catalog" in path:
+            return names_reply(names)
+        requested_paths.append(path)
+        return reply(path)
+
+    return reply_to
 
 
 async def test_an_outage_behind_a_login_ends_the_import(run_import: ImportRun) -> None:
@@ -94,21 +113,15 @@ async def test_repositories_that_an_old_registry_refuses_to_anonymous_clients(
     """Without a login, Artifactory responds with 403 and the code UNAUTHORIZED for private repositories. They are
     problems. They are no sign that the old registry is down, and the requests are not repeated."""
     private = [f"private/{number:02}" for number in range(FAILURES_TO_END + 2)]
-    requested_paths = []
+    requested_paths: list[str] = []
 
-    def reply(head: str) -> bytes:
-        path = head.split()[1]
-        if path == "/v2/":
-            return answer(200, "{}")
-        if "/_catalog" in path:
-            return names_reply([*private, "public"])
-        requested_paths.append(path)
+    def reply(path: str) -> bytes:
         if "/private/" not in path:
             return tags_reply([])
         headers = {"www_authenticate": 'Basic realm="r"'} if challenge else {}
         return answer(403, '{"errors": [{"code": "UNAUTHORIZED", "message": "no permission"}]}', **headers)
 
-    async with scripted_server(reply) as script:
+    async with scripted_server(listing_reply([*private, "public"], reply, requested_paths)) as script:
         result = await run_import(url=script.url, repositories=None)
     assert (result["repositories"], result["problems"], pauses) == (len(private) + 1, len(private), [])
     assert any("/public/" in path for path in requested_paths)
@@ -119,18 +132,12 @@ async def test_deleted_repositories_in_the_list(run_import: ImportRun) -> None:
     They are problems, and do not end the import as long as GET `/v2/` works. After FAILURES_TO_END repositories, the
     requests are repeated only once."""
     deleted = [f"deleted{number:02}" for number in range(FAILURES_TO_END + 4)]
-    requested_paths = []
+    requested_paths: list[str] = []
 
-    def reply(head: str) -> bytes:
-        path = head.split()[1]
-        if path == "/v2/":
-            return answer(200, "{}")
-        if "/_catalog" in path:
-            return names_reply([*deleted, "public"])
-        requested_paths.append(path)
+    def reply(path: str) -> bytes:
         return answer(404, "<html>not found</html>") if "/deleted" in path else tags_reply([])
 
-    async with scripted_server(reply) as script:
+    async with scripted_server(listing_reply([*deleted, "public"], reply, requested_paths)) as script:
         result = await run_import(url=script.url, repositories=None)
     assert result["problems"] == len(deleted)
     assert len(requested_paths) == 5 * FAILURES_TO_END + 2 * 4 + 1
@@ -140,20 +147,14 @@ async def test_a_short_failure_after_deleted_repositories(run_import: ImportRun)
     """The old registry lists many deleted repositories, and a proxy replaces the bodies of its 404 responses. Then one
     repository is broken. It is a problem like the deleted ones, and the next repository is read."""
     deleted = [f"deleted{number:02}" for number in range(FAILURES_TO_END)]
-    requested_paths = []
+    requested_paths: list[str] = []
 
-    def reply(head: str) -> bytes:
-        path = head.split()[1]
-        if path == "/v2/":
-            return answer(200, "{}")
-        if "/_catalog" in path:
-            return names_reply([*deleted, "failing", "public"])
-        requested_paths.append(path)
+    def reply(path: str) -> bytes:
         if "/deleted" in path:
             return answer(404, "<html>not found</html>")
         return BAD_GATEWAY if "/failing/" in path else tags_reply([])
 
-    async with scripted_server(reply) as script:
+    async with scripted_server(listing_reply([*deleted, "failing", "public"], reply, requested_paths)) as script:
         result = await run_import(url=script.url, repositories=None)
     assert result["problems"] == len(deleted) + 1
     assert "/public/" in requested_paths[-1]
@@ -162,7 +163,7 @@ async def test_a_short_failure_after_deleted_repositories(run_import: ImportRun)
 async def test_a_token_service_that_knows_only_scopes_of_repositories(run_import: ImportRun) -> None:
     """As at Quay, the token service responds with 400 to other scopes than those of repositories. One repository is
     broken. GET `/v2/` works with a token without a scope, so the next repository is read."""
-    requested_paths = []
+    requested_paths: list[str] = []
 
     def reply(head: str) -> bytes:
         path = head.split()[1]
@@ -192,7 +193,7 @@ async def test_private_repositories_do_not_end_the_import(run_import: ImportRun,
     """The account may not pull from many repositories in a row, but the login is right: GET `/v2/` accepts it. So the
     repositories are problems, and the import goes on."""
     private = [f"private/{number:03}" for number in range(3 * MAX_REFUSED_REQUESTS)]
-    requested_paths = []
+    requested_paths: list[str] = []
 
     def reply(head: str) -> bytes:
         path = head.split()[1]
