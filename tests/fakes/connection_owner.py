@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Iterable
-from contextlib import suppress
+
+from tests.fakes.open_files import open_files
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
@@ -29,22 +29,6 @@ def accepting_process(server_port: int, client_port: int, pids: Iterable[int]) -
     them has accepted it yet."""
     inode = _socket_inode(server_port, client_port)
     return next((pid for pid in pids if inode and open_files(pid, f"socket:[{inode}]")), None)
-
-
-def open_files(pid: int, target: str) -> list[str]:
-    """Returns the numbers of those file descriptors of a process that refer to `target` (proc(5), fd)."""
-    return [number for number, found_target in descriptor_targets(pid).items() if found_target == target]
-
-
-def descriptor_targets(pid: int) -> dict[str, str]:
-    """Returns what each file descriptor of a process refers to, by the descriptor's number (proc(5), fd). Leaves out
-    descriptors that the process closes meanwhile."""
-    targets = {}
-    with suppress(FileNotFoundError):
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(FileNotFoundError):
-                targets[number] = os.readlink(f"/proc/{pid}/fd/{number}")
-    return targets
 
 
 def _socket_inode(local_port: int, remote_port: int) -> int:

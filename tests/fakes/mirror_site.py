@@ -20,10 +20,11 @@ from storage.blobs.files.partial_state_format import read_progress
 from storage.data_dir.layout import Layout
 from storage.names import Digest
 from tests.fakes.client_images import MIB
-from tests.fakes.connection_owner import accepting_process, open_files
+from tests.fakes.connection_owner import accepting_process
 from tests.fakes.hub.hub import Hub, hub
 from tests.fakes.hub.request_log import Interval
 from tests.fakes.hub.switches import HubRequestKind
+from tests.fakes.open_files import open_files
 from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.commands import has_received_signals
-from tests.fakes.connection_owner import descriptor_targets
 from tests.fakes.forked_process import ROOT
+from tests.fakes.open_files import descriptor_targets
 from tests.system.server.app_process import (
     TIMEOUT_SECONDS,
     AppProcess,

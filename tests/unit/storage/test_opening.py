@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import apsw
 import pytest
 
 from storage.composition import layout_of, open_registry, prepare_data_dir
+from tests.fakes.open_files import open_files_below
 from tests.fakes.second_connection import second_connection
 
 
@@ -20,12 +20,6 @@ def lock_database(data: Path) -> apsw.Connection:
     db.pragma("locking_mode", "exclusive")
     db.execute("BEGIN EXCLUSIVE; COMMIT")
     return db
-
-
-def open_files_below(data: Path) -> list[str]:
-    """Returns the files below the directory that this process has open."""
-    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
-    return [target for target in map(os.path.realpath, links) if target.startswith(str(data))]
 
 
 async def test_opening_waits_for_a_locked_database(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.asgi_client import AsgiClient
 from tests.fakes.blob_files import layout_behind
+from tests.fakes.open_files import open_files_below
 from tests.unit.registry.conftest import REPO, V2
 
 SMALL = os.urandom(4096)
@@ -90,7 +91,7 @@ async def test_pulls_leave_no_file_open(client: AsgiClient, stored: StoredRegist
             await client("GET", path, headers)
         await client("GET", path, {"If-None-Match": f'"{blob.digest}"'})
         await client("HEAD", path)
-    assert not blob_descriptors(stored)
+    assert not open_files_below(layout_behind(stored).root / "blobs")
 
 
 async def test_a_small_blob_whose_file_is_too_short(client: AsgiClient, stored: StoredRegistry) -> None:
@@ -128,22 +129,10 @@ async def test_a_blob_deleted_while_it_is_read(stored: StoredRegistry) -> None:
     stays open, so the disk space is freed."""
     blob = await push(stored, LARGE)
     reader = await stored.open_blob(RepositoryName(REPO), blob.digest)
-    assert blob_descriptors(stored)
+    assert open_files_below(layout_behind(stored).root / "blobs")
     file_of(stored, blob).unlink()
     chunks = [chunk async for chunk in reader]
     assert b"".join(chunks) == LARGE
     await reader.aclose()
     await reader.aclose()
-    assert not blob_descriptors(stored)
-
-
-def blob_descriptors(stored: StoredRegistry) -> list[str]:
-    """Returns the file descriptors of this process for files in the blob store."""
-    descriptors = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{fd}").startswith(str(layout_behind(stored).root / "blobs")):
-                descriptors.append(fd)
-        except FileNotFoundError:
-            pass  # the descriptor of the directory that `listdir` had open
-    return descriptors
+    assert not open_files_below(layout_behind(stored).root / "blobs")

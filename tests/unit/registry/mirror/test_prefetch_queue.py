@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from contextlib import AsyncExitStack
 
@@ -12,6 +11,7 @@ from registry.mirror.fill.slots import PULL_IDLE_SECONDS
 from registry.mirror.prefetch import MAX_IMAGE_BLOBS, MAX_QUEUED_BLOBS, MAX_RUNNING_FILLS
 from storage.content import digest_of
 from storage.names import Digest, RepositoryName, Tag
+from tests.fakes.open_files import open_files_below
 from tests.fakes.registry_content import read_blob
 from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
@@ -55,11 +55,10 @@ async def test_queued_blobs_use_no_files_and_no_fills(site: MirrorSite) -> None:
         await wait_until(lambda: not worker.mirror.is_busy)
         for _ in range(7):
             assert await stack.enter_async_context(worker.store.leases.try_slot("upstream-docker.io", 8))
-        open_files_before = len(os.listdir("/proc/self/fd"))
         await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
         await wait_until(lambda: not worker.mirror.running_fills)
         assert worker.mirror.is_busy
-        assert len(os.listdir("/proc/self/fd")) <= open_files_before
+        assert open_files_below(site.data / "partials") == []
         gate = site.upstream.faults.gates[0] = threading.Event()
         await stack.aclose()
         await wait_until(lambda: site.upstream.at_once == MAX_RUNNING_FILLS)

@@ -26,6 +26,7 @@ from registry.server.process.worker_options import WorkerOptions
 from registry.server.process.worker_pool import WorkerPool
 from registry.server.process.worker_process import WorkerProcess
 from registry.server.server_limits import ServerLimits
+from tests.fakes.open_files import no_descriptor_left
 
 
 class FakeConfigurationSource:
@@ -177,17 +178,16 @@ def test_a_worker_that_cannot_be_started_leaves_no_open_file(pool: WorkerPool, f
     limit = pool._options.listener_options.per_address_limit
     assert limit is not None
     free_columns = len(limit._free_columns)
-    open_files_before = sorted(os.listdir("/proc/self/fd"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free_descriptor = os.dup(0)
     os.close(lowest_free_descriptor)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free_descriptor + free, hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            pool.fork(0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert sorted(os.listdir("/proc/self/fd")) == open_files_before
+    with no_descriptor_left():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free_descriptor + free, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                pool.fork(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(limit._free_columns) == free_columns
 
 

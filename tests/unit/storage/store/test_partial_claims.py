@@ -5,7 +5,6 @@ claims are *readers*."""
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from storage.content import PartialFailures, digest_of
 from storage.errors import DigestInvalid, PartialLost, SizeInvalid, StorageFull
 from storage.names import RepositoryName
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes.open_files import open_files_below
 from tests.fakes.partial_peer import BOOT, UBUNTU, digest
 from tests.system.crash.workload import files_below, read
 from tests.unit.storage.store.conftest import BODY, DIGEST, PIECE_BYTES, SIZE, write_missing
@@ -170,22 +170,22 @@ async def test_partials_from_before_a_reboot_are_deleted_at_once(data: Path) -> 
     assert files_below(data / "partials") == []
 
 
-async def test_concurrent_claims_have_one_owner_and_share_open_files(registry: StoredRegistry) -> None:
+async def test_concurrent_claims_have_one_owner_and_share_open_files(registry: StoredRegistry, data: Path) -> None:
     """If a blob is claimed a hundred times at the same time, exactly one claim is the owner. The claims share the open
     files: the process opens each of the two files of the partial blob only once."""
-    open_files_before = len(os.listdir("/proc/self/fd"))
+    partials_folder = data / "partials"
+    assert open_files_below(partials_folder) == []
     partials = await asyncio.gather(*(registry.partials.claim(DIGEST, SIZE) for _ in range(100)))
     assert sum(partial.is_owner for partial in partials) == 1
-    assert len(os.listdir("/proc/self/fd")) == open_files_before + 2
+    assert len(open_files_below(partials_folder)) == 2
     for partial in partials:
         partial.close()
         partial.close()  # the second call has no effect
-    assert len(os.listdir("/proc/self/fd")) == open_files_before
+    assert open_files_below(partials_folder) == []
 
 
-async def test_a_cancelled_claim_leaves_nothing_open(registry: StoredRegistry) -> None:
+async def test_a_cancelled_claim_leaves_nothing_open(registry: StoredRegistry, data: Path) -> None:
     """A claim that is cancelled at any step leaves no file open and does not own the partial blob."""
-    open_files_before = len(os.listdir("/proc/self/fd"))
     for steps in range(6):
         claiming = asyncio.create_task(registry.partials.claim(DIGEST, SIZE))
         for _ in range(steps):
@@ -194,7 +194,7 @@ async def test_a_cancelled_claim_leaves_nothing_open(registry: StoredRegistry) -
         await asyncio.wait([claiming])
         if not claiming.cancelled():
             claiming.result().close()
-    assert len(os.listdir("/proc/self/fd")) == open_files_before
+    assert open_files_below(data / "partials") == []
     partial = await registry.partials.claim(DIGEST, SIZE)
     assert partial.is_owner
     partial.close()

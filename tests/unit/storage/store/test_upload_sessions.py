@@ -25,6 +25,7 @@ from storage.errors import BlobUploadUnknown
 from storage.names import ALGORITHMS, RepositoryName, UploadID
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.blob_files import layout_behind
+from tests.fakes.open_files import open_files_below
 from tests.fakes.server_process import ROOT, running_server
 from tests.system.crash.full_disk import ask, start
 from tests.system.race.gated_system import GatedSystem
@@ -109,7 +110,7 @@ async def test_a_cancelled_resume_leaves_no_file_open(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
         assert await after.upload_offset(APP, writer.id) == 1000
-    assert _open_files_below(data / "uploads") == []  # a thread closed them, and the threads have ended
+    assert open_files_below(data / "uploads") == []  # a thread closed them, and the threads have ended
 
 
 async def test_a_cancelled_discard_leaves_no_file_open(tmp_path: Path) -> None:
@@ -123,13 +124,7 @@ async def test_a_cancelled_discard_leaves_no_file_open(tmp_path: Path) -> None:
         discarding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await discarding
-        assert _open_files_below(data / "uploads") == os.listdir(data / "uploads") == []
-
-
-def _open_files_below(folder: Path) -> list[str]:
-    """Returns the files below the directory that this process has open, also deleted ones."""
-    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
-    return [target for target in map(os.path.realpath, links) if target.startswith(str(folder))]
+        assert open_files_below(data / "uploads") == os.listdir(data / "uploads") == []
 
 
 async def test_a_session_is_unknown_after_an_interrupted_commit(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from storage.content import digest_of
 from storage.data_dir.system import System
 from storage.upkeep.backup.file_copies import FileCopier
+from tests.fakes.open_files import open_files_below
 
 DATA = b"the bytes of a blob"
 
@@ -30,15 +30,6 @@ class WaitingSystem(System):
         self.is_opening.set()
         assert self.may_open.wait(60)
         return super().open(path, flags, mode)
-
-
-def open_files(directory: Path) -> list[str]:
-    """Returns the files in `directory` that this process has open."""
-    paths = []
-    for descriptor in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-    return [path for path in paths if path.startswith(os.fspath(directory))]
 
 
 async def chunks_of(data: bytes) -> AsyncIterator[bytes]:
@@ -64,7 +55,7 @@ async def test_cancellation_while_a_file_is_opened(tmp_path: Path, is_check: boo
     with pytest.raises(asyncio.CancelledError):
         await running
     copier.close()
-    assert open_files(tmp_path) == []
+    assert open_files_below(tmp_path) == []
     assert os.listdir(tmp_path) == ["present"]
 
 

@@ -22,6 +22,7 @@ from storage.interface import BlobReader
 from storage.names import Digest, RepositoryName, Tag
 from storage.partials import Partial
 from storage.store.stored_registry import StoredRegistry
+from tests.fakes.open_files import open_files_below
 from tests.fakes.registry_content import image_of, read_blob
 from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
@@ -109,17 +110,6 @@ async def outcome_of(reader: BlobReader) -> bytes | type[RegistryError]:
         return type(error)
 
 
-def open_partial_files(site: MirrorSite) -> list[str]:
-    """Returns the paths of the files of partials that this process has open, also of deleted ones."""
-    paths = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            paths.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:  # the descriptor of the listing itself
-            continue
-    return [path for path in paths if path.startswith(str(site.data / "partials"))]
-
-
 @asynccontextmanager
 async def two_workers(site: MirrorSite) -> AsyncIterator[tuple[MirrorWorker, MirrorWorker]]:
     """Two workers that have the manifest: the first one in `MIRRORED_REPO`, the second one in `OTHER`."""
@@ -152,7 +142,7 @@ async def test_readers_get_the_bytes_of_the_partial_that_replaces_a_deleted_one(
         assert all_right(await asyncio.gather(*map(read, readers)))
         with pytest.raises(type(error)):
             await read_to_end(failing)
-    assert open_partial_files(site) == []
+    assert open_files_below(site.data / "partials") == []
 
 
 async def test_late_reader_gets_the_bytes_of_the_new_partial(site: MirrorSite) -> None:
@@ -209,7 +199,7 @@ async def test_readers_get_the_stored_blob_if_their_fill_is_not_needed_any_more(
                 await worker_1.mirror.aclose()
                 await wait_until(lambda: not worker_2.mirror.running_fills)
         assert all_right(await asyncio.gather(*(reading or map(read, readers))))
-    assert open_partial_files(site) == []
+    assert open_files_below(site.data / "partials") == []
 
 
 async def test_reader_fails_if_the_stored_blob_is_gone(site: MirrorSite) -> None:
@@ -249,7 +239,7 @@ async def test_reader_of_a_wrong_size_does_not_get_the_stored_blob(site: MirrorS
         owner.close()
         await wait_until(lambda: not worker.mirror.running_fills)
         assert await outcome_of(reader) is PartialLost
-    assert open_partial_files(site) == []
+    assert open_files_below(site.data / "partials") == []
 
 
 @asynccontextmanager

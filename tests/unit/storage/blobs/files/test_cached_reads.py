@@ -13,6 +13,7 @@ import pytest
 
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
 from storage.data_dir.check import filesystem_of
+from tests.fakes.open_files import no_descriptor_left
 
 pytestmark = pytest.mark.real_disk
 
@@ -63,11 +64,10 @@ def test_a_missing_name_is_missing_or_unknown(opener: CachedOpener, file: Path) 
 
 def test_a_closed_opener_opens_nothing(tmp_path: Path, file: Path) -> None:
     """After `close`, the opener opens no file, and its own descriptor is closed."""
-    descriptors_before = os.listdir("/proc/self/fd")
-    opener = CachedOpener(tmp_path)
-    opener.close()
-    assert opener.open("folder/file") is None
-    assert os.listdir("/proc/self/fd") == descriptors_before
+    with no_descriptor_left():
+        opener = CachedOpener(tmp_path)
+        opener.close()
+        assert opener.open("folder/file") is None
 
 
 def test_read_of_uncached_bytes_does_not_wait(file: Path) -> None:
