@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from storage.data_dir.blocking_calls import as_storage_errors
+from storage.data_dir.blocking_calls import as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
 from storage.data_dir.locks import PollBackOff, try_flock
 from storage.data_dir.system import DISK_FULL_ERRNOS
@@ -51,7 +51,8 @@ class FileDigestLocks:
     async def _open(self, lock_file: Path) -> int:
         """Opens the lock file and returns its descriptor. The file is missing only if the disk was full when the data
         directory was created. This call then creates the file. If the disk is still full, the call takes the space for
-        the file from the disk reserve: a file that is shortened to free space."""
+        the file from the disk reserve: a file that is shortened to free space. If the call is
+        cancelled, the file is closed."""
 
         def open_or_create() -> int:
             return self._disk.system.open(lock_file, os.O_RDWR | os.O_CREAT)
@@ -62,4 +63,5 @@ class FileDigestLocks:
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
-        return await self._disk.run(lambda: self._disk.reserve.spend(open_or_create, full_error=OSError))
+        opening = self._disk.run(lambda: self._disk.reserve.spend(open_or_create, full_error=OSError))
+        return await result_or_close(opening, os.close)
