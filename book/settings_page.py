@@ -32,7 +32,8 @@ A setting takes its value from the first of these that has one:
 
 `entrepot config` shows all values and where each comes from. `entrepot config --format toml` prints them as a file.
 `entrepot reload` puts a changed file in force while the server runs; settings with *Needs a restart* take effect with
-`entrepot restart` ([operations.md](operations.md#changing-a-running-server)).
+`entrepot restart` ([operations.md](operations.md#changing-a-running-server)), and those with *Needs a stop and a start*
+only when the server is stopped and started again.
 
 Times are written as `90s`, `5m`, `1h30m` or `7d`; a plain number means seconds. Sizes are written as `8MiB`; a plain
 number means bytes. An unknown name in the file is an error. An unknown `ENTREPOT_…` variable only causes a warning,
@@ -76,8 +77,8 @@ If an upstream needs no more than its defaults, `mirror = ["docker.io"]`, `--mir
 - All other names can be pushed to. A name that was pushed belongs to this registry from then on, even after its content
   is deleted: no upstream is ever asked for it. A name that `hosted.prefixes` matches belongs to this registry from the
   start.
-- A name that neither begins with an upstream's name nor belongs to this registry is pulled from the default upstream,
-  if there is one. But no upstream is asked for a name that begins with the host of a registry that is not mirrored.
+- Until one of these other names belongs to this registry, it is pulled from the default upstream, if there is one. But
+  no upstream is asked for a name that begins with the host of a registry that is not mirrored.
 
 If a client pulls the name of a private image before its first push, this registry asks the default upstream for that
 name, so the upstream learns the name. To prevent that, add the name to `hosted.prefixes`. A push contacts an upstream
@@ -149,8 +150,8 @@ def _list_item_table(model: type[BaseModel], translate: Translate) -> str:
 
 
 def _description(path: SettingPath, field: FieldInfo, translate: Translate) -> str:
-    """Returns the description of a setting. If a reload is not enough for a change of the setting, adds a note that
-    says what is needed."""
+    """Returns the description of a setting. If a reload does not put a change of the setting in force, adds a note: it
+    needs `entrepot restart`, or the server must be stopped and started."""
     note = {
         "reload": "{text}",
         "restart": translate("{text}. *Needs a restart*"),

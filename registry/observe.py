@@ -2,9 +2,9 @@
 to the log.
 
 A line has `key=value` pairs for the operation, the repository, the reference, the outcome, the milliseconds that the
-call took, the client's name and address, and the request's id. The outcome is `OK`, the code of a RegistryError, or the
-class name of another exception. The line does not give the reason for a failure: `registry.http.error_responses` logs
-that.
+call took, the actor's name and address, and the request's id. The *actor* is who makes the call: the client of the
+request, or a command or the server itself. The outcome is `OK`, the code of a RegistryError, or the class name of
+another exception. The line does not give the reason for a failure: `registry.http.error_responses` logs that.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def log_call(
     """Awaits `make_call(argument)` and returns its result. Writes the log line of the call, even if the call raised an
     error. Writes nothing unless the log level is DEBUG.
 
-    `by`: the client on whose behalf the call is made; None: the client of the current request."""
+    `by`: the actor of the call; None: the client of the current request."""
     if not log.isEnabledFor(logging.DEBUG):
         return await make_call(argument)
     outcome, started = "OK", time.perf_counter()
@@ -60,7 +60,7 @@ async def log_call(
         outcome = type(error).__name__
         raise
     finally:
-        client = by or request
+        actor = by or request
         log.debug(
             "operation=%s repository=%s reference=%s outcome=%s ms=%.1f actor=%s address=%s request=%s",
             operation,
@@ -68,9 +68,9 @@ async def log_call(
             reference or "-",
             outcome,
             (time.perf_counter() - started) * 1000,
-            client.name,
-            client.address or "-",
-            client.request_id or "-",
+            actor.name,
+            actor.address or "-",
+            actor.request_id or "-",
         )
 
 
@@ -115,19 +115,21 @@ class Observed(ForwardingRegistry):
     def handle(self, call: Call[T]) -> Coroutine[Any, Any, T]:
         if self._on_call is not None:
             return self._measure(call, self._on_call)
-        return self._make(call)
+        return self._forward_and_log(call)
 
     async def _measure(self, call: Call[T], on_call: OnCall) -> T:
+        """Makes the call on `inner`, and then calls `on_call`."""
         started = time.perf_counter()
         try:
             if self._trace_call is None:
-                return await self._make(call)
+                return await self._forward_and_log(call)
             with self._trace_call(call.operation, call.repo):
-                return await self._make(call)
+                return await self._forward_and_log(call)
         finally:
             on_call(call.operation, time.perf_counter() - started)
 
-    def _make(self, call: Call[T]) -> Coroutine[Any, Any, T]:
+    def _forward_and_log(self, call: Call[T]) -> Coroutine[Any, Any, T]:
+        """Makes the call on `inner`. At the log level DEBUG, writes the log line of the call."""
         if call.operation in _WRITER_OPERATIONS:
             return self._open_writer(call)
         if not log.isEnabledFor(logging.DEBUG):

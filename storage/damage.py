@@ -34,15 +34,16 @@ class StoredBlob:
 @dataclass(frozen=True, slots=True)
 class DamagedBlob:
     """A damaged blob. `found`: when the damage was found, in seconds since 1970. `reason`: what is wrong with the
-    bytes, for people. `place`: key under which the blob store keeps the damaged bytes now (the quarantine); empty if it
-    keeps none. `former_place`: the blob's place before it was marked as damaged; empty if it had none. `repositories`:
-    some of the repositories that have the blob."""
+    bytes, for people. `former_place`: the blob's place before it was marked as damaged; empty if it had none.
+    `quarantine_place`: the key under which the blob store keeps the damaged bytes aside, in its *quarantine*, unless
+    they were deleted there since; empty if there were none. `repositories`: some of the repositories that have the
+    blob."""
 
     digest: Digest
     size: int
     found: float
     reason: str
-    place: str
+    quarantine_place: str
     former_place: str
     repositories: Sequence[RepositoryName]
 
@@ -128,18 +129,18 @@ class DamageRecords(Protocol):
         ...
 
     async def place_of(self, digest: Digest) -> str | None:
-        """Returns the place of a blob's bytes; an empty text for a damaged blob, None if there is no such blob."""
+        """Returns the place of a blob; an empty text if the blob is damaged, None if there is no such blob."""
         ...
 
-    async def mark_blob(self, digest: Digest, former_place: str, reason: str, place: str) -> bool:
+    async def mark_blob(self, digest: Digest, former_place: str, reason: str, quarantine_place: str) -> bool:
         """Marks the blob as damaged if its place before this call is `former_place`. Afterwards the blob has no place.
-        `place`: the key under which the blob store keeps the damaged bytes (the quarantine); empty if it keeps none.
+        `quarantine_place`: the key under which the quarantine will keep the damaged bytes; empty if there are none.
         Returns whether the blob was marked. The caller holds the lock of the digest."""
         ...
 
-    async def restore_blob(self, digest: Digest, place: str) -> bool:
-        """Marks a damaged blob as healed, because its right bytes are at `place`. Returns False if it is not damaged.
-        The caller holds the lock of the digest."""
+    async def mark_blob_healed(self, digest: Digest, place: str) -> bool:
+        """Marks a damaged blob as healed: the blob then has the place `place`, where its right bytes already are.
+        Returns False if the blob is not damaged. The caller holds the lock of the digest."""
         ...
 
     async def damaged_blobs(self, after: str | None, limit: int) -> Page[DamagedBlob]:

@@ -1,4 +1,9 @@
-"""Reads the text that is shown of a file of an artifact, such as an SBOM or a signature (`read_file`)."""
+"""Makes the texts with which the pages show a file of an artifact, such as an SBOM or a signature (`read_file`).
+
+A *DSSE envelope* is JSON that contains signatures and a signed `payload` in base64. A *Sigstore bundle* is JSON that
+can contain such an envelope. The payload usually is an in-toto *statement*: a JSON object that says something about an
+image, such as how it was built. Its member `predicateType` names the kind of what it says.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +17,20 @@ from registry.browse.bounded_text import TextBudget
 from registry.browse.image_config import parse_object
 
 MAX_FILE_BYTES: Final = 64 * 1024
-"""The size of the largest file whose text is shown."""
+"""The size of the largest file whose text is shown, in bytes."""
 MAX_STATEMENT_CHARACTERS: Final = 128 * 1024
 """The length of the longest statement that is shown, with its indentation."""
 MAX_STATEMENT_DEPTH: Final = 32
-"""How many levels of nested objects and arrays a statement may have to be shown. Each level indents its content, so a
-deeply nested file of 64 KiB would become megabytes."""
+"""How many levels of nested objects and arrays a statement may have; a deeper one is not shown. Each level indents its
+content, so a deeply nested file of 64 KiB would become megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileText:
-    """What is shown of a file. `text`: None if the file is not text. `statement`: if the file is a DSSE envelope or a
-    Sigstore bundle, the statement in it, as indented JSON; None: the file has no statement, or the statement is too
-    large to show. `predicate_type`: the predicate type of that statement."""
+    """What is shown of a file. `format`: "json" for a JSON object, "text" for other text, "binary" for anything else.
+    `text`: the whole file as text; None if it is not text. `statement`: the statement in the file, as indented JSON;
+    None: the file has no statement, or the statement is too large to show. `predicate_type`: the `predicateType` of the
+    statement; empty if there is none."""
 
     format: Literal["json", "text", "binary"]
     text: str | None = None
@@ -33,8 +39,8 @@ class FileText:
 
 
 def read_file(data: bytes) -> FileText:
-    """Returns the texts to show for a file of at most MAX_FILE_BYTES. Has to run in a thread, because it takes too long
-    for the event loop."""
+    """Returns the texts to show for `data`, a whole file of at most `MAX_FILE_BYTES`. Has to run in a thread, because
+    it takes too long for the event loop."""
     text = _text(data)
     if text is None:
         return FileText("binary")
@@ -48,8 +54,8 @@ def read_file(data: bytes) -> FileText:
 
 
 def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the statement in a DSSE envelope, or in a Sigstore bundle with an envelope; None if there is no
-    statement. Does not verify signatures."""
+    """Returns the statement in `document`, which may be a DSSE envelope or a Sigstore bundle with an envelope; None if
+    it has none. Accepts any JSON object as a statement, and does not verify signatures."""
     envelope = document.get("dsseEnvelope", document)
     payload = envelope.get("payload") if isinstance(envelope, Mapping) else None
     if not isinstance(payload, str):
@@ -62,7 +68,7 @@ def find_statement(document: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _text(data: bytes) -> str | None:
-    """Returns data as text; None if it is not text."""
+    """Returns `data` as text; None if it is not UTF-8 or contains a null character."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

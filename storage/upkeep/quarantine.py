@@ -109,13 +109,13 @@ class Quarantine:
         """Takes the blob out of use, unless its bytes were removed or replaced since they were read. Returns whether it
         took the blob out of use."""
         digest, place = damage.digest, damage.place
-        kept_at = "" if damage.version is None else self._blobs.quarantine_place(digest)
+        quarantine_place = "" if damage.version is None else self._blobs.quarantine_place(digest)
         async with self._locks.hold(digest):
             if not await self.is_current(damage) or not await self._damage.mark_blob(
-                digest, place, damage.problem, kept_at
+                digest, place, damage.problem, quarantine_place
             ):
                 return False
-            if kept_at:
+            if quarantine_place:
                 await self._blobs.quarantine(digest, place)
         log.error(
             "the blob %s is damaged and is not served any more: %s; push it again to restore it", digest, damage.problem
@@ -144,10 +144,10 @@ class Quarantine:
             if check.problem is not None:
                 await self._blobs.quarantine(blob.digest, blob.former_place)
                 return False
-            restored = await self._damage.restore_blob(blob.digest, blob.former_place)
-        if restored:
+            is_healed = await self._damage.mark_blob_healed(blob.digest, blob.former_place)
+        if is_healed:
             log.warning("the damaged blob %s is whole again: its bytes are back", blob.digest)
-        return restored
+        return is_healed
 
     async def shrink(self, max_bytes: int) -> int:
         """Deletes the oldest bytes in the quarantine until it has at most `max_bytes`. Returns the number of blobs

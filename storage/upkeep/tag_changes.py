@@ -11,8 +11,10 @@ from storage.tag_rules import ImmutableTags
 
 
 class TagChanges:
-    """Changes tags of hosted repositories. `by`: the actor that the history names. `force`: whether to change the tag
-    even if it is immutable; the audit log then records this.
+    """Changes tags of hosted repositories.
+
+    All methods have the arguments `by` and `force`. `by`: the actor that the history names. `force`: whether to change
+    the tag even if it is immutable; the audit log then records this.
 
     All methods raise NameUnknown (nothing was ever pushed to the repository), Denied (the tag is immutable, and `force`
     is false), StorageFull and StorageFailed."""
@@ -20,6 +22,7 @@ class TagChanges:
     def __init__(self, history: TagHistory, immutable_tags: ImmutableTags) -> None:
         self._history = history
         self._immutable_tags = immutable_tags
+        """`in_repository` returns a function that returns whether a tag of the repository is immutable."""
 
     async def move(
         self, repo: RepositoryName, tag: Tag, target: Reference, *, by: Actor, force: bool = False
@@ -65,6 +68,7 @@ class TagChanges:
                     else f"{repo}:{tag} never pointed at anything other than {current}"
                 )
         assert digest is not None
+        # If the tag did not exist above, the condition is that it still does not exist.
         unchanged = Condition(negated=True) if current is None else Condition(frozenset({current}))
         return await self._history.move(
             repo,

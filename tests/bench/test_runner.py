@@ -1,5 +1,10 @@
 """Tests of the benchmarks' runner: the order of trials, the number of rounds, rows that fail, and the goals of the
-bench `growth`."""
+bench `growth`.
+
+A *row* is one line of the table of results, such as the pulls of a manifest by its tag. A *subject* is what is
+measured, usually a server. A *trial* measures one row with one subject once. A *round* makes one trial of each row with
+each subject.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,7 @@ from bench.runner import Rounds, Row
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject of the bench that runs no program."""
+    """A subject that only has a name, instead of a server."""
 
     name: str
     is_entrepot: bool
@@ -34,6 +39,8 @@ Trial = tuple[str, int]
 
 
 def run(rounds: int, *rows: Row[Trial]) -> list[RowSamples]:
+    """Measures the rows with `OURS` and `PEER`, and returns the samples of each row."""
+
     def open_trial(subject: Subject, number: int) -> contextlib.AbstractContextManager[Trial]:
         return contextlib.nullcontext((subject.name, number))
 
@@ -43,6 +50,8 @@ def run(rounds: int, *rows: Row[Trial]) -> list[RowSamples]:
 
 
 def recorder(trials: list[Trial]) -> Callable[[Trial], Sample]:
+    """Returns a function for `Row.trial` that adds each trial to the list."""
+
     def trial(current: Trial) -> Sample:
         trials.append(current)
         return {RATE.key: 1.0}
@@ -50,17 +59,17 @@ def recorder(trials: list[Trial]) -> Callable[[Trial], Sample]:
     return trial
 
 
-def test_order_of_servers_alternates() -> None:
-    """The order of the servers is reversed in every second round. So if the machine becomes slower during a round, this
-    does not always affect the same server."""
+def test_order_of_subjects_alternates() -> None:
+    """The order of the subjects is reversed in every second round. So if the machine becomes slower during a round,
+    this does not always affect the same subject."""
     trials = list[Trial]()
     run(2, Row("row", "a row", (RATE,), recorder(trials)))
     assert trials == [(OURS.name, 0), (PEER.name, 0), (PEER.name, 1), (OURS.name, 1)]
 
 
 def test_rounds_of_a_row_are_bounded() -> None:
-    """`rounds` limits the rounds of both servers, `peer_rounds` only those of docker-registry. With 0 rounds, the row
-    is not prepared either."""
+    """`rounds` limits the rounds of both subjects, `peer_rounds` only those of docker-registry. With 0 rounds, the row
+    is not prepared for the subject either."""
     bounded, unequal, prepared = list[Trial](), list[Trial](), list[Trial]()
     first = Row("a", "", (RATE,), recorder(bounded), rounds=1)
     run(2, first, Row("b", "", (RATE,), recorder(unequal), recorder(prepared), peer_rounds=0))
@@ -90,7 +99,8 @@ def test_growth_goals_name_rows_and_figures_that_are_measured() -> None:
     assert len(set(row_names)) == len(row_names)
     measured = {(row.name, figure.key) for row in (*growth_rows(), *page_rows()) for figure in row.figures}
     measured |= {(START_ROW.name, figure.key) for figure in START_ROW.figures}
-    assert {(goal.row, goal.key) for goal in growth_goals("100", "1,000")} <= measured
+    goals = growth_goals(smallest="100", largest="1,000")  # the names of two stores: their numbers of manifests
+    assert {(goal.row, goal.key) for goal in goals} <= measured
 
 
 def test_a_response_in_pieces_is_one_response() -> None:

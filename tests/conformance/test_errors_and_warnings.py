@@ -121,7 +121,7 @@ def test_warnings(tmp_path: Path) -> None:
     responses have one Warning header. It has the form `299 - "text"` without a date, and at most 4096 bytes."""
     with ExitStack() as stack:
         site = MirrorSite(tmp_path, stack).start(1000, settings='tag_ttl = "0s"')
-        assert "warning" not in site.inspect().headers
+        assert "warning" not in site.get_manifest().headers
         site.hub.refuse()
         for path in ("manifests/1", "tags/list", f"referrers/{site.image.digest}"):
             answer = site.http.get(f"/v2/{REPO}/{path}")

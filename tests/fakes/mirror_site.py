@@ -148,8 +148,8 @@ class MirrorSite:
         self.server = self._stack.enter_context(running_server(self.folder, "--config", config))
         self.http = self._stack.enter_context(plain_client(self.server.url, timeout=TIMEOUT))
 
-    def inspect(self, reference: str = "1") -> httpx2.Response:
-        """Gets the manifest of the image, as a client does at the start of a pull."""
+    def get_manifest(self, reference: str = "1") -> httpx2.Response:
+        """Gets the manifest of the image from the mirror, as a client does at the start of a pull."""
         answer = self.http.get(f"/v2/{REPO}/manifests/{reference}")
         assert answer.status_code == 200, answer.text
         return answer

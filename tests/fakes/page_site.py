@@ -71,7 +71,14 @@ async def _fill(data: Path) -> None:
         for hour in (*range(24), *range(24, 30 * 24, 24)):
             # Differs from record to record. A record that is older than a day stands for a whole day.
             number = hour * 37 % 91 * (1 if hour < 24 else 24)
-            activity = Activity(9 * number, number // 9, 7 * number, number, number * 2**22, number * 2**25)
+            activity = Activity(
+                pulls=9 * number,
+                pushes=number // 9,
+                hits=7 * number,
+                misses=number,
+                fetched_bytes=number * 2**22,
+                saved_bytes=number * 2**25,
+            )
             await store.activity.add(now - hour * HOUR_SECONDS, activity)
         await store.search_indexer.run()
 

@@ -3,17 +3,20 @@
 The principal is the account, or anonymous client, that makes the request. A client without the right to read a
 repository gets the same error whether or not the content exists. So a refusal does not reveal what is stored.
 
-A *stored name* is the name of a repository in the store. Mirrored content is stored under another name than the client
-requests: `ubuntu` as `docker.io/library/ubuntu`. The repository name `repo` in a call has one or two *candidates*, that
-is, stored names to which it can lead: `repo` itself, for content that clients pushed to this name, and the name of
-mirrored content. If there are two, `repo` leads to the mirrored content until the first push to `repo`, and from then
-on to itself. For reads and deletes, the account needs the right on the stored name to which `repo` leads now. For
-pushes, it needs the right on `repo` itself.
+A *stored name* is the name of a repository in the store. Pushed content is stored under the name to which the client
+pushed it. Content that is mirrored from an *upstream* (another registry) is stored under a name that begins with the
+name of the upstream: `ubuntu` as `docker.io/library/ubuntu`.
 
-The *requested name* is the name in the path of the request. It differs from `repo` if the Host header or the query
-names an upstream (a registry that this one mirrors): then `repo` begins with the name of the upstream. A bearer token
-lists names of repositories with the actions that it allows on each. If the client sends a bearer token, the token must
-allow the action too, on one of two names: the requested name, or the name on which the account needs the right.
+The *candidates* of the repository name `repo` in a call are the stored names to which it can lead. There is only one if
+the name is enough to tell whether the content is pushed or mirrored. Otherwise there are two: `repo` itself, for pushed
+content, and the stored name of mirrored content. `repo` then leads to the mirrored content until the first push to
+`repo`, and from then on to itself. For reads and deletes, the account needs the right on the stored name to which
+`repo` leads now. For pushes, it needs the right on `repo` itself.
+
+The *requested name* is the name in the path of the request. It differs from `repo` only if the Host header or the query
+names an upstream: then `repo` begins with the name of the upstream. A bearer token lists repositories with the actions
+that it allows on each. If the client sends a bearer token, the token must allow the action too. It may list the
+repository under the requested name, or under the name on which the account needs the right.
 
 The guard refuses calls of methods for which it has no rule.
 """
@@ -52,9 +55,9 @@ INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 _PUSH: Final = Action.PUSH.value
 """The bits of the action push as a plain int, because comparing ints is faster."""
 LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
-"""How many lists of repositories may be in progress in a process at a time. Most of them only wait: they are in the
-queue of one thread, which reads one list after the other. Each visitor may have only one list in this queue, so nobody
-has to wait for several lists of one visitor."""
+"""How many lists of repositories a process makes at a time. *Pending* lists are those that run or wait until they may
+run. One thread reads the running lists, one after the other. Only one list of each visitor may run, so nobody waits for
+several lists of one visitor."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""
 
@@ -285,15 +288,18 @@ class Guarded(ForwardingRegistry):
             return Unauthorized(f"this token has no right to {action_phrase} {requested}", reason=INSUFFICIENT_SCOPE)
         if principal.is_anonymous:
             # If `principal.is_open` is true, the registry has no accounts yet, so nobody can log in.
-            return Unauthorized(_grant_needed(names) if principal.is_open else f"log in to {action_phrase} {requested}")
+            text = _grant_needed_text(names) if principal.is_open else f"log in to {action_phrase} {requested}"
+            return Unauthorized(text)
         self._denied(principal, action, requested)
         return not_found or Denied(f"{principal.name} may not {action_phrase} {requested}")
 
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
         """Resolves a blob. Calls `inner` with `repo`; for other reads, `handle` replaces `repo` by the stored name.
-        `inner` needs `repo` here to recognize a client that is about to push, for which it sends no requests to
-        upstreams. With `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call could
-        change the choice of `inner`, so this method checks the rights before the call and again after it."""
+
+        Before a client pushes a blob to `repo`, it asks whether `repo` has the blob. `inner` must not ask an upstream
+        then, and recognizes such a request only by the name `repo`. With `repo`, `inner` itself chooses between pushed
+        and mirrored content. A push during the call could change this choice, so this method checks the rights before
+        the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         result = await self.forward(call)
@@ -350,7 +356,7 @@ def _intersect(wanted: NameSet, allowed: NameSet) -> NameSet:
     return allowed if wanted.has_every_name else wanted
 
 
-def _grant_needed(names: Sequence[RepositoryName]) -> str:
+def _grant_needed_text(names: Sequence[RepositoryName]) -> str:
     """Returns the error text for a client to which a registry without accounts refuses content. Such a registry allows
     everything except content of upstreams that need a grant of their own (the setting `require_grant`). The last of the
     stored names `names` begins with the name of the upstream."""

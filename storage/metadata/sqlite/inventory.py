@@ -172,8 +172,9 @@ class SqliteInventory:
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root`, its children and referrers, and recursively their
         children and referrers. Leaves out manifests that have a tag or that a remaining index lists."""
-        # An index can have tens of thousands of children, and many indexes can list the same children. To read each
-        # reference only once, a manifest that a remaining index lists waits in `waiting` until that index is removed.
+        # An index can have tens of thousands of children, and many indexes can list the same children. A manifest that
+        # a remaining index lists waits in `waiting` until that index is removed, so that each reference is read only
+        # twice: with the index, and with the manifest that it lists.
         removed: dict[int, None] = {}  # keeps the order
         waiting: dict[int, list[int]] = {}  # by index: the manifests that stay unless the index is removed
         checked_indexes = {root: 0}  # by found manifest: no remaining index up to this row id lists it

@@ -43,8 +43,8 @@ class SqliteDatabase:
     loop.
 
     - `metadata` stores repositories, manifests, tags, blobs and upload sessions.
-    - `records` stores the mirror's records about its upstream registries. `upstream_tags` stores the tags of these
-      registries over time.
+    - `records` stores what the mirror learned from its upstream registries: which content they have, which endpoints
+      sent wrong bytes, tokens and rate limits. `upstream_tags` stores the tags of these registries over time.
     - `accounts` stores accounts and rights.
     - `jobs` stores the jobs of upkeep. `consistency` checks and repairs the whole store, and `damage` stores which
       content is damaged.
@@ -75,24 +75,29 @@ class SqliteDatabase:
     ) -> None:
         """With `immutable`, all stores read with that connection and refuse changes, and `close` closes it. `clock`
         returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was allocated
-        in advance. `observer` measures the changes. Raises apsw.FullError if there is no space to open the database;
-        other apsw.Error, OSError."""
+        in advance. `observer` measures the changes.
+
+        Raises apsw.FullError if there is no space to open the database. Raises other kinds of apsw.Error and OSError if
+        the database cannot be opened for another reason."""
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
-        version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
+        # A call of `data_version` returns a value that changes with every commit to the database.
+        data_version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        writer = immutable or CommitThread(layout, system, version, reserve, observer)
+        writer = immutable or CommitThread(layout, system, data_version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # of tags and jobs for people
-        deliveries = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)  # of events to webhooks
-        # The readers close before the writer, because the writer may have to empty the log at its end. The writer uses
-        # `version` until it has closed.
-        self._parts_in_closing_order = scans, checks, searches, lists, deliveries, shared_reads, writer, version
+        # Reads the lists of tags and jobs that people see.
+        lists = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
+        # Reads the events to deliver to webhooks.
+        deliveries = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
+        # The readers close before the writer: when the writer closes, it may have to empty SQLite's write-ahead log,
+        # and no reader may need the log then. The writer uses `data_version` until it has closed.
+        self._parts_in_closing_order = scans, checks, searches, lists, deliveries, shared_reads, writer, data_version
         self.immutable = immutable
-        self.metadata = SqliteMetadata(self._db, version, shared_reads, scans, writer, clock)
+        self.metadata = SqliteMetadata(self._db, data_version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
-        self.accounts = SqliteAccounts(self._db, writer, clock, version, scans)
+        self.accounts = SqliteAccounts(self._db, writer, clock, data_version, scans)
         self.jobs = SqliteJobs(self._db, writer, lists, clock)
         self.upstream_tags = SqliteUpstreamTags(self._db, writer, clock, scans)
         self.tag_history = SqliteTagHistory(scans, writer, clock)
@@ -118,4 +123,4 @@ class SqliteDatabase:
             return
         for part in self._parts_in_closing_order:
             part.close()
-        self._db.close()  # last, because `version` reads memory that SQLite maps for this connection
+        self._db.close()  # last, because the data version is read from memory that SQLite maps for this connection

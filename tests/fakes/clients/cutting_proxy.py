@@ -1,4 +1,4 @@
-"""A TCP proxy that imitates a bad network: after a given number of bytes, it resets a connection or slows it down."""
+"""A TCP proxy that imitates a bad network: after a given number of bytes, it resets or slows down a connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REQUEST = re.compile(rb"([A-Z]+ [^ ]+) HTTP/1\.[01]\r\n")
 
 class CuttingProxy:
     """Passes bytes between clients and the server, and counts them. A test can make it reset or slow down one
-    connection."""
+    connection: the one on which the bytes of all connections together reach a number."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
@@ -24,10 +24,12 @@ class CuttingProxy:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
-        self._remaining: dict[str, int] = {}  # bytes until a connection is cut ("up", "down") or slowed down ("crawl")
+        self._remaining: dict[str, int] = {}
+        """How many bytes are still passed, by what happens then: the connection on which they end is reset ("up" for
+        uploaded bytes, "down" for downloaded ones), or its upload is slowed down ("crawl")."""
         self.sent = 0  # bytes from clients to the server
         self.received = 0  # bytes from the server to clients
-        self.cuts = 0
+        self.cuts = 0  # connections that were reset
         self.request_lines: list[str] = []
         """The method and path of each recorded request, such as `GET /v2/`. The proxy looks for a request only at the
         start of each piece that it receives (the bytes of one `recv`), so a request in the middle of a piece is not
@@ -42,25 +44,27 @@ class CuttingProxy:
         return f"{host}:{port}"
 
     def cut_upload_after(self, size: int) -> None:
-        """Resets one connection: the one whose upload brings the number of uploaded bytes, counted from now on, to
-        `size`."""
+        """Makes the proxy count the bytes that all connections upload from now on. The proxy resets the connection on
+        which the count reaches `size`, and does not pass on its last piece (the bytes of one `recv`). Only this one
+        connection is reset."""
         with self._lock:
             self._remaining["up"] = size
 
     def cut_download_after(self, size: int) -> None:
-        """Resets one connection: the one whose download brings the number of downloaded bytes, counted from now on, to
-        `size`."""
+        """Does the same as `cut_upload_after` for the bytes that all connections download."""
         with self._lock:
             self._remaining["down"] = size
 
     def slow_upload_after(self, size: int) -> None:
-        """Slows down one connection: the one whose upload brings the number of uploaded bytes, counted from now on, to
-        `size`. The proxy then passes one byte per second until `speed_up` is called."""
+        """Makes the proxy count the bytes that all connections upload from now on. It slows down the connection on
+        which the count reaches `size`: it passes on the piece (the bytes of one `recv`) that has just arrived there at
+        one byte per second, until `speed_up` is called or only the last byte of the piece is left. Then the connection
+        has its full speed again."""
         with self._lock:
             self._remaining["crawl"] = size
 
     def speed_up(self) -> None:
-        """Lets the slow connection pass at full speed again."""
+        """Gives the slow connection its full speed again. From then on, no upload is slowed down."""
         self._full_speed.set()
 
     def close(self) -> None:
@@ -111,7 +115,7 @@ class CuttingProxy:
             while piece := source.recv(1 << 16):
                 if direction == "up":
                     self._record_request(piece)
-                    if self._has_reached("crawl", len(piece)):
+                    if self._count_down("crawl", len(piece)):
                         piece = self._crawl(piece, target)
                 if self._count_and_check_cut(direction, len(piece)):
                     for each in (source, target):
@@ -130,7 +134,8 @@ class CuttingProxy:
             self.request_lines.append(found[1].decode())
 
     def _crawl(self, piece: bytes, target: socket.socket) -> bytes:
-        """Sends a piece at one byte per second. Returns the rest of the piece once `speed_up` is called."""
+        """Sends a piece at one byte per second, until `speed_up` is called or only its last byte is left. Returns the
+        rest of the piece, which is still to be sent."""
         self.slow.set()
         while len(piece) > 1 and not self._full_speed.wait(1.0):
             target.sendall(piece[:1])
@@ -144,19 +149,20 @@ class CuttingProxy:
                 self.sent += size
             else:
                 self.received += size
-        cut = self._has_reached(direction, size)
+        cut = self._count_down(direction, size)
         self.cuts += cut
         return cut
 
-    def _has_reached(self, limit: str, size: int) -> bool:
-        """Subtracts `size` from a number in `_remaining`. Returns True once, when no bytes remain."""
+    def _count_down(self, key: str, size: int) -> bool:
+        """Subtracts `size` from the number with this key in `_remaining`, if there is one. Returns whether no bytes
+        remain, and then deletes the number, so that this happens to one connection only."""
         with self._lock:
-            if limit not in self._remaining:
+            if key not in self._remaining:
                 return False
-            self._remaining[limit] -= size
-            if self._remaining[limit] > 0:
+            self._remaining[key] -= size
+            if self._remaining[key] > 0:
                 return False
-            del self._remaining[limit]
+            del self._remaining[key]
             return True
 
 

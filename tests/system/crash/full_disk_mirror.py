@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
     with ExitStack() as stack:
         site = MirrorSite(folder, stack)
         site.start(1000, BLOB_BYTES, settings='prefetch = "off"\nconnections = 1')
-        manifest = site.inspect().content
+        manifest = site.get_manifest().content
         small_blob = f"/v2/library/app/blobs/{site.image.layers[0].digest}"
         assert site.get(small_blob).wait_for_end().body == site.image.layers[0].read()
         site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
             assert site.get(span=f"{MIB}-", worker=pid).wait_for_end().body == site.blob[MIB:]
             assert site.stored_files() == []
             assert site.get(small_blob, worker=pid).wait_for_end().body == site.image.layers[0].read()
-        assert site.inspect().content == manifest
+        assert site.get_manifest().content == manifest
         filler.unlink()
         assert free_bytes(data) > BLOB_BYTES, "the partial download still takes space"
         for pid in workers:

@@ -16,7 +16,7 @@ def test_each_download_of_the_mirror_has_an_event(tmp_path: Path) -> None:
     with receiver_running() as receiver, ExitStack() as stack:
         more = webhook_table(receiver.url, actions=["fill", "push"])
         site = MirrorSite(tmp_path, stack).start(1000, 5000, more=more)
-        answer = site.inspect()
+        answer = site.get_manifest()
         manifest = answer.json()
         digests = {part["digest"] for part in (manifest["config"], *manifest["layers"])}
         for digest in digests:

@@ -34,7 +34,7 @@ def test_download_continues_during_a_reload_or_restart(mirror: MirrorSite, comma
     restarted. A client that has requested the blob before, and a client that requests it afterwards, get all bytes. No
     byte is fetched twice."""
     mirror.start(settings='prefetch = "off"\nconnections = 1')
-    mirror.inspect()
+    mirror.get_manifest()
     mirror.hub.fault(on="blob", match=mirror.digest_hex, stall_after=MIB)
     readers = [mirror.get().wait_for_bytes(MIB)]
     process = entrepot(command, "--data", mirror.server.data, folder=mirror.folder)

@@ -22,7 +22,7 @@ def test_download_continues_after_dropped_connections(site: MirrorSite, size: in
     """After a broken connection, the download continues at the next byte. The client notices nothing, and no byte is
     sent twice."""
     site.start(1000, size, settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, drop_after=300_000, reset=reset, times=3)
     assert site.get().wait_for_end().body == site.blob
     assert site.hub.faults == 0
@@ -35,7 +35,7 @@ def test_stalled_blob_response_is_resumed(site: MirrorSite) -> None:
     """If a response stalls in the middle of a blob, the mirror closes the connection after the idle timeout and
     requests the rest of the blob."""
     site.start(settings=QUICK_TIMEOUT)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
     assert site.get().wait_for_end().body == site.blob
     assert repeated(site.hub.sent_ranges(site.digest)) == []
@@ -46,7 +46,7 @@ def test_upstream_without_range_support(site: MirrorSite) -> None:
     """If the upstream does not support Range, the mirror fetches each blob as a whole and serves ranges from it. After
     a broken connection, the mirror fetches the blob from its start again, and the pull succeeds."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"', ranges=False)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, drop_after=5 * MIB)
     part = site.get(span="11000000-11999999").wait_for_end()
     assert (part.status, bytes(part.body)) == (206, site.blob[11000000:12000000])
@@ -58,7 +58,7 @@ def test_upstream_without_content_length(site: MirrorSite) -> None:
     """If the upstream sends no Content-Length and marks the end of a body by closing the connection, manifests and
     blobs can still be pulled."""
     site.start(lengths=False)
-    assert site.inspect().content == site.image.body
+    assert site.get_manifest().content == site.image.body
     for digest, blob in site.image.blobs.items():
         assert site.get(f"/v2/{REPO}/blobs/{digest}").wait_for_end().body == blob.read()
 
@@ -67,7 +67,7 @@ def test_upstream_without_content_length(site: MirrorSite) -> None:
 def test_uncached_content_gets_502_while_the_upstream_fails(site: MirrorSite, status: int) -> None:
     """While the upstream answers with 5xx, each request for content that is not cached gets 502 within 10 s."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="any", method="", status=status, times=None)
     started = time.monotonic()
     readers = [site.get(f"/v2/{REPO}/manifests/none"), site.get(), site.get(span="-10")]
@@ -80,7 +80,7 @@ def test_uncached_content_gets_502_while_the_upstream_fails(site: MirrorSite, st
 def test_one_failed_blob_request_is_retried(site: MirrorSite) -> None:
     """If the upstream answers one request for a blob with 503, the mirror retries it, and the client gets the blob."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="redirect", match=site.digest_hex, status=503)
     assert site.get().wait_for_end().body == site.blob
 
@@ -104,7 +104,7 @@ def test_blob_response_without_headers_gets_504(site: MirrorSite) -> None:
     """If the upstream does not start to send a blob within the idle timeout, clients of both workers get 504. Once the
     upstream responds again, the next request gets the blob."""
     site.start(settings=QUICK_TIMEOUT)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="any", method="", stall=True, times=None)
     readers = [site.get(span=span, worker=pid) for span in ("", "-10") for pid in site.server.worker_pids()]
     for reader in readers:
@@ -120,7 +120,7 @@ def test_readers_wait_until_the_upstream_is_back(site: MirrorSite) -> None:
     received a part of a blob keep waiting at every worker, and get the whole blob once the endpoint accepts connections
     again."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
     readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in site.server.worker_pids()]
     site.hub.refuse()
@@ -136,7 +136,7 @@ def test_piece_of_a_stalled_connection_is_fetched_over_another_one(site: MirrorS
     are stored, the mirror fetches the rest of the stalled piece over another connection, without waiting for the idle
     timeout. No byte is sent twice."""
     site.start(1000, 24 * MIB, settings='prefetch = "off"\nidle_timeout = "1h"', rate=4 * MIB)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
     assert site.get().wait_for_end().body == site.blob
     assert repeated(site.hub.sent_ranges(site.digest)) == []
@@ -146,7 +146,7 @@ def test_piece_of_a_stalled_connection_is_fetched_over_another_one(site: MirrorS
 def test_whole_blob_is_requested_if_ranges_are_refused(site: MirrorSite) -> None:
     """If the upstream answers a Range request with an error, the mirror requests the whole blob."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, status=416, times=2)
     assert site.get().wait_for_end().body == site.blob
 
@@ -154,12 +154,12 @@ def test_whole_blob_is_requested_if_ranges_are_refused(site: MirrorSite) -> None
 def test_second_endpoint_is_used_if_the_first_fails(site: MirrorSite) -> None:
     """If one endpoint of the upstream fails, the mirror uses the next endpoint, even in the middle of a blob."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"\nconnections = 1', endpoints=2)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
     reader = site.get().wait_for_bytes(MIB)
     site.hub.refuse()
     assert reader.wait_for_end().body == site.blob
-    assert site.inspect("latest").content == site.image.body
+    assert site.get_manifest("latest").content == site.image.body
     sent_intervals = [*site.hub.sent_ranges(site.digest), *site.other.sent_ranges(site.digest)]
     assert repeated(sent_intervals) == []
     assert union(sent_intervals) == [(0, 12 * MIB)]

@@ -18,7 +18,7 @@ def test_slow_reader_does_not_delay_the_fill(site: MirrorSite) -> None:
     """While one client of each worker reads nothing from its connection, the fill completes, and other clients get the
     whole blob. When the slow clients read again, they get the whole blob too."""
     site.start(1000, 16 * MIB, settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     may_read = threading.Event()
     slow_readers = [site.get(worker=pid, hold=may_read).wait_for_headers() for pid in site.server.worker_pids()]
     for pid in site.server.worker_pids():
@@ -34,7 +34,7 @@ def test_slow_reader_does_not_delay_the_fill(site: MirrorSite) -> None:
 def test_fill_continues_for_other_readers_after_a_disconnect(site: MirrorSite) -> None:
     """If the client that started a fill disconnects, the fill continues for the remaining clients of both workers."""
     site.start(settings=ONE_CONNECTION)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
     first = site.get().wait_for_bytes(MIB)
     readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in site.server.worker_pids()]
@@ -48,7 +48,7 @@ def test_fill_continues_for_other_readers_after_a_disconnect(site: MirrorSite) -
 def test_fill_completes_after_its_only_reader_disconnects(site: MirrorSite) -> None:
     """If the only client disconnects, the mirror still downloads the rest of the blob and stores it."""
     site.start(settings=ONE_CONNECTION)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
     site.get().wait_for_bytes(MIB).leave()
     site.hub.release()
@@ -62,7 +62,7 @@ def test_headers_of_a_huge_blob_are_sent_early(site: MirrorSite) -> None:
     """A client requests a 1 GiB blob that is not stored. Its headers, its first bytes and a range in its middle arrive
     after the upstream has sent only a small part of it. A HEAD request downloads nothing."""
     site.start(1000, GIB, settings='prefetch = "off"', rate=MIB)
-    site.inspect()
+    site.get_manifest()
     head = site.http.head(site.path)
     assert (head.status_code, head.headers["content-length"]) == (200, str(GIB))
     assert site.hub.sent_ranges(site.digest) == []
@@ -85,7 +85,7 @@ def test_ranges_of_blobs_that_are_not_stored(site: MirrorSite) -> None:
     """A Range request for a blob that is not stored gets 206 with the right bytes. If the client then requests the
     whole blob, the mirror fetches no byte twice."""
     site.start(*(SIZE - number for number in range(len(RANGES))), settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     for layer, span in zip(site.image.layers, RANGES, strict=True):
         path = f"/v2/{REPO}/blobs/{layer.digest}"
         answer = site.get(path, span).wait_for_end()
@@ -108,7 +108,7 @@ def test_ranges_of_a_partly_stored_blob(site: MirrorSite) -> None:
     """While the upstream holds back the rest of a blob, both workers send the stored bytes of a requested range. They
     send the remaining bytes as soon as the upstream has sent them."""
     site.start(settings=ONE_CONNECTION)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
     whole_blob = site.get().wait_for_bytes(MIB)
     workers = site.server.worker_pids()

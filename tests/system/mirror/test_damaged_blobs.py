@@ -34,7 +34,7 @@ def test_scrub_fetches_a_damaged_blob_again(site: MirrorSite, damage: Callable[[
     """`scrub` reports a damaged or deleted blob file and replaces it. Afterwards both workers serve the right bytes
     without a further request to the upstream."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     assert site.get().wait_for_end().body == site.blob
     damage(blob_file(site))
     requests_before = len(site.hub.requests("blob", digest=site.digest))
@@ -57,7 +57,7 @@ def test_pull_fetches_a_damaged_blob_again(site: MirrorSite) -> None:
     """While the upstream fails, `scrub` reports that it could not fetch the damaged blob, and pulls of the blob fail,
     so no client gets damaged bytes. After the upstream has recovered, the first pull fetches the blob again."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     assert site.get().wait_for_end().body == site.blob
     flip_byte(blob_file(site), SIZE - 1)
     site.hub.fault(on="blob", match=site.digest_hex, status=503, times=None)
@@ -75,7 +75,7 @@ def test_pull_fetches_a_damaged_blob_again(site: MirrorSite) -> None:
 def test_pull_fetches_a_deleted_blob_again(site: MirrorSite) -> None:
     """If the file of a blob was deleted, the next pull fetches the blob again and returns the right bytes."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     assert site.get().wait_for_end().body == site.blob
     blob_file(site).unlink()
     answer = site.get().wait_for_end()

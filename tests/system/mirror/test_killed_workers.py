@@ -22,7 +22,7 @@ def start_readers(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
     """Starts the mirror and two clients of each worker. Returns the clients by worker once each has received 1 MiB. The
     image has a layer of 1000 bytes and a layer of BLOB_BYTES. All clients download the larger layer, `site.blob`."""
     site.start(1000, BLOB_BYTES, settings='prefetch = "off"', rate=BYTES_PER_SECOND)
-    site.inspect()  # requests the manifest, as a client does before it requests a blob
+    site.get_manifest()  # as a client does before it requests a blob
     readers = {pid: [site.get(worker=pid) for _ in range(2)] for pid in site.server.worker_pids()}
     assert len(readers) == 2
     for reader in (each for pair in readers.values() for each in pair):

@@ -35,7 +35,7 @@ def test_login_failure_of_one_repository_keeps_its_cached_tags(site: MirrorSite,
     site.start(settings=NO_TTL)
     for tag in TAGS:
         assert site.http.get(f"/v2/{FAILING_REPO}/manifests/{tag}").status_code == 200
-    site.inspect()
+    site.get_manifest()
     site.hub.set(realms={FAILING_REPO: FAILURES[failure](site)}, private=(FAILING_REPO,))
     site.hub.revoke()
     for number in range(8):
@@ -73,7 +73,7 @@ def test_redirect_to_a_private_network_is_refused(site: MirrorSite) -> None:
     unspecified address such as 0.0.0.0. The mirror does not follow the redirect, and the client gets 502. Afterwards,
     blobs with good redirects can be pulled."""
     site.start()
-    site.inspect()
+    site.get_manifest()
     config_digest = next(digest for digest in site.image.blobs if digest != site.digest)
     port = site.hub.cdn_url.rpartition(":")[2]
     for cdn in ("http://10.255.255.1", "http://169.254.169.254", f"http://0.0.0.0:{port}", f"http://[::]:{port}"):

@@ -17,9 +17,9 @@ def test_cache_hits_and_misses_are_counted(site: MirrorSite) -> None:
     cache (`hit`). They also count the fetched and the served bytes, and the running downloads of blobs (fills), here
     none."""
     site.start(settings='tag_ttl = "1h"\nprefetch = "off"', more=METRICS_SETTINGS)
-    manifest = site.inspect().content  # `inspect` requests the tag's manifest
+    manifest = site.get_manifest().content
     for _ in range(2):
-        assert site.inspect().content == manifest
+        assert site.get_manifest().content == manifest
     for _ in range(3):
         assert site.http.get(f"/v2/{REPO}/blobs/{site.digest}").content == site.blob
     assert site.http.get(f"/v2/{REPO}/manifests/none").status_code == 404
@@ -50,7 +50,7 @@ def test_revalidated_tags_are_counted(site: MirrorSite) -> None:
     the response as `revalidated`."""
     site.start(settings='tag_ttl = "0s"', more=METRICS_SETTINGS)
     for _ in range(3):
-        site.inspect()
+        site.get_manifest()
     metrics = scrape(site.server.url)
     assert metrics.total("entrepot_mirror_requests_total", route="manifests", cache="miss", **DOCKER_IO) == 1
     assert metrics.total("entrepot_mirror_requests_total", route="manifests", cache="revalidated", **DOCKER_IO) == 2
@@ -61,10 +61,10 @@ def test_stale_responses_and_upstream_errors_are_counted(site: MirrorSite) -> No
     upstream by kind. They also report an open circuit breaker, with which the mirror stops sending requests to the
     upstream."""
     site.start(settings='tag_ttl = "0s"', more=METRICS_SETTINGS)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="any", method="", status=503, times=None)  # for requests with any method
     for _ in range(8):
-        site.inspect()
+        site.get_manifest()
     metrics = scrape(site.server.url)
     assert metrics.total("entrepot_mirror_requests_total", route="manifests", cache="stale", **DOCKER_IO) == 8
     assert metrics.total("entrepot_upstream_errors_total", kind="unavailable", **DOCKER_IO) >= 3
@@ -76,7 +76,7 @@ def test_log_line_has_the_cache_result(site: MirrorSite) -> None:
     cache."""
     site.start(settings='tag_ttl = "1h"', more=METRICS_SETTINGS)
     for _ in range(2):
-        site.inspect()
+        site.get_manifest()
     site.server.stop()
     cache_results = re.findall(rf"GET /v2/{REPO}/manifests/1 status=200 .* cache=(\S+)", site.server.log_text())
     assert cache_results == ["miss", "hit"]

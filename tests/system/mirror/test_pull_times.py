@@ -60,7 +60,7 @@ def test_pulls_of_mirrored_images_are_counted(site: MirrorSite) -> None:
         for name in ("app", "library/app", "docker.io/app", "docker.io/library/app"):
             assert site.get(f"/v2/{name}/manifests/1", worker=pid).wait_for_end().status == 200
     assert site.http.get("/v2/library/app/manifests/1?ns=docker.io").status_code == 200
-    digest = site.inspect().headers["docker-content-digest"]
+    digest = site.get_manifest().headers["docker-content-digest"]
     assert site.server.stop() == 0
     pull_record = record(site, "docker.io/library/app", digest)
     assert pull_record is not None

@@ -35,7 +35,7 @@ def test_rate_limited_upstream(site: MirrorSite) -> None:
         answer = site.http.request(method, f"/v2/{REPO}/manifests/1")
         assert (answer.status_code, answer.headers["docker-content-digest"]) == (200, site.image.digest)
         assert answer.headers["warning"].startswith('299 - "')
-    assert "warning" not in site.inspect(site.image.digest).headers
+    assert "warning" not in site.get_manifest(site.image.digest).headers
     assert site.get().wait_for_end().body == site.blob
 
 
@@ -46,7 +46,7 @@ def test_no_upstream_request_after_the_rate_limit_is_used_up(site: MirrorSite) -
     pull_image(site)
     move_tag(site)
     for _ in range(4):
-        answer = site.inspect()
+        answer = site.get_manifest()
         assert answer.headers["docker-content-digest"] == site.image.digest
         assert answer.headers["warning"].startswith('299 - "')
     assert site.count_requests("manifest") == 1
@@ -57,7 +57,7 @@ def test_rate_limit_does_not_stop_a_running_download(site: MirrorSite) -> None:
     continues to request the pieces of the blob."""
     site.content.add(REPO, noise_image("second", 3000), "2")
     site.start(12 * MIB, settings='connections = 1\nprefetch = "off"', rate=4 * MIB)
-    site.inspect()
+    site.get_manifest()
     reader = site.get().wait_for_bytes(1)
     site.hub.set(limit=0, retry_after=60)
     assert site.http.get(f"/v2/{REPO}/manifests/2").status_code == 429
@@ -75,7 +75,7 @@ def test_not_found_from_the_second_endpoint_keeps_cached_tags(site: MirrorSite) 
         site.other.remove(REPO, tag)
     site.hub.refuse()
     for _ in range(5):
-        answer = site.inspect()
+        answer = site.get_manifest()
         assert answer.headers["docker-content-digest"] == site.image.digest
         assert answer.headers["warning"].startswith('299 - "')
         assert site.http.get(f"/v2/{REPO}/manifests/latest").status_code == 502
@@ -127,7 +127,7 @@ def test_stale_copy_is_served_if_the_upstream_fails_or_stalls(site: MirrorSite, 
     pull_image(site)
     fault = {"status": 503} if failure == "status" else {"stall": True}
     site.hub.fault(on="any", method="", times=None, **fault)
-    answer = site.inspect()
+    answer = site.get_manifest()
     assert answer.headers["docker-content-digest"] == site.image.digest
     assert answer.headers["warning"].startswith('299 - "')
     site.hub.clear()
@@ -136,6 +136,6 @@ def test_stale_copy_is_served_if_the_upstream_fails_or_stalls(site: MirrorSite, 
 
 def pull_image(site: MirrorSite) -> None:
     """Pulls the image with all its blobs, so that it is cached."""
-    assert site.inspect().content == site.image.body
+    assert site.get_manifest().content == site.image.body
     for digest, blob in site.image.blobs.items():
         assert site.get(f"/v2/{REPO}/blobs/{digest}").wait_for_end().body == blob.read()

@@ -60,7 +60,7 @@ def test_spans_of_a_push(tmp_path: Path, collector: Collector) -> None:
 def test_spans_of_upstream_requests(site: MirrorSite, collector: Collector) -> None:
     """The spans of upstream requests are in the trace of the client request that caused them."""
     site.start(settings='prefetch = "off"', more=f'[otel]\nendpoint = "{collector.url}/"')
-    site.inspect()
+    site.get_manifest()
     site.server.stop()
     (request,) = collector.named("GET manifests")
     upstream_spans = [span for span in collector.named("upstream.request") if span.trace_id == request.trace_id]

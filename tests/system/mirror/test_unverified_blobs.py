@@ -15,16 +15,17 @@ IMMUTABLE = "max-age=31536000, immutable"
 
 
 def start_stalled_download(site: MirrorSite, **fault: int) -> None:
-    """Starts the mirror and a client that requests the blob. The upstream sends the first MiB and holds back the
-    rest."""
-    site.start(settings='prefetch = "off"')
-    site.inspect()
+    """Starts the mirror, and pulls as a client does: gets the manifest of the image, then requests its last layer, the
+    site's `blob`. The upstream sends the first MiB of the blob and holds back the rest."""
+    site.start(settings='prefetch = "off"')  # so the mirror downloads the blob only when a client requests it
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB, **fault)
     site.get().wait_for_bytes(MIB)
 
 
 def is_marked_unverified(site: MirrorSite, headers: Mapping[str, str]) -> bool:
-    """Returns whether the headers mark the blob as unverified. Checks that they name its digest in both cases."""
+    """Returns whether the headers mark the blob as unverified. Checks that they have the right values for an unverified
+    or a verified blob, and name the digest in both cases."""
     assert headers["docker-content-digest"] == site.digest
     assert headers["accept-ranges"] == "bytes"
     if headers["cache-control"] == "no-store":
@@ -54,7 +55,7 @@ def test_head_of_a_blob_that_is_not_stored(site: MirrorSite) -> None:
     """The response to HEAD for a blob that is not stored has the size that the upstream or a manifest states, and is
     marked as unverified."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()  # as a client does before it requests a blob
     answer = site.http.head(site.path)
     assert answer.headers["content-length"] == str(SIZE)
     assert is_marked_unverified(site, answer.headers)
@@ -100,7 +101,7 @@ def test_corrupt_bytes_are_not_sent_a_second_time(site: MirrorSite) -> None:
 def test_small_blobs_are_verified_before_they_are_served(site: MirrorSite) -> None:
     """The mirror verifies a small blob before it serves any byte of it, so every response may be cached."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()  # as a client does before it requests a blob
     small = site.image.layers[0]
     answer = site.get(f"/v2/{REPO}/blobs/{small.digest}", "0-9").wait_for_end()
     assert (answer.headers["cache-control"], answer.headers["etag"]) == (IMMUTABLE, f'"{small.digest}"')

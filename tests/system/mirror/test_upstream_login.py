@@ -38,7 +38,7 @@ def test_token_can_be_revoked_during_a_blob(site: MirrorSite) -> None:
     """All tokens are revoked, and the connection breaks in the middle of a blob. The mirror gets a new token and
     continues the download."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB, drop_after=2 * MIB)
     reader = site.get().wait_for_bytes(MIB)
     site.hub.revoke()

@@ -17,7 +17,7 @@ def test_corrupt_blob_is_cut_off_at_all_clients(site: MirrorSite, offset: int) -
     """One byte of a blob is corrupt. Both workers close the connections of their clients before the last byte, for
     requests of the whole blob and of ranges. The blob is not stored, and the next request gets the right bytes."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, corrupt=offset, stall_after=MIB)
     workers = site.server.worker_pids()
     # These clients connect before the download ends. Clients that connect later would start a new download.
@@ -37,7 +37,7 @@ def test_corrupt_byte_in_one_piece_of_a_large_blob(site: MirrorSite) -> None:
     """The mirror fetches a large blob in pieces over several connections. If one piece has a corrupt byte, the client
     is cut off before the last byte, and the next request gets the right bytes."""
     site.start(1000, 12 * MIB, settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, corrupt=7 * MIB)
     assert not site.get().wait_for_end().is_complete
     wait_until(lambda: not site.stored_files(), "wrong bytes are kept")
@@ -48,7 +48,7 @@ def test_next_endpoint_is_used_after_corrupt_bytes(site: MirrorSite) -> None:
     """If the first endpoint of the upstream sends corrupt bytes, a second request to either worker gets the blob from
     the next endpoint."""
     site.start(settings='prefetch = "off"', endpoints=2)
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, corrupt=0, times=None)
     first, second = site.server.worker_pids()
     assert not site.get(worker=first).wait_for_end().is_complete
@@ -61,7 +61,7 @@ def test_small_blob_is_verified_before_it_is_served(site: MirrorSite) -> None:
     """The mirror verifies a small blob before it serves it. If the first endpoint sends a corrupt blob, the first
     request of the client already gets the right bytes from the next endpoint."""
     site.start(settings='prefetch = "off"', endpoints=2)
-    site.inspect()
+    site.get_manifest()
     digest = site.image.layers[0].digest
     site.hub.fault(on="blob", match=digest.partition(":")[2], corrupt=500, times=None)
     assert site.get(f"/v2/{REPO}/blobs/{digest}").wait_for_end().body == site.image.layers[0].read()
@@ -83,7 +83,7 @@ def test_corrupt_manifest_is_fetched_from_the_next_endpoint(site: MirrorSite) ->
     """If the first endpoint sends a corrupt manifest, the mirror fetches the manifest from the second endpoint."""
     site.start(settings='prefetch = "off"', endpoints=2)
     site.hub.fault(on="manifest", corrupt=20, times=None)
-    assert site.inspect().content == site.image.body
+    assert site.get_manifest().content == site.image.body
     assert site.count_requests("manifest", far=site.other) == 1
 
 
@@ -96,7 +96,7 @@ def test_corrupt_bytes_are_logged_once(site: MirrorSite) -> None:
     """Eight clients of both workers are cut off because of corrupt bytes. The log has one error line with the endpoint,
     the repository and the digest, and no traceback."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, corrupt=5, stall_after=MIB)
     readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in site.server.worker_pids() for _ in range(4)]
     site.hub.release()
@@ -113,7 +113,7 @@ def test_client_that_retries_at_once_gets_502_with_retry_after(site: MirrorSite)
     upstream and the digest. Until the retry time the mirror sends no request to the upstream. Soon after the upstream
     is repaired, the blob can be pulled."""
     site.start(settings='prefetch = "off"')
-    site.inspect()
+    site.get_manifest()
     site.hub.fault(on="blob", match=site.digest_hex, corrupt=5, times=None)
     answer = site.get().wait_for_end()
     for _ in range(5):

@@ -205,13 +205,13 @@ def test_mirror_works_if_the_disk_is_almost_full(site: MirrorSite) -> None:
     passed from the upstream to the client without being stored."""
     site.start(1000, 2000, settings='prefetch = "off"')
     layers = site.image.layers
-    site.inspect()
+    site.get_manifest()
     assert site.http.get(f"/v2/library/app/blobs/{layers[0].digest}").content == layers[0].read()
     site.server.stop()
     config = site.folder / "entrepot.toml"
     config.write_text('[disk]\nmin_free = "1000TiB"\n' + config.read_text())
     site.serve()
-    site.inspect()
+    site.get_manifest()
     assert site.http.get(f"/v2/library/app/blobs/{layers[0].digest}").content == layers[0].read()
     path = f"/v2/library/app/blobs/{layers[1].digest}"
     for _ in range(2):

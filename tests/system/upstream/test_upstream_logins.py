@@ -84,13 +84,13 @@ async def test_private_content_without_a_login_is_unknown(
             await fetch(source, image.layers[0].digest)
         if auth == "bearer":
             assert (await source.referrers(REPO, Digest(image.digest), None, None, 10)).items == []
-        else:  # without a login, the registry has not confirmed that there are no referrers
+        else:  # the refusal may come from a firewall, so it does not tell whether there are referrers
             with pytest.raises(UnconfirmedNameUnknown):
                 await source.referrers(REPO, Digest(image.digest), None, None, 10)
 
 
-async def test_login_is_used_although_the_registry_answers_404(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A registry may answer 404 instead of 401 for private content, so it does not ask for a login. A client with a
+async def test_login_is_used_although_the_upstream_answers_404(registry: StoredRegistry, tmp_path: Path) -> None:
+    """An upstream may answer 404 instead of 401 for private content, so it does not ask for a login. A client with a
     password therefore requests `/v2/` first to find out how to log in."""
     expected = "Basic " + base64.b64encode(b"ann:correct horse").decode()
     body = json.dumps({"name": REPO, "tags": ["1"]})
@@ -131,7 +131,7 @@ async def test_basic_login_is_tried_if_v2_has_no_challenge(
 
 
 async def test_challenge_after_an_unrequested_basic_login(registry: StoredRegistry, tmp_path: Path) -> None:
-    """If the registry answers Basic authentication with a Bearer challenge, the client gets a token from the realm in
+    """If the upstream answers Basic authentication with a Bearer challenge, the client gets a token from the realm in
     the challenge. It refuses a realm on another host."""
 
     def reply(head: str) -> bytes:
@@ -250,7 +250,8 @@ async def test_a_docker_config_without_the_name(
     registry: StoredRegistry, upstream: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If the docker config has no login for the name of the upstream, requests are anonymous, and the log mentions this
-    once."""
+    once. If the config leaves passwords to a credential helper (`credsStore`), which is not supported, the log says
+    that as well."""
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"auths": {}, "credsStore": "desktop"}))
     async with upstream_source(registry, upstream.url, docker_config=file) as source:
@@ -288,14 +289,16 @@ async def test_redirect_targets_get_no_login(registry: StoredRegistry, tmp_path:
     assert "authorization" not in "".join(redirected_heads).lower()
 
 
-async def test_next_pages_get_the_login_on_the_endpoint_only(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A link to the next page of tags, referrers or repositories cannot send the request to another host or port. The
-    list raises an error instead."""
+async def test_links_to_next_pages_cannot_lead_to_another_server(registry: StoredRegistry, tmp_path: Path) -> None:
+    """A link to the next page of tags, referrers or repositories cannot send the request, which has the login, to
+    another host or port. The list raises an error instead."""
 
     def reply(head: str) -> bytes:
         if "authorization" not in head.lower():
             return answer(401, www_authenticate='Basic realm="x"')
         page: dict[str, object] = {"tags": ["1"], "repositories": [REPO], "manifests": []}
+        # The client takes only the path of a link. Here the path is `@HOST:PORT/stolen`: put behind the origin of the
+        # endpoint, it would turn that origin into a user name and a password for HOST:PORT.
         link = f'<x:@{other.url.removeprefix("http://")}/stolen>; rel="next"'
         return answer(200, json.dumps({"schemaVersion": 2, "name": REPO, **page}), link=link)
 
@@ -315,9 +318,10 @@ async def test_next_pages_get_the_login_on_the_endpoint_only(registry: StoredReg
         assert other.count == 0
 
 
-async def test_urls_of_other_origins_get_no_login(registry: StoredRegistry, tmp_path: Path) -> None:
-    """A request to a complete URL gets the login only if the URL is on the endpoint. The page after a page of another
-    endpoint is not requested."""
+async def test_a_next_page_on_another_origin_is_not_requested(registry: StoredRegistry, tmp_path: Path) -> None:
+    """The request for the next page of a list has the login of the endpoint. So if the URL of that page has another
+    origin, for example because another endpoint has sent the previous page, the client raises an error and sends no
+    request."""
 
     def reply(head: str) -> bytes:
         if "authorization" not in head.lower():

@@ -49,10 +49,10 @@ EXTREME_BODIES: dict[str, Callable[[], bytes]] = {
     "a name twice among too many": lambda: members(600_000),
     "empty objects": lambda: filled_image(b"[", b"{},", b"{}]"),
     "empty arrays": lambda: filled_image(b"[", b"[],", b"[]]"),
-    "as many arrays as are taken": lambda: filled_image(b"[", b"[],", b"[]]", 3 * (BOUNDS.values - 100)),
-    "as many objects as are taken": lambda: filled_image(b"[", b'{"a":0},', b"{}]", 4 * BOUNDS.values - 1000),
+    "as many arrays as are accepted": lambda: filled_image(b"[", b"[],", b"[]]", 3 * (BOUNDS.values - 100)),
+    "as many objects as are accepted": lambda: filled_image(b"[", b'{"a":0},', b"{}]", 4 * BOUNDS.values - 1000),
     "numbers": lambda: filled_image(b"[", b"1,", b"1]"),
-    "as many fractions as are taken": lambda: filled_image(b"[", b"0.%s," % (b"1" * 60), b"1]", 60 * BOUNDS.values),
+    "as many fractions as are accepted": lambda: filled_image(b"[", b"0.%s," % (b"1" * 60), b"1]", 60 * BOUNDS.values),
     "a long number": lambda: filled_image(b"", b"1"),
     "numbers of 4,000 digits": lambda: filled_image(b"[", b"%s," % (b"1" * 4000), b"1]"),
     "a long fraction": lambda: filled_image(b"0.", b"1"),
@@ -62,7 +62,7 @@ EXTREME_BODIES: dict[str, Callable[[], bytes]] = {
     "backslashes": lambda: filled_image(b'"', b"\\\\", b'"'),
     "escaped quotes": lambda: filled_image(b'"', b'\\"', b'"'),
     "escaped characters": lambda: filled_image(b'"', b"\\u4e2d", b'"', 6 * BOUNDS.escapes),
-    "halves of characters": lambda: filled_image(b'"', b"\\ud83d", b'"', 6 * BOUNDS.escapes),
+    "lone surrogates": lambda: filled_image(b'"', b"\\ud83d", b'"', 6 * BOUNDS.escapes),
     "a long text": lambda: filled_image(b'"', b"x", b'"'),
     "a long text of wide characters": lambda: filled_image(b'"', "\U0001f600".encode(), b'"'),
     "a long text that ends with a wide character": lambda: filled_image(b'"', b"x", "\U0001f600".encode() + b'"'),
@@ -71,7 +71,7 @@ EXTREME_BODIES: dict[str, Callable[[], bytes]] = {
     "a long name": lambda: image(**{"x" * (MAX_BYTES - 1000): 1}),
     "a long annotation": lambda: image(annotations={"a": "\U0001f600" + "x" * (MAX_BYTES - 1000)}),
     "annotations": lambda: image(annotations={f"{n:x}": "" for n in range(BOUNDS.values - 100)}),
-    "as many layers as are taken": lambda: image_with_layers(MAX_REFERENCES - 1),
+    "as many layers as are accepted": lambda: image_with_layers(MAX_REFERENCES - 1),
     "too many layers": lambda: image_with_layers(24_000),
     "a long artifact type": lambda: image(artifactType="x" * (MAX_BYTES - 1000)),
     "a long media type": lambda: image(mediaType="x" * (MAX_BYTES - 1000)),
@@ -184,8 +184,8 @@ def test_realistic_large_manifests_are_accepted() -> None:
 
 
 def test_stored_manifests_are_not_checked_again() -> None:
-    """Manifests that an earlier version has stored are not checked against the limits of types. A manifest that would
-    block other threads is not parsed, and counts as not readable."""
+    """A manifest that an earlier version has stored may have longer types than a pushed one (`artifactType`,
+    `mediaType`). A stored manifest that would block other threads is not parsed, and counts as not readable."""
     body = image(artifactType="a" * 1000)
     manifest = Manifest(body, OCI_MANIFEST, digest_of(body))
     assert manifest.is_readable
@@ -199,6 +199,7 @@ def test_characters_in_strings_do_not_count(cut: int) -> None:
     """Braces, brackets and commas in strings do not count as values. The check reads the body in pieces, and `cut`
     moves the end of a piece to different characters."""
     text = json.dumps('[{,}]"\\' * 20_000)
+    # The document has two or three values. The blanks make it so large that it is checked.
     body = (" " * (UNCHECKED_BYTES + cut) + "[" + text + ",1]").encode()
     check_bounds(body, Bounds(values=3))
     with pytest.raises(OutOfBounds):

@@ -32,14 +32,16 @@ def holders(db: apsw.Connection, digest: Digest, limit: int) -> list[RepositoryN
     return [RepositoryName(name) for (name,) in rows]
 
 
-def mark_blob(db: apsw.Connection, digest: Digest, former_place: str, reason: str, place: str, now: float) -> bool:
+def mark_blob(
+    db: apsw.Connection, digest: Digest, former_place: str, reason: str, quarantine_place: str, now: float
+) -> bool:
     """Marks the blob as damaged if its place before this call is `former_place`. Afterwards the blob has no place.
-    `place`: the key under which the blob store keeps the damaged bytes; empty if it keeps none. Returns whether the
-    blob was marked."""
+    `quarantine_place`: the key under which the blob store keeps the damaged bytes aside; empty if there are none.
+    Returns whether the blob was marked."""
     db.execute("UPDATE blob SET place = '' WHERE digest = ? AND place = ?", (digest, former_place))
     if not former_place or db.changes() == 0:
         return False
-    _record_damage(db, digest, former_place, reason, place, now)
+    _record_damage(db, digest, former_place, reason, quarantine_place, now)
     return True
 
 
@@ -48,13 +50,15 @@ def record_lost_place(db: apsw.Connection, digest: Digest, reason: str, now: flo
     _record_damage(db, digest, "", reason, "", now)
 
 
-def _record_damage(db: apsw.Connection, digest: Digest, former_place: str, reason: str, place: str, now: float) -> None:
+def _record_damage(
+    db: apsw.Connection, digest: Digest, former_place: str, reason: str, quarantine_place: str, now: float
+) -> None:
     """Stores the record of damage of a blob whose row has no place, writes lines in the audit log, and adds events."""
     db.execute(
         "INSERT INTO damaged_blob (digest, found, reason, place, former) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET found = excluded.found, reason = excluded.reason, place = excluded.place, "
         "former = excluded.former",
-        (digest, now, reason, place, former_place),
+        (digest, now, reason, quarantine_place, former_place),
     )
     for repo in holders(db, digest, MAX_AUDIT_LINES):
         record_content(db, UPKEEP_ACTOR, now, "blob.damaged", repo, digest, {"reason": reason})
@@ -69,9 +73,9 @@ def _add_event(
     event_tables.add(db, NewEvent(action, repo, now, UPKEEP_ACTOR, digest=digest, media_type=media_type, reason=reason))
 
 
-def restore_blob(db: apsw.Connection, digest: Digest, place: str, now: float) -> bool:
-    """Marks a damaged blob as healed, with its bytes at `place`. Returns False if it is not damaged. Also sets the time
-    when the blob was created to `now`, as `note_stored_blob` does."""
+def mark_blob_healed(db: apsw.Connection, digest: Digest, place: str, now: float) -> bool:
+    """Marks a damaged blob as healed, with its right bytes at `place`. Returns False if it is not damaged. Also sets
+    the time when the blob was created to `now`, as `note_stored_blob` does."""
     db.execute("UPDATE blob SET place = ?, created = ? WHERE digest = ? AND place = ''", (place, now, digest))
     if db.changes() == 0:
         return False

@@ -128,17 +128,17 @@ class SqliteDamageRecords:
         place: str | None = self._db.execute("SELECT place FROM blob WHERE digest = ?", (digest,)).get
         return place
 
-    async def mark_blob(self, digest: Digest, former_place: str, reason: str, place: str) -> bool:
+    async def mark_blob(self, digest: Digest, former_place: str, reason: str, quarantine_place: str) -> bool:
         now = self._clock()
         return await self._writer.run(
-            lambda db: damage_changes.mark_blob(db, digest, former_place, reason, place, now),
+            lambda db: damage_changes.mark_blob(db, digest, former_place, reason, quarantine_place, now),
             reserve_use=ReserveUse.ALL,
         )
 
-    async def restore_blob(self, digest: Digest, place: str) -> bool:
+    async def mark_blob_healed(self, digest: Digest, place: str) -> bool:
         now = self._clock()
         return await self._writer.run(
-            lambda db: damage_changes.restore_blob(db, digest, place, now), reserve_use=ReserveUse.ALL
+            lambda db: damage_changes.mark_blob_healed(db, digest, place, now), reserve_use=ReserveUse.ALL
         )
 
     async def damaged_blobs(self, after: str | None, limit: int) -> Page[DamagedBlob]:

@@ -25,7 +25,7 @@ from storage.backups import BackupFailed, SnapshotBlob, SnapshotTotals
 from storage.data_dir.durable_files import sync_file
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
 from storage.metadata.sqlite.database import connect, newest_table_version
-from storage.metadata.sqlite.upkeep.damage_changes import mark_blob, restore_blob
+from storage.metadata.sqlite.upkeep.damage_changes import mark_blob, mark_blob_healed
 from storage.names import Digest
 from storage.outbox import EventAction
 
@@ -130,7 +130,7 @@ class SqliteSnapshots:
     def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
         with self._changing(path) as db:
             for digest, place in places.items():
-                restore_blob(db, digest, place, self._clock())
+                mark_blob_healed(db, digest, place, self._clock())
 
     def mark_restored(self, path: Path, copied: float) -> None:
         restored = max(self._clock(), copied)

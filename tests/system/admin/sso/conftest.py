@@ -34,18 +34,18 @@ class Browser:
         """Gets one page of the registry, or of any site if `path` is a URL."""
         return self.client.get(path if path.startswith("http") else self.site.server.url + path, **more)
 
-    def to_provider(self, path: str = "/login/openid") -> httpx2.Response:
-        """Begins a login, and logs in at the provider. Returns the provider's response, which redirects back to the
-        registry."""
+    def callback_url(self, path: str = "/login/openid") -> str:
+        """Begins a login, and logs in at the provider. Returns the URL to which the provider redirects the browser: the
+        registry's `/login/callback`, with the provider's response in the query."""
         redirect = self.get(path)
         assert redirect.status_code == 303, redirect.text
         answer = self.get(redirect.headers["location"])
         assert answer.status_code == 302
-        return answer
+        return answer.headers["location"]
 
     def login(self, path: str = "/login/openid") -> httpx2.Response:
         """Logs in at the provider, and follows its redirect back to the registry. Returns the registry's response."""
-        return self.get(self.to_provider(path).headers["location"])
+        return self.get(self.callback_url(path))
 
     def submit(self, user: str, password: str, *, origin: str | None = None, **fields: str) -> httpx2.Response:
         """Sends the form of the login page with a user name and a password. `origin`: the site of the page that has the

@@ -39,7 +39,7 @@ ALTERED_CLAIMS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def without(claims: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns the claims except one."""
+    """Returns the claims except the one with this name."""
     return {key: value for key, value in claims.items() if key != name}
 
 
@@ -125,7 +125,7 @@ def test_disabled_accounts_and_robots(browser: Browser, provider: FakeOpenIDProv
 
 def test_errors_of_the_provider(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """If the provider responds with an error, the login is refused, and the audit log has the provider's error code.
-    The page and the log do not repeat an unknown code."""
+    The page and the log do not repeat a text that cannot be an error code; the log has `unnamed` in its place."""
     provider.error = "access_denied"
     assert_refused(browser, browser.login())
     assert failed_logins(browser.site, "the provider says access_denied")
@@ -137,11 +137,11 @@ def test_errors_of_the_provider(browser: Browser, provider: FakeOpenIDProvider) 
 
 
 def test_state_of_another_login(browser: Browser, other_browser: Browser, provider: FakeOpenIDProvider) -> None:
-    """A response of the provider with the state of another browser's login is refused, whether or not this browser has
-    begun a login. The login that this browser has begun can still be finished."""
-    other_callback = other_browser.to_provider().headers["location"]
+    """A response of the provider that belongs to another browser's login (by its `state`) is refused, whether or not
+    this browser has begun a login. A login that this browser has begun can still be finished."""
+    other_callback = other_browser.callback_url()
     assert_refused(browser, browser.get(other_callback), 400)
-    own_callback = browser.to_provider().headers["location"]
+    own_callback = browser.callback_url()
     assert_refused(browser, browser.get(other_callback), 400)
     assert_refused(browser, browser.get("/login/callback?code=x&state=%3Cb%3E"), 400)
     assert_refused(browser, browser.get("/login/callback"), 400)
@@ -150,16 +150,17 @@ def test_state_of_another_login(browser: Browser, other_browser: Browser, provid
 
 
 def test_code_of_another_login(browser: Browser, other_browser: Browser, provider: FakeOpenIDProvider) -> None:
-    """A code that the provider has issued for another login is refused, because of PKCE."""
-    other_code = parse_qs(urlsplit(other_browser.to_provider().headers["location"]).query)["code"][0]
-    own_callback = browser.to_provider().headers["location"]
+    """A code that the provider has issued for another browser's login is refused, because of PKCE: the registry redeems
+    the code with the secret of this browser's login, which does not belong to the code."""
+    other_code = parse_qs(urlsplit(other_browser.callback_url()).query)["code"][0]
+    own_callback = browser.callback_url()
     assert_refused(browser, browser.get(re.sub(r"code=[^&]+", f"code={other_code}", own_callback)))
     assert failed_logins(browser.site, "the provider refuses the code: invalid_grant")
 
 
 def test_response_can_be_used_once(browser: Browser, provider: FakeOpenIDProvider) -> None:
     """If the browser sends the same response of the provider a second time, the login is refused."""
-    callback = browser.to_provider().headers["location"]
+    callback = browser.callback_url()
     cookies_before = dict(browser.client.cookies)
     assert browser.get(callback).status_code == 303
     assert browser.get(callback).status_code == 400

@@ -48,8 +48,10 @@ async def server(tmp_path: Path) -> AsyncIterator[Site]:
 async def test_admins_see_the_whole_registry(server: Site) -> None:
     """Admins see figures, charts, upstreams, budgets and the audit log. Each chart has its values in a table too, for
     people who cannot see charts."""
-    now = server.app.app.factory.clock()
-    await server.store.activity.add(now, Activity(10, 2, 30, 10, 5 * 2**20, 9 * 2**20))
+    application = server.app.app  # `server.app` is the tests' helper for the application
+    now = application.factory.clock()
+    activity = Activity(pulls=10, pushes=2, hits=30, misses=10, fetched_bytes=5 * 2**20, saved_bytes=9 * 2**20)
+    await server.store.activity.add(now, activity)
     await server.store.activity.add(now - 3 * DAY_SECONDS, Activity(pulls=1234))
     async with server.browser() as browser:
         await server.log_in(browser, "root")
@@ -75,7 +77,7 @@ async def test_the_page_does_not_count_images(server: Site, monkeypatch: pytest.
     """The page does not count images. Counting many images takes seconds, and the page is updated every five
     seconds."""
 
-    async def summary(upstream: str) -> CacheSummary:
+    async def summary(upstream: str) -> CacheSummary:  # counts the images of an upstream
         raise AssertionError("the images are counted")
 
     monkeypatch.setattr(server.store.cached_images, "summary", summary)
@@ -150,12 +152,14 @@ async def test_a_registry_without_mirrors(tmp_path: Path) -> None:
 
 
 async def test_the_api_has_the_same_figures(server: Site) -> None:
-    """Admins get the same figures from the API. These include requests that were counted in memory and are not stored
-    yet."""
-    app = server.app.app
-    now = app.factory.clock()
+    """Admins get the same figures from the API. The figures include requests that are counted only in memory, and not
+    stored yet."""
+    application = server.app.app  # `server.app` is the tests' helper for the application
+    now = application.factory.clock()
     await server.store.activity.add(now - HOUR_SECONDS, Activity(pulls=5))
-    metrics = app.telemetry.metrics
+    # Counts three more pulls, as this process does in its memory. A cell is the number in which it counts requests of
+    # one kind.
+    metrics = application.telemetry.metrics
     metrics.cells.own[metrics.requests.cell("manifests", "GET", "200")] += 3
     token = await server.app.token("root")
     answer = await server.app.client("GET", "/api/v1/activity", {"authorization": token})

@@ -268,7 +268,7 @@ async def test_a_push_replaces_damaged_bytes_after_a_repair(
     assert finding.repair is not None
     assert (damaged.digest, damaged.size, set(damaged.repositories)) == (digest_of(LAYER), len(LAYER), {APP, OTHER})
     assert [(site.data / item.place).read_bytes() for item in quarantined] == ([bytes_before] if bytes_before else [])
-    assert damaged.place == (quarantined[0].place if quarantined else "")
+    assert damaged.quarantine_place == (quarantined[0].place if quarantined else "")
     assert site.data / damaged.former_place == site.file(digest_of(LAYER))
     assert site.run("SELECT count(*) FROM audit WHERE action = 'blob.damaged'") == 2
     assert not site.file(digest_of(LAYER)).exists()

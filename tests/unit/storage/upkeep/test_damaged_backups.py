@@ -31,7 +31,7 @@ CORRUPT = bytes([LARGE[0] ^ 1]) + LARGE[1:]
 
 async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path: Path) -> None:
     """If the file of a blob is missing, the backup names the blob and has all other content. A restore from this backup
-    needs `skip_damaged`. In the restored registry, the blob counts as damaged until it is pushed again."""
+    needs the option `skip_damaged`. In the restored registry, the blob counts as damaged until it is pushed again."""
     large = await push_blob(store, REPO, LARGE)
     manifest = await push_image(store, REPO, "one", "v1")
     (tmp_path / "data" / (await store.metadata.blob(REPO, large.digest)).place).unlink()
@@ -56,47 +56,47 @@ async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path:
 
 
 async def test_known_damage_does_not_fail_a_backup(store: StoredRegistry, tmp_path: Path) -> None:
-    """If a scrub has marked blobs as damaged, a backup names these blobs and succeeds. A restore from this backup
-    succeeds as well, and marks the blobs as damaged in the restored registry. If an earlier backup to the same
-    directory has the right bytes of a blob, these bytes are kept and restored."""
+    """If a scrub has marked blobs as damaged, a backup succeeds, and names the blobs of which its directory does not
+    have the right bytes. A restore from this backup succeeds as well, and marks these blobs as damaged in the restored
+    registry. If an earlier backup to the same directory has copied the right bytes of a blob, they are restored."""
     linked = await push_blob(store, REPO, LARGE + b"linked")
     await backup(store, tmp_path / "backups")
-    copied_before_damage = await push_blob(store, REPO, LARGE + b"copied")
+    copied = await push_blob(store, REPO, LARGE + b"copied")
     await backup(store, tmp_path / "backups", now=15e8, may_link=False)
-    damaged_later = await push_blob(store, REPO, LARGE)
+    not_in_backup = await push_blob(store, REPO, LARGE)
     manifest = await push_image(store, REPO, "one", "v1")
     damaged_manifest = await push_image(store, REPO, "two", "v2")
-    for blob in (linked, copied_before_damage, damaged_later):
+    for blob in (linked, copied, not_in_backup):
+        # The first backup has a hard link to the file of `linked`, so this changes the bytes in the backup as well.
         flip_byte(file_of(store, blob.digest))
     change_manifest(tmp_path / "data", damaged_manifest.digest)
     await scrub(store)
     result, steps = await backup(store, tmp_path / "backups", now=2e9)
 
-    assert (sorted(result["damaged"]), result["missing"]) == (sorted([linked.digest, damaged_later.digest]), [])
+    assert (sorted(result["damaged"]), result["missing"]) == (sorted([linked.digest, not_in_backup.digest]), [])
+    # The step goes on with the digest of the wrong bytes in the older file.
     [reason] = [step["reason"] for step in steps if step.get("digest") == linked.digest]
     assert "the older file in the backup, which is kept, failed its check: its bytes have the digest" in str(reason)
     assert {
         "event": "damaged",
-        "digest": damaged_later.digest,
+        "digest": not_in_backup.digest,
         "reason": "the registry knows that it is damaged",
     } in steps
     for target in ("backups", "other"):
         if target == "other":
             result, _ = await backup(store, tmp_path / target)
-            assert sorted(result["damaged"]) == sorted(
-                [linked.digest, copied_before_damage.digest, damaged_later.digest]
-            )
+            assert sorted(result["damaged"]) == sorted([linked.digest, copied.digest, not_in_backup.digest])
         restored = await restore(tmp_path / target, tmp_path / f"new from {target}")
         assert (restored["damaged"], restored["healed_blobs"]) == ([], 1 if target == "backups" else 0)
         await check_image(tmp_path / f"new from {target}", "v1", manifest.digest)
     await push_blob(store, REPO, LARGE + b"linked")
     result, _ = await backup(store, tmp_path / "backups", now=3e9)
-    assert (result["damaged"], result["copied_blobs"]) == ([damaged_later.digest], 1)
+    assert (result["damaged"], result["copied_blobs"]) == ([not_in_backup.digest], 1)
     async with open_registry(tmp_path / "new from backups") as opened:
-        assert await read_blob(opened, REPO, copied_before_damage.digest) == LARGE + b"copied"
-        assert await opened.damage.damaged_count() == 3
+        assert await read_blob(opened, REPO, copied.digest) == LARGE + b"copied"
+        assert await opened.damage.damaged_count() == 3  # two blobs and a manifest
     async with open_registry(tmp_path / "new from other") as opened:
-        assert await opened.damage.damaged_count() == 4
+        assert await opened.damage.damaged_count() == 4  # three blobs and a manifest
         with pytest.raises(ManifestUnknown, match="push the image again"):
             await opened.get_manifest(REPO, Tag("v2"))
         result, _ = await scrub(opened)
@@ -107,11 +107,12 @@ async def test_known_damage_does_not_fail_a_backup(store: StoredRegistry, tmp_pa
 async def test_right_bytes_of_a_damaged_blob_are_restored(
     store: StoredRegistry, tmp_path: Path, is_interrupted: bool
 ) -> None:
-    """A blob is marked as damaged in the database of a backup, but the backup has the right bytes of the blob. The
-    restored registry serves the blob, and the blob is not marked as damaged, also after an interrupted restore. Wrong
-    bytes are not restored."""
+    """A blob is marked as damaged in the database of a backup, but the backup has the right bytes of the blob. After a
+    restore, also one that was interrupted and run again, the registry serves the blob, and it is not marked as damaged.
+    Wrong bytes are not restored."""
     image = await push_image(store, REPO, "one", "v1")
-    healed, still_damaged = await push_blob(store, REPO, LARGE), await push_blob(store, REPO, LARGE + b"left")
+    healed = await push_blob(store, REPO, LARGE)
+    still_damaged = await push_blob(store, REPO, LARGE + b"left")
     for blob in (healed, still_damaged):
         flip_byte(file_of(store, blob.digest))
     await scrub(store)
@@ -143,7 +144,8 @@ async def test_a_failed_read_deletes_no_bytes_of_a_backup(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_readable_again: bool
 ) -> None:
     """Only a backup has the right bytes of a damaged blob. If the disk cannot read them, the next backup names the
-    blob and keeps the file, also when it deletes old snapshots. A disk that can read the file again restores it."""
+    blob and keeps the file, also when it deletes old snapshots. If the disk can read the file again later, a restore
+    restores the blob."""
     blob = await push_blob(store, REPO, LARGE)
     await backup(store, tmp_path / "backups", may_link=False)
     flip_byte(file_of(store, blob.digest))
@@ -168,11 +170,11 @@ async def test_a_failed_read_deletes_no_bytes_of_a_backup(
 async def test_wrong_bytes_of_a_backup_are_not_replaced_by_other_wrong_bytes(
     store: StoredRegistry, tmp_path: Path
 ) -> None:
-    """The file of a blob has wrong bytes in the backup as well as in the registry, which does not know it. Once a
-    backup has found this, each further backup finds it again: it does not link the wrong bytes of the registry without
-    a check. This holds also if the clock was ahead when the damage was found."""
+    """The file of a blob has wrong bytes in the backup as well as in the registry, and no scrub has found the damage.
+    Once a backup has found it, each further backup finds it again: no backup links the wrong bytes of the registry
+    without a check. This holds also if the clock was ahead when the damage was found."""
     blob = await push_blob(store, REPO, LARGE)
-    await backup(store, tmp_path / "backups", now=3e9)
+    await backup(store, tmp_path / "backups", now=3e9)  # makes a hard link to the blob's file
     flip_byte(file_of(store, blob.digest))
     for now, verify in ((3.5e9, True), (3.1e9, False), (3.2e9, False)):
         result, steps = await backup(store, tmp_path / "backups", now=now, verify=verify)
@@ -185,10 +187,12 @@ async def test_wrong_bytes_of_a_backup_are_not_replaced_by_other_wrong_bytes(
 async def test_a_failed_read_does_not_replace_right_bytes_by_wrong_ones(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The backup has the right bytes of a blob, and the registry has wrong ones, which it does not know. If the disk
-    cannot read the file of the backup, the file stays."""
+    """The backup has the right bytes of a blob. The registry has wrong ones, and no scrub has found the damage. If the
+    disk cannot read the backup's file, the next backup keeps this file."""
     blob = await push_blob(store, REPO, LARGE)
-    await backup(store, tmp_path / "backups", now=1e9, may_link=False)  # so the next one checks the file
+    # Makes a copy, which stays right. By its time, 2001, this backup is older than the push of the blob. So the next
+    # backup checks the file, as the push may have replaced damaged bytes.
+    await backup(store, tmp_path / "backups", now=1e9, may_link=False)
     flip_byte(file_of(store, blob.digest))
     file = BackupDirectory(tmp_path / "backups", System()).blob(blob.digest)
     with monkeypatch.context() as patch:
@@ -218,8 +222,8 @@ def change_manifest(data: Path, digest: Digest) -> None:
 
 
 async def test_verify_replaces_corrupt_bytes_in_a_backup(store: StoredRegistry, tmp_path: Path) -> None:
-    """A restore checks the digests and refuses corrupt bytes. A backup with `verify` replaces corrupt bytes in the
-    backup. No backup copies corrupt bytes from the store, and a backup with `verify` does not link them either."""
+    """A restore checks the digests and refuses corrupt bytes. A backup with `verify` replaces corrupt bytes in its
+    directory. No backup copies corrupt bytes from the store, and a backup with `verify` does not link them either."""
     large = await push_blob(store, REPO, LARGE)
     await backup(store, tmp_path / "backups", may_link=False)
     copy = BackupDirectory(tmp_path / "backups", System()).blob(large.digest)
@@ -239,12 +243,12 @@ async def test_verify_replaces_corrupt_bytes_in_a_backup(store: StoredRegistry, 
 
 
 @pytest.mark.parametrize("is_pushed", [True, False], ids=["pushed", "put into its place"])
-async def test_a_linked_backup_follows_a_blob_that_was_healed(
+async def test_a_link_to_a_damaged_file_is_replaced_after_the_blob_is_healed(
     store: StoredRegistry, tmp_path: Path, is_pushed: bool
 ) -> None:
-    """A backup links a file whose bytes the disk then changes. After the blob is found damaged and pushed again, the
-    next backup replaces its link to the damaged file. The same holds if an operator puts the right file into the place
-    of the blob, and a scrub finds it."""
+    """A backup makes a hard link to the file of a blob. Then the disk changes the bytes of the file. After a scrub has
+    found the damage and the blob is pushed again, the next backup replaces its link by the right bytes. It does the
+    same if an operator puts the right file back at the place of the blob, and a scrub finds it there."""
     blob = await push_blob(store, REPO, LARGE)
     await backup(store, tmp_path / "backups", now=time.time())
     flip_byte(file_of(store, blob.digest))

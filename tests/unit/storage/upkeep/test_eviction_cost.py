@@ -1,4 +1,8 @@
-"""The cost of the search for unused blobs and images of mirrored repositories."""
+"""The cost of finding unused blobs and images of mirrored repositories, and of planning which of them are removed.
+
+A *link* is a row that lets a repository serve a blob. It is *unused* if no manifest of the repository refers to the
+blob. The *collect queue* is a table of the blobs whose links may have become unused.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +33,12 @@ INSERT INTO manifest (repository, digest, media_type, size, pushed, body) VALUES
 
 @pytest.mark.parametrize("links", [10, 1000])
 def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None:
-    """The search for unused blobs reads the collect queue, which lists the blobs that may have become unused. So it
+    """The search for unused links reads only the links of blobs in the collect queue. So with one blob in the queue, it
     takes fewer than 200 steps of SQLite's virtual machine, however many links and repositories there are."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
-        # A mirror `h`, whose repositories begin with `h/`.
+        # A mirror of the upstream `h`. The names of its repositories begin with `h/`.
         sql = "INSERT INTO usage_scope (id, name, prefixes, excluded, upstream) VALUES (1, 'c', ?, '[]', 'h')"
         db.execute(sql, ('["h/"]',))
         for number in range(1, REPOSITORIES + 1):
@@ -52,8 +56,10 @@ def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None
         steps.append(event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"])
 
     db.trace_v2(2, count)  # SQLITE_TRACE_PROFILE
-    assert unused_links(db, ["h"], 1.0, 61.0) == ([(8, 7, Digest(f"sha256:{7:064x}"))], None)
-    assert unused_links(db, ["other"], 1.0, 61.0) == ([], None)
+    # A link is returned as the row ids of its repository and its blob, and the blob's digest. None: that was the whole
+    # queue.
+    assert unused_links(db, ["h"], before=1.0, now=61.0) == ([(8, 7, Digest(f"sha256:{7:064x}"))], None)
+    assert unused_links(db, ["other"], before=1.0, now=61.0) == ([], None)
     db.trace_v2(0)
     assert max(steps) < 200
     db.close()
@@ -62,10 +68,11 @@ def test_unused_links_are_found_by_the_queue(tmp_path: Path, links: int) -> None
 def test_one_search_for_unused_links_reads_one_page_of_the_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search reads one page of the collect queue, and returns the position at which the next search continues. A link
-    is found although many rows before it, in its page and in earlier pages, name blobs to which a manifest refers."""
+    """A search reads one page of the collect queue, and returns the position at which the next search continues. The
+    last row of the queue has the only unused link. It is found, although there are two pages of used links before it,
+    and more used links in its own page than one search may return."""
     monkeypatch.setattr(cached_image_tables, "QUEUE_PAGE_ROWS", 1000)
-    last_blob = 2000 + 2 * cached_image_tables.MAX_LINKS  # the row id of the only blob without a manifest
+    last_blob = 2000 + 2 * cached_image_tables.MAX_LINKS  # the row id of the only blob that no manifest refers to
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     digests = [f"sha256:{number:064x}" for number in range(last_blob + 1)]
@@ -89,7 +96,7 @@ def test_one_search_for_unused_links_reads_one_page_of_the_queue(
     position: QueuePosition | None = QUEUE_START
     while position is not None:
         steps.append(0)
-        links, position = unused_links(db, ["h"], 1.0, 61.0, position)
+        links, position = unused_links(db, ["h"], before=1.0, now=61.0, after=position)
         pages.append((links, position))
     db.trace_v2(0)
     assert pages == [([], (1, digests[999])), ([], (1, digests[1999])), ([(1, last_blob, digests[-1])], None)]
@@ -154,8 +161,9 @@ def test_other_indexes_with_the_same_children_are_not_all_read(tmp_path: Path) -
 
 
 def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) -> None:
-    """Finding an image whose index has ten times as many children takes at most ten times as many operations with the
-    integers of the read rows. The search runs in a transaction for which other changes wait."""
+    """Finding an image whose index has ten times as many children takes at most ten times as many operations:
+    comparisons and hashes of the integers in the read rows, which `CountedInt` counts. The search runs in a transaction
+    for which other changes wait."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -164,7 +172,8 @@ def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) 
     operations, sizes = list[int](), list[int]()
     for index in indexes:
         before = CountedInt.operations
-        image = find_image(db, index, frozenset(range(10**6, 10**6 + 50)))
+        # Excludes 50 manifests that are not in the store, so that the search also looks each manifest up among these.
+        image = find_image(db, index, excluded_manifests=frozenset(range(10**6, 10**6 + 50)))
         assert image is not None
         assert image.family == image.removable
         operations.append(CountedInt.operations - before)
@@ -174,9 +183,9 @@ def test_cost_of_finding_an_image_grows_only_with_its_manifests(tmp_path: Path) 
     assert 50 < operations[1] <= 10 * operations[0]
 
 
-def test_cost_of_planning_a_purge_grows_only_with_its_manifests(tmp_path: Path) -> None:
-    """Planning the purge of an index with ten times as many children takes at most ten times as many operations with
-    the integers of the read rows."""
+def test_cost_of_planning_a_removal_grows_only_with_its_manifests(tmp_path: Path) -> None:
+    """Planning the removal of an index with ten times as many children takes at most ten times as many operations:
+    comparisons and hashes of the integers in the read rows, which `CountedInt` counts."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -186,18 +195,21 @@ def test_cost_of_planning_a_purge_grows_only_with_its_manifests(tmp_path: Path) 
     operations, sizes = list[int](), list[int]()
     for number in (1, 2):
         before = CountedInt.operations
-        plan = SqliteInventory(db).plan_removal(RepositoryName(f"h/{number}"), Digest(f"sha256:{0:064x}"))
+        removal = SqliteInventory(db).plan_removal(RepositoryName(f"h/{number}"), Digest(f"sha256:{0:064x}"))
         operations.append(CountedInt.operations - before)
-        sizes.append(len(plan.manifests))
+        sizes.append(len(removal.manifests))
     db.close()
     assert sizes == [51, 501]
     assert 50 < operations[1] <= 10 * operations[0]
 
 
-def test_planning_a_purge_reads_each_reference_once(tmp_path: Path) -> None:
-    """An index lists 20 indexes and 30 children, and each of these 20 indexes lists the same 30 children. The plan of
-    its purge reads each entry of these indexes once, in at most two rows. The plan has an index before the manifests
-    that it lists. Of 40 further indexes that list one of the children, it reads only one."""
+def test_planning_a_removal_reads_each_reference_twice(tmp_path: Path) -> None:
+    """An index lists 20 indexes and 30 other manifests, and each of these 20 indexes lists the same 30 manifests. To
+    plan the removal of the first index, each entry of these indexes is read at most twice: with the index and with the
+    manifest that it lists. In the plan, an index comes before the manifests that it lists.
+
+    40 further indexes list the last manifest, number 50. So the plan does not remove this manifest; one of the 40
+    indexes is read to find that out."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -216,17 +228,17 @@ def test_planning_a_purge_reads_each_reference_once(tmp_path: Path) -> None:
             row = (1, f"sha256:{50:064x}", row_id)
             db.execute("INSERT INTO manifest_child (repository, digest, manifest) VALUES (?, ?, ?)", row)
     read_rows = record_rows(db)
-    plan = SqliteInventory(db).plan_removal(RepositoryName("h/1"), Digest(f"sha256:{0:064x}"))
-    assert set(plan.manifests) == {Digest(f"sha256:{number:064x}") for number in range(50)}
-    assert set(plan.manifests[1:21]) == {Digest(f"sha256:{number:064x}") for number in range(1, 21)}
-    assert len(read_rows) <= 2 * (50 + 20 * 30) + 4 * 50
+    removal = SqliteInventory(db).plan_removal(RepositoryName("h/1"), Digest(f"sha256:{0:064x}"))
+    assert set(removal.manifests) == {Digest(f"sha256:{number:064x}") for number in range(50)}
+    assert set(removal.manifests[1:21]) == {Digest(f"sha256:{number:064x}") for number in range(1, 21)}
+    assert len(read_rows) <= 2 * (50 + 20 * 30) + 4 * 50  # the entries, and a few other rows for each manifest
     db.close()
 
 
 @pytest.mark.parametrize("repositories", [1, 120])
 def test_plan_reads_the_references_to_a_shared_layer_once(tmp_path: Path, repositories: int) -> None:
-    """All images of a cache share a base layer. The plan for twice as many images reads at most twice as many rows,
-    whether the images are in one repository or in as many as there are images."""
+    """All 120 images of a cache share a layer. Planning the eviction of all of them reads at most twice as many rows as
+    for half of them, whether the images are in one repository or each in its own."""
     prepare_data_dir(tmp_path)
     db = connect(Layout(tmp_path).metadata)
     with db:
@@ -250,11 +262,12 @@ def test_plan_reads_the_references_to_a_shared_layer_once(tmp_path: Path, reposi
                     "INSERT INTO manifest_blob (repository, digest, manifest) VALUES (?, ?, ?)",
                     (repository, digest, manifest),
                 )
-    rules = EvictionRules(lambda _: False, frozenset(), 0.0)
+    rules = EvictionRules(is_kept=lambda _: False, downloading=frozenset(), keep_incomplete_pulled_after=0.0)
     read_rows = record_rows(db)
-    assert len(plan(db, ["h"], rules, 60 * 7, "c", 10.0)) == 60
+    # Each image frees the 7 bytes of its own layer; the last one also frees the 100 bytes of the shared layer.
+    assert len(plan(db, ["h"], rules, bytes_to_free=60 * 7, usage_scope="c", now=10.0)) == 60
     rows_of_half = len(read_rows)
-    images = plan(db, ["h"], rules, 10**9, "c", 10.0)
+    images = plan(db, ["h"], rules, bytes_to_free=10**9, usage_scope="c", now=10.0)
     assert [image.bytes for image in images] == [7] * 119 + [107]
     assert 0 < len(read_rows) - rows_of_half <= 2 * rows_of_half
     db.close()

@@ -32,6 +32,7 @@ async def test_chosen_repositories(store: StoredRegistry, old_registry: OldDirec
 
     await run_import(include=["team/**", "none/**"], exclude=["team/tmp-*"], upstreams=("ghcr.io",))
     assert (await store.repositories(None, 10)).items == ["team/app"]
+    # The note is about no repository and no tag, so `reports` returns ":" (`repository:tag`) without names.
     assert run_import.reports("note") == [(":", "the pattern none/** matches no repository of the old registry")]
 
     await run_import(upstreams=("ghcr.io",))
