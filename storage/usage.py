@@ -1,4 +1,4 @@
-"""The interface of the counts of disk usage (`Usage`), and the sentences about exceeded quotas.
+"""The interface of the counts of disk usage (`Usage`), and the errors for exceeded quotas.
 
 A *usage scope* (here *scope* for short) is a set of repositories, given by prefixes of their names. The store counts
 the blobs, bytes and tags of each scope. A blob counts once in a scope, even if several of the scope's repositories have
@@ -77,35 +77,37 @@ class Usage(Protocol):
 
     async def check_quota(self, repo: RepositoryName, size: int, digest: Digest | None) -> None:
         """Raises QuotaExceeded if a blob of `size` bytes does not fit into the quotas of `repo` now. `digest`: the
-        blob's digest; None if it is not known. A blob that a quota's scope already has always fits. This is a check in
-        advance: the transaction that adds the blob checks again."""
+        blob's digest; None if it is not known. If the scope of a quota has the blob already, the blob fits into this
+        quota, because a scope counts it once. This is a check in advance: the transaction that adds the blob checks
+        again."""
         ...
 
 
 def bytes_refusal(prefix: str, max_bytes: int, used_bytes: int, blob_bytes: int) -> QuotaExceeded:
-    """Returns the error for a blob of `blob_bytes` bytes that does not fit. `prefix`: the prefix of the quota."""
+    """Returns the error for a blob of `blob_bytes` bytes that does not fit. `prefix`: the prefix of the quota;
+    empty: the quota is for all repositories."""
     used = f"{_verb(prefix, 'holds', 'hold')} {size_text(used_bytes)}"
     return QuotaExceeded(
-        f"{_owner(prefix)} may hold {size_text(max_bytes)} and {used}; this blob of {size_text(blob_bytes)} does not "
-        "fit. Delete what is not needed any more, or ask the operator for more room",
+        f"{_repositories(prefix)} may hold {size_text(max_bytes)} and {used}; this blob of {size_text(blob_bytes)} "
+        "does not fit. Delete what is not needed any more, or ask the operator for more room",
         {"prefix": prefix, "max_size": max_bytes, "size": used_bytes, "blob_size": blob_bytes},
     )
 
 
 def tags_refusal(prefix: str, max_tags: int, tags: int) -> QuotaExceeded:
-    """Returns the error for a new tag that does not fit."""
+    """Returns the error for a new tag that does not fit. `prefix`: as for `bytes_refusal`."""
     return QuotaExceeded(
-        f"{_owner(prefix)} may have {max_tags} tags and {_verb(prefix, 'has', 'have')} {tags}; delete tags that are "
-        "not needed any more, or ask the operator for more",
+        f"{_repositories(prefix)} may have {max_tags} tags and {_verb(prefix, 'has', 'have')} {tags}; delete tags that "
+        "are not needed any more, or ask the operator for more",
         {"prefix": prefix, "max_tags": max_tags, "tags": tags},
     )
 
 
-def _owner(prefix: str) -> str:
-    """Returns how an error text names the repositories of the quota. `prefix`: empty for all repositories."""
+def _repositories(prefix: str) -> str:
+    """Returns how the text of an error names the repositories of the quota."""
     return prefix or "the repositories of this registry"
 
 
 def _verb(prefix: str, singular: str, plural: str) -> str:
-    """Returns the form of a verb that agrees with `_owner(prefix)`."""
+    """Returns the form of a verb that agrees with `_repositories(prefix)`."""
     return singular if prefix else plural

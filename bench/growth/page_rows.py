@@ -97,10 +97,10 @@ def _manifests_beside_pages(trial: GrowthTrial) -> Sample:
     return {P99.key: report.p99, P50.key: report.p50, PAGES.key: pages.rate, PAGE_P50.key: pages.p50}
 
 
-def _page_row(name: str, title: str, trial: Callable[[GrowthTrial], Sample]) -> Row[GrowthTrial]:
-    """Returns a row for the time of one page. `peer_rounds=0` in it means that docker-registry cannot be measured: it
-    has no web UI."""
-    return Row(name, title, (Figure(name, "ms"),), trial, peer_rounds=0)
+def _page_row(name: str, title: str, measure: Callable[[GrowthTrial], Sample]) -> Row[GrowthTrial]:
+    """Returns a row for the time of one page, which `measure` returns for one trial. `peer_rounds=0` in the row means
+    that docker-registry cannot be measured: it has no web UI."""
+    return Row(name, title, (Figure(name, "ms"),), measure, peer_rounds=0)
 
 
 def page_rows() -> list[Row[GrowthTrial]]:

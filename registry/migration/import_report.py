@@ -62,7 +62,8 @@ class ImportReport:
         self.context.step("note", repository=repository, **what, reason=reason)
 
     async def show_progress(self, repository: str, *, save_now: bool = False) -> None:
-        """Reports how many tags are done, and the repository that is imported now. Raises JobStopped."""
+        """Reports how many tags are done, and the repository that is imported now. `save_now`: stores this at once;
+        otherwise, it is stored at most once a second. Raises JobStopped."""
         await self.context.report(self.tags + self.present, unit="tags", message=repository, save_now=save_now)
 
     def result(self) -> JSON:

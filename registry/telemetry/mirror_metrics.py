@@ -1,4 +1,5 @@
-"""The metrics of mirrors, by upstream (`MirrorMetrics`). The label `upstream` has the name in the settings."""
+"""The metrics of mirrors, by upstream (`MirrorMetrics`). The label `upstream` shows the upstream's name in the
+settings."""
 
 from __future__ import annotations
 
@@ -50,10 +51,11 @@ needs the blob any more, or the worker stops."""
 
 
 class MirrorMetrics:
-    """The metrics of all mirrors. Their numbers are in the cells of `plan` (numbers in shared memory)."""
+    """The metrics of all mirrors. Each number is in a *cell* of the memory that all processes share."""
 
     def __init__(self, plan: CellPlan, routes: tuple[str, ...]) -> None:
-        """`routes`: values of the label `route`. Call `use` before anything is counted."""
+        """`plan`: gives the metrics their cells. `routes`: values of the label `route`. Call `use` before anything
+        is counted."""
         by_upstream: Labels = {"upstream": SharedNames.labels(UPSTREAM_CAPACITY)}
         kinds = [*dict.fromkeys(kind for _, kind in _ERROR_KINDS), BREAKER_OPEN]
         self._names: SharedNames
@@ -66,7 +68,7 @@ class MirrorMetrics:
         self.served_bytes = Counter(
             plan,
             "entrepot_mirror_served_bytes_total",
-            "Bytes of mirrored content sent to clients. All but those of misses did not have to be fetched.",
+            "Bytes of mirrored content sent to clients. Only those of misses had to be fetched.",
             {**by_upstream, "route": routes, "cache": CACHE_STATES},
         )
         self.fetched_bytes = Counter(
@@ -103,12 +105,12 @@ class MirrorMetrics:
         )
 
     def use(self, names: SharedNames) -> None:
-        """Makes `label` use the numbers in the list `names`."""
+        """Sets the list of upstreams. `label` returns the position of an upstream in it."""
         self._names = names
 
     def label(self, name: str) -> str:
-        """Returns the value of the label `upstream` with which `Family.cell` finds a cell: the number of the upstream's
-        name, as text."""
+        """Returns the value of the label `upstream` with which `Family.cell` finds a cell. This is not the upstream's
+        name, but the position of the name in the list of upstreams, as text. Adds a name that is not in the list."""
         return self._names.label(name)
 
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:
@@ -167,5 +169,7 @@ class UpstreamCounts:
         else:
             outcome = "unknown" if isinstance(error, BlobUnknown) else "failed"
         cells[self._metrics.fills.cell(self._label, outcome)] += 1
-        if isinstance(error, DigestInvalid):  # the other errors were counted when an endpoint caused them
+        # A wrong digest shows only when the whole blob has arrived, so it fails no request. Other errors of an
+        # endpoint were counted when its request failed.
+        if isinstance(error, DigestInvalid):
             self.on_error(error)

@@ -41,8 +41,8 @@ TOP_HEADING: Final = 3
 
 router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `WaitingRoute` or `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page
-acquire a `page_slot`."""
+"""The handlers of `router` wait until the description is read, those of `_forms` for a form to arrive. Their route
+classes hold no slot for rendering meanwhile, so a handler that renders a page acquires a `page_slot` itself."""
 
 
 def description_html(html: str) -> Markup:

@@ -37,6 +37,7 @@ async def system(request: Request) -> Response:
     # The page does not show the cached images, and counting them would take time.
     status = await read_server_status(caller.upkeep, with_cache=False)
     checks = await service.readiness.check(())
+    settings = request.app.factory.settings  # the factory makes the service from them
     return await page_response(
         request,
         "system.html",
@@ -45,5 +46,5 @@ async def system(request: Request) -> Response:
         checks=checks,
         check_names=CHECK_NAMES,
         breaker_names=BREAKER_NAMES,
-        is_read_only=request.app.factory.settings.read_only or service.is_store_read_only,
+        is_read_only=settings.read_only or service.is_store_read_only,
     )

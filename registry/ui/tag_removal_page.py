@@ -1,4 +1,8 @@
-"""The pages that delete several tags at once: a preview of what would be deleted, the removal, and its undo."""
+"""The pages that delete several tags at once: a preview of what would be deleted, the removal, and its undo.
+
+`Caller.browser` is the object that reads and changes the content of repositories for the pages and the API
+(`registry.browse.repository_browser.RepositoryBrowser`). It is not the web browser.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +43,8 @@ field and separators."""
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `WaitingRoute` or `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page
-acquire a `page_slot`."""
+"""The handlers of `_waiting` wait for the store to plan a removal, those of `_forms` for a form to arrive. Their route
+classes hold no slot for rendering meanwhile, so a handler that renders a page acquires a `page_slot` itself."""
 
 
 @_waiting.get(TAG_REMOVAL_PATH + "/{path:path}")
@@ -77,7 +81,7 @@ async def remove_tags(request: Request, path: str) -> Response:
             request,
             "tags_removed.html",
             section="repositories",
-            here=_repository_path(stored),
+            here=_repository_path(stored),  # the page that a change of the language or a login leads to
             name=stored,
             result=removed,
             may_push=rights.may_push,
@@ -107,7 +111,7 @@ async def restore_tags(request: Request, path: str) -> Response:
             request,
             "tags_restored.html",
             section="repositories",
-            here=_repository_path(stored),
+            here=_repository_path(stored),  # the page that a change of the language or a login leads to
             name=stored,
             result=restored,
         )

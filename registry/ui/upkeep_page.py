@@ -60,8 +60,9 @@ class UpkeepFormRoute(FormRoute):
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=UpkeepFormRoute, include_in_schema=False)
-"""A `WaitingRoute` or `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page
-acquire a `page_slot`."""
+"""The handlers of `_waiting` wait for the store to plan what retention would delete, those of `_forms` for a form to
+arrive. Their route classes hold no slot for rendering meanwhile, so a handler that renders a page acquires a
+`page_slot` itself."""
 
 
 async def _start_preview(caller: Caller) -> JobResponse:

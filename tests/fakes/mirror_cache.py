@@ -88,7 +88,7 @@ class Cache:
         path.write_bytes(data)
         await self.store.metadata.adopt_blob(repo, digest, len(data), place)
 
-    async def list(self, repo: RepositoryName, children: Sequence[Manifest], tag: str) -> Manifest:
+    async def add_index(self, repo: RepositoryName, children: Sequence[Manifest], tag: str) -> Manifest:
         """Stores an index that lists the children, as a mirror does: the store may lack some of them."""
         index = index_of([child.descriptor for child in children])
         await self.store.put_manifest(repo, index, [Tag(tag)], by=BY, sparse=True)

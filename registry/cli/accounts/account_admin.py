@@ -84,7 +84,7 @@ def administer(
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Prints the notes on a new account on stderr."""
+    """Prints `AddedAccount.notes` on stderr: what an admin should know about a new account."""
     for note in notes:
         print_line(f"note: {note}", err=True)
 
@@ -151,8 +151,9 @@ def parse_name_or_fail(text: str) -> AccountName:
 def read_password_file(file: Path | None) -> str | None:
     """Returns the text of a file with a password, for `password_or_fail`. Call this before `has_had_account`, because
     that function can make the process run as another user, who may have no right to read the file. Returns None if
-    `file` is None or stdin, or if the file cannot be read. This is no error yet, because the command needs no password
-    if there is an account; `password_or_fail` tries again."""
+    `file` is None or stdin, or if the file cannot be read. A file that cannot be read is no error yet, because
+    `entrepot user add --if-first` needs no password if the registry has or had an account. If it does need one,
+    `password_or_fail` tries again to read the file."""
     if file is None or str(file) == "-":
         return None
     try:

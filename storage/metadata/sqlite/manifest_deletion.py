@@ -194,7 +194,7 @@ def _delete(
     action: EventAction,
 ) -> None:
     """Deletes the manifest and `tags`, which are all its tags."""
-    repository_id, manifest_id = target.repository, target.manifest_id
+    repository_id, manifest_id = target.repository_id, target.manifest_id
     if restorable:
         deleted_manifests.keep(db, manifest_id, now)
     _delete_tags(db, target, tags, by, now, action)
@@ -215,7 +215,7 @@ def _delete_tags(
     """Deletes `tags`, which point at the manifest, and records this in the tag history and in events."""
     if not tags:
         return
-    repository_id, names = target.repository, json.dumps(tags)
+    repository_id, names = target.repository_id, json.dumps(tags)
     event_tables.add_deleted_tags(db, action, target.repo, target.manifest_id, tags, by, now)
     db.execute(_RECORD_DELETED_TAGS, (repository_id, names, now, by.name, by.address, by.request_id, by.user_agent))
     db.execute(_DELETE_TAGS, (repository_id, names))
@@ -223,5 +223,5 @@ def _delete_tags(
 
 def _first_tags(db: apsw.Connection, target: Target, limit: int) -> list[str]:
     """Returns the names of at most `limit` tags of the manifest. A negative `limit` means all tags."""
-    rows: list[Any] = db.execute(_FIRST_TAGS, (target.manifest_id, target.repository, limit)).fetchall()
+    rows: list[Any] = db.execute(_FIRST_TAGS, (target.manifest_id, target.repository_id, limit)).fetchall()
     return [name for (name,) in rows]

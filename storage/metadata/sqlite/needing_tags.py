@@ -27,14 +27,16 @@ from storage.names import Digest, RepositoryName
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 MAX_TAGS_WITHOUT_LOCK: Final = 64
-"""A manifest that more than this number of tags need, or that more than this number of indexes contain, is changed
-while the process holds a lock, so that it changes only one such manifest at a time. Otherwise hundreds of changes could
-share one transaction, which would take long. The number is that of the tags that one push can set."""
+"""If more than this number of tags need a manifest, or more than this number of indexes contain it, the process holds a
+lock while it changes the manifest. So it changes only one such manifest at a time. Otherwise hundreds of these changes
+could wait at the same time. The commit thread would make them in one transaction, which would take long. The number is
+that of the tags that one push can set."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
-_SET_TAGS: Final = """
+_TAGS_SET_AFTER_ENTRY: Final = """
 SELECT tag FROM tag_history NOT INDEXED WHERE id > ? AND repository = ? AND digest IS NOT NULL LIMIT ?"""
-"""NOT INDEXED makes SQLite read only the entries with ids above the first parameter."""
+"""Finds the tags of a repository that were set, and not deleted, after an entry of the tag history. NOT INDEXED makes
+SQLite read only the entries with ids above the first parameter."""
 _TAGS_NEEDING_MANIFEST: Final = """
 WITH RECURSIVE needing (id, repository, digest) AS (
   SELECT id, repository, digest FROM manifest WHERE id = ?
@@ -51,9 +53,10 @@ SELECT m.id, m.digest FROM manifest_child c JOIN manifest m ON m.id = c.manifest
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A manifest to change: its repository, the row ids of both, and its stored media type."""
+    """A manifest to change. `repository_id`, `manifest_id`: row ids. `repo`: the name of the repository. `media_type`:
+    the stored one."""
 
-    repository: int
+    repository_id: int
     repo: RepositoryName
     manifest_id: int
     digest: Digest
@@ -63,14 +66,14 @@ class Target:
     def find(cls, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> Target:
         """Finds the manifest. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such
         manifest."""
-        repository = lookups.repository_id(db, repo)
+        repository_id = lookups.repository_id(db, repo)
         row: Any = db.execute(
-            "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository, digest)
+            "SELECT id, media_type FROM manifest WHERE repository = ? AND digest = ?", (repository_id, digest)
         ).get
         if row is None:
             raise ManifestUnknown(f"{repo} has no manifest {digest}")
         manifest_id, media_type = row
-        return cls(repository, repo, manifest_id, digest, media_type)
+        return cls(repository_id, repo, manifest_id, digest, media_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,10 @@ class NeedingTagsCheck:
     denied: Callable[[Target, str], Denied]
 
     def check_all(self, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> int:
-        """Checks all tags that need the manifest. Returns the id of the newest entry of the tag history that was there
-        before: up to this entry, no immutable tag needs the manifest. Takes long if there are very many tags, so it
-        must not run in a transaction that changes something. Raises NameUnknown, ManifestUnknown, Denied."""
+        """Checks all tags that need the manifest. Returns the id that the newest entry of the tag history had when
+        the check began: of the tags that were set up to this entry, no immutable one needs the manifest. Takes long if
+        there are very many tags, so it must not run in a transaction that changes something. Raises NameUnknown,
+        ManifestUnknown, Denied."""
         newest = newest_entry(db)
         if self.is_immutable is not nothing_immutable:
             target = Target.find(db, repo, digest)
@@ -103,8 +107,8 @@ class NeedingTagsCheck:
         """Checks the tags that need the manifest. Returns False if there are too many of them, or too many indexes
         through which tags may need it. Raises Denied.
 
-        Reads the indexes one after another, because SQLite would find all of them in one step of
-        `_TAGS_NEEDING_MANIFEST`, whatever the limit."""
+        Reads the indexes of one manifest after another, with a limit for each. A LIMIT on `_TAGS_NEEDING_MANIFEST` does
+        not suffice: with it, SQLite would still find all indexes of a manifest at once, even millions."""
         limit = MAX_TAGS_WITHOUT_LOCK + 1
         tags, seen, unread = 0, {target.manifest_id}, [(target.manifest_id, target.digest)]
         while unread:
@@ -112,7 +116,7 @@ class NeedingTagsCheck:
             tags += self._refuse_immutable(
                 db, target, "SELECT name FROM tag WHERE manifest = ? LIMIT ?", manifest_id, limit
             )
-            rows: list[Any] = db.execute(_INDEXES_OF_MANIFEST, (target.repository, digest, limit)).fetchall()
+            rows: list[Any] = db.execute(_INDEXES_OF_MANIFEST, (target.repository_id, digest, limit)).fetchall()
             new = [(index_id, index_digest) for index_id, index_digest in rows if index_id not in seen]
             seen.update(index_id for index_id, _ in new)
             unread += new
@@ -121,10 +125,13 @@ class NeedingTagsCheck:
         return True
 
     def _check_changes(self, db: apsw.Connection, target: Target, checked_to: int) -> bool:
-        """Checks the tags that were set after the entry `checked_to` of the tag history. Older tags need no second
-        check: an immutable tag keeps all manifests below its index, so no push can add a missing index between such a
-        tag and this manifest. Returns False if too many tags were set. Raises Denied."""
-        rows: list[Any] = db.execute(_SET_TAGS, (checked_to, target.repository, _MAX_CHANGED_TAGS + 1)).fetchall()
+        """Checks the tags that were set after the entry `checked_to` of the tag history. For an older tag, the
+        result of `check_all` still holds. It could need the manifest now only if an index between its own index and the
+        manifest was missing during that check, and was pushed since. But clients cannot delete an index that an
+        immutable tag needs. Returns False if too many tags were set. Raises Denied."""
+        rows: list[Any] = db.execute(
+            _TAGS_SET_AFTER_ENTRY, (checked_to, target.repository_id, _MAX_CHANGED_TAGS + 1)
+        ).fetchall()
         immutable_tags = [tag for (tag,) in rows if self.is_immutable(tag)]
         if immutable_tags:
             sql = f"{_TAGS_NEEDING_MANIFEST} WHERE t.name IN (SELECT value FROM json_each(?))"
@@ -170,7 +177,9 @@ async def run_checked(
         while not is_done:
             try:
                 checked_to: int | None = await scans.run(check_all)
-            except ManifestUnknown:  # another client has just deleted the manifest
+            except ManifestUnknown:
+                # Another client has just deleted the manifest, so there is nothing to check. If it is pushed again in
+                # the meantime, `change` checks its tags in the transaction.
                 checked_to = None
             is_done = await writer.run(partial(change, checked_to=checked_to))
 

@@ -153,7 +153,7 @@ def test_a_data_directory_that_cannot_be_read(tmp_path: Path, line: str) -> None
 @pytest.mark.parametrize("line", ["status", "events list", "fsck", "inspect team/app:1"])
 def test_a_file_that_cannot_be_opened(tmp_path: Path, line: str) -> None:
     """If a file of the data directory cannot be opened, the command fails with one line that has the file and the
-    reason."""
+    reason. Here the file is the reserve (it only occupies disk space), and a directory is in its place."""
     prepare_data_dir(tmp_path / "data")
     reserve = layout_of(tmp_path / "data").reserve
     reserve.unlink()

@@ -25,8 +25,8 @@ from tests.fakes.server_process import running_server
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[AdminSite]:
-    """Runs a server with two workers, the admin root, and a grant for everyone to push. Each test has its own server,
-    because images share layers."""
+    """Runs a server with two workers, the admin root, and a grant for everyone to pull and push. All images have
+    the same first layer, which tests damage, so each test has its own server."""
     folder = tmp_path
     entrepot_output("user", "add", ADMIN, "--admin", "--password-file", "-", folder=folder, stdin_text=PASSWORD)
     entrepot_output("grant", "add", "**", "pull,push", "everyone", folder=folder)
@@ -35,15 +35,15 @@ def site(tmp_path: Path) -> Iterator[AdminSite]:
 
 
 @pytest.fixture
-def wire(site: AdminSite) -> RegistryClient:
-    """Returns a client with the login of the admin."""
+def admin_client(site: AdminSite) -> RegistryClient:
+    """Returns a client that sends requests with the login of the admin."""
     credentials = b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
     return RegistryClient(site.server.address, f"Basic {credentials}")
 
 
-def push(wire: RegistryClient, repo: str) -> ClientImage:
+def push(admin_client: RegistryClient, repo: str) -> ClientImage:
     pushed_image = image(f"hello from {repo}")
-    wire.push(repo, "latest", pushed_image)
+    admin_client.push(repo, "latest", pushed_image)
     return pushed_image
 
 
@@ -59,13 +59,13 @@ def scrub_json(site: AdminSite, *more: str, code: int) -> list[dict[str, Any]]:
     return json_lines(result.stdout)
 
 
-def test_push_replaces_a_blob_that_scrub_found_damaged(site: AdminSite, wire: RegistryClient) -> None:
+def test_push_replaces_a_blob_that_scrub_found_damaged(site: AdminSite, admin_client: RegistryClient) -> None:
     """`entrepot scrub` finds a damaged layer: it exits with 1 and prints a JSON line for the blob. Every worker then
     responds to a HEAD of the blob with 404, so a client pushes the layer again. After the push, the image is complete.
     The API, `scrub status` and the quarantine list the blob."""
-    pushed_image = push(wire, "scrubbed/one")
+    pushed_image = push(admin_client, "scrubbed/one")
     digest = pushed_image.layers[0].digest
-    assert wire.blob_status("scrubbed/one", digest) == 200
+    assert admin_client.blob_status("scrubbed/one", digest) == 200
     assert [step["event"] for step in scrub_json(site, code=0)] == ["done"]
     flip_byte(layer_file(site, pushed_image))
 
@@ -74,7 +74,7 @@ def test_push_replaces_a_blob_that_scrub_found_damaged(site: AdminSite, wire: Re
     assert (found["event"], found["kind"], found["digest"]) == ("damaged", "blob", digest)
     assert found["repositories"] == ["scrubbed/one"]
     assert (summary["event"], summary["damaged"], summary["still_damaged"]) == ("done", 1, 1)
-    assert {wire.blob_status("scrubbed/one", digest) for _ in range(6)} == {404}
+    assert {admin_client.blob_status("scrubbed/one", digest) for _ in range(6)} == {404}
     [listed] = site.call_ok("GET", "/damaged")["items"]
     assert (listed["digest"], listed["repositories"]) == (digest, ["scrubbed/one"])
     status = json.loads(site.command("scrub", "status", "--json"))
@@ -88,9 +88,9 @@ def test_push_replaces_a_blob_that_scrub_found_damaged(site: AdminSite, wire: Re
     [summary] = scrub_json(site, code=1)
     assert (summary["damaged"], summary["still_damaged"]) == (0, 1)
 
-    wire.push("scrubbed/one", "latest", pushed_image)
+    admin_client.push("scrubbed/one", "latest", pushed_image)
 
-    assert_same_files(wire, "scrubbed/one", "latest", pushed_image)
+    assert_same_files(admin_client, "scrubbed/one", "latest", pushed_image)
     assert site.call_ok("GET", "/damaged")["items"] == []
     [quarantined] = json.loads(site.command("scrub", "quarantine", "list", "--json"))
     assert (quarantined["digest"], quarantined["damaged"]) == (digest, False)
@@ -102,10 +102,10 @@ def test_push_replaces_a_blob_that_scrub_found_damaged(site: AdminSite, wire: Re
     assert actions.index("blob.healed") < actions.index("blob.damaged")
 
 
-def test_workers_serve_no_damaged_bytes_from_memory(site: AdminSite, wire: RegistryClient) -> None:
+def test_workers_serve_no_damaged_bytes_from_memory(site: AdminSite, admin_client: RegistryClient) -> None:
     """A worker serves repeated GETs of a small blob from memory. After another process has found by a scrub that the
     blob is damaged, the worker responds with 404 on the same connection."""
-    pushed_image = push(wire, "scrubbed/small")
+    pushed_image = push(admin_client, "scrubbed/small")
     assert pushed_image.config is not None
     digest = digest_of(pushed_image.config.body)
     path = f"/v2/scrubbed/small/blobs/{digest}"
@@ -116,14 +116,14 @@ def test_workers_serve_no_damaged_bytes_from_memory(site: AdminSite, wire: Regis
         found, _ = scrub_json(site, code=1)
         assert found["digest"] == digest
         assert client.get(path, auth=(ADMIN, PASSWORD)).status_code == 404
-        wire.push("scrubbed/small", "latest", pushed_image)
+        admin_client.push("scrubbed/small", "latest", pushed_image)
         assert client.get(path, auth=(ADMIN, PASSWORD)).content == pushed_image.config.body
 
 
-def test_scrub_by_the_api(site: AdminSite, wire: RegistryClient) -> None:
+def test_scrub_by_the_api(site: AdminSite, admin_client: RegistryClient) -> None:
     """A POST adds a scrub job, which a worker runs. While a job waits or runs, the API refuses a second job and the
     command fails. The error of the command says who started the job."""
-    pushed_image = push(wire, "scrubbed/two")
+    pushed_image = push(admin_client, "scrubbed/two")
     flip_byte(layer_file(site, pushed_image))
     slow = site.call_ok("POST", "/scrub", {"rate": 1})
     wait_until(lambda: site.call_ok("GET", f"/jobs/{slow['id']}")["state"] == "running", "no worker runs the job")
@@ -141,7 +141,7 @@ def test_scrub_by_the_api(site: AdminSite, wire: RegistryClient) -> None:
     assert [each["digest"] for each in site.call_ok("GET", "/damaged")["items"]] == [pushed_image.layers[0].digest]
     assert site.call_ok("GET", "/scrub")["rounds"][0]["ended"] is not None
     assert site.call("POST", "/scrub", {"rate": 0}).status_code == 422
-    wire.push("scrubbed/two", "latest", pushed_image)
+    admin_client.push("scrubbed/two", "latest", pushed_image)
 
 
 @pytest.mark.parametrize(

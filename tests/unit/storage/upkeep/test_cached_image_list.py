@@ -21,7 +21,7 @@ async def test_images_are_listed_by_size_and_last_pull(cache: Cache) -> None:
     small = await cache.fetch(APP, "one", tag="small")
     large = await cache.fetch(OTHER_APP, "one", "two", "three", tag="large")
     children = [await cache.fetch(WEB, "shared", part) for part in ("amd64", "arm64")]
-    await cache.list(WEB, children, "index")
+    await cache.add_index(WEB, children, "index")
     await cache.fetch(APP, "nowhere", tag="missing", complete=False)
     cache.pull(large, children[0], small)
 

@@ -18,8 +18,8 @@ from tests.fakes.registry_content import BY, CONFIG_TYPE, descriptor_of, image_o
 
 
 async def test_an_evicted_image_has_events(cache: Cache) -> None:
-    """An eviction adds one event for the tag and one for the manifest of the image. The download of the image (a fill)
-    has added an event as well."""
+    """An eviction adds one event for the tag and one for the manifest of the image. Before, storing the image in
+    the cache has added an event (`FILL`)."""
     await cache.store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
     image = await cache.fetch(APP, "layer", tag="v1")
     cache.clock.now += 1
@@ -72,11 +72,11 @@ async def test_referrers_are_evicted_with_their_subject(cache: Cache) -> None:
     assert [await cache.has(APP, image), await cache.has(APP, signature)] == [False, False]
 
 
-async def test_evicted_manifests_are_not_stored_for_a_restore(cache: Cache) -> None:
-    """An evicted manifest is not stored until the end of the grace period, because the mirror can fetch it again. Its
-    pulls and its rank in the order of eviction are deleted with it."""
+async def test_evicted_manifests_are_not_kept_to_be_put_back(cache: Cache) -> None:
+    """No copy of an evicted manifest is kept, from which it could be put back, because the mirror can fetch it again.
+    Its pulls and its rank in the order of eviction are deleted with it."""
     children = [await cache.fetch(APP, f"child {n}") for n in range(2)]
-    await cache.list(APP, children, "1")
+    await cache.add_index(APP, children, "1")
     cache.pull(children[0])
     cache.clock.now += 1
     assert await cache.evictor(1).evict() == 1
@@ -85,8 +85,8 @@ async def test_evicted_manifests_are_not_stored_for_a_restore(cache: Cache) -> N
 
 
 async def test_many_tags_are_evicted_in_several_transactions(cache: Cache) -> None:
-    """A call that finds an image with very many tags deletes only some of them, and returns True. The next calls delete
-    the remaining tags and then the image."""
+    """If the image that `evict_next` has to evict has very many tags, the call deletes only some of them and returns
+    True. The next calls delete more, and the last one deletes the rest and the image."""
     image = await cache.fetch(APP, "layer")
     tags = [Tag(f"t{number}") for number in range(2 * MAX_TAGS_PER_TRANSACTION + 1)]
     await cache.store.put_manifest(APP, image, tags, by=BY, sparse=True)
@@ -101,9 +101,10 @@ async def test_many_tags_are_evicted_in_several_transactions(cache: Cache) -> No
     assert tag_counts == [MAX_TAGS_PER_TRANSACTION + 1, 1, 0]
 
 
-async def test_unused_links_are_evicted_when_no_image_is_left(cache: Cache) -> None:
-    """If the cache is above its budget and no image is left, the blobs of a deleted manifest are evicted, although
-    their grace period has not ended."""
+async def test_blobs_of_a_deleted_manifest_are_removed_when_no_image_is_left(cache: Cache) -> None:
+    """If the cache exceeds its budget and has no image left to evict, the eviction removes the blobs of a deleted
+    manifest. It does not wait for the end of their grace period, which would leave the cache above its budget. But it
+    keeps blobs that were used in the last 60 seconds (`storage.upkeep.evictor.UNUSED_SECONDS`)."""
     image = await cache.fetch(APP, "layer")
     await cache.store.delete_manifest(APP, image.digest, by=BY)
     cache.clock.now += 30
@@ -115,8 +116,8 @@ async def test_unused_links_are_evicted_when_no_image_is_left(cache: Cache) -> N
 
 
 def blobs_of_manifests(cache: Cache) -> set[tuple[int, str]]:
-    """Returns a pair of a manifest's row id and a blob's digest for each blob of a manifest that the manifest's
-    repository has."""
+    """Returns which manifest refers to which blob, as pairs of the manifest's row id and the blob's digest. Leaves out
+    the blobs that the manifest's repository does not have."""
     rows = cache.db.execute(
         "SELECT g.manifest, g.digest FROM manifest_blob g JOIN blob b ON b.digest = g.digest "
         "JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository"
@@ -140,7 +141,7 @@ async def test_remaining_content_is_complete(cache: Cache, seed: int) -> None:
         images.append((repo, image))
         in_repo = [manifest for name, manifest in images if name == repo and await cache.has(repo, manifest)]
         if rng.random() < 0.3:
-            await cache.list(repo, rng.sample(in_repo, min(3, len(in_repo))), f"index{rng.randrange(5)}")
+            await cache.add_index(repo, rng.sample(in_repo, min(3, len(in_repo))), f"index{rng.randrange(5)}")
         if rng.random() < 0.2:
             await cache.store.mount_blob(hosted, image.blobs[1].digest, repo, BY)
         if rng.random() < 0.5:
@@ -152,7 +153,8 @@ async def test_remaining_content_is_complete(cache: Cache, seed: int) -> None:
             await cache.evictor().evict_to(Budget("cache", ("hub", "other"), target))
             assert await cache.counted_bytes() <= target
             remaining_ids = {manifest for (manifest,) in cache.db.execute("SELECT id FROM manifest")}
-            assert {link for link in blobs_before if link[0] in remaining_ids} <= blobs_of_manifests(cache)
+            expected = {(manifest, digest) for manifest, digest in blobs_before if manifest in remaining_ids}
+            assert expected <= blobs_of_manifests(cache)
             missing_children = cache.db.execute(
                 "SELECT count(*) FROM manifest_child c WHERE NOT EXISTS (SELECT 1 FROM manifest m "
                 "WHERE m.repository = c.repository AND m.digest = c.digest)"

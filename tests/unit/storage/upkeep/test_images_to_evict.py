@@ -53,8 +53,8 @@ async def test_a_pull_of_a_child_counts_for_its_index(cache: Cache) -> None:
     """A pull of a manifest counts as a pull of the index that lists it. An index is evicted together with its
     manifests, except manifests that another index lists."""
     children = [await cache.fetch(APP, f"child {n}") for n in range(3)]
-    old_index = await cache.list(APP, children[:2], "old")
-    new_index = await cache.list(APP, children[1:], "new")
+    old_index = await cache.add_index(APP, children[:2], "old")
+    new_index = await cache.add_index(APP, children[1:], "new")
     alone = await cache.fetch(WEB, "alone")
     cache.pull(children[2])
     cache.clock.now += 1
@@ -120,10 +120,10 @@ async def test_content_of_a_frozen_tag_is_not_evicted(cache: Cache) -> None:
     """A tag is frozen at an index. The index, the manifests that it lists and their blobs stay, even after the upstream
     has moved the tag. The plan of the evictor has only the other images."""
     children = [await cache.fetch(APP, f"child {n}") for n in range(2)]
-    index = await cache.list(APP, children, "1")
+    index = await cache.add_index(APP, children, "1")
     await cache.store.upstream_tags.freeze(APP, Tag("1"), index.digest, by=BY)
     nested = await cache.fetch(WEB, "nested")
-    await cache.list(WEB, [nested], "1")  # only the manifest that this index lists is frozen
+    await cache.add_index(WEB, [nested], "1")  # only the manifest that this index lists is frozen
     await cache.store.upstream_tags.freeze(WEB, Tag("2"), nested.digest, by=BY)
     newer = await cache.fetch(APP, "newer", tag="1")
     cache.clock.now += 1000
@@ -174,8 +174,8 @@ async def test_the_plan_lists_the_images_that_an_eviction_evicts(cache: Cache) -
     """The plan for a budget lists the images that the eviction evicts, in the same order and with the same freed bytes.
     The test has shared layers, indexes and pulls."""
     children = [await cache.fetch(APP, "base", f"child {n}") for n in range(3)]
-    await cache.list(APP, children[:2], "one")
-    await cache.list(APP, children[1:], "two")
+    await cache.add_index(APP, children[:2], "one")
+    await cache.add_index(APP, children[1:], "two")
     images = [await cache.fetch(WEB, "base", f"layer {n}", tag=f"t{n}") for n in range(4)]
     await cache.fetch(OTHER_APP, "base")
     cache.pull(images[1], children[0])
@@ -212,7 +212,7 @@ async def test_each_image_is_read_once(cache: Cache, monkeypatch: pytest.MonkeyP
     image."""
     pinned = RepositoryName("hub/library/app")
     children = [await cache.fetch(pinned, f"child {n}") for n in range(30)]
-    await cache.list(pinned, children, "all")
+    await cache.add_index(pinned, children, "all")
     for n in range(30):
         await cache.fetch(APP, f"layer {n}")
     cached_images = cache.store.cached_images

@@ -81,7 +81,7 @@ async def test_open_registries_admins_and_disabled_accounts(accounts: Accounts, 
     await add_account(accounts, "root", admin=True)
     await add_account(accounts, "alice")
     await add_account(accounts, "ci", robot=True)
-    for subject in ("user:alice", "robot:ci", "user:filed"):
+    for subject in ("user:alice", "robot:ci", "user:unstored"):
         await add_grant(accounts, subject, "team/**", "pull")
     root = await explanation_of(policy, "root", "team/app")
     assert (root.is_admin, root.repositories[0].actions, grants_of(root)) == (True, EVERY_ACTION, [])
@@ -90,8 +90,9 @@ async def test_open_registries_admins_and_disabled_accounts(accounts: Accounts, 
     alice = await explanation_of(policy, "alice", "team/app")
     assert (alice.is_enabled, alice.repositories[0].actions) == (False, Action.NONE)
     assert grants_of(alice) == ["user:alice team/**"]
-    not_stored = await explanation_of(policy, "filed", "team/app")
-    assert (not_stored.is_stored, not_stored.repositories[0].actions) == (False, Action.PULL)
+    # A name that the store does not have can be an account of the htpasswd file.
+    unstored = await explanation_of(policy, "unstored", "team/app")
+    assert (unstored.is_stored, unstored.repositories[0].actions) == (False, Action.PULL)
 
 
 async def test_an_invalid_name_is_refused(policy: Policy) -> None:

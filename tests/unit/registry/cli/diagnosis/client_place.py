@@ -40,6 +40,10 @@ def findings_of(
     return check_client(program, RegistryAddress(url), hosts, default, root=root, offline=True, answer=answer)
 
 
-def at_level(findings: Sequence[Finding], level: Level = Level.PROBLEM) -> list[Finding]:
+def problems_in(findings: Sequence[Finding]) -> list[Finding]:
+    return at_level(findings, Level.PROBLEM)
+
+
+def at_level(findings: Sequence[Finding], level: Level) -> list[Finding]:
     """Returns the findings of this level."""
     return [finding for finding in findings if finding.level is level]

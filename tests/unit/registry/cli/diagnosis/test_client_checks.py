@@ -24,6 +24,7 @@ from tests.unit.registry.cli.diagnosis.client_place import (
     SECURE,
     at_level,
     findings_of,
+    problems_in,
     write_files,
 )
 
@@ -43,7 +44,7 @@ def test_the_files_of_the_client_command_are_right(tmp_path: Path) -> None:
         write_files(root, **{CONFIG: texts.CONTAINERD_GOOD_1_7})
         for program in CHECKS:
             findings = findings_of(program, root, url, [upstream.name for upstream in upstreams])
-            assert not at_level(findings), findings
+            assert not problems_in(findings), findings
             names = [finding.what for finding in findings if "come through" in finding.what]
             assert len(names) == (1 if program == "docker" else 2), findings
 
@@ -67,13 +68,13 @@ def test_docker_findings(tmp_path: Path, text: str | None, problem_text: str, re
     makes docker use the registry."""
     if text is not None:
         write_files(tmp_path, **{DAEMON: text})
-    first = at_level(findings_of("docker", tmp_path))[0]
+    first = problems_in(findings_of("docker", tmp_path))[0]
     assert problem_text in first.what
     assert reason_text in first.why
     assert first.next_step
     if "not valid JSON" not in problem_text:
         write_files(tmp_path, **{DAEMON: first.lines})
-        assert not at_level(findings_of("docker", tmp_path)), first.lines
+        assert not problems_in(findings_of("docker", tmp_path)), first.lines
 
 
 def test_docker_keeps_other_settings(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_docker_keeps_other_settings(tmp_path: Path) -> None:
         "insecure-registries": ["10.0.0.0/8"],
     }
     write_files(tmp_path, **{DAEMON: json.dumps(old_settings)})
-    assert json.loads(at_level(findings_of("docker", tmp_path))[0].lines) == {
+    assert json.loads(problems_in(findings_of("docker", tmp_path))[0].lines) == {
         "log-driver": "journald",
         "registry-mirrors": [PLAIN, "https://m.example"],
         "insecure-registries": ["registry.example.com:5000", "10.0.0.0/8"],
@@ -96,14 +97,14 @@ def test_docker_needs_an_insecure_registry_for_plain_http(tmp_path: Path) -> Non
     """To pull images that are named after the registry's own host over plain HTTP, docker needs the host in
     `insecure-registries`, by name or by network. A loopback address is not needed there."""
     write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [PLAIN]})})
-    (finding,) = at_level(findings_of("docker", tmp_path))
+    (finding,) = problems_in(findings_of("docker", tmp_path))
     assert "gave HTTP response to HTTPS client" in finding.why
     url = "http://10.1.2.3:5000"
     write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [url], "insecure-registries": ["10.0.0.0/8"]})})
-    assert not at_level(findings_of("docker", tmp_path, url))
+    assert not problems_in(findings_of("docker", tmp_path, url))
     url = "http://localhost:5000"
     write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": ["http://127.0.0.1:5000/"]})})
-    assert not at_level(findings_of("docker", tmp_path, url))
+    assert not problems_in(findings_of("docker", tmp_path, url))
 
 
 def test_docker_order_login_and_spelling(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_docker_order_login_and_spelling(tmp_path: Path) -> None:
     write_files(tmp_path, **{DAEMON: json.dumps(daemon)})
     findings = findings_of("docker", tmp_path, SECURE)
     assert "before this registry" in at_level(findings, Level.WARNING)[0].what
-    assert "'registry-mirror' in /etc/docker/daemon.json is not a key" in at_level(findings)[0].what
+    assert "'registry-mirror' in /etc/docker/daemon.json is not a key" in problems_in(findings)[0].what
     write_files(tmp_path, **{DAEMON: json.dumps({"registry-mirrors": [SECURE]})})
     answer = ProbeResult(SECURE, status=401, is_registry=True, instance="x")
     (finding,) = at_level(findings_of("docker", tmp_path, SECURE, answer=answer), Level.WARNING)
@@ -123,7 +124,7 @@ def test_docker_order_login_and_spelling(tmp_path: Path) -> None:
 
 def test_docker_needs_docker_hub_as_the_default_upstream(tmp_path: Path) -> None:
     """If the default upstream of the registry is not Docker Hub, docker cannot use the registry as a mirror."""
-    (finding,) = at_level(findings_of("docker", tmp_path, "http://127.0.0.1:5000", default="ghcr.io"))
+    (finding,) = problems_in(findings_of("docker", tmp_path, "http://127.0.0.1:5000", default="ghcr.io"))
     assert "default = true" in finding.next_step
 
 
@@ -136,7 +137,7 @@ def test_an_unknown_certificate_authority(tmp_path: Path, program: str) -> None:
         write_files(tmp_path, **{name.lstrip("/"): text})
     write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
     answer = ProbeResult(SECURE, ProbeError.UNTRUSTED, "unable to get local issuer certificate")
-    findings = at_level(findings_of(program, tmp_path, SECURE, answer=answer))
+    findings = problems_in(findings_of(program, tmp_path, SECURE, answer=answer))
     assert findings
     assert all("unable to get local issuer certificate" in finding.why for finding in findings)
     if program == "containerd":
@@ -144,7 +145,7 @@ def test_an_unknown_certificate_authority(tmp_path: Path, program: str) -> None:
             write_files(tmp_path, **{finding.file.lstrip("/"): finding.lines})
     else:
         write_files(tmp_path, **{findings[0].file.lstrip("/"): "PEM"})
-    assert not at_level(findings_of(program, tmp_path, SECURE, answer=answer))
+    assert not problems_in(findings_of(program, tmp_path, SECURE, answer=answer))
 
 
 CONTAINERD_PROBLEMS = [
@@ -169,7 +170,7 @@ def test_containerd_config(tmp_path: Path, text: str | None, what: str, why: str
     if text is not None:
         write_files(tmp_path, **{CONFIG: text})
     findings = findings_of("containerd", tmp_path)
-    (finding,) = at_level(findings)
+    (finding,) = problems_in(findings)
     assert what in finding.what
     assert why in finding.why
     assert finding.next_step
@@ -181,10 +182,10 @@ def test_containerd_lines_to_write(tmp_path: Path, text: str | None) -> None:
     """The finding has a whole config.toml, of the same version as the old one. With it, pulls come through the
     registry."""
     write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML, **({CONFIG: text} if text else {})})
-    (finding,) = at_level(findings_of("containerd", tmp_path))
+    (finding,) = problems_in(findings_of("containerd", tmp_path))
     write_files(tmp_path, **{finding.file.lstrip("/"): finding.lines})
     findings = findings_of("containerd", tmp_path)
-    assert not at_level(findings)
+    assert not problems_in(findings)
     assert any("pulls of docker.io come through" in each.what for each in findings)
     assert ("version = 3" in finding.lines) == (text is not None and "version = 3" in text)
 
@@ -199,7 +200,7 @@ def test_a_list_of_directories_that_works_is_a_warning(tmp_path: Path) -> None:
     for text, why in ((texts.CONTAINERD_EKS, "discard_unpacked_layers"), (version_2, "1.x reads all of them")):
         write_files(tmp_path, **{CONFIG: text})
         findings = findings_of("containerd", tmp_path)
-        assert not at_level(findings)
+        assert not problems_in(findings)
         assert why in at_level(findings, Level.WARNING)[0].why
         assert any("pulls of docker.io come through" in each.what for each in findings)
 
@@ -209,7 +210,7 @@ def test_containerd_imports(tmp_path: Path) -> None:
     write_files(tmp_path, **{CONFIG: 'version = 2\nimports = ["/etc/containerd/conf.d/*.toml"]\n'})
     write_files(tmp_path, **{"etc/containerd/conf.d/a.toml": texts.CONTAINERD_GOOD_1_7})
     write_files(tmp_path, **{f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
-    assert not at_level(findings_of("containerd", tmp_path))
+    assert not problems_in(findings_of("containerd", tmp_path))
 
 
 HOSTS_PROBLEMS = [
@@ -246,23 +247,23 @@ def test_containerd_hosts(tmp_path: Path, files: dict[str, str], what: str, why:
     the registry."""
     write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2})
     write_files(tmp_path, **{f"etc/containerd/certs.d/{name}": text for name, text in files.items()})
-    (finding,) = at_level(findings_of("containerd", tmp_path))
+    (finding,) = problems_in(findings_of("containerd", tmp_path))
     assert what in finding.what
     assert why in finding.why
     if finding.lines.startswith("# "):
         write_files(tmp_path, **{finding.file.lstrip("/"): finding.lines})
-        assert not at_level(findings_of("containerd", tmp_path))
+        assert not problems_in(findings_of("containerd", tmp_path))
 
 
 def test_containerd_default_directory(tmp_path: Path) -> None:
     """`_default` applies to every host without a directory of its own. Without `_default`, there is a finding for a
     mirrored host without a directory. A `server` in `_default` is a warning."""
     write_files(tmp_path, **{CONFIG: texts.CONTAINERD_GOOD_2_2, f"{HUB_HOSTS}/hosts.toml": texts.HOSTS_TOML})
-    (finding,) = at_level(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
+    (finding,) = problems_in(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
     assert "is for ghcr.io" in finding.what
     default = "etc/containerd/certs.d/_default/hosts.toml"
     write_files(tmp_path, **{default: texts.HOSTS_TOML.replace('server = "https://registry-1.docker.io"\n', "")})
-    assert not at_level(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
+    assert not problems_in(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")))
     write_files(tmp_path, **{default: texts.HOSTS_TOML})
     findings = at_level(findings_of("containerd", tmp_path, upstreams=("docker.io", "ghcr.io")), Level.WARNING)
     assert any("for every host that has no directory of its own" in finding.what for finding in findings)
@@ -297,26 +298,26 @@ PODMAN_PROBLEMS = [
 def test_podman(tmp_path: Path, text: str, what: str, why: str) -> None:
     """There is a finding for a registries.conf that does not lead to this registry."""
     write_files(tmp_path, **{"etc/containers/registries.conf": text})
-    finding = at_level(findings_of("podman", tmp_path))[0]
+    finding = problems_in(findings_of("podman", tmp_path))[0]
     assert what in finding.what
     assert why in finding.why
     if finding.lines and "old format" not in what and "blocks" not in what:
         write_files(tmp_path, **{DROP_IN: finding.lines})
-        assert not at_level(findings_of("podman", tmp_path)), finding
+        assert not problems_in(findings_of("podman", tmp_path)), finding
 
 
 def test_podman_uses_the_later_file(tmp_path: Path) -> None:
     """A file in registries.conf.d replaces the entry with the same prefix in registries.conf. There is a warning for an
     entry with a longer prefix and without this mirror."""
     write_files(tmp_path, **{"etc/containers/registries.conf": texts.PODMAN_GOOD})
-    assert not at_level(findings_of("podman", tmp_path))
+    assert not problems_in(findings_of("podman", tmp_path))
     later = '[[registry]]\nlocation = "docker.io"\n'
     write_files(tmp_path, **{"etc/containers/registries.conf.d/99-other.conf": later})
-    assert "99-other.conf has no mirror" in at_level(findings_of("podman", tmp_path))[0].what
+    assert "99-other.conf has no mirror" in problems_in(findings_of("podman", tmp_path))[0].what
     longer = '[[registry]]\nlocation = "docker.io/library"\n'
     write_files(tmp_path, **{"etc/containers/registries.conf.d/99-other.conf": longer})
     findings = findings_of("podman", tmp_path)
-    assert not at_level(findings)
+    assert not problems_in(findings)
     assert "the longest prefix counts" in at_level(findings, Level.WARNING)[0].why
 
 
@@ -373,14 +374,14 @@ WRONG_TYPES = [
 def test_wrong_types_in_a_containerd_config(tmp_path: Path, text: str, what: str) -> None:
     """There is a finding for each value of a type that containerd does not accept."""
     write_files(tmp_path, **{CONFIG: text, "etc/containerd/more.toml": 'plugins = ["a"]\n'})
-    assert any(what in finding.what for finding in at_level(findings_of("containerd", tmp_path)))
+    assert any(what in finding.what for finding in problems_in(findings_of("containerd", tmp_path)))
 
 
 def test_a_mirror_of_docker_that_is_not_a_url(tmp_path: Path) -> None:
     """A mirror that is not a URL is a finding. The proposed file does not contain the mirror."""
     write_files(tmp_path, **{DAEMON: '{"registry-mirrors": ["http://[::1"]}'})
     (finding,) = (
-        each for each in at_level(findings_of("docker", tmp_path)) if "is not a mirror's address" in each.what
+        each for each in problems_in(findings_of("docker", tmp_path)) if "is not a mirror's address" in each.what
     )
     assert "[::1" not in finding.lines
 

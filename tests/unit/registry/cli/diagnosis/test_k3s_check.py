@@ -12,7 +12,15 @@ import yaml
 
 from registry.cli.diagnosis.finding import Level
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
-from tests.unit.registry.cli.diagnosis.client_place import CONFIG, PLAIN, SECURE, at_level, findings_of, write_files
+from tests.unit.registry.cli.diagnosis.client_place import (
+    CONFIG,
+    PLAIN,
+    SECURE,
+    at_level,
+    findings_of,
+    problems_in,
+    write_files,
+)
 
 K3S, K3S_GENERATED = "etc/rancher/k3s/registries.yaml", "var/lib/rancher/k3s/agent/etc/containerd/config.toml"
 """The file that people write, and the file of containerd that k3s generates when it starts."""
@@ -35,11 +43,12 @@ K3S_PROBLEMS = [
 @pytest.mark.parametrize(("text", "problem_text", "reason_text"), K3S_PROBLEMS)
 def test_k3s_findings(tmp_path: Path, text: str | None, problem_text: str, reason_text: str) -> None:
     """If registries.yaml does not lead to this registry, the finding says why. If the finding proposes a new
-    registries.yaml, pulls come through this registry with it. The files that k3s generates are not checked."""
+    text for the file, pulls of docker.io come through this registry after the text is written to it. The files that k3s
+    generates are not checked."""
     write_files(tmp_path, **{K3S_GENERATED: "version = 3\n"})
     if text is not None:
         write_files(tmp_path, **{K3S: text})
-    (finding,) = at_level(findings_of("containerd", tmp_path))
+    (finding,) = problems_in(findings_of("containerd", tmp_path))
     assert problem_text in finding.what
     assert reason_text in finding.why
     assert "restart k3s" in finding.next_step
@@ -47,7 +56,7 @@ def test_k3s_findings(tmp_path: Path, text: str | None, problem_text: str, reaso
         assert finding.file == f"/{K3S}"
         write_files(tmp_path, **{K3S: finding.lines})
         findings = findings_of("containerd", tmp_path)
-        assert not at_level(findings)
+        assert not problems_in(findings)
         assert any("pulls of docker.io come through" in each.what for each in findings)
 
 
@@ -61,7 +70,7 @@ def test_k3s_keeps_other_settings(tmp_path: Path) -> None:
     }
     write_files(tmp_path, **{K3S: json.dumps(old_settings)})
     answer = ProbeResult(SECURE, ProbeError.UNTRUSTED, "unable to get local issuer certificate")
-    first, second = at_level(findings_of("containerd", tmp_path, SECURE, answer=answer))
+    first, second = problems_in(findings_of("containerd", tmp_path, SECURE, answer=answer))
     assert "unable to get local issuer certificate" in second.why
     assert first.lines == second.lines
     assert yaml.safe_load(first.lines) == {
@@ -69,7 +78,7 @@ def test_k3s_keeps_other_settings(tmp_path: Path) -> None:
         "configs": {"registry.example.com": {**auth, "tls": {"ca_file": "/etc/rancher/entrepot-ca.crt"}}},
     }
     write_files(tmp_path, **{K3S: first.lines})
-    assert not at_level(findings_of("containerd", tmp_path, SECURE, answer=answer))
+    assert not problems_in(findings_of("containerd", tmp_path, SECURE, answer=answer))
 
 
 def test_k3s_order_restart_and_spelling(tmp_path: Path) -> None:
@@ -79,7 +88,7 @@ def test_k3s_order_restart_and_spelling(tmp_path: Path) -> None:
     write_files(tmp_path, **{K3S: text, K3S_GENERATED: ""})
     os.utime(tmp_path / K3S_GENERATED, (1, 1))
     findings = findings_of("containerd", tmp_path)
-    assert not at_level(findings)
+    assert not problems_in(findings)
     warnings = [finding.what for finding in at_level(findings, Level.WARNING)]
     expected = ("before this registry", "speaks plain HTTP", "is newer than", "unknown key 'mirror'")
     assert [what in warning for what, warning in zip(expected, warnings, strict=True)] == [True] * 4
@@ -92,4 +101,4 @@ def test_k3s_and_containerd_on_the_same_machine(tmp_path: Path) -> None:
     (finding,) = findings_of("containerd", tmp_path, SECURE)
     assert finding.what.endswith("(/etc/rancher/rke2/registries.yaml)")
     write_files(tmp_path, **{CONFIG: "version = 2\n"})
-    assert "does not set config_path" in at_level(findings_of("containerd", tmp_path, SECURE))[0].what
+    assert "does not set config_path" in problems_in(findings_of("containerd", tmp_path, SECURE))[0].what

@@ -83,7 +83,7 @@ def connections(server: RegistryServer) -> Iterator[KeptConnections]:
 
 
 def change_in_another_process(server: RegistryServer, change: Callable[[StoredRegistry], Awaitable[object]]) -> None:
-    """Makes a change with a registry of its own, like another process."""
+    """Makes the change in the process of the test, which is not one of the server's. It opens the data directory."""
 
     async def run() -> None:
         async with open_registry(server.data) as registry:
