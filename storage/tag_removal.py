@@ -28,8 +28,8 @@ class PlannedTag:
 class TagRemovalPlan:
     """The tags and manifests that a removal of tags would remove. `manifests`: the manifests that would be unused
     without these tags. A manifest is used if it has a tag, if an index lists it, or if it refers to a subject that is
-    used. `freed_bytes`: size of the blobs that garbage collection would delete. `is_complete`: False if there are more
-    manifests."""
+    used. `freed_bytes`: size of the blobs that garbage collection would delete. `is_complete`: False if the plan
+    stops at MAX_REMOVED_MANIFESTS manifests, so that there may be more."""
 
     tags: Sequence[PlannedTag]
     manifests: Sequence[Digest]

@@ -93,7 +93,7 @@ def _all_changes(base: ConfigView, other: ConfigView) -> Iterator[ConfigChange]:
     for field in _TEXTS:
         yield from _differences(field, {"": getattr(base, field)}, {"": getattr(other, field)})
     for field in _LISTS:
-        yield from _differences(field, _as_text(getattr(base, field)), _as_text(getattr(other, field)))
+        yield from _differences(field, _single_value(getattr(base, field)), _single_value(getattr(other, field)))
     for field in _SETS:
         in_base, in_other = (dict.fromkeys(getattr(config, field), "") for config in (base, other))
         yield from _differences(field, in_base, in_other)
@@ -108,8 +108,8 @@ def _differences(field: str, base: Mapping[str, str], other: Mapping[str, str]) 
             yield ConfigChange(field=field, name=name, base=base.get(name), other=other.get(name))
 
 
-def _as_text(words: Sequence[str] | None) -> dict[str, str]:
-    """Returns a command as one text, quoted for a shell."""
+def _single_value(words: Sequence[str] | None) -> dict[str, str]:
+    """Returns a command as one text, quoted for a shell, under the empty name; an empty mapping if there is none."""
     return {} if words is None else {"": shlex.join(words)}
 
 

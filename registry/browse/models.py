@@ -76,7 +76,8 @@ class TagRow(View):
 
 class TagRowPage(View):
     """A page of the tags of a repository. To get the next page, send `next` as `after`; null: this is the last page.
-    `order` is `name`, although `size` was asked for, if too many tags match."""
+    `order`: the order of the list. It is the one that was asked for, except that too many tags or manifests are not
+    sorted by `size`, but by `name`."""
 
     items: list[TagRow]
     next: str | None
@@ -102,8 +103,8 @@ class BuildStep(View):
 
 
 class SizePart(View):
-    """A part of an image's size, for a picture. `step`: index in `steps` of the layer; null: the config, or all that is
-    too small to show."""
+    """A part of an image's size, such as a bar of a chart. The part `rest` is all layers that have no part of their
+    own. `step`: for a layer, the index of its step in `steps` of the image; null for the other parts."""
 
     kind: Literal["layer", "config", "rest"]
     size: int
@@ -139,7 +140,9 @@ class ImageView(View):
     config: ConfigView | None
     steps: list[BuildStep]
     more_steps: int = Field(description="Number of steps that are not in `steps`")
-    parts: list[SizePart] = Field(description="How the size is made up, the largest part first")
+    parts: list[SizePart] = Field(
+        description="How the size is made up: the largest layers first, then the config and the rest"
+    )
 
 
 class FileView(View):
@@ -175,11 +178,15 @@ class ManifestView(View):
     more_platforms: int
     image: ImageView | None
     files: list[FileView] = Field(description="The blobs of an artifact, at most 200")
-    raw: str | None = Field(description="The manifest as text; null if it is large: then ask for it by itself")
+    raw: str | None = Field(
+        description="The manifest as text; null if it is larger than 64 KiB. "
+        "`/repositories/NAME/manifests/REFERENCE/raw` returns a manifest of any size"
+    )
 
 
 class AttachedFile(View):
-    """A file of a referrer. `predicate_type`: what the attestation in it states, as its manifest says."""
+    """A file of a referrer. `predicate_type`: the type of the statement in the file, if it is an attestation. This is
+    what the file's annotation in the referrer's manifest says; empty if there is none."""
 
     title: str
     digest: str
@@ -197,7 +204,10 @@ class ReferrerView(View):
     size: int
     created: datetime | None
     annotations: dict[str, str]
-    about: str = Field(description="Digest of the manifest to which it refers; BuildKit's refer to one platform")
+    about: str = Field(
+        description="Digest of the manifest to which it refers. Each of BuildKit's attestations in an index refers to "
+        "the image of one platform"
+    )
     tag: str | None = Field(description="The tag by which it was found, such as `sha256-….sig`; null: by its subject")
     files: list[AttachedFile] = Field(description="At most 10")
 
@@ -257,7 +267,8 @@ class ComparedImage(View):
 
 
 class ComparedLayer(View):
-    """A layer of one of the images. `command`: of the step that has made it, if it is known."""
+    """A layer of one of the images. `command`: the command of the build step that has made the layer; empty if it is
+    not known."""
 
     digest: str
     size: int
@@ -265,8 +276,8 @@ class ComparedLayer(View):
 
 
 class ConfigChange(View):
-    """A difference between the configs. `name`: of the variable, label, port or volume; empty for other fields. `base`
-    and `other`: the values; null: it is missing there."""
+    """A difference between the configs. `name`: the variable, label, port or volume that differs; empty for other
+    fields. `base` and `other`: the values in the two configs; null if the config does not have it."""
 
     field: str = Field(examples=["env"])
     name: str
@@ -315,7 +326,9 @@ class RemovalPlanView(View):
     unknown_tags: list[str] = Field(description="Tags that do not exist")
     manifests: list[str]
     freed_bytes: int = Field(description="What garbage collection frees after its grace period")
-    complete: bool = Field(description="False: more than 2000 manifests would be removed; only these were counted")
+    complete: bool = Field(
+        description="False: `manifests` and `freed_bytes` cover only the first 2000 manifests, and there may be more"
+    )
 
 
 class RemovedTags(View):
@@ -329,7 +342,7 @@ class RemovedTags(View):
         description="False: the disk was too full to keep the removed manifests, so they cannot be put back"
     )
     problem: str | None = Field(
-        description="Why manifests that nothing uses any more were not all removed; null: they were"
+        description="Why some manifests that nothing uses any more were not removed; null: all were removed"
     )
 
 

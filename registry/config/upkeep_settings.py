@@ -154,15 +154,15 @@ class CacheSettings(SettingsGroup):
     )
 
     @model_validator(mode="after")
-    def _check_marks(self) -> Self:
+    def _check_free_space(self) -> Self:
         if self.target_free and self.target_free < self.min_free:
             raise ValueError("target_free is less than min_free; it says how much is free after an eviction")
         return self
 
 
 class DiskSettings(SettingsGroup):
-    """Free space of the data directory's disk. If less is free, pushes get 507, and pulls and deletes still work. If
-    both are set, the greater one counts."""
+    """How much of the data directory's disk has to be free. If less is free, pushes get 507, and pulls and deletes
+    still work. If both settings are set, the greater one counts."""
 
     min_free: ByteSize = Field(
         default=ByteSize(0), ge=0, description="Space that stays free. 0 means that pushes work until the disk is full"

@@ -33,7 +33,8 @@ def choose_language(chosen: str, accept_language: str) -> str:
         return chosen
     languages = {tag.partition("-")[0]: tag for tag in LANGUAGES}  # by primary language, such as `zh`
     best, best_weight = DEFAULT_LANGUAGE, 0.0
-    # The slice leaves out the last part of the split, in which all further ranges are unsplit.
+    # `split` returns at most `_MAX_RANGES` ranges, and then the rest of a longer header, unsplit. The slice drops the
+    # rest.
     for text in accept_language.split(",", _MAX_RANGES)[:_MAX_RANGES]:
         match = _RANGE.fullmatch(text)
         if match is None or match[1].lower() not in languages:

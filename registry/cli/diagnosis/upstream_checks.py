@@ -54,7 +54,7 @@ class _EndpointCheck:
         self._clock = clock
 
     async def run(self) -> list[Finding]:
-        """Runs the steps of the check and returns the findings. Stops at the first step that finds a problem."""
+        """Checks the endpoint in stages and returns the findings. Stops after the first stage that finds a problem."""
         try:
             proxy = OutboundProxies().proxy_for(self._url)
         except RegistryError as error:
@@ -170,7 +170,7 @@ class _EndpointCheck:
 
 
 def _step_for(error: str, upstream: Upstream) -> str:
-    """Returns advice for an endpoint that cannot be reached, which depends on the text of the error."""
+    """Returns the next step for an endpoint that cannot be reached, which depends on the text of the error."""
     text = error.lower()
     if "expired" in text:
         return "look at the clock of this machine first; if it is right, the operator of the upstream has to renew it"

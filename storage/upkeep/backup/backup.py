@@ -1,13 +1,15 @@
 """Makes a backup of a registry, also while servers use it (`make_backup`).
 
-A backup first copies the metadata database, as it is at one moment, and then the blobs that the copy names. If the last
-repository that has a blob deletes it meanwhile, the blob stays in the store, because the backup prevents the removal of
-blobs (module `storage.upkeep.removal_gate`). The other order, blobs first, would not work: after a push during the
-backup, the copied metadata would name a blob that the backup lacks.
+A backup adds a *snapshot* to the directory of backups: the registry at one moment. It first copies the metadata
+database, as it is at that moment, and then the blobs that the copy names. If the last repository that has a blob
+deletes it meanwhile, the blob stays in the store, because the backup prevents the removal of blobs (module
+`storage.upkeep.removal_gate`). The other order, blobs first, would not work: after a push during the backup, the copied
+metadata would name a blob that the snapshot lacks.
 
-A blob that the directory has from an earlier backup is not copied again. So after an interruption, the next run copies
-only the remaining blobs. An interrupted snapshot has no manifest file; the next run replaces it by a new snapshot. If
-that snapshot does not need some of the copied blobs, they stay until a run with `keep` is complete.
+A blob that the directory has from an earlier run is not copied again. So after an interruption, the next run copies
+only the remaining blobs. A run completes its snapshot with the file `manifest.json`, which is not the manifest of an
+image. An interrupted snapshot lacks this file, and the next run replaces it by a new snapshot. If the new snapshot does
+not need some of the copied blobs, they stay until a run with `keep` is complete.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from storage.upkeep.reporter import Reporter
 
 BATCH_SIZE: Final = 500
 """Number of blobs that are looked up at a time."""
-_KEPT: Final = ", and the older file in the backup, which is kept, failed its check: {}"
+_KEPT_FILE: Final = ", and the older file in the backup, which is kept, failed its check: {}"
+"""This follows the reason why a blob could not be copied, if the directory has an older file of the blob."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,8 @@ class BackupOptions:
 @dataclass(slots=True)
 class _Counts:
     """What a backup did with the blobs. `copied`: number of copied blobs. `present`: number of blobs that the directory
-    had already. `damaged`: blobs that were recorded as damaged in the registry, and of which the directory has no file
-    with the right bytes, or none that could be read. `missing`: other blobs that could not be copied."""
+    had already. `damaged`: blobs that the registry had recorded as damaged, unless the directory has a readable file
+    with their right bytes. `missing`: other blobs that could not be copied."""
 
     copied: int = 0
     copied_bytes: int = 0
@@ -78,7 +81,7 @@ async def make_backup(
     holder: str,
     system: System | None = None,
 ) -> JSON:
-    """Makes a backup and returns a report as JSON. Two lists in the report name the blobs that the backup lacks.
+    """Makes a backup and returns a report as JSON. Two lists in the report name the blobs that the new snapshot lacks.
     `damaged`: the blobs that the registry had recorded as damaged. `missing`: other blobs that could not be copied, for
     example because their bytes are missing or damaged. `holder`: text that says who makes the backup; a process that
     tries to make a backup at the same time shows this text. Raises BackupFailed, StorageFull, StorageFailed,
@@ -135,14 +138,15 @@ class _Backup:
         self._verify = options.verify
         self._reporter = reporter
         self._last_backup = 0.0
-        """Time of the last complete backup, in seconds since 1970; 0 if there is none."""
+        """Time of the newest complete snapshot, in seconds since 1970; 0 if there is none."""
         self._known_missing: frozenset[Digest] = frozenset()
-        """The blobs that a complete backup lacks. The directory may have files with wrong bytes of them."""
+        """The blobs that could not be copied for an earlier snapshot. The directory may have files of these blobs with
+        wrong bytes."""
         self._done_bytes = 0
         self.counts = _Counts()
 
     async def copy(self, name: str, now: float) -> SnapshotManifest:
-        """Copies the database and the blobs that it names, and returns the content of the manifest file."""
+        """Copies the database and the blobs that it names, and returns the content of `manifest.json`."""
         earlier = by_age(await self._copier.run(self._directory.snapshots), now)
         times = [snapshot.time for snapshot in earlier]
         self._last_backup = max((time for time in times if not is_future(time, now)), default=0.0)
@@ -204,7 +208,7 @@ class _Backup:
         The file in the directory may be a hard link to a damaged file of the registry. So this method compares the file
         with the digest in three cases, also without `verify`. First, if the blob is recorded as damaged. Second, if the
         registry has stored the blob since the last backup: it may have replaced damaged bytes, and the file in the
-        directory may still be the damaged one. Third, if an earlier complete backup lacks the blob.
+        directory may still be the damaged one. Third, if the blob could not be copied for an earlier snapshot.
 
         A file that fails the check is replaced by bytes of the registry that pass it. Until then it stays, because one
         failed read does not prove that its bytes are wrong, and they may be the last right ones. A restore compares
@@ -228,7 +232,7 @@ class _Backup:
             self.counts.damaged.append(blob.digest)
             reason = "the registry knows that it is damaged"
             if failed_check:
-                reason += _KEPT.format(failed_check)
+                reason += _KEPT_FILE.format(failed_check)
             self._reporter.step("damaged", digest=blob.digest, reason=reason)
             self._note_bytes(blob.size)
             return
@@ -237,7 +241,7 @@ class _Backup:
         except (BlobDamaged, BytesMissing, StorageFailed) as error:
             reason = "its file is missing" if isinstance(error, BytesMissing) else str(error)
             if failed_check:
-                reason += _KEPT.format(failed_check)
+                reason += _KEPT_FILE.format(failed_check)
             self.counts.missing.append(blob.digest)
             self._reporter.step("missing", digest=blob.digest, reason=reason)
         else:
@@ -271,11 +275,11 @@ class _Backup:
 
     async def prune(self, keep: int, newest: SnapshotManifest) -> dict[str, JSON]:
         """Removes the oldest snapshots until `keep` snapshots are left, and then the blobs that no remaining snapshot
-        names. Such a blob is of a removed snapshot, or an interrupted backup has copied it and the registry has deleted
-        it since. No other backup needs it: this run has the lock on the directory, and its snapshot is complete, so it
-        names all blobs that an interrupted backup has copied for it. `newest`: the snapshot of this run. It counts as
-        the newest even if the clock was ahead at an earlier backup, whose snapshot has a later name. Returns the
-        removals, as a part of the report."""
+        names. These are blobs of removed snapshots, and blobs that an interrupted run has copied and that the registry
+        has deleted since. No run needs them any more: this run holds the lock on the directory, so no other one is
+        copying, and its own snapshot is complete. `newest`: the snapshot of this run. It counts as the newest even if
+        an earlier snapshot has a later name because the clock was ahead. Returns the removals, as a part of the
+        report."""
         stored = await self._copier.run(self._directory.snapshots)
         earlier = [snapshot for snapshot in stored if snapshot.name != newest.name]
         snapshots = [*by_age(earlier, newest.time), newest]

@@ -122,8 +122,9 @@ def test_table_without_json(tmp_path: Path, pushed: dict[str, Manifest]) -> None
 
 
 async def test_image_cannot_control_the_terminal(tmp_path: Path) -> None:
-    """Control characters in the config and in the annotations of an image are not printed: as `?` in the table, and as
-    escapes in JSON. So an image cannot move the cursor, change the title of the window or write to the clipboard."""
+    """In place of control characters in the config and in the annotations of an image, the command prints `?` in the
+    table, and escapes in JSON. So an image cannot move the cursor, change the title of the window or write to the
+    clipboard."""
     prepare_data_dir(tmp_path / "data")
     texts = {"os": "linux\x1b]0;pwned\x07", "architecture": "a\x9b2J", "created": "\x1b[2J\x1b[1;1Htag v1 is safe"}
     annotation = "x\x1b]52;c;cm0=\x1b\\ y\x9b2J\x7f"

@@ -32,8 +32,9 @@ Entry = tuple[Any, ...]
 
 
 class RecordingSystem(System):
-    """Performs every step below `data`, and records the steps and acknowledgements in order. Some files are not written
-    through this class, such as a copy of the database. Such a file is recorded completely when it is synced."""
+    """Performs every step, and records in order the steps below `data` and the announcements of requests. Some files
+    are not written through this class, such as a copy of the database. Such a file is recorded completely when it is
+    synced."""
 
     def __init__(self, data: Path) -> None:
         super().__init__()
@@ -177,7 +178,7 @@ class ReplayedFile:
     durable_bytes: bytes = b""
     visible_bytes: bytes = b""
 
-    def left(self, rng: random.Random | None, *, zeros: bool) -> bytes:
+    def bytes_after_cut(self, rng: random.Random | None, *, zeros: bool) -> bytes:
         """Returns the bytes of the file after a power cut. With `rng`, they include a random part of the unsynced
         bytes. Without `rng`, they are only the synced bytes. With `zeros`, zeros follow up to the length that processes
         saw."""
@@ -201,7 +202,8 @@ class DiskAfterCut:
 
     def lay_out_anew(self, root: Path) -> None:
         """Replaces `root` by a directory with the directories and files of this disk. `root` need not be a data
-        directory. Does not write `metadata`: any database in `root` is one of the files."""
+        directory: it may contain backups. So this method does not write `metadata`. A database below `root`, such as
+        the copy in a backup, is one of the recorded files."""
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
         self._make_names(root)
@@ -252,10 +254,10 @@ class ReplayedDisk:
                 self.request_log.note(kind, request)
             case ("create" | "link", name, number):
                 self.files.setdefault(number, ReplayedFile())
-                self._enter(name, number)
+                self._change_name(name, number)
             case ("mkdir", name):
                 self.made_directories.add(name)
-                self._enter(name, 0)
+                self._change_name(name, 0)
             case ("write", number, offset, data):
                 file = self.files[number]
                 before, after = file.visible_bytes[:offset], file.visible_bytes[offset + len(data) :]
@@ -267,10 +269,10 @@ class ReplayedDisk:
             case ("sync directory", folder):
                 self._make_durable("" if folder == "." else folder)
             case ("rename", source, target):
-                self._enter(target, self.visible_names[source])
-                self._enter(source, None)
+                self._change_name(target, self.visible_names[source])
+                self._change_name(source, None)
             case ("unlink", name) | ("rmdir", name):
-                self._enter(name, None)
+                self._change_name(name, None)
             case ("commit", snapshot, True):
                 self.metadata, self.not_durable = snapshot, []
             case ("commit", snapshot, False):
@@ -278,7 +280,9 @@ class ReplayedDisk:
             case _:
                 raise AssertionError(entry)
 
-    def _enter(self, name: str, number: int | None) -> None:
+    def _change_name(self, name: str, number: int | None) -> None:
+        """Makes `name` a name of the file with this number (0: of a directory), or removes it (None). Running processes
+        see the change at once. It is durable after a sync of its directory."""
         self.unsynced_names.append((name, number))
         _change(self.visible_names, name, number)
 
@@ -296,22 +300,24 @@ class ReplayedDisk:
         names, but only the synced bytes (followed by zeros on one of them). The others (`mixtures`) are random
         combinations."""
         latest = self.not_durable[-1] if self.not_durable else self.metadata
-        yield self._left("least", self.durable_names, self.metadata, None, zeros=False)
-        yield self._left("names without bytes", self.visible_names, latest, None, zeros=False)
-        yield self._left("names with zeros", self.visible_names, self.metadata, None, zeros=True)
-        for number in range(mixtures):
-            rng = random.Random(f"{seed} {number}")
+        yield self._disk_after_cut("least", self.durable_names, self.metadata, None, zeros=False)
+        yield self._disk_after_cut("names without bytes", self.visible_names, latest, None, zeros=False)
+        yield self._disk_after_cut("names with zeros", self.visible_names, self.metadata, None, zeros=True)
+        for mixture in range(mixtures):
+            rng = random.Random(f"{seed} {mixture}")
             names = dict(self.durable_names)
-            for name, to in self.unsynced_names:
+            for name, number in self.unsynced_names:
                 if rng.random() < 0.6:
-                    _change(names, name, to)
+                    _change(names, name, number)
             metadata = rng.choice([self.metadata, *self.not_durable])
-            yield self._left(f"mixture {number}", names, metadata, rng, zeros=False)
+            yield self._disk_after_cut(f"mixture {mixture}", names, metadata, rng, zeros=False)
 
-    def _left(
+    def _disk_after_cut(
         self, how: str, names: dict[str, int], metadata: bytes, rng: random.Random | None, *, zeros: bool
     ) -> DiskAfterCut:
-        bytes_of = {number: file.left(rng, zeros=zeros) for number, file in self.files.items()}
+        """Returns the disk with these names and this database. `rng`, `zeros`: which bytes the files have, as in
+        `ReplayedFile.bytes_after_cut`."""
+        bytes_of = {number: file.bytes_after_cut(rng, zeros=zeros) for number, file in self.files.items()}
         kept = {name: bytes_of[number] if number else None for name, number in names.items()}
         missing = self.made_directories.difference(kept)
         if missing:  # the content of a missing directory is missing as well
@@ -327,22 +333,26 @@ def _directories_of(name: str) -> tuple[str, ...]:
 
 def kinds_of(log: Sequence[Entry]) -> list[Hashable]:
     """Returns the kind of each entry of a log. Two entries are of the same kind if they are the same step with the same
-    kind of file in the same kind of request."""
-    kinds, files, request_kind = list[Hashable](), dict[int, Hashable](), None
+    kind of file in the same kind of request. For a commit, it counts whether it is durable."""
+    kinds, kind_of_file, request_kind = list[Hashable](), dict[int, Hashable](), None
+    object_kind: Hashable
     for entry in log:
-        # `place`: the path or the number of the file. The code below replaces it with the kind of the file.
-        step_name, place, *_ = entry
-        if step_name == "announced":
-            request_kind = tuple(entry[2][: 2 if entry[2][0] == "right" else 1]) if place == "begin" else None
-        elif step_name == "commit":
-            place = entry[2]
-        elif isinstance(place, str):
-            place = kind_of_place(Path(place), Path())
-            if step_name in ("create", "link"):
-                files[entry[2]] = place
-        else:
-            place = files[place]
-        kinds.append((request_kind, step_name, place))
+        match entry:
+            case ("announced", event, request):
+                # A request `right` is one of several changes of accounts and rights. Its second word names the change.
+                request_kind = tuple(request[: 2 if request[0] == "right" else 1]) if event == "begin" else None
+                object_kind = event
+            case ("commit", _, durable):
+                object_kind = durable
+            case ("create" | "link", name, number):
+                object_kind = kind_of_file[number] = kind_of_place(Path(name), Path())
+            case (_, str(name), *_):
+                object_kind = kind_of_place(Path(name), Path())
+            case (_, number, *_):
+                object_kind = kind_of_file[number]
+            case _:
+                raise AssertionError(entry)
+        kinds.append((request_kind, entry[0], object_kind))
     return kinds
 
 
@@ -352,6 +362,7 @@ def _is_left_out(name: str) -> bool:
 
 
 def _change(names: dict[str, int], name: str, number: int | None) -> None:
+    """Makes one change in `names`, as `ReplayedDisk._change_name` describes it."""
     if number is None:
         names.pop(name, None)
     else:

@@ -28,7 +28,7 @@ CODES = frozenset(
 )
 """The error codes of the OCI distribution spec, section "Error Codes"."""
 
-SESSION = b"{session}"
+SESSION_PLACEHOLDER = b"{session}"
 """A placeholder for the path of an upload session. The session is started before the request, and cancelled after
 it."""
 
@@ -55,8 +55,8 @@ class FuzzCase:
 
     @property
     def needs_session(self) -> bool:
-        return SESSION in self.raw
+        return SESSION_PLACEHOLDER in self.raw
 
     def filled(self, session: str) -> bytes:
         """Returns the bytes to send, with the path of an upload session filled in."""
-        return self.raw.replace(SESSION, session.encode())
+        return self.raw.replace(SESSION_PLACEHOLDER, session.encode())

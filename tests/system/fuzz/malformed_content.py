@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.fakes.raw_http import chunked, message
 from tests.fakes.raw_pushes import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, describe
-from tests.system.fuzz.fuzz_case import SESSION, FuzzCase
+from tests.system.fuzz.fuzz_case import SESSION_PLACEHOLDER, FuzzCase
 
 REPO = "fuzz/there"
 """A repository that has BLOB, and a manifest with this blob under TAG."""
@@ -121,6 +121,7 @@ def _bad_digest(rng: Random) -> str:
 
 def bad_digest(rng: Random) -> FuzzCase:
     digest = _bad_digest(rng)
+    # A reference with a colon is a digest. The colon after the digest makes sure that the reference is not a valid tag.
     method, target = rng.choice(
         [
             ("GET", f"blobs/{digest}"),
@@ -138,7 +139,7 @@ def bad_digest(rng: Random) -> FuzzCase:
 
 def bad_closing_digest(rng: Random) -> FuzzCase:
     digest = rng.choice([_bad_digest(rng), "", f"{BLOB_DIGEST}&digest={BLOB_DIGEST}", "%ff"])
-    raw = message("PUT", f"{SESSION.decode()}?digest={digest}", body=_session_body(rng))
+    raw = message("PUT", f"{SESSION_PLACEHOLDER.decode()}?digest={digest}", body=_session_body(rng))
     return FuzzCase("bad closing digest", raw, _statuses(400))
 
 
@@ -146,7 +147,9 @@ def other_digest(rng: Random) -> FuzzCase:
     """A push whose digest is valid, but is not that of the pushed content."""
     body = rng.randbytes(rng.choice([0, 1, 100, 70_000]))
     digest = rng.choice([UNKNOWN, "sha512:" + "34" * 64])
-    target = rng.choice([f"{SESSION.decode()}?digest={digest}", f"/v2/{REPO}/blobs/uploads/?digest={digest}"])
+    target = rng.choice(
+        [f"{SESSION_PLACEHOLDER.decode()}?digest={digest}", f"/v2/{REPO}/blobs/uploads/?digest={digest}"]
+    )
     method = "POST" if "uploads/?" in target else "PUT"
     if rng.random() < 0.3:
         raw = message(method, target, {"Transfer-Encoding": "chunked"}) + chunked(body[:50], body[50:])
@@ -197,7 +200,7 @@ def bad_content_range(rng: Random) -> FuzzCase:
     )
     content_range = content_range.encode("utf-8").decode("latin-1")  # `message` encodes headers as Latin-1
     method = rng.choice(["PATCH", "PUT"])
-    target = SESSION.decode() + (f"?digest={BLOB_DIGEST}" if method == "PUT" else "")
+    target = SESSION_PLACEHOLDER.decode() + (f"?digest={BLOB_DIGEST}" if method == "PUT" else "")
     return FuzzCase(
         "bad content range",
         message(method, target, {"Content-Range": content_range}, b"0123456789"),

@@ -8,7 +8,7 @@ import random
 
 from tests.fakes.raw_http import chunked, message
 from tests.fakes.raw_pushes import OCI_MANIFEST, digest_of
-from tests.system.fuzz.fuzz_case import SESSION, End, FuzzCase
+from tests.system.fuzz.fuzz_case import SESSION_PLACEHOLDER, End, FuzzCase
 from tests.system.fuzz.malformed_content import BLOB_DIGEST, REPO, UNKNOWN, valid_manifest
 
 Random = random.Random
@@ -104,14 +104,14 @@ def bad_chunk(rng: Random) -> FuzzCase:
     )
     if rng.random() < 0.3:
         body = b"3\r\nabc\r\n" + body
-    target = rng.choice([SESSION.decode(), f"{SESSION.decode()}?digest={digest_of(b'abc')}"])
+    target = rng.choice([SESSION_PLACEHOLDER.decode(), f"{SESSION_PLACEHOLDER.decode()}?digest={digest_of(b'abc')}"])
     method = "PUT" if "?" in target else "PATCH"
     raw = message(method, target, {"Transfer-Encoding": "chunked"}) + body
     return FuzzCase("bad chunk", raw, _statuses(400))
 
 
 def large_trailers(rng: Random) -> FuzzCase:
-    raw = message("PATCH", SESSION.decode(), {"Transfer-Encoding": "chunked"})
+    raw = message("PATCH", SESSION_PLACEHOLDER.decode(), {"Transfer-Encoding": "chunked"})
     if rng.random() < 0.5:
         raw += b"3;" + b"x" * rng.randint(40_000, 90_000)  # a chunk extension instead of a trailer
     else:
@@ -360,18 +360,18 @@ def _valid_request(rng: Random) -> bytes:
             message("GET", f"/v2/{REPO}/blobs/{BLOB_DIGEST}"),
             message("PUT", f"/v2/{REPO}/manifests/cut", {"Content-Type": OCI_MANIFEST}, valid_manifest()),
             message("POST", f"/v2/{REPO}/blobs/uploads/?digest={digest_of(body)}", body=body),
-            message("PATCH", SESSION.decode(), body=body),
-            message("PATCH", SESSION.decode(), {"Transfer-Encoding": "chunked"}) + chunked(body),
-            message("PUT", f"{SESSION.decode()}?digest={digest_of(body)}", body=body),
+            message("PATCH", SESSION_PLACEHOLDER.decode(), body=body),
+            message("PATCH", SESSION_PLACEHOLDER.decode(), {"Transfer-Encoding": "chunked"}) + chunked(body),
+            message("PUT", f"{SESSION_PLACEHOLDER.decode()}?digest={digest_of(body)}", body=body),
         ]
     )
 
 
 def truncated(rng: Random) -> FuzzCase:
     raw = _valid_request(rng)
-    session_start = raw.find(SESSION)
+    session_start = raw.find(SESSION_PLACEHOLDER)
     raw = raw[: rng.randint(1, len(raw) - 1)]
-    if session_start >= 0 and len(raw) < session_start + len(SESSION):
+    if session_start >= 0 and len(raw) < session_start + len(SESSION_PLACEHOLDER):
         raw = raw[:session_start]  # a part of the placeholder could not be replaced by the path of a session
     ends: list[End] = ["read any", "leave", "reset", "read any", "leave"]
     return FuzzCase("truncated", raw, end=rng.choice(ends))

@@ -96,7 +96,7 @@ def test_pages_of_unusual_content(unusual_registry: RegistryServer, browser: Pag
             tab.open(f"/ui/repositories/{path}")
             assert expected_text in page.locator("main").inner_text(), path
             assert page.locator("main script, main img").count() == 0, path
-            assert page.title() != "taken"
+            assert page.title() != "taken"  # the script in HOSTILE, if it ran, would set this title
             assert page.locator("main tr").count() <= 201, path
         tab.open("/ui/repositories/odd/wide:v1")
         assert page.locator(".platforms .missing").count() == PLATFORMS - 1

@@ -22,7 +22,8 @@ class ContentKind(Protocol):
     """A kind of content store. `steps` names the points at which a test can stop it:
 
     - `write`: in the middle of a write
-    - `verify`: before the uploaded content is durable
+    - `verify`: before the uploaded content is durable; in an object store, where it is durable at once, before the
+      commit ends the upload session
     - `publish`: before the content is moved to its final place
     - `published`: before this move is durable, or before the upload session is deleted
     - `commit`: before a commit of the metadata
@@ -65,6 +66,10 @@ class Files:
 
 
 class Objects:
+    """Objects in a bucket. A *claim* is an object that says who owns an upload session, or that the session has ended.
+    So `verify` and `take_over` name the same call: a commit puts a claim that ends the session, and a takeover puts the
+    claim of the new owner."""
+
     name = "objects"
     keeps_half_writes = False
     steps = {  # noqa: RUF012

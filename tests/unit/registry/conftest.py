@@ -18,6 +18,7 @@ from tests.fakes.asgi_client import AsgiClient
 
 REPO = RepositoryName("team/app")
 V2 = f"/v2/{REPO}"
+"""The path of the repository in the distribution API."""
 
 
 async def wait_until(holds: Callable[[], object]) -> None:

@@ -21,7 +21,7 @@ LOGIN, TOKEN = Basic("alice", "secret"), Bearer("abc.def.ghi")
 
 
 def test_keys_differ() -> None:
-    """The key of an entry depends on the header, on the address, and on a secret of the cache."""
+    """The key of an entry depends on the header, on the address, and on a random key that each cache makes."""
     cache = CredentialCache()
     headers = [b"Bearer a", b"Bearer b", b"Basic a"]
     keys = {cache.key_of(header, address) for header in headers for address in ("", "192.0.2.1", "192.0.2.2")}
@@ -31,15 +31,15 @@ def test_keys_differ() -> None:
 
 
 def test_the_header_of_a_credential() -> None:
-    """`header_of` returns the header that a client would send for the credential. In a form, a user name can contain a
-    colon. Such a name and a shorter one must not give the same header."""
+    """`header_of` returns the header that a client would send for the credential. A user name that comes from a form
+    can contain a colon. Its header differs from that of a shorter name whose secret contains the colon."""
     assert header_of(LOGIN) == b"Basic " + base64.b64encode(b"alice:secret")
     assert header_of(TOKEN) == b"Bearer abc.def.ghi"
     assert header_of(Basic("alice", "a:b")) != header_of(Basic("alice:a", "b"))
 
 
 def test_an_entry_expires_with_its_identity() -> None:
-    """An entry expires at the same time as its identity, or earlier, at the end of the cache's lifetime."""
+    """An entry expires at the end of its own lifetime, or together with its identity if that expires earlier."""
     assert VerifiedCredential(Identity("alice", expires=5.0), 1, 10.0).until == 5.0
     assert VerifiedCredential(Identity("alice", expires=50.0), 1, 10.0).until == 10.0
     assert VerifiedCredential(Identity("alice"), 1, 10.0).until == 10.0
@@ -65,8 +65,8 @@ def test_the_cache_has_a_largest_size() -> None:
 
 
 async def test_the_principal_is_made_again_when_rights_change(worker: AuthWorker) -> None:
-    """The principal of a credential is cached. It is made again after the store's epoch has changed, a number that
-    increases with each change of accounts and rights."""
+    """The principal of a credential is cached. It is made again after the store's epoch has changed. The epoch is a
+    number that increases with each change of accounts and rights."""
     policy = Policy(worker.accounts, worker.access.revocation_check)
     verifier = worker.access.credential_verifier
     first = await principal_of(policy, await verifier.verify(Basic(ALICE, PASSWORD), KNOWN_ADDRESS))

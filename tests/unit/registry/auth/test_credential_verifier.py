@@ -63,7 +63,8 @@ async def test_accounts_without_a_password_cannot_log_in_with_one(worker: AuthWo
 
 
 async def test_a_wrong_password_costs_one_hashing_for_every_account(worker: AuthWorker, hashed: list[bytes]) -> None:
-    """A wrong password is hashed once, whether the account exists or not, has no password, or is disabled."""
+    """A wrong password is hashed once, whether the account exists or not, has no password, or is disabled. The right
+    password of a disabled account is refused like a wrong one."""
     await worker.add_user(BOB, None)
     disabled = AccountName("off")
     await worker.add_user(disabled)
@@ -75,7 +76,7 @@ async def test_a_wrong_password_costs_one_hashing_for_every_account(worker: Auth
     hashed.clear()
     await check_refused(worker, disabled, PASSWORD)
     assert hashed == [PASSWORD.encode()]
-    # The right password of a disabled account is no login: the throttle has not recorded the address as known for it.
+    # This was no login: after one, the store has under this key the time until which the address is familiar.
     assert worker.accounts.throttled_until(f"known off {KNOWN_ADDRESS.address}") == 0.0
 
 
@@ -112,7 +113,7 @@ async def test_a_cached_password_does_not_help_in_guessing(worker: AuthWorker) -
 
 async def test_cached_logins_end_when_the_account_changes(worker: AuthWorker, data: Path, clock: AuthClock) -> None:
     """When an account gets a new password, is disabled or is removed, its cached logins are no longer valid on any
-    worker. After the account was disabled and enabled again, a login has a new version."""
+    worker. Disabling and enabling an account changes its version, which each login's identity contains."""
     async with auth_worker(data, clock) as other:
         verify = worker.access.credential_verifier.verify_basic
         assert await verify(ALICE, PASSWORD, KNOWN_ADDRESS)
@@ -214,7 +215,7 @@ def write(path: Path, text: str) -> None:
 def htpasswd_file(tmp_path: Path) -> Path:
     """Writes an htpasswd file with lines for carol and alice, and returns its path."""
     path = tmp_path / "htpasswd"
-    path.write_text(htpasswd_line("carol", "carols password") + htpasswd_line("alice", "of the file"))
+    path.write_text(htpasswd_line("carol", "carols password") + htpasswd_line("alice", "alices file password"))
     return path
 
 
@@ -227,7 +228,7 @@ async def test_logins_by_the_htpasswd_file(data: Path, clock: AuthClock, htpassw
         verify = worker.access.credential_verifier.verify_basic
         bearer = worker.access.credential_verifier.verify_bearer
         assert await verify("alice", PASSWORD, KNOWN_ADDRESS)
-        await check_refused(worker, "alice", "of the file")
+        await check_refused(worker, "alice", "alices file password")
         identity = await verify("carol", "carols password", KNOWN_ADDRESS)
         assert (identity.name, identity.version) == ("carol", None)
         assert identity.stamp
@@ -253,7 +254,7 @@ async def test_a_disabled_account_cannot_log_in_by_the_file(data: Path, clock: A
     async with auth_worker(data, clock, {"auth": {"htpasswd": str(htpasswd_file)}}) as worker:
         await worker.add_user(ALICE)
         await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
-        await check_refused(worker, "alice", "of the file")
+        await check_refused(worker, "alice", "alices file password")
         await check_refused(worker, "alice", PASSWORD)
 
 
@@ -295,6 +296,7 @@ async def test_logins_in_the_audit_log(worker: AuthWorker, caplog: pytest.LogCap
         ("anonymous", "alice", "failed", "192.0.2.1", 2),
     ]
     reasons = {str((line.detail or {}).get("reason")) for line in lines if line.outcome == "failed"}
+    # "as before": the same wrong password came again from the same address, so it was not hashed again.
     assert reasons == {"the password is wrong", "the password is wrong, as before", "no account has such a name"}
     assert {line.user_agent for line in lines} == {"docker/29"}
     assert {line.request_id for line in lines if line.address == by.address} == {"one"}
@@ -310,8 +312,8 @@ async def test_logins_are_recorded_after_the_clock_was_set_back(worker: AuthWork
     for seconds in (86400, -86400):
         worker.clock.now += seconds
         await worker.access.credential_verifier.verify_api_token(api_token.text, KNOWN_ADDRESS)
-        # A task of its own stores the time of use. During the first empty write, it starts its write; the second one
-        # waits for this write.
+        # The verifier has started a task that writes the time of use to the store. While the first empty write below
+        # is running, the task starts its write. The second empty write waits for the task's write.
         for _ in range(2):
             await worker.accounts.clear_failures([])
         assert worker.accounts.token(api_token.token.id)[0].used == worker.clock()
@@ -320,7 +322,7 @@ async def test_logins_are_recorded_after_the_clock_was_set_back(worker: AuthWork
 
 async def test_closing_waits_for_a_write_that_runs(worker: AuthWorker) -> None:
     """When `aclose` returns, the entry is in the store, however far its write was when `aclose` was called."""
-    for turns in range(8):
+    for turns in range(8):  # turns of the event loop before `aclose` is called
         buffer = AuditBuffer(worker.accounts, worker.clock, interval=0)
         buffer.record(KNOWN_ADDRESS, "login", f"turn-{turns}", "ok")
         for _ in range(turns):
@@ -352,7 +354,7 @@ async def test_equal_audit_entries_are_counted(worker: AuthWorker, clock: AuthCl
     buffer.add(login_entry(clock, address="192.0.2.10"))
     query = AuditQuery(action="login")
     while not worker.accounts.audit(query, 10).items:
-        await worker.accounts.clear_failures([])
+        await worker.accounts.clear_failures([])  # an empty write, which gives the buffer the time to write
     assert sorted(line.count for line in worker.accounts.audit(query, 10).items) == [1, 1000]
     slow_buffer = AuditBuffer(worker.accounts, clock, interval=3600.0)
     slow_buffer.add(login_entry(clock, address="192.0.2.11"))
@@ -376,7 +378,9 @@ async def test_the_audit_buffer_has_a_largest_size(worker: AuthWorker, clock: Au
 
 
 async def test_failed_logins_are_recorded_at_a_limited_rate(worker: AuthWorker, clock: AuthClock) -> None:
-    """Failures under ever new names add a limited number of entries a second. Successful logins are still recorded."""
+    """If every failed login has a new name, the first `MAX_COLLECTED_ENTRIES` failures are recorded, and then
+    `REFUSALS_PER_SECOND` a second. Of the others, only their number is recorded. A successful login is still
+    recorded."""
     buffer = AuditBuffer(worker.accounts, clock, interval=3600.0)
     for second in range(10):
         for number in range(MAX_COLLECTED_ENTRIES):

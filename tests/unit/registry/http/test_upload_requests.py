@@ -13,7 +13,7 @@ from tests.unit.registry.conftest import REPO, V2, put_blob
 
 DATA = b"0123456789" * 100
 DIGEST = digest_of(DATA)
-UPLOADS = f"{V2}/blobs/uploads/"
+UPLOADS = f"{V2}/blobs/uploads/"  # V2 is the path of the repository: /v2/team/app
 UNKNOWN_SESSION = f"{UPLOADS}00000000-0000-4000-8000-000000000000"
 
 

@@ -1,5 +1,6 @@
-"""The gate for removals of blobs. While a backup blocks removals, no process removes blobs. Otherwise several processes
-may remove blobs at the same time."""
+"""The gate for removals of blobs. A process may remove blobs only while it holds one of the `SLOT_COUNT` removal slots.
+It gets a slot only if at least half of all slots stay free. A backup blocks removals: it takes each slot as soon as the
+slot is free, until it holds all of them."""
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ def backup(tmp_path: Path) -> Iterator[FileLeases]:
 
 
 async def may_remove(leases: FileLeases) -> bool:
+    """Tries to take a removal slot, and releases it at once. Returns whether there was one to take."""
     async with removal_slot(leases) as has_slot:
         return has_slot
 
@@ -44,7 +46,7 @@ async def test_a_backup_blocks_removals(collector: FileLeases, backup: FileLease
 
 
 async def test_a_limited_number_of_removals_at_the_same_time(collector: FileLeases) -> None:
-    """Half as many removals as there are slots can run at the same time."""
+    """As each removal leaves half of all slots free, removals can hold the other half at the same time, and no more."""
     async with AsyncExitStack() as stack:
         slots = [await stack.enter_async_context(removal_slot(collector)) for _ in range(SLOT_COUNT)]
     assert slots == [True] * (SLOT_COUNT // 2) + [False] * (SLOT_COUNT // 2)
@@ -75,13 +77,16 @@ async def test_a_backup_waits_for_a_running_removal(collector: FileLeases, backu
 @pytest.mark.parametrize("removals", [1, SLOT_COUNT // 2])
 async def test_no_removal_begins_while_a_backup_waits(collector: FileLeases, backup: FileLeases, removals: int) -> None:
     """While a backup waits for running removals, no process can begin another removal, even if all of the running ones
-    end between two polls of the backup. So a backup waits for one removal, not for a whole garbage collection."""
+    end before the backup polls again: too few slots are free then, because the backup holds the others. So a backup
+    waits for one removal, not for a whole garbage collection."""
     async with AsyncExitStack() as backup_slots:
         async with AsyncExitStack() as running_removals:
             for _ in range(removals):
                 assert await running_removals.enter_async_context(removal_slot(collector))
             for _ in range(SLOT_COUNT - removals):  # a waiting backup holds all other slots
                 assert await backup_slots.enter_async_context(backup.try_slot(SLOT_NAME, SLOT_COUNT))
+        # The running removals have ended, so `removals` slots are free. A removal that took one of them would leave
+        # less than half of all slots free.
         assert not await may_remove(collector)
     assert await may_remove(collector)
 

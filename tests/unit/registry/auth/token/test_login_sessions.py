@@ -25,12 +25,20 @@ async def other_worker(data: Path, clock: AuthClock, worker: AuthWorker) -> Asyn
         yield opened
 
 
-def identity_of_alice(worker: AuthWorker) -> Identity:
-    return Identity(ALICE, version=worker.accounts.account(ALICE).version)
+def identity_of(worker: AuthWorker, account: AccountName) -> Identity:
+    """Returns the identity that a login to the account proves."""
+    return Identity(account, version=worker.accounts.account(account).version)
 
 
 async def start_session(worker: AuthWorker) -> str:
-    return await worker.access.login_sessions.start(identity_of_alice(worker), "password", KNOWN_ADDRESS)
+    return await worker.access.login_sessions.start(identity_of(worker, ALICE), "password", KNOWN_ADDRESS)
+
+
+async def use_session(worker: AuthWorker, text: str) -> None:
+    """Verifies the session, as for a request, and waits until the time of the request is in the store. The sessions can
+    still be used after `aclose`, which only waits."""
+    worker.access.login_sessions.verify(text)
+    await worker.access.login_sessions.aclose()
 
 
 def check_refused(worker: AuthWorker, text: str) -> None:
@@ -42,12 +50,13 @@ def check_refused(worker: AuthWorker, text: str) -> None:
 async def test_a_session_lasts_eight_hours(worker: AuthWorker, other_worker: AuthWorker) -> None:
     """On every worker, a session has the identity that logged in, for eight hours. A new signing key does not end the
     session."""
-    proof = replace(identity_of_alice(worker), stamp="openid:x", groups=("dev",))
-    text = await worker.access.login_sessions.start(proof, "openid", KNOWN_ADDRESS)
+    # `stamp` is a hash of the settings of the OpenID provider; the session has to keep it.
+    identity_at_login = replace(identity_of(worker, ALICE), stamp="openid:x", groups=("dev",))
+    text = await worker.access.login_sessions.start(identity_at_login, "openid", KNOWN_ADDRESS)
     await worker.accounts.rotate_key(make_key(worker.clock()), keep=0.0, by=ADMIN)
     worker.clock.now += SESSION_SECONDS - 1
     identity = other_worker.access.login_sessions.verify(text)
-    assert replace(identity, session=None, expires=None) == proof
+    assert replace(identity, session=None, expires=None) == identity_at_login
     assert identity.session == text.partition(".")[0]
     assert identity.expires == worker.clock() + 1
     worker.clock.now += 1
@@ -60,7 +69,7 @@ async def test_sessions_in_the_store_and_the_audit_log(worker: AuthWorker, other
     the end of each session."""
     first = await start_session(worker)
     worker.clock.now += 60
-    second = await worker.access.login_sessions.start(identity_of_alice(worker), "openid", OTHER_ADDRESS)
+    second = await worker.access.login_sessions.start(identity_of(worker, ALICE), "openid", OTHER_ADDRESS)
     listed = other_worker.accounts.login_sessions(ALICE)
     assert [(each.id, each.method, each.address) for each in listed] == [
         (second.partition(".")[0], "openid", OTHER_ADDRESS.address),
@@ -78,7 +87,7 @@ async def test_sessions_can_be_ended(worker: AuthWorker, other_worker: AuthWorke
     """A session that was ended is refused at once on every worker. It can be ended alone, or with all other sessions of
     the account. Sessions of other accounts stay."""
     await worker.add_user(BOB)
-    bobs = await worker.access.login_sessions.start(Identity(BOB, version=None, stamp="x"), "password", KNOWN_ADDRESS)
+    bobs = await worker.access.login_sessions.start(identity_of(worker, BOB), "password", KNOWN_ADDRESS)
     first, second, third = [await start_session(worker) for _ in range(3)]
     for text in (first, second, third):
         assert other_worker.access.login_sessions.verify(text).name == ALICE
@@ -125,8 +134,7 @@ async def test_an_account_has_a_largest_number_of_sessions(worker: AuthWorker) -
         texts.append(await start_session(worker))
         worker.clock.now += 1
     worker.clock.now += SEEN_SECONDS
-    worker.access.login_sessions.verify(texts[0])
-    await worker.access.login_sessions.aclose()
+    await use_session(worker, texts[0])
     await start_session(worker)
     assert worker.access.login_sessions.verify(texts[0])
     check_refused(worker, texts[1])
@@ -134,14 +142,14 @@ async def test_an_account_has_a_largest_number_of_sessions(worker: AuthWorker) -
 
 
 async def test_sessions_of_the_future_do_not_end_new_ones(worker: AuthWorker) -> None:
-    """An account got the largest number of sessions while the clock was a day ahead. After the clock was set back, a
-    new login gets a session, and the time of the last request to an older session is recorded."""
+    """An account got the largest number of sessions while the clock was a day ahead. The clock was set back, so the
+    last requests with these sessions are in the future. A new login ends one of these sessions, and not its own, which
+    seems to be the least recently used one. The time of a later request with an older session is recorded."""
     worker.clock.now += 86400
     older_texts = [await start_session(worker) for _ in range(MOST_SESSIONS)]
     worker.clock.now -= 86400
     for text in older_texts[:2]:
-        worker.access.login_sessions.verify(text)
-        await worker.access.login_sessions.aclose()
+        await use_session(worker, text)
     new_text = await start_session(worker)
     for text in (new_text, *older_texts[:2]):
         assert worker.access.login_sessions.verify(text)
@@ -154,8 +162,7 @@ async def test_the_time_of_the_last_request_is_recorded(worker: AuthWorker) -> N
     text, started = await start_session(worker), worker.clock()
     for later, recorded in ((SEEN_SECONDS - 1, 0.0), (SEEN_SECONDS, SEEN_SECONDS), (SEEN_SECONDS + 1, SEEN_SECONDS)):
         worker.clock.now = started + later
-        worker.access.login_sessions.verify(text)
-        await worker.access.login_sessions.aclose()
+        await use_session(worker, text)
         (session,) = worker.accounts.login_sessions(ALICE)
         assert session.seen == started + recorded
 
@@ -206,7 +213,7 @@ async def test_one_warning_on_a_full_disk(
     for _ in range(10):
         worker.access.login_sessions.verify(text)
         await asyncio.sleep(0)
-    await worker.access.login_sessions.aclose()
+    await worker.access.login_sessions.aclose()  # waits until the running writes have ended
     assert [record.getMessage() for record in caplog.records] == [
         f"could not record the use of a login session: {StorageFull()}"
     ]

@@ -35,10 +35,10 @@ NOW = EARLIEST_PLAUSIBLE_TIME + 10_000_000.0
 URL = "https://registry-1.docker.io"
 
 
-def dates(*differences: float) -> dict[str, tuple[str, float]]:
-    """Returns for each number the Date header of an upstream whose clock is behind by this number of seconds, and the
-    time at which the header was received."""
-    return {f"{URL}/{number}": (formatdate(NOW - each, usegmt=True), NOW) for number, each in enumerate(differences)}
+def dates(*seconds_ahead: float) -> dict[str, tuple[str, float]]:
+    """Returns the argument `dates` of `clock_findings`: for the URL of each upstream, its Date header, and the time
+    `NOW` at which the header arrived. `seconds_ahead`: for each upstream, by how much this machine's clock is ahead."""
+    return {f"{URL}/{number}": (formatdate(NOW - each, usegmt=True), NOW) for number, each in enumerate(seconds_ahead)}
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,9 @@ def test_certificate_findings(authority: CertificateAuthority, tmp_path: Path) -
 
 
 def test_findings_about_client_certificates(authority: CertificateAuthority, tmp_path: Path) -> None:
-    """What keeps the server from starting is a problem: an authority for client certificates that cannot be read, also
-    if `client_auth` is not set, and settings that contradict each other."""
+    """For settings with which the server does not start, there is a finding of the level `PROBLEM`. The test tries a
+    `client_ca` that does not exist (without `client_auth`), `client_auth` without `client_ca`, and `key` without
+    `certificate`. With `client_auth = "off"`, a missing `client_ca` is no problem."""
     pair, missing = authority.sign("localhost"), tmp_path / "none.pem"
     for tls, text in (
         (TLSSettings(certificate=pair.certificate, key=pair.key, client_ca=missing), f"{missing}: no such file"),
@@ -132,9 +133,10 @@ def test_findings_about_client_certificates(authority: CertificateAuthority, tmp
     assert not [finding for finding in findings if finding.level is Level.PROBLEM]
 
 
-def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
-    """If the server listens on all addresses and has no `public_url`, its host name is not known. Then a certificate
-    for another name than `localhost` is only a warning."""
+def test_the_certificate_of_a_server_whose_name_is_unknown(tmp_path: Path) -> None:
+    """If the server listens on all addresses and has no `public_url`, its host name is not known, and the checks only
+    guess `localhost`. So a certificate for another name has a finding of the level `WARNING`. If the server listens on
+    `localhost` alone, such a certificate has a finding of the level `PROBLEM`."""
     name, output_options = (
         "registry.example.com",
         ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem"),
@@ -170,7 +172,7 @@ def test_a_certificate_without_a_known_name(tmp_path: Path) -> None:
         ("/CN=old", "192.0.2.7:443", "IP:192.0.2.7"),
         ("/CN=old", "localhost:443", "DNS:localhost"),
     ],
-    ids=["common name", "this machine", "address", "localhost is meant"],
+    ids=["common name", "name of this machine", "address in listen", "localhost in listen"],
 )
 def test_a_certificate_without_names(tmp_path: Path, subject: str, listen: str, needed_name: str) -> None:
     """If a certificate names no host, the next step says which name the certificate needs. This is the host or address
@@ -242,7 +244,8 @@ async def test_data_directory_findings(tmp_path: Path) -> None:
 @pytest.mark.full_store
 async def test_database_findings(tmp_path: Path) -> None:
     """There is a finding for a database of another version, and for a file that is not a database."""
-    data = tmp_path / "older than newer"  # errors contain the path, which must not be taken for an error text
+    # The errors for an older and for a newer database contain this path. The check must not tell them apart by words.
+    data = tmp_path / "older than newer"
     prepare_data_dir(data)
 
     async def finding_of_version(number: int) -> Finding:
@@ -332,7 +335,8 @@ def test_settings_findings(tmp_path: Path) -> None:
     """There is a finding for settings that are valid but unsafe or of no use."""
 
     def findings_text(**values: object) -> str:
-        findings = settings_findings(Settings.model_validate(values), (), has_file=True)
+        # `has_file`: there is a settings file. Without one, a relative path would be no finding.
+        findings = settings_findings(Settings.model_validate(values), warnings=(), has_file=True)
         assert all(finding.next_step for finding in findings if finding.level is not Level.OK)
         return " ".join(finding.what for finding in findings)
 

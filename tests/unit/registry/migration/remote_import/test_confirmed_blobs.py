@@ -58,7 +58,7 @@ async def test_known_digest_gives_no_blob_of_another_repository(
     for layer in secret.layers:
         old_registry.remove("evil/app", layer.digest)
     await run_import(repositories=["bob/secret"])
-    old_registry.forget()
+    old_registry.forget()  # so that `count` below counts only the requests of the next import
 
     await run_import(repositories=names)
 
