@@ -40,7 +40,7 @@ _ERROR_KINDS: Final[tuple[tuple[type[RegistryError], str], ...]] = (
     (StorageFailed, "storage"),
 )
 """Kind of each class of errors. An error has the kind of the first class in this list to which it belongs. Errors of
-other classes mean that the content does not exist; they are not counted."""
+other classes are not counted: the content does not exist, or the upstream does not support ranges."""
 
 BREAKER_OPEN: Final = "breaker_open"
 """Kind of the requests that were not sent, because the circuit breakers of all endpoints were open."""
@@ -169,7 +169,7 @@ class UpstreamCounts:
         else:
             outcome = "unknown" if isinstance(error, BlobUnknown) else "failed"
         cells[self._metrics.fills.cell(self._label, outcome)] += 1
-        # A wrong digest shows only when the whole blob has arrived, so it fails no request. Other errors of an
-        # endpoint were counted when its request failed.
-        if isinstance(error, DigestInvalid):
+        # These errors fail no request: a wrong digest shows only when the whole blob has arrived, and the disk is not
+        # the endpoint's. Errors of a request were counted when it failed.
+        if isinstance(error, DigestInvalid | StorageFull | StorageFailed):
             self.on_error(error)

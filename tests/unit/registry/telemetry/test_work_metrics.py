@@ -32,6 +32,7 @@ from storage.errors import (
     Denied,
     DigestInvalid,
     RegistryError,
+    StorageFailed,
     StorageFull,
     TooManyRequests,
     UpstreamTimeout,
@@ -110,7 +111,8 @@ def test_the_empty_observer_accepts_all_calls() -> None:
 
 def test_running_and_ended_fills_are_counted(metrics: Metrics) -> None:
     """A fill is the download of a blob from an upstream into the cache. Running fills are counted, and ended fills by
-    outcome. A fill with a wrong digest also counts as an error of the upstream."""
+    outcome. A fill with a wrong digest also counts as an error of the upstream, and so does a fill that the disk did
+    not take."""
     counts, mirror = UpstreamCounts(metrics.mirror, metrics.cells, "docker.io"), metrics.mirror
     counts.on_fill_started()
     counts.on_fill_started()
@@ -118,10 +120,15 @@ def test_running_and_ended_fills_are_counted(metrics: Metrics) -> None:
     assert metrics.cells.live_totals([running_fills]) == {running_fills: 2}
     counts.on_fill_ended(None, is_abandoned=False)
     counts.on_fill_ended(DigestInvalid("x"), is_abandoned=False)
+    for error in (StorageFull(), StorageFailed(), UpstreamTimeout("counted when the request failed")):
+        counts.on_fill_started()
+        counts.on_fill_ended(error, is_abandoned=False)
     totals = metrics.totals()
     assert totals[mirror.fills_running.cell("0")] == 0
-    assert (totals[mirror.fills.cell("0", "stored")], totals[mirror.fills.cell("0", "failed")]) == (1, 1)
+    assert (totals[mirror.fills.cell("0", "stored")], totals[mirror.fills.cell("0", "failed")]) == (1, 4)
     assert totals[mirror.errors.cell("0", "wrong_digest")] == 1
+    assert totals[mirror.errors.cell("0", "storage")] == 2
+    assert totals[mirror.errors.cell("0", "timeout")] == 0
 
 
 def test_work_is_counted(metrics: Metrics) -> None:
