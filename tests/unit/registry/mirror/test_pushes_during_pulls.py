@@ -37,7 +37,7 @@ TAG = Tag("1")
 async def push_during_pull(worker: MirrorWorker, image: Manifest, monkeypatch: pytest.MonkeyPatch) -> asyncio.Task[Any]:
     """Starts a push of `image` to `HOSTED` while its layer `BIG` is being downloaded. Returns when the push waits for
     the rest of the layer. From then on, a fill adds `BIG` to the repository that the push copies from only after the
-    push has caused this itself, or has ended."""
+    push has caused this itself, or has ended, or waits for the start of a fill."""
     enter_request(RequestContext(UNRESTRICTED))
     router = Router(
         worker.store,
@@ -50,12 +50,15 @@ async def push_during_pull(worker: MirrorWorker, image: Manifest, monkeypatch: p
     pushing.add_done_callback(lambda _: is_added.set())
     mount = BlobEntitlement.mount
 
+    def may_wait_for_start() -> bool:
+        return any(MIRRORED_REPO in fill.repositories and not fill.has_started for fill in worker.mirror.running_fills)
+
     async def mount_late(
         self: BlobEntitlement, repo: RepositoryName, digest: Digest, size: int
     ) -> RepositoryName | None:
         is_delayed = (repo, digest) == (MIRRORED_REPO, DIGEST)
         if is_delayed and asyncio.current_task() is not pushing:
-            await is_added.wait()
+            await wait_until(lambda: is_added.is_set() or may_wait_for_start())
         stored_in = await mount(self, repo, digest, size)
         if is_delayed and stored_in is not None:
             is_added.set()

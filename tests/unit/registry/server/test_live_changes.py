@@ -179,9 +179,9 @@ def test_a_worker_that_cannot_be_started_leaves_no_open_file(pool: WorkerPool, f
     assert limit is not None
     free_columns = len(limit._free_columns)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free_descriptor = os.dup(0)
-    os.close(lowest_free_descriptor)
     with no_descriptor_left():
+        lowest_free_descriptor = os.dup(0)
+        os.close(lowest_free_descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free_descriptor + free, hard))
         try:
             with pytest.raises(OSError, match="Too many open files"):
