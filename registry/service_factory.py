@@ -129,6 +129,8 @@ class ServiceFactory:
         # A pull from one of these upstreams needs a grant whose pattern begins with the upstream's name.
         self._upstreams_needing_grant = [upstream.name for upstream in settings.upstream if upstream.needs_named_grant]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
+        self._other_hosts = [*self._upstream_by_host, *settings.host_names]
+        """The host names of the server other than that in `public_url`."""
 
     def without_accounts(self, registry: Registry) -> Service:
         """Returns a service that has no accounts and cannot get any. Every client may do everything with `registry`,
@@ -195,7 +197,7 @@ class ServiceFactory:
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
         # The check is strictest while there has been no account, that is, while the policy is not closed.
-        cross_site = CrossSiteCheck(settings.public_url, self._upstream_by_host, lambda: not policy.is_closed)
+        cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
             cross_site,
@@ -252,7 +254,7 @@ class ServiceFactory:
             denied=_denial_recorder(components, self.telemetry),
             cursors=components.cursors,
         )
-        cross_site = CrossSiteCheck(self.settings.public_url, self._upstream_by_host, lambda: not policy.is_closed)
+        cross_site = CrossSiteCheck(self.settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         return PageComponents(self._observe(guard), naming, cross_site)
 
     def _with_admission(self, registry: Registry, store: StoredRegistry) -> Registry:
@@ -292,7 +294,7 @@ class ServiceFactory:
             authenticator=authenticator,
             service=token_service_name(settings.auth, settings.public_url),
             answer_cache=answer_cache,
-            cross_site=cross_site or CrossSiteCheck(settings.public_url, self._upstream_by_host, lambda: True),
+            cross_site=cross_site or CrossSiteCheck(settings.public_url, self._other_hosts, lambda: True),
             body_memory=self.body_memory,
             count_pull=count_pull,
             push_refusal=push_refusal,
@@ -315,7 +317,7 @@ class ServiceFactory:
         return Namespaces(
             NamingRules.from_settings(self.settings),
             upstream_by_host=self._upstream_by_host,
-            own_hosts=hosts_of(self.settings.public_url),
+            own_hosts=hosts_of(self.settings.public_url) | set(self.settings.host_names),
             upstream_by_alias={alias: upstream.name for upstream in upstreams for alias in upstream.aliases},
         )
 

@@ -103,6 +103,8 @@ def _check_name_pattern(value: str) -> str:
 
 UpstreamName = Annotated[str, AfterValidator(_check_upstream_name)]
 """The name of an upstream in image names, such as `ghcr.io`."""
+HostName = Annotated[str, AfterValidator(_check_host)]
+"""A host name in lower case, with a port if it has one, such as `registry.corp:5000`."""
 
 
 class Upstream(SettingsGroup):
@@ -117,10 +119,10 @@ class Upstream(SettingsGroup):
     default: bool = Field(
         default=False, description="Whether names without a host, such as `ubuntu`, are pulled from it"
     )
-    hosts: list[Annotated[str, AfterValidator(_check_host)]] = Field(
+    hosts: list[HostName] = Field(
         default=[], description="Host names of this server (Host header). A request to one of them is for this upstream"
     )
-    aliases: list[Annotated[str, AfterValidator(_check_host)]] = Field(
+    aliases: list[HostName] = Field(
         default=[],
         description="Further values of `?ns=` that mean this upstream. containerd and BuildKit send its host there, "
         "with the port if image names have one: `registry.corp:5000`",
@@ -318,9 +320,10 @@ def _as_default(upstream: Any) -> Any:
     return {**upstream, "default": True}
 
 
-def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> None:
-    """Raises ValueError if the upstreams contradict each other or `hosted`. Names, hosts and aliases must be unique, at
-    most one upstream may be the default, and no pattern of hosted names may begin with the name of an upstream."""
+def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings, host_names: Sequence[str]) -> None:
+    """Raises ValueError if the upstreams contradict each other, `hosted` or `host_names` (the setting of this name).
+    Names, hosts and aliases must be unique, at most one upstream may be the default, and no pattern of hosted names may
+    begin with the name of an upstream."""
     names = [upstream.name for upstream in upstreams]
     if duplicate := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"there are two upstreams named {duplicate}")
@@ -342,6 +345,8 @@ def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings) -> No
         raise ValueError(
             f"{conflict} is in aliases and in hosts; aliases lists names of the upstream, hosts those of this server"
         )
+    if conflict := next((host for host in host_names if host in (*names, *aliases, *hosts)), None):
+        raise ValueError(f"host_names: {conflict} names an upstream; host_names lists names of this registry itself")
     mirrored_prefixes = {*names, HUB_LIBRARY} if defaults else set(names)  # a default upstream serves `library/…`
     for pattern in hosted.prefixes:
         if pattern.partition("/")[0] in mirrored_prefixes:

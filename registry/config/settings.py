@@ -31,6 +31,7 @@ from registry.config.field_types import (
 )
 from registry.config.mirror_settings import (
     HostedSettings,
+    HostName,
     Upstream,
     UpstreamName,
     WarmSettings,
@@ -235,6 +236,12 @@ class Settings(BaseSettings):
     public_url: Annotated[str | None, AfterValidator(_check_public_url)] = Field(
         default=None, description="The registry's address as clients see it, for a registry behind a proxy"
     )
+    host_names: Annotated[list[HostName], NoDecode, BeforeValidator(split_commas)] = Field(
+        default=[],
+        description="Further names of this registry in image names, with the port if they have one, such as "
+        "`registry.corp:5000`. For clients that reach it at another address and send the name as `?ns=`, as containerd "
+        "and k3s do",
+    )
     insecure_open: bool = Field(
         default=False,
         description="Let other machines connect although there are no accounts: then anyone can push and delete",
@@ -320,7 +327,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_upstreams(self) -> Self:
-        check_upstreams(self.upstream, self.hosted)
+        check_upstreams(self.upstream, self.hosted, self.host_names)
         check_immutable_rules(self.immutable, (upstream.name for upstream in self.upstream))
         check_quotas(self.quota, [upstream.name for upstream in self.upstream])
         check_webhooks(self.webhook)

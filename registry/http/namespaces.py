@@ -26,8 +26,8 @@ class Namespaces:
     - `naming`: the rules for repository names, with the names of the upstreams. Each of these names is a value of `ns`.
     - `upstream_by_host`: maps host names of this server to upstreams. A request to such a host is for the upstream that
       the host is mapped to.
-    - `own_hosts`: other host names of this server, such as the one in `public_url`. Some clients send one of them as
-      `ns`, which then has no effect.
+    - `own_hosts`: other host names of this server: the one in `public_url`, and those in `host_names`. Some clients
+      send one of them as `ns`, which then has no effect.
     - `upstream_by_alias`: maps further values of `ns`, such as the upstream's host and port, to upstreams."""
 
     naming: NamingRules
@@ -55,7 +55,10 @@ class Namespaces:
                 exchange.repo = self.naming.with_upstream(upstream, exchange.repo)
                 return
             if not self._is_own_host(namespace) and namespace not in (host, without_port(host)):
-                raise NameUnknown(f"{shown(requested)} is not mirrored here")
+                raise NameUnknown(
+                    f"{shown(requested)} is not mirrored here; if it is a name of this registry itself, its operator "
+                    "can add it to host_names"
+                )
         upstream_of_host = self.upstream_by_host.get(host) or self.upstream_by_host.get(without_port(host))
         if upstream_of_host is not None:
             exchange.repo = self.naming.with_upstream(upstream_of_host, exchange.repo)
