@@ -230,7 +230,7 @@ class Accounts(Protocol):
         the token before it exists. `expected_version`: the version that the account had when the caller logged in to
         it; None: the caller did not log in to this account. If the account has another version now, raises
         Unauthorized. Raises AccountInvalid if the account has too many tokens of the purpose `personal`. If it has too
-        many of the purpose `login`, revokes the least recently used ones."""
+        many of the purpose `login`, revokes some that are probably not in use."""
         ...
 
     async def revoke_token(self, token_id: str, *, by: Actor) -> None:

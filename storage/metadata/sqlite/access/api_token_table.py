@@ -39,9 +39,14 @@ from storage.metadata.sqlite.access.grant_table import pattern_from_database
 
 MOST_TOKENS = 500
 """Largest number of personal API tokens of an account. Without this limit, a client could fill the disk with tokens."""
-MAX_REFRESH_TOKENS: Final = 100
-"""Largest number of refresh tokens of an account. A further login revokes the token that was not used for the longest
-time. Without this limit, a client that logs in again and again could fill the disk."""
+MAX_REFRESH_TOKENS: Final = 1000
+"""Largest number of refresh tokens of an account. A further login revokes one of the others; `_EXCESS_REFRESH_TOKENS`
+says which. Without this limit, a client that logs in again and again could fill the disk."""
+_IN_USE_AFTER_SECONDS: Final = 3600.0
+_IN_USE_FOR_SECONDS: Final = 30 * 86400.0
+"""A refresh token is *in use* if it was used at least `_IN_USE_AFTER_SECONDS` after the login, and also in the last
+`_IN_USE_FOR_SECONDS`. A machine that stays logged in has such a token. A job that logs in each time that it runs leaves
+tokens that were used only at the beginning."""
 _REVOKED_PER_LOGIN: Final = 100
 """Largest number of refresh tokens that one login revokes. An account can have far more than `MAX_REFRESH_TOKENS`,
 because older versions allowed this. Then several logins revoke the excess, each in a short transaction, because other
@@ -55,13 +60,26 @@ _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY 
 _PAGE_OF_ACCOUNT = (
     _TOKEN + " WHERE account = ?4 AND id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY account, id LIMIT ?3"
 )
+_COUNT = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = ?"
 _EXCESS_REFRESH_TOKENS = (
-    _TOKEN + " WHERE account = ?1 AND purpose = 'login' AND id <> ?2 "
-    "ORDER BY ifnull(used, created) > ?5, ifnull(used, created) DESC, created DESC, id LIMIT ?4 OFFSET ?3"
+    "WITH classified AS (SELECT id, note, created, ifnull(used, created) AS last_use, "
+    "CASE WHEN ifnull(used, created) > ?5 THEN 0 WHEN used >= created + ?6 AND used > ?7 THEN 2 ELSE 1 END AS class "
+    "FROM api_token WHERE account = ?1 AND purpose = 'login' AND id <> ?2), "
+    "ranked AS (SELECT id, created, last_use, class, "
+    "row_number() OVER (PARTITION BY class, note ORDER BY last_use DESC, created DESC, id) AS rank FROM classified) "
+    "SELECT id FROM ranked ORDER BY class DESC, rank, last_use DESC, created DESC, id LIMIT ?4 OFFSET ?3"
 )
-"""The refresh tokens of an account without the new one, the most recently used first. Those with a time after ?5 come
-last, because this time was stored while the clock was ahead. The query skips the first ?3 tokens in this order, which
-the account keeps, and returns at most ?4 of the others."""
+"""The ids of the refresh tokens of an account without the new one, in the order in which the account keeps them. The
+query skips the first ?3 tokens, which stay, and returns at most ?4 of the others.
+
+The note of a refresh token is the name and the address of the client. In this order, a host that logs in often revokes
+its own tokens, and not those that other machines use:
+
+- Class 2 comes first: the tokens that are in use (?6 and ?7: see `_IN_USE_AFTER_SECONDS`). All machines behind one NAT
+  have the same note. So the note does not show which of them logs in often, but the class does.
+- Within a class, the most recently used token of each note comes first, then the second of each note, and so on. So
+  the note with the most tokens loses one, and a machine with an address of its own loses its only token last.
+- Class 0 comes last: the tokens with a time after ?5, which was stored while the clock was ahead."""
 
 
 def _token(row: tuple[Any, ...]) -> ApiToken:
@@ -111,10 +129,10 @@ def add(
     expected_version: int | None = None,
 ) -> None:
     """Adds the token. Does not increment the epoch, because no process can have cached anything about the token. If the
-    token is a refresh token, and its account has more than `MAX_REFRESH_TOKENS` now, revokes the least recently used
-    ones, which increments the epoch. `expected_version`: as for `check_version`. Raises AccountUnknown if its account
-    does not exist; AccountExists if its id is in use; AccountInvalid if its account has too many personal tokens;
-    Unauthorized (`check_version`)."""
+    token is a refresh token, and its account has more than `MAX_REFRESH_TOKENS` now, revokes others
+    (`_EXCESS_REFRESH_TOKENS`), which increments the epoch. `expected_version`: as for `check_version`. Raises
+    AccountUnknown if its account does not exist; AccountExists if its id is in use; AccountInvalid if its account has
+    too many personal tokens; Unauthorized (`check_version`)."""
     _delete_expired(db, now)
     check_version(db, new_token.account, expected_version)
     account(db, new_token.account)  # raises AccountUnknown
@@ -141,9 +159,8 @@ def add(
 
 def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
     """Raises AccountInvalid if the token is a personal one and its account already has `MOST_TOKENS` personal tokens.
-    Does not limit refresh tokens: `add` revokes the least recently used ones."""
-    count_sql = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = 'personal'"
-    if new_token.purpose == "personal" and db.execute(count_sql, (new_token.account,)).get >= MOST_TOKENS:
+    Does not limit refresh tokens: `add` revokes those beyond their limit."""
+    if new_token.purpose == "personal" and db.execute(_COUNT, (new_token.account, "personal")).get >= MOST_TOKENS:
         raise AccountInvalid(
             f"{new_token.account} has {MOST_TOKENS} API tokens, as many as an account can have; revoke some first"
         )
@@ -152,11 +169,16 @@ def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
 def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken) -> None:
     """Revokes refresh tokens of the account of `new_token`, a refresh token that was just added, if the account has
     more than `MAX_REFRESH_TOKENS`."""
+    if db.execute(_COUNT, (new_token.account, "login")).get <= MAX_REFRESH_TOKENS:
+        return  # in most cases, without the sorting below, which takes milliseconds
     latest_right_time = now + CLOCK_MARGIN_SECONDS
     kept_tokens = MAX_REFRESH_TOKENS - 1  # in addition to the new token
-    values = (new_token.account, new_token.id, kept_tokens, _REVOKED_PER_LOGIN, latest_right_time)
-    excess = [_token(row) for row in db.execute(_EXCESS_REFRESH_TOKENS, values).fetchall()]
-    for excess_token in excess:
+    values = (
+        *(new_token.account, new_token.id, kept_tokens, _REVOKED_PER_LOGIN),
+        *(latest_right_time, _IN_USE_AFTER_SECONDS, now - _IN_USE_FOR_SECONDS),
+    )
+    for (token_id,) in db.execute(_EXCESS_REFRESH_TOKENS, values).fetchall():
+        excess_token, _ = token(db, now, str(token_id))
         _delete(db, by, now, excess_token)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from storage.access import (
     TokenLimit,
 )
 from storage.errors import Unauthorized
-from storage.metadata.sqlite.access.api_token_table import MAX_REFRESH_TOKENS, MOST_TOKENS
+from storage.metadata.sqlite.access.api_token_table import MOST_TOKENS
 from storage.patterns import NamePattern
 from tests.fakes.second_connection import second_connection
 from tests.fakes.server_process import ROOT as PROJECT_ROOT
@@ -343,40 +342,3 @@ async def test_the_number_of_api_tokens_of_an_account_is_limited(workers: TwoWor
     await workers.second.add_token(api_token("bobs", BOB), b"hash", by=BY_ROOT)
     await workers.second.revoke_token("t0", by=BY_ROOT)
     await workers.first.add_token(api_token("more"), b"hash", by=BY_ROOT)
-
-
-async def test_the_number_of_refresh_tokens_of_an_account_is_limited(workers: TwoWorkers) -> None:
-    """If an account has the largest number of refresh tokens, a further one revokes the token that was used least
-    recently, and changes the epoch of rights. API tokens that the user has made stay, whatever their ids and limits
-    are. The same applies to tokens of other accounts."""
-    limits = tuple(TokenLimit(NamePattern(f"team{number}/**"), Action.PULL) for number in range(50))
-    personal = [f"a{number}" for number in range(10)]
-    for token_id in personal:  # these ids sort before those of the refresh tokens
-        await workers.first.add_token(api_token(token_id, BOB, limits=limits), b"hash", by=BY_ROOT)
-    await workers.first.add_token(api_token("other", ALICE, login=True), b"hash", by=BY_ROOT)
-    for number in range(MAX_REFRESH_TOKENS):
-        token = replace(api_token(f"t{number}", BOB, login=True), created=999_000.0 + number)
-        await workers.first.add_token(token, b"hash", by=BY_ROOT)
-    await workers.first.save_token_use("t0", 999_500.0)
-    assert not workers.epoch_changed()
-    # The new token stays, although the clock was set back and its time is the earliest.
-    await workers.second.add_token(replace(api_token("new", BOB, login=True), created=1.0), b"hash", by=BY_ROOT)
-    assert workers.epoch_changed()
-    assert workers.audit_entries(action="token.revoke") == [("token.revoke", "bob")]
-    with pytest.raises(AccountUnknown):
-        workers.first.token("t1")
-    for token_id in (*personal, "other", "new", "t0", *(f"t{number}" for number in range(2, MAX_REFRESH_TOKENS))):
-        assert workers.first.token(token_id)[0].id == token_id
-
-
-async def test_new_refresh_tokens_stay_after_the_clock_was_set_back(workers: TwoWorkers) -> None:
-    """An account got the largest number of refresh tokens while the clock was a day ahead. After the clock was set
-    back, new refresh tokens do not revoke each other, but those of the future."""
-    for number in range(MAX_REFRESH_TOKENS):
-        token = replace(api_token(f"t{number}", BOB, login=True), created=workers.clock.now + 86400)
-        await workers.first.add_token(token, b"hash", by=BY_ROOT)
-    for token_id in ("new", "newer"):
-        token = replace(api_token(token_id, BOB, login=True), created=workers.clock.now)
-        await workers.first.add_token(token, b"hash", by=BY_ROOT)
-    assert {workers.first.token(token_id)[0].id for token_id in ("new", "newer")} == {"new", "newer"}
-    assert len(workers.first.tokens(BOB, None, 1000).items) == MAX_REFRESH_TOKENS
