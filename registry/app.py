@@ -121,11 +121,10 @@ class Entrepot(FastAPI):
         """The number of open streams of events by visitor (`registry.admin.event_stream`)."""
         self.pages: Pages | None = None
         """The objects that make the web pages; None: this registry has no web pages."""
-        public_url, tls = factory.settings.public_url or "", factory.settings.tls
         self._app_outside_v2: AsgiApp = HeadRequests(
             SecurityHeaders(  # around FastAPI's own `__call__`
                 RateLimitedApp(super().__call__, factory.rate_limit, self._refuse),
-                https=tls.certificate is not None or public_url.startswith("https:"),
+                public_url=factory.settings.public_url,
             )
         )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from typing import Final
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -119,25 +120,28 @@ _SECURITY_HEADERS: Final = (
     (b"cache-control", b"no-store"),
 )
 _HSTS_HEADER: Final = (b"strict-transport-security", b"max-age=31536000")
-"""Tells browsers to use only https for this host, for a year."""
+"""Tells browsers to use only https for this host name, on all its ports, for a year (RFC 6797, 8.3). A browser that has
+got it turns `http://HOST:8080` into `https://HOST:8080`, where another service may answer."""
 
 
 class SecurityHeaders:
     """ASGI middleware that adds the security headers to the responses of `app`.
 
-    `https` means that all clients use https. The scheme of a request does not always show this: a reverse proxy may
-    accept https from clients and send plain http to this server."""
+    `public_url`: the registry's URL for clients; None: the setting is not set. HSTS is sent only if it is an https URL
+    with the port 443. On any other port, the registry may share its host name with services that use http. Without
+    `public_url`, the port that the browser uses is not known, because a reverse proxy may remove it from Host."""
 
-    def __init__(self, app: ASGIApp, *, https: bool) -> None:
+    def __init__(self, app: ASGIApp, *, public_url: str | None) -> None:
         self._app = app
-        self._https = https
+        url = urlsplit(public_url or "")
+        has_hsts = url.scheme == "https" and url.port in (None, 443)
+        self._hsts_host = _without_default_port(url.netloc) if has_hsts else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_https = self._https or scope["scheme"] == "https"
-        security_headers = (*_SECURITY_HEADERS, _HSTS_HEADER) if is_https else _SECURITY_HEADERS
+        security_headers = (*_SECURITY_HEADERS, _HSTS_HEADER) if self._needs_hsts(scope) else _SECURITY_HEADERS
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -148,6 +152,19 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+    def _needs_hsts(self, scope: Scope) -> bool:
+        """Returns whether the browser used the host of the public URL. If the request has the scheme http, it is from a
+        proxy, which may have changed Host, or the browser ignores HSTS (RFC 6797, 8.1)."""
+        if self._hsts_host is None or scope["scheme"] != "https":
+            return self._hsts_host is not None
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        return _without_default_port(host.decode("latin-1")) == self._hsts_host
+
+
+def _without_default_port(host: str) -> str:
+    """Returns a host in lower case, without the port 443."""
+    return host.lower().removesuffix(":443")
 
 
 class _HeadComplete(Exception):

@@ -72,20 +72,34 @@ async def test_v2_does_not_get_the_security_headers(tmp_path: Path, registry: Me
     assert HSTS not in headers
 
 
+PUBLIC = {"public_url": "https://registry.test"}
+TLS = {"tls": {"certificate": "c.pem"}}
+
+
 @pytest.mark.parametrize(
     ("settings", "url", "has_hsts"),
     [
+        (PUBLIC, "https://registry.test", True),
+        (PUBLIC | TLS, "https://REGISTRY.test:443", True),
+        ({"public_url": "https://Registry.test:443"}, "https://registry.test", True),
+        (PUBLIC, "http://127.0.0.1:5000", True),  # a proxy that sends neither the scheme nor the host of the request
+        (PUBLIC, "https://registry.test:5443", False),
+        (PUBLIC | TLS, "https://nas.test:5443", False),
+        (PUBLIC | TLS, "https://nas.test", False),
+        ({"public_url": "https://registry.test:5443"} | TLS, "https://registry.test:5443", False),
+        ({"public_url": "https://registry.test:5443"}, "http://registry.test", False),
+        ({"public_url": "http://registry.test"}, "https://registry.test", False),
         ({}, "http://registry.test", False),
-        ({}, "https://registry.test", True),  # the scheme is known from TLS or from a trusted proxy
-        ({"public_url": "https://registry.test"}, "http://registry.test", True),
-        ({"public_url": "http://registry.test"}, "http://registry.test", False),
-        ({"tls": {"certificate": "c.pem"}}, "http://registry.test", True),
+        ({}, "https://registry.test", False),  # a proxy may have removed the port
+        (TLS, "https://registry.test", False),
     ],
 )
-async def test_hsts_if_all_clients_use_https(
+async def test_hsts_only_at_a_public_url_with_the_port_443(
     tmp_path: Path, registry: MemoryRegistry, settings: dict[str, Any], url: str, has_hsts: bool
 ) -> None:
-    """The header Strict-Transport-Security, with which browsers use only https, is sent if the request or the settings
-    show that clients use https."""
+    """The header Strict-Transport-Security makes browsers use only https for a host name, on all ports. It is sent if
+    `public_url` is an https URL with the port 443, and the request is for its host. Otherwise it could break services
+    that use http on other ports of the same host."""
     async with browser(make_app(tmp_path, registry, **settings), url) as client:
-        assert (HSTS in (await client.get("/")).headers) == has_hsts
+        host = url.partition("://")[2]  # as it is, because the client would remove the port 443
+        assert (HSTS in (await client.get("/", headers={"host": host})).headers) == has_hsts
