@@ -183,17 +183,20 @@ class TokenLimit:
     actions: Action
 
 
+TokenPurpose = Literal["personal", "login"]
+"""`personal` for API tokens that people create, `login` for refresh tokens that the server issues to `docker login`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """An API token: a secret with which a client logs in to an account in place of the password. `purpose`: `personal`
-    for tokens that people create, `login` for refresh tokens that the server issues to `docker login`. `note`: free
-    text for people. `created`, `expires` and `used` are seconds since 1970. `expires`: None if the token never expires.
+    """An API token: a secret with which a client logs in to an account in place of the password. `note`: free text for
+    people. `created`, `expires` and `used` are seconds since 1970. `expires`: None if the token never expires.
     `limits`: None if the token has all rights of its account. `used`: approximate time of the last use; None if the
     token was never used."""
 
     id: str
     account: AccountName
-    purpose: Literal["personal", "login"]
+    purpose: TokenPurpose
     note: str
     created: float
     expires: float | None = None

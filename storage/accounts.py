@@ -24,6 +24,7 @@ from storage.access import (
     Grantee,
     LoginSession,
     SigningKey,
+    TokenPurpose,
 )
 from storage.content import Actor, Page
 from storage.patterns import NamePattern
@@ -219,8 +220,11 @@ class Accounts(Protocol):
         or has expired."""
         ...
 
-    def tokens(self, account: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
-        """Returns a page of the tokens of `account` (None: of all accounts), sorted by id."""
+    def tokens(
+        self, account: AccountName | None, after: str | None, limit: int, *, purpose: TokenPurpose | None = None
+    ) -> Page[ApiToken]:
+        """Returns a page of the tokens of `account` (None: of all accounts), sorted by id. `purpose`: only the tokens
+        of an account with this purpose; None: all."""
         ...
 
     async def add_token(

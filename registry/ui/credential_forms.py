@@ -28,7 +28,7 @@ LIFETIMES: Final = {
 }
 """The lifetimes of an API token, in days."""
 SHOWN_GRANTS: Final = 200
-"""How many grants and tokens of one account a page shows."""
+"""How many grants, API tokens and refresh tokens of one account a page shows, each."""
 _MAX_LIMITS: Final = 50
 """How many limits one API token may have. A limit names actions, and the repositories on which the token allows
 them."""
@@ -36,8 +36,9 @@ them."""
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The API tokens and login sessions of an account. `has_more_tokens`: the account has more tokens than are shown.
-    `current`: the id of the session that the visitor uses now."""
+    """The tokens and login sessions of an account. `tokens`: first the API tokens that people have made, then the
+    refresh tokens of clients. `has_more_tokens`: the account has more tokens than are shown. `current`: the id of the
+    session that the visitor uses now."""
 
     tokens: list[ApiToken]
     has_more_tokens: bool
@@ -47,9 +48,10 @@ class Credentials:
 
 def credentials_of(caller: Caller, account: AccountName) -> Credentials:
     """Returns the credentials of an account. The caller has to be allowed to see it."""
-    tokens = caller.accounts.tokens(account, None, SHOWN_GRANTS)
+    made = caller.accounts.tokens(account, None, SHOWN_GRANTS, purpose="personal")
+    logins = caller.accounts.tokens(account, None, SHOWN_GRANTS, purpose="login")
     sessions = caller.administration.sessions(account)
-    return Credentials(list(tokens.items), tokens.more, sessions, caller.rights.session)
+    return Credentials([*made.items, *logins.items], made.more or logins.more, sessions, caller.rights.session)
 
 
 def grants_that_apply(caller: Caller, account: str, groups: Iterable[str] = ()) -> tuple[list[Grant], bool]:

@@ -13,9 +13,9 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
-from storage.access import AccountName, AccountUnknown, ApiToken, TokenLimit
+from storage.access import AccountName, AccountUnknown, ApiToken, TokenLimit, TokenPurpose
 from storage.accounts import Accounts
 from storage.errors import Unauthorized
 from storage.future_times import CLOCK_MARGIN_SECONDS
@@ -48,7 +48,7 @@ def make(
     account: AccountName,
     *,
     now: float,
-    purpose: Literal["personal", "login"] = "personal",
+    purpose: TokenPurpose = "personal",
     note: str = "",
     expires: float | None = None,
     limits: tuple[TokenLimit, ...] | None = None,

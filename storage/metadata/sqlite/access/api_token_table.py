@@ -24,6 +24,7 @@ from storage.access import (
     Action,
     ApiToken,
     TokenLimit,
+    TokenPurpose,
 )
 from storage.content import Actor, Page
 from storage.future_times import CLOCK_MARGIN_SECONDS
@@ -58,7 +59,8 @@ _TOKEN = "SELECT id, account, purpose, note, created, expires, limits, used, sec
 _TOKEN_BY_ID = _TOKEN + " WHERE id = ?1 AND (expires IS NULL OR expires > ?2)"
 _PAGE = _TOKEN + " WHERE id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY id LIMIT ?3"
 _PAGE_OF_ACCOUNT = (
-    _TOKEN + " WHERE account = ?4 AND id > ?1 AND (expires IS NULL OR expires > ?2) ORDER BY account, id LIMIT ?3"
+    _TOKEN + " WHERE account = ?4 AND id > ?1 AND (expires IS NULL OR expires > ?2) AND (?5 IS NULL OR purpose = ?5) "
+    "ORDER BY account, id LIMIT ?3"
 )
 _COUNT = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = ?"
 _EXCESS_REFRESH_TOKENS = (
@@ -109,12 +111,20 @@ def token(db: apsw.Connection, now: float, token_id: str) -> tuple[ApiToken, byt
     return _token(row), row[-1]
 
 
-def page(db: apsw.Connection, now: float, owner: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
+def page(
+    db: apsw.Connection,
+    now: float,
+    owner: AccountName | None,
+    after: str | None,
+    limit: int,
+    purpose: TokenPurpose | None = None,
+) -> Page[ApiToken]:
     """Returns a page of the tokens of the account `owner`, or of all accounts if `owner` is None, in the order of their
     ids. The page starts with the first id that sorts after `after` (None: with the first of all ids). It has at most
-    `limit` tokens. It ends earlier if its tokens together have `MAX_PAGE_LIMITS` limits (`ApiToken.limits`) or more."""
+    `limit` tokens. It ends earlier if its tokens together have `MAX_PAGE_LIMITS` limits (`ApiToken.limits`) or more.
+    `purpose`: only tokens with this purpose, if `owner` is an account; None: all."""
     values = (after or "", now, limit + 1)
-    rows = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner))
+    rows = db.execute(_PAGE, values) if owner is None else db.execute(_PAGE_OF_ACCOUNT, (*values, owner, purpose))
     return limited_page(
         rows, _token, count_parts=lambda token: len(token.limits or ()), limit=limit, max_parts=MAX_PAGE_LIMITS
     )

@@ -30,6 +30,7 @@ from storage.access import (
     Grantee,
     LoginSession,
     SigningKey,
+    TokenPurpose,
 )
 from storage.content import Actor, Page
 from storage.data_dir.blocking_calls import UncancellableFuture
@@ -252,8 +253,10 @@ class SqliteAccounts:
     def token(self, token_id: str) -> tuple[ApiToken, bytes]:
         return api_token_table.token(self._db, self._clock(), token_id)
 
-    def tokens(self, account: AccountName | None, after: str | None, limit: int) -> Page[ApiToken]:
-        return api_token_table.page(self._db, self._clock(), account, after, limit)
+    def tokens(
+        self, account: AccountName | None, after: str | None, limit: int, *, purpose: TokenPurpose | None = None
+    ) -> Page[ApiToken]:
+        return api_token_table.page(self._db, self._clock(), account, after, limit, purpose)
 
     async def add_token(
         self, token: ApiToken, secret_hash: bytes, *, expected_version: int | None = None, by: Actor

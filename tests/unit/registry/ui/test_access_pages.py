@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from registry.auth.token import api_tokens
+from registry.ui.credential_forms import SHOWN_GRANTS
 from storage.access import AccountName, AuditEntry, AuditQuery, Grantee
 from storage.patterns import NamePattern
 from tests.fakes.store_accounts import BY, add_account, add_grant
@@ -250,6 +251,27 @@ async def test_api_tokens(tmp_path: Path) -> None:
         assert server.app.accounts.tokens(AccountName("ci"), None, 10).items
         assert (await send(browser, "/ui/access/tokens", **revoke)).status_code == 303
         assert not server.app.accounts.tokens(AccountName("ci"), None, 10).items
+
+
+async def test_refresh_tokens_do_not_hide_api_tokens(tmp_path: Path) -> None:
+    """The pages about an account list the API tokens that people have made before the refresh tokens of clients, of
+    which an account can have more than a page shows."""
+    async with site(tmp_path) as server, server.browser() as browser:
+        account = AccountName("alice")
+        for number in range(SHOWN_GRANTS + 1):
+            login = api_tokens.make(account, now=time.time(), purpose="login", note=f"docker at 10.0.0.{number}")
+            await server.app.accounts.add_token(login.token, login.secret_hash, by=BY)
+        notes = [f"made by alice {number}" for number in range(5)]
+        for note in notes:
+            made = api_tokens.make(account, now=time.time(), note=note)
+            await server.app.accounts.add_token(made.token, made.secret_hash, by=BY)
+        for visitor, path in (("alice", "/ui/account"), ("root", "/ui/access/accounts/alice")):
+            await server.log_in(browser, visitor)
+            page = (await browser.get(path)).text
+            shown = re.findall(r'<tr>\n<th scope="row">((?:made by|docker at)[^<]*)<br>', page)
+            assert sorted(shown[:5]) == notes
+            assert len(shown) == SHOWN_GRANTS + 5
+            assert "There are more than are shown here." in page
 
 
 async def test_sessions_can_be_ended(tmp_path: Path) -> None:

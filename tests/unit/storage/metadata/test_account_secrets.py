@@ -111,6 +111,17 @@ async def test_tokens_are_listed_by_id_in_pages(workers: TwoWorkers) -> None:
     assert workers.second.tokens(ALICE, None, 2).items == []
 
 
+async def test_tokens_of_one_purpose_are_listed(workers: TwoWorkers) -> None:
+    """A list of an account's tokens can be limited to those of one purpose."""
+    for token_id, login in (("t1", True), ("t2", False), ("t3", True), ("t4", False)):
+        await workers.first.add_token(api_token(token_id, login=login), b"hash", by=BY_ROOT)
+    page = workers.second.tokens(CI, None, 2, purpose="personal")
+    assert ([token.id for token in page.items], page.more) == (["t2", "t4"], False)
+    page = workers.second.tokens(CI, None, 1, purpose="login")
+    assert ([token.id for token in page.items], page.more) == (["t1"], True)
+    assert [token.id for token in workers.second.tokens(CI, "t1", 1, purpose="login").items] == ["t3"]
+
+
 async def test_a_new_password_deletes_refresh_tokens(workers: TwoWorkers) -> None:
     """A new password deletes the account's refresh tokens, which were made by logins with the old password. API tokens
     that the user has made, and tokens of other accounts, stay."""
