@@ -48,6 +48,8 @@ _IN_USE_FOR_SECONDS: Final = 30 * 86400.0
 """A refresh token is *in use* if it was used at least `_IN_USE_AFTER_SECONDS` after the login, and also in the last
 `_IN_USE_FOR_SECONDS`. A machine that stays logged in has such a token. A job that logs in each time that it runs leaves
 tokens that were used only at the beginning."""
+_IN_USE_FRACTION: Final = 0.75
+"""The part of `MAX_REFRESH_TOKENS` that tokens in use take before others do."""
 _REVOKED_PER_LOGIN: Final = 100
 """Largest number of refresh tokens that one login revokes. An account can have far more than `MAX_REFRESH_TOKENS`,
 because older versions allowed this. Then several logins revoke the excess, each in a short transaction, because other
@@ -63,13 +65,18 @@ _PAGE_OF_ACCOUNT = (
     "ORDER BY account, id LIMIT ?3"
 )
 _COUNT = "SELECT count(*) FROM api_token WHERE account = ? AND purpose = ?"
+_RANK_IN_NOTE: Final = "row_number() OVER (PARTITION BY class, note ORDER BY last_use DESC, created DESC, id)"
 _EXCESS_REFRESH_TOKENS = (
     "WITH classified AS (SELECT id, note, created, ifnull(used, created) AS last_use, "
     "CASE WHEN ifnull(used, created) > ?5 THEN 0 WHEN used >= created + ?6 AND used > ?7 THEN 2 ELSE 1 END AS class "
     "FROM api_token WHERE account = ?1 AND purpose = 'login' AND id <> ?2), "
-    "ranked AS (SELECT id, created, last_use, class, "
-    "row_number() OVER (PARTITION BY class, note ORDER BY last_use DESC, created DESC, id) AS rank FROM classified) "
-    "SELECT id FROM ranked ORDER BY class DESC, rank, last_use DESC, created DESC, id LIMIT ?4 OFFSET ?3"
+    f"ranked AS (SELECT *, {_RANK_IN_NOTE} AS rank FROM classified), "
+    "placed AS (SELECT *, row_number() OVER (PARTITION BY class ORDER BY rank, last_use DESC, created DESC, id) "
+    "AS place FROM ranked), "
+    "limited AS (SELECT id, note, created, last_use, CASE WHEN class = 2 AND place > ?8 THEN 1 ELSE class END AS class "
+    "FROM placed), "
+    f"ranked_again AS (SELECT *, {_RANK_IN_NOTE} AS rank FROM limited) "
+    "SELECT id FROM ranked_again ORDER BY class DESC, rank, last_use DESC, created DESC, id LIMIT ?4 OFFSET ?3"
 )
 """The ids of the refresh tokens of an account without the new one, in the order in which the account keeps them. The
 query skips the first ?3 tokens, which stay, and returns at most ?4 of the others.
@@ -78,7 +85,9 @@ The note of a refresh token is the name and the address of the client. In this o
 its own tokens, and not those that other machines use:
 
 - Class 2 comes first: the tokens that are in use (?6 and ?7: see `_IN_USE_AFTER_SECONDS`). All machines behind one NAT
-  have the same note. So the note does not show which of them logs in often, but the class does.
+  have the same note. So the note does not show which of them logs in often, but the class does. Only ?8 tokens are in
+  class 2. Further ones are in class 1: otherwise they could take all places, and a machine that has just logged in
+  would lose its token at the next login of another one.
 - Within a class, the most recently used token of each note comes first, then the second of each note, and so on. So
   the note with the most tokens loses one, and a machine with an address of its own loses its only token last.
 - Class 0 comes last: the tokens with a time after ?5, which was stored while the clock was ahead."""
@@ -186,6 +195,7 @@ def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiTok
     values = (
         *(new_token.account, new_token.id, kept_tokens, _REVOKED_PER_LOGIN),
         *(latest_right_time, _IN_USE_AFTER_SECONDS, now - _IN_USE_FOR_SECONDS),
+        int(MAX_REFRESH_TOKENS * _IN_USE_FRACTION),
     )
     for (token_id,) in db.execute(_EXCESS_REFRESH_TOKENS, values).fetchall():
         excess_token, _ = token(db, now, str(token_id))

@@ -172,6 +172,23 @@ async def test_the_number_is_limited_if_all_tokens_are_in_use(workers: TwoWorker
 
 
 @pytest.mark.usefixtures("low_limit")
+async def test_jobs_that_use_their_tokens_for_hours_do_not_log_out_a_new_machine(workers: TwoWorkers) -> None:
+    """Jobs on one host log in and use their tokens for more than an hour, so that the account has as many tokens in use
+    as the limit. A machine that logs in then stays logged in until it has used its token an hour later too, although
+    the jobs go on. This is so with an address of its own, and, if it is not the only one, behind the NAT of the
+    jobs."""
+    for number in range(2 * LIMIT):
+        workers.clock.now += 2 * HOUR
+        await log_in(workers, f"job{number}", "docker at 203.0.113.1", used_after=HOUR)
+    workers.clock.now += 2 * HOUR
+    for token_id, note in (("own", "docker at 10.0.0.1"), ("nat", "docker at 203.0.113.1")):
+        await log_in(workers, token_id, note)
+    await log_in_often(workers, "ci", "docker at 203.0.113.1", 3)
+    assert {"own", "nat"} <= token_ids(workers)
+    assert len(token_ids(workers)) == LIMIT
+
+
+@pytest.mark.usefixtures("low_limit")
 async def test_new_refresh_tokens_stay_after_the_clock_was_set_back(workers: TwoWorkers) -> None:
     """An account got the largest number of refresh tokens while the clock was a day ahead. After the clock was set
     back, new refresh tokens do not revoke each other, but those of the future. Nor do they revoke those with a right
