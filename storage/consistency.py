@@ -18,7 +18,8 @@ class ProblemCode(StrEnum):
     """The kinds of problems that a check can find. Programs may rely on these texts.
 
     A *link* is a row that lets a repository serve a blob. `BLOB_PLACE`: the row of a blob has no place
-    (`BlobRecord.place`), although the blob is not recorded as damaged. `BLOB_NOT_QUEUED`, `LINK_NOT_QUEUED`: a blob or
+    (`BlobRecord.place`), although the blob is not recorded as damaged. `BLOB_FILE_FORBIDDEN`: the process has no
+    permission to read the file of a blob. `BLOB_NOT_QUEUED`, `LINK_NOT_QUEUED`: a blob or
     link that nothing refers to is missing in the queue of the garbage collection, so it would never be removed.
     `STRAY`: bytes are stored for whose digest there is no blob row."""
 
@@ -27,6 +28,7 @@ class ProblemCode(StrEnum):
     BLOB_FILE_MISSING = "blob-bytes-missing"
     BLOB_FILE_SIZE = "blob-size-wrong"
     BLOB_FILE_DIGEST = "blob-digest-wrong"
+    BLOB_FILE_FORBIDDEN = "blob-unreadable"
     BLOB_PLACE = "blob-without-place"
     BLOB_NOT_QUEUED = "blob-not-queued"
     STRAY = "stray"

@@ -252,6 +252,11 @@ class TooManyOpenFiles(StorageFailed):
     retry_after = 1
 
 
+class BytesForbidden(StorageFailed):
+    """The process has no permission to read the stored bytes of a blob. They may be right. The message names the file,
+    and says what to do."""
+
+
 def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:
     """Returns the error for a request to delete the blob `digest` from `repo`, which is refused because the manifest
     with the digest `manifest` refers to the blob."""

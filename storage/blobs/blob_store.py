@@ -22,7 +22,7 @@ from storage.interface import BlobReader
 from storage.names import Digest, UploadID
 
 UNREADABLE: Final = -1
-"""Takes the place of a number of stored bytes if the store has bytes but cannot read how many."""
+"""Takes the place of a number of stored bytes if the store has bytes but cannot read them."""
 
 
 class BytesMissing(Exception):
@@ -236,7 +236,7 @@ class BlobStore(Protocol):
 
     async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
         """Returns for each place the number of bytes that the store has there; None if it has nothing there;
-        `UNREADABLE` if it has bytes there but cannot read how many."""
+        `UNREADABLE` if it has bytes there but cannot read them."""
         ...
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
@@ -248,7 +248,8 @@ class BlobStore(Protocol):
     ) -> ContentCheck:
         """Reads all bytes at `place` and compares them with the digest and the size. Does not displace other content
         from memory. `read_again`: reads all bytes from the disk, even if earlier reads have left a copy of them in
-        memory, because that copy can be wrong too. Raises BytesMissing, and the errors of `on_read`."""
+        memory, because that copy can be wrong too. Raises BytesMissing, BytesForbidden, and the errors of
+        `on_read`."""
         ...
 
     async def version(self, place: str) -> str | None:

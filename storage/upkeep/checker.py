@@ -20,6 +20,7 @@ from typing import Final
 from storage.blobs.blob_store import UNREADABLE, BlobStore, BytesMissing, ListedBlob
 from storage.consistency import BlobRecord, Consistency, Key, Problem, ProblemCode
 from storage.damage import DamageRecords, StoredBlob
+from storage.errors import BytesForbidden
 from storage.leases import DigestLocks
 from storage.metadata.catalog import Metadata
 from storage.names import Digest
@@ -245,9 +246,14 @@ class _Check:
             )
 
     async def _check_bytes(self, blob: StoredBlob) -> bool:
-        """Compares the bytes of a blob with its digest. Reports or repairs the damage if there is any. Returns whether
-        it took the blob out of use."""
-        damage = await self._quarantine.find(blob, self._report_read, self._report_read)
+        """Compares the bytes of a blob with its digest. Reports or repairs the damage if there is any. Only reports
+        bytes that this process has no permission to read, because they may be right. Returns whether it took the blob
+        out of use."""
+        try:
+            damage = await self._quarantine.find(blob, self._report_read, self._report_read)
+        except BytesForbidden as error:
+            await self._note(Problem(ProblemCode.BLOB_FILE_FORBIDDEN, error.message, item=blob.digest))
+            return False
         if damage is None:
             return False
         if damage.version is None:  # the bytes were removed after their size was read
@@ -309,14 +315,14 @@ class _Check:
             if stray.digest in await self._metadata.known_blobs([stray.digest]):
                 return
             [size] = await self._blobs.stored_sizes([stray.place])
-            if size is None or (size == UNREADABLE) != (stray.size == UNREADABLE):  # it has changed just now
+            if size is None or (stray.size == UNREADABLE and size != UNREADABLE):  # it has changed just now
                 return
             repair = None
             if self._options.repair and size != UNREADABLE:
                 await self._blobs.remove(stray.place)
                 repair = "removed the bytes"
         if size == UNREADABLE:
-            text = "bytes are stored that no blob has, and the disk cannot read them; check the file system"
+            text = "bytes that no blob has are stored and cannot be read; check the file's owner and the file system"
         else:
             text = f"{size} bytes are stored that no blob has; garbage collection removes them after its grace period"
         await self._note(Problem(ProblemCode.STRAY, text, item=stray.digest), repair)

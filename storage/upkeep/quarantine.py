@@ -64,7 +64,7 @@ class DamageBrake:
 
 class Quarantine:
     """Checks blobs of the blob store and takes the damaged ones out of use. All methods may raise StorageFull and
-    StorageFailed. Methods that read bytes also raise what their `on_read` raises."""
+    StorageFailed. Methods that read bytes also raise BytesForbidden, and what their `on_read` raises."""
 
     def __init__(self, blobs: BlobStore, damage: DamageRecords, locks: DigestLocks) -> None:
         self._blobs = blobs

@@ -8,13 +8,14 @@ store. So any process can continue the round: a command, or a server after a res
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 from storage.damage import DamageRecords, ScrubRound, StoredBlob
-from storage.errors import RegistryError
+from storage.errors import BytesForbidden, RegistryError
 from storage.jobs import JSON
 from storage.names import Digest
 from storage.upkeep.job_runner import JobContext
@@ -31,6 +32,8 @@ PAGE_SIZE: Final = 100
 """Number of damaged blobs that one lookup reads."""
 MAX_REPORTED_HOLDERS: Final = 20
 """Largest number of repositories that a step names for a damaged blob."""
+MAX_LOGGED_UNREADABLE: Final = 20
+"""Largest number of blobs that may not be read of which one run logs the names."""
 KIND: Final = "scrub"
 """The kind of the jobs that scrub."""
 
@@ -38,6 +41,7 @@ OnDamagedBlob = Callable[[Digest], None]
 """Called with the digest of a damaged blob."""
 OnScrubbed = Callable[[int], None]
 """Called each time that bytes were read and hashed, with the number of these bytes."""
+log = logging.getLogger("storage.damage")
 
 
 def ignore_scrubbed(count: int) -> None:
@@ -79,10 +83,11 @@ class Scrubber:
         self._saved_at = 0.0
         self._round: ScrubRound
         self._healed = 0
+        self._unreadable = 0
 
     async def run(self) -> dict[str, JSON]:
-        """Runs until the round is complete, and returns the totals of the round. Raises JobStopped, StorageFull and
-        StorageFailed; the next run then continues the round."""
+        """Runs until the round is complete, and returns the totals of the round, and how many blobs this run healed or
+        may not read. Raises JobStopped, StorageFull and StorageFailed; the next run then continues the round."""
         self._round = await self._damage.current_round() or await self._damage.start_round()
         await self._recheck_damaged()
         await self._shrink_quarantine()
@@ -94,6 +99,8 @@ class Scrubber:
                 await self._damage.save_round(self._round)
         self._round = await self._damage.end_round(self._round)
         await self._shrink_quarantine()
+        if self._unreadable > MAX_LOGGED_UNREADABLE:
+            log.warning("scrub may not read the files of %d blobs; see the first of them above", self._unreadable)
         ended_round = self._round
         return {
             "round": ended_round.id,
@@ -102,6 +109,7 @@ class Scrubber:
             "bytes": ended_round.size,
             "damaged": ended_round.damaged,
             "healed": self._healed,
+            "unreadable": self._unreadable,
         }
 
     async def _recheck_damaged(self) -> None:
@@ -111,7 +119,12 @@ class Scrubber:
         while has_more:
             page = await self._damage.damaged_blobs(after, PAGE_SIZE)
             for blob in page.items:
-                if await self._quarantine.check_former_place(blob, self._count_reading):
+                try:
+                    is_healed = await self._quarantine.check_former_place(blob, self._count_reading)
+                except BytesForbidden as error:
+                    self._report_unreadable(blob.digest, blob.size, error)
+                    is_healed = False
+                if is_healed:
                     self._healed += 1
                     self._context.step("healed", digest=blob.digest, size=blob.size)
                 else:
@@ -127,9 +140,15 @@ class Scrubber:
                 await self._check_blob(blob)
 
     async def _check_blob(self, blob: StoredBlob) -> None:
-        """Checks one blob, and counts it as checked."""
+        """Checks one blob, and counts it as checked, even if this process has no permission to read its bytes."""
         self._read_bytes_of_blob = 0
-        problem = await self._quarantine.check(blob, self._count_reading, self._note_second_read)
+        problem: str | None = None
+        is_readable = True
+        try:
+            problem = await self._quarantine.check(blob, self._count_reading, self._note_second_read)
+        except BytesForbidden as error:
+            self._report_unreadable(blob.digest, blob.size, error)
+            is_readable = False
         if problem is not None:
             await self._report_damage(blob, problem)
         so_far = self._round
@@ -142,7 +161,8 @@ class Scrubber:
             damaged=so_far.damaged + (problem is not None),
         )
         await self._rate.wait(max(MIN_BYTES_PER_BLOB - blob.size, 0), self._save_progress)
-        self._brake.note(is_damaged=problem is not None)
+        if is_readable:
+            self._brake.note(is_damaged=problem is not None)
 
     async def _report_damage(self, blob: StoredBlob, problem: str) -> None:
         """Reports a damaged blob, and the repositories that have it. `problem`: what is wrong with its bytes."""
@@ -154,6 +174,14 @@ class Scrubber:
         self._new_in_quarantine += blob.size
         if self._new_in_quarantine * 8 > self._quarantine_bytes:  # listing the quarantine takes time if it is full
             await self._shrink_quarantine()
+
+    def _report_unreadable(self, digest: Digest, size: int, error: BytesForbidden) -> None:
+        """Reports a blob that this process has no permission to read. Nothing is known about its bytes, so the blob
+        stays as it is."""
+        self._context.step("unreadable", digest=digest, size=size, reason=error.message)
+        self._unreadable += 1
+        if self._unreadable <= MAX_LOGGED_UNREADABLE:
+            log.warning("the blob %s was not checked: %s", digest, error.message)
 
     async def _shrink_quarantine(self) -> None:
         await self._quarantine.shrink(self._quarantine_bytes)

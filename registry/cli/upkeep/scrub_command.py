@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 HELP = (
     "Read all stored content again, to find what the disk has changed or lost. Damaged content is not served any more; "
-    "a mirror fetches it again, and a push of the image restores it. The exit code is 1 if something is damaged. "
-    "A server does the same on a schedule, see [scrub] in the settings."
+    "a mirror fetches it again, and a push of the image restores it. The exit code is 1 if something is damaged, "
+    "or the server may not read it. A server does the same on a schedule, see [scrub] in the settings."
 )
 EXAMPLES = "\b\nExamples:\n  entrepot scrub\n  entrepot scrub --rate 200MiB --json\n  entrepot scrub status"
 SHOWN_DAMAGED = 1000
@@ -70,7 +70,7 @@ def scrub(
         print_done(result)
     else:
         print_line(_summary(result), err=True)
-    if result["damaged"] or result["still_damaged"]:
+    if result["damaged"] or result["still_damaged"] or result["unreadable"]:
         raise typer.Exit(1)
 
 
@@ -96,6 +96,8 @@ def _print_step(step: Mapping[str, Any]) -> None:
         case "damaged":
             repositories = ", ".join(step["repositories"]) or "no repository"
             print_line(f"damaged {step['kind']} {step['digest']} of {repositories}: {step['reason']}")
+        case "unreadable":
+            print_line(f"not checked: {step['digest']}: {step['reason']}")
         case "healed":
             print_line(f"whole again: {step['digest']}, its bytes are back")
         case "fetched":
@@ -108,7 +110,10 @@ def _summary(result: Mapping[str, Any]) -> str:
     """Returns the result of a round of scrub as one line."""
     read = f"{_count(result['blobs'], 'blob')} and {_count(result['manifests'], 'manifest')}"
     damage = f"found damaged: {result['damaged']}, fetched again: {result['fetched']}"
-    return f"read {read} ({human_size(result['bytes'])}); {damage}, still damaged: {result['still_damaged']}"
+    damage += f", still damaged: {result['still_damaged']}"
+    if result["unreadable"]:
+        damage += f", not checked: {result['unreadable']}"
+    return f"read {read} ({human_size(result['bytes'])}); {damage}"
 
 
 def _count(number: int, noun: str) -> str:

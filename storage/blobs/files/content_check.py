@@ -10,8 +10,9 @@ from typing import Final
 
 from storage.blobs.blob_store import BytesMissing
 from storage.blobs.files.quarantine import file_version, version_of
-from storage.blobs.files.unreadable_files import DAMAGE_ERRNOS
+from storage.blobs.files.unreadable_files import DAMAGE_ERRNOS, FORBIDDEN_ERRNOS, describe_forbidden
 from storage.data_dir.mapped_file import MappedFile
+from storage.errors import BytesForbidden
 from storage.names import Digest
 from storage.running_digest import start_digest
 
@@ -51,7 +52,8 @@ class FileCheck:
 
     def read_part(self) -> int:
         """Reads and hashes the next part, and returns its number of bytes; 0 if there are no more. Raises BytesMissing
-        if there is no file, and OSError if the file cannot be read for a reason other than damage."""
+        if there is no file, BytesForbidden if this process has no permission to read it, and OSError if it cannot be
+        read for another reason than damage."""
         if self._has_ended:
             return 0
         if self._fd < 0:
@@ -77,13 +79,15 @@ class FileCheck:
 
     def _open(self) -> None:
         """Opens the file and sets `version`. Ends the check if the file cannot be opened because of damage, has the
-        wrong size, or is empty. Raises BytesMissing, OSError."""
+        wrong size, or is empty. Raises BytesMissing, BytesForbidden, OSError."""
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             file_version(self._path)  # raises another error if the whole directory is missing
             raise BytesMissing(str(self._path)) from None
         except OSError as error:
+            if error.errno in FORBIDDEN_ERRNOS:
+                raise BytesForbidden(describe_forbidden(self._path, error)) from error
             if error.errno not in DAMAGE_ERRNOS:
                 raise
             self._end(f"its file cannot be opened: {error.strerror}")

@@ -19,7 +19,13 @@ from storage.blobs.files.content_check import FileCheck
 from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file
 from storage.blobs.files.linked_file import LinkedFile
 from storage.blobs.files.quarantine import QuarantineDirectory, file_version
-from storage.blobs.files.unreadable_files import DAMAGE_ERRNOS, is_readable, skip_unreadable
+from storage.blobs.files.unreadable_files import (
+    DAMAGE_ERRNOS,
+    FORBIDDEN_ERRNOS,
+    is_readable,
+    skip_unreadable,
+    warn_unreadable,
+)
 from storage.blobs.files.upload_file import UploadFile, upload_size
 from storage.blobs.files.upload_session import ClaimedUploadFile, FileUploadSession, UploadBuffers
 from storage.content import BLOB_TYPE, Descriptor, Span
@@ -57,7 +63,8 @@ class FileBlobStore:
 
     async def open(self, digest: Digest, size: int, place: str, span: Span | None) -> FileBlobReader | SmallBlobReader:
         """Opens the blob's file. If the blob or the span has at most `SMALL_BLOB_BYTES`, also reads and closes the
-        file. Opens and reads on the event loop if the kernel has the file cached, otherwise in a thread. Raises
+        file. Opens and reads on the event loop if the kernel has the file cached, otherwise in a thread. If this
+        process has no permission to read the file, logs a warning that says so (`warn_unreadable`). Raises
         RangeInvalid, BytesMissing, StorageFailed."""
         offsets = span.to_offsets(size) if span else (0, size)
         descriptor = Descriptor(BLOB_TYPE, digest, size)
@@ -68,6 +75,9 @@ class FileBlobStore:
         except FileNotFoundError:
             raise BytesMissing(place) from None
         except OSError as error:
+            if error.errno in FORBIDDEN_ERRNOS:
+                path = str(self._disk.layout.path_of(place))
+                warn_unreadable(path, OSError(error.errno, error.strerror, path))
             raise storage_error(error, f"the file of {digest} cannot be opened") from error
         if offsets[1] - offsets[0] > SMALL_BLOB_BYTES:
             return FileBlobReader(fd, self._disk.threads, descriptor, offsets)
@@ -232,31 +242,39 @@ class FileBlobStore:
         return await self._disk.run(add_up)
 
     async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
-        """Returns for each place the size of the blob file there; None if there is none; `UNREADABLE` if the inode of
-        the file is damaged."""
+        """Returns for each place the size of the blob file there; None if there is none; `UNREADABLE` if the file
+        cannot be opened because it is damaged or because this process has no permission."""
 
         def size_at(place: str) -> int | None:
+            path = self._disk.layout.path_of(place)
             try:
-                status = os.stat(self._disk.layout.path_of(place))
+                status = os.stat(path)
+                if not stat.S_ISREG(status.st_mode):
+                    return None
+                os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             except FileNotFoundError:
                 return None
             except OSError as error:
-                if error.errno not in DAMAGE_ERRNOS:
+                if error.errno not in DAMAGE_ERRNOS | FORBIDDEN_ERRNOS:
                     raise
                 return UNREADABLE
-            return status.st_size if stat.S_ISREG(status.st_mode) else None
+            return status.st_size
 
         return await self._disk.run(lambda: [size_at(place) for place in places])
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
         """Returns the blobs in one *shard*: one of the `shard_count` directories that contain the blob files. `number`:
-        0 to `shard_count` - 1. Logs a warning for each file that the disk cannot read (`skip_unreadable`)."""
+        0 to `shard_count` - 1. Logs a warning for each file whose inode cannot be read, and if the directory cannot be
+        read (`skip_unreadable`)."""
         path = self._disk.layout.shard(number)
         algorithm = path.parent.name
 
         def scan() -> list[ListedBlob]:
-            blobs = []
-            for entry in os.scandir(path):
+            blobs: list[ListedBlob] = []
+            entries: list[os.DirEntry[str]] = []
+            with skip_unreadable(path):
+                entries.extend(os.scandir(path))
+            for entry in entries:
                 # The entry may be something else than a blob file, or may have been deleted meanwhile.
                 with suppress(DigestInvalid, FileNotFoundError):
                     digest = Digest(f"{algorithm}:{entry.name}")
@@ -273,7 +291,8 @@ class FileBlobStore:
         self, digest: Digest, size: int, place: str, on_read: OnRead, *, read_again: bool = False
     ) -> ContentCheck:
         """Reads and hashes the blob's file in a thread, part by part. `read_again`: reads all bytes from the disk, even
-        if the kernel has them cached. Raises BytesMissing, StorageFailed, and the errors of `on_read`."""
+        if the kernel has them cached. Raises BytesMissing, BytesForbidden, StorageFailed, and the errors of
+        `on_read`."""
         check = FileCheck(self._disk.layout.path_of(place), digest, size, read_again=read_again)
         try:
             while count := await self._disk.run(check.read_part):

@@ -1,4 +1,5 @@
-"""Lets work on many files skip the files that the disk cannot read (`skip_unreadable`, `is_readable`)."""
+"""Lets work on many files skip the files that cannot be read (`skip_unreadable`, `is_readable`). A file cannot be read
+if the disk has lost it, or if its permissions forbid it, for example because root has copied it there."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from typing import Final
 DAMAGE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 """Errors that mean that the disk has lost a file or a part of it: a sector cannot be read, or the file system has found
 that its checksum is wrong."""
+FORBIDDEN_ERRNOS: Final = frozenset({errno.EACCES, errno.EPERM})
+"""Errors that mean that this process has no permission to read a file. The bytes of the file may be right."""
 WARNING_SECONDS: Final = 600.0
 """Shortest time between two warnings about the same file. Some work meets the file every two seconds."""
 MAX_WARNED_PATHS: Final = 1000
@@ -25,20 +28,44 @@ log = logging.getLogger("storage.damage")
 
 @contextmanager
 def skip_unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Suppresses an OSError of the `with` block that means damage (`DAMAGE_ERRNOS`), and logs a warning instead, with
-    the path that the error names; if it names none, with `path`. Logs it at most once in `WARNING_SECONDS` for each
-    path. Raises other errors. The file stays where it is.
+    """Suppresses an OSError of the `with` block that means damage (`DAMAGE_ERRNOS`) or a lack of permission
+    (`FORBIDDEN_ERRNOS`), and logs a warning instead (`warn_unreadable`). Raises other errors. The file stays where it
+    is.
 
-    Work on many files does not stop at such a file. Otherwise one damaged inode would stop garbage collection, for
-    example, until an operator has repaired the file system."""
+    Work on many files does not stop at such a file. Otherwise one damaged inode, or one file of root, would stop
+    garbage collection, for example, until an operator has repaired it."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DAMAGE_ERRNOS:
+        if error.errno not in DAMAGE_ERRNOS | FORBIDDEN_ERRNOS:
             raise
-        name = str(error.filename or path)
-        if _is_warning_due(name):
-            log.warning("skipped %s, which the disk cannot read: %s; check the file system", name, error.strerror)
+        warn_unreadable(path, error)
+
+
+def warn_unreadable(path: str | os.PathLike[str], error: OSError) -> None:
+    """Logs a warning that a file was skipped because of `error`, with the path that the error names; if it names none,
+    with `path`. Logs it at most once in `WARNING_SECONDS` for each path."""
+    name = str(error.filename or path)
+    if not _is_warning_due(name):
+        return
+    if error.errno in FORBIDDEN_ERRNOS:
+        log.warning("skipped a file: %s", describe_forbidden(Path(name), error))
+    else:
+        log.warning("skipped %s, which the disk cannot read: %s; check the file system", name, error.strerror)
+
+
+def describe_forbidden(path: Path, error: OSError) -> str:
+    """Returns a text that says that this process may not read the file at `path`, and which command changes that. If a
+    directory above the file denies the access, the text names that directory. `error`: one of `FORBIDDEN_ERRNOS`."""
+    while path != path.parent and not os.access(path.parent, os.X_OK, effective_ids=True):
+        path = path.parent
+    user, group = os.geteuid(), os.getegid()
+    try:
+        is_own = os.stat(path).st_uid == user
+    except OSError:
+        is_own = False
+    command = f"chmod u+rX {path}" if is_own else f"chown {user}:{group} {path}"
+    return f"the server may not read {path}: {error.strerror}; run as root: {command}"
 
 
 def _is_warning_due(name: str) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ import pytest
 
 from registry.cli.data_owner import become_owner, operator_actor
 from registry.server.process.control_socket import listen_for_control
+from storage.data_dir.layout import Layout
+from storage.names import Digest
 from tests.fakes.client_images import image, write_layout
 from tests.fakes.commands import entrepot, entrepot_output, entrepot_program
 from tests.fakes.plain_client import plain_request
@@ -104,6 +107,27 @@ def test_files_of_account_commands_belong_to_the_owner(folder: Path) -> None:
     for args in (("user", "add", "alice", "--generate"), ("grant", "add", "**", "pull", "everyone")):
         assert entrepot_program(*args, "--data", folder / "data", folder=folder).returncode == 0
     assert owners(folder / "data") == {OWNER}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can own a file that another user may not read")
+def test_a_blob_file_of_root_does_not_end_the_upkeep(folder: Path, public_imports: str) -> None:
+    """If root has copied a blob's file into its place, scrub and fsck name the file and the command that helps, and
+    check everything else. Once root has run that command, they find nothing."""
+    with running_server(folder) as server:
+        push(server.url)
+    file = Layout(folder / "data").blob(Digest("sha256:" + hashlib.sha256(b"{}").hexdigest()))
+    os.chown(file, 0, 0)
+    file.chmod(0o600)
+    commands = [("scrub",), ("fsck",), ("fsck", "--hash")]
+    for command in commands:
+        done = entrepot(*command, "--data", folder / "data", folder=folder, site=public_imports)
+        assert done.returncode == 1, done.stderr
+        [line] = [line for line in done.stdout.splitlines() if str(file) in line]
+        assert f"may not read {file}: Permission denied; run as root: chown {OWNER}:" in line
+        assert command != ("scrub",) or "read 1 blob and 1 manifest (2 B); found damaged: 0" in done.stderr
+    subprocess.run(line.rpartition("run as root: ")[2].split(), check=True)
+    for command in commands:
+        assert entrepot(*command, "--data", folder / "data", folder=folder, site=public_imports).returncode == 0
 
 
 def test_root_reaches_a_server_that_its_owner_could_not(folder: Path, public_imports: str) -> None:

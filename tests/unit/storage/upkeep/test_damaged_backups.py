@@ -19,6 +19,7 @@ from storage.names import Digest, Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.backup.backup_directory import BackupDirectory
 from storage.upkeep.backup.restore import DAMAGED_IN_BACKUP
+from tests.fakes.forbidden_files import ForbiddenFiles
 from tests.fakes.registry_content import push_blob, push_image, read_blob
 from tests.fakes.scrub_runs import file_of, flip_byte, scrub
 from tests.fakes.second_connection import second_connection
@@ -165,6 +166,29 @@ async def test_a_failed_read_deletes_no_bytes_of_a_backup(
     assert (restored["healed_blobs"], restored["restored_blobs"]) == (1, 1)
     result, _ = await backup(store, tmp_path / "backups", now=3e9)
     assert (result["damaged"], result["present_blobs"], file.read_bytes() == LARGE) == ([], 1, True)
+
+
+async def test_forbidden_files_of_a_backup(
+    store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a restore may not open the file of a blob in the backup, it names the blob and the file, and restores all
+    other blobs. The next run continues once the file may be read. A backup with `verify` replaces such a file."""
+    blob = await push_blob(store, REPO, LARGE)
+    manifest = await push_image(store, REPO, "one", "v1")
+    await backup(store, tmp_path / "backups", may_link=False)
+    file = BackupDirectory(tmp_path / "backups", System()).blob(blob.digest)
+    with monkeypatch.context() as patch:
+        ForbiddenFiles(patch).paths.add(file)
+        with pytest.raises(BackupFailed, match=f"1 blobs of this backup .* among them {blob.digest}"):
+            await restore(tmp_path / "backups", tmp_path / "new")
+    restored = await restore(tmp_path / "backups", tmp_path / "new")
+    assert (restored["restored_blobs"], restored["damaged"]) == (1, [])
+    await check_image(tmp_path / "new", "v1", manifest.digest)
+    with monkeypatch.context() as patch:
+        ForbiddenFiles(patch).paths.add(file)
+        result, steps = await backup(store, tmp_path / "backups", now=2e9, verify=True, may_link=False)
+    assert (result["copied_blobs"], result["missing"]) == (1, [])
+    assert f"{file} cannot be opened: Permission denied" in str(steps)
 
 
 async def test_wrong_bytes_of_a_backup_are_not_replaced_by_other_wrong_bytes(
