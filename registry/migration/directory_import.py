@@ -192,13 +192,13 @@ class DirectoryImport:
         async for tag in read_in_thread(self._directory.tags(repo)):
             await self._report.show_progress(repo)
             if isinstance(tag, BrokenEntry):
-                self._report.problem(repo, tag.reason, tag=tag.name)
-                continue
-            pushed_at = await asyncio.to_thread(self._directory.revision_time, repo, tag.digest)
-            if pushed_at is None:
-                self._report.problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
+                self._report_broken(repo, tag, "tag")
                 continue
             try:
+                pushed_at = await asyncio.to_thread(self._directory.revision_time, repo, tag.digest)
+                if pushed_at is None:
+                    self._report.problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
+                    continue
                 await self._writer.import_tag(repo, tag.tag, tag.digest, pushed=pushed_at, set_at=tag.set_at)
             except STOPPING:
                 raise
@@ -208,6 +208,11 @@ class DirectoryImport:
         await self._import_untagged(repo, reported)
         await self._note_left_out(repo)
 
+    def _report_broken(self, repo: RepositoryName, entry: BrokenEntry, kind: str) -> None:
+        """Reports an entry of the repository that cannot be imported. `kind`: `tag` or `digest`. If the entry is a
+        directory that cannot be listed, it has no name, and only the repository is reported with it."""
+        self._report.problem(repo, entry.reason, **({kind: entry.name} if entry.name else {}))
+
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
         """Imports the manifests of the repository to which no tag refers. If an index lists a broken manifest, a
         problem is reported for the index only, even if the manifest is read before the index. So problems are reported
@@ -216,7 +221,7 @@ class DirectoryImport:
         async for revision in read_in_thread(self._directory.revisions(repo)):
             await self._report.show_progress(repo)
             if isinstance(revision, BrokenEntry):
-                self._report.problem(repo, revision.reason, digest=revision.name)
+                self._report_broken(repo, revision, "digest")
                 continue
             digest, pushed_at = revision
             try:
@@ -233,10 +238,16 @@ class DirectoryImport:
     async def _note_left_out(self, repo: RepositoryName) -> None:
         """Reports content that is not imported because no image needs it: unfinished pushes, and blobs without a
         manifest."""
-        if uploads := await asyncio.to_thread(self._directory.unfinished_uploads, repo):
-            self._report.note(repo, f"unfinished pushes are left out: {uploads}")
+        try:
+            if uploads := await asyncio.to_thread(self._directory.unfinished_uploads, repo):
+                self._report.note(repo, f"unfinished pushes are left out: {uploads}")
+        except ContentBroken as error:
+            self._report.note(repo, error.message)
         unused = 0
         async for digest in read_in_thread(self._directory.layer_digests(repo)):
+            if isinstance(digest, BrokenEntry):
+                self._report_broken(repo, digest, "digest")
+                continue
             try:
                 await self._store.metadata.blob(repo, digest)
             except BlobUnknown:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,8 +48,8 @@ class TagLink:
 
 @dataclass(frozen=True, slots=True)
 class BrokenEntry:
-    """An entry of the directory that cannot be imported. `what`: its kind, such as `tag`. `name`: its name. `reason`:
-    what is wrong."""
+    """An entry of the directory that cannot be imported. `what`: its kind, such as `tag`. `name`: its name; empty for a
+    directory of a repository that cannot be listed, which `reason` names. `reason`: what is wrong."""
 
     what: str
     name: str
@@ -109,8 +108,14 @@ class DistributionDirectory:
                 yield from self._repositories_below(path)
 
     def tags(self, repo: RepositoryName) -> Iterator[TagLink | BrokenEntry]:
-        """Yields the tags of the repository, sorted by name, and a BrokenEntry for each tag that cannot be read."""
-        for name in self._names(self._manifests(repo) / "tags"):
+        """Yields the tags of the repository, sorted by name, and a BrokenEntry for each tag that cannot be read, or if
+        the tags cannot be listed."""
+        try:
+            names = self._names(repo, "_manifests/tags")
+        except ContentBroken as error:
+            yield BrokenEntry("directory", "", error.message)
+            return
+        for name in names:
             link = self._manifests(repo) / "tags" / name / "current" / "link"
             try:
                 yield TagLink(Tag(name), *_read_link(link))
@@ -119,8 +124,11 @@ class DistributionDirectory:
 
     def revisions(self, repo: RepositoryName) -> Iterator[tuple[Digest, float] | BrokenEntry]:
         """Yields the digest of each manifest of the repository, with the time in seconds since 1970 at which it was
-        pushed. Leaves out deleted manifests."""
-        for path in self._link_directories(self._manifests(repo) / "revisions"):
+        pushed. Leaves out deleted manifests. Yields a BrokenEntry for each link or directory that cannot be read."""
+        for path in self._link_directories(repo, "_manifests/revisions"):
+            if isinstance(path, BrokenEntry):
+                yield path
+                continue
             try:
                 digest = Digest(f"{path.parent.name}:{path.name}")
                 pushed_at = os.stat(path / "link").st_mtime
@@ -135,19 +143,25 @@ class DistributionDirectory:
 
     def revision_time(self, repo: RepositoryName, digest: Digest) -> float | None:
         """Returns when the manifest was pushed to the repository, in seconds since 1970; None if the repository does
-        not have the manifest, for example because it was deleted."""
+        not have the manifest, for example because it was deleted. Raises ContentBroken."""
         link = self._manifests(repo) / "revisions" / digest.algorithm / digest.encoded / "link"
-        with suppress(OSError):
-            return os.stat(link).st_mtime
-        return None
+        return _link_time(link, f"the link of {digest}")
 
-    def layer_digests(self, repo: RepositoryName) -> Iterator[Digest]:
-        """Yields the digests of the blobs of the repository."""
-        for path in self._link_directories(self._repository(repo) / "_layers"):
-            with suppress(DigestInvalid):
+    def layer_digests(self, repo: RepositoryName) -> Iterator[Digest | BrokenEntry]:
+        """Yields the digests of the blobs of the repository, and a BrokenEntry for each link or directory that cannot
+        be read."""
+        for path in self._link_directories(repo, "_layers"):
+            if isinstance(path, BrokenEntry):
+                yield path
+                continue
+            try:
                 digest = Digest(f"{path.parent.name}:{path.name}")
-                if (path / "link").exists():
+                if _link_time(path / "link", f"the link of the blob {digest}") is not None:
                     yield digest
+            except DigestInvalid:
+                continue
+            except ContentBroken as error:
+                yield BrokenEntry("blob", path.name, error.message)
 
     def layer_size(self, repo: RepositoryName, digest: Digest) -> int:
         """Returns the size in bytes of a blob that the old registry serves from this repository. Raises
@@ -159,8 +173,8 @@ class DistributionDirectory:
             raise ContentBroken(_unreadable(f"the file of the blob {digest}", error)) from None
 
     def unfinished_uploads(self, repo: RepositoryName) -> int:
-        """Returns the number of unfinished pushes of the repository."""
-        return sum(1 for _ in self._names(self._repository(repo) / "_uploads"))
+        """Returns the number of unfinished pushes of the repository. Raises ContentBroken."""
+        return len(self._names(repo, "_uploads"))
 
     def manifest(self, repo: RepositoryName, digest: Digest) -> Manifest:
         """Returns a manifest that the old registry serves from this repository. Raises ContentBroken."""
@@ -195,8 +209,9 @@ class DistributionDirectory:
             raise ContentBroken(_unreadable(f"the file of the blob {digest}", error)) from None
 
     def _check_layer(self, repo: RepositoryName, digest: Digest) -> None:
-        """Raises ContentBroken if the repository has no link to the blob."""
-        if not (self._repository(repo) / "_layers" / digest.algorithm / digest.encoded / "link").exists():
+        """Raises ContentBroken if the repository has no link to the blob, or if the link cannot be read."""
+        link = self._repository(repo) / "_layers" / digest.algorithm / digest.encoded / "link"
+        if _link_time(link, f"the link of the blob {digest}") is None:
             raise ContentBroken(f"the blob {digest}: {_NOT_SERVED}")
 
     def _repository(self, repo: RepositoryName) -> Path:
@@ -205,17 +220,32 @@ class DistributionDirectory:
     def _manifests(self, repo: RepositoryName) -> Path:
         return self._repository(repo) / "_manifests"
 
-    @staticmethod
-    def _names(directory: Path) -> Iterator[str]:
-        """Yields the names in a directory, sorted; nothing if it cannot be read."""
-        with suppress(OSError):
-            yield from sorted(os.listdir(directory))
+    def _names(self, repo: RepositoryName, directory: str) -> list[str]:
+        """Returns the names in a directory of the repository, sorted; none if there is no such directory. Raises
+        ContentBroken if the directory cannot be read, because its entries must not count as missing then."""
+        try:
+            return sorted(os.listdir(self._repository(repo) / directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise ContentBroken(f"its directory {directory} cannot be read: {error.strerror}") from None
 
-    def _link_directories(self, directory: Path) -> Iterator[Path]:
-        """Yields the directories ALGORITHM/HEX below `directory` that may contain a link."""
-        for algorithm in self._names(directory):
-            for encoded in self._names(directory / algorithm):
-                yield directory / algorithm / encoded
+    def _link_directories(self, repo: RepositoryName, directory: str) -> Iterator[Path | BrokenEntry]:
+        """Yields the directories ALGORITHM/HEX below `directory`, a directory of the repository, that may contain a
+        link. Yields a BrokenEntry for each directory that cannot be read."""
+        try:
+            algorithms = self._names(repo, directory)
+        except ContentBroken as error:
+            yield BrokenEntry("directory", "", error.message)
+            return
+        for algorithm in algorithms:
+            try:
+                names = self._names(repo, f"{directory}/{algorithm}")
+            except ContentBroken as error:
+                yield BrokenEntry("directory", "", error.message)
+                continue
+            for encoded in names:
+                yield self._repository(repo) / directory / algorithm / encoded
 
 
 def _unreadable(what: str, error: OSError) -> str:
@@ -223,6 +253,17 @@ def _unreadable(what: str, error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{what} is missing"
     return f"{what} cannot be read: {error.strerror}"
+
+
+def _link_time(path: Path, what: str) -> float | None:
+    """Returns when a link was written, in seconds since 1970; None if there is no link. `what`: what the link is, for
+    messages. Raises ContentBroken if that cannot be found out."""
+    try:
+        return os.stat(path).st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ContentBroken(_unreadable(what, error)) from None
 
 
 def _read_link(path: Path) -> tuple[Digest, float]:

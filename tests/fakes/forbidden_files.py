@@ -19,8 +19,10 @@ class ForbiddenFiles:
     below a directory in `paths` can neither be looked up nor changed. A file itself can be looked up, and moved,
     because that needs only the permissions of its directory."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int = errno.EACCES) -> None:
+        """`number`: the errno of the failing calls."""
         self.paths: set[Path] = set()
+        self._number = number
         for name in ("open", "listdir", "scandir"):
             monkeypatch.setattr(os, name, self._failing(getattr(os, name), is_reading=True))
         for name in ("stat", "rename", "unlink"):
@@ -36,7 +38,7 @@ class ForbiddenFiles:
     def _failing(self, call: Callable[..., Any], *, is_reading: bool) -> Callable[..., Any]:
         def check_and_call(path: Any = ".", *args: Any, **options: Any) -> Any:
             if self._is_forbidden(path, is_reading=is_reading):
-                raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+                raise OSError(self._number, os.strerror(self._number), os.fspath(path))
             return call(path, *args, **options)
 
         return check_and_call
