@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from storage.data_dir.layout import Layout
 from storage.data_dir.system import DISK_FULL_ERRNOS
+from storage.names import ALGORITHMS
 
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.glusterfs"}
@@ -65,12 +68,62 @@ def describe_error(error: OSError) -> str:
     return f"{error.strerror}{advice}"
 
 
+def find_split(root: Path) -> tuple[Path, Path] | None:
+    """Returns a directory of blob files and another directory of the data directory `root`, between which no file can
+    be renamed: they are on different file systems, mounts, or subvolumes of btrfs. Returns None if all are together. A
+    push moves the file of the upload to the blobs, and garbage collection moves it to the trash.
+
+    A missing directory counts as the one above it, in which it will be created. Ignores all other errors."""
+    layout = Layout(root)
+    moved = (layout.uploads, layout.partials, layout.trash, layout.quarantine)
+    others = dict.fromkeys(_existing(directory) for directory in moved)
+    for blobs in dict.fromkeys(_existing(root / "blobs" / algorithm) for algorithm in ALGORITHMS):
+        for other in others:
+            if not _can_rename(blobs, other):
+                return blobs, other
+    return None
+
+
+def _existing(directory: Path) -> Path:
+    """Returns the directory; if it is missing, the nearest directory above it that exists."""
+    while not os.path.exists(directory) and directory != directory.parent:
+        directory = directory.parent
+    return directory
+
+
+def _can_rename(source: Path, target: Path) -> bool:
+    """Returns whether a file can be renamed from one directory to the other. Returns True if another error prevents to
+    find this out, such as that of a full disk."""
+    name = f"tmp{os.urandom(8).hex()}"
+    try:
+        # There is no such file. But rename(2) compares the mounts of the two directories before it looks for the file.
+        os.rename(source / name, target / name)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            return False
+    try:
+        if os.stat(source).st_dev == os.stat(target).st_dev:
+            return True
+        # Two subvolumes of btrfs, which can be below the same mount. Only a file shows whether it can be renamed.
+        os.close(os.open(source / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            os.rename(source / name, target / name)
+        finally:
+            for directory in (source, target):
+                with suppress(FileNotFoundError):
+                    os.unlink(directory / name)
+    except OSError as error:
+        return error.errno != errno.EXDEV
+    return True
+
+
 def ensure_usable(root: Path) -> None:
     """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory or cannot
     be written. Also raises it if `root` lies on a network file system: file locks are unreliable there, and SQLite's
     WAL needs memory that all processes share, which processes on different machines do not have.
 
-    Raises DataDirectoryError also if a restore from a backup has not ended in `root`.
+    Raises DataDirectoryError also if a restore from a backup has not ended in `root`, or if a part of the data
+    directory is on another file system (`find_split`).
 
     If `root` exists on a full disk, accepts it, because the registry can still serve reads and deletes from it. If
     `root` is missing and the disk is full, raises DataDirectoryError."""
@@ -88,6 +141,11 @@ def ensure_usable(root: Path) -> None:
     if Layout(root).restore_marker.exists():
         raise DataDirectoryError(
             f"a restore from a backup has not ended in {root}; run the same `entrepot restore` again to go on with it"
+        )
+    if (split := find_split(root)) is not None:
+        raise DataDirectoryError(
+            f"{split[0]} and {split[1]} are on different file systems or mounts, so no blob can be stored; put the "
+            f"whole data directory on one file system: mount the disk at {root}, or name a directory on it with --data"
         )
     try:
         with tempfile.TemporaryFile(dir=root):

@@ -82,14 +82,15 @@ def test_invalid_settings(tmp_path: Path) -> None:
 # By name: the command that causes the fault, the check that finds it, and a part of the finding.
 BROKEN_DISKS = {
     "read-only": ("mount -o remount,ro data", "sync", "mounted read-only"),
+    "split": ("chmod 750 data && mount -t tmpfs none data/blobs", "data directory", "on different file systems"),
     "full": ("head -c 100m /dev/zero > data/filler 2>/dev/null || true", "disk", "the disk is full"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN_DISKS)
 def test_broken_disk(tmp_path: Path, case: str) -> None:
-    """A full file system is a problem, and so is a file system that has become read-only, as ext4 does after a disk
-    error. The test mounts these file systems in a mount namespace of its own."""
+    """A full file system is a problem, and so is one that has become read-only, as ext4 does after a disk error, and
+    a data directory on two file systems. The test mounts these file systems in a mount namespace of its own."""
     command, check, text = BROKEN_DISKS[case]
     namespace_command = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     script = f"""

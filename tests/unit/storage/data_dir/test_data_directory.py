@@ -234,6 +234,60 @@ def test_a_directory_without_write_permission_is_refused(tmp_path: Path) -> None
     assert not list(data.iterdir())
 
 
+SPLIT_DIRECTORIES = {
+    "blobs, in a new data directory": ("mkdir data/blobs && mount -t tmpfs none data/blobs", "blobs", "data"),
+    "blobs": ("$prepare && mount -t tmpfs none data/blobs", "blobs", "data/uploads"),
+    "blobs, the same file system": ("$prepare && mount --bind other data/blobs", "blobs", "data/uploads"),
+    "blobs, a link": ("$prepare && rm -r data/blobs && ln -s ../disk data/blobs", "blobs", "data/uploads"),
+    "the blobs of one algorithm": ("$prepare && mount -t tmpfs none data/blobs/sha512", "blobs/sha512", "data/uploads"),
+    "uploads": ("$prepare && mount -t tmpfs none data/uploads", "blobs/sha256", "data/uploads"),
+    "trash": ("$prepare && mount -t tmpfs none data/trash", "blobs/sha256", "data/trash"),
+}
+"""By name: commands after which two directories of the data directory `data` are on different mounts. The directory
+`disk` is on another file system than `data`, and `other` on the same. Then the two directories that the error names."""
+MOVED_TOGETHER = (
+    "for name in blobs uploads partials trash quarantine; do mv data/$name disk && ln -s ../disk/$name data; done"
+)
+"""Moves all directories of blob files, and of files that become blobs, to another file system."""
+
+
+def _ensure_usable_after(commands: str, folder: Path) -> str:
+    """Runs the commands in a mount namespace of their own, and then `ensure_usable`. Returns what it prints on
+    stderr."""
+    imports = "from pathlib import Path; from storage.data_dir.check import ensure_usable"
+    check = f"{imports}; ensure_usable(Path('data').absolute())"
+    prepare = "from pathlib import Path; from storage.composition import prepare_data_dir as p; p(Path('data'))"
+    commands = commands.replace("$prepare", f'"$0" -c "{prepare}"')
+    script = f'mkdir data disk other && mount -t tmpfs none disk && {commands} && exec "$0" -c "{check}"'
+    map_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+    process = subprocess.run(
+        ["unshare", "--mount", *map_root, "sh", "-c", script, sys.executable],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    return process.stderr
+
+
+@pytest.mark.parametrize("case", SPLIT_DIRECTORIES)
+def test_a_data_directory_on_two_file_systems_is_refused(case: str, tmp_path: Path) -> None:
+    """If files cannot be moved between the directories of uploads, blobs and deleted blobs, every push would fail. So
+    the data directory is refused, with an error that names the two directories."""
+    commands, first, second = SPLIT_DIRECTORIES[case]
+    error = _ensure_usable_after(commands, tmp_path)
+    assert f"DataDirectoryError: {tmp_path}/data/{first} and {tmp_path}/{second} are on different" in error
+    assert "put the whole data directory on one file system" in error
+
+
+@pytest.mark.parametrize("commands", ["true", "$prepare", f"$prepare && {MOVED_TOGETHER}"])
+def test_a_data_directory_in_which_files_can_be_moved_is_accepted(commands: str, tmp_path: Path) -> None:
+    """A data directory is accepted if a file can be moved between all directories in which blobs, and the files that
+    become blobs, are. The check leaves no files behind."""
+    assert _ensure_usable_after(f"{commands} && mkdir -p data/trash data/uploads data/blobs/sha256", tmp_path) == ""
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith("tmp")] == []
+
+
 CONFIRMED_LINKS_VERSION = 5
 """The first schema version that records for each link whether its blob was pushed to this repository."""
 
