@@ -7,6 +7,7 @@ classes to HTTP statuses.
 
 from __future__ import annotations
 
+import os
 from typing import ClassVar, TypeVar
 
 
@@ -25,6 +26,10 @@ class RegistryError(Exception):
         self.message = message or self.default
         self.detail = detail
         super().__init__(self.message)
+
+    def for_operators(self) -> str:
+        """Returns the message for people who may know the server's files, which clients should not."""
+        return self.message
 
 
 E = TypeVar("E", bound=RegistryError)
@@ -234,6 +239,13 @@ class StorageFailed(RegistryError):
 
     code = "STORAGE_FAILED"
     default = "the registry's storage failed; the server's log says how"
+
+    def for_operators(self) -> str:
+        """Returns the message, and the file that the operating system's error names if that is the cause."""
+        name = self.__cause__.filename if isinstance(self.__cause__, OSError) else None
+        if not isinstance(name, str | bytes) or os.fsdecode(name) in self.message:  # a number is a file descriptor
+            return self.message
+        return f"{self.message}: {os.fsdecode(name)}"
 
 
 class SearchIndexDamaged(StorageFailed):

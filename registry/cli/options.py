@@ -115,7 +115,7 @@ def one_line_errors() -> Iterator[None]:
     except (DataDirectoryError, OwnerError) as error:
         fail(str(error))
     except RegistryError as error:
-        fail(error.message)
+        fail(error.for_operators())
     except OSError as error:
         if error.filename is None:  # an operator could not tell what to fix
             raise

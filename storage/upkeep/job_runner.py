@@ -192,7 +192,7 @@ async def run_job(context: JobContext, jobs: Jobs, work: Work) -> JSON:
         await jobs.end(job_id, JobState.STOPPED, error.message)
         raise
     except RegistryError as error:
-        await jobs.end(job_id, JobState.FAILED, error.message)
+        await jobs.end(job_id, JobState.FAILED, error.for_operators())
         raise
     except Exception as error:
         await jobs.end(job_id, JobState.FAILED, f"unexpected error: {type(error).__name__}: {error}")

@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import typer
 
+from registry.cli.options import one_line_errors
 from storage.blobs.files import unreadable_files
 from storage.blobs.files.unreadable_files import describe_forbidden
 from storage.composition import open_registry, prepare_data_dir
@@ -21,6 +23,7 @@ from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.checker import CheckOptions, Finding
 from storage.upkeep.scrubber import MAX_LOGGED_UNREADABLE
+from tests.fakes.blob_files import layout_behind
 from tests.fakes.forbidden_files import ForbiddenFiles
 from tests.fakes.registry_content import push_blob, read_blob
 from tests.fakes.scrub_runs import delete, file_of, flip_byte, quarantined_file, scrub
@@ -191,6 +194,21 @@ async def test_collection_skips_a_forbidden_directory(
     assert file_of(store, digest_of(unneeded)).exists()
     await store.collector.collect(all_shards=True)
     assert not file_of(store, digest_of(unneeded)).exists()
+
+
+async def test_a_failed_job_names_the_file(
+    store: StoredRegistry, forbidden: ForbiddenFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If a job ends because the system refuses a call, the error of the job, and the line that the command prints, name
+    the file."""
+    quarantine = layout_behind(store).quarantine
+    forbidden.paths.add(quarantine)
+    with pytest.raises(typer.Exit), one_line_errors():
+        await scrub(store)
+    text = f"the registry's storage failed: {PERMISSION}: {quarantine}"
+    assert capsys.readouterr().err == f"entrepot: {text}\n"
+    [job] = (await store.jobs.jobs(None, 1)).items
+    assert job.progress.message == text
 
 
 async def test_a_push_replaces_a_forbidden_file(
