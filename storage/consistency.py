@@ -19,8 +19,8 @@ class ProblemCode(StrEnum):
 
     A *link* is a row that lets a repository serve a blob. `BLOB_PLACE`: the row of a blob has no place
     (`BlobRecord.place`), although the blob is not recorded as damaged. `BLOB_FILE_FORBIDDEN`: the process has no
-    permission to read the file of a blob. `BLOB_NOT_QUEUED`, `LINK_NOT_QUEUED`: a blob or
-    link that nothing refers to is missing in the queue of the garbage collection, so it would never be removed.
+    permission to read the file of a blob, or to list the files in a directory. `BLOB_NOT_QUEUED`, `LINK_NOT_QUEUED`: a
+    blob or link that nothing refers to is missing in the queue of the garbage collection, so it would never be removed.
     `STRAY`: bytes are stored for whose digest there is no blob row."""
 
     DATABASE = "database-damaged"

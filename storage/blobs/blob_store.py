@@ -240,7 +240,8 @@ class BlobStore(Protocol):
         ...
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
-        """Returns the stored blobs of one shard. `number`: 0 to `shard_count` - 1."""
+        """Returns the stored blobs of one shard. `number`: 0 to `shard_count` - 1. Raises BytesForbidden if this
+        process has no permission to list them."""
         ...
 
     async def check(

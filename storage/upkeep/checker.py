@@ -295,9 +295,14 @@ class _Check:
         await self._advance(0, "hashing blobs")
 
     async def _check_shard(self, shard: int) -> None:
-        """Checks a shard (a part of the blob store) for *strays*: stored bytes for whose digest there is no row."""
+        """Checks a shard (a part of the blob store) for *strays*: stored bytes for whose digest there is no row.
+        Reports a shard that this process has no permission to list."""
         written_before = self._clock() - MIN_STRAY_AGE_SECONDS
-        listed_blobs = await self._blobs.list_shard(shard)
+        try:
+            listed_blobs = await self._blobs.list_shard(shard)
+        except BytesForbidden as error:
+            await self._note(Problem(ProblemCode.BLOB_FILE_FORBIDDEN, error.message))
+            listed_blobs = []
         for start in range(0, len(listed_blobs), BATCH_SIZE):
             old_blobs = [
                 listed for listed in listed_blobs[start : start + BATCH_SIZE] if listed.written < written_before

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from storage.blobs.blob_store import UNREADABLE, BlobStore, ListedBlob
-from storage.errors import StorageFull
+from storage.errors import BytesForbidden, StorageFull
 from storage.human_text import utc_text
 from storage.leases import DigestLocks, Leases
 from storage.metadata.catalog import DeletedManifest, Metadata, QueuedLink, StaleUpload
@@ -317,11 +317,14 @@ class Collector:
 
     async def _remove_strays(self, this_round: _Round) -> None:
         """Removes the strays in some shards of the blob store, except strays that were written recently, and those that
-        the store cannot read."""
+        the store cannot read. Skips shards that this process has no permission to list."""
         listed_count = 0
         for shard in this_round.shards:
             written_before = self._clock() - max(self.grace, MIN_STRAY_AGE_SECONDS)
-            blobs = await self._blobs.list_shard(shard)
+            try:
+                blobs = await self._blobs.list_shard(shard)
+            except BytesForbidden:  # the store has logged a warning
+                continue
             old_blobs = [listed for listed in blobs if listed.written < written_before and listed.size != UNREADABLE]
             known_digests = await self._metadata.known_blobs([listed.digest for listed in old_blobs])
             for stray in old_blobs:

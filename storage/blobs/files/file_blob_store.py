@@ -22,6 +22,7 @@ from storage.blobs.files.quarantine import QuarantineDirectory, file_version
 from storage.blobs.files.unreadable_files import (
     DAMAGE_ERRNOS,
     FORBIDDEN_ERRNOS,
+    describe_forbidden,
     is_readable,
     skip_unreadable,
     warn_unreadable,
@@ -33,7 +34,7 @@ from storage.data_dir.blocking_calls import as_storage_errors, result_or_close, 
 from storage.data_dir.disk import Disk
 from storage.data_dir.layout import SHARD_COUNT
 from storage.data_dir.system import DISK_FULL_ERRNOS
-from storage.errors import BlobUploadInvalid, BlobUploadUnknown, DigestInvalid
+from storage.errors import BlobUploadInvalid, BlobUploadUnknown, BytesForbidden, DigestInvalid
 from storage.future_times import past_write_time
 from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
@@ -264,16 +265,21 @@ class FileBlobStore:
 
     async def list_shard(self, number: int) -> list[ListedBlob]:
         """Returns the blobs in one *shard*: one of the `shard_count` directories that contain the blob files. `number`:
-        0 to `shard_count` - 1. Logs a warning for each file whose inode cannot be read, and if the directory cannot be
-        read (`skip_unreadable`)."""
+        0 to `shard_count` - 1. Logs a warning for each file whose inode cannot be read (`skip_unreadable`). Raises
+        BytesForbidden and logs a warning if this process has no permission to list the directory. Raises
+        StorageFailed."""
         path = self._disk.layout.shard(number)
         algorithm = path.parent.name
 
         def scan() -> list[ListedBlob]:
             blobs: list[ListedBlob] = []
-            entries: list[os.DirEntry[str]] = []
-            with skip_unreadable(path):
-                entries.extend(os.scandir(path))
+            try:
+                entries = list(os.scandir(path))
+            except OSError as error:
+                if error.errno not in FORBIDDEN_ERRNOS:
+                    raise
+                warn_unreadable(path, error)
+                raise BytesForbidden(describe_forbidden(path, error)) from error
             for entry in entries:
                 # The entry may be something else than a blob file, or may have been deleted meanwhile.
                 with suppress(DigestInvalid, FileNotFoundError):

@@ -3,6 +3,7 @@ bytes may be right, so nothing is taken out of use or deleted, and the work on a
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -189,11 +190,38 @@ async def test_collection_skips_a_forbidden_directory(
         assert not file_of(store, digest_of(other)).exists()
         assert not file_of(store, digest_of(stray)).exists()
     assert any(f"may not read {directory}: {PERMISSION}" in text for text in caplog.messages)
-    assert {finding.problem.code for finding in await findings(store, CheckOptions())} <= {ProblemCode.STRAY}
     forbidden.paths.clear()
     assert file_of(store, digest_of(unneeded)).exists()
     await store.collector.collect(all_shards=True)
     assert not file_of(store, digest_of(unneeded)).exists()
+
+
+async def test_a_check_reports_a_forbidden_directory(
+    store: StoredRegistry, clock: Clock, forbidden: ForbiddenFiles
+) -> None:
+    """A check reports a directory of blob files that the process may not list, even if no blob is in it, and checks all
+    others. Otherwise it would say that nothing is wrong, although it has not looked for strays there."""
+    stray = digest_of(b"stray")
+    file_of(store, stray).write_bytes(b"stray")
+    directory = layout_behind(store).shard(0)
+    assert directory != file_of(store, stray).parent
+    forbidden.paths.add(directory)
+    clock.ahead = 7200
+    [of_directory, of_stray] = await findings(store, CheckOptions())
+    assert of_directory.problem.code is ProblemCode.BLOB_FILE_FORBIDDEN
+    assert f"may not read {directory}: {PERMISSION}" in of_directory.problem.text
+    assert (of_stray.problem.code, of_stray.problem.item) == (ProblemCode.STRAY, stray)
+
+
+async def test_a_check_fails_if_the_disk_cannot_list_a_directory(
+    store: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the disk has lost a directory of blob files, a check ends with an error that names the directory."""
+    directory = layout_behind(store).shard(0)
+    ForbiddenFiles(monkeypatch, errno.EIO).paths.add(directory)
+    with pytest.raises(StorageFailed) as caught:
+        await findings(store, CheckOptions())
+    assert caught.value.for_operators().endswith(f"{os.strerror(errno.EIO)}: {directory}")
 
 
 async def test_a_failed_job_names_the_file(
