@@ -39,12 +39,16 @@ _UNLINKABLE_FILE_ERRNOS: Final = frozenset({errno.EMLINK, errno.ENOENT})
 """Errors of a link which mean that only this file cannot be linked: it has as many names as a file can have, or it was
 removed and has no name."""
 
-_UNREADABLE_FILE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EACCES, errno.EPERM})
-"""Errors which mean that this file cannot be opened: the disk has lost it, or its permissions forbid it."""
+_LOST_FILE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
+"""Errors which mean that the disk has lost this file or a part of it."""
 
 
 class BlobDamaged(Exception):
     """The bytes of a blob are missing, do not have its digest, or cannot be read. The text says which."""
+
+
+class BlobForbidden(BlobDamaged):
+    """This process has no permission to open the file of a blob. Its bytes may be right."""
 
 
 class FileCopier:
@@ -185,13 +189,15 @@ class FileCopier:
     @contextmanager
     def opened(self, path: Path) -> Iterator[int]:
         """Context manager with the descriptor of a file that is open for reading. Blocks: use it with `holding`. Raises
-        BlobDamaged if there is no such file or it cannot be read; OSError."""
+        BlobDamaged if there is no such file or the disk cannot open it; BlobForbidden; OSError."""
         try:
             fd = self._system.open(path, os.O_RDONLY)
         except FileNotFoundError:
             raise BlobDamaged("it is missing") from None
+        except PermissionError as error:
+            raise BlobForbidden(f"{path} cannot be opened: {error.strerror}") from error
         except OSError as error:
-            if error.errno not in _UNREADABLE_FILE_ERRNOS:
+            if error.errno not in _LOST_FILE_ERRNOS:
                 raise
             raise BlobDamaged(f"{path} cannot be opened: {error.strerror}") from error
         try:
@@ -262,7 +268,7 @@ class FileCopier:
             try:
                 data = os.pread(fd, CHUNK_BYTES, offset)
             except OSError as error:
-                if error.errno not in _UNREADABLE_FILE_ERRNOS:
+                if error.errno not in _LOST_FILE_ERRNOS:
                     raise
                 raise BlobDamaged("the disk cannot read it") from error
             running_digest.update(data)

@@ -32,7 +32,7 @@ from storage.jobs import JSON
 from storage.names import Digest
 from storage.upkeep.backup.backup import BATCH_SIZE, hash_file
 from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, by_age, with_backup_errors
-from storage.upkeep.backup.file_copies import BlobDamaged, FileCopier, run_together
+from storage.upkeep.backup.file_copies import BlobDamaged, BlobForbidden, FileCopier, run_together
 from storage.upkeep.reporter import Reporter
 
 DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"
@@ -56,12 +56,14 @@ class RestoreOptions:
 class _Counts:
     """The numbers of blobs in a restore. `restored`: number of blobs that this run has restored. `present`: number of
     blobs that an earlier, interrupted run has restored. `healed`: restored blobs that the snapshot's database records
-    as damaged. `damaged`: blobs that the backup lacks or has with wrong bytes."""
+    as damaged. `damaged`: blobs that the backup lacks or has with wrong bytes. `forbidden`: blobs whose file in the
+    backup this process has no permission to open."""
 
     restored: int = 0
     present: int = 0
     healed: list[Digest] = field(default_factory=list)
     damaged: list[Digest] = field(default_factory=list)
+    forbidden: list[Digest] = field(default_factory=list)
 
 
 async def restore_backup(
@@ -78,9 +80,9 @@ async def restore_backup(
     since 1970. If `options` name no snapshot and the times of some snapshots are in the future (`by_age`), the restored
     snapshot may not be the newest, and this function reports a step `warning`.
 
-    Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False. After an error or a
-    cancellation, the blobs that were restored so far stay in the directory. A further call continues from there, for
-    example when the missing blobs are back in the backup."""
+    Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False, or if this process has no
+    permission to open the file of a blob. After an error or a cancellation, the blobs that were restored so far stay in
+    the directory. A further call continues from there, for example when the missing blobs are back in the backup."""
     system = system or System()
     backups = BackupDirectory(options.target, system)
     copier = FileCopier(system, layout.root, may_link=options.may_link, verify=True)
@@ -96,6 +98,12 @@ async def restore_backup(
         restore = _Restore(snapshots, backups, snapshot, layout, copier, system, reporter)
         await restore.restore_database()
         counts = await restore.restore_blobs()
+        if counts.forbidden:
+            raise BackupFailed(
+                f"this backup has the files of {len(counts.forbidden)} blobs that this process may not open, among "
+                f"them {counts.forbidden[0]}; give the user with uid {os.geteuid()} access to them, and run the same "
+                "command again"
+            )
         if counts.damaged and not options.skip_damaged:
             raise BackupFailed(
                 f"{len(counts.damaged)} blobs of this backup are missing or damaged, among them {counts.damaged[0]}; "
@@ -254,8 +262,9 @@ class _Restore:
                 temporary = self._layout.trash / f"{blob.digest.encoded}.restored"
                 await self._copier.copy_file(fd, blob.digest, blob.size, temporary, final, self._note_bytes)
         except BlobDamaged as error:
-            if blob.place:  # otherwise the database already records the blob as damaged
-                self._counts.damaged.append(blob.digest)
+            is_forbidden = isinstance(error, BlobForbidden)
+            if is_forbidden or blob.place:  # otherwise the database already records the blob as damaged
+                (self._counts.forbidden if is_forbidden else self._counts.damaged).append(blob.digest)
                 self._reporter.step("damaged", digest=blob.digest, size=blob.size, reason=str(error))
         else:
             self._counts.restored += 1

@@ -172,15 +172,19 @@ async def test_forbidden_files_of_a_backup(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a restore may not open the file of a blob in the backup, it names the blob and the file, and restores all
-    other blobs. The next run continues once the file may be read. A backup with `verify` replaces such a file."""
+    other blobs. It fails also with `skip_damaged`, because the file may be right, and does not advise that option. The
+    next run continues once the file may be read. A backup with `verify` replaces such a file."""
     blob = await push_blob(store, REPO, LARGE)
     manifest = await push_image(store, REPO, "one", "v1")
     await backup(store, tmp_path / "backups", may_link=False)
     file = BackupDirectory(tmp_path / "backups", System()).blob(blob.digest)
     with monkeypatch.context() as patch:
         ForbiddenFiles(patch).paths.add(file)
-        with pytest.raises(BackupFailed, match=f"1 blobs of this backup .* among them {blob.digest}"):
-            await restore(tmp_path / "backups", tmp_path / "new")
+        for skip_damaged in (False, True):
+            with pytest.raises(BackupFailed, match=f"may not open, among them {blob.digest}") as caught:
+                await restore(tmp_path / "backups", tmp_path / "new", skip_damaged=skip_damaged)
+            assert f"uid {os.geteuid()}" in caught.value.message
+            assert "--skip-damaged" not in caught.value.message
     restored = await restore(tmp_path / "backups", tmp_path / "new")
     assert (restored["restored_blobs"], restored["damaged"]) == (1, [])
     await check_image(tmp_path / "new", "v1", manifest.digest)
