@@ -138,7 +138,8 @@ class Writer(Protocol):
         """Returns a writer that continues the session `upload`. If an earlier request still writes to the session, its
         writer loses the session. Raises BlobUploadUnknown if there is no such session or another actor than `by`
         started it (None: the actor is not checked). Raises RangeInvalid, with the actual number of bytes, if the
-        session does not have exactly `offset` bytes (None: not checked); the earlier request then keeps the session."""
+        session does not have exactly `offset` bytes (None: not checked); the earlier request then keeps the session.
+        Raises BlobUploadInvalid if a newer request takes the session over meanwhile."""
         ...
 
     async def upload_offset(self, repo: RepositoryName, upload: UploadID, *, by: Actor | None = None) -> int:

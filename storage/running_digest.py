@@ -1,9 +1,9 @@
 """Digests that are computed while bytes arrive (`RunningDigest`). A computation can be saved and continued later.
 
 `hashlib` cannot export the state of a computation. OpenSSL's libcrypto can: its SHA256_CTX and SHA512_CTX are plain C
-structures, which can be copied. This module calls the libcrypto that `hashlib` is linked to (`LibcryptoDigest`). If
-that is not possible, it uses `hashlib` (`HashlibDigest`). Then `save` returns None, and to continue a computation
-later, the caller must append all bytes again.
+structures, which can be copied. This module calls the libcrypto that `hashlib` is linked to (`LibcryptoDigest`), or
+that of the machine. If neither is possible, it uses `hashlib` (`HashlibDigest`). Then `save` returns None, and to
+continue a computation later, the caller must append all bytes again.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ class _LibcryptoHash(NamedTuple):
 # count of 128 bits, a block of 128 bytes, two ints.
 _SIZES = {"sha256": (112, 32), "sha512": (216, 64)}
 """For each algorithm, the size of the C structure and the length of the digest, in bytes."""
+_SYSTEM_LIBRARIES: tuple[str, ...] = ("libcrypto.so.3", "libcrypto.so.1.1")
+"""File names of OpenSSL's libcrypto on a machine. The number guarantees that the structures have the sizes above. A
+name without a number could be another library, and macOS aborts a process that loads its `libcrypto.dylib`."""
 
 
 class LibcryptoDigest:
@@ -111,19 +114,38 @@ class HashlibDigest:
         return None
 
 
+def _library_files() -> list[str | None]:
+    """Returns the files that may contain libcrypto's functions, in the order in which to try them. None means the
+    running program: if OpenSSL is linked statically into Python, as in uv's, `_hashlib` has no file. The program may
+    hide the functions, and then the libcrypto of the machine is needed. It need not be the version that `hashlib` uses,
+    because all functions that compute a digest are from the same file."""
+    try:
+        import _hashlib
+    except ImportError:
+        own_files: list[str | None] = []
+    else:
+        own_files = [getattr(_hashlib, "__file__", None)]
+    return [*own_files, *_SYSTEM_LIBRARIES]
+
+
 @cache
 def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
     """Returns libcrypto's functions for the algorithm. Returns None if the functions cannot be found, or if the machine
-    is not little-endian, which this module does not support. Also returns None if a test computation with a copied
-    structure gives a wrong digest: the structure then does not have the size in `_SIZES`."""
+    is not little-endian, which this module does not support."""
+    if sys.byteorder != "little":
+        return None
+    return next(filter(None, (_load_functions(file, algorithm) for file in _library_files())), None)
+
+
+def _load_functions(file: str | None, algorithm: str) -> _LibcryptoHash | None:
+    """Returns the functions for the algorithm from a file of `_library_files`. Returns None if the file does not have
+    them, or if a test computation with a copied structure gives a wrong digest: the structure then does not have the
+    size in `_SIZES`."""
     state_bytes, digest_bytes = _SIZES[algorithm]
     try:
-        import _hashlib
-
-        library = ctypes.CDLL(_hashlib.__file__)
-        name = algorithm.upper()
+        library, name = ctypes.CDLL(file), algorithm.upper()
         init, update, final = (getattr(library, f"{name}_{function}") for function in ("Init", "Update", "Final"))
-    except (ImportError, OSError, AttributeError):
+    except (OSError, AttributeError):
         return None
     init.argtypes = [ctypes.c_void_p]
     update.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
@@ -135,7 +157,12 @@ def _libcrypto(algorithm: str) -> _LibcryptoHash | None:
     continued = LibcryptoDigest(algorithm, functions, interrupted.save())
     continued.update(sample[100:])
     is_right = continued.digest().encoded == hashlib.new(algorithm, sample).hexdigest()
-    return functions if is_right and sys.byteorder == "little" else None
+    return functions if is_right else None
+
+
+def can_save_digests() -> bool:
+    """Returns whether the states of digests can be saved."""
+    return all(_libcrypto(algorithm) is not None for algorithm in _SIZES)
 
 
 def start_digest(algorithm: str) -> RunningDigest:

@@ -7,6 +7,7 @@ such as an htpasswd file. Otherwise it is *open*: anyone who can connect can pul
 
 from __future__ import annotations
 
+import logging
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
     from registry.server.gate.certificates import CertificateFiles
     from registry.server.gate.listener import ListenerOptions
 
+log = logging.getLogger("registry")
+
 
 def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -> tuple[ListenerOptions, bool]:
     """Prepares the start of the server: makes the process run as the user who owns the data directory, creates the data
     directory if it is missing, and checks the files for TLS and for logins that the settings name. Returns the
     listener's options and whether the registry is closed. Ends the command with an error message if a check fails.
+    Logs a warning if hashes of uploads cannot be saved.
 
     `may_migrate`: whether the data may be migrated to this version's format. False: a running server uses the data, so
     data of another version is an error."""
@@ -35,6 +39,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
     from registry.cli.data_owner import become_owner
     from registry.server.gate.certificates import CertificateError
     from storage.composition import check_version, prepare_data_dir
+    from storage.running_digest import can_save_digests
 
     try:
         options = build_listener_options(settings)
@@ -46,6 +51,8 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
         check_insecure_open(settings, bound_to_loopback=bound_to_loopback, is_registry_closed=is_registry_closed)
     except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
         fail(str(error))
+    if not can_save_digests():
+        log.warning("each pushed blob is hashed twice: this Python finds no libcrypto.so.3; entrepot doctor says more")
     return options, is_registry_closed
 
 

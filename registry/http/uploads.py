@@ -24,7 +24,7 @@ from storage.patterns import ALL_NAMES
 
 CANCEL_ATTEMPTS = 5
 """Number of attempts to cancel a session. An attempt resumes the session and then cancels it. It fails if another
-request resumes the session between these two steps."""
+request resumes the session meanwhile."""
 
 
 async def start_upload(exchange: Exchange) -> None:
@@ -93,8 +93,8 @@ async def cancel_upload(exchange: Exchange) -> None:
     fail."""
     upload = UploadID(exchange.item)
     for attempt in range(1, CANCEL_ATTEMPTS + 1):
-        writer = await exchange.registry.resume_upload(exchange.repo, upload, by=exchange.actor)
         try:
+            writer = await exchange.registry.resume_upload(exchange.repo, upload, by=exchange.actor)
             async with aclosing(writer):
                 await writer.cancel()
         except BlobUploadInvalid:

@@ -15,6 +15,7 @@ from registry.cli.diagnosis.probe import ProbeError, ProbeResult, probe
 from registry.clients.registry_address import RegistryAddress
 from registry.config import Settings
 from registry.status.worker_report import LATE_SECONDS, WorkerReport, read_worker_reports
+from storage.running_digest import can_save_digests
 
 MIN_FILES: Final = 4096
 """If a process may open fewer files than this, a worker can serve only few connections at a time
@@ -122,6 +123,15 @@ async def limit_findings() -> Sequence[Finding]:
         return [warning("open files", what, "each connection takes one, and each request up to three more", step)]
     number_text = "any number of" if hard_limit == resource.RLIM_INFINITY else str(hard_limit)
     return [ok("open files", f"a process may open {number_text} files")]
+
+
+async def hashing_findings() -> Sequence[Finding]:
+    """Checks that the hash of an upload can be saved between two requests."""
+    if can_save_digests():
+        return [ok("hashing", "blobs are hashed while they arrive")]
+    what = "this Python cannot save the hash of an upload between two requests, because it finds no libcrypto.so.3"
+    why = "each blob that docker pushes is read and hashed again when it is complete"
+    return [warning("hashing", what, why, "install OpenSSL 3 (package libssl3, openssl-libs or libcrypto3)")]
 
 
 def settings_findings(settings: Settings, warnings: Sequence[str], *, has_file: bool) -> list[Finding]:

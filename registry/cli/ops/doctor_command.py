@@ -107,11 +107,15 @@ def _checks(
 ) -> dict[str, Check]:
     """Returns the checks of the server and the upstreams, by name. The checks of upstreams store the Date header of
     each endpoint in `dates`."""
-    from registry.cli.diagnosis.server_checks import ServerCheck, limit_findings
+    from registry.cli.diagnosis.server_checks import ServerCheck, hashing_findings, limit_findings
     from registry.clients.registry_address import registry_address
 
     server = ServerCheck(settings, registry_address(settings), clock)
-    checks: dict[str, Check] = {"open files": limit_findings, "server": server.server}
+    checks: dict[str, Check] = {
+        "open files": limit_findings,
+        "hashing": hashing_findings,
+        "server": server.server,
+    }
     if offline:
         return checks
     checks["address"] = server.address

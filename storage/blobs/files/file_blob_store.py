@@ -28,6 +28,7 @@ from storage.blobs.files.unreadable_files import (
     warn_unreadable,
 )
 from storage.blobs.files.upload_file import UploadFile, upload_size
+from storage.blobs.files.upload_hashing import UploadHasher
 from storage.blobs.files.upload_session import ClaimedUploadFile, FileUploadSession, UploadBuffers
 from storage.content import BLOB_TYPE, Descriptor, Span
 from storage.data_dir.blocking_calls import as_storage_errors, result_or_close, storage_error
@@ -56,6 +57,7 @@ class FileBlobStore:
         self._opener = CachedOpener(disk.layout.root)
         self._quarantine = QuarantineDirectory(disk.layout, disk.system)
         self._buffers = UploadBuffers()
+        self._hasher = UploadHasher(disk)
 
     def close(self) -> None:
         """Closes the store's descriptor of the data directory. Does not close readers and sessions; their callers
@@ -114,7 +116,8 @@ class FileBlobStore:
     def start_upload(self, upload: UploadID, algorithm: str) -> FileUploadSession:
         """Returns a new upload session, whose file is created by its first write. `algorithm`: the digest algorithm of
         the session, such as `sha256`."""
-        return FileUploadSession(self._disk, self._buffers, self.boot, upload, start_digest(algorithm))
+        digest = start_digest(algorithm)
+        return FileUploadSession(self._disk, self._buffers, self._hasher, self.boot, upload, digest)
 
     async def take_over(self, upload: UploadID, check: Callable[[int], None] | None = None) -> ClaimedUploadFile:
         """Takes the session over: the caller becomes its owner, and the request that was the owner may no longer write
@@ -127,7 +130,7 @@ class FileBlobStore:
             if check is not None:
                 check(upload_size(directory))
             file = UploadFile.take_over(self._disk.system, directory)
-            return ClaimedUploadFile(self._disk, self._buffers, self.boot, upload, file)
+            return ClaimedUploadFile(self._disk, self._buffers, self._hasher, self.boot, upload, file)
 
         return await result_or_close(self._disk.run(check_and_take), ClaimedUploadFile.release)
 

@@ -87,13 +87,18 @@ class UploadFile:
         """Holds the file's lock inside the `with` block. Raises BlobUploadInvalid if a newer owner has taken the
         session over."""
         with Flock(self._fd):
-            try:
-                has_own_path = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
-            except FileNotFoundError:
-                has_own_path = False
-            if not has_own_path:
-                raise BlobUploadInvalid("a newer request has taken this upload over")
+            self._check_owner()
             yield
+
+    def _check_owner(self) -> None:
+        """Raises BlobUploadInvalid if a newer owner has taken the session over. If the caller does not hold the file's
+        lock, that can happen at any time after this call."""
+        try:
+            has_own_path = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+        except FileNotFoundError:
+            has_own_path = False
+        if not has_own_path:
+            raise BlobUploadInvalid("a newer request has taken this upload over")
 
     def size(self) -> int:
         """Returns the number of bytes in the file, also after a takeover."""
@@ -116,8 +121,10 @@ class UploadFile:
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Yields the bytes from `start` up to, but without, `stop`, in pieces. Yields fewer bytes if the file ends
-        before `stop`. Works also after a takeover."""
+        before `stop`. Does not hold the file's lock, but checks before each piece that this owner still has the
+        session."""
         while start < stop:
+            self._check_owner()
             piece = os.pread(self._fd, min(PIECE_BYTES, stop - start), start)
             if not piece:
                 return

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 from storage.blobs.blob_store import Checkpoint
 from storage.blobs.files.upload_file import UploadFile
+from storage.blobs.files.upload_hashing import UploadHasher
 from storage.data_dir.blocking_calls import wait_for_call
 from storage.data_dir.disk import Disk
 from storage.errors import BlobUploadInvalid, DigestInvalid, StorageFailed, StorageFull
 from storage.names import Digest, UploadID
-from storage.running_digest import RunningDigest, restore_digest, start_digest
+from storage.running_digest import RunningDigest, can_save_digests, restore_digest, start_digest
 
 BATCH_BYTES = 2 * 1024 * 1024
 """Size of a batch. A larger batch costs memory. A smaller one costs time: passing a call to a thread and the result
@@ -52,16 +53,19 @@ class FileUploadSession:
         self,
         disk: Disk,
         buffers: UploadBuffers,
+        hasher: UploadHasher,
         boot: str,
         upload: UploadID,
-        running_digest: RunningDigest,
+        running_digest: RunningDigest | None,
         file: UploadFile | None = None,
         offset: int = 0,
     ) -> None:
         """`boot`: id of the machine's present boot. `file`: the session's file, with `offset` bytes; None: the first
-        write creates it. `running_digest`: the digest of the bytes in the file."""
+        write creates it. `running_digest`: the digest of the bytes in the file; None: they are hashed when the session
+        is complete."""
         self._disk = disk
         self._buffers = buffers
+        self._hasher = hasher
         self._boot = boot
         self._upload = upload
         self._running_digest = running_digest
@@ -124,15 +128,23 @@ class FileUploadSession:
         can continue."""
         if self._batch or self._writing or self._opening:
             await self._write_out()
-        return Checkpoint(self._written, self._running_digest.save(), self._boot)
+        state = self._running_digest.save() if self._running_digest else None
+        return Checkpoint(self._written, state, self._boot)
 
     async def verify(self, digest: Digest) -> UploadedContent:
         """Writes all appended bytes to the file. If the bytes have this digest, syncs the file and returns the object
         that can publish it. Otherwise raises DigestInvalid. Does not delete anything."""
         await self._finish_write()
         file = await self._open_file()
-        self._start_write(file, expected=digest)
-        actual = await self._finish_write()
+        running_digest = self._running_digest
+        if running_digest is None or running_digest.algorithm != digest.algorithm:
+            running_digest = None if self._written else start_digest(digest.algorithm)
+        if running_digest is None:
+            actual: Digest | None = await self._hash_stored(digest)
+        else:
+            self._running_digest = running_digest
+            self._start_write(file, expected=digest)
+            actual = await self._finish_write()
         if actual != digest:
             raise DigestInvalid(
                 "the content has another digest; upload it again", {"expected": digest, "actual": actual}
@@ -179,24 +191,26 @@ class FileUploadSession:
             close_without_waiting(self._disk, self._opening.result(), self._written)
 
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
-        """Starts writing and hashing the batch in a thread. `expected`: the expected digest of all bytes if the batch
-        is the last one, otherwise None. After the last batch, the thread also computes the digest of all bytes, and
-        syncs the file if this is the expected digest. All this is done in one call in a thread, because passing calls
-        to threads takes more than half of the time of a small push."""
+        """Starts writing and hashing the batch in a thread. `expected`: the expected digest of all bytes, with the
+        algorithm of the running digest, if the batch is the last one; otherwise None. After the last batch, the thread
+        also computes the digest of all bytes, and syncs the file if this is the expected digest. All this is done in
+        one call in a thread, because passing calls to threads takes more than half of the time of a small push."""
         chunks = [memoryview(piece) if isinstance(piece, bytearray) else piece for piece in self._batch]
         memory, start = self._batch_memory, self._written
-        end = start + self._batch_size
-        self._batch, self._batch_size, self._batch_memory, self._written = [], 0, 0, end
+        self._written += self._batch_size
+        self._batch, self._batch_size, self._batch_memory = [], 0, 0
+        running_digest = self._running_digest
 
         def write() -> Digest | None:
             if chunks:
                 self._disk.reserve.require_free_space()
                 file.append(chunks, start)
-                for chunk in chunks:
-                    self._running_digest.update(chunk)
-            if expected is None:
+                if running_digest is not None:
+                    for chunk in chunks:
+                        running_digest.update(chunk)
+            if expected is None or running_digest is None:
                 return None
-            actual = self._compute_digest(file, expected.algorithm, end)
+            actual = running_digest.digest()
             if actual == expected:
                 file.sync()
             return actual
@@ -204,19 +218,20 @@ class FileUploadSession:
         self._writing = self._disk.run(write)
         self._writing.add_done_callback(lambda _: self._free_buffers(memory))
 
+    async def _hash_stored(self, expected: Digest) -> Digest:
+        """Writes all appended bytes to the file and hashes them with the algorithm of `expected`. Syncs the file if
+        this is their digest. Returns their digest."""
+        file = await self._write_out()
+        running_digest = start_digest(expected.algorithm)
+        await self._hasher.append(running_digest, file, 0, self._written)
+        actual = running_digest.digest()
+        if actual == expected:
+            await self._disk.run(file.sync)
+        return actual
+
     def _free_buffers(self, size: int) -> None:
         """Records that `size` bytes of the uploads are no longer in memory."""
         self._buffers.size -= size
-
-    def _compute_digest(self, file: UploadFile, algorithm: str, size: int) -> Digest:
-        """Returns the digest of the file's `size` bytes. If the bytes were hashed with another algorithm when they
-        arrived, reads and hashes the file. Blocks."""
-        if algorithm == self._running_digest.algorithm:
-            return self._running_digest.digest()
-        new_digest = start_digest(algorithm)
-        for piece in file.pieces(0, size):
-            new_digest.update(piece)
-        return new_digest.digest()
 
     async def _finish_write(self) -> Digest | None:
         """Waits for the running write, if there is one. Returns the digest that the write has computed; None if the
@@ -250,9 +265,12 @@ class ClaimedUploadFile:
     """An upload session that this process has just taken over, with its file. Implements the Protocol `ClaimedUpload`:
     the caller then resumes, discards or releases the session."""
 
-    def __init__(self, disk: Disk, buffers: UploadBuffers, boot: str, upload: UploadID, file: UploadFile) -> None:
+    def __init__(
+        self, disk: Disk, buffers: UploadBuffers, hasher: UploadHasher, boot: str, upload: UploadID, file: UploadFile
+    ) -> None:
         self._disk = disk
         self._buffers = buffers
+        self._hasher = hasher
         self._boot = boot
         self._upload = upload
         self._file = file
@@ -261,16 +279,16 @@ class ClaimedUploadFile:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session.
 
         Usually the checkpoint is from the present boot of the machine and covers all bytes of the file, so the file is
-        not read. Otherwise a thread reads and hashes it."""
-        is_same_boot = checkpoint.boot == self._boot
-        resumed = _resume_from_checkpoint(self._file, algorithm, checkpoint) if is_same_boot else None
-        if resumed is None:
-            resumed = await self._disk.run(
-                lambda: self._resume_from_bytes(algorithm, checkpoint, is_same_boot=is_same_boot)
-            )
-        running_digest, offset = resumed
+        not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says: an earlier request
+        published the file as a blob, and its process died before it deleted the session's metadata row."""
+        if checkpoint.boot == self._boot:
+            offset = self._file.size()
+            checkpoint.check_not_truncated(offset)
+            running_digest = await self._continue_digest(algorithm, checkpoint, offset)
+        else:
+            running_digest, offset = await self._resume_after_reboot(algorithm, checkpoint)
         return FileUploadSession(
-            self._disk, self._buffers, self._boot, self._upload, running_digest, self._file, offset
+            self._disk, self._buffers, self._hasher, self._boot, self._upload, running_digest, self._file, offset
         )
 
     async def discard(self) -> None:
@@ -285,39 +303,31 @@ class ClaimedUploadFile:
         """Closes the file without waiting. Its bytes are kept for the next request that takes the session over."""
         close_without_waiting(self._disk, self._file, self._file.size())
 
-    def _resume_from_bytes(
-        self, algorithm: str, checkpoint: Checkpoint, *, is_same_boot: bool
-    ) -> tuple[RunningDigest, int]:
+    async def _continue_digest(self, algorithm: str, checkpoint: Checkpoint, size: int) -> RunningDigest | None:
+        """Returns the digest of the file's `size` bytes, of which only the bytes after the checkpoint are hashed.
+        Returns None if the state of a digest cannot be saved. If all bytes were hashed then, each request of an upload
+        in chunks would do that again."""
+        running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
+        if running_digest is None or (size and not can_save_digests()):
+            return None
+        await self._hasher.append(running_digest, self._file, checkpoint.offset, size)
+        return running_digest
+
+    async def _resume_after_reboot(self, algorithm: str, checkpoint: Checkpoint) -> tuple[RunningDigest, int]:
         """Determines which bytes of the file are usable, and deletes the other bytes. Returns the digest of the usable
-        bytes and their number. Blocks.
+        bytes and their number.
 
-        If the machine has not rebooted since the checkpoint (`is_same_boot`), all bytes in the file are usable, and
-        only the bytes after the checkpoint have to be hashed. Raises BlobUploadUnknown if the file has fewer bytes than
-        the checkpoint says: an earlier request published the file as a blob, and its process died before it deleted the
-        session's metadata row.
-
-        After a reboot the file may contain garbage, because it was not synced. The bytes that the checkpoint covers are
-        hashed again, and the bytes after them are deleted. If the digest differs from the saved one, or no digest was
-        saved, all bytes are deleted.
-        """
-        file, size = self._file, self._file.size()
+        The file may contain garbage, because it was not synced. The bytes that the checkpoint covers are hashed again,
+        and the bytes after them are deleted. If the digest differs from the saved one, or no digest was saved, all
+        bytes are deleted."""
+        running_digest, offset = start_digest(algorithm), checkpoint.offset
         saved = restore_digest(algorithm, checkpoint.state)
-        if is_same_boot:
-            checkpoint.check_not_truncated(size)
-            running_digest, hashed_bytes = (
-                (saved, checkpoint.offset) if saved is not None else (start_digest(algorithm), 0)
-            )
-            for piece in file.pieces(hashed_bytes, size):
-                running_digest.update(piece)
-            return running_digest, size
-        running_digest = start_digest(algorithm)
-        for piece in file.pieces(0, checkpoint.offset):
-            running_digest.update(piece)
-        if saved is not None and size >= checkpoint.offset and running_digest.digest() == saved.digest():
-            file.truncate(checkpoint.offset)
-            return running_digest, checkpoint.offset
-        file.truncate(0)
-        return start_digest(algorithm), 0
+        if saved is not None and self._file.size() >= offset:
+            await self._hasher.append(running_digest, self._file, 0, offset)
+        if saved is None or running_digest.digest() != saved.digest():
+            running_digest, offset = start_digest(algorithm), 0
+        await self._disk.run(lambda: self._file.truncate(offset))
+        return running_digest, offset
 
 
 class UploadedContent:
@@ -349,14 +359,3 @@ def close_without_waiting(disk: Disk, file: UploadFile, size: int) -> None:
             disk.threads.submit(os.close, fd)
             return
     os.close(fd)
-
-
-def _resume_from_checkpoint(
-    file: UploadFile, algorithm: str, checkpoint: Checkpoint
-) -> tuple[RunningDigest, int] | None:
-    """Returns the digest of the file's bytes and their number, without reading the file. Returns None if the file has
-    to be read, because the checkpoint does not cover the whole file or has no saved digest."""
-    if file.size() != checkpoint.offset:
-        return None
-    running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
-    return (running_digest, checkpoint.offset) if running_digest else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _hashlib
 import hashlib
 import random
 from collections.abc import Callable
 
 import pytest
 
+from storage import running_digest
 from storage.errors import DigestInvalid
 from storage.names import ALGORITHMS
 from storage.running_digest import Data, HashlibDigest, restore_digest, start_digest
@@ -86,3 +88,22 @@ def test_an_algorithm_that_is_not_supported_is_refused(algorithm: str) -> None:
     """Only sha256 and sha512, in lower case, are supported."""
     with pytest.raises(DigestInvalid):
         start_digest(algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_python_with_its_own_openssl_uses_that_of_the_machine(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If OpenSSL is linked statically into Python, `_hashlib` has no file. The state of a digest can still be saved, by
+    the libcrypto that the program contains or that is installed on the machine."""
+    monkeypatch.delattr(_hashlib, "__file__")
+    functions = running_digest._libcrypto.__wrapped__(algorithm)
+    assert functions is not None
+    monkeypatch.setattr(running_digest, "_libcrypto", lambda _: functions)
+    test_a_digest_saved_and_restored_at_any_offset_is_correct(algorithm, 1)
+
+
+def test_a_library_without_the_functions_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no file has the functions, the state of a digest cannot be saved."""
+    monkeypatch.setattr(running_digest, "_library_files", lambda: ["/nowhere/libcrypto.so", "libm.so.6"])
+    assert running_digest._libcrypto.__wrapped__("sha256") is None

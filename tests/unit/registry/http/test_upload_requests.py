@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from registry.http import DistributionAPI
 from storage.content import digest_of
+from storage.errors import BlobUploadInvalid
+from storage.interface import BlobWriter
 from storage.memory_registry import MemoryRegistry
 from storage.names import UploadID
 from tests.fakes.asgi_client import AsgiAnswer, AsgiClient
@@ -256,6 +260,28 @@ async def test_cancel(client: AsgiClient) -> None:
     for method in ("GET", "PATCH", "PUT", "DELETE"):
         answer = await client(method, f"{location}?digest={DIGEST}")
         assert (answer.status, answer.code) == (404, "BLOB_UPLOAD_UNKNOWN")
+
+
+async def test_a_cancel_that_loses_the_session_tries_again(
+    client: AsgiClient, registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If another request takes the session over while a DELETE resumes it, the DELETE resumes it again. After five
+    attempts, the client gets the error."""
+    location, resume_upload, attempts = await start(client), registry.resume_upload, 0
+    lost_attempts = 5
+
+    async def resume_or_lose(*args: Any, **kwargs: Any) -> BlobWriter:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= lost_attempts:
+            raise BlobUploadInvalid("a newer request has taken this upload over")
+        return await resume_upload(*args, **kwargs)
+
+    monkeypatch.setattr(registry, "resume_upload", resume_or_lose)
+    assert (await client("DELETE", location)).code == "BLOB_UPLOAD_INVALID"
+    lost_attempts = 7
+    assert (await client("DELETE", location)).status == 204
+    assert attempts == 8
 
 
 async def test_a_session_belongs_to_its_repository(client: AsgiClient) -> None:

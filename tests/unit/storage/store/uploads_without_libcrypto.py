@@ -1,6 +1,7 @@
 """Uploads in a Python without OpenSSL's hashes: `python -m tests.unit.storage.store.uploads_without_libcrypto DATA`.
 
-The import of `_hashlib` fails, as in a Python that was built without this module. `hashlib` then uses its own code.
+The import of `_hashlib` fails, as in a Python that was built without this module, and the machine has no libcrypto.
+`hashlib` then uses its own code.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import itertools  # noqa: E402
 import random  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from storage import running_digest  # noqa: E402
 from storage.composition import open_registry, prepare_data_dir  # noqa: E402
 from storage.names import ALGORITHMS, Digest, RepositoryName  # noqa: E402
 from storage.running_digest import HashlibDigest, start_digest  # noqa: E402
@@ -48,6 +50,7 @@ async def main(data: Path) -> None:
     """Uploads blobs with each pair of algorithms. Then checks that an upload starts again at offset 0 after a restart
     of the machine (another boot id): without `_hashlib`, the state of the running digest cannot be saved with the
     upload, so the bytes that were received before the restart cannot be verified."""
+    running_digest._SYSTEM_LIBRARIES = ()
     assert isinstance(start_digest("sha256"), HashlibDigest)
     prepare_data_dir(data)
     async with open_registry(data, boot="first") as first, open_registry(data, boot="first") as second:

@@ -20,11 +20,12 @@ from registry.cli.diagnosis.certificate_checks import certificate_findings
 from registry.cli.diagnosis.clock_checks import EARLIEST_PLAUSIBLE_TIME, clock_findings, file_clock_findings
 from registry.cli.diagnosis.data_checks import data_checks, responds
 from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, worst_level
-from registry.cli.diagnosis.server_checks import settings_findings
+from registry.cli.diagnosis.server_checks import hashing_findings, settings_findings
 from registry.clients.registry_address import registry_address
 from registry.config import Settings
 from registry.config.settings import TLSSettings
 from registry.config.upkeep_settings import DiskSettings
+from storage import running_digest
 from storage.composition import check_version, layout_of, prepare_data_dir
 from storage.data_dir.check import DataDirectoryError
 from storage.errors import UpstreamUnavailable
@@ -389,3 +390,13 @@ async def test_a_failing_check_does_not_affect_others() -> None:
     with pytest.raises(OSError, match="no"):
         await in_thread(lambda: (_ for _ in ()).throw(OSError("no")))
     assert await in_thread(lambda: 1) == 1
+
+
+async def test_hashes_of_uploads_that_cannot_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a warning if the state of a digest cannot be saved. It names what to install."""
+    (finding,) = await hashing_findings()
+    assert finding.level is Level.OK
+    monkeypatch.setattr(running_digest, "_libcrypto", lambda _: None)
+    (finding,) = await hashing_findings()
+    assert finding.level is Level.WARNING
+    assert "OpenSSL 3" in finding.next_step

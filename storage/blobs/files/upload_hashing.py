@@ -1,0 +1,45 @@
+"""Hashes stored bytes of upload sessions that were not hashed when they arrived (`UploadHasher`).
+
+This is needed if the closing request names a digest of another algorithm than the session's, if a request stored bytes
+without saving its progress, after a reboot, and if the state of a digest cannot be saved. A client can cause it with
+requests that have no body, so it must not delay other requests. A thread therefore hashes only one *step* at a time,
+the sessions of a process take turns, and few steps run at the same time. Most threads remain free for other calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from storage.blobs.files.upload_file import UploadFile
+from storage.data_dir.disk import Disk
+from storage.running_digest import RunningDigest
+
+STEP_BYTES = 8 * 1024 * 1024
+"""Number of bytes that are hashed in one step. A thread takes about 10 ms for it."""
+CONCURRENT_STEPS = 2
+"""Largest number of steps that one process runs at the same time."""
+
+
+class UploadHasher:
+    """Hashes for all upload sessions of the process."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._turns = asyncio.Semaphore(CONCURRENT_STEPS)
+
+    async def append(self, running_digest: RunningDigest, file: UploadFile, start: int, stop: int) -> None:
+        """Appends the bytes of `file` from `start` up to, but without, `stop` to the digest. If this call is cancelled,
+        it ends after the present step. Raises BlobUploadInvalid (a newer request has taken the session over),
+        StorageFailed."""
+        while start < stop:
+            step_end = min(start + STEP_BYTES, stop)
+            async with self._turns:
+                await self._disk.run(partial(_hash, running_digest, file, start, step_end))
+            start = step_end
+
+
+def _hash(running_digest: RunningDigest, file: UploadFile, start: int, stop: int) -> None:
+    """Appends the bytes of one step to the digest. Blocks. Raises OSError, BlobUploadInvalid."""
+    for piece in file.pieces(start, stop):
+        running_digest.update(piece)
