@@ -131,7 +131,8 @@ class Workload:
     async def push(
         self, repo: RepositoryName, name: str, pieces: int = 1, algorithm: str = "sha256", declared: bool = True
     ) -> None:
-        """Pushes a blob. `declared`: whether the start of the upload session names the digest algorithm."""
+        """Pushes a blob. `declared`: whether the start of the upload session names the digest algorithm. If not, all
+        bytes are written to the file before the commit, which then has to read and hash them."""
         body = content(name)
         length = -(-len(body) // pieces)  # rounded up
 
@@ -140,6 +141,8 @@ class Workload:
             try:
                 for at in range(0, len(body), length):
                     await writer.write(body[at : at + length])
+                if not declared:
+                    await writer.read_at(0, 1)  # writes the last batch
                 await writer.commit(digest(name, algorithm))
             finally:
                 await _close(writer)
