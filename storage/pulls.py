@@ -47,6 +47,11 @@ class Pulls(Protocol):
         survive the end of the process, but a power cut may lose the newest ones. Raises StorageFull, StorageFailed."""
         ...
 
+    async def mark_recorded(self, now: float) -> None:
+        """Records that a server runs and has saved all pulls until `now`, in seconds since 1970. Times without such
+        records are gaps (`storage.recorded_time`). Raises StorageFull, StorageFailed."""
+        ...
+
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
         """Returns the pulls of a manifest; None if there were none, or if there is no such manifest. `repo`: the
         repository's name in the store."""

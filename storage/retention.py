@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Protocol
 
 from storage.content import Actor
 from storage.names import Digest, RepositoryName, Tag
+from storage.recorded_time import RecordedTime
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 MAX_PAGE_ROWS: Final = 500
@@ -146,6 +147,10 @@ class Retention(Protocol):
 
     No manifest that an immutable tag needs is deleted, because only untagged manifests are deleted: those that have no
     tag, that no index lists, and whose subject is not in the repository."""
+
+    async def recorded_time(self) -> RecordedTime:
+        """Returns the time in which a server recorded pulls."""
+        ...
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
         """Returns the position of the last of the newest `count` tags; None if there are fewer tags. Tags whose names

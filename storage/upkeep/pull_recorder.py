@@ -5,6 +5,9 @@ that it has not stored yet are lost.
 
 Storing the pulls is a commit, and a commit empties the response caches of all processes. So all processes store their
 pulls at the same times, the multiples of `STORE_SECONDS`. Then the caches are emptied only once in `STORE_SECONDS`.
+
+The recorder also records that it runs, because retention counts only the time in which pulls were recorded
+(`storage.recorded_time`).
 """
 
 from __future__ import annotations
@@ -12,16 +15,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final
 
 from storage.content import Pull
-from storage.errors import NameInvalid, NameUnknown, RegistryError
+from storage.errors import NameInvalid, NameUnknown, RegistryError, StorageFull
 from storage.names import RepositoryName
 from storage.pulls import MAX_SAVED_PULLS, PullCount, Pulls
 from storage.round_errors import log_round_error, raise_if_cancelled
 
 STORE_SECONDS: Final = 30.0
 """Seconds between two times at which the pulls are stored."""
+MARK_SECONDS: Final = 300.0
+"""Seconds between two times at which the recorder records that it runs: a multiple of `STORE_SECONDS`."""
 MAX_COUNTED_MANIFESTS: Final = 100_000
 """Largest number of manifests whose pulls are counted in memory. The counts then take about 20 MB. When this number is
 reached, the pulls are stored at once. While storing them fails, pulls of further manifests are not counted."""
@@ -48,6 +54,8 @@ class PullRecorder:
         self._counts: dict[Pull, list[float]] = {}
         """For each manifest: when it was last pulled, and the number of pulls that are not stored yet."""
         self._is_full = asyncio.Event()
+        self._marked = -1.0
+        """The number of the last interval of `MARK_SECONDS` in which it was recorded that the recorder runs."""
 
     def count(self, pull: Pull) -> None:
         """Counts a pull. Takes less than a microsecond."""
@@ -73,6 +81,7 @@ class PullRecorder:
             self._is_full.clear()
             try:
                 await self.store()
+                await self.mark()
                 logged_error = ""
             except Exception as error:
                 raise_if_cancelled()
@@ -100,6 +109,15 @@ class PullRecorder:
             except RegistryError:
                 self._count_again(counts)
                 raise
+
+    async def mark(self) -> None:
+        """Records that the recorder runs and has stored the pulls until now, once in each interval of `MARK_SECONDS`.
+        Does nothing on a full disk: no pulls can be stored then, so this time must not count. Raises StorageFailed."""
+        now = self._clock()
+        if now // MARK_SECONDS != self._marked:
+            with suppress(StorageFull):
+                await self._pulls.mark_recorded(now)
+                self._marked = now // MARK_SECONDS
 
     async def _stored_name(self, repo: RepositoryName) -> tuple[RepositoryName, str] | None:
         """Returns the stored name of a repository and the name of its upstream; None if there is no such repository any

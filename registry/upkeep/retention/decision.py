@@ -9,6 +9,7 @@ from typing import Final
 
 from registry.config import RetentionRule, format_duration
 from storage.human_text import date_text
+from storage.recorded_time import ALWAYS_RECORDED, RecordedTime
 from storage.retention import TagFacts, TagPosition, UnusedLimits
 
 MIN_UNTAGGED_SECONDS: Final = 3600.0
@@ -26,12 +27,19 @@ class Decision:
 
 
 def decide(
-    rule: RetentionRule, tag: TagFacts, now: float, *, newest: TagPosition | None, is_protected: bool = False
+    rule: RetentionRule,
+    tag: TagFacts,
+    now: float,
+    *,
+    newest: TagPosition | None,
+    is_protected: bool = False,
+    pulls_since: float | None = None,
 ) -> Decision:
     """Returns the decision of a rule on a tag at the time `now`. `newest`: the position of the oldest among the newest
     `rule.keep_last` tags of the repository; None: the repository has at most `rule.keep_last` tags. `is_protected`: the
-    tag is immutable, so it is never deleted. A tag that belongs to a manifest, such as the tag of a signature, stays as
-    long as the manifest."""
+    tag is immutable, so it is never deleted. `pulls_since`: a tag that was pulled since this time was pulled within
+    `rule.keep_pulled_within` (`RecordedTime.start_of_window`); None: a server ran all the time. A tag that belongs to a
+    manifest, such as the tag of a signature, stays as long as the manifest."""
     if is_protected:
         return Decision(True, "it is immutable")
     if tag.subject is not None:
@@ -43,18 +51,8 @@ def decide(
             return Decision(True, f"matches {pattern}")
     if rule.keep_pushed_within and now - tag.pushed <= rule.keep_pushed_within:
         return Decision(True, f"pushed within {format_duration(rule.keep_pushed_within)}")
-    if rule.keep_pulled_within and tag.pulled is not None and now - tag.pulled <= rule.keep_pulled_within:
-        return Decision(True, f"pulled within {format_duration(rule.keep_pulled_within)}")
-    if (
-        rule.keep_pulled_within
-        and tag.unrecorded_until is not None
-        and now - tag.unrecorded_until <= rule.keep_pulled_within
-    ):
-        return Decision(
-            True,
-            f"may have been pulled within {format_duration(rule.keep_pulled_within)}: not all pulls before "
-            f"{date_text(tag.unrecorded_until)} are recorded",
-        )
+    if rule.keep_pulled_within and (reason := _pull_reason(rule.keep_pulled_within, tag, now, pulls_since)):
+        return Decision(True, reason)
     not_newest = f"not one of the newest {rule.keep_last}, " if rule.keep_last else ""
     pull_text = "never pulled"
     if tag.pulled is not None:
@@ -64,14 +62,29 @@ def decide(
     return Decision(False, f"{not_newest}pushed {date_text(tag.pushed)}, {pull_text}")
 
 
-def unused_limits(rule: RetentionRule, now: float) -> UnusedLimits | None:
+def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | None) -> str | None:
+    """Returns why a tag is kept by a condition that keeps what was pulled within `within` seconds; None: the condition
+    does not keep it."""
+    start = now - within if pulls_since is None else pulls_since
+    within_text = format_duration(within)
+    if tag.pulled is not None and tag.pulled >= start:
+        has_gap = now - tag.pulled > within
+        return f"pulled within {within_text}" + (", without the times when no server ran" if has_gap else "")
+    if tag.unrecorded_until is not None and tag.unrecorded_until >= start:
+        before = f"not all pulls before {date_text(tag.unrecorded_until)} are recorded"
+        return f"may have been pulled within {within_text}: {before}"
+    return None
+
+
+def unused_limits(rule: RetentionRule, now: float, recorded: RecordedTime = ALWAYS_RECORDED) -> UnusedLimits | None:
     """Returns the conditions under which the rule deletes an untagged manifest at the time `now`; None: the rule
-    deletes no untagged manifests."""
+    deletes no untagged manifests. `recorded`: the time in which a server recorded pulls. Only this time counts for
+    pulls, because nobody can pull while no server runs."""
     if rule.delete_untagged_after is None:
         return None
     unused_seconds = rule.delete_untagged_after
     return UnusedLimits(
         pushed=now - max(unused_seconds, MIN_UNTAGGED_SECONDS),
         untagged=now - unused_seconds,
-        pulled=now - max(unused_seconds, rule.keep_pulled_within, MIN_UNTAGGED_SECONDS),
+        pulled=recorded.start_of_window(max(unused_seconds, rule.keep_pulled_within, MIN_UNTAGGED_SECONDS), now),
     )

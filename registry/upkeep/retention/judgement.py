@@ -92,10 +92,16 @@ class RetentionJudge:
         """Yields the tags of a repository that sort after `after`, in pages of at most `limit` tags, with the decision
         of the rule about each at the time `now`. All tags of a page are read at the same moment."""
         newest = await self._retention.newest(repo, rule.keep_last) if rule.keep_last else None
+        # Only the time in which a server recorded pulls counts, because nobody can pull while no server runs.
+        recorded = await self._retention.recorded_time()
+        pulls_since = recorded.start_of_window(rule.keep_pulled_within, now)
         is_immutable = self.immutable_tags.in_repository(repo)
         while tags := await self._retention.tags(repo, after, limit):
             yield [
-                JudgedTag(tag, decide(rule, tag, now, newest=newest, is_protected=is_immutable(tag.name)))
+                JudgedTag(
+                    tag,
+                    decide(rule, tag, now, newest=newest, is_protected=is_immutable(tag.name), pulls_since=pulls_since),
+                )
                 for tag in tags
             ]
             after = tags[-1].name

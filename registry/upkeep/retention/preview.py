@@ -192,7 +192,7 @@ class RetentionPreview:
                         roots.append(tag.manifest)
         summary.tags_deleted += len(roots)
         summary.tags_kept += judged_tags - len(roots)
-        limits = unused_limits(rule.rule, now)
+        limits = unused_limits(rule.rule, now, await self._retention.recorded_time())
         if limits is not None:
             await self._preview_untagged(repo, rule, limits, findings)
         # Without limits, the rule deletes no untagged manifest, so the manifests only lose their tags.

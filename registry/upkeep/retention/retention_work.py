@@ -87,7 +87,7 @@ class RetentionWork:
         # The clock is read again, because the tags were deleted after `now`. Otherwise these deletions would be newer
         # than the limits, and a rule that deletes untagged manifests immediately would keep the manifests of these tags
         # until its next run.
-        limits = unused_limits(rule.rule, self._clock())
+        limits = unused_limits(rule.rule, self._clock(), await self._retention.recorded_time())
         if limits is not None:
             counts["manifests_deleted"] += await self._delete_untagged(context, repo, limits)
 

@@ -10,6 +10,7 @@ import apsw
 from storage.data_dir.reserve import ReserveUse
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase
+from storage.metadata.sqlite.upkeep import recorded_periods
 from storage.names import Digest, RepositoryName
 from storage.pulls import MAX_SAVED_PULLS, PullCount, PullRecord
 
@@ -40,6 +41,12 @@ class SqlitePulls:
 
         # `ReserveUse.NONE`: on a full disk, counts of pulls must not use the reserved space that deletions need.
         await self._writer.run(add, durable=False, reserve_use=ReserveUse.NONE)
+
+    async def mark_recorded(self, now: float) -> None:
+        # `ReserveUse.NONE`: while pulls cannot be stored, this must not be stored either.
+        await self._writer.run(
+            lambda db: recorded_periods.mark_recorded(db, now), durable=False, reserve_use=ReserveUse.NONE
+        )
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
         row: Any = self._db.execute(_RECORD, (repo, digest)).fetchone()

@@ -18,9 +18,10 @@ from storage.metadata.sqlite import manifest_and_tag_changes, manifest_deletion
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.scan_thread import ScanThread
-from storage.metadata.sqlite.upkeep import unused_manifests
+from storage.metadata.sqlite.upkeep import recorded_periods, unused_manifests
 from storage.names import Digest, RepositoryName, Tag
 from storage.outbox import EventAction
+from storage.recorded_time import RecordedTime
 from storage.retention import (
     MAX_ORPHANS,
     MAX_PAGE_ROWS,
@@ -82,6 +83,9 @@ class SqliteRetention:
         self._writer = writer
         self._scans = scans
         self._clock = clock
+
+    async def recorded_time(self) -> RecordedTime:
+        return await self._scans.run(recorded_periods.recorded_time)
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:
         def read(db: apsw.Connection) -> TagPosition | None:

@@ -14,6 +14,7 @@ from registry.config import RetentionRule
 from registry.upkeep.retention.decision import Decision, decide, unused_limits
 from storage.content import digest_of
 from storage.names import Tag
+from storage.recorded_time import RecordedTime
 from storage.retention import TagFacts, TagPosition, UnusedLimits
 from tests.fakes.upkeep_store import DAY, START
 
@@ -158,3 +159,27 @@ def test_a_tag_that_belongs_to_a_manifest_stays_with_it() -> None:
     assert decide(rule(keep_last=5), replace(signature, subject=subject), NOW, newest=None).is_kept
     assert not decide(rule(keep_last=5), signature, NOW, newest=None).is_kept
     assert decide(rule(keep_last=5), tag_facts("sha256-of-mine"), NOW, newest=None).is_kept
+
+
+def test_the_time_in_which_no_server_ran_does_not_count_for_pulls() -> None:
+    """While no server ran, nobody could pull. So a tag stays until pulls were recorded for `keep_pulled_within` without
+    one of this tag. The time since a push counts as a whole."""
+    pulls_since = NOW - 34 * DAY  # a server ran for 14 of the last 34 days
+    conditions = rule(keep_pulled_within="14d")
+    decision = decide(conditions, tag_facts(pulled=30), NOW, newest=None, pulls_since=pulls_since)
+    assert decision == Decision(True, "pulled within 14d, without the times when no server ran")
+    assert not decide(conditions, tag_facts(pulled=35), NOW, newest=None, pulls_since=pulls_since).is_kept
+    facts = replace(tag_facts(pushed=50), unrecorded_until=NOW - 30 * DAY)
+    assert decide(conditions, facts, NOW, newest=None, pulls_since=pulls_since).is_kept
+    pushed_rule = rule(keep_pushed_within="14d")
+    assert not decide(pushed_rule, tag_facts(pushed=30), NOW, newest=None, pulls_since=pulls_since).is_kept
+
+
+def test_the_time_in_which_no_server_ran_does_not_count_for_untagged_manifests() -> None:
+    """An untagged manifest stays until pulls were recorded for `delete_untagged_after`, or `keep_pulled_within` if that
+    is longer, without one of this manifest."""
+    off_for_20_days = RecordedTime([(0.0, NOW - 21 * DAY), (NOW - DAY, NOW)])
+    limits = unused_limits(rule(delete_untagged_after="7d", keep_pulled_within="2d"), NOW, off_for_20_days)
+    assert limits == UnusedLimits(pushed=NOW - 7 * DAY, untagged=NOW - 7 * DAY, pulled=NOW - 27 * DAY)
+    limits = unused_limits(rule(delete_untagged_after="7d", keep_pulled_within="14d"), NOW, off_for_20_days)
+    assert limits == UnusedLimits(pushed=NOW - 7 * DAY, untagged=NOW - 7 * DAY, pulled=NOW - 34 * DAY)

@@ -453,3 +453,31 @@ async def test_manifests_are_kept_until_their_index_is_pushed(store: StoredRegis
     clock.pass_days(1)
     await RetentionRun(store, clock, delete_everything)()
     assert not await has_manifest(store, APP, child)
+
+
+async def test_nothing_that_was_pulled_is_deleted_after_the_server_was_off(store: StoredRegistry, clock: Clock) -> None:
+    """If the server was off for longer than `keep_pulled_within` and `delete_untagged_after`, the next run, also one
+    before the server has recorded that it runs, keeps what was pulled within these times before. The preview agrees."""
+    pulled, never_pulled, _ = await push_daily(store, clock, APP, "a", "b", "c")
+    untagged = await push_image(store, APP, "untagged")
+    clock.pass_days(20)
+    await store.pulls.mark_recorded(clock())
+    for manifest in (pulled, untagged):
+        await pull(store, APP, manifest.digest, clock)
+    clock.pass_days(20)
+    run = RetentionRun(store, clock, rule(keep_last=1, keep_pulled_within="14d", delete_untagged_after="7d"))
+    kept, _ = await run.preview()
+    assert kept == {"a": True, "b": False, "c": True}
+    await run()
+    assert await all_tags(store, APP) == ["a", "c"]
+    await store.pulls.mark_recorded(clock())
+    await run()
+    assert await all_tags(store, APP) == ["a", "c"]
+    assert await has_manifest(store, APP, untagged)
+    for _ in range(15 * 24):
+        clock.now += DAY / 24
+        await store.pulls.mark_recorded(clock())
+    await run()
+    assert await all_tags(store, APP) == ["c"]
+    assert not await has_manifest(store, APP, untagged)
+    assert not await has_manifest(store, APP, never_pulled)

@@ -13,7 +13,9 @@ from storage.errors import NameUnknown, StorageFull
 from storage.names import Digest, RepositoryName
 from storage.pulls import MAX_SAVED_PULLS, PullCount, PullRecord, Pulls
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.pull_recorder import STORE_SECONDS, PullRecorder
+from storage.upkeep import pull_recorder
+from storage.upkeep.pull_recorder import MARK_SECONDS, STORE_SECONDS, PullRecorder
+from storage.upkeep.schedule import cancel_all
 from tests.fakes.registry_content import push_image
 from tests.fakes.upkeep_store import APP, START, Clock
 
@@ -31,6 +33,8 @@ class FakePulls(Pulls):
         self.is_full = True
         self.saved: list[PullCount] = []
         self.batches: list[int] = []
+        self.marks: list[float] = []
+        self.has_marked = asyncio.Event()
         self.has_saved = asyncio.Event()
         self.before_save: Callable[[], None] = lambda: None
 
@@ -41,6 +45,12 @@ class FakePulls(Pulls):
         self.saved += counts
         self.batches.append(len(counts))
         self.has_saved.set()
+
+    async def mark_recorded(self, now: float) -> None:
+        if self.is_full:
+            raise StorageFull
+        self.marks.append(now)
+        self.has_marked.set()
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
         return None
@@ -169,3 +179,32 @@ def test_counting_costs_little() -> None:
             recorder.count(pull)
         durations.append(time.perf_counter() - started)
     assert min(durations) / 1000 < 2e-6
+
+
+async def test_the_recorder_records_that_it_runs(clock: Clock) -> None:
+    """The recorder records that it runs once in each interval of `MARK_SECONDS`, at the same times in all processes.
+    While the disk is full, it does not, and it does so as soon as there is space again."""
+    pulls = FakePulls()
+    recorder = PullRecorder(pulls, locate_hosted, clock)
+    begin = clock.now = clock.now // MARK_SECONDS * MARK_SECONDS
+    await recorder.mark()
+    assert pulls.marks == []
+    pulls.is_full = False
+    for second in range(10, 1000, 10):
+        clock.now = begin + second
+        await recorder.mark()
+    assert pulls.marks == [begin + 10, begin + MARK_SECONDS, begin + 2 * MARK_SECONDS, begin + 3 * MARK_SECONDS]
+
+
+async def test_the_recorder_records_soon_after_the_start_that_it_runs(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recorder that was just started records within `STORE_SECONDS` that it runs, also if there are no pulls."""
+    monkeypatch.setattr(pull_recorder, "STORE_SECONDS", 0.05)
+    pulls = FakePulls()
+    pulls.is_full = False
+    running = asyncio.create_task(PullRecorder(pulls, locate_hosted, clock).run())
+    async with asyncio.timeout(10):
+        await pulls.has_marked.wait()
+    await cancel_all([running])
+    assert pulls.marks == [START]
