@@ -1,10 +1,10 @@
 """The interface of the records that an import from another registry (the *old registry*) reads and writes in addition
-to content (`ImportRecords`), and the errors of imports. The records say who changed a tag last, when content was pushed
-to the old registry, and which blobs this registry has."""
+to content (`ImportRecords`), and the errors of imports. The records say who changed a tag last, when a tag was set at
+the old registry, when content was imported, and which blobs this registry has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,15 +64,27 @@ class ImportRecords(Protocol):
         """Returns the latest change of a tag; None if there never was such a tag."""
         ...
 
+    async def has_pointed_at(self, repo: RepositoryName, tag: Tag, digest: Digest) -> bool:
+        """Returns whether the tag has ever pointed at this digest in this registry."""
+        ...
+
+    async def deleted_by_retention(self, repo: RepositoryName) -> Set[Digest]:
+        """Returns the manifests of the repository that retention has deleted, as far back as the audit log goes. The
+        repository may have some of them again."""
+        ...
+
     async def stored_size(self, digest: Digest) -> int | None:
         """Returns the size in bytes of the blob, if any repository, hosted or mirrored, has it; otherwise None. Returns
         None also for a blob that is known to be damaged."""
         ...
 
-    async def save_times(
-        self, repo: RepositoryName, digest: Digest, pushed: float | None, tags: Mapping[Tag, float]
+    async def record_import(
+        self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float | None] | None = None
     ) -> None:
-        """Stores when a manifest was pushed to the old registry and when its tags were set there. Times are in seconds
-        since 1970. `pushed` is None if it is not known. Does not replace an earlier time by a later one. Skips a tag
-        that no longer points at the manifest. The history of tags keeps the time of the import."""
+        """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
+        are not known here, so retention counts the manifest as pulled now, unless pulls of it are recorded.
+
+        `tags`: by tag, when it was set at the old registry, in seconds since 1970, or None if that is not known. The
+        tag gets this time, but not an earlier one than its previous change in this registry, nor a later one than it
+        has. Skips a tag that no longer points at the manifest. The history of tags keeps the time of the import."""
         ...

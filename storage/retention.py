@@ -27,6 +27,9 @@ REFERRER_TAG: Final = re.compile(r"sha256-[0-9a-f]{64}(\..+)?")
 """The name of a tag that belongs to the manifest whose digest it contains: a signature, SBOM or attestation of cosign,
 or the list of a manifest's referrers (OCI distribution spec, "Referrers Tag Schema")."""
 
+RETENTION_ACTOR: Final = Actor(name="entrepot retention")
+"""The actor that the audit log and the history of tags name for the deletions of retention."""
+
 ManifestKey = int
 """Identifies a manifest of a repository in the store."""
 
@@ -37,8 +40,8 @@ class TagFacts:
 
     - `pushed`: when it was last pushed.
     - `pulled`: when its manifest, or a manifest that the manifest lists, was last pulled; None: no pull is recorded.
-    - `unrecorded_until`: some pulls before this time are not recorded, because an earlier version of the program served
-      the tag, or because the store was restored from a backup; None: all pulls are recorded.
+    - `unrecorded_until`: some pulls before this time are not recorded, because another registry or an earlier version
+      of the program served the image, or because the store was restored from a backup; None: all pulls are recorded.
     - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
       not have that manifest, or the tag has another name.
     - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. Then it
@@ -91,8 +94,9 @@ def _sort_key(pushed: float, name: str, order_time: float | None) -> tuple[float
 class UnusedLimits:
     """The conditions for a manifest to count as unused. Times are in seconds since 1970. `pushed`: it has not been
     pushed since this time. `untagged`: it has had no tag since this time. `pulled`: no client has pulled it, or a
-    manifest that it lists, since this time. If the records lack pulls until a later time (`TagFacts.unrecorded_until`),
-    a manifest that was pushed before that time does not count as unused."""
+    manifest that it lists, since this time, and none of them was imported from another registry since then. If the
+    records lack pulls until a later time (`TagFacts.unrecorded_until`), a manifest that was pushed before that time does
+    not count as unused."""
 
     pushed: float
     untagged: float

@@ -161,6 +161,7 @@ class DirectoryImport:
         self._directory = directory
         self._report = report
         self._repositories = repositories
+        self._overwrite = overwrite
         source = DirectorySource(store, directory, report, actor=actor, copy=copy)
         self._writer = ImageWriter(store, source, report, actor=actor, overwrite=overwrite)
 
@@ -195,11 +196,10 @@ class DirectoryImport:
                 self._report_broken(repo, tag, "tag")
                 continue
             try:
-                pushed_at = await asyncio.to_thread(self._directory.revision_time, repo, tag.digest)
-                if pushed_at is None:
+                if await asyncio.to_thread(self._directory.revision_time, repo, tag.digest) is None:
                     self._report.problem(repo, f"it points at {tag.digest}, which was deleted", tag=tag.tag)
                     continue
-                await self._writer.import_tag(repo, tag.tag, tag.digest, pushed=pushed_at, set_at=tag.set_at)
+                await self._writer.import_tag(repo, tag.tag, tag.digest, set_at=tag.set_at)
             except STOPPING:
                 raise
             except RegistryError as error:
@@ -214,23 +214,30 @@ class DirectoryImport:
         self._report.problem(repo, entry.reason, **({kind: entry.name} if entry.name else {}))
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
-        """Imports the manifests of the repository to which no tag refers. If an index lists a broken manifest, a
+        """Imports the manifests of the repository to which no tag refers, except those that retention has deleted here.
+        If an index lists a broken manifest, a
         problem is reported for the index only, even if the manifest is read before the index. So problems are reported
         after all manifests were tried."""
         failed: dict[Digest, str] = {}
+        deleted_here = frozenset() if self._overwrite else await self._store.imports.deleted_by_retention(repo)
+        left_out = 0
         async for revision in read_in_thread(self._directory.revisions(repo)):
             await self._report.show_progress(repo)
             if isinstance(revision, BrokenEntry):
                 self._report_broken(repo, revision, "digest")
                 continue
-            digest, pushed_at = revision
+            if revision in deleted_here and not await self._writer.has_manifest(repo, revision):
+                left_out += 1
+                continue
             try:
-                await self._writer.import_untagged(repo, digest, pushed=pushed_at)
+                await self._writer.import_untagged(repo, revision)
             except STOPPING:
                 raise
             except RegistryError as error:
-                failed[digest] = error.message
+                failed[revision] = error.message
                 reported.update(_manifests_below(error))
+        if left_out:
+            self._report.note(repo, f"manifests that retention has deleted here stay deleted: {left_out}")
         for digest, reason in failed.items():
             if digest not in reported:
                 self._report.problem(repo, reason, digest=digest)

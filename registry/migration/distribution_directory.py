@@ -122,16 +122,16 @@ class DistributionDirectory:
             except (TagInvalid, ContentBroken) as error:
                 yield BrokenEntry("tag", name, error.message)
 
-    def revisions(self, repo: RepositoryName) -> Iterator[tuple[Digest, float] | BrokenEntry]:
-        """Yields the digest of each manifest of the repository, with the time in seconds since 1970 at which it was
-        pushed. Leaves out deleted manifests. Yields a BrokenEntry for each link or directory that cannot be read."""
+    def revisions(self, repo: RepositoryName) -> Iterator[Digest | BrokenEntry]:
+        """Yields the digest of each manifest of the repository. Leaves out deleted manifests. Yields a BrokenEntry for
+        each link or directory that cannot be read."""
         for path in self._link_directories(repo, "_manifests/revisions"):
             if isinstance(path, BrokenEntry):
                 yield path
                 continue
             try:
                 digest = Digest(f"{path.parent.name}:{path.name}")
-                pushed_at = os.stat(path / "link").st_mtime
+                os.stat(path / "link")
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -139,7 +139,7 @@ class DistributionDirectory:
             except DigestInvalid as error:
                 yield BrokenEntry("manifest", path.name, error.message)
             else:
-                yield digest, pushed_at
+                yield digest
 
     def revision_time(self, repo: RepositoryName, digest: Digest) -> float | None:
         """Returns when the manifest was pushed to the repository, in seconds since 1970; None if the repository does

@@ -6,7 +6,8 @@ A manifest can name any digest. So even if this registry has a blob, another rep
 registry has shown that its repository of the same name has the blob (ADR 9).
 
 If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
-undo a push. The history of the tag tells who changed it (`IMPORT_PROGRAM`).
+undo a push. The history of the tag tells who changed it (`IMPORT_PROGRAM`). Content that retention has deleted here
+does not come back, so that imports and retention do not undo each other's work again and again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from storage.imports import ContentBroken
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import ALL_NAMES
+from storage.retention import RETENTION_ACTOR
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import immutable_tag_denied
 
@@ -79,16 +81,15 @@ class ImageWriter:
         tag: Tag,
         digest: Digest,
         *,
-        pushed: float | None = None,
         set_at: float | None = None,
     ) -> None:
         """Points a tag at the manifest with this digest. Stores that manifest, and all manifests and blobs below it. If
-        the tag points at the manifest already, only stores the manifest again if it is damaged. `pushed` and `set_at`:
-        when the manifest was pushed and the tag set at the old registry, in seconds since 1970. Raises ContentBroken,
+        the tag points at the manifest already, only stores the manifest again if it is damaged. `set_at`: when the tag
+        was set at the old registry, in seconds since 1970; None: not known. Raises ContentBroken,
         Denied if the tag is immutable and points at another manifest, and errors of the source and the store."""
         current_digest = await self._store.imports.tag_digest(repo, tag)
         if current_digest == digest:
-            if await self._has_manifest(repo, digest):
+            if await self.has_manifest(repo, digest):
                 self._report.present += 1
                 return
             await self.import_manifest(repo, digest)  # it is damaged; the tag stays as it is, with its time
@@ -96,10 +97,8 @@ class ImageWriter:
             return
         if current_digest is not None and self._store.immutable_tags.is_immutable(repo, tag):
             raise immutable_tag_denied(repo, tag, current_digest)  # before time is spent on copying
-        change = await self._store.imports.last_tag_change(repo, tag)
-        if change is not None and change.program != IMPORT_PROGRAM and not self._overwrite:
-            change_text = "deleted" if change.digest is None else "set"
-            self._report.note(repo, f"the tag stays as it is: {change.actor} has {change_text} it here", tag=tag)
+        if not self._overwrite and (reason := await self._reason_to_leave(repo, tag, digest)) is not None:
+            self._report.note(repo, reason, tag=tag)
             return
         condition = Condition(frozenset({current_digest})) if current_digest else Condition(negated=True)
         try:
@@ -107,19 +106,30 @@ class ImageWriter:
         except PreconditionFailed:
             self._report.note(repo, "the tag stays as it is: it was changed here during the import", tag=tag)
             return
+        await self._store.imports.record_import(repo, digest, {tag: set_at})
         self._report.imported(repo, tag, digest)
-        if set_at is not None:
-            await self._store.imports.save_times(repo, digest, pushed, {tag: set_at})
 
-    async def import_untagged(self, repo: RepositoryName, digest: Digest, *, pushed: float | None = None) -> bool:
-        """Stores a manifest, and all manifests and blobs below it. Returns False if the repository has the manifest
+    async def _reason_to_leave(self, repo: RepositoryName, tag: Tag, digest: Digest) -> str | None:
+        """Returns why the tag must not be pointed at the manifest with this digest; None: it may be. A tag that was
+        changed here since the last import stays as it is. A tag that retention has deleted here comes back when it has
+        moved at the old registry, because an image that it had here before would only be deleted again."""
+        change = await self._store.imports.last_tag_change(repo, tag)
+        if change is None or change.program == IMPORT_PROGRAM:
+            return None
+        if change.digest is not None:
+            return f"the tag stays as it is: {change.actor} has set it here"
+        if change.actor != RETENTION_ACTOR.name:
+            return f"the tag stays as it is: {change.actor} has deleted it here"
+        if await self._store.imports.has_pointed_at(repo, tag, digest):
+            return f"the tag stays deleted: {change.actor} has deleted it here, and it has not moved since"
+        return None
+
+    async def import_untagged(self, repo: RepositoryName, digest: Digest) -> None:
+        """Stores a manifest, and all manifests and blobs below it. Does nothing if the repository has the manifest
         already. Raises the errors of `import_tag`."""
-        if await self._has_manifest(repo, digest):
-            return False
-        await self.import_manifest(repo, digest)
-        if pushed is not None:
-            await self._store.imports.save_times(repo, digest, pushed, {})
-        return True
+        if not await self.has_manifest(repo, digest):
+            await self.import_manifest(repo, digest)
+            await self._store.imports.record_import(repo, digest)
 
     async def import_manifest(
         self,
@@ -161,7 +171,7 @@ class ImageWriter:
         self._report.manifests += is_new
         return manifest
 
-    async def _has_manifest(self, repo: RepositoryName, digest: Digest) -> bool:
+    async def has_manifest(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether this registry has the manifest, and its bytes are not known to be damaged."""
         try:
             await self._store.resolve_manifest(repo, digest)

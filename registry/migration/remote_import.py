@@ -125,7 +125,8 @@ class RemoteImport:
         try:
             digest = await self._source.resolve(repo, tag)
             await self._writer.import_tag(repo, tag, digest)
-            await self._import_referrers(repo, digest, set())
+            if await self._writer.has_manifest(repo, digest):  # not if the tag stays as it was changed here
+                await self._import_referrers(repo, digest, set())
         except _ENDING:
             raise
         except RegistryError as error:

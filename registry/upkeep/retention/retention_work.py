@@ -13,17 +13,15 @@ from typing import Any, Final, Literal
 
 from registry.upkeep.retention.decision import MIN_UNTAGGED_SECONDS, unused_limits
 from registry.upkeep.retention.judgement import JudgedTag, NumberedRule, RetentionJudge, UnmatchedPatterns
-from storage.content import Actor
 from storage.human_text import date_text
 from storage.jobs import JSON
 from storage.names import Digest, RepositoryName
-from storage.retention import MAX_ORPHANS, LostTags, Retention, UntaggedManifest, UnusedLimits
+from storage.retention import MAX_ORPHANS, RETENTION_ACTOR, LostTags, Retention, UntaggedManifest, UnusedLimits
 from storage.upkeep.job_runner import JobContext
 
 KIND: Final = "retention"
 """The kind of the job."""
-ACTOR: Final = Actor(name="entrepot retention")
-"""The actor that the audit log names for these deletions."""
+ACTOR: Final = RETENTION_ACTOR
 _DELETES_AT_A_TIME: Final = 16
 """Largest number of deletions of tags that run at the same time, so that they can share a commit. Each deletion is
 recorded as a separate change."""

@@ -110,7 +110,7 @@ class SqliteDatabase:
         self.consistency = SqliteConsistency(checks, writer, clock)
         self.damage = SqliteDamageRecords(self._db, writer, scans, clock)
         self.snapshots = SqliteSnapshots(layout.metadata, clock, system=system)
-        self.imports = SqliteImportRecords(self._db, writer)
+        self.imports = SqliteImportRecords(self._db, writer, scans, clock)
         self.descriptions = SqliteDescriptions(self._db, writer, clock)
         self.activity = SqliteActivityLog(self._db, writer)
         self.outbox = SqliteOutbox(self._db, writer, scans, deliveries, clock)

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Final
 
 import apsw
 
 from storage.imports import TagChange
 from storage.metadata.sqlite.commit_thread import CommitThread
-from storage.metadata.sqlite.immutable_database import ImmutableDatabase
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.metadata.sqlite.upkeep.sqlite_pulls import add_imported_manifest
 from storage.names import Digest, RepositoryName, Tag
+from storage.retention import RETENTION_ACTOR
 
 _TAG_DIGEST: Final = """
 SELECT m.digest FROM repository r JOIN tag t ON t.repository = r.id AND t.name = ?2 JOIN manifest m ON m.id = t.manifest
@@ -25,18 +28,37 @@ SELECT b.size FROM blob b
 """Leaves out damaged blobs, whose `place` is empty."""
 _MANIFEST: Final = """
 SELECT m.id FROM repository r JOIN manifest m ON m.repository = r.id AND m.digest = ?2 WHERE r.name = ?1"""
+_HAS_POINTED_AT: Final = """
+SELECT EXISTS (SELECT 1 FROM tag_history h
+                WHERE h.repository = (SELECT id FROM repository WHERE name = ?1) AND h.tag = ?2 AND h.digest = ?3)"""
+_DELETED_BY: Final = """
+SELECT DISTINCT substr(part, 2) FROM audit
+ WHERE target = ?1 AND action = 'manifest.delete' AND actor = ?2 AND outcome = 'ok'"""
 _SAVE_TAG_TIME: Final = """
-UPDATE tag SET updated = ?3
+UPDATE tag
+   SET updated = min(updated, max(?3, coalesce((
+       SELECT h.at FROM tag_history h WHERE h.repository = tag.repository AND h.tag = tag.name
+        ORDER BY h.id DESC LIMIT 1 OFFSET 1), ?3)))
  WHERE repository = (SELECT repository FROM manifest WHERE id = ?1) AND name = ?2 AND manifest = ?1 AND updated > ?3"""
+"""The newest entry of the tag's history is about the import, and the one before it about the tag's previous change."""
 
 
 class SqliteImportRecords:
-    """Implements `storage.imports.ImportRecords`, which describes the methods. Reads on the event loop."""
+    """Implements `storage.imports.ImportRecords`, which describes the methods. Most of them read on the event loop.
+    Those that may read many rows use the thread for long lookups."""
 
-    def __init__(self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase) -> None:
-        """Reads with `db` and changes through `writer`."""
+    def __init__(
+        self,
+        db: apsw.Connection,
+        writer: CommitThread | ImmutableDatabase,
+        scans: ScanThread | ImmutableScans,
+        clock: Callable[[], float],
+    ) -> None:
+        """Reads with `db` and `scans`, and changes through `writer`. `clock` returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
+        self._scans = scans
+        self._clock = clock
 
     async def tag_digest(self, repo: RepositoryName, tag: Tag) -> Digest | None:
         digest: str | None = self._db.execute(_TAG_DIGEST, (repo, tag)).get
@@ -49,21 +71,31 @@ class SqliteImportRecords:
         digest, at, actor, program = row
         return TagChange(None if digest is None else Digest(digest), at, actor, program)
 
+    async def has_pointed_at(self, repo: RepositoryName, tag: Tag, digest: Digest) -> bool:
+        return await self._scans.run(lambda db: bool(db.execute(_HAS_POINTED_AT, (repo, tag, digest)).get))
+
+    async def deleted_by_retention(self, repo: RepositoryName) -> Set[Digest]:
+        def read(db: apsw.Connection) -> set[Digest]:
+            rows: list[Any] = db.execute(_DELETED_BY, (repo, RETENTION_ACTOR.name)).fetchall()
+            return {Digest(digest) for (digest,) in rows}
+
+        return await self._scans.run(read)
+
     async def stored_size(self, digest: Digest) -> int | None:
         size: int | None = self._db.execute(_BLOB_SIZE, (digest,)).get
         return size
 
-    async def save_times(
-        self, repo: RepositoryName, digest: Digest, pushed: float | None, tags: Mapping[Tag, float]
+    async def record_import(
+        self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float | None] | None = None
     ) -> None:
         def save(db: apsw.Connection) -> None:
             manifest = db.execute(_MANIFEST, (repo, digest)).get
             if manifest is None:
                 return
-            if pushed is not None:
-                db.execute("UPDATE manifest SET pushed = ?2 WHERE id = ?1 AND pushed > ?2", (manifest, pushed))
-            for tag, set_at in tags.items():
-                db.execute(_SAVE_TAG_TIME, (manifest, tag, set_at))
+            add_imported_manifest(db, manifest, self._clock())
+            for tag, set_at in (tags or {}).items():
+                if set_at is not None:
+                    db.execute(_SAVE_TAG_TIME, (manifest, tag, set_at))
 
-        # A power cut may lose these times, but no content.
+        # A power cut may lose these times, but no content. Until then, the tags have the time of the import.
         await self._writer.run(save, durable=False)

@@ -62,6 +62,16 @@ def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, 
     )
 
 
+def add_imported_manifest(db: apsw.Connection, manifest_id: int, now: float) -> None:
+    """Gives a manifest that was imported from another registry a row with 0 pulls and the time of the import. Does
+    nothing if the manifest was pulled already. Runs inside a transaction, which the caller commits."""
+    db.execute(
+        "INSERT INTO manifest_pull (manifest, upstream, last, pulls) VALUES (?, '', ?, 0) "
+        "ON CONFLICT (manifest) DO UPDATE SET last = excluded.last WHERE pulls = 0",
+        (manifest_id, now),
+    )
+
+
 def delete_pulls(db: apsw.Connection, manifest_id: int) -> None:
     """Deletes the row of a manifest that is about to be deleted. Runs inside a transaction, which the caller
     commits."""

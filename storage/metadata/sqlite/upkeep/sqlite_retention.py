@@ -107,15 +107,19 @@ class SqliteRetention:
                 _TAGS, (repository, after or "", future_after, before_future, limit)
             ).fetchall()
             recorded_since = _recorded_since(db)
-            return [
-                TagFacts(
-                    *(Tag(name), Digest(digest), manifest, pushed, unused_manifests.last_pull(db, manifest)),
-                    unrecorded_until=recorded_since if pushed < recorded_since else None,
-                    subject=_subject_of_tag(db, repository, name),
-                    order_time=order_time,
+            tags = []
+            for name, digest, manifest, pushed, order_time in rows:
+                pulled, imported = unused_manifests.last_pull(db, manifest)
+                unrecorded_until = max(recorded_since if pushed < recorded_since else 0.0, imported or 0.0)
+                tags.append(
+                    TagFacts(
+                        *(Tag(name), Digest(digest), manifest, pushed, pulled),
+                        unrecorded_until=unrecorded_until or None,
+                        subject=_subject_of_tag(db, repository, name),
+                        order_time=order_time,
+                    )
                 )
-                for name, digest, manifest, pushed, order_time in rows
-            ]
+            return tags
 
         return await self._scans.run(read)
 
@@ -134,7 +138,7 @@ class SqliteRetention:
                 # that time may have been pulled after `limits.pulled` without a record.
                 and not pushed < recorded_since > limits.pulled
                 and not unused_manifests.is_used(db, manifest)
-                and not _is_newer(unused_manifests.last_pull(db, manifest), limits.pulled)
+                and not unused_manifests.last_pull(db, manifest).is_after(limits.pulled)
             ]
             if roots:  # reads the tag history only if there is something to delete
                 unused_manifests.add_lost_tags(db, repository, limits.untagged, lost_tags)
@@ -158,7 +162,7 @@ class SqliteRetention:
             manifest, digest, pushed = row
             if (digest, pushed) != (judged.digest, judged.pushed):
                 return False
-            if unused_manifests.last_pull(db, manifest) != judged.pulled:
+            if unused_manifests.last_pull(db, manifest).pulled != judged.pulled:
                 return False
             manifest_and_tag_changes.delete_tag(db, repo, judged.name, by, now, action=EventAction.RETENTION)
             return True
@@ -280,11 +284,6 @@ def _recorded_since(db: apsw.Connection) -> float:
 
 
 def _is_used_after(db: apsw.Connection, manifest: int, pushed: float, push_limit: float, pull_limit: float) -> bool:
-    """Returns whether the manifest, which was last pushed at `pushed`, was pushed after `push_limit` or pulled after
-    `pull_limit`."""
-    return pushed > push_limit or _is_newer(unused_manifests.last_pull(db, manifest), pull_limit)
-
-
-def _is_newer(time: float | None, limit: float) -> bool:
-    """Returns whether `time` is not None and is after `limit`."""
-    return time is not None and time > limit
+    """Returns whether the manifest, which was last pushed at `pushed`, was pushed after `push_limit`, or was pulled or
+    imported after `pull_limit`."""
+    return pushed > push_limit or unused_manifests.last_pull(db, manifest).is_after(pull_limit)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 
@@ -23,8 +23,10 @@ WITH RECURSIVE tree (id) AS (
         UNION
        SELECT m.id FROM tree t JOIN manifest_child c ON c.manifest = t.id
          JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest)
-SELECT max(p.last) FROM tree t JOIN manifest_pull p ON p.manifest = t.id WHERE p.pulls > 0"""
-"""The time at which the manifest ?1, or a manifest that it lists directly or through other indexes, was last pulled."""
+SELECT max(iif(p.pulls > 0, p.last, NULL)), max(iif(p.pulls = 0, p.last, NULL))
+  FROM tree t JOIN manifest_pull p ON p.manifest = t.id"""
+"""When the manifest ?1, or a manifest that it lists directly or through other indexes, was last pulled, and when one of
+them that was not pulled since was imported."""
 _TAG: Final = 0
 """Stands for a tag among the users of a manifest. No manifest has this row id."""
 _TAGS: Final = "SELECT name FROM tag WHERE manifest = ?1"
@@ -55,11 +57,23 @@ SELECT coalesce(sum(b.size), 0) FROM blob b
 """The total size of the blobs to which only the manifests ?1 (JSON) refer, in all repositories that have the blob."""
 
 
-def last_pull(db: apsw.Connection, manifest: int) -> float | None:
-    """Returns the time at which the manifest, or a manifest that it lists directly or through other indexes, was last
-    pulled; None: never."""
-    last: float | None = db.execute(_LAST_PULL, (manifest,)).get
-    return last
+class LastPull(NamedTuple):
+    """When a manifest, or a manifest that it lists directly or through other indexes, was last used by clients, in
+    seconds since 1970. `pulled`: when it was last pulled; None: no pull is recorded. `imported`: when it was imported
+    from another registry, whose pulls are not recorded; None: it was not, or was pulled since then."""
+
+    pulled: float | None
+    imported: float | None
+
+    def is_after(self, limit: float) -> bool:
+        """Returns whether the manifest was pulled or imported after this time."""
+        return any(time is not None and time > limit for time in self)
+
+
+def last_pull(db: apsw.Connection, manifest: int) -> LastPull:
+    """Returns when the manifest, or a manifest that it lists, was last pulled and imported."""
+    pulled, imported = db.execute(_LAST_PULL, (manifest,)).get
+    return LastPull(pulled, imported)
 
 
 def digests_without_tag_since(db: apsw.Connection, repository: int, since: float) -> set[str]:

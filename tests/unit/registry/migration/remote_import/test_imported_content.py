@@ -14,6 +14,7 @@ from storage.errors import ManifestUnknown
 from storage.metadata.sqlite.database import connect
 from storage.names import Digest, Tag
 from storage.patterns import NamePattern
+from storage.retention import RETENTION_ACTOR
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import ImmutableTags, TagPattern, TagRule
 from tests.fakes.client_images import MIB
@@ -149,6 +150,32 @@ async def test_a_tag_that_was_deleted_after_the_import_stays_deleted(
     assert result["tags"] == 0
     await run_import(overwrite=True)
     assert (await store.resolve_manifest(APP, Tag("1"))).digest == image.digest
+
+
+async def test_an_image_that_retention_has_deleted_does_not_come_back(
+    store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
+) -> None:
+    """An import brings neither an image that retention has deleted here nor its signatures, until its tag points at
+    another image at the old registry."""
+    image = content.add(APP, noise_image("image", 10), "1")
+    signature = content.add(APP, noise_image("signature", 10, subject=image))
+    old_registry.put(content)
+    await run_import()
+    await store.delete_tag(APP, Tag("1"), by=RETENTION_ACTOR)
+    await run_import()
+    assert (await store.referrers(APP, Digest(image.digest), None, None, 10)).items  # the manifest is still there
+    for digest in (image.digest, signature.digest):
+        await store.delete_manifest(APP, Digest(digest), by=RETENTION_ACTOR)
+
+    result = await run_import()
+    assert (result["tags"], result["manifests"]) == (0, 0)
+    reason = "the tag stays deleted: entrepot retention has deleted it here, and it has not moved since"
+    assert run_import.reports("note") == [("team/app:1", reason)]
+    moved = content.add(APP, noise_image("another image", 10), "1")
+    old_registry.put(content)
+    result = await run_import()
+    assert (result["tags"], result["manifests"]) == (1, 1)
+    assert (await store.resolve_manifest(APP, Tag("1"))).digest == moved.digest
 
 
 async def test_an_immutable_tag_is_reported_as_a_problem(

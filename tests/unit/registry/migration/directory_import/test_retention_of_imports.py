@@ -1,0 +1,154 @@
+"""Retention of imported content. Tags keep their age, but this registry does not know the pulls at the old registry. So
+imported content counts as pulled and pushed at the time of its import."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from storage.content import Actor
+from storage.errors import ManifestUnknown
+from storage.names import Digest, Tag
+from storage.pulls import PullRecord
+from storage.store.stored_registry import StoredRegistry
+from tests.fakes.import_run import ImportRun
+from tests.fakes.old_directory import OldDirectory
+from tests.fakes.registry_content import all_tags
+from tests.fakes.retention_run import RetentionRun, rule
+from tests.fakes.upkeep_store import DAY, START, Clock, clocked_store, pull
+from tests.fakes.upstream_content import ImageTree, noise_image
+from tests.unit.registry.migration.directory_import.conftest import APP
+
+RULE = rule(keep_last=2, keep_pulled_within="14d", delete_untagged_after="7d")
+OLD = START - 100 * DAY
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
+    async with clocked_store(tmp_path / "data", clock) as opened:
+        yield opened
+
+
+def push_old(registry: OldDirectory, number: int, *tags: str) -> ImageTree:
+    """Writes an image that was pushed to the old registry 100 days ago, plus `number` hours."""
+    image = registry.push(APP, noise_image(f"image {number}", 10), *tags)
+    at = OLD + number * 3600
+    registry.write_link(registry.revision(APP, image.digest), image.digest, at=at)
+    for tag in tags:
+        registry.write_link(registry.tag(APP, tag), image.digest, at=at)
+    return image
+
+
+async def has_manifest(store: StoredRegistry, image: ImageTree) -> bool:
+    try:
+        await store.resolve_manifest(APP, Digest(image.digest))
+    except ManifestUnknown:
+        return False
+    return True
+
+
+async def test_nothing_is_deleted_just_after_an_import(
+    store: StoredRegistry, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """Imported tags and untagged manifests stay for `keep_pulled_within` and `delete_untagged_after` after the import,
+    however old they are. A second import that changes nothing does not extend this time."""
+    for number in range(4):
+        push_old(old_registry, number, f"b{number}")
+    untagged = push_old(old_registry, 4)
+    await run_import()
+    run = RetentionRun(store, clock, RULE)
+    clock.now += 1
+
+    result = await run()
+
+    assert (result["tags_deleted"], result["manifests_deleted"]) == (0, 0)
+    kept, _ = await run.preview()
+    assert kept == {f"b{number}": True for number in range(4)}
+    clock.pass_days(13)
+    await run_import()
+    assert (await run())["tags_deleted"] == 0
+    assert await has_manifest(store, untagged)
+    clock.pass_days(2)
+    await run()
+    assert await all_tags(store, APP) == ["b2", "b3"]
+    assert not await has_manifest(store, untagged)
+
+
+async def test_an_import_is_no_pull(
+    store: StoredRegistry, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """An import is not counted among the pulls, and the first pull after it is the first one."""
+    image = push_old(old_registry, 0, "1")
+    await run_import()
+    [tag] = await store.retention.tags(APP, None)
+    assert (tag.pulled, tag.unrecorded_until, tag.pushed) == (None, START, OLD)
+    assert await store.pulls.record(APP, Digest(image.digest)) == PullRecord("", START, 0)
+    clock.pass_days(1)
+    await pull(store, APP, Digest(image.digest), clock)
+    assert await store.pulls.record(APP, Digest(image.digest)) == PullRecord("", START + DAY, 1)
+    [tag] = await store.retention.tags(APP, None)
+    assert (tag.pulled, tag.unrecorded_until) == (START + DAY, None)
+
+
+async def test_a_tag_that_moves_at_the_old_registry_counts_again(
+    store: StoredRegistry, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """If a later import moves a tag, also to a manifest that an earlier import has brought, the tag counts as pulled at
+    the later import. Its time is not earlier than that of its change before."""
+    image = push_old(old_registry, 0, "1")
+    push_old(old_registry, 1, "2")
+    await run_import()
+    clock.pass_days(20)
+    old_registry.write_link(old_registry.tag(APP, "2"), image.digest, at=OLD + 2 * 3600)
+    await run_import()
+    moved = (await store.retention.tags(APP, None))[1]
+    assert (moved.digest, moved.unrecorded_until, moved.pushed) == (image.digest, START + 20 * DAY, START)
+
+
+async def test_a_tag_that_retention_has_deleted_is_not_imported_again(
+    store: StoredRegistry, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """An import leaves a tag alone that retention has deleted here, as long as the tag of the old registry points at
+    an image that the tag has had here. Neither the tag nor its manifest comes back to be deleted again. The same holds
+    for untagged manifests."""
+    images = [push_old(old_registry, number, f"b{number}") for number in range(3)]
+    untagged = push_old(old_registry, 3)
+    await run_import()
+    clock.pass_days(15)
+    run = RetentionRun(store, clock, RULE)
+    assert (await run())["tags_deleted"] == 1
+    clock.pass_days(8)  # the manifest of a deleted tag stays for a while
+    await run()
+    assert not await has_manifest(store, images[0])
+    result = await run_import()
+    assert (result["tags"], result["manifests"]) == (0, 0)
+    reason = "the tag stays deleted: entrepot retention has deleted it here, and it has not moved since"
+    assert ("team/app:b0", reason) in run_import.reports("note")
+    reason = "manifests that retention has deleted here stay deleted: 2"
+    assert ("team/app:", reason) in run_import.reports("note")
+    assert not await has_manifest(store, images[0])
+    assert not await has_manifest(store, untagged)
+    result = await run_import(overwrite=True)
+    assert (result["tags"], result["manifests"]) == (1, 2)
+    assert await all_tags(store, APP) == ["b0", "b1", "b2"]
+
+
+async def test_a_tag_that_moved_after_retention_has_deleted_it_is_imported(
+    store: StoredRegistry, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """If the tag of the old registry has moved to another image since retention has deleted it here, the next import
+    brings it. A tag that a user has deleted stays deleted."""
+    for number in range(4):
+        push_old(old_registry, number, f"b{number}")
+    await run_import()
+    clock.pass_days(15)
+    await RetentionRun(store, clock, RULE)()
+    await store.delete_tag(APP, Tag("b2"), by=Actor("ann"))
+    new = push_old(old_registry, 10, "b0", "b2")
+    await run_import()
+    assert await all_tags(store, APP) == ["b0", "b3"]
+    assert (await store.resolve_manifest(APP, Tag("b0"))).digest == new.digest
+    [moved, _] = await store.retention.tags(APP, None)
+    assert moved.pushed == clock()
