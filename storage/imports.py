@@ -79,12 +79,12 @@ class ImportRecords(Protocol):
         ...
 
     async def record_import(
-        self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float | None] | None = None
+        self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float] | None = None
     ) -> None:
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
         are not known here, so retention counts the manifest as pulled now, unless pulls of it are recorded.
 
-        `tags`: by tag, when it was set at the old registry, in seconds since 1970, or None if that is not known. The
-        tag gets this time, but not an earlier one than its previous change in this registry, nor a later one than it
-        has. Skips a tag that no longer points at the manifest. The history of tags keeps the time of the import."""
+        `tags`: by tag, when it was set at the old registry, in seconds since 1970. The tag gets this time, but not an
+        earlier one than its previous change in this registry, nor a later one than it has. Skips a tag that no longer
+        points at the manifest. The history of tags keeps the time of the import."""
         ...

@@ -95,8 +95,8 @@ class UnusedLimits:
     """The conditions for a manifest to count as unused. Times are in seconds since 1970. `pushed`: it has not been
     pushed since this time. `untagged`: it has had no tag since this time. `pulled`: no client has pulled it, or a
     manifest that it lists, since this time, and none of them was imported from another registry since then. If the
-    records lack pulls until a later time (`TagFacts.unrecorded_until`), a manifest that was pushed before that time does
-    not count as unused."""
+    records lack pulls until a later time (`TagFacts.unrecorded_until`), a manifest that was pushed before that time
+    does not count as unused."""
 
     pushed: float
     untagged: float

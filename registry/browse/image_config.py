@@ -10,13 +10,14 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from registry.browse.bounded_text import TextBudget
 from registry.browse.models import ConfigView
 from storage.json_bounds import OutOfBounds, check_bounds, parse_bounded_float, parse_bounded_int
 from storage.names import Digest
+from storage.time_texts import parse_time
 
 _SHELL: Final = re.compile(r"/bin/sh -c\s+")
 """The shell that builders write before the command of a step."""
@@ -96,19 +97,6 @@ def parse_object(data: bytes) -> dict[str, Any] | None:
     except (ValueError, OutOfBounds, RecursionError):
         return None
     return document if isinstance(document, dict) else None
-
-
-def parse_time(value: object) -> datetime | None:
-    """Parses a time (RFC 3339). Returns None for other values, and for times in the year 1, which builders write
-    instead of a missing time."""
-    if not isinstance(value, str) or len(value) > 64:
-        return None
-    try:
-        time = datetime.fromisoformat(value)
-        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
-    return time if time.year > 1 else None
 
 
 def platform_text(fields: Mapping[str, object]) -> str:

@@ -18,10 +18,10 @@ from registry.browse.content_reader import (
     IndexEntry,
     ManifestSummary,
 )
-from registry.browse.image_config import parse_time
 from registry.browse.models import MarksView, PlatformView
 from storage.names import Digest, RepositoryName
 from storage.tag_listing import ManifestFacts, TagListing
+from storage.time_texts import parse_time
 
 MAX_PAGE_PLATFORMS: Final = 2_000
 """How many platforms one page lists. Of further platforms, the page shows only the number."""

@@ -17,13 +17,13 @@ from registry.browse.artifact_types import Purpose, purpose_of_predicate, purpos
 from registry.browse.bounded_text import TextBudget
 from registry.browse.content_reader import MAX_ROW_BYTES, ContentReader
 from registry.browse.file_texts import MAX_FILE_BYTES, FileText, read_file
-from registry.browse.image_config import parse_time
 from registry.browse.models import AttachedFile, FileContent, FileContents, ReferrerGroup, ReferrersView, ReferrerView
 from storage.content import Descriptor, Manifest
 from storage.errors import RegistryError
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName, Tag
 from storage.tag_listing import BUNDLE_PREDICATE, TagListing
+from storage.time_texts import parse_time
 
 MAX_REFERRERS: Final = 100
 """How many referrers are listed. Further ones are left out."""

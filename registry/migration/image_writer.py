@@ -12,7 +12,7 @@ does not come back, so that imports and retention do not undo each other's work 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from registry.migration.import_report import ImportReport
@@ -36,6 +36,11 @@ MAX_NESTED_INDEXES: Final = 10
 MAX_ATTEMPTS: Final = 10
 """Largest number of attempts to store a manifest. Garbage collection with a very short grace period may remove blobs of
 the manifest before it is stored."""
+
+
+TimeEstimate = Callable[[Manifest], Awaitable[float]]
+"""Estimates when a tag was set at the old registry, in seconds since 1970, from the manifest that it points at and that
+this registry has."""
 
 
 class ContentSource(Protocol):
@@ -81,11 +86,11 @@ class ImageWriter:
         tag: Tag,
         digest: Digest,
         *,
-        set_at: float | None = None,
+        set_at: float | TimeEstimate,
     ) -> None:
         """Points a tag at the manifest with this digest. Stores that manifest, and all manifests and blobs below it. If
         the tag points at the manifest already, only stores the manifest again if it is damaged. `set_at`: when the tag
-        was set at the old registry, in seconds since 1970; None: not known. Raises ContentBroken,
+        was set at the old registry, in seconds since 1970, or a function that estimates it. Raises ContentBroken,
         Denied if the tag is immutable and points at another manifest, and errors of the source and the store."""
         current_digest = await self._store.imports.tag_digest(repo, tag)
         if current_digest == digest:
@@ -102,11 +107,12 @@ class ImageWriter:
             return
         condition = Condition(frozenset({current_digest})) if current_digest else Condition(negated=True)
         try:
-            await self.import_manifest(repo, digest, (tag,), None if self._overwrite else condition)
+            manifest = await self.import_manifest(repo, digest, (tag,), None if self._overwrite else condition)
         except PreconditionFailed:
             self._report.note(repo, "the tag stays as it is: it was changed here during the import", tag=tag)
             return
-        await self._store.imports.record_import(repo, digest, {tag: set_at})
+        time = set_at if isinstance(set_at, float) else await set_at(manifest)
+        await self._store.imports.record_import(repo, digest, {tag: time})
         self._report.imported(repo, tag, digest)
 
     async def _reason_to_leave(self, repo: RepositoryName, tag: Tag, digest: Digest) -> str | None:

@@ -10,9 +10,11 @@ it or if it is a referrer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Final
 
 from registry.config import Upstream
@@ -22,6 +24,7 @@ from registry.migration.import_report import ImportReport, RepositoryFilter
 from registry.migration.remote_options import RemoteOptions
 from registry.migration.remote_registry import RemoteRegistry
 from registry.migration.request_retries import Pause
+from registry.migration.tag_times import ListedTag
 from registry.migration.workers import run_workers
 from registry.router import Router
 from storage.errors import ManifestUnknown, NameInvalid, RegistryError
@@ -35,6 +38,9 @@ KIND: Final = "import-remote"
 """The kind of the jobs."""
 MAX_JOBS: Final = 32
 """Largest number of images that are imported at the same time."""
+MAX_SORTED_TAGS: Final = 10_000
+"""Largest number of tags of a repository that are sorted at once. If a repository has more, they are sorted in portions
+of this size, in the order in which the old registry lists them."""
 _ENDING: Final = (*STOPPING, SourceDown, ImportInvalid)
 """Errors that end the import. After other errors, it continues with the next image or referrer."""
 
@@ -62,8 +68,11 @@ class RemoteImport:
         actor: str,
         overwrite: bool,
         jobs: int,
+        clock: Callable[[], float],
     ) -> None:
+        """`clock` returns the time in seconds since 1970."""
         self._store = store
+        self._clock = clock
         self._router = router
         self._source = source
         self._report = report
@@ -88,18 +97,32 @@ class RemoteImport:
         for pattern in self._repositories.unmatched():
             self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
 
-    async def _images(self, names: list[str] | None) -> AsyncGenerator[tuple[RepositoryName, Tag]]:
-        """Yields the tags to import. Reads the tags of a repository only after all tags of the previous repository were
-        yielded."""
+    async def _images(self, names: list[str] | None) -> AsyncGenerator[ListedTag]:
+        """Yields the tags to import, those of a repository in the natural order of their names. Reads the tags of a
+        repository only after all tags of the previous repository were yielded."""
         async for repo in self._chosen(names):
             self._report.repositories += 1
-            try:
-                async for tag in self._source.tags(repo):
-                    yield repo, tag
-            except _ENDING:
-                raise
-            except RegistryError as error:
-                self._report.problem(repo, error.message)
+            async for tags in self._tags(repo):
+                for listed in ListedTag.in_order(repo, tags, self._clock()):
+                    yield listed
+
+    async def _tags(self, repo: RepositoryName) -> AsyncGenerator[list[Tag]]:
+        """Yields the tags of a repository, usually all at once. After an error, yields the tags before it, and reports
+        the error as a problem. Raises only errors that end the import."""
+        tags: list[Tag] = []
+        try:
+            async for tag in self._source.tags(repo):
+                tags.append(tag)
+                if len(tags) == MAX_SORTED_TAGS:
+                    yield tags
+                    tags = []
+                await self._report.show_progress(repo)
+        except _ENDING:
+            raise
+        except RegistryError as error:
+            self._report.problem(repo, error.message)
+        if tags:
+            yield tags
 
     async def _chosen(self, names: list[str] | None) -> AsyncIterator[RepositoryName]:
         """Yields the repositories to import."""
@@ -117,14 +140,14 @@ class RemoteImport:
                 continue
             yield repo
 
-    async def _import_image(self, image: tuple[RepositoryName, Tag]) -> None:
+    async def _import_image(self, listed: ListedTag) -> None:
         """Imports one tag and its referrers. Reports an error as a problem, and raises only errors that end the
         import."""
-        repo, tag = image
+        repo, tag = listed.repository, listed.tag
         await self._report.show_progress(repo)
         try:
             digest = await self._source.resolve(repo, tag)
-            await self._writer.import_tag(repo, tag, digest)
+            await self._writer.import_tag(repo, tag, digest, set_at=partial(listed.set_at, self._store))
             if await self._writer.has_manifest(repo, digest):  # not if the tag stays as it was changed here
                 await self._import_referrers(repo, digest, set())
         except _ENDING:
@@ -189,10 +212,12 @@ async def import_remote(
     context: JobContext,
     configured: Sequence[Upstream] = (),
     pause: Pause = asyncio.sleep,
+    clock: Callable[[], float] = time.time,
 ) -> JSON:
     """Runs a job of the kind `import-remote`. The job's arguments: the fields of `RemoteOptions`; `include` and
     `exclude`, lists of patterns; `repositories`, a list of names (None: all); and `overwrite`. `configured`: the
-    upstreams in the settings. `pause` waits for a number of seconds before a retry. Returns the counts of
+    upstreams in the settings. `pause` waits for a number of seconds before a retry. `clock`
+    returns the time in seconds since 1970. Returns the counts of
     `ImportReport`. Raises ImportInvalid, SourceDown, StorageFull, StorageFailed, JobStopped."""
     arguments = context.job.arguments
     options = _options(arguments)
@@ -208,6 +233,7 @@ async def import_remote(
             actor=context.job.actor,
             overwrite=bool(arguments.get("overwrite")),
             jobs=min(max(options.jobs, 1), MAX_JOBS),
+            clock=clock,
         )
         await remote_import.run(arguments.get("repositories"))
     return report.result()

@@ -9,11 +9,13 @@ digest must give no access to a blob (ADR 9).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from registry.migration.tag_times import TAG_STEP_SECONDS, natural_order
 from registry.router import Router
 from registry.upkeep.images.found_images import CHUNK_BYTES, FoundContent, FoundImage
 from registry.upkeep.images.image_trees import ImageTree, read_tree
@@ -70,12 +72,14 @@ async def import_images(
     records: ImportRecords,
     own_host: str = "",
     immutable_tags: ImmutableTags = NO_IMMUTABLE_TAGS,
+    clock: Callable[[], float] = time.time,
 ) -> JSON:
     """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
-    bytes. `name`: the name under which to import; None: the names in the file are used. `records`: tells which blobs
-    this registry has. `own_host`: the host name under which clients know this registry, which is left out of names;
-    empty: not known. An immutable tag that points at another image stays, and is reported as a problem. So is an image
-    with a manifest that an immutable tag needs with another media type. Raises ImageFileFailed, Denied (the name
+    bytes. `name`: the name under which to import; None: the names in the file are used. `records`: the records of
+    imports. `own_host`: the host name under which clients know this registry, which is left out of names; empty: not
+    known. An immutable tag that points at another image stays, and is reported as a problem. So is an image
+    with a manifest that an immutable tag needs with another media type. `clock` returns the time in seconds since 1970.
+    The tags that the import sets get the natural order of their names. Raises ImageFileFailed, Denied (the name
     belongs to an upstream), and the other errors of pushes. Content that was stored before an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
     # A referrer that has a name is also one of the named images.
@@ -87,9 +91,11 @@ async def import_images(
     ]
     targets = _targets(content, named_images, name, own_host)
     importer = _Importer(router, content, by, reporter, records, immutable_tags)
+    started_at = clock()
     for tree, references in targets:
         await importer.push(tree, references)
     await importer.push_referrers([tree for tree in referrers if not importer.has_stored(tree.root.digest)])
+    await importer.record_changed_tags(started_at)
     return {
         "images": importer.images,
         "manifests": importer.manifests,
@@ -171,6 +177,8 @@ class _Importer:
         """The blobs whose bytes in the file had the right digest."""
         self._refused: set[Digest] = set()
         """The manifests of images that were refused because of an immutable tag, and the referrers of these."""
+        self._changed_tags: list[tuple[Tag, RepositoryName, Digest]] = []
+        """The tags that now point at another manifest than before."""
         self.images = 0
         self.manifests = 0
         self.new_blobs = 0
@@ -255,6 +263,7 @@ class _Importer:
     async def _push_to(self, repo: RepositoryName, tree: ImageTree, tags: list[Tag]) -> None:
         """Stores an image in a repository, under the `tags`, or without a tag if there are none. Makes up to `ATTEMPTS`
         attempts."""
+        changed_tags = [tag for tag in tags if await self._records.tag_digest(repo, tag) != tree.root.digest]
         for attempt in range(1, ATTEMPTS + 1):
             await self._push_blobs(repo, tree)
             try:
@@ -271,6 +280,15 @@ class _Importer:
         for digest in tree.manifests:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
+        self._changed_tags += ((tag, repo, tree.root.digest) for tag in changed_tags)
+
+    async def record_changed_tags(self, started_at: float) -> None:
+        """Records the import for the tags that have changed, and gives them the time `started_at`, at which the import
+        began, in the natural order of their names."""
+        changed_tags = sorted(self._changed_tags, key=lambda changed: natural_order(changed[0]))
+        for position, (tag, repo, digest) in enumerate(changed_tags):
+            set_at = started_at + position * TAG_STEP_SECONDS
+            await self._records.record_import(repo, digest, {tag: set_at})
 
     async def _push_blobs(self, repo: RepositoryName, tree: ImageTree) -> None:
         """Adds the blobs of an image to a repository, in the order in which the file is read fastest."""

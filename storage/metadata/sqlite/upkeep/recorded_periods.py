@@ -37,4 +37,5 @@ def mark_recorded(db: apsw.Connection, now: float) -> None:
 
 def recorded_time(db: apsw.Connection) -> RecordedTime:
     """Returns the periods. Leaves no statement open."""
-    return RecordedTime(db.execute("SELECT start, until FROM recorded_period ORDER BY start").fetchall())
+    rows: list[Any] = db.execute("SELECT start, until FROM recorded_period ORDER BY start").fetchall()
+    return RecordedTime(rows)

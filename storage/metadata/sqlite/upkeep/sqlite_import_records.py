@@ -86,7 +86,7 @@ class SqliteImportRecords:
         return size
 
     async def record_import(
-        self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float | None] | None = None
+        self, repo: RepositoryName, digest: Digest, tags: Mapping[Tag, float] | None = None
     ) -> None:
         def save(db: apsw.Connection) -> None:
             manifest = db.execute(_MANIFEST, (repo, digest)).get
@@ -94,8 +94,7 @@ class SqliteImportRecords:
                 return
             add_imported_manifest(db, manifest, self._clock())
             for tag, set_at in (tags or {}).items():
-                if set_at is not None:
-                    db.execute(_SAVE_TAG_TIME, (manifest, tag, set_at))
+                db.execute(_SAVE_TAG_TIME, (manifest, tag, set_at))
 
         # A power cut may lose these times, but no content. Until then, the tags have the time of the import.
         await self._writer.run(save, durable=False)

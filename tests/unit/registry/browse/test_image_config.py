@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from registry.browse.bounded_text import MAX_ENTRIES, MAX_TEXT_CHARACTERS, MAX_TOTAL_CHARACTERS
-from registry.browse.image_config import MAX_STEPS, ImageConfig, parse_config, parse_time, readable_command
+from registry.browse.image_config import MAX_STEPS, ImageConfig, parse_config, readable_command
 from storage.content import digest_of
+from storage.time_texts import parse_time
 
 DIGEST = digest_of(b"config")
 

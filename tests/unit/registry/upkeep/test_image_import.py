@@ -207,3 +207,19 @@ async def test_referrer_of_a_referrer_without_its_immutable_tag(strict_store: St
     assert (image_name, result["images"], result["problems"]) == ("team/app:v1", 1, 1)
     for body in (referrer, last):
         assert (await strict_store.resolve_manifest(APP, digest_of(body))).digest == digest_of(body)
+
+
+async def test_imported_tags_are_in_the_natural_order_of_their_names(store: StoredRegistry, tmp_path: Path) -> None:
+    """Of the images in one file, `9` counts as older than `10`. They count as pulled at the time of the import. A
+    second import of the same images does not extend this time."""
+    names = [str(number) for number in range(1, 12)]
+    images = {name: image(name, layer({"noise": noise(name, 100)})) for name in sorted(names)}
+    layout = write_layout(tmp_path / "layout", images)
+    repo = RepositoryName("team/app")
+    await import_layout(store, layout, repo)
+    tags = await store.retention.tags(repo, None)
+    assert [tag.name for tag in sorted(tags, key=lambda tag: tag.pushed)] == names
+    imported_at = [tag.unrecorded_until for tag in tags]
+    assert all(imported_at)
+    await import_layout(store, layout, repo)
+    assert [tag.unrecorded_until for tag in await store.retention.tags(repo, None)] == imported_at

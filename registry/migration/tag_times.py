@@ -1,0 +1,106 @@
+"""Estimates when the tags of a registry were set that does not tell it (`ListedTag`). Retention keeps the newest tags,
+so the tags of a repository need an order that means something."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+from storage.content import Descriptor, Manifest
+from storage.errors import ManifestUnknown, RegistryError
+from storage.json_bounds import load_bounded
+from storage.names import RepositoryName, Tag
+from storage.store.stored_registry import StoredRegistry
+from storage.time_texts import parse_time
+
+MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
+"""Largest config that is read."""
+MAX_MANIFESTS: Final = 100
+"""Largest number of manifests of an index that are read."""
+_EARLIEST: Final = 978_307_200.0
+"""The begin of 2001, in seconds since 1970. Builders write earlier times, such as 1970 or 1980, if they leave out the
+real one to get the same bytes again."""
+_CREATED: Final = "org.opencontainers.image.created"
+"""The annotation with the time at which an image was built (OCI image spec, "Pre-Defined Annotation Keys")."""
+_DIGITS: Final = re.compile("([0-9]+)")
+
+
+TAG_STEP_SECONDS: Final = 1e-6
+"""Difference between the times of two tags that would have the same time otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTag:
+    """A tag of the old registry. `listed_at`: when the old registry had listed it, in seconds since 1970. `position`:
+    its position among the `count` tags that were listed at this time, in the natural order of their names."""
+
+    repository: RepositoryName
+    tag: Tag
+    listed_at: float
+    position: int
+    count: int
+
+    @classmethod
+    def in_order(cls, repo: RepositoryName, tags: Iterable[Tag], listed_at: float) -> Iterator[ListedTag]:
+        """Yields the tags in the natural order of their names."""
+        tags = sorted(tags, key=natural_order)
+        for position, tag in enumerate(tags):
+            yield cls(repo, tag, listed_at, position, len(tags))
+
+    async def set_at(self, store: StoredRegistry, manifest: Manifest) -> float:
+        """Estimates when the tag was set at the old registry: when the image was built, or if that is not known, just
+        before the tag was listed. Tags with the same time follow the natural order of their names. `manifest`: what the
+        tag points at; the repository has it."""
+        built_at = await build_time(store, self.repository, manifest, self.listed_at)
+        if built_at is None:
+            return self.listed_at - (self.count - self.position) * TAG_STEP_SECONDS
+        return built_at + self.position * TAG_STEP_SECONDS
+
+
+async def build_time(store: StoredRegistry, repo: RepositoryName, manifest: Manifest, now: float) -> float | None:
+    """Returns when an image that the repository has was built, in seconds since 1970: the time in its config or
+    annotations, for an index the newest one of its images. Returns None if none of them states a time between 2001 and
+    `now`."""
+    times = []
+    pending, seen = [manifest], {manifest.digest}
+    while pending:
+        current = pending.pop()
+        times.append(await _stated_time(store, repo, current))
+        for child in current.manifests:
+            if child.digest in seen or len(seen) == MAX_MANIFESTS or child.digest in current.blob_children:
+                continue
+            seen.add(child.digest)
+            try:
+                pending.append(await store.get_manifest(repo, child.digest))
+            except ManifestUnknown:  # not imported, or damaged
+                continue
+    return max((time for time in times if time is not None and _EARLIEST <= time <= now), default=None)
+
+
+def natural_order(name: str) -> list[str | int]:
+    """Returns a sort key that compares the numbers in names by their values, so that `build-9` sorts before
+    `build-10`."""
+    # Every second part is a number, so parts at the same place have the same type.
+    return [int(part) if index % 2 else part for index, part in enumerate(_DIGITS.split(name))]
+
+
+async def _stated_time(store: StoredRegistry, repo: RepositoryName, manifest: Manifest) -> float | None:
+    """Returns the time that the config of a manifest, or else its annotation, states; None: neither does."""
+    created = None if manifest.config is None else await _config_created(store, repo, manifest.config)
+    time = parse_time(created) or parse_time((manifest.annotations or {}).get(_CREATED))
+    return None if time is None else time.timestamp()
+
+
+async def _config_created(store: StoredRegistry, repo: RepositoryName, config: Descriptor) -> object:
+    """Returns the member `created` of a config; None if the config has no such member or cannot be read."""
+    if config.size > MAX_CONFIG_BYTES or not config.media_type.endswith("json"):
+        return None
+    try:
+        async with aclosing(await store.open_blob(repo, config.digest)) as reader:
+            document = load_bounded(b"".join([bytes(piece) async for piece in reader]))
+    except (RegistryError, ValueError, RecursionError):  # the order of the tags is no reason to end the import
+        return None
+    return document.get("created") if isinstance(document, dict) else None
