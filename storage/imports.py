@@ -86,5 +86,5 @@ class ImportRecords(Protocol):
 
         `tags`: by tag, when it was set at the old registry, in seconds since 1970. The tag gets this time, but not an
         earlier one than its previous change in this registry, nor a later one than it has. Skips a tag that no longer
-        points at the manifest. The history of tags keeps the time of the import."""
+        points at the manifest, or that was pushed again since. The history of tags keeps the time of the import."""
         ...

@@ -96,6 +96,7 @@ class ImageWriter:
         if current_digest == digest:
             if await self.has_manifest(repo, digest):
                 self._report.present += 1
+                await self._complete_records(repo, tag, digest, set_at)
                 return
             await self.import_manifest(repo, digest)  # it is damaged; the tag stays as it is, with its time
             self._report.imported(repo, tag, digest)
@@ -111,9 +112,26 @@ class ImageWriter:
         except PreconditionFailed:
             self._report.note(repo, "the tag stays as it is: it was changed here during the import", tag=tag)
             return
-        time = set_at if isinstance(set_at, float) else await set_at(manifest)
-        await self._store.imports.record_import(repo, digest, {tag: time})
+        await self._record_import(repo, tag, manifest, set_at)
         self._report.imported(repo, tag, digest)
+
+    async def _record_import(
+        self, repo: RepositoryName, tag: Tag, manifest: Manifest, set_at: float | TimeEstimate
+    ) -> None:
+        """Records that an import has pointed the tag at the manifest."""
+        time = set_at if isinstance(set_at, float) else await set_at(manifest)
+        await self._store.imports.record_import(repo, manifest.digest, {tag: time})
+
+    async def _complete_records(
+        self, repo: RepositoryName, tag: Tag, digest: Digest, set_at: float | TimeEstimate
+    ) -> None:
+        """Records the import that has set the tag, if it has not recorded it: because it was interrupted, or by an
+        earlier version of the program. Does nothing if a client has set the tag."""
+        if await self._store.pulls.record(repo, digest) is not None:
+            return
+        change = await self._store.imports.last_tag_change(repo, tag)
+        if change is not None and change.program == IMPORT_PROGRAM:
+            await self._record_import(repo, tag, await self._store.get_manifest(repo, digest), set_at)
 
     async def _reason_to_leave(self, repo: RepositoryName, tag: Tag, digest: Digest) -> str | None:
         """Returns why the tag must not be pointed at the manifest with this digest; None: it may be. A tag that was

@@ -39,8 +39,11 @@ UPDATE tag
    SET updated = min(updated, max(?3, coalesce((
        SELECT h.at FROM tag_history h WHERE h.repository = tag.repository AND h.tag = tag.name
         ORDER BY h.id DESC LIMIT 1 OFFSET 1), ?3)))
- WHERE repository = (SELECT repository FROM manifest WHERE id = ?1) AND name = ?2 AND manifest = ?1 AND updated > ?3"""
-"""The newest entry of the tag's history is about the import, and the one before it about the tag's previous change."""
+ WHERE repository = (SELECT repository FROM manifest WHERE id = ?1) AND name = ?2 AND manifest = ?1 AND updated > ?3
+   AND updated <= (SELECT h.at FROM tag_history h WHERE h.repository = tag.repository AND h.tag = tag.name
+                    ORDER BY h.id DESC LIMIT 1)"""
+"""The newest entry of the tag's history is about the import, and the one before it about the tag's previous change. A
+tag that is newer than its newest entry was pushed again."""
 
 
 class SqliteImportRecords:
@@ -96,5 +99,5 @@ class SqliteImportRecords:
             for tag, set_at in (tags or {}).items():
                 db.execute(_SAVE_TAG_TIME, (manifest, tag, set_at))
 
-        # A power cut may lose these times, but no content. Until then, the tags have the time of the import.
+        # A power cut may lose these times, but no content. The next import then records them.
         await self._writer.run(save, durable=False)

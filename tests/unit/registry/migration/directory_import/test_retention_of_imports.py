@@ -4,8 +4,10 @@ imported content counts as pulled and pushed at the time of its import."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from storage.content import Actor
@@ -152,3 +154,26 @@ async def test_a_tag_that_moved_after_retention_has_deleted_it_is_imported(
     assert (await store.resolve_manifest(APP, Tag("b0"))).digest == new.digest
     [moved, _] = await store.retention.tags(APP, None)
     assert moved.pushed == clock()
+
+
+async def test_a_second_import_completes_the_records_of_an_interrupted_one(
+    store: StoredRegistry, tmp_path: Path, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """If an import was killed just after it had set a tag, or a power cut took its last records, the next import gives
+    the tag its time, and counts its image as pulled. It does this once, and not for tags that clients have pushed."""
+    for number in range(3):
+        push_old(old_registry, number, f"b{number}")
+    push_old(old_registry, 3, "mine")
+    await run_import()
+    with closing(apsw.Connection(str(tmp_path / "data" / "entrepot.db"))) as db:  # as if the records had been lost
+        db.execute("DELETE FROM manifest_pull; UPDATE tag SET updated = ?", (START,))
+        db.execute("UPDATE tag_history SET user_agent = 'docker' WHERE tag = 'mine'")
+    clock.pass_days(1)
+    result = await run_import()
+    assert result["present"] == 4
+    facts = [(tag.pushed, tag.unrecorded_until) for tag in await store.retention.tags(APP, None)]
+    expected = [(OLD + number * 3600, START + DAY) for number in range(3)]
+    assert facts == [*expected, (START, None)]
+    clock.pass_days(1)
+    await run_import()
+    assert [tag.unrecorded_until for tag in await store.retention.tags(APP, None)] == [*3 * [START + DAY], None]
