@@ -15,25 +15,24 @@ it could not store pulls, or the clock has jumped ahead."""
 @dataclass(frozen=True, slots=True)
 class RecordedTime:
     """The periods in which a server recorded pulls, oldest first. Each is given by its begin and its end, in seconds
-    since 1970. The times between two periods are *gaps*. Nothing is known about the time before the first period, so it
-    counts as recorded."""
+    since 1970. The times between two periods are *gaps*. The time before the first period is a gap, too: no server ran
+    on the store yet. Without any period, nothing is known, and all time counts as recorded."""
 
     periods: Sequence[tuple[float, float]] = ()
 
     def start_of_window(self, seconds: float, now: float) -> float:
         """Returns the time from which on, until `now`, pulls were recorded for `seconds` in total. Without gaps, this
         is `now - seconds`. The time since the end of the last period is a gap, too, if it is longer than
-        `MAX_SILENT_SECONDS`. Parts of periods that are in the future do not count."""
+        `MAX_SILENT_SECONDS`. Parts of periods that are in the future do not count. Returns 0 if pulls were recorded for
+        less than `seconds`."""
         past_periods = [(start, min(end, now)) for start, end in self.periods if start <= now]
         if past_periods and now - past_periods[-1][1] <= MAX_SILENT_SECONDS:
             past_periods[-1] = past_periods[-1][0], now
-        counted_to = now
         for start, end in reversed(past_periods):
             if seconds <= end - start:
                 return end - seconds
             seconds -= end - start
-            counted_to = start
-        return counted_to - seconds
+        return 0.0 if past_periods else now - seconds
 
 
 ALWAYS_RECORDED: Final = RecordedTime()

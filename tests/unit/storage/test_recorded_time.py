@@ -11,7 +11,7 @@ NOW = 100 * DAY
 def test_all_time_counts_if_the_server_was_never_off() -> None:
     """If no gap is known, a window begins its length before its end."""
     assert ALWAYS_RECORDED.start_of_window(14 * DAY, NOW) == NOW - 14 * DAY
-    assert RecordedTime([(90 * DAY, NOW)]).start_of_window(14 * DAY, NOW) == NOW - 14 * DAY
+    assert RecordedTime([(50 * DAY, NOW)]).start_of_window(14 * DAY, NOW) == NOW - 14 * DAY
 
 
 def test_a_window_is_longer_by_each_gap_inside_it() -> None:
@@ -24,9 +24,12 @@ def test_a_window_is_longer_by_each_gap_inside_it() -> None:
     assert recorded.start_of_window(25 * DAY, NOW) == 45 * DAY
 
 
-def test_the_time_before_the_first_period_counts() -> None:
-    """Nothing is known about the time before the first period, so it counts as recorded."""
-    assert RecordedTime([(90 * DAY, NOW)]).start_of_window(30 * DAY, NOW) == 70 * DAY
+def test_the_time_before_the_first_period_does_not_count() -> None:
+    """Before its first period, no server has run on the store: a command may have imported content weeks before the
+    first start. So a window that is longer than all periods has no begin."""
+    recorded = RecordedTime([(80 * DAY, 85 * DAY), (90 * DAY, NOW)])
+    assert recorded.start_of_window(15 * DAY, NOW) == 80 * DAY
+    assert recorded.start_of_window(15.1 * DAY, NOW) == 0.0
 
 
 def test_the_time_since_the_last_record_is_a_gap_if_it_is_long() -> None:

@@ -1,5 +1,4 @@
--- The periods in which a server recorded pulls. The times between them are gaps, in which nobody could pull. The time
--- before the first period counts as recorded. Times are seconds since 1970.
+-- The periods in which a server recorded pulls. In all other times, nobody could pull. Times are seconds since 1970.
 CREATE TABLE recorded_period (
     start REAL PRIMARY KEY,
     until REAL NOT NULL

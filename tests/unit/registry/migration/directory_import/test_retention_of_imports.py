@@ -78,6 +78,19 @@ async def test_nothing_is_deleted_just_after_an_import(
     assert not await has_manifest(store, untagged)
 
 
+async def test_imported_content_waits_for_the_first_start_of_a_server(
+    store: StoredRegistry, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """If the first server starts only weeks after an import, its first run of retention deletes nothing, because
+    nobody could pull before."""
+    for number in range(3):
+        push_old(old_registry, number, f"b{number}")
+    await run_import()
+    clock.pass_days(20)
+    await store.pulls.mark_recorded(clock())
+    assert (await RetentionRun(store, clock, RULE)())["tags_deleted"] == 0
+
+
 async def test_an_import_is_no_pull(
     store: StoredRegistry, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
 ) -> None:
