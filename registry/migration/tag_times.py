@@ -96,10 +96,12 @@ async def _stated_time(store: StoredRegistry, repo: RepositoryName, manifest: Ma
 
 async def _config_created(store: StoredRegistry, repo: RepositoryName, config: Descriptor) -> object:
     """Returns the member `created` of a config; None if the config has no such member or cannot be read."""
-    if config.size > MAX_CONFIG_BYTES or not config.media_type.endswith("json"):
+    if not config.media_type.endswith("json"):
         return None
     try:
         async with aclosing(await store.open_blob(repo, config.digest)) as reader:
+            if reader.descriptor.size > MAX_CONFIG_BYTES:  # the manifest may state a wrong size
+                return None
             document = load_bounded(b"".join([bytes(piece) async for piece in reader]))
     except (RegistryError, ValueError, RecursionError):  # the order of the tags is no reason to end the import
         return None

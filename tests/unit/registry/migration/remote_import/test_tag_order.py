@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from registry.migration.tag_times import MAX_CONFIG_BYTES, build_time
+from storage.content import Manifest
 from storage.names import Tag
 from storage.retention import TagFacts
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.client_images import OCI_CONFIG
 from tests.fakes.hub.hub import Hub
 from tests.fakes.import_run import ImportRun
+from tests.fakes.registry_content import push_blob
 from tests.fakes.upkeep_store import DAY
 from tests.fakes.upstream_content import (
     ImageTree,
@@ -120,3 +123,14 @@ async def test_a_tag_that_has_moved_is_newer_than_before(
     history = (await store.tag_history.changes(APP, Tag("latest"), None, 10)).items
     assert [change.at for change in history] == sorted((change.at for change in history), reverse=True)
     assert moved < first_import + DAY
+
+
+async def test_a_large_config_is_not_read(store: StoredRegistry) -> None:
+    """A config that is larger than `MAX_CONFIG_BYTES` is not read into memory, even if the manifest states a smaller
+    size. The digest may be that of a layer of many GB."""
+    data = json.dumps({"created": "2024-05-01T00:00:00Z", "pad": "x" * MAX_CONFIG_BYTES}).encode()
+    await push_blob(store, APP, data)
+    document = json.loads(manifest_of(UpstreamBlob(data, OCI_CONFIG)).body)
+    document["config"]["size"] = 100
+    manifest = Manifest.parse(json.dumps(document).encode(), document["mediaType"])
+    assert await build_time(store, APP, manifest, time.time()) is None
