@@ -190,8 +190,8 @@ class StoreCounts:
 
 def store_counts(server: RegistryServer) -> StoreCounts:
     """Counts the files of content and uploads, and the rows of each table of the database. Leaves out tables that may
-    grow (the history of tags, the audit log), and tables that are written some time after a request (pulls, the search
-    index)."""
+    grow (the history of tags, the audit log), and tables that are written some time after a request (pulls and the
+    times in which they were recorded, the search index)."""
     data = server.data
     db = second_connection(data / "entrepot.db", read_only=True)
     try:
@@ -199,7 +199,7 @@ def store_counts(server: RegistryServer) -> StoreCounts:
         counts = [(name, int(db.execute(f'SELECT count(*) FROM "{name}"').get)) for name in names]
     finally:
         db.close()
-    left_out = ("sqlite_", "tag_history", "audit", "manifest_pull", "search")
+    left_out = ("sqlite_", "tag_history", "audit", "manifest_pull", "recorded_period", "search")
     rows = tuple((name, count) for name, count in counts if not name.startswith(left_out))
     return StoreCounts(files_below(data / "blobs", data / "uploads", data / "trash"), rows)
 
