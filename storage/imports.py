@@ -6,10 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName, Tag
+
+IMPORT_PROGRAM: Final = "entrepot import"
+"""The program that the history of tags names for a change that an import has made."""
 
 
 class ContentBroken(RegistryError):

@@ -42,6 +42,8 @@ class TagFacts:
     - `pulled`: when its manifest, or a manifest that the manifest lists, was last pulled; None: no pull is recorded.
     - `unrecorded_until`: some pulls before this time are not recorded, because another registry or an earlier version
       of the program served the image, or because the store was restored from a backup; None: all pulls are recorded.
+    - `imported`: for a tag that an import from another registry has set, when it did so; `pushed` is then the time of
+      the tag at that registry, which may be an estimate. None: a client has set the tag, or has pushed it again since.
     - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
       not have that manifest, or the tag has another name.
     - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. Then it
@@ -56,6 +58,7 @@ class TagFacts:
     unrecorded_until: float | None = None
     subject: Digest | None = None
     order_time: float | None = None
+    imported: float | None = None
 
     @property
     def is_referrer(self) -> bool:

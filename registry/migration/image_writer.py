@@ -19,7 +19,7 @@ from registry.migration.import_report import ImportReport
 from registry.migration.workers import each, run_workers
 from storage.content import Actor, Condition, Descriptor, Manifest
 from storage.errors import BlobUnknown, ManifestBlobUnknown, ManifestUnknown, PreconditionFailed, QuotaExceeded
-from storage.imports import ContentBroken
+from storage.imports import IMPORT_PROGRAM, ContentBroken
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import ALL_NAMES
@@ -27,8 +27,6 @@ from storage.retention import RETENTION_ACTOR
 from storage.store.stored_registry import StoredRegistry
 from storage.tag_rules import immutable_tag_denied
 
-IMPORT_PROGRAM: Final = "entrepot import"
-"""The program that the history of tags names for a change that an import has made."""
 BLOBS_AT_A_TIME: Final = 4
 """Largest number of blobs of one manifest that are stored at the same time."""
 MAX_NESTED_INDEXES: Final = 10

@@ -51,6 +51,9 @@ def decide(
             return Decision(True, f"matches {pattern}")
     if rule.keep_pushed_within and now - tag.pushed <= rule.keep_pushed_within:
         return Decision(True, f"pushed within {format_duration(rule.keep_pushed_within)}")
+    if rule.keep_pushed_within and tag.imported is not None and now - tag.imported <= rule.keep_pushed_within:
+        # Its age is that of its image, or was reached where this rule did not apply.
+        return Decision(True, f"imported within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pulled_within and (reason := _pull_reason(rule.keep_pulled_within, tag, now, pulls_since)):
         return Decision(True, reason)
     not_newest = f"not one of the newest {rule.keep_last}, " if rule.keep_last else ""

@@ -14,6 +14,7 @@ from storage.content import Actor
 from storage.data_dir.reserve import ReserveUse
 from storage.errors import StorageFull
 from storage.future_times import CLOCK_MARGIN_SECONDS
+from storage.imports import IMPORT_PROGRAM
 from storage.metadata.sqlite import manifest_and_tag_changes, manifest_deletion
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
@@ -50,11 +51,18 @@ CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
 the expression is NULL. Otherwise, it is the later of two times: ?4, the result of `_last_change_before_future`, and the
 time of the newest entry for this tag in the tag history that is not in the future. The second can be later: if a client
 pushed the same manifest to the tag again while the clock was ahead, the history has no entry for that push."""
+_IMPORTED: Final = f"""
+(SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
+   FROM tag_history h INDEXED BY tag_history_tag
+  WHERE h.repository = t.repository AND h.tag = t.name ORDER BY h.id DESC LIMIT 1)"""
+"""SQL expression for `TagFacts.imported`: the time of the newest entry in the tag's history, if it is about an import.
+Times after ?3 are in the future. An import sets the tag in one transaction and its age in the next one, so the tag may
+not have its age yet. A tag that is newer than the entry was pushed again."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
  ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""
 _TAGS: Final = f"""
-SELECT t.name, m.digest, m.id, t.updated, {_ORDER_TIME} FROM tag t JOIN manifest m ON m.id = t.manifest
+SELECT t.name, m.digest, m.id, t.updated, {_ORDER_TIME}, {_IMPORTED} FROM tag t JOIN manifest m ON m.id = t.manifest
  WHERE t.repository = ?1 AND t.name > ?2 ORDER BY t.name LIMIT ?5"""
 _FIRST_FUTURE_CHANGE: Final = """
 SELECT min(id) FROM tag_history INDEXED BY tag_history_repository WHERE repository = ? AND at > ?"""
@@ -108,8 +116,10 @@ class SqliteRetention:
             ).fetchall()
             recorded_since = _recorded_since(db)
             tags = []
-            for name, digest, manifest, pushed, order_time in rows:
+            for name, digest, manifest, pushed, order_time, tag_imported in rows:
                 pulled, imported = unused_manifests.last_pull(db, manifest)
+                if pulled is None and imported is None:  # the import has not recorded the manifest yet
+                    imported = tag_imported
                 unrecorded_until = max(recorded_since if pushed < recorded_since else 0.0, imported or 0.0)
                 tags.append(
                     TagFacts(
@@ -117,6 +127,7 @@ class SqliteRetention:
                         unrecorded_until=unrecorded_until or None,
                         subject=_subject_of_tag(db, repository, name),
                         order_time=order_time,
+                        imported=tag_imported,
                     )
                 )
             return tags

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from registry.migration.directory_import import KIND, import_directory
-from registry.migration.image_writer import IMPORT_PROGRAM
 from registry.naming import NamingRules
 from registry.router import Router
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor
 from storage.errors import ManifestUnknown
+from storage.imports import IMPORT_PROGRAM
 from storage.jobs import JSON, JobStopped
 from storage.names import Digest, RepositoryName, Tag
 from storage.patterns import NamePattern

@@ -78,6 +78,41 @@ async def test_nothing_is_deleted_just_after_an_import(
     assert not await has_manifest(store, untagged)
 
 
+async def test_an_imported_tag_counts_as_pushed_when_imported(
+    store: StoredRegistry, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """An old tag stays for `keep_pushed_within` after its import, also if it was pulled meanwhile. For `keep_last`, it
+    keeps its age."""
+    images = [push_old(old_registry, number, f"b{number}") for number in range(3)]
+    await run_import()
+    await pull(store, APP, Digest(images[0].digest), clock)
+    run = RetentionRun(store, clock, rule(keep_last=1, keep_pushed_within="30d"))
+    clock.pass_days(29)
+    assert (await run())["tags_deleted"] == 0
+    clock.pass_days(2)
+    await run()
+    assert await all_tags(store, APP) == ["b2"]
+
+
+async def test_a_tag_whose_import_is_not_recorded_yet_counts_as_imported(
+    store: StoredRegistry, tmp_path: Path, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
+) -> None:
+    """An import sets a tag, and then records its age and the import of its image. Retention may run between the two, or
+    the import may be killed there."""
+    push_old(old_registry, 0, "b0")
+    push_old(old_registry, 1, "mine")
+    await run_import()
+    with closing(apsw.Connection(str(tmp_path / "data" / "entrepot.db"))) as db:  # as if nothing had been recorded
+        db.execute("DELETE FROM manifest_pull; UPDATE tag SET updated = ?", (START,))
+        db.execute("UPDATE tag_history SET user_agent = 'docker' WHERE tag = 'mine'")
+    clock.pass_days(1)
+    await RetentionRun(store, clock, rule(keep_pulled_within="14d"))()
+    assert await all_tags(store, APP) == ["b0"]
+    clock.now = START - DAY  # the import ran while the clock was ahead
+    [tag] = await store.retention.tags(APP, None)
+    assert (tag.imported, tag.unrecorded_until) == (None, None)
+
+
 async def test_imported_content_waits_for_the_first_start_of_a_server(
     store: StoredRegistry, clock: Clock, old_registry: OldDirectory, run_import: ImportRun
 ) -> None:
