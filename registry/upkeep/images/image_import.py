@@ -280,11 +280,13 @@ class _Importer:
         for digest in tree.manifests:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
+        if changed_tags:  # at once, because retention may run before the import ends
+            await self._records.record_import(repo, tree.root.digest)
         self._changed_tags += ((tag, repo, tree.root.digest) for tag in changed_tags)
 
     async def record_changed_tags(self, started_at: float) -> None:
-        """Records the import for the tags that have changed, and gives them the time `started_at`, at which the import
-        began, in the natural order of their names."""
+        """Gives the tags that have changed the time `started_at`, at which the import began, in the natural order of
+        their names."""
         changed_tags = sorted(self._changed_tags, key=lambda changed: natural_order(changed[0]))
         for position, (tag, repo, digest) in enumerate(changed_tags):
             set_at = started_at + position * TAG_STEP_SECONDS

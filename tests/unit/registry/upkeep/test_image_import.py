@@ -223,3 +223,16 @@ async def test_imported_tags_are_in_the_natural_order_of_their_names(store: Stor
     assert all(imported_at)
     await import_layout(store, layout, repo)
     assert [tag.unrecorded_until for tag in await store.retention.tags(repo, None)] == imported_at
+
+
+async def test_the_images_before_an_error_count_as_imported(store: StoredRegistry, tmp_path: Path) -> None:
+    """An import of a large file can take hours. So each image counts as pulled as soon as it is imported, also if the
+    import ends with an error."""
+    images = {name: image(name, layer({"noise": noise(name, 100)})) for name in ("a", "b")}
+    layout = write_layout(tmp_path / "layout", images)
+    (layout / "blobs/sha256" / images["b"].layers[-1].digest.partition(":")[2]).unlink()
+    with pytest.raises(ImageFileFailed):
+        await import_layout(store, layout, APP)
+    [tag] = await store.retention.tags(APP, None)
+    assert tag.name == "a"
+    assert tag.unrecorded_until is not None
