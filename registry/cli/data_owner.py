@@ -1,16 +1,18 @@
 """Prepares and opens the data directory for a command, also while a server uses the same directory.
 
-If root starts a command on a data directory that belongs to another user, the command first becomes that user.
-Otherwise its new files would belong to root, and the server, which runs as the other user, could not read, rename or
-remove them. `operator_actor` still names the user who started the command.
+If root starts a command on a data directory that another user's server uses, the command first becomes that user.
+Otherwise its new files would belong to root, and the server could not read, rename or remove them. `operator_actor`
+still names the user who started the command.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,26 +42,55 @@ class OwnerError(Exception):
     people."""
 
 
-def become_owner(data: Path) -> None:
-    """Permanently switches this process from root to the user and group that own the directory `data`. The process
-    leaves all other groups.
+def server_user(data: Path) -> tuple[int, int]:
+    """Returns the uid and the gid with which a server uses the directory `data`. Normally, they are those of the
+    directory. Raises OSError.
 
-    Does nothing if the process is not root, or if `data` belongs to root or does not exist. Must be called while the
+    But a volume of Kubernetes (`fsGroup`) belongs to root, and its group may write to it. The server then runs as
+    another user, who owns the database. So if others than the owner may write to a directory of root, they are the uid
+    of the database's owner, and the gid by which this user may write. If this process's user is not root, and can run
+    the server on a directory of another user, they are those of this process."""
+    from storage.composition import layout_of
+
+    directory = data.stat()
+    database: os.stat_result | None = None
+    with suppress(FileNotFoundError, PermissionError):
+        database = layout_of(data).metadata.stat()
+    is_for_all = bool(directory.st_mode & stat.S_IWOTH)
+    user = os.geteuid()
+    is_own = database is None or database.st_uid == user
+    if is_own and user not in (0, directory.st_uid) and (is_for_all or may_write_as_group(directory)):
+        return user, os.getegid()
+    if directory.st_uid == 0 and database is not None and (is_for_all or directory.st_mode & stat.S_IWGRP):
+        return database.st_uid, database.st_gid if is_for_all else directory.st_gid
+    return directory.st_uid, directory.st_gid
+
+
+def may_write_as_group(directory: os.stat_result) -> bool:
+    """Returns whether this process's user is in the group of a directory, and the group may write to it."""
+    return bool(directory.st_mode & stat.S_IWGRP) and directory.st_gid in {os.getegid(), *os.getgroups()}
+
+
+def become_owner(data: Path) -> None:
+    """Permanently switches this process from root to the user and group with which a server uses the directory `data`
+    (`server_user`). The process leaves all other groups.
+
+    Does nothing if the process is not root, if that user is root, or if `data` does not exist. Must be called while the
     process has only one thread, because capset(2) changes only the calling thread. Raises OwnerError if the kernel does
     not allow the switch, as in some containers."""
     if os.geteuid() != 0 or not os.path.exists(data):  # in contrast to `Path.exists`, this raises nothing
         return
-    status = data.stat()
-    if status.st_uid == 0:
+    uid, gid = server_user(data)
+    if uid == 0:
         return
-    keep_read_access = not _can_read_program(status.st_uid, status.st_gid)
+    keep_read_access = not _can_read_program(uid, gid)
     global _operator_name
     _operator_name = _user_name()  # read before the switch: SUDO_USER counts only while the process is root
     try:
-        _switch_user(status.st_uid, status.st_gid, keep_read_access=keep_read_access)
+        _switch_user(uid, gid, keep_read_access=keep_read_access)
     except OSError as error:
         raise OwnerError(
-            f"{data} belongs to the user with uid {status.st_uid}, and this process may not become that user "
+            f"{data} belongs to the user with uid {uid}, and this process may not become that user "
             f"({error.strerror}); run the command as that user"
         ) from None
 

@@ -94,7 +94,7 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
     """Creates the directories in `paths` that are missing, and syncs each parent directory once. Syncs even if no
     directory was missing, because an earlier process may have created the directories and died before it synced them.
     If a directory directly in `root` exists already, removes the permissions that other users of the machine have for
-    it. Raises OSError."""
+    it, unless it belongs to another user. Raises OSError."""
     parents: dict[Path, None] = {root.parent: None}
     for parent, siblings in groupby(paths, lambda path: path.parent):
         parents[parent] = None
@@ -103,7 +103,8 @@ def make_directories(system: System, root: Path, paths: Iterator[Path]) -> None:
                 system.mkdir(path)
             except FileExistsError:
                 if parent == root and (mode := stat.S_IMODE(path.stat().st_mode)) & 0o007:
-                    path.chmod(mode & ~0o007)
+                    with suppress(PermissionError):  # it belongs to another user
+                        path.chmod(mode & ~0o007)
     for parent in parents:
         with suppress(PermissionError):  # the data directory may lie in a directory of another user
             sync_directory(system, parent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pwd
 import stat
 import tempfile
 import threading
@@ -14,7 +13,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from registry.cli.diagnosis.finding import CHECK_SECONDS, Check, Finding, in_thread, ok, problem, warning
+from registry.cli.data_owner import may_write_as_group, server_user
+from registry.cli.diagnosis.finding import CHECK_SECONDS, Check, Finding, in_thread, ok, problem, user_name, warning
 from registry.cli.output import human_size
 from registry.config import Settings
 from registry.status.readiness import write_problem
@@ -114,30 +114,49 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
     """Yields findings about the owners of the directory and of its files, and about the rights of other users."""
     status = data.stat()
     user = os.geteuid()
-    if status.st_uid != user and user != 0:
-        what = f"{data} belongs to {_user(status.st_uid)}, and this command runs as {_user(user)}"
-        yield problem(name, what, "", f"run it as that user: sudo -u {_user(status.st_uid)} entrepot doctor …")
-    for path in _own_files(data):
-        try:
-            path_status = path.stat()
-        except OSError:
-            continue
-        if path_status.st_uid != status.st_uid:
-            yield problem(
-                name,
-                f"{path} belongs to {_user(path_status.st_uid)}, and the directory to {_user(status.st_uid)}",
-                "the server, which runs as the owner of the directory, cannot change this file",
-                f"chown -R --reference={data} {data}",
-            )
-            break
+    owner, _ = server_user(data)
+    if user not in (owner, 0):
+        what = f"{data} belongs to {user_name(owner)}, and this command runs as {user_name(user)}"
+        sudo_user = user_name(owner).replace("uid ", r"\#")
+        yield problem(name, what, "", f"run it as that user: sudo -u {sudo_user} entrepot doctor …")
+    else:
+        yield from _check_files(name, data, status.st_uid, owner)
     if status.st_mode & stat.S_IWOTH:
         why = "every user of this machine can delete or replace content"
-        yield problem(name, f"everybody may write to {data}", why, f"chmod o-w {data}")
+        step = f"chmod o-w {data}"
+        if owner != status.st_uid and not may_write_as_group(status):  # the server could not write any more
+            step = f"chown {owner} {data} && {step}"
+        yield problem(name, f"everybody may write to {data}", why, step)
     database = layout_of(data).metadata
     with suppress(OSError):  # there is no database, or this user may not access it
         if status.st_mode & stat.S_IXOTH and database.stat().st_mode & stat.S_IROTH:
             why = "it has the hashes of passwords and the keys that sign tokens"
-            yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {data}")
+            path = data if owner == status.st_uid else database
+            yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {path}")
+
+
+def _check_files(name: str, data: Path, directory_owner: int, owner: int) -> Iterator[Finding]:
+    """Yields a finding about the first file that the server, which runs as `owner`, cannot change."""
+    for path in _own_files(data):
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        if status.st_uid == owner or (owner != directory_owner and _can_use(path, status)):
+            continue
+        what = f"{path} belongs to {user_name(status.st_uid)}, and the directory to {user_name(directory_owner)}"
+        why = "the server, which runs as the owner of the directory, cannot change this file"
+        step = f"chown -R --reference={data} {data}"
+        if owner != directory_owner:  # the server could not change its files if they belonged to the directory's owner
+            what = f"{path} belongs to {user_name(status.st_uid)}, and the server runs as {user_name(owner)}"
+            why, step = "the server cannot change this file", f"chown -R {owner} {data}"
+        yield problem(name, what, why, step)
+        return
+
+
+def _can_use(path: Path, status: os.stat_result) -> bool:
+    """Returns whether this process may read and change a file, and create files in it if it is a directory."""
+    return os.access(path, os.R_OK | os.W_OK | (os.X_OK if stat.S_ISDIR(status.st_mode) else 0))
 
 
 def _own_files(data: Path) -> Iterator[Path]:
@@ -248,11 +267,3 @@ def _check_database(settings: Settings) -> list[Finding]:
         )
         return [problem(name, str(error), "the file is damaged, or may not be read", step)]
     return [ok(name, "the database opens, and has the tables of this version")]
-
-
-def _user(uid: int) -> str:
-    """Returns the name of a user; the uid if the user has no name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

@@ -4,6 +4,7 @@ time."""
 from __future__ import annotations
 
 import asyncio
+import pwd
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,3 +136,11 @@ async def in_thread(call: Callable[[], T]) -> T:
 
     threading.Thread(target=run, daemon=True, name="check").start()
     return await future
+
+
+def user_name(uid: int) -> str:
+    """Returns the name of a user; for a user without a name, text such as `uid 12345`."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

@@ -10,7 +10,7 @@ from typing import Final
 
 from registry import __version__
 from registry.cli.diagnosis.client_files import answer_findings
-from registry.cli.diagnosis.finding import Finding, in_thread, ok, problem, warning
+from registry.cli.diagnosis.finding import Finding, in_thread, ok, problem, user_name, warning
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult, probe
 from registry.clients.registry_address import RegistryAddress
 from registry.config import Settings
@@ -174,12 +174,14 @@ def _upstream_settings(settings: Settings) -> Iterator[Finding]:
             yield warning(name, f"{upstream.name} has a login and the endpoint {plain_urls[0]}", why, "use https://")
         for path in filter(None, (upstream.password_file, upstream.docker_config)):
             try:
-                mode = path.stat().st_mode
+                status = path.stat()
             except OSError:
                 continue  # the check of the login has a finding about this
-            if mode & 0o004:
+            if status.st_mode & 0o004:
                 why = f"it has the password for {upstream.name}"
-                yield warning(name, f"every user of this machine can read {path}", why, f"chmod o-r {path}")
+                owner = user_name(status.st_uid)
+                step = f"chmod o-r {path}; if the server runs as another user than {owner}, first chown … {path}"
+                yield warning(name, f"every user of this machine can read {path}", why, step)
     if settings.upstream and settings.default_upstream is None:
         why = "docker, and names such as `ubuntu` without a host, do not come through this registry"
         step = 'set default = true for one [[upstream]], usually "docker.io"'

@@ -15,7 +15,8 @@ database was copied, in ISO 8601), `database` (an object with `sha256`, `size` a
 `manifests`, `tags`, `blobs`, `size` (of these blobs, in bytes), and `missing` (digests of the blobs that the metadata
 names but that could not be copied; normally empty).
 
-The database contains password hashes and signing keys. So only the owner can read the directory.
+The database contains password hashes and signing keys. So only the owner can read the directory. If the directory
+itself belongs to another user, its mode stays, and only the user who made the backup can enter its subdirectories.
 """
 
 from __future__ import annotations
@@ -118,6 +119,12 @@ def by_age(snapshots: Iterable[SnapshotManifest], now: float) -> list[SnapshotMa
     return sorted(snapshots, key=lambda snapshot: (not is_future(snapshot.time, now), snapshot.name))
 
 
+def _make_private(path: Path) -> None:
+    """Removes all permissions of other users on a directory. Raises OSError."""
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        path.chmod(0o700)
+
+
 class BackupDirectory:
     """The paths in a directory of backups, and changes of its files. All methods block. They raise OSError, unless
     their descriptions name other errors."""
@@ -146,13 +153,14 @@ class BackupDirectory:
 
     def create(self) -> None:
         """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on
-        the directory. Raises BackupFailed if the directory contains something that is no backup."""
+        them; if the directory belongs to another user, like the root of a volume, only on the subdirectories. Raises
+        BackupFailed if the directory contains something that is no backup."""
         make_root(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}  # a new ext4 file system contains lost+found
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
             raise BackupFailed(f"{self.root} is not empty and is no directory of backups; name a new one")
-        if stat.S_IMODE(self.root.stat().st_mode) & 0o077:
-            self.root.chmod(0o700)
+        with suppress(PermissionError):  # it belongs to another user
+            _make_private(self.root)
         if _MARKER not in names:
             self._write_json(self.root / _MARKER, {"kind": _KIND, "version": FORMAT_VERSION})
         self.check()
@@ -160,6 +168,8 @@ class BackupDirectory:
         blobs = [self.root / "blobs", *(self.root / "blobs" / algorithm for algorithm in ALGORITHMS)]
         paths = iter([self.incoming, self.root / "snapshots", *blobs, *shards])
         make_directories(self._system, self.root, paths)
+        for path in (self.incoming, self.root / "snapshots", self.root / "blobs"):
+            _make_private(path)
 
     def check(self) -> None:
         """Raises BackupFailed if this is no directory of backups, or if a newer version of the program wrote it."""

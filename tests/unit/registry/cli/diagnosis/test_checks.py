@@ -19,7 +19,7 @@ from pydantic import ByteSize
 from registry.cli.diagnosis.certificate_checks import certificate_findings
 from registry.cli.diagnosis.clock_checks import EARLIEST_PLAUSIBLE_TIME, clock_findings, file_clock_findings
 from registry.cli.diagnosis.data_checks import data_checks, responds
-from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, worst_level
+from registry.cli.diagnosis.finding import Finding, Level, in_thread, ok, run_checks, user_name, worst_level
 from registry.cli.diagnosis.server_checks import hashing_findings, settings_findings
 from registry.clients.registry_address import registry_address
 from registry.config import Settings
@@ -360,6 +360,22 @@ def test_settings_findings(tmp_path: Path) -> None:
     text = findings_text(data="/srv", upstream=[{**upstream, "default": True}])
     assert "has a login and the endpoint http://x.test" in text
     assert "every user of this machine can read" in text
+
+
+def test_the_server_can_still_read_its_password(tmp_path: Path) -> None:
+    """If everybody can read the file with a password, the next step takes this right away, but says that the server
+    must still be able to read the file."""
+    password = tmp_path / "password"
+    password.write_text("secret")
+    password.chmod(0o644)
+    upstream = {"name": "x.test", "default": True, "username": "u", "password_file": password}
+    settings = Settings.model_validate({"data": "/srv", "upstream": [upstream]})
+    findings = settings_findings(settings, warnings=(), has_file=True)
+    (step,) = (finding.next_step for finding in findings if "every user of this machine can read" in finding.what)
+    assert step == (
+        f"chmod o-r {password}; if the server runs as another user than {user_name(password.stat().st_uid)}, "
+        f"first chown … {password}"
+    )
 
 
 async def test_a_failing_check_does_not_affect_others() -> None:
