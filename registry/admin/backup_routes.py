@@ -55,6 +55,10 @@ class NewBackup(BodyModel):
     """How a backup is made."""
 
     verify: bool = Field(default=False, description="Read all blobs of the backup and compare their digests")
+    new: bool = Field(
+        default=False,
+        description="Make the backup even if the disk of the earlier backups is not mounted. The job fails otherwise",
+    )
 
 
 @router.get("/backups", tags=["backups"])
@@ -69,7 +73,8 @@ async def list_backups(caller: AdminCaller) -> models.ListPage[BackupResponse]:
 async def make_backup(caller: AdminCaller, body: NewBackup) -> JobResponse:
     """Starts a job that makes a backup into the directory that `[backup] target` names. The registry serves meanwhile.
     `GET /jobs/{job}` shows how far it is."""
-    arguments = backup_arguments(_target(caller), caller.upkeep.settings.backup.keep, verify=body.verify)
+    keep = caller.upkeep.settings.backup.keep
+    arguments = backup_arguments(_target(caller), keep, verify=body.verify, is_new=body.new)
     return await queue_job(caller, "backup", arguments)
 
 

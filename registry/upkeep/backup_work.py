@@ -10,12 +10,16 @@ from storage.backups import BackupFailed
 from storage.jobs import JSON
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep.backup.backup import BackupOptions, make_backup
+from storage.upkeep.backup.earlier_backups import find_mount_of_earlier
 from storage.upkeep.job_runner import JobContext, Work
 
 
-def backup_arguments(target: Path, keep: int | None, *, verify: bool, may_link: bool = True) -> dict[str, JSON]:
-    """Returns the arguments of a job that makes a backup (see `BackupOptions`)."""
-    return {"target": str(target.absolute()), "keep": keep, "verify": verify, "may_link": may_link}
+def backup_arguments(
+    target: Path, keep: int | None, *, verify: bool, may_link: bool = True, is_new: bool = False
+) -> dict[str, JSON]:
+    """Returns the arguments of a job that makes a backup (see `BackupOptions`). `is_new`: whether `target` may lack the
+    backups that were made to it before, as when their disk is not mounted."""
+    return {"target": str(target.absolute()), "keep": keep, "verify": verify, "may_link": may_link, "new": is_new}
 
 
 def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = time.time) -> Work:
@@ -23,15 +27,17 @@ def backup_work(store: StoredRegistry, data: Path, clock: Callable[[], float] = 
     backups, because they would be lost together with it. `clock` returns seconds since 1970."""
 
     async def work(context: JobContext) -> JSON:
-        arguments = context.job.arguments
+        job, arguments = context.job, context.job.arguments
+        target = Path(arguments["target"])
+        _check_outside(target, data)
+        is_new = arguments.get("new", False)  # an earlier version queued jobs without it
         options = BackupOptions(
-            Path(arguments["target"]),
+            target,
             keep=arguments["keep"],
             verify=arguments["verify"],
             may_link=arguments["may_link"],
+            mount_of_earlier=None if is_new else await find_mount_of_earlier(store.jobs, target),
         )
-        _check_outside(options.target, data)
-        job = context.job
         return await make_backup(
             *(store.snapshots, store.blobs, store.leases, options, context),
             clock=clock,

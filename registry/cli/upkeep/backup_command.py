@@ -48,6 +48,10 @@ def backup(
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy the bytes even where files could be hard links or share blocks.")
     ] = False,
+    new: Annotated[
+        bool,
+        typer.Option("--new", help="Make the backup even if the disk of the earlier backups to DIR is not mounted."),
+    ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
     as_json: JsonLinesOption = False,
@@ -61,7 +65,7 @@ def backup(
     if target is None:
         fail("name the directory of the backups, or set `target` in [backup] of the settings", USAGE_ERROR)
     keep = settings.backup.keep if keep is None else keep
-    arguments = backup_arguments(target, keep, verify=verify, may_link=not copy)
+    arguments = backup_arguments(target, keep, verify=verify, may_link=not copy, is_new=new)
 
     def make_work(upkeep: UpkeepComponents) -> Work:
         return upkeep.works["backup"]
@@ -75,8 +79,10 @@ def backup(
 
 
 def _print_problem(step: Mapping[str, Any]) -> None:
-    """Prints a problem with a blob on stderr. Prints nothing for a step without a problem."""
-    if step["event"] in ("missing", "damaged"):
+    """Prints a warning, or a problem with a blob, on stderr. Prints nothing for other steps."""
+    if step["event"] == "warning":
+        print_line(f"entrepot: warning: {step['reason']}", err=True)
+    elif step["event"] in ("missing", "damaged"):
         print_line(f"entrepot: {step['digest']} is not in the backup: {step['reason']}", err=True)
     elif step["event"] == "damaged in the backup":
         print_line(

@@ -151,6 +151,10 @@ class BackupDirectory:
         """Returns the path of the database of a snapshot."""
         return self.root / "snapshots" / name / "entrepot.db"
 
+    def has_marker(self) -> bool:
+        """Returns whether the directory has the file that says that it is for backups."""
+        return (self.root / _MARKER).exists()
+
     def create(self) -> None:
         """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on
         them; if the directory belongs to another user, like the root of a volume, only on the subdirectories. Raises

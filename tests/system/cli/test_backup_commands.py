@@ -252,8 +252,9 @@ def test_backups_by_the_api(tmp_path: Path, is_configured: bool) -> None:
                 assert (answer.status_code, code_of(answer)) == (409, "BACKUP_TARGET_UNKNOWN")
             return
         assert site.call_ok("GET", "/backups")["items"] == []
-        for _ in range(2):
-            job = site.call_ok("POST", "/backups", {"verify": True})
+        for is_new in (False, True):
+            job = site.call_ok("POST", "/backups", {"verify": True, "new": is_new})
+            assert (job["arguments"]["verify"], job["arguments"]["new"]) == (True, is_new)
             while job["ended"] is None:
                 time.sleep(0.05)
                 job = site.call_ok("GET", f"/jobs/{job['id']}")
