@@ -37,7 +37,7 @@ from storage.blobs.files.file_partial_store import FilePartialStore
 from storage.blobs.files.leftovers import free_disk_space
 from storage.content import PartialSummary
 from storage.data_dir import durable_files
-from storage.data_dir.check import DataDirectoryError, describe_error, ensure_usable
+from storage.data_dir.check import DataDirectoryError, describe_error, ensure_usable, read_only_reason
 from storage.data_dir.digest_locks import FileDigestLocks
 from storage.data_dir.disk import Disk
 from storage.data_dir.file_leases import FileLeases
@@ -45,7 +45,7 @@ from storage.data_dir.layout import Layout
 from storage.data_dir.locks import Flock
 from storage.data_dir.reserve import MinFreeSpace, Reserve
 from storage.data_dir.system import System, boot_id
-from storage.errors import StorageFull
+from storage.errors import StorageFailed, StorageFull
 from storage.inventory import Inventory
 from storage.jobs import JSON
 from storage.leases import DigestLocks
@@ -216,6 +216,7 @@ async def open_registry(
     replaces the id of the machine's current boot in tests. `open_content`: opens the blob store and the store of
     partial blobs. `commit_observer`: measures the changes of the metadata. Raises StorageFull, StorageFailed."""
     layout = layout_of(data)
+    _check_writable(layout)
     system = system or System()
     boot = boot_id() if boot is None else boot
     async with AsyncExitStack() as stack:
@@ -297,8 +298,10 @@ async def open_accounts(
     data: Path, *, clock: Callable[[], float] = time.time, system: System | None = None
 ) -> AsyncIterator[Accounts]:
     """Opens only the store of accounts and rights in a prepared data directory. For commands; a server may be using the
-    directory at the same time, and its processes see each change as soon as it is committed. Raises StorageFull."""
+    directory at the same time, and its processes see each change as soon as it is committed. Raises StorageFull,
+    StorageFailed."""
     layout = layout_of(data)
+    _check_writable(layout)
     system = system or System()
     with (
         closing(Reserve(layout.reserve, system)) as reserve,
@@ -306,6 +309,13 @@ async def open_accounts(
         closing(_open_database(disk, clock)) as database,
     ):
         yield database.accounts
+
+
+def _check_writable(layout: Layout) -> None:
+    """Raises StorageFailed if the file system of the data directory is mounted read-only. Even a process that only
+    reads opens files for writing: the database and the locks."""
+    if (reason := read_only_reason(layout.root)) is not None:
+        raise StorageFailed(reason)
 
 
 async def _open_database_in_thread(

@@ -117,6 +117,19 @@ def _can_rename(source: Path, target: Path) -> bool:
     return True
 
 
+def read_only_reason(root: Path) -> str | None:
+    """Returns a sentence for the operator if the file system of the data directory is mounted read-only; otherwise, or
+    if its state cannot be read, None."""
+    with suppress(OSError):
+        if os.statvfs(root).f_flag & os.ST_RDONLY:
+            return (
+                f"cannot write to the data directory {root}: Read-only file system; it is mounted like that, or the "
+                "system did so after errors of the disk. To save the content, copy the directory to another disk by "
+                "cp -a, and name the copy with --data"
+            )
+    return None
+
+
 def ensure_usable(root: Path) -> None:
     """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory or cannot
     be written. Also raises it if `root` lies on a network file system: file locks are unreliable there, and SQLite's
@@ -147,6 +160,8 @@ def ensure_usable(root: Path) -> None:
             f"{split[0]} and {split[1]} are on different file systems or mounts, so no blob can be stored; put the "
             f"whole data directory on one file system: mount the disk at {root}, or name a directory on it with --data"
         )
+    if (reason := read_only_reason(root)) is not None:
+        raise DataDirectoryError(reason)
     try:
         with tempfile.TemporaryFile(dir=root):
             pass

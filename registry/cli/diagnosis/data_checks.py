@@ -191,12 +191,17 @@ def _check_space(settings: Settings) -> list[Finding]:
     step = (
         "free some space: entrepot cache evict --to SIZE, entrepot retention apply, entrepot gc, or delete other files"
     )
-    findings = []
+    findings: list[Finding] = []
     if space.f_files and space.f_favail < space.f_files * _FEW_INODES_FRACTION:
         what = f"{data} has {space.f_favail} inodes left, of {space.f_files}"
         findings.append(warning(name, what, "each blob needs one, whatever its size", step))
-    with closing(Reserve(layout_of(data).reserve, System(), min_free_space(settings))) as reserve:
-        reason = reserve.low_disk_reason() or (reserve.disk_full_reason() if has_data(data) else None)
+    try:
+        with closing(Reserve(layout_of(data).reserve, System(), min_free_space(settings))) as reserve:
+            reason = reserve.low_disk_reason() or (reserve.disk_full_reason() if has_data(data) else None)
+    except OSError:
+        if write_problem(data) is None:
+            raise
+        return findings  # `_check_sync` has a finding about this
     if reason is not None:
         return [
             *findings,
