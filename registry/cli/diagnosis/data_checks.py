@@ -27,6 +27,7 @@ from storage.data_dir.check import (
     OlderRegistry,
     ensure_usable,
     filesystem_of,
+    read_only_reason,
 )
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
@@ -267,8 +268,12 @@ def _check_database(settings: Settings) -> list[Finding]:
         step = "start entrepot serve of this version once" if is_older else "use the entrepot of that version"
         return [problem(name, str(error), "the database has the tables of another version", step)]
     except DataDirectoryError as error:
+        may_use = os.access(layout_of(settings.data).metadata, os.R_OK | os.W_OK)
+        if not may_use and read_only_reason(settings.data) is None:
+            step = "run the command as root or as the user of the server"
+            return [problem(name, str(error), "this user may not read and change the file", step)]
         step = (
             "stop the server and restore a backup (entrepot restore), or ask for help with the output of this command"
         )
-        return [problem(name, str(error), "the file is damaged, or may not be read", step)]
+        return [problem(name, str(error), "the file is damaged", step)]
     return [ok(name, "the database opens, and has the tables of this version")]

@@ -173,3 +173,15 @@ def test_doctor_keeps_a_directory_for_everyone_usable(folder: Path) -> None:
         assert found["next"] == (f"chown {USER} {data} && " if IS_ROOT else "") + f"chmod o-w {data}"
     subprocess.run(found["next"], shell=True, check=True)
     succeed_as_user("gc", "--data", data, folder=folder)
+
+
+def test_a_subdirectory_of_another_user(folder: Path, data: Path) -> None:
+    """A server starts although a directory on its volume belongs to another user and everybody may read it, if its
+    group may write to it."""
+    os.chown(data / "blobs", 0 if IS_ROOT else -1, -1)
+    (data / "blobs").chmod(0o2775)
+    prepare = "from pathlib import Path; from storage.composition import prepare_data_dir as p; p(Path('data'))"
+    done = subprocess.run(
+        [*AS_USER, sys.executable, "-c", prepare], cwd=folder, env=command_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

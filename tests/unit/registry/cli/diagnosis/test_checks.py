@@ -268,6 +268,20 @@ async def test_database_findings(tmp_path: Path) -> None:
 
 
 @pytest.mark.full_store
+async def test_a_database_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this user may not use the database, the next step is to run the command as another user, not to restore a
+    backup."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    database, access = layout_of(data).metadata, os.access
+    database.write_bytes(b"this fails like a database that this user may not open")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != database and access(path, mode))
+    (finding,) = await problems_of_data(Settings(data=data))
+    assert "cannot be used" in finding.what
+    assert finding.next_step == "run the command as root or as the user of the server"
+
+
+@pytest.mark.full_store
 async def test_owner_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is a finding if the directory belongs to another user than the one who runs the command. There is also a
     finding if a file in it belongs to another user, because the server cannot change this file."""
