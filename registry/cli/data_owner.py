@@ -54,8 +54,9 @@ def server_user(data: Path) -> tuple[int, int]:
 
     directory = data.stat()
     database: os.stat_result | None = None
-    with suppress(FileNotFoundError, PermissionError):
-        database = layout_of(data).metadata.stat()
+    with suppress(OSError):  # for example, `data` is a file, which later checks report
+        # Whoever may write to the directory can make a link to a file of another user. Only the link is theirs.
+        database = layout_of(data).metadata.lstat()
     is_for_all = bool(directory.st_mode & stat.S_IWOTH)
     user = os.geteuid()
     is_own = database is None or database.st_uid == user
@@ -76,8 +77,8 @@ def become_owner(data: Path) -> None:
     (`server_user`). The process leaves all other groups.
 
     Does nothing if the process is not root, if that user is root, or if `data` does not exist. Must be called while the
-    process has only one thread, because capset(2) changes only the calling thread. Raises OwnerError if the kernel does
-    not allow the switch, as in some containers."""
+    process has only one thread, because capset(2) changes only the calling thread. If the kernel does not allow the
+    switch, as in some containers, the process stays root if `data` belongs to root. Otherwise raises OwnerError."""
     if os.geteuid() != 0 or not os.path.exists(data):  # in contrast to `Path.exists`, this raises nothing
         return
     uid, gid = server_user(data)
@@ -89,6 +90,8 @@ def become_owner(data: Path) -> None:
     try:
         _switch_user(uid, gid, keep_read_access=keep_read_access)
     except OSError as error:
+        if data.stat().st_uid == 0:
+            return
         raise OwnerError(
             f"{data} belongs to the user with uid {uid}, and this process may not become that user "
             f"({error.strerror}); run the command as that user"

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from registry.cli.data_owner import server_user
 from tests.fakes.client_images import image, write_layout
 from tests.fakes.commands import command_environment, entrepot, entrepot_output
 from tests.fakes.temporary_files import memory_root
@@ -159,6 +160,38 @@ def test_root_runs_commands_as_the_server(folder: Path, data: Path) -> None:
     paths = [path for path in data.rglob("*") if path.name != "lost+found"]
     assert any(path.is_file() for path in (data / "blobs").rglob("*"))
     assert {path.stat().st_uid for path in paths} == {USER}
+
+
+def test_root_that_may_not_become_the_server(folder: Path, data: Path) -> None:
+    """A command of root works on a volume also in a container whose root may not become another user."""
+    if IS_ROOT:
+        command = [sys.executable, "-m", "registry", "gc", "--data", str(data)]
+        as_weak_root = ["setpriv", "--inh-caps=-setuid", "--bounding-set=-setuid"]
+        done = subprocess.run(
+            [*as_weak_root, *command], cwd=folder, env=command_environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_user_of_a_linked_database(folder: Path) -> None:
+    """If the database is a symbolic link, root's command becomes the user who made the link. So a user who may write to
+    the directory cannot choose another one."""
+    if IS_ROOT:
+        volume(folder / "data", 0o777)
+        (folder / "file").touch()
+        os.chown(folder / "file", USER + 1, USER + 1)
+        (folder / "data/entrepot.db").symlink_to(folder / "file")
+        os.chown(folder / "data/entrepot.db", USER, USER, follow_symlinks=False)
+        assert server_user(folder / "data") == (USER, USER)
+
+
+def test_a_file_in_place_of_the_directory(folder: Path) -> None:
+    """If the data directory is a file, `entrepot doctor` and other commands say so."""
+    (folder / "data").touch()
+    found = doctor_problems(entrepot("doctor", "--offline", "--json", "--data", folder / "data", folder=folder).stdout)
+    assert f"{folder}/data is not a directory" in [problem["what"] for problem in found]
+    added = entrepot("user", "add", "alice", "--generate", "--data", folder / "data", folder=folder)
+    assert f"{folder}/data is not a directory" in added.stderr
 
 
 def test_doctor_keeps_a_directory_for_everyone_usable(folder: Path) -> None:
