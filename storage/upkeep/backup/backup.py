@@ -34,7 +34,7 @@ from storage.jobs import JSON
 from storage.leases import Leases
 from storage.names import ALGORITHMS, Digest
 from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, by_age, with_backup_errors
-from storage.upkeep.backup.earlier_backups import check_earlier, mount_point
+from storage.upkeep.backup.earlier_backups import EarlierBackup, check_mounted, mount_point
 from storage.upkeep.backup.file_copies import CHUNK_BYTES, BlobDamaged, FileCopier, run_together
 from storage.upkeep.removal_gate import blob_removals_blocked
 from storage.upkeep.reporter import Reporter
@@ -50,14 +50,14 @@ class BackupOptions:
     """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots are kept (None: all).
     `verify`: whether to read the blobs that the directory has already, and the blobs that become hard links, and to
     compare them with their digests. `may_link`: whether files of the backup may be hard links to files of the store, if
-    both are on one file system. `mount_of_earlier`: where the file system of `target` was mounted during the last
-    backup to it (`find_mount_of_earlier`); None: `target` need not have earlier backups."""
+    both are on one file system. `earlier`: the newest backup to `target` (`find_earlier`); None: `target` need not have
+    earlier backups."""
 
     target: Path
     keep: int | None = None
     verify: bool = False
     may_link: bool = True
-    mount_of_earlier: str | None = None
+    earlier: EarlierBackup | None = None
 
 
 @dataclass(slots=True)
@@ -94,9 +94,13 @@ async def make_backup(
     copier = FileCopier(system, directory.root, may_link=options.may_link, verify=options.verify)
     async with AsyncExitStack() as stack:
         stack.callback(copier.close)
-        if options.mount_of_earlier is not None and not await copier.run(directory.has_marker):
-            warning = await copier.run(partial(check_earlier, directory.root, options.mount_of_earlier))
-            reporter.step("warning", reason=warning)
+        earlier = options.earlier
+        if earlier is not None and not await copier.run(partial(directory.has_snapshot, earlier.snapshot)):
+            # The directory below the mount point of a disk may have other backups, made while it was not mounted.
+            await copier.run(partial(check_mounted, directory.root, earlier))
+            if not await copier.run(directory.has_marker):
+                reason = f"{directory.root} has none of its earlier backups any more; this one is the first"
+                reporter.step("warning", reason=reason)
         await copier.run(directory.create)
         mounted_at = await copier.run(partial(mount_point, directory.root))
         await stack.enter_async_context(copier.holding(directory.locked(holder)))

@@ -155,6 +155,10 @@ class BackupDirectory:
         """Returns whether the directory has the file that says that it is for backups."""
         return (self.root / _MARKER).exists()
 
+    def has_snapshot(self, name: str) -> bool:
+        """Returns whether the directory has a complete snapshot with this name."""
+        return (self.root / "snapshots" / name / "manifest.json").exists()
+
     def create(self) -> None:
         """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on
         them; if the directory belongs to another user, like the root of a volume, only on the subdirectories. Raises

@@ -1,13 +1,15 @@
 """Notices that a directory of backups has lost its earlier backups, above all because its disk is not mounted
-(`check_earlier`). Without this check, a backup would then fill the disk on which the mount point lies, and succeed.
+(`check_mounted`). Without this check, a backup would then fill the disk on which the mount point lies, and succeed.
 
-The result of each backup says where the file system of its directory was mounted (`mount_point`), and the store keeps
-it with the job. This works after a restart of the machine too, when devices may have other numbers.
+The result of each backup says where the file system of its directory was mounted (`mount_point`), and the name of the
+snapshot. The store keeps the result with the job. This works after a restart of the machine too, when devices may have
+other numbers.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,15 @@ KIND: Final = "backup"
 """The kind of the jobs that make backups."""
 _JOBS_PER_READ: Final = 50
 """Number of jobs that are read from the store at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierBackup:
+    """A complete backup that was made before. `mount_point`: where the file system of its directory was mounted; empty
+    if an earlier version of this program made it. `snapshot`: the name of its snapshot."""
+
+    mount_point: str
+    snapshot: str
 
 
 def mount_point(path: Path) -> Path:
@@ -32,28 +43,26 @@ def mount_point(path: Path) -> Path:
     return place
 
 
-async def find_mount_of_earlier(jobs: Jobs, target: Path) -> str | None:
-    """Returns the mount point of the directory `target` during the newest complete backup to it. Empty if an earlier
-    version of this program made that backup. None if no backup to it is known. Raises StorageFailed."""
+async def find_earlier(jobs: Jobs, target: Path) -> EarlierBackup | None:
+    """Returns the newest complete backup to the directory `target`; None if none is known. Raises StorageFailed."""
     before = None
     while True:
         page = await jobs.jobs(before, _JOBS_PER_READ, KIND)
         for job in page.items:
             if job.state is JobState.DONE and job.arguments.get("target") == str(target):
-                return str((job.result or {}).get("mount_point", ""))
+                result = job.result or {}
+                return EarlierBackup(str(result.get("mount_point", "")), str(result.get("snapshot", "")))
         if not page.more:
             return None
         before = page.items[-1].id
 
 
-def check_earlier(target: Path, mount_of_earlier: str) -> str:
-    """Checks a directory `target` that has no backups now, although there were backups to it. `mount_of_earlier`: the
-    result of `find_mount_of_earlier`. Raises BackupFailed if the file system of that time is not mounted; otherwise
-    returns a warning for the operator. Blocks. Raises OSError."""
-    now = mount_point(target)
-    if mount_of_earlier and Path(mount_of_earlier) != now and Path(mount_of_earlier).is_relative_to(now):
+def check_mounted(target: Path, earlier: EarlierBackup) -> None:
+    """Checks a directory `target` that does not have the snapshot of its newest backup. Raises BackupFailed if the file
+    system of that backup is not mounted. Blocks. Raises OSError."""
+    now, then = mount_point(target), Path(earlier.mount_point)
+    if earlier.mount_point and then != now and then.is_relative_to(now):
         raise BackupFailed(
-            f"earlier backups to {target} are on the file system of {mount_of_earlier}, which is not mounted now; "
+            f"earlier backups to {target} are on the file system of {then}, which is not mounted now; "
             "mount it, or begin a new directory of backups with --new"
         )
-    return f"{target} has none of its earlier backups any more; this one is the first"

@@ -59,6 +59,30 @@ def test_a_disk_that_is_not_mounted(tmp_path: Path) -> None:
     assert len([line for line in output if line.startswith(f"{target}/snapshots/")]) == 4
 
 
+def test_backups_below_the_mount_point(tmp_path: Path) -> None:
+    """If the disk is not mounted, a backup fails also if there are other backups below its mount point, as earlier
+    versions made them. If only the newest backup was removed from the disk, the next one works without a warning."""
+    output = run(
+        tmp_path,
+        f"{BACKUP} disk",
+        "mount -t tmpfs none disk",
+        f"{BACKUP} disk",
+        "umount disk",
+        "touch reference",
+        f"{BACKUP} disk && exit 1",
+        '[ -z "$(find disk -newer reference)" ]',
+        f"{BACKUP} disk --new",
+        "rm -r disk/snapshots/*",
+        f"{BACKUP} disk",
+    )
+    warning = f"entrepot: warning: {tmp_path}/disk has none of its earlier backups any more; this one is the first"
+    refusal = (
+        f"entrepot: earlier backups to {tmp_path}/disk are on the file system of {tmp_path}/disk, which is not mounted "
+        "now; mount it, or begin a new directory of backups with --new"
+    )
+    assert [line for line in output if "/snapshots/" not in line] == [warning, refusal]
+
+
 def test_targets_used_in_turn(tmp_path: Path) -> None:
     """Neither a first backup to a directory, nor two directories used in turn, nor a new disk at the same path needs an
     option. If the earlier backups are gone although their file system is mounted, the backup only warns, and `--new`
