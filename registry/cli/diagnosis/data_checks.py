@@ -268,10 +268,16 @@ def _check_database(settings: Settings) -> list[Finding]:
         step = "start entrepot serve of this version once" if is_older else "use the entrepot of that version"
         return [problem(name, str(error), "the database has the tables of another version", step)]
     except DataDirectoryError as error:
-        may_use = os.access(layout_of(settings.data).metadata, os.R_OK | os.W_OK)
-        if not may_use and read_only_reason(settings.data) is None:
-            step = "run the command as root or as the user of the server"
-            return [problem(name, str(error), "this user may not read and change the file", step)]
+        if read_only_reason(settings.data) is not None:
+            return []  # `_check_sync` has a finding about this
+        database = layout_of(settings.data).metadata
+        log_files = [database.with_name(database.name + suffix) for suffix in ("-wal", "-shm")]
+        for path in (settings.data, database, *log_files):
+            if path.exists() and not _can_use(path, path.stat()):
+                step = "run the command as root or as the user of the server"
+                if path in log_files:  # the command may be that user already
+                    step = f"give the file to the user of the server: chown … {path}"
+                return [problem(name, str(error), f"this user may not read and change {path}", step)]
         step = (
             "stop the server and restore a backup (entrepot restore), or ask for help with the output of this command"
         )

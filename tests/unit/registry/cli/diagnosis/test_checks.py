@@ -268,17 +268,26 @@ async def test_database_findings(tmp_path: Path) -> None:
 
 
 @pytest.mark.full_store
-async def test_a_database_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this user may not use the database, the next step is to run the command as another user, not to restore a
-    backup."""
+@pytest.mark.parametrize("closed", ["", "entrepot.db", "entrepot.db-wal", "entrepot.db-shm"])
+async def test_a_database_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
+    """If this user may not use the database, a file of its log or the data directory, the next step is to run the
+    command as another user or to give the file away, not to restore a backup."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     database, access = layout_of(data).metadata, os.access
     database.write_bytes(b"this fails like a database that this user may not open")
-    monkeypatch.setattr(os, "access", lambda path, mode: path != database and access(path, mode))
-    (finding,) = await problems_of_data(Settings(data=data))
-    assert "cannot be used" in finding.what
-    assert finding.next_step == "run the command as root or as the user of the server"
+    path = data / closed
+    if not path.exists():
+        path.touch()
+    monkeypatch.setattr(os, "access", lambda asked, mode: asked != path and access(asked, mode))
+    (finding,) = (found for found in await problems_of_data(Settings(data=data)) if "cannot be used" in found.what)
+    assert finding.why == f"this user may not read and change {path}"
+    is_of_log = closed.endswith(("-wal", "-shm"))
+    assert finding.next_step == (
+        f"give the file to the user of the server: chown … {path}"
+        if is_of_log
+        else "run the command as root or as the user of the server"
+    )
 
 
 @pytest.mark.full_store
