@@ -162,7 +162,8 @@ class BackupDirectory:
     def create(self) -> None:
         """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on
         them; if the directory belongs to another user, like the root of a volume, only on the subdirectories. Raises
-        BackupFailed if the directory contains something that is no backup."""
+        BackupFailed if the directory contains something that is no backup, or if others can enter a subdirectory and
+        this user may not change that."""
         make_root(self._system, self.root)
         names = set(os.listdir(self.root)) - {"lost+found"}  # a new ext4 file system contains lost+found
         if _MARKER not in names and names - {f"{_MARKER}.new"}:
@@ -177,7 +178,14 @@ class BackupDirectory:
         paths = iter([self.incoming, self.root / "snapshots", *blobs, *shards])
         make_directories(self._system, self.root, paths)
         for path in (self.incoming, self.root / "snapshots", self.root / "blobs"):
-            _make_private(path)
+            try:
+                _make_private(path)
+            except PermissionError:
+                user = os.geteuid()
+                raise BackupFailed(
+                    f"other users can enter {path}, and the user with uid {user} may not change that; give it to this "
+                    f"user, or mount the share with the options uid={user},dir_mode=0700"
+                ) from None
 
     def check(self) -> None:
         """Raises BackupFailed if this is no directory of backups, or if a newer version of the program wrote it."""

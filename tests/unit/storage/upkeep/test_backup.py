@@ -3,6 +3,7 @@ registry has the same content as the original."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -316,3 +317,21 @@ async def test_a_backup_of_a_newer_version_is_refused(store: StoredRegistry, tmp
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BackupFailed, match="a newer Entrepot made this backup"):
         await restore(tmp_path / "backups", tmp_path / "new")
+
+
+async def test_a_share_without_private_directories(
+    store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If other users can enter a directory of the backups and this user may not change that, as on a share that shows
+    all files as those of root, a backup fails before it copies anything. The error says how to mount the share."""
+    target = tmp_path / "share"
+    await backup(store, target)
+    (target / "snapshots").chmod(0o755)
+
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with pytest.raises(BackupFailed, match=rf"other users can enter {target}/snapshots, .*uid={os.geteuid()}"):
+        await backup(store, target)
+    assert len(list((target / "snapshots").iterdir())) == 1
