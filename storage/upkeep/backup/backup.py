@@ -95,8 +95,8 @@ async def make_backup(
     async with AsyncExitStack() as stack:
         stack.callback(copier.close)
         earlier = options.earlier
-        if earlier is not None and not await copier.run(partial(directory.has_snapshot, earlier.snapshot)):
-            # The directory below the mount point of a disk may have other backups, made while it was not mounted.
+        if earlier is not None and not await copier.run(partial(directory.has_snapshot_since, earlier.snapshot)):
+            # The directory below the mount point of a disk may have older backups, made while it was not mounted.
             await copier.run(partial(check_mounted, directory.root, earlier))
             if not await copier.run(directory.has_marker):
                 reason = f"{directory.root} has none of its earlier backups any more; this one is the first"

@@ -155,9 +155,11 @@ class BackupDirectory:
         """Returns whether the directory has the file that says that it is for backups."""
         return (self.root / _MARKER).exists()
 
-    def has_snapshot(self, name: str) -> bool:
-        """Returns whether the directory has a complete snapshot with this name."""
-        return (self.root / "snapshots" / name / "manifest.json").exists()
+    def has_snapshot_since(self, name: str) -> bool:
+        """Returns whether the directory has a complete snapshot with this name or a later one."""
+        folder = self.root / "snapshots"
+        names = os.listdir(folder) if folder.exists() else []
+        return any(other >= name and (folder / other / "manifest.json").exists() for other in names)
 
     def create(self) -> None:
         """Creates the directory and its subdirectories if they are missing. Removes all permissions of other users on

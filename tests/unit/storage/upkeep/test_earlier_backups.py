@@ -69,3 +69,23 @@ async def test_a_queued_backup_without_its_disk(store: StoredRegistry, tmp_path:
     arguments = backup_arguments(target, None, verify=False, is_new=True)
     result = await run_in_command(store.jobs, store.leases, "backup", arguments, work, actor="cli:alice")
     assert result["mount_point"] == str(mount_point(tmp_path))
+
+
+async def test_a_restored_registry_knows_no_later_backup(store: StoredRegistry, tmp_path: Path) -> None:
+    """If a directory has a later snapshot than the newest backup that the registry knows, it is the right one, wherever
+    it is mounted: a restored registry does not know the backup from which it was restored. If all snapshots are older,
+    the disk is not mounted."""
+    target, work = tmp_path / "disk/backups", backup_work(store, tmp_path / "data")
+    arguments = backup_arguments(target, None, verify=False)
+    await run_in_command(store.jobs, store.leases, "backup", arguments, work, actor="cli:alice")
+
+    async def add_earlier(snapshot: str) -> None:
+        job = await store.jobs.add("backup", arguments, actor="cli:alice")
+        result = {"mount_point": str(tmp_path / "disk"), "snapshot": snapshot}
+        await store.jobs.end(job.id, JobState.DONE, "", result)
+
+    await add_earlier("2001-01-31T09-30-00Z")
+    await run_in_command(store.jobs, store.leases, "backup", arguments, work, actor="cli:alice")
+    await add_earlier("2999-01-31T09-30-00Z")
+    with pytest.raises(BackupFailed, match="not mounted now"):
+        await run_in_command(store.jobs, store.leases, "backup", arguments, work, actor="cli:alice")
