@@ -29,6 +29,7 @@ from registry.admin.middleware import HeadRequests, SecurityHeaders, add_error_h
 from registry.admin.store_metrics import StoreMetrics
 from registry.asgi import COUNTS_STATE, AsgiApp, Receive, Scope, Send, ServerCounts, is_distribution, raw_path
 from registry.background_work import BackgroundWork
+from registry.client_addresses import network_of
 from registry.config import Settings
 from registry.http.answer_cache import CachedAnswer
 from registry.http.rate_limit import RateLimit, RateLimitedApp, refuse_with_json
@@ -190,7 +191,8 @@ class Entrepot(FastAPI):
             await self.service.distribution(scope, receive, send)
         else:
             separate_cookies(scope)
-            async with self.body_memory.metered(receive, send) as (metered_receive, metered_send):
+            client = network_of(scope["client"][0]) if scope["client"] else None
+            async with self.body_memory.metered(receive, send, client) as (metered_receive, metered_send):
                 await self._app_outside_v2(scope, metered_receive, metered_send)
 
     async def _refuse(self, scope: Scope, send: Send, error: TooManyRequests) -> None:

@@ -3,13 +3,15 @@ a whole, such as manifests. A body here is that of a request or of its response.
 
 Each request has a `Share` of the budget: the number of bytes of its body that are in memory now. If too little of the
 budget is free for the body, the request waits a few seconds and is then refused with 429 and Retry-After. Small and
-large shares wait in separate queues, and each queue is served in the order of arrival. Three rules keep one client from
+large shares wait in separate queues, and each queue is served in the order of arrival. Four rules keep one client from
 blocking the others:
 
 - Only small shares, of up to 64 KiB, may use the last quarter of the budget. Nearly all manifests and forms are small.
 - While a large share waits, small shares together get at most a quarter of the budget.
 - While any share waits, requests that have held memory for too long are *cut off*: they end with an error. The oldest
   are cut off first.
+- All shares of one client together get at most a quarter of the budget, and of the places in the queues. This holds
+  only for shares that are created with a `client`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,9 @@ in which the server answers no other request."""
 MAX_WAITING: Final = 256
 """Largest number of shares in each of the two queues, one for small and one for large shares. If a queue is full, a
 share that has to wait in it is refused immediately."""
+MIN_CLIENT_BYTES: Final = 16 * 1024
+"""A share counts as at least this many bytes for the limit of its client. Otherwise shares of a few bytes of one client
+could fill a queue."""
 
 
 class Share:
@@ -45,16 +50,20 @@ class Share:
 
     `size`: that number. `key`: shares with the same key hold the same object in memory, so the budget counts its bytes
     only once; None: no other share holds these bytes. All shares with the same key must grow to the same size, that of
-    the object. `held_since`: the event loop's time when the share first held bytes. `on_cut`: the budget calls this
+    the object. `client`: the client that sends or receives the bytes; None: no limit for one client applies.
+    `counted_for_client`: how many bytes count for the limit of the client, with those for which the share waits.
+    `held_since`: the event loop's time when the share first held bytes. `on_cut`: the budget calls this
     function to cut off the request when other requests need the memory. It must not raise. None: the request cannot be
     cut off now."""
 
-    __slots__ = ("_budget", "held_since", "key", "on_cut", "size")
+    __slots__ = ("_budget", "client", "counted_for_client", "held_since", "key", "on_cut", "size")
 
-    def __init__(self, budget: MemoryBudget, key: Hashable | None) -> None:
+    def __init__(self, budget: MemoryBudget, key: Hashable | None, client: str | None) -> None:
         self._budget = budget
         self.key = key
+        self.client = client
         self.size = 0
+        self.counted_for_client = 0
         self.held_since = 0.0
         self.on_cut: Callable[[], None] | None = None
 
@@ -65,8 +74,8 @@ class Share:
 
     async def grow(self, added_bytes: int) -> None:
         """Grows by `added_bytes`. Waits if too little of the budget is free. Raises TooManyRequests if not enough
-        becomes free in time, or if too many shares wait. If the call is cancelled, the share may have grown, so the
-        caller must close it."""
+        becomes free in time, if too many shares wait, or if the client has a quarter of the budget. If the call is
+        cancelled, the share may have grown, so the caller must close it."""
         if not self._budget.try_grow(self, added_bytes):
             await self._budget.wait_and_grow(self, added_bytes)
 
@@ -109,31 +118,40 @@ class MemoryBudget:
         self._limit_for_large = size - size // 4  # a large share must not make `used` larger than this
         self._used_by_small = 0
         self._shares: set[Share] = set()  # those that have grown and were not released yet
+        self._client_bytes: dict[str, int] = {}  # by client: the sum of `counted_for_client`
         self._share_counts: dict[Hashable, int] = {}  # by key: the number of shares with that key that hold bytes
         self._small_waiters: dict[_Waiter, None] = {}  # a queue, in the order of arrival
         self._large_waiters: dict[_Waiter, None] = {}
         self._timer: asyncio.TimerHandle | None = None  # for the next call of `_cut_slow`
 
-    def share(self, key: Hashable | None = None) -> Share:
-        """Returns a new share of size 0. `key`: see `Share`."""
-        return Share(self, key)
+    def share(self, key: Hashable | None = None, *, client: str | None = None) -> Share:
+        """Returns a new share of size 0. `key` and `client`: see `Share`."""
+        return Share(self, key, client)
 
     def try_grow(self, share: Share, added_bytes: int) -> bool:
         """Does what `Share.try_grow` does. While other shares wait in the queue for `share`, returns False even if
         enough of the budget is free. A share that needs no new bytes, because another share with its key holds them,
         need not wait."""
+        if not self._may_client_use(share, added_bytes):
+            return False
         if self._queue_for(share, added_bytes) and not self._is_key_counted(share):
             return False
-        return self._grow_if_free(share, added_bytes)
+        if not self._grow_if_free(share, added_bytes):
+            return False
+        self._count_for_client(share, share.size)
+        return True
 
     async def wait_and_grow(self, share: Share, added_bytes: int) -> None:
         """Waits until `share` has grown by `added_bytes`. Raises TooManyRequests if not enough of the budget becomes
-        free in time, or if the queue is full."""
+        free in time, if the queue is full, or if the client would have more than a quarter of the budget."""
+        if not self._may_client_use(share, added_bytes):
+            raise self._refusal(" of this client")
         queue = self._queue_for(share, added_bytes)
         if len(queue) >= self._max_waiting:
             raise self._refusal()
         waiter = _Waiter(share, added_bytes, asyncio.get_running_loop().create_future())
         queue[waiter] = None
+        self._count_for_client(share, share.size + added_bytes)
         try:
             if self._timer is None:
                 self._cut_slow()
@@ -143,6 +161,7 @@ class MemoryBudget:
             if waiter.granted.cancelled():  # otherwise the share has grown just before the timeout
                 raise self._refusal() from None
         finally:
+            self._count_for_client(share, share.size)  # without the bytes that it did not get
             if waiter in queue:
                 was_first = next(iter(queue)) is waiter
                 del queue[waiter]
@@ -152,6 +171,7 @@ class MemoryBudget:
     def release(self, share: Share) -> None:
         """Sets the size of `share` to 0 and gives its bytes to waiting shares. Idempotent."""
         self._shares.discard(share)
+        self._count_for_client(share, 0)
         size, share.size = share.size, 0
         if not size:
             return
@@ -163,11 +183,31 @@ class MemoryBudget:
         self._update_totals(size, 0)
         self._grant_to_waiters()
 
-    def _refusal(self) -> TooManyRequests:
+    def _refusal(self, whose: str = "") -> TooManyRequests:
         return TooManyRequests(
-            f"the server holds as many {self._what} in memory as it may; try again in a few seconds",
+            f"the server holds as many {self._what}{whose} in memory as it may; try again in a few seconds",
             retry_after=max(1, round(self._wait_seconds)),
         )
+
+    def _may_client_use(self, share: Share, added_bytes: int) -> bool:
+        """Returns whether the client of `share` may have `added_bytes` more. It may if all its shares then have at most
+        a quarter of the budget, and also if it has no other share: a single body may be larger."""
+        if share.client is None:
+            return True
+        others = self._client_bytes.get(share.client, 0) - share.counted_for_client
+        return not others or others + max(share.size + added_bytes, MIN_CLIENT_BYTES) <= self.size // 4
+
+    def _count_for_client(self, share: Share, size: int) -> None:
+        """Counts `size` bytes for the limit of the share's client, instead of those that were counted before."""
+        if share.client is None:
+            return
+        counted = max(size, MIN_CLIENT_BYTES) if size else 0
+        total = self._client_bytes.get(share.client, 0) + counted - share.counted_for_client
+        share.counted_for_client = counted
+        if total:
+            self._client_bytes[share.client] = total
+        else:
+            self._client_bytes.pop(share.client, None)
 
     def _queue_for(self, share: Share, added_bytes: int) -> dict[_Waiter, None]:
         """Returns the queue in which `share` waits to grow by `added_bytes`: the one for small or for large shares,

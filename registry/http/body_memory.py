@@ -25,7 +25,8 @@ MANIFESTS_BUDGET_BYTES: Final = 16 * MIB
 """Size of a worker's budget for the manifests that clients push."""
 FORMS_BUDGET_BYTES: Final = 4 * MIB
 """Size of a worker's budget for the bodies of requests outside `/v2`, which are forms and JSON. The budget is separate
-because clients without an account can send such requests, and must not use up the memory for manifests."""
+because clients without an account can send such requests, and must not use up the memory for manifests. For the same
+reason one client gets at most a quarter of it."""
 RESPONSES_BUDGET_BYTES: Final = 24 * MIB
 """Size of a worker's budget for the bodies of large responses, which stay in memory until the client has received
 them."""
@@ -38,7 +39,8 @@ SHARE_STEP_BYTES: Final = 64 * 1024
 """If the length of a body is unknown, its share grows while the body is received. Once the body is larger than this
 many bytes, the share grows in steps of this many bytes."""
 SMALL_BODY_BYTES: Final = 16 * 1024
-"""Bodies up to this size do not count against the budget if they were received together with the request's head."""
+"""Bodies up to this size do not count against the budget if they were received at once: a manifest together with the
+request's head, a form in one piece."""
 JOINED_BYTES: Final = 4 * 1024
 """Pieces of a form or of JSON that are smaller than this are joined. The application keeps each piece as an object of
 its own, whose overhead of about 50 bytes the budget does not count."""
@@ -152,15 +154,19 @@ class BodyMemory:
             body.clear()  # an error's traceback refers to this frame, which would keep the bytes in memory
 
     @asynccontextmanager
-    async def metered(self, receive: Receive, send: Send) -> AsyncIterator[tuple[Receive, Send]]:
+    async def metered(self, receive: Receive, send: Send, client: str | None) -> AsyncIterator[tuple[Receive, Send]]:
         """A context manager that yields two ASGI callables for an application which reads the whole body into memory.
 
         They call `receive` and `send`, and apply the budget `forms` and the minimum rate to the request's body. The
-        body counts against the budget until the application starts its response, or until the block ends. After the
+        body counts against the budget until the application starts its response, or until the block ends. But nothing
+        of a body of up to `SMALL_BODY_BYTES` counts that arrives in one piece, as the form of a login does. After the
         start of its response, an application that receives waits for the client to disconnect: it discards the body,
         and neither the budget nor the minimum rate applies. The yielded `receive` joins small pieces of the body. It
-        raises BodyTooSlow, and TooManyRequests if no memory becomes free in time."""
-        share = self.forms.share()
+        raises BodyTooSlow, and TooManyRequests if no memory becomes free in time, or if other bodies of the client use
+        its part of the budget.
+
+        `client`: the network of the client's address (`registry.client_addresses.network_of`); None: unknown."""
+        share = self.forms.share(client=client)
         rate, is_body_complete, is_response_started = _MinimumRate(self, share), False, False
 
         async def metered_receive() -> Message:
@@ -172,8 +178,10 @@ class BodyMemory:
                 async with rate:
                     message = await receive()
                     body = message.get("body", b"")
-                    await rate.count(len(body))
-                is_body_complete = not message.get("more_body", False)
+                    is_body_complete = not message.get("more_body", False)
+                    # A small rest need not wait for memory either: the client cannot make the server keep it.
+                    if not is_body_complete or len(body) > SMALL_BODY_BYTES:
+                        await rate.count(len(body))
                 if message["type"] != "http.request":
                     return message
                 joined += body

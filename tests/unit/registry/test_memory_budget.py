@@ -151,3 +151,51 @@ async def test_many_waiting_shares_do_not_block_the_event_loop() -> None:
         assert not any(await asyncio.gather(*tasks))
     assert count.total < 10_000_000  # a loop over all waiting shares for each new one would take four times as many
     assert memory.used == 16 * SMALL_SHARE_BYTES
+
+
+async def test_one_client_gets_a_quarter_of_the_budget() -> None:
+    """The shares of one client get at most a quarter of the budget together. A further one is refused at once, even if
+    memory is free, and can grow when another share of the client is closed. Other clients are not affected."""
+    memory = MemoryBudget(16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=30)
+    own = [memory.share(client="a") for _ in range(5)]
+    for share in own[:4]:
+        await share.grow(SMALL_SHARE_BYTES)
+    with pytest.raises(TooManyRequests, match=r"as many bodies of this client in memory as it may"):
+        await own[4].grow(1)
+    await memory.share(client="b").grow(SMALL_SHARE_BYTES)
+    await memory.share().grow(SMALL_SHARE_BYTES)
+    own[0].close()
+    await own[4].grow(SMALL_SHARE_BYTES)
+    assert memory.used == 6 * SMALL_SHARE_BYTES
+
+
+async def test_a_share_of_a_client_may_be_large_if_it_is_the_only_one() -> None:
+    """A share may be larger than a quarter of the budget if its client has no other one."""
+    memory = MemoryBudget(16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=30)
+    large = memory.share(client="a")
+    await large.grow(8 * SMALL_SHARE_BYTES)
+    await large.grow(SMALL_SHARE_BYTES)
+    second = memory.share(client="a")
+    assert not second.try_grow(1)
+    large.close()
+    assert second.try_grow(1)
+
+
+async def test_one_client_gets_a_part_of_the_queue() -> None:
+    """Shares of a few bytes that wait count as 16 KiB for the limit of their client. So one client cannot fill the
+    queue, and shares of others can wait in it. A share that stops waiting no longer counts."""
+    memory = MemoryBudget(16 * SMALL_SHARE_BYTES, "bodies", wait_seconds=30, slow_seconds=60)
+    for _ in range(16):
+        await memory.share().grow(SMALL_SHARE_BYTES)
+    own = [memory.share(client="a") for _ in range(17)]
+    waiting = [asyncio.create_task(share.grow(2)) for share in own]
+    await asyncio.wait([waiting[16]])
+    assert isinstance(waiting[16].exception(), TooManyRequests)
+    assert not any(task.done() for task in waiting[:16])
+    waiting[0].cancel()
+    await asyncio.wait([waiting[0]])
+    late = asyncio.create_task(memory.share(client="a").grow(2))
+    await asyncio.sleep(0)
+    assert not late.done()
+    for task in (*waiting[1:16], late):
+        task.cancel()

@@ -13,9 +13,9 @@ from fastapi import APIRouter, Request
 
 from registry.admin.management_route import ManagementRoute
 from registry.app import create_app
-from registry.asgi import Message
+from registry.asgi import Message, Receive
 from registry.config import Settings
-from registry.http.body_memory import JOINED_BYTES, BodyMemory
+from registry.http.body_memory import JOINED_BYTES, SMALL_BODY_BYTES, BodyMemory
 from registry.memory_budget import MIB, SMALL_SHARE_BYTES, MemoryBudget
 from storage.content import Actor, Condition, Descriptor, Manifest
 from storage.memory_registry import MemoryRegistry
@@ -29,6 +29,19 @@ class RouteForEveryone(ManagementRoute):
 
     async def check_rights(self, request: Request) -> None:
         pass
+
+
+async def discard(message: Message) -> None:
+    """An ASGI `send` that does nothing."""
+
+
+def received_at_once(body: bytes) -> Receive:
+    """Returns an ASGI `receive` that returns the whole body."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
 
 
 async def test_bodies_beyond_the_budget_are_429(registry: MemoryRegistry) -> None:
@@ -272,6 +285,50 @@ async def test_bodies_outside_v2_have_a_budget_of_their_own() -> None:
     assert (sender.status, app.body_memory.forms.used) == (408, 0)
 
 
+async def test_a_small_form_need_not_wait_for_memory() -> None:
+    """A form of up to 16 KiB that arrives in one piece, such as that of a login, is received even while other bodies
+    use the whole budget. It does not count against the budget."""
+    forms = MemoryBudget(MIB, "forms", wait_seconds=30)
+    await forms.share().grow(MIB)
+    form = b"x" * SMALL_BODY_BYTES
+
+    async with BodyMemory(forms=forms).metered(received_at_once(form), discard, "192.0.2.1") as (receive, _):
+        assert (await receive())["body"] == form
+        assert forms.used == MIB
+
+
+async def test_one_client_cannot_use_up_the_memory_for_forms() -> None:
+    """The forms of one client use at most a quarter of the budget for forms. A further one is refused with 429, while
+    another client's form is received. Clients are told apart by their IP address, for IPv6 by the /64 network."""
+    app = create_app(Settings(), MemoryRegistry())
+    app.body_memory = BodyMemory(forms=MemoryBudget(MIB, "forms", wait_seconds=30))
+
+    @app.post("/form")
+    async def form(request: Request) -> int:
+        return len(await request.body())
+
+    async def never_complete(first: list[Message]) -> Message:
+        return first.pop() if first else await asyncio.Future()
+
+    def post(address: str) -> tuple[PiecewiseSender, asyncio.Task[None]]:
+        sender = PiecewiseSender(app, b"")
+        sender.scope.update({"path": "/form", "raw_path": b"/form", "method": "POST", "client": (address, 50_000)})
+        first: list[Message] = [{"type": "http.request", "body": b"x" * 60 * KIB, "more_body": True}]
+        return sender, asyncio.create_task(app(sender.scope, partial(never_complete, first), sender._send))
+
+    tasks = [post(f"2001:db8::{number}")[1] for number in range(4)]
+    await wait_until(lambda: app.body_memory.forms.used == 4 * 60 * KIB)
+    refused, refused_task = post("2001:db8::5")
+    await refused_task
+    assert refused.status == 429
+    tasks.append(post("2001:db8:0:1::5")[1])
+    await wait_until(lambda: app.body_memory.forms.used == 5 * 60 * KIB)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert app.body_memory.forms.used == 0
+
+
 async def test_small_pieces_of_a_form_are_joined() -> None:
     """The application gets a body that arrives byte by byte in a few pieces, because it keeps each piece as an object
     of its own. If the client disconnects, the application gets the message `http.disconnect` instead of the body."""
@@ -284,11 +341,8 @@ async def test_small_pieces_of_a_form_are_joined() -> None:
                 yield {"type": "http.disconnect"}
             yield {"type": "http.request", "body": bytes([byte]), "more_body": number + 1 < len(received)}
 
-    async def send(message: Message) -> None:
-        pass
-
     for is_disconnecting in (False, True):
-        async with BodyMemory().metered(partial(anext, send_byte_by_byte()), send) as (receive, _):
+        async with BodyMemory().metered(partial(anext, send_byte_by_byte()), discard, None) as (receive, _):
             messages = [await receive()]
             while messages[-1].get("more_body"):
                 messages.append(await receive())
