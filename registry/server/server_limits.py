@@ -62,6 +62,12 @@ class ServerLimits:
     enough of the one before."""
     unsent_wait_seconds: float = 4.0
     """How long a response waits if it would exceed `unsent_bytes`. After that it is replaced by 503."""
+    tls_connections: int = 16 * 1024
+    """Largest number of TLS connections of one worker. `registry.server.gate.tls_memory` computes this limit and the
+    next one from the memory of the machine."""
+    large_tls_connections: int = 2 * 1024
+    """How many TLS connections of one worker may have large buffers, because they have sent much at once. For each
+    further one, another one is closed."""
     certificate_check_seconds: float = 2.0
     """Time between two checks whether the certificate's files have changed. Every worker makes these checks."""
     timeout_check_seconds: float = 1.0

@@ -18,6 +18,7 @@ from registry.server.connection.receive_buffers import HEAD_BUFFER_BYTES, Incomi
 from registry.server.connection.request_reports import RequestReports
 from registry.server.connection.unsent_budget import UnsentBudget, UnsentShare, new_piece_memory
 from registry.server.gate.connection_limit import ConnectionLimit, EvictableConnection
+from registry.server.gate.tls_memory import LargeBufferLimit
 from registry.server.gate.trusted_proxies import TrustedProxies
 from registry.server.http1.response_head import Headers
 from registry.server.server_limits import ServerLimits
@@ -100,6 +101,8 @@ class WorkerContext:
     retirement: Retirement = field(default_factory=Retirement)
     incoming_bodies: IncomingBodies = field(default_factory=IncomingBodies)
     """Counts the request bodies that are being received."""
+    large_buffers: LargeBufferLimit = field(init=False)
+    """The TLS connections that may have large buffers."""
     piece_memory: MemoryBudget = field(default_factory=new_piece_memory)
     """The memory budget for the pieces of files that are sent over TLS."""
     reports: RequestReports = field(init=False)
@@ -112,6 +115,8 @@ class WorkerContext:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reports", RequestReports(self.app))
+        large_buffers = LargeBufferLimit(self.limits.large_tls_connections, self.loop.time)
+        object.__setattr__(self, "large_buffers", large_buffers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,12 @@ class ConnectionContext:
     """Address and port of the peer; None: unknown. An IPv4 address has the form 192.0.2.1, even on an IPv6 socket."""
     proxies: TrustedProxies | None
     """The trusted reverse proxies if the peer is one of them; otherwise None."""
+
+    @property
+    def limited_address(self) -> str | None:
+        """The client's address, without the port, to which limits for one client apply. None if it is unknown, or that
+        of a trusted proxy, whose connections serve many clients."""
+        return None if self.proxies is not None or self.client is None else self.client[0]
 
     @property
     def can_send_files(self) -> bool:

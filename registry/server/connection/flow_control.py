@@ -28,6 +28,10 @@ class FlowControl:
         self._read_paused = False
         self._read_blocked = False
         self._is_reading = True
+        self._pauses = 0
+        """Number of times that reading has stopped."""
+        self._checked_pause = 0
+        """The pause in which `is_pause_long` was called last, as the value of `_pauses`; 0 if that was in none."""
         self.write_paused = False
         """Whether the transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water
         mark since."""
@@ -84,7 +88,13 @@ class FlowControl:
             if is_reading:
                 self._transport.resume_reading()
             else:
+                self._pauses += 1
                 self._transport.pause_reading()
+
+    def is_pause_long(self) -> bool:
+        """Returns whether reading has been stopped since the last call of this method."""
+        before, self._checked_pause = self._checked_pause, 0 if self._is_reading else self._pauses
+        return before > 0 and before == self._checked_pause
 
     def pause_writing(self) -> None:
         """Makes `drain` wait. The transport calls this when its write buffer exceeds its high-water mark."""

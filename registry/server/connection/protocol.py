@@ -6,6 +6,7 @@ docs/adr/0005 explains why the server does not use uvicorn's protocol class.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import cast
@@ -21,10 +22,13 @@ from registry.server.connection.request_reader import RequestReader
 from registry.server.connection.request_task import RequestTask
 from registry.server.connection.timeouts import ConnectionTimeouts, Wait, WaitReason
 from registry.server.gate.connection_limit import EvictionCandidate
+from registry.server.gate.tls_memory import LARGE_READ_BYTES
 from registry.server.http1.error_responses import RefusedRequest, error_response
 from registry.server.kernel import tcp_progress
 from registry.server.server_log import log
 
+_NO_PROTOCOL = asyncio.BufferedProtocol()
+"""Takes the place of a connection that is lost."""
 _EVICTED = "the connection was closed before the request was complete, to make room for another one"
 
 
@@ -66,6 +70,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         it closes the connection."""
         self._is_evicted = False
         """Whether the connection was closed to make room for another one."""
+        self._max_uncounted_read = sys.maxsize
+        """If more bytes than this are in the transport's buffers, the connection has to be counted as one with large
+        buffers."""
 
     # Called by the transport
 
@@ -76,10 +83,15 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._reader = RequestReader(context, self)
         first_wait = Wait("first_byte", (0, 0), self._limits.header_seconds)
         self._timeouts = ConnectionTimeouts(first_wait, self._worker.loop.time())
+        if context.is_tls:
+            self._max_uncounted_read = LARGE_READ_BYTES
         self._worker.state.connections.add(self)
         self._worker.reports.report_connection(1)
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        # Over TLS, `sizehint` is how many bytes are in the transport's buffers.
+        if sizehint > self._max_uncounted_read:
+            self._on_large_buffers()
         return self._reader.get_memory()
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -112,14 +124,18 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if self._on_lost is not None:
             self._on_lost()
         self._worker.state.connections.discard(self)
+        self._worker.large_buffers.discard(self)
         self._worker.reports.report_connection(-1)
         if self._active_task is not None:
             self._active_task.on_disconnect()
         self._flow.resume_writing()
         self._reader.close()
         self._context.unsent.close()
-        # This breaks the last reference cycles. So the memory of this object is freed without the garbage collector.
+        # This breaks the last reference cycles. So the memory of this object is freed without the garbage collector,
+        # and over TLS the buffers of the transport too, which refers to the methods of this object.
         self._active = self._latest = self._active_task = None
+        if self._context.is_tls:
+            self._transport.set_protocol(_NO_PROTOCOL)
 
     # Called by the request reader
 
@@ -302,6 +318,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def check_timeouts(self, now: float) -> None:
         """Refuses the request or closes the connection if it has waited too long. Call it once a second; `now` is in
         seconds of the event loop's clock."""
+        # While the connection reads nothing, the transport's buffers can grow unseen.
+        if self._context.is_tls and self._flow.is_pause_long() and self._max_uncounted_read < sys.maxsize:
+            self._on_large_buffers()
         reason = self._timeouts.check(self._current_wait(), now)
         if reason is not None:
             self._on_timeout(reason)
@@ -315,11 +334,19 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             return None
         if self._transport.is_closing() and not self._context.is_tls:
             return None
-        is_from_proxy, peer = self._context.proxies is not None, self._context.client
-        client = None if is_from_proxy or peer is None else peer[0]  # without the port
         return self._timeouts.eviction_candidate(
-            self._current_wait(), now, requests_started=self._requests_started, client=client
+            self._current_wait(), now, requests_started=self._requests_started, client=self._context.limited_address
         )
+
+    def _on_large_buffers(self) -> None:
+        """Called once, when the transport's buffers may have become large. Counts the connection in the next iteration
+        of the event loop, because this may close connections, which the transport does not expect while it reads."""
+        self._max_uncounted_read = sys.maxsize
+        self._worker.loop.call_soon(self._count_large_buffers)
+
+    def _count_large_buffers(self) -> None:
+        if self in self._worker.state.connections:
+            self._worker.large_buffers.add(self, self._context.limited_address)
 
     def _current_wait(self) -> Wait:
         """Returns what the connection is waiting for, its progress, and the timeout."""

@@ -109,15 +109,18 @@ class ConnectionLimit:
         clock: Callable[[], float],
         *,
         limit: int | None = None,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         """The worker keeps the three collections up to date: its open connections, its pending ones (they have no
         protocol object yet), and its requests in progress. `clock` is the event loop's, in seconds. `limit` is how many
-        descriptors the process may have open; None: the limit that the system sets."""
+        descriptors the process may have open; None: the limit that the system sets. `max_connections` is the upper
+        bound of the connections, even if `limit` allows more."""
         self._connections = connections
         self._pending = pending
         self._requests = requests
         self._clock = clock
         self._limit = file_limit() if limit is None else limit
+        self._max_connections = max_connections
         self._reserve = max(_MIN_RESERVE, self._limit // 8)
         self._files_at_start = count_open_files()
         self._budget = self._limit  # descriptors for connections and their requests
@@ -134,7 +137,7 @@ class ConnectionLimit:
     @property
     def capacity(self) -> int:
         """How many connections the worker may have while no request is in progress."""
-        return min(self._budget, MAX_CONNECTIONS)
+        return min(self._budget, self._max_connections)
 
     def warn_if_low(self) -> None:
         """Logs a warning if the capacity is so small that a busy registry could reach it."""
@@ -198,7 +201,7 @@ class ConnectionLimit:
 
     def _free_descriptors(self) -> int:
         """Returns how many descriptors are left for new connections; negative if too many are in use. With
-        `MAX_CONNECTIONS` connections none is left."""
+        as many connections as the process may have, none is left."""
         count = len(self._connections) + len(self._pending)
         if self._evicted:
             self._evicted = {
@@ -207,7 +210,7 @@ class ConnectionLimit:
                 if connection in self._connections or connection in self._pending
             }
             count -= len(self._evicted)
-        return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), MAX_CONNECTIONS - count)
+        return min(self._budget - count - FILES_PER_REQUEST * len(self._requests), self._max_connections - count)
 
     def _next_to_evict(self, now: float) -> EvictableConnection | None:
         """Returns the silent connection to evict next; None if there is none. Takes the connection from those that the
@@ -252,15 +255,19 @@ class ConnectionLimit:
             silent = by_kind["lingering"] or by_kind["idle"]
         return _sorted_for_eviction(silent)[-max(_MIN_SELECTED, len(silent) // 8) :]
 
+    def _limit_text(self) -> str:
+        """Says which limit the number of connections has."""
+        if self._max_connections < self._budget:
+            return f"this process may have at most {self._max_connections} connections"
+        return f"with at most {self._limit} open files there is room for {self._budget} connections in this process"
+
     def _log_evictions(self, count: int, now: float) -> None:
         self._unlogged_evictions += count
         if now - self._evictions_logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
-                "closed %d silent connections to make room for others: with at most %d open files there is room for %d "
-                "connections in this process; docs/en/network.md says how to raise that",
+                "closed %d silent connections to make room for others: %s; docs/en/network.md says how to raise that",
                 self._unlogged_evictions,
-                self._limit,
-                self.capacity,
+                self._limit_text(),
             )
             self._evictions_logged_at, self._unlogged_evictions = now, 0
 
@@ -268,10 +275,10 @@ class ConnectionLimit:
         now = self._clock()
         if now - self._busy_logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
-                "new connections have to wait: all %d open connections have requests in progress, and this process may "
-                "have at most %d open files; docs/en/network.md says how to raise that",
+                "new connections have to wait: all %d open connections have requests in progress, and %s; "
+                "docs/en/network.md says how to raise that",
                 len(self._connections),
-                self._limit,
+                self._limit_text(),
             )
             self._busy_logged_at = now
 

@@ -16,7 +16,9 @@ from registry.asgi import AsgiApp
 from registry.log_output import end_output, flush_output
 from registry.printable import printable_line
 from registry.server.gate.listener import ListenerOptions
+from registry.server.gate.tls_memory import tls_limits
 from registry.server.kernel import raise_file_limit
+from registry.server.memory_limit import memory_limit
 from registry.server.process.live_options import LiveOptions
 from registry.server.process.single_process import SingleProcessChanges
 from registry.server.process.supervisor import Supervisor
@@ -52,8 +54,9 @@ def serve(
     that they are not shared over the fork. Modules that it needs should be imported before the call of this function,
     because the workers then share their memory. `on_ready` is called once, in this process, when all workers accept
     connections. `shutdown_grace` is how many seconds requests in progress may continue after the signal, and
-    `restart_grace` how many seconds a worker that was replaced may continue to serve its connections. The sockets must
-    be listening; this function closes them. `live`: how the server changes while it runs.
+    `restart_grace` how many seconds a worker that was replaced may continue to serve its connections. `limits`: the
+    limits of each worker; None: the usual ones, with those of TLS according to the memory of the machine. The sockets
+    must be listening; this function closes them. `live`: how the server changes while it runs.
 
     Call this function from the main thread, because it sets signal handlers.
     """
@@ -62,9 +65,10 @@ def serve(
     set_up_server_logging()
     raise_file_limit()
     listener_options, live = listener_options or ListenerOptions(), live or LiveOptions()
-    options = WorkerOptions(
-        make_app, sockets, shutdown_grace, restart_grace, limits or ServerLimits(), listener_options
-    )
+    if limits is None:
+        tls_connections, large_tls_connections = tls_limits(memory_limit(), workers)
+        limits = ServerLimits(tls_connections=tls_connections, large_tls_connections=large_tls_connections)
+    options = WorkerOptions(make_app, sockets, shutdown_grace, restart_grace, limits, listener_options)
     if workers > 1:
         gc.collect()
         # Garbage collections skip the objects created so far. To examine them would write to memory that the workers

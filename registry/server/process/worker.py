@@ -24,7 +24,7 @@ from registry.server.connection.context import Retirement, WorkerContext, Worker
 from registry.server.connection.protocol import RegistryProtocol
 from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.gate.acceptor import Acceptor, OnLost, PendingConnection
-from registry.server.gate.connection_limit import ConnectionLimit
+from registry.server.gate.connection_limit import MAX_CONNECTIONS, ConnectionLimit
 from registry.server.kernel import tune_malloc
 from registry.server.process.commands import CommandReceiver
 from registry.server.process.lifespan import Lifespan
@@ -132,10 +132,13 @@ class Worker:
         starting.result()
         gc.collect()
         gc.freeze()  # later collections skip the objects created so far; to examine them would take 50 ms each time
-        limit = ConnectionLimit(self._state.connections, self._pending, self._state.tasks, loop.time)
+        certificates = self._options.listener_options.certificates
+        max_connections = MAX_CONNECTIONS if certificates is None else self._options.limits.tls_connections
+        limit = ConnectionLimit(
+            self._state.connections, self._pending, self._state.tasks, loop.time, max_connections=max_connections
+        )
         limit.warn_if_low()
         self._max_connections = limit.capacity
-        certificates = self._options.listener_options.certificates
         maintenance = Maintenance(loop, self._state, self._options.limits, limit, certificates)
         maintenance.start()
         receiver = None if self._commands is None else CommandReceiver(loop, self._commands, self.run_command)

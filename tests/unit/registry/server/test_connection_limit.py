@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from registry.server.gate.connection_limit import (
     FAIR_SHARE,
     FILES_PER_REQUEST,
+    MAX_CONNECTIONS,
     MAX_EVICTIONS,
     MAX_EXAMINED,
     STALLED_SECONDS,
@@ -48,11 +51,13 @@ class StillClock:
 class LimitedWorker:
     """A worker with a limit of 400 file descriptors. The descriptors that the test process has open count as well."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_connections: int = MAX_CONNECTIONS) -> None:
         self.open_connections: set[EvictableConnection] = set()
         self.requests: set[object] = set()
         self.clock = StillClock()
-        self.limit = ConnectionLimit(self.open_connections, set(), self.requests, self.clock, limit=400)
+        self.limit = ConnectionLimit(
+            self.open_connections, set(), self.requests, self.clock, limit=400, max_connections=max_connections
+        )
 
     def add(
         self, count: int, kind: EvictionKind | None, since: float = 0.0, address: str | None = "a"
@@ -136,6 +141,29 @@ def test_a_full_worker_first_leaves_connections_to_other_workers() -> None:
     worker.add(worker.limit.capacity, None)
     assert worker.limit.accept_delay() > 0
     assert worker.limit.accept_delay() > 0
+
+
+def test_the_number_of_connections_can_be_limited_further() -> None:
+    """A worker may be given a limit of connections that is below what the open files allow. Its log then names this
+    limit, not that of the open files."""
+    worker = LimitedWorker(max_connections=50)
+    assert worker.limit.capacity == 50
+    idle = worker.add(50, "idle")
+    assert worker.limit.accept_delay() > 0
+    assert worker.limit.accept_delay() == 0.0
+    assert worker.closed_counts(idle) == [1]
+
+
+def test_the_log_says_which_limit_closes_connections(caplog: pytest.LogCaptureFixture) -> None:
+    """The log line about closed connections says whether the open files or the number of connections is limited."""
+    for max_connections, text in (
+        (50, "this process may have at most 50 connections;"),
+        (1000, "at most 400 open files"),
+    ):
+        worker = LimitedWorker(max_connections=max_connections)
+        worker.add(50, "idle")
+        worker.limit.evict_connections(1)
+        assert text in caplog.messages[-1]
 
 
 def test_one_eviction_examines_a_limited_number_of_connections() -> None:

@@ -1,0 +1,116 @@
+"""Limits the memory of a worker's TLS connections.
+
+Below the protocol object of a connection, the event loop's TLS has buffers of its own. It reads up to 256 KiB at once
+from the socket, and keeps encrypted bytes in a second buffer while the protocol object does not take them. The buffers
+grow when a client sends much at once: the body of a push, of a form, or many requests. They shrink only when the
+connection is closed, so a connection that is idle afterwards keeps up to 0.75 MiB. No login is needed for this.
+
+So the number of TLS connections is limited according to the memory of the machine, and so is the number of those whose
+buffers may be large. `tls_limits` returns the two numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from typing import Final
+
+from registry.client_addresses import network_of
+from registry.server.gate.connection_limit import MAX_CONNECTIONS, EvictableConnection
+from registry.server.server_log import log
+
+KIB: Final = 1024
+TLS_CONNECTION_BYTES: Final = 128 * KIB
+"""Largest amount of memory that a TLS connection with small buffers takes. An idle one takes about 45 KiB, and one that
+has received a blob about 80 KiB."""
+LARGE_CONNECTION_BYTES: Final = 768 * KIB
+"""How much more memory a connection with large buffers can take: 256 KiB for what is read from the socket, and 512 KiB
+for encrypted bytes."""
+LARGE_READ_BYTES: Final = 18 * KIB
+"""If at most this many bytes at once are in the transport's buffers, these are still small. It is a bit more than the
+largest TLS record (RFC 8446, 5.2), and a request without a large body has less."""
+MAX_EXAMINED: Final = 100
+"""Largest number of connections that are examined to find a silent one. Examining one takes up to ten microseconds."""
+_MEMORY_PART: Final = 8
+"""The small buffers of all TLS connections of the server may take an eighth of the memory, and the large ones too."""
+_MIN_CONNECTIONS: Final = 512
+"""A worker may have this many TLS connections even if there is little memory."""
+_MIN_LARGE_CONNECTIONS: Final = 64
+"""This many TLS connections of a worker may have large buffers even if there is little memory."""
+_LOG_INTERVAL_SECONDS: Final = 60.0
+"""Shortest time between two log lines about closed connections."""
+
+
+def tls_limits(memory_bytes: int, workers: int) -> tuple[int, int]:
+    """Returns how many TLS connections each of the `workers` may have, and how many of these may have large buffers.
+    `memory_bytes`: how much memory the server may use; 0: unknown, so the limits are those of a large machine."""
+    if not memory_bytes:
+        return MAX_CONNECTIONS, MAX_CONNECTIONS // 8
+    part = memory_bytes // _MEMORY_PART // workers
+    connections = min(max(part // TLS_CONNECTION_BYTES, _MIN_CONNECTIONS), MAX_CONNECTIONS)
+    return connections, min(max(part // LARGE_CONNECTION_BYTES, _MIN_LARGE_CONNECTIONS), connections)
+
+
+class LargeBufferLimit:
+    """The TLS connections of one worker that may have large buffers. If there are too many, one is closed for each
+    further one."""
+
+    def __init__(self, max_count: int, clock: Callable[[], float]) -> None:
+        """`clock` is the event loop's, in seconds."""
+        self._max_count = max_count
+        self._clock = clock
+        self._addresses: dict[EvictableConnection, str | None] = {}
+        """The IPv4 address or IPv6 network of each connection's client. The connections that were examined last come
+        last."""
+        self._unlogged_evictions = 0  # since the last log line
+        self._logged_at = -_LOG_INTERVAL_SECONDS
+
+    @property
+    def count(self) -> int:
+        """How many open connections may have large buffers."""
+        return len(self._addresses)
+
+    def add(self, connection: EvictableConnection, address: str | None) -> None:
+        """Counts a connection until `discard`; does nothing if it is counted already. If that is one too many, closes a
+        silent connection. If none is found, closes one of the address that has most of them. `address`: the client's
+        IP address; an IPv6 network of 64 bits counts as one. None for a trusted proxy."""
+        self._addresses.setdefault(connection, None if address is None else network_of(address))
+        if len(self._addresses) > self._max_count:
+            evicted = self._find_silent() or self._find_of_busiest_address()
+            del self._addresses[evicted]
+            evicted.evict()
+            self._log_eviction()
+
+    def discard(self, connection: EvictableConnection) -> None:
+        """Called when a connection is lost. Does nothing if it is not counted."""
+        self._addresses.pop(connection, None)
+
+    def _find_silent(self) -> EvictableConnection | None:
+        """Returns a silent connection; None if there is none among the `MAX_EXAMINED` that were not examined for the
+        longest time."""
+        now = self._clock()
+        for connection in list(islice(self._addresses, MAX_EXAMINED)):
+            if connection.eviction_candidate(now) is not None:
+                return connection
+            self._addresses[connection] = self._addresses.pop(connection)  # to the end
+        return None
+
+    def _find_of_busiest_address(self) -> EvictableConnection:
+        """Returns a connection of the address that has most of them. Returns one of a trusted proxy, behind which there
+        are many clients, only if there are no others."""
+        counts = Counter(address for address in self._addresses.values() if address is not None)
+        busiest = counts.most_common(1)[0][0] if counts else None
+        return next(connection for connection, address in self._addresses.items() if address == busiest)
+
+    def _log_eviction(self) -> None:
+        self._unlogged_evictions += 1
+        now = self._clock()
+        if now - self._logged_at >= _LOG_INTERVAL_SECONDS:
+            log.warning(
+                "closed %d TLS connections to free their buffers: the memory allows %d connections in this process "
+                "that have sent much at once; see docs/en/network.md",
+                self._unlogged_evictions,
+                self._max_count,
+            )
+            self._logged_at, self._unlogged_evictions = now, 0
