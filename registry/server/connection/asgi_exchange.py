@@ -10,8 +10,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from registry.asgi import ENDS_WITH_INPUT, AsgiApp, Message
 from registry.log_output import mark_logged, was_logged
@@ -263,42 +262,37 @@ class AsgiExchange:
 
     async def _write_slices(self, body: memoryview, *, more: bool, slice_seconds: float | None = None) -> None:
         """Writes `body` in slices. Returns when the transport's buffer is empty; over TLS, when it has only the last
-        slice. After that the transport does not refer to `body`, so the caller can free its memory.
+        part. After that the transport does not refer to `body`, so the caller can free its memory.
 
-        `slice_seconds` is how long the client may take to receive each slice; None: as long as it needs. Raises
-        ClientDisconnected.
+        `slice_seconds` is how long the client may take to receive each slice; None: as long as it needs. If it takes
+        longer, aborts the connection, because the slice takes memory. Raises ClientDisconnected.
 
-        Over TLS the transport encrypts a slice as soon as it is written, and keeps the encrypted bytes until the client
-        receives them. Each slice is written in a new iteration of the event loop. So other connections get their turn,
-        and this method notices if the client has disconnected. The transport does not report that the client has
-        disconnected: it silently discards the bytes.
+        Over TLS a slice is written in smaller parts: the transport encrypts each into a buffer that never shrinks. Each
+        part is written in a new iteration of the event loop. So other connections get their turn, and this method
+        notices if the client has disconnected. The transport does not report that: it silently discards the bytes.
         """
-        for start in range(0, len(body), RESPONSE_SLICE_BYTES):
-            if self._flow.write_paused:
-                await self._wait_or_abort(slice_seconds, self._flow.drain())
-            else:
-                await asyncio.sleep(0)  # waits for the next iteration of the event loop
-            if self.body.is_disconnected:
-                raise ClientDisconnected
-            self._write_part(body[start : start + RESPONSE_SLICE_BYTES], more=True)
-        if not self._context.is_tls:
-            await self._wait_or_abort(slice_seconds, self._flow.flush())  # a slice in the buffer keeps `body` in memory
-        if self.body.is_disconnected:
-            raise ClientDisconnected
-        if not more:
-            self._write_part(b"", more=False)  # completes the response
-
-    async def _wait_or_abort(self, seconds: float | None, drain: Coroutine[Any, Any, None]) -> None:
-        """Awaits `drain`, a call that returns when the client has received enough of a slice. If that takes longer than
-        `seconds` (None: no limit), aborts the connection and raises ClientDisconnected: the slice takes memory."""
+        part_bytes = _LARGE_BYTES if self._context.is_tls else RESPONSE_SLICE_BYTES
         try:
-            async with asyncio.timeout(seconds):
-                await drain
+            for slice_start in range(0, len(body), RESPONSE_SLICE_BYTES):
+                slice_end = min(slice_start + RESPONSE_SLICE_BYTES, len(body))
+                async with asyncio.timeout(slice_seconds):
+                    for start in range(slice_start, slice_end, part_bytes):
+                        await (self._flow.drain() if self._flow.write_paused else asyncio.sleep(0))
+                        if self.body.is_disconnected:
+                            raise ClientDisconnected
+                        self._write_part(body[start : min(start + part_bytes, slice_end)], more=True)
+            if not self._context.is_tls:
+                async with asyncio.timeout(slice_seconds):
+                    await self._flow.flush()  # a slice in the buffer keeps `body` in memory
         except TimeoutError:
             log.info("%s: connection aborted: the client receives the response too slowly", self._request_line())
             self._transport.abort()
             self.disconnect()
             raise ClientDisconnected from None
+        if self.body.is_disconnected:
+            raise ClientDisconnected
+        if not more:
+            self._write_part(b"", more=False)  # completes the response
 
     def _write_part(self, body: bytes | memoryview, *, more: bool) -> None:
         """Writes the head, if it is not written yet, and a part of the body. Completes the response unless `more` says

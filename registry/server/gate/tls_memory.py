@@ -22,8 +22,8 @@ from registry.server.server_log import log
 
 KIB: Final = 1024
 TLS_CONNECTION_BYTES: Final = 128 * KIB
-"""Largest amount of memory that a TLS connection with small buffers takes. An idle one takes about 45 KiB, and one that
-has received a blob about 80 KiB."""
+"""About how much memory a TLS connection with small buffers takes at most. A new one takes 45 KiB, and one on which the
+server has sent a blob or a large response about 130 KiB."""
 LARGE_CONNECTION_BYTES: Final = 768 * KIB
 """How much more memory a connection with large buffers can take: 256 KiB for what is read from the socket, and 512 KiB
 for encrypted bytes."""

@@ -23,6 +23,7 @@ from registry.server.gate.tls_memory import (
 )
 from registry.server.memory_limit import memory_limit
 from registry.server.server_limits import ServerLimits
+from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.server.test_connection_memory import GET, RecordingTransport, app
 
 GIB = 1 << 30
@@ -219,4 +220,31 @@ async def test_a_long_pause_over_tls_is_counted() -> None:
     await asyncio.sleep(0)
     assert worker.large_buffers.count == 1
     may_answer.set()
+    connection.connection_lost(None)
+
+
+async def test_large_responses_leave_small_buffers() -> None:
+    """A large response is written over TLS in parts of up to 64 KiB, each in an iteration of the event loop of its own.
+    The transport encrypts each write as a whole into a buffer that does not shrink."""
+    loop, body = asyncio.get_running_loop(), b"x" * 300_000
+
+    async def large_app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+    written_sizes: list[int] = []
+
+    class SizesTransport(TlsTransport):
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            super().write(bytes(data))
+            if len(data) > 1000:
+                written_sizes.append(len(data))
+
+    worker = WorkerContext(large_app, loop, ServerLimits(), UnsentBudget(1 << 20, 0.1, loop.time))
+    connection, transport = RegistryProtocol(worker), SizesTransport()
+    connection.connection_made(transport)
+    await receive(connection, len(GET))
+    await wait_until(lambda: transport.written.endswith(body))
+    assert len(written_sizes) == 5
+    assert max(written_sizes) < 66 * 1024
     connection.connection_lost(None)
