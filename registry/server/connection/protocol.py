@@ -72,7 +72,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         """Whether the connection was closed to make room for another one."""
         self._max_uncounted_read = sys.maxsize
         """If more bytes than this are in the transport's buffers, the connection has to be counted as one with large
-        buffers."""
+        buffers. Without TLS, and once it is counted, the number is so large that this never happens."""
 
     # Called by the transport
 
@@ -318,9 +318,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def check_timeouts(self, now: float) -> None:
         """Refuses the request or closes the connection if it has waited too long. Call it once a second; `now` is in
         seconds of the event loop's clock."""
-        # While the connection reads nothing, the transport's buffers can grow unseen.
-        if self._context.is_tls and self._flow.is_pause_long() and self._max_uncounted_read < sys.maxsize:
-            self._on_large_buffers()
+        if self._max_uncounted_read < sys.maxsize and (self._flow.is_pause_long() or self._transport.is_closing()):
+            self._on_large_buffers()  # the transport's buffers can grow unseen
         reason = self._timeouts.check(self._current_wait(), now)
         if reason is not None:
             self._on_timeout(reason)

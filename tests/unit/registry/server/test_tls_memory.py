@@ -48,7 +48,10 @@ class TlsTransport(RecordingTransport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_aborted = False
+        self.is_aborted = self.is_being_closed = False
+
+    def is_closing(self) -> bool:
+        return self.is_being_closed
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return object() if name == "sslcontext" else default
@@ -220,6 +223,22 @@ async def test_a_long_pause_over_tls_is_counted() -> None:
     await asyncio.sleep(0)
     assert worker.large_buffers.count == 1
     may_answer.set()
+    connection.connection_lost(None)
+
+
+async def test_a_connection_that_is_being_closed_is_counted() -> None:
+    """While a TLS connection is being closed, the transport discards what the client still sends, and its buffers can
+    grow unseen. So a connection that a check finds in this state counts as one with large buffers."""
+    loop = asyncio.get_running_loop()
+    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(0, 0.1, loop.time))
+    connection, transport = RegistryProtocol(worker), TlsTransport()
+    connection.connection_made(transport)
+    await receive(connection, len(GET))
+    for is_closing in (False, True):
+        transport.is_being_closed = is_closing
+        connection.check_timeouts(loop.time())
+        await asyncio.sleep(0)
+        assert worker.large_buffers.count == is_closing
     connection.connection_lost(None)
 
 
