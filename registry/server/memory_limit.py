@@ -22,11 +22,12 @@ def _limit_files(proc: Path, groups: Path) -> Iterator[Path]:
     """Yields the files that can have a limit: those of the process's control group, and of all groups above it. See
     cgroups(7)."""
     try:
-        lines = (proc / "self/cgroup").read_text().splitlines()
+        lines = (proc / "self/cgroup").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:  # not Linux
         return
     for line in lines:
-        number, controllers, path = line.split(":", 2)
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if number == "0":  # version 2
             directory, name = groups, "memory.max"
         elif "memory" in controllers.split(","):
@@ -34,7 +35,8 @@ def _limit_files(proc: Path, groups: Path) -> Iterator[Path]:
         else:
             continue
         # In a container, the path can lead out of what the container sees. Its limit is then in the root directory.
-        group = PurePosixPath("/" if ".." in path else path)
+        group = PurePosixPath("/", path.lstrip("/"))
+        group = PurePosixPath("/") if ".." in group.parts else group
         for part in (group, *group.parents):
             yield directory / part.relative_to("/") / name
 

@@ -4,6 +4,7 @@ buffers."""
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,17 @@ def test_a_container_sees_only_its_own_control_group(tmp_path: Path) -> None:
     (tmp_path / "self/cgroup").write_text("0::/../../kubepods/pod1\n")
     (tmp_path / "memory.max").write_text("60000000\n")
     assert memory_limit(tmp_path, tmp_path) == 60_000_000
+
+
+def test_odd_control_groups_do_not_stop_the_start(tmp_path: Path) -> None:
+    """A line of an unknown form is ignored. The name of a control group may contain two dots, and bytes that are not
+    UTF-8."""
+    group = tmp_path / os.fsdecode(b"a..b\xff")
+    group.mkdir()
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/cgroup").write_bytes(b"odd\n7:memory\n\n1:memory://x\n0::/a..b\xff\n")
+    (group / "memory.max").write_text("70000000\n")
+    assert memory_limit(tmp_path, tmp_path) == 70_000_000
 
 
 def test_idle_connections_with_large_buffers_are_closed_first() -> None:
