@@ -345,7 +345,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def _count_large_buffers(self) -> None:
         if self in self._worker.state.connections:
-            self._worker.large_buffers.add(self, self._context.limited_address)
+            is_closing = self._transport.is_closing()
+            self._worker.large_buffers.add(self, self._context.limited_address, is_closing=is_closing)
 
     def _current_wait(self) -> Wait:
         """Returns what the connection is waiting for, its progress, and the timeout."""

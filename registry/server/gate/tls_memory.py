@@ -31,7 +31,10 @@ LARGE_READ_BYTES: Final = 18 * KIB
 """If at most this many bytes at once are in the transport's buffers, these are still small. It is a bit more than the
 largest TLS record (RFC 8446, 5.2), and a request without a large body has less."""
 MAX_EXAMINED: Final = 100
-"""Largest number of connections that are examined to find a silent one. Examining one takes up to ten microseconds."""
+"""Largest number of connections that a short search examines to find a silent one. Examining one takes up to ten
+microseconds."""
+LONG_SEARCH_SECONDS: Final = 0.25
+"""Shortest time between two long searches. A long search examines more connections than a short one, if needed all."""
 _MEMORY_PART: Final = 8
 """The small buffers of all TLS connections of the server may take an eighth of the memory, and the large ones too."""
 _MIN_CONNECTIONS: Final = 512
@@ -63,6 +66,8 @@ class LargeBufferLimit:
         self._addresses: dict[EvictableConnection, str | None] = {}
         """The IPv4 address or IPv6 network of each connection's client. The connections that were examined last come
         last."""
+        self._closing: dict[EvictableConnection, None] = {}  # those that were being closed when they were counted
+        self._no_long_search_until = -LONG_SEARCH_SECONDS
         self._unlogged_evictions = 0  # since the last log line
         self._logged_at = -_LOG_INTERVAL_SECONDS
 
@@ -71,26 +76,33 @@ class LargeBufferLimit:
         """How many open connections may have large buffers."""
         return len(self._addresses)
 
-    def add(self, connection: EvictableConnection, address: str | None) -> None:
+    def add(self, connection: EvictableConnection, address: str | None, *, is_closing: bool = False) -> None:
         """Counts a connection until `discard`; does nothing if it is counted already. If that is one too many, closes a
-        silent connection. If none is found, closes one of the address that has most of them. `address`: the client's
-        IP address; an IPv6 network of 64 bits counts as one. None for a trusted proxy."""
+        silent connection. If there is none, closes one that is being closed already, and otherwise one of the address
+        that has most of them. `address`: the client's IP address; an IPv6 network of 64 bits counts as one. None for a
+        trusted proxy. `is_closing`: whether the connection is being closed, and waits only for its client."""
         self._addresses.setdefault(connection, None if address is None else network_of(address))
+        if is_closing:
+            self._closing[connection] = None
         if len(self._addresses) > self._max_count:
-            evicted = self._find_silent() or self._find_of_busiest_address()
-            del self._addresses[evicted]
+            evicted = self._find_silent() or next(iter(self._closing), None) or self._find_of_busiest_address()
+            self.discard(evicted)
             evicted.evict()
             self._log_eviction()
 
     def discard(self, connection: EvictableConnection) -> None:
         """Called when a connection is lost. Does nothing if it is not counted."""
         self._addresses.pop(connection, None)
+        self._closing.pop(connection, None)
 
     def _find_silent(self) -> EvictableConnection | None:
-        """Returns a silent connection; None if there is none among the `MAX_EXAMINED` that were not examined for the
-        longest time."""
+        """Returns a silent connection; None if there is none. Begins with those that were not examined for the longest
+        time. Soon after a long search, examines only `MAX_EXAMINED`: the next search goes on where this one ends."""
         now = self._clock()
-        for connection in list(islice(self._addresses, MAX_EXAMINED)):
+        max_examined = MAX_EXAMINED if now < self._no_long_search_until else len(self._addresses)
+        for number, connection in enumerate(list(islice(self._addresses, max_examined))):
+            if number == MAX_EXAMINED:
+                self._no_long_search_until = now + LONG_SEARCH_SECONDS
             if connection.eviction_candidate(now) is not None:
                 return connection
             self._addresses[connection] = self._addresses.pop(connection)  # to the end

@@ -171,17 +171,44 @@ def test_a_connection_that_is_closed_no_longer_counts() -> None:
     assert not second.is_evicted
 
 
+def test_no_busy_connection_is_closed_while_another_is_idle() -> None:
+    """A connection with a request in progress stays open as long as one of the others is idle, however many are
+    examined before that one."""
+    limit = LargeBufferLimit(2 * MAX_EXAMINED + 1, lambda: 0.0)
+    busy, idle = fake_connections(2 * MAX_EXAMINED + 1, is_idle=False), fake_connections(1, is_idle=True)
+    for connection in (*busy[:-1], *idle, busy[-1]):
+        limit.add(connection, "a")
+    assert idle[0].is_evicted
+    assert not any(connection.is_evicted for connection in busy)
+
+
+def test_a_connection_that_is_being_closed_is_closed_before_a_busy_one() -> None:
+    """If no connection is silent, one that is being closed is closed first. Its client may have vanished, and has
+    nothing to send."""
+    limit = LargeBufferLimit(3, lambda: 0.0)
+    busy, closing = fake_connections(3, is_idle=False), fake_connections(2, is_idle=False)
+    for connection in busy:
+        limit.add(connection, "a")
+    for connection in closing:
+        limit.add(connection, "b", is_closing=True)
+    assert all(connection.is_evicted for connection in closing)
+    assert not any(connection.is_evicted for connection in busy)
+
+
 def test_each_new_large_buffer_costs_a_limited_search() -> None:
-    """For one connection too many, a limited number of others is examined. The next search examines others, so an idle
-    one is found in the end."""
+    """For one connection too many, a limited number of others is examined, except four times a second. The next search
+    examines others, so an idle one is found in the end."""
     limit = LargeBufferLimit(3 * MAX_EXAMINED, lambda: 0.0)
-    busy, idle = fake_connections(3 * MAX_EXAMINED - 1, is_idle=False), fake_connections(1, is_idle=True)
-    for connection in (*busy, *idle):
+    connections = fake_connections(3 * MAX_EXAMINED, is_idle=False)
+    for connection in connections:
         limit.add(connection, None)
+    limit.add(FakeConnection(is_idle=False), None)
+    examined_at_first = sum(connection.examined for connection in connections)
+    connections[-1].is_idle = True
     for number in range(1, 5):
         limit.add(FakeConnection(is_idle=False), None)
-        assert sum(connection.examined for connection in (*busy, *idle)) <= number * MAX_EXAMINED
-    assert idle[0].is_evicted
+        assert sum(connection.examined for connection in connections) <= examined_at_first + number * MAX_EXAMINED
+    assert connections[-1].is_evicted
 
 
 async def receive(connection: RegistryProtocol, size_hint: int) -> None:
