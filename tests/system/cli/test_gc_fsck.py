@@ -4,6 +4,7 @@ the API, while a server runs."""
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -190,14 +191,16 @@ def blob_files(data: Path) -> list[Path]:
 
 
 def test_next_gc_completes_a_killed_one(tmp_path: Path) -> None:
-    """`gc` is killed after it has removed one item, and once more after 45 items. Each time, `fsck` finds nothing
+    """`gc` is killed after it has removed one item, and once more after 85 items. Each time, `fsck` finds nothing
     wrong. The next run removes the rest of the garbage."""
-    asyncio.run(push_blobs(tmp_path / "data", 40))
+    asyncio.run(push_blobs(tmp_path / "data", 80))
     command = [sys.executable, "-m", "registry", "gc", "--json"]
     environment = command_environment(**NO_GRACE)
-    for removals in (1, 45):  # `gc` removes the 40 links first, and then the blobs
+    for removals in (1, 85):  # `gc` removes the 80 links first, and then the blobs
         with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
+            # `gc` waits when the pipe is full. So it can be at most about 50 items ahead when it is killed.
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
             for _ in range(removals):
                 assert json.loads(process.stdout.readline())["event"] == "removed"
             process.kill()
