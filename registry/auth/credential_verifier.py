@@ -77,7 +77,7 @@ class CredentialVerifier:
         describes the client, for the audit log and for the limits on failed logins per address.
 
         If necessary, waits for the download of an issuer's key set, or for the hashing of a password. Concurrent
-        requests with the same password from the same address share one hashing. If the caller is cancelled, the
+        requests with the same credential from the same address share one verification. If the caller is cancelled, the
         verification of a Basic credential continues.
 
         Raises Unauthorized if the credential is not valid. Raises TooManyRequests after too many failed logins, or if

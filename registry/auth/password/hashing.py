@@ -26,6 +26,7 @@ import argon2
 import bcrypt
 from argon2.exceptions import Argon2Error, InvalidHashError
 
+from registry.single_flight import start_detached
 from storage.access import AccountInvalid
 from storage.errors import TooManyRequests
 from storage.leases import Leases
@@ -166,6 +167,22 @@ class HashingPool:
         """The number of calls that wait for a slot or have one."""
         self._threads = ThreadPoolExecutor(MAX_PARALLEL_HASHINGS, "hashing", _lower_priority)
 
+    def check_queue(self) -> None:
+        """Raises TooManyRequests if so many calls wait that `run` and `start` would refuse a further one."""
+        if self._pending_calls >= self._max_waiting + MAX_PARALLEL_HASHINGS:
+            raise TooManyRequests(
+                "too many people are logging in; try again in a moment", retry_after=RETRY_AFTER_SECONDS
+            )
+
+    def start(self, work: Callable[[], T]) -> asyncio.Task[T]:
+        """Returns a task that runs the hashing `work` in a thread. The call counts from now on, even before the task
+        runs. Raises TooManyRequests if too many calls wait."""
+        self.check_queue()
+        self._pending_calls += 1
+        task = start_detached(self._run_in_slot(work))
+        task.add_done_callback(lambda _: self._end_call())
+        return task
+
     async def run(self, work: Callable[[], T]) -> T:
         """Runs the hashing `work` in a thread and returns its result. Raises TooManyRequests if too many calls wait,
         and the errors of `work`.
@@ -173,21 +190,25 @@ class HashingPool:
         If the caller is cancelled while it waits for a slot, `work` does not run. If the caller is cancelled during the
         hashing, this method ends only when the hashing has ended: a thread cannot be stopped, and must keep its slot.
         """
-        if self._pending_calls >= self._max_waiting + MAX_PARALLEL_HASHINGS:
-            raise TooManyRequests(
-                "too many people are logging in; try again in a moment", retry_after=RETRY_AFTER_SECONDS
-            )
+        self.check_queue()
         self._pending_calls += 1
         try:
-            async with self._leases.slot(SLOT_NAME, MAX_PARALLEL_HASHINGS):
-                hash_future = asyncio.get_running_loop().run_in_executor(self._threads, work)
-                try:
-                    return await asyncio.shield(hash_future)
-                finally:
-                    if not hash_future.done():
-                        await asyncio.wait({hash_future})
+            return await self._run_in_slot(work)
         finally:
-            self._pending_calls -= 1
+            self._end_call()
+
+    async def _run_in_slot(self, work: Callable[[], T]) -> T:
+        """Waits for a slot, and runs `work` in a thread."""
+        async with self._leases.slot(SLOT_NAME, MAX_PARALLEL_HASHINGS):
+            hash_future = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            try:
+                return await asyncio.shield(hash_future)
+            finally:
+                if not hash_future.done():
+                    await asyncio.wait({hash_future})
+
+    def _end_call(self) -> None:
+        self._pending_calls -= 1
 
     def close(self) -> None:
         """Waits until the running hashings have ended, and stops the threads. Blocks the calling thread."""

@@ -1,6 +1,9 @@
 """Checks passwords of accounts in the store and in the htpasswd file. If both have an account of the same name, the
 account in the store is used.
 
+A right password is hashed once an hour in each process, from however many addresses it comes: many machines can log in
+with the same password at the same moment. Each wrong password is hashed, and counted as a failure, for each address.
+
 Failed logins are throttled. Neither the result of a check nor its duration reveals which accounts exist.
 """
 
@@ -25,7 +28,7 @@ from registry.auth.password.htpasswd import EMPTY_CONTENT, HtpasswdContent, Htpa
 from registry.auth.password.throttle import LoginThrottle
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
-from registry.single_flight import start_detached
+from registry.single_flight import cancel_and_wait, start_detached, wait_for_outcome
 from storage.access import AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
 from storage.errors import RegistryError, Unauthorized
@@ -36,6 +39,13 @@ WRONG_CACHED_SECONDS: Final = 86400.0
 """How long a wrong password is cached. If a cached password is sent again from the same address, it is refused without
 a hashing, and not counted as a further failure. The time is long because docker sends its login for Docker Hub to every
 mirror of Docker Hub, again and again."""
+VERIFIED_SECONDS: Final = 3600.0
+"""How long a right password is remembered. In this time it is accepted from further addresses without a hashing."""
+
+_Stored = tuple[StoredHash, Identity | None]
+"""What the store and the htpasswd file have for an account's name: the hash of the password, and the identity that the
+password proves. The identity is None if no password is right: the account does not exist, is disabled, or has no
+password."""
 
 
 @dataclass(slots=True)
@@ -51,9 +61,22 @@ class _FailedCheck:
     - `until`: when the entry expires, in seconds since 1970.
     """
 
-    checked_against: tuple[StoredHash, Identity | None]
+    checked_against: _Stored
     epoch: int
     file_version: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class _VerifiedPassword:
+    """The entry of a right password. The cache key is a hash of the account's name and the password.
+
+    - `checked_against`: the stored hash that the password matched, and the account's identity at that time. Each use of
+      the entry compares them with the current ones.
+    - `until`: when the entry expires, in seconds since 1970.
+    """
+
+    checked_against: _Stored
     until: float
 
 
@@ -74,6 +97,9 @@ class PasswordCheck:
         self._clock = clock
         self._htpasswd = htpasswd
         self._failed_checks = SecretCache[_FailedCheck]()
+        self._verified = SecretCache[_VerifiedPassword]()
+        self._hashings: dict[tuple[bytes, StoredHash, Identity | None], asyncio.Task[bool]] = {}
+        """The running hashings, by the cache key of `_verified` and what the password is compared with."""
         self._rehashes: set[asyncio.Task[None]] = set()
         """The running tasks that replace hashes with outdated parameters."""
 
@@ -96,11 +122,10 @@ class PasswordCheck:
             raise Unauthorized("the password is wrong, as before")
         self._throttle.check(name, address)
         epoch = self._accounts.epoch()
-        stored_hash, identity = self._stored_hash(name, file)
-        is_right = await self._hashing.run(partial(verify_password, password, stored_hash))
-        if not is_right or identity is None:
+        stored_hash, identity = stored = self._stored_hash(name, file)
+        if not await self._is_right(name, password, stored) or identity is None:
             until = self._clock() + WRONG_CACHED_SECONDS
-            self._failed_checks.put(key, _FailedCheck((stored_hash, identity), epoch, file.version, until))
+            self._failed_checks.put(key, _FailedCheck(stored, epoch, file.version, until))
             await self._throttle.record_failure(name, address)
             # The client sees neither text, so it cannot tell whether the account exists.
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
@@ -110,7 +135,9 @@ class PasswordCheck:
         return identity
 
     async def aclose(self) -> None:
-        """Waits until the running replacements of hashes have ended."""
+        """Cancels the checks that wait for a hashing, and waits until the running hashings and the replacements of
+        hashes have ended."""
+        await cancel_and_wait(self._hashings.values())
         await asyncio.gather(*self._rehashes, return_exceptions=True)
 
     def _was_wrong(self, key: bytes, name: AccountName, file: HtpasswdContent) -> bool:
@@ -128,10 +155,38 @@ class PasswordCheck:
         self._failed_checks.remove(key)
         return False
 
-    def _stored_hash(self, name: AccountName, file: HtpasswdContent) -> tuple[StoredHash, Identity | None]:
+    async def _is_right(self, name: AccountName, password: str, stored: _Stored) -> bool:
+        """Returns whether the password of the account `name` is right. If another request hashes the same password at
+        this moment, waits for its result. Raises TooManyRequests if too many logins wait for hashing."""
+        # While the queue is full, a remembered password is refused as well, and so is one that is being hashed.
+        # Otherwise a client could fill the queue and then guess at no cost: 429 would mean a wrong guess, which is
+        # neither hashed nor counted.
+        self._hashing.check_queue()
+        key = self._verified.key_of(name, password)
+        verified = self._verified.get(key)
+        if verified is not None:
+            if verified.checked_against == stored and self._clock() < verified.until:
+                return True
+            self._verified.remove(key)
+        is_right = await wait_for_outcome(self._hashing_task(key, password, stored))
+        if is_right:
+            self._verified.put(key, _VerifiedPassword(stored, self._clock() + VERIFIED_SECONDS))
+        return is_right
+
+    def _hashing_task(self, key: bytes, password: str, stored: _Stored) -> asyncio.Task[bool]:
+        """Returns the task that compares the password with `stored`. Starts it if it does not run yet. `key` is the
+        cache key of `_verified`."""
+        # A login that begins after a change of the account has another `stored`, so it does not get an older result.
+        hashing = (key, *stored)
+        task = self._hashings.get(hashing)
+        if task is None:
+            task = self._hashings[hashing] = self._hashing.start(partial(verify_password, password, stored[0]))
+            task.add_done_callback(lambda _: self._hashings.pop(hashing, None))
+        return task
+
+    def _stored_hash(self, name: AccountName, file: HtpasswdContent) -> _Stored:
         """Returns the hash of an account's password, and the account's identity. `file` is the content of the htpasswd
-        file. The identity is None if no password is right: the account does not exist, is disabled, or has no
-        password."""
+        file."""
         # `verify_password` needs the highest bcrypt cost for every account. With it, the check of a wrong password
         # takes the same time for all accounts, including accounts that do not exist.
         no_hash = StoredHash(highest_bcrypt_cost=file.highest_bcrypt_cost)  # no password matches it

@@ -10,7 +10,8 @@ not exist are throttled like those of existing accounts.
   does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.
 
 If the cache of verified credentials (`registry.auth.credential_cache`) has a login's password, the login is not
-throttled. If a client repeats the same wrong password, `registry.auth.password.password_check` counts one failure.
+throttled. A password that `registry.auth.password.password_check` remembers from another address is throttled like
+every other login. If a client repeats the same wrong password, that module counts one failure.
 """
 
 from __future__ import annotations
