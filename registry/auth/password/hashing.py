@@ -12,6 +12,8 @@ to pushes and pulls.
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import os
 import re
 import threading
@@ -19,11 +21,12 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import argon2
 import bcrypt
+from argon2 import low_level
 from argon2.exceptions import Argon2Error, InvalidHashError
 
 from registry.single_flight import start_detached
@@ -42,21 +45,21 @@ BCRYPT_HASH: Final = re.compile(r"\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{53}")
 """A bcrypt hash, as `htpasswd -B` writes it. A cost above 16 is not accepted, because a check would take more than two
 seconds."""
 
-_UNMATCHABLE_HASH: Final = (
-    f"$argon2id$v=19$m={ARGON2_MEMORY_KIB},t={ARGON2_PASSES},p={ARGON2_LANES}${'A' * 22}${'A' * 43}"
-)
-"""A hash that no known password matches, because its salt and its digest are zero bytes. A check against this hash
-takes as long as a check against a real hash."""
+SALT_BYTES: Final = 16
+"""The length of a salt that this registry makes (RFC 9106, 3.1)."""
+_DIGEST_BYTES: Final = 32
+"""The length of a digest that this registry makes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredHash:
-    """The hash of an account's password, and the data with which `verify_password` takes the same time for all
+    """The hash of an account's password, and the data with which `compare_password` takes the same time for all
     accounts.
 
     - `argon2`: the hash of an account in the store, or None.
     - `bcrypt`: the hash of an account in the htpasswd file, or None.
     - `highest_bcrypt_cost`: the highest bcrypt cost of all lines in the htpasswd file; 0 if the file has no line.
+    - `dummy_salt`: the salt of the argon2id hashing of an account that has no argon2id hash.
 
     If both hashes are None, no password is right: the account does not exist, is disabled, or has no password.
     """
@@ -64,6 +67,20 @@ class StoredHash:
     argon2: str | None = None
     bcrypt: str | None = None
     highest_bcrypt_cost: int = 0
+    dummy_salt: bytes = bytes(SALT_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class PasswordComparison:
+    """The result of comparing a password with an account's hash.
+
+    - `is_right`: whether the password matches the hash.
+    - `digest`: the argon2 digest of a wrong password, with the salt of the account's hash or `dummy_salt`; empty if the
+      password is right, or if the account's hash is malformed.
+    """
+
+    is_right: bool
+    digest: bytes = field(default=b"", repr=False)
 
 
 def check_password(password: str) -> None:
@@ -94,8 +111,8 @@ def bcrypt_cost_of(bcrypt_hash: str) -> int:
     return int(bcrypt_hash[4:6])  # the two digits after `$2b$`
 
 
-def verify_password(password: str, stored: StoredHash) -> bool:
-    """Returns whether a password matches an account's hash.
+def compare_password(password: str, stored: StoredHash) -> PasswordComparison:
+    """Compares a password with an account's hash.
 
     A wrong password takes the same time for all accounts, so the time does not reveal whether the account exists, or
     whether it is in the store or in the htpasswd file. That time is one argon2id hashing plus one bcrypt hashing with
@@ -104,9 +121,13 @@ def verify_password(password: str, stored: StoredHash) -> bool:
     """
     password_bytes = password.encode()
     if stored.bcrypt is not None and _matches_bcrypt(password_bytes, stored.bcrypt):
-        return True
-    if _matches_argon2(password_bytes, stored.argon2 or _UNMATCHABLE_HASH) and stored.argon2 is not None:
-        return True
+        return PasswordComparison(True)
+    if stored.argon2 is None:
+        digest = _argon2_digest(password_bytes, stored.dummy_salt, _CURRENT_PARAMETERS)
+    else:
+        digest, right_digest = _argon2_digests(password_bytes, stored.argon2)
+        if digest and hmac.compare_digest(digest, right_digest):
+            return PasswordComparison(True)
     if stored.highest_bcrypt_cost:
         # A bcrypt check of cost c takes the time 2^c. If the account has a line with cost c, the check above took the
         # time 2^c. Together with dummy checks of the costs c, c+1, ..., highest-1, all checks take the time 2^highest.
@@ -117,18 +138,51 @@ def verify_password(password: str, stored: StoredHash) -> bool:
             dummy_costs = range(stored.highest_bcrypt_cost, stored.highest_bcrypt_cost + 1)
         for cost in dummy_costs:
             _matches_bcrypt(password_bytes, f"$2b${cost:02}${'.' * 53}")
-    return False
+    return PasswordComparison(False, digest)
 
 
 def _hasher() -> argon2.PasswordHasher:
     return argon2.PasswordHasher(ARGON2_PASSES, ARGON2_MEMORY_KIB, ARGON2_LANES)
 
 
-def _matches_argon2(password: bytes, argon2_hash: str) -> bool:
+_CURRENT_PARAMETERS: Final = argon2.Parameters(
+    type=argon2.Type.ID,
+    version=low_level.ARGON2_VERSION,
+    salt_len=SALT_BYTES,
+    hash_len=_DIGEST_BYTES,
+    time_cost=ARGON2_PASSES,
+    memory_cost=ARGON2_MEMORY_KIB,
+    parallelism=ARGON2_LANES,
+)
+"""The parameters with which new hashes are made, and with which a password is hashed if there is no argon2 hash."""
+
+
+def _argon2_digests(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
+    """Returns the argon2 digest of a password with the salt and the parameters of a hash, and the digest in the hash.
+    Returns empty digests if the hash is malformed."""
     try:
-        return _hasher().verify(argon2_hash, password)
-    except (Argon2Error, InvalidHashError):
-        return False
+        parameters = argon2.extract_parameters(argon2_hash)
+        salt, right_digest = (_unpadded_base64(part) for part in argon2_hash.split("$")[-2:])
+        return _argon2_digest(password, salt, parameters), right_digest
+    except (Argon2Error, InvalidHashError, ValueError, OverflowError):
+        return b"", b""
+
+
+def _argon2_digest(password: bytes, salt: bytes, parameters: argon2.Parameters) -> bytes:
+    return low_level.hash_secret_raw(
+        password,
+        salt,
+        parameters.time_cost,
+        parameters.memory_cost,
+        parameters.parallelism,
+        parameters.hash_len,
+        parameters.type,
+        parameters.version,
+    )
+
+
+def _unpadded_base64(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 
 def _matches_bcrypt(password: bytes, bcrypt_hash: str) -> bool:

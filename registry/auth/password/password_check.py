@@ -10,6 +10,7 @@ Failed logins are throttled. Neither the result of a check nor its duration reve
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,14 +19,17 @@ from typing import Final
 
 from registry.auth.password.hashing import (
     MAX_PASSWORD_BYTES,
+    SALT_BYTES,
     HashingPool,
+    PasswordComparison,
     StoredHash,
+    compare_password,
     hash_password,
     needs_rehash,
-    verify_password,
 )
 from registry.auth.password.htpasswd import EMPTY_CONTENT, HtpasswdContent, HtpasswdFile
 from registry.auth.password.throttle import LoginThrottle
+from registry.auth.password.wrong_passwords import WrongPasswords
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from registry.single_flight import cancel_and_wait, start_detached, wait_for_outcome
@@ -37,7 +41,7 @@ log = logging.getLogger(__name__)
 
 WRONG_CACHED_SECONDS: Final = 86400.0
 """How long a wrong password is cached. If a cached password is sent again from the same address, it is refused without
-a hashing, and not counted as a further failure. The time is long because docker sends its login for Docker Hub to every
+a hashing. The time is long because docker sends its login for Docker Hub to every
 mirror of Docker Hub, again and again."""
 VERIFIED_SECONDS: Final = 3600.0
 """How long a right password is remembered. In this time it is accepted from further addresses without a hashing."""
@@ -96,9 +100,12 @@ class PasswordCheck:
         self._throttle = throttle
         self._clock = clock
         self._htpasswd = htpasswd
+        # The salts differ between stores, so hashes of guesses cannot be prepared for many stores at once.
+        self._salt_key = hashlib.blake2b(accounts.instance_id().encode()).digest()
         self._failed_checks = SecretCache[_FailedCheck]()
         self._verified = SecretCache[_VerifiedPassword]()
-        self._hashings: dict[tuple[bytes, StoredHash, Identity | None], asyncio.Task[bool]] = {}
+        self._wrong_passwords = WrongPasswords(accounts, clock)
+        self._hashings: dict[tuple[bytes, StoredHash, Identity | None], asyncio.Task[PasswordComparison]] = {}
         """The running hashings, by the cache key of `_verified` and what the password is compared with."""
         self._rehashes: set[asyncio.Task[None]] = set()
         """The running tasks that replace hashes with outdated parameters."""
@@ -109,7 +116,7 @@ class PasswordCheck:
         wait for hashing. Raises StorageFull or StorageFailed if the store cannot count a failure.
 
         If the account does not exist, is disabled or has no password, every password is wrong, and the check takes as
-        long as usual. A client that repeats the same wrong password causes one failure in `WRONG_CACHED_SECONDS`. So a
+        long as usual. A client that repeats the same wrong password causes one failure a day, over all workers. So a
         program with an old password does not lock out a person at the same address who knows the new one.
 
         The texts of Unauthorized are for the audit log. The caller sends the client the same text for all of them.
@@ -123,10 +130,12 @@ class PasswordCheck:
         self._throttle.check(name, address)
         epoch = self._accounts.epoch()
         stored_hash, identity = stored = self._stored_hash(name, file)
-        if not await self._is_right(name, password, stored) or identity is None:
+        comparison = await self._compare(name, password, stored)
+        if not comparison.is_right or identity is None:
             until = self._clock() + WRONG_CACHED_SECONDS
             self._failed_checks.put(key, _FailedCheck(stored, epoch, file.version, until))
-            await self._throttle.record_failure(name, address)
+            if await self._wrong_passwords.counts(name, address, identity, comparison.digest):
+                await self._throttle.record_failure(name, address)
             # The client sees neither text, so it cannot tell whether the account exists.
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
         await self._throttle.record_success(name, address)
@@ -155,8 +164,8 @@ class PasswordCheck:
         self._failed_checks.remove(key)
         return False
 
-    async def _is_right(self, name: AccountName, password: str, stored: _Stored) -> bool:
-        """Returns whether the password of the account `name` is right. If another request hashes the same password at
+    async def _compare(self, name: AccountName, password: str, stored: _Stored) -> PasswordComparison:
+        """Compares the password of the account `name` with `stored`. If another request hashes the same password at
         this moment, waits for its result. Raises TooManyRequests if too many logins wait for hashing."""
         # While the queue is full, a remembered password is refused as well, and so is one that is being hashed.
         # Otherwise a client could fill the queue and then guess at no cost: 429 would mean a wrong guess, which is
@@ -166,30 +175,32 @@ class PasswordCheck:
         verified = self._verified.get(key)
         if verified is not None:
             if verified.checked_against == stored and self._clock() < verified.until:
-                return True
+                return PasswordComparison(True)
             self._verified.remove(key)
-        is_right = await wait_for_outcome(self._hashing_task(key, password, stored))
-        if is_right:
+        comparison = await wait_for_outcome(self._hashing_task(key, password, stored))
+        if comparison.is_right:
             self._verified.put(key, _VerifiedPassword(stored, self._clock() + VERIFIED_SECONDS))
-        return is_right
+        return comparison
 
-    def _hashing_task(self, key: bytes, password: str, stored: _Stored) -> asyncio.Task[bool]:
+    def _hashing_task(self, key: bytes, password: str, stored: _Stored) -> asyncio.Task[PasswordComparison]:
         """Returns the task that compares the password with `stored`. Starts it if it does not run yet. `key` is the
         cache key of `_verified`."""
         # A login that begins after a change of the account has another `stored`, so it does not get an older result.
         hashing = (key, *stored)
         task = self._hashings.get(hashing)
         if task is None:
-            task = self._hashings[hashing] = self._hashing.start(partial(verify_password, password, stored[0]))
+            task = self._hashings[hashing] = self._hashing.start(partial(compare_password, password, stored[0]))
             task.add_done_callback(lambda _: self._hashings.pop(hashing, None))
         return task
 
     def _stored_hash(self, name: AccountName, file: HtpasswdContent) -> _Stored:
         """Returns the hash of an account's password, and the account's identity. `file` is the content of the htpasswd
         file."""
-        # `verify_password` needs the highest bcrypt cost for every account. With it, the check of a wrong password
+        # `compare_password` needs the highest bcrypt cost for every account. With it, the check of a wrong password
         # takes the same time for all accounts, including accounts that do not exist.
-        no_hash = StoredHash(highest_bcrypt_cost=file.highest_bcrypt_cost)  # no password matches it
+        dummy_salt = hashlib.blake2b(name.encode(), digest_size=SALT_BYTES, key=self._salt_key).digest()
+        # No password matches this hash.
+        no_hash = StoredHash(highest_bcrypt_cost=file.highest_bcrypt_cost, dummy_salt=dummy_salt)
         try:
             account = self._accounts.account(name)
         except AccountUnknown:

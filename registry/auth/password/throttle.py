@@ -11,7 +11,8 @@ not exist are throttled like those of existing accounts.
 
 If the cache of verified credentials (`registry.auth.credential_cache`) has a login's password, the login is not
 throttled. A password that `registry.auth.password.password_check` remembers from another address is throttled like
-every other login. If a client repeats the same wrong password, that module counts one failure.
+every other login. The same wrong password counts once a day for each network
+(`registry.auth.password.wrong_passwords`).
 """
 
 from __future__ import annotations

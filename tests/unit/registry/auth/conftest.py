@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-import argon2
 import pytest
+from argon2 import low_level
 
 from tests.fakes.auth_worker import ALICE, AuthClock, AuthWorker, auth_worker
 
@@ -33,11 +34,11 @@ async def worker(data: Path, clock: AuthClock) -> AsyncIterator[AuthWorker]:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Returns a list to which each password that argon2 checks is added."""
     calls: list[bytes] = []
-    verify = argon2.PasswordHasher.verify
+    hash_secret_raw = low_level.hash_secret_raw
 
-    def record_and_verify(self: argon2.PasswordHasher, stored_hash: str, password: bytes) -> bool:
+    def record_and_hash(password: bytes, *parameters: Any) -> bytes:
         calls.append(password)
-        return verify(self, stored_hash, password)
+        return hash_secret_raw(password, *parameters)
 
-    monkeypatch.setattr(argon2.PasswordHasher, "verify", record_and_verify)
+    monkeypatch.setattr(low_level, "hash_secret_raw", record_and_hash)
     return calls

@@ -10,10 +10,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import argon2
 import bcrypt
 import pytest
+from argon2 import low_level
 
 from registry.auth.password import hashing
 from registry.auth.password.hashing import (
@@ -22,9 +24,9 @@ from registry.auth.password.hashing import (
     HashingPool,
     StoredHash,
     check_password,
+    compare_password,
     hash_password,
     needs_rehash,
-    verify_password,
 )
 from storage.access import AccountInvalid
 from storage.data_dir.file_leases import FileLeases
@@ -53,8 +55,8 @@ def test_bad_passwords_are_refused(bad_password: str) -> None:
 def test_accepted_passwords_match_their_hash(right: str) -> None:
     """An accepted password matches its own hash, and no other password does."""
     stored_hash = StoredHash(argon2=hash_password(right))
-    assert verify_password(right, stored_hash)
-    assert not verify_password(right + "x", stored_hash)
+    assert compare_password(right, stored_hash).is_right
+    assert not compare_password(right + "x", stored_hash).is_right
 
 
 def test_parameters_of_a_hash() -> None:
@@ -65,20 +67,50 @@ def test_parameters_of_a_hash() -> None:
     assert needs_rehash(argon2.PasswordHasher(1, 8192, 1).hash(PASSWORD))
 
 
+@pytest.mark.parametrize(
+    "hasher",
+    [
+        argon2.PasswordHasher(1, 8192, 2),
+        argon2.PasswordHasher(2, 1024, 1, hash_len=16, salt_len=8),
+        argon2.PasswordHasher(1, 1024, 1, type=argon2.Type.I),
+        argon2.PasswordHasher(1, 1024, 1, type=argon2.Type.D, hash_len=70),
+    ],
+)
+def test_hashes_with_other_parameters(hasher: argon2.PasswordHasher) -> None:
+    """A hash that the library made with other parameters matches its password and no other. The digest of a wrong
+    password is neither empty nor the digest in the hash."""
+    stored_hash = hasher.hash(PASSWORD)
+    assert compare_password(PASSWORD, StoredHash(argon2=stored_hash)).is_right
+    wrong = compare_password(PASSWORD + "x", StoredHash(argon2=stored_hash))
+    assert not wrong.is_right
+    assert len(wrong.digest) == hasher.hash_len
+    assert hasher.verify(stored_hash, PASSWORD)
+
+
 def test_no_password_matches_a_missing_or_malformed_hash() -> None:
     """No password matches if the account does not exist, or if its hash is malformed."""
-    assert not verify_password(PASSWORD, StoredHash())
-    assert not verify_password("", StoredHash())
-    assert not verify_password(PASSWORD, StoredHash(argon2="$argon2id$nonsense"))
-    assert not verify_password(PASSWORD, StoredHash(bcrypt="$2b$04$" + "." * 53, highest_bcrypt_cost=4))
+    assert not compare_password(PASSWORD, StoredHash()).is_right
+    assert not compare_password("", StoredHash()).is_right
+    parameters = "$argon2id$v=19$m=64,t=1,p=1"
+    for malformed in (
+        "$argon2id$nonsense",
+        f"{parameters}$c29tZXNhbHQ$",
+        f"{parameters}$$AAAAAAAAAAAAAAAA",
+        f"{parameters}$c29tZXNhbHQ$ü*",
+        "$argon2id$v=19$m=-1,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAA",
+        "$argon2id$v=19$m=64,t=99999999999,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAA",
+    ):
+        comparison = compare_password(PASSWORD, StoredHash(argon2=malformed))
+        assert (comparison.is_right, comparison.digest) == (False, b"")
+    assert not compare_password(PASSWORD, StoredHash(bcrypt="$2b$04$" + "." * 53, highest_bcrypt_cost=4)).is_right
 
 
 def test_no_long_password_matches_a_bcrypt_hash() -> None:
     """A password of more than 72 bytes matches no bcrypt hash. It does not match the hash of its first 72 bytes either,
     and raises no exception."""
     stored_hash = StoredHash(bcrypt=bcrypt_of("x" * 72), highest_bcrypt_cost=4)
-    assert verify_password("x" * 72, stored_hash)
-    assert not verify_password("x" * 73, stored_hash)
+    assert compare_password("x" * 72, stored_hash).is_right
+    assert not compare_password("x" * 73, stored_hash).is_right
 
 
 @pytest.fixture
@@ -86,25 +118,25 @@ def library_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Returns a list to which each check by one of the two hash libraries adds its cost: the rounds of bcrypt, or the
     memory of argon2 in KiB."""
     calls: list[tuple[str, int]] = []
-    check, verify_argon2 = bcrypt.checkpw, argon2.PasswordHasher.verify
+    check, hash_secret_raw = bcrypt.checkpw, low_level.hash_secret_raw
 
     def counted_bcrypt(password: bytes, stored_hash: bytes) -> bool:
         calls.append(("bcrypt", 2 ** int(stored_hash[4:6])))
         return check(password, stored_hash)
 
-    def counted_argon2(self: argon2.PasswordHasher, stored_hash: str, password: bytes) -> bool:
-        calls.append(("argon2", argon2.extract_parameters(stored_hash).memory_cost))
-        return verify_argon2(self, stored_hash, password)
+    def counted_argon2(password: bytes, salt: bytes, passes: int, memory: int, *parameters: Any) -> bytes:
+        calls.append(("argon2", memory))
+        return hash_secret_raw(password, salt, passes, memory, *parameters)
 
     monkeypatch.setattr(bcrypt, "checkpw", counted_bcrypt)
-    monkeypatch.setattr(argon2.PasswordHasher, "verify", counted_argon2)
+    monkeypatch.setattr(low_level, "hash_secret_raw", counted_argon2)
     return calls
 
 
 def cost_of_wrong_password(library_calls: list[tuple[str, int]], stored_hash: StoredHash) -> dict[str, int]:
     """Returns for each library what it costs to check a wrong password against `stored_hash`."""
     library_calls.clear()
-    assert not verify_password("a wrong password", stored_hash)
+    assert not compare_password("a wrong password", stored_hash).is_right
     return {name: sum(cost for library, cost in library_calls if library == name) for name in ("argon2", "bcrypt")}
 
 
@@ -135,7 +167,7 @@ def test_unknown_accounts_and_wrong_passwords_take_equal_time() -> None:
     for _ in range(7):
         for each, measured_seconds in zip(stored_hashes, times, strict=True):
             started = time.thread_time()
-            verify_password("a wrong password", each)
+            compare_password("a wrong password", each)
             measured_seconds.append(time.thread_time() - started)
     seconds_of_known, seconds_of_unknown = map(statistics.median, times)
     assert max(seconds_of_known, seconds_of_unknown) < 2 * min(seconds_of_known, seconds_of_unknown)
@@ -160,7 +192,7 @@ async def test_all_workers_together_hash_two_passwords_at_a_time(tmp_path: Path,
         with lock:
             running += 1
             most_running = max(most_running, running)
-        verify_password(PASSWORD, StoredHash())
+        compare_password(PASSWORD, StoredHash())
         with lock:
             running -= 1
 

@@ -1,0 +1,74 @@
+"""Remembers in the store which wrong passwords were counted as failed logins, so that each counts once a day over all
+workers and restarts.
+
+The reason is that docker sends its login for Docker Hub to every mirror of Docker Hub, again and again. All people of
+an office can share one address. If each worker counted these logins, they would use up what the address may fail.
+
+A wrong password can be the right one of another account, so the store must not help to find it. It has only a hash of
+the argon2 digest that the check of the password has computed anyway. Whoever reads the store needs one argon2 hashing
+for each guess and account, as for the passwords of the accounts themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+from registry.auth.rights.principal import Identity
+from registry.client_addresses import network_of
+from storage.accounts import Accounts
+
+DAY_SECONDS: Final = 86400.0
+MAX_REMEMBERED_A_DAY: Final = 20_000
+"""The number of wrong passwords that one process adds to the store in a day, in the long run. It limits what clients
+without an account can write. Up to twice as many are possible in the first day."""
+
+
+class WrongPasswords:
+    """Decides for one process which wrong passwords count. `clock` returns seconds since 1970."""
+
+    def __init__(self, accounts: Accounts, clock: Callable[[], float]) -> None:
+        self._accounts = accounts
+        self._clock = clock
+        self._used_until = 0.0
+        """Until when the allowance of `MAX_REMEMBERED_A_DAY` is used up, in seconds since 1970. Each password that is
+        added moves it into the future (the generic cell rate algorithm)."""
+
+    async def counts(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
+        """Returns whether a wrong password counts as a failed login. False if it was counted in the last day, from the
+        same network, for the same account in its present state.
+
+        `identity` is the identity that the right password would have proved; None: no password is right. `digest` is
+        the argon2 digest of the wrong password; empty if there is none, and then the password counts. Raises
+        StorageFull, StorageFailed.
+        """
+        if not digest:
+            return True
+        key = _key(name, network_of(address), identity, digest)
+        if self._accounts.throttled_until(key):
+            return False
+        if not self._take_allowance():
+            return True
+        return await self._accounts.add_key_once(key, DAY_SECONDS)
+
+    def _take_allowance(self) -> bool:
+        """Returns whether this process may add one more wrong password to the store, and counts it."""
+        now, cost = self._clock(), DAY_SECONDS / MAX_REMEMBERED_A_DAY
+        used_until = max(now, self._used_until)
+        # A later time was stored while the clock was ahead, so it does not count.
+        if used_until > now + DAY_SECONDS:
+            used_until = now
+        if used_until + cost > now + DAY_SECONDS:
+            return False
+        self._used_until = used_until + cost
+        return True
+
+
+def _key(name: str, network: str, identity: Identity | None, digest: bytes) -> str:
+    """Returns the key under which the store remembers a wrong password. The digest is different for each account and
+    each of its passwords, because of its salt. The version or the stamp of the account makes the key different after
+    other changes of the account."""
+    state = ("", "") if identity is None else (str(identity.version), identity.stamp or "")
+    text = "\0".join((name, *state, network, "")).encode("utf-8", "surrogatepass")
+    return f"wrong {hashlib.blake2b(text + digest, digest_size=16, person=b'wrong password').hexdigest()}"
