@@ -34,6 +34,22 @@ def network_of(address: str) -> str:
     return f"{socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8))}/64"
 
 
+def site_of(address: str) -> str:
+    """Returns the network that one customer of a network provider can have, and from which a client can choose its
+    addresses: the /48 network of an IPv6 address (RFC 6177), or the /24 network of an IPv4 address.
+
+    Returns text that is no IP address unchanged."""
+    network = network_of(address)
+    try:
+        if ":" in network:
+            packed = socket.inet_pton(socket.AF_INET6, network.partition("/")[0])
+            return f"{socket.inet_ntop(socket.AF_INET6, packed[:6] + bytes(10))}/48"
+        packed = socket.inet_pton(socket.AF_INET, network)
+        return f"{socket.inet_ntop(socket.AF_INET, packed[:3] + bytes(1))}/24"
+    except (OSError, ValueError):
+        return network
+
+
 def visitor_key(account: str | None, address: str) -> str:
     """Returns the key under which limits count a client: its account, or for an anonymous client (`account` is None)
     the network of its IP address."""

@@ -5,8 +5,8 @@ hashes in an htpasswd file are bcrypt. A *hashing* is the computation of one has
 password. A hashing blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
 All workers together run at most two hashings at the same time, in threads of low priority. In each worker, only a
-bounded number of further calls may wait. So even a large number of logins leaves most of the processor time and memory
-to pushes and pulls.
+bounded number of further calls may wait, and a part of these places is for networks with few calls. So even a large
+number of logins leaves most of the processor time and memory to pushes and pulls.
 """
 
 from __future__ import annotations
@@ -204,6 +204,12 @@ most 38 MiB and two cores."""
 MAX_WAITING_CALLS: Final = 64
 """The largest number of calls that wait for a slot in one worker. An argon2id hashing takes 30 ms and two run at a
 time, so the last of these calls waits for about a second if no other worker needs the slots."""
+RESERVED_SHARE: Final = 1 / 3
+"""The share of the places that is reserved for sites with few calls. A *site* is the network of a customer
+(`registry.client_addresses.site_of`), which can have many addresses. Without the reserve, one of them could keep all
+others from logging in."""
+MAX_CALLS_IN_RESERVE: Final = 4
+"""The number of calls with which a site still gets reserved places."""
 RETRY_AFTER_SECONDS: Final = 2
 """The time after which a client that was refused because of too many waiting calls should try again."""
 NICENESS: Final = 10
@@ -212,29 +218,35 @@ NICENESS: Final = 10
 
 class HashingPool:
     """Runs hashings in threads, for one process and its event loop. `leases` has the slots that all workers share.
-    `max_waiting` is the largest number of calls that wait for a slot."""
+    `max_waiting` is the largest number of calls that wait for a slot.
+
+    In the methods, `site` is the client's site. None: the call belongs to no login, and may take every place."""
 
     def __init__(self, leases: Leases, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
         self._leases = leases
-        self._max_waiting = max_waiting
+        self._places = max_waiting + MAX_PARALLEL_HASHINGS
+        """The largest number of calls that wait for a slot or have one."""
+        self._reserved_places = int(self._places * RESERVED_SHARE)
         self._pending_calls = 0
         """The number of calls that wait for a slot or have one."""
+        self._calls_by_site: dict[str, int] = {}
+        """The same for each site that has such calls."""
         self._threads = ThreadPoolExecutor(MAX_PARALLEL_HASHINGS, "hashing", _lower_priority)
 
-    def check_queue(self) -> None:
+    def check_queue(self, site: str | None = None) -> None:
         """Raises TooManyRequests if so many calls wait that `run` and `start` would refuse a further one."""
-        if self._pending_calls >= self._max_waiting + MAX_PARALLEL_HASHINGS:
+        has_few_calls = site is None or self._calls_by_site.get(site, 0) < MAX_CALLS_IN_RESERVE
+        if self._pending_calls >= self._places - (0 if has_few_calls else self._reserved_places):
             raise TooManyRequests(
                 "too many people are logging in; try again in a moment", retry_after=RETRY_AFTER_SECONDS
             )
 
-    def start(self, work: Callable[[], T]) -> asyncio.Task[T]:
+    def start(self, work: Callable[[], T], site: str | None = None) -> asyncio.Task[T]:
         """Returns a task that runs the hashing `work` in a thread. The call counts from now on, even before the task
         runs. Raises TooManyRequests if too many calls wait."""
-        self.check_queue()
-        self._pending_calls += 1
+        self._begin_call(site)
         task = start_detached(self._run_in_slot(work))
-        task.add_done_callback(lambda _: self._end_call())
+        task.add_done_callback(lambda _: self._end_call(site))
         return task
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -244,12 +256,11 @@ class HashingPool:
         If the caller is cancelled while it waits for a slot, `work` does not run. If the caller is cancelled during the
         hashing, this method ends only when the hashing has ended: a thread cannot be stopped, and must keep its slot.
         """
-        self.check_queue()
-        self._pending_calls += 1
+        self._begin_call(None)
         try:
             return await self._run_in_slot(work)
         finally:
-            self._end_call()
+            self._end_call(None)
 
     async def _run_in_slot(self, work: Callable[[], T]) -> T:
         """Waits for a slot, and runs `work` in a thread."""
@@ -261,8 +272,19 @@ class HashingPool:
                 if not hash_future.done():
                     await asyncio.wait({hash_future})
 
-    def _end_call(self) -> None:
+    def _begin_call(self, site: str | None) -> None:
+        """Counts a call. Raises TooManyRequests if too many calls wait."""
+        self.check_queue(site)
+        self._pending_calls += 1
+        if site is not None:
+            self._calls_by_site[site] = self._calls_by_site.get(site, 0) + 1
+
+    def _end_call(self, site: str | None) -> None:
         self._pending_calls -= 1
+        if site is not None:
+            self._calls_by_site[site] -= 1
+            if not self._calls_by_site[site]:
+                del self._calls_by_site[site]
 
     def close(self) -> None:
         """Waits until the running hashings have ended, and stops the threads. Blocks the calling thread."""

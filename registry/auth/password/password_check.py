@@ -32,6 +32,7 @@ from registry.auth.password.throttle import LoginThrottle
 from registry.auth.password.wrong_passwords import WrongPasswords
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
+from registry.client_addresses import site_of
 from registry.single_flight import cancel_and_wait, start_detached, wait_for_outcome
 from storage.access import AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
@@ -130,7 +131,7 @@ class PasswordCheck:
         self._throttle.check(name, address)
         epoch = self._accounts.epoch()
         stored_hash, identity = stored = self._stored_hash(name, file)
-        comparison = await self._compare(name, password, stored)
+        comparison = await self._compare(name, password, stored, site_of(address))
         if not comparison.is_right or identity is None:
             until = self._clock() + WRONG_CACHED_SECONDS
             self._failed_checks.put(key, _FailedCheck(stored, epoch, file.version, until))
@@ -164,32 +165,33 @@ class PasswordCheck:
         self._failed_checks.remove(key)
         return False
 
-    async def _compare(self, name: AccountName, password: str, stored: _Stored) -> PasswordComparison:
+    async def _compare(self, name: AccountName, password: str, stored: _Stored, site: str) -> PasswordComparison:
         """Compares the password of the account `name` with `stored`. If another request hashes the same password at
-        this moment, waits for its result. Raises TooManyRequests if too many logins wait for hashing."""
-        # While the queue is full, a remembered password is refused as well, and so is one that is being hashed.
-        # Otherwise a client could fill the queue and then guess at no cost: 429 would mean a wrong guess, which is
-        # neither hashed nor counted.
-        self._hashing.check_queue()
+        this moment, waits for its result. `site` is the network of the client. Raises TooManyRequests if too many
+        logins wait for hashing."""
+        # While the queue is full for this client, a remembered password is refused as well, and so is one that is being
+        # hashed. Otherwise a client could fill the queue and then guess at no cost: 429 would mean a wrong guess, which
+        # is neither hashed nor counted.
+        self._hashing.check_queue(site)
         key = self._verified.key_of(name, password)
         verified = self._verified.get(key)
         if verified is not None:
             if verified.checked_against == stored and self._clock() < verified.until:
                 return PasswordComparison(True)
             self._verified.remove(key)
-        comparison = await wait_for_outcome(self._hashing_task(key, password, stored))
+        comparison = await wait_for_outcome(self._hashing_task(key, password, stored, site))
         if comparison.is_right:
             self._verified.put(key, _VerifiedPassword(stored, self._clock() + VERIFIED_SECONDS))
         return comparison
 
-    def _hashing_task(self, key: bytes, password: str, stored: _Stored) -> asyncio.Task[PasswordComparison]:
+    def _hashing_task(self, key: bytes, password: str, stored: _Stored, site: str) -> asyncio.Task[PasswordComparison]:
         """Returns the task that compares the password with `stored`. Starts it if it does not run yet. `key` is the
         cache key of `_verified`."""
         # A login that begins after a change of the account has another `stored`, so it does not get an older result.
         hashing = (key, *stored)
         task = self._hashings.get(hashing)
         if task is None:
-            task = self._hashings[hashing] = self._hashing.start(partial(compare_password, password, stored[0]))
+            task = self._hashings[hashing] = self._hashing.start(partial(compare_password, password, stored[0]), site)
             task.add_done_callback(lambda _: self._hashings.pop(hashing, None))
         return task
 

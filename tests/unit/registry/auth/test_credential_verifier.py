@@ -15,6 +15,7 @@ import pytest
 from registry.auth.audit_log import MAX_COLLECTED_ENTRIES, OVERFLOW_ACTION, REFUSALS_PER_SECOND, AuditBuffer
 from registry.auth.password import hashing
 from registry.auth.password.hashing import hash_password
+from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from storage.access import AccountName, AuditEntry, AuditQuery
 from storage.content import Actor
@@ -161,15 +162,32 @@ async def test_equal_passwords_are_hashed_once(worker: AuthWorker, hashed: list[
 
 @pytest.mark.slow
 async def test_logins_beyond_the_queue_get_429(worker: AuthWorker) -> None:
-    """Many logins with different names fill the queue for hashing, and the rest gets 429. Afterwards logins work as
-    before."""
+    """Many logins with different names from different sites fill the queue for hashing, and the rest gets 429.
+    Afterwards logins work as before."""
     verify = worker.access.credential_verifier.verify_basic
-    attempts = [verify(f"user{n}", "password", Actor(address=f"10.0.{n // 200}.{n % 200}")) for n in range(90)]
+    attempts = [verify(f"user{n}", "password", Actor(address=f"10.0.{n}.1")) for n in range(90)]
     outcomes = await asyncio.gather(*attempts, return_exceptions=True)
     kinds = [type(each) for each in outcomes]
     assert kinds.count(TooManyRequests) == 90 - 66  # 64 logins wait, and 2 are hashed
     assert kinds.count(Unauthorized) == 66
     assert await verify(ALICE, PASSWORD, KNOWN_ADDRESS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["2001:db8:0:{:x}::1", "203.0.113.{}"])
+async def test_one_site_cannot_keep_others_from_logging_in(worker: AuthWorker, pattern: str) -> None:
+    """A client that has a network of 2^80 IPv6 addresses, or 256 IPv4 addresses, and logs in from many of them with
+    different names, gets a part of the queue. A login from elsewhere is accepted at the same time. From that network,
+    right and wrong passwords are refused alike, and for every name."""
+    verify = worker.access.credential_verifier.verify_basic
+    attempts = [verify(f"user{n}", "password", Actor(address=pattern.format(n))) for n in range(90)]
+    insiders = [verify(name, PASSWORD, Actor(address=pattern.format(99))) for name in (ALICE, "nobody")]
+    outcomes = await asyncio.gather(
+        *attempts, *insiders, verify(ALICE, PASSWORD, KNOWN_ADDRESS), return_exceptions=True
+    )
+    kinds = [type(each) for each in outcomes]
+    assert kinds[-3:] == [TooManyRequests, TooManyRequests, Identity]
+    assert kinds.count(Unauthorized) == 44  # two thirds of 66 places
 
 
 async def test_a_disconnected_client_does_not_cancel_the_hashing(worker: AuthWorker) -> None:

@@ -19,6 +19,7 @@ from argon2 import low_level
 
 from registry.auth.password import hashing
 from registry.auth.password.hashing import (
+    MAX_CALLS_IN_RESERVE,
     MAX_PARALLEL_HASHINGS,
     NICENESS,
     HashingPool,
@@ -215,6 +216,30 @@ async def test_the_queue_has_a_largest_length(leases: FileLeases) -> None:
     finish.set()
     assert await asyncio.gather(*accepted) == [True] * (MAX_PARALLEL_HASHINGS + 3)
     assert await pool.run(lambda: 1) == 1
+    pool.close()
+
+
+async def test_a_site_cannot_fill_the_queue(leases: FileLeases) -> None:
+    """Calls of one site get two thirds of the places, and the others are for sites with few calls. When the calls have
+    ended, the site gets its places again. Calls without a site get every place."""
+    pool = HashingPool(leases, max_waiting=28)  # 30 places
+    for _ in range(2):
+        finish = threading.Event()
+        accepted = [pool.start(lambda done=finish: done.wait(30), "attacker") for _ in range(20)]  # type: ignore[misc]
+        for refused_call in (lambda: pool.check_queue("attacker"), lambda: pool.start(lambda: True, "attacker")):
+            with pytest.raises(TooManyRequests):
+                refused_call()
+        for site in ("office", "cluster"):
+            accepted += [pool.start(lambda: True, site) for _ in range(MAX_CALLS_IN_RESERVE)]
+            with pytest.raises(TooManyRequests):
+                pool.check_queue(site)
+        accepted += [pool.start(lambda: True) for _ in range(10 - 2 * MAX_CALLS_IN_RESERVE)]
+        for full_for in ("another", None):
+            with pytest.raises(TooManyRequests):
+                pool.check_queue(full_for)
+        finish.set()
+        assert all(await asyncio.gather(*accepted))
+    assert not pool._calls_by_site
     pool.close()
 
 

@@ -18,7 +18,7 @@ from registry.auth.password.throttle import (
     MAX_CONCURRENT_FAILURES,
     LoginThrottle,
 )
-from registry.client_addresses import network_of
+from registry.client_addresses import network_of, site_of
 from storage.content import Actor
 from storage.errors import TooManyRequests, Unauthorized
 from tests.fakes.auth_worker import ALICE, KNOWN_ADDRESS, OTHER_ADDRESS, PASSWORD, AuthClock, AuthWorker, auth_worker
@@ -239,3 +239,18 @@ def test_network_of_an_address(address: str, network: str) -> None:
     """For the throttle, all notations of an IPv4 address are the same address. IPv6 addresses count by their 64-bit
     network."""
     assert network_of(address) == network
+
+
+@pytest.mark.parametrize(
+    ("address", "site"),
+    [
+        ("192.0.2.1", "192.0.2.0/24"),
+        ("::ffff:192.0.2.1", "192.0.2.0/24"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1::/48"),
+        ("", ""),
+        ("unix:", "unix:"),
+    ],
+)
+def test_site_of_an_address(address: str, site: str) -> None:
+    """The site of a client is the network that one customer of a provider usually has."""
+    assert site_of(address) == site

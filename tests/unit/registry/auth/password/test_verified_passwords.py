@@ -23,8 +23,8 @@ NEW_PASSWORD = "another password"
 
 
 def client(number: int) -> Actor:
-    """Returns a client at an address of its own."""
-    return Actor(address=f"10.1.{number // 250}.{number % 250 + 1}")
+    """Returns a client at an address of its own. The first 250 clients are in different sites."""
+    return Actor(address=f"10.1.{number % 250}.{number // 250 + 1}")
 
 
 async def log_in(worker: AuthWorker, number: int, password: str = PASSWORD, name: str = ALICE) -> Identity:
