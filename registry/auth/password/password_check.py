@@ -108,8 +108,8 @@ class PasswordCheck:
         self._wrong_passwords = WrongPasswords(accounts, clock)
         self._hashings: dict[tuple[bytes, StoredHash, Identity | None], asyncio.Task[PasswordComparison]] = {}
         """The running hashings, by the cache key of `_verified` and what the password is compared with."""
-        self._rehashes: set[asyncio.Task[None]] = set()
-        """The running tasks that replace hashes with outdated parameters."""
+        self._rehashes: dict[str, asyncio.Task[None]] = {}
+        """The running tasks that replace hashes with outdated parameters, by the old hash."""
 
     async def check(self, name: AccountName, password: str, address: str) -> Identity:
         """Checks the password of an account, and returns the account's identity. `address` is the client's address.
@@ -148,7 +148,7 @@ class PasswordCheck:
         """Cancels the checks that wait for a hashing, and waits until the running hashings and the replacements of
         hashes have ended."""
         await cancel_and_wait(self._hashings.values())
-        await asyncio.gather(*self._rehashes, return_exceptions=True)
+        await asyncio.gather(*self._rehashes.values(), return_exceptions=True)
 
     def _was_wrong(self, key: bytes, name: AccountName, file: HtpasswdContent) -> bool:
         """Returns whether the cache has a failed check under `key`, and the account `name` has not changed since. Reads
@@ -198,10 +198,9 @@ class PasswordCheck:
     def _stored_hash(self, name: AccountName, file: HtpasswdContent) -> _Stored:
         """Returns the hash of an account's password, and the account's identity. `file` is the content of the htpasswd
         file."""
-        # `compare_password` needs the highest bcrypt cost for every account. With it, the check of a wrong password
-        # takes the same time for all accounts, including accounts that do not exist.
         dummy_salt = hashlib.blake2b(name.encode(), digest_size=SALT_BYTES, key=self._salt_key).digest()
-        # No password matches this hash.
+        # `compare_password` needs the highest bcrypt cost for every account. With it, the check of a wrong password
+        # takes the same time for all accounts, including accounts that do not exist. No password matches `no_hash`.
         no_hash = StoredHash(highest_bcrypt_cost=file.highest_bcrypt_cost, dummy_salt=dummy_salt)
         try:
             account = self._accounts.account(name)
@@ -221,10 +220,10 @@ class PasswordCheck:
 
     def _start_rehash(self, name: AccountName, old_hash: str, password: str) -> None:
         """Starts a task that replaces the stored hash `old_hash` of an account by a hash with the current parameters.
-        `password` is the account's password."""
-        task = start_detached(self._rehash(name, old_hash, password))
-        self._rehashes.add(task)
-        task.add_done_callback(self._rehashes.discard)
+        `password` is the account's password. Does nothing if such a task runs."""
+        if old_hash not in self._rehashes:
+            task = self._rehashes[old_hash] = start_detached(self._rehash(name, old_hash, password))
+            task.add_done_callback(lambda _: self._rehashes.pop(old_hash, None))
 
     async def _rehash(self, name: AccountName, old_hash: str, password: str) -> None:
         try:

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import argon2
 import bcrypt
 import pytest
 
+from registry.auth.password import password_check
 from registry.auth.password.hashing import MAX_PARALLEL_HASHINGS, MAX_WAITING_CALLS, hash_password
 from registry.auth.password.throttle import BY_ACCOUNT_AND_ADDRESS
 from registry.auth.rights.principal import Identity
@@ -60,6 +62,26 @@ async def test_many_machines_with_one_password(worker: AuthWorker, hashed: list[
     assert await outcomes(worker, range(300)) == {Identity}
     assert await outcomes(worker, range(300, 400)) == {Identity}
     assert hashed == [PASSWORD.encode()]
+
+
+async def test_many_machines_with_one_weakly_hashed_password(
+    worker: AuthWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the stored hash has weaker parameters, many logins at the same moment cause one new hash."""
+    weak = argon2.PasswordHasher(1, 8192, 1).hash(PASSWORD)
+    await worker.accounts.set_password(ALICE, weak, by=ADMIN)
+    new_hashes: list[str] = []
+
+    def record_and_hash(password: str) -> str:
+        new_hashes.append(hash_password(password))
+        return new_hashes[-1]
+
+    monkeypatch.setattr(password_check, "hash_password", record_and_hash)
+    assert await outcomes(worker, range(100)) == {Identity}
+    while worker.accounts.password_hash(ALICE) == weak:
+        await worker.accounts.clear_failures([])  # an empty write, which waits for all earlier writes
+    assert await outcomes(worker, range(100, 200)) == {Identity}
+    assert len(new_hashes) == 1
 
 
 async def test_a_right_password_is_hashed_again_after_an_hour(worker: AuthWorker, hashed: list[bytes]) -> None:
