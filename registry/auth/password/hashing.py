@@ -76,7 +76,7 @@ class PasswordComparison:
 
     - `is_right`: whether the password matches the hash.
     - `digest`: the argon2 digest of a wrong password, with the salt of the account's hash or `dummy_salt`; empty if the
-      password is right, or if the account's hash is malformed.
+      password is right, if the account's hash is malformed, or if the hashing failed.
     """
 
     is_right: bool
@@ -159,26 +159,30 @@ _CURRENT_PARAMETERS: Final = argon2.Parameters(
 
 def _argon2_digests(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
     """Returns the argon2 digest of a password with the salt and the parameters of a hash, and the digest in the hash.
-    Returns empty digests if the hash is malformed."""
+    The first is empty if the hash is malformed or the hashing fails."""
     try:
         parameters = argon2.extract_parameters(argon2_hash)
         salt, right_digest = (_unpadded_base64(part) for part in argon2_hash.split("$")[-2:])
         return _argon2_digest(password, salt, parameters), right_digest
-    except (Argon2Error, InvalidHashError, ValueError, OverflowError):
+    except (InvalidHashError, ValueError, OverflowError):
         return b"", b""
 
 
 def _argon2_digest(password: bytes, salt: bytes, parameters: argon2.Parameters) -> bytes:
-    return low_level.hash_secret_raw(
-        password,
-        salt,
-        parameters.time_cost,
-        parameters.memory_cost,
-        parameters.parallelism,
-        parameters.hash_len,
-        parameters.type,
-        parameters.version,
-    )
+    """Returns the argon2 digest of a password. Empty if the hashing fails, such as for want of memory."""
+    try:
+        return low_level.hash_secret_raw(
+            password,
+            salt,
+            parameters.time_cost,
+            parameters.memory_cost,
+            parameters.parallelism,
+            parameters.hash_len,
+            parameters.type,
+            parameters.version,
+        )
+    except Argon2Error:
+        return b""
 
 
 def _unpadded_base64(text: str) -> bytes:

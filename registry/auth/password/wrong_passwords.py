@@ -15,11 +15,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Final
 
+from registry.auth.password.throttle import DAY_SECONDS
 from registry.auth.rights.principal import Identity
 from registry.client_addresses import network_of
 from storage.accounts import Accounts
 
-DAY_SECONDS: Final = 86400.0
 MAX_REMEMBERED_A_DAY: Final = 20_000
 """The number of wrong passwords that one process adds to the store in a day, in the long run. It limits what clients
 without an account can write. Up to twice as many are possible in the first day."""

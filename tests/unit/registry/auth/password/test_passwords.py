@@ -23,6 +23,7 @@ from registry.auth.password.hashing import (
     MAX_PARALLEL_HASHINGS,
     NICENESS,
     HashingPool,
+    PasswordComparison,
     StoredHash,
     check_password,
     compare_password,
@@ -104,6 +105,19 @@ def test_no_password_matches_a_missing_or_malformed_hash() -> None:
         comparison = compare_password(PASSWORD, StoredHash(argon2=malformed))
         assert (comparison.is_right, comparison.digest) == (False, b"")
     assert not compare_password(PASSWORD, StoredHash(bcrypt="$2b$04$" + "." * 53, highest_bcrypt_cost=4)).is_right
+
+
+@pytest.mark.parametrize("stored", [StoredHash(), StoredHash(argon2=hash_password(PASSWORD))])
+def test_no_password_matches_if_the_memory_does_not_suffice(
+    monkeypatch: pytest.MonkeyPatch, stored: StoredHash
+) -> None:
+    """If the system has no memory for a hashing, the password is refused, whether or not the account exists."""
+
+    def fail(*_: object) -> bytes:
+        raise argon2.exceptions.HashingError("Memory allocation error")
+
+    monkeypatch.setattr(low_level, "hash_secret_raw", fail)
+    assert compare_password(PASSWORD, stored) == PasswordComparison(False)
 
 
 def test_no_long_password_matches_a_bcrypt_hash() -> None:
