@@ -5,8 +5,8 @@ hashes in an htpasswd file are bcrypt. A *hashing* is the computation of one has
 password. A hashing blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
 All workers together run at most two hashings at the same time, in threads of low priority. In each worker, only a
-bounded number of further calls may wait, and a part of these places is for networks with few calls. So even a large
-number of logins leaves most of the processor time and memory to pushes and pulls.
+bounded number of further calls may wait, and a few more of networks with few calls. So even a large number of logins
+leaves most of the processor time and memory to pushes and pulls.
 """
 
 from __future__ import annotations
@@ -208,11 +208,12 @@ most 38 MiB and two cores."""
 MAX_WAITING_CALLS: Final = 64
 """The largest number of calls that wait for a slot in one worker. An argon2id hashing takes 30 ms and two run at a
 time, so the last of these calls waits for about a second if no other worker needs the slots."""
-RESERVED_SHARE: Final = 1 / 3
-"""The share of the places that is reserved for sites with few calls. A *site* is the network of a customer
-(`registry.client_addresses.site_of`), which can have many addresses. Without the reserve, one of them could keep all
-others from logging in."""
-MAX_CALLS_IN_RESERVE: Final = 4
+RESERVED_PLACES: Final = 8
+"""The number of further places, which are for sites with few calls. A *site* is the network of a customer
+(`registry.client_addresses.site_of`), which can have many addresses. Without these places, one of them could keep all
+others from logging in. They do not come out of `MAX_WAITING_CALLS`: one site can be all clients, behind a proxy that
+`trusted_proxies` does not list or in a private network, and it must get as many places as if there was no reserve."""
+MAX_CALLS_IN_RESERVE: Final = 2
 """The number of calls with which a site still gets reserved places."""
 RETRY_AFTER_SECONDS: Final = 2
 """The time after which a client that was refused because of too many waiting calls should try again."""
@@ -222,15 +223,14 @@ NICENESS: Final = 10
 
 class HashingPool:
     """Runs hashings in threads, for one process and its event loop. `leases` has the slots that all workers share.
-    `max_waiting` is the largest number of calls that wait for a slot.
+    `max_waiting` is the largest number of calls that wait for a slot outside the reserved places.
 
     In the methods, `site` is the client's site. None: the call belongs to no login, and may take every place."""
 
     def __init__(self, leases: Leases, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
         self._leases = leases
         self._places = max_waiting + MAX_PARALLEL_HASHINGS
-        """The largest number of calls that wait for a slot or have one."""
-        self._reserved_places = int(self._places * RESERVED_SHARE)
+        """The largest number of calls that wait for a slot or have one, without the reserved places."""
         self._pending_calls = 0
         """The number of calls that wait for a slot or have one."""
         self._calls_by_site: dict[str, int] = {}
@@ -240,7 +240,7 @@ class HashingPool:
     def check_queue(self, site: str | None = None) -> None:
         """Raises TooManyRequests if so many calls wait that `run` and `start` would refuse a further one."""
         has_few_calls = site is None or self._calls_by_site.get(site, 0) < MAX_CALLS_IN_RESERVE
-        if self._pending_calls >= self._places - (0 if has_few_calls else self._reserved_places):
+        if self._pending_calls >= self._places + (RESERVED_PLACES if has_few_calls else 0):
             raise TooManyRequests(
                 "too many people are logging in; try again in a moment", retry_after=RETRY_AFTER_SECONDS
             )

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 DAY_SECONDS: Final = 86400.0
 MAX_CONCURRENT_FAILURES: Final = 300
 """The largest number of failures that a limit counts beyond its burst. Such failures occur, because attempts that begin
-before the burst is used up can all fail later. Four workers, the largest default, check 264 passwords at a time
+before the burst is used up can all fail later. Four workers, the largest default, check 296 passwords at a time
 (`registry.auth.password.hashing`)."""
 
 

@@ -21,7 +21,9 @@ from registry.auth.password import hashing
 from registry.auth.password.hashing import (
     MAX_CALLS_IN_RESERVE,
     MAX_PARALLEL_HASHINGS,
+    MAX_WAITING_CALLS,
     NICENESS,
+    RESERVED_PLACES,
     HashingPool,
     PasswordComparison,
     StoredHash,
@@ -222,24 +224,26 @@ async def test_the_queue_has_a_largest_length(leases: FileLeases) -> None:
     """When the queue is full, a further call is refused at once. The calls in the queue are still done."""
     pool = HashingPool(leases, max_waiting=3)
     finish = threading.Event()
-    accepted = [asyncio.create_task(pool.run(lambda: finish.wait(30))) for _ in range(MAX_PARALLEL_HASHINGS + 3)]
+    places = MAX_PARALLEL_HASHINGS + 3 + RESERVED_PLACES
+    accepted = [asyncio.create_task(pool.run(lambda: finish.wait(30))) for _ in range(places)]
     await asyncio.sleep(0)
     with pytest.raises(TooManyRequests) as refused:
         await pool.run(lambda: True)
     assert refused.value.retry_after >= 1
     finish.set()
-    assert await asyncio.gather(*accepted) == [True] * (MAX_PARALLEL_HASHINGS + 3)
+    assert await asyncio.gather(*accepted) == [True] * places
     assert await pool.run(lambda: 1) == 1
     pool.close()
 
 
 async def test_a_site_cannot_fill_the_queue(leases: FileLeases) -> None:
-    """Calls of one site get two thirds of the places, and the others are for sites with few calls. When the calls have
+    """Calls of one site get all places but the reserved ones, which are for sites with few calls. When the calls have
     ended, the site gets its places again. Calls without a site get every place."""
-    pool = HashingPool(leases, max_waiting=28)  # 30 places
+    pool = HashingPool(leases, max_waiting=3)
     for _ in range(2):
         finish = threading.Event()
-        accepted = [pool.start(lambda done=finish: done.wait(30), "attacker") for _ in range(20)]  # type: ignore[misc]
+        calls = range(MAX_PARALLEL_HASHINGS + 3)
+        accepted = [pool.start(lambda done=finish: done.wait(30), "attacker") for _ in calls]  # type: ignore[misc]
         for refused_call in (lambda: pool.check_queue("attacker"), lambda: pool.start(lambda: True, "attacker")):
             with pytest.raises(TooManyRequests):
                 refused_call()
@@ -247,13 +251,24 @@ async def test_a_site_cannot_fill_the_queue(leases: FileLeases) -> None:
             accepted += [pool.start(lambda: True, site) for _ in range(MAX_CALLS_IN_RESERVE)]
             with pytest.raises(TooManyRequests):
                 pool.check_queue(site)
-        accepted += [pool.start(lambda: True) for _ in range(10 - 2 * MAX_CALLS_IN_RESERVE)]
+        accepted += [pool.start(lambda: True) for _ in range(RESERVED_PLACES - 2 * MAX_CALLS_IN_RESERVE)]
         for full_for in ("another", None):
             with pytest.raises(TooManyRequests):
                 pool.check_queue(full_for)
         finish.set()
         assert all(await asyncio.gather(*accepted))
     assert not pool._calls_by_site
+    pool.close()
+
+
+async def test_a_single_site_gets_as_many_places_as_many_sites_without_the_reserve(leases: FileLeases) -> None:
+    """If all clients have one address, as behind a proxy that is not trusted, the reserve takes no place from them: the
+    worker hashes two of their passwords, and `MAX_WAITING_CALLS` may wait."""
+    pool = HashingPool(leases)
+    accepted = [pool.start(lambda: True, "proxy") for _ in range(MAX_PARALLEL_HASHINGS + MAX_WAITING_CALLS)]
+    with pytest.raises(TooManyRequests):
+        pool.start(lambda: True, "proxy")
+    assert all(await asyncio.gather(*accepted))
     pool.close()
 
 

@@ -14,7 +14,7 @@ import bcrypt
 import pytest
 
 from registry.auth.password import password_check
-from registry.auth.password.hashing import MAX_PARALLEL_HASHINGS, MAX_WAITING_CALLS, hash_password
+from registry.auth.password.hashing import MAX_PARALLEL_HASHINGS, MAX_WAITING_CALLS, RESERVED_PLACES, hash_password
 from registry.auth.password.throttle import BY_ACCOUNT_AND_ADDRESS
 from registry.auth.rights.principal import Identity
 from storage.content import Actor
@@ -22,6 +22,8 @@ from storage.errors import TooManyRequests, Unauthorized
 from tests.fakes.auth_worker import ADMIN, ALICE, PASSWORD, AuthClock, AuthWorker, auth_worker
 
 NEW_PASSWORD = "another password"
+PLACES = MAX_PARALLEL_HASHINGS + MAX_WAITING_CALLS + RESERVED_PLACES
+"""The number of hashings that a worker runs or has in its queue, if they are of many sites."""
 
 
 def client(number: int) -> Actor:
@@ -44,10 +46,7 @@ async def outcomes(worker: AuthWorker, numbers: range, password: str = PASSWORD)
 async def full_queue(worker: AuthWorker) -> AsyncIterator[None]:
     """Fills the worker's queue for hashing until the block ends."""
     finish = threading.Event()
-    calls = [
-        asyncio.create_task(worker.access.hashing_pool.run(lambda: finish.wait(30)))
-        for _ in range(MAX_PARALLEL_HASHINGS + MAX_WAITING_CALLS)
-    ]
+    calls = [asyncio.create_task(worker.access.hashing_pool.run(lambda: finish.wait(30))) for _ in range(PLACES)]
     await asyncio.sleep(0)
     try:
         yield
@@ -147,7 +146,7 @@ async def test_a_login_in_a_full_queue_gives_no_free_guesses(worker: AuthWorker)
     from another address gets 429 like a wrong one."""
     finish = threading.Event()
     pool = worker.access.hashing_pool
-    calls = [asyncio.create_task(pool.run(lambda: finish.wait(30))) for _ in range(MAX_WAITING_CALLS)]
+    calls = [asyncio.create_task(pool.run(lambda: finish.wait(30))) for _ in range(PLACES - 2)]
     await asyncio.sleep(0)
     first = asyncio.create_task(log_in(worker, 1))
     wrong = asyncio.create_task(log_in(worker, 2, "a guess"))
@@ -171,11 +170,10 @@ async def test_logins_of_the_same_moment_give_no_free_guesses(worker: AuthWorker
     password. So no guess is refused without a cost while the right one would be accepted."""
     await log_in(worker, 0)
     hashed.clear()
-    places = MAX_PARALLEL_HASHINGS + MAX_WAITING_CALLS
-    guesses = (log_in(worker, number, f"guess number {number}") for number in range(1, places + 1))
+    guesses = (log_in(worker, number, f"guess number {number}") for number in range(1, PLACES + 1))
     results = await asyncio.gather(*guesses, log_in(worker, 200), return_exceptions=True)
-    assert [type(each) for each in results] == [Unauthorized] * places + [TooManyRequests]
-    assert len(hashed) == places
+    assert [type(each) for each in results] == [Unauthorized] * PLACES + [TooManyRequests]
+    assert len(hashed) == PLACES
 
 
 async def test_changes_of_the_account_count_at_once(
