@@ -2,7 +2,7 @@
 account in the store is used.
 
 A right password is hashed once an hour in each process, from however many addresses it comes: many machines can log in
-with the same password at the same moment. Each wrong password is hashed, and counted as a failure, for each address.
+with the same password at the same moment. Each wrong password is hashed, and counted as a failure, for each network.
 
 Failed logins are throttled. Neither the result of a check nor its duration reveals which accounts exist.
 """
@@ -32,7 +32,7 @@ from registry.auth.password.throttle import LoginThrottle
 from registry.auth.password.wrong_passwords import WrongPasswords
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
-from registry.client_addresses import site_of
+from registry.client_addresses import network_of, site_of
 from registry.single_flight import cancel_and_wait, start_detached, wait_for_outcome
 from storage.access import AccountKind, AccountName, AccountUnknown
 from storage.accounts import Accounts
@@ -41,9 +41,9 @@ from storage.errors import RegistryError, Unauthorized
 log = logging.getLogger(__name__)
 
 WRONG_CACHED_SECONDS: Final = 86400.0
-"""How long a wrong password is cached. If a cached password is sent again from the same address, it is refused without
-a hashing. The time is long because docker sends its login for Docker Hub to every
-mirror of Docker Hub, again and again."""
+"""How long a wrong password is cached. If a cached password is sent again from the same network, it is refused without
+a hashing. The time is long because docker sends its login for Docker Hub to every mirror of Docker Hub, again and
+again."""
 VERIFIED_SECONDS: Final = 3600.0
 """How long a right password is remembered. In this time it is accepted from further addresses without a hashing."""
 
@@ -56,7 +56,7 @@ password."""
 @dataclass(slots=True)
 class _FailedCheck:
     """The cache entry of a wrong password. The cache key is a hash of the account's name, the password and the client's
-    address.
+    network: an IPv4 address, or an IPv6 network of 64 bits, from which a client can choose its addresses.
 
     - `checked_against`: the stored hash with which the password was compared, and the account's identity at that time.
       The entry is valid as long as the account has the same hash and identity.
@@ -124,7 +124,7 @@ class PasswordCheck:
         """
         if len(password.encode()) > MAX_PASSWORD_BYTES:
             raise Unauthorized("the password is too long")
-        key = self._failed_checks.key_of(name, password, address)
+        key = self._failed_checks.key_of(name, password, network_of(address))
         file = await self._htpasswd.current() if self._htpasswd else EMPTY_CONTENT
         if self._was_wrong(key, name, file):
             raise Unauthorized("the password is wrong, as before")

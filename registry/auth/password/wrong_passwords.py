@@ -20,9 +20,10 @@ from registry.auth.rights.principal import Identity
 from registry.client_addresses import network_of
 from storage.accounts import Accounts
 
-MAX_REMEMBERED_A_DAY: Final = 20_000
-"""The number of wrong passwords that one process adds to the store in a day, in the long run. It limits what clients
-without an account can write. Up to twice as many are possible in the first day."""
+MAX_LOOKUPS_A_DAY: Final = 20_000
+"""The number of wrong passwords for which one process asks the store in a day, in the long run. It limits what clients
+without an account can write, and how many hashings they can cause with wrong passwords that have been counted: more
+such passwords than a process caches. Up to twice as many are possible in the first day."""
 
 
 class WrongPasswords:
@@ -32,12 +33,12 @@ class WrongPasswords:
         self._accounts = accounts
         self._clock = clock
         self._used_until = 0.0
-        """Until when the allowance of `MAX_REMEMBERED_A_DAY` is used up, in seconds since 1970. Each password that is
-        added moves it into the future (the generic cell rate algorithm)."""
+        """Until when the allowance of `MAX_LOOKUPS_A_DAY` is used up, in seconds since 1970. Each lookup moves it into
+        the future (the generic cell rate algorithm)."""
 
     async def counts(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
         """Returns whether a wrong password counts as a failed login. False if it was counted in the last day, from the
-        same network, for the same account in its present state.
+        same network, for the same account in its present state. After too many lookups, every wrong password counts.
 
         `identity` is the identity that the right password would have proved; None: no password is right. `digest` is
         the argon2 digest of the wrong password; empty if there is none, and then the password counts. Raises
@@ -46,15 +47,15 @@ class WrongPasswords:
         if not digest:
             return True
         key = _key(name, network_of(address), identity, digest)
-        if self._accounts.throttled_until(key):
-            return False
         if not self._take_allowance():
             return True
+        if self._accounts.throttled_until(key):
+            return False
         return await self._accounts.add_key_once(key, DAY_SECONDS)
 
     def _take_allowance(self) -> bool:
-        """Returns whether this process may add one more wrong password to the store, and counts it."""
-        now, cost = self._clock(), DAY_SECONDS / MAX_REMEMBERED_A_DAY
+        """Returns whether this process may ask the store for one more wrong password, and counts the lookup."""
+        now, cost = self._clock(), DAY_SECONDS / MAX_LOOKUPS_A_DAY
         used_until = max(now, self._used_until)
         # A later time was stored while the clock was ahead, so it does not count.
         if used_until > now + DAY_SECONDS:

@@ -13,6 +13,7 @@ import pytest
 from registry.auth.password import wrong_passwords
 from registry.auth.password.hashing import hash_password
 from registry.auth.password.throttle import BY_ACCOUNT_AND_ADDRESS, BY_ADDRESS, DAY_SECONDS
+from registry.auth.secret_cache import SecretCache
 from storage.composition import prepare_data_dir
 from storage.content import Actor
 from storage.errors import Unauthorized
@@ -133,15 +134,37 @@ async def test_the_store_has_only_hashes_of_argon2_digests(
     assert WRONG.encode() not in bytes_of_all_files(data)
 
 
-async def test_the_store_remembers_a_limited_number_of_wrong_passwords(
+async def test_the_store_is_asked_about_a_limited_number_of_wrong_passwords(
     worker: AuthWorker, data: Path, clock: AuthClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker adds a limited number of wrong passwords a day to the store. Beyond it, each worker counts a wrong
     password for itself."""
-    monkeypatch.setattr(wrong_passwords, "MAX_REMEMBERED_A_DAY", 2)
+    monkeypatch.setattr(wrong_passwords, "MAX_LOOKUPS_A_DAY", 2)
     async with auth_worker(data, clock) as other:
         for number in range(4):
             for each in (worker, other):
                 await fail(each, f"guess number {number}")
-    assert len(remembered_keys(data)) == 4  # two of each worker
+    assert len(remembered_keys(data)) == 2
     assert failures(worker) == 6  # the third and the fourth password count in both workers, the others once
+
+
+async def test_repeated_hashings_of_wrong_passwords_count(
+    worker: AuthWorker, hashed: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that repeats more wrong passwords than a worker caches makes it hash them again. Beyond a limited number
+    a day, each of these hashings counts as a failure, so that the limits on failures also limit the hashings."""
+    monkeypatch.setattr(wrong_passwords, "MAX_LOOKUPS_A_DAY", 4)
+    worker.access.credential_verifier._passwords._failed_checks = SecretCache(max_entries=1)
+    for _ in range(3):
+        for password in (WRONG, WRONG + "!"):
+            await fail(worker, password)
+    assert len(hashed) == 6
+    assert failures(worker) == 4  # the second round does not count
+
+
+async def test_a_wrong_password_is_hashed_once_for_an_ipv6_network(worker: AuthWorker, hashed: list[bytes]) -> None:
+    """A client that repeats a wrong password from many addresses of its IPv6 network causes one failure and one
+    hashing."""
+    for number in range(1, 4):
+        await fail(worker, address=f"2001:db8::{number}")
+    assert failures(worker, network="2001:db8::/64") == len(hashed) == 1
