@@ -157,11 +157,17 @@ _CURRENT_PARAMETERS: Final = argon2.Parameters(
 """The parameters with which new hashes are made, and with which a password is hashed if there is no argon2 hash."""
 
 
+_UNNAMED_VERSION: Final = 0x10
+"""The version of argon2 with which a hash that names no version was made: 1.0."""
+
+
 def _argon2_digests(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
     """Returns the argon2 digest of a password with the salt and the parameters of a hash, and the digest in the hash.
     The first is empty if the hash is malformed or the hashing fails."""
     try:
         parameters = argon2.extract_parameters(argon2_hash)
+        if "$v=" not in argon2_hash:
+            parameters.version = _UNNAMED_VERSION  # the library says 18, with which no hash was ever made
         salt, right_digest = (_unpadded_base64(part) for part in argon2_hash.split("$")[-2:])
         return _argon2_digest(password, salt, parameters), right_digest
     except (InvalidHashError, ValueError, OverflowError):

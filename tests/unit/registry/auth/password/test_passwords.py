@@ -91,6 +91,14 @@ def test_hashes_with_other_parameters(hasher: argon2.PasswordHasher) -> None:
     assert hasher.verify(stored_hash, PASSWORD)
 
 
+def test_a_hash_without_a_version() -> None:
+    """A hash of the form that names no version is of version 1.0. It matches its password and no other."""
+    versioned = low_level.hash_secret(PASSWORD.encode(), b"some salt", 1, 64, 1, 32, argon2.Type.ID, version=0x10)
+    stored = StoredHash(argon2=versioned.decode().replace("$v=16", ""))
+    assert compare_password(PASSWORD, stored).is_right
+    assert not compare_password(PASSWORD + "x", stored).is_right
+
+
 def test_no_password_matches_a_missing_or_malformed_hash() -> None:
     """No password matches if the account does not exist, or if its hash is malformed."""
     assert not compare_password(PASSWORD, StoredHash()).is_right
