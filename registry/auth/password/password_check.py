@@ -133,8 +133,9 @@ class PasswordCheck:
         stored_hash, identity = stored = self._stored_hash(name, file)
         comparison = await self._compare(name, password, stored, site_of(address))
         if not comparison.is_right or identity is None:
-            until = self._clock() + WRONG_CACHED_SECONDS
-            self._failed_checks.put(key, _FailedCheck(stored, epoch, file.version, until))
+            if comparison.digest:  # without a digest, the password may be right: the hashing has failed
+                until = self._clock() + WRONG_CACHED_SECONDS
+                self._failed_checks.put(key, _FailedCheck(stored, epoch, file.version, until))
             if await self._wrong_passwords.counts(name, address, identity, comparison.digest):
                 await self._throttle.record_failure(name, address)
             # The client sees neither text, so it cannot tell whether the account exists.

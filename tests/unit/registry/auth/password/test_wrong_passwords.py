@@ -9,6 +9,8 @@ from pathlib import Path
 
 import apsw
 import pytest
+from argon2 import low_level
+from argon2.exceptions import HashingError
 
 from registry.auth.password import wrong_passwords
 from registry.auth.password.hashing import hash_password
@@ -111,6 +113,22 @@ async def test_every_password_counts_for_a_malformed_hash(worker: AuthWorker) ->
     for number in range(3):
         await fail(worker, f"guess number {number}")
     assert failures(worker) == 3
+
+
+async def test_a_right_password_is_accepted_after_a_failed_hashing(
+    worker: AuthWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the system has no memory for a hashing, the password is refused and counts, but is not cached as a wrong one.
+    So the right password is accepted as soon as there is memory."""
+
+    def no_memory(*_: object) -> bytes:
+        raise HashingError("Memory allocation error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(low_level, "hash_secret_raw", no_memory)
+        await fail(worker, PASSWORD)
+    assert failures(worker) == 1
+    assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, Actor(address="192.0.2.1"))
 
 
 async def test_the_store_has_only_hashes_of_argon2_digests(
