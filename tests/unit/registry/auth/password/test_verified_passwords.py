@@ -14,7 +14,15 @@ import bcrypt
 import pytest
 
 from registry.auth.password import password_check
-from registry.auth.password.hashing import MAX_PARALLEL_HASHINGS, MAX_WAITING_CALLS, RESERVED_PLACES, hash_password
+from registry.auth.password.hashing import (
+    MAX_PARALLEL_HASHINGS,
+    MAX_WAITING_CALLS,
+    RESERVED_PLACES,
+    PasswordComparison,
+    StoredHash,
+    compare_password,
+    hash_password,
+)
 from registry.auth.password.throttle import BY_ACCOUNT_AND_ADDRESS
 from registry.auth.rights.principal import Identity
 from storage.content import Actor
@@ -199,15 +207,26 @@ async def test_changes_of_the_account_count_at_once(
             await log_in(worker, 6, NEW_PASSWORD)
 
 
-async def test_a_change_during_a_hashing(worker: AuthWorker, hashed: list[bytes]) -> None:
+async def test_a_change_during_a_hashing(worker: AuthWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """If an account is disabled and enabled again while its password is hashed, the logins that began before are
     refused. A login that begins after it does not use their hashing, and succeeds."""
+    hashed: list[str] = []
+    started, finish = threading.Event(), threading.Event()
+
+    def compare(password: str, stored: StoredHash) -> PasswordComparison:
+        hashed.append(password)
+        if len(hashed) == 1:
+            started.set()
+            finish.wait(30)
+        return compare_password(password, stored)
+
+    monkeypatch.setattr(password_check, "compare_password", compare)
     before = [asyncio.create_task(log_in(worker, number)) for number in (1, 2)]
-    for _ in range(3):
-        await asyncio.sleep(0)
+    assert await asyncio.to_thread(started.wait, 30)
     for enabled in (False, True):
         await worker.accounts.set_enabled(ALICE, enabled, by=ADMIN)
     assert await log_in(worker, 3)
+    finish.set()
     assert {type(each) for each in await asyncio.gather(*before, return_exceptions=True)} == {Unauthorized}
     assert len(hashed) == 2
 
