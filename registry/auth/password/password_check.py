@@ -131,13 +131,15 @@ class PasswordCheck:
         self._throttle.check(name, address)
         epoch = self._accounts.epoch()
         stored_hash, identity = stored = self._stored_hash(name, file)
-        comparison = await self._compare(name, password, stored, site_of(address))
+        comparison, is_first = await self._compare(name, password, stored, site_of(address))
         if not comparison.is_right or identity is None:
             if comparison.digest:  # without a digest, the password may be right: the hashing has failed
                 until = self._clock() + WRONG_CACHED_SECONDS
                 self._failed_checks.put(key, _FailedCheck(stored, epoch, file.version, until))
             if await self._wrong_passwords.counts(name, address, identity, comparison.digest):
-                await self._throttle.record_failure(name, address)
+                # Logins that share a hashing are one guess at the account. Otherwise many machines with an old password
+                # would delay the logins of others for hours.
+                await self._throttle.record_failure(name, address, counts_for_account=is_first)
             # The client sees neither text, so it cannot tell whether the account exists.
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
         await self._throttle.record_success(name, address)
@@ -166,10 +168,12 @@ class PasswordCheck:
         self._failed_checks.remove(key)
         return False
 
-    async def _compare(self, name: AccountName, password: str, stored: _Stored, site: str) -> PasswordComparison:
+    async def _compare(
+        self, name: AccountName, password: str, stored: _Stored, site: str
+    ) -> tuple[PasswordComparison, bool]:
         """Compares the password of the account `name` with `stored`. If another request hashes the same password at
-        this moment, waits for its result. `site` is the network of the client. Raises TooManyRequests if too many
-        logins wait for hashing."""
+        this moment, waits for its result. Returns the result, and whether this call has started the hashing. `site` is
+        the network of the client. Raises TooManyRequests if too many logins wait for hashing."""
         # While the queue is full for this client, a remembered password is refused as well, and so is one that is being
         # hashed. Otherwise a client could fill the queue and then guess at no cost: 429 would mean a wrong guess, which
         # is neither hashed nor counted.
@@ -178,12 +182,13 @@ class PasswordCheck:
         verified = self._verified.get(key)
         if verified is not None:
             if verified.checked_against == stored and self._clock() < verified.until:
-                return PasswordComparison(True)
+                return PasswordComparison(True), False
             self._verified.remove(key)
+        is_first = (key, *stored) not in self._hashings
         comparison = await wait_for_outcome(self._hashing_task(key, password, stored, site))
         if comparison.is_right:
             self._verified.put(key, _VerifiedPassword(stored, self._clock() + VERIFIED_SECONDS))
-        return comparison
+        return comparison, is_first
 
     def _hashing_task(self, key: bytes, password: str, stored: _Stored, site: str) -> asyncio.Task[PasswordComparison]:
         """Returns the task that compares the password with `stored`. Starts it if it does not run yet. `key` is the

@@ -112,10 +112,10 @@ class LoginThrottle:
         if network := network_of(address):
             await self._accounts.add_failures({_provider_key(network): BY_ADDRESS.failure})
 
-    async def record_failure(self, name: str, address: str) -> None:
+    async def record_failure(self, name: str, address: str, *, counts_for_account: bool = True) -> None:
         """Counts a failed login to the account `name` from `address` in all three limits. A failure from a familiar
-        address is not counted in the limit per account, because it is probably a mistake of the account's owner. Raises
-        StorageFull, StorageFailed."""
+        address is not counted in the limit per account, because it is probably a mistake of the account's owner. Nor is
+        one without `counts_for_account`. Raises StorageFull, StorageFailed."""
         now, network = self._clock(), network_of(address)
         costs = {}
         if network:
@@ -123,7 +123,7 @@ class LoginThrottle:
                 _address_key(network): BY_ADDRESS.failure,
                 _pair_key(name, network): BY_ACCOUNT_AND_ADDRESS.failure,
             }
-        if not self._is_familiar(name, network, now):
+        if counts_for_account and not self._is_familiar(name, network, now):
             costs[_account_key(name)] = BY_ACCOUNT.failure
         await self._accounts.add_failures(costs)
 
