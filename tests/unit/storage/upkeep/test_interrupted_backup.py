@@ -28,6 +28,10 @@ from tests.fakes.registry_content import BY, push_blob, push_image
 from tests.unit.storage.upkeep.test_backup import LARGE, REPO, backup, check_image, restore
 from tests.unit.storage.upkeep.test_backup import store as store
 
+MAX_EXTRA_STEPS = 2 * (THREADS - 1)
+"""By how many steps two runs of the same backup or restore can differ. The threads that start at the same time may all
+create a file and try to clone into it, before one of them finds that the file system cannot clone."""
+
 
 class Ended(BaseException):
     """Raised where a test would kill the process."""
@@ -82,10 +86,14 @@ async def test_a_backup_that_is_killed_at_any_step(store: StoredRegistry, tmp_pa
     await push_blob(store, REPO, LARGE)
     counting = EndingSystem(10**9)
     await backup(store, tmp_path / "whole", system=counting)
-    for number in chosen_steps(10**9 - counting.steps_left):
+    steps = chosen_steps(10**9 - counting.steps_left)
+    ended_runs = 0
+    for number in steps:
         target = tmp_path / f"backups{number}"
-        with pytest.raises(Ended):
-            await backup(store, target, system=EndingSystem(number))
+        ending = EndingSystem(number)
+        with suppress(Ended):
+            await backup(store, target, system=ending)
+        ended_runs += ending.steps_left <= 0
         if (target / "snapshots").exists() and BackupDirectory(target, System()).snapshots():
             await restore(target, tmp_path / f"early{number}")
             await check_image(tmp_path / f"early{number}", "v1", manifest.digest)
@@ -94,6 +102,7 @@ async def test_a_backup_that_is_killed_at_any_step(store: StoredRegistry, tmp_pa
             -1
         ] == "2033-05-18T03-33-20Z"
         shutil.rmtree(target)
+    assert ended_runs >= len(steps) - MAX_EXTRA_STEPS
 
 
 @pytest.mark.slow
@@ -121,9 +130,7 @@ async def test_a_restore_that_is_killed_at_any_step(store: StoredRegistry, tmp_p
         prepare_data_dir(data)
         await check_image(data, "v1", manifest.digest)
         shutil.rmtree(data)
-    # The number of steps varies a little: threads that start at the same time may all try to clone a file before one of
-    # them finds that the file system cannot do this.
-    assert ended_runs >= len(steps) - THREADS
+    assert ended_runs >= len(steps) - MAX_EXTRA_STEPS
 
 
 async def test_a_cancelled_backup_leaves_no_snapshot(store: StoredRegistry, tmp_path: Path) -> None:
