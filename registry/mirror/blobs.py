@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from registry.mirror.entitlement import BlobEntitlement, start_timeout_error
+from registry.mirror.blob_sizes import start_timeout_error
+from registry.mirror.entitlement import BlobEntitlement
 from registry.mirror.fill.fill import Fill
 from registry.mirror.fill.fills import Fills
 from registry.mirror.prefetch import Prefetcher
+from registry.mirror.upstream_client import BlobSizeWrong
 from registry.mirror.withheld_last_byte import UnverifiedBlobReader
 from registry.request import set_cache_state
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Span
@@ -103,6 +105,9 @@ class MirroredBlobs:
         the blob, its bytes are sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors
         of the upstream client.
 
+        If the upstream sends a blob of another size than the manifests of `repo` state, asks the upstream for the size,
+        and fetches the blob with that size.
+
         The fill may request the blob from another repository of the upstream. After an error of that request, the next
         fill of the blob is used, which requests the blob from `repo` or from another repository that waits for the
         blob. If there is no response, the shared and the separate fill of the blob are used alternately."""
@@ -115,6 +120,25 @@ class MirroredBlobs:
                 return reader
         set_cache_state("miss", self._upstream_name)
         size, manifests = await self._check_entitlement(repo, digest, deadline)
+        try:
+            return await self._open_missing(repo, digest, size, span, manifests, deadline)
+        except BlobSizeWrong:
+            asked_size = await self._entitlement.ask_size(repo, digest, deadline)
+            if asked_size == size:
+                raise
+        return await self._open_missing(repo, digest, asked_size, span, manifests, deadline)
+
+    async def _open_missing(
+        self,
+        repo: RepositoryName,
+        digest: Digest,
+        size: int,
+        span: Span | None,
+        manifests: Sequence[Manifest],
+        deadline: float,
+    ) -> BlobReader:
+        """Opens a blob that is not stored in `repo`: see `open`. Raises BlobSizeWrong if the upstream has a blob of
+        another size."""
         offsets = span.to_offsets(size) if span else (0, size)
         is_separate = False
         failed_fills = 0

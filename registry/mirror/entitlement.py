@@ -16,17 +16,14 @@ front of the upstream, and not the upstream itself, possibly sent the answer "no
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
+from registry.mirror.blob_sizes import BlobSizes
 from registry.mirror.freshness import NegativeCache
-from registry.mirror.upstream_client import UnconfirmedBlobUnknown, UpstreamClient
-from registry.single_flight import SingleFlight
 from storage.content import Actor, Manifest
-from storage.errors import BlobUnknown, StorageFull, UpstreamTimeout
+from storage.errors import BlobUnknown, StorageFull
 from storage.interface import Registry
-from storage.leases import Leases
 from storage.names import Digest, RepositoryName
 from storage.upstream_records import UpstreamRecords
 
@@ -41,27 +38,23 @@ class BlobEntitlement:
     def __init__(
         self,
         local: Registry,
-        upstream: UpstreamClient,
+        upstream_name: str,
         records: UpstreamRecords,
-        leases: Leases,
         negative_cache: NegativeCache,
-        to_upstream_name: Callable[[RepositoryName], RepositoryName],
+        sizes: BlobSizes,
         *,
         is_private: bool,
     ) -> None:
-        """`local`: the registry in which the mirror stores content. `records`: the recorded answers of the upstream.
-        `leases`: locks across processes. `negative_cache`: says which blobs the upstream does not have.
-        `to_upstream_name`: returns the name that a repository has at the upstream. `is_private`: whether clients need a
-        login or a grant to read the content of the upstream."""
+        """`local`: the registry in which the mirror stores content. `upstream_name`: the name of the upstream in the
+        settings. `records`: the recorded answers of the upstream. `negative_cache`: says which blobs the upstream does
+        not have. `sizes`: asks the upstream for the sizes of blobs. `is_private`: whether clients need a login or a
+        grant to read the content of the upstream."""
         self.is_private = is_private
         self._local = local
-        self._upstream = upstream
+        self._upstream_name = upstream_name
         self._records = records
-        self._leases = leases
         self._negative_cache = negative_cache
-        self._to_upstream_name = to_upstream_name
-        self._size_requests: SingleFlight[int] = SingleFlight()
-        """The running requests for the size of a blob. Calls for the same blob share one request."""
+        self._sizes = sizes
 
     async def may_serve_if_stored(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether `repo` may serve the blob without asking the upstream, if `repo` has the blob in the store.
@@ -78,7 +71,8 @@ class BlobEntitlement:
         """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests of `repo`
         that name it (at most 8: see `UpstreamRecords.referring_manifests`).
 
-        Asks a public upstream for the size if there is no such manifest. Asks a private upstream for the size if
+        Asks a public upstream for the size if there is no such manifest, or if the manifests disagree about the size.
+        In the second case, uses the upstream's last answer for a short time. Asks a private upstream for the size if
         `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a short time ago that `repo`
         does not have the blob.
 
@@ -93,14 +87,17 @@ class BlobEntitlement:
             if download_size is not None:
                 return download_size, manifests
         else:
-            for blob in (blob for manifest in manifests for blob in manifest.blobs):
-                if blob.digest == digest:
-                    return blob.size, manifests
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await self._size_requests.run((repo, digest), lambda: self._ask_size(repo, digest)), manifests
-        except TimeoutError:
-            raise start_timeout_error(digest) from None
+            stated = {blob.size for manifest in manifests for blob in manifest.blobs if blob.digest == digest}
+            if stated and (remembered := self._sizes.remembered(repo, digest)) is not None:
+                return remembered, manifests
+            if len(stated) == 1:
+                return stated.pop(), manifests
+        return await self._sizes.ask(repo, digest, deadline), manifests
+
+    async def ask_size(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
+        """Asks the upstream for the blob's size in bytes, whatever the manifests state. At a public upstream, `check`
+        then returns this size for a short time. Raises the errors of `check`."""
+        return await self._sizes.ask(repo, digest, deadline)
 
     async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:
         """Adds the blob to `repo`, if any repository of this upstream has it in the store. Call this only after `check`
@@ -110,7 +107,7 @@ class BlobEntitlement:
         Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
         not give access to them. At a private upstream, returns None if the stored blob does not have this size. In this
         case, the answer that `check` got was possibly a login page, which also has status 200 and a length."""
-        prefix = f"{self._upstream.name}/"  # all repositories of this upstream have names with this prefix
+        prefix = f"{self._upstream_name}/"  # all repositories of this upstream have names with this prefix
         holder = await self._records.find_holder(prefix, digest)
         if holder is None:
             return None
@@ -128,24 +125,4 @@ class BlobEntitlement:
 
     async def aclose(self) -> None:
         """Cancels the running requests to the upstream."""
-        await self._size_requests.aclose()
-
-    async def _ask_size(self, repo: RepositoryName, digest: Digest) -> int:
-        """Asks the upstream for the blob's size in bytes. A lease lets only one process at a time ask about a blob.
-        If the upstream does not have the blob, caches that answer, unless it is unconfirmed, and raises BlobUnknown."""
-        async with self._leases.take(f"blob {repo} {digest}"):
-            if await self._negative_cache.has(repo, digest):
-                raise BlobUnknown("the upstream does not have this blob")
-            try:
-                return (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
-            except UnconfirmedBlobUnknown:  # not cached, because the upstream itself possibly has the blob
-                raise
-            except BlobUnknown:
-                await self._negative_cache.add(repo, digest)
-                raise
-
-
-def start_timeout_error(digest: Digest) -> UpstreamTimeout:
-    """Returns the error for a client that has waited for the first byte of a blob until the *start timeout* of its
-    request has passed."""
-    return UpstreamTimeout(f"the upstream did not start to send {digest} in time; try again in a moment")
+        await self._sizes.aclose()

@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget
+from registry.mirror.blob_sizes import BlobSizes
 from registry.mirror.blobs import START_TIMEOUT_SECONDS, MirroredBlobs
 from registry.mirror.entitlement import BlobEntitlement
 from registry.mirror.fill.fill import Fill
@@ -122,7 +123,8 @@ class Mirror(RefusingRegistry):
         freshness = Freshness(settings, clock)
         self._negative_cache = NegativeCache(records, freshness)
         self._entitlement = BlobEntitlement(
-            *(local, upstream, records, leases, self._negative_cache, self.upstream_name),
+            *(local, settings.name, records, self._negative_cache),
+            BlobSizes(upstream, leases, self._negative_cache, self.upstream_name, monotonic),
             is_private=settings.has_private_repositories,
         )
         slots = ConnectionSlots(leases, upstream)

@@ -30,6 +30,11 @@ class UpstreamContentInvalid(UpstreamUnavailable):
     default = "the upstream registry sends a manifest that is not valid"
 
 
+class BlobSizeWrong(UpstreamUnavailable):
+    """The upstream sends a blob of another size than the manifests of the repository state, or sends something else
+    than the blob, such as an error page."""
+
+
 class Unconfirmed:
     """Base class of the three errors for responses of unclear origin."""
 

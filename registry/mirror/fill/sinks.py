@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from registry.mirror.fill.pieces import Piece
-from registry.mirror.upstream_client import RangesUnsupported
+from registry.mirror.upstream_client import BlobSizeWrong, RangesUnsupported
 from storage.errors import UpstreamUnavailable
 from storage.partials import Partial
 
@@ -46,7 +46,7 @@ class PieceSink:
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
         """Checks the start of the response. Raises RangesUnsupported if the response has another range than the piece,
-        and UpstreamUnavailable if the endpoint is refused or states another size of the blob."""
+        UpstreamUnavailable if the endpoint is refused, and BlobSizeWrong if it states another size of the blob."""
         check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (self.piece.start, self.piece.stop):
             raise RangesUnsupported
@@ -110,9 +110,9 @@ class WholeSink:
 
 
 def check_response(endpoint: str, refused: RefusedEndpoints, size: int, expected_size: int) -> None:
-    """Raises UpstreamUnavailable if the endpoint is refused, or if the blob does not have the expected size in bytes.
-    With another size, the response may be an error page, or the manifest may state a wrong size."""
+    """Raises UpstreamUnavailable if the endpoint is refused. Raises BlobSizeWrong if the blob does not have the
+    expected size in bytes: the response may be an error page, or the manifest may state a wrong size."""
     if endpoint in refused:
         raise refused[endpoint]
     if size != expected_size:
-        raise UpstreamUnavailable(f"{endpoint} has a blob of {size} bytes; {expected_size} bytes were expected")
+        raise BlobSizeWrong(f"{endpoint} has a blob of {size} bytes; {expected_size} bytes were expected")

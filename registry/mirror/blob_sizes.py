@@ -1,0 +1,93 @@
+"""Asks an upstream registry for the sizes of blobs, and remembers the answers for a short time (`BlobSizes`).
+
+The mirror usually takes the size of a blob from a manifest. But anyone who can push to the upstream's repository can
+push a manifest that states a wrong size, and the right bytes of the blob would then be refused for all clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from registry.mirror.freshness import NegativeCache
+from registry.mirror.upstream_client import UnconfirmedBlobUnknown, UpstreamClient
+from registry.single_flight import SingleFlight
+from storage.errors import BlobUnknown, UpstreamTimeout
+from storage.leases import Leases
+from storage.names import Digest, RepositoryName
+
+SIZE_REMEMBERED_SECONDS: Final = 60.0
+"""Time for which an answer of the upstream is used again. It is short, because the response possibly was an error page
+with status 200."""
+MAX_REMEMBERED_SIZES: Final = 1_000
+"""Largest number of answers that a process remembers. They take less than 1 MiB."""
+
+
+class BlobSizes:
+    """The sizes that one upstream states for its blobs."""
+
+    def __init__(
+        self,
+        upstream: UpstreamClient,
+        leases: Leases,
+        negative_cache: NegativeCache,
+        to_upstream_name: Callable[[RepositoryName], RepositoryName],
+        monotonic: Callable[[], float],
+    ) -> None:
+        """`leases`: locks across processes. `negative_cache`: says which blobs the upstream does not have.
+        `to_upstream_name`: returns the name that a repository has at the upstream. `monotonic`: returns seconds of a
+        monotonic clock."""
+        self._upstream = upstream
+        self._leases = leases
+        self._negative_cache = negative_cache
+        self._to_upstream_name = to_upstream_name
+        self._monotonic = monotonic
+        self._requests: SingleFlight[int] = SingleFlight()
+        """The running requests. Calls for the same blob of the same repository share one request."""
+        self._remembered: dict[tuple[RepositoryName, Digest], tuple[int, float]] = {}
+        """By repository and blob: the size, and when the upstream stated it. The oldest answer comes first."""
+
+    async def ask(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
+        """Asks the upstream for the size in bytes of a blob of `repo`. `deadline`: in seconds of the event loop's
+        clock. Raises BlobUnknown, UpstreamTimeout (the deadline has passed), and the errors of the upstream client."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._requests.run((repo, digest), lambda: self._ask_under_lease(repo, digest))
+        except TimeoutError:
+            raise start_timeout_error(digest) from None
+
+    def remembered(self, repo: RepositoryName, digest: Digest) -> int | None:
+        """Returns the size that the upstream stated in the last `SIZE_REMEMBERED_SECONDS` for a blob of `repo`; None if
+        this process did not ask."""
+        size, asked_at = self._remembered.get((repo, digest), (None, 0.0))
+        return size if self._monotonic() - asked_at < SIZE_REMEMBERED_SECONDS else None
+
+    async def aclose(self) -> None:
+        """Cancels the running requests to the upstream."""
+        await self._requests.aclose()
+
+    async def _ask_under_lease(self, repo: RepositoryName, digest: Digest) -> int:
+        """Sends the request. A lease lets only one process at a time ask about a blob. If the upstream does not have
+        the blob, caches that answer, unless it is unconfirmed, and raises BlobUnknown."""
+        async with self._leases.take(f"blob {repo} {digest}"):
+            if await self._negative_cache.has(repo, digest):
+                raise BlobUnknown("the upstream does not have this blob")
+            try:
+                size = (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
+            except UnconfirmedBlobUnknown:  # not cached, because the upstream itself possibly has the blob
+                raise
+            except BlobUnknown:
+                await self._negative_cache.add(repo, digest)
+                raise
+        self._remembered.pop((repo, digest), None)
+        self._remembered[repo, digest] = size, self._monotonic()
+        if len(self._remembered) > MAX_REMEMBERED_SIZES:
+            del self._remembered[next(iter(self._remembered))]
+        return size
+
+
+def start_timeout_error(digest: Digest) -> UpstreamTimeout:
+    """Returns the error for a client that has waited for the first byte of a blob until the *start timeout* of its
+    request has passed."""
+    return UpstreamTimeout(f"the upstream did not start to send {digest} in time; try again in a moment")
