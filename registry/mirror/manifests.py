@@ -195,22 +195,27 @@ class MirroredManifests:
         await self._flights.aclose()
 
     def _start_flight(self, repo: RepositoryName, reference: Reference) -> asyncio.Task[str | None]:
-        """Returns the running flight for the manifest, or starts one."""
+        """Returns the running flight for the manifest, or starts one. It continues even if no client waits for it."""
         return self._flights.start((repo, reference), lambda: self._ask_under_lease(repo, reference))
 
     async def _ask(self, repo: RepositoryName, reference: Reference) -> str | None:
         """Joins or starts a flight and waits for it, at most `stale_wait` seconds if the manifest is cached. Returns a
-        notice for the client if the cached copy may be out of date, otherwise None. Sets the cache state. Raises the
-        error of the flight."""
-        flight = self._start_flight(repo, reference)
-        cached = await self._find_cached(repo, reference)
-        if cached is not None:
-            await asyncio.wait({flight}, timeout=self._stale_wait)
-            if not flight.done():
-                set_cache_state("stale", self._name)
-                check = await self._records.last_check(repo, reference)
-                return self._outdated_notice(repo, reference, check, f"{self._name} is slow to answer")
-        notice = await wait_for_outcome(flight)
+        notice for the client if the cached copy may be out of date, otherwise None; the flight then continues. Sets the
+        cache state. Raises the error of the flight."""
+        flight = self._flights.join((repo, reference), lambda: self._ask_under_lease(repo, reference))
+        try:
+            cached = await self._find_cached(repo, reference)
+            if cached is not None:
+                await asyncio.wait({flight}, timeout=self._stale_wait)
+                if not flight.done():
+                    self._start_flight(repo, reference)
+                    set_cache_state("stale", self._name)
+                    check = await self._records.last_check(repo, reference)
+                    return self._outdated_notice(repo, reference, check, f"{self._name} is slow to answer")
+            notice = await wait_for_outcome(flight)
+        finally:
+            self._flights.leave(flight)
+            del flight  # for the reason given in `wait_for_outcome`
         if notice is not None:
             set_cache_state("stale", self._name)
         elif cached is not None and await self._find_cached(repo, reference) == cached:

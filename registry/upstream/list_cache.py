@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from registry.single_flight import SingleFlight
-from registry.upstream.request_limits import MIB, time_limit
+from registry.upstream.request_limits import MIB, time_limit, turn
 from storage.content import Page
 
 T = TypeVar("T")
@@ -78,7 +78,8 @@ class ListCache(Generic[T]):
         list may have changed, and reading it costs little.
 
         Concurrent callers with the same key share one call of `read`. If a caller is cancelled, the call continues for
-        the others. Raises the errors of `read`, and UpstreamTimeout after LIST_TIMEOUT_SECONDS."""
+        the others. If all callers are cancelled before `read` has sent a request, the list is not read. Raises the
+        errors of `read`, and UpstreamTimeout after LIST_TIMEOUT_SECONDS."""
         cached = self._cached.get(key)
         if (
             cached is not None
@@ -96,7 +97,10 @@ class ListCache(Generic[T]):
     async def _read(self, key: str, read: Callable[[], Coroutine[Any, Any, CompleteList[T]]]) -> CompleteList[T]:
         """Reads the list and caches it. Evicts the lists that were read longest ago, until the cache is within
         LIST_CACHE_BYTES."""
-        async with time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._upstream_name}"), self._read_slots:
+        async with (
+            time_limit(LIST_TIMEOUT_SECONDS, f"the upstream registry {self._upstream_name}"),
+            turn(self._read_slots),
+        ):
             complete = await read()
         self._evict(key)
         self._cached[key] = _CachedList(complete, self._clock())

@@ -1,5 +1,5 @@
-"""Limits of requests to upstreams: time (`time_limit`), size (constants), and concurrent requests for one key
-(`KeyedSemaphore`)."""
+"""Limits of requests to upstreams: time (`time_limit`), size (constants), and concurrent requests (`turn`; for one key
+`KeyedSemaphore`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from registry import __version__
+from registry.single_flight import waiting_to_send
 from storage.errors import UpstreamTimeout
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -33,6 +34,22 @@ async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
         raise UpstreamTimeout(f"{peer_name} does not answer in time") from None
 
 
+@asynccontextmanager
+async def turn(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Waits for a free slot of the semaphore, and holds it during the `async with` block. Tasks get slots in the order
+    in which they started to wait. While a task of a SingleFlight waits, it is cancelled if all its callers have left
+    and it has sent no request."""
+    if semaphore.locked():
+        with waiting_to_send():
+            await semaphore.acquire()
+    else:
+        await semaphore.acquire()
+    try:
+        yield
+    finally:
+        semaphore.release()
+
+
 @dataclass(slots=True)
 class _KeySlots:
     """The slots of one key."""
@@ -52,14 +69,13 @@ class KeyedSemaphore:
 
     @asynccontextmanager
     async def acquire(self, key: str) -> AsyncIterator[None]:
-        """Waits for a free slot of `key`, and holds it during the `async with` block. Tasks get slots in the order in
-        which they started to wait."""
+        """Waits for a free slot of `key`, and holds it during the `async with` block: see `turn`."""
         if key not in self._by_key:
             self._by_key[key] = _KeySlots(asyncio.Semaphore(self._slots_per_key))
         slots = self._by_key[key]
         slots.users += 1
         try:
-            async with slots.semaphore:
+            async with turn(slots.semaphore):
                 yield
         finally:
             slots.users -= 1

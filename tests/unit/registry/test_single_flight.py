@@ -1,5 +1,5 @@
 """`SingleFlight` runs work for a key in one task. All callers with the same key get the result of this task, which does
-not end if a caller is cancelled."""
+not end if a caller is cancelled. If all callers have left, a task that still waits to send its request is given up."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from registry.request import NO_REQUEST, RequestContext, current_request, enter_request
-from registry.single_flight import SingleFlight, finish_in_thread
+from registry.single_flight import SingleFlight, finish_in_thread, note_sending, waiting_to_send
 from storage.errors import UpstreamUnavailable
 
 
@@ -28,6 +28,45 @@ class GatedWork:
         if self._error is not None:
             raise self._error
         return self.runs
+
+
+class QueuedWork(GatedWork):
+    """Work that sends a request. It sets `begun` when it starts, waits for `turn` before it sends the request, and for
+    `gate` until it has the response. `sent` is the number of requests, `given_up` the number of ended waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = asyncio.Event()
+        self.sent = self.given_up = 0
+        self.unwinding: asyncio.Event | None = None
+        """If it is set, work that is given up waits for this event before it ends."""
+
+    async def __call__(self) -> int:
+        self.runs += 1
+        self.begun.set()
+        try:
+            with waiting_to_send():
+                await self.turn.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            if self.unwinding is not None:
+                await self.unwinding.wait()
+            raise
+        note_sending()
+        self.sent += 1
+        with waiting_to_send():
+            await self.gate.wait()
+        return self.runs
+
+
+async def leave(*callers: asyncio.Task[int]) -> None:
+    """Cancels the callers, and lets the other tasks run."""
+    for caller in callers:
+        caller.cancel()
+    ends = await asyncio.gather(*callers, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ends)
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 async def test_callers_with_one_key_share_a_task() -> None:
@@ -77,6 +116,117 @@ async def test_a_cancelled_caller_leaves_the_task_running() -> None:
         await first
     work.gate.set()
     assert await second == 1
+
+
+async def test_a_task_that_waits_to_send_is_given_up_without_callers() -> None:
+    """If all callers have left before the task could send its request, the task ends without sending it. A later caller
+    gets the result of a new task."""
+    flights, work = SingleFlight[int](), QueuedWork()
+    callers = [asyncio.create_task(flights.run("a", work)) for _ in range(3)]
+    await work.begun.wait()
+    await leave(*callers[:2])
+    assert len(flights) == 1
+    await leave(callers[2])
+    assert (len(flights), work.given_up) == (0, 1)
+    work.turn.set()
+    work.gate.set()
+    assert await flights.run("a", work) == 2
+    assert work.sent == 1
+
+
+async def test_a_task_that_waits_to_send_continues_for_the_remaining_callers() -> None:
+    """If the caller that has started the task leaves while the task waits to send its request, another caller gets the
+    result."""
+    flights, work = SingleFlight[int](), QueuedWork()
+    first, second = (asyncio.create_task(flights.run("a", work)) for _ in range(2))
+    await work.begun.wait()
+    await leave(first)
+    work.turn.set()
+    work.gate.set()
+    assert await second == 1
+
+
+async def test_a_task_whose_callers_have_left_does_not_begin_to_wait() -> None:
+    """If all callers have left before the task begins to wait until it can send its request, the task ends as soon as
+    it would wait."""
+    flights, work, start = SingleFlight[int](), QueuedWork(), asyncio.Event()
+
+    async def work_later() -> int:
+        await start.wait()
+        return await work()
+
+    caller = asyncio.create_task(flights.run("a", work_later))
+    await asyncio.sleep(0)
+    await leave(caller)
+    assert len(flights) == 1
+    start.set()
+    await leave()
+    assert (len(flights), work.given_up) == (0, 1)
+
+
+async def test_a_task_that_has_sent_its_request_continues() -> None:
+    """If all callers leave after the task has sent its first request, the task continues, even if it waits to send
+    another request. The next caller gets its result."""
+    flights, work = SingleFlight[int](), QueuedWork()
+    work.turn.set()
+    caller = asyncio.create_task(flights.run("a", work))
+    await work.begun.wait()
+    await leave(caller)
+    assert len(flights) == 1
+    later_caller = asyncio.create_task(flights.run("a", work))
+    await asyncio.sleep(0)
+    work.gate.set()
+    assert await later_caller == 1
+
+
+async def test_a_task_without_callers_by_design_is_not_given_up() -> None:
+    """A task that `start` has started, or has returned, waits to send its request although it has no callers."""
+    flights, work = SingleFlight[int](), QueuedWork()
+    caller = asyncio.create_task(flights.run("a", work))
+    await work.begun.wait()
+    task = flights.start("a", work)
+    other_task = flights.start("b", work)
+    await leave(caller)
+    assert len(flights) == 2
+    work.turn.set()
+    work.gate.set()
+    assert await task == await other_task == 2  # both return the number of runs
+
+
+async def test_a_new_caller_never_gets_the_cancellation_of_an_earlier_one() -> None:
+    """A caller that arrives while a task without callers is being given up gets the result of a new task."""
+    flights, work = SingleFlight[int](), QueuedWork()
+    work.unwinding = asyncio.Event()
+    first = asyncio.create_task(flights.run("a", work))
+    await work.begun.wait()
+    first.cancel()
+    second = asyncio.create_task(flights.run("a", work))
+    await leave(first)
+    assert not second.done()
+    await leave(second)
+    assert len(flights) == 0
+    assert work.given_up > 0
+    last = [asyncio.create_task(flights.run("a", work)) for _ in range(2)]
+    work.turn.set()
+    work.gate.set()
+    assert len(set(await asyncio.gather(*last))) == 1
+    assert work.sent == 1
+    work.unwinding.set()
+    await flights.aclose()
+
+
+async def test_close_waits_for_tasks_that_are_being_given_up() -> None:
+    """`aclose` returns after the tasks have ended that were given up because their callers have left."""
+    flights, work = SingleFlight[int](), QueuedWork()
+    work.unwinding = asyncio.Event()
+    caller = asyncio.create_task(flights.run("a", work))
+    await work.begun.wait()
+    await leave(caller)
+    assert work.given_up == 1
+    closing = asyncio.create_task(flights.aclose())
+    await asyncio.sleep(0)
+    await closing
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
 async def test_close_cancels_tasks_and_refuses_new_ones() -> None:

@@ -1,0 +1,117 @@
+"""Requests for manifests and sizes of blobs that wait in a queue of the upstream client, because other requests are
+running."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from registry.single_flight import note_sending, waiting_to_send
+from storage.names import Tag
+from tests.fakes.mirror_source import FakeSource, missing_digest
+from tests.fakes.registry_content import index_of
+from tests.unit.registry.conftest import wait_until
+from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorSite
+
+TAG = Tag("1")
+
+
+class QueuedSource(FakeSource):
+    """An upstream client whose requests wait in a queue until `turn` is set. `queued` is the number of requests in the
+    queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = asyncio.Event()
+        self.queued = 0
+
+    async def _called(self, kind: str, repo: str = "") -> None:
+        self.queued += 1
+        try:
+            with waiting_to_send():
+                await self.turn.wait()
+        finally:
+            self.queued -= 1
+        note_sending()
+        await super()._called(kind, repo)
+
+
+@pytest.fixture
+def queue(site: MirrorSite) -> QueuedSource:
+    site.upstream = source = QueuedSource()
+    site.configure(tag_ttl=300, miss_ttl=60)
+    return source
+
+
+async def leave(client: asyncio.Task[Any]) -> None:
+    client.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await client
+
+
+async def test_request_for_a_manifest_is_dropped_when_its_clients_have_left(
+    site: MirrorSite, queue: QueuedSource
+) -> None:
+    """If all clients that wait for a manifest leave before the upstream is asked for it, the upstream is not asked. A
+    later client gets the manifest."""
+    image = queue.add_image(UPSTREAM_REPO, b"layer")
+    async with site.worker() as worker:
+        first, second = (asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for _ in range(2))
+        await wait_until(lambda: queue.queued == 1)
+        await leave(first)
+        assert queue.queued == 1
+        await leave(second)
+        await wait_until(lambda: not queue.queued)
+        assert not worker.mirror.is_busy
+        queue.turn.set()
+        assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
+    assert queue.calls == {"get manifest": 1}
+
+
+async def test_request_for_a_manifest_continues_for_the_client_that_stays(
+    site: MirrorSite, queue: QueuedSource
+) -> None:
+    """If one of two clients leaves before the upstream is asked for the manifest, the other one gets the manifest."""
+    image = queue.add_image(UPSTREAM_REPO, b"layer")
+    async with site.worker() as worker:
+        first, second = (asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for _ in range(2))
+        await wait_until(lambda: queue.queued == 1)
+        await leave(first)
+        queue.turn.set()
+        assert (await second).digest == image.digest
+    assert queue.calls == {"get manifest": 1}
+
+
+@pytest.mark.parametrize("is_expired", [False, True])
+async def test_cached_tag_is_checked_after_its_client_has_got_it(
+    site: MirrorSite, queue: QueuedSource, is_expired: bool
+) -> None:
+    """If a client gets a cached tag although it is not fresh, the upstream is asked about the tag, even if the request
+    waits in a queue and the client has its response. `is_expired`: the client has waited for the upstream first, until
+    the stale wait has passed."""
+    site.stale_wait = 0.02
+    old = queue.add_image(UPSTREAM_REPO, b"old")
+    async with site.worker() as worker:
+        queue.turn.set()
+        await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+        queue.turn.clear()
+        new = queue.add_manifest(UPSTREAM_REPO, index_of([old.descriptor]), "1")
+        site.clock.now += 601 if is_expired else 301
+        assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == old.digest
+        await wait_until(lambda: queue.queued == 1)
+        queue.turn.set()
+        await wait_until(lambda: not worker.mirror.is_busy)
+        assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == new.digest
+
+
+async def test_request_for_a_size_is_dropped_when_its_client_has_left(site: MirrorSite, queue: QueuedSource) -> None:
+    """If the client of a HEAD request for a blob leaves before the upstream is asked for its size, the upstream is not
+    asked."""
+    async with site.worker() as worker:
+        client = asyncio.create_task(worker.mirror.resolve_blob(MIRRORED_REPO, missing_digest()))
+        await wait_until(lambda: queue.queued == 1)
+        await leave(client)
+        await wait_until(lambda: not queue.queued)
+    assert not queue.calls
