@@ -15,13 +15,17 @@ import httpx2
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.response_limits import MAX_HEADER_LINES, NoCookies, TooManyHeaderLines
+from registry.single_flight import note_sending
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
-from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES
+from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES, turn
 from registry.upstream.transport import CheckedTransport, OutboundProxies, Resolver, TrustStore
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 
+MAX_CONNECTIONS = 64
+"""Largest number of connections of one client to the endpoints, and of those to the targets of redirects in one kind of
+network."""
 _ASSUMED_BODY_BYTES = 1 * MIB
 """Memory that is reserved for a body before it is read, if the response does not state the length of the body."""
 _PIECES_PER_PAUSE = 64
@@ -59,9 +63,9 @@ class ApiClient:
         self._timeout = httpx2.Timeout(
             connect=settings.connect_timeout, read=idle_timeout, write=idle_timeout, pool=None
         )
-        self._clients: dict[tuple[str | None, Reach], httpx2.AsyncClient] = {}
-        """The HTTP clients. A key is the URL of a proxy (None: no proxy) and the addresses to which the client may
-        connect."""
+        self._clients: dict[tuple[str | None, Reach], tuple[httpx2.AsyncClient, asyncio.Semaphore]] = {}
+        """The HTTP clients, each with a slot for each of its connections. A key is the URL of a proxy (None: no proxy)
+        and the addresses to which the client may connect."""
 
     def reach_from(self, response: UpstreamResponse) -> Reach:
         """Returns the addresses to which a URL in `response` may lead, such as the URL of a next page."""
@@ -98,29 +102,37 @@ class ApiClient:
         route = RedirectChain(url, headers, reach or self._endpoint_reach)
         while True:
             endpoint_attempt = None if route.has_moved else attempt
-            response = await self._send_step(method, route, form, endpoint_attempt)
-            try:
-                route.on_response(self._network(response, route))
-                if endpoint_attempt is not None:
-                    endpoint_attempt.on_headers(response.status_code)
-                if form is None and route.follow(response.status_code, response.extensions.get(_LOCATION_EXTENSION)):
-                    continue
-                has_body = method != "HEAD" and (read_body or not response.is_success)
-                body = await self._read_body(response, max_bytes, memory) if has_body else b""
-            finally:
-                await response.aclose()
+            client, slots = await self._client(route)
+            async with turn(slots):
+                note_sending()
+                response = await self._send_step(client, method, route, form, endpoint_attempt)
+                try:
+                    route.on_response(self._network(response, route))
+                    if endpoint_attempt is not None:
+                        endpoint_attempt.on_headers(response.status_code)
+                    location = response.extensions.get(_LOCATION_EXTENSION)
+                    if form is None and route.follow(response.status_code, location):
+                        continue
+                    has_body = method != "HEAD" and (read_body or not response.is_success)
+                    body = await self._read_body(response, max_bytes, memory) if has_body else b""
+                finally:
+                    await response.aclose()
             network = route.reach.network or NetworkClass.PUBLIC
             return UpstreamResponse(
                 response.status_code, _header_fields(response), route.url, route.is_cross_origin, body, network
             )
 
     async def _send_step(
-        self, method: str, route: RedirectChain, form: Mapping[str, str] | None, attempt: EndpointAttempt | None
+        self,
+        client: httpx2.AsyncClient,
+        method: str,
+        route: RedirectChain,
+        form: Mapping[str, str] | None,
+        attempt: EndpointAttempt | None,
     ) -> httpx2.Response:
         """Sends the request for the current step of `route`, and returns the response, whose body is not read yet.
         Sends the request a second time after an error of _CONNECTION_LOST. Raises UpstreamUnavailable,
         UpstreamTimeout."""
-        client = await self._client(route)
         if attempt is not None:
             attempt.on_send()
         for is_second_try in (False, True):
@@ -190,20 +202,22 @@ class ApiClient:
             memory.hold(share)
         return complete_body
 
-    async def _client(self, route: RedirectChain) -> httpx2.AsyncClient:
-        """Returns the httpx2 client for the current step of `route`. There is one client, which has its own connection
-        pool, for each pair of proxy and reach (set of allowed addresses). Therefore a redirect cannot use an open
-        connection to an address that is not allowed for it. Also, if the target of a redirect does not respond, the
-        requests that wait for it use up no connections to the endpoints."""
+    async def _client(self, route: RedirectChain) -> tuple[httpx2.AsyncClient, asyncio.Semaphore]:
+        """Returns the httpx2 client for the current step of `route`, and the slots of its connections. There is one
+        client, which has its own connection pool, for each pair of proxy and reach (set of allowed addresses).
+        Therefore a redirect cannot use an open connection to an address that is not allowed for it. Also, if the target
+        of a redirect does not respond, the requests that wait for it use up no connections to the endpoints."""
         proxy, reach = self._proxies.proxy_for(route.url), route.reach
         if proxy is not None:
             self._policy.check_proxied(reach, *origin(route.url)[1:])
         if (proxy, reach) not in self._clients:
             context = await asyncio.to_thread(self._trust.context)
             if (proxy, reach) not in self._clients:  # no other task has created it during the `await`
-                limits = httpx2.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=30.0)
+                limits = httpx2.Limits(
+                    max_connections=MAX_CONNECTIONS, max_keepalive_connections=16, keepalive_expiry=30.0
+                )
                 is_https_proxy = proxy is not None and proxy.startswith("https:")
-                self._clients[proxy, reach] = httpx2.AsyncClient(
+                client = httpx2.AsyncClient(
                     verify=context,
                     transport=CheckedTransport(self._policy, reach, self._resolver, context, limits)
                     if proxy is None
@@ -216,13 +230,14 @@ class ApiClient:
                     cookies=NoCookies(),
                     event_hooks={"response": [_move_location]},
                 )
+                self._clients[proxy, reach] = client, asyncio.Semaphore(MAX_CONNECTIONS)
         return self._clients[proxy, reach]
 
     async def aclose(self) -> None:
         """Stops lookups of host names and closes the connections. Idempotent."""
         await self._resolver.aclose()
         clients, self._clients = self._clients, {}
-        for client in clients.values():
+        for client, _ in clients.values():
             await client.aclose()
 
 

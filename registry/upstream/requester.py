@@ -23,7 +23,6 @@ from registry.mirror.upstream_client import (
     UnconfirmedNameUnknown,
     UpstreamContentInvalid,
 )
-from registry.single_flight import note_sending
 from registry.upstream.api_client import ApiClient
 from registry.upstream.authorizer import AuthorizationOffer, UpstreamAuthorizer
 from registry.upstream.destinations import is_same_origin, loggable_origin
@@ -322,7 +321,6 @@ class UpstreamRequester:
 
         async def send(authorization: Mapping[str, str]) -> UpstreamResponse:
             async with self._repository_limit.acquire(repo):
-                note_sending()
                 return await self._api.send(
                     method,
                     url,

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from registry.single_flight import SingleFlight, cancel_and_wait
+from registry.upstream.api_client import MAX_CONNECTIONS
 from registry.upstream.breaker import FAILURES_TO_OPEN
 from registry.upstream.requester import REQUESTS_PER_REPOSITORY
-from storage.content import Span
+from storage.content import Manifest, Span
 from storage.errors import RegistryError, UpstreamUnavailable
-from storage.names import Digest, Tag
+from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.upstream_content import ImageTree
 from tests.fakes.upstream_source import TAG, CollectingSink, UpstreamClock, answer, scripted_server, upstream_source
@@ -205,6 +207,44 @@ async def test_failed_connections_open_the_breaker_for_all(registry: StoredRegis
                 await source.fetch_blob(BAD_REPO, Digest(ABSENT_DIGEST), Span(0), CollectingSink())
         with pytest.raises(UpstreamUnavailable, match="lately"):
             await source.get_manifest(good_repo(), TAG)
+
+
+async def test_requests_of_clients_that_left_do_not_wait_for_connections(
+    registry: StoredRegistry, image: ImageTree
+) -> None:
+    """While all connections are in use, shared tasks whose callers have left end without sending their requests. The
+    next free connection goes to a caller that still waits."""
+    may_respond, all_connected = asyncio.Event(), asyncio.Event()
+    requested: list[str] = []
+
+    async def reply(head: str) -> bytes:
+        requested.append(repository(head))
+        if len(requested) == MAX_CONNECTIONS:
+            all_connected.set()
+        await may_respond.wait()
+        return answer(200, image.body, content_type=image.media_type)
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        flights = SingleFlight[Manifest]()
+
+        def request(name: str) -> asyncio.Task[Manifest]:
+            repo = RepositoryName(f"library/{name}")
+            return asyncio.create_task(flights.run(repo, lambda: source.get_manifest(repo, TAG)))
+
+        busy = [request(f"busy{number}") for number in range(MAX_CONNECTIONS)]
+        await all_connected.wait()
+        leaving = [request(f"left{number}") for number in range(50)]
+        staying = request("stays")
+        await asyncio.sleep(0)
+        assert len(flights) == MAX_CONNECTIONS + 51
+        await cancel_and_wait(leaving)
+        async with asyncio.timeout(8):
+            while len(flights) > MAX_CONNECTIONS + 1:  # noqa: ASYNC110  a task ends as soon as it begins to wait
+                await asyncio.sleep(0.01)
+        may_respond.set()
+        assert (await staying).digest == image.digest
+        await asyncio.gather(*busy)
+    assert requested[MAX_CONNECTIONS:] == ["stays"]
 
 
 @pytest.mark.parametrize("hanging_host", ["endpoint", "redirect"])

@@ -112,7 +112,7 @@ async def test_requests_of_clients_that_left_do_not_wait_for_the_slots_of_a_key(
     await leave(callers["leaves"], callers["leaves too"])
     assert len(flights) == 2
     may_end.set()
-    assert await asyncio.gather(callers["first"], callers["stays"]) == ["first", "stays"]
+    assert (await callers["first"], await callers["stays"]) == ("first", "stays")
     assert order == ["first", "stays"]
 
 
