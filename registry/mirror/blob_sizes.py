@@ -57,9 +57,19 @@ class BlobSizes:
         except TimeoutError:
             raise start_timeout_error(digest) from None
 
+    async def ask_and_remember(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
+        """Asks for the size as `ask` does, and remembers it. Call this only if a size in the manifests of `repo` must
+        be wrong, because `remembered` then takes precedence over the manifests."""
+        size = await self.ask(repo, digest, deadline)
+        self._remembered.pop((repo, digest), None)
+        self._remembered[repo, digest] = size, self._monotonic()
+        if len(self._remembered) > MAX_REMEMBERED_SIZES:
+            del self._remembered[next(iter(self._remembered))]
+        return size
+
     def remembered(self, repo: RepositoryName, digest: Digest) -> int | None:
-        """Returns the size that the upstream stated in the last `SIZE_REMEMBERED_SECONDS` for a blob of `repo`; None if
-        this process did not ask."""
+        """Returns the size that `ask_and_remember` has returned in the last `SIZE_REMEMBERED_SECONDS` for a blob of
+        `repo`; None if this process did not ask."""
         size, asked_at = self._remembered.get((repo, digest), (None, 0.0))
         return size if self._monotonic() - asked_at < SIZE_REMEMBERED_SECONDS else None
 
@@ -74,17 +84,12 @@ class BlobSizes:
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")
             try:
-                size = (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
+                return (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
             except UnconfirmedBlobUnknown:  # not cached, because the upstream itself possibly has the blob
                 raise
             except BlobUnknown:
                 await self._negative_cache.add(repo, digest)
                 raise
-        self._remembered.pop((repo, digest), None)
-        self._remembered[repo, digest] = size, self._monotonic()
-        if len(self._remembered) > MAX_REMEMBERED_SIZES:
-            del self._remembered[next(iter(self._remembered))]
-        return size
 
 
 def start_timeout_error(digest: Digest) -> UpstreamTimeout:

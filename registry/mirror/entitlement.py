@@ -92,12 +92,15 @@ class BlobEntitlement:
                 return remembered, manifests
             if len(stated) == 1:
                 return stated.pop(), manifests
+            if stated:
+                return await self._sizes.ask_and_remember(repo, digest, deadline), manifests
         return await self._sizes.ask(repo, digest, deadline), manifests
 
     async def ask_size(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
-        """Asks the upstream for the blob's size in bytes, whatever the manifests state. At a public upstream, `check`
-        then returns this size for a short time. Raises the errors of `check`."""
-        return await self._sizes.ask(repo, digest, deadline)
+        """Asks the upstream for the blob's size in bytes, because it has sent a blob of another size than `check` has
+        returned. At a public upstream, `check` then returns this size for a short time. Raises the errors of
+        `check`."""
+        return await self._sizes.ask_and_remember(repo, digest, deadline)
 
     async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:
         """Adds the blob to `repo`, if any repository of this upstream has it in the store. Call this only after `check`

@@ -89,6 +89,23 @@ async def test_manifests_that_agree_cost_no_request_for_the_size(site: MirrorSit
     assert site.upstream.calls["head blob"] == 0
 
 
+async def test_wrong_answer_before_the_manifest_was_pulled(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If the upstream answers a HEAD request with a wrong size, for example that of an error page, and the manifest is
+    pulled afterwards, the size in the manifest is used."""
+    site.upstream.add_blob(UPSTREAM_REPO, SMALL)
+    digest = digest_of(SMALL)
+    resolve_blob = site.upstream.resolve_blob
+
+    async def resolve_error_page(repo: RepositoryName, digest: Digest) -> Descriptor:
+        return replace(await resolve_blob(repo, digest), size=6)
+
+    site.upstream.resolve_blob = resolve_error_page  # type: ignore[method-assign]
+    assert (await worker.mirror.resolve_blob(MIRRORED_REPO, digest)).size == 6
+    await begin_pull(site, worker, SMALL)
+    assert (await worker.mirror.resolve_blob(MIRRORED_REPO, digest)).size == len(SMALL)
+    assert await read_blob(worker.mirror, MIRRORED_REPO, digest) == SMALL
+
+
 async def test_response_with_another_size_than_the_blob(site: MirrorSite, worker: MirrorWorker) -> None:
     """If the upstream sends something else than the blob, such as an error page with status 200, and states the same
     size as the manifests when it is asked, the client gets an error that names both sizes."""
