@@ -48,9 +48,9 @@ class Flight(asyncio.Task[T]):
 
 @contextmanager
 def waiting_to_send() -> Iterator[None]:
-    """Says that the current task waits inside the `with` block until it may send a request. The block must suspend the
-    task. If the task is a flight that has sent no request (`note_sending`), it is cancelled in the block once no caller
-    waits for its result."""
+    """Says that the current task waits inside the `with` block until it may send a request. If the task is a flight that
+    has sent no request (`note_sending`), it is cancelled at an `await` of the block once no caller waits for its
+    result."""
     flight = asyncio.current_task()
     if not isinstance(flight, Flight):
         yield
@@ -110,10 +110,14 @@ class SingleFlight(Generic[T]):
         """Waits for the task for `key`, and returns its result. If none is running, starts one that runs `work()`.
         Raises the exception of the task. Raises the error of `make_stop_error` if `aclose` cancels the task, or if a
         task would have to be started after `aclose`. If the caller is cancelled, the task continues, unless it waits to
-        send its first request and has no other caller."""
+        send its first request and has no other caller.
+
+        If the caller is a flight itself, this wait counts as `waiting_to_send`. For example, the flight for a manifest
+        may need a token, whose request waits in a queue."""
         flight = self.join(key, work)
         try:
-            return await wait_for_outcome(flight, self._make_stop_error)
+            with waiting_to_send():
+                return await wait_for_outcome(flight, self._make_stop_error)
         finally:
             self.leave(flight)
             del flight  # for the reason given in `wait_for_outcome`

@@ -179,6 +179,32 @@ async def test_a_task_that_has_sent_its_request_continues() -> None:
     assert await later_caller == 1
 
 
+async def test_a_task_that_waits_for_another_task_is_given_up_with_it() -> None:
+    """If a task needs the result of another one, such as a token, and all its callers leave before it has sent its own
+    request, it ends. The other task ends as well if it waits in a queue and nobody else needs its result."""
+    flights, tokens, work = SingleFlight[int](), SingleFlight[int](), QueuedWork()
+    callers = [asyncio.create_task(flights.run(key, lambda: tokens.run("token", work))) for key in ("a", "b")]
+    await work.begun.wait()
+    await leave(callers[0])
+    assert (len(flights), len(tokens), work.given_up) == (1, 1, 0)
+    await leave(callers[1])
+    assert (len(flights), len(tokens), work.given_up) == (0, 0, 1)
+
+
+async def test_a_token_request_that_was_sent_continues() -> None:
+    """If the other task has sent its request, it continues, and a later caller uses its result."""
+    flights, tokens, work = SingleFlight[int](), SingleFlight[int](), QueuedWork()
+    work.turn.set()
+    caller = asyncio.create_task(flights.run("a", lambda: tokens.run("token", work)))
+    await work.begun.wait()
+    await leave(caller)
+    assert (len(flights), len(tokens)) == (0, 1)
+    later_caller = asyncio.create_task(flights.run("a", lambda: tokens.run("token", work)))
+    await asyncio.sleep(0)
+    work.gate.set()
+    assert await later_caller == work.sent == 1
+
+
 async def test_a_task_without_callers_by_design_is_not_given_up() -> None:
     """A task that `start` has started, or has returned, waits to send its request although it has no callers."""
     flights, work = SingleFlight[int](), QueuedWork()
