@@ -15,7 +15,7 @@ import httpx2
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.response_limits import MAX_HEADER_LINES, NoCookies, TooManyHeaderLines
-from registry.single_flight import note_sending
+from registry.single_flight import note_sending, server_stopping_error
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES, turn
@@ -131,11 +131,13 @@ class ApiClient:
         attempt: EndpointAttempt | None,
     ) -> httpx2.Response:
         """Sends the request for the current step of `route`, and returns the response, whose body is not read yet.
-        Sends the request a second time after an error of _CONNECTION_LOST. Raises UpstreamUnavailable,
-        UpstreamTimeout."""
+        Sends the request a second time after an error of _CONNECTION_LOST. Raises UpstreamUnavailable (also
+        after `aclose`), UpstreamTimeout."""
         if attempt is not None:
             attempt.on_send()
         for is_second_try in (False, True):
+            if client.is_closed:  # by `aclose`, while the request waited for its turn or for the response
+                raise server_stopping_error()
             try:
                 request = client.build_request(method, route.url, headers=route.headers, data=form)
                 return await client.send(request, stream=True)
@@ -234,7 +236,8 @@ class ApiClient:
         return self._clients[proxy, reach]
 
     async def aclose(self) -> None:
-        """Stops lookups of host names and closes the connections. Idempotent."""
+        """Stops lookups of host names and closes the connections. Running and waiting requests raise
+        UpstreamUnavailable. Idempotent."""
         await self._resolver.aclose()
         clients, self._clients = self._clients, {}
         for client, _ in clients.values():

@@ -247,6 +247,27 @@ async def test_requests_of_clients_that_left_do_not_wait_for_connections(
     assert requested[MAX_CONNECTIONS:] == ["stays"]
 
 
+async def test_requests_fail_when_the_client_is_closed(registry: StoredRegistry) -> None:
+    """When the client is closed, requests that wait for a response or for a connection raise UpstreamUnavailable."""
+    may_respond, all_connected = asyncio.Event(), asyncio.Event()
+    requested: list[str] = []
+
+    async def reply(head: str) -> bytes:
+        requested.append(head)
+        if len(requested) == MAX_CONNECTIONS:
+            all_connected.set()
+        await may_respond.wait()
+        return answer(200, b"{}")
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        pings = [asyncio.create_task(source.ping()) for _ in range(MAX_CONNECTIONS + 1)]
+        await all_connected.wait()
+        await source.aclose()
+        errors = await asyncio.gather(*pings, return_exceptions=True)
+        assert [type(error) for error in errors] == [UpstreamUnavailable] * len(pings)
+        may_respond.set()
+
+
 @pytest.mark.parametrize("hanging_host", ["endpoint", "redirect"])
 async def test_hanging_requests_leave_connections_for_others(
     registry: StoredRegistry, image: ImageTree, hanging_host: str
