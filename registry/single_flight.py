@@ -48,8 +48,8 @@ class Flight(asyncio.Task[T]):
 
 @contextmanager
 def waiting_to_send() -> Iterator[None]:
-    """Says that the current task waits inside the `with` block until it may send a request. If the task is a flight that
-    has sent no request (`note_sending`), it is cancelled at an `await` of the block once no caller waits for its
+    """Says that the current task waits inside the `with` block until it may send a request. If the task is a flight
+    that has sent no request (`note_sending`), it is cancelled at an `await` of the block once no caller waits for its
     result."""
     flight = asyncio.current_task()
     if not isinstance(flight, Flight):

@@ -260,11 +260,12 @@ async def test_requests_fail_when_the_client_is_closed(registry: StoredRegistry)
         return answer(200, b"{}")
 
     async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
-        pings = [asyncio.create_task(source.ping()) for _ in range(MAX_CONNECTIONS + 1)]
+        repos = [RepositoryName(f"library/{number}") for number in range(MAX_CONNECTIONS + 1)]
+        requests = [asyncio.create_task(source.get_manifest(repo, TAG)) for repo in repos]
         await all_connected.wait()
         await source.aclose()
-        errors = await asyncio.gather(*pings, return_exceptions=True)
-        assert [type(error) for error in errors] == [UpstreamUnavailable] * len(pings)
+        errors = await asyncio.gather(*requests, return_exceptions=True)
+        assert [type(error) for error in errors] == [UpstreamUnavailable] * len(requests)
         may_respond.set()
 
 
