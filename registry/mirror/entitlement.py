@@ -22,7 +22,7 @@ from typing import Final
 from registry.mirror.blob_sizes import BlobSizes
 from registry.mirror.freshness import NegativeCache
 from storage.content import Actor, Manifest
-from storage.errors import BlobUnknown, StorageFull
+from storage.errors import BlobUnknown, Denied, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName
 from storage.upstream_records import UpstreamRecords
@@ -72,7 +72,8 @@ class BlobEntitlement:
         that name it (at most 8: see `UpstreamRecords.referring_manifests`).
 
         Asks a public upstream for the size if there is no such manifest, or if the manifests disagree about the size.
-        In the second case, uses the upstream's last answer for a short time. Asks a private upstream for the size if
+        In the second case, uses the upstream's last answer for a short time, and the size in the newest manifest if the
+        upstream gives no answer. Asks a private upstream for the size if
         `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a short time ago that `repo`
         does not have the blob.
 
@@ -87,13 +88,16 @@ class BlobEntitlement:
             if download_size is not None:
                 return download_size, manifests
         else:
-            stated = {blob.size for manifest in manifests for blob in manifest.blobs if blob.digest == digest}
+            stated = [blob.size for manifest in manifests for blob in manifest.blobs if blob.digest == digest]
             if stated and (remembered := self._sizes.remembered(repo, digest)) is not None:
                 return remembered, manifests
-            if len(stated) == 1:
-                return stated.pop(), manifests
+            if len(set(stated)) == 1:
+                return stated[0], manifests
             if stated:
-                return await self._sizes.ask_and_remember(repo, digest, deadline), manifests
+                try:
+                    return await self._sizes.ask_and_remember(repo, digest, deadline), manifests
+                except (Denied, TooManyRequests, UpstreamUnavailable):
+                    return stated[0], manifests  # another repository may have the blob in the store
         return await self._sizes.ask(repo, digest, deadline), manifests
 
     async def ask_size(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:

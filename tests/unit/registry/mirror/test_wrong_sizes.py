@@ -8,7 +8,14 @@ import pytest
 
 from registry.mirror.blob_sizes import SIZE_REMEMBERED_SECONDS
 from storage.content import Descriptor, Span, digest_of
-from storage.errors import BlobUnknown, UpstreamUnavailable
+from storage.errors import (
+    BlobUnknown,
+    Denied,
+    RegistryError,
+    TooManyRequests,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from storage.names import Digest, RepositoryName, Tag
 from tests.fakes.registry_content import descriptor_of, image_of, read_blob
 from tests.unit.registry.mirror.conftest import (
@@ -138,6 +145,30 @@ async def test_size_is_asked_for_the_repository_of_the_client(site: MirrorSite, 
         await worker.mirror.resolve_blob(OTHER, DIGEST)
     with pytest.raises(BlobUnknown):
         await worker.mirror.open_blob(OTHER, DIGEST)
+
+
+@pytest.mark.parametrize("error", [Denied, TooManyRequests, UpstreamTimeout, UpstreamUnavailable])
+async def test_stored_blob_is_served_while_the_upstream_is_down(
+    site: MirrorSite, worker: MirrorWorker, error: type[RegistryError]
+) -> None:
+    """If manifests of a repository disagree about the size of a blob, and the upstream gives no answer, the blob is
+    served if another repository of the upstream has it in the store."""
+    await begin_pull(site, worker)
+    assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
+    await wait_until_stored(worker, DIGEST)
+    for size in (len(BIG), 1):
+        config = site.upstream.add_blob("library/other", b"{}")
+        site.upstream.add_manifest(
+            "library/other", image_of(config, [replace(descriptor_of(BIG), size=size)]), str(size)
+        )
+        await worker.mirror.get_manifest(OTHER, Tag(str(size)))
+
+    async def fail(repo: RepositoryName, digest: Digest) -> Descriptor:
+        raise error
+
+    site.upstream.resolve_blob = fail  # type: ignore[method-assign]
+    assert await read_blob(worker.mirror, OTHER, DIGEST) == BIG
+    assert (await worker.mirror.resolve_blob(OTHER, DIGEST)).size == len(BIG)
 
 
 async def test_upstream_is_asked_again_after_a_while(site: MirrorSite, worker: MirrorWorker) -> None:
