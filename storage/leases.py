@@ -7,6 +7,7 @@ a semaphore.
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from math import inf
 from typing import Protocol
 
 from storage.names import Digest
@@ -20,15 +21,18 @@ class Leases(Protocol):
         """Waits for the lease of `key` and holds it inside the `async with` block."""
         ...
 
-    def slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[None]:
+    def slot(
+        self, name: str, count: int, keep_free: int = 0, *, urgent_after: float = inf
+    ) -> AbstractAsyncContextManager[None]:
         """Waits for one of the slots called `name` and holds it inside the `async with` block. `count`: number of slots
         with this name; all callers must pass the same number. `keep_free`: takes a slot only if at least this number of
-        other slots is free, so that more urgent work finds a free slot."""
+        other slots is free, so that more urgent work finds a free slot. `urgent_after`: seconds after which the call is
+        *urgent*: while an urgent call of any process waits, only urgent calls take slots of this name."""
         ...
 
     def try_slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[bool]:
-        """Does what `slot` does, but never waits: if there is no slot to take, the block runs without one. In
-        `async with … as has_slot`, `has_slot` is True if the block holds a slot."""
+        """Does what `slot` does, but never waits: if there is no slot to take, or if an urgent call of `slot` waits,
+        the block runs without one. In `async with … as has_slot`, `has_slot` is True if the block holds a slot."""
         ...
 
     def are_slots_held(self, name: str, count: int) -> bool:

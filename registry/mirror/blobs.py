@@ -20,6 +20,7 @@ from registry.mirror.blob_sizes import start_timeout_error
 from registry.mirror.entitlement import BlobEntitlement
 from registry.mirror.fill.fill import Fill
 from registry.mirror.fill.fills import Fills
+from registry.mirror.fill.slots import SMALL_BLOB_BYTES
 from registry.mirror.prefetch import Prefetcher
 from registry.mirror.upstream_client import BlobSizeWrong
 from registry.mirror.withheld_last_byte import UnverifiedBlobReader
@@ -37,9 +38,6 @@ from storage.errors import (
 from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
 
-SMALL_BLOB_BYTES: Final = 64 * 1024
-"""A blob of up to this size is served only after its fill is complete and its digest is verified. This takes
-little longer than waiting for the first byte."""
 MAX_FILL_ATTEMPTS: Final = 5
 """Largest number of fills for one request that get bytes with a wrong digest, or stop before they are complete."""
 START_TIMEOUT_SECONDS: Final = 25.0
@@ -98,10 +96,11 @@ class MirroredBlobs:
     async def open(self, repo: RepositoryName, digest: Digest, span: Span | None) -> BlobReader:
         """Opens the blob for reading. If the blob is not stored, starts a fill, or joins the running one, and waits
         until the upstream starts to send. If the blob has at most `SMALL_BLOB_BYTES`, waits until the blob is complete
-        and verified.
+        and verified, which takes little longer.
 
-        If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill of a larger blob is then
-        still waiting for a free connection, returns a reader, which waits for the bytes. If the disk is too full for
+        If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill is then still waiting for a
+        free connection, returns a reader, which waits for the bytes, unless the blob is empty: then its digest may be
+        wrong, and there is no byte to hold back. If the disk is too full for
         the blob, its bytes are sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors
         of the upstream client.
 
@@ -230,8 +229,8 @@ class MirroredBlobs:
         """Waits until the upstream starts to send, or, for a small blob, until the blob is complete. Returns False if
         the blob is then stored, or True if its bytes have to be read from the running fill.
 
-        If the deadline passes while the fill of a larger blob waits for a free connection, returns True. If the
-        deadline passes in any other case, raises UpstreamTimeout. If the fill fails, raises the fill's error.
+        If the deadline passes while the fill of a blob that is not empty waits for a free connection, returns True. If
+        the deadline passes in any other case, raises UpstreamTimeout. If the fill fails, raises the fill's error.
 
         If the fill requests the blob from another repository than `repo`, and the upstream does not respond, raises
         _NoResponse after `SILENCE_SECONDS`."""
@@ -251,6 +250,6 @@ class MirroredBlobs:
                         raise _NoResponse
                     had_no_response = has_no_response
         except TimeoutError:
-            if fill.size > SMALL_BLOB_BYTES and fill.is_queued:
+            if fill.size and fill.is_queued:
                 return True
             raise start_timeout_error(fill.digest) from None

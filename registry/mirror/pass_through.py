@@ -276,7 +276,9 @@ class PassThroughReader:
     async def _download(self, span: tuple[int, int]) -> None:
         """Waits for a connection slot, and downloads the bytes of `span` into the buffer."""
         self._buffer.expected = start, stop = span
-        async with self._slots.pass_through(self, waits_for_client=stop - start > MAX_BUFFERED_BYTES):
+        async with self._slots.pass_through(
+            self, waits_for_client=stop - start > MAX_BUFFERED_BYTES, blob_size=self._size
+        ):
             requested = Span(0) if self._buffer.is_whole else Span(start, stop)
             try:
                 await self._client.fetch_blob(

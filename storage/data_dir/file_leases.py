@@ -3,7 +3,8 @@
 A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits, like that of a
 semaphore. A lease is the lock on one byte of the file. A group of slots has a name, and one byte for each slot. A hash
 of the lease's key, or of the slots' name, gives the offset of the first byte. Offsets go up to 2^62, so two keys
-practically never share a byte.
+practically never share a byte. A waiting task can be *urgent*: then the last byte that is set aside for the slots' name
+has a shared lock, and other tasks take none of these slots.
 
 Each process opens the file once. The byte locks exclude other processes; `_held_bytes` excludes the other tasks of this
 process. A waiting task polls. A system call that waits for a lock would occupy a thread, and it could only wait for one
@@ -12,14 +13,17 @@ byte, not for the first free one of several. A poll takes one or two microsecond
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from math import inf
 from pathlib import Path
 
 from storage.data_dir.blocking_calls import as_storage_errors
-from storage.data_dir.locks import PollBackOff, is_byte_locked, try_lock_byte, unlock_byte
+from storage.data_dir.locks import PollBackOff, is_byte_locked, lock_byte_shared, try_lock_byte, unlock_byte
 from storage.data_dir.system import System
 from storage.keyed_locks import KeyedLocks
 
@@ -27,7 +31,7 @@ FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.01
 """First and longest pause between two polls."""
 BYTES_PER_SLOT_NAME = 1 << 16
-"""Number of bytes that are set aside for the slots of one name, and so the largest possible number of slots."""
+"""Number of bytes that are set aside for the slots of one name. There can be one slot fewer."""
 
 
 class FileLeases:
@@ -38,11 +42,13 @@ class FileLeases:
         """Opens the file at `path`, or creates it. Raises StorageFull, StorageFailed."""
         with as_storage_errors():
             self._fd = system.open(path, os.O_RDWR | os.O_CREAT)
-        self._queues = KeyedLocks[tuple[int, int]]()
-        """Queues of the waiting tasks of this process, by offset of the first byte and `keep_free` (0 for a lease).
-        Only the first task of each queue polls."""
+        self._queues = KeyedLocks[tuple[int, int, float]]()
+        """Queues of the waiting tasks of this process, by offset of the first byte, `keep_free` (0 for a lease) and
+        `urgent_after` (infinity for a lease). Only the first task of each queue polls."""
         self._held_bytes: set[int] = set()
-        """Offsets of the bytes that this process has locked."""
+        """Offsets of the bytes that this process has locked, except for those with shared locks."""
+        self._urgent_waits = Counter[int]()
+        """Number of urgent tasks of this process that poll for a slot, by the offset of the first byte."""
 
     def close(self) -> None:
         """Releases all leases and slots of this process."""
@@ -54,7 +60,7 @@ class FileLeases:
         """Waits for the lease of `key` and holds it inside the `async with` block. Tasks of this process get the lease
         in the order of their calls. If a waiting task is cancelled, the next one in the queue continues to wait."""
         offset = _byte_offset("turn", key)
-        async with self._queues.hold((offset, 0)):
+        async with self._queues.hold((offset, 0, inf)):
             await _poll_until(lambda: self._try_lock(offset))
             try:
                 yield
@@ -62,30 +68,37 @@ class FileLeases:
                 self._unlock(offset)
 
     @asynccontextmanager
-    async def slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[None]:
+    async def slot(
+        self, name: str, count: int, keep_free: int = 0, *, urgent_after: float = inf
+    ) -> AsyncIterator[None]:
         """Waits for one of the `count` slots of `name` and holds it inside the `async with` block. Takes a slot only if
-        at least `keep_free` other slots are free, so that more urgent work finds a free slot. Tasks of this process
-        that pass the same `keep_free` get slots in the order of their calls."""
+        at least `keep_free` other slots are free, so that more urgent work finds a free slot. `urgent_after`: seconds
+        after which the task is urgent. Tasks of this process that pass the same `keep_free` and `urgent_after` get
+        slots in the order of their calls."""
         first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
-        locked: list[int] = []  # contains the offset of the byte after a slot was taken
-
-        def try_take() -> bool:
-            offset = self._lock_free_slot(first_offset, count, keep_free)
-            locked.extend([] if offset is None else [offset])
-            return offset is not None
-
-        async with self._queues.hold((first_offset, keep_free)):
-            await _poll_until(try_take)
+        clock = asyncio.get_running_loop().time
+        urgent_at = clock() + urgent_after
+        async with self._queues.hold((first_offset, keep_free, urgent_after)):
+            with ExitStack() as mark:
+                is_marked, back_off = False, PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+                while (
+                    offset := self._lock_free_slot(first_offset, count, keep_free, is_urgent=clock() >= urgent_at)
+                ) is None:
+                    if clock() >= urgent_at and not is_marked:
+                        mark.enter_context(self._urgent_wait(first_offset))
+                        is_marked = True
+                    await back_off.pause()
         try:
             yield
         finally:
-            self._unlock(locked[0])
+            self._unlock(offset)
 
     @asynccontextmanager
     async def try_slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[bool]:
         """Takes a slot like `slot`, but never waits. Yields True if the `async with` block holds a slot, False if
         not."""
-        offset = self._lock_free_slot(_byte_offset("slots", name, size=BYTES_PER_SLOT_NAME), count, keep_free)
+        first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
+        offset = self._lock_free_slot(first_offset, count, keep_free, is_urgent=False)
         try:
             yield offset is not None
         finally:
@@ -97,9 +110,33 @@ class FileLeases:
         first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
         return any(self._is_locked(offset) for offset in range(first_offset, first_offset + count))
 
-    def _lock_free_slot(self, first_offset: int, count: int, keep_free: int) -> int | None:
+    @contextmanager
+    def _urgent_wait(self, first_offset: int) -> Iterator[None]:
+        """Tells all processes, inside the `with` block, that an urgent task waits for a slot. `first_offset`: offset of
+        the first byte for the slots' name. Raises StorageFailed."""
+        if not self._urgent_waits[first_offset]:
+            with as_storage_errors():
+                lock_byte_shared(self._fd, _urgent_byte(first_offset))
+        self._urgent_waits[first_offset] += 1
+        try:
+            yield
+        finally:
+            self._urgent_waits[first_offset] -= 1
+            if not self._urgent_waits[first_offset]:
+                del self._urgent_waits[first_offset]
+                with suppress(OSError):  # `close` has unlocked all bytes
+                    unlock_byte(self._fd, _urgent_byte(first_offset))
+
+    def _does_urgent_task_wait(self, first_offset: int) -> bool:
+        """Returns whether an urgent task of any process waits for a slot. Raises StorageFailed."""
+        with as_storage_errors():
+            return first_offset in self._urgent_waits or is_byte_locked(self._fd, _urgent_byte(first_offset))
+
+    def _lock_free_slot(self, first_offset: int, count: int, keep_free: int, *, is_urgent: bool) -> int | None:
         """Locks the byte of a free slot and returns its offset. Returns None if no slot is free, or if fewer than
-        `keep_free` slots would stay free."""
+        `keep_free` slots would stay free, or if another task is urgent and this one (`is_urgent`) is not."""
+        if not is_urgent and self._does_urgent_task_wait(first_offset):
+            return None
         offsets = range(first_offset, first_offset + count)
         for offset in offsets:
             if self._try_lock(offset):
@@ -138,6 +175,12 @@ async def _poll_until(attempt: Callable[[], bool]) -> None:
     back_off = PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
     while not attempt():
         await back_off.pause()
+
+
+def _urgent_byte(first_offset: int) -> int:
+    """Returns the offset of the byte that has a shared lock while an urgent task waits for a slot. `first_offset`:
+    offset of the first byte for the slots' name."""
+    return first_offset + BYTES_PER_SLOT_NAME - 1
 
 
 def _byte_offset(kind: str, name: str, size: int = 1) -> int:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
+from math import inf
 
 from registry.config import Upstream
 from registry.upstream.client import HttpUpstreamClient
@@ -82,7 +83,9 @@ class NoLeases:
         yield
 
     @asynccontextmanager
-    async def slot(self, name: str, count: int, keep_free: int = 0) -> AsyncIterator[None]:
+    async def slot(
+        self, name: str, count: int, keep_free: int = 0, *, urgent_after: float = inf
+    ) -> AsyncIterator[None]:
         yield
 
     @asynccontextmanager

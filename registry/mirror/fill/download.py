@@ -211,7 +211,7 @@ class Download:
         is_new_connection = True
         while self._should_send_request(is_first):
             slot = (
-                self._slots.primary(self._demand, is_new_connection=is_new_connection)
+                self._slots.primary(self._demand, is_new_connection=is_new_connection, blob_size=self._partial.size)
                 if is_first
                 else self._slots.additional(self._demand)
             )

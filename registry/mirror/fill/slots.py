@@ -4,7 +4,8 @@
 A *fill* is the work of one process to get one blob. Before each request to the upstream, a fill takes a *connection
 slot*, one of a limited number of permits, and holds it until the request has ended. A *prefetch fill* was started
 because a client will probably request the blob soon, and no client has requested it yet. Other fills get slots before
-prefetch fills.
+prefetch fills. Among these, the fills of small blobs, such as configs, get slots before those of larger ones: a client
+waits for the whole config before it goes on.
 A *pass-through* sends a blob to one client without storing it, because the disk is too full. It takes a slot as well.
 `Demand` says whether a client has requested the blob of a fill. `ImagePull` says whether a client is still pulling the
 image for which a blob is prefetched.
@@ -24,6 +25,11 @@ from registry.mirror.upstream_client import UpstreamClient
 from registry.single_flight import cancel_and_wait
 from storage.leases import Leases
 
+SMALL_BLOB_BYTES: Final = 64 * 1024
+"""Largest size of a blob that gets a slot before larger ones."""
+GIVE_WAY_SECONDS: Final = 10.0
+"""Time for which a request for a larger blob lets requests for small blobs have the free slots. After that it waits on
+equal terms, so that any number of small blobs cannot keep it waiting."""
 SPARE_CONNECTIONS: Final = 2
 """Number of slots that prefetch fills leave free for other fills, and that pass-throughs of large blobs never take, so
 that all other requests can use them."""
@@ -72,7 +78,7 @@ class ConnectionSlots:
             return
 
     @asynccontextmanager
-    async def primary(self, demand: Demand, *, is_new_connection: bool) -> AsyncIterator[bool]:
+    async def primary(self, demand: Demand, *, is_new_connection: bool, blob_size: int) -> AsyncIterator[bool]:
         """Waits for a slot for a fill's first connection and holds it inside the `async with` block. If no client has
         requested the blob, takes a slot only if `_spare_slots` others are free. Yields True if the block holds a slot,
         or False if nothing needs the blob any more.
@@ -99,11 +105,11 @@ class ConnectionSlots:
                     yield True
                     return
             await asyncio.sleep(YIELD_SECONDS)
-        async with self._queued_slots((self._name, self.max_connections)):
+        async with self._queued_slots((self._name, self.max_connections), blob_size=blob_size):
             yield True
 
     @asynccontextmanager
-    async def pass_through(self, holder: SlotHolder, *, waits_for_client: bool) -> AsyncIterator[None]:
+    async def pass_through(self, holder: SlotHolder, *, waits_for_client: bool, blob_size: int) -> AsyncIterator[None]:
         """Waits for a slot for a pass-through and holds it inside the `async with` block. `holder`: is cut off when its
         client is slow and other requests wait for a slot. `waits_for_client`: whether the block may have to wait for
         its client, because not all bytes fit in memory. All such blocks together hold at most `max_connections` -
@@ -114,20 +120,21 @@ class ConnectionSlots:
         groups = [(self._name, self.max_connections)]
         if waits_for_client:
             groups.insert(0, (self._pass_through_name, self.max_connections - self._spare_slots))
-        async with self._queued_slots(*groups):
+        async with self._queued_slots(*groups, blob_size=blob_size):
             with self._holders.holding(holder):
                 yield
 
     @asynccontextmanager
-    async def _queued_slots(self, *groups: tuple[str, int]) -> AsyncIterator[None]:
+    async def _queued_slots(self, *groups: tuple[str, int], blob_size: int) -> AsyncIterator[None]:
         """Waits for a slot of each group, one group after the other, and holds the slots inside the `async with` block.
         While it waits, it takes the marks that the holders of slots look for. `groups`: name and number of the
         slots."""
+        urgent_after = 0.0 if blob_size <= SMALL_BLOB_BYTES else GIVE_WAY_SECONDS
         marking = asyncio.create_task(self._mark_wait())
         try:
             async with AsyncExitStack() as held:
                 for name, count in groups:
-                    await held.enter_async_context(self._leases.slot(name, count))
+                    await held.enter_async_context(self._leases.slot(name, count, urgent_after=urgent_after))
                 await cancel_and_wait([marking])
                 yield
         finally:

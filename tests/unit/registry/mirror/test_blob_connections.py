@@ -100,11 +100,35 @@ async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorS
     assert fetched_digests[-1] == DIGEST  # so the small blob was fetched between two pieces of the large one
 
 
-async def test_headers_in_time_when_all_connections_are_busy(site: MirrorSite) -> None:
-    """If all connections are busy, a client that requests a blob gets the headers of the response before the start
-    timeout. The bytes follow as soon as a connection is free."""
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_small_blob_gets_a_connection_before_large_ones(site: MirrorSite, workers: int) -> None:
+    """Clients wait for one connection: some for layers, and one, which came last, for a config. The config is fetched
+    first, also if the clients of the layers use another worker."""
+    site.upstream.connections = 1
+    config = b'{"architecture": "amd64"}'
+    layers = [BIG[start : start + 3 * MIB] for start in range(4)]
+    site.upstream.add_image(UPSTREAM_REPO, *layers, config=config)
+    gate = site.upstream.faults.gates[0] = threading.Event()
+    fetched_digests: list[Digest] = []
+    site.upstream.on_fetch = fetched_digests.append
+    async with site.worker() as worker_1, site.worker() as worker_2:
+        await worker_1.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+        reading_layers = [asyncio.create_task(read_blob(worker_1.mirror, MIRRORED_REPO, digest_of(d))) for d in layers]
+        await wait_until(lambda: len(worker_1.mirror.running_fills) == len(layers) and site.upstream.at_once == 1)
+        other = worker_1 if workers == 1 else worker_2
+        reading_config = asyncio.create_task(read_blob(other.mirror, MIRRORED_REPO, digest_of(config)))
+        await wait_until(lambda: other.store.leases._urgent_waits)
+        gate.set()
+        assert await asyncio.gather(reading_config, *reading_layers) == [config, *layers]
+    assert fetched_digests[1] == digest_of(config)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 3 * MIB])
+async def test_headers_in_time_when_all_connections_are_busy(site: MirrorSite, size: int) -> None:
+    """If all connections are busy, a client that requests a blob, such as a config, gets the headers of the response
+    before the start timeout. The bytes follow as soon as a connection is free."""
     site.upstream.connections, site.start_timeout = 1, 1.0
-    small = BIG[: 3 * MIB]
+    small = BIG[:size]
     site.upstream.add_image(UPSTREAM_REPO, BIG, small)
     gate = site.upstream.faults.gates[0] = threading.Event()
     async with site.worker() as worker:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -123,12 +124,67 @@ async def _take_and_release_slot(leases: FileLeases, count: int, keep_free: int)
         pass
 
 
+async def test_urgent_tasks_get_a_free_slot_first(leases: FileLeases, tmp_path: Path) -> None:
+    """Tasks of two processes wait for a slot. The urgent task, which has waited for the shortest time, gets it first.
+    A task that is urgent after some time gets it before those that never become urgent. While an urgent task waits,
+    `try_slot` takes none."""
+    other_leases = FileLeases(tmp_path / "leases", System())
+    order: list[str] = []
+
+    async def take_slot(instance: FileLeases, name: str, urgent_after: float) -> None:
+        async with instance.slot("n", 1, urgent_after=urgent_after):
+            order.append(name)
+
+    async with leases.slot("n", 1):
+        waiting = [asyncio.create_task(take_slot(instance, "patient", inf)) for instance in (leases, other_leases) * 2]
+        waiting.append(asyncio.create_task(take_slot(leases, "soon urgent", 0.01)))
+        await _wait_for_urgent_task(leases)
+        waiting.append(asyncio.create_task(take_slot(other_leases, "urgent", 0.0)))
+        await _wait_for_urgent_task(other_leases)
+    async with leases.try_slot("n", 1) as has_slot:
+        assert not has_slot
+    async with asyncio.timeout(60):
+        await asyncio.gather(*waiting)
+    assert order[2:] == ["patient"] * 4
+    assert set(order[:2]) == {"urgent", "soon urgent"}
+    other_leases.close()
+
+
+async def test_an_urgent_task_that_is_cancelled_delays_nobody(leases: FileLeases) -> None:
+    """An urgent task is cancelled while it waits for a slot. Then the slot can be taken without urgency."""
+    async with leases.slot("n", 1):
+        waiting = asyncio.create_task(_take_urgently(leases))
+        await _wait_for_urgent_task(leases)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    async with leases.try_slot("n", 1) as has_slot:
+        assert has_slot
+
+
+async def _wait_for_urgent_task(leases: FileLeases) -> None:
+    """Waits until an urgent task of this process waits for a slot."""
+    async with asyncio.timeout(60):
+        while not leases._urgent_waits:  # noqa: ASYNC110  the other task does not signal the change
+            await asyncio.sleep(0)
+
+
+async def _take_urgently(leases: FileLeases) -> None:
+    async with leases.slot("n", 1, urgent_after=0.0):
+        pass
+
+
 async def test_unused_keys_use_no_memory(leases: FileLeases) -> None:
-    """After the leases of a thousand keys were taken and released, no data about these keys is in memory."""
+    """After the leases of a thousand keys and an urgent slot were taken and released, no data about these is in
+    memory."""
     for number in range(1000):
         async with leases.take(f"manifest {number}"):
             pass
+    async with leases.slot("n", 1):
+        waiting = asyncio.create_task(_take_urgently(leases))
+        await _wait_for_urgent_task(leases)
+    await waiting
     assert not leases._queues._locks
+    assert not leases._urgent_waits
     assert not leases._held_bytes  # the offsets of the bytes of the file that this process has locked
 
 

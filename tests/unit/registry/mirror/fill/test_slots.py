@@ -19,6 +19,7 @@ from registry.single_flight import cancel_and_wait
 from storage.data_dir.file_leases import FileLeases
 from storage.data_dir.system import System
 from tests.unit.registry.conftest import wait_until
+from tests.unit.registry.mirror.conftest import MIB
 
 CONNECTIONS = 8
 """Number of connection slots."""
@@ -68,7 +69,7 @@ class PassThrough:
 
     async def run(self) -> None:
         """Waits for a slot, and holds it until the client is cut off."""
-        async with self._slots.pass_through(self, waits_for_client=True):
+        async with self._slots.pass_through(self, waits_for_client=True, blob_size=MIB):
             self.has_slot.set()
             await self.is_cut_off.wait()
 
