@@ -18,9 +18,10 @@ from registry.config import Upstream
 from registry.migration.import_report import ImportReport
 from registry.migration.remote_options import RemoteOptions
 from registry.migration.request_retries import Pause, RequestRetries
+from registry.mirror.fill.demand import Demand
 from registry.mirror.fill.download import Download
 from registry.mirror.fill.retry import AvoidedEndpoints
-from registry.mirror.fill.slots import ConnectionSlots, Demand
+from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.upstream_client import Unconfirmed, UnconfirmedNameUnknown, UpstreamContentInvalid
 from registry.upstream.catalog import CatalogPage
 from registry.upstream.client import HttpUpstreamClient

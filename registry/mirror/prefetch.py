@@ -18,8 +18,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final, Literal
 
+from registry.mirror.fill.demand import ImagePull
 from registry.mirror.fill.fill import Fill
-from registry.mirror.fill.slots import ImagePull
 from registry.single_flight import cancel_and_wait, start_detached
 from storage.content import MANIFESTS, Descriptor, Manifest
 from storage.errors import RegistryError

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Final
 
+from registry.mirror.fill.demand import ImagePull
 from registry.mirror.fill.fill import Fill, StoredByAnotherFill
-from registry.mirror.fill.slots import ImagePull
 from storage.content import BLOB_TYPE, Descriptor, OpenFile
 from storage.errors import PartialLost, StorageFailed
 from storage.interface import BlobReader

@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from registry.mirror.fill.demand import Demand
 from registry.mirror.fill.pieces import MIB, AdaptiveConcurrency, PiecePlan, StragglerDetector
 from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, AvoidedEndpoints, RepositoryChoice, RetryPolicy
 from registry.mirror.fill.sinks import PieceSink, WholeSink
-from registry.mirror.fill.slots import ConnectionSlots, Demand
+from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.upstream_client import RangesUnsupported, UpstreamClient
 from registry.single_flight import cancel_and_wait
 from storage.content import Span

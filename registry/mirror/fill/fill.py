@@ -21,11 +21,11 @@ from contextlib import suppress
 from functools import partial as partial_function
 from typing import Final
 
+from registry.mirror.fill.demand import Demand
 from registry.mirror.fill.download import Download, NoReaders
 from registry.mirror.fill.fill_context import FillContext
 from registry.mirror.fill.reader_file import ReaderFile
 from registry.mirror.fill.retry import decode_failure, encode_failure
-from registry.mirror.fill.slots import Demand
 from registry.mirror.upstream_client import UnconfirmedBlobUnknown
 from registry.single_flight import cancel_and_wait, server_stopping_error
 from storage.errors import (

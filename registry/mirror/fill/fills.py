@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 from functools import partial as partial_function
 
+from registry.mirror.fill.demand import ImagePull
 from registry.mirror.fill.fill import Fill
 from registry.mirror.fill.fill_context import FillContext
-from registry.mirror.fill.slots import ImagePull
 from registry.mirror.pass_through import PassThroughReader
 from registry.single_flight import cancel_and_wait, server_stopping_error, start_detached
 from storage.content import Descriptor

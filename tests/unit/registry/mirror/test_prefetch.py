@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from registry.mirror.entitlement import MIRROR_ACTOR
-from registry.mirror.fill.slots import PULL_IDLE_SECONDS
+from registry.mirror.fill.demand import PULL_IDLE_SECONDS
 from storage.content import Manifest, Span, digest_of
 from storage.errors import BlobUnknown, UpstreamUnavailable
 from storage.names import Tag

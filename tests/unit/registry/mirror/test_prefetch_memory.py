@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from registry.mirror.fill.demand import ImagePull
 from registry.mirror.fill.fill import Fill
-from registry.mirror.fill.slots import ImagePull
 from registry.mirror.prefetch import MAX_IMAGE_BLOBS, MAX_REMEMBERED_BLOBS, Prefetcher, PrefetchQueue
 from storage.content import Descriptor, Manifest
 from storage.names import Digest, RepositoryName

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from registry.mirror.fill.slots import PULL_IDLE_SECONDS
+from registry.mirror.fill.demand import PULL_IDLE_SECONDS
 from registry.mirror.prefetch import MAX_IMAGE_BLOBS, MAX_QUEUED_BLOBS, MAX_RUNNING_FILLS
 from storage.content import digest_of
 from storage.names import Digest, RepositoryName, Tag

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from registry.mirror.fill.slots import PULL_IDLE_SECONDS
+from registry.mirror.fill.demand import PULL_IDLE_SECONDS
 from registry.telemetry.metrics import Metrics
 from registry.telemetry.mirror_metrics import FILL_OUTCOMES, UpstreamCounts
 from storage.content import digest_of

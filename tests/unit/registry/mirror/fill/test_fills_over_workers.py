@@ -16,7 +16,7 @@ import pytest
 
 from registry.backend import open_backend
 from registry.config import Settings
-from registry.mirror.fill.slots import PULL_IDLE_SECONDS
+from registry.mirror.fill.demand import PULL_IDLE_SECONDS
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import digest_of
 from storage.errors import DigestInvalid, UpstreamTimeout, UpstreamUnavailable

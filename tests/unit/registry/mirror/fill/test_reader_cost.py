@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from registry.mirror.fill.demand import Demand
 from registry.mirror.fill.pieces import MIB, PiecePlan
-from registry.mirror.fill.slots import Demand
 from storage.blobs.files.partial_waiters import PartialWaiters
 from tests.fakes.counted_int import CountedInt
 
