@@ -244,7 +244,7 @@ class RemoteRegistry:
                 if stated_size != blob.size:
                     raise SizeInvalid(f"{self.host} states {stated_size} bytes")
             demand = Demand()
-            demand.request()
+            demand.enter()
             download = Download(
                 self._client, self._slots, repo, partial, demand, AvoidedEndpoints(), on_response=lambda: None
             )

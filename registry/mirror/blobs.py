@@ -144,18 +144,20 @@ class MirroredBlobs:
         while failed_fills < MAX_FILL_ATTEMPTS:
             if (stored := await self._open_stored(repo, digest, size, span)) is not None:
                 return stored
-            fill = self._fills.request(repo, digest, size, is_separate=is_separate)
-            self._prefetch.on_missing_blob(repo, digest, manifests)
+            asked_repo = repo
             try:
-                if await self._wait_started(fill, repo, deadline):
-                    pulls = self._prefetch.pulls_of(digest)
-                    return UnverifiedBlobReader(
-                        *(fill, offsets, pulls), lambda: self._open_stored(repo, digest, size, None)
-                    )
+                with self._fills.request(repo, digest, size, is_separate=is_separate) as fill:
+                    asked_repo = fill.repo
+                    self._prefetch.on_missing_blob(repo, digest, manifests)
+                    if await self._wait_started(fill, repo, deadline):
+                        pulls = self._prefetch.pulls_of(digest)
+                        return UnverifiedBlobReader(
+                            *(fill, offsets, pulls), lambda: self._open_stored(repo, digest, size, None)
+                        )
             except _NoResponse:
                 is_separate = not is_separate
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
-                if fill.repo == repo or asyncio.get_running_loop().time() >= deadline:
+                if asked_repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
                 # The fill requested the blob from another repository, so it does not count as a failed fill of `repo`:
                 # any number of failing repositories may wait for the blob too, and each may start the next fill before

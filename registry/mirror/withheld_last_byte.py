@@ -50,6 +50,7 @@ class UnverifiedBlobReader:
         self._fill = fill
         self._open_stored = open_stored
         self._reader_file = fill.open_file()
+        fill.demand.enter()
         self.file: OpenFile | None = self._reader_file.file
         self._is_verified = False
         """Whether the digest of the blob is verified and the blob is stored."""
@@ -111,6 +112,7 @@ class UnverifiedBlobReader:
         if self.file is None:
             return
         self.file = None
+        self._fill.demand.leave()
         for pull in self._pulls:
             pull.leave()
         await self._reader_file.aclose()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -48,12 +48,21 @@ class ImagePull:
 
 
 class Demand:
-    """Says which clients and pulls need the blob of a running fill."""
+    """Says which clients and pulls need the blob of a running fill. A fill is *unattended* when a client has requested
+    the blob, and all clients have left."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         """Set when a client of any process has requested the blob. The blob is then downloaded completely, even if the
-        client disconnects."""
+        client leaves, unless `give_up` is called."""
+        self.had_slot = False
+        """Whether the fill has had a connection slot."""
+        self._clients = 0
+        """Number of requests and open readers of this process."""
+        self._has_clients_elsewhere = False
+        """Whether clients of other processes wait for the blob, as far as `set_clients_elsewhere` has said."""
+        self._watchers: list[Callable[[], None]] = []
+        """Called when `has_clients` has changed, and by `give_up`."""
         self.pulls: set[ImagePull] = set()
         """The pulls for which the blob is prefetched. If no client has requested the blob, it is downloaded only while
         one of these pulls is active."""
@@ -62,9 +71,70 @@ class Demand:
         self._offsets: list[int] = []
         """The keys of `_waiting_readers`, in ascending order."""
 
-    def request(self) -> None:
-        """Records that a client has requested the blob."""
-        self.requested.set()
+    @property
+    def has_clients(self) -> bool:
+        """Whether a client of any process waits for the blob or receives it."""
+        return self._clients > 0 or self._has_clients_elsewhere
+
+    @property
+    def has_clients_here(self) -> bool:
+        """Whether a client of this process waits for the blob or receives it."""
+        return self._clients > 0
+
+    @property
+    def is_unattended(self) -> bool:
+        """Whether a client has requested the blob, and all clients have left."""
+        return self.requested.is_set() and not self.has_clients
+
+    def enter(self) -> None:
+        """Records that a client of this process has requested the blob, or that a reader was opened."""
+        self._set_clients(self._clients + 1, self._has_clients_elsewhere)
+
+    def leave(self) -> None:
+        """Records that a request for the blob has ended, or that a reader was closed."""
+        self._set_clients(self._clients - 1, self._has_clients_elsewhere)
+
+    @contextmanager
+    def client(self) -> Iterator[None]:
+        """Registers a client of this process inside the `with` block."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def set_clients_elsewhere(self, has_clients: bool) -> None:
+        """Records whether clients of other processes wait for the blob."""
+        self._set_clients(self._clients, has_clients)
+
+    def _set_clients(self, clients: int, has_clients_elsewhere: bool) -> None:
+        had_clients = self.has_clients
+        self._clients, self._has_clients_elsewhere = clients, has_clients_elsewhere
+        if self.has_clients:
+            self.requested.set()
+        if self.has_clients != had_clients:
+            self._notify()
+
+    def give_up(self) -> None:
+        """Ends the fill if it is unattended: from now on, it is not downloaded completely, unless a client requests the
+        blob again before the fill has ended."""
+        if self.is_unattended:
+            self.requested.clear()
+            self.pulls.clear()
+            self._notify()
+
+    @contextmanager
+    def watching(self, on_change: Callable[[], None]) -> Iterator[None]:
+        """Calls `on_change` each time that `has_clients` changes inside the `with` block, and after `give_up`."""
+        self._watchers.append(on_change)
+        try:
+            yield
+        finally:
+            self._watchers.remove(on_change)
+
+    def _notify(self) -> None:
+        for watcher in list(self._watchers):
+            watcher()
 
     def is_alive(self) -> bool:
         """Returns whether a client or an active pull needs the blob, so that its download should continue."""
@@ -89,3 +159,25 @@ class Demand:
             if not self._waiting_readers[offset]:
                 del self._waiting_readers[offset]
                 del self._offsets[bisect_left(self._offsets, offset)]
+
+
+class ClientsChanged(Exception):
+    """The first client of a fill has come, or the last one has left, or the fill was given up."""
+
+
+async def run_until_change(demand: Demand, work: Awaitable[object]) -> None:
+    """Awaits `work`. If `demand.has_clients` changes, or the fill is given up, before `work` has ended, cancels `work`
+    and raises ClientsChanged."""
+    try:
+        async with asyncio.timeout(None) as limit:
+
+            def stop() -> None:
+                if not limit.expired():
+                    limit.reschedule(asyncio.get_running_loop().time())
+
+            with demand.watching(stop):
+                await work
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise ClientsChanged from None

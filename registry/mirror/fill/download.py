@@ -45,12 +45,14 @@ SINGLE_REQUEST_BYTES: Final = 8 * MIB
 PROGRESS_POLL_SECONDS: Final = 0.02
 """Time between two checks of the progress while requests are running."""
 DEMAND_POLL_SECONDS: Final = 0.1
-"""Time between two checks whether a client has requested the blob, while no request is running."""
+"""Time between two checks whether clients of other processes wait for the blob, while no client of this process does
+and no request is running."""
 
 
 class NoReaders(Exception):
-    """The download was started only to prefetch the blob. It was stopped, because no client has requested the blob, and
-    no client is expected to request it any more."""
+    """The fill was stopped, because no client waits for the blob. Either it was started only to prefetch the blob, and
+    no client is expected to request it any more. Or all clients have left, and another process downloads the blob, or
+    too many such fills wait for a connection."""
 
 
 class _RunningRequest:
@@ -114,7 +116,8 @@ class Download:
         self._requests: dict[PieceSink | WholeSink, _RunningRequest] = {}
         """The running requests, by the sink of their responses."""
         self._changed = asyncio.Event()
-        """Set when a request is sent, when its response starts, and when a connection ends."""
+        """Set when a request is sent, when its response starts, when a connection ends, and when the first client comes
+        or the last one leaves."""
         self._bytes_of_ended_requests = 0
         """Number of bytes stored by the requests that have ended."""
         self._has_response = has_response
@@ -134,24 +137,29 @@ class Download:
         BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Keeps the stored bytes, except after
         StorageFull."""
         try:
-            while self._should_continue():
-                if not self._demand.requested.is_set() and self._partial.has_waiters:  # a client of another process
-                    self._demand.request()
-                if not self._connections and not self._demand.is_alive():
-                    raise NoReaders
-                self._start_connections()
-                await self._wait()
-                awaits_first_byte = any(
-                    request.is_new_connection and sink.endpoint is None for sink, request in self._requests.items()
-                )
-                self._concurrency.observe(
-                    self._loop.time(), self._received, running=len(self._connections), is_waiting=awaits_first_byte
-                )
-                self._cancel_stragglers()
+            with self._demand.watching(self._changed.set):
+                while self._should_continue():
+                    await self._make_progress()
             if self._fatal_error is not None:
                 raise self._fatal_error
         finally:
             await cancel_and_wait(self._connections)
+
+    async def _make_progress(self) -> None:
+        """Opens connections as needed, waits until the next check is due, and makes the check."""
+        if not self._demand.has_clients_here:
+            self._demand.set_clients_elsewhere(self._partial.has_waiters)
+        if not self._connections and not self._demand.is_alive():
+            raise NoReaders
+        self._start_connections()
+        await self._wait()
+        awaits_first_byte = any(
+            request.is_new_connection and sink.endpoint is None for sink, request in self._requests.items()
+        )
+        self._concurrency.observe(
+            self._loop.time(), self._received, running=len(self._connections), is_waiting=awaits_first_byte
+        )
+        self._cancel_stragglers()
 
     def _should_continue(self) -> bool:
         """Removes the connections that have ended. Returns whether bytes are missing and no fatal error has occurred.
@@ -199,7 +207,7 @@ class Download:
         if self._requests:
             return PROGRESS_POLL_SECONDS
         pause = self._retry.resume_at - self._loop.time()
-        if not self._demand.requested.is_set():
+        if not self._demand.has_clients_here:
             return min(pause, DEMAND_POLL_SECONDS) if pause > 0 else DEMAND_POLL_SECONDS
         if pause > 0 or not self._connections:
             return max(pause, 0.001)  # at least a millisecond, so that the loop in `run` never spins

@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import partial as partial_function
 from typing import Final
 
-from registry.mirror.fill.demand import Demand
+from registry.mirror.fill.demand import ClientsChanged, Demand, run_until_change
 from registry.mirror.fill.download import Download, NoReaders
 from registry.mirror.fill.fill_context import FillContext
 from registry.mirror.fill.reader_file import ReaderFile
@@ -251,12 +251,14 @@ class Fill:
         partial = await self._claim()
         is_owner, lost_owners = partial.is_owner, 0
         while not is_owner:
-            if not self.demand.requested.is_set():
-                # The fill was started only to prefetch the blob, and another process downloads the blob already.
+            if not self.demand.has_clients:  # another process downloads the blob already
                 raise NoReaders
             failures_before = partial.owner_failures  # the number of failures, and the reason of the last one
             partial.add_waiter()  # tells the owner, in another process, that a client waits for the blob
-            if await self._follow(partial):
+            has_followed = await self._follow(partial)
+            if has_followed is None:
+                continue
+            if has_followed:
                 self._verified_partial = partial
                 return await self._mount_in(self.repositories)
             failures = partial.owner_failures
@@ -285,14 +287,17 @@ class Fill:
         self._partial = partial
         return partial
 
-    async def _follow(self, partial: Partial) -> bool:
+    async def _follow(self, partial: Partial) -> bool | None:
         """Waits while the owner in another process downloads the blob. Returns True when the blob is stored. Returns
-        False if the owner has stopped and the blob is not stored."""
+        False if the owner has stopped and the blob is not stored. Returns None when the clients of this process have
+        left."""
         start_signal = asyncio.create_task(self._signal_start(partial, partial.missing()))
         try:
-            await partial.wait(self.size)
+            await run_until_change(self.demand, partial.wait(self.size))
         except PartialLost:
             return False
+        except ClientsChanged:
+            return None
         finally:
             await cancel_and_wait([start_signal])
         return True

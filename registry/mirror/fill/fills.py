@@ -4,6 +4,8 @@ upstream registry. `registry.mirror.fill.fill` explains shared and separate fill
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial as partial_function
 
 from registry.mirror.fill.demand import ImagePull
@@ -28,13 +30,15 @@ class Fills:
         """Running fills and their tasks."""
         self._closed = False
 
-    def request(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
-        """Returns the running fill of a blob that a client has requested, or starts one. `is_separate`: whether to use
-        the separate fill, because the upstream does not respond to the shared one. Awaits nothing, so the fill cannot
-        end before the caller uses it. Raises UpstreamUnavailable if the server is stopping."""
+    @contextmanager
+    def request(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Iterator[Fill]:
+        """Yields the running fill of a blob that a client has requested, or starts one. The client waits for the fill
+        inside the `with` block. `is_separate`: whether to use the separate fill, because the upstream does not respond
+        to the shared one. Awaits nothing, so the fill cannot end before the block begins. Raises UpstreamUnavailable if
+        the server is stopping."""
         fill = self._find_or_start(repo, digest, size, is_separate=is_separate)
-        fill.demand.request()
-        return fill
+        with fill.demand.client():
+            yield fill
 
     def start_prefetch(self, repo: RepositoryName, blob: Descriptor, pull: ImagePull) -> Fill:
         """Returns the running fill of a blob that is prefetched for `pull`, or starts one. If no client requests the

@@ -3,9 +3,10 @@
 
 A *fill* is the work of one process to get one blob. Before each request to the upstream, a fill takes a *connection
 slot*, one of a limited number of permits, and holds it until the request has ended. A *prefetch fill* was started
-because a client will probably request the blob soon, and no client has requested it yet. Other fills get slots before
-prefetch fills. Among these, the fills of small blobs, such as configs, get slots before those of larger ones: a client
-waits for the whole config before it goes on.
+because a client will probably request the blob soon, and no client has requested it yet. An *unattended* fill is one
+whose clients have all left. Other fills get slots before prefetch fills, and these before unattended ones: both leave
+slots free. Among the other fills, those of small blobs, such as configs, get slots before those of larger blobs: a
+client waits for the whole config before it goes on.
 A *pass-through* sends a blob to one client without storing it, because the disk is too full. It takes a slot as well.
 """
 
@@ -13,10 +14,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
-from registry.mirror.fill.demand import Demand
+from registry.mirror.fill.demand import ClientsChanged, Demand, run_until_change
 from registry.mirror.fill.slot_holders import LONG_WAIT_SECONDS, SlotHolder, SlotHolders
 from registry.mirror.upstream_client import UpstreamClient
 from registry.single_flight import cancel_and_wait
@@ -29,7 +30,10 @@ GIVE_WAY_SECONDS: Final = 10.0
 equal terms, so that any number of small blobs cannot keep it waiting."""
 SPARE_CONNECTIONS: Final = 2
 """Number of slots that prefetch fills leave free for other fills, and that pass-throughs of large blobs never take, so
-that all other requests can use them."""
+that all other requests can use them. Unattended fills leave one slot more free, for prefetch fills."""
+MAX_UNATTENDED: Final = 64
+"""Largest number of unattended fills of one upstream that wait for a slot in one process. Each has two open files and a
+timer. If there are more, fills that have downloaded nothing are given up first, and the oldest one first."""
 YIELD_SECONDS: Final = 0.015
 """Time for which a fill leaves a free slot to other fills before it takes the slot. A fill that waits in the queue
 looks for a free slot every 0.01 s or more often, so it gets the slot first."""
@@ -56,6 +60,8 @@ class ConnectionSlots:
         self._waiting_name = f"{self._name} waiting"
         self._long_waiting_name = f"{self._name} long-waiting"
         self._holders = SlotHolders(self.is_waited_for, self._is_waited_for_long)
+        self._unattended: dict[Demand, None] = {}
+        """The unattended fills of this process that wait for a slot, in the order in which they began to wait."""
 
     @property
     def max_connections(self) -> int:
@@ -76,34 +82,66 @@ class ConnectionSlots:
 
     @asynccontextmanager
     async def primary(self, demand: Demand, *, is_new_connection: bool, blob_size: int) -> AsyncIterator[bool]:
-        """Waits for a slot for a fill's first connection and holds it inside the `async with` block. If no client has
-        requested the blob, takes a slot only if `_spare_slots` others are free. Yields True if the block holds a slot,
-        or False if nothing needs the blob any more.
+        """Waits for a slot for a fill's first connection and holds it inside the `async with` block. If no client waits
+        for the blob, takes a slot only if some others are free. Yields True if the block holds a slot, or False if
+        nothing needs the blob any more. `blob_size`: small blobs get slots first.
 
         `is_new_connection`: whether this is the first request of the connection. Before a later request, if a client
-        has requested the blob and fewer than two slots are free, pauses for `YIELD_SECONDS`, so that the requests that
+        waits for the blob and fewer than two slots are free, pauses for `YIELD_SECONDS`, so that the requests that
         wait in the queue get a slot first."""
-        while not demand.requested.is_set() and demand.is_alive():
-            async with self._leases.try_slot(self._name, self.max_connections, keep_free=self._spare_slots) as has_slot:
-                if has_slot:
-                    yield True
-                    return
-            try:
-                async with asyncio.timeout(SPARE_POLL_SECONDS):
-                    await demand.requested.wait()
-            except TimeoutError:
-                continue
-        if not demand.requested.is_set():
-            yield False
-            return
-        if not is_new_connection:
-            async with self._leases.try_slot(self._name, self.max_connections, keep_free=1) as has_slot:
-                if has_slot:
-                    yield True
-                    return
-            await asyncio.sleep(YIELD_SECONDS)
-        async with self._queued_slots((self._name, self.max_connections), blob_size=blob_size):
-            yield True
+        async with AsyncExitStack() as held:
+            has_slot = False
+            while not has_slot and demand.is_alive():
+                if demand.has_clients:
+                    if not is_new_connection:
+                        if await self._try_slot(held, keep_free=1):
+                            has_slot = True
+                            break
+                        await asyncio.sleep(YIELD_SECONDS)
+                    queued = self._queued_slots((self._name, self.max_connections), blob_size=blob_size)
+                    with suppress(ClientsChanged):
+                        await run_until_change(demand, held.enter_async_context(queued))
+                        has_slot = True
+                elif demand.is_unattended:
+                    has_slot = await self._wait_unattended(held, demand)
+                elif await self._try_slot(held, keep_free=self._spare_slots):
+                    has_slot = True
+                else:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(SPARE_POLL_SECONDS):
+                            await demand.requested.wait()
+            demand.had_slot = demand.had_slot or has_slot
+            yield has_slot
+
+    async def _try_slot(self, held: AsyncExitStack, keep_free: int) -> bool:
+        """Takes a slot until `held` ends if more than `keep_free` slots are free, and returns whether it took one."""
+        async with AsyncExitStack() as attempt:
+            slot = self._leases.try_slot(self._name, self.max_connections, keep_free=keep_free)
+            if has_slot := await attempt.enter_async_context(slot):
+                held.push_async_exit(attempt.pop_all())
+            return has_slot
+
+    async def _wait_unattended(self, held: AsyncExitStack, demand: Demand) -> bool:
+        """Waits, as long as the fill with this `demand` is unattended, until many slots are free, and takes one until
+        `held` ends. Returns whether it took one. If too many unattended fills wait, gives one up."""
+        self._unattended[demand] = None
+        if len(self._unattended) > MAX_UNATTENDED:
+            oldest = next(iter(self._unattended))
+            given_up = next((each for each in self._unattended if not each.had_slot), oldest)
+            del self._unattended[given_up]
+            given_up.give_up()
+            if given_up is demand:
+                return False
+        try:
+            slots_to_leave = min(self._spare_slots + 1, self.max_connections - 1)
+            slot = self._leases.slot(self._name, self.max_connections, keep_free=slots_to_leave)
+            await run_until_change(demand, held.enter_async_context(slot))
+        except ClientsChanged:
+            return False
+        else:
+            return True
+        finally:
+            self._unattended.pop(demand, None)
 
     @asynccontextmanager
     async def pass_through(self, holder: SlotHolder, *, waits_for_client: bool, blob_size: int) -> AsyncIterator[None]:
@@ -159,17 +197,17 @@ class ConnectionSlots:
     @asynccontextmanager
     async def additional(self, demand: Demand) -> AsyncIterator[bool]:
         """Takes a slot for a further connection of a fill and holds it inside the `async with` block. Does not wait in
-        the queue. Takes the last free slot only if a client has requested the blob and the slot is still free after
+        the queue. Takes the last free slot only if a client waits for the blob and the slot is still free after
         `YIELD_SECONDS`. Yields whether the block holds a slot."""
-        is_requested = demand.requested.is_set()
-        # Leaves one slot for the first connection of another fill. If no client has requested the blob, leaves the
-        # spare slots as well. If there are not so many slots, takes one only while all others are free.
-        slots_to_leave = min(1 if is_requested else SPARE_CONNECTIONS + 1, self.max_connections - 1)
+        has_clients = demand.has_clients
+        # Leaves one slot for the first connection of another fill. If no client waits for the blob, leaves the spare
+        # slots as well. If there are not so many slots, takes one only while all others are free.
+        slots_to_leave = min(1 if has_clients else SPARE_CONNECTIONS + 1, self.max_connections - 1)
         async with self._leases.try_slot(self._name, self.max_connections, keep_free=slots_to_leave) as has_slot:
             if has_slot:
                 yield True
                 return
-        if not is_requested:
+        if not has_clients:
             yield False
             return
         await asyncio.sleep(YIELD_SECONDS)
