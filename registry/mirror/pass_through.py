@@ -231,7 +231,7 @@ class PassThroughReader:
         if not self._size:
             await self._verify()
 
-    def client_seconds(self) -> float:
+    def slow_seconds(self) -> float:
         """Returns the seconds that the client needs for `CHUNK_BYTES`. Returns 0 if the upstream is slower than the
         client."""
         return max(self._chunk_seconds, asyncio.get_running_loop().time() - self._share.held_since)

@@ -44,6 +44,9 @@ SINGLE_REQUEST_BYTES: Final = 8 * MIB
 """A download with fewer missing bytes than this uses one request, because more connections would not make it faster."""
 PROGRESS_POLL_SECONDS: Final = 0.02
 """Time between two checks of the progress while requests are running."""
+UNATTENDED_FACTOR: Final = 3.0
+"""While another request waits for a connection, the request of a fill whose clients have all left counts as this many
+times slower than it is. So it is cut off if it takes more than 5 s for 256 KiB."""
 DEMAND_POLL_SECONDS: Final = 0.1
 """Time between two checks whether clients of other processes wait for the blob, while no client of this process does
 and no request is running."""
@@ -56,12 +59,35 @@ class NoReaders(Exception):
 
 
 class _RunningRequest:
-    """A request that is running. `is_new_connection`: whether it is the first request of its connection.
-    `cancel_scope`: a timeout around the request. To cancel the request, the deadline of this timeout is set to now."""
+    """A request that is running, and holds a connection slot. Implements the Protocol `SlotHolder`. `sink`: receives
+    the response. `is_new_connection`: whether it is the first request of its connection. `cancel_scope`: a timeout
+    around the request. To cancel the request, the deadline of this timeout is set to now."""
 
-    def __init__(self, is_new_connection: bool, cancel_scope: asyncio.Timeout) -> None:
+    def __init__(
+        self,
+        sink: PieceSink | WholeSink,
+        demand: Demand,
+        is_new_connection: bool,
+        cancel_scope: asyncio.Timeout,
+    ) -> None:
         self.is_new_connection = is_new_connection
         self.cancel_scope = cancel_scope
+        self._sink = sink
+        self._demand = demand
+        self._sent_at = asyncio.get_running_loop().time()
+
+    def slow_seconds(self) -> float:
+        """Returns how many seconds the request needs for 256 KiB, multiplied by `UNATTENDED_FACTOR`. Returns 0 if a
+        client waits for the blob."""
+        if self._demand.has_clients:
+            return 0.0
+        seconds = asyncio.get_running_loop().time() - self._sent_at
+        return UNATTENDED_FACTOR * seconds / max(self._sink.new_bytes / (256 * 1024), 1.0)
+
+    def cut_off(self) -> None:
+        """Cancels the request. Its missing bytes are requested again later."""
+        if not self.cancel_scope.expired():
+            self.cancel_scope.reschedule(asyncio.get_running_loop().time())
 
 
 class Download:
@@ -252,21 +278,22 @@ class Download:
         if span == Span(0, self._partial.size):  # the whole blob, which needs no `Range` header
             span = Span(0)
         cancel_scope = asyncio.timeout(None)
-        self._requests[sink] = _RunningRequest(is_new_connection, cancel_scope)
+        request = self._requests[sink] = _RunningRequest(sink, self._demand, is_new_connection, cancel_scope)
         self._changed.set()
         repo = self._repos.next_repo  # which may change while the request is running
         try:
             self._partial.mark_started(repo)
             async with cancel_scope:
-                await self._upstream.fetch_blob(
-                    *(repo, self._partial.digest, span, sink),
-                    self._avoided.ask_last | self._last_broken,
-                    self._avoided.refused,
-                )
+                with self._slots.holding(request):
+                    await self._upstream.fetch_blob(
+                        *(repo, self._partial.digest, span, sink),
+                        self._avoided.ask_last | self._last_broken,
+                        self._avoided.refused,
+                    )
         except TimeoutError:
             if not cancel_scope.expired():
                 raise
-            return True  # `_cancel_stragglers` has cancelled the request
+            return True  # `_RunningRequest.cut_off` has cancelled the request
         except RegistryError as error:
             self._on_error(sink, repo, error, has_range=span != Span(0))
             return False
@@ -305,15 +332,14 @@ class Download:
         for sink in self._stragglers.find(
             now, {sink: piece.stop - piece.next_offset for sink, piece in pieces.items()}
         ):
-            cancel_scope = self._requests[sink].cancel_scope
-            if cancel_scope.expired():  # cancelled before; the request ends when its last bytes are written
+            if self._requests[sink].cancel_scope.expired():  # it ends when its last bytes are written
                 continue
             log.info(
                 "a connection for %s of %s is much slower than the others; its missing bytes are requested again",
                 self._partial.digest,
                 self._first_repo,
             )
-            cancel_scope.reschedule(now)
+            self._requests[sink].cut_off()
 
     def _on_response(self) -> None:
         """Called in the thread that reads a response, when the response starts."""

@@ -1,9 +1,9 @@
-"""Decides which download for a slow client has to give up its connection slot, when other requests wait for a slot
-(`SlotHolders`).
+"""Decides which slow download has to give up its connection slot, when other requests wait for a slot (`SlotHolders`).
 
-A *connection slot* is a permit for one connection to an upstream (`registry.mirror.fill.slots`). A *pass-through* sends
-a blob to one client without storing it. It holds its slot while its client receives the blob, so a slow client could
-keep the slot for hours.
+A *connection slot* is a permit for one connection to an upstream (`registry.mirror.fill.slots`). Two kinds of downloads
+could keep a slot for hours. A *pass-through* sends a blob to one client without storing it, and holds its slot while
+this client receives the blob. An *unattended* fill stores a blob whose clients have all left, and the upstream may send
+the blob slowly.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from typing import Final, Protocol
 from storage.errors import RegistryError
 
 SLOW_SLOT_SECONDS: Final = 15.0
-"""While another request waits for a connection slot, a pass-through whose client takes longer than this for 256 KiB is
-cut off. It is shorter than the 25 s after which the other request would fail."""
+"""While another request waits for a connection slot, a download that takes longer than this for 256 KiB is cut off. It
+is shorter than the 25 s after which the other request would fail."""
 LONG_WAIT_SECONDS: Final = 10.0
-"""A request that has waited for a slot for this long gets the slot of the pass-through with the slowest client, also if
-this client is faster than `SLOW_SLOT_SECONDS` says."""
+"""A request that has waited for a slot for this long gets the slot of the slowest download, also if this is faster than
+`SLOW_SLOT_SECONDS` says."""
 LOWERING_SECONDS: Final = 6.0
 """Time in which the allowed seconds for 256 KiB fall from `SLOW_SLOT_SECONDS` to 0, while a request waits for a long
-time. All processes begin at the same moment, so the client that is slowest over all processes is cut off first. The sum
-with `LONG_WAIT_SECONDS` is shorter than the 25 s after which the request would fail."""
+time. All processes begin at the same moment, so the download that is slowest over all processes is cut off first. The
+sum with `LONG_WAIT_SECONDS` is shorter than the 25 s after which the request would fail."""
 SLOW_POLL_SECONDS: Final = 0.25
-"""Seconds between two checks whether a request waits for a slot. At most one pass-through of a process is cut off in
-each check, because the waiting request needs some milliseconds to take the slot."""
+"""Seconds between two checks whether a request waits for a slot. At most one download of a process is cut off in each
+check, because the waiting request needs some milliseconds to take the slot."""
 
 
 class SlotHolder(Protocol):
-    """A pass-through that holds a slot."""
+    """A pass-through, or a request of a fill, that holds a slot."""
 
-    def client_seconds(self) -> float:
-        """Returns how many seconds the client needs for 256 KiB. Returns 0 if the upstream is slower than the
-        client."""
+    def slow_seconds(self) -> float:
+        """Returns how many seconds the download needs for 256 KiB. Returns 0 if it must not be cut off: if a client
+        waits for a fill, or if a pass-through is slow because of the upstream and not of its client."""
         ...
 
     def cut_off(self) -> None:
-        """Ends the pass-through, so that it gives its slot back."""
+        """Ends the pass-through or the request, so that it gives its slot back."""
         ...
 
 
 class SlotHolders:
-    """The pass-throughs of one process that hold slots of one upstream."""
+    """The downloads of one process that hold slots of one upstream."""
 
     def __init__(self, is_waited_for: Callable[[], bool], is_waited_for_long: Callable[[], bool]) -> None:
         """`is_waited_for`: returns whether a request of any process waits for a slot. `is_waited_for_long`: returns
@@ -74,7 +74,7 @@ class SlotHolders:
         self._timer = asyncio.get_running_loop().call_later(SLOW_POLL_SECONDS, self._check)
 
     def _check(self) -> None:
-        """Cuts off the holder with the slowest client if a request waits and this client is too slow."""
+        """Cuts off the slowest holder if a request waits and this holder is too slow."""
         self._timer = None
         if not self._holders:  # those that were cut off have not ended yet
             return
@@ -83,8 +83,8 @@ class SlotHolders:
             allowed_seconds = self._allowed_seconds()
         except RegistryError:
             return  # the requests that wait get the error themselves
-        slowest = max(self._holders, key=lambda holder: holder.client_seconds())
-        if allowed_seconds is None or slowest.client_seconds() <= allowed_seconds:
+        slowest = max(self._holders, key=lambda holder: holder.slow_seconds())
+        if allowed_seconds is None or slowest.slow_seconds() <= allowed_seconds:
             return
         if self._lowering_since is not None:  # the allowed seconds begin to fall again from `SLOW_SLOT_SECONDS`
             self._lowering_since = asyncio.get_running_loop().time()
@@ -92,7 +92,7 @@ class SlotHolders:
         slowest.cut_off()
 
     def _allowed_seconds(self) -> float | None:
-        """Returns how many seconds a client may need for 256 KiB now; None: any number, because no request waits."""
+        """Returns how many seconds a download may need for 256 KiB now; None: any number, as no request waits."""
         now = asyncio.get_running_loop().time()
         if not self._is_waited_for_long():
             self._lowering_since = None

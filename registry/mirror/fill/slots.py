@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 from registry.mirror.fill.demand import ClientsChanged, Demand, run_until_change
@@ -156,8 +156,13 @@ class ConnectionSlots:
         if waits_for_client:
             groups.insert(0, (self._pass_through_name, self.max_connections - self._spare_slots))
         async with self._queued_slots(*groups, blob_size=blob_size):
-            with self._holders.holding(holder):
+            with self.holding(holder):
                 yield
+
+    def holding(self, holder: SlotHolder) -> AbstractContextManager[None]:
+        """Returns a context manager. Inside its `with` block, `holder` holds a slot, and is cut off when it is slow and
+        other requests wait for a slot."""
+        return self._holders.holding(holder)
 
     @asynccontextmanager
     async def _queued_slots(self, *groups: tuple[str, int], blob_size: int) -> AsyncIterator[None]:

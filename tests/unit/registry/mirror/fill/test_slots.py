@@ -61,7 +61,7 @@ class PassThrough:
         self.has_slot = asyncio.Event()
         self.is_cut_off = asyncio.Event()
 
-    def client_seconds(self) -> float:
+    def slow_seconds(self) -> float:
         return self.seconds
 
     def cut_off(self) -> None:

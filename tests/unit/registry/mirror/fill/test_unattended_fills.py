@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from registry.mirror.fill import slots
+from registry.mirror.fill import slot_holders, slots
 from storage.content import digest_of
 from storage.names import Digest, Tag
 from tests.fakes.open_files import open_files_below
@@ -23,6 +23,8 @@ from tests.unit.registry.mirror.conftest import (
     UPSTREAM_REPO,
     MirrorSite,
     MirrorWorker,
+    assert_each_byte_sent_once,
+    read_to_end,
     source_of_another_worker,
     wait_until_stored,
 )
@@ -174,6 +176,31 @@ async def test_fills_that_have_bytes_are_given_up_last(
             await request_and_leave(worker, digest)
         await wait_until(lambda: [fill.digest for fill in worker.mirror.running_fills] == [digest_of(BIG)])
     await wait_until_stored(worker, digest_of(BIG))
+
+
+async def test_a_slow_unattended_request_is_cut_off_when_a_client_waits(
+    site: MirrorSite, fetched: list[Digest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upstream sends two blobs slowly, over all connections. The client of one of them has left. When a client of
+    another worker needs a connection, the request for this blob is cut off, and not the other one. Later, the rest of
+    the blob is requested, and no byte twice."""
+    monkeypatch.setattr(slot_holders, "SLOW_SLOT_SECONDS", 0.0)
+    monkeypatch.setattr(slot_holders, "SLOW_POLL_SECONDS", 0.01)
+    site.upstream.connections = 2
+    gate = site.upstream.faults.gates[MIB // 2] = threading.Event()
+    async with site.worker() as worker, site.worker(source_of_another_worker(site)) as other:
+        await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+        attended, unattended = [await worker.mirror.open_blob(MIRRORED_REPO, digest) for digest in DIGESTS[:2]]
+        await unattended.aclose()
+        async with asyncio.timeout(60):
+            assert await read_blob(other.mirror, MIRRORED_REPO, digest_of(b"{}")) == b"{}"
+        assert fetched == DIGESTS[:2]
+        gate.set()
+        assert await read_to_end(attended) == LAYERS[0]
+        await wait_until_stored(worker, DIGESTS[1])
+    assert fetched == [*DIGESTS[:2], DIGESTS[1]]
+    for digest in DIGESTS[:2]:
+        assert_each_byte_sent_once(site, digest, MIB)
 
 
 async def test_a_worker_that_stops_leaves_nothing_of_its_unattended_fills(
