@@ -10,6 +10,7 @@ import pytest
 
 from registry.mirror.fill import pieces
 from storage.content import digest_of
+from storage.data_dir.file_leases import FileLeases
 from storage.errors import UpstreamTimeout
 from storage.names import Digest, Tag
 from tests.fakes.registry_content import read_blob
@@ -116,8 +117,10 @@ async def test_a_small_blob_gets_a_connection_before_large_ones(site: MirrorSite
         reading_layers = [asyncio.create_task(read_blob(worker_1.mirror, MIRRORED_REPO, digest_of(d))) for d in layers]
         await wait_until(lambda: len(worker_1.mirror.running_fills) == len(layers) and site.upstream.at_once == 1)
         other = worker_1 if workers == 1 else worker_2
+        leases = other.store.leases
+        assert isinstance(leases, FileLeases)
         reading_config = asyncio.create_task(read_blob(other.mirror, MIRRORED_REPO, digest_of(config)))
-        await wait_until(lambda: other.store.leases._urgent_waits)
+        await wait_until(lambda: leases._urgent_waits)
         gate.set()
         assert await asyncio.gather(reading_config, *reading_layers) == [config, *layers]
     assert fetched_digests[1] == digest_of(config)
