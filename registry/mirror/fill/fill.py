@@ -278,8 +278,11 @@ class Fill:
 
     async def _claim(self) -> Partial:
         """Claims the partial blob. Gives its file to the readers that have got no bytes yet, and closes the handle to
-        an earlier partial blob."""
-        partial = await self._context.partials.claim(self.digest, self.size, self._source)
+        an earlier partial blob. Raises NoReaders if all clients have left before the files are opened."""
+        async with self._context.claims:
+            if self.demand.is_unattended:
+                raise NoReaders
+            partial = await self._context.partials.claim(self.digest, self.size, self._source)
         for file in self._reader_files:
             file.follow(partial)
         if self._partial is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from registry.memory_budget import MemoryBudget
 from registry.mirror.entitlement import BlobEntitlement
@@ -15,6 +17,10 @@ from registry.mirror.upstream_client import UpstreamClient
 from storage.names import RepositoryName
 from storage.partials import Partials
 
+MAX_CLAIMS: Final = 16
+"""Largest number of partial blobs (files of downloads) of one upstream that a process opens at the same time. The other
+fills wait, and end if their clients leave meanwhile. It is larger than the number of threads that open files."""
+
 
 @dataclass(frozen=True)
 class FillContext:
@@ -24,7 +30,7 @@ class FillContext:
     sent corrupt bytes for a blob. `to_upstream_name`: returns the name that a repository has at the upstream.
     `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored. `stall_timeout`:
     seconds without new bytes after which a fill fails, once readers may have got its first bytes. `observer`: counts
-    the fills."""
+    the fills. `claims`: limits how many fills open their files at the same time."""
 
     upstream: UpstreamClient
     partials: Partials
@@ -36,3 +42,4 @@ class FillContext:
     pass_through_memory: MemoryBudget
     stall_timeout: float = STALL_TIMEOUT_SECONDS
     observer: MirrorObserver = UNOBSERVED
+    claims: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CLAIMS))

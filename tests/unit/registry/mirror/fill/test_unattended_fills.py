@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from registry.mirror.fill import slot_holders, slots
+from registry.mirror.fill.fill_context import MAX_CLAIMS
 from storage.content import digest_of
 from storage.names import Digest, Tag
 from tests.fakes.open_files import open_files_below
@@ -154,6 +155,27 @@ async def test_a_limited_number_of_unattended_fills_wait(
     for digest in DIGESTS[3:5]:
         await wait_until_stored(worker, digest)
     assert DIGESTS[1] not in fetched
+
+
+async def test_a_client_that_leaves_before_the_files_are_opened(
+    site: MirrorSite, worker: MirrorWorker, fetched: list[Digest]
+) -> None:
+    """So many fills open their files that another one waits. Its client leaves meanwhile. The fill ends without opening
+    a file and without a request to the upstream. A client that requests the blob later gets it."""
+    await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+    claims = worker.mirror._fills._context.claims
+    for _ in range(MAX_CLAIMS):
+        await claims.acquire()
+    reading = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, DIGESTS[0]))
+    await wait_until(lambda: worker.mirror.running_fills)
+    reading.cancel()
+    await asyncio.wait([reading])
+    for _ in range(MAX_CLAIMS):
+        claims.release()
+    await wait_until(lambda: not worker.mirror.running_fills)
+    assert not any((site.data / "partials").iterdir())
+    assert fetched == []
+    assert await read_blob(worker.mirror, MIRRORED_REPO, DIGESTS[0]) == LAYERS[0]
 
 
 async def test_fills_that_have_bytes_are_given_up_last(
