@@ -79,11 +79,14 @@ class SlotHolders:
         if not self._holders:  # those that were cut off have not ended yet
             return
         self._start_timer()
+        slowest = max(self._holders, key=lambda holder: holder.slow_seconds())
+        if not slowest.slow_seconds():  # none may be cut off, so the allowed seconds must not fall for the next one
+            self._lowering_since = None
+            return
         try:
             allowed_seconds = self._allowed_seconds()
         except RegistryError:
             return  # the requests that wait get the error themselves
-        slowest = max(self._holders, key=lambda holder: holder.slow_seconds())
         if allowed_seconds is None or slowest.slow_seconds() <= allowed_seconds:
             return
         if self._lowering_since is not None:  # the allowed seconds begin to fall again from `SLOW_SLOT_SECONDS`

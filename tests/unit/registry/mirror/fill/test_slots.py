@@ -119,6 +119,29 @@ async def test_a_look_for_waiting_requests_is_no_waiting_request(worker: Worker,
     assert not any(found_by_other)
 
 
+async def test_the_limit_begins_to_fall_when_there_is_a_download_that_may_be_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Requests have waited for long, but all downloads have clients that keep up. The allowed time does not fall
+    meanwhile. Otherwise the next pass-through would be cut off at its first byte."""
+    monkeypatch.setattr(slot_holders, "SLOW_POLL_SECONDS", 0.001)
+    checks = 0
+
+    class Attended:
+        def slow_seconds(self) -> float:
+            nonlocal checks
+            checks += 1
+            return 0.0
+
+        def cut_off(self) -> None:
+            raise AssertionError
+
+    holders = slot_holders.SlotHolders(lambda: True, lambda: True)
+    with holders.holding(Attended()):
+        await wait_until(lambda: checks >= 4)
+        assert holders._lowering_since is None
+
+
 @pytest.mark.slow
 async def test_the_slowest_client_is_cut_off_when_a_request_has_waited_for_long(
     worker: Worker, other_worker: Worker, monkeypatch: pytest.MonkeyPatch
