@@ -99,10 +99,9 @@ class MirroredBlobs:
         and verified, which takes little longer.
 
         If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill is then still waiting for a
-        free connection, returns a reader, which waits for the bytes, unless the blob is empty: then its digest may be
-        wrong, and there is no byte to hold back. If the disk is too full for
-        the blob, its bytes are sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors
-        of the upstream client.
+        free connection, returns a reader, which waits for the bytes. (Not if the blob is empty, because such a reader
+        has no last byte to withhold until the digest is verified.) If the disk is too full for the blob, its bytes are
+        sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors of the upstream client.
 
         If the upstream sends a blob of another size than the manifests of `repo` state, asks the upstream for the size,
         and fetches the blob with that size.

@@ -19,6 +19,7 @@ from typing import Final
 from registry.mirror.fill.demand import Demand
 from registry.mirror.fill.pieces import MIB, AdaptiveConcurrency, PiecePlan, StragglerDetector
 from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, AvoidedEndpoints, RepositoryChoice, RetryPolicy
+from registry.mirror.fill.running_request import RunningRequest
 from registry.mirror.fill.sinks import PieceSink, WholeSink
 from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.upstream_client import RangesUnsupported, UpstreamClient
@@ -44,9 +45,6 @@ SINGLE_REQUEST_BYTES: Final = 8 * MIB
 """A download with fewer missing bytes than this uses one request, because more connections would not make it faster."""
 PROGRESS_POLL_SECONDS: Final = 0.02
 """Time between two checks of the progress while requests are running."""
-UNATTENDED_FACTOR: Final = 3.0
-"""While another request waits for a connection, the request of a fill whose clients have all left counts as this many
-times slower than it is. So it is cut off if it takes more than 5 s for 256 KiB."""
 DEMAND_POLL_SECONDS: Final = 0.1
 """Time between two checks whether clients of other processes wait for the blob, while no client of this process does
 and no request is running."""
@@ -56,38 +54,6 @@ class NoReaders(Exception):
     """The fill was stopped, because no client waits for the blob. Either it was started only to prefetch the blob, and
     no client is expected to request it any more. Or all clients have left, and another process downloads the blob, or
     too many such fills wait for a connection."""
-
-
-class _RunningRequest:
-    """A request that is running, and holds a connection slot. Implements the Protocol `SlotHolder`. `sink`: receives
-    the response. `is_new_connection`: whether it is the first request of its connection. `cancel_scope`: a timeout
-    around the request. To cancel the request, the deadline of this timeout is set to now."""
-
-    def __init__(
-        self,
-        sink: PieceSink | WholeSink,
-        demand: Demand,
-        is_new_connection: bool,
-        cancel_scope: asyncio.Timeout,
-    ) -> None:
-        self.is_new_connection = is_new_connection
-        self.cancel_scope = cancel_scope
-        self._sink = sink
-        self._demand = demand
-        self._sent_at = asyncio.get_running_loop().time()
-
-    def slow_seconds(self) -> float:
-        """Returns how many seconds the request needs for 256 KiB, multiplied by `UNATTENDED_FACTOR`. Returns 0 if a
-        client waits for the blob."""
-        if self._demand.has_clients:
-            return 0.0
-        seconds = asyncio.get_running_loop().time() - self._sent_at
-        return UNATTENDED_FACTOR * seconds / max(self._sink.new_bytes / (256 * 1024), 1.0)
-
-    def cut_off(self) -> None:
-        """Cancels the request. Its missing bytes are requested again later."""
-        if not self.cancel_scope.expired():
-            self.cancel_scope.reschedule(asyncio.get_running_loop().time())
 
 
 class Download:
@@ -139,7 +105,7 @@ class Download:
         self._stragglers: StragglerDetector[PieceSink | WholeSink] = StragglerDetector()
         self._connections: set[asyncio.Task[None]] = set()
         """One task for each connection."""
-        self._requests: dict[PieceSink | WholeSink, _RunningRequest] = {}
+        self._requests: dict[PieceSink | WholeSink, RunningRequest] = {}
         """The running requests, by the sink of their responses."""
         self._changed = asyncio.Event()
         """Set when a request is sent, when its response starts, when a connection ends, and when the first client comes
@@ -278,7 +244,7 @@ class Download:
         if span == Span(0, self._partial.size):  # the whole blob, which needs no `Range` header
             span = Span(0)
         cancel_scope = asyncio.timeout(None)
-        request = self._requests[sink] = _RunningRequest(sink, self._demand, is_new_connection, cancel_scope)
+        request = self._requests[sink] = RunningRequest(sink, self._demand, is_new_connection, cancel_scope)
         self._changed.set()
         repo = self._repos.next_repo  # which may change while the request is running
         try:
@@ -293,7 +259,7 @@ class Download:
         except TimeoutError:
             if not cancel_scope.expired():
                 raise
-            return True  # `_RunningRequest.cut_off` has cancelled the request
+            return True  # `RunningRequest.cut_off` has cancelled the request
         except RegistryError as error:
             self._on_error(sink, repo, error, has_range=span != Span(0))
             return False

@@ -33,7 +33,7 @@ SPARE_CONNECTIONS: Final = 2
 that all other requests can use them. Unattended fills leave one slot more free, for prefetch fills."""
 MAX_UNATTENDED: Final = 64
 """Largest number of unattended fills of one upstream that wait for a slot in one process. Each has two open files and a
-timer. If there are more, fills that have downloaded nothing are given up first, and the oldest one first."""
+timer. If there are more, the oldest fill that has had no slot is given up, or else the oldest one."""
 YIELD_SECONDS: Final = 0.015
 """Time for which a fill leaves a free slot to other fills before it takes the slot. A fill that waits in the queue
 looks for a free slot every 0.01 s or more often, so it gets the slot first."""
@@ -93,23 +93,17 @@ class ConnectionSlots:
             has_slot = False
             while not has_slot and demand.is_alive():
                 if demand.has_clients:
-                    if not is_new_connection:
-                        if await self._try_slot(held, keep_free=1):
-                            has_slot = True
-                            break
-                        await asyncio.sleep(YIELD_SECONDS)
-                    queued = self._queued_slots((self._name, self.max_connections), blob_size=blob_size)
-                    with suppress(ClientsChanged):
-                        await run_until_change(demand, held.enter_async_context(queued))
-                        has_slot = True
+                    has_slot = not is_new_connection and await self._try_slot(held, keep_free=1)
+                    if not has_slot:
+                        has_slot = await self._wait_in_queue(held, demand, is_new_connection, blob_size)
                 elif demand.is_unattended:
                     has_slot = await self._wait_unattended(held, demand)
-                elif await self._try_slot(held, keep_free=self._spare_slots):
-                    has_slot = True
                 else:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(SPARE_POLL_SECONDS):
-                            await demand.requested.wait()
+                    has_slot = await self._try_slot(held, keep_free=self._spare_slots)
+                    if not has_slot:
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(SPARE_POLL_SECONDS):
+                                await demand.requested.wait()
             demand.had_slot = demand.had_slot or has_slot
             yield has_slot
 
@@ -120,6 +114,22 @@ class ConnectionSlots:
             if has_slot := await attempt.enter_async_context(slot):
                 held.push_async_exit(attempt.pop_all())
             return has_slot
+
+    async def _wait_in_queue(
+        self, held: AsyncExitStack, demand: Demand, is_new_connection: bool, blob_size: int
+    ) -> bool:
+        """Waits in the queue, as long as a client waits for the blob, and takes a slot until `held` ends. Returns
+        whether it took one."""
+        if not is_new_connection:
+            await asyncio.sleep(YIELD_SECONDS)
+            if not demand.has_clients:
+                return False
+        queued = self._queued_slots((self._name, self.max_connections), blob_size=blob_size)
+        try:
+            await run_until_change(demand, held.enter_async_context(queued))
+        except ClientsChanged:
+            return False
+        return True
 
     async def _wait_unattended(self, held: AsyncExitStack, demand: Demand) -> bool:
         """Waits, as long as the fill with this `demand` is unattended, until many slots are free, and takes one until

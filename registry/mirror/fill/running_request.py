@@ -1,0 +1,49 @@
+"""A running request of a fill (`RunningRequest`), which can be cancelled so that its connection serves another purpose.
+
+A *fill* is the work of one process to get one blob. A *connection slot* is a permit for one connection to an upstream
+(`registry.mirror.fill.slots`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from registry.mirror.fill.demand import Demand
+from registry.mirror.fill.sinks import PieceSink, WholeSink
+
+UNATTENDED_FACTOR: Final = 3.0
+"""While another request waits for a connection, the request of a fill whose clients have all left counts as this many
+times slower than it is. So it is cut off if it takes more than 5 s for 256 KiB."""
+
+
+class RunningRequest:
+    """A request that is running, and holds a connection slot. Implements the Protocol `SlotHolder`. `sink`: receives
+    the response. `is_new_connection`: whether it is the first request of its connection. `cancel_scope`: a timeout
+    around the request. To cancel the request, the deadline of this timeout is set to now."""
+
+    def __init__(
+        self,
+        sink: PieceSink | WholeSink,
+        demand: Demand,
+        is_new_connection: bool,
+        cancel_scope: asyncio.Timeout,
+    ) -> None:
+        self.is_new_connection = is_new_connection
+        self.cancel_scope = cancel_scope
+        self._sink = sink
+        self._demand = demand
+        self._sent_at = asyncio.get_running_loop().time()
+
+    def slow_seconds(self) -> float:
+        """Returns how many seconds the request needs for 256 KiB, multiplied by `UNATTENDED_FACTOR`. Returns 0 if a
+        client waits for the blob."""
+        if self._demand.has_clients:
+            return 0.0
+        seconds = asyncio.get_running_loop().time() - self._sent_at
+        return UNATTENDED_FACTOR * seconds / max(self._sink.new_bytes / (256 * 1024), 1.0)
+
+    def cut_off(self) -> None:
+        """Cancels the request. Its missing bytes are requested again later."""
+        if not self.cancel_scope.expired():
+            self.cancel_scope.reschedule(asyncio.get_running_loop().time())
