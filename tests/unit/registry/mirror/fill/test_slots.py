@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from registry.mirror.fill import slot_holders, slots
+from registry.mirror.fill.demand import Demand
 from registry.mirror.fill.slots import ConnectionSlots
 from registry.mirror.upstream_client import UpstreamClient
 from registry.single_flight import cancel_and_wait
@@ -167,3 +168,37 @@ async def test_the_slowest_client_is_cut_off_when_a_request_has_waited_for_long(
         await last.has_slot.wait()
         assert [holder.is_cut_off.is_set() for holder in others] == [True] + [False] * (len(others) - 1)
     await cancel_and_wait(running)
+
+
+@pytest.mark.parametrize("changes", range(6))
+@pytest.mark.parametrize("is_free", [False, True])
+async def test_a_cancelled_wait_for_a_slot_leaves_nothing(worker: Worker, changes: int, is_free: bool) -> None:
+    """A fill waits for a slot while its clients leave and come back, and is cancelled after any number of steps of the
+    event loop. It leaves no slot, no mark, no place in a queue and no task."""
+    tasks_before = asyncio.all_tasks()
+    for steps in range(30):
+        demand = Demand()
+        demand.enter()
+        async with AsyncExitStack() as others:
+            for _ in range(CONNECTIONS - is_free):
+                await worker.take_slot(others)
+            filling = asyncio.create_task(hold_slot(worker, demand))
+            for change in range(changes):
+                await asyncio.sleep(0)
+                demand.leave() if change % 2 == 0 else demand.enter()
+            for step in range(steps):
+                await asyncio.sleep(0.0005 if step % 10 == 0 else 0)
+            await cancel_and_wait([filling])
+        async with AsyncExitStack() as all_slots:
+            for _ in range(CONNECTIONS):
+                await worker.take_slot(all_slots)
+        leases = worker.leases
+        assert not any((leases._queues._locks, leases._urgent_waits, leases._held_bytes))
+        assert not any((worker.slots._unattended, demand._watchers))
+        assert asyncio.all_tasks() == tasks_before
+
+
+async def hold_slot(worker: Worker, demand: Demand) -> None:
+    """Takes a slot as a fill with this `demand`, and holds it until it is cancelled."""
+    async with worker.slots.primary(demand, is_new_connection=True, blob_size=1):
+        await asyncio.Event().wait()
