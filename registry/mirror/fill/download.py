@@ -237,6 +237,13 @@ class Download:
     async def _fetch(self, is_new_connection: bool) -> bool:
         """Sends one request and receives its response. Returns whether the connection can be used for another
         request."""
+        repo = self._repos.next_repo  # which may change while the request is running
+        async with self._slots.repository_share(repo) as has_share:
+            return await self._fetch_from(repo, is_new_connection, has_share)
+
+    async def _fetch_from(self, repo: RepositoryName, is_new_connection: bool, has_share: bool) -> bool:
+        """Does what `_fetch` does. `repo`: the repository to request the bytes from. `has_share`: see
+        `RunningRequest`."""
         sink = self._next_sink()
         if sink is None:
             return False
@@ -244,9 +251,8 @@ class Download:
         if span == Span(0, self._partial.size):  # the whole blob, which needs no `Range` header
             span = Span(0)
         cancel_scope = asyncio.timeout(None)
-        request = self._requests[sink] = RunningRequest(sink, self._demand, is_new_connection, cancel_scope)
+        request = self._requests[sink] = RunningRequest(sink, self._demand, is_new_connection, has_share, cancel_scope)
         self._changed.set()
-        repo = self._repos.next_repo  # which may change while the request is running
         try:
             self._partial.mark_started(repo)
             async with cancel_scope:

@@ -11,6 +11,7 @@ from typing import Final
 
 from registry.mirror.fill.demand import Demand
 from registry.mirror.fill.sinks import PieceSink, WholeSink
+from registry.mirror.fill.slot_holders import SLOW_SLOT_SECONDS
 
 UNATTENDED_FACTOR: Final = 3.0
 """While another request waits for a connection, the request of a fill whose clients have all left counts as this many
@@ -19,29 +20,36 @@ times slower than it is. So it is cut off if it takes more than 5 s for 256 KiB.
 
 class RunningRequest:
     """A request that is running, and holds a connection slot. Implements the Protocol `SlotHolder`. `sink`: receives
-    the response. `is_new_connection`: whether it is the first request of its connection. `cancel_scope`: a timeout
-    around the request. To cancel the request, the deadline of this timeout is set to now."""
+    the response. `is_new_connection`: whether it is the first request of its connection. `has_share`: whether it holds
+    one of the shares of its repository (`ConnectionSlots.repository_share`). `cancel_scope`: a timeout around the
+    request. To cancel the request, the deadline of this timeout is set to now."""
 
     def __init__(
         self,
         sink: PieceSink | WholeSink,
         demand: Demand,
         is_new_connection: bool,
+        has_share: bool,
         cancel_scope: asyncio.Timeout,
     ) -> None:
         self.is_new_connection = is_new_connection
         self.cancel_scope = cancel_scope
+        self._has_share = has_share
         self._sink = sink
         self._demand = demand
         self._sent_at = asyncio.get_running_loop().time()
 
     def slow_seconds(self) -> float:
-        """Returns how many seconds the request needs for 256 KiB, multiplied by `UNATTENDED_FACTOR`. Returns 0 if a
-        client waits for the blob."""
-        if self._demand.has_clients:
+        """Returns how many seconds the request needs for 256 KiB, multiplied by `UNATTENDED_FACTOR` if no client waits
+        for the blob. If a client waits, returns 0 in three cases, so that the request is not cut off: it has a share,
+        it is not slower than `SLOW_SLOT_SECONDS`, or all of its bytes would have to be requested again."""
+        elapsed = asyncio.get_running_loop().time() - self._sent_at
+        seconds = elapsed / max(self._sink.new_bytes / (256 * 1024), 1.0)
+        if not self._demand.has_clients:
+            return UNATTENDED_FACTOR * seconds
+        if self._has_share or seconds <= SLOW_SLOT_SECONDS or isinstance(self._sink, WholeSink):
             return 0.0
-        seconds = asyncio.get_running_loop().time() - self._sent_at
-        return UNATTENDED_FACTOR * seconds / max(self._sink.new_bytes / (256 * 1024), 1.0)
+        return seconds
 
     def cut_off(self) -> None:
         """Cancels the request. Its missing bytes are requested again later."""

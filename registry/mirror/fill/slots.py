@@ -14,7 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    suppress,
+)
 from typing import Final
 
 from registry.mirror.fill.demand import ClientsChanged, Demand, run_until_change
@@ -22,6 +28,7 @@ from registry.mirror.fill.slot_holders import LONG_WAIT_SECONDS, SlotHolder, Slo
 from registry.mirror.upstream_client import UpstreamClient
 from registry.single_flight import cancel_and_wait
 from storage.leases import Leases
+from storage.names import RepositoryName
 
 SMALL_BLOB_BYTES: Final = 64 * 1024
 """Largest size of a blob that gets a slot before larger ones."""
@@ -168,6 +175,12 @@ class ConnectionSlots:
         async with self._queued_slots(*groups, blob_size=blob_size):
             with self.holding(holder):
                 yield
+
+    def repository_share(self, repo: RepositoryName) -> AbstractAsyncContextManager[bool]:
+        """Takes one of the shares of a repository and holds it inside the `async with` block. Yields False if all are
+        taken. A repository has `_spare_slots` fewer shares than there are slots. A request without a share is cut off
+        if it is slow while other requests wait, so that slow blobs of one repository cannot take all slots."""
+        return self._leases.try_slot(f"{self._name} of {repo}", self.max_connections - self._spare_slots)
 
     def holding(self, holder: SlotHolder) -> AbstractContextManager[None]:
         """Returns a context manager. Inside its `with` block, `holder` holds a slot, and is cut off when it is slow and

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from registry.mirror.fill import pieces
+from registry.mirror.fill import pieces, running_request, slot_holders
 from storage.content import digest_of
 from storage.data_dir.file_leases import FileLeases
 from storage.errors import UpstreamTimeout
@@ -20,12 +20,14 @@ from tests.unit.registry.mirror.conftest import (
     DIGEST,
     MIB,
     MIRRORED_REPO,
+    OTHER,
     UPSTREAM_REPO,
     MirrorSite,
     MirrorWorker,
     assert_each_byte_sent_once,
     begin_pull,
     read_to_end,
+    source_of_another_worker,
 )
 
 pytestmark = pytest.mark.slow
@@ -139,6 +141,35 @@ async def test_headers_in_time_when_all_connections_are_busy(site: MirrorSite, s
         readers = [await worker.mirror.open_blob(MIRRORED_REPO, digest) for digest in (DIGEST, digest_of(small))]
         gate.set()
         assert await asyncio.gather(*map(read_to_end, readers)) == [BIG, small]
+
+
+async def test_slow_blobs_of_one_repository_leave_connections_to_others(
+    site: MirrorSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upstream sends the blobs of one repository slowly, and their clients stay. These blobs have all three
+    connections. When a client of another repository needs one, the slow blobs keep one connection, and the request for
+    another slow blob is cut off. Later, the rest of this blob is requested, and no byte twice."""
+    monkeypatch.setattr(running_request, "SLOW_SLOT_SECONDS", 0.0)
+    monkeypatch.setattr(slot_holders, "SLOW_SLOT_SECONDS", 0.0)
+    monkeypatch.setattr(slot_holders, "SLOW_POLL_SECONDS", 0.01)
+    site.upstream.connections = 3
+    layers = [BIG[start : start + MIB] for start in range(3)]
+    digests = [digest_of(layer) for layer in layers]
+    site.upstream.add_image(UPSTREAM_REPO, *layers)
+    config = site.upstream.add_image("library/other", b"layer", config=b'{"other": 1}').config
+    assert config is not None
+    gate = site.upstream.faults.gates[MIB // 2] = threading.Event()
+    async with site.worker() as worker, site.worker(source_of_another_worker(site)) as other:
+        await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+        await other.mirror.get_manifest(OTHER, Tag("1"))
+        readers = [await worker.mirror.open_blob(MIRRORED_REPO, digest) for digest in digests]
+        async with asyncio.timeout(60):
+            assert await read_blob(other.mirror, OTHER, config.digest) == b'{"other": 1}'
+        gate.set()
+        assert await asyncio.gather(*map(read_to_end, readers)) == layers
+    assert len(site.upstream.requested_spans[digests[0]]) == 1
+    for digest in digests:
+        assert_each_byte_sent_once(site, digest, MIB)
 
 
 async def test_an_upstream_that_does_not_answer_a_head_request(site: MirrorSite) -> None:
