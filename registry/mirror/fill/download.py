@@ -53,7 +53,7 @@ and no request is running."""
 class NoReaders(Exception):
     """The fill was stopped, because no client waits for the blob. Either it was started only to prefetch the blob, and
     no client is expected to request it any more. Or all clients have left, and another process downloads the blob, or
-    too many such fills wait for a connection."""
+    too many such fills wait for a connection, or a request was cut off that cannot be continued later."""
 
 
 class Download:
@@ -265,7 +265,7 @@ class Download:
         except TimeoutError:
             if not cancel_scope.expired():
                 raise
-            return True  # `RunningRequest.cut_off` has cancelled the request
+            return True  # `RunningRequest.cancel` was called
         except RegistryError as error:
             self._on_error(sink, repo, error, has_range=span != Span(0))
             return False
@@ -311,7 +311,7 @@ class Download:
                 self._partial.digest,
                 self._first_repo,
             )
-            self._requests[sink].cut_off()
+            self._requests[sink].cancel()
 
     def _on_response(self) -> None:
         """Called in the thread that reads a response, when the response starts."""

@@ -52,6 +52,14 @@ class RunningRequest:
         return seconds
 
     def cut_off(self) -> None:
-        """Cancels the request. Its missing bytes are requested again later."""
+        """Cancels the request. Its missing bytes are requested again later. If all clients have left, and a later
+        request would begin where this one began, gives up the fill. Otherwise the same bytes could be requested again
+        and again, and be cut off each time."""
+        if not self._sink.new_bytes or isinstance(self._sink, WholeSink):
+            self._demand.give_up()
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Cancels the request. Its missing bytes are requested again."""
         if not self.cancel_scope.expired():
             self.cancel_scope.reschedule(asyncio.get_running_loop().time())

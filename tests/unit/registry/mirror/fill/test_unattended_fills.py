@@ -14,6 +14,7 @@ from registry.mirror.fill import slot_holders, slots
 from registry.mirror.fill.fill_context import MAX_CLAIMS
 from storage.content import digest_of
 from storage.names import Digest, Tag
+from tests.fakes.mirror_source import CHUNK
 from tests.fakes.open_files import open_files_below
 from tests.fakes.registry_content import read_blob
 from tests.unit.registry.conftest import wait_until
@@ -223,6 +224,36 @@ async def test_a_slow_unattended_request_is_cut_off_when_a_client_waits(
     assert fetched == [*DIGESTS[:2], DIGESTS[1]]
     for digest in DIGESTS[:2]:
         assert_each_byte_sent_once(site, digest, MIB)
+
+
+@pytest.mark.parametrize("gate_offset", [0, MIB], ids=["no byte", "no ranges"])
+async def test_an_unattended_fill_is_given_up_if_it_would_begin_again(
+    site: MirrorSite, fetched: list[Digest], monkeypatch: pytest.MonkeyPatch, gate_offset: int
+) -> None:
+    """The upstream sends no byte of a blob, or sends only whole blobs. The client has left. When another client needs
+    the connection, the request is cut off, and the blob is not requested again. Otherwise each such request could be
+    cut off, and the upstream would send the same bytes for ever. A client that returns gets the blob."""
+    monkeypatch.setattr(slot_holders, "SLOW_SLOT_SECONDS", 0.0)
+    monkeypatch.setattr(slot_holders, "SLOW_POLL_SECONDS", 0.01)
+    site.upstream.connections = 1
+    site.upstream.add_image(UPSTREAM_REPO, BIG)
+    site.upstream.faults.ranges = gate_offset == 0
+    gate = site.upstream.faults.gates[gate_offset] = threading.Event()
+    async with site.worker() as worker:
+        await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+        leaving = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest_of(BIG)))
+        await wait_until(lambda: site.upstream.at_once == 1)
+        if gate_offset:
+            await wait_until(lambda: len(site.upstream.sent.get(digest_of(BIG), ())) >= gate_offset // CHUNK)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        requests = fetched.count(digest_of(BIG))
+        config = asyncio.create_task(read_blob(worker.mirror, MIRRORED_REPO, digest_of(b"{}")))
+        await wait_until(lambda: digest_of(BIG) not in {fill.digest for fill in worker.mirror.running_fills})
+        gate.set()
+        assert await config == b"{}"
+        assert fetched.count(digest_of(BIG)) == requests
+        assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(BIG)) == BIG
 
 
 async def test_a_worker_that_stops_leaves_nothing_of_its_unattended_fills(
