@@ -82,6 +82,11 @@ class Demand:
         return self._clients > 0
 
     @property
+    def has_clients_elsewhere(self) -> bool:
+        """Whether clients of other processes waited for the blob at the last call of `set_clients_elsewhere`."""
+        return self._has_clients_elsewhere
+
+    @property
     def is_unattended(self) -> bool:
         """Whether a client has requested the blob, and all clients have left."""
         return self.requested.is_set() and not self.has_clients

@@ -199,7 +199,8 @@ class Download:
         if self._requests:
             return PROGRESS_POLL_SECONDS
         pause = self._retry.resume_at - self._loop.time()
-        if not self._demand.has_clients_here:
+        # Clients of other processes leave without setting `_changed`.
+        if not self._demand.has_clients_here or self._demand.has_clients_elsewhere:
             return min(pause, DEMAND_POLL_SECONDS) if pause > 0 else DEMAND_POLL_SECONDS
         if pause > 0 or not self._connections:
             return max(pause, 0.001)  # at least a millisecond, so that the loop in `run` never spins

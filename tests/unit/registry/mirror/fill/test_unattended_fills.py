@@ -120,13 +120,14 @@ async def test_a_fill_is_attended_until_its_last_client_leaves(
 ) -> None:
     """Of four clients of a queued fill, two use another worker, and one has got the headers. The fill is attended until
     all of them have left."""
-    site.start_timeout = 0.2
+    site.start_timeout = 1.0
     async with site.worker(source_of_another_worker(site)) as other, site.worker() as first:
         await first.mirror.get_manifest(MIRRORED_REPO, TAG)
         async with all_connections_taken(first):
-            readers = [
-                await worker.mirror.open_blob(MIRRORED_REPO, DIGESTS[0]) for worker in (first, first, other, other)
-            ]
+            readers = [await first.mirror.open_blob(MIRRORED_REPO, DIGESTS[0])]
+            readers += await asyncio.gather(
+                *(worker.mirror.open_blob(MIRRORED_REPO, DIGESTS[0]) for worker in (first, other, other))
+            )
             for reader in readers[:3]:
                 await reader.aclose()
             await wait_until(lambda: not first.mirror.running_fills[0].demand.has_clients_here)
@@ -135,6 +136,26 @@ async def test_a_fill_is_attended_until_its_last_client_leaves(
             await readers[3].aclose()
             await wait_until(lambda: is_unattended(first, DIGESTS[0]))
             await wait_until(lambda: not other.mirror.running_fills)
+
+
+async def test_a_fill_is_unattended_after_clients_of_two_workers_have_left(
+    site: MirrorSite, worker: MirrorWorker, fetched: list[Digest]
+) -> None:
+    """A client of a queued fill leaves while a client of another worker waits, and comes back. When both have left, the
+    fill is unattended."""
+    site.start_timeout = 1.0
+    async with site.worker(source_of_another_worker(site)) as other, site.worker() as first:
+        await first.mirror.get_manifest(MIRRORED_REPO, TAG)
+        async with all_connections_taken(first):
+            reader = await first.mirror.open_blob(MIRRORED_REPO, DIGESTS[0])
+            other_reader = await other.mirror.open_blob(MIRRORED_REPO, DIGESTS[0])
+            demand = first.mirror.running_fills[0].demand
+            await reader.aclose()
+            await wait_until(lambda: demand.has_clients)
+            reader = await first.mirror.open_blob(MIRRORED_REPO, DIGESTS[0])
+            await reader.aclose()
+            await other_reader.aclose()
+            await wait_until(lambda: demand.is_unattended)
 
 
 async def test_a_limited_number_of_unattended_fills_wait(
@@ -214,6 +235,7 @@ async def test_a_slow_unattended_request_is_cut_off_when_a_client_waits(
     async with site.worker() as worker, site.worker(source_of_another_worker(site)) as other:
         await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
         attended, unattended = [await worker.mirror.open_blob(MIRRORED_REPO, digest) for digest in DIGESTS[:2]]
+        await wait_until(lambda: len(site.upstream.sent.get(DIGESTS[1], ())) == MIB // 2 // CHUNK)
         await unattended.aclose()
         async with asyncio.timeout(60):
             assert await read_blob(other.mirror, MIRRORED_REPO, digest_of(b"{}")) == b"{}"
