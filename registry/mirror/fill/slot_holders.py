@@ -77,6 +77,7 @@ class SlotHolders:
         """Cuts off the slowest holder if a request waits and this holder is too slow."""
         self._timer = None
         if not self._holders:  # those that were cut off have not ended yet
+            self._lowering_since = None
             return
         self._start_timer()
         slowest = max(self._holders, key=lambda holder: holder.slow_seconds())

@@ -143,6 +143,28 @@ async def test_the_limit_begins_to_fall_when_there_is_a_download_that_may_be_cut
         assert holders._lowering_since is None
 
 
+async def test_the_limit_begins_to_fall_again_after_the_last_download_was_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The only download is cut off after the allowed time has begun to fall, and takes a while to end. The allowed time
+    begins to fall again for the next download. Otherwise that one would be cut off at its first byte."""
+    monkeypatch.setattr(slot_holders, "SLOW_POLL_SECONDS", 0.001)
+    is_cut_off = asyncio.Event()
+
+    class Slow:
+        def slow_seconds(self) -> float:
+            return 1000.0
+
+        def cut_off(self) -> None:
+            is_cut_off.set()
+
+    holders = slot_holders.SlotHolders(lambda: True, lambda: True)
+    with holders.holding(Slow()):
+        await is_cut_off.wait()
+        await wait_until(lambda: holders._timer is None)
+    assert holders._lowering_since is None
+
+
 @pytest.mark.slow
 async def test_the_slowest_client_is_cut_off_when_a_request_has_waited_for_long(
     worker: Worker, other_worker: Worker, monkeypatch: pytest.MonkeyPatch
