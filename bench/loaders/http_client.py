@@ -62,10 +62,10 @@ class HttpClient:
         body: bytes | IO[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         *,
-        expect: int,
+        expect: int | tuple[int, ...],
     ) -> HttpResponse:
-        """Sends a request and reads the response. Raises TrialFailed if the status is not `expect` or the connection
-        breaks."""
+        """Sends a request and reads the response. Raises TrialFailed if the status is not `expect`, or not in it, or if
+        the connection breaks."""
         try:
             self._connection.request(method, path, body, dict(headers or {}))
             response = self._connection.getresponse()
@@ -73,8 +73,10 @@ class HttpClient:
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise TrialFailed(f"{method} {path}: {error!r}") from None
-        if answer.status != expect:
-            raise TrialFailed(f"{method} {path} gave {answer.status}, not {expect}: {answer.body[:200]!r}")
+        expected = expect if isinstance(expect, tuple) else (expect,)
+        if answer.status not in expected:
+            wanted = " or ".join(map(str, expected))
+            raise TrialFailed(f"{method} {path} gave {answer.status}, not {wanted}: {answer.body[:200]!r}")
         return answer
 
     def get_manifest(self, repo: str, reference: str, *, method: str = "GET") -> HttpResponse:
