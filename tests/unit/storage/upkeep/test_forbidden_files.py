@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -28,23 +27,11 @@ from tests.fakes.blob_files import layout_behind
 from tests.fakes.forbidden_files import ForbiddenFiles
 from tests.fakes.registry_content import push_blob, read_blob
 from tests.fakes.scrub_runs import delete, file_of, flip_byte, quarantined_file, scrub
+from tests.unit.storage.upkeep.test_unreadable_files import Clock
+from tests.unit.storage.upkeep.test_unreadable_files import clock as clock
 
 REPO = RepositoryName("team/app")
 PERMISSION = "Permission denied"
-
-
-class Clock:
-    """A clock whose time is `ahead` seconds later than the present time."""
-
-    ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
