@@ -65,6 +65,7 @@ def test_backups_below_the_mount_point(tmp_path: Path) -> None:
     output = run(
         tmp_path,
         f"{BACKUP} disk",
+        "sleep 1",  # snapshots are named after the second in which they are made
         "mount -t tmpfs none disk",
         f"{BACKUP} disk",
         "umount disk",

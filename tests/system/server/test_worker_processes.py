@@ -193,7 +193,7 @@ def test_killed_worker(start: Start) -> None:
     wait_for(lambda: len(running.children()) == 2 and running.children() != old_workers)
     new_worker = next(child for child in running.children() if child not in old_workers)
     wait_for(lambda: running.get()["pid"] == new_worker)
-    assert f"the worker {old_workers[0]} was ended by SIGKILL; starting it again" in running.errors
+    wait_for(lambda: f"the worker {old_workers[0]} was ended by SIGKILL; starting it again" in running.errors)
 
 
 def test_parent_retries_if_no_process_can_be_started(start: Start) -> None:
