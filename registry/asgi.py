@@ -5,7 +5,7 @@ A *scope* is the dictionary in which the server describes a request to the appli
 
 from __future__ import annotations
 
-import os
+import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
@@ -57,7 +57,8 @@ def request_id_of(headers: Iterable[Header]) -> str:
     for name, value in headers:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
-    return os.urandom(8).hex()
+    # `os.urandom` would be a system call. Ids need not be secret, and Python seeds `random` anew in a forked process.
+    return random.randbytes(8).hex()
 
 
 def trace_id_of(headers: Iterable[Header]) -> str:

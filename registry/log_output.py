@@ -158,8 +158,10 @@ class BufferedHandler(logging.Handler):
         `emit`."""
         try:
             with self.lock or nullcontext():
-                line = (time.time(), name, make_message, arguments)
-                self._add(line, _LATER_LINE_CHARACTERS, is_urgent=False)
+                self._lines.append((time.time(), name, make_message, arguments))
+                self._size += _LATER_LINE_CHARACTERS
+                if len(self._lines) == 1 or self._size >= BUFFER_CHARACTERS:
+                    self._flush_when_due()
         except Exception:
             self.handleError(logging.makeLogRecord({"name": name, "msg": "a line could not be added"}))
 
@@ -168,18 +170,21 @@ class BufferedHandler(logging.Handler):
         or an error; the buffer is full; this thread has no running event loop that could write the buffer later."""
         try:
             line = self.format(record)
-            self._add(line, len(line), is_urgent=record.levelno >= logging.WARNING)
+            self._lines.append(line)
+            self._size += len(line)
+            if record.levelno >= logging.WARNING:
+                self.flush()
+            else:
+                self._flush_when_due()
         except Exception:
             self.handleError(record)
 
-    def _add(self, line: str | _LaterLine, size: int, *, is_urgent: bool) -> None:
-        """Adds a line of about `size` characters to the buffer, and writes the buffer if that cannot wait. The caller
-        holds the handler's lock."""
-        self._lines.append(line)
-        self._size += size
-        if is_urgent or self._size >= BUFFER_CHARACTERS or (loop := _running_loop()) is None:
+    def _flush_when_due(self) -> None:
+        """Writes the buffer if it is full, or if this thread has no event loop that could write it later. Otherwise,
+        after the first line of the buffer, schedules the call that writes it. The caller holds the handler's lock."""
+        if self._size >= BUFFER_CHARACTERS or (loop := _running_loop()) is None:
             self.flush()
-        elif len(self._lines) == 1:  # the first line of the buffer; for others the call is scheduled already
+        elif len(self._lines) == 1:
             loop.call_later(FLUSH_SECONDS, self.flush)
 
     def flush(self) -> None:
@@ -188,17 +193,23 @@ class BufferedHandler(logging.Handler):
         try:
             lines, self._lines, self._size = self._lines, [], 0
             if lines:
-                text = "".join([line + "\n" if isinstance(line, str) else self._make_line(*line) for line in lines])
+                process = os.getpid()
+                text = "".join(
+                    [line + "\n" if isinstance(line, str) else self._make_line(process, *line) for line in lines]
+                )
                 with suppress(OSError):  # for example if stderr is a file on a full disk
                     self._stream.write(text)
                     self._stream.flush()
         finally:
             self.release()
 
-    def _make_line(self, created: float, name: str, make: Callable[..., str], arguments: tuple[Any, ...]) -> str:
-        """Returns a line of `write_later`, with the line break; an empty text if its message cannot be made."""
+    def _make_line(
+        self, process: int, created: float, name: str, make: Callable[..., str], arguments: tuple[Any, ...]
+    ) -> str:
+        """Returns a line of `write_later`, with the line break; an empty text if its message cannot be made.
+        `process`: the id of this process."""
         try:
-            return self._text_formatter.line(created, "INFO", name, os.getpid(), make(*arguments)) + "\n"
+            return self._text_formatter.line(created, "INFO", name, process, make(*arguments)) + "\n"
         except Exception:
             self.handleError(logging.makeLogRecord({"name": name, "msg": "a line could not be made"}))
             return ""

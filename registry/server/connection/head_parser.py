@@ -6,9 +6,10 @@ bodies. A head whose bytes were parsed before is taken from a cache (`registry.s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 import httptools
 
@@ -79,8 +80,7 @@ class HeadParser:
         if is_begin and (cached := self._cache.find(head_bytes)) is not None:
             if self._on_start is not None:
                 self._on_start()
-            scope = self._new_scope(cached.headers_of(head_bytes))
-            scope.update(cached.fields)
+            scope = self._new_scope(cached.headers_of(head_bytes), cached.fields)
             return end_offset, RequestHead(scope, 0, keep_alive=True, expects_continue=False, size=cached.size)
         try:
             self._parser.feed_data(head_bytes)
@@ -103,10 +103,11 @@ class HeadParser:
             self._cache.add(head_bytes, head.scope, head.size)
         return end_offset, head
 
-    def _new_scope(self, headers: Headers) -> Scope:
-        """Returns a scope with everything that does not depend on the request line."""
+    def _new_scope(self, headers: Headers, fields: Mapping[str, Any]) -> Scope:
+        """Returns a new scope. `fields`: its items that depend on the request line; empty if the caller adds them."""
         return {
             **self._connection_scope,
+            **fields,
             "asgi": {"version": "3.0", "spec_version": "2.4"},  # 2.4: `send` raises if the client has disconnected
             "headers": headers,
             "state": self._state.copy(),
@@ -166,7 +167,7 @@ class HeadParser:
     def on_headers_complete(self) -> None:
         parser, headers = self._parser, self._headers
         version = parser.get_http_version()
-        scope = self._new_scope(headers)
+        scope = self._new_scope(headers, {})
         fill_scope(scope, headers, self._target, version, parser.get_method().decode("ascii"))
         is_http_1_1 = version == "1.1"
         self._head = RequestHead(

@@ -159,14 +159,14 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         already. Returns the object to which the reader adds the request's body; None if the request has no body."""
         scope = head.scope
         extensions = scope["extensions"] = self._cached_answers.extensions()
-        if self._context.can_send_files:
-            extensions["http.response.zerocopysend"] = {}
         if self._context.proxies is not None:
             self._context.proxies.apply(scope, scope["headers"])
         if self._worker.retirement.has_begun and not is_followed:
             head.keep_alive = False
         if head.body_length == 0 and head.keep_alive and self._answer_from_cache(scope):
             return None
+        if self._context.can_send_files:
+            extensions["http.response.zerocopysend"] = {}
         self._worker.reports.add_extension(extensions)
         self._latest = exchange = AsgiExchange(self._context, head, self._on_response_complete)
         if head.body_length == 0:
