@@ -25,11 +25,19 @@ from tests.fakes.commands import (
 )
 from tests.fakes.forked_process import ForkedProcess
 from tests.fakes.hub.hub import Hub, hub, repeated, union
+from tests.fakes.killed_command import killing_site
 from tests.fakes.old_directory import OldDirectory
 from tests.fakes.real_upstreams import docker_registry
 from tests.fakes.same_content import assert_same_content
 from tests.fakes.server_process import running_server
 from tests.fakes.upstream_content import UpstreamContent, index_of, noise_image
+
+PUBLISHING_FUNCTIONS = (
+    "storage.blobs.files.linked_file:LinkedFile._publish",
+    "storage.blobs.files.process_partial:ProcessPartial.publish",
+    "storage.blobs.files.upload_file:UploadFile.publish",
+)
+"""The functions that store the complete file of a blob."""
 
 
 @pytest.fixture
@@ -49,43 +57,19 @@ def start(*args: str | Path, folder: Path) -> ForkedProcess:
     return ForkedProcess("registry", *map(str, args), cwd=folder, env=command_environment())
 
 
-def blob_count(data: Path) -> int:
-    """Returns the number of stored blobs."""
-    return sum(1 for path in (data / "blobs" / "sha256").glob("*/*"))
-
-
-def kill_at(process: ForkedProcess, data: Path, count: int) -> bool:
-    """Kills the process as soon as it has stored at least one blob and the data directory has `count` blobs. Returns
-    False if the process has ended before."""
-    at_start = blob_count(data)
-    while process.poll() is None:
-        if blob_count(data) >= max(count, at_start + 1):
-            try:
-                os.kill(process.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it has ended since `poll`
-                return False
-            return True
-        time.sleep(0.001)
-    return False
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["links", "copies", "network"])
 def test_import_continues_after_several_kills(tmp_path: Path, content: UpstreamContent, method: str) -> None:
-    """An import is killed several times, and each next import continues. In the end, all content is imported, and no
-    partial files are left."""
+    """An import is killed several times while it stores blobs, and each next import continues. In the end, all content
+    is imported, and no partial files are left."""
     data = tmp_path / "data"
     with docker_registry(tmp_path, content) as old, running_server(tmp_path) as server:
         source = old.url if method == "network" else old.log.parent / "data"
         command = ["import" if method == "network" else "import-registry", source, "--data", data]
         command += ["--copy"] if method == "copies" else []
-        kills = 0
-        for count in (1, 9, 20, 31):
-            with start(*command, folder=tmp_path) as process:
-                os.setpriority(os.PRIO_PROCESS, process.pid, 19)  # low priority, so that the test can watch it closely
-                kills += kill_at(process, data, count)
-                wait_for_output(process)
-        assert kills >= 2
+        for count in (1, 8, 11, 11):
+            site = killing_site(tmp_path, count, *PUBLISHING_FUNCTIONS)
+            assert entrepot(*command, folder=tmp_path, site=site).returncode == -signal.SIGKILL
         result = json.loads(entrepot_output(*map(str, command), "--json", folder=tmp_path).splitlines()[-1])
         assert result["problems"] == 0
         assert assert_same_content(RegistryClient(old.address), RegistryClient(server.address)) > 30
