@@ -196,7 +196,7 @@ def test_pushes_are_refused_if_the_disk_is_almost_full(tmp_path: Path) -> None:
         assert health["status"] == "disk full"
         assert "almost full" in health["reason"]
         assert client.delete(blob).status_code == 202
-        assert "the disk is almost full" in server.log_text()
+        wait_until(lambda: "the disk is almost full" in server.log_text(), "the log line about the disk")
 
 
 @pytest.mark.slow
