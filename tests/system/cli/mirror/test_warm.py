@@ -246,7 +246,10 @@ def warming_workers(server: RegistryServer) -> list[int]:
     worker that runs the schedule holds such a lock. During a download, other workers may hold such a lock as well."""
     found = []
     for pid in server.worker_pids():
-        for fd in Path(f"/proc/{pid}/fd").iterdir():
+        fds: list[Path] = []
+        with suppress(FileNotFoundError):  # the worker may have ended since
+            fds = list(Path(f"/proc/{pid}/fd").iterdir())
+        for fd in fds:
             with suppress(FileNotFoundError):
                 lock_info = (fd.parent.parent / "fdinfo" / fd.name).read_text()
                 if fd.readlink() == server.data / "locks" / "turns" and "OFDLCK" in lock_info:
