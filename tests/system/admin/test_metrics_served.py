@@ -166,16 +166,17 @@ def test_a_registry_without_accounts_shows_its_metrics(tmp_path: Path) -> None:
 def test_separate_port_for_metrics(tmp_path: Path) -> None:
     """If the settings have a separate port for metrics, every client that can connect to it may read the metrics. The
     port serves nothing else."""
-    with socket.create_server(("127.0.0.1", 0)) as free_port:
-        port = free_port.getsockname()[1]
-    with running_server(
-        tmp_path, "--config", with_settings(tmp_path, f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
-    ) as server:
-        url = f"http://127.0.0.1:{port}"
-        assert plain_request("GET", server.url + "/v2/").status_code == 200
-        assert scrape(url).total("entrepot_http_requests_total", route="ping") == 1
-        for path in ("/v2/", "/", "/health/live", "/api/v1/me"):
-            assert plain_request("GET", url + path).status_code == 404
+    with socket.socket() as reserved_port:
+        # This socket reserves a free port without listening on it, so that no other process takes the port.
+        reserved_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved_port.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved_port.getsockname()[1]}"
+        config = with_settings(tmp_path, f'[metrics]\nlisten = "{address}"\n')
+        with running_server(tmp_path, "--config", config) as server:
+            assert plain_request("GET", server.url + "/v2/").status_code == 200
+            assert scrape(f"http://{address}").total("entrepot_http_requests_total", route="ping") == 1
+            for path in ("/v2/", "/", "/health/live", "/api/v1/me"):
+                assert plain_request("GET", f"http://{address}{path}").status_code == 404
 
 
 def test_metrics_with_the_names_of_distribution(tmp_path: Path) -> None:
