@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from storage import running_digest
-from storage.blobs.files.upload_hashing import CONCURRENT_STEPS, STEP_BYTES
+from storage.blobs.files.upload_file import UploadFile
+from storage.blobs.files.upload_hashing import CONCURRENT_STEPS, STEP_BYTES, UploadHasher
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import digest_of
 from storage.data_dir.disk import THREADS
 from storage.errors import BlobUploadInvalid, DigestInvalid
 from storage.interface import BlobWriter
 from storage.names import Digest, RepositoryName, UploadID
+from storage.running_digest import RunningDigest
 from storage.store.stored_registry import StoredRegistry
 from tests.fakes.blob_files import layout_behind
 from tests.fakes.open_files import open_files_below
@@ -82,6 +84,33 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReadGate]:
     monkeypatch.setattr(os, "pread", gated_pread)
     yield gate
     gate.open()
+
+
+class HashedSessions:
+    """Counts the sessions of which stored bytes are hashed, or wait for their turn."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def wait_for(self, count: int) -> None:
+        """Waits until there are `count` such sessions."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while self.count < count:  # noqa: ASYNC110  other tasks change it
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def hashed_sessions(monkeypatch: pytest.MonkeyPatch) -> HashedSessions:
+    sessions, append = HashedSessions(), UploadHasher.append
+
+    async def counted_append(
+        hasher: UploadHasher, running_digest: RunningDigest, file: UploadFile, start: int, stop: int
+    ) -> None:
+        sessions.count += start < stop
+        await append(hasher, running_digest, file, start, stop)
+
+    monkeypatch.setattr(UploadHasher, "append", counted_append)
+    return sessions
 
 
 async def stored_session(registry: StoredRegistry, body: bytes) -> UploadID:
@@ -180,27 +209,23 @@ async def test_others_push_while_many_sessions_are_hashed(registry: StoredRegist
     await asyncio.gather(*closing, return_exceptions=True)
 
 
-async def test_a_small_session_does_not_wait_for_large_ones(registry: StoredRegistry, gate: ReadGate) -> None:
+async def test_a_small_session_does_not_wait_for_large_ones(
+    registry: StoredRegistry, gate: ReadGate, hashed_sessions: HashedSessions
+) -> None:
     """Sessions are hashed in turns, one step at a time. So a small session that comes later than large ones is ready
     after one step of each."""
     large = [await stored_session(registry, bytes(4 * STEP_BYTES)) for _ in range(3)]
     small = await stored_session(registry, b"small")
     gate.shut()
     closing = [asyncio.create_task(commit(registry, upload, WRONG_DIGEST)) for upload in large]
-    await gate.reached()
+    await hashed_sessions.wait_for(len(large))
     closing.append(asyncio.create_task(commit(registry, small, WRONG_DIGEST)))
-    await let_others_wait(registry)
+    await hashed_sessions.wait_for(len(large) + 1)
     gate.open()
     await asyncio.gather(*closing, return_exceptions=True)
     read_before = gate.reads[: [upload for upload, _ in gate.reads].index(small)]
     for upload in large:
         assert sum(length for session, length in read_before if session == upload) <= 2 * STEP_BYTES
-
-
-async def let_others_wait(registry: StoredRegistry) -> None:
-    """Lets the other tasks run until they wait for a read or for their turn: makes pushes, which take longer."""
-    for number in range(5):
-        await push(registry, APP, b"%d" % number)
 
 
 async def unsaved_session(registry: StoredRegistry, body: bytes) -> tuple[BlobWriter, UploadID]:
@@ -230,7 +255,9 @@ async def test_of_many_resumptions_only_the_last_hashes_unsaved_bytes(registry: 
     await writer.aclose()
 
 
-async def test_a_cancelled_resumption_stops_hashing(tmp_path: Path, gate: ReadGate) -> None:
+async def test_a_cancelled_resumption_stops_hashing(
+    tmp_path: Path, gate: ReadGate, hashed_sessions: HashedSessions
+) -> None:
     """If a request that resumes a session is cancelled while it hashes unsaved bytes, or while it waits for its turn,
     it reads no further step, and leaves no file open."""
     data = tmp_path / "data"
@@ -240,8 +267,7 @@ async def test_a_cancelled_resumption_stops_hashing(tmp_path: Path, gate: ReadGa
         before = gate.bytes_read
         gate.shut()
         resuming = [asyncio.create_task(registry.resume_upload(APP, upload)) for _, upload in sessions]
-        await gate.reached()
-        await let_others_wait(registry)
+        await hashed_sessions.wait_for(len(sessions))
         for task in resuming:
             task.cancel()
         gate.open()
