@@ -13,7 +13,7 @@ import pytest
 
 from storage.blobs.files.cached_reads import CachedOpener, read_cached
 from storage.data_dir.check import filesystem_of
-from tests.fakes.open_files import no_descriptor_left
+from tests.fakes.open_files import open_files
 
 pytestmark = pytest.mark.real_disk
 
@@ -64,10 +64,11 @@ def test_a_missing_name_is_missing_or_unknown(opener: CachedOpener, file: Path) 
 
 def test_a_closed_opener_opens_nothing(tmp_path: Path, file: Path) -> None:
     """After `close`, the opener opens no file, and its own descriptor is closed."""
-    with no_descriptor_left():
-        opener = CachedOpener(tmp_path)
-        opener.close()
-        assert opener.open("folder/file") is None
+    opener = CachedOpener(tmp_path)
+    assert len(open_files(os.getpid(), str(tmp_path))) == 1
+    opener.close()
+    assert opener.open("folder/file") is None
+    assert open_files(os.getpid(), str(tmp_path)) == []
 
 
 def test_read_of_uncached_bytes_does_not_wait(file: Path) -> None:
