@@ -56,12 +56,14 @@ def test_rate_limit_does_not_stop_a_running_download(site: MirrorSite) -> None:
     """A 429 for one client's manifest does not stop the download of a blob that another client reads. The mirror
     continues to request the pieces of the blob."""
     site.content.add(REPO, noise_image("second", 3000), "2")
-    site.start(12 * MIB, settings='connections = 1\nprefetch = "off"', rate=4 * MIB)
+    site.start(12 * MIB, settings='connections = 1\nprefetch = "off"')
     site.get_manifest()
-    reader = site.get().wait_for_bytes(1)
+    site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
+    reader = site.get().wait_for_bytes(MIB)
     site.hub.set(limit=0, retry_after=60)
     assert site.http.get(f"/v2/{REPO}/manifests/2").status_code == 429
     requests_before = site.count_requests("blob")
+    site.hub.release()
     assert reader.wait_for_end().body == site.blob
     assert site.count_requests("blob") > requests_before
 
