@@ -13,9 +13,11 @@ from tests.fakes.hub.hub import repeated, union
 from tests.fakes.mirror_site import BackgroundGet, MirrorSite
 
 BLOB_BYTES = 48 * MIB
-BYTES_PER_SECOND = 2 * MIB
-"""The rate of each upstream connection: so low that the fill still runs when a process is killed. Later, the tests
-remove the limit with `rate=0`, so that the missing bytes arrive quickly."""
+PART_BYTES = MIB // 8
+BYTES_PER_SECOND, LATER_BYTES_PER_SECOND = 2 * MIB, MIB * 5 // 8
+"""The rate of each upstream connection, at first and once each client has received 1 MiB. The later rate is so low that
+the fill still runs when a process is killed, even on a machine that stalls. In the end, the tests remove the limit with
+`rate=0`, so that the missing bytes arrive quickly."""
 
 
 def start_readers(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
@@ -27,6 +29,7 @@ def start_readers(site: MirrorSite) -> dict[int, list[BackgroundGet]]:
     assert len(readers) == 2
     for reader in (each for pair in readers.values() for each in pair):
         reader.wait_for_bytes(MIB)
+    site.hub.set(rate=LATER_BYTES_PER_SECOND)
     return readers
 
 
@@ -59,11 +62,11 @@ def test_three_owners_of_the_fill_are_killed_in_turn(site: MirrorSite) -> None:
         stored, killed_at = site.extents(), time.monotonic()
         os.kill(site.owner(), signal.SIGKILL)
         # The bytes from `offset` on are missing. To send them, a worker has to become the owner and continue the fill.
-        reader_after = site.get(span=f"{offset}-{offset + MIB - 1}").wait_for_end()
+        reader_after = site.get(span=f"{offset}-{offset + PART_BYTES - 1}").wait_for_end()
         while reader_after.status == 0:  # the connection had reached the killed worker
-            reader_after = site.get(span=f"{offset}-{offset + MIB - 1}").wait_for_end()
+            reader_after = site.get(span=f"{offset}-{offset + PART_BYTES - 1}").wait_for_end()
         assert reader_after.is_complete
-        assert reader_after.body == site.blob[offset : offset + MIB]
+        assert reader_after.body == site.blob[offset : offset + PART_BYTES]
         assert site.refetched(stored, killed_at) == []
     site.hub.set(rate=0)
     for reader in (each for pair in readers.values() for each in pair):
