@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from axe_playwright_python.base import AXE_SCRIPT  # type: ignore[import-untyped]
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 CHROMIUM: Final = "/usr/bin/chromium"
 ARGUMENTS: Final = (
@@ -132,7 +132,8 @@ class PageBrowser:
 @contextmanager
 def page_browser(*arguments: str) -> Iterator[PageBrowser]:
     """Runs Chromium with a new profile until the block ends. Inside the block, this thread cannot run another event
-    loop."""
+    loop. From then on, `expect` waits as long as the other calls of Playwright."""
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS, *arguments])
         try:
