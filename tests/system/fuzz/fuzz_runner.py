@@ -190,8 +190,8 @@ class StoreCounts:
 
 def store_counts(server: RegistryServer) -> StoreCounts:
     """Counts the files of content and uploads, and the rows of each table of the database. Leaves out tables that may
-    grow (the history of tags, the audit log), and tables that are written some time after a request (pulls and the
-    times in which they were recorded, the search index)."""
+    grow (the history of tags, the audit log), and tables that are written some time after a request (pulls, the times
+    in which they were recorded and the activity, the search index)."""
     data = server.data
     db = second_connection(data / "entrepot.db", read_only=True)
     try:
@@ -199,22 +199,23 @@ def store_counts(server: RegistryServer) -> StoreCounts:
         counts = [(name, int(db.execute(f'SELECT count(*) FROM "{name}"').get)) for name in names]
     finally:
         db.close()
-    left_out = ("sqlite_", "tag_history", "audit", "manifest_pull", "recorded_period", "search")
+    left_out = ("sqlite_", "tag_history", "audit", "manifest_pull", "recorded_period", "activity", "search")
     rows = tuple((name, count) for name, count in counts if not name.startswith(left_out))
     return StoreCounts(files_below(data / "blobs", data / "uploads", data / "trash"), rows)
 
 
 def counts_without_sessions(server: RegistryServer) -> StoreCounts:
-    """Returns the counts as soon as no upload session is left. An earlier test may not have waited until the server
-    ended the session of its last request."""
+    """Returns the counts as soon as no upload session and none of its files is left. The client of an earlier request
+    may not have waited until the server ended the session."""
     counts = store_counts(server)
 
     def has_no_session() -> bool:
         nonlocal counts
+        has_files = files_below(server.data / "uploads", server.data / "trash") > 0
         counts = store_counts(server)
-        return ("upload", 0) in counts.rows
+        return not has_files and ("upload", 0) in counts.rows
 
-    assert eventually(has_no_session), f"an earlier test has left an upload session: {counts}"
+    assert eventually(has_no_session), f"an earlier request has left an upload session: {counts}"
     return counts
 
 

@@ -12,7 +12,14 @@ import pytest
 from tests.fakes.process_resources import eventually, open_files, pss_of
 from tests.fakes.raw_http import RawConnection
 from tests.fakes.server_process import RegistryServer
-from tests.system.fuzz.fuzz_runner import GENERATORS, make_case, push_and_pull, run_batch, store_counts
+from tests.system.fuzz.fuzz_runner import (
+    GENERATORS,
+    counts_without_sessions,
+    make_case,
+    push_and_pull,
+    run_batch,
+    store_counts,
+)
 
 SEED = 20_261
 CASE_COUNT = int(os.environ.get("ENTREPOT_FUZZ_CASES", "5000"))
@@ -36,7 +43,7 @@ def test_malformed_requests(server: RegistryServer) -> None:
     assert len(workers) == 2
     for start in range(0, WARM_UP_REQUESTS, BATCH):
         run_batch(server, SEED - 1, range(start, start + BATCH))
-    counts_before = store_counts(server)
+    counts_before = counts_without_sessions(server)
     memory_before = pss_of(pids)
     files_before = open_files(workers)
 
