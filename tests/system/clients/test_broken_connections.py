@@ -3,6 +3,8 @@ restarted or killed."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,15 +116,31 @@ def test_two_images_race_for_one_tag(
         pull_all(wire, repo, digest)
 
 
+@pytest.fixture
+def address() -> Iterator[str]:
+    """Provides a `host:port` at which one server after another can listen. A socket is bound to the port and does not
+    listen, so no other program gets the port between two servers."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        host, port = reserved.getsockname()
+        yield f"{host}:{port}"
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("end", ["stop", "kill", "kill_parent"])
 def test_restart_between_push_and_pull(
-    tools: ContainerTools, layout: Path, large_image: ClientImage, multi_platform: ClientImage, tmp_path: Path, end: str
+    tools: ContainerTools,
+    layout: Path,
+    large_image: ClientImage,
+    multi_platform: ClientImage,
+    tmp_path: Path,
+    address: str,
+    end: str,
 ) -> None:
     """Pushed content is there after a restart, whether the server was ended by SIGTERM, by SIGKILL of all its
     processes, or by SIGKILL of the parent process."""
-    with running_server(tmp_path / "server") as first:
-        address = first.address
+    with running_server(tmp_path / "server", listen=address) as first:
         tools.copy(f"oci:{layout}:big", f"docker://{address}/team/app:big")
         tools.copy(f"oci:{layout}:multi", f"docker://{address}/team/app:multi", "--all")
         if end == "stop":
@@ -140,12 +158,11 @@ def test_restart_between_push_and_pull(
 
 
 def test_docker_pulls_after_a_restart(
-    docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path
+    docker: DockerEngine, repo: str, small_image: ClientImage, tmp_path: Path, address: str
 ) -> None:
     """After a restart of the server, docker can pull an image that it has pushed before, although docker keeps
     connections open."""
-    with running_server(tmp_path / "server") as first:
-        address = first.address
+    with running_server(tmp_path / "server", listen=address) as first:
         name = f"{address}/{repo}"
         docker.load(small_image, name)
         docker("push", name)
