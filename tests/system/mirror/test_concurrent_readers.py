@@ -61,7 +61,7 @@ def test_fill_completes_after_its_only_reader_disconnects(site: MirrorSite) -> N
 def test_headers_of_a_huge_blob_are_sent_early(site: MirrorSite) -> None:
     """A client requests a 1 GiB blob that is not stored. Its headers, its first bytes and a range in its middle arrive
     after the upstream has sent only a small part of it. A HEAD request downloads nothing."""
-    site.start(1000, GIB, settings='prefetch = "off"', rate=MIB)
+    site.start(1000, GIB, settings='prefetch = "off"', rate=MIB // 8)
     site.get_manifest()
     head = site.http.head(site.path)
     assert (head.status_code, head.headers["content-length"]) == (200, str(GIB))
