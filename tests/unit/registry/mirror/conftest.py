@@ -18,9 +18,9 @@ from registry.config import Upstream
 from registry.mirror.mirror import Mirror
 from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from storage.composition import open_registry, prepare_data_dir
-from storage.content import digest_of
+from storage.content import Span, digest_of
 from storage.data_dir.system import System
-from storage.errors import BlobUnknown
+from storage.errors import BlobUnknown, UpstreamTimeout
 from storage.interface import BlobReader
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
@@ -77,6 +77,14 @@ class MirrorWorker:
     def __init__(self, mirror: Mirror, store: StoredRegistry) -> None:
         self.mirror = mirror
         self.store = store
+
+    def set_start_timeout(self, seconds: float) -> None:
+        """Sets the start timeout for the clients that come from now on."""
+        self.mirror._blobs._start_timeout = seconds
+
+    def is_queued(self, digest: Digest) -> bool:
+        """Returns whether the blob's fill waits for a connection."""
+        return any(fill.digest == digest and fill.is_queued for fill in self.mirror.running_fills)
 
 
 class MirrorSite:
@@ -157,6 +165,17 @@ async def begin_pull(site: MirrorSite, worker: MirrorWorker, *layers: bytes) -> 
     """Adds an image with these layers to the upstream, and pulls its manifest."""
     site.upstream.add_image(UPSTREAM_REPO, *(layers or (BIG,)))
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
+
+
+async def open_in_time(worker: MirrorWorker, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
+    """Opens a blob whose fill may wait for a connection. On a slow machine, the start timeout may pass before the fill
+    begins to wait. The client then tries again. While the fill waits, a timeout is a failure of the test."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await worker.mirror.open_blob(repo, digest, span)
+            except UpstreamTimeout:
+                assert not worker.is_queued(digest)
 
 
 async def read_to_end(reader: BlobReader) -> bytes:

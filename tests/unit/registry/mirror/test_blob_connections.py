@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from registry.mirror.fill import pieces, running_request, slot_holders
+from registry.single_flight import cancel_and_wait
 from storage.content import digest_of
 from storage.data_dir.file_leases import FileLeases
 from storage.errors import UpstreamTimeout
@@ -26,6 +27,7 @@ from tests.unit.registry.mirror.conftest import (
     MirrorWorker,
     assert_each_byte_sent_once,
     begin_pull,
+    open_in_time,
     read_to_end,
     source_of_another_worker,
 )
@@ -97,7 +99,9 @@ async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorS
         reading_large_blob = asyncio.create_task(read_to_end(reader))
         await wait_until(lambda: fetched_digests.count(DIGEST) > 1)
         reading_small_blob = asyncio.create_task(read_blob(worker_2.mirror, MIRRORED_REPO, digest_of(small)))
-        await wait_until(lambda: bool(worker_2.mirror.running_fills))
+        leases = worker_2.store.leases
+        assert isinstance(leases, FileLeases)
+        await wait_until(lambda: leases._queues._locks)  # the fill of the small blob waits for the connection
         gate.set()
         assert (await reading_large_blob, await reading_small_blob) == (BIG, small)
     assert fetched_digests[-1] == DIGEST  # so the small blob was fetched between two pieces of the large one
@@ -138,7 +142,7 @@ async def test_headers_in_time_when_all_connections_are_busy(site: MirrorSite, s
     gate = site.upstream.faults.gates[0] = threading.Event()
     async with site.worker() as worker:
         await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
-        readers = [await worker.mirror.open_blob(MIRRORED_REPO, digest) for digest in (DIGEST, digest_of(small))]
+        readers = [await open_in_time(worker, MIRRORED_REPO, digest) for digest in (DIGEST, digest_of(small))]
         gate.set()
         assert await asyncio.gather(*map(read_to_end, readers)) == [BIG, small]
 
@@ -184,6 +188,7 @@ async def test_an_upstream_that_does_not_answer_a_head_request(site: MirrorSite)
         with pytest.raises(UpstreamTimeout):
             await worker.mirror.resolve_blob(MIRRORED_REPO, unnamed_blob.digest)
         hold.set()
+        worker.set_start_timeout(60)
         assert await read_blob(worker.mirror, MIRRORED_REPO, unnamed_blob.digest) == b"named by no manifest here"
 
 
@@ -191,13 +196,16 @@ async def test_an_upstream_that_does_not_answer_a_head_request(site: MirrorSite)
 async def test_an_upstream_that_does_not_answer(site: MirrorSite, size: int) -> None:
     """If the upstream does not answer the request for a blob, the client gets an error after the start timeout. The
     fill continues: bytes that arrive later are stored."""
-    site.start_timeout = 0.5
     data = BIG[:size]
     stall = site.upstream.faults.stall = asyncio.Event()
     async with site.worker() as worker:
         await begin_pull(site, worker, data)
+        first = asyncio.create_task(worker.mirror.open_blob(MIRRORED_REPO, digest_of(data)))
+        await wait_until(lambda: site.upstream.calls["get blob"] == 1)
+        worker.set_start_timeout(0.2)
         with pytest.raises(UpstreamTimeout):
             await worker.mirror.open_blob(MIRRORED_REPO, digest_of(data))
+        await cancel_and_wait([first])
         stall.set()
         await wait_until(lambda: not worker.mirror.running_fills)
         assert await read_blob(worker.mirror, MIRRORED_REPO, digest_of(data)) == data

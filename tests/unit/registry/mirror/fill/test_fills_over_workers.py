@@ -17,6 +17,7 @@ import pytest
 from registry.backend import open_backend
 from registry.config import Settings
 from registry.mirror.fill.demand import PULL_IDLE_SECONDS
+from registry.single_flight import cancel_and_wait
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import digest_of
 from storage.errors import DigestInvalid, UpstreamTimeout, UpstreamUnavailable
@@ -35,6 +36,7 @@ from tests.unit.registry.mirror.conftest import (
     MirrorSite,
     MirrorWorker,
     assert_each_byte_sent_once,
+    open_in_time,
     read_to_end,
     source_of_another_worker,
 )
@@ -59,6 +61,7 @@ async def begin_prefetch(site: MirrorSite, worker: MirrorWorker) -> threading.Ev
     gate = site.upstream.faults.gates[MIB] = threading.Event()
     await read_blob(worker.mirror, MIRRORED_REPO, digest_of(FIRST))
     await wait_until(lambda: site.upstream.bytes_sent(DIGEST) == MIB)
+    await wait_until(lambda: [fill.digest for fill in worker.mirror.running_fills] == [DIGEST])
     return gate
 
 
@@ -104,7 +107,7 @@ async def test_followers_are_answered_while_the_fill_waits_for_a_connection(site
         await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
         async with AsyncExitStack() as stack:
             await take_connections(worker_1, stack, 4)
-            readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in (worker_1, worker_2)]
+            readers = [await open_in_time(worker, MIRRORED_REPO, DIGEST) for worker in (worker_1, worker_2)]
         assert await asyncio.gather(*map(read_to_end, readers)) == [BIG, BIG]
     assert_each_byte_sent_once(site, DIGEST, len(BIG))
 
@@ -112,16 +115,18 @@ async def test_followers_are_answered_while_the_fill_waits_for_a_connection(site
 async def test_followers_get_an_error_if_the_upstream_does_not_answer(site: MirrorSite) -> None:
     """If the upstream does not answer the request for a blob, clients of all workers get an error after the start
     timeout."""
-    site.start_timeout = 0.2
     site.upstream.add_image(UPSTREAM_REPO, BIG)
     stall = site.upstream.faults.stall = asyncio.Event()
     async with site.worker() as worker_1, site.worker(source_of_another_worker(site)) as worker_2:
         await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
+        first = asyncio.create_task(worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST))
+        await wait_until(lambda: site.upstream.calls["get blob"] == 1)
         for worker in (worker_1, worker_2):
+            worker.set_start_timeout(0.2)
             with pytest.raises(UpstreamTimeout):
                 await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
+        await cancel_and_wait([first])
     stall.set()
-    site.start_timeout = 30.0
     async with site.worker(source_of_another_worker(site)) as later_worker:
         assert await read_blob(later_worker.mirror, MIRRORED_REPO, DIGEST) == BIG
 
@@ -137,7 +142,9 @@ async def test_followers_fail_at_once_when_the_owner_gives_up(site: MirrorSite) 
         workers = [await stack.enter_async_context(site.worker(upstream)) for upstream in other_sources]
         await owner.mirror.get_manifest(MIRRORED_REPO, TAG)
         site.upstream.faults.drops = [MIB, *[0] * 1000]
+        gate = site.upstream.faults.gates[MIB - 1] = threading.Event()  # the stall timeout begins after the last reader
         readers = [await worker.mirror.open_blob(MIRRORED_REPO, DIGEST) for worker in (owner, *workers)]
+        gate.set()
         outcomes = await asyncio.gather(*map(read_to_end, readers), return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [UpstreamUnavailable] * 4
         assert {str(outcome) for outcome in outcomes} == {"the connection broke"}
@@ -158,9 +165,11 @@ async def test_a_failure_for_one_repository_does_not_count_for_another(site: Mir
         await worker_1.mirror.get_manifest(MIRRORED_REPO, TAG)
         await worker_2.mirror.get_manifest(OTHER, TAG)
         site.upstream.faults.drops = [MIB, *[0] * 20]
+        gate = site.upstream.faults.gates[MIB - 1] = threading.Event()
         first = await worker_1.mirror.open_blob(MIRRORED_REPO, DIGEST)
         second = await worker_2.mirror.open_blob(OTHER, DIGEST)
         reading = asyncio.create_task(read_to_end(second))
+        gate.set()
         with pytest.raises(UpstreamUnavailable):
             await read_to_end(first)
         site.upstream.faults.drops.clear()

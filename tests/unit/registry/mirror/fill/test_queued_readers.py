@@ -34,6 +34,7 @@ from tests.unit.registry.mirror.conftest import (
     UPSTREAM_REPO,
     MirrorSite,
     MirrorWorker,
+    open_in_time,
     read_to_end,
     source_of_another_worker,
 )
@@ -76,7 +77,7 @@ async def store_from_another_source(store: StoredRegistry) -> None:
 
 async def open_queued(worker: MirrorWorker, repo: RepositoryName, span: Span | None = None) -> BlobReader:
     """Opens the blob while its fill is queued."""
-    reader = await worker.mirror.open_blob(repo, DIGEST, span)
+    reader = await open_in_time(worker, repo, DIGEST, span)
     assert isinstance(reader, UnverifiedBlobReader)
     return reader
 
@@ -308,11 +309,11 @@ async def test_reader_that_is_opened_while_its_fill_looks_for_a_stored_blob(
         owner = await other.partials.claim(DIGEST, len(BIG), SOURCE)
         await asyncio.to_thread(owner.write_at, 0, WRONG_BYTES[:written])
         owner.close()
-        may_mount = asyncio.Event()
+        may_mount, test = asyncio.Event(), asyncio.current_task()
         mount = BlobEntitlement.mount
 
         async def mount_later(*arguments: Any) -> RepositoryName | None:
-            if worker.mirror.running_fills:  # the call by the fill, not the one before it
+            if asyncio.current_task() is not test:  # the call by the fill, not the one before it
                 await may_mount.wait()
             return await mount(*arguments)
 
@@ -420,7 +421,7 @@ async def test_old_bytes_are_no_response_of_the_upstream(site: MirrorSite, monke
         async with all_connections_taken(worker):
             first = await open_queued(worker, MIRRORED_REPO)
             assert await first.readable_until(0) == MIB
-        monkeypatch.setattr(worker.mirror._blobs, "_start_timeout", 60)  # from now on, clients wait for the upstream
+        worker.set_start_timeout(60)  # from now on, clients wait for the upstream
         reading = asyncio.create_task(read_to_end(first))
         await wait_until(lambda: site.upstream.calls["get blob"] == 1)
         async with asyncio.timeout(30):
@@ -473,6 +474,6 @@ async def test_reader_without_a_free_descriptor(site: MirrorSite, monkeypatch: p
             with monkeypatch.context() as patched:
                 patched.setattr(os, "dup", refuse)
                 with pytest.raises(TooManyOpenFiles):
-                    await worker.mirror.open_blob(MIRRORED_REPO, DIGEST)
+                    await open_queued(worker, MIRRORED_REPO)
             reader = await open_queued(worker, MIRRORED_REPO)
         assert await read_to_end(reader) == BIG

@@ -26,6 +26,7 @@ from tests.unit.registry.mirror.conftest import (
     MirrorSite,
     MirrorWorker,
     assert_each_byte_sent_once,
+    open_in_time,
     read_to_end,
     source_of_another_worker,
     wait_until_stored,
@@ -124,9 +125,9 @@ async def test_a_fill_is_attended_until_its_last_client_leaves(
     async with site.worker(source_of_another_worker(site)) as other, site.worker() as first:
         await first.mirror.get_manifest(MIRRORED_REPO, TAG)
         async with all_connections_taken(first):
-            readers = [await first.mirror.open_blob(MIRRORED_REPO, DIGESTS[0])]
+            readers = [await open_in_time(first, MIRRORED_REPO, DIGESTS[0])]
             readers += await asyncio.gather(
-                *(worker.mirror.open_blob(MIRRORED_REPO, DIGESTS[0]) for worker in (first, other, other))
+                *(open_in_time(worker, MIRRORED_REPO, DIGESTS[0]) for worker in (first, other, other))
             )
             for reader in readers[:3]:
                 await reader.aclose()
@@ -147,12 +148,12 @@ async def test_a_fill_is_unattended_after_clients_of_two_workers_have_left(
     async with site.worker(source_of_another_worker(site)) as other, site.worker() as first:
         await first.mirror.get_manifest(MIRRORED_REPO, TAG)
         async with all_connections_taken(first):
-            reader = await first.mirror.open_blob(MIRRORED_REPO, DIGESTS[0])
-            other_reader = await other.mirror.open_blob(MIRRORED_REPO, DIGESTS[0])
+            reader = await open_in_time(first, MIRRORED_REPO, DIGESTS[0])
+            other_reader = await open_in_time(other, MIRRORED_REPO, DIGESTS[0])
             demand = first.mirror.running_fills[0].demand
             await reader.aclose()
             await wait_until(lambda: demand.has_clients)
-            reader = await first.mirror.open_blob(MIRRORED_REPO, DIGESTS[0])
+            reader = await open_in_time(first, MIRRORED_REPO, DIGESTS[0])
             await reader.aclose()
             await other_reader.aclose()
             await wait_until(lambda: demand.is_unattended)
