@@ -91,13 +91,15 @@ async def test_cached_tag_is_checked_after_its_client_has_got_it(
     """If a client gets a cached tag although it is not fresh, the upstream is asked about the tag, even if the request
     waits in a queue and the client has its response. `is_expired`: the client has waited for the upstream first, until
     the stale wait has passed."""
-    site.stale_wait = 0.02
     old = queue.add_image(UPSTREAM_REPO, b"old")
-    async with site.worker() as worker:
+    async with site.worker() as patient:
         queue.turn.set()
-        await worker.mirror.get_manifest(MIRRORED_REPO, TAG)
+        await patient.mirror.get_manifest(MIRRORED_REPO, TAG)
         queue.turn.clear()
-        new = queue.add_manifest(UPSTREAM_REPO, index_of([old.descriptor]), "1")
+    queue.closed = False  # the patient worker has closed it
+    new = queue.add_manifest(UPSTREAM_REPO, index_of([old.descriptor]), "1")
+    site.stale_wait = 0.02
+    async with site.worker() as worker:
         site.clock.now += 601 if is_expired else 301
         assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == old.digest
         await wait_until(lambda: queue.queued == 1)

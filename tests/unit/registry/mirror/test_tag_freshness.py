@@ -12,11 +12,18 @@ import pytest
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown
 from registry.request import RequestContext, enter_request
 from storage.content import Manifest, digest_of
+from storage.data_dir.file_leases import FileLeases
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Tag
 from tests.fakes.registry_content import index_of
 from tests.unit.registry.conftest import wait_until
-from tests.unit.registry.mirror.conftest import MIRRORED_REPO, UPSTREAM_REPO, MirrorSite, MirrorWorker
+from tests.unit.registry.mirror.conftest import (
+    MIRRORED_REPO,
+    UPSTREAM_REPO,
+    MirrorSite,
+    MirrorWorker,
+    source_of_another_worker,
+)
 
 TAG = Tag("1")
 
@@ -178,12 +185,13 @@ async def test_a_slow_upstream_is_not_waited_for(site: MirrorSite) -> None:
     """If the upstream does not answer for a while and a stale copy is cached, the client gets the stale copy with a
     notice."""
     enter_request(request := RequestContext())
-    site.stale_wait = 0.02
-    async with site.worker() as worker:
-        image = await pull_new_image(site, worker)
-        site.clock.now += 3600
-        site.upstream.faults.hold = asyncio.Event()
-        assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
+    async with site.worker() as patient:
+        image = await pull_new_image(site, patient)
+        site.stale_wait = 0.02
+        async with site.worker(source_of_another_worker(site)) as worker:
+            site.clock.now += 3600
+            site.upstream.faults.hold = asyncio.Event()
+            assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
     notice = request.notice
     assert notice is not None
     assert "slow" in notice
@@ -304,19 +312,22 @@ async def test_force_checks_even_a_fresh_tag(site: MirrorSite, worker: MirrorWor
 async def test_workers_that_wait_for_the_same_check_fail_together(site: MirrorSite) -> None:
     """One worker asks the upstream while the other workers wait for its lease. If the request fails, the waiting
     workers fail at once as well, and do not ask the upstream themselves."""
-    site.stale_wait = 0.02
     site.upstream.faults.hold = asyncio.Event()
     site.upstream.faults.down = UpstreamTimeout()
-    async with site.worker() as worker_1, site.worker() as worker_2:
-        requests = [
-            asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG)) for worker in (worker_1, worker_2)
-        ]
+    async with site.worker() as worker_1:
+        first = asyncio.create_task(worker_1.mirror.get_manifest(MIRRORED_REPO, TAG))
         await wait_until(lambda: site.upstream.calls["get manifest"] == 1)
-        wait_end = asyncio.get_running_loop().time() + 2 * site.stale_wait
-        await wait_until(lambda: asyncio.get_running_loop().time() > wait_end)
-        site.upstream.faults.hold.set()
-        for outcome in await asyncio.gather(*requests, return_exceptions=True):
-            assert isinstance(outcome, UpstreamTimeout)
+        site.stale_wait = 0.02
+        async with site.worker() as worker_2:
+            second = asyncio.create_task(worker_2.mirror.get_manifest(MIRRORED_REPO, TAG))
+            leases = worker_2.store.leases
+            assert isinstance(leases, FileLeases)
+            await wait_until(lambda: leases._queues._locks)  # the second worker waits for the lease
+            wait_end = asyncio.get_running_loop().time() + 2 * site.stale_wait
+            await wait_until(lambda: asyncio.get_running_loop().time() > wait_end)
+            site.upstream.faults.hold.set()
+            for outcome in await asyncio.gather(first, second, return_exceptions=True):
+                assert isinstance(outcome, UpstreamTimeout)
     assert site.upstream.calls == {"get manifest": 1}
 
 
