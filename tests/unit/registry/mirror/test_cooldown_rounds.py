@@ -282,7 +282,8 @@ async def test_upstream_that_does_not_answer_delays_no_other(
         silent_site.upstream.calls.clear()
         silent_site.upstream.faults.hold = asyncio.Event()
         async with watch_young_tags([silent.mirror, worker.mirror], 0.01, worker.store.leases):
-            await wait_for_requests(site, 3)
+            await wait_until(lambda: silent_site.upstream.calls.total() > 0)
+            await wait_for_requests(site, site.upstream.calls["head manifest"] + 3)
             assert silent_site.upstream.calls.total() == 1
             silent_site.upstream.faults.hold.set()
             await wait_for_requests(silent_site, 3)
