@@ -167,7 +167,9 @@ async def begin_pull(site: MirrorSite, worker: MirrorWorker, *layers: bytes) -> 
     await worker.mirror.get_manifest(MIRRORED_REPO, Tag("1"))
 
 
-async def open_in_time(worker: MirrorWorker, repo: RepositoryName, digest: Digest, span: Span | None = None) -> BlobReader:
+async def open_in_time(
+    worker: MirrorWorker, repo: RepositoryName, digest: Digest, span: Span | None = None
+) -> BlobReader:
     """Opens a blob whose fill may wait for a connection. On a slow machine, the start timeout may pass before the fill
     begins to wait. The client then tries again. While the fill waits, a timeout is a failure of the test."""
     async with asyncio.timeout(60):

@@ -73,10 +73,14 @@ async def request(worker: MirrorWorker, digest: Digest) -> asyncio.Task[bytes]:
 
 
 async def request_and_leave(worker: MirrorWorker, digest: Digest) -> None:
-    """A client requests the blob, and leaves when the blob's fill waits for a connection."""
+    """A client requests the blob, and leaves when the blob's fill waits for a connection. Returns when the fill waits
+    behind those of other clients, or has been given up."""
     reading = await request(worker, digest)
+    (fill,) = (fill for fill in worker.mirror.running_fills if fill.digest == digest)
     reading.cancel()
     await asyncio.wait([reading])
+    slots = worker.mirror._fills._context.slots
+    await wait_until(lambda: fill.demand in slots._unattended or fill.has_ended)
 
 
 def is_unattended(worker: MirrorWorker, digest: Digest) -> bool:
