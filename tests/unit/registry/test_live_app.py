@@ -20,6 +20,7 @@ from registry.server.process.lifespan import Lifespan
 from storage.composition import open_registry, prepare_data_dir
 from storage.names import RepositoryName
 from tests.fakes.asgi_client import AsgiClient
+from tests.fakes.open_files import open_files
 from tests.fakes.registry_content import index_of
 
 
@@ -125,8 +126,7 @@ async def test_the_first_application_drops_its_caches(tmp_path: Path) -> None:
 
 def open_stores(data: Path) -> int:
     """Returns how many times this process has the store open."""
-    files = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
-    return sum(file == f"{data}/locks/turns" for file in files)
+    return len(open_files(os.getpid(), f"{data}/locks/turns"))
 
 
 async def test_a_cancelled_preparation(tmp_path: Path) -> None:
