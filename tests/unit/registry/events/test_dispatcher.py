@@ -246,7 +246,7 @@ async def test_delivery_continues_after_a_restart_of_the_receiver(store: StoredR
         with receiver_running() as first:
             counts = await stack.enter_async_context(running_dispatcher(store, first, clock))
             await push(store, BAD, "v1")
-            await wait_for(first, 1)
+            await wait_until(lambda: counts.attempts[Outcome.DELIVERED] == 1)  # it has the response as well
         with receiver_running(first.port) as second:
             await push(store, BAD, "v2")
             await wait_for(second, 1)
