@@ -34,6 +34,7 @@ from tests.fakes.upstream_content import (
     manifest_of,
     noise_image,
 )
+from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.migration.directory_import.conftest import APP, import_of
 
 
@@ -240,8 +241,21 @@ async def test_garbage_collection_during_an_import_removes_nothing(tmp_path: Pat
                 await store.collector.collect()
                 rounds += 1
 
+        async def import_between_rounds(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
+            report = context.report
+
+            async def wait_for_a_round(done: int | None = None, **more: Any) -> None:
+                rounds_before = rounds
+                if done in (10, 20):
+                    await wait_until(lambda: rounds > rounds_before or collecting.done())
+                await report(done, **more)
+
+            context.report = wait_for_a_round  # type: ignore[method-assign]
+            return await import_directory(store, router, context)
+
         collecting = asyncio.create_task(collect())
         run_import = import_of(store, old_registry)
+        run_import.work = import_between_rounds
         result = await run_import()
         assert not collecting.done(), collecting.exception()
         collecting.cancel()
