@@ -101,7 +101,8 @@ async def test_a_large_fill_lets_another_worker_use_the_connection(site: MirrorS
         reading_small_blob = asyncio.create_task(read_blob(worker_2.mirror, MIRRORED_REPO, digest_of(small)))
         leases = worker_2.store.leases
         assert isinstance(leases, FileLeases)
-        await wait_until(lambda: leases._queues._locks)  # the fill of the small blob waits for the connection
+        # The fill of the small blob waits for the connection, or has got it before the large blob stops at the gate.
+        await wait_until(lambda: leases._queues._locks or reading_small_blob.done())
         gate.set()
         assert (await reading_large_blob, await reading_small_blob) == (BIG, small)
     assert fetched_digests[-1] == DIGEST  # so the small blob was fetched between two pieces of the large one
