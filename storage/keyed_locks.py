@@ -26,6 +26,10 @@ class KeyedLocks(Generic[K]):
     def __init__(self) -> None:
         self._locks: dict[K, _Lock] = {}
 
+    def is_used(self, key: K) -> bool:
+        """Returns whether a task holds the lock of `key` or waits for it."""
+        return key in self._locks
+
     @asynccontextmanager
     async def hold(self, key: K) -> AsyncIterator[None]:
         """Waits for the lock of `key` and holds it inside the `async with` block. If a waiting task is cancelled, the

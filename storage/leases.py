@@ -17,8 +17,9 @@ class Leases(Protocol):
     """The leases and slots of all processes. If a process dies, its leases and slots become free. All methods may raise
     StorageFailed."""
 
-    def take(self, key: str) -> AbstractAsyncContextManager[None]:
-        """Waits for the lease of `key` and holds it inside the `async with` block."""
+    def take(self, key: str) -> AbstractAsyncContextManager[bool]:
+        """Waits for the lease of `key` and holds it inside the `async with` block. In `async with … as has_waited`,
+        `has_waited` is True if another task or process held the lease or waited for it when the call began."""
         ...
 
     def slot(

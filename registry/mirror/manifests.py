@@ -238,7 +238,9 @@ class MirroredManifests:
         further request: the clients of this process have already waited for the request of the other process. `force`:
         asks the upstream in any case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
-        async with self._leases.take(f"manifest {repo} {reference}"):
+        async with self._leases.take(f"manifest {repo} {reference}") as has_waited:
+            # A process that was only late itself asks the upstream.
+            has_waited_long = has_waited and time.monotonic() - wait_started_at > self._stale_wait
             check = await self._records.last_check(repo, reference)
             cached = await self._find_cached(repo, reference)
             verdict = self._freshness.judge(reference, check)
@@ -249,7 +251,7 @@ class MirroredManifests:
             if cached is not None and is_current and not force:
                 return None
             if cached is None or isinstance(reference, Digest):
-                if time.monotonic() - wait_started_at > self._stale_wait and not force:
+                if has_waited_long and not force:
                     raise UpstreamTimeout(f"{self._name} does not answer in time")
                 await self._fetch_new(repo, reference)
                 return None

@@ -56,14 +56,19 @@ class FileLeases:
         self._fd = -1
 
     @asynccontextmanager
-    async def take(self, key: str) -> AsyncIterator[None]:
+    async def take(self, key: str) -> AsyncIterator[bool]:
         """Waits for the lease of `key` and holds it inside the `async with` block. Tasks of this process get the lease
-        in the order of their calls. If a waiting task is cancelled, the next one in the queue continues to wait."""
+        in the order of their calls. If a waiting task is cancelled, the next one in the queue continues to wait. Yields
+        whether it had to wait."""
         offset = _byte_offset("turn", key)
-        async with self._queues.hold((offset, 0, inf)):
-            await _poll_until(lambda: self._try_lock(offset))
+        queue = (offset, 0, inf)
+        has_waited = self._queues.is_used(queue)
+        async with self._queues.hold(queue):
+            if not self._try_lock(offset):
+                has_waited = True
+                await _poll_until(lambda: self._try_lock(offset))
             try:
-                yield
+                yield has_waited
             finally:
                 self._unlock(offset)
 

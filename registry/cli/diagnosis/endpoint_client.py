@@ -79,8 +79,8 @@ class NoLeases:
     """Implements `storage.leases.Leases` without locking, for a command that shares nothing with other processes."""
 
     @asynccontextmanager
-    async def take(self, key: str) -> AsyncIterator[None]:
-        yield
+    async def take(self, key: str) -> AsyncIterator[bool]:
+        yield False
 
     @asynccontextmanager
     async def slot(

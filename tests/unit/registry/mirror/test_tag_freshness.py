@@ -11,10 +11,10 @@ import pytest
 
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown
 from registry.request import RequestContext, enter_request
-from storage.content import Manifest, digest_of
+from storage.content import Manifest, UpstreamCheck, digest_of
 from storage.data_dir.file_leases import FileLeases
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
-from storage.names import Digest, Tag
+from storage.names import Digest, Reference, RepositoryName, Tag
 from tests.fakes.registry_content import index_of
 from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
@@ -329,6 +329,22 @@ async def test_workers_that_wait_for_the_same_check_fail_together(site: MirrorSi
             for outcome in await asyncio.gather(first, second, return_exceptions=True):
                 assert isinstance(outcome, UpstreamTimeout)
     assert site.upstream.calls == {"get manifest": 1}
+
+
+async def test_late_worker_asks_the_upstream_if_no_other_has(site: MirrorSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is late itself, for example on a machine that stalls, has waited for no other worker. It asks the
+    upstream, and its client gets the manifest."""
+    image = site.upstream.add_image(UPSTREAM_REPO, b"layer")
+    site.stale_wait = 0.02
+    async with site.worker() as worker:
+        last_check = worker.store.records.last_check
+
+        async def last_check_late(repo: RepositoryName, reference: Reference) -> UpstreamCheck | None:
+            await asyncio.sleep(2 * site.stale_wait)
+            return await last_check(repo, reference)
+
+        monkeypatch.setattr(worker.store.records, "last_check", last_check_late)
+        assert (await worker.mirror.get_manifest(MIRRORED_REPO, TAG)).digest == image.digest
 
 
 async def test_cached_tags_are_served_on_a_full_disk(site: MirrorSite, worker: MirrorWorker) -> None:

@@ -66,6 +66,23 @@ async def _take_and_release(leases: FileLeases, key: str) -> None:
         pass
 
 
+async def test_lease_says_whether_it_was_waited_for(leases: FileLeases, tmp_path: Path) -> None:
+    """The owner of a lease learns whether another task or process had the lease when it asked for it."""
+    other_leases = FileLeases(tmp_path / "leases", System())
+
+    async def has_waited() -> bool:
+        async with leases.take("a") as waited:
+            return waited
+
+    assert not await has_waited()
+    for owner in (leases, other_leases):
+        async with owner.take("a"):
+            waiting = [asyncio.create_task(has_waited()) for _ in range(2)]
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*waiting) == [True, True]
+    other_leases.close()
+
+
 async def test_a_cancelled_task_leaves_the_lease_to_the_next(leases: FileLeases) -> None:
     """If a task is cancelled while it waits for a lease, the next task gets the lease. If the owner of a lease raises
     an error, the lease is released."""
