@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import bcrypt
 import pytest
 
 from registry.auth.audit_log import MAX_COLLECTED_ENTRIES, OVERFLOW_ACTION, REFUSALS_PER_SECOND, AuditBuffer
-from registry.auth.password import hashing
-from registry.auth.password.hashing import hash_password
+from registry.auth.password import hashing, password_check
+from registry.auth.password.hashing import PasswordComparison, StoredHash, compare_password, hash_password
 from registry.auth.rights.principal import Identity
 from registry.auth.secret_cache import SecretCache
 from storage.access import AccountName, AuditEntry, AuditQuery
@@ -138,11 +139,22 @@ async def test_an_unrelated_change_causes_no_hashing(worker: AuthWorker, hashed:
     assert len(hashed) == 1
 
 
-async def test_an_account_that_is_disabled_during_hashing_is_refused(worker: AuthWorker) -> None:
+async def test_an_account_that_is_disabled_during_hashing_is_refused(
+    worker: AuthWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An account that is disabled while its password is being checked is refused."""
+    started, finish = threading.Event(), threading.Event()
+
+    def compare(password: str, stored: StoredHash) -> PasswordComparison:
+        started.set()
+        finish.wait(30)
+        return compare_password(password, stored)
+
+    monkeypatch.setattr(password_check, "compare_password", compare)
     attempt = asyncio.create_task(worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS))
-    await asyncio.sleep(0)
+    assert await asyncio.to_thread(started.wait, 30)
     await worker.accounts.set_enabled(ALICE, False, by=ADMIN)
+    finish.set()
     with pytest.raises(Unauthorized):
         await attempt
     await check_refused(worker, ALICE, PASSWORD)
@@ -295,6 +307,7 @@ async def test_logins_in_the_audit_log(worker: AuthWorker, caplog: pytest.LogCap
     equal failures become one entry with a count. Passwords, and user names that no account can have, are not logged:
     such a name may be a password in the wrong field."""
     verify = worker.access.credential_verifier.verify_basic
+    worker.access.audit_buffer._interval = 3600.0  # only `audited` writes the entries, however slow the machine is
     by = Actor(address="192.0.2.1", request_id="one", user_agent="docker/29")
     with caplog.at_level(logging.DEBUG):
         for _ in range(3):
