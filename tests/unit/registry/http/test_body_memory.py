@@ -68,8 +68,12 @@ async def test_request_that_waits_when_the_time_of_another_ends(registry: Memory
     memory = BodyMemory(
         manifests=budget(200 * KIB, wait_seconds=30, slow_seconds=0.01), stall_seconds=1.0, bytes_per_second=1e12
     )
+    patient_memory = BodyMemory(manifests=memory.manifests)  # the same budget, and an allowance that does not end here
     await put_blob(registry, b"{}")
-    slow, second = (PiecewiseSender(api_of(registry, memory), large_image(), name, declared=False) for name in "ab")
+    slow, second = (
+        PiecewiseSender(api_of(registry, each), large_image(), name, declared=False)
+        for each, name in ((memory, "a"), (patient_memory, "b"))
+    )
     tasks = [slow.start()]
     slow.send(slow.body[:-1])
     await wait_until(lambda: memory.manifests.used > LARGE)
