@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from registry import service_factory
 from registry.app import create_app
 from registry.config import Settings
 from registry.config.settings import LimitSettings
 from registry.http import DistributionAPI
 from registry.http.rate_limit import HEALTH_KEY_PREFIX
 from registry.request import RequestContext
+from registry.server.shared_counters import SharedRateLimiter
 from registry.service_factory import shared_rate_limit
 from storage.composition import prepare_data_dir
 from storage.errors import Unauthorized
@@ -125,9 +128,11 @@ async def test_health_checks_have_a_limit_of_their_own(tmp_path: Path, registry:
         assert take(f"{HEALTH_KEY_PREFIX}192.0.2.2") == 0.0
 
 
-def test_the_settings_of_the_rate_limit() -> None:
+def test_the_settings_of_the_rate_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without settings, there is no limit. If the rate is set without a burst, the burst is what the rate allows in ten
     seconds, and at least one request."""
+    # The clock stands still, so that the rate allows no request beyond the burst.
+    monkeypatch.setattr(service_factory, "SharedRateLimiter", partial(SharedRateLimiter, clock=lambda: 0.0))
     assert shared_rate_limit(Settings()) is None
     for per_second, burst in ((2, 20), (0.01, 1)):
         take = shared_rate_limit(Settings(limits=LimitSettings(requests_per_second=per_second)))
