@@ -14,6 +14,7 @@ from storage.activity import DAY_SECONDS, HOUR_SECONDS, Activity
 from storage.cached_images import CacheSummary
 from storage.names import RepositoryName, Tag
 from storage.patterns import NamePattern
+from tests.fakes.auth_worker import AuthClock
 from tests.fakes.page_store import add_cached
 from tests.fakes.registry_content import BY, image_of, push_blob
 from tests.fakes.store_accounts import add_grant
@@ -31,6 +32,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Site]:
         "quota": [{"prefix": "secret-quota/", "max_size": "10GiB", "max_tags": 100}],
         "events": {"keep": "24h"},
         "cache": {"max": "20GiB"},
+        "clock": AuthClock(),  # stands still, so that no test crosses the end of an hour
     }
     async with site(tmp_path, **settings) as server:
         for repo in ("public/a", "team/b", "team/c", "secret/d", "docker.io/library/ubuntu", "docker.io/corp/e"):
