@@ -36,6 +36,13 @@ class AnswerCacheSite:
         self.blob = image.blobs[1].digest
         self.request = CachedAnswerClient(service.app)
 
+    async def end_background_work(self) -> None:
+        """Ends the work that the application does by itself. Otherwise it adds new content to the search index a second
+        later, for example, and this write removes all answers from the cache."""
+        work = self.service.app.service.work
+        assert work is not None
+        await work.hand_over()
+
     @asynccontextmanager
     async def other_process(self) -> AsyncIterator[StoredRegistry]:
         """Opens the data directory a second time, as another process would."""

@@ -26,7 +26,10 @@ MIB = 1024 * 1024
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[AnswerCacheSite]:
     async with running_app(tmp_path / "data") as service:
-        yield AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest", "other"))
+        image = await push_image(service.hosted, APP, "x", "latest", "other")
+        opened = AnswerCacheSite(service, tmp_path / "data", image)
+        await opened.end_background_work()
+        yield opened
 
 
 # Repeated requests
@@ -152,6 +155,7 @@ async def test_the_cache_is_empty_after_the_application_has_ended(tmp_path: Path
     """After the application has ended, it has no ready answers. Its store is closed, so it would not notice changes."""
     async with running_app(tmp_path / "data") as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
+        await site.end_background_work()
         await site.cached_answer(TAG)
         assert site.has_ready(TAG)
     assert not site.has_ready(TAG)
@@ -334,6 +338,7 @@ async def test_ready_answers_count_toward_the_rate_limit(tmp_path: Path) -> None
     limits: dict[str, Any] = {"requests_per_second": 0.001, "burst": 5}
     async with running_app(tmp_path / "data", limits=limits) as service:
         site = AnswerCacheSite(service, tmp_path / "data", await push_image(service.hosted, APP, "x", "latest"))
+        await site.end_background_work()
         for number in range(5):
             assert (await site.request("GET", TAG)).status == 200
             assert site.request.ready == (number > 1)  # the second response is cached
