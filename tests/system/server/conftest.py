@@ -26,8 +26,8 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[AppProcess]:
-    """A server that the tests of HTTP/1.1 share."""
-    running = AppProcess({"limits": {"linger_seconds": 0.5, "timeout_check_seconds": 0.1}})
+    """A server that the tests of HTTP/1.1 share. It lingers for longer than a test could stall."""
+    running = AppProcess({"limits": {"linger_seconds": 60.0}})
     try:
         yield running.wait_until_ready()
     finally:
