@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -71,6 +72,17 @@ class AppProcess:
         """Opens a connection to the server."""
         sock = socket.create_connection(self.address, timeout=TIMEOUT_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def connect_with(self, request: bytes) -> socket.socket:
+        """Opens a connection, and sends the bytes before the server accepts it. So no timeout of the server runs in
+        between. The server must have one process."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            sock = self.connect()
+            sock.sendall(request)
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
         return sock
 
     def send_and_read_all(self, request: bytes) -> bytes:
@@ -173,6 +185,35 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)
+
+
+class Pauses:
+    """Measures the pauses of a client that must not be silent for long. `longest`: the longest time in seconds between
+    two calls of `end`."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._started = time.monotonic()
+
+    def end(self) -> None:
+        """Called when the client has sent or received something."""
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self._started)
+        self._started = now
+
+
+def repeat_after_stalls(attempt: Callable[[Pauses], None], longest_pause: float) -> None:
+    """Calls `attempt`. If it fails and had a pause of more than `longest_pause` seconds, because the machine has
+    stalled, calls it again."""
+    while True:
+        pauses = Pauses()
+        try:
+            attempt(pauses)
+            return
+        except (AssertionError, OSError, http.client.HTTPException):
+            pauses.end()
+            if pauses.longest <= longest_pause:
+                raise
 
 
 def children(pid: int) -> list[int]:

@@ -14,10 +14,12 @@ import pytest
 from tests.system.server.app_process import (
     TIMEOUT_SECONDS,
     AppProcess,
+    Pauses,
     Start,
     read_all,
     read_error,
     read_response,
+    repeat_after_stalls,
     wait_for,
 )
 
@@ -282,8 +284,7 @@ def test_disconnect_during_a_request_body(server: AppProcess) -> None:
 def test_slow_headers(short_timeout_server: AppProcess) -> None:
     """A client whose headers are not complete after the timeout gets a 408, even if it sends a header every few
     milliseconds."""
-    with short_timeout_server.connect() as sock:
-        sock.sendall(b"GET /echo HTTP/1.1\r\n")
+    with short_timeout_server.connect_with(b"GET /echo HTTP/1.1\r\n") as sock:
         sock.settimeout(0.05)
         data = b""
         deadline = time.monotonic() + 10
@@ -301,8 +302,7 @@ def test_silent_connection(short_timeout_server: AppProcess) -> None:
     response is closed too."""
     with short_timeout_server.connect() as sock:
         assert sock.recv(1) == b""
-    with short_timeout_server.connect() as sock:
-        sock.sendall(HEAD + b"\r\n")
+    with short_timeout_server.connect_with(HEAD + b"\r\n") as sock:
         assert read_response(sock)[0] == 200
         assert sock.recv(1) == b""
 
@@ -310,44 +310,42 @@ def test_silent_connection(short_timeout_server: AppProcess) -> None:
 def test_idle_body(short_timeout_server: AppProcess) -> None:
     """If the client stops sending its body, it gets a 408 after the timeout, and the application gets a disconnect
     message."""
-    with short_timeout_server.connect() as sock:
-        sock.sendall(POST + b"Content-Length: 777\r\n\r\nabcdef")
+    with short_timeout_server.connect_with(POST + b"Content-Length: 777\r\n\r\nabcdef") as sock:
         assert read_error(read_all(sock)) == (408, "UNSUPPORTED")
     short_timeout_server.wait_for_line("disconnected 6")
 
 
 def test_slow_body(short_timeout_server: AppProcess) -> None:
     """A body may take longer than the timeout in total, as long as the client sends some bytes again and again."""
-    with short_timeout_server.connect() as sock:
-        sock.sendall(POST + b"Content-Length: 15\r\n\r\n")
-        for _ in range(15):
-            sock.settimeout(0.1)
-            with pytest.raises(TimeoutError):
-                sock.recv(1)
-            sock.sendall(b"a")
-        sock.settimeout(10)
-        assert json.loads(read_response(sock)[2])["size"] == 15
+
+    def send_slowly(pauses: Pauses) -> None:
+        with short_timeout_server.connect_with(POST + b"Content-Length: 15\r\n\r\n") as sock:
+            for _ in range(15):
+                assert select.select([sock], [], [], 0.1)[0] == []
+                sock.sendall(b"a")
+                short_timeout_server.get()  # the server does not stall
+                pauses.end()
+            assert json.loads(read_response(sock)[2])["size"] == 15
+
+    repeat_after_stalls(send_slowly, longest_pause=0.5)
 
 
 def test_slow_application(short_timeout_server: AppProcess) -> None:
     """The application may take longer than all timeouts to answer."""
-    with short_timeout_server.connect() as sock:
-        sock.sendall(b"GET /slow?seconds=2 HTTP/1.1\r\nHost: test\r\n\r\n")
+    with short_timeout_server.connect_with(b"GET /slow?seconds=2 HTTP/1.1\r\nHost: test\r\n\r\n") as sock:
         assert read_response(sock)[2] == b"slow"
 
 
 def test_client_that_does_not_read(short_timeout_server: AppProcess) -> None:
     """The server disconnects a client that reads nothing of its response for the timeout."""
-    with short_timeout_server.connect() as sock:
-        sock.sendall(b"GET /big?size=1000000000 HTTP/1.1\r\nHost: test\r\n\r\n")
+    with short_timeout_server.connect_with(b"GET /big?size=1000000000 HTTP/1.1\r\nHost: test\r\n\r\n"):
         short_timeout_server.wait_for_line("cut")
 
 
 def test_half_closed_connection_times_out(short_timeout_server: AppProcess) -> None:
     """If a client has closed its sending side and the application does not answer, the server closes the connection
     after a timeout."""
-    with short_timeout_server.connect() as sock:
-        sock.sendall(b"GET /patient HTTP/1.1\r\nHost: test\r\n\r\n")
+    with short_timeout_server.connect_with(b"GET /patient HTTP/1.1\r\nHost: test\r\n\r\n") as sock:
         short_timeout_server.wait_for_line("patient")
         sock.shutdown(socket.SHUT_WR)
         short_timeout_server.wait_for_line("left")
