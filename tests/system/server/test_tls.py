@@ -29,7 +29,7 @@ IDS = ["uvloop", "asyncio"]
 MIB = 1024 * 1024
 RESET_ON_CLOSE = b"\1\0\0\0\0\0\0\0"
 """The value of SO_LINGER with which a socket sends a RST when it is closed: a linger time of 0 s."""
-LIMITS = {"handshake_seconds": 1.5, "linger_seconds": 0.3, "timeout_check_seconds": 0.05}
+LIMITS = {"handshake_seconds": 60.0, "linger_seconds": 0.3, "timeout_check_seconds": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,16 @@ def tls(env: dict[str, str], pair: KeyPair) -> Iterator[AppProcess]:
     try:
         yield running.wait_until_ready()
         assert running.errors == ""  # no client can make the server log an error
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def impatient(env: dict[str, str], pair: KeyPair) -> Iterator[AppProcess]:
+    """A server whose clients must complete the handshake in half a second."""
+    running = AppProcess({"tls": tls_option(pair), "limits": {**LIMITS, "handshake_seconds": 0.5}}, env)
+    try:
+        yield running.wait_until_ready()
     finally:
         running.close()
 
@@ -111,13 +121,11 @@ def test_plain_http(tls: AppProcess, request_: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"\x16", b"\x16\x03\x01\x00\x05hello", b"\x00\xff\x00", b"\x16\x03\x01\xff\xff" * 99])
-def test_invalid_handshake_closes_the_connection(tls: AppProcess, sent: bytes) -> None:
+def test_invalid_handshake_closes_the_connection(impatient: AppProcess, sent: bytes) -> None:
     """If a client sends invalid bytes instead of a handshake, the server closes the connection, immediately or at the
     handshake timeout."""
-    with tls.connect() as sock:
-        sock.sendall(sent)
-        with contextlib.suppress(ConnectionResetError):
-            read_all(sock)
+    with impatient.connect_with(sent) as sock, contextlib.suppress(ConnectionResetError):
+        read_all(sock)
 
 
 @pytest.mark.parametrize("count", [0, 1, 100])
@@ -133,18 +141,17 @@ def test_disconnect_during_the_handshake_leaks_nothing(tls: AppProcess, context:
             sock.sendall(hello)
             sock.recv(1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-        wait_for(lambda: descriptors(control) == descriptors_before)
+        wait_for(lambda: descriptors(control) <= descriptors_before)
 
 
-def test_handshake_timeout(tls: AppProcess) -> None:
+def test_handshake_timeout(impatient: AppProcess) -> None:
     """The server disconnects a client that sends nothing, and a client that stops in the middle of the handshake."""
-    with tls.connect() as silent, tls.connect() as slow:
-        slow.sendall(b"\x16\x03")
-        started = time.monotonic()
+    started = time.monotonic()
+    with impatient.connect() as silent, impatient.connect_with(b"\x16\x03") as slow:
         for sock in (silent, slow):
             with contextlib.suppress(ConnectionResetError):
                 assert sock.recv(1) == b""
-        assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 12  # the timeout of a request's head is 15 s
 
 
 def first_flight(context: ssl.SSLContext) -> bytes:
