@@ -129,9 +129,13 @@ class EchoApp:
         await answer(send, 403, b"no")
 
     async def slow(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """Answers after `seconds`."""
+        """Answers after `seconds`, or when the file `until` exists."""
         print_line("slow")
-        await asyncio.sleep(float(query["seconds"]))
+        if "until" in query:
+            while not os.path.exists(query["until"]):  # noqa: ASYNC110, ASYNC240 - the test only creates the file
+                await asyncio.sleep(0.005)
+        else:
+            await asyncio.sleep(float(query["seconds"]))
         await answer(send, 200, b"slow")
 
     async def held(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:

@@ -69,6 +69,7 @@ def impatient(env: dict[str, str], pair: KeyPair) -> Iterator[AppProcess]:
     running = AppProcess({"tls": tls_option(pair), "limits": {**LIMITS, "handshake_seconds": 0.5}}, env)
     try:
         yield running.wait_until_ready()
+        assert running.errors == ""
     finally:
         running.close()
 

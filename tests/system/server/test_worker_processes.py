@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.commands import has_received_signals
+from tests.fakes.connection_owner import accepting_process
 from tests.fakes.forked_process import ROOT
 from tests.fakes.open_files import descriptor_targets
 from tests.system.server.app_process import (
@@ -34,8 +35,14 @@ STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT]
 def begin_slow(running: AppProcess, seconds: float) -> socket.socket:
     """Sends a request to which the application responds after `seconds`. Returns the connection once the application
     has the request."""
+    return begin_requests(running, f"seconds={seconds}")
+
+
+def begin_requests(running: AppProcess, query: str, count: int = 1) -> socket.socket:
+    """Sends `count` requests for `/slow` at once (see `EchoApp.slow`). Returns the connection once the application has
+    the first one."""
     sock = running.connect()
-    sock.sendall(f"GET /slow?seconds={seconds} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    sock.sendall(f"GET /slow?{query} HTTP/1.1\r\nHost: test\r\n\r\n".encode() * count)
     running.wait_for_line("slow")
     return sock
 
@@ -78,12 +85,14 @@ def test_stop_of_the_group(start: Start) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_stop_completes_requests_in_progress(start: Start, workers: int) -> None:
-    """During a stop, a request in progress gets its response with `Connection: close`. New connections are refused
-    afterwards."""
-    running = start(workers=workers)
-    with begin_slow(running, 0.5) as sock:
+def test_stop_completes_requests_in_progress(start: Start, tmp_path: Path, workers: int) -> None:
+    """During a stop, new connections are refused. A request in progress gets its response with `Connection: close`."""
+    running = start(workers=workers, grace=60)
+    gate = tmp_path / "gate"
+    with begin_requests(running, f"until={gate}") as sock:
         os.kill(running.pid, signal.SIGTERM)
+        wait_for(lambda: refuses(running))
+        gate.touch()
         status, headers, body = read_response(sock)
         assert (status, headers["connection"], body) == (200, "close", b"slow")
         assert sock.recv(1) == b""
@@ -391,6 +400,9 @@ def test_renewal_waits_for_idle_connections(start: Start) -> None:
     for sock in socks[:6]:
         sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
         assert "connection" not in read_response(sock)[1]
+    for sock in socks:
+        ports = running.address[1], sock.getsockname()[1]
+        wait_for(lambda ports=ports: accepting_process(*ports, old_workers) is not None)  # type: ignore[misc]
     os.kill(running.pid, signal.SIGUSR2)
     wait_for(lambda: "all workers were replaced" in running.errors)
     for sock in socks:
@@ -429,18 +441,25 @@ def test_renewal_during_a_response(start: Start) -> None:
         assert headers["connection"] == "close"
 
 
-def test_pipelined_requests_in_a_renewal(start: Start) -> None:
+def test_pipelined_requests_in_a_renewal(start: Start, tmp_path: Path) -> None:
     """An old worker answers the pipelined requests that it had received before the renewal, and then closes the
     connection."""
     running = start(workers=2, limits=LONG_TIMEOUTS)
-    with running.connect() as sock:
-        sock.sendall(b"GET /slow?seconds=0.5 HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
-        running.wait_for_line("slow")
+    old_workers, gate = running.children(), tmp_path / "gate"
+    with begin_requests(running, f"until={gate}", count=3) as sock:
         os.kill(running.pid, signal.SIGUSR2)
+        wait_for(lambda: not any(listens(running, worker) for worker in old_workers))
+        gate.touch()
         have_close_header: list[bool] = []
-        while not have_close_header or not have_close_header[-1]:
+        for _ in range(3):
             status, headers, body = read_response(sock)
             assert (status, body) == (200, b"slow")
             have_close_header.append("connection" in headers)
-        assert len(have_close_header) <= 3
+        assert have_close_header == [False, False, True]
         assert sock.recv(1) == b""
+
+
+def listens(running: AppProcess, worker: int) -> bool:
+    """Returns whether the worker has the listening socket open, the only socket that it shares with its parent."""
+    shared_files = set(descriptor_targets(running.pid).values()) & set(descriptor_targets(worker).values())
+    return any(target.startswith("socket:") for target in shared_files)
