@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import ssl
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def second_pair(authority: CertificateAuthority) -> KeyPair:
 @pytest.fixture
 def live_pair(tmp_path: Path, first_pair: KeyPair) -> KeyPair:
     """The certificate and key files that the server is configured with. Tests replace them."""
-    files = KeyPair(tmp_path / "live.pem", tmp_path / "live.key")
+    files = KeyPair(tmp_path / "live" / "tls.pem", tmp_path / "live" / "tls.key")
     put(first_pair, files)
     return files
 
@@ -58,12 +59,15 @@ def context(authority: CertificateAuthority) -> ssl.SSLContext:
 
 
 def put(pair: KeyPair, live_pair: KeyPair) -> None:
-    """Replaces the certificate and the key in `live_pair` by those of `pair`, each with an atomic rename, as careful
-    renewal programs do."""
-    for source, target in ((pair.certificate, live_pair.certificate), (pair.key, live_pair.key)):
-        new = target.with_suffix(".new")
-        shutil.copy(source, new)
-        new.rename(target)
+    """Replaces the certificate and the key in `live_pair` by those of `pair`, both at the same moment. Their folder is
+    a link, which this function replaces by a link to another folder, as Kubernetes does."""
+    link = live_pair.certificate.parent
+    folder = Path(tempfile.mkdtemp(dir=link.parent))
+    shutil.copy(pair.certificate, folder / live_pair.certificate.name)
+    shutil.copy(pair.key, folder / live_pair.key.name)
+    new_link = link.with_name("new")
+    new_link.symlink_to(folder)
+    new_link.rename(link)
 
 
 def files_of(pair: KeyPair) -> CertificateFiles:
