@@ -204,7 +204,8 @@ class MirrorSite:
     def _connect(self, worker: int | None, *, slow: bool) -> http.client.HTTPConnection:
         """Returns a connection that the worker has accepted. `slow`: with a small receive buffer, so that the server
         cannot send much before the client reads."""
-        for _ in range(200):
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
             connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=TIMEOUT)
             sock = socket.socket()
             if slow:

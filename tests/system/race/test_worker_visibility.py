@@ -13,6 +13,7 @@ from pathlib import Path
 from storage.content import OCI_MANIFEST, digest_of
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.system.crash.full_disk import ask, pull, push
+from tests.system.server.app_process import wait_for
 
 MIB = 1024 * 1024
 
@@ -41,12 +42,13 @@ def test_disconnected_readers_leave_no_open_file(tmp_path: Path) -> None:
             connection.request("GET", f"/v2/team/app/blobs/{digest_of(body)}")
             assert connection.getresponse().read(100_000) == body[:100_000]
             connection.close()
-        for _ in range(500):
-            assert ask(server, "GET", "/v2/")[0] == 200
-            if _count_open_files(server) == 0:
-                break
-        assert _count_open_files(server) == 0
+        wait_for(lambda: _count_open_files(server) == 0)
         assert pull(server, "team/app", body) == body
+
+
+def _workers(server: RegistryServer) -> set[str]:
+    """Returns the process ids of the workers that have logged requests."""
+    return set(re.findall(r"registry\.access\[(\d+)\]", server.log_text()))
 
 
 def test_moved_tag_is_visible_to_every_worker_at_once(tmp_path: Path) -> None:
@@ -56,7 +58,10 @@ def test_moved_tag_is_visible_to_every_worker_at_once(tmp_path: Path) -> None:
         config = b"{}"
         assert push(server, "team/app", config)[0] == 201
         part = {"mediaType": "application/json", "digest": digest_of(config), "size": 2}
-        for number in range(60):
+        number = 0
+        while number < 60 or len(_workers(server)) < 2:
+            number += 1
+            assert number < 5000, "the test did not reach both workers"
             document = {"schemaVersion": 2, "config": part, "layers": [], "annotations": {"n": str(number)}}
             body = json.dumps(document).encode()
             path = "/v2/team/app/manifests/moving"
@@ -65,5 +70,3 @@ def test_moved_tag_is_visible_to_every_worker_at_once(tmp_path: Path) -> None:
             assert ask(server, "HEAD", path)[2]["docker-content-digest"] == digest_of(body)
         assert ask(server, "DELETE", "/v2/team/app/manifests/moving")[0] == 202
         assert [ask(server, "GET", path)[0] for _ in range(6)] == [404] * 6
-    workers = set(re.findall(r"registry\.access\[(\d+)\]", server.log_text()))
-    assert len(workers) == 2, "the test did not reach both workers"
