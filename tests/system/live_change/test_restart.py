@@ -167,6 +167,8 @@ def test_parent_is_killed_after_a_restart(site: LiveSite) -> None:
 def test_stop_during_a_restart(site: LiveSite) -> None:
     """During a restart, a child process checks whether the new version can start. If the server is stopped at this
     moment, it stops cleanly, and the restart command fails."""
+    site.file.unlink()
+    os.mkfifo(site.file)  # the child waits for somebody to write the settings
     wait = site.start("restart")
     wait_for(lambda: len(site.server.worker_pids()) > 2)  # the child that checks the start also counts
     assert site.server.stop() == 0
