@@ -77,7 +77,7 @@ class AppProcess:
     def connect_with(self, request: bytes) -> socket.socket:
         """Opens a connection, and sends the bytes before the server accepts it. So no timeout of the server runs in
         between. The server must have one process."""
-        os.kill(self.pid, signal.SIGSTOP)
+        stop(self.pid)
         try:
             sock = self.connect()
             sock.sendall(request)
@@ -221,12 +221,23 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def stop(pid: int) -> None:
+    """Stops the process (SIGSTOP), and waits until it is stopped. SIGCONT continues it."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: _state(pid) == "T")
+
+
 def is_alive(pid: int) -> bool:
     """Returns whether the process exists and is not a zombie."""
+    return _state(pid) not in ("", "Z")
+
+
+def _state(pid: int) -> str:
+    """Returns the letter of the process's state (proc(5), stat); empty if the process does not exist."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
-        return False
+        return ""
 
 
 Start = Callable[..., AppProcess]
