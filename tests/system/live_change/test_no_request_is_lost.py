@@ -92,6 +92,6 @@ def test_no_request_is_lost(tmp_path: Path) -> None:
         old_workers = set(server.worker_pids())
         asyncio.run(run_load(server, tmp_path))
         assert not old_workers & set(server.worker_pids())
-        assert server.log_text().count("reloaded: gc.grace") == RELOADS
-        assert server.log_text().count("all workers were replaced") == RESTARTS
+    assert server.log_text().count("reloaded: gc.grace") == RELOADS
+    assert server.log_text().count("all workers were replaced") == RESTARTS
     assert "Traceback" not in server.log_text()
