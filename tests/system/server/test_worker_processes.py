@@ -391,6 +391,11 @@ def test_connections_are_shared(start: Start) -> None:
 LONG_TIMEOUTS = {"keep_alive_seconds": 3600, "header_seconds": 3600}
 
 
+def is_accepted(sock: socket.socket, workers: list[int]) -> bool:
+    """Returns whether one of the workers has accepted the connection."""
+    return accepting_process(sock.getpeername()[1], sock.getsockname()[1], workers) is not None
+
+
 def test_renewal_waits_for_idle_connections(start: Start) -> None:
     """After a renewal, idle connections stay open in their old worker, even connections on which no request was sent
     yet. The old worker closes a connection after its next response, which has `Connection: close`."""
@@ -400,9 +405,7 @@ def test_renewal_waits_for_idle_connections(start: Start) -> None:
     for sock in socks[:6]:
         sock.sendall(b"GET /slow?seconds=0 HTTP/1.1\r\nHost: test\r\n\r\n")
         assert "connection" not in read_response(sock)[1]
-    for sock in socks:
-        ports = running.address[1], sock.getsockname()[1]
-        wait_for(lambda ports=ports: accepting_process(*ports, old_workers) is not None)  # type: ignore[misc]
+    wait_for(lambda: all(is_accepted(sock, old_workers) for sock in socks))
     os.kill(running.pid, signal.SIGUSR2)
     wait_for(lambda: "all workers were replaced" in running.errors)
     for sock in socks:
