@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
 from registry.asgi import request_id_of, trace_id_of
+from tests.fakes.server_process import ROOT
 
 TRACE = b"0af7651916cd43dd8448eb211c80319c"
 
@@ -27,6 +30,16 @@ def test_an_invalid_request_id_is_replaced(header_value: bytes) -> None:
 def test_requests_without_an_id_get_one() -> None:
     """Each request without an id gets an id of its own."""
     assert len({request_id_of([]) for _ in range(100)}) == 100
+
+
+def test_forked_processes_make_different_ids() -> None:
+    """Processes that were forked from one process, as the workers are, make different ids."""
+    program = (
+        "import os; from registry.asgi import request_id_of; request_id_of([]); child = os.fork(); "
+        "os.write(1, request_id_of([]).encode() + b' '); child and os.waitpid(child, 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60, check=True)
+    assert len(set(done.stdout.split())) == 2
 
 
 @pytest.mark.parametrize(
