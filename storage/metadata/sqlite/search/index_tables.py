@@ -56,6 +56,16 @@ SELECT coalesce((SELECT max(id) FROM repository), 0) - repositories,
        coalesce((SELECT max(id) FROM blob), 0) - blobs,
        coalesce((SELECT max(id) FROM tag_history), 0) - tag_changes, tag_repository IS NOT NULL
   FROM search_progress"""
+_CHANGED_TAGS = """
+SELECT count(*), max(id), json_group_array(json_array(repository, tag)) FILTER (WHERE is_stored AND NOT is_indexed),
+       json_group_array(json_array(repository, tag)) FILTER (WHERE is_deleted AND NOT is_stored)
+  FROM (SELECT h.id, h.repository, h.tag, h.digest IS NULL AS is_deleted,
+               EXISTS (SELECT 1 FROM tag t WHERE t.repository = h.repository AND t.name = h.tag) AS is_stored,
+               EXISTS (SELECT 1 FROM search_tag s
+                        WHERE s.word = lower(h.tag) AND s.repository = h.repository AND s.tag = h.tag) AS is_indexed
+          FROM tag_history h WHERE h.id > (SELECT tag_changes FROM search_progress) ORDER BY h.id LIMIT ?)"""
+"""Reads the next changes in the tag history: their number, the last row id, the tags to add, and the tags to remove. A
+tag that was only moved is neither."""
 _MANIFEST = f"""
 SELECT m.id, CAST(r.name AS BLOB), CAST(m.digest AS BLOB),
        CASE WHEN octet_length(m.annotations) <= {MAX_ANNOTATION_BYTES} THEN CAST(m.annotations AS BLOB) END,
@@ -139,40 +149,47 @@ def _add_stored_tags(db: apsw.Connection) -> bool:
         "SELECT repository, name FROM tag WHERE (repository, name) > (?, ?) ORDER BY repository, name LIMIT ?",
         (*position, TAGS_PER_BATCH),
     ).fetchall()
-    for repository, tag in rows:
-        _add_tag(db, repository, tag)
+    _add_tags(db, rows)
     next_position = rows[-1] if len(rows) == TAGS_PER_BATCH else (None, None)
     db.execute("UPDATE search_progress SET tag_repository = ?, tag_name = ?", tuple(next_position))
     return len(rows) == TAGS_PER_BATCH
 
 
 def _follow_tag_changes(db: apsw.Connection) -> bool:
-    """Adds the tags of the next changes in the tag history, and removes the tags that these changes deleted."""
-    rows: list[Any] = db.execute(
-        "SELECT h.id, h.repository, h.tag, h.digest IS NULL, "
-        "       EXISTS (SELECT 1 FROM tag t WHERE t.repository = h.repository AND t.name = h.tag) "
-        "  FROM tag_history h WHERE h.id > (SELECT tag_changes FROM search_progress) ORDER BY h.id LIMIT ?",
-        (TAGS_PER_BATCH,),
-    ).fetchall()
-    if not rows:
+    """Adds the tags of the next changes in the tag history, and removes the tags that these changes deleted. Each
+    statement handles the whole batch, so that a client's change hardly waits for it."""
+    row_count, last_id, new_tags, deleted_tags = db.execute(_CHANGED_TAGS, (TAGS_PER_BATCH,)).get
+    if last_id is None:
         return False
-    for _, repository, tag, was_deleted, exists in rows:
-        if exists:
-            _add_tag(db, repository, tag)
-        elif was_deleted:
-            db.executemany(
-                "DELETE FROM search_tag WHERE word = ? AND repository = ? AND tag = ?",
-                [(word, repository, tag) for word in words_of_tag(tag)],
-            )
-    db.execute("UPDATE search_progress SET tag_changes = ?", (rows[-1][0],))
-    return len(rows) == TAGS_PER_BATCH
+    _add_tags(db, json.loads(new_tags))
+    _remove_tags(db, json.loads(deleted_tags))
+    db.execute("UPDATE search_progress SET tag_changes = ?", (last_id,))
+    return bool(row_count == TAGS_PER_BATCH)
 
 
-def _add_tag(db: apsw.Connection, repository: int, tag: str) -> None:
-    db.executemany(
-        "INSERT INTO search_tag (word, repository, tag) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        [(word, repository, tag) for word in words_of_tag(tag)],
-    )
+def _add_tags(db: apsw.Connection, tags: Sequence[tuple[int, str]]) -> None:
+    """Adds tags, each a repository's row id and a name. The index may have them already."""
+    if tags:
+        db.execute(
+            "INSERT INTO search_tag (word, repository, tag) SELECT value ->> 0, value ->> 1, value ->> 2 "
+            "FROM json_each(?) WHERE true ON CONFLICT DO NOTHING",
+            (_words_as_json(tags),),
+        )
+
+
+def _remove_tags(db: apsw.Connection, tags: Sequence[tuple[int, str]]) -> None:
+    """Removes tags, each a repository's row id and a name. The index may lack them."""
+    if tags:
+        db.execute(
+            "DELETE FROM search_tag WHERE (word, repository, tag) IN "
+            "(SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?))",
+            (_words_as_json(tags),),
+        )
+
+
+def _words_as_json(tags: Sequence[tuple[int, str]]) -> str:
+    """Returns the rows that the table `search_tag` has for these tags, as a JSON array of arrays."""
+    return json.dumps([(word, repository, tag) for repository, tag in tags for word in words_of_tag(tag)])
 
 
 def words_of_tag(tag: str) -> list[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 
 from storage.composition import open_registry, prepare_data_dir
@@ -63,6 +66,30 @@ async def test_content_of_several_batches_is_indexed(tmp_path: Path) -> None:
         ):
             page = await find([text], ALL_NAMES, 0, 1000)
             assert (len(page.items), page.is_complete) == (count, True), text
+
+
+async def test_tags_that_are_created_moved_and_deleted_between_two_batches(tmp_path: Path) -> None:
+    """However often tags were created, moved and deleted since the last batch, the index has the tags that exist, each
+    with all its words, and no others."""
+    async with opened(tmp_path) as searched:
+        metadata = searched.store.metadata
+        images = [await push_image(searched.store, APP, seed) for seed in ("first", "second")]
+        await searched.index()
+        tags = [Tag(f"Rel-{number}_x") for number in range(40)]
+        stored: set[Tag] = set()
+        choices = random.Random(7)
+        for _ in range(6):
+            for tag in choices.choices(tags, k=70):
+                if tag in stored and choices.random() < 0.5:
+                    await searched.store.delete_tag(APP, tag, by=BY)
+                    stored.remove(tag)
+                else:
+                    await metadata.put_manifest(APP, choices.choice(images), [tag], BY, True, None)
+                    stored.add(tag)
+            await searched.index()
+            with closing(apsw.Connection(str(tmp_path / "entrepot.db"))) as db:
+                indexed: set[Any] = set(db.execute("SELECT word, tag FROM search_tag").fetchall())
+            assert indexed == {(word, tag) for tag in stored for word in (tag.lower(), tag[4:].lower(), "x")}
 
 
 @pytest.mark.slow
