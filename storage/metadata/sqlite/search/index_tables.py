@@ -57,8 +57,9 @@ SELECT coalesce((SELECT max(id) FROM repository), 0) - repositories,
        coalesce((SELECT max(id) FROM tag_history), 0) - tag_changes, tag_repository IS NOT NULL
   FROM search_progress"""
 _CHANGED_TAGS = """
-SELECT count(*), max(id), json_group_array(json_array(repository, tag)) FILTER (WHERE is_stored AND NOT is_indexed),
-       json_group_array(json_array(repository, tag)) FILTER (WHERE is_deleted AND NOT is_stored)
+SELECT count(*), max(id),
+       CAST(json_group_array(json_array(repository, tag)) FILTER (WHERE is_stored AND NOT is_indexed) AS BLOB),
+       CAST(json_group_array(json_array(repository, tag)) FILTER (WHERE is_deleted AND NOT is_stored) AS BLOB)
   FROM (SELECT h.id, h.repository, h.tag, h.digest IS NULL AS is_deleted,
                EXISTS (SELECT 1 FROM tag t WHERE t.repository = h.repository AND t.name = h.tag) AS is_stored,
                EXISTS (SELECT 1 FROM search_tag s
@@ -142,16 +143,17 @@ def _add_repositories(db: apsw.Connection) -> bool:
 
 def _add_stored_tags(db: apsw.Connection) -> bool:
     """Adds the next tags that were stored before the index was created. `tag_repository` is NULL when all are added."""
-    position: Any = db.execute("SELECT tag_repository, tag_name FROM search_progress").get
+    position: Any = db.execute("SELECT tag_repository, CAST(tag_name AS BLOB) FROM search_progress").get
     if position[0] is None:
         return False
     rows: list[Any] = db.execute(
-        "SELECT repository, name FROM tag WHERE (repository, name) > (?, ?) ORDER BY repository, name LIMIT ?",
+        "SELECT repository, CAST(name AS BLOB) FROM tag WHERE (repository, name) > (?, CAST(? AS TEXT)) "
+        "ORDER BY repository, name LIMIT ?",
         (*position, TAGS_PER_BATCH),
     ).fetchall()
-    _add_tags(db, rows)
+    _add_tags(db, [(repository, name.decode("utf-8", "replace")) for repository, name in rows])
     next_position = rows[-1] if len(rows) == TAGS_PER_BATCH else (None, None)
-    db.execute("UPDATE search_progress SET tag_repository = ?, tag_name = ?", tuple(next_position))
+    db.execute("UPDATE search_progress SET tag_repository = ?, tag_name = CAST(? AS TEXT)", tuple(next_position))
     return len(rows) == TAGS_PER_BATCH
 
 
@@ -161,8 +163,8 @@ def _follow_tag_changes(db: apsw.Connection) -> bool:
     row_count, last_id, new_tags, deleted_tags = db.execute(_CHANGED_TAGS, (TAGS_PER_BATCH,)).get
     if last_id is None:
         return False
-    _add_tags(db, json.loads(new_tags))
-    _remove_tags(db, json.loads(deleted_tags))
+    _add_tags(db, json.loads(new_tags.decode("utf-8", "replace")))
+    _remove_tags(db, json.loads(deleted_tags.decode("utf-8", "replace")))
     db.execute("UPDATE search_progress SET tag_changes = ?", (last_id,))
     return bool(row_count == TAGS_PER_BATCH)
 
@@ -188,8 +190,10 @@ def _remove_tags(db: apsw.Connection, tags: Sequence[tuple[int, str]]) -> None:
 
 
 def _words_as_json(tags: Sequence[tuple[int, str]]) -> str:
-    """Returns the rows that the table `search_tag` has for these tags, as a JSON array of arrays."""
-    return json.dumps([(word, repository, tag) for repository, tag in tags for word in words_of_tag(tag)])
+    """Returns the rows that the table `search_tag` has for these tags, as a JSON array of arrays. Leaves out damaged
+    names, which are those that are not ASCII."""
+    rows = [(word, repository, tag) for repository, tag in tags if tag.isascii() for word in words_of_tag(tag)]
+    return json.dumps(rows)
 
 
 def words_of_tag(tag: str) -> list[str]:

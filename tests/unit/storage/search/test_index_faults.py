@@ -75,6 +75,27 @@ async def wait_until_found(searched: SearchedStore, text: str, expected: list[st
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("is_rebuilt", [False, True], ids=["tag history", "new index"])
+async def test_damaged_tag_names(searched: SearchedStore, monkeypatch: pytest.MonkeyPatch, is_rebuilt: bool) -> None:
+    """Tag names that are not valid UTF-8, because the database is damaged, are not in the index. They prevent no other
+    tag from being indexed, neither by the tag history nor when all stored tags are added to a new index."""
+    monkeypatch.setattr(index_tables, "TAGS_PER_BATCH", 2)  # a batch of the stored tags ends with a damaged name
+    for tag in ("bad-1", "bad-2", "bad-3", "good-1"):
+        await push_image(searched.store, APP, tag, tag)
+    await searched.store.delete_tag(APP, Tag("bad-3"), by=BY)
+    for table, column in (("tag", "name"), ("tag_history", "tag")):
+        run_sql(
+            searched,
+            f"UPDATE {table} SET {column} = CAST(x'62ff' || CAST({column} AS BLOB) AS TEXT) WHERE {column} LIKE 'bad%'",
+        )
+    if is_rebuilt:
+        await searched.store.search_index.rebuild()
+    await searched.index()
+    await searched.push("team/app:good-2")
+    assert await searched.tags("good") == ["team/app:good-1", "team/app:good-2"]
+    assert await searched.tags("1") == ["team/app:good-1"]
+
+
 @pytest.mark.parametrize("is_ascending", [True, False])
 async def test_several_reused_row_ids(searched: SearchedStore, is_ascending: bool) -> None:
     """After the newest manifests are deleted, in any order, SQLite uses their row ids again. A new manifest is
