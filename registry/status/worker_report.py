@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import secrets
 import threading
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -87,6 +88,18 @@ class WorkerReport(BaseModel):
     endpoints: list[EndpointReport]
 
 
+class _State(NamedTuple):
+    """The part of a report that may change. Costs much less than a report, so that the reporter compares states and
+    makes a report only if it writes the report."""
+
+    memory: int
+    counts: ServerCounts
+    loop_delay: float
+    is_read_only: bool
+    endpoints: Sequence[tuple[str, EndpointHealth]]
+    """The health of each endpoint, with the name of its upstream."""
+
+
 EndpointHealths = Callable[[], Mapping[str, "Sequence[EndpointHealth]"]]
 """Returns the health of the endpoints (URLs) of each upstream, as this process has observed it."""
 
@@ -118,7 +131,10 @@ class WorkerReporter:
         self._lock = threading.Lock()
         """Held while `_file` or `_is_closed` is used: a write may still run in its thread when the file is closed, and
         the descriptor could then belong to another file."""
-        self._last: WorkerReport | None = None
+        self._last_state: _State | None = None
+        """The state in the last report that was written."""
+        self._last_written = 0.0
+        """When the last report was written, in seconds since 1970."""
         self._has_logged = False
 
     async def run(self) -> None:
@@ -135,46 +151,50 @@ class WorkerReporter:
         finally:
             self._close()
 
-    def report(self, delay: float = 0.0) -> WorkerReport:
-        """Returns the report of this moment. `delay`: by how many seconds the event loop was late. Takes a fraction of
-        a millisecond."""
-        counts = self._counts()
+    def _state(self, delay: float) -> _State:
+        """Returns the state of this moment. `delay`: by how many seconds the event loop was late."""
+        return _State(
+            _resident_bytes() // _MEMORY_STEP_BYTES * _MEMORY_STEP_BYTES,
+            self._counts(),
+            round(max(0.0, delay), 1),
+            self._is_read_only(),
+            [(upstream, health) for upstream, healths in self._endpoints().items() for health in healths],
+        )
+
+    def _report(self, state: _State, now: float) -> WorkerReport:
+        """Returns the report about a state. `now`: seconds since 1970. Takes a fraction of a millisecond."""
         return WorkerReport(
             pid=os.getpid(),
             version=__version__,
             instance=self._run.instance,
             server_started=self._run.started,
             started=self._started,
-            written=self._clock(),
-            memory=_resident_bytes() // _MEMORY_STEP_BYTES * _MEMORY_STEP_BYTES,
-            connections=counts.connections,
-            requests=counts.requests,
-            max_connections=counts.max_connections,
-            answered=counts.answered,
-            loop_delay=round(max(0.0, delay), 1),
-            read_only=self._is_read_only(),
-            endpoints=[
-                _endpoint_report(upstream, health)
-                for upstream, healths in self._endpoints().items()
-                for health in healths
-            ],
+            written=now,
+            memory=state.memory,
+            connections=state.counts.connections,
+            requests=state.counts.requests,
+            max_connections=state.counts.max_connections,
+            answered=state.counts.answered,
+            loop_delay=state.loop_delay,
+            read_only=state.is_read_only,
+            endpoints=[_endpoint_report(upstream, health) for upstream, health in state.endpoints],
         )
 
-    def _must_be_written(self, report: WorkerReport) -> bool:
-        """Returns whether `report` differs from the last report that was written, or whether that last report is
-        old."""
-        # The difference is negative if the clock was set back.
-        if self._last is None or not 0 <= report.written - self._last.written < HEARTBEAT_SECONDS:
+    def _must_be_written(self, state: _State, now: float) -> bool:
+        """Returns whether the state differs from the one in the last report, or whether the last report is old."""
+        if state != self._last_state:
             return True
-        return report.model_copy(update={"written": self._last.written}) != self._last
+        # The difference is negative if the clock was set back.
+        return not 0 <= now - self._last_written < HEARTBEAT_SECONDS
 
     async def _report_or_log(self, delay: float) -> None:
-        """Writes the report if it must be written. Logs the first error, and ignores further errors."""
+        """Writes a report if one must be written. Logs the first error, and ignores further errors."""
         try:
-            report = self.report(delay)
-            if self._must_be_written(report):
+            state, now = self._state(delay), self._clock()
+            if self._must_be_written(state, now):
+                report = self._report(state, now)
                 await asyncio.to_thread(self._write_blocking, report.model_dump_json().encode())
-                self._last = report
+                self._last_state, self._last_written = state, now
         except Exception as error:  # for example RuntimeError, if no thread can be started
             if not self._has_logged:
                 self._has_logged = True
@@ -230,6 +250,7 @@ def _endpoint_report(upstream: str, health: EndpointHealth) -> EndpointReport:
 def _resident_bytes() -> int:
     """Returns how much memory this process occupies, in bytes; 0 if that is not known."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
         return 0

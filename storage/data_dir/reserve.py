@@ -87,13 +87,14 @@ class Reserve:
         """`path`: the reserve's file. Opens it if it exists; `establish` creates it. `min_free`: how much of the disk
         must stay free; None: nothing. Raises OSError."""
         self._path = path
+        self._directory = str(path.parent)
         self._system = system
         self._min_free = min_free
         self._fd = -1
         self._lock = threading.Lock()
         self._can_allocate = True
         """False after the file system has refused to allocate space in advance."""
-        self.size = _size_on(path.parent)
+        self.size = _size_on(self._directory)
         """The full size of the reserve in bytes."""
         self._open()
 
@@ -143,7 +144,7 @@ class Reserve:
     def free_bytes(self) -> int | None:
         """Returns the free bytes of the file system; None if its state cannot be read."""
         try:
-            file_system = os.statvfs(self._path.parent)
+            file_system = os.statvfs(self._directory)
         except OSError:
             return None
         return file_system.f_bavail * file_system.f_frsize
@@ -154,7 +155,7 @@ class Reserve:
         if self._min_free is None:
             return None
         try:
-            file_system = os.statvfs(self._path.parent)
+            file_system = os.statvfs(self._directory)
         except OSError:
             return None
         free_bytes = file_system.f_bavail * file_system.f_frsize
@@ -209,7 +210,7 @@ class Reserve:
         if self._fd >= 0 and not self.is_whole:
             return _FULL_DISK
         try:
-            file_system = os.statvfs(self._path.parent)
+            file_system = os.statvfs(self._directory)
         except OSError:
             return None
         if file_system.f_bavail * file_system.f_frsize < min(MIN_FREE_BYTES, self.size):
@@ -271,12 +272,12 @@ class Reserve:
             self._can_allocate = False
             log.warning(
                 "the file system of %s cannot reserve space (%s): deletes may fail when the disk is full",
-                self._path.parent,
+                self._directory,
                 error.strerror,
             )
 
 
-def _size_on(directory: Path) -> int:
+def _size_on(directory: str) -> int:
     """Returns the full size in bytes of a reserve on the file system of `directory`."""
     try:
         file_system = os.statvfs(directory)

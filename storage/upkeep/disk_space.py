@@ -37,7 +37,7 @@ class DiskSpaceMonitor:
     async def check(self) -> None:
         """Extends the reserve if it does not have its full size. If the disk has become full since the last check, or
         is full for a new reason, logs the reason. If the disk has space again, logs this."""
-        reserve, root = self._disk.reserve, self._disk.layout.root
+        reserve = self._disk.reserve
         if not reserve.is_whole:
             with suppress(RegistryError):
                 await self._disk.run(reserve.restore)
@@ -45,6 +45,7 @@ class DiskSpaceMonitor:
         if problem == self._logged_problem:
             return
         self._logged_problem = problem
+        root = self._disk.layout.root
         if problem is None:
             log.warning("the disk of the data directory %s has space again: pushes work again", root)
         else:

@@ -40,7 +40,7 @@ CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
 CHECKS_PER_LOOK_AGAIN: Final = 300
 """Number of checks, one every `CHECK_SECONDS`, after which the indexer again reads the manifests whose labels it could
-not read completely."""
+not read completely, and after which a process without the slot tries to get it even if all content is in the index."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
@@ -72,12 +72,17 @@ class SearchIndexer:
         self._lines_by_config: dict[Digest, Mapping[str, str]] = {}
         """The labels in the configs of the current batch. Many manifests can have the same config."""
 
+    def has_unindexed(self) -> bool:
+        """Returns whether there is content that is not in the index. Takes microseconds. Raises StorageFull,
+        StorageFailed."""
+        return self._index.has_unindexed()
+
     async def run(self) -> int:
         """Adds the content that is not in the index, in batches. Ends after a batch that is not full. Content that
         clients push meanwhile is left to the next call, because small batches cost more. Returns the number of batches.
         Raises StorageFull, StorageFailed. A cancellation leaves the index usable; a later call continues."""
         batches = 0
-        while self._index.has_unindexed():
+        while self.has_unindexed():
             are_many_left = await self._index.index_names()
             batch = await self._index.unindexed_manifests()
             if batch.end != batch.start:
@@ -200,22 +205,26 @@ def _first_lines(lines: Mapping[str, str]) -> Mapping[str, str]:
 
 async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
     """Keeps the index up to date until the task is cancelled. Every server process runs this function; the process that
-    holds the slot does the work. Logs an error, and tries again later. If the index is damaged, drops it and builds it
-    again. If it is damaged again before all content is indexed, does not drop it again, because the damage may be in
-    other tables."""
+    holds the slot does the work. The other processes try to get the slot when content is not in the index. Logs an
+    error, and tries again later. If the index is damaged, drops it and builds it again. If it is damaged again before
+    all content is indexed, does not drop it again, because the damage may be in other tables."""
     may_rebuild = True
+    checks_without_slot = 0
     while True:
         pause = RETRY_SECONDS
         try:
-            async with leases.try_slot(SLOT, count=1) as has_slot:
-                checks = 0
-                while has_slot:
-                    await indexer.run()
-                    if checks % CHECKS_PER_LOOK_AGAIN == 0:
-                        await indexer.read_incomplete_again()
-                        may_rebuild = True
-                    checks += 1
-                    await asyncio.sleep(CHECK_SECONDS)
+            if checks_without_slot % CHECKS_PER_LOOK_AGAIN == 0 or indexer.has_unindexed():
+                checks_without_slot = 0
+                async with leases.try_slot(SLOT, count=1) as has_slot:
+                    checks = 0
+                    while has_slot:
+                        await indexer.run()
+                        if checks % CHECKS_PER_LOOK_AGAIN == 0:
+                            await indexer.read_incomplete_again()
+                            may_rebuild = True
+                        checks += 1
+                        await asyncio.sleep(CHECK_SECONDS)
+            checks_without_slot += 1
             pause = CHECK_SECONDS
         except SearchIndexDamaged as error:
             log.error("the search index is damaged: %s", error.__cause__ or error)

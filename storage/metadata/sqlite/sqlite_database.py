@@ -98,7 +98,7 @@ class SqliteDatabase:
         self.metadata = SqliteMetadata(self._db, data_version, shared_reads, scans, writer, clock)
         self.records = SqliteUpstreamRecords(self._db, writer, clock)
         self.accounts = SqliteAccounts(self._db, writer, clock, data_version, scans)
-        self.jobs = SqliteJobs(self._db, writer, lists, clock)
+        self.jobs = SqliteJobs(self._db, writer, lists, clock, data_version)
         self.upstream_tags = SqliteUpstreamTags(self._db, writer, clock, scans)
         self.tag_history = SqliteTagHistory(scans, writer, clock)
         self.tag_listing = SqliteTagListing(lists)
@@ -114,7 +114,7 @@ class SqliteDatabase:
         self.descriptions = SqliteDescriptions(self._db, writer, clock)
         self.activity = SqliteActivityLog(self._db, writer)
         self.outbox = SqliteOutbox(self._db, writer, scans, deliveries, clock)
-        self.search = SqliteSearch(self._db, writer, searches)
+        self.search = SqliteSearch(self._db, writer, searches, data_version)
 
     def close(self) -> None:
         """Waits until the queued changes are made, then closes all connections."""

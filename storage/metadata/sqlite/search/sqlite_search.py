@@ -33,10 +33,18 @@ class SqliteSearch:
     after the other in a thread of their own, so that other long lookups do not wait for them."""
 
     def __init__(
-        self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, searches: ScanThread | ImmutableScans
+        self,
+        db: apsw.Connection,
+        writer: CommitThread | ImmutableDatabase,
+        searches: ScanThread | ImmutableScans,
+        data_version: Callable[[], object],
     ) -> None:
-        """Reads positions with `db`, searches in `searches`, and changes the index through `writer`."""
+        """Reads positions with `db`, searches in `searches`, and changes the index through `writer`. `data_version`
+        returns a value that changes with every commit to the database."""
         self._db = db
+        self._data_version = data_version
+        self._complete_at: object = None
+        """The last data version at which all content was known to be in the index."""
         self._writer = writer
         self._searches = searches
 
@@ -61,7 +69,13 @@ class SqliteSearch:
         return self._look(index_tables.is_indexing)
 
     def has_unindexed(self) -> bool:
-        return self._look(index_tables.has_unindexed)
+        version = self._data_version()
+        if version == self._complete_at:
+            return False
+        has_unindexed = self._look(index_tables.has_unindexed)
+        if not has_unindexed:
+            self._complete_at = version
+        return has_unindexed
 
     async def index_names(self) -> bool:
         return await self._change(index_tables.index_names)

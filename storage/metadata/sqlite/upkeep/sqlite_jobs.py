@@ -86,10 +86,15 @@ class SqliteJobs:
         writer: CommitThread | ImmutableDatabase,
         scans: ScanThread | ImmutableScans,
         clock: Callable[[], float],
+        data_version: Callable[[], object],
     ) -> None:
         """Reads ids with `db` and jobs with `scans`, because the result of a job may be long. Changes through `writer`.
-        `clock` returns the time in seconds since 1970."""
+        `clock` returns the time in seconds since 1970. `data_version` returns a value that changes with every commit to
+        the database."""
         self._db = db
+        self._data_version = data_version
+        self._known_without_jobs: tuple[object, frozenset[str]] | None = None
+        """A data version, and kinds of which there were no active jobs then."""
         self._writer = writer
         self._scans = scans
         self._clock = clock
@@ -137,8 +142,14 @@ class SqliteJobs:
 
     async def oldest_active(self, kinds: Collection[str]) -> Mapping[str, int]:
         with _as_storage_failed():
+            # Every server process asks once a second. Most of the time nothing has changed since its last call.
+            asked = self._data_version(), frozenset(kinds)
+            if asked == self._known_without_jobs:
+                return {}
             rows: list[Any] = self._db.execute(_OLDEST_ACTIVE, (json.dumps(list(kinds)),)).fetchall()
-        return {kind: job_id for kind, job_id in rows if job_id is not None}
+        found = {kind: job_id for kind, job_id in rows if job_id is not None}
+        self._known_without_jobs = None if found else asked
+        return found
 
     async def start(self, job_id: int, holder: str) -> Job:
         return await self._change(
