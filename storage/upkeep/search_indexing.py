@@ -213,7 +213,7 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
     while True:
         pause = RETRY_SECONDS
         try:
-            if checks_without_slot % CHECKS_PER_LOOK_AGAIN == 0 or indexer.has_unindexed():
+            if checks_without_slot % CHECKS_PER_LOOK_AGAIN == 0 or _may_have_work(indexer):
                 checks_without_slot = 0
                 async with leases.try_slot(SLOT, count=1) as has_slot:
                     checks = 0
@@ -236,6 +236,15 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
         except Exception:
             log.exception("the search index cannot be written; trying again later")
         await asyncio.sleep(pause)
+
+
+def _may_have_work(indexer: SearchIndexer) -> bool:
+    """Returns whether content is not in the index. Also returns True if the index cannot be read: only the process that
+    gets the slot may build it again."""
+    try:
+        return indexer.has_unindexed()
+    except RegistryError:
+        return True
 
 
 async def _rebuild(indexer: SearchIndexer) -> float:

@@ -69,13 +69,7 @@ class SqliteSearch:
         return self._look(index_tables.is_indexing)
 
     def has_unindexed(self) -> bool:
-        version = self._data_version()
-        if version == self._complete_at:
-            return False
-        has_unindexed = self._look(index_tables.has_unindexed)
-        if not has_unindexed:
-            self._complete_at = version
-        return has_unindexed
+        return self._look(self._has_unindexed)
 
     async def index_names(self) -> bool:
         return await self._change(index_tables.index_names)
@@ -98,6 +92,13 @@ class SqliteSearch:
 
     async def rebuild(self) -> None:
         await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
+
+    def _has_unindexed(self, db: apsw.Connection) -> bool:
+        """Does not read the tables if nothing was committed since all content was in the index."""
+        version = self._data_version()
+        if version != self._complete_at and not index_tables.has_unindexed(db):
+            self._complete_at = version
+        return version != self._complete_at
 
     def _look(self, lookup: Callable[[apsw.Connection], T]) -> T:
         """Runs a short lookup on the event loop."""

@@ -296,6 +296,25 @@ async def test_a_damaged_index_is_built_again(searched: SearchedStore, sql: str)
     assert await searched.names("app") == ["other/app", "team/app"]
 
 
+async def test_only_the_process_with_the_slot_builds_the_index_again(searched: SearchedStore) -> None:
+    """While another process holds the slot, the background task leaves a damaged index as it is, because that process
+    may be building the index again."""
+    await searched.push("team/app:v1")
+    # Makes SQLite find the page of an index where it expects the table. The new schema version makes all connections
+    # read the number of the page again.
+    run_sql(
+        searched,
+        "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = (SELECT rootpage FROM sqlite_schema "
+        "WHERE name = 'tag_history_at') WHERE name = 'search_progress'; PRAGMA schema_version = 1000000",
+    )
+    async with searched.store.leases.try_slot(search_indexing.SLOT, count=1) as has_slot:
+        assert has_slot
+        async with background(searched):
+            await asyncio.sleep(0.2)  # ten checks
+        with pytest.raises(SearchIndexDamaged):
+            searched.store.search_index.has_unindexed()
+
+
 async def wait_until_index_is_rebuilt(searched: SearchedStore, is_done: Callable[[list[str]], bool]) -> None:
     """Waits until a search for the label `color` succeeds and `is_done` accepts its result."""
     while True:
