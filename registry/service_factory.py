@@ -126,7 +126,7 @@ class ServiceFactory:
         self.rate_limit = rate_limit
         self.clock = clock
         self.body_memory = _body_memory(settings)
-        # A pull from one of these upstreams needs a grant whose pattern begins with the upstream's name.
+        # A client can pull from these only with a grant whose pattern of names begins with the upstream's name.
         self._upstreams_needing_grant = [upstream.name for upstream in settings.upstream if upstream.needs_named_grant]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
         self._other_hosts = [*self._upstream_by_host, *settings.host_names]
@@ -190,13 +190,13 @@ class ServiceFactory:
             cursors=components.cursors,  # encrypts the cursors in lists of repositories
         )
         authenticator = HeaderAuthenticator(guard, policy, components.credential_verifier, clock=components.clock)
-        # The cache needs the names of repositories whose answers always come from the store, never from a mirror.
+        # `is_always_hosted` says whether the answers for a repository always come from the store, never from a mirror.
         answer_cache = AnswerCache(
             store.metadata.version, router.is_always_hosted, by_host=bool(self._upstream_by_host)
         )
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        # The check is strictest while there has been no account, that is, while the policy is not closed.
+        # The check is strictest until the policy is closed: until there is an account or another way to log in.
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),
@@ -211,7 +211,7 @@ class ServiceFactory:
                 answer_cache,
                 cross_site,
                 count_pull=_pull_counter(backend),
-                # With the setting `read_only`, all pushes are refused, even if there is enough space.
+                # With the setting `read_only`, `Restricted` refuses every push, so the space need not be checked.
                 push_refusal=None if settings.read_only else store.push_refusal,
                 read_history=_history_reader(guard, store),
             ),

@@ -168,8 +168,8 @@ class Partials(Protocol):
         ...
 
     async def downloading(self) -> set[Digest]:
-        """Returns the digests of the blobs that a process is downloading now. Includes those for which this
-        cannot be read from the disk. Raises StorageFailed."""
+        """Returns the digests of the blobs that a process is downloading now. Includes partial blobs whose state the
+        disk cannot read, because a process may be downloading them. Raises StorageFailed."""
         ...
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
@@ -180,9 +180,9 @@ class Partials(Protocol):
 
 async def discard_if_nearly_empty(partial: Partial) -> None:
     """Deletes a partial blob whose download has failed, if fewer than `MIN_KEPT_BYTES` bytes have arrived. Keeps it if
-    some bytes have arrived and a client of another process waits for more, because that process can continue the
-    download. Only for the owner; does nothing for other handles. Raises nothing: if the files cannot be deleted, they
-    expire later."""
+    some bytes have arrived and another handle is a waiter (`Partial.has_waiters`), because that handle can become the
+    owner and continue the download. Only for the owner; does nothing for other handles. Raises nothing: if the files
+    cannot be deleted, they expire later."""
     with suppress(RegistryError):
         if not partial.is_owner:
             return

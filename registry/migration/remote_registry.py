@@ -1,6 +1,9 @@
 """Reads the content of the old registry over the network, with the HTTP client of the mirrors (`RemoteRegistry`).
 
 `RequestRetries` repeats failed requests, and ends the import if the old registry is down or refuses the login.
+
+An error which says that content is unknown is `Unconfirmed` if the response does not prove this: possibly a proxy or
+firewall in front of the old registry sent the response, or the request lacked a login.
 """
 
 from __future__ import annotations
@@ -93,8 +96,8 @@ class RemoteRegistry:
 
     async def repositories(self) -> AsyncIterator[str]:
         """Yields the names of all repositories, as the old registry lists them. Raises ImportInvalid if it offers no
-        list, or a list without an end, and SourceDown if a later page cannot be read, or if a proxy responds in its
-        place."""
+        list, or a list without an end. Raises SourceDown if a page after the first cannot be read, or if the error for
+        such a page is `Unconfirmed`."""
         page: CatalogPage | None = None
         # The digests of the URLs of the pages, because a registry may send URLs of many KiB.
         url_digests: set[bytes] = set()
@@ -177,7 +180,8 @@ class RemoteRegistry:
         try:
             return bool(await self._client.has_referrers_api(repo, digest))
         except UnconfirmedNameUnknown as error:
-            # A firewall refuses only the list of referrers. A retry after a pause does not help.
+            # The registry has just answered the request for the manifest. So only the list of referrers is refused, for
+            # example by a firewall. A retry after a pause does not help.
             raise self._hidden_referrers(error) from None
 
     async def referrers(self, repo: RepositoryName, subject: Digest) -> AsyncIterator[Digest]:
@@ -187,7 +191,8 @@ class RemoteRegistry:
         while True:
             try:
                 page = await self._retries.run(repo, lambda: self._referrers_page(repo, subject, after))  # noqa: B023
-            except NameUnknown as error:  # always unconfirmed: the client returns an empty page for other ones
+            except NameUnknown as error:
+                # The error is always `Unconfirmed`. For any other NameUnknown, the client returns an empty page.
                 raise self._hidden_referrers(error) from None
             for descriptor in page.items:
                 yield descriptor.digest
@@ -201,7 +206,8 @@ class RemoteRegistry:
         try:
             return await self._client.referrers(repo, subject, None, after, PAGE_SIZE, use_fallback_tag=False)
         except UnconfirmedNameUnknown:
-            # Some registries have the referrers API only for a part of their repositories.
+            # Some registries have the referrers API only for a part of their repositories. If this repository has the
+            # API, the request has failed. If it does not, the page is empty.
             if await self._ask_for_referrers_api(repo, subject):
                 raise
             return Page([])
@@ -243,8 +249,8 @@ class RemoteRegistry:
                 stated_size = (await self._client.resolve_blob(repo, blob.digest)).size
                 if stated_size != blob.size:
                     raise SizeInvalid(f"{self.host} states {stated_size} bytes")
-            demand = Demand()
-            demand.enter()
+            demand = Demand()  # the download stops when nobody needs the blob
+            demand.enter()  # the import counts as a client
             download = Download(
                 self._client, self._slots, repo, partial, demand, AvoidedEndpoints(), on_response=lambda: None
             )
@@ -256,8 +262,8 @@ class RemoteRegistry:
             await partial.commit(repo)
 
     def _missing_blob(self, digest: Digest, error: BlobUnknown) -> ContentBroken:
-        lacks = "give out" if isinstance(error, Unconfirmed) else "have"
-        return ContentBroken(f"{self.host} does not {lacks} the blob {digest}")
+        verb = "give out" if isinstance(error, Unconfirmed) else "have"
+        return ContentBroken(f"{self.host} does not {verb} the blob {digest}")
 
     def _hidden_referrers(self, error: NameUnknown) -> ContentBroken:
         return ContentBroken(f"{self.host} does not show its referrers, such as signatures: {error.message}")

@@ -38,8 +38,8 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 SIZES: Final = tuple(1024 << exponent for exponent in range(22))
 """Upper bounds of the buckets of sizes, in bytes: from 1 KiB to 2 GiB, as in CNCF Distribution."""
 _MIN_COLUMNS: Final = 32
-"""Smallest number of columns. A small server has more columns than it needs. So they are also enough for more workers
-after a restart, and the counts continue."""
+"""Smallest number of columns: more than a small server needs. A restart may start more workers than before. If the
+memory has enough columns for them, the counts continue; if not, all counts begin at 0."""
 
 
 class CountsMemory(NamedTuple):
@@ -114,8 +114,8 @@ class Metrics:
         # The memory holds the names of the upstreams, the names of the webhooks, and the cells, at these offsets.
         webhooks_start = SharedNames.needed_bytes(UPSTREAM_CAPACITY)
         cells_start = webhooks_start + SharedNames.needed_bytes(WEBHOOK_CAPACITY)
-        # Four columns for each worker: during a restart, two are needed. The others are for another restart that begins
-        # while workers that the first restart has replaced still run.
+        # Four columns for each worker. During a restart, the replaced worker and the new one need one each. The other
+        # two are for a second restart, which may begin before the workers replaced by the first one have ended.
         columns = max(_MIN_COLUMNS, 4 * workers)
         memory = None
         if inherited is not None:
@@ -147,20 +147,20 @@ class Metrics:
         the byte counters sources. Returns the first of the reserved cells."""
         first_cell = cell = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
         for route in ROUTES:
-            sent = self.response_sizes.cell(route)
+            request_sizes_cell = self.request_sizes.cell(route)
+            response_sizes_cell = self.response_sizes.cell(route)
             for method in _CACHED_METHODS:
                 for bucket in range(len(SIZES) + 1):
                     plan.add_source(
                         cell,
                         *(self.requests.cell(route, method, "200"), self.seconds.cell(route, method)),
-                        *(self.cached_answers.cell(route), self.request_sizes.cell(route), sent + bucket),
+                        *(self.cached_answers.cell(route), request_sizes_cell, response_sizes_cell + bucket),
                     )
                     cell += 1
             # A request adds its bytes only to the two byte counters, not to the sums of the two histograms of sizes. So
             # each counter is the source of the sum in its histogram.
-            plan.add_source(self.sent_bytes.cell(route), self.response_sizes.sum_cell(sent))
-            received = self.request_sizes.sum_cell(self.request_sizes.cell(route))
-            plan.add_source(self.received_bytes.cell(route), received)
+            plan.add_source(self.sent_bytes.cell(route), self.response_sizes.sum_cell(response_sizes_cell))
+            plan.add_source(self.received_bytes.cell(route), self.request_sizes.sum_cell(request_sizes_cell))
         return first_cell
 
     def cached_cell(self, route: str, method: str, size: int) -> int:
@@ -187,8 +187,9 @@ class Metrics:
         return self.cells.own[self._began_cell]
 
     def is_named(self, family: Family, values: Sequence[str]) -> bool:
-        """Returns False if the series has the number of an upstream or webhook to which no name belongs. Returns True
-        for every other series. `values`: those of `Family.series`."""
+        """Returns False if the label values of a series include an upstream or webhook whose number has no name.
+        Returns True for every other series. `values`: those of `Family.series`, in which upstreams and webhooks have
+        numbers in place of their names."""
         shared_names = {"upstream": self.upstreams, "webhook": self.webhooks}
         return all(
             int(value) < len(shared_names[label].names())

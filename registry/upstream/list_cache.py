@@ -117,8 +117,8 @@ class ListCache(Generic[T]):
 
 
 def _size_bytes(key: str, complete: CompleteList[T]) -> int:
-    """Returns how much memory a cached list takes. The key may be long, because a client chooses the artifact type of
-    the referrers that it requests."""
+    """Returns how much memory a cached list takes. This includes the key, which may be long: the key of a list of
+    referrers contains the artifact type that the client requests."""
     return complete.size_bytes + sys.getsizeof(key) + LIST_OVERHEAD_BYTES
 
 

@@ -80,7 +80,7 @@ class NoLeases:
 
     @asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[bool]:
-        yield False
+        yield False  # the call has not waited for the lease
 
     @asynccontextmanager
     async def slot(

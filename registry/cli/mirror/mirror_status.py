@@ -67,8 +67,8 @@ async def _upstream_status(upstream: Upstream, stored: StoredRegistry, inventory
 async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
     """Returns the frozen tags of the upstream, in the form `REPOSITORY:TAG`, in order."""
     prefix, frozen_tags = f"{upstream.name}/", list[str]()
-    # The store compares repositories first and then tags. So the name of the upstream with an empty tag sorts before
-    # all tags of the upstream.
+    # For `docker.io`, this is `docker.io/:`, the repository name `docker.io/` with an empty tag. The store sorts by
+    # repository and then by tag, so this sorts before all tags of the upstream.
     after = f"{prefix}:"
     while True:
         page = await tags.frozen_tags(after, 1000)

@@ -61,14 +61,14 @@ def measure(
     results, exit_code = [], 0
     for chosen in upstreams:
         speeds = run_interruptible(_measure(chosen, image))
-        what, lines = advice(chosen, speeds)
+        sentence, snippet = advice(chosen, speeds)
         if all(speed.error is not None for speed in speeds):
             exit_code = 1
         if as_json:
             values = [_as_json(speed) for speed in speeds]
-            results.append({"upstream": chosen.name, "endpoints": values, "advice": what, "lines": lines or None})
+            results.append({"upstream": chosen.name, "endpoints": values, "advice": sentence, "lines": snippet or None})
         else:
-            _print(chosen, speeds, what, lines)
+            _print(chosen, speeds, sentence, snippet)
     if as_json:
         print_json_value(results, indent=2)
     raise typer.Exit(exit_code)
@@ -110,8 +110,8 @@ async def _measure(upstream: Upstream, image: str | None) -> list[EndpointSpeed]
 
 
 def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] | None:
-    """Returns the image to fetch; None if the option --image is not given and there is no default image for the
-    upstream. Ends the command if --image is not valid."""
+    """Returns the image to fetch. Returns None if the option --image is not given and there is no default image for the
+    upstream; then only the connections are measured. Ends the command if --image is not valid."""
     from registry.cli.diagnosis.endpoint_speed import DEFAULT_IMAGES
     from storage.errors import RegistryError
     from storage.names import RepositoryName, Tag
@@ -143,7 +143,7 @@ def _as_json(speed: EndpointSpeed) -> dict[str, Any]:
     }
 
 
-def _print(upstream: Upstream, speeds: list[EndpointSpeed], what: str, lines: str) -> None:
+def _print(upstream: Upstream, speeds: list[EndpointSpeed], sentence: str, snippet: str) -> None:
     import textwrap
 
     from rich.text import Text
@@ -160,9 +160,9 @@ def _print(upstream: Upstream, speeds: list[EndpointSpeed], what: str, lines: st
     plain_console().print(table)
     for note in dict.fromkeys(note for speed in speeds for note in speed.notes):
         print_line(note)
-    print_text(f"\n{what}")
-    if lines:
-        print_text(textwrap.indent(lines, "    "), end="")
+    print_text(f"\n{sentence}")
+    if snippet:
+        print_text(textwrap.indent(snippet, "    "), end="")
 
 
 def _milliseconds(seconds: float | None) -> str:

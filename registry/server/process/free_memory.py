@@ -17,8 +17,8 @@ TRIM_BYTES = 32 * 1024 * 1024
 """A process returns memory if it has grown by more than this many bytes over its smallest size so far."""
 TRIM_PAUSES = (5.0, 600.0)
 """Shortest and longest pause between two attempts to return memory, in seconds. The pause doubles after each attempt.
-It starts again at the shortest one when the process's size changes by more than a quarter of `TRIM_BYTES` in a second,
-or while the process is at most `TRIM_BYTES` above its smallest size so far."""
+It is reset to the shortest one if the process's size changes by more than a quarter of `TRIM_BYTES` in a second, or is
+at most `TRIM_BYTES` above the smallest size so far."""
 FEW_CONNECTIONS = 256
 """Up to this number of open connections, an attempt includes a full garbage collection, which then takes a few
 milliseconds."""
@@ -40,7 +40,8 @@ class MemoryTrimmer:
         it once a second; `now` is in seconds of any steady clock."""
         bytes_before, self._current_bytes = self._current_bytes, resident_bytes()
         self._min_bytes = min(self._min_bytes, self._current_bytes)
-        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:  # it has freed much memory, or it may soon
+        # A process that has shrunk has just freed much memory. A process that has grown may free much memory soon.
+        if abs(self._current_bytes - bytes_before) > TRIM_BYTES // 4:
             self._pause_seconds = TRIM_PAUSES[0]
             self._next_attempt = min(self._next_attempt, now + self._pause_seconds)
         if self._current_bytes <= self._min_bytes + TRIM_BYTES:

@@ -55,8 +55,8 @@ def activated_sockets(environment: MutableMapping[str, str]) -> list[socket.sock
 
 
 def listening_socket(file: int) -> socket.socket:
-    """Returns the socket with this descriptor, ready for the workers. Raises OSError or ValueError if the descriptor is
-    not a listening TCP socket."""
+    """Returns the socket with the descriptor `file`. Makes it non-blocking, and not inheritable by programs that this
+    process executes. Raises OSError or ValueError if the descriptor is not a listening TCP socket."""
     sock = socket.socket(fileno=file)
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
         raise ValueError(f"the descriptor {file} is no TCP socket")

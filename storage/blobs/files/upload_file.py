@@ -39,8 +39,8 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """Creates the file of a new session in `directory`. Raises BlobUploadInvalid if another request has resumed the
-        session before this call, and so has created the file itself."""
+        """Creates the file of a session in `directory`, which has no file yet. Raises BlobUploadInvalid if another
+        request has taken the session over in the meantime: then `take_over` has created the file."""
         path = directory / "1"
         try:
             system.mkdir(directory)
