@@ -93,7 +93,8 @@ class Router(RefusingRegistry):
       allowed to read.
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
       clients mount the blob from this repository. It is not enough that the store lists the blob there: the mirror adds
-      a blob to the repository before it records the confirmation, and records none while the upstream is public."""
+      a blob to the repository before it records the confirmation. While the upstream is public, the mirror records no
+      confirmations, and the settings can make the upstream private later."""
 
     def __init__(
         self,
@@ -295,8 +296,9 @@ class Router(RefusingRegistry):
         with suppress(BlobUnknown):
             await self._mount(digest, source.repo, repo, by)
             return
-        # A download for several repositories stores the blob in one of them, and adds it to `source` only after this
-        # wait has ended. Opening the stored blob at the mirror adds it as well.
+        # If `source` shares the download with other repositories, the download may store the blob in another repository
+        # first, and add it to `source` only after the wait above has ended. Opening the stored blob at the mirror adds
+        # it to `source`, too.
         async with aclosing(await source.registry.open_blob(source.repo, digest)):
             await self._mount(digest, source.repo, repo, by)
 

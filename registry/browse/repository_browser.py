@@ -107,7 +107,7 @@ class RepositoryBrowser:
         (`registry.browse.stored_content`). `live` is the registry that clients use, with mirrors."""
         self._registry = registry
         self._live = live
-        # The nouns are for the text of the error.
+        # The text of TooManyRequests says that there are too many "answers" or "lists".
         self._reads = VisitorLimits(_READS, "answers")
         self._lists = VisitorLimits(_LISTS, "lists")
         self.answer_memory = AnswerMemory(_ANSWER_BYTES)
@@ -213,7 +213,8 @@ class RepositoryBrowser:
 
     async def description(self, request: RequestContext, repo: RepositoryName, top_heading: int = 1) -> DescriptionView:
         """Returns the description of a repository, as text and as HTML. `top_heading`: the level of the highest
-        headings in the HTML. Rendering has a limit of its own: while a visitor waits for it, others can read."""
+        headings in the HTML. While the call waits to render, it holds no slot to read, so other visitors can
+        read."""
         description = await self.stored_description(request, repo)
         return await self._descriptions.view(repo, description, visitor_of(request), top_heading)
 

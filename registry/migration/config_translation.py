@@ -175,7 +175,8 @@ class _Translation:
         self._setting("public_url", host_source, _public_url)
         public_host = urlsplit(_public_url(host_source[1]) or "").hostname
         if public_host and not (is_insecure_open or self._has_accounts() or is_loopback_host(public_host)):
-            # `insecure_open` is not set here: the old registry did not say whether its proxy asks clients for a login.
+            # `insecure_open` is not set here: the old settings do not say whether a reverse proxy in front of the old
+            # registry asks clients for a login.
             self._top += [
                 "# There are no accounts, and other machines reach this registry by public_url. It does not start",
                 "# before you add an account with `entrepot user add NAME --admin`, or let everybody push and delete:",
@@ -307,17 +308,17 @@ def _set_variable(document: dict[str, Value], variable: str, text: str) -> None:
         value = text
     group = document
     for name in parents:
-        name = _own_name(group, name)
+        name = _matching_key(group, name)
         child_group = group.get(name)
         if not isinstance(child_group, dict):
             # `storage: filesystem` is short for `storage: {filesystem: {}}`.
             child_group = {child_group: {}} if isinstance(child_group, str) else {}
             group[name] = child_group
         group = child_group
-    group[_own_name(group, last_name)] = value
+    group[_matching_key(group, last_name)] = value
 
 
-def _own_name(document: Mapping[str, Value], name: str) -> str:
+def _matching_key(document: Mapping[str, Value], name: str) -> str:
     """Returns the key of the document whose lower-case form is `name`; `name` itself if there is no such key."""
     return next((key for key in document if str(key).lower() == name), name)
 
@@ -366,7 +367,8 @@ def _split(value: Value) -> SplitResult:
 
 
 def _toml(value: str | bool) -> str:
-    """Returns a value in TOML: as JSON, with escapes for control characters. TOML requires one for DEL."""
+    """Returns a value in TOML: as JSON, with an escape for each control character. Unlike JSON, TOML requires an escape
+    for the character DEL, too."""
     return printable_toml(json.dumps(value, ensure_ascii=False))
 
 

@@ -55,8 +55,8 @@ READER_BYTES: Final = MAX_BUFFERED_BYTES + 2 * CHUNK_BYTES
 """The share of the budget that the reader of a large blob has: the buffer, the last chunk that it yielded, and the copy
 of this chunk in the buffer of the client's connection."""
 BUDGET_BYTES: Final = 48 * MIB
-"""Size of the budget of a worker. Three quarters of it are for large shares, so 36 large blobs are passed through at
-the same time. That is more than an upstream has connections by default."""
+"""Size of the budget of a worker. Large shares may use three quarters of it (`registry.memory_budget`). So 36 readers
+can have `READER_BYTES` each, which is more than an upstream has connections by default."""
 SLOW_CLIENT_SECONDS: Final = 30.0
 """While another reader waits for memory, a reader whose client takes longer than this for `CHUNK_BYTES` is cut off."""
 _TOO_SLOW: Final = "the client receives the blob too slowly while other requests wait"
@@ -254,7 +254,7 @@ class PassThroughReader:
     @contextmanager
     def _waiting_for_upstream(self) -> Iterator[None]:
         """Says that the reader waits for the upstream inside the `with` block. The client has received everything, so
-        it does not count as slow, neither in the block nor for the time before it."""
+        it does not count as slow inside the block. What was measured before the block no longer counts."""
         self._received_since_mark, self._chunk_seconds, self._share.held_since = 0, 0.0, math.inf
         try:
             yield

@@ -102,7 +102,7 @@ async def repository(request: Request, path: str) -> Response:
         parameters = ("q", "sort", "after") if reference is None else ("platform",)
         return redirect_with_query(request, f"{REPOSITORIES_PATH}/{path_of(stored, reference)}", *parameters)
     caller = caller_of(request)
-    context = caller.request_on(stored)  # with it, the browser checks the caller's rights
+    context = caller.request_on(stored)  # with it, `caller.browser` checks the caller's rights
     if reference is not None:
         return await image_page(request, stored, reference, _components(request).naming.upstream_of(stored))
     description = await caller.browser.description(context, stored, TOP_HEADING)

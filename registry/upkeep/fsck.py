@@ -28,8 +28,8 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
     - `found`: the number of problems by code. `repaired`: how many of them were repaired. `left`: how many were not
       repaired.
     - `damaged`: the number of blobs and manifests that are recorded as damaged at the end of the check. Content that
-      was recorded before the check is not a problem, so it counts only in `damaged`. If the check finds a damaged blob
-      and its repair records the blob, the blob counts in `found`, `repaired` and `damaged`.
+      was recorded as damaged before the check is not a problem, so it counts only in `damaged`. If the check finds a
+      damaged blob and its repair records the blob, the blob counts in `found`, `repaired` and `damaged`.
     - `records`: the first `MAX_RECORDS` problems, with the fields of a step. `more`: whether there are further ones."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
 

@@ -202,8 +202,8 @@ def literal_address(host: str) -> str | None:
 
 
 MAX_URL_LENGTH = 8 << 10
-"""Longest URL of a redirect, and longest `Link` header of a list, in characters. Parsing a URL of 60 KiB blocks the
-event loop for 80 ms."""
+"""Longest URL of a redirect, and longest `Link` header (which names the next page of a list), in characters. Parsing a
+URL of 60 KiB blocks the event loop for 80 ms."""
 MAX_REDIRECTS = 5
 """Largest number of redirects that are followed for one request."""
 
@@ -215,7 +215,8 @@ _HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
 def origin(url: str) -> tuple[str, str, int]:
     """Returns the scheme, host and port of an http or https URL (RFC 6454, 4). The host is in lower case, IDNA-encoded,
-    without a dot at the end, and is the host to which HTTP clients connect. Raises ValueError for any other URL."""
+    without a dot at the end. An HTTP client that requests the URL connects to the same host. Raises ValueError for any
+    other URL."""
     parts = urlsplit(url)
     host_and_port = _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2])
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or host_and_port is None or parts.port == 0:

@@ -68,7 +68,7 @@ class TagChanges:
                     else f"{repo}:{tag} never pointed at anything other than {current}"
                 )
         assert digest is not None
-        # If the tag did not exist above, the condition is that it still does not exist.
+        # The tag must not have changed since `current` was read. If it did not exist then, it must still not exist.
         unchanged = Condition(negated=True) if current is None else Condition(frozenset({current}))
         return await self._history.move(
             repo,

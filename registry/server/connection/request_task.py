@@ -30,8 +30,8 @@ class RequestTask:
 
         Without the cancellation, the application could go on waiting, such as for an upstream registry that does not
         answer. The connection no longer counts under any limit then, so a client could make any number of requests wait
-        by resetting its connections. A write is not cancelled, because its change may be half done. A response
-        that has started ends when the application sends its next part."""
+        by resetting its connections. A write is not cancelled, because its change may be half done. If the
+        response has started, no cancellation is needed: the application gets an error when it sends the next part."""
         exchange = self._exchange
         must_cancel = (
             exchange.scope["method"] in _READS and not exchange.response_started and not exchange.body.is_disconnected

@@ -29,8 +29,8 @@ from storage.tag_rules import IsImmutable, nothing_immutable
 MAX_TAGS_WITHOUT_LOCK: Final = 64
 """If more than this number of tags need a manifest, or more than this number of indexes contain it, the process holds a
 lock while it changes the manifest. So it changes only one such manifest at a time. Otherwise hundreds of these changes
-could wait at the same time. The commit thread would make them in one transaction, which would take long. The number is
-that of the tags that one push can set."""
+could wait at the same time. The commit thread would make them in one transaction, which would take long. The number
+is the largest number of tags that one push can set."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
 _TAGS_SET_AFTER_ENTRY: Final = """
@@ -85,8 +85,8 @@ class NeedingTagsCheck:
     denied: Callable[[Target, str], Denied]
 
     def check_all(self, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> int:
-        """Checks all tags that need the manifest. Returns the id that the newest entry of the tag history had when
-        the check began: of the tags that were set up to this entry, no immutable one needs the manifest. Takes long if
+        """Checks all tags that need the manifest. Returns the id of the newest entry of the tag history when the
+        check began. No immutable tag that was set by this entry or an earlier one needs the manifest. Takes long if
         there are very many tags, so it must not run in a transaction that changes something. Raises NameUnknown,
         ManifestUnknown, Denied."""
         newest = newest_entry(db)
@@ -125,10 +125,11 @@ class NeedingTagsCheck:
         return True
 
     def _check_changes(self, db: apsw.Connection, target: Target, checked_to: int) -> bool:
-        """Checks the tags that were set after the entry `checked_to` of the tag history. For an older tag, the
-        result of `check_all` still holds. It could need the manifest now only if an index between its own index and the
-        manifest was missing during that check, and was pushed since. But clients cannot delete an index that an
-        immutable tag needs. Returns False if too many tags were set. Raises Denied."""
+        """Checks the tags that were set after the entry `checked_to` of the tag history. Does not check
+        older tags: `check_all` found no immutable one that needs the manifest. One could need it now only if an index
+        that connects the tag with the manifest was missing then and was pushed since. Clients cannot cause this,
+        because they cannot delete an index that an immutable tag needs. Returns False if too many tags were set. Raises
+        Denied."""
         rows: list[Any] = db.execute(
             _TAGS_SET_AFTER_ENTRY, (checked_to, target.repository_id, _MAX_CHANGED_TAGS + 1)
         ).fetchall()
