@@ -54,8 +54,8 @@ def cookie_value(scope: Scope, name: str) -> str:
     for header in scope.get(_COOKIES_KEY, ()):
         for pair in header.split(b";"):
             cookie_name, _, value = pair.partition(b"=")
-            # Removes only spaces and tabs. If other white space precedes `__Host-` in a name, browsers do not see the
-            # prefix, and let other hosts of the domain set the cookie.
+            # Removes only spaces and tabs. If a name has other white space before `__Host-`, browsers do not see the
+            # prefix, so another host of the domain can set this cookie. It must not count as the cookie `__Host-…`.
             if cookie_name.strip(b" \t") == encoded_name:
                 last_value = value.strip(b" \t")
     is_quoted = len(last_value) >= 2 and last_value[:1] == last_value[-1:] == b'"'

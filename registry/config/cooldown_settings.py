@@ -1,5 +1,5 @@
-"""The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`. A cooldown is the delay after
-which pulls of a mirrored tag get a new digest.
+"""The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`. A cooldown is the time for
+which a digest must have held a tag at the upstream before pulls of the tag get this digest.
 
 The functions are pydantic validators: they return the value to use, and raise ValueError.
 """

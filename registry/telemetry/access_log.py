@@ -26,8 +26,8 @@ _TEXT: Final = (
 content; `-` for content that is not mirrored. `status`: 0 if no response was begun; it is followed by `(cut off)` if
 the response is incomplete."""
 _REFUSED_TEXT: Final = _TEXT.replace(" agent=", ' reason="%(reason)s" agent=')
-"""The text of a line about a request that the server itself has refused. The agent stays last, because the client
-chooses its text."""
+"""The text of a line about a request that the HTTP server below the application has refused. The agent stays last,
+because the client chooses its text."""
 _MAX_PATH_CHARACTERS: Final = 1024
 _MAX_REFERENCE_CHARACTERS: Final = 256
 """Longer paths, and longer references and reasons, are cut to these lengths."""
@@ -80,8 +80,8 @@ def write_request(
     reason: str = "",
 ) -> None:
     """Writes the line of any request. `note` follows the status. `item`: the reference: a tag, a digest or the id of an
-    upload session. `reason`: why the server itself has refused the request; empty: the server has not refused it. Call
-    it only if `log` is enabled for INFO."""
+    upload session. `reason`: why the HTTP server below the application has refused the request; empty: it has not
+    refused it. Call `write_request` only if `log` is enabled for INFO."""
     handler = direct_handler(log)
     headers: list[Header] = scope["headers"]
     agent = next((value for name, value in headers if name == b"user-agent"), b"")
@@ -118,15 +118,15 @@ def write_request(
 def _cached_message(fixed: str, resource: str, address: str, request_id: str, headers: Sequence[Header]) -> str:
     """Returns the text of the line of a response from the response cache. `fixed`, `resource`: the two texts in
     `LoggedAnswer.log_fields`, between which the address stands."""
-    agent, trace = b"", b""
+    agent, traceparent = b"", b""
     for header, value in headers:
         if header == b"user-agent":
             agent = value
         elif header == b"traceparent":
-            trace = value
+            traceparent = value
     return (
         f"{fixed} address={address or '-'} {resource} "
-        f"request={request_id} trace={(trace and trace_id_of(headers)) or '-'} agent={_agent(agent)}"
+        f"request={request_id} trace={(traceparent and trace_id_of(headers)) or '-'} agent={_agent(agent)}"
     )
 
 

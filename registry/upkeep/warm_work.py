@@ -1,4 +1,4 @@
-"""The job that fetches images from upstream registries before anyone pulls them (`warm_work`), for servers."""
+"""A job of the server: fetches images from upstream registries before anyone pulls them (`warm_work`)."""
 
 from __future__ import annotations
 

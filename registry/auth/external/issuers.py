@@ -36,8 +36,9 @@ LEEWAY_SECONDS: Final = 10.0
 MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 """The longest text that is accepted as a token of an issuer."""
 _CHECKED_CLAIMS: Final = ("iss", "aud", "exp", "nbf", "iat")
-"""The claims that joserfc gets to check. With all claims, it would also refuse a token whose `sub` or `jti` is not a
-text. `Issuers._identity` itself checks the type of the claim that it reads, and no other claim matters."""
+"""`Issuers` passes only these claims to joserfc. If joserfc got all claims, it would also refuse a token whose `sub` or
+`jti` is not a text. `Issuers._identity` itself checks the type of the claim that it reads, and no other claim
+matters."""
 
 
 class Issuers:

@@ -81,7 +81,7 @@ def loggable_error_code(value: object) -> str:
 
 
 def provider_stamp(settings: OIDCSettings) -> str:
-    """Returns the stamp of the provider's settings: a hash that changes when the settings change. A login at this
-    provider puts the stamp into the identity that it proves. After a change of the settings, identities with the old
-    stamp are refused."""
+    """Returns the stamp of the provider's settings: a hash that changes when the settings change. An
+    `Identity` (`registry.auth.rights.principal`) of an account that has logged in at this provider contains the stamp.
+    After a change of the settings, identities with the old stamp are refused."""
     return settings_stamp("openid", settings)

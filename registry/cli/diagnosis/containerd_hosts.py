@@ -73,8 +73,8 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
     """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
     findings."""
     address = target.address
-    host_name = urlsplit(address.url).hostname or ""
-    if address.is_plain_http and (host_name == "localhost" or address.is_trusted_by_docker):
+    # docker trusts plain HTTP only from `localhost` and 127.0.0.0/8, so the registry is on this machine.
+    if address.is_plain_http and address.is_trusted_by_docker:
         return [ok(CHECK, f"containerd reaches {address.host} by plain HTTP, because it is on this machine")]
     folder = _folder(files, directories, address.host)
     try:

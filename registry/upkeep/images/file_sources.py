@@ -31,7 +31,7 @@ xz file states how much memory it needs."""
 @contextmanager
 def _damage_errors(label: str, name: str = "") -> Iterator[None]:
     """Context manager that raises ImageFileFailed in place of an error of `_DAMAGES`. `label`: the archive or directory
-    that is read. `name`: the file in it; empty: its list of files."""
+    that is read. `name`: the file in it; empty if the list of its files is read."""
     try:
         yield
     except _DAMAGES as error:
@@ -154,7 +154,7 @@ class TarSource:
         self._members: dict[str, tarfile.TarInfo] = {}
         with _damage_errors(self.label):
             for member in archive.members():
-                member.name = posixpath.normpath(member.name)  # also the key, so that it is in memory only once
+                member.name = posixpath.normpath(member.name)  # the key is the same object, to save memory
                 self._members[member.name] = member
 
     def size(self, name: str) -> int | None:

@@ -77,19 +77,20 @@ async def import_images(
     """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
     bytes. `name`: the name under which to import; None: the names in the file are used. `records`: the records of
     imports. `own_host`: the host name under which clients know this registry, which is left out of names; empty: not
-    known. An immutable tag that points at another image stays, and is reported as a problem. So is an image
-    with a manifest that an immutable tag needs with another media type. `clock` returns the time in seconds since 1970.
-    The tags that the import sets get the natural order of their names. Raises ImageFileFailed, Denied (the name
-    belongs to an upstream), and the other errors of pushes. Content that was stored before an error stays."""
+    known. An image is not stored under a name, and is reported as a problem, if the name's tag is immutable and
+    points at another image, or if an immutable tag needs a manifest of the image with another media type. `clock`
+    returns the time in seconds since 1970. The tags that the import changes get times in the natural order of their
+    names, so `build-9` counts as older than `build-10`. Raises ImageFileFailed, Denied (the name belongs to an
+    upstream), and the other errors of pushes. Content that was stored before an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
-    # A referrer that has a name is also one of the named images.
+    # A referrer that has a name is in both lists. `_targets` gives tags to images without names.
     referrers = [tree for tree in trees if tree.root.subject is not None]
-    named_images = [
+    tagged_images = [
         (image, tree)
         for image, tree in zip(content.images, trees, strict=True)
         if tree.root.subject is None or image.names
     ]
-    targets = _targets(content, named_images, name, own_host)
+    targets = _targets(content, tagged_images, name, own_host)
     importer = _Importer(router, content, by, reporter, records, immutable_tags)
     started_at = clock()
     for tree, references in targets:
@@ -239,7 +240,8 @@ class _Importer:
         while waiting:
             storable = [tree for tree in waiting if tree.root.subject in self._stored]
             if not storable:
-                # Only now: a referrer that was refused under its tag may have been stored without it in the last round.
+                # Not earlier: a round may still store, without a tag, a referrer that was refused under its tag. Then
+                # later rounds can store the referrers of that referrer.
                 refused_now = [tree for tree in waiting if tree.root.subject in self._refused]
                 if refused_now:
                     self._refused.update(tree.root.digest for tree in refused_now)
@@ -280,13 +282,14 @@ class _Importer:
         for digest in tree.manifests:
             self._stored.setdefault(digest, set()).add(repo)
         self.manifests += len(tree.manifests)
-        if changed_tags:  # at once, because retention may run before the import ends
+        # Retention counts the record as a pull. It may run before the import ends, so the record is written now.
+        if changed_tags:
             await self._records.record_import(repo, tree.root.digest)
         self._changed_tags += ((tag, repo, tree.root.digest) for tag in changed_tags)
 
     async def record_changed_tags(self, started_at: float) -> None:
-        """Gives the tags that have changed the time `started_at`, at which the import began, in the natural order of
-        their names."""
+        """Gives the changed tags times in the natural order of their names. The first tag gets `started_at`, the time
+        at which the import began."""
         changed_tags = sorted(self._changed_tags, key=lambda changed: natural_order(changed[0]))
         for position, (tag, repo, digest) in enumerate(changed_tags):
             set_at = started_at + position * TAG_STEP_SECONDS

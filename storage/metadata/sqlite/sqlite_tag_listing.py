@@ -69,7 +69,7 @@ WITH RECURSIVE tree (id) AS (
          JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest
         LIMIT ?2)
 SELECT json_group_array(id), count(*) FROM tree"""
-"""The row ids of the manifests in the tree of the manifest ?1 (`_FactsReader`), at most ?2."""
+"""The row ids of the manifests in the tree of the manifest ?1, at most ?2. `_FactsReader` says what a tree is."""
 _PULLS: Final = """
 SELECT max(iif(pulls > 0, last, NULL)), coalesce(sum(pulls), 0) FROM manifest_pull
  WHERE manifest IN (SELECT value FROM json_each(?1))"""
@@ -167,7 +167,7 @@ class SqliteTagListing:
         elif order is TagOrder.SIZE and (sizes := _sizes(db, repository, query, reader)) is not None:
             positions = _by_size(sizes, query, after, limit + 1)
         else:
-            if order is TagOrder.SIZE:  # too many tags to sort by size; `_sizes` has used up the first reader's limits
+            if order is TagOrder.SIZE:  # too many tags or manifests; `_sizes` may have used up the limits of `reader`
                 reader = _FactsReader(db, repository)
             order = TagOrder.NAME
             positions = _by_name(db, repository, query, after, limit + 1)
@@ -236,7 +236,7 @@ class _FactsReader:
 
     @property
     def can_read_more_manifests(self) -> bool:
-        """Whether the limit of manifests of trees is not reached yet."""
+        """Whether fewer than `MAX_READ_MANIFESTS` manifests of trees were read so far."""
         return self._remaining_manifests > 0
 
     def tag(self, name: str) -> ListedTag | None:
@@ -293,7 +293,8 @@ class _FactsReader:
         tree."""
         if row_id not in self._trees:
             limit = min(MAX_TREE_MANIFESTS, self._remaining_manifests)
-            ids, count = self._db.execute(_TREE, (row_id, limit + 1)).get  # at least the manifest itself
+            # `limit + 1` is at least 1, so `ids` always contains `row_id`.
+            ids, count = self._db.execute(_TREE, (row_id, limit + 1)).get
             self._trees[row_id] = ids, count <= limit
             self._remaining_manifests -= min(count, limit)
         return self._trees[row_id]

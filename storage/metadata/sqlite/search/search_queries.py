@@ -3,6 +3,9 @@
 After a deletion, the index may still have rows of the deleted content. So each search joins the rows of the index with
 the tables of the content, and finds only content that still exists. The functions take the arguments of
 `storage.content_search.ContentSearch`, and read all rows of their statements or close the statements.
+
+Each function `convert` takes a row and returns a key and the entry of the page, or None to skip the row. Of rows with
+the same key, `read_page` uses only the first.
 """
 
 from __future__ import annotations
@@ -31,8 +34,9 @@ from storage.patterns import NameSet
 GROUP_CHARACTERS: Final = 3
 """The full-text index of names contains all groups of this number of characters that occur in each name."""
 MAX_PATTERNS: Final = 16
-"""Largest number of patterns of a person's rights that become a condition of a search for names. If there are more, the
-search reads the matching names of all repositories, and then leaves out those that the person may not see."""
+"""If a person's rights have at most this number of patterns, a search for names adds them to its query of the index
+(`_pattern_expression`). If there are more, the search reads the matching names of all repositories, and then leaves out
+those that the person may not see."""
 MAX_SHOWN_LABELS: Final = 8
 """Largest number of labels that an entry shows."""
 MAX_BLOBS: Final = 20
@@ -58,7 +62,7 @@ SELECT r.name, s.tag, m.digest, t.updated FROM {source}
        CROSS JOIN manifest m ON m.id = t.manifest
  WHERE s.word >= ?1 AND s.word < ?2"""
 _TAGS = _TAG.format(source="search_tag s") + " ORDER BY s.word, s.repository, s.tag"
-_TAGS_OF_SOME = _TAG.format(source="json_each(?3) j CROSS JOIN search_tag s ON s.repository = j.value")
+_TAGS_IN_REPOSITORIES = _TAG.format(source="json_each(?3) j CROSS JOIN search_tag s ON s.repository = j.value")
 _TAG_OF_MANIFEST = """
 coalesce((SELECT name FROM tag WHERE manifest = m.id LIMIT 1),
          (SELECT t.name FROM manifest_child c JOIN tag t ON t.manifest = c.manifest
@@ -150,7 +154,7 @@ def _groups_expression(texts: Iterable[str]) -> str:
 
 def _pattern_expression(within: NameSet) -> str:
     """Returns an expression that finds all names that match the patterns, and few other names. The expression is empty
-    if there are many patterns, or if a pattern is not simple or is too short."""
+    if there are many patterns, or if the text before the first star of a pattern is too short."""
     if len(within.patterns) > MAX_PATTERNS:
         return ""
     parts = [_groups_expression([START_OF_NAME + pattern.prefix]) for pattern in within.patterns]
@@ -201,7 +205,7 @@ def tags(db: apsw.Connection, words: Sequence[str], within: NameSet, offset: int
     values: tuple[str, ...] = (last_part, last_part + LAST)
     if scope.ids_json is None:
         return read_page(db, scope, _TAGS, values, offset, limit, convert)
-    return read_page(db, scope, _TAGS_OF_SOME, (*values, scope.ids_json), offset, limit, convert)
+    return read_page(db, scope, _TAGS_IN_REPOSITORIES, (*values, scope.ids_json), offset, limit, convert)
 
 
 def labels(
