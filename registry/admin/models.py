@@ -140,7 +140,7 @@ class NewUser(BodyModel):
 
 
 class AddedAccount(AccountResponse):
-    """A new account. `notes` says which rights it has from the start, by grants and groups that named it already, and
+    """A new account. `notes` says which rights it has from the start, because grants or groups already name it, and
     whether it replaces an account of an htpasswd file."""
 
     notes: Annotated[list[str], Field(examples=[["alice had grants already, which apply to this account"]])]

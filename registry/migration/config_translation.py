@@ -209,7 +209,7 @@ class _Translation:
         path = self._take("auth.htpasswd.path")
         if path is not _MISSING:
             self._table("[auth]", f"htpasswd = {_toml(str(path))}")
-            self._table("[auth]", "# These accounts have no rights until you grant some. What they had in the old one:")
+            self._table("[auth]", "# These accounts have no rights until you grant some. Each of them had these:")
             self._table("[auth]", "#   entrepot grant add '**' pull,push,delete authenticated")
 
     def _translate_proxy(self) -> None:

@@ -60,7 +60,7 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
             warning(
                 CHECK,
                 f"{file} sets server = {document['server']!r} for every host that has no directory of its own",
-                f"if this registry does not answer, images of {host.prefix} are asked of that server",
+                f"if this registry does not answer, containerd requests images of {host.prefix} from that server",
                 f"write a file for {host.prefix}, or remove the line with server",
                 file=path,
                 lines=lines,
@@ -91,7 +91,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
             warning(
                 CHECK,
                 f"containerd expects TLS of {address.host}, which speaks plain HTTP",
-                f"images named {address.host}/NAME cannot be pulled; the mirrored ones are not concerned",
+                f"images named {address.host}/NAME cannot be pulled; images that it mirrors can",
                 f"write this to {file}; no restart is needed",
                 file=file,
                 lines=f'server = "{address.url}"\n\n[host."{address.url}"]\n{capabilities}',

@@ -118,7 +118,7 @@ def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] 
 
     text = image or DEFAULT_IMAGES.get(upstream.name)
     if text is None:
-        hint = f"entrepot: --image NAME:TAG names an image of {upstream.name}, to measure how fast it sends"
+        hint = f"entrepot: to measure how fast {upstream.name} sends, name one of its images with --image NAME:TAG"
         print_line(hint, err=True)
         return None
     name, _, tag = text.removeprefix(f"{upstream.name}/").rpartition(":")
