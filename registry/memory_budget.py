@@ -129,9 +129,9 @@ class MemoryBudget:
         return Share(self, key, client)
 
     def try_grow(self, share: Share, added_bytes: int) -> bool:
-        """Does what `Share.try_grow` does. While other shares wait in the queue for `share`, returns False even if
-        enough of the budget is free. A share that needs no new bytes, because another share with its key holds them,
-        need not wait."""
+        """Does what `Share.try_grow` does. While other shares wait in the queue that `share` would join, returns False
+        even if enough of the budget is free. A share that needs no new bytes, because another share with its key holds
+        them, need not wait."""
         if not self._may_client_use(share, added_bytes):
             return False
         if self._queue_for(share, added_bytes) and not self._is_key_counted(share):

@@ -106,8 +106,8 @@ class Observed(ForwardingRegistry):
     """Makes each call on `inner`, reports how long it took, and writes a log line for it."""
 
     def __init__(self, inner: Registry, on_call: OnCall | None = None, trace_call: TraceCall | None = None) -> None:
-        """`on_call`: called after each call; None: the calls are not measured. `trace_call`: makes a context manager
-        around each call; None: the calls are not traced."""
+        """`on_call`: called after each call; None: the calls are neither measured nor traced. `trace_call`: makes a
+        context manager around each call; None: the calls are not traced."""
         super().__init__(inner)
         self._on_call = on_call
         self._trace_call = trace_call

@@ -90,7 +90,7 @@ def print_json(items: Sequence[BaseModel] | BaseModel) -> None:
 
 
 def print_json_value(value: Any, *, indent: int | None = None) -> None:
-    """Prints JSON types as a JSON document, on one line if `indent` is None."""
+    """Prints a value, made of JSON types, as a JSON document, on one line if `indent` is None."""
     print_json_document(json.dumps(value, indent=indent, ensure_ascii=False))
 
 

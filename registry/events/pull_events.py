@@ -28,8 +28,8 @@ MAX_EVENTS: Final = 10_000
 log = logging.getLogger("registry.events")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
-"""For a repository name as clients write it, returns three things, of which the second is the stored name. Raises
-NameUnknown, NameInvalid."""
+"""Finds a repository by the name that clients use. The second of the three results is the name under which the
+repository is stored. Raises NameUnknown, NameInvalid."""
 
 
 def wants_pulls(settings: Settings) -> bool:

@@ -85,8 +85,8 @@ class Prefetcher:
         self._has_requests_left = has_requests_left
         self._clock = clock
         self._images: OrderedDict[tuple[RepositoryName, Digest], _PulledImage] = OrderedDict()
-        """The images that clients are pulling, by repository and digest of the manifest. The least recently used image
-        is the first."""
+        """The remembered images, by repository and digest of the manifest: those that clients are pulling or have
+        pulled. The least recently used image is the first."""
         self._blob_count = 0
         """Number of blobs of all images in `_images`."""
         self._images_with_unqueued_layers: dict[RepositoryName, dict[Digest, _PulledImage]] = {}
@@ -141,8 +141,8 @@ class Prefetcher:
     def _queue_layers(
         self, repo: RepositoryName, manifest_digest: Digest, image: _PulledImage, requested: Digest
     ) -> None:
-        """Queues the layers of `image`, except the layer `requested`, which is being downloaded for the client. Does
-        nothing if `requested` is not a layer of the image, or if the layers have been queued before."""
+        """Queues the config and the layers of `image`, except the layer `requested`, which the client gets without the
+        queue. Does nothing if `requested` is not a layer of the image, or if the layers have been queued before."""
         if image.layers_queued or not image.has_layer(requested):
             return
         image.layers_queued = True

@@ -43,8 +43,8 @@ _MAX_FILTER_CHARACTERS: Final = 64
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""A slot is the permit to render a page; their number limits how many pages are rendered at a time. A `FormRoute` does
+not acquire one for its handler. So the handlers that render a page acquire a `page_slot`."""
 
 
 def account_path(name: str) -> str:

@@ -17,8 +17,8 @@ from storage.upkeep.job_runner import JobContext, Work
 def backup_arguments(
     target: Path, keep: int | None, *, verify: bool, may_link: bool = True, is_new: bool = False
 ) -> dict[str, JSON]:
-    """Returns the arguments of a job that makes a backup (see `BackupOptions`). `is_new`: whether `target` may lack the
-    backups that were made to it before, as when their disk is not mounted."""
+    """Returns the arguments of a job that makes a backup (see `BackupOptions`). `is_new`: whether to make the
+    backup even if `target` no longer has the earlier backups, for example because their disk is not mounted."""
     return {"target": str(target.absolute()), "keep": keep, "verify": verify, "may_link": may_link, "new": is_new}
 
 

@@ -153,8 +153,8 @@ class Collector:
         return report
 
     async def free_unlinked_blobs(self) -> int:
-        """Removes the blobs that have no link now, and frees their space at once. Removes nothing else. Returns the
-        number of removed blobs. Raises StorageFull, StorageFailed."""
+        """Removes the blobs that have no link now, and frees their space at once. Removes nothing else, and no blobs
+        while a backup is running. Returns the number of removed blobs. Raises StorageFull, StorageFailed."""
         this_round = _Round(dry_run=False, shards=(), max_listed=0, on_removal=None, count=self.on_removed)
         await self._remove_blobs(this_round)
         await self._reclaim_space(this_round)

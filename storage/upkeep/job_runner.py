@@ -29,8 +29,8 @@ SAVE_SECONDS: Final = 1.0
 STOP_CHECK_SECONDS: Final = 1.0
 """Interval, in seconds, at which the process that runs a job checks whether a stop of the job was requested."""
 STOP_GRACE_SECONDS: Final = 5.0
-"""Seconds that a job has to stop at its next report before it is cancelled. Most jobs report more often, and complete
-the step that they are doing."""
+"""Seconds after which a job that has not stopped is cancelled. A job stops at its next report; most jobs report more
+often than this, so they complete the step that they are doing."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a server process checks again for queued jobs after an error of the store."""
 SLOT_ATTEMPTS: Final = 20

@@ -1,8 +1,9 @@
 """Checks passwords of accounts in the store and in the htpasswd file. If both have an account of the same name, the
 account in the store is used.
 
-A right password is hashed once an hour in each process, from however many addresses it comes: many machines can log in
-with the same password at the same moment. Each wrong password is hashed, and counted as a failure, for each network.
+Each process hashes a right password once an hour, however many addresses send it: many machines can log in with the
+same password at the same moment. A wrong password is hashed and counted as a failure again for each network that sends
+it.
 
 Failed logins are throttled. Neither the result of a check nor its duration reveals which accounts exist.
 """
@@ -60,8 +61,8 @@ class _FailedCheck:
 
     - `checked_against`: the stored hash with which the password was compared, and the account's identity at that time.
       The entry is valid as long as the account has the same hash and identity.
-    - `epoch`: the store's epoch at the last time when the account was known to have them. The epoch is a number that
-      every change of an account increases.
+    - `epoch`: the store's epoch when a check last found this hash and identity. The epoch is a number that every change
+      of an account increases.
     - `file_version`: the version of the htpasswd file at that time.
     - `until`: when the entry expires, in seconds since 1970.
     """
@@ -101,7 +102,7 @@ class PasswordCheck:
         self._throttle = throttle
         self._clock = clock
         self._htpasswd = htpasswd
-        # The salts differ between stores, so hashes of guesses cannot be prepared for many stores at once.
+        # The key of the dummy salts. It differs between stores, so nobody can prepare hashes that fit many stores.
         self._salt_key = hashlib.blake2b(accounts.instance_id().encode()).digest()
         self._failed_checks = SecretCache[_FailedCheck]()
         self._verified = SecretCache[_VerifiedPassword]()
@@ -148,7 +149,7 @@ class PasswordCheck:
         return identity
 
     async def aclose(self) -> None:
-        """Cancels the checks that wait for a hashing, and waits until the running hashings and the replacements of
+        """Cancels the hashings that have not begun, and waits until the running hashings and the replacements of
         hashes have ended."""
         await cancel_and_wait(self._hashings.values())
         await asyncio.gather(*self._rehashes.values(), return_exceptions=True)

@@ -75,9 +75,9 @@ def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
 
 def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
     """Returns the findings about a containerd that is not part of k3s or RKE2."""
-    name = files.first(_CONFIG_FILE)
+    file = files.first(_CONFIG_FILE)
     try:
-        config = None if name is None else _load(files, name)
+        config = None if file is None else _load(files, file)
     except FileUnusable as error:
         return [error.finding]
     if config is None:
@@ -105,37 +105,37 @@ def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
     return [*findings, *(finding for finding in hosts if finding.level is not Level.OK or not is_unread)]
 
 
-def _load(files: ClientFiles, name: str) -> ContainerdConfig | None:
-    """Returns the configuration, including the files that it imports; None if there is no such file. Raises
-    FileUnusable."""
-    document = files.toml(name)
+def _load(files: ClientFiles, file: str) -> ContainerdConfig | None:
+    """Returns the configuration in the file with the path `file`, including the files that it imports; None if there is
+    no such file. Raises FileUnusable."""
+    document = files.toml(file)
     if document is None:
         return None
-    merged = _plugins(name, document)
-    for pattern in _list(name, document, "imports"):
+    merged = _plugins(file, document)
+    for pattern in _list(file, document, "imports"):
         for path in _imported(files, pattern):
             for plugin, settings in _plugins(path, files.toml(path) or {}).items():
                 merged[plugin] = {**merged.get(plugin, {}), **settings}
     version = document.get("version", 1)
     if not isinstance(version, int):
-        raise _wrong(name, "version", "is no number")
+        raise _wrong(file, "version", "is no number")
     # containerd reads the version 0 as 1.
-    return ContainerdConfig(name, version or 1, merged, _list(name, document, "disabled_plugins"))
+    return ContainerdConfig(file, version or 1, merged, _list(file, document, "disabled_plugins"))
 
 
-def _plugins(name: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _plugins(file: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the settings of each plugin in a file. Raises FileUnusable."""
     plugins = document.get("plugins", {})
     if not isinstance(plugins, dict) or not all(isinstance(settings, dict) for settings in plugins.values()):
-        raise _wrong(name, "plugins", "has not a table for each plugin")
+        raise _wrong(file, "plugins", "has not a table for each plugin")
     return dict(plugins)
 
 
-def _list(name: str, document: dict[str, Any], key: str) -> list[str]:
+def _list(file: str, document: dict[str, Any], key: str) -> list[str]:
     """Returns the texts in a list of a file; empty if there is no such list. Raises FileUnusable."""
     values = document.get(key, [])
     if not isinstance(values, list):
-        raise _wrong(name, key, "is no list")
+        raise _wrong(file, key, "is no list")
     return [str(value) for value in values]
 
 
@@ -147,9 +147,9 @@ def _imported(files: ClientFiles, pattern: str) -> list[str]:
         return []
 
 
-def _wrong(name: str, key: str, what: str) -> FileUnusable:
+def _wrong(file: str, key: str, what: str) -> FileUnusable:
     return FileUnusable(
-        problem(CHECK, f"{key} in {name} {what}", "containerd does not start with it", f"correct the file, {_RESTART}")
+        problem(CHECK, f"{key} in {file} {what}", "containerd does not start with it", f"correct the file, {_RESTART}")
     )
 
 

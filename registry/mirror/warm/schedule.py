@@ -87,7 +87,7 @@ async def _run_rounds_of_all(settings: WarmSettings, locate: Locate, find_stored
     """Starts a round of each upstream `interval` seconds after the end of its last one. Ends only when it is
     cancelled, and then ends the running rounds."""
     rounds: dict[str | None, asyncio.Task[None]] = {}
-    """The rounds that are running or were ended less than `interval` seconds ago, by upstream."""
+    """By upstream: the task of a round that is running, or that ended less than `interval` seconds ago."""
     try:
         while True:
             rounds = {upstream: task for upstream, task in rounds.items() if not task.done()}
@@ -95,7 +95,7 @@ async def _run_rounds_of_all(settings: WarmSettings, locate: Locate, find_stored
                 if upstream not in rounds:
                     rounds[upstream] = asyncio.create_task(_run_round(settings, locate, find_stored, images))
             if rounds:
-                # The timeout is for upstreams that are new in the file, or whose look-up has failed.
+                # After the timeout, the loop looks for upstreams that are new in the file, or whose look-up failed.
                 await asyncio.wait(rounds.values(), timeout=settings.interval, return_when=asyncio.FIRST_COMPLETED)
             else:
                 await asyncio.sleep(settings.interval)
@@ -104,9 +104,9 @@ async def _run_rounds_of_all(settings: WarmSettings, locate: Locate, find_stored
 
 
 async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[str | None, list[ImageReference]]:
-    """Returns the images to warm by the names of their upstreams. The key of images that no upstream has is None. After
-    an error, such as one in the file or one of the database, logs it and returns nothing: rounds that are running go
-    on, and no other starts before the next look-up."""
+    """Returns the images to warm, grouped by the name of their upstream, or under None if they have no upstream. If the
+    file or the database has an error, logs it and returns an empty dict. So the running rounds continue, and no round
+    starts before the next call."""
     images_by_upstream: dict[str | None, list[ImageReference]] = {}
     try:
         from_file = read_references(settings.file) if settings.file else []
@@ -121,7 +121,8 @@ async def _images_by_upstream(settings: WarmSettings, locate: Locate) -> dict[st
 
 
 async def _find_upstream(locate: Locate, image: ImageReference) -> str | None:
-    """Returns the name of the image's upstream; None if it has none. Its round then logs why."""
+    """Returns the name of the image's upstream; None if it has none or the look-up fails. The round of the images
+    without an upstream looks again, and logs the reason."""
     try:
         _, _, upstream = await locate(image.repository)
     except RegistryError:

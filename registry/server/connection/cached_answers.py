@@ -6,7 +6,7 @@ no other request in progress. If it returns None, the server calls the applicati
 scope of each request tells the application that the server calls this method. A cached response is called an *answer*.
 Most of its bytes are built only once; the date and the request id are different each time it is sent.
 
-Of all requests that arrive in one read from the socket, at most one gets a cached response. The others are answered in
+Of all requests that arrive in one read from the socket, at most one is answered in this way. The others are answered in
 later iterations of the event loop. uvloop reads up to 2 MiB from a connection in one iteration. If the server answered
 all requests in these 2 MiB at once, it would block the worker's other connections for a third of a second.
 """
@@ -54,8 +54,8 @@ class CachedAnswers:
 
 
 def render(answer: RenderableAnswer, request_id: str, default_headers: Headers) -> bytes:
-    """Returns the bytes of the complete response, which begins with `default_headers`. Stores the parts that are always
-    the same in `answer.rendered`. Raises RuntimeError if a header of the cached response is not valid."""
+    """Returns the bytes of the complete response. Its first headers are `default_headers`. Stores the parts that are
+    always the same in `answer.rendered`. Raises RuntimeError if a header of the cached response is not valid."""
     if answer.rendered is None:
         check_response_headers(answer.headers_before_id + answer.headers_after_id)
         answer.rendered = (
