@@ -75,7 +75,8 @@ class OverviewReader:
         all_entries = [entry for shown_entries in entries_by_index.values() for entry in shown_entries]
         present_sizes = await self._present_sizes(repo, all_entries)
         child_sizes: dict[Digest, int] = {}
-        # Of each index, reads all manifests that the repository has, but only the first attestations.
+        # Of each index, selects the manifests that the repository has, but only the first attestations. At most
+        # `_MAX_CHILDREN_READ` of the selected manifests are read.
         for shown_entries in entries_by_index.values():
             attestation_count = 0
             for entry in shown_entries:

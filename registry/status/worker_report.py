@@ -210,8 +210,8 @@ class WorkerReporter:
             self._file.write(data)
 
     def _close(self) -> None:
-        """Deletes the file. Leaves the file if a write hangs in its thread. The process ends soon then, and the file
-        disappears with the process."""
+        """Deletes the file. Leaves the file if a write hangs in its thread: the process ends soon, and readers ignore
+        the file of a process that has ended."""
         if not self._lock.acquire(timeout=CLOSE_SECONDS):
             return
         try:

@@ -1,4 +1,4 @@
-"""The page to which a visitor returns who has to log in before they can send a form."""
+"""Finds the page to which a visitor returns after a login, if they sent a form without being logged in."""
 
 from __future__ import annotations
 

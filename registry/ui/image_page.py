@@ -29,7 +29,7 @@ PURPOSE_NAMES: Final = {
     "attestation": translatable("Attestations"),
     "other": translatable("Other artifacts"),
 }
-"""The names on the page of the purposes of referrers (`registry.browse.artifact_types.Purpose`)."""
+"""What the page calls each purpose of a referrer (`registry.browse.artifact_types.Purpose`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,8 @@ def make_environment(language: str, files: PageFiles) -> Environment:
 
 
 def format_size(size: int) -> str:
-    """Returns a number of bytes as text, in the largest binary unit that fits: with three significant digits, such as
-    `1.50 MiB`, but as a whole number for bytes and from 100 on, such as `1023 KiB`."""
+    """Returns a number of bytes as text, in the largest binary unit that fits. The text has three significant digits,
+    such as `1.50 MiB`. Bytes and values from 100 on are whole numbers, such as `1023 KiB`."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1023.5:  # larger values would be rounded to 1024
@@ -97,8 +97,8 @@ def format_size(size: int) -> str:
 
 
 def _decimals(value: float) -> int:
-    """Returns how many decimals give three significant digits. Values from 9.995 on are rounded to 10.0, and values
-    from 99.95 on to 100."""
+    """Returns how many decimals give three significant digits after rounding: 9.995 becomes 10.0, which has one
+    decimal, and 99.95 becomes 100, which has none."""
     return 2 if value < 9.995 else 1 if value < 99.95 else 0
 
 

@@ -139,7 +139,7 @@ async def _check_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budg
     just started or reloaded its settings. Raises Unsupported if it counts other scopes.
 
     A job never defines the scopes itself. It can run in a command, whose settings may differ from those of the server.
-    Scopes from these settings would replace those of the server, and quotas that only the server knows would end."""
+    Scopes from these settings would replace all scopes of the server, also those with which it enforces quotas."""
     definitions = {definition.name: definition for definition in scope_definitions(settings)}
     deadline = time.monotonic() + SCOPES_WAIT_SECONDS
     for budget in budgets:

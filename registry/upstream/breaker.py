@@ -26,7 +26,7 @@ class Breaker:
         self._max_trials = max_trials
         self._failures_to_reopen = failures_to_reopen
         self._failures = 0
-        """Number of failures in a row: before the breaker opens, or of trials since it became half-open."""
+        """Number of failures: those in a row while the breaker is closed, those of trials while it is half-open."""
         self._failed_at = 0.0
         """When the last failure was counted."""
         self._opened_at = 0.0
@@ -51,7 +51,7 @@ class Breaker:
         """Seconds until the open breaker becomes half-open; 0 or less if the breaker is not open."""
         if not self.has_opened:
             return 0.0
-        # At most `_open_seconds`, because the difference is larger if the clock was set back.
+        # If the clock was set back, the difference is too large. So the result is at most `_open_seconds`.
         return min(self._opened_at + self._open_seconds - self._clock(), self._open_seconds)
 
     @contextmanager
@@ -83,7 +83,7 @@ class Breaker:
             self.open()
 
     def open(self) -> None:
-        """Opens the breaker now, or keeps it open from now on."""
+        """Opens the breaker for `_open_seconds` from now on, also if it is open or half-open already."""
         self.has_opened = True
         self._opened_at = self._clock()
         self._failures = 0

@@ -157,8 +157,8 @@ class StoredUpload:
             self._saved_bytes = checkpoint.offset
 
     async def _give_up(self) -> None:
-        """Deletes the session after an error of the disk. On a full disk, this frees space for other pushes. If the
-        bytes cannot be deleted, logs a warning and raises nothing."""
+        """Deletes the session because its content cannot be stored. On a full disk, this frees space for other pushes.
+        If the bytes cannot be deleted, logs a warning and raises nothing."""
         try:
             await self._cancel()
         except BlobUploadInvalid:

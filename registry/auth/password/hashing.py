@@ -5,8 +5,8 @@ hashes in an htpasswd file are bcrypt. A *hashing* is the computation of one has
 password. A hashing blocks for tens of milliseconds, so code on the event loop runs it with `HashingPool`.
 
 All workers together run at most two hashings at the same time, in threads of low priority. In each worker, only a
-bounded number of further calls may wait, and a few more of networks with few calls. So even a large number of logins
-leaves most of the processor time and memory to pushes and pulls.
+bounded number of further calls may wait. A few extra places in the queue are for networks with few calls. So even a
+large number of logins leaves most of the processor time and memory to pushes and pulls.
 """
 
 from __future__ import annotations
@@ -215,12 +215,12 @@ MAX_WAITING_CALLS: Final = 64
 """The largest number of calls that wait for a slot in one worker. An argon2id hashing takes 30 ms and two run at a
 time, so the last of these calls waits for about a second if no other worker needs the slots."""
 RESERVED_PLACES: Final = 8
-"""The number of further places, which are for sites with few calls. A *site* is the network of a customer
-(`registry.client_addresses.site_of`), which can have many addresses. Without these places, one of them could keep all
-others from logging in. They do not come out of `MAX_WAITING_CALLS`: one site can be all clients, behind a proxy that
-`trusted_proxies` does not list or in a private network, and it must get as many places as if there was no reserve."""
+"""The number of extra places for sites with few calls. A *site* is the network of a customer
+(`registry.client_addresses.site_of`), which can have many addresses. Without these places, one site could keep all
+other sites from logging in. They are not a part of `MAX_WAITING_CALLS`: all clients can belong to one site, behind a
+proxy that `trusted_proxies` does not list or in a private network. Such a site still gets all of those places."""
 MAX_CALLS_IN_RESERVE: Final = 2
-"""The number of calls with which a site still gets reserved places."""
+"""A site gets a reserved place only while it has fewer calls than this."""
 RETRY_AFTER_SECONDS: Final = 2
 """The time after which a client that was refused because of too many waiting calls should try again."""
 NICENESS: Final = 10

@@ -14,8 +14,8 @@ _INDENT = 9
 
 
 def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
-    """Prints the findings, the worst last, because people see the end of the output first in a terminal. Returns the
-    exit code: 1 if there is a problem, otherwise 0."""
+    """Prints the findings. In the output for people, the worst come last, because people see the end of the output
+    first in a terminal. Returns the exit code: 1 if there is a problem, otherwise 0."""
     level = worst_level(findings)
     if as_json:
         print_json_value({"level": level.value, "findings": [each.as_json() for each in findings]}, indent=2)

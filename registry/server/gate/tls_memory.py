@@ -28,15 +28,16 @@ LARGE_CONNECTION_BYTES: Final = 768 * KIB
 """How much more memory a connection with large buffers can take: 256 KiB for what is read from the socket, and 512 KiB
 for encrypted bytes."""
 LARGE_READ_BYTES: Final = 18 * KIB
-"""If at most this many bytes at once are in the transport's buffers, these are still small. It is a bit more than the
-largest TLS record (RFC 8446, 5.2), and a request without a large body has less."""
+"""The transport's buffers are still small if they have never held more bytes than this at once. It is a bit more than
+the largest TLS record (RFC 8446, 5.2), and a request without a large body has less."""
 MAX_EXAMINED: Final = 100
 """Largest number of connections that a short search examines to find a silent one. Examining one takes up to ten
 microseconds."""
 LONG_SEARCH_SECONDS: Final = 0.25
 """Shortest time between two long searches. A long search examines more connections than a short one, if needed all."""
 _MEMORY_PART: Final = 8
-"""The small buffers of all TLS connections of the server may take an eighth of the memory, and the large ones too."""
+"""The small buffers of all TLS connections of the server may take an eighth of the memory, and the large ones another
+eighth."""
 _MIN_CONNECTIONS: Final = 512
 """A worker may have this many TLS connections even if there is little memory."""
 _MIN_LARGE_CONNECTIONS: Final = 64
@@ -77,10 +78,11 @@ class LargeBufferLimit:
         return len(self._addresses)
 
     def add(self, connection: EvictableConnection, address: str | None, *, is_closing: bool = False) -> None:
-        """Counts a connection until `discard`; does nothing if it is counted already. If that is one too many, closes a
-        silent connection. If there is none, closes one that is being closed already, and otherwise one of the address
-        that has most of them. `address`: the client's IP address; an IPv6 network of 64 bits counts as one. None for a
-        trusted proxy. `is_closing`: whether the connection is being closed, and waits only for its client."""
+        """Counts a connection until `discard`. Call it once for each connection. If that is one too many, closes a
+        silent connection (`registry.server.gate.connection_limit.EvictionKind`), such as an idle one. If there is none,
+        closes one that is being closed already, and otherwise one of the address that has most of them. `address`: the
+        client's IP address; an IPv6 network of 64 bits counts as one. None for a trusted proxy. `is_closing`: whether
+        the connection is being closed, and waits only for its client."""
         self._addresses.setdefault(connection, None if address is None else network_of(address))
         if is_closing:
             self._closing[connection] = None

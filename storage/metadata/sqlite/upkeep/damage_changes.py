@@ -87,8 +87,8 @@ def mark_blob_healed(db: apsw.Connection, digest: Digest, place: str, now: float
 
 def note_stored_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, now: float) -> bool:
     """Deletes the record of damage of a blob whose right bytes were just stored for `repo`. Returns whether there was a
-    record. If so, also sets the time when the blob was created to `now`. A backup checks its files of all blobs that
-    were created since the last backup, and its file of this blob may be a hard link to the damaged bytes."""
+    record. If so, also sets the time when the blob was created to `now`, so that the next backup checks its own file of
+    the blob. That file may be a hard link to the damaged bytes."""
     db.execute("DELETE FROM damaged_blob WHERE digest = ?", (digest,))
     if db.changes() == 0:
         return False
