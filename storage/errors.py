@@ -265,8 +265,8 @@ class TooManyOpenFiles(StorageFailed):
 
 
 class BytesForbidden(StorageFailed):
-    """The process has no permission to read the stored bytes of a blob, which may be right, or to list the blobs in a
-    directory. The message names the file or directory, and says what to do."""
+    """The process has no permission to read the stored bytes of a blob or to list the blobs in a directory. It is not
+    known whether bytes are damaged. The message names the file or directory, and says what to do."""
 
 
 def blob_in_use(repo: str, digest: str, manifest: str) -> Unsupported:

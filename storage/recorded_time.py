@@ -21,10 +21,10 @@ class RecordedTime:
     periods: Sequence[tuple[float, float]] = ()
 
     def start_of_window(self, seconds: float, now: float) -> float:
-        """Returns the time from which on, until `now`, pulls were recorded for `seconds` in total. Without gaps, this
+        """Returns the start of a window that ends at `now` and contains `seconds` of recorded time. Without gaps, this
         is `now - seconds`. The time since the end of the last period is a gap, too, if it is longer than
-        `MAX_SILENT_SECONDS`. Parts of periods that are in the future do not count. Returns 0 if pulls were recorded for
-        less than `seconds`."""
+        `MAX_SILENT_SECONDS`. Parts of periods that are in the future do not count. If no period counts, all time counts
+        as recorded. Otherwise returns 0 if there is less than `seconds` of recorded time."""
         past_periods = [(start, min(end, now)) for start, end in self.periods if start <= now]
         if past_periods and now - past_periods[-1][1] <= MAX_SILENT_SECONDS:
             past_periods[-1] = past_periods[-1][0], now

@@ -28,7 +28,7 @@ _OPERATIONS: Final = frozenset(
 )
 """Names of all methods of `Registry`."""
 _OPERATIONS_WITHOUT_ITEM: Final = frozenset({"repositories", "tags"})
-"""Names of the methods that have no digest, tag or upload id as an argument. Their first argument is `after`."""
+"""Names of the methods whose calls have no `Call.item`. The first of their `Call.args` is `after`."""
 
 
 class Call(Generic[T]):

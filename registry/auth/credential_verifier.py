@@ -69,8 +69,9 @@ class CredentialVerifier:
         """The running verifications of Basic credentials, by cache key."""
         self.cache = CredentialCache()
         self.cached_credential_check = CachedCredentialCheck(accounts, revocation_check, clock)
-        """Checks whether an entry of the cache is still valid. The entry must not have expired, and its source outside
-        the store must be unchanged. If the epoch has changed, the entry must pass `revocation_check` again."""
+        """Checks whether an entry of the cache is still valid. The entry must not have expired. If its identity comes
+        from the htpasswd file, a token issuer or the OpenID provider, the line in that file or the settings of that
+        issuer or provider must be unchanged. If the epoch has changed, the entry must pass `revocation_check` again."""
 
     async def verify(self, credential: Basic | Bearer, by: Actor) -> VerifiedCredential:
         """Verifies a credential, and returns the identity that it proves. Uses the cached result if there is one. `by`

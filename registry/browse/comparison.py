@@ -27,8 +27,8 @@ _SETS: Final = ("exposed_ports", "volumes")
 
 
 def common_platform(base: ManifestView, other: ManifestView) -> str | None:
-    """Returns the platform for which to compare two manifests if the request names none. This is the platform of the
-    image that `base` shows if both manifests have it, or else the first platform that both have. Returns None if
+    """Returns the platform for which to compare two manifests if the request names none: the platform of `base.image`
+    if both manifests have it, or else the first platform, in the order of the names, that both have. Returns None if
     neither manifest is an index. Raises ManifestUnknown if they have no platform in common."""
     if base.kind != "index" and other.kind != "index":
         return None
@@ -41,7 +41,7 @@ def common_platform(base: ManifestView, other: ManifestView) -> str | None:
 
 
 def compare_images(base: ManifestView, other: ManifestView) -> ComparisonView:
-    """Compares the images that two manifests show. Raises ManifestUnknown if one of the manifests shows no image."""
+    """Compares the images (`ManifestView.image`) of two manifests. Raises ManifestUnknown if one of them has none."""
     base_image, other_image = _image_of(base), _image_of(other)
     base_layers, other_layers = _layers(base_image), _layers(other_image)
     shared = [layer for digest, layer in base_layers.items() if digest in other_layers]

@@ -88,7 +88,7 @@ class ImmutableRule(SettingsGroup):
 
 
 def check_immutable_rules(rules: Sequence[ImmutableRule], upstreams: Iterable[str]) -> None:
-    """Raises ValueError if a rule is only for repositories of an upstream."""
+    """Raises ValueError if a pattern of a rule is only for repositories of an upstream."""
     names = frozenset(upstreams)
     for rule in rules:
         for pattern in rule.repositories:

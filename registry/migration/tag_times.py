@@ -1,5 +1,5 @@
-"""Estimates when the tags of a registry were set that does not tell it (`ListedTag`). Retention keeps the newest tags,
-so the tags of a repository need an order that means something."""
+"""Estimates when the tags of a registry were set, if the registry does not tell it (`ListedTag`). Retention keeps the
+newest tags, so the tags of a repository need an order that means something."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class ListedTag:
 
 
 async def build_time(store: StoredRegistry, repo: RepositoryName, manifest: Manifest, now: float) -> float | None:
-    """Returns when an image that the repository has was built, in seconds since 1970: the time in its config or
-    annotations, for an index the newest one of its images. Returns None if none of them states a time between 2001 and
-    `now`."""
+    """Returns when an image was built, in seconds since 1970: the time that its config, or else its annotation, states.
+    For an index, this is the newest time that the index or one of its manifests states. Returns None if there is no
+    such time between 2001 and `now`. The repository has the image."""
     times = []
     pending, seen = [manifest], {manifest.digest}
     while pending:

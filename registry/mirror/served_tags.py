@@ -31,9 +31,9 @@ _TAG_OF_DIGEST: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})(\.[
 its signatures. Examples are the fallback tag of the OCI spec ("Referrers Tag Schema"), and the tags of cosign, as in
 `sha256-….sig`."""
 _MOVES_PER_READ: Final = 100
-"""Number of tag moves that are read from the store at a time. After each read, other tasks may run. Otherwise, many
-moves of other upstreams or of exempt tags would block the event loop, because such moves are skipped without a wait.
-100 moves take about a millisecond."""
+"""Number of tag moves that are read from the store at a time. After each read, other tasks may run. Moves of other
+upstreams or of exempt tags are skipped without an `await`, so many of them would otherwise block the event loop. 100
+moves take about a millisecond."""
 
 
 class ServedTags:
@@ -162,7 +162,8 @@ class ServedTags:
         return chosen
 
     async def _is_young(self, move: TagMove) -> bool:
-        """Returns whether the tag of `move` is of this upstream and has a cooldown, and `move` is its last move."""
+        """Returns whether the tag of `move` is young, if `move` is younger than the upstream's cooldown: whether the
+        tag is of this upstream and has a cooldown, and `move` is its last move."""
         since, repo, tag = move
         if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
             return False

@@ -92,9 +92,9 @@ class Checker:
 
     async def check(self, options: CheckOptions, on_finding: OnFinding, on_progress: OnProgress) -> CheckReport:
         """Checks the whole store and returns a report. Calls `on_finding` for each problem. If the database file itself
-        is damaged, checks nothing else. Raises StorageFull, and StorageFailed, also if a repair has taken too many
-        blobs in a row out of use (`DamageBrake`). Repairs that were made before an error or a
-        cancellation are not undone."""
+        is damaged, checks nothing else. Raises StorageFull; StorageFailed if the store fails, or if a repair has taken
+        too many blobs in a row out of use (`DamageBrake`). Repairs that were made before an error or a cancellation are
+        not undone."""
         this_check = _Check(self, options, on_finding, on_progress)
         await this_check.run()
         return this_check.report
@@ -137,8 +137,8 @@ class _Check:
         self.report.damaged = await self._damage.damaged_count()
 
     async def _is_database_damaged(self, *, may_repair: bool) -> bool:
-        """Checks the database itself. Returns whether it is damaged in tables that the content needs. Damage of the
-        search index alone is repaired."""
+        """Checks the database itself. Returns whether it is damaged in tables that the content needs. With
+        `may_repair`, repairs the search index if nothing else is damaged."""
         problems = await self._consistency.check_database()
         is_damaged = any(problem.code is ProblemCode.DATABASE for problem in problems)
         # The repair drops tables of the search index. In a damaged database, this could increase the damage.

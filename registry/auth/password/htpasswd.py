@@ -30,8 +30,9 @@ MAX_INLINE_BYTES: Final = 64 * 1024
 """The size of the largest file that is parsed on the event loop: about a thousand lines, which take about 5 ms."""
 SETTLED_NANOSECONDS: Final = 100_000_000
 """If the file changed less than this time before it was read, the next lookup reads it again. The timestamps can stay
-the same when the file changes twice in a short time, and then `stat` alone would miss the second change. A file with
-timestamps in the future is read again until reads this far apart have seen the same timestamps."""
+the same when the file changes twice in a short time, and then `stat` alone would miss the second change. If the
+timestamps are in the future, each lookup reads the file again until this time has passed since a read first saw them.
+"""
 STAMP_PREFIX: Final = "htpasswd"
 """The prefix of the *stamp* of a line, a hash of that line. An identity that the line's password proved contains the
 stamp, and is refused when the line has changed. The stamps of token issuers and of the OpenID provider have other
@@ -60,7 +61,7 @@ class HtpasswdContent:
     """The content of the file when it was read.
 
     - `lines`: the valid lines by account name.
-    - `invalid_names`: the account names in invalid lines, with which nobody can log in.
+    - `invalid_names`: the names in lines whose name or hash is invalid. Nobody can log in with such a line.
     - `highest_bcrypt_cost`: the highest bcrypt cost in the valid lines; 0 if there are none.
     - `version`: a hash of the whole file; empty if it could not be read.
     """
@@ -125,8 +126,9 @@ class HtpasswdFile:
         self._state: _State | None = None
         """The state of the file that `_content` was read from. None: the next lookup must read the file again."""
         self._last_seen_state: _State | None = None
-        """The state of the file at the last read, and in `_state_first_seen` the time when a read saw it first."""
+        """The state of the file at the last read."""
         self._state_first_seen = 0
+        """The time of the first read that saw `_last_seen_state`, in nanoseconds since 1970."""
         self._running_parse: _RunningParse | None = None
         self._logged_problem = ""
         """The problem that was logged last; empty if the last read found none."""
@@ -258,8 +260,9 @@ def _parse(content: bytes, text: str) -> _Parsed:
 
 
 def _parse_lines(text: str) -> tuple[dict[str, HtpasswdLine], set[str], list[str]]:
-    """Returns the valid lines by account name, the names in invalid lines, and a description of each invalid line. If
-    several lines have the same name, the first is valid and the others are invalid; Apache uses the first as well."""
+    """Returns the valid lines by account name, the names in lines whose name or hash is invalid, and a description of
+    each invalid line. If several lines with the same name have a valid hash, the first of them is valid and the others
+    are invalid; Apache uses the first as well."""
     lines: dict[str, HtpasswdLine] = {}
     invalid_names: set[str] = set()
     problems: list[str] = []

@@ -24,7 +24,8 @@ RESPONSE_BYTE = 3
 """Offset of the byte that the owner locks when the upstream starts to send."""
 FIRST_REPOSITORY_BYTE = 1 << 32
 """The owner also locks the byte at this offset plus the CRC-32 of the name of the repository from which it requests
-bytes. Two names can have the same CRC-32; then a process only waits longer for the owner."""
+bytes. Two names can have the same CRC-32. Then `has_started_for` can be wrong, and the only effect is that a process
+waits longer for the owner."""
 
 
 class CrossProcessFlags:

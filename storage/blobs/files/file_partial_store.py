@@ -200,6 +200,7 @@ class FilePartialStore:
         self._add_blob = add_blob
         self._digest_threads = ThreadPoolExecutor(DIGEST_THREADS, thread_name_prefix="partials")
         self._waiters = PartialWaiters()
+        """The tasks of this process that wait for bytes of a partial blob."""
         self._claim_locks = KeyedLocks[str]()
         """For each name of a partial blob, a lock that only one call of `claim` holds at a time."""
         self._shared: dict[str, ProcessPartial] = {}
@@ -285,8 +286,8 @@ class FilePartialStore:
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:
         """Deletes old partial blobs that have no owner, and returns them. A partial blob is old if it was last written
         before the time `before` (seconds since 1970), or during an earlier boot of the machine. Skips those with a file
-        that the disk cannot read (`skip_unreadable`). `dry_run`: returns them without deleting them. Raises
-        StorageFull, StorageFailed."""
+        that is damaged or that this process may not read, and logs a warning. `dry_run`: returns them without deleting
+        them. Raises StorageFull, StorageFailed."""
         layout, system = self._disk.layout, self._disk.system
 
         def delete_idle() -> list[ExpiredPartial]:
@@ -350,8 +351,8 @@ class FilePartialStore:
                 await run(shared.sync)
                 await self._add_blob(repo, DownloadedContent(self._disk, shared))
             except (StorageFull, StorageFailed, QuotaExceeded):
-                # Deletes the bytes: after a failed fsync it is not known which of them are on the disk, and after the
-                # other errors the file may have been moved and deleted already.
+                # The next download must not continue with these bytes: after a failed fsync it is not known which of
+                # them are on the disk, and after the other errors the file may have been moved and deleted.
                 await run(lambda: shared.end(PartialStatus.DELETED))
                 raise
             await run(lambda: shared.end(PartialStatus.COMMITTED))

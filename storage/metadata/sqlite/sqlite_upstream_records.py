@@ -30,7 +30,8 @@ MAX_NOT_FOUND_CHECKS = 10_000
 """Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
 does not exist."""
 CHECKS_PER_PRUNE = 64
-"""A process deletes the oldest 'not found' checks each time it has stored this number of them."""
+"""A process deletes surplus 'not found' checks when it stores its first one, and again each time that it has stored
+this number of them."""
 MAX_TOKENS = 2000
 """Largest number of bearer tokens of upstreams. Some token services issue a token for any name that a client requests,
 and state a lifetime of years."""
@@ -40,8 +41,8 @@ MAX_PARSED_BYTES = 256 * 1024
 """Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because the
 manifests are parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Largest number of references to a blob that `referring_manifests` reads: the references of the manifests with the
-highest row ids. It selects the newest of these manifests."""
+"""Number of manifests that refer to a blob, those with the highest row ids, among which `referring_manifests` looks for
+the newest."""
 _DELETE_SURPLUS_TOKENS = """
 DELETE FROM upstream_token WHERE key IN (
     SELECT key FROM upstream_token WHERE key <> ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)"""
@@ -64,7 +65,8 @@ INSERT INTO upstream_allowance (upstream, at, remaining, most, until) VALUES (?1
        remaining = iif(at > ?6 OR excluded.at >= at, excluded.remaining, remaining),
        most = iif(at > ?6 OR excluded.at >= at, excluded.most, most),
        until = max(iif(until > ?7, 0.0, until), excluded.until)"""
-"""?6: the latest `at` that does not count as a time in the future. ?7: the latest `until` that a pause can have now."""
+"""A stored `at` that is later than ?6 counts as older than the new one. A stored `until` that is later than ?7 counts
+as no pause. See `save_allowance`."""
 
 _IS_CONFIRMED = """
 SELECT l.confirmed

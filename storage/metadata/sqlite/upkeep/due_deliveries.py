@@ -20,8 +20,8 @@ from storage.metadata.sqlite.upkeep.event_rows import DELIVERY_COLUMNS, to_deliv
 from storage.outbox import DueDeliveries
 
 MAX_FIRST_HEADS: Final = 500
-"""Number of heads that a look-up reads first. Up to this number, it needs no other statement. SQLite reads as many
-heads in about two milliseconds."""
+"""Number of heads that a look-up reads first. If there are no more, it needs no other statement to find the due ones.
+SQLite reads this number of heads in about two milliseconds."""
 MAX_OLDEST_DELIVERIES: Final = 20_000
 """Number of deliveries, oldest first, in which a look-up searches for due heads before it reads all heads. It is larger
 than the default of the setting `events.max_dead`, because dead letters are often older than all pending deliveries."""

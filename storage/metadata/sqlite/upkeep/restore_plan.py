@@ -35,7 +35,7 @@ class RestorePlan:
     """The manifests that have to be put back before a tag can point at `target`. `deleted`: deleted manifests, each of
     them after the manifests that it lists. `referrers`: groups of deleted manifests. The last manifest of each group is
     a referrer of a manifest in `deleted` or in an earlier group; the group's other manifests are those that the
-    referrer lists."""
+    referrer lists. Each manifest is in the plan once. So a group is empty if its referrer is in the plan already."""
 
     target: Manifest
     deleted: list[PlannedManifest]

@@ -171,4 +171,4 @@ TABLE_CHECKS: Final = (
     ),
 )
 """The checks in the order in which they should be repaired: the repair of a reference can leave a link that has to be
-queued, and the repair of a link can leave a blob that has to be queued."""
+queued for garbage collection (`collect_queue`), and the repair of a link can leave a blob that has to be queued."""
