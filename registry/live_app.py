@@ -64,8 +64,9 @@ class LiveApp:
         """Held while background work stops in one application and starts in another."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        """Returns the coroutine of the application in force, because a coroutine around it would cost time in each
-        request. Await it immediately: a request that has not begun does not keep its application open."""
+        """Calls the application in force and returns its coroutine. Is no coroutine function itself, because a second
+        coroutine would cost time in each request. Await the result immediately: a request that has not begun does not
+        keep its application open."""
         if scope["type"] == "lifespan":
             self._server_state = scope.get("state", {})
             self._current.lifespan.state.update(self._server_state)

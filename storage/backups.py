@@ -106,8 +106,9 @@ class Snapshots(Protocol):
         ...
 
     def mark_restored(self, path: Path, copied: float) -> None:
-        """Marks a copy as restored now, after the registry from which it was made may have changed. Pulls count as
+        """Marks a copy as restored now. The copied registry may have changed after the copy was made. So pulls count as
         recorded only from now on (`TagFacts.unrecorded_until`), and later events get higher numbers than all events of
-        that registry. `copied`: when the copy was made, in seconds since 1970. If the clock is behind, pulls count as
-        recorded only from the latest known time on: `copied`, or an earlier restore. Blocks. Raises BackupFailed."""
+        that registry. `copied`: when the copy was made, in seconds since 1970. If `copied` or an earlier restore is
+        later than now, the clock is behind, and the latest of these times counts in place of now. Blocks. Raises
+        BackupFailed."""
         ...

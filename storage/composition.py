@@ -205,7 +205,8 @@ async def open_registry(
     These parameters are in seconds. `grace`: for how long the garbage collector keeps a blob that no manifest refers
     to. `expire`: for how long an upload session or partial blob is kept without progress. `keep_audit`: for how long
     lines of the audit log are kept. `collect_every`: the interval of *rounds*. In a round, one process runs the garbage
-    collector, and deletes old lines of the audit log. None: this process runs no rounds.
+    collector, and deletes old lines of the audit log and the old history of mirrored tags. None: this process runs no
+    rounds.
 
     `starts_rounds`: whether the rounds start now; False: the caller runs `StoredRegistry.run_rounds` later.
     `watch_disk_space`: whether this process logs that the disk has become full, and extends the shrunk reserve when
@@ -224,7 +225,8 @@ async def open_registry(
         disk = stack.enter_context(closing(Disk(layout, system, reserve)))
         opened = _open_database_in_thread(disk, clock, commit_observer, may_open_read_only=may_open_read_only)
         database = stack.enter_context(closing(await opened))
-        metadata, immutable = database.metadata, database.immutable  # None: the database is open for changes
+        # `immutable` is None if the database is open for changes.
+        metadata, immutable = database.metadata, database.immutable
         locks = FileDigestLocks(disk)
         blobs, partials = await stack.enter_async_context(open_content(disk, boot, metadata, locks))
         leases = stack.enter_context(closing(FileLeases(layout.leases, system)))

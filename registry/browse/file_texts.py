@@ -1,8 +1,8 @@
 """Makes the texts with which the pages show a file of an artifact, such as an SBOM or a signature (`read_file`).
 
 A *DSSE envelope* is JSON that contains signatures and a signed `payload` in base64. A *Sigstore bundle* is JSON that
-can contain such an envelope. The payload usually is an in-toto *statement*: a JSON object that says something about an
-image, such as how it was built. Its member `predicateType` names the kind of what it says.
+can contain such an envelope. The payload usually is an in-toto *statement*: a JSON object that makes a claim about an
+image, such as how it was built. Its member `predicateType` names the kind of claim.
 """
 
 from __future__ import annotations

@@ -69,9 +69,10 @@ def describe_error(error: OSError) -> str:
 
 
 def find_split(root: Path) -> tuple[Path, Path] | None:
-    """Returns a directory of blob files and another directory of the data directory `root`, between which no file can
-    be renamed: they are on different file systems, mounts, or subvolumes of btrfs. Returns None if all are together. A
-    push moves the file of the upload to the blobs, and garbage collection moves it to the trash.
+    """Looks for two directories in the data directory `root` between which no file can be renamed, because they are on
+    different file systems, mounts, or subvolumes of btrfs. Returns a directory of blob files and the other directory;
+    None if files can be renamed between all directories. The store renames files: a push moves the file of the upload
+    to the blobs, and garbage collection moves it to the trash.
 
     A missing directory counts as the one above it, in which it will be created. Ignores all other errors."""
     layout = Layout(root)
@@ -104,7 +105,8 @@ def _can_rename(source: Path, target: Path) -> bool:
     try:
         if os.stat(source).st_dev == os.stat(target).st_dev:
             return True
-        # Two subvolumes of btrfs, which can be below the same mount. Only a file shows whether it can be renamed.
+        # The mount is the same, but the devices differ, such as those of two btrfs subvolumes below one mount. Only the
+        # rename of an existing file then shows whether renames work.
         os.close(os.open(source / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
             os.rename(source / name, target / name)

@@ -23,8 +23,8 @@ log = logging.getLogger("storage.usage")
 
 async def count_scopes(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
     """Replaces the scopes by `definitions` and counts their content, in one process at a time. Returns when all scopes
-    are complete. If the process dies, the next process that calls this function continues the count. Raises
-    StorageFull, StorageFailed.
+    are *complete*: their content is counted. If the process dies, the next process that calls this function continues
+    the count. Raises StorageFull, StorageFailed.
 
     Only servers call this. A command may have other settings than the server. If it called this, the limits of the
     upstreams and quotas that its settings lack would have no effect any more."""

@@ -10,8 +10,8 @@ not exist are throttled like those of existing accounts.
   does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.
 
 If the cache of verified credentials (`registry.auth.credential_cache`) has a login's password, the login is not
-throttled. A password that `registry.auth.password.password_check` remembers from another address is throttled like
-every other login. The same wrong password counts once a day for each network
+throttled. `registry.auth.password.password_check` remembers a right password for logins from other addresses; these
+logins are throttled like all others. The same wrong password counts once a day for each account and network
 (`registry.auth.password.wrong_passwords`).
 """
 
@@ -71,7 +71,8 @@ BY_ACCOUNT_AND_ADDRESS: Final = FailureRate(cost_seconds=30.0, burst=10)
 BY_ACCOUNT: Final = FailureRate(cost_seconds=60.0, burst=50)
 """Allows 1440 guesses a day at one account in the long run, from all addresses together."""
 FAMILIAR_SECONDS: Final = LONGEST_THROTTLING_SECONDS
-"""How long an address stays familiar to an account after a login: 30 days."""
+"""How long an address stays familiar to an account after a login: 30 days, or up to a day less, because a login is
+stored at most once a day."""
 
 
 class LoginThrottle:
@@ -145,7 +146,7 @@ class LoginThrottle:
             log.warning("could not record from which address %s has logged in: %s", name, error)
 
     def _is_familiar(self, name: str, network: str, now: float) -> bool:
-        """Returns whether the account has logged in from this address in the last `FAMILIAR_SECONDS`."""
+        """Returns whether the address is familiar to the account."""
         return bool(network) and self._accounts.throttled_until(_familiar_key(name, network)) > now
 
 

@@ -81,7 +81,7 @@ def diagnose(
     # This check runs in the current thread, because `become_owner` below has to be called while there is no other
     # thread.
     findings += run_interruptible(
-        run_checks({"certificate": partial(_at_once, certificate_findings, settings, address.url, clock())})
+        run_checks({"certificate": partial(_in_this_thread, certificate_findings, settings, address.url, clock())})
     )
     client_findings = run_interruptible(run_checks(_client_checks(settings)))
     is_hung = not responds(settings.data)
@@ -105,8 +105,8 @@ def diagnose(
 def _checks(
     settings: Settings, dates: dict[str, tuple[str, float]], *, offline: bool, clock: Callable[[], float]
 ) -> dict[str, Check]:
-    """Returns the checks of the server and the upstreams, by name. The checks of upstreams store the Date header of
-    each endpoint in `dates`."""
+    """Returns the checks of the server and the upstreams, by name. The checks of upstreams store in `dates`, by the URL
+    of each endpoint, its Date header and the time at which the response arrived."""
     from registry.cli.diagnosis.server_checks import ServerCheck, hashing_findings, limit_findings
     from registry.clients.registry_address import registry_address
 
@@ -139,7 +139,9 @@ def _data_checks(settings: Settings, clock: Callable[[], float]) -> dict[str, Ch
     return {**data_checks(settings), CHECK: lambda: in_thread(lambda: file_clock_findings(clock(), settings.data))}
 
 
-async def _at_once(check: Callable[P, Sequence[Finding]], *args: P.args, **kwargs: P.kwargs) -> Sequence[Finding]:
+async def _in_this_thread(
+    check: Callable[P, Sequence[Finding]], *args: P.args, **kwargs: P.kwargs
+) -> Sequence[Finding]:
     """Runs a blocking check in this thread."""
     return check(*args, **kwargs)
 
@@ -155,7 +157,7 @@ def _client_checks(settings: Settings) -> dict[str, Check]:
     if registry_address(settings).url.endswith(":0"):
         return {}
     return {
-        f"client {program}": partial(_at_once, _client_findings, settings, program)
+        f"client {program}": partial(_in_this_thread, _client_findings, settings, program)
         for program in programs_on_this_machine()
     }
 

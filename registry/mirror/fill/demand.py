@@ -56,7 +56,7 @@ class Demand:
         """Set when a client of any process has requested the blob. The blob is then downloaded completely, even if the
         client leaves, unless `give_up` is called."""
         self.had_slot = False
-        """Whether the fill has had a connection slot."""
+        """Whether the fill has ever had a slot, the permit to download from the upstream."""
         self._clients = 0
         """Number of requests and open readers of this process."""
         self._has_clients_elsewhere = False
@@ -121,8 +121,8 @@ class Demand:
             self._notify()
 
     def give_up(self) -> None:
-        """Ends the fill if it is unattended: from now on, it is not downloaded completely, unless a client requests the
-        blob again before the fill has ended."""
+        """If the fill is unattended, makes it end before the blob is downloaded completely, unless a client requests
+        the blob again before the fill has ended."""
         if self.is_unattended:
             self.requested.clear()
             self.pulls.clear()

@@ -14,15 +14,15 @@ from registry.mirror.fill.sinks import PieceSink, WholeSink
 from registry.mirror.fill.slot_holders import SLOW_SLOT_SECONDS
 
 UNATTENDED_FACTOR: Final = 3.0
-"""While another request waits for a connection, the request of a fill whose clients have all left counts as this many
-times slower than it is. So it is cut off if it takes more than 5 s for 256 KiB."""
+"""While another request waits for a connection, a request is too slow if it takes more than 15 s for 256 KiB
+(`SLOW_SLOT_SECONDS`). If all clients of its fill have left, its time is multiplied by this factor: 5 s are too slow."""
 
 
 class RunningRequest:
     """A request that is running, and holds a connection slot. Implements the Protocol `SlotHolder`. `sink`: receives
     the response. `is_new_connection`: whether it is the first request of its connection. `has_share`: whether it holds
-    one of the shares of its repository (`ConnectionSlots.repository_share`). `cancel_scope`: a timeout around the
-    request. To cancel the request, the deadline of this timeout is set to now."""
+    a share of its repository, one of a limited number of permits to be slow (`ConnectionSlots.repository_share`).
+    `cancel_scope`: a timeout around the request. To cancel the request, the deadline of this timeout is set to now."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class RunningRequest:
 
     def cut_off(self) -> None:
         """Cancels the request. Its missing bytes are requested again later. If all clients have left, and a later
-        request would begin where this one began, gives up the fill. Otherwise the same bytes could be requested again
-        and again, and be cut off each time."""
+        request would begin where this one began, gives up the fill, so that the same bytes are not requested and cut
+        off again and again."""
         if not self._sink.new_bytes or isinstance(self._sink, WholeSink):
             self._demand.give_up()
         self.cancel()

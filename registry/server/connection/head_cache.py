@@ -3,7 +3,7 @@
 The clients of a registry repeat themselves: many machines request the same tag with the same headers. Parsing such a
 head takes longer than finding the cached response to it. So all connections of a worker share this cache. Only heads of
 GET and HEAD requests without a body are cached, and only if the connection stays open after them. A head is cached when
-its bytes arrive for the second time. So a head that arrives only once takes no time and displaces no other head.
+its bytes arrive for the second time. So a head that arrives only once takes little time and displaces no other head.
 
 Tokens and cookies must not stay in memory. So a head with such a secret is found by a keyed hash of its bytes, and the
 cache has the offsets of the secret in the head in place of the secret itself. The hash is that of Python's `bytes`
@@ -82,7 +82,8 @@ class HeadCache:
         secrets = []
         for index, (name, value) in enumerate(headers):
             if name in _SECRET_HEADERS:
-                # The value can also occur earlier in the head. That does no harm, because only the same head is found.
+                # If the value also occurs earlier in the head, `start` is its earlier place. That does no harm, because
+                # this entry is found only for the same head, which has the same bytes there.
                 start = head.find(value)
                 if start < 0 or value[:6].lower() == b"basic ":
                     return

@@ -86,7 +86,8 @@ class Certificates:
         states = self._file_states()
         may_be_incomplete = states != self._last_states and not are_files_complete
         self._last_states = states
-        # A failed attempt is repeated on request, because its cause may lie outside the files (too many open files).
+        # With `are_files_complete`, a failed attempt is repeated even if the files have not changed, because its cause
+        # may lie outside them (too many open files).
         may_succeed_now = self._has_failed and are_files_complete
         if may_be_incomplete or (states == self._tried_states and not may_succeed_now):
             return

@@ -105,8 +105,9 @@ class SingleProcessChanges:
                 reply(outcome)
 
     async def _reload(self) -> Outcome:
-        """Reloads the configuration, and returns the outcome. Raises the errors of the commands `discard` and
-        `switch`."""
+        """Reloads the configuration, and returns the outcome. The worker's command `prepare` opens the new
+        configuration, `switch` makes the worker use it, and `discard` drops it. Raises the errors of `switch` and
+        `discard`."""
         assert self._run_command is not None
         source = self._live.configuration
         try:

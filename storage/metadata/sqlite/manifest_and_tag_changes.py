@@ -74,9 +74,9 @@ def put_manifest(
     checked_to: int | None = None,
 ) -> bool:
     """Stores the manifest and points the tags at it. Creates the repository if it is missing. If the manifest is stored
-    already with another media type, and so many tags need it that they have to be checked before the transaction
-    (`storage.metadata.sqlite.needing_tags`), changes nothing and returns False. Otherwise returns True. `checked_to`:
-    see `NeedingTagsCheck.check`.
+    already with another media type, and so many tags need it (point at it or at an index that contains it) that they
+    have to be checked before the transaction (`storage.metadata.sqlite.needing_tags`), changes nothing and returns
+    False. Otherwise returns True. `checked_to`: see `NeedingTagsCheck.check`.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
     PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. The upstream of
@@ -208,9 +208,9 @@ def _update_manifest(
     *,
     is_push: bool,
 ) -> None:
-    """Updates the media type of a manifest that the repository has, or, if the manifest is damaged, stores its body
-    again. `is_push`: whether a client pushes it. The time of the last push then becomes `now`, and the audit log
-    records another media type."""
+    """Updates the media type of a manifest that the repository has. If the manifest is damaged, also stores its body
+    again. `is_push`: whether a client pushes it; then also updates the time of the last push, in steps of
+    `PUSH_TIME_STEP_SECONDS`, and records a change of the media type in the audit log."""
     if is_push and abs(now - stored.pushed) > PUSH_TIME_STEP_SECONDS:
         db.execute("UPDATE manifest SET pushed = ? WHERE id = ?", (now, stored.id))
     if not stored.size:

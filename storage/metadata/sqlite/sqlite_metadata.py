@@ -105,8 +105,8 @@ class SqliteMetadata:
     ) -> None:
         """`db` and `shared_reads` are connections for short lookups. `shared_reads` is for lookups whose results are
         cached; the lookups of one iteration of the event loop share one transaction. `scans` runs long lookups,
-        `writer` runs changes. On a full disk, a read-only `ImmutableDatabase`, which refuses every change, can replace
-        `shared_reads`, `scans` and `writer`. `clock` returns the time in seconds since 1970."""
+        `writer` runs changes. On a full disk, an `ImmutableDatabase`, which refuses every change, can replace
+        `shared_reads` and `writer`, and `ImmutableScans` replaces `scans`. `clock`: seconds since 1970."""
         self._db = db
         self.version = version
         self._shared_reads = shared_reads
@@ -118,6 +118,7 @@ class SqliteMetadata:
         """Held while a manifest that many tags need is deleted or gets another media type."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
+        """Called after `adopt_blob`, and after `put_manifest` of a mirrored (`sparse`) manifest."""
 
     def _cached_lookup(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
         """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an

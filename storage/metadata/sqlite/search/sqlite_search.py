@@ -39,7 +39,7 @@ class SqliteSearch:
         searches: ScanThread | ImmutableScans,
         data_version: Callable[[], object],
     ) -> None:
-        """Reads positions with `db`, searches in `searches`, and changes the index through `writer`. `data_version`
+        """Does short lookups with `db`, searches in `searches`, and changes the index through `writer`. `data_version`
         returns a value that changes with every commit to the database."""
         self._db = db
         self._data_version = data_version
@@ -94,7 +94,8 @@ class SqliteSearch:
         await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
 
     def _has_unindexed(self, db: apsw.Connection) -> bool:
-        """Does not read the tables if nothing was committed since all content was in the index."""
+        """Returns whether there is content that is not in the index. If a call has returned False, does not read the
+        tables again before the next commit."""
         version = self._data_version()
         if version != self._complete_at and not index_tables.has_unindexed(db):
             self._complete_at = version

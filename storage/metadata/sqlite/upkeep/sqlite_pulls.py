@@ -43,7 +43,7 @@ class SqlitePulls:
         await self._writer.run(add, durable=False, reserve_use=ReserveUse.NONE)
 
     async def mark_recorded(self, now: float) -> None:
-        # `ReserveUse.NONE`: while pulls cannot be stored, this must not be stored either.
+        # `ReserveUse.NONE`: as long as `save` cannot store pulls, the store must not say that all pulls are recorded.
         await self._writer.run(
             lambda db: recorded_periods.mark_recorded(db, now), durable=False, reserve_use=ReserveUse.NONE
         )
