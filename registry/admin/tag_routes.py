@@ -65,8 +65,8 @@ class TagChangeResponse(BaseModel):
 
     @classmethod
     def from_stored(cls, change: TagChange, *, with_client: bool = True) -> Self:
-        """Converts an entry of the history. `with_client`: whether to include the address and the program of the
-        client."""
+        """Converts an entry of the history. `with_client`: whether to include the client's address, its program and the
+        id of its request."""
         return cls(
             id=str(change.id),
             tag=change.tag,

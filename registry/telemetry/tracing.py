@@ -57,7 +57,8 @@ class Tracing:
         return use_span(span, end_on_exit=notes is None)
 
     def end_request(self, scope: Scope, route: str, status: int) -> None:
-        """Ends the span of a request. `route`: the kind of resource. `status`: 0 if no response was begun."""
+        """Ends the span of a request. `route`: the kind of the requested resource, such as `manifests`. `status`: 0 if
+        no response was begun."""
         span = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION, {}).get(_SPAN)
         if span is not None:
             self._end(span, scope, route, status)

@@ -50,8 +50,8 @@ async def account(request: Request, name: str) -> Response:
 
 @forms.post(f"{ACCOUNTS_PATH}/{{name}}")
 async def change_account(request: Request, name: str) -> Response:
-    """Changes an account. The field `do` of the form is a key of `_CHANGES`. Shows the page again with the
-    reason if the change was not possible. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown."""
+    """Changes an account. The field `do` of the form is a key of `_CHANGES`. Shows the page again with the reason if
+    the change was not possible. Raises Unauthorized, Denied, AccountInvalid, AccountUnknown, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     change = _CHANGES.get(form.one("do") or "")
     if change is None:

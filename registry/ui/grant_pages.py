@@ -65,7 +65,7 @@ async def grants(request: Request) -> Response:
 @forms.post(GRANTS_PATH)
 async def change_grants(request: Request) -> Response:
     """Adds the grant that the form describes, or removes it after a confirmation: the field `do` says which. Shows the
-    page again with the reason if the change was not possible. Raises Unauthorized, Denied."""
+    page again with the reason if the change was not possible. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     try:
         if form.one("do") == "put":

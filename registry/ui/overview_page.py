@@ -1,6 +1,6 @@
 """The page *Overview*. It shows admins the activity of the registry, and all other visitors what they may pull.
 
-Only admins see figures about the whole registry, because they include repositories that other visitors may not see.
+Only admins see figures about the whole registry: these figures include repositories that other visitors may not see.
 """
 
 from __future__ import annotations

@@ -96,8 +96,8 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether the blob would have no link left after `drop_link` had deleted all links of the blob that it can delete now.
-    True for only one of these links, so that a sum over all links counts the blob once."""
+    whether calls for all links of the blob would delete all of them. True for only one link of a blob, so that a sum
+    over all links counts the blob once."""
 
     is_dropped: bool
     frees_blob: bool
@@ -135,11 +135,12 @@ class DeletedManifest:
 
 
 class Metadata(Protocol):
-    """The metadata store. Each method is one transaction. A method that changes something returns when the change is
-    durable; changes that a description calls not durable may be lost in a power cut. A method without a description is
-    the part of the method with the same name in `storage.interface.Registry` that concerns the metadata.
-    `manifest_descriptor` is a part of `resolve_manifest`, and `manifest` of `get_manifest`. All methods may raise
-    StorageFull and StorageFailed, in addition to the errors that their descriptions name."""
+    """The metadata store. Each method is one transaction, or several if it reads or changes very many rows. A method
+    that changes something returns when the change is durable; changes that a description calls not durable may be lost
+    in a power cut. A method without a description is the part of the method with the same name in
+    `storage.interface.Registry` that concerns the metadata. `manifest_descriptor` is a part of `resolve_manifest`, and
+    `manifest` of `get_manifest`. All methods may raise StorageFull and StorageFailed, in addition to the errors that
+    their descriptions name."""
 
     @property
     def version(self) -> Callable[[], object]:
@@ -303,9 +304,9 @@ class Metadata(Protocol):
         ...
 
     async def correct_future_times(self) -> None:
-        """Replaces times in the future (`storage.future_times`) of queued links, upload sessions and deleted manifests
-        by the present time, and also the time since which all pulls are recorded. So their removal does not wait until
-        the clock has reached them. Changes them in small transactions."""
+        """Replaces times in the future (`storage.future_times`) by the present time: the times of queued links, upload
+        sessions and deleted manifests, and the time since which all pulls are recorded. Otherwise nothing would be
+        removed until the clock has reached these times. Changes them in small transactions."""
         ...
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:

@@ -5,7 +5,8 @@ that keeps damaged bytes.
 A blob is taken out of use in three steps. The lock of the blob's digest is held during all of them, so that no push
 stores the bytes, and garbage collection does not remove them, at the same time:
 
-1. The version of the bytes is compared, because a push may have replaced the damaged bytes after they were read.
+1. The place and version of the bytes are compared with those of the bytes that were read, because a push may have
+   replaced the damaged bytes since.
 2. The metadata store marks the blob as damaged. From this commit on, the registry does not serve the bytes.
 3. The blob store moves the bytes to the quarantine.
 
@@ -79,9 +80,9 @@ class Quarantine:
 
     async def find(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> FoundDamage | None:
         """Reads the blob's bytes. If they are damaged, reads them a second time from the disk. Returns the damage if
-        the second read finds damage too. By then the blob may have been deleted, or its bytes replaced; `take_out` and
-        `is_current` check this. `on_second_read` is called during the second read. It should not slow down that read,
-        because clients get the damaged bytes until the read has ended."""
+        the second read finds damage too, or if there are no bytes. By then the blob may have been deleted, or its bytes
+        replaced; `take_out` and `is_current` check this. `on_second_read` is called during the second read. It should
+        not slow down that read, because clients get the damaged bytes until the read has ended."""
         first_check = await self._read(blob, on_read, read_again=False)
         if first_check is not None and first_check.problem is None:
             return None

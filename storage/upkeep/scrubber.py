@@ -31,9 +31,10 @@ SAVE_SECONDS: Final = 1.0
 PAGE_SIZE: Final = 100
 """Number of damaged blobs that one lookup reads."""
 MAX_REPORTED_HOLDERS: Final = 20
-"""Largest number of repositories that a step names for a damaged blob."""
+"""Largest number of repositories that the report of a damaged blob names."""
 MAX_LOGGED_UNREADABLE: Final = 20
-"""Largest number of blobs that may not be read of which one run logs the names."""
+"""Largest number of unreadable blobs that one run logs. A blob is *unreadable* if the process has no permission to read
+its bytes."""
 KIND: Final = "scrub"
 """The kind of the jobs that scrub."""
 
@@ -77,7 +78,7 @@ class Scrubber:
         self._on_damaged = on_damaged
         self._on_scrubbed = on_scrubbed
         self._read_bytes_of_blob = 0
-        """Number of bytes of the current blob that were read."""
+        """Number of bytes that were read of the current blob, or of all damaged blobs while those are read again."""
         self._new_in_quarantine = 0
         """Largest number of bytes that may have been added to the quarantine since it was last shrunk."""
         self._saved_at = 0.0
@@ -86,8 +87,9 @@ class Scrubber:
         self._unreadable = 0
 
     async def run(self) -> dict[str, JSON]:
-        """Runs until the round is complete, and returns the totals of the round, and how many blobs this run healed or
-        may not read. Raises JobStopped, StorageFull and StorageFailed; the next run then continues the round."""
+        """Runs until the round is complete. Returns the totals of the round, and also how many blobs and manifests this
+        run healed, and how many blobs were unreadable. Raises JobStopped, StorageFull and StorageFailed; the next run
+        then continues the round."""
         self._round = await self._damage.current_round() or await self._damage.start_round()
         await self._recheck_damaged()
         await self._shrink_quarantine()

@@ -251,7 +251,7 @@ class Fill:
         partial = await self._claim()
         is_owner, lost_owners = partial.is_owner, 0
         while not is_owner:
-            if not self.demand.has_clients:  # another process downloads the blob already
+            if not self.demand.has_clients:  # no client needs this fill: another process downloads the blob
                 raise NoReaders
             failures_before = partial.owner_failures  # the number of failures, and the reason of the last one
             partial.add_waiter()  # tells the owner, in another process, that a client waits for the blob
@@ -332,7 +332,7 @@ class Fill:
         # An earlier owner may have learned that the upstream does not have the blob.
         if self._owner_change_count and await context.negative_cache.has(self.repo, self.digest):
             raise BlobUnknown
-        if self.has_started:  # as a follower; the end of the earlier owner has deleted its record of the response
+        if self.has_started:  # set while this fill was a follower; the earlier owner's record of the response is gone
             self._on_response(partial)
         download = Download(
             context.upstream,

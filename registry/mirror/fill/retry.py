@@ -37,7 +37,8 @@ MIN_PROGRESS_BYTES: Final = 64 * 1024
 """Smallest number of new bytes since the last failure that is treated as progress."""
 FIRST_RETRY_SECONDS: Final = 0.1
 LONGEST_RETRY_SECONDS: Final = 2.0
-"""First and longest pause before a retry. Each pause is twice as long as the one before."""
+"""First and longest pause before a retry. Each pause is twice as long as the one before. A TooManyRequests error can
+ask for a longer pause."""
 MAX_ATTEMPTS_BEFORE_FIRST_BYTE: Final = 2
 """Largest number of attempts if no byte has arrived. It is small, because a client that has got no byte can still try
 another registry, and so should get the error soon."""
@@ -102,7 +103,7 @@ class RepositoryChoice:
     interruption (`next_repo`). Only the repository that has sent bytes certainly has the blob: a manifest of another
     repository may name a blob that the repository does not have. So before each other repository, the one that has sent
     bytes is asked again. After the upstream has refused to send the blob for a repository, this repository is not asked
-    again, unless all of them refuse."""
+    again, unless no other one is left."""
 
     def __init__(self, first: RepositoryName, list_repos: Callable[[], Sequence[RepositoryName]]) -> None:
         """`first`: the repository of the first request. `list_repos`: returns the repositories that may be asked, in
@@ -143,7 +144,7 @@ class RepositoryChoice:
 
     def _choose_another(self) -> None:
         """Sets `next_repo` to `_sender`. If `_sender` was asked last or refuses, sets `next_repo` to the next other
-        repository in alphabetical order."""
+        repository in alphabetical order, if there is one that has not refused."""
         self._failures_in_row = 0
         others = [repo for repo in self._usable() if repo != self.next_repo]
         if self._sender in others or not others:

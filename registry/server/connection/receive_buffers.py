@@ -1,5 +1,5 @@
-"""Memory into which the transport receives request bodies. The kernel writes their bytes to it, and the application
-gets them from there without another copy.
+"""Memory into which the transport receives request bodies. The kernel writes the bytes of a body to this memory, and
+the application gets them from there without another copy. Only tiny chunks are copied, to join them.
 
 A body has buffers of its own. Each buffer is written once and never reused. The application gets memory views of its
 parts, and a buffer is freed when the last of these views is freed. So the application does not have to return buffers.

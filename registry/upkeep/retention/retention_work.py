@@ -92,8 +92,8 @@ class RetentionWork:
     async def _delete_tags(
         self, context: JobContext, repo: RepositoryName, rule: NumberedRule, tags_to_delete: Sequence[JudgedTag]
     ) -> int:
-        """Deletes the tags, except those that have been used again since they were judged. Returns the number of
-        deleted tags."""
+        """Deletes the tags, except those that have been used again, or have become immutable, since they were judged.
+        Returns the number of deleted tags."""
         is_immutable = self._judge.immutable_tags.in_repository(repo)
         deletions = (self._retention.delete_tag(repo, judged.tag, ACTOR, is_immutable) for judged in tags_to_delete)
         outcomes = await asyncio.gather(*deletions)

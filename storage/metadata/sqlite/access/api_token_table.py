@@ -49,7 +49,7 @@ _IN_USE_FOR_SECONDS: Final = 30 * 86400.0
 `_IN_USE_FOR_SECONDS`. A machine that stays logged in has such a token. A job that logs in each time that it runs leaves
 tokens that were used only at the beginning."""
 _IN_USE_FRACTION: Final = 0.75
-"""The part of `MAX_REFRESH_TOKENS` that tokens in use take before others do."""
+"""The part of `MAX_REFRESH_TOKENS` up to which an account keeps tokens in use rather than others."""
 _REVOKED_PER_LOGIN: Final = 100
 """Largest number of refresh tokens that one login revokes. An account can have far more than `MAX_REFRESH_TOKENS`,
 because older versions allowed this. Then several logins revoke the excess, each in a short transaction, because other
@@ -89,14 +89,15 @@ its own tokens, and not those that other machines use:
 
 - Class 2 comes first: the tokens that are in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`). All machines behind one NAT
   have the same note. So the note does not show which of them logs in often, but the class does. Only ?8 tokens are in
-  class 2. Further ones are in class 1: otherwise they could take all places, and a machine that has just logged in
-  would lose its token at the next login of another one.
+  class 2. Otherwise they could take all places, and a machine that has just logged in would lose its token at the next
+  login of another one.
+- Class 1 comes next: the tokens that are not in use, and those in use that are too many for class 2.
 - Within a class, the most recently used token of each note comes first, then the second of each note, and so on. So
   the note with the most tokens loses one, and a machine with an address of its own loses its only token last.
 - Class 0 comes last: the tokens with a time after ?3, which was stored while the clock was ahead."""
 _LEAST_RECENTLY_USED: Final = f"SELECT id FROM ({_CLASSIFIED}) ORDER BY class, last_use, created, id LIMIT ?6"
-"""The ids of at most ?6 refresh tokens of an account without the new one: of the lowest class that it has, those that
-were not used for the longest time. Takes a tenth of the time of `_EXCESS_REFRESH_TOKENS`."""
+"""The ids of the first ?6 refresh tokens of an account without the new one: the lowest class first, and in each class
+the least recently used token first. Takes a tenth of the time of `_EXCESS_REFRESH_TOKENS`."""
 
 
 def _token(row: tuple[Any, ...]) -> ApiToken:
@@ -193,8 +194,8 @@ def _check_token_count(db: apsw.Connection, new_token: ApiToken) -> None:
 
 def _revoke_excess(db: apsw.Connection, by: Actor, now: float, new_token: ApiToken) -> None:
     """Revokes refresh tokens of the account of `new_token`, a refresh token that was just added, if the account has
-    more than `MAX_REFRESH_TOKENS`. If it has so many that this call cannot revoke the excess, which an older version
-    has left, does not compare their notes, because that takes a second for 100,000 tokens."""
+    more than `MAX_REFRESH_TOKENS`. If an older version has left more tokens than this call can revoke, ignores their
+    notes (`_LEAST_RECENTLY_USED`), because comparing the notes of 100,000 tokens takes a second."""
     excess = db.execute(_COUNT, (new_token.account, "login")).get - MAX_REFRESH_TOKENS
     if excess <= 0:
         return  # in most cases, without the sorting below, which takes milliseconds

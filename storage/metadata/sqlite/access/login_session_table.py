@@ -5,8 +5,8 @@ session (not its account) does not exist or has expired. All functions take a co
 something run inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit
 log names, `now` the time in seconds since 1970.
 
-No change of a session increments the epoch, because no process caches sessions: each request with a session reads the
-row of the session.
+No change of a session increments the *epoch*, the number whose change makes cached rights stale, because no process
+caches sessions: each request with a session reads the row of the session.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Repairs problems that a consistency check found in the metadata database (`repair`). Each repair runs in a
-transaction, which the caller commits. A repair loses no content: it deletes only rows that refer to missing rows, and
-never a manifest. A *link* is a row that lets a repository serve a blob. If a repair leaves a link or blob unused, it
-puts the link or blob into the collect queue, which lists the links and blobs that garbage collection may have to
-remove."""
+transaction, which the caller commits. A repair loses no content: it never deletes a manifest, but only rows that refer
+to missing rows, and references that the manifest itself does not have. A *link* is a row that lets a repository serve a
+blob. If a repair leaves a link or blob unused, it puts the link or blob into the collect queue, which lists the links
+and blobs that garbage collection may have to remove."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _record_missing_place(db: apsw.Connection, problem: Problem, now: float) -> 
 def _mark_manifest(db: apsw.Connection, problem: Problem, now: float) -> str | None:
     """Marks the manifest as damaged, as scrub (the job that reads all content and checks its digests) does."""
     if not _stored(db, problem).names_digest or damage_changes.mark_manifest(db, int(problem.key[0]), now) is None:
-        return None  # no push could heal it
+        return None  # if the row names no valid digest, no push could heal the manifest
     return "recorded it as damaged: it is not served any more, and the next push stores it again"
 
 

@@ -47,7 +47,7 @@ class SqliteCachedImages:
 
     async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> DroppedLinks:
         now, page_start = self._clock(), cached_image_tables.QUEUE_START
-        while True:  # reads the collect queue in pages, up to the first page with links that are removed
+        while True:  # reads the garbage collector's queue in pages, up to the first page with links that are removed
             links, page_end = await self._scans.run(
                 partial(cached_image_tables.unused_links, upstreams=upstreams, before=before, now=now, after=page_start)
             )
