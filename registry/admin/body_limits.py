@@ -27,8 +27,8 @@ _VALUE_BOUNDS: Final = Bounds(values=20_000)
 """Largest number of JSON values in a body: twice the 10,000 names of the largest list that a route takes. Without this
 limit, 640 KiB of `[],[],…` would block the event loop for 50 ms."""
 MAX_UNKNOWN_FIELDS: Final = 20
-"""If an object has more fields than its model, and the excess is larger than this number, the response has a single
-error for the object, which names no field. Otherwise each unknown field gets its own error."""
+"""If an object has up to this number of fields more than its model, the response has an error for each unknown field.
+For an object with still more fields, it has a single error, which names no field."""
 ItemT = TypeVar("ItemT")
 FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 """A list whose validation ends at the first invalid item, so that a long list cannot cause many errors."""

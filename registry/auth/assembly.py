@@ -95,7 +95,8 @@ async def open_auth_components(
     auth, oidc = settings.auth, settings.oidc
     htpasswd = HtpasswdFile(auth.htpasswd) if auth.htpasswd else None
     issuers = Issuers(settings.issuer, accounts, clock, monotonic)
-    # A stamp is a hash of the settings of an issuer or of the provider. Logins under other settings are refused.
+    # A stamp is a hash of the settings of an issuer or of the provider. A login is refused once the settings that it
+    # depends on have changed, because its stamp is then not in this list any more.
     stamps = [*issuers.issuers_by_stamp, *([provider_stamp(oidc)] if oidc.issuer else [])]
     keys, service_name = SigningKeys(accounts, clock), token_service_name(auth, settings.public_url)
     revocation_check = RevocationCheck(accounts, htpasswd, stamps, keys)

@@ -29,8 +29,8 @@ DOCKER_HUB_SERVER = "https://registry-1.docker.io"
 @dataclass(frozen=True, slots=True)
 class Hint:
     """A sentence for people, which a page shows in their language. `text`: the English sentence with placeholders in
-    braces. `values`: the values of the placeholders. Create hints only with the function `hint`, because a check
-    compares its calls with the catalogues of translations."""
+    braces. `values`: the values of the placeholders. Create hints only with the function `hint`, because the tools for
+    translations find the texts by the calls of that function."""
 
     text: str
     values: Mapping[str, str]
@@ -69,8 +69,8 @@ class MirroredHost:
     server: str
     """The URL from which the client would pull without this registry."""
     has_short_names: bool = True
-    """Whether image names without a host, such as `ubuntu`, mean this upstream here. docker asks its mirror of Docker
-    Hub for such names."""
+    """Whether this registry serves image names without a host, such as `ubuntu`, from this upstream. docker can use it
+    as a mirror only then, because docker sends no host to a mirror."""
 
 
 def mirrored_hosts(upstream: Upstream) -> list[MirroredHost]:

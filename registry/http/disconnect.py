@@ -30,8 +30,7 @@ class DisconnectWatch:
         self._has_cancelled = False  # whether this object has cancelled that task
 
     def check(self) -> None:
-        """Raises ClientGone if the client has disconnected. The first call only starts the watch, and raises
-        nothing."""
+        """Raises ClientGone if the client has disconnected. If the watch has not started yet, only starts it."""
         if self._start_watch().done():
             raise ClientGone
 

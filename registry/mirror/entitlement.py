@@ -73,9 +73,8 @@ class BlobEntitlement:
 
         Asks a public upstream for the size if there is no such manifest, or if the manifests disagree about the size.
         In the second case, uses the upstream's last answer for a short time, and the size in the newest manifest if the
-        upstream gives no answer. Asks a private upstream for the size if
-        `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a short time ago that `repo`
-        does not have the blob.
+        upstream gives no answer. Asks a private upstream for the size if `download_size` is None. Does not ask, and
+        raises BlobUnknown, if the upstream said a short time ago that `repo` does not have the blob.
 
         `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
         downloaded for `repo`; otherwise None. The right of `repo` was checked when that download started. Raises
@@ -97,7 +96,8 @@ class BlobEntitlement:
                 try:
                     return await self._sizes.ask_and_remember(repo, digest, deadline), manifests
                 except (Denied, TooManyRequests, UpstreamUnavailable):
-                    return stated[0], manifests  # another repository may have the blob in the store
+                    # `mount` may find the blob in another repository. At a public upstream, it ignores the size.
+                    return stated[0], manifests
         return await self._sizes.ask(repo, digest, deadline), manifests
 
     async def ask_size(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:

@@ -169,7 +169,7 @@ class UpstreamCounts:
         else:
             outcome = "unknown" if isinstance(error, BlobUnknown) else "failed"
         cells[self._metrics.fills.cell(self._label, outcome)] += 1
-        # These errors fail no request: a wrong digest shows only when the whole blob has arrived, and the disk is not
-        # the endpoint's. Errors of a request were counted when it failed.
+        # No request to the upstream fails with these errors: a wrong digest is found only when the whole blob has
+        # arrived, and storage errors are those of this registry. Other errors were counted when the request failed.
         if isinstance(error, DigestInvalid | StorageFull | StorageFailed):
             self.on_error(error)

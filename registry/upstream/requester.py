@@ -76,8 +76,9 @@ _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
 """Statuses with which a registry may refuse a request without a login, although it would accept the request with a
 login."""
 _HIDING_STATUSES = frozenset({403, 404, 410})
-"""Statuses with which a registry may hide content from a request without a token, although the sender of the request
-accepts them. A 400 is not one of them: it is about the form of the request, such as a parameter."""
+"""Statuses with which a registry may hide content from a request without a token. They are errors of such a request
+even if they are in `accepted_statuses`. A 400 is not one of them: it is about the form of the request, such as a
+parameter."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     RangesUnsupported,
     TooManyRequests,
@@ -261,8 +262,8 @@ class UpstreamRequester:
         if _asks_for_login(response):
             offer, response = await self._resend_with_new_token(url, scope, send, offer, response)
         elif isinstance(first_failure, RegistryError) and auth.has_login and response.status in _REFUSAL_STATUSES:
-            # The request had to be sent without the token that the login gives, even if it was sent again with the
-            # password. With the token, the endpoint might not have refused the request.
+            # No token could be obtained with the login, so the request was sent without one, and possibly again with
+            # the password. With a token, the endpoint might have accepted the request.
             raise first_failure
         if response.status in (200, 206):
             auth.on_accepted(url, scope, offer)

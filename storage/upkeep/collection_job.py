@@ -18,8 +18,8 @@ steps."""
 
 def collection_work(collector: Collector) -> Work:
     """Returns the work of the job. The job has two optional arguments, each true or false. `dry_run`: whether to remove
-    nothing. `strays`: whether to search all shards (parts) of the blob store for *strays*, stored bytes for which there
-    is no row. This lists all blobs; by default, a round searches only the next shards.
+    nothing. `strays`: whether to search all shards (parts) of the blob store for *strays*, blobs without a row in the
+    database. This lists all blobs; by default, a round searches only the next shards.
 
     Each removal is a step, `removed` or in a dry run `would be removed`, with the fields `kind`, `repository`, `item`,
     `bytes` and `reason`. The result has the totals for each kind and the number of freed bytes; after a dry run also

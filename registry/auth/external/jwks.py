@@ -84,7 +84,7 @@ class FileKeySet:
         self._path = path
         self._file_state: tuple[int, ...] | None = None
         """The file's times, inode and size when it was last read; empty if there was no file; None before the first
-        use, and after an error that may be gone at the next read."""
+        use, and after an error that may be temporary."""
         self._logged_error = ""
         """The text of the last error that was logged; empty after the file was read."""
         self._keys: tuple[Key, ...] = ()
@@ -96,9 +96,9 @@ class FileKeySet:
             try:
                 self._keys, self._file_state, self._logged_error = parse_key_set(self._read()), state, ""
             except (OSError, KeySetUnavailable) as error:
-                # A malformed file stays malformed until it changes. Other errors may pass, such as too many open files.
-                can_pass = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-                self._keys, self._file_state = (), None if can_pass else state
+                # A malformed file stays so until it changes. Errors such as too many open files may be temporary.
+                is_temporary = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+                self._keys, self._file_state = (), None if is_temporary else state
                 self._log_once(error)
         return _choose_key(self._keys, key_id, algorithm)
 

@@ -32,7 +32,7 @@ OverwriteOption = Annotated[
 
 
 def _print_step(step: Mapping[str, JSON]) -> None:
-    """Prints a problem or a note as one line on stderr. Images that were imported are only counted."""
+    """Prints a problem or a note as one line on stderr. Prints nothing for an image that was imported."""
     if step["event"] == "imported":
         return
     image = str(step["repository"])

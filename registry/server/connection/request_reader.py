@@ -76,9 +76,8 @@ class RequestReader:
         """Grows by 1 whenever a head is complete, and whenever bytes of a body were parsed. If it does not grow while
         bytes are parsed, these bytes belong to an incomplete head."""
         self._incomplete_bytes = 0
-        """Number of bytes of an incomplete head, for the limit `header_bytes`. `_parse` adds the bytes of each of its
-        calls in which `_completed_parts` does not grow, and sets the number to 0 in a call in which it grows. Empty
-        lines before a head count too."""
+        """Number of bytes of an incomplete head that were parsed, for the limit `header_bytes`. Empty lines before a
+        head count too. `_parse` sets the number to 0 when a head is complete or bytes of a body were parsed."""
         self.is_finished = False
         """Whether the reader parses nothing more, and discards all bytes that it still receives."""
         self.reads = 0
@@ -130,7 +129,8 @@ class RequestReader:
     def continue_parsing(self) -> None:
         """Called when a response is complete. Parses the held bytes, up to the end of the next request that is not
         answered at once, and goes on reading if no bytes are held after that."""
-        self._context.flow.resume_reading()  # a closed body no longer needs the pause
+        # The body of the answered request may have paused reading. The rest of that body is discarded now.
+        self._context.flow.resume_reading()
         held, self._held = self._held, b""
         if held:
             self._parse(held)

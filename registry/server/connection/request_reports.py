@@ -2,8 +2,8 @@
 
 An application can have an attribute `request_recorder`, an object with these methods:
 - `on_request_end(scope, end)` is called once for each request that the application has answered.
-- `on_cached_answer(scope, answer, request_id)` is called for each response that the application's response
-  cache has returned (`answer_at_once`).
+- `on_cached_answer(scope, answer, request_id)` is called for each response that the application's response cache has
+  returned (`answer_at_once`).
 - `on_refused(scope, end)` is called for each request, and each connection, that the server has refused without calling
   the application. The scope then has only what the server knows: `method`, `path` and `raw_path`, which can be empty,
   `headers` and `client`.
@@ -14,8 +14,8 @@ request was cut off. If the body is sent from a file, it calls them when the ker
 return at once and raise nothing.
 
 The server puts an empty dictionary into the scope's extensions, in which the application can note what it knows about
-the request. The server empties the dictionary after the report. Otherwise it might refer to the scope, and the
-two would stay in memory until a garbage collection.
+the request. The server empties the dictionary after the report. Otherwise it might refer to the scope, and the two
+would stay in memory until a garbage collection.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ class RequestReports:
             extensions[REQUEST_NOTES_EXTENSION] = {}
 
     def report(self, scope: Scope, end: RequestEnd) -> None:
-        """Reports a request that the application has answered, or that was cut off. Logs an
-        exception of `on_request_end` and does not raise it, because a client must get its response even if the request
-        cannot be counted."""
+        """Reports a request that the application has answered, or that was cut off. Logs an exception of
+        `on_request_end` and does not raise it, because a client must get its response even if the request cannot be
+        counted."""
         if self._on_end is not None:
             try:
                 self._on_end(scope, end)

@@ -84,7 +84,7 @@ class ProcessPartial:
         self._paths = paths
         self._state_fd = files.state_fd
         """Descriptor of the state file; -1 after the files were closed."""
-        self._boot = files.progress.boot
+        self._boot = files.progress.boot  # the id of the machine's boot during which the bytes are written
         self._status = files.progress.status
         self._extents = Extents(files.progress.extents)
         """The ranges of bytes that are stored."""

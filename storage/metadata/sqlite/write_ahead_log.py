@@ -26,8 +26,8 @@ from storage.metadata.sqlite.database import BUSY_TIMEOUT_MILLISECONDS, is_full
 CHECKPOINT_LOG_PAGES = 2000
 """A checkpoint runs after a commit if the log then has at least this number of pages (8 MB), or fewer on a small disk
 (`checkpoint_log_pages`). SQLite's own default is 1,000. A commit that moves a tag writes about eleven pages, and the
-next commit waits for the checkpoint. With 1,000 pages, this is every 90th commit, so it determines the latency that one
-of 100 pushes exceeds. With 2,000 pages, it is every 180th."""
+next commit waits while a checkpoint runs. With 1,000 pages, every 90th commit waits, so this wait determines the 99th
+percentile of the latency. With 2,000 pages, only every 180th commit waits."""
 PAGE_BYTES = 4096
 """SQLite's default size of a page."""
 RESTART_LOG_PAGES = 16_000
@@ -50,9 +50,10 @@ log = logging.getLogger("storage.metadata")
 
 def checkpoint_log_pages(reserve_bytes: int) -> int:
     """Returns the number of pages of the log from which on a checkpoint runs. `reserve_bytes`: the full size of the
-    reserve, which is small on a small disk. On a full disk, a checkpoint lets the database file grow by up to the size
-    of the log. Half of the reserve has to be left then, for the logs of the next deletes. The reserve is empty on a
-    file system that does not tell its size; there is nothing to be left then."""
+    reserve, which is small on a small disk; 0 on a file system that does not tell its size. On a full disk, a
+    checkpoint can use as much of the reserve as the log is long, because the database file grows by up to that size.
+    So these pages take up at most half of the reserve; the other half is for the logs of the next deletes. Without a
+    reserve, the number is CHECKPOINT_LOG_PAGES, which is also the largest number."""
     return min(CHECKPOINT_LOG_PAGES, reserve_bytes // (2 * PAGE_BYTES)) or CHECKPOINT_LOG_PAGES
 
 

@@ -92,14 +92,14 @@ _READABLE_NOW = (
                    SELECT 1 FROM blob b JOIN blob_link l ON l.blob = b.id AND l.repository = m.repository
                     WHERE b.digest = c.digest AND b.place <> '')))) ORDER BY m.id"""
 )
-"""Selects from the incomplete manifests with the row ids ?1 (JSON). Finds the manifests that are not damaged any more
-(for a damaged manifest, `search_missing_config` has an empty digest), and those whose config is now in their
-repository."""
+"""Selects those of the incomplete manifests with the row ids ?1 (JSON) that can be read now: manifests that are not
+damaged any more (a damaged manifest has an empty digest in `search_missing_config`), and manifests whose config is now
+in their repository."""
 _INDEX_OBJECTS = r"""
 SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search\_%' ESCAPE '\'
  ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"""
-"""Lists the triggers of the index, then its virtual tables, then its other tables. SQLite drops the tables in which a
-virtual table stores its data together with the virtual table."""
+"""Lists the triggers of the index, then its virtual tables, then its other tables. A virtual table stores its data in
+some of the other tables. When SQLite drops the virtual table, it drops these tables too."""
 
 
 def has_unindexed(db: apsw.Connection) -> bool:
