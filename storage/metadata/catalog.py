@@ -150,8 +150,8 @@ class Metadata(Protocol):
         ...
 
     on_mirrored: Callable[[], None]
-    """Called after this process has stored content that it fetched from an upstream: a blob that did not come through
-    an upload session, or a `sparse` manifest. Must return at once."""
+    """Called after this process has stored content that may have come from an upstream: a blob that did not come
+    through an upload session, or a `sparse` manifest. Must return at once."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
         """Returns the row of a blob that the repository has. Raises BlobUnknown, also for a damaged blob
