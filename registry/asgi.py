@@ -26,16 +26,16 @@ REQUEST_NOTES_EXTENSION: Final = "entrepot.request"
 """The key of a dictionary in a scope's `extensions`. The application stores facts about the request in it, for
 `on_request_end` (`registry.server.connection.request_reports`). Only our server provides this dictionary."""
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
-"""The request ids of clients that are accepted."""
+"""Matches the request ids that are accepted from clients."""
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 STOPPING_STATE: Final = "entrepot.stopping"
 """The key in the lifespan state under which our server gives the application an `asyncio.Event`. It is set when the
 server stops, so that responses without an end, such as streams of events, can end."""
 
 ENDS_WITH_INPUT: Final = "entrepot.ends_with_input"
-"""A key of the message `http.response.start`. True: the response has no end of its own, as a stream of events, and ends
-when the client shuts down its sending side. A client that closes its connection does so first, and the server could
-tell both cases apart only by sending something."""
+"""A key of the message `http.response.start`. True: the response has no end of its own, such as a stream of events. It
+ends when the client shuts down its sending side, because the client has then probably closed the connection. The server
+could find out only by sending something."""
 COUNTS_STATE: Final = "entrepot.server_counts"
 """The key in the lifespan state under which our server gives the application a function that returns `ServerCounts`."""
 

@@ -3,14 +3,14 @@ of storage appliances. Everything else, such as pushes and pulls, is only in `/v
 
 - `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. Over HTTPS, if the first
   response has the header `X-Docker-Registry-Standalone`, it sends its login with the second request; without a login it
-  sends an empty name and password. Over plain HTTP, it sends no login. However, `docker login` at this registry has
-  stored a refresh token. With this token, `docker search` requests a bearer token for the scope
-  `registry:catalog:search`, and sends the bearer token.
+  sends an empty name and password. Over plain HTTP, it sends no login. However, if `docker login` has stored a refresh
+  token instead of the password, as it does at this registry, `docker search` requests a bearer token for the scope
+  `registry:catalog:search`, and sends the bearer token instead.
 - `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, it reads `/v2/_catalog`
   with its login.
 
-If a search without a login finds nothing, it returns 401, so that the client then sends its login. If this registry has
-no accounts, it returns an empty result instead.
+If the first page of a search without a login is empty, the response is 401, so that the client then sends its login.
+If this registry has no accounts, the response is an empty page instead.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ async def search(
     n: Annotated[int, Query(ge=0, le=10**9)] = DEFAULT_RESULTS,
     page: Annotated[int, Query(ge=0, le=10**9)] = 1,
 ) -> V1Results:
-    """Finds repositories by name: first those that are stored here, and then, if the settings pass searches on, those
-    that the upstream finds. Raises Unauthorized for an anonymous caller who may pull nothing, or finds nothing."""
+    """Finds repositories by name: first those that are stored here. If the settings pass searches on to an upstream,
+    its results follow. If the registry has accounts, raises Unauthorized for an anonymous caller who may pull nothing,
+    or whose first page is empty."""
     response.headers.update(_HEADERS)
     caller.searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)

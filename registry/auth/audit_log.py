@@ -100,8 +100,8 @@ class AuditBuffer:
         )
 
     async def flush(self) -> None:
-        """Writes the collected entries to the store, after a write that runs. If that fails, logs an error, and the
-        entries are lost."""
+        """Waits for a write that runs, if there is one. Then writes the collected entries to the store. If that fails,
+        logs an error, and the entries are lost."""
         async with self._write_lock:
             await self._write_collected()
 

@@ -39,9 +39,9 @@ class Unconfirmed:
     """Base class of the three errors for responses of unclear origin."""
 
     is_refusal = False
-    """True if the upstream or its token service has refused a client without a login, or if the configured login is
-    missing; a retry does not help then. False: the response is possibly that of a firewall or proxy, and a retry may
-    get another one."""
+    """True: the upstream or its token service has refused a request without a login, or the settings require a login
+    that docker's `config.json` lacks. A retry does not help then. False: the response is possibly that of a firewall or
+    proxy, and a retry may get another one."""
 
 
 class UnconfirmedManifestUnknown(Unconfirmed, ManifestUnknown):

@@ -61,7 +61,7 @@ def tune_malloc() -> None:
 
 def uninitialized_bytearray(size: int) -> bytearray:
     """Returns a bytearray of `size` bytes with arbitrary content. Use it for memory that is written before it is read.
-    In contrast to `bytearray(size)`, it takes no time to set all bytes to 0."""
+    Unlike `bytearray(size)`, it spends no time on setting all bytes to 0."""
     return cast(bytearray, _new_bytearray(None, size))
 
 

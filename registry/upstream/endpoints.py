@@ -54,8 +54,8 @@ all other repositories waiting."""
 
 class EndpointAttempt:
     """The requests to one endpoint for one manifest, blob or list, such as a request and its repetition with a token.
-    The sender of the requests calls the methods `on_…` to report what happens. At the end of the attempt, the breaker
-    of the endpoint uses these reports."""
+    The sender of the requests calls the methods `on_…` to report what happens. At the end of the attempt, the breakers
+    of the endpoint use the reports."""
 
     timeout_seconds: float | None = None
     """Time limit for all requests of the attempt together; None: no limit."""
@@ -63,8 +63,8 @@ class EndpointAttempt:
     def __init__(
         self, report_working: Callable[[], None], clock: Callable[[], float], observer: MirrorObserver
     ) -> None:
-        """`report_working` is called once, as soon as a response shows that the endpoint works. The breaker is then
-        closed for other requests, even if this attempt still takes long. `clock` returns seconds."""
+        """`report_working` is called once, as soon as a response shows that the endpoint works. It closes the breakers,
+        so that other requests need not wait for the end of this attempt. `clock` returns seconds."""
         self._clock = clock
         self._observer = observer
         self._sent_at = clock()
@@ -116,7 +116,7 @@ class EndpointAttempt:
 
 
 class UpstreamEndpoint:
-    """One URL of an upstream, and its circuit breaker."""
+    """One URL of an upstream, and its circuit breakers."""
 
     def __init__(self, url: str, clock: Callable[[], float], observer: MirrorObserver) -> None:
         """`clock` returns seconds."""

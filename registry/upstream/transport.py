@@ -138,8 +138,8 @@ class Resolver:
         return await self._running_lookups.run((host, port), lambda: self._look_up(host, port))
 
     async def _look_up(self, host: str, port: int) -> list[str]:
-        """Waits for a free lookup of the domain, and resolves the host. Raises OSError, also if the wait takes longer
-        than RESOLVER_WAIT_SECONDS."""
+        """Waits until fewer than RESOLVER_THREADS_PER_DOMAIN lookups run for the domain, and resolves the host. Raises
+        OSError, also if the wait takes longer than RESOLVER_WAIT_SECONDS."""
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(RESOLVER_WAIT_SECONDS):

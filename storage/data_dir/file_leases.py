@@ -4,7 +4,7 @@ A *lease* is the exclusive right to do some work. A *slot* is one of a limited n
 semaphore. A lease is the lock on one byte of the file. A group of slots has a name, and one byte for each slot. A hash
 of the lease's key, or of the slots' name, gives the offset of the first byte. Offsets go up to 2^62, so two keys
 practically never share a byte. A waiting task can be *urgent*: then the last byte that is set aside for the slots' name
-has a shared lock, and other tasks take none of these slots.
+has a shared lock, and tasks that are not urgent take none of these slots.
 
 Each process opens the file once. The byte locks exclude other processes; `_held_bytes` excludes the other tasks of this
 process. A waiting task polls. A system call that waits for a lock would occupy a thread, and it could only wait for one

@@ -54,8 +54,8 @@ class MappedFile:
     @classmethod
     def try_map(cls, fd: int, start: int, stop: int) -> MappedFile | None:
         """Maps the bytes from `start` to `stop` of an open file. Returns None if the system is not Linux or the file
-        system does not support mappings. Also returns None if the file belongs to another user, because mincore then
-        reports that all pages are in memory."""
+        system does not support mappings. Also returns None if the file belongs to another user and this process does
+        not run as root, because mincore then reports that all pages are in memory."""
         calls = _library_calls()
         if calls is None or os.geteuid() not in (0, os.fstat(fd).st_uid):
             return None

@@ -35,7 +35,7 @@ class EncryptedFileSender:
 
     def __init__(self, context: ConnectionContext, file: int, on_sent: Callable[[int], None]) -> None:
         """`file` is a file descriptor open for reading, which the sender does not close. `on_sent` is called for each
-        piece that is given to the transport, with the number of its bytes."""
+        piece that is given to the transport, with the number of its bytes (for the first piece including the head)."""
         self._context = context
         self._file = file
         self._on_sent = on_sent
@@ -49,8 +49,9 @@ class EncryptedFileSender:
         self._read_ahead: ReadAhead | None = None
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._just_read_up_to = 0
-        """Offset up to which a thread has read the file for this sender. The bytes before this offset are read even if
-        their pages are no longer in memory. Otherwise a sender would send nothing while memory is scarce."""
+        """Offset up to which a thread has read the file for this sender. The event loop reads the bytes before this
+        offset even if their pages are no longer in memory. Otherwise a sender would send nothing while memory is
+        scarce."""
         self._piece_read: asyncio.Future[None] | None = None
         """Done when a thread has read a part of the file; None while the sender does not wait for the thread."""
         self.unsent_bytes = 0

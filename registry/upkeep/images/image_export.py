@@ -60,7 +60,8 @@ async def export_images(
 ) -> JSON:
     """Exports the images. Returns the numbers of images and blobs, and the size in bytes. Raises ManifestUnknown, also
     if an image does not exist for one of the platforms; ImageFileFailed; the errors of mirrors; Unsupported if an image
-    cannot be in a docker archive. The final file does not exist after an error or a cancellation."""
+    cannot be in a docker archive, or has more than `MAX_DEPTH` levels of manifests. The final file does not exist after
+    an error or a cancellation."""
     try:
         return await _export(router, names, writer, options, reporter)
     except BaseException:
@@ -159,7 +160,7 @@ async def _choose_platforms(image: _Image, options: ExportOptions) -> None:
 
 async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
     """Adds to the image a manifest, the manifests that it lists, and the blobs of all these manifests. `depth`: how
-    many further levels of manifests are allowed."""
+    many levels of manifests are allowed, including the level of `manifest`."""
     if depth == 0:
         raise Unsupported(f"{image.name} has indexes in indexes, more than {MAX_DEPTH} deep")
     for entry in manifest.manifests:

@@ -24,8 +24,8 @@ from storage.names import Digest
 MAX_DATABASE_ERRORS: Final = 100
 """Largest number of errors that SQLite reports in one check."""
 _TREE: Final = re.compile(r"Tree (\d+)\b")
-"""Matches the number of the first page of a table or index in a text of SQLite about damage. The text has this number
-if it does not name the table."""
+"""Matches the part of a damage message of SQLite that names a table or index by the number of its first page. Other
+messages name the table itself."""
 _TABLE_AREAS: Final[dict[str, TableCheck]] = {check.area: check for check in (*TABLE_CHECKS, *USAGE_CHECKS)}
 T = TypeVar("T")
 
@@ -139,7 +139,7 @@ def _check_database(db: apsw.Connection) -> list[Problem]:
 
 
 def _damage_texts(db: apsw.Connection) -> list[str]:
-    """Returns SQLite's texts about damage, one for each error."""
+    """Returns the damage messages of SQLite, one for each error."""
     texts: list[str] = []
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
@@ -155,8 +155,7 @@ def _damage_texts(db: apsw.Connection) -> list[str]:
 
 
 def _is_about_search_index(db: apsw.Connection, text: str) -> bool:
-    """Returns whether a text of SQLite about damage is about the search index, which can be rebuilt from the other
-    tables."""
+    """Returns whether a damage message of SQLite is about the search index, which can be rebuilt from other tables."""
     tree = _TREE.search(text)
     if tree is not None:
         name = db.execute("SELECT tbl_name FROM sqlite_schema WHERE rootpage = ?", (int(tree[1]),)).get

@@ -23,11 +23,12 @@ T = TypeVar("T")
 MAX_JOBS: Final = 1000
 """Number of jobs whose records are kept. When a job is added, older jobs that have ended are deleted."""
 MAX_WHOLE_BYTES: Final = 1000
-"""Longest JSON text, in bytes, of arguments or of a result that a list of jobs contains with all its lists."""
+"""Up to this size in bytes, a list of jobs contains the JSON text of a job's arguments or result unchanged."""
 MAX_LISTED_BYTES: Final = 4000
-"""Longest JSON text, in bytes, of arguments or of a result without its lists that a list of jobs contains."""
+"""A list of jobs contains a longer text without its fields that are JSON arrays. If the shortened text has more bytes
+than this, the list contains `{}` instead."""
 JOBS_PER_READ: Final = 50
-"""Largest number of jobs that one look-up reads. SQLite needs about a millisecond to leave out the lists of a long
+"""Largest number of jobs that one look-up reads. SQLite needs about a millisecond to leave out the arrays of a long
 result, and other look-ups wait meanwhile."""
 QUEUE_RETRY_SECONDS: Final = 60
 """The value of Retry-After if too many jobs are queued."""
@@ -47,9 +48,9 @@ SELECT k.value, (SELECT min(id) FROM job INDEXED BY job_active WHERE {_ACTIVE} A
 
 
 def _shortened(column: str) -> str:
-    """Returns the SQL expression for the JSON in a column, as a list of jobs contains it. If the text is long, the
-    expression leaves out the fields that are lists. If the text is still too long, or is not an object, the expression
-    is `{}`."""
+    """Returns an SQL expression that shortens the JSON text of a column for a list of jobs. If the text is long, the
+    expression leaves out the fields that are arrays. If the text is still too long, or is not an object, the result is
+    `{}`."""
     short = f"""(
       SELECT json_group_object(key, CASE type WHEN 'object' THEN json(value) WHEN 'true' THEN json(type)
                                     WHEN 'false' THEN json(type) ELSE value END)
@@ -93,8 +94,8 @@ class SqliteJobs:
         the database."""
         self._db = db
         self._data_version = data_version
-        self._known_without_jobs: tuple[object, frozenset[str]] | None = None
-        """A data version, and kinds of which there were no active jobs then."""
+        self._last_empty_call: tuple[object, frozenset[str]] | None = None
+        """Data version and kinds of the last call of `oldest_active`, if it found no active jobs; otherwise None."""
         self._writer = writer
         self._scans = scans
         self._clock = clock
@@ -143,12 +144,12 @@ class SqliteJobs:
     async def oldest_active(self, kinds: Collection[str]) -> Mapping[str, int]:
         with _as_storage_failed():
             # Every server process asks once a second. Most of the time nothing has changed since its last call.
-            asked = self._data_version(), frozenset(kinds)
-            if asked == self._known_without_jobs:
+            call = self._data_version(), frozenset(kinds)
+            if call == self._last_empty_call:
                 return {}
             rows: list[Any] = self._db.execute(_OLDEST_ACTIVE, (json.dumps(list(kinds)),)).fetchall()
         found = {kind: job_id for kind, job_id in rows if job_id is not None}
-        self._known_without_jobs = None if found else asked
+        self._last_empty_call = None if found else call
         return found
 
     async def start(self, job_id: int, holder: str) -> Job:
@@ -239,7 +240,7 @@ def _read(sql: str, values: Sequence[object], db: apsw.Connection) -> list[Job]:
 
 
 def _job(row: tuple[Any, ...]) -> Job:
-    """Returns the job of a row with the columns `_COLUMNS`."""
+    """Returns the job of a row with the columns `_COLUMNS` or `_LISTED_COLUMNS`."""
     (job_id, kind, arguments, state, actor, holder, resumable, stopping, created, updated, ended, *last_columns) = row
     done, total, unit, message, position, result = last_columns
     return Job(

@@ -217,8 +217,9 @@ def _read_page(
     repository: str | None,
     db: apsw.Connection,
 ) -> EventPage:
-    """Reads events of the list from the number `start` on, in one direction. The query `window` returns the number of
-    the last event to read, and how many events there are up to this event. The query `events` reads them."""
+    """Reads events of the list that are newer, or older, than the event with the number `start`. The query `window`
+    limits the search to a range of events: it returns the number of the last event in the range, and how many events
+    the range has. The query `events` reads those in the range that match `action` and `repository`."""
     has_filter = action is not None or repository is not None
     window_size = max(limit + 1, MAX_READ_EVENTS) if has_filter else limit + 1
     row: Any = db.execute(window, (start, window_size)).get
@@ -232,9 +233,9 @@ def _read_page(
 
 
 def _deliveries_query(*, has_webhook: bool, only_dead: bool, only_pending: bool) -> str:
-    """Returns the query for at most ?3 deliveries that follow that of the event ?1 to the webhook ?2: those to the
-    webhook ?4, or to all webhooks. It names the index of the dead letters, because there may be far more deliveries
-    than dead letters."""
+    """Returns the query for at most ?3 deliveries, to the webhook ?4 or to all webhooks. They follow the delivery of
+    the event ?1 to the webhook ?2; newer events come first. With `only_dead`, the query selects dead letters and names
+    their index, because there may be far more deliveries than dead letters."""
     conditions = ["d.event <= ?1", "(d.event < ?1 OR d.webhook > ?2)", removed_webhooks.IS_OF_READER]
     if has_webhook:
         conditions.append("d.webhook = ?4")

@@ -49,15 +49,17 @@ CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
 """SQL expression for `TagFacts.order_time`. Times after ?3 are in the future. If the tag's time is not in the future,
 the expression is NULL. Otherwise, it is the later of two times: ?4, the result of `_last_change_before_future`, and the
-time of the newest entry for this tag in the tag history that is not in the future. The second can be later: if a client
-pushed the same manifest to the tag again while the clock was ahead, the history has no entry for that push."""
+time of the newest entry for this tag in the tag history that is not in the future. The second can be later: while the
+clock is ahead, a push of the same manifest to the tag moves the tag's time into the future, but adds no entry to the
+history, in which `_last_change_before_future` searches."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
    FROM tag_history h INDEXED BY tag_history_tag
   WHERE h.repository = t.repository AND h.tag = t.name ORDER BY h.id DESC LIMIT 1)"""
 """SQL expression for `TagFacts.imported`: the time of the newest entry in the tag's history, if it is about an import.
-Times after ?3 are in the future. An import sets the tag in one transaction and its age in the next one, so the tag may
-not have its age yet. A tag that is newer than the entry was pushed again."""
+Times after ?3 are in the future. An import sets the tag in one transaction. In the next one, it moves `updated` back,
+because the tag is older at the other registry. Before that, `updated` equals the time of the entry. If `updated` is
+later, the tag was pushed again."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
  ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""

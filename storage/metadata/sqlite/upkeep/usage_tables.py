@@ -22,7 +22,8 @@ from storage.usage import ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
 _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
-"""Largest number of rows that one transaction counts or deletes."""
+"""Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. One transaction
+counts fewer than twice as many."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5
