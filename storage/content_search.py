@@ -86,17 +86,18 @@ def search_words(text: str) -> list[str]:
 
 
 class ContentSearch(Protocol):
-    """Finds stored content. `within`: the names (in the store) of the repositories to search. `offset`: the number of
-    entries before the page, at most `MAX_OFFSET`. The work of a search is limited, independently of the stored content
-    and of the patterns of `within`: at a limit of rows or of time, the search stops and its page is not complete. All
-    methods raise StorageFull, StorageFailed."""
+    """Finds stored content. `within`: the repositories to search, by their names in the store (the name of a mirrored
+    repository begins with its upstream). `offset`: the number of entries before the page, at most `MAX_OFFSET`. The
+    work of a search is limited, independently of the stored content and of the patterns of `within`: at a limit of rows
+    or of time, the search stops and its page is not complete. All methods raise StorageFull, StorageFailed."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
         """Finds the repositories that have manifests and whose names contain all `words`. First come names that begin
-        with the first word. Next are names whose last part (after the last slash) is that word. The last are names with
-        a part that begins with that word."""
+        with the first word. Next are names whose last part (after the last slash) is that word, then names with a part
+        that begins with that word, and then the others. A single word of one character finds only names that begin with
+        it, and a single word of two characters only names with a part that begins with it."""
         ...
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:

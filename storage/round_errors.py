@@ -12,9 +12,10 @@ def log_round_error(log: logging.Logger, what_failed: str, error: Exception) -> 
     """Logs an error that ended a round of a background task. Call this in the `except` clause of the task's loop, which
     then continues with the next round. `what_failed`: the beginning of the line in the log, such as "eviction failed".
 
-    A RegistryError, such as that of a full disk, is logged in one line. Other errors, such as an SQLite error
-    during a read, are logged with a traceback. They must not end the task either, because only a reload of the server
-    would start it again. Raises CancelledError as `raise_if_cancelled` does."""
+    A RegistryError, such as that of a full disk, is logged in one line, followed by the traceback of its cause if it
+    has one. Other errors, such as an SQLite error during a read, are logged with their traceback. They must not end the
+    task either, because only a reload of the server would start it again. Raises CancelledError as `raise_if_cancelled`
+    does."""
     raise_if_cancelled()
     if isinstance(error, RegistryError):
         log.warning("%s: %s; trying again later", what_failed, error, exc_info=error.__cause__)

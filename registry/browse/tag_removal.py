@@ -1,6 +1,7 @@
 """Removes several tags of a hosted repository, and restores removed tags (`TagRemover`).
 
-A `RemovedTag` is a tag with its digest: a tag that was removed or restored, or that a plan would remove.
+A `RemovedTag` is a tag with its digest: a tag that was removed or restored, or that a plan would remove. A *referrer
+tag* belongs to the manifest whose digest its name contains, such as `sha256-….sig`.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class TagRemover:
 
     async def restore(self, repo: RepositoryName, tags: Sequence[tuple[Tag, Digest]], by: Actor) -> RestoredTags:
         """Undoes `remove`: points the tags at these digests again, and restores the manifests. Refuses a tag that
-        exists again, or that cannot be restored. The caller has checked the rights to push and to
-        pull. Raises NameUnknown."""
+        exists again, or that cannot be restored. The caller has checked the rights to push and to pull. Raises
+        NameUnknown."""
         restored, refused = [], []
         is_immutable = self._immutable_tags.in_repository(repo)
         does_not_exist = Condition(negated=True)
@@ -166,5 +167,5 @@ class _Removal:
 
 
 def _subject(tag: PlannedTag) -> str:
-    """Returns the digest in the name of a referrer tag, such as `sha256-….sig`."""
+    """Returns the digest in the name of a referrer tag."""
     return tag.name[:71].replace("-", ":", 1)  # 71 characters: `sha256-` and 64 hex digits

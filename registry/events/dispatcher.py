@@ -130,7 +130,8 @@ class WebhookDispatcher:
         self._read_version: object = None
         """The value that `version` returned at the last read."""
         self._next_at: float | None = None
-        """When the first of the deliveries becomes due that were not due at the last read, in seconds since 1970."""
+        """When the first of the deliveries that were not due at the last read becomes due, in seconds since 1970. None:
+        there were none, or the read stopped at its limit of queues."""
         self._read_again_at = float("-inf")
         """When to read again even if the version has not changed and no delivery has become due, in seconds of the
         event loop's clock."""
@@ -265,8 +266,8 @@ class WebhookDispatcher:
             return Attempt(Outcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}")
 
     async def _note_failure(self, delivery: Delivery, attempt: Attempt, delivered_before: int) -> None:
-        """Records a failed delivery: plans its next attempt, or makes its event a dead letter. Returns when the
-        repository may have another sender."""
+        """Records a failed delivery: plans its next attempt, or makes its event a dead letter. In the end, waits
+        until the repository may have another sender."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age

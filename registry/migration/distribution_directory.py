@@ -49,7 +49,7 @@ class TagLink:
 @dataclass(frozen=True, slots=True)
 class BrokenEntry:
     """An entry of the directory that cannot be imported. `what`: its kind, such as `tag`. `name`: its name; empty for a
-    directory of a repository that cannot be listed, which `reason` names. `reason`: what is wrong."""
+    directory inside a repository, such as `_layers`, whose name is in `reason`. `reason`: what is wrong."""
 
     what: str
     name: str

@@ -66,7 +66,8 @@ class System:
     def link(self, fd: int, target: Path) -> None:
         """Gives the open file another name, a hard link. Raises OSError also if the file system has no hard links, or
         if `target` is on another file system."""
-        # Python follows the symbolic link only with a `src_dir_fd`, which an absolute path does not use.
+        # `/proc/self/fd/…` is a symbolic link. Python follows it only if `src_dir_fd` is given, although the descriptor
+        # itself is not used: the path is absolute.
         os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
 
     def clone(self, source_fd: int, fd: int) -> None:

@@ -43,7 +43,8 @@ UNUSED_SECONDS: Final = 60.0
 """An eviction also removes a blob to which no manifest of its mirrored repository refers, if the blob was last used
 longer ago than this time."""
 CHECK_SECONDS: Final = 2.0
-"""Longest time between two checks of the limits. They are also checked after each blob and manifest that is stored."""
+"""The limits are checked after each blob and manifest that is stored, or after this time without one. If a check could
+evict nothing, the evictor first sleeps for this time."""
 WARNING_SECONDS: Final = 600.0
 """Shortest time between two warnings that a limit cannot be kept for the same reason."""
 IMAGES_PER_ROUND: Final = 20
@@ -61,8 +62,8 @@ log = logging.getLogger("storage.eviction")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The largest number of bytes in the scope `scope` (a set of repositories, `storage.usage`), which counts the
-    content of `upstreams`."""
+    """The largest number of bytes that a scope may have. A scope is a set of repositories whose bytes are counted
+    (`storage.usage`). The scope `scope` consists of the repositories that are mirrored from `upstreams`."""
 
     scope: str
     upstreams: tuple[str, ...]
@@ -154,7 +155,7 @@ class Evictor:
 
     async def check(self) -> bool:
         """Evicts images if a limit is exceeded. If an eviction for free space has no effect, all processes pause such
-        evictions for some time (`EvictionPause`). Returns False if a limit is exceeded and no image may be evicted.
+        evictions for some time (`EvictionPause`). Returns False if a limit was exceeded and no image was evicted.
         Waits while another process evicts. Raises StorageFull, StorageFailed."""
         await self._pause.update()
         if not (self._must_free_space() or await self._is_over_a_budget()):
@@ -239,8 +240,8 @@ class Evictor:
         return count
 
     async def _evict_for_space(self, on_evicted: OnEvicted) -> tuple[FreeSpaceGoal, int]:
-        """Evicts images to free space, as far as `FreeSpaceGoal` says. Returns the goal and the number of evicted
-        images."""
+        """Evicts images until the high mark is reached, or until as many bytes are evicted as the disk lacks. Evicts
+        none while a backup runs (`FreeSpaceGoal`). Returns the goal and the number of evicted images."""
         await self._collector.free_unlinked_blobs()  # may be enough if a backup has held back such blobs
         goal = FreeSpaceGoal(self._collector, self._free_bytes, max(self.limits.low_free, self.limits.high_free))
         count = await self._evict_until(goal.is_reached, self.limits.upstreams, on_evicted, goal.free_blobs)
@@ -269,7 +270,7 @@ class Evictor:
         try:
             while not await is_reached():
                 rules = await self._rules()
-                outcome: EvictedImage | bool = True  # False: no further image may be evicted
+                outcome: EvictedImage | bool = True  # True: more images to check; False: none
                 for _ in range(IMAGES_PER_ROUND):
                     outcome = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
                     if isinstance(outcome, EvictedImage):

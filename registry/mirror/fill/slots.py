@@ -4,9 +4,10 @@
 A *fill* is the work of one process to get one blob. Before each request to the upstream, a fill takes a *connection
 slot*, one of a limited number of permits, and holds it until the request has ended. A *prefetch fill* was started
 because a client will probably request the blob soon, and no client has requested it yet. An *unattended* fill is one
-whose clients have all left. Other fills get slots before prefetch fills, and these before unattended ones: both leave
-slots free. Among the other fills, those of small blobs, such as configs, get slots before those of larger blobs: a
-client waits for the whole config before it goes on.
+whose clients have all left. The remaining fills get slots first: prefetch fills leave some slots free for them, and
+unattended fills leave one more free, for prefetch fills. Among the remaining fills, those of small blobs, such as
+configs, get slots before those of larger blobs: a client waits for the whole config before it goes on.
+
 A *pass-through* sends a blob to one client without storing it, because the disk is too full. It takes a slot as well.
 """
 
@@ -215,7 +216,7 @@ class ConnectionSlots:
                 await asyncio.Event().wait()
 
     def is_waited_for(self) -> bool:
-        """Returns whether a request of any process waits in the queue for a slot. Raises StorageFailed."""
+        """Returns whether a request of any process has waited in the queue for `MARK_SECONDS`. Raises StorageFailed."""
         return self._leases.are_slots_held(self._waiting_name, WAITING_MARKS)
 
     def _is_waited_for_long(self) -> bool:

@@ -1,5 +1,5 @@
-"""`WorkerProcess`: the supervisor's record of a worker, its child process: when the worker started, what it has
-reported, and how it ended.
+"""The supervisor's record of a worker (`WorkerProcess`): when the worker started, what it has reported, and how it
+ended. A worker is a child process of the supervisor.
 
 A worker reports on its *status pipe*, to which only the worker writes. Once it accepts connections, it writes the line
 "ready". If it fails, it writes the reason, in one line.
@@ -28,7 +28,7 @@ class WorkerProcess:
     """When the process was forked."""
     column: int | None
     """The worker's column in the shared table of connection counts (see `PerAddressLimit`). None: the worker does not
-    count its connections."""
+    count its connections in this table."""
     commands: socket.socket
     """The supervisor's end of the channel for commands (`registry.server.process.commands`)."""
     is_adopted: bool = False

@@ -223,7 +223,8 @@ def _hash_layer(source: FileSource, name: str) -> _Layer:
 
 def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
     """Passes the decompressed data to the hash `uncompressed_hash`, in bounded pieces. Returns the decompressor for the
-    next data. After the end of a gzip member this is a new one, because a layer may consist of several members."""
+    next data. If `data` goes on after the end of a gzip member, this is a new one, because a layer may consist of
+    several members."""
     while data:
         uncompressed_hash.update(decompressor.decompress(data, CHUNK_BYTES))
         if decompressor.eof:

@@ -25,10 +25,10 @@ class FileCheck:
     """The check of one file. Call `read_part` until it returns 0; then `problem` says what is wrong with the file, or
     is None. `version` identifies the file (`version_of`). All methods block.
 
-    The check reads all files, also those that clients rarely read. The kernel would keep the pages of these files in
-    memory, and drop pages of blobs that clients often pull. So the check drops the pages that its own reads have
-    loaded, and keeps pages that were in memory before. Read-ahead is off for this file, because pages that the kernel
-    reads in advance would look like pages that were in memory before."""
+    A check of the store reads all files, also those that clients rarely read. The kernel would keep the pages of these
+    files in memory, and drop pages of blobs that clients often pull. So this class drops the pages that its own reads
+    have loaded, and keeps most pages that were in memory before (see `_read`). Read-ahead is off for this file, because
+    pages that the kernel reads in advance would look like pages that were in memory before."""
 
     def __init__(self, path: Path, digest: Digest, size: int, *, read_again: bool) -> None:
         """`read_again`: first drops all pages of the file from memory, so that all bytes come from the disk."""

@@ -49,8 +49,8 @@ class SqliteDatabase:
     - `jobs` stores the jobs of upkeep. `consistency` checks and repairs the whole store, and `damage` stores which
       content is damaged.
     - `snapshots` copies the database. `imports` records which images were imported from other registries.
-    - `tag_history` reads the history of tags, and puts deleted manifests back. `tag_listing` lists tags with facts for
-      people, and `tag_removals` previews removals of tags.
+    - `tag_history` reads the history of tags, and puts deleted manifests back. `tag_listing` lists tags with facts
+      about their images, and `tag_removals` previews removals of tags.
     - `pulls` stores when manifests were last pulled, and `retention` finds and deletes tags and manifests that no
       retention rule keeps.
     - `usage` counts the blobs, bytes and tags of sets of repositories. `cached_images` finds and evicts mirrored
@@ -83,6 +83,7 @@ class SqliteDatabase:
         # A call of `data_version` returns a value that changes with every commit to the database.
         data_version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
+        # Each `ScanThread` runs one long lookup at a time, so the kinds of lookups below do not wait for each other.
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         writer = immutable or CommitThread(layout, system, data_version, reserve, observer)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)

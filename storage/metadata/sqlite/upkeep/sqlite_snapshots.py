@@ -36,8 +36,8 @@ STOPPED_BY_BACKUP: Final = "it had not ended when this backup was made"
 MAX_EVENTS_PER_SECOND: Final = 1000
 """More events per second than a registry adds, averaged over the time between a backup and its restore."""
 MIN_EVENT_GAP: Final = 1_000_000_000
-"""How much a restore raises the number of the newest event at least. The clock may have been wrong when that event was
-stored, when the backup was made, or during the restore."""
+"""A restore raises the number of the newest event by at least this much, even if little time seems to have passed: the
+clock may have been wrong when that event was stored, when the backup was made, or during the restore."""
 _TOTALS: Final = """
 SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) FROM manifest),
        (SELECT count(*) FROM tag), count(*), coalesce(sum(size), 0) FROM blob"""
@@ -135,7 +135,7 @@ class SqliteSnapshots:
     def mark_restored(self, path: Path, copied: float) -> None:
         restored = max(self._clock(), copied)
         with self._changing(path) as db:
-            if _has_table(db, "pull_recording"):  # otherwise its migration sets the time
+            if _has_table(db, "pull_recording"):  # otherwise the migration that creates it sets `since`
                 earlier = db.execute("SELECT max(since) FROM pull_recording").get
                 restored = max(restored, float(earlier or 0.0))
                 db.execute("DELETE FROM pull_recording; INSERT INTO pull_recording (since) VALUES (?)", (restored,))
@@ -190,9 +190,9 @@ class SqliteSnapshot:
 
 
 def _raise_event_number(db: apsw.Connection, copied: float, restored: float) -> None:
-    """Raises the number of the only event in the copy, so that later events get higher numbers than those that the
-    registry may have added since, which a client may know. If the copy has no event, adds one outside of the list: the
-    registry may have added its first events since. `copied`, `restored`: when the copy was made and restored."""
+    """Raises the number of the only event in the copy. The registry may have added events after the copy was made, and
+    clients may know their numbers; events after the restore get higher numbers than these. If the copy has no event,
+    adds one outside of the list of events. `copied`, `restored`: when the copy was made and restored."""
     if db.execute("SELECT max(id) FROM event").get is None:
         db.execute(
             "INSERT INTO event (id, uuid, at, action, repository, media_type, size, actor, address, request_id, "
