@@ -29,7 +29,8 @@ class EventAction(StrEnum):
 
     - `PUSH`: a client pushed a manifest; with a tag if it pushed the manifest by tag.
     - `DELETE`: a manifest or tag was deleted. The tags of a deleted manifest have events of their own.
-    - `MOVE`: a tag was pointed at a manifest without a push. A push that moves a tag counts as a move as well.
+    - `MOVE`: a tag was pointed at a manifest without a push. A reader that wants `MOVE` also
+      gets each `PUSH` that moves a tag.
     - `RETENTION`: a rule of retention deleted a manifest or tag.
     - `EVICTION`: a mirrored manifest, or a tag of it, was deleted to free space in the cache.
     - `QUARANTINE`: the stored bytes of a blob or manifest were found damaged.
@@ -56,7 +57,7 @@ CHANGES: Final = frozenset(EventAction) - {
     *(EventAction.PULL, EventAction.FILL),
     *(EventAction.BLOB_PUSH, EventAction.BLOB_MOUNT, EventAction.BLOB_DELETE),
 }
-"""The kinds of events that change the manifests and tags of the registry. Events of the other kinds are far more
+"""The kinds of events about changes of manifests and tags, and about damage. Events of the other kinds are far more
 frequent."""
 
 

@@ -15,9 +15,9 @@ async def change_password(caller: Caller, name: AccountName, old: str, new: str 
     person's browser sessions end. Callers who set their own password have to give the old one. An admin may set the
     password of every other person.
 
-    Raises AccountUnknown. Raises Unauthorized if the caller has no account, or if the caller's own account was changed
-    since the request was authenticated: another change of the password ends this login. Raises Denied if the caller may
-    not set the password or the old password is wrong, TooManyRequests after too many wrong passwords, and
+    Raises AccountUnknown. Raises Unauthorized if the caller has no account, or if another request has changed the
+    caller's own account, for example its password, since this request was authenticated. Raises Denied if the caller
+    may not set the password or the old password is wrong, TooManyRequests after too many wrong passwords, and
     AccountInvalid if the new password is not acceptable."""
     caller.rights.check_may_change_credentials(name)
     if name == caller.principal.name:

@@ -187,8 +187,8 @@ async def read_server_status(
 ) -> ServerStatus:
     """Returns the status of the server of this data directory. `clock` returns seconds since 1970. `with_cache`:
     whether to add `ServerStatus.cache`, for which all cached images have to be counted. Raises OSError if the data
-    directory cannot be read. An error of the store becomes `ServerStatus.store_problem`, and the fields that are read
-    after the error are missing."""
+    directory cannot be read. An error of the store becomes `ServerStatus.store_problem`, and the fields that would be
+    read after the error stay empty."""
     settings, store = upkeep.settings, upkeep.store
     problem = store.storage_problem() or store.push_refusal()
     status = await asyncio.to_thread(_status_of_reports, settings, clock(), problem)

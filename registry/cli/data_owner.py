@@ -43,19 +43,21 @@ class OwnerError(Exception):
 
 
 def server_user(data: Path) -> tuple[int, int]:
-    """Returns the uid and the gid with which a server uses the directory `data`. Normally, they are those of the
-    directory. Raises OSError.
+    """Returns the uid and the gid with which a server uses the directory `data`. Raises OSError. The first case that
+    applies counts:
 
-    But a volume of Kubernetes (`fsGroup`) belongs to root, and its group may write to it. The server then runs as
-    another user, who owns the database. So if others than the owner may write to a directory of root, they are the uid
-    of the database's owner, and the gid by which this user may write. If this process's user is not root, and can run
-    the server on a directory of another user, they are those of this process."""
+    - This process's user is neither root nor the owner of the directory, but may write to it, and the database belongs
+      to this user or does not exist: the uid and the gid of this process.
+    - The directory belongs to root, its group or all users may write to it, and it has a database, as on a volume of
+      Kubernetes (`fsGroup`): the uid of the database, and the gid of the directory or, if all users may write, of the
+      database.
+    - Otherwise: the uid and the gid of the directory."""
     from storage.composition import layout_of
 
     directory = data.stat()
     database: os.stat_result | None = None
     with suppress(OSError):  # for example, `data` is a file, which later checks report
-        # Whoever may write to the directory can make a link to a file of another user. Only the link is theirs.
+        # Not `stat`: a user can replace the database by a link to a file of another user, but owns only the link.
         database = layout_of(data).metadata.lstat()
     is_for_all = bool(directory.st_mode & stat.S_IWOTH)
     user = os.geteuid()
@@ -198,10 +200,10 @@ def run_on_backend(
     create_if_missing: bool = False,
     interrupted_text: str = INTERRUPTED,
 ) -> T:
-    """Prepares the data directory like `prepare_data_directory`, opens it with the mirrors, runs `work`, and returns
-    its result. This is also safe while a server uses the directory. `interrupted_text`: what the command prints on
-    stderr if SIGINT or SIGTERM ends it. Raises the errors of `prepare_data_directory` and of `work`, RegistryError, and
-    OSError."""
+    """Prepares the data directory like `prepare_data_directory`, opens the backend (`registry.backend`) on it, runs
+    `work`, and returns its result. This is also safe while a server uses the directory. `interrupted_text`: what the
+    command prints on stderr if SIGINT or SIGTERM ends it. Raises the errors of `prepare_data_directory` and of `work`,
+    RegistryError, and OSError."""
     prepare_data_directory(settings, create_if_missing=create_if_missing)
 
     async def open_and_work() -> T:

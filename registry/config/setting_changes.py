@@ -59,7 +59,7 @@ def _has_tables(value: Any) -> bool:
 
 
 def _by_name(tables: list[BaseModel]) -> dict[str, BaseModel]:
-    """Returns the tables by name, or by their position, counted from 1, if their model has no name."""
+    """Returns the tables by the field that names them, or by their position, counted from 1, if they have none."""
     keys = ("name", "issuer", "prefix")
     return {
         str(next((getattr(table, key) for key in keys if getattr(table, key, None)), position)): table

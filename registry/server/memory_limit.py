@@ -34,7 +34,7 @@ def _limit_files(proc: Path, groups: Path) -> Iterator[Path]:
             directory, name = groups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # In a container, the path can lead out of what the container sees. Its limit is then in the root directory.
+        # In a container, the path can lead out of what the container sees. The root directory then has the limit.
         group = PurePosixPath("/", path.lstrip("/"))
         group = PurePosixPath("/") if ".." in group.parts else group
         for part in (group, *group.parents):

@@ -41,8 +41,8 @@ TOP_HEADING: Final = 3
 
 router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The handlers of `router` wait until the description is read, those of `_forms` for a form to arrive. Their route
-classes hold no slot for rendering meanwhile, so a handler that renders a page acquires a `page_slot` itself."""
+"""The routes that receive a form. While a handler of `router` reads the description, or a handler of `_forms` receives
+the form, it holds no slot for rendering. It acquires one (`page_slot`) before it renders a page."""
 
 
 def description_html(html: str) -> Markup:

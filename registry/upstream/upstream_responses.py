@@ -149,8 +149,8 @@ def is_from_registry(response: UpstreamResponse) -> bool:
 
 
 def as_unconfirmed(not_found_error: RegistryError, *, is_refusal: bool = False) -> RegistryError:
-    """Returns the unconfirmed variant of an unknown error, with this value of `Unconfirmed.is_refusal`. Returns any
-    other error, and an error that is unconfirmed already, unchanged."""
+    """Returns the unconfirmed variant of an unknown error. Returns any other error, and an error that is unconfirmed
+    already, unchanged. `is_refusal`: whether the upstream refuses clients without a login, so that no retry helps."""
     if isinstance(not_found_error, Unconfirmed):
         return not_found_error
     error: UnconfirmedNameUnknown | UnconfirmedBlobUnknown | UnconfirmedManifestUnknown

@@ -91,8 +91,8 @@ class ServerCheck:
             yield warning("server", what, "", "restart the server, so that it runs the installed version")
 
     def _address_findings(self, answer: ProbeResult, instances: set[str]) -> list[Finding]:
-        """Returns a finding about the response to a probe of the registry's address. `instances`: the ids of the server
-        of this data directory. A response with another id comes from another server."""
+        """Returns a finding about the response to a probe of the registry's address. `instances`: the ids that the
+        workers of this data directory report. A response with another id comes from another server."""
         name, url = "address", self._address.url
         is_set = self._settings.public_url is not None
         if answer.error is not None and is_set and answer.error in (ProbeError.TIMEOUT, ProbeError.UNREACHABLE):

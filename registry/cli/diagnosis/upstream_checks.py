@@ -117,7 +117,7 @@ class _EndpointCheck:
     async def _speaks_plain_http(self) -> bool:
         """Returns whether an endpoint whose URL begins with https:// answers plain HTTP on the same port. Returns False
         if the URL has no port: plain HTTP would then use port 80, where another server may answer. The error of the TLS
-        connection does not always show the mistake, because some servers do not answer a TLS handshake at all."""
+        connection does not suffice: it can be a mere timeout, because some servers never answer a TLS handshake."""
         parts = urlsplit(self._url)
         if parts.scheme != "https" or parts.port is None:
             return False

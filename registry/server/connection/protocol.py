@@ -106,7 +106,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
         Returns True if the transport must stay open for responses to complete requests; otherwise the transport closes
-        itself. A response that ends with the input needs no open transport."""
+        itself. It may do so if the current response ends when the client shuts down (`ends_with_input`)."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
@@ -281,7 +281,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
                 self._transport.abort()
             self._close()
             return
-        if not self._reader.has_held_head:  # otherwise a later call marks the last request
+        if not self._reader.has_held_head:  # else the held request comes first, and a later call ends the connection
             self._active.keep_alive = False
             self._reader.is_finished = self._reader.is_finished or not self._active.body.has_more
 
@@ -319,7 +319,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         """Refuses the request or closes the connection if it has waited too long. Call it once a second; `now` is in
         seconds of the event loop's clock."""
         if self._max_uncounted_read < sys.maxsize and (self._flow.is_pause_long() or self._transport.is_closing()):
-            self._on_large_buffers()  # the transport's buffers can grow unseen
+            self._on_large_buffers()  # the transport's buffers can grow without a call of `get_buffer`
         reason = self._timeouts.check(self._current_wait(), now)
         if reason is not None:
             self._on_timeout(reason)
@@ -395,5 +395,5 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             self._close()  # sends close_notify; then the client gets another `linger_seconds` to close the connection
         elif reason in ("send", "linger"):
             self._transport.abort()
-        else:  # the client does not wait for a response, or has disconnected
+        else:  # the client does not wait for a response, or the server assumes that it has disconnected
             self._close()

@@ -87,10 +87,10 @@ class FileCopier:
         verify: bool = False,
     ) -> None:
         """Creates the file `final` with the bytes of the open file `fd`. The file has the name `temporary` until its
-        bytes are durable. `verify`: whether the bytes of a link or clone are checked, even if this object does not
-        check those of all. Calls `on_bytes` with the number of bytes of each chunk, or once with `size` if the bytes
-        are not checked. Raises BlobDamaged, BackupFailed. An error leaves no file behind, and an earlier file `final`
-        as it is."""
+        bytes are durable. `verify`: whether the bytes of a link or clone are checked even if this object was created
+        without `verify`. Calls `on_bytes` with the number of bytes of each chunk, or once with `size` if the bytes are
+        not checked. Raises BlobDamaged, BackupFailed. After an error there is no new file, and an earlier file `final`
+        is unchanged."""
         if os.fstat(fd).st_size != size:
             raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
         try:
@@ -215,8 +215,8 @@ class FileCopier:
             os.close(fd)
 
     def _create(self, path: Path) -> int:
-        """Creates the file and returns its descriptor. A file with this name is left by an interrupted run. It may be
-        a hard link to the source file, so its name is removed, and the file is not truncated."""
+        """Creates the file and returns its descriptor. An interrupted run may have left a file with this name. It may
+        be a hard link to the source file, so this function removes the name, and does not truncate the file."""
         with suppress(FileNotFoundError):
             self._system.unlink(path)
         return self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o640)

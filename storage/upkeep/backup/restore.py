@@ -1,8 +1,8 @@
 """Restores a registry from a backup into an empty data directory (`restore_backup`).
 
-The snapshot's database can record a blob as damaged although the backup has its right bytes: an earlier snapshot has
-copied them, or an operator has put them there. The restore *heals* such a blob: the restored registry has its bytes and
-does not record it as damaged.
+The snapshot's database can record a blob as damaged although the directory of backups has its right bytes: an earlier
+backup copied them, or an operator put them there. The restore *heals* such a blob: the restored registry has its bytes
+and does not record it as damaged.
 
 The bytes of each blob are compared with its digest before the blob gets its name in the data directory. The database
 gets its name last. Until then, the directory contains a marker file, so that no server uses it. After an interruption,
@@ -56,8 +56,8 @@ class RestoreOptions:
 class _Counts:
     """The numbers of blobs in a restore. `restored`: number of blobs that this run has restored. `present`: number of
     blobs that an earlier, interrupted run has restored. `healed`: restored blobs that the snapshot's database records
-    as damaged. `damaged`: blobs that the backup lacks or has with wrong bytes. `forbidden`: blobs whose file in the
-    backup this process has no permission to open."""
+    as damaged. `damaged`: blobs that the backup lacks or has with wrong bytes, without those that the snapshot's
+    database records as damaged. `forbidden`: blobs whose file in the backup this process has no permission to open."""
 
     restored: int = 0
     present: int = 0
@@ -125,8 +125,8 @@ async def restore_backup(
 
 
 def choose_snapshot(snapshots: list[SnapshotManifest], name: str | None, root: Path) -> SnapshotManifest:
-    """Returns the snapshot with this name; the last of `snapshots` if `name` is None. Raises BackupFailed, whose text
-    lists the existing names."""
+    """Returns the snapshot with this name; the last of `snapshots` if `name` is None. Raises BackupFailed if there is
+    none; the text lists the last ten names."""
     if not snapshots:
         raise BackupFailed(f"{root} has no complete snapshot; run `entrepot backup {root}` to its end")
     for snapshot in snapshots:

@@ -43,7 +43,8 @@ a manifest is deleted and then stored again, the rows of its blobs stay in the q
 them."""
 QUEUE_START: Final = (WHOLE_STORE, "\U0010ffff")
 QUEUE_END: Final = (2**63 - 1, "")
-"""The positions in the collect queue before its first link and after its last one."""
+"""The positions in the collect queue before its first link and after its last one. Blobs, which have `WHOLE_STORE` in
+place of a repository, come before the links."""
 _ROW = """
 SELECT m.repository, r.name, m.digest, m.subject FROM manifest m JOIN repository r ON r.id = m.repository
  WHERE m.id = ?"""
@@ -125,8 +126,9 @@ class Image:
 
 
 def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] = frozenset()) -> Image | None:
-    """Returns the image whose root is `manifest`; None if the manifest belongs to another image, because a stored index
-    lists it or its subject is stored. `excluded_manifests`: row ids of manifests that count as not stored."""
+    """Returns the image whose root is `manifest`; None if the manifest is not stored, or belongs to another image:
+    a stored index lists it, or its subject is stored. `excluded_manifests`: row ids of manifests that count as not
+    stored."""
     row: Any = db.execute(_ROW, (manifest,)).get
     if row is None or manifest in excluded_manifests:
         return None
@@ -166,8 +168,9 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
 
 def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now: float) -> str | None:
     """Returns why the image must stay at the time `now`; None if it may be evicted. The reasons: a rule keeps its
-    repository (`kept`), a frozen tag needs it (`frozen`), one of its blobs is being downloaded (`downloading`), it was
-    pulled lately and lacks a blob (`incomplete`), or a cooldown makes clients get it (`served`)."""
+    repository (`kept`), a tag is frozen at one of its manifests (`frozen`), one of its blobs is being downloaded
+    (`downloading`), it was pulled lately and lacks a blob (`incomplete`), or a cooldown makes clients get it
+    (`served`)."""
     family = json.dumps(image.family)
     if rules.is_kept(image.name):
         return "kept"
@@ -217,7 +220,7 @@ def evict_next(
             # the image must stay. In both cases, this eviction need not check the manifest again.
             _set_rank(db, manifest, max(started, now))
         elif delete_excess_tags(db, image.name, image.digest, by, now, EventAction.EVICTION):
-            return True  # the next call finds the image again
+            return True  # other tags remain, and the next call finds the image again
         else:
             return _evict(db, image, upstream, by, now)
     return True

@@ -22,7 +22,7 @@ from storage.names import Digest
 
 AREA: Final = "manifest"
 MAX_PAGE_MANIFESTS: Final = 100
-"""Number of manifests that one page checks."""
+"""Largest number of manifests that one page checks."""
 MAX_PAGE_BYTES: Final = 1024 * 1024
 """A page ends before the total size of its bodies exceeds this number of bytes. A page has at least one manifest."""
 _NEXT = "SELECT id, length(body) FROM manifest WHERE id > ? ORDER BY id LIMIT ?"
@@ -95,8 +95,7 @@ def check(db: apsw.Connection, after: Key | None) -> CheckedPage:
 
 
 def recheck(db: apsw.Connection, problem: Problem) -> Problem | None:
-    """Checks the manifest of the problem again. Returns the problem as it is now; None if the manifest does not have it
-    any more."""
+    """Checks the manifest of the problem again. Returns the problem if the manifest still has it; None otherwise."""
     return next((current for current in problems_of(db, int(problem.key[0])) if current == problem), None)
 
 
