@@ -53,6 +53,6 @@ class Pulls(Protocol):
         ...
 
     async def record(self, repo: RepositoryName, digest: Digest) -> PullRecord | None:
-        """Returns the pulls of a manifest; None if there were none, or if there is no such manifest. `repo`: the
-        repository's name in the store."""
+        """Returns the record of a manifest. Returns None if there is no such manifest, or if it has no pulls and is
+        neither mirrored nor imported. `repo`: the repository's name in the store."""
         ...

@@ -41,7 +41,8 @@ _MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
 """Roughly how many bytes of memory the cached summaries of manifests may take. The cached summaries of configs may take
 the same. A summary takes about one kilobyte; the summary of a large index takes up to 50 kilobytes."""
 _OBJECT_BYTES: Final = 256
-"""Bytes of memory of an object in a summary without its texts, and of its place in a dictionary."""
+"""Roughly how many bytes of memory an object in the cache takes, such as a summary or an entry of an index. Its texts
+are counted separately."""
 _ATTESTATION: Final = "attestation-manifest"
 """The value of the annotation `vnd.docker.reference.type` of an entry that BuildKit adds to an index."""
 # The keys of annotations: the predicate type of an attestation, and the time of creation.
@@ -258,5 +259,6 @@ def _bytes_of_summary(summary: ManifestSummary) -> int:
 
 
 def _bytes_of(texts: Iterable[str]) -> int:
-    """Returns about how much memory an object with these texts, a digest and a media type takes."""
+    """Returns about how much memory a summary with these texts takes. Counts three objects: the summary, a digest and a
+    media type."""
     return 3 * _OBJECT_BYTES + sum(map(sys.getsizeof, texts))

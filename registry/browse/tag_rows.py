@@ -53,7 +53,8 @@ class TagRows:
 def row(
     tag: ListedTag, overview: Overview, is_immutable: IsImmutable, frozen: Mapping[str, Digest], max_platforms: int
 ) -> TagRow:
-    """Returns the row of a tag. `frozen`: the digests of the repository's frozen tags, by their names."""
+    """Returns the row of a tag. `frozen`: the digests of the repository's frozen tags, by their names. A *frozen* tag
+    stays at one digest in this registry, even if it moves at the upstream."""
     platforms = list(overview.platforms[:max_platforms])
     facts, summary = tag.manifest, overview.summary
     return TagRow(

@@ -17,7 +17,7 @@ MAX_PARAMETERS: Final = 1000
 for each repository that a build needs. Parsing ten thousand parameters would block the event loop for 30 ms."""
 MAX_NUMBER: Final = 10**18 - 1
 """Largest number that a client can send as an id, a position or an amount. SQLite stores numbers up to 2^63 - 1, and
-Python raises OverflowError for larger ones."""
+its Python library raises OverflowError for larger ones."""
 _MAX_NUMBER_DIGITS: Final = 18
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 

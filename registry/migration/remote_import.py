@@ -70,7 +70,7 @@ class RemoteImport:
         jobs: int,
         clock: Callable[[], float],
     ) -> None:
-        """`clock` returns the time in seconds since 1970."""
+        """`jobs`: how many images are imported at the same time. `clock` returns the time in seconds since 1970."""
         self._store = store
         self._clock = clock
         self._router = router
@@ -83,7 +83,7 @@ class RemoteImport:
         """For each of the last repositories, whether there is a referrers API. Some registries have this API for only
         some of their repositories."""
         self._is_any_listed = False
-        """Whether the old registry has named any repository."""
+        """Whether the old registry has listed any repository, or `run` was called with any name."""
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories with these names; None: all that the old registry lists. Raises ImportInvalid,
@@ -148,7 +148,7 @@ class RemoteImport:
         try:
             digest = await self._source.resolve(repo, tag)
             await self._writer.import_tag(repo, tag, digest, set_at=partial(listed.set_at, self._store))
-            if await self._writer.has_manifest(repo, digest):  # not if the tag stays as it was changed here
+            if await self._writer.has_manifest(repo, digest):  # may be False if the tag was changed here
                 await self._import_referrers(repo, digest, set())
         except _ENDING:
             raise
@@ -177,7 +177,7 @@ class RemoteImport:
                 self._report.problem(repo, error.message, digest=subject)
             try:
                 stored = await self._store.get_manifest(repo, subject)
-            except ManifestUnknown:  # not imported, because the tag was changed in this registry
+            except ManifestUnknown:  # it is damaged or was deleted in this registry
                 continue
             waiting.extend(child.digest for child in stored.manifests if child.digest not in stored.blob_children)
 
@@ -216,9 +216,9 @@ async def import_remote(
 ) -> JSON:
     """Runs a job of the kind `import-remote`. The job's arguments: the fields of `RemoteOptions`; `include` and
     `exclude`, lists of patterns; `repositories`, a list of names (None: all); and `overwrite`. `configured`: the
-    upstreams in the settings. `pause` waits for a number of seconds before a retry. `clock`
-    returns the time in seconds since 1970. Returns the counts of
-    `ImportReport`. Raises ImportInvalid, SourceDown, StorageFull, StorageFailed, JobStopped."""
+    upstreams in the settings. `pause` waits for a number of seconds before a retry. `clock` returns the time in seconds
+    since 1970. Returns the counts of `ImportReport`. Raises ImportInvalid, SourceDown, StorageFull, StorageFailed,
+    JobStopped."""
     arguments = context.job.arguments
     options = _options(arguments)
     report = ImportReport(context)

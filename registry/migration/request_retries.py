@@ -1,10 +1,11 @@
 """Repeats failed requests to the old registry, and ends the import if the old registry is down or refuses the login
 (`RequestRetries`).
 
-Each request is retried with growing pauses. A request *fails* if all its attempts fail. Failing requests show that the
-old registry is down, or that one repository is broken there. So they are counted for each repository until a request
-succeeds. The import ends with `SourceDown` if `FAILURES_TO_END` repositories fail in a row, or if `FAILURES_TO_END`
-requests of one repository fail in a row and GET `/v2/` fails, too. The next import continues where this one has ended.
+A request is retried with growing pauses after errors that may be temporary. It *fails* if all its attempts get such
+errors. Failing requests show that the old registry is down, or that one repository is broken there. So they are counted
+for each repository until a request succeeds or gets another error. The import ends with `SourceDown` if
+`FAILURES_TO_END` repositories fail in a row, or if `FAILURES_TO_END` requests of one repository fail in a row and GET
+`/v2/` fails, too. The next import continues where this one has ended.
 
 A 404 without an error code of a registry (an `Unconfirmed` error) is possibly the page of a proxy in front of a
 registry that is restarting. Therefore it is retried like a request without a response. It is also possibly the response
@@ -41,9 +42,9 @@ RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
-"""The import ends after requests of this number of repositories in a row have failed. After this number of failed
-requests of one repository, or after 404 responses for this number of repositories that are possibly the page of a
-proxy, it ends if the old registry is down; otherwise further failing requests are retried only once."""
+"""The import ends after requests of this number of repositories in a row have failed with other errors than
+`Unconfirmed`. It ends if GET `/v2/` fails after this number of failed requests of one repository, or after failed
+requests of this number of repositories. If GET `/v2/` succeeds, further failing requests are retried only once."""
 MAX_REFUSED_REQUESTS: Final = 50
 """After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
 refuses the login, too. Each refusal can be a failed login, after which a registry may lock the account. But a registry
@@ -59,10 +60,10 @@ class RequestRetries:
         self._host = host
         self._pause = pause
         self._failures: Counter[RepositoryName | None] = Counter()
-        """The failed requests of each repository since the last request that succeeded. None: requests for the list of
-        repositories."""
+        """The number of failed requests of each repository in a row (see `_clear_failures`). None: requests for the
+        list of repositories."""
         self._down_repositories: set[RepositoryName | None] = set()
-        """Those of these repositories of which a request has failed with another error than `Unconfirmed`."""
+        """The repositories in `_failures` for which a request has failed with another error than `Unconfirmed`."""
         self._refusal_count = 0
         """The requests for which the login was refused since the last request that succeeded, and since GET `/v2/` has
         accepted the login."""
@@ -93,6 +94,7 @@ class RequestRetries:
         raise AssertionError("the last attempt returns or raises")
 
     def _clear_failures(self) -> None:
+        """Called when a request has succeeded or got an error that is not temporary."""
         self._failures.clear()
         self._down_repositories.clear()
 
@@ -114,8 +116,8 @@ class RequestRetries:
 
     async def _is_up(self) -> bool:
         """Returns whether GET `/v2/` gets a response that a registry sends. The request has the login, because a proxy
-        in front of a registry that is down may ask for the login. If the login is refused, a response that asks for a
-        login counts."""
+        in front of a registry that is down may ask for the login. If the login is refused, or GET `/v2/` is not found,
+        repeats the request without the login. A response that asks for a login then counts, too."""
         try:
             await self._client.check_login()
         except (Denied, NameUnknown):

@@ -1,9 +1,10 @@
 """The metrics under the names of CNCF Distribution 3, for dashboards that were made for it (`distribution_metrics`).
 
 Names, labels and values are those of Distribution's `registry/handlers/app.go`, `registry/proxy/proxymetrics.go` and
-`registry/storage/driver/base/base.go`. There are three differences. Durations have the buckets of our own metrics. The
-size of a request is the size of its body, without its head. Entrepot has no storage driver: each call of the
-`Registry` interface counts as the driver's action that makes up most of its work.
+`registry/storage/driver/base/base.go`. There are four differences. Durations have the buckets of our own metrics. The
+size of a request is the size of its body, without its head. Fewer answers of a mirror count as misses
+(`_proxy_metrics`). Entrepot has no storage driver: a call of the `Registry` interface counts as the driver's action
+that makes up most of its work (`ACTIONS`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ ACTIONS: Final[Mapping[str, str]] = {
     "repositories": "Walk",
     "tags": "List",
 }
-"""Distribution's storage action for each operation of our registry interface."""
+"""Distribution's storage action for operations of our registry interface. Other operations are not counted."""
 _PROXIED: Final[Mapping[str, str]] = {"blobs": "blob", "manifests": "manifest"}
 """Distribution's value of the label `type` for our routes with mirrored content."""
 _DRIVER: Final = "filesystem"

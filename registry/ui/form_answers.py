@@ -55,7 +55,7 @@ def text_of(form: Query, name: str) -> str:
 class Question:
     """A question that a visitor has to confirm before the server makes the change.
 
-    - `title`, `consequence` and `button` have translations, with `%(name)s` for `name`.
+    - `title`, `consequence` and `button` are translated on the page. The first two show `name` in place of `%(name)s`.
     - `fields`: the fields of the form, which the confirmation sends again.
     - `back`: the path of the page with the form. `section`: its section."""
 
@@ -92,8 +92,8 @@ async def ask(request: Request, question: Question) -> Response:
 async def show_secret(
     request: Request, *, title: str, note: str, name: str, secret: str, back: str, section: str
 ) -> Response:
-    """Returns the page with a secret that is shown once. `title` and `note` have translations, with `%(name)s` for
-    `name`."""
+    """Returns the page with a secret that is shown once. `title` and `note` are translated on the page, and show `name`
+    in place of `%(name)s`."""
     async with page_slot(request):
         return await page_response(
             request,

@@ -35,7 +35,7 @@ JOB_STATES: Final = {
 
 
 class JobFormRoute(FormRoute):
-    """A route of a form of the lists of jobs, which several pages have."""
+    """A route of a form in a list of jobs. Several pages have such a list."""
 
     form_pages = ("/ui/upkeep", "/ui/upkeep/jobs", "/ui/upkeep/newest-jobs", "/ui/mirror", "/ui/mirror/downloads")
 

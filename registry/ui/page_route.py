@@ -172,7 +172,8 @@ def image_host(request: Request) -> str:
 
 class PageRoute(APIRoute):
     """A route of a page. `form_pages`: if the route only receives a form, the paths of the pages that have this form,
-    the usual one first; empty: the route's own path has a page. A visitor who has to log in returns to this page."""
+    the usual one first; empty: the route's own path has a page. A visitor who had to log in returns to the page with
+    the form, or to the route's own page."""
 
     form_pages: ClassVar[Sequence[str]] = ()
 
@@ -210,8 +211,8 @@ class PageRoute(APIRoute):
 class WaitingRoute(PageRoute):
     """A route whose handler first waits for something slow, such as a search, or a description that is rendered. The
     handler holds no slot during this wait, so that pages of other visitors are rendered. It acquires a slot itself
-    (`page_slot`) before it renders a page. A handler that waits for another slot of its visitor (`VisitorLimits`) needs
-    this route class, because the wait is long if the visitor's other requests hold the slots."""
+    (`page_slot`) before it renders a page. A handler that also waits for a slot of another kind (`VisitorLimits`) needs
+    this route class, because the wait is long if other requests of the visitor hold the slots of that kind."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)

@@ -55,7 +55,7 @@ _last_router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 class SiteRoutes(BaseRoute):
     """All routes below `UI_PREFIX` as a single route of an application. So a request for a page is compared with no
-    route of the API, and any other request is compared with only this route of the pages.
+    route of the API, and any other request is compared with this route instead of all routes of pages.
 
     All applications of a process share the routes. With `include_router`, FastAPI would prepare the routes again for
     each application, and search them twice for each request."""

@@ -74,7 +74,8 @@ class StoredRegistry:
     - `metadata`, `blobs`, `locks` (of digests) and `leases` (exclusive rights to do some work);
     - `accounts`: accounts, rights and the audit log;
     - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
-    - `collector`, `jobs`, `consistency`: garbage collection, the jobs of upkeep, and the checks of the whole store;
+    - `collector`, `jobs`: garbage collection, and the jobs of upkeep;
+    - `consistency`, `checker`: the checks of the metadata, and the check of the whole store;
     - `damage`, `quarantine`: the records of damaged content, and the object that takes damaged blobs out of use;
     - `snapshots`, `imports`: copies of the metadata for backups, and the records of imports from other registries;
     - `pulls`, `retention`: the last pulls of manifests, and the deletion of tags and manifests that no retention rule
@@ -178,8 +179,8 @@ class StoredRegistry:
 
     def retire(self) -> None:
         """Called when another registry has replaced this one. If the metadata is open read-only, stops reading from it,
-        so that processes can change it again. From then on the calls of this registry raise StorageFull. Does nothing
-        if the metadata is open for changes."""
+        and releases the lock that keeps all processes from changing it. From then on the calls of this registry raise
+        StorageFull. Does nothing if the metadata is open for changes."""
         if self._health.retire is not None:
             self._health.retire()
 
@@ -251,7 +252,7 @@ class StoredRegistry:
             check_offset(stored)
 
         # If the machine was restarted since the row was saved, some stored bytes may be unusable. Then only the number
-        # of usable bytes is checked, which is known after the takeover.
+        # of usable bytes is checked. It is known after this request has taken the session over from an earlier one.
         is_same_boot = row.boot == self.blobs.boot
         return await resume(
             *(self.blobs, self.metadata, self._publication, repo, upload, by or Actor()),

@@ -21,8 +21,7 @@ from storage.upkeep.collector import Collector
 
 PAUSE_SLOT: Final = "pause of evictions for free space"
 """Name of a slot (a permit that one process at a time can hold). The process that has begun a pause holds the slot
-until the pause ends. So the evictors of all
-processes see that there is a pause, and do not evict for free space."""
+until the pause ends. So the evictors of all processes see that there is a pause, and do not evict for free space."""
 EFFECTIVE_FRACTION: Final = 0.25
 """If the free space grows by less than this fraction of the evicted bytes, the eviction had no effect. The fraction is
 less than 1, because clients and mirrors write to the disk at the same time."""

@@ -68,8 +68,8 @@ def programs_on_this_machine(root: Path = Path("/")) -> list[str]:
 
 
 def _is_there(path: Path) -> bool:
-    """Returns whether a file or directory exists at the path, or may exist because this user may not access the
-    path."""
+    """Returns whether a file or directory exists at the path. Also returns True if this user has no permission to find
+    out."""
     try:
         return path.exists()
     except PermissionError:

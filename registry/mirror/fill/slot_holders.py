@@ -76,12 +76,12 @@ class SlotHolders:
     def _check(self) -> None:
         """Cuts off the slowest holder if a request waits and this holder is too slow."""
         self._timer = None
-        if not self._holders:  # those that were cut off have not ended yet
+        if not self._holders:  # all were cut off, but have not left `holding` yet
             self._lowering_since = None
             return
         self._start_timer()
         slowest = max(self._holders, key=lambda holder: holder.slow_seconds())
-        if not slowest.slow_seconds():  # none may be cut off, so the allowed seconds must not fall for the next one
+        if not slowest.slow_seconds():  # none may be cut off; later, the seconds fall from `SLOW_SLOT_SECONDS` again
             self._lowering_since = None
             return
         try:

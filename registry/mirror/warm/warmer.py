@@ -121,14 +121,16 @@ class Warmer:
         return result
 
     async def _fetch_image(self, image: ImageReference, result: WarmResult) -> None:
-        """Fetches one image, and adds its numbers to `result`. If the upstream does not have a manifest that an index
-        lists, or if a blob cannot be fetched, still fetches the rest of the image. Then raises the first such error. If
-        a manifest cannot be fetched for another reason, raises the error immediately."""
+        """Fetches one image, and adds its numbers to `result`. If the cached tag may be out of date, if an index has no
+        entry for a platform, if the upstream does not have a manifest that an index lists, or if a blob cannot be
+        fetched, still fetches the rest of the image. Then raises one such error. If a manifest cannot be fetched for
+        another reason, raises the error immediately."""
         registry, repo, upstream = await self._locate(image.repository)
         if upstream is None:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
         assert isinstance(registry, Mirror)
         image_blobs: dict[Digest, _ImageBlob] = {}
+        # Why the cached tag may be out of date; None: it is current.
         stale_reason = await registry.revalidate(repo, image.reference) if isinstance(image.reference, Tag) else None
         first_error = await self._fetch_manifests(
             registry, ImageReference(repo, image.reference), image_blobs, result, MAX_INDEX_DEPTH

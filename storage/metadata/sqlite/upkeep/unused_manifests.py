@@ -25,8 +25,8 @@ WITH RECURSIVE tree (id) AS (
          JOIN manifest m ON m.repository = c.repository AND m.digest = c.digest)
 SELECT max(iif(p.pulls > 0, p.last, NULL)), max(iif(p.pulls = 0, p.last, NULL))
   FROM tree t JOIN manifest_pull p ON p.manifest = t.id"""
-"""When the manifest ?1, or a manifest that it lists directly or through other indexes, was last pulled, and when one of
-them that was not pulled since was imported."""
+"""Two times about the manifest ?1 and all manifests that it lists directly or through other indexes: the last pull of
+any of them, and the last import of any that was not pulled since its import."""
 _TAG: Final = 0
 """Stands for a tag among the users of a manifest. No manifest has this row id."""
 _TAGS: Final = "SELECT name FROM tag WHERE manifest = ?1"
