@@ -48,7 +48,7 @@ class TagChange:
 class TagMove:
     """A tag that was pointed at a manifest. `digest`: the digest that the tag points at now. `previous`: the digest
     that it pointed at before; None: there was no such tag. `restored`: digests of the manifests that were put back for
-    this, in the order in which they were stored."""
+    this, in the order in which they were put back."""
 
     tag: Tag
     digest: Digest

@@ -74,8 +74,8 @@ class ManagementRoute(APIRoute):
                 _check_request(request, max_body_bytes)
                 if self.body_field is not None:
                     await self.check_rights(request)
-                    # FastAPI receives the body before it calls the dependencies that identify the caller. These check
-                    # the rights again, because an admin may have removed them while the body arrived.
+                    # FastAPI receives the body and then calls the dependencies that identify the caller. These must not
+                    # use the result of this check: an admin may remove the rights while the body arrives.
                     forget_caller(request)
                 return await run_handler(BoundedRequest(request, max_body_bytes))
             except RegistryError as error:

@@ -1,5 +1,5 @@
-"""The command `entrepot events`: shows events (pushes, pulls and other changes of the content), and the *deliveries* of
-events to webhooks that are pending or have failed. It also retries failed deliveries."""
+"""The command `entrepot events`: shows events (pushes, pulls and other changes of the content). It also shows pending
+and failed *deliveries* of events to webhooks, and retries failed ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 HELP = "Show what happened to the content, and which events are not delivered to webhooks yet."
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
 IDLE_SECONDS = 3600.0
-"""How long `tail` waits for an event before `follow` yields an empty page, which `tail` ignores."""
+"""How long `follow` (`registry.admin.event_stream`) waits for an event before it yields an empty page. `tail` ignores
+empty pages."""
 COLUMNS = ("event", "time", "action", "what", "actor", "detail")
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
 
@@ -56,7 +57,7 @@ def tail(
 
     _check_action(action)
 
-    async def follow(upkeep: UpkeepComponents) -> None:
+    async def print_events(upkeep: UpkeepComponents) -> None:
         from registry.admin.event_stream import follow
         from storage.outbox import EventAction
 
@@ -71,7 +72,7 @@ def tail(
                 for event in page:
                     _print_event(event, as_json=as_json)
 
-    with_upkeep(config, data, follow)
+    with_upkeep(config, data, print_events)
 
 
 @app.command(

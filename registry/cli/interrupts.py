@@ -31,8 +31,8 @@ CLEANUP_SECONDS = 3.0
 command hangs."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR_AND_END_LINE = b"\x1b[?25h\n"
-"""The bytes that are written to a terminal before the command's last line. It shows the cursor, which a progress bar
-hides. Its newline puts the last line below the `^C` that the terminal prints when a person presses Ctrl-C."""
+"""The bytes that are written to a terminal before the command's last line. They show the cursor, which a progress bar
+hides. The newline puts the last line below the `^C` that the terminal prints when a person presses Ctrl-C."""
 
 
 class SignalExit:

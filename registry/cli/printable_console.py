@@ -12,8 +12,8 @@ from registry.printable import printable_text
 
 
 class PrintableConsole(Console):
-    """A console that prints `?` in place of control characters in texts, tables and bars. Colours and the movements of
-    the cursor that rich itself makes stay."""
+    """A console that prints `?` in place of control characters in texts, tables and bars. It keeps colours, and the
+    cursor movements of rich itself."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yields the segments of `renderable`. rich calls this method for everything that it prints."""

@@ -158,12 +158,12 @@ class BodyMemory:
         """A context manager that yields two ASGI callables for an application which reads the whole body into memory.
 
         They call `receive` and `send`, and apply the budget `forms` and the minimum rate to the request's body. The
-        body counts against the budget until the application starts its response, or until the block ends. But nothing
-        of a body of up to `SMALL_BODY_BYTES` counts that arrives in one piece, as the form of a login does. After the
-        start of its response, an application that receives waits for the client to disconnect: it discards the body,
-        and neither the budget nor the minimum rate applies. The yielded `receive` joins small pieces of the body. It
-        raises BodyTooSlow, and TooManyRequests if no memory becomes free in time, or if other bodies of the client use
-        its part of the budget.
+        body counts against the budget until the application starts its response, or until the block ends. The last
+        piece of a body does not count if it has at most `SMALL_BODY_BYTES`. So a small body that arrives in one piece,
+        such as a login form, does not count at all. An application that still calls `receive` after the start of its
+        response only waits for the client to disconnect, and discards the body. So neither the budget nor the minimum
+        rate applies then. The yielded `receive` joins small pieces of the body. It raises BodyTooSlow, and
+        TooManyRequests if no memory becomes free in time, or if other bodies of the client use its part of the budget.
 
         `client`: the network of the client's address (`registry.client_addresses.network_of`); None: unknown."""
         share = self.forms.share(client=client)
@@ -179,7 +179,8 @@ class BodyMemory:
                     message = await receive()
                     body = message.get("body", b"")
                     is_body_complete = not message.get("more_body", False)
-                    # A small rest need not wait for memory either: the client cannot make the server keep it.
+                    # A small last piece does not count: the application has the whole body and does not wait for more,
+                    # so the client cannot make the server keep the piece for long.
                     if not is_body_complete or len(body) > SMALL_BODY_BYTES:
                         await rate.count(len(body))
                 if message["type"] != "http.request":

@@ -66,8 +66,8 @@ class ServerLimits:
     """Largest number of TLS connections of one worker. `registry.server.gate.tls_memory` computes this limit and the
     next one from the memory of the machine."""
     large_tls_connections: int = 2 * 1024
-    """How many TLS connections of one worker may have large buffers, because they have sent much at once. For each
-    further one, another one is closed."""
+    """How many TLS connections of one worker may have large buffers. A connection's buffers become large when its
+    client sends much at once. For each further such connection, the worker closes one of them."""
     certificate_check_seconds: float = 2.0
     """Time between two checks whether the certificate's files have changed. Every worker makes these checks."""
     timeout_check_seconds: float = 1.0

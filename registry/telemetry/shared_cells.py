@@ -31,8 +31,8 @@ class SharedMemory:
     file stays open as long as this object exists."""
 
     def __init__(self, size: int, descriptor: int | None = None) -> None:
-        """Makes memory of `size` bytes, all 0. `descriptor`: maps this file of another `SharedMemory`, of at least
-        `size` bytes, in its place. Raises OSError."""
+        """Makes memory of `size` bytes, all 0. With `descriptor`, makes none, and maps that file of another
+        `SharedMemory`, which has at least `size` bytes. Raises OSError."""
         if descriptor is not None:
             self.descriptor, self.bytes = descriptor, mmap(descriptor, size)
         elif hasattr(os, "memfd_create"):  # needs no directory, which may be on a full disk
@@ -47,10 +47,10 @@ class SharedMemory:
 
 
 class SharedCells:
-    """`columns` columns of `size` cells each: one column for each process that counts. Create it before the fork.
+    """`columns` columns of `size` cells each. Each process that counts claims one column. Create it before the fork.
 
-    `own` is the column that this process writes to: `cells.own[number] += 1`. Until `claim_column` is called, and if
-    all columns are taken, `own` is memory of this process alone, and no total includes it. No method blocks."""
+    `own` is the column that this process writes to: `cells.own[number] += 1`. Before the first call of `claim_column`,
+    and if all columns are taken, `own` is memory outside the columns, and no total includes it. No method blocks."""
 
     def __init__(self, size: int, columns: int, memory: SharedMemory | None = None, start: int = 0) -> None:
         """`memory`: where the cells are, from the byte `start` on, a multiple of 8; None: in memory of their own."""
@@ -70,8 +70,8 @@ class SharedCells:
 
     def claim_column(self, gauges: Iterable[int] = ()) -> bool:
         """Makes `own` a column that no other running process writes to, and sets its cells with the numbers in `gauges`
-        to 0. Returns False if all columns are taken. Call it once in each process that writes: until then, a process
-        has the `own` of its parent."""
+        to 0. Returns False if all columns are taken. Call it once in each process that writes: until then, a forked
+        process has the `own` of its parent."""
         for column in range(self._columns):
             try:
                 fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, column)
@@ -189,8 +189,8 @@ class SharedNames:
             fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, _NAMES_LOCK)
 
     def label(self, name: str) -> str:
-        """Returns the number of a name as the value of a label. Adds a name that is not in the list; if the list is
-        full, returns the number of the last name."""
+        """Returns the number of a name as a text, for the label of a metric. Adds a name that is not in the list; if
+        the list is full, returns the number of the last name."""
         label = self._labels.get(name)
         if label is None:
             number = self.number(name)

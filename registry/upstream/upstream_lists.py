@@ -163,8 +163,8 @@ class UpstreamLists:
         the digest `after`, or the first ones if `after` is None. If `artifact_type` is not None, returns only referrers
         of that type. Returns an empty page if the upstream responds with "not found". If that response possibly comes
         from a proxy or firewall in front of the registry, and not from the registry itself, raises
-        UnconfirmedNameUnknown. Raises the errors of a failed upstream request. `use_fallback_tag`: False if only the
-        referrers API counts; then the fallback tag is not read after a "not found"."""
+        UnconfirmedNameUnknown. Raises the errors of a failed upstream request. `use_fallback_tag`: whether to read the
+        fallback tag if the upstream may have no referrers API."""
 
         async def read() -> CompleteList[Descriptor]:
             return await self._requester.try_endpoints(

@@ -130,8 +130,8 @@ class Layout:
     def partial_name(digest: Digest, size: int, source: str = "") -> str:
         """Returns the name of a partial blob: the name of its files without their suffix. `size`: in bytes. `source`:
         the name of the upstream registry that sends the bytes; if it is empty, the name has no source. The downloads of
-        the mirror always have a source. If the names of the files would be too long, the name has `@` and a hash of the
-        source instead, which no source begins with.
+        the mirror always have a source. If the names of the files would be too long, the name has `@` and a hash in
+        place of the source. No source begins with `@`.
 
         The size is a part of the name because it comes from a manifest, which may state a wrong size. A request with
         the right size then uses other files."""
@@ -195,7 +195,7 @@ class Layout:
 
     def directories(self) -> Iterator[Path]:
         """Yields the directories of a new data directory, parents first. The shards are among them, so that no push has
-        to create a shard and sync the directory around it."""
+        to create a shard and sync its parent directory."""
         yield from (self.locks, self.uploads, self.partials, self.trash, self.quarantine)
         yield from (self.workers, self.root / "blobs")
         yield from (self.root / "blobs" / algorithm for algorithm in ALGORITHMS)

@@ -54,8 +54,9 @@ class PullRecorder:
         self._counts: dict[Pull, list[float]] = {}
         """For each manifest: when it was last pulled, and the number of pulls that are not stored yet."""
         self._is_full = asyncio.Event()
-        self._marked = -1.0
-        """The number of the last interval of `MARK_SECONDS` in which it was recorded that the recorder runs."""
+        self._marked_interval = -1.0
+        """The last interval in which `mark` recorded that the recorder runs. The intervals of `MARK_SECONDS` are
+        numbered from 1970."""
 
     def count(self, pull: Pull) -> None:
         """Counts a pull. Takes less than a microsecond."""
@@ -114,14 +115,14 @@ class PullRecorder:
         """Records that the recorder runs and has stored the pulls until now, once in each interval of `MARK_SECONDS`.
         Does nothing on a full disk: no pulls can be stored then, so this time must not count. Raises StorageFailed."""
         now = self._clock()
-        if now // MARK_SECONDS != self._marked:
+        if now // MARK_SECONDS != self._marked_interval:
             with suppress(StorageFull):
                 await self._pulls.mark_recorded(now)
-                self._marked = now // MARK_SECONDS
+                self._marked_interval = now // MARK_SECONDS
 
     async def _stored_name(self, repo: RepositoryName) -> tuple[RepositoryName, str] | None:
-        """Returns the stored name of a repository and the name of its upstream; None if there is no such repository any
-        more."""
+        """Returns the stored name of a repository and the name of its upstream (empty: it is hosted). Returns None if
+        there is no such repository any more."""
         try:
             _, stored, upstream = await self._locate(repo)
         except (NameUnknown, NameInvalid):

@@ -62,7 +62,8 @@ def export(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Exports the images. Ends the command with exit code 1 if one cannot be exported; then there is no new file."""
+    """Exports the images. Ends the command with exit code 1 if one cannot be exported: then no archive file is made,
+    and the index of a directory stays as it was."""
     from registry.upkeep.images.image_export import ExportOptions, export_images
     from storage.upkeep.reporter import PlainReporter
 

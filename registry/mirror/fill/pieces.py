@@ -58,9 +58,8 @@ class Piece:
 
 
 class PiecePlan:
-    """The missing byte ranges of a blob that no connection is requesting. Not thread-safe. A method takes a number of
-    steps that grows with the logarithm of the number of ranges and readers, because thousands of clients can read
-    different ranges of one blob."""
+    """The missing byte ranges of a blob that no connection is requesting. Not thread-safe. The methods use binary
+    search, because thousands of clients can read different ranges of one blob."""
 
     def __init__(self, gaps: Iterable[tuple[int, int]]) -> None:
         """`gaps`: the missing byte ranges, each as the offsets of its first byte and of the byte after its last one."""
@@ -145,7 +144,7 @@ class AdaptiveConcurrency:
         latest."""
         self._paused_until = 0.0
         self._rate_at_pause = 0.0
-        """The rate at the start of the present pause; 0 if the pause must not end early."""
+        """The rate that is expected during the present pause; 0 if the pause must not end early."""
         self._pause_seconds = GROWTH_PAUSE_SECONDS
         """Length of the next pause."""
 
@@ -187,7 +186,7 @@ class AdaptiveConcurrency:
             self._windows_without_speedup += 1
             if self._windows_without_speedup < WINDOWS_WITHOUT_SPEEDUP:
                 return
-            if running <= self._previous_connections:  # no slot was free, so no connections were added
+            if running <= self._previous_connections:  # the upstream's limit has allowed no further connections
                 self.note_unavailable(now, running)
                 return
             self.connections = self._previous_connections
@@ -224,8 +223,9 @@ class AdaptiveConcurrency:
         self._doubled_at = now
 
     def _pause_growth(self, now: float, rate: float) -> None:
-        """Starts a pause in which the number of connections is not doubled. `rate`: the present rate; the pause ends
-        early if the rate falls below half of `rate`. With 0, the pause does not end early."""
+        """Starts a pause in which the number of connections is not doubled. `rate`: the rate that is expected during
+        the pause, which ends early if the measured rate falls below half of it. With 0, the pause does not end
+        early."""
         self._is_paused = True
         self._rate_at_pause = rate
         self._paused_until = now + self._pause_seconds

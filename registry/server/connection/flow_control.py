@@ -31,7 +31,7 @@ class FlowControl:
         self._pauses = 0
         """Number of times that reading has stopped."""
         self._checked_pause = 0
-        """The pause in which `is_pause_long` was called last, as the value of `_pauses`; 0 if that was in none."""
+        """The value of `_pauses` at the last call of `is_pause_long`; 0 if the connection was reading then."""
         self.write_paused = False
         """Whether the transport's write buffer has exceeded its high-water mark, and has not fallen below its low-water
         mark since."""
@@ -48,8 +48,8 @@ class FlowControl:
         bytes."""
         if self._transport.is_closing() or not self._transport.get_write_buffer_size():
             return
-        # Makes `drain` wait for an empty buffer. A TLS transport already pauses at its high-water mark, so with 0 it
-        # would pause even with an empty buffer.
+        # Makes `drain` wait for an empty buffer. A TLS transport also pauses if the size of the buffer is equal to the
+        # high-water mark. So with 0 it would pause even with an empty buffer.
         self._transport.set_write_buffer_limits(1 if self._is_tls else 0, 0)
         try:
             await self.drain()
@@ -92,7 +92,7 @@ class FlowControl:
                 self._transport.pause_reading()
 
     def is_pause_long(self) -> bool:
-        """Returns whether reading has been stopped since the last call of this method."""
+        """Returns whether reading has been stopped without a break since the last call of this method."""
         before, self._checked_pause = self._checked_pause, 0 if self._is_reading else self._pauses
         return before > 0 and before == self._checked_pause
 

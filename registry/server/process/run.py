@@ -56,7 +56,7 @@ def serve(
     connections. `shutdown_grace` is how many seconds requests in progress may continue after the signal, and
     `restart_grace` how many seconds a worker that was replaced may continue to serve its connections. `limits`: the
     limits of each worker; None: the usual ones, with those of TLS according to the memory of the machine. The sockets
-    must be listening; this function closes them. `live`: how the server changes while it runs.
+    must be listening; this function closes them. `live`: the options for reloads and restarts of the running server.
 
     Call this function from the main thread, because it sets signal handlers.
     """
@@ -77,7 +77,9 @@ def serve(
         code, failure = Supervisor(options, workers, live, on_ready).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
-            limit.use_column(limit.claim_column())  # the supervisor does this for each of several workers
+            # This worker counts its connections in the claimed column. With several workers, the supervisor claims one
+            # for each.
+            limit.use_column(limit.claim_column())
         changes = SingleProcessChanges(live, on_ready or (lambda: None))
         worker = Worker(options, changes.on_ready, on_start=changes.start)
         code, failure = worker.run()

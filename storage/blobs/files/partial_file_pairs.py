@@ -100,7 +100,7 @@ def delete_file_pair_if_idle(system: System, paths: PartialPaths, before: float,
     the files were deleted. Raises OSError."""
     if not _is_stale(paths, before, boot):
         return False
-    state_fd = _open_or_create(system, paths.state)  # created if only the data file is left, for the lock
+    state_fd = _open_or_create(system, paths.state)  # if only the data file is left, creates the file to lock it
     if state_fd is None:
         return False
     try:
@@ -241,7 +241,7 @@ def _open_as_follower(paths: PartialPaths, state_fd: int) -> PartialFilePair | N
 def _set_up(system: System, paths: PartialPaths, state_fd: int, size: int, boot: str) -> PartialFilePair:
     """Creates the data file, sparse and with its full length, and writes the state file. Raises StorageFull if the disk
     has less free space than the blob needs, so that such a download fails before it has filled the disk. After an
-    error, neither file exists."""
+    error, deletes both files if it can."""
     data_fd = -1
     try:
         file_system = os.fstatvfs(state_fd)

@@ -73,7 +73,7 @@ class SqliteAccounts:
         self._db = db
         self._scans = scans
         self._data_version = version
-        self._epoch_read_at: object = None
+        self._epoch_data_version: object = None
         """Data version at which the three following attributes were last known to be current."""
         self._epoch, self._grants_version, self._has_had_account = 0, 0, False
         self._writer = writer
@@ -124,12 +124,12 @@ class SqliteAccounts:
     def _refresh_epoch(self) -> None:
         """Makes `_epoch`, `_grants_version` and `_has_had_account` current."""
         version = self._data_version()
-        if version == self._epoch_read_at:
+        if version == self._epoch_data_version:
             return
-        if not self._writer.has_same_rights(self._epoch_read_at, version):
+        if not self._writer.has_same_rights(self._epoch_data_version, version):
             epoch, grants_version, has_had_account = self._db.execute(account_table.SELECT_STATE).get
             self._epoch, self._grants_version, self._has_had_account = epoch, grants_version, bool(has_had_account)
-        self._epoch_read_at = version
+        self._epoch_data_version = version
 
     def instance_id(self) -> str:
         """Returns the random name of this database. Bearer tokens and sessions name it as their issuer."""
@@ -308,23 +308,23 @@ class SqliteAccounts:
         seconds."""
         await self._run_restricting(login_tables.rotate_key, by, key, keep)
 
-    # Throttling of logins. A throttling key names an account, a client's network, or both, and has a time. While the
-    # time lies too far in the future, the caller refuses logins under the key.
+    # Throttling of logins. A throttling key names an account, a client's network, or both, and has a time. Each failed
+    # login under the key moves the time further into the future. While it is too far ahead, the caller refuses logins.
 
     def throttled_until(self, key: str) -> float:
         """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""
         return login_tables.throttled_until(self._db, self._clock(), key)
 
     async def add_failures(self, keys: Mapping[str, FailureCost]) -> None:
-        """Stores a failed login under each throttling key in `keys`, which maps the key to the cost of the failure."""
+        """Stores a failed login under each throttling key in `keys`. The cost is what the failure adds to the time."""
         now = self._clock()
         await self._writer.run(
             lambda db: login_tables.add_failures(db, now, keys), durable=False, reserve_use=ReserveUse.HALF
         )
 
     async def add_key_once(self, key: str, seconds: float) -> bool:
-        """Stores a throttling key with the time in `seconds` from now, unless it has a time that has not passed.
-        Returns whether it stored the key."""
+        """Stores a throttling key whose time is `seconds` from now. Stores nothing if the key already has a time in the
+        future. Returns whether it stored the key."""
         now = self._clock()
         return await self._writer.run(
             lambda db: login_tables.add_key_once(db, now, key, seconds), durable=False, reserve_use=ReserveUse.HALF

@@ -23,7 +23,7 @@ from storage.tag_rules import IsImmutable
 MAX_PUT_BACK_AT_ONCE: Final = 200
 """Largest number of manifests that one transaction puts back."""
 MAX_BYTES_AT_ONCE: Final = 8 * 1024 * 1024
-"""Total size in bytes of the manifests after which a transaction puts no further manifest back."""
+"""A transaction that has put back manifests of this many bytes in total puts no further manifest back."""
 _CHANGES: Final = """
 SELECT h.id, h.tag, h.digest, h.at, h.actor, h.address, h.request_id, h.user_agent,
        (SELECT p.digest FROM tag_history p
@@ -107,11 +107,11 @@ class SqliteTagHistory:
         # finds the remaining referrers, because it searches for referrers of manifests that are still deleted.
         batches = _batches([manifest for group in reversed(plan.referrers) for manifest in group] + plan.deleted)
         referrers = [manifest for group in plan.referrers for manifest in group]
-        optional = frozenset(manifest.digest for manifest in referrers)
+        may_stay_deleted = frozenset(manifest.digest for manifest in referrers)
         restored: list[Digest] = []
 
         def put_back(db: apsw.Connection, digests: Sequence[Digest]) -> list[Digest]:
-            return manifest_and_tag_changes.put_back(db, repo, digests, by, self._clock(), optional=optional)
+            return manifest_and_tag_changes.put_back(db, repo, digests, by, self._clock(), optional=may_stay_deleted)
 
         for batch in batches[:-1]:
             restored += await self._writer.run(partial(put_back, digests=batch))

@@ -1,5 +1,6 @@
-"""Stores the history of mirrored tags in the metadata database (`SqliteUpstreamTags`). A *sighting* is the first time
-that the mirror saw a tag point at a digest. A *frozen* tag keeps its digest even if the tag moves at the upstream."""
+"""Stores the history of mirrored tags in the metadata database (`SqliteUpstreamTags`). A *sighting* records when the
+mirror saw that a tag pointed at another digest than before, or saw the tag for the first time. A *frozen* tag keeps its
+digest even if the tag moves at the upstream."""
 
 from __future__ import annotations
 
@@ -52,8 +53,8 @@ WITH RECURSIVE needed (tag, digest) AS (
 
 
 class SqliteUpstreamTags:
-    """Implements `storage.upstream_tags.UpstreamTags`, which describes the methods. Reads on the event loop. Freezing
-    and unfreezing write a line of the audit log."""
+    """Implements `storage.upstream_tags.UpstreamTags`, which describes the methods. Freezing and unfreezing write a
+    line of the audit log."""
 
     def __init__(
         self,
@@ -62,8 +63,8 @@ class SqliteUpstreamTags:
         clock: Callable[[], float],
         scans: ScanThread | ImmutableScans,
     ) -> None:
-        """Reads with `db`, runs long reads in `scans`, and changes through `writer`. `clock` returns the time in
-        seconds since 1970."""
+        """`db` is the connection for short reads, which run on the event loop. `scans` runs long reads in a thread,
+        `writer` runs changes. `clock` returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
         self._scans = scans
