@@ -84,7 +84,7 @@ class BackgroundWork:
         self._delivery = EventDelivery(store.outbox, store.leases, store.metadata.version, clock, delivery_observer)
         self._activity = None if activity is None else ActivityRecorder(store.activity, store.leases, activity, clock)
         self._is_started = False
-        self._tasks: list[asyncio.Task[None]] = []  # the job runner and the pull recorder
+        self._tasks: list[asyncio.Task[None]] = []  # the job runner and the recorders of pulls
         self._schedules: list[asyncio.Task[None]] = []  # tasks that depend on the settings; `hand_over` ends them
         self._watches = AsyncExitStack()  # the tasks for warming and for cooldowns
 
@@ -93,8 +93,8 @@ class BackgroundWork:
         self._runner.on_ended = function
 
     async def start(self) -> None:
-        """Starts the work. Does nothing if the store was opened read-only. The work could then store nothing, and it
-        would hold leases that are needed for the work of the store that replaces the read-only store."""
+        """Starts the work, unless it was started already. Does nothing if the store was opened read-only. The work
+        could then store nothing, and its leases would block the work that starts once the store is open for writing."""
         if self._store.is_read_only or self._is_started:
             return
         self._is_started = True
@@ -121,8 +121,8 @@ class BackgroundWork:
         self._schedules = [asyncio.create_task(work) for work in schedules]
 
     async def hand_over(self) -> None:
-        """Leaves new work to other services and processes: stops the schedules, and starts no further job. Running jobs
-        and downloads continue. May be called repeatedly."""
+        """Leaves new work to the application with the new settings, or to other processes: stops the schedules, and
+        starts no further job. Running jobs and downloads continue. May be called repeatedly."""
         self._runner.stop_starting_jobs()
         schedules, self._schedules = self._schedules, []
         await cancel_all(schedules)
@@ -138,8 +138,8 @@ class BackgroundWork:
 
     async def aclose(self) -> None:
         """Ends all of the work. Another process continues the jobs that can be resumed. Stores the last pulls and
-        activity: the pulls even if the work was never started, because the application has answered requests since
-        before the start."""
+        activity: the pulls even if the work was never started, because the application answers requests before it
+        starts the work."""
         if self._is_started:
             await self.hand_over()
             tasks, self._tasks = self._tasks, []

@@ -31,9 +31,9 @@ found so far."""
 _SET_BYTES: Final = 2048
 """Approximate memory of a `NameSet` without its patterns, in bytes."""
 _MATCHED_PATTERN_BYTES: Final = 1200
-"""Approximate memory of a short pattern together with its part of a matcher, in bytes."""
+"""Approximate memory of a pattern and its part of a matcher, without the characters, in bytes."""
 _MATCHED_CHARACTER_BYTES: Final = 8
-"""Approximate memory of each further character of a pattern and of the matcher, in bytes."""
+"""Approximate memory of each character of a pattern, in the pattern and in the matcher, in bytes."""
 _PATTERN_BYTES: Final = 64
 """Approximate memory of a pattern without its characters and without a matcher, in bytes."""
 
@@ -136,8 +136,8 @@ class NameSet:
     def without_names_below(self, first_segments: Iterable[str]) -> NameSet:
         """Returns the set of the names in this set that are not below one of these first segments."""
         removed_segments = frozenset(first_segments)
-        # The patterns that begin with a removed segment are left out. All others do not match below it, because the new
-        # set guards the segment.
+        # The patterns that begin with a removed segment and a slash are left out. All others do not match below the
+        # segment, because the new set guards it.
         kept_patterns = (
             pattern
             for pattern in self.patterns

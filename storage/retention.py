@@ -47,8 +47,8 @@ class TagFacts:
     - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
       not have that manifest, or the tag has another name.
     - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. Then it
-      takes the place of `pushed` in the order of the tags, and is the time of the last change of a tag that is known to
-      be older than the push."""
+      takes the place of `pushed` in the order of the tags. It is the time of another change, of any tag: the last one
+      that is known to have come before the push and whose time is not in the future."""
 
     name: Tag
     digest: Digest
@@ -108,8 +108,8 @@ class UnusedLimits:
 
 @dataclass(frozen=True, slots=True)
 class UntaggedManifest:
-    """A manifest without a tag that no index of its repository lists. If it has a subject, the subject is not in the
-    repository."""
+    """A manifest that has no tag and that no index of its repository lists. If it has a subject, the subject is not in
+    the repository."""
 
     digest: Digest
     manifest: ManifestKey

@@ -1,11 +1,11 @@
 """Follows the list of events (`follow`), and sends new events to one client as a stream (`EventStream`,
 `EventStreamResponse`), in the format Server-Sent Events of the HTML standard (9.2).
 
-While the stream is open, the rights of the client are checked again at most a second after they change. If the account
+While the stream is open, the rights of the client are checked again about a second after they change. If the account
 no longer exists or the credential has expired, the stream ends. It also ends when the server stops, reloads its
 settings or replaces this process, because these steps wait until all responses are complete. After the end of a stream,
 a client connects again and sends the number of the last event that it received. The stream also ends as soon as the
-server notices that the client has disconnected, so that it does not count for the clients that connect next.
+server notices that the client has disconnected. Then it no longer counts for the limits on the number of streams.
 
 The memory of a stream is limited: it reads one page of events at a time, and reads the next page only when the client
 has received most of the last one. The server closes the connection of a client that has stopped reading
@@ -76,7 +76,7 @@ async def follow(
             yield page.events
             yielded_at = time()
         if not page.is_last:
-            await asyncio.sleep(0)  # lets other tasks run: on a full disk, `after` reads on the event loop
+            await asyncio.sleep(0)  # lets other tasks run: on a full disk, `outbox` reads on the event loop
             continue
         # Waits at least once. If the store changes during every look-up, the loop below never waits.
         await asyncio.sleep(POLL_SECONDS)

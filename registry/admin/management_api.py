@@ -1,6 +1,6 @@
 """The management API, `/api/v1`: collects its routes, and builds the objects that the routes use.
 
-The API offers the same operations as the account commands of the command line, such as `entrepot user add`.
+The API offers the operations of many commands of the command line, such as `entrepot user add`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""`AnswerMemory`: limits the memory of a process for manifests and configs that it sends as they were pushed.
+"""`AnswerMemory`: limits the memory of a process for answers that send a manifest or config byte for byte.
 
 Such an answer stays in memory until its client has received it. Two rules keep one visitor, or a few slow clients, from
 using up the memory:
 
-- The answers of one visitor together get a quarter of the memory.
-- When an answer is refused, answers that have been sent for longer than `SLOW_SECONDS` are ended.
+- The answers of one visitor together get at most a quarter of the memory, unless there is only one.
+- When an answer is refused, answers whose sending began more than `SLOW_SECONDS` ago are ended.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from storage.errors import TooManyRequests
 log = logging.getLogger("registry.management")
 
 SLOW_SECONDS: Final = 30.0
-"""When another answer is refused, one that has been sent for this many seconds is ended. The largest config has 4 MiB,
-so its client is too slow if it receives less than 140 KB in a second."""
+"""When another answer is refused, an answer whose sending began this many seconds ago is ended. The largest config has
+4 MiB, so its client is too slow if it receives less than 140 KB in a second."""
 _RETRY_SECONDS: Final = 2
 """The value of Retry-After in a refusal, if no slow answer is ended."""
 
@@ -82,8 +82,8 @@ class AnswerMemory:
                 self._answers.pop(answer, None)
 
     def _refuse(self, answers: Iterable[_HeldAnswer], missing_bytes: int) -> NoReturn:
-        """Ends those of the answers that have been sent for too long, the oldest first, until they have
-        `missing_bytes`. Raises TooManyRequests."""
+        """Ends those of the answers whose sending began more than `SLOW_SECONDS` ago, the oldest first, until the ended
+        answers have `missing_bytes` together. Raises TooManyRequests."""
         slow_before = asyncio.get_running_loop().time() - SLOW_SECONDS
         has_ended = False
         for answer in answers:

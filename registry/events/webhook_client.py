@@ -108,7 +108,7 @@ class WebhookClient:
         policy = _WebhookPolicy(self._settings.name)
         return httpx2.AsyncClient(
             transport=CheckedTransport(policy, self._reach, self._resolver, context, limits),
-            timeout=None,  # `send` limits the whole attempt
+            timeout=None,  # `send` and `_read_rest` limit the time
             follow_redirects=False,
             trust_env=False,
             cookies=NoCookies(),

@@ -49,8 +49,8 @@ class CachedAnswer(LoggedAnswer, Protocol):
 
     kind: str
     count_cells: Any
-    """The two cells that count the requests with this answer and the sent bytes, and the size of the answer's body;
-    None until the first such request."""
+    """A tuple: the cell that counts the requests with this answer, the cell that counts the sent bytes, and the size of
+    the answer's body. None until the first such request."""
 
 
 class RecordedExchange(Protocol):

@@ -91,7 +91,7 @@ _SHOWN_ERRORS: Final = (
     *(DigestInvalid, NameInvalid, TagInvalid, RequestInvalid),
     *(ManifestUnknown, NameUnknown, TagFrozen, TagNotFrozen, UpstreamUnavailable),
 )
-"""Errors that the page shows with the reference, because they are about the reference that the visitor entered."""
+"""Errors about the form that the visitor sent, or about the upstream. The page shows them with the reference."""
 
 
 class MirrorFormRoute(FormRoute):

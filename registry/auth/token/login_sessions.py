@@ -37,7 +37,8 @@ SESSION_SECONDS: Final = 8 * 3600.0
 SEEN_SECONDS: Final = 600.0
 """The store records the time of a session's last request at most once in this many seconds."""
 WRITE_PAUSE_SECONDS: Final = 60.0
-"""After a failed write of such a time, this worker writes none for this long, because the disk may be full."""
+"""After a failed write of the time of a request, this worker writes no such times for this long, because the disk may
+be full."""
 SESSION_ENDED: Final = "the session is not valid, or has ended; log in again"
 """The error text for every session that is refused."""
 LoginMethod = Literal["password", "openid"]
@@ -63,7 +64,7 @@ class LoginSessions:
 
     async def start(self, identity: Identity, method: LoginMethod, by: Actor) -> str:
         """Stores a new session for a person who has logged in, and returns its text, for the cookie. `by` describes the
-        browser. Raises Unauthorized if the account, such as its password, has changed since the login. Raises
+        browser. Raises Unauthorized if the account has changed since the login, for example its password. Raises
         StorageFull, StorageFailed. If the caller is cancelled, a session that no browser received may stay in the store
         until it expires."""
         assert identity.name is not None
@@ -91,7 +92,7 @@ class LoginSessions:
         the session may be invalid, such as a new password; `registry.auth.revocation` does."""
         session = self._find(text)
         now = self._clock()
-        # A request in the future does not count: the clock was set back.
+        # If the recorded time is in the future, the clock was set back. Then the time is recorded again.
         is_recorded = -CLOCK_MARGIN_SECONDS <= now - session.seen < SEEN_SECONDS
         may_write = session.id not in self._use_writes and time.monotonic() >= self._no_writes_until
         if not is_recorded and may_write:

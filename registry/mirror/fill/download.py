@@ -51,9 +51,10 @@ and no request is running."""
 
 
 class NoReaders(Exception):
-    """The fill was stopped, because no client waits for the blob. Either it was started only to prefetch the blob, and
-    no client is expected to request it any more. Or all clients have left, and another process downloads the blob, or
-    too many such fills wait for a connection, or a request was cut off that cannot be continued later."""
+    """The fill (the work of this process to get the blob) was stopped, because no client waits for the blob, and one of
+    these holds: the fill was a prefetch, and no client is expected to request the blob any more; all clients left
+    before the download began; another process downloads the blob; too many fills without clients wait for a connection;
+    or a request was cut off whose bytes would all have to be requested again."""
 
 
 class Download:
@@ -138,7 +139,8 @@ class Download:
             await cancel_and_wait(self._connections)
 
     async def _make_progress(self) -> None:
-        """Opens connections as needed, waits until the next check is due, and makes the check."""
+        """Opens connections as needed, and waits for a change or the next check. Then updates the best number of
+        connections, and cancels slow requests. Raises NoReaders."""
         if not self._demand.has_clients_here:
             self._demand.set_clients_elsewhere(self._partial.has_waiters)
         if not self._connections and not self._demand.is_alive():
@@ -243,8 +245,8 @@ class Download:
             return await self._fetch_from(repo, is_new_connection, has_share)
 
     async def _fetch_from(self, repo: RepositoryName, is_new_connection: bool, has_share: bool) -> bool:
-        """Does what `_fetch` does. `repo`: the repository to request the bytes from. `has_share`: see
-        `RunningRequest`."""
+        """Does what `_fetch` does. `repo`: the repository to request the bytes from. `has_share`: whether one of the
+        repository's shares of the slots was free for this request (`ConnectionSlots.repository_share`)."""
         sink = self._next_sink()
         if sink is None:
             return False
@@ -305,7 +307,7 @@ class Download:
         for sink in self._stragglers.find(
             now, {sink: piece.stop - piece.next_offset for sink, piece in pieces.items()}
         ):
-            if self._requests[sink].cancel_scope.expired():  # it ends when its last bytes are written
+            if self._requests[sink].cancel_scope.expired():  # already cancelled; it ends after its last write
                 continue
             log.info(
                 "a connection for %s of %s is much slower than the others; its missing bytes are requested again",
@@ -372,8 +374,9 @@ class Download:
             self._repos.on_failure(repo, has_progress=self._retry.failures_in_row == 1)
 
     def _fail(self, repo: RepositoryName, error: RegistryError) -> None:
-        """Ends the download after a failed request from `repo`. The caller takes an error for the upstream's answer
-        about the first repository, so this replaces an answer about another repository by UpstreamUnavailable."""
+        """Ends the download after a failed request from `repo`. If this is not the first repository, replaces the
+        upstream's error by UpstreamUnavailable. Otherwise the caller of `run` would take the error, such as
+        BlobUnknown, to be about the first repository."""
         if repo != self._first_repo and not isinstance(error, PartialLost | StorageFull | StorageFailed):
             error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
         self._fatal_error = self._fatal_error or error

@@ -84,9 +84,9 @@ def _read_into_cache(file: int, offset: int, end_offset: int) -> None:
 
 
 def _reopen(file: int) -> int:
-    """Opens the same file again, and returns the new descriptor. The kernel reads ahead on its own, and adapts the
-    distance to the reads of each opened file. So the reads of this module do not affect the reads of the sender. If the
-    file cannot be opened again, returns a duplicate of the descriptor."""
+    """Opens the same file again, and returns the new descriptor. The kernel itself also reads ahead. It adapts
+    the distance separately for each opening of the file, so the reads of this module do not change it for the sender.
+    If the file cannot be opened again, returns a duplicate of the descriptor."""
     try:
         return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

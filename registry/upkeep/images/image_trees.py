@@ -1,4 +1,4 @@
-"""Reads an image of a file with all manifests and blobs that belong to it (`read_tree`)."""
+"""Reads an image in an OCI layout or docker archive, with all its manifests and blobs (`read_tree`)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from storage.content import Descriptor, Manifest
 from storage.names import Digest
 
 MAX_DEPTH: Final = 8
-"""Largest number of levels of manifests in one image, because an index can list other indexes."""
+"""Largest number of levels of manifests in one image. An index can list indexes, which can list further indexes."""
 
 
 @dataclass(slots=True)
 class ImageTree:
-    """An image with everything that belongs to it. `manifests`: all its manifests, in the order in which they are
-    stored. `missing`: digests of listed manifests that the file does not contain, or that it contains without their
+    """An image with everything that belongs to it. `manifests`: all its manifests, each index after the manifests that
+    it lists. `missing`: digests of listed manifests that the file does not contain, or that it contains without their
     blobs."""
 
     root: Manifest

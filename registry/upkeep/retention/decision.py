@@ -35,11 +35,11 @@ def decide(
     is_protected: bool = False,
     pulls_since: float | None = None,
 ) -> Decision:
-    """Returns the decision of a rule on a tag at the time `now`. `newest`: the position of the oldest among the newest
-    `rule.keep_last` tags of the repository; None: the repository has at most `rule.keep_last` tags. `is_protected`: the
-    tag is immutable, so it is never deleted. `pulls_since`: a tag that was pulled since this time was pulled within
-    `rule.keep_pulled_within` (`RecordedTime.start_of_window`); None: a server ran all the time. A tag that belongs to a
-    manifest, such as the tag of a signature, stays as long as the manifest."""
+    """Returns the decision of a rule on a tag at the time `now`. `newest`: a tag at or before this position is one of
+    the newest `rule.keep_last` tags of the repository; None: all tags are. `is_protected`: the tag is immutable, so it
+    is never deleted. `pulls_since`: the start of the period `rule.keep_pulled_within`, which counts only the time in
+    which a server recorded pulls (`RecordedTime.start_of_window`); None: a server ran all the time. A tag that belongs
+    to a manifest, such as the tag of a signature, stays as long as the manifest."""
     if is_protected:
         return Decision(True, "it is immutable")
     if tag.subject is not None:
@@ -52,7 +52,7 @@ def decide(
     if rule.keep_pushed_within and now - tag.pushed <= rule.keep_pushed_within:
         return Decision(True, f"pushed within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pushed_within and tag.imported is not None and now - tag.imported <= rule.keep_pushed_within:
-        # Its age is that of its image, or was reached where this rule did not apply.
+        # `pushed` is a time at the other registry, where this rule did not apply, or an estimate.
         return Decision(True, f"imported within {format_duration(rule.keep_pushed_within)}")
     if rule.keep_pulled_within and (reason := _pull_reason(rule.keep_pulled_within, tag, now, pulls_since)):
         return Decision(True, reason)
@@ -66,8 +66,8 @@ def decide(
 
 
 def _pull_reason(within: float, tag: TagFacts, now: float, pulls_since: float | None) -> str | None:
-    """Returns why a tag is kept by a condition that keeps what was pulled within `within` seconds; None: the condition
-    does not keep it."""
+    """Returns the reason for keeping a tag that was, or may have been, pulled within the last `within` seconds; None:
+    it was not pulled in this time. `pulls_since`: as for `decide`."""
     start = now - within if pulls_since is None else pulls_since
     within_text = format_duration(within)
     if tag.pulled is not None and tag.pulled >= start:

@@ -59,8 +59,8 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
 
 
 def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
-    """Returns whether a reader may want an event with this action. If not, the caller need not look up the content of
-    the event."""
+    """Returns whether a reader wants events with this action in the repository. If none does, the caller need not look
+    up the rest of the event. Not for pushes: a push that moves a tag is also for readers that want only moves."""
     return any(
         action in reader_filter.actions and reader_filter.repositories.matches(repo)
         for _, reader_filter in _readers(db)

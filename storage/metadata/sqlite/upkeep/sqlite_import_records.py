@@ -42,8 +42,9 @@ UPDATE tag
  WHERE repository = (SELECT repository FROM manifest WHERE id = ?1) AND name = ?2 AND manifest = ?1 AND updated > ?3
    AND updated <= (SELECT h.at FROM tag_history h WHERE h.repository = tag.repository AND h.tag = tag.name
                     ORDER BY h.id DESC LIMIT 1)"""
-"""The newest entry of the tag's history is about the import, and the one before it about the tag's previous change. A
-tag that is newer than its newest entry was pushed again."""
+"""Sets the time of an imported tag back to the time at the old registry (?3), but not to before the tag's previous
+change. The newest entry of the tag's history is about the import, and the one before it about the previous change. A
+tag that is newer than its newest entry was pushed again, and keeps its time."""
 
 
 class SqliteImportRecords:
