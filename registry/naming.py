@@ -28,8 +28,8 @@ from storage.patterns import NamePattern
 class NamingRules:
     """The rules for a list of upstreams.
 
-    `upstreams`: their names, in the order of the settings. `default`: the name of the default upstream, at which a name
-    without a host can mean a repository; None: all names without a host are hosted."""
+    `upstreams`: their names, in the order of the settings. `default`: the name of the default upstream, to which a
+    repository name without a host can belong; None: all names without a host are hosted."""
 
     def __init__(
         self, upstreams: Iterable[str] = (), *, default: str | None = None, always_hosted: Iterable[str] = ()
@@ -102,9 +102,9 @@ class NamingRules:
         return repo if repo.startswith(f"{upstream}/") else RepositoryName(f"{upstream}/{repo}")
 
     def possible_names(self, name: str) -> tuple[RepositoryName, ...]:
-        """Returns the stored names that a request for `name` can mean, one for each upstream. A request can mean any
-        upstream, because it can name the upstream outside the path, by the Host header or by the query parameter `ns`.
-        Leaves out stored names that would be too long."""
+        """Returns the stored names of the mirrored repositories that a request for `name` can mean, one for each
+        upstream. A request can mean any upstream, because it can name the upstream outside the path, by the Host header
+        or by the query parameter `ns`. Leaves out stored names that would be too long."""
         stored_names = []
         for upstream in self.upstreams:
             try:

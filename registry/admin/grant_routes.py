@@ -92,7 +92,7 @@ async def list_grants(
     after = await caller.cursors.read(CursorKind.GRANTS, after)
     page = await _visible_page(caller, _subjects(caller, subject, account), after, limit, show_all=account is not None)
     response = models.list_page(page, models.GrantResponse.from_stored, _grant_key)
-    if page.next_after is not None:  # encrypted, because the caller is possibly not allowed to see this grant
+    if page.next_after is not None:  # encrypted: it can be the key of a grant that the caller is not allowed to see
         response.next = await caller.cursors.seal(CursorKind.GRANTS, page.next_after)
     return response
 

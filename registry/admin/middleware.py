@@ -154,8 +154,9 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers)
 
     def _needs_hsts(self, scope: Scope) -> bool:
-        """Returns whether the browser used the host of the public URL. If the request has the scheme http, it is from a
-        proxy, which may have changed Host, or the browser ignores HSTS (RFC 6797, 8.1)."""
+        """Returns whether to send HSTS. An https request must name the host of the public URL. An http request need
+        not: it is from a proxy, which may have changed Host, or from a browser, which then ignores HSTS (RFC 6797,
+        8.1)."""
         if self._hsts_host is None or scope["scheme"] != "https":
             return self._hsts_host is not None
         host = next((value for name, value in scope["headers"] if name == b"host"), b"")

@@ -59,8 +59,8 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 class AddedAccount:
     """A new account. `password` is the generated password; None: none was generated. `is_first`: whether this is the
     first account that the registry ever had. Before the first account was added, everybody could do everything. Since
-    then, a request needs a login, or a grant to everyone. `notes`: what the admin should know: rights that the
-    account has from the start, and an account of the same name that it replaces."""
+    then, a request needs a login, or a grant to everyone. `notes` (not the note on the account): what the admin should
+    know: rights that the account has from the start, and an htpasswd account of the same name that it replaces."""
 
     account: Account
     password: str | None
@@ -131,7 +131,7 @@ class Administration:
         return AddedAccount(account, None, is_first, await self._notes_on(account))
 
     async def _notes_on(self, account: Account) -> tuple[str, ...]:
-        """Returns the notes on a new account (`AddedAccount.notes`)."""
+        """Returns `AddedAccount.notes` for a new account."""
         name, notes = account.name, []
         if self._htpasswd is not None and (await self._htpasswd.current()).has_name(name):
             notes.append(f"the htpasswd file has an account {name}, which this account replaces from now on")

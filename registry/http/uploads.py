@@ -30,7 +30,7 @@ request resumes the session meanwhile."""
 async def start_upload(exchange: Exchange) -> None:
     """Answers a POST. With `mount` in the query, mounts a blob of another repository. With `digest`, stores the body as
     a blob. With neither, starts an upload session. If the blob cannot be mounted, goes on as if there were no `mount`
-    ("Mounting a blob from another repository")."""
+    (section "Mounting a blob from another repository" of the spec)."""
     mount, digest = _read_digest(exchange, "mount"), _read_digest(exchange, "digest")
     algorithm = _read_algorithm(exchange, digest or mount)
     if mount is not None:

@@ -13,7 +13,7 @@ _OTHER_STORAGE: Final = (
     "content is stored in a local directory here; to copy it, start the old registry and run: "
     "entrepot import http://OLD:5000"
 )
-_METRICS: Final = "there is no debug port here"
+_DEBUG_PORT: Final = "there is no debug port here"
 _LETS_ENCRYPT: Final = "certificates are not requested here; let a program such as certbot do it, and set [tls]"
 _BUILT_IN: Final = "not needed: built in, without a setting"
 
@@ -48,7 +48,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "http.headers": "there are no headers of your own here; add them in a proxy",
     "http.http2": "this registry speaks HTTP/1.1; a proxy in front can speak HTTP/2",
     "http.h2c": "this registry speaks HTTP/1.1; a proxy in front can speak HTTP/2",
-    "http.debug": _METRICS,
+    "http.debug": _DEBUG_PORT,
     "http.tls.letsencrypt": _LETS_ENCRYPT,
     "http.tls.minimumtls": "TLS 1.2 is always the oldest version here",
     "http.tls.ciphersuites": "the cipher suites are those of the system's OpenSSL",

@@ -44,7 +44,8 @@ class UnverifiedBlobReader:
     ) -> None:
         """`span`: offsets of the first byte to read and of the byte after the last one. `pulls`: the pulls of images
         that contain the blob. While this reader is open, each of them counts as active. `open_stored`: opens the whole
-        blob if it is stored, or returns None. Raises TooManyOpenFiles, StorageFailed."""
+        blob if it is stored, or returns None. Raises TooManyOpenFiles, StorageFailed if the fill's file cannot be
+        opened."""
         self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
         self.span = span
         self._fill = fill

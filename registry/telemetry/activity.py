@@ -39,8 +39,8 @@ class ActivityCounts:
         """Position of the first cell for the stored activity. There is one cell for each field of `Activity`."""
 
     def use(self, cells: SharedCells, totals: Callable[[], Sequence[float]]) -> None:
-        """Makes the methods use `cells`, the memory with the cells of the plan. `totals` returns the totals of these
-        cells."""
+        """Makes the methods use `cells`, the memory with the cells of the plan. `totals` returns the total of each of
+        these cells over all processes."""
         self._cells = cells
         self._totals = totals
 

@@ -34,8 +34,8 @@ class RepositoryPage:
 
 def visible_upstreams(components: PageComponents, names: NameSet) -> list[str]:
     """Returns, sorted, the upstreams from which the visitor may pull. `names`: all names that the visitor may pull."""
-    # `seek` returns where the next name of the set can be, from its argument on; None: there is no such name. If this
-    # position is not among the names of the upstream, the set has none of them.
+    # `seek(text)` returns a text that is equal to `text` or sorts after it, with no name of the set between the two;
+    # None: no name of the set follows. If the result does not begin as the upstream's names do, none is in the set.
     return [
         upstream
         for upstream in sorted(components.naming.upstreams)

@@ -42,8 +42,8 @@ attempt."""
 
 
 class LoginAttemptInvalid(Exception):
-    """The browser's attempt is missing, forged or too old, or belongs to another login than the provider's response.
-    The text says which of these, for the audit log."""
+    """The browser's attempt is missing, forged, too old or already used, or belongs to another login than the
+    provider's response. The text says which of these, for the audit log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,8 @@ class UsedAttempts:
     async def use(self, attempt: LoginAttempt) -> None:
         """Stores that the attempt is used, until it has expired. Raises LoginAttemptInvalid if it was used before.
         Raises StorageFull, StorageFailed. If the caller is cancelled, the attempt may count as used."""
-        # The store keeps a used attempt in the table of failed logins, which maps throttling keys to times.
+        # The store keeps a used attempt in the table of failed logins, which maps each key to the time until which
+        # logins under it are refused.
         key = f"attempt {hashlib.sha256(attempt.state.encode()).hexdigest()[:32]}"
         # `LoginAttempts.open` accepts an attempt that begins up to `ATTEMPT_SECONDS` in the future, and then until
         # `ATTEMPT_SECONDS` after that beginning.

@@ -152,8 +152,8 @@ def read_password_file(file: Path | None) -> str | None:
     """Returns the text of a file with a password, for `password_or_fail`. Call this before `has_had_account`, because
     that function can make the process run as another user, who may have no right to read the file. Returns None if
     `file` is None or stdin, or if the file cannot be read. A file that cannot be read is no error yet, because
-    `entrepot user add --if-first` needs no password if the registry has or had an account. If it does need one,
-    `password_or_fail` tries again to read the file."""
+    `entrepot user add --if-first` needs no password if the registry has or had an account. If the command does need
+    one, `password_or_fail` tries again to read the file."""
     if file is None or str(file) == "-":
         return None
     try:

@@ -20,8 +20,8 @@ from storage.names import Digest
 MAX_DROPPED: Final = 500
 """Largest number of rows that `drop_of_repository` deletes."""
 MAX_DROPPED_BYTES: Final = 1024 * 1024
-"""Largest total size, in bytes, of the manifests that one transaction deletes. The size is limited so that other
-changes do not wait for long."""
+"""Largest total size, in bytes, of the manifests that one transaction deletes, unless it deletes only one. The size is
+limited so that other changes do not wait for long."""
 _OLDEST: Final = """
 SELECT d.repository, d.digest, coalesce(r.name, ''), octet_length(d.body), d.deleted
   FROM deleted_manifest d LEFT JOIN repository r ON r.id = d.repository
@@ -97,8 +97,8 @@ def drop_of_repository(db: apsw.Connection, repository: int, before: float) -> b
 
 
 def _drop(db: apsw.Connection, manifests: Iterable[DeletedManifest]) -> list[DeletedManifest]:
-    """Removes manifests until the removed ones have `MAX_DROPPED_BYTES` bytes, but at least one. Returns the removed
-    manifests."""
+    """Removes manifests, in order, as long as they have at most `MAX_DROPPED_BYTES` together, but at least one. Returns
+    the removed manifests."""
     dropped: list[DeletedManifest] = []
     size = 0
     for manifest in manifests:

@@ -1,9 +1,9 @@
 """Plans an eviction of mirrored images without changing anything (`plan`), and counts images (`summary`).
 
 The caller runs both in the thread for long lookups. Every mirrored manifest has a *rank*, a time that determines the
-order of eviction (`storage.metadata.sqlite.upkeep.cached_image_tables`). A pull does not change the rank. If the last
-pull of an image is later than its rank, the eviction does not evict the image when it reaches the rank. Instead, it
-stores the time of the pull as the new rank. The plan does the same, but keeps the new rank in memory.
+order of eviction (`storage.metadata.sqlite.upkeep.cached_image_tables`). A pull does not change the rank. When the
+eviction comes to an image whose last pull is later than its rank, it does not evict the image. Instead, it stores the
+time of the pull as the new rank. The plan does the same, but keeps the new rank in memory.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def plan(
     for rank, manifest, upstream in _in_order(db, upstreams, postponed):
         if freed_bytes >= bytes_to_free:
             break
-        # None: the manifest belongs to another image, or is planned for deletion already. `image.removable`: the
+        # None: the manifest is not the root of an image, or is planned for deletion already. `image.removable`: the
         # manifests that an eviction of the image deletes.
         image = find_image(db, manifest, planned_manifests)
         if image is not None and image.last_pulled > rank:
