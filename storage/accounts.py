@@ -223,8 +223,8 @@ class Accounts(Protocol):
     def tokens(
         self, account: AccountName | None, after: str | None, limit: int, *, purpose: TokenPurpose | None = None
     ) -> Page[ApiToken]:
-        """Returns a page of the tokens of `account` (None: of all accounts), sorted by id. `purpose`: only the tokens
-        of an account with this purpose; None: all."""
+        """Returns a page of the tokens of `account` (None: of all accounts), sorted by id. `purpose`: leaves out the
+        account's tokens with another purpose; None: leaves out none. Ignored if `account` is None."""
         ...
 
     async def add_token(

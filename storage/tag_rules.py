@@ -47,7 +47,7 @@ class TagRule:
 
     @cached_property
     def tag_matcher(self) -> re.Pattern[str]:
-        """A regular expression that matches each whole tag that one of `tags` matches."""
+        """A regular expression that matches a tag if one of the patterns in `tags` does."""
         return re.compile("|".join(fnmatch.translate(pattern) for pattern in self.tags))
 
 

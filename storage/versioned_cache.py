@@ -61,10 +61,10 @@ class VersionedCache(Generic[V]):
         return False
 
     def put(self, key: Hashable, value: V, size: int, version: object) -> None:
-        """Caches `value`. `size`: approximate size in bytes of the value, and of the parts of the key that are neither
-        texts nor tuples of texts. This method adds the size of the texts in the key. `version`: the version that the
-        data had before the value was computed. If the data has changed since then, `get` does not return the value.
-        Does nothing if the value with its key is too large, or if the cache has a value for the key already."""
+        """Caches `value`. `size`: approximate size in bytes of the value and of the key without its texts. This method
+        adds the size of the texts. `version`: the version that the data had before the value was computed. If the data
+        has changed since then, `get` does not return the value. Does nothing if the value with its key is too large, or
+        if the cache has a value for the key already."""
         if version != self.last_version:
             if version != self.version():
                 return

@@ -215,9 +215,8 @@ class DirectoryImport:
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
         """Imports the manifests of the repository to which no tag refers, except those that retention has deleted here.
-        If an index lists a broken manifest, a
-        problem is reported for the index only, even if the manifest is read before the index. So problems are reported
-        after all manifests were tried."""
+        If an index lists a broken manifest, a problem is reported for the index only, even if the manifest is read
+        before the index. So problems are reported after all manifests were tried."""
         failed: dict[Digest, str] = {}
         deleted_here = frozenset() if self._overwrite else await self._store.imports.deleted_by_retention(repo)
         left_out = 0
@@ -296,8 +295,8 @@ def _read(file_descriptor: int, offset: int, digest: Digest) -> bytes:
 
 
 def _manifests_below(error: RegistryError) -> tuple[Digest, ...]:
-    """If an index could not be imported because of a manifest below it, returns the digests of the manifests on the way
-    from the index to that manifest."""
+    """If an index could not be imported because of a manifest below it, returns the digests of that manifest
+    and of the indexes between the two."""
     return error.below if isinstance(error, ContentBroken) else ()
 
 

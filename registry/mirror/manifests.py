@@ -179,9 +179,10 @@ class MirroredManifests:
     async def recheck(self, repo: RepositoryName, tag: Tag) -> None:
         """Asks the upstream about a tag, even if the tag is fresh, and records for the cooldown which digest the tag
         names. Fetches the manifest if the tag has moved or is not cached. While the upstream is nearly exhausted,
-        fetches no manifest: sends only a HEAD request, which Docker Hub does not count against its limit. If the
-        response to it is not enough, such as a 404, sends a GET request all the same. Does nothing for a frozen tag.
-        Raises ManifestUnknown and the errors of the upstream client, even if a manifest is cached."""
+        fetches no manifest: sends only a HEAD request, which Docker Hub does not count against its limit, and a GET
+        request if the response to that is not enough, such as a 404; sends nothing about an uncached tag that the
+        upstream did not have at its last answer. Does nothing for a frozen tag. Raises ManifestUnknown and the errors
+        of the upstream client, even if a manifest is cached."""
         if await self._served_tags.frozen(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
 
@@ -199,9 +200,9 @@ class MirroredManifests:
         return self._flights.start((repo, reference), lambda: self._ask_under_lease(repo, reference))
 
     async def _ask(self, repo: RepositoryName, reference: Reference) -> str | None:
-        """Joins or starts a flight and waits for it, at most `stale_wait` seconds if the manifest is cached. Returns a
-        notice for the client if the cached copy may be out of date, otherwise None; the flight then continues. Sets the
-        cache state. Raises the error of the flight."""
+        """Joins or starts a flight and waits for it, at most `stale_wait` seconds if the manifest is cached; the flight
+        continues after that time. Returns a notice for the client if the cached copy may be out of date, otherwise
+        None. Sets the cache state. Raises the error of the flight."""
         flight = self._flights.join((repo, reference), lambda: self._ask_under_lease(repo, reference))
         try:
             cached = await self._find_cached(repo, reference)
@@ -239,7 +240,7 @@ class MirroredManifests:
         asks the upstream in any case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}") as has_waited:
-            # A process that was only late itself asks the upstream.
+            # If this process was slow but did not have to wait for the lease, it asks the upstream.
             has_waited_long = has_waited and time.monotonic() - wait_started_at > self._stale_wait
             check = await self._records.last_check(repo, reference)
             cached = await self._find_cached(repo, reference)

@@ -70,7 +70,8 @@ async def change_own_account(request: Request) -> Response:
 
 
 async def _logged_in_visitor(request: Request) -> Caller:
-    """Returns the visitor, who has an account. Raises Unauthorized, Denied."""
+    """Returns the visitor. Raises Unauthorized if the visitor is not logged in. While the registry is open and nobody
+    has an account, returns a visitor on the registry's own machine, and raises Denied for any other."""
     return await require_login(caller_of(request))
 
 
@@ -98,7 +99,7 @@ async def _change(request: Request, caller: Caller, name: AccountName, form: Que
 
 
 async def _change_password(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
-    """Sets the password of the visitor. This ends all sessions of the account, so starts a new session for this
+    """Sets the password of the visitor. As this ends all sessions of the account, also starts a new session for this
     browser. Raises _WrongPassword, AccountInvalid, Denied, TooManyRequests."""
     old, new = form.one("old") or "", form.one("new") or ""
     if not new or new != form.one("again"):
@@ -145,12 +146,13 @@ async def _own_page(
 
 
 def _stored(caller: Caller, name: AccountName) -> Account | None:
-    """Returns the visitor's account in the store; None if the account is not in the store but in the htpasswd file."""
+    """Returns the visitor's account in the store; None if the account is in the htpasswd file instead, or was removed a
+    moment ago."""
     if caller.principal.identity.version is None:
         return None
     try:
         return caller.accounts.account(name)
-    except AccountUnknown:  # removed a moment ago
+    except AccountUnknown:
         return None
 
 

@@ -34,9 +34,9 @@ class ReadRate:
         """The time at which a reader at exactly this rate would have read the bytes so far."""
 
     async def wait(self, count: int, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Waits until the rate allows `count` more bytes. The caller has already read these bytes. Always lets other
-        tasks run. Calls `meanwhile` after each sleep of at most `PAUSE_SECONDS`. An error that `meanwhile` raises ends
-        the wait."""
+        """Waits until the rate allows the `count` bytes that the caller has just read. Always lets other tasks run.
+        Calls `meanwhile` after each sleep of at most `PAUSE_SECONDS`. An error that `meanwhile` raises ends the
+        wait."""
         now = self._monotonic()
         self._free_at = max(self._free_at, now - BURST_SECONDS) + count / self._bytes_per_second
         while True:

@@ -30,9 +30,9 @@ running removals end before the backup polls again."""
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:
-    """Returns a context manager that yields True if blobs may be removed inside its block, and False
-    while a backup runs or waits for running removals. Remove at most a few hundred blobs in one block, because a backup
-    waits until the block ends."""
+    """Returns a context manager that yields True if blobs may be removed inside its block, and False while a backup
+    runs or waits for running removals. Remove at most a few hundred blobs in one block, because a backup waits until
+    the block ends."""
     return leases.try_slot(SLOT_NAME, SLOT_COUNT, keep_free=KEPT_FREE)
 
 

@@ -39,8 +39,9 @@ SLOT: Final = "search index"
 CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
 CHECKS_PER_LOOK_AGAIN: Final = 300
-"""Number of checks, one every `CHECK_SECONDS`, after which the indexer again reads the manifests whose labels it could
-not read completely, and after which a process without the slot tries to get it even if all content is in the index."""
+"""After this number of checks, one every `CHECK_SECONDS`, the process with the slot again reads the manifests whose
+labels it could not read completely, and a process without the slot tries to get it even if all content is in the
+index."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
@@ -164,8 +165,9 @@ class SearchIndexer:
 
 
 async def _read_lines(document: bytes, *names: str) -> Mapping[str, str]:
-    """Returns the labels in a JSON document that the index stores, as lines, by the names of the labels. `names`: the
-    path to the object with the labels, such as `config`, `Labels`. A large document is read in a thread."""
+    """Returns the labels in a JSON document, as far as they fit into the index: maps the name of each to its line.
+    `names`: the path to the object with the labels, such as `config`, `Labels`. A large document is read in a
+    thread."""
     if len(document) <= UNCHECKED_BYTES:
         return _lines_in(document, *names)
     return await asyncio.to_thread(_lines_in, document, *names)

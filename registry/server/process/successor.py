@@ -51,7 +51,7 @@ class Handover:
     facts: dict[str, str]
     """Facts about the old version that the new one checks, such as its data directory."""
     counts: tuple[int, str] | None = None
-    """The memory with the application's counters (see `LiveOptions.counts`)."""
+    """The shared memory with the application's counters: its file descriptor, and a text that identifies its layout."""
 
     def files(self) -> list[int]:
         """Returns all descriptors that the new version gets."""
@@ -60,8 +60,8 @@ class Handover:
         return [*files, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
 
     def adopted_workers(self) -> list[WorkerProcess]:
-        """Returns the workers of the old version. These workers count the connections of client addresses in memory
-        that the new version does not have, so they have no column in the new version's table of counts."""
+        """Returns the workers of the old version. They count the connections of each client address in a shared table
+        that the new version does not have. In its own table, they have no column."""
         return [
             WorkerProcess(
                 pid=worker["pid"],

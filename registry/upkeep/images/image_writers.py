@@ -34,7 +34,8 @@ class ImageWriter(Protocol):
     """Writes the content of images. All methods raise ImageFileFailed."""
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Returns whether the content was written already, by this run or by an earlier one that was interrupted."""
+        """Returns whether the content was written already, by this run or, into the same directory, by an earlier
+        one."""
         ...
 
     async def write(

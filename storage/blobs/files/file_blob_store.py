@@ -239,7 +239,7 @@ class FileBlobStore:
         def add_up() -> int:
             size = 0
             for entry in os.scandir(self._disk.layout.trash):
-                with suppress(FileNotFoundError), skip_unreadable(entry.path):  # the first: unlinked meanwhile
+                with suppress(FileNotFoundError), skip_unreadable(entry.path):  # not found: unlinked meanwhile
                     size += entry.stat(follow_symlinks=False).st_size
             return size
 

@@ -211,7 +211,7 @@ class BackupDirectory:
         try:
             fd = self._system.open(path, flags, 0o600)
         except FileNotFoundError:
-            yield  # a copy of a backup directory may lack the lock file; no backups are made in it
+            yield  # a copy of a backup directory may lack the lock file until a backup is made in it
             return
         try:
             if not try_flock(fd, shared=shared):

@@ -35,8 +35,8 @@ _ROUND: Final = (
 _MIRRORED_HOLDERS: Final = """
 SELECT r.name FROM blob b CROSS JOIN blob_link l ON l.blob = b.id CROSS JOIN repository r ON r.id = l.repository
  WHERE b.digest = ?1 AND substr(r.name, 1, instr(r.name, '/') - 1) IN (SELECT value FROM json_each(?2)) LIMIT ?3"""
-"""The name of a mirrored repository begins with the name of its upstream and a slash. Reads all links of the blob,
-which a common layer has very many of."""
+"""The name of a mirrored repository begins with the name of its upstream and a slash. The query may read all links of
+the blob, and a common layer has very many."""
 _OLDEST_BLOB = "SELECT min(created) FROM (SELECT created FROM blob ORDER BY id LIMIT 100)"
 """When the oldest blob was created. Reads several rows, because a blob that is healed gets a new time."""
 
