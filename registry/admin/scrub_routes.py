@@ -158,8 +158,8 @@ async def scrub_status(store: StoredRegistry) -> ScrubStatus:
 
 async def quarantined(store: StoredRegistry) -> list[QuarantinedResponse]:
     """Returns the entries of the quarantine, oldest first, at most `MAX_QUARANTINED`."""
-    # In the store, a blob that is still damaged has an empty place. (`QuarantinedResponse.place` is not this place, but
-    # that of the damaged bytes.)
+    # `damage.place_of` returns "" for a blob that is still damaged. `QuarantinedResponse.place` is another place: that
+    # of the damaged bytes.
     return [
         QuarantinedResponse.from_stored(entry, damaged=await store.damage.place_of(entry.digest) == "")
         for entry in (await store.blobs.list_quarantine())[:MAX_QUARANTINED]

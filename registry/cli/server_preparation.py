@@ -28,7 +28,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
     """Prepares the start of the server: makes the process run as the user who owns the data directory, creates the data
     directory if it is missing, and checks the files for TLS and for logins that the settings name. Returns the
     listener's options and whether the registry is closed. Ends the command with an error message if a check fails.
-    Logs a warning if hashes of uploads cannot be saved.
+    Logs a warning if the state of an unfinished hash cannot be saved: each pushed blob is then hashed twice.
 
     `may_migrate`: whether the data may be migrated to this version's format. False: a running server uses the data, so
     data of another version is an error."""

@@ -276,8 +276,8 @@ class Mirror(RefusingRegistry):
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
         """Returns a page of the tags that the upstream has. If the upstream gives no usable answer, returns the cached
-        tags and sets a notice for the client. Raises NameUnknown, and, if no tag is cached, the error of the upstream
-        client."""
+        tags and sets a notice for the client. Raises NameUnknown, and, if the repository is not cached, the error of
+        the upstream client."""
         set_cache_state("miss", self._name)
         try:
             return await self._upstream.tags(self.upstream_name(repo), after, limit)

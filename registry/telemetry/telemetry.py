@@ -56,7 +56,7 @@ class Telemetry:
         self._certificate = settings.tls.certificate
         self._otel_endpoint = settings.otel.endpoint
         self.tracing: Tracing | None = None
-        """Makes spans in this worker; None: traces are not configured."""
+        """Makes spans in this worker; None: traces are not configured, or `start_worker` was not called yet."""
         self._otlp_metrics: OtlpMetrics | None = None
         self._serves_distribution_names = settings.metrics.distribution_names
         """Whether the metrics are also served under the names that CNCF Distribution (registry:2) gives them."""
@@ -84,8 +84,8 @@ class Telemetry:
         return collectors
 
     def start_worker(self) -> None:
-        """Makes this process count in its own column (its part of the shared memory), and send traces and metrics if a
-        collector is configured. Does nothing if it was called in this process before."""
+        """Makes this process count in its own column (its part of the shared memory), and send traces and metrics if
+        OpenTelemetry is configured. Does nothing if it was called in this process before."""
         if self._counting_pid == os.getpid():
             return
         self._counting_pid = os.getpid()

@@ -17,7 +17,7 @@ OPERATIONS: Final = (
     *("upload_offset", "mount_blob", "put_manifest", "delete_blob", "delete_manifest", "delete_tag"),
     *("repositories", "tags", "referrers", "other"),
 )
-"""The methods of `storage.interface.Registry`."""
+"""The methods of `storage.interface.Registry`; `other` stands for any other name."""
 JOB_KINDS: Final = (
     "gc",
     "fsck",
@@ -32,7 +32,8 @@ JOB_KINDS: Final = (
 )
 RETENTION_CONTENT: Final = ("tag", "manifest")
 LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
-"""The values of the labels `kind` of jobs, `content` of retention, and `method` of logins."""
+"""The values of three labels: JOB_KINDS of `kind` (jobs), RETENTION_CONTENT of `content` (retention), and LOGIN_METHODS
+of `method` (logins)."""
 CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """Upper bounds of the buckets for the durations of calls and of commits, in seconds."""
@@ -107,8 +108,7 @@ class WorkMetrics:
         )
 
     def use(self, cells: SharedCells) -> None:
-        """Makes the methods count in `cells`, the shared memory that has a cell (one number) for each metric of the
-        plan."""
+        """Makes the methods count in `cells`: shared memory with the cells (numbers) of all metrics of the plan."""
         self._cells = cells
 
     def on_call(self, operation: str, seconds: float) -> None:
@@ -182,8 +182,8 @@ class EventMetrics:
         )
 
     def use(self, cells: SharedCells, webhooks: SharedNames) -> None:
-        """Makes the methods count in `cells`, which have the cells of the plan. `webhooks` gives webhooks their
-        numbers."""
+        """Makes the methods count in `cells`, which have the cells of the plan. `webhooks` maps the name of a webhook
+        to the number that stands for it as the value of the label `webhook`."""
         self._cells = cells
         self._webhooks = webhooks
 

@@ -1,5 +1,5 @@
 """`Pages`: the files, the renderer and the limits with which an application serves pages. `PageComponents`: what pages
-need from the service that handles requests now."""
+use of the application's current service. (An application can replace its service while it runs.)"""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Pages:
         self.files = _FILES
         self.renderer = PageRenderer(self.files)
         self.limits = PageLimits()
-        self._standing_pages: dict[str, bytes] = {}
+        self._error_pages: dict[str, bytes] = {}  # by language
         self._rendering = asyncio.Lock()
 
     async def standing_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
         """Returns the error page with the values that `values` returns. Renders the page once for each language, and
         then caches it, so the values must always be the same."""
         async with self._rendering:
-            if language not in self._standing_pages:
-                self._standing_pages[language] = await self.renderer.render("error.html", language, values())
-            return self._standing_pages[language]
+            if language not in self._error_pages:
+                self._error_pages[language] = await self.renderer.render("error.html", language, values())
+            return self._error_pages[language]

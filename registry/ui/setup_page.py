@@ -87,8 +87,8 @@ def _asked_address(request: Request) -> str:
 
 
 def _last_seen(request: Request, client: str, address: str) -> datetime | None:
-    """Returns the time of the client's last request from an address, or from the network of the address; None: it has
-    sent no request lately."""
+    """Returns the time of the client's last request from the network of `address`; None: it has sent no request lately,
+    or `address` is empty."""
     recent = request.app.telemetry.recent_clients
     times = [recent.last_seen(address, name) for name in _PROGRAMS_THAT_PULL[client]] if recent and address else []
     request_times = [at for at in times if at is not None]

@@ -24,8 +24,7 @@ from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 
 MAX_CONNECTIONS = 64
-"""Largest number of connections of one client to the endpoints, and of those to the targets of redirects in one kind of
-network."""
+"""Largest number of connections of each HTTP client in `ApiClient._clients`."""
 _ASSUMED_BODY_BYTES = 1 * MIB
 """Memory that is reserved for a body before it is read, if the response does not state the length of the body."""
 _PIECES_PER_PAUSE = 64

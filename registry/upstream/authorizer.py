@@ -108,8 +108,8 @@ class AuthorizationOffer:
     """Whether `authorization` contains a password, or a token that was just issued and not taken from a cache. If the
     endpoint refuses such a header, another try is useless."""
     is_guess_given_up: bool = False
-    """True if the offer has no header because no more tokens are requested from the guessed token service, which has
-    failed several times in a row."""
+    """True if the offer has no header because the guessed token service is no longer used: several guesses in a row
+    have failed, the last one because no token could be obtained."""
 
     @property
     def lacks_token(self) -> bool:
@@ -145,8 +145,8 @@ class UpstreamAuthorizer:
         configured_name: str | None = None,
     ) -> None:
         """`endpoints` are the URLs from the settings. `clock` returns seconds since 1970. `configured_name`: the name
-        that finds the login in docker's `config.json` and whose domain may have the token service, if it is not
-        `settings.name`."""
+        to use in place of `settings.name` when docker's `config.json` is searched for the login. A token service in
+        the domain of this name is trusted."""
         self._name = settings.name
         self._login = ConfiguredLogin(settings, configured_name)
         self._realms = RealmPolicy(settings, endpoints, configured_name)

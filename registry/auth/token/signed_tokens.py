@@ -111,9 +111,9 @@ class SignedTokens:
 
 
 class _AcceptedAlgorithms(JWSRegistry):
-    """Defines what joserfc accepts in the header of a token: the accepted algorithms, and every parameter except
-    unknown extensions. joserfc itself would warn about the algorithm name EdDSA, because RFC 9864 has new names. This
-    class does not warn, because few issuers use the new names yet."""
+    """Tells joserfc what to accept in the header of a token: the algorithms that `get_alg` returns, and every parameter
+    except unknown extensions. joserfc itself would warn about the algorithm name EdDSA, because RFC 9864 has new names.
+    This class does not warn, because few issuers use the new names yet."""
 
     max_header_length = max_payload_length = max_signature_length = _MAX_PART_CHARACTERS
 

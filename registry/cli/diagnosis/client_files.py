@@ -33,8 +33,8 @@ class FileUnusable(Exception):
 class ClientFiles:
     """The files of one client. `program`: the name of the client. A finding about a file has this name as its `check`.
     `root`: the root directory of the client's file system, such as the mount point of a disk; `/` for this machine.
-    `home`: the home directory of the person who runs the client without root; None: files in a home directory are not
-    read. `home` is a path on this machine, not one below `root`."""
+    `home`: the home directory of the user who runs the client; None: files in a home directory are not read. `home` is
+    a path on this machine, not one below `root`."""
 
     program: str
     root: Path = Path("/")

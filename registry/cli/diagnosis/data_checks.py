@@ -115,42 +115,42 @@ def _check_owner(name: str, data: Path) -> Iterator[Finding]:
     """Yields findings about the owners of the directory and of its files, and about the rights of other users."""
     status = data.stat()
     user = os.geteuid()
-    owner, _ = server_user(data)
-    if user not in (owner, 0):
-        what = f"{data} belongs to {user_name(owner)}, and this command runs as {user_name(user)}"
-        sudo_user = user_name(owner).replace("uid ", r"\#")
+    server_uid, _ = server_user(data)
+    if user not in (server_uid, 0):
+        what = f"{data} belongs to {user_name(server_uid)}, and this command runs as {user_name(user)}"
+        sudo_user = user_name(server_uid).replace("uid ", r"\#")
         yield problem(name, what, "", f"run it as that user: sudo -u {sudo_user} entrepot doctor …")
     else:
-        yield from _check_files(name, data, status.st_uid, owner)
+        yield from _check_files(name, data, status.st_uid, server_uid)
     if status.st_mode & stat.S_IWOTH:
         why = "every user of this machine can delete or replace content"
         step = f"chmod o-w {data}"
-        if owner != status.st_uid and not may_write_as_group(status):  # the server could not write any more
-            step = f"chown {owner} {data} && {step}"
+        if server_uid != status.st_uid and not may_write_as_group(status):  # the server could not write any more
+            step = f"chown {server_uid} {data} && {step}"
         yield problem(name, f"everybody may write to {data}", why, step)
     database = layout_of(data).metadata
     with suppress(OSError):  # there is no database, or this user may not access it
         if status.st_mode & stat.S_IXOTH and database.stat().st_mode & stat.S_IROTH:
             why = "it has the hashes of passwords and the keys that sign tokens"
-            path = data if owner == status.st_uid else database
+            path = data if server_uid == status.st_uid else database
             yield warning(name, f"every user of this machine can read {database}", why, f"chmod o-rwx {path}")
 
 
-def _check_files(name: str, data: Path, directory_owner: int, owner: int) -> Iterator[Finding]:
-    """Yields a finding about the first file that the server, which runs as `owner`, cannot change."""
+def _check_files(name: str, data: Path, directory_owner: int, server_uid: int) -> Iterator[Finding]:
+    """Yields a finding about the first file that the server, which runs as the user `server_uid`, cannot change."""
     for path in _own_files(data):
         try:
             status = path.stat()
         except OSError:
             continue
-        if status.st_uid == owner or (owner != directory_owner and _can_use(path, status)):
+        if status.st_uid == server_uid or (server_uid != directory_owner and _can_use(path, status)):
             continue
         what = f"{path} belongs to {user_name(status.st_uid)}, and the directory to {user_name(directory_owner)}"
         why = "the server, which runs as the owner of the directory, cannot change this file"
         step = f"chown -R --reference={data} {data}"
-        if owner != directory_owner:  # the server could not change its files if they belonged to the directory's owner
-            what = f"{path} belongs to {user_name(status.st_uid)}, and the server runs as {user_name(owner)}"
-            why, step = "the server cannot change this file", f"chown -R {owner} {data}"
+        if server_uid != directory_owner:  # the server could not change files of the directory's owner
+            what = f"{path} belongs to {user_name(status.st_uid)}, and the server runs as {user_name(server_uid)}"
+            why, step = "the server cannot change this file", f"chown -R {server_uid} {data}"
         yield problem(name, what, why, step)
         return
 

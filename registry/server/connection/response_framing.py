@@ -33,8 +33,8 @@ class ResponseFraming:
 
     def frame(self, head: bytes, size: int, *, more: bool) -> tuple[bytes, bytes]:
         """Returns the bytes to write before and after `size` bytes of the body. They contain `head`, the part of the
-        response's head that is not written yet, and, if the response is chunked, the framing of a chunk. Without
-        `more`, they end the body."""
+        response's head that is not written yet. If the response is chunked, they also contain the framing of a chunk
+        and, without `more`, the end of the body."""
         if not self.is_chunked:
             return head, b""
         before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")

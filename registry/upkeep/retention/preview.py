@@ -22,8 +22,8 @@ MAX_JUDGED_TAGS: Final = 5000
 of one repository (`RetentionPreview.totals`). It is also the largest number of manifests that are read for these totals
 to find those without a tag. Judging 5,000 tags takes about half a second."""
 MAX_COUNTED_MANIFESTS: Final = 20_000
-"""Approximate largest number of manifests that the totals of one repository count as deleted, with those that their
-indexes list. Counting 20,000 takes about a second."""
+"""Approximate largest number of manifests that the totals of one repository count as deleted, including the manifests
+that deleted indexes list. Counting 20,000 takes about a second."""
 MAX_PREVIEWS: Final = 2
 """How many previews a process makes at a time."""
 _PREVIEWS: Final = Limits(
@@ -147,7 +147,7 @@ class RetentionPreview:
     async def repositories(self, after: str | None, limit: int) -> Page[RepositoryPreview]:
         """Returns how many tags the rules would keep and delete in each of at most `limit` repositories: those to which
         a rule applies and that sort after `after`. Judges at most `MAX_JUDGED_TAGS` tags of a repository, and ends the
-        page when that many tags were judged in all of its repositories."""
+        page when that many tags were judged in its repositories together."""
         now, judged_tags, previews = self._clock(), 0, list[RepositoryPreview]()
         async with aclosing(self.judge.repositories(after)) as repositories:
             async for repo, rule in repositories:
@@ -231,8 +231,8 @@ class RetentionPreview:
         unused: set[ManifestKey],
         findings: _Findings,
     ) -> None:
-        """Adds manifests to `unused`, as `Retention.add_unused` does, up to the limit of the preview. `without`: the
-        tags that count as deleted."""
+        """Adds to `unused` those of the `roots` that would be unused without the tags `without`, and the manifests that
+        would then be unused as well (see `Retention.add_unused`). Stops at the limit of the preview."""
         if roots and len(unused) < findings.max_manifests:
             await self._retention.add_unused(repo, roots, without, unused, findings.max_manifests)
             if len(unused) >= findings.max_manifests:

@@ -1,8 +1,8 @@
 """Computes the digest of a file while its bytes arrive in any order (`PrefixDigest`).
 
 The *prefix* is the part of the file before the first byte that has not arrived. Whenever the prefix has grown by enough
-bytes, a *step* in a thread reads and hashes the new bytes. A step ends when it has hashed the whole prefix, so no
-thread waits for bytes that have not arrived. The bytes that a step reads were written a moment ago, so they are usually
+bytes, a *step* in a thread reads and hashes the new bytes. A step ends when too few new bytes are left, so no thread
+waits for bytes that have not arrived. The bytes that a step reads were written a moment ago, so they are usually
 still in the page cache.
 """
 

@@ -34,10 +34,11 @@ STATEMENT_COST = 100
 NAME_COST = 10
 """Cost of reading a name, in addition to matching its characters."""
 SKIP_COST_PER_CHARACTER = 2
-"""Additional cost per character of a name that is not in the set. It covers the search for the next name in the set."""
+"""Additional cost per character of a name that is not in the set, as a multiple of the cost of matching the character.
+It covers the search for the next name in the set."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
 """Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the one
-before. After names outside the set were skipped, the next statement starts with the smallest number again."""
+before. If names after the last name read are skipped, the next statement starts with the smallest number again."""
 MAX_REFERRERS_READ = 5_000
 """Largest number of referrers that are read for one page. The page ends earlier when it has `limit` referrers or its
 full size in bytes."""
@@ -91,7 +92,7 @@ def is_known_repository(db: apsw.Connection, repo: RepositoryName) -> bool:
 
 def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     """Returns a blob of the repository. Raises BlobUnknown if the repository has no link to the blob, or if the blob is
-    damaged. So a client that checks for a damaged blob before a push uploads the bytes again."""
+    damaged. So a client that asks for a damaged blob before a push is told that there is none, and uploads it again."""
     row = db.execute(_BLOB, (repo, digest)).get
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")

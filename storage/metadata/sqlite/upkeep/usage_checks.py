@@ -18,7 +18,7 @@ from storage.consistency import Key, Problem, ProblemCode
 from storage.metadata.sqlite.upkeep.table_checks import Rule, TableCheck
 
 _COUNTED = "coalesce((SELECT u.links FROM usage_blob u WHERE u.scope = s.id AND u.blob = {blob}), 0)"
-"""SQL expression: the number of links to a blob that is stored for the scope `s`."""
+"""SQL expression: the stored count of the links to a blob in the scope `s`."""
 _RECOUNTED = (
     "(SELECT count(*) FROM blob_link l JOIN usage_member m ON m.repository = l.repository AND m.scope = s.id "
     "WHERE l.blob = {blob})"
