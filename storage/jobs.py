@@ -72,8 +72,9 @@ class Job:
     started it. `holder`: name of the process that runs it, such as "server process 4711" (empty: no process yet).
     `is_resumable`: whether a server continues the job after a restart. `is_stopping`: whether a stop of the job was
     requested. `created`, `updated` and `ended` are in seconds since 1970; `ended` is None for a job that has not ended.
-    `result`: the value that the job returned; None if it has not ended, or failed. After a failure, `progress.message`
-    is the reason. A job in a list has no `progress.position`, and may lack long lists in `arguments` and `result`."""
+    `result`: the value that the job returned; None if the job has not ended, was stopped or failed. After a failure,
+    `progress.message` is the reason. A job in a list has no `progress.position`, and may lack long lists in `arguments`
+    and `result`."""
 
     id: int
     kind: str

@@ -35,7 +35,7 @@ _GITHUB_FILE: Final = ".github/workflows/image.yml"
 
 SetupFunction = Callable[[RegistryAddress, Sequence[MirroredHost], bool], ClientSetup]
 """A function that returns the set-up of a client. The last argument says whether the registry has accounts."""
-_ROBOT: Final = hint(
+_ROBOT_HINT: Final = hint(
     "NAME is a robot's name, and TOKEN its API token: entrepot robot add NAME, entrepot token add NAME, "
     "entrepot grant add 'team/**' pull,push robot:NAME"
 )
@@ -72,7 +72,7 @@ def _containerd(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
     files = (*setup.files, *_own_hosts_toml(address))
     hints = [*(setup.hints if files else ()), *_open_mirror_hints(hosts, has_accounts)]
     if has_accounts:
-        hints.append(_ROBOT)
+        hints.append(_ROBOT_HINT)
     return ClientSetup(files, tuple(hints), _pull_secret(address) if has_accounts else ())
 
 
@@ -109,7 +109,8 @@ def _pull_secret(address: RegistryAddress) -> tuple[str, ...]:
 
 
 def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
-    """Returns k3s's registries.yaml. k3s generates containerd's files from it, so that requests have `?ns=HOST`."""
+    """Returns k3s's registries.yaml. k3s generates containerd's hosts.toml files from it, so containerd names the
+    mirrored host in the query of its requests (`?ns=HOST`)."""
     names = [host.prefix for host in hosts]
     if address.is_plain_http:
         names.append(address.host)  # without this entry, containerd uses https for the images of this registry
@@ -122,7 +123,7 @@ def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
     files = (((_K3S_FILE, "\n".join([f"# {_K3S_FILE}, on each node", *lines]) + "\n"),)) if lines else ()
     hints = [hint("each node needs the file; on agents, restart k3s-agent in place of k3s")] if files else []
     if has_accounts:
-        hints.append(_ROBOT)
+        hints.append(_ROBOT_HINT)
     commands = ("systemctl restart k3s",) if files else ()
     return ClientSetup(files, tuple(hints), commands)
 
@@ -142,7 +143,7 @@ def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acco
         )
     hints += _open_mirror_hints(hosts, has_accounts)
     if has_accounts:
-        hints.append(_ROBOT)
+        hints.append(_ROBOT_HINT)
     if not setup.files:
         return ClientSetup((), tuple(hints), ("kind create cluster", *setup.commands))
     folder = "/etc/containerd/certs.d"
@@ -167,7 +168,7 @@ def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acco
 
 def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     """Returns the set-up of Synology's Container Manager and similar systems. People either fill in a form, or write
-    docker's configuration file at another path."""
+    docker's configuration file, which is not at docker's usual path on these systems."""
     daemon = docker_daemon(address, hosts)
     hints = [
         hint("in Container Manager: Registry, Settings, Add; the URL is {url}", url=address.url),
@@ -208,7 +209,7 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
     if has_accounts:
         hints += [
             hint("ENTREPOT_ROBOT and ENTREPOT_TOKEN are variables of the project: the name and the token of a robot"),
-            _ROBOT,
+            _ROBOT_HINT,
         ]
     files = (
         (_GITLAB_FILE, _gitlab_job(address, hosts, has_accounts)),
@@ -220,7 +221,7 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
 def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
     daemon = docker_daemon(address, hosts)
     options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
-    if address.is_plain_http:  # docker runs in another container, which cannot use a loopback address
+    if address.is_plain_http:  # a loopback address is no exception: docker runs in a container, and cannot reach it
         options += ["--insecure-registry", address.host]
     image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"
     login = f'docker login --username "$ENTREPOT_ROBOT" --password-stdin {address.host}'
@@ -241,7 +242,7 @@ def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acc
 
 
 def _github_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
-    # The lines of buildkitd.toml without its comments, which speak of a file on a machine.
+    # The lines of buildkitd.toml without its comments, which say where the file is on a machine.
     config = [line for line in buildkit_setup(address, hosts).files[0][1].splitlines() if not line.startswith("#")]
     inline = [f"            {line}".rstrip() for line in "\n".join(config).strip().splitlines()]
     lines = [
@@ -296,4 +297,4 @@ PROGRAM_SETUPS: Final[Mapping[str, SetupFunction]] = {
     "nas": nas_setup,
     "ci": ci_setup,
 }
-"""The set-up function of each client, in the order in which the page lists the clients."""
+"""The set-up function of each client, in the order of the set-up page (`registry.ui.setup_page`)."""

@@ -2,8 +2,8 @@
 their index, and the tag with the last manifest. So an interrupted import leaves no incomplete image, and a second run
 continues.
 
-A manifest can name any digest. So even if this registry has a blob, another repository gets it only after the old
-registry has shown that its repository of the same name has the blob (ADR 9).
+A manifest can name any digest. So a blob that this registry has already is added to another repository only after the
+old registry has shown that its repository of the same name has the blob (ADR 9).
 
 If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
 undo a push. The history of the tag tells who changed it (`IMPORT_PROGRAM`). Content that retention has deleted here
@@ -123,8 +123,8 @@ class ImageWriter:
     async def _complete_records(
         self, repo: RepositoryName, tag: Tag, digest: Digest, set_at: float | TimeEstimate
     ) -> None:
-        """Records the import that has set the tag, if it has not recorded it: because it was interrupted, or by an
-        earlier version of the program. Does nothing if a client has set the tag."""
+        """Records the import that has set the tag, if there is no record of it, because that import was interrupted or
+        an earlier version of the program ran it. Does nothing if a client has set the tag."""
         if await self._store.pulls.record(repo, digest) is not None:
             return
         change = await self._store.imports.last_tag_change(repo, tag)
@@ -133,8 +133,8 @@ class ImageWriter:
 
     async def _reason_to_leave(self, repo: RepositoryName, tag: Tag, digest: Digest) -> str | None:
         """Returns why the tag must not be pointed at the manifest with this digest; None: it may be. A tag that was
-        changed here since the last import stays as it is. A tag that retention has deleted here comes back when it has
-        moved at the old registry, because an image that it had here before would only be deleted again."""
+        changed here since the last import stays as it is. A tag that retention has deleted here stays deleted if it has
+        pointed at this manifest here before, because retention would only delete it again."""
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is None or change.program == IMPORT_PROGRAM:
             return None
@@ -218,8 +218,8 @@ class ImageWriter:
                 ) from None
         blobs = {blob.digest: blob for blob in manifest.blobs}
         for blob in blobs.values():
-            # Before the first one is read, because one that does not fit makes the others useless. Each is checked
-            # alone: blobs that fit only one by one are noticed when they are stored.
+            # Each blob is checked before the first one is read, because a blob that does not fit makes the others
+            # useless. This does not notice if they do not fit all together; then storing one of them fails.
             if blob.digest not in manifest.foreign:
                 await self._check_quota(repo, blob)
 

@@ -21,7 +21,7 @@ SIZE_REMEMBERED_SECONDS: Final = 60.0
 """Time for which an answer of the upstream is used again. It is short, because the response possibly was an error page
 with status 200."""
 MAX_REMEMBERED_SIZES: Final = 1_000
-"""Largest number of answers that a process remembers. They take less than 1 MiB."""
+"""Largest number of answers that a process remembers for one upstream. They take less than 1 MiB."""
 
 
 class BlobSizes:

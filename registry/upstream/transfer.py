@@ -112,7 +112,8 @@ class BlobTransfer:
         self._call_on_loop(self._attempt.on_headers, status)
 
     def on_refused_head(self) -> None:
-        """Reports that the endpoint has responded, with a head that is refused. Must be called in the thread."""
+        """Reports that the endpoint has responded, but http.client refused the head of the response: it has too many
+        lines, or a line that is too long. Must be called in the thread."""
         self._call_on_loop(self._attempt.on_working)
 
     def on_connection_failed(self) -> None:

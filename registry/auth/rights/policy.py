@@ -209,9 +209,10 @@ class Policy:
         return Principal(current_identity, rights, epoch=epoch)
 
     async def reevaluate(self, principal: Principal) -> Principal:
-        """Returns `principal` itself if its rights are current, or else a new principal with the current rights. Raises
-        Unauthorized if the identity is not valid any more. Does not check whether the credential has expired: a request
-        that started before the expiry may finish."""
+        """Returns a principal with the current rights: `principal` itself if its epoch is the current one and its
+        identity has no stamp, otherwise the one that the method `principal` returns. Raises Unauthorized if the
+        identity is not valid any more. Does not check whether the credential has expired: a request that started before
+        the expiry may finish."""
         identity = principal.identity
         if principal.epoch == self.accounts.epoch() and identity.stamp is None:
             return principal

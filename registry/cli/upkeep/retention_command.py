@@ -1,5 +1,5 @@
-"""The command `entrepot retention`: shows which tags the retention rules in the settings keep, and deletes all other
-tags."""
+"""The command `entrepot retention`: shows which tags the retention rules in the settings keep (`preview`), or deletes
+the tags that they do not keep (`apply`). A repository without a rule keeps all tags."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def preview(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Prints a line for each tag and each untagged manifest that would be deleted, and the totals."""
+    """Prints a line for each tag, a line for each untagged manifest that would be deleted, and the totals."""
     from registry.cli.upkeep.upkeep_run import with_upkeep
 
     repo = None if repository is None else _parse_name(repository)
@@ -68,7 +68,8 @@ def apply(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Runs the job `retention` in this process, and prints a line for each thing that it deletes, and the totals."""
+    """Runs the job `retention` in this process. Prints a line for each tag and manifest that it deletes, a line for
+    each tag that it keeps because it was used again during the job, and the totals."""
     from registry.cli.upkeep.upkeep_run import run_as_job
 
     def make_work(upkeep: UpkeepComponents) -> Work:

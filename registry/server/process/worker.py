@@ -60,8 +60,8 @@ OnStart = Callable[[asyncio.AbstractEventLoop, RunCommand], Callable[[], None]]
 
 
 class Worker:
-    """Serves connections in the current process and thread, until SIGTERM or the supervisor's end. A worker without a
-    supervisor stops at SIGINT as well."""
+    """Serves connections in the current process and thread, until SIGTERM, the command `retire` or the supervisor's
+    end. A worker without a supervisor stops at SIGINT as well."""
 
     def __init__(
         self,
@@ -95,8 +95,8 @@ class Worker:
         self._max_connections: int | None = None  # not known before the application has started
 
     def run(self) -> tuple[int, str | None]:
-        """Serves until a signal stops the worker. Returns the exit code and the reason of a failure: 0 and None after a
-        stop by a signal, 1 and one line of text after a failure."""
+        """Serves until the worker is told to stop or to retire. Returns the exit code and the reason of a failure: 1
+        and one line of text after a failure, otherwise 0 and None."""
         tune_malloc()
         loop = new_event_loop()
         loop.set_exception_handler(LoopErrors())
@@ -184,7 +184,8 @@ class Worker:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
 
     def _reload_certificates(self) -> None:
-        """Reloads the TLS certificate if its files have changed. Its files must be complete."""
+        """Reloads the TLS certificate if its files have changed. Call it only when no program is still writing these
+        files."""
         if self._options.listener_options.certificates is not None:
             self._options.listener_options.certificates.refresh(are_files_complete=True)
 

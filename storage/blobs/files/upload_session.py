@@ -91,8 +91,9 @@ class FileUploadSession:
         return self._written + self._batch_size
 
     async def append(self, data: bytes | memoryview) -> None:
-        """Adds `data` to the batch, and starts writing the batch if it is full. Waits only if the previous batch is
-        still being written. The caller must never change the memory of `data` afterwards."""
+        """Adds `data` to the batch, and starts writing the batch if it is full. Before that, waits until the file is
+        created and the previous batch is written. If the uploads hold too many bytes in memory, also waits until this
+        batch is written. The caller must never change the memory of `data` afterwards."""
         self._add_to_batch(data)
         is_over_limit = self._buffers.size > BUFFERED_BYTES_LIMIT
         if self._batch_size >= (SMALL_BATCH_BYTES if is_over_limit else BATCH_BYTES):
@@ -305,8 +306,8 @@ class ClaimedUploadFile:
 
     async def _continue_digest(self, algorithm: str, checkpoint: Checkpoint, size: int) -> RunningDigest | None:
         """Returns the digest of the file's `size` bytes, of which only the bytes after the checkpoint are hashed.
-        Returns None if the state of a digest cannot be saved. If all bytes were hashed then, each request of an upload
-        in chunks would do that again."""
+        Returns None if the checkpoint's state cannot be restored. Also returns None if no state can be saved, because
+        each request of an upload in chunks would then hash all earlier bytes again."""
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None

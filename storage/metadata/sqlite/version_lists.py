@@ -16,8 +16,8 @@ from storage.tag_listing import TagCursor, TagQuery
 from storage.version_order import version_key
 
 _MAX_KEPT_NAMES: Final = 300_000
-"""Largest number of names in all cached lists together. These names usually take 10 MB of memory, and up to 100 MB if
-all of them have the greatest length."""
+"""Largest number of names in all cached lists together; a single list may have more. These names usually take
+10 MB of memory, and up to 100 MB if all of them have the greatest length."""
 _MAX_NEW_ENTRIES: Final = 20_000
 """If the tag history has more new entries than this, the list is read again, without a check whether one of the entries
 is about the repository."""

@@ -145,7 +145,7 @@ def set_password(
     """Changes a person's password. `hashed_password`: the hash of the new password; None to remove the password.
     `expected_version`: as for `check_version`.
 
-    Bearer tokens and browser sessions that were issued earlier become invalid, because the account's version changes.
+    Bearer tokens and login sessions that were issued earlier become invalid, because the account's version changes.
     Deletes the account's refresh tokens, which are the API tokens that `docker login` got (purpose `login`). The API
     tokens that the person made (purpose `personal`) stay. Raises AccountUnknown; AccountInvalid for a robot;
     Unauthorized (`check_version`)."""

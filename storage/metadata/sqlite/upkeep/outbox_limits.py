@@ -1,4 +1,7 @@
-"""Keeps the tables of events within their limits, and counts the pending deliveries to webhooks.
+"""Keeps the tables of events within their limits, and counts the deliveries to each webhook.
+
+The *list of events* is what people and programs read: the rows of the table `event` whose column `kept` is 1. The
+table has other rows only for their deliveries to webhooks.
 
 `find_excess` may read many rows, so it runs outside of a write transaction and changes nothing. `delete_excess` then
 deletes the found rows, inside a transaction that the caller commits.
@@ -20,20 +23,19 @@ MAX_DELETED_EVENTS: Final = 2000
 outside of the list that it deletes."""
 MAX_DROPPED: Final = 2000
 """Largest number of deliveries of a webhook that one transaction deletes."""
-_IS_WAITED_FOR: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
+_HAS_DELIVERIES: Final = "EXISTS (SELECT 1 FROM event_delivery d WHERE d.event = e.id)"
 _IS_NEWEST: Final = "e.id = (SELECT max(id) FROM event)"
 """The newest event is never deleted, because SQLite would give its number to the next event."""
-# The column `kept` is 1 while an event is in the list of events.
 _OLDEST_KEPT: Final = f"SELECT e.id, e.at FROM event e WHERE e.kept = 1 ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"
-_LAST_IN_LIST: Final = "SELECT e.id FROM event e WHERE e.kept = 1 ORDER BY e.id DESC LIMIT 1 OFFSET ?"
+_NEWEST_BEYOND_LIMIT: Final = "SELECT e.id FROM event e WHERE e.kept = 1 ORDER BY e.id DESC LIMIT 1 OFFSET ?"
 _UNNEEDED_EVENTS: Final = f"""
-SELECT e.id FROM event e WHERE e.kept = 0 AND NOT {_IS_WAITED_FOR} AND NOT {_IS_NEWEST}
+SELECT e.id FROM event e WHERE e.kept = 0 AND NOT {_HAS_DELIVERIES} AND NOT {_IS_NEWEST}
  ORDER BY e.id LIMIT {MAX_DELETED_EVENTS}"""
 _COUNTS: Final = """
 SELECT d.webhook, sum(d.dead IS NULL), sum(d.dead IS NOT NULL), min(iif(d.dead IS NULL, d.event, NULL)) AS oldest
   FROM event_delivery d WHERE d.webhook IN (SELECT name FROM event_reader) GROUP BY d.webhook"""
 """Does not count the deliveries of removed webhooks (`storage.metadata.sqlite.upkeep.removed_webhooks`)."""
-_OLDEST: Final = """
+_OLDEST_DELIVERIES: Final = """
 SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDER BY event LIMIT ?3"""
 
 
@@ -67,8 +69,8 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
     dropped: list[DroppedDeliveries] = []
     counts: list[Any] = db.execute(_COUNTS).fetchall()
     for webhook, pending, dead, _ in counts:
-        excess_pending = _oldest(db, webhook, pending - limits.pending, is_pending=True)
-        excess_dead = _oldest(db, webhook, dead - limits.dead, is_pending=False)
+        excess_pending = _oldest_deliveries(db, webhook, pending - limits.pending, is_pending=True)
+        excess_dead = _oldest_deliveries(db, webhook, dead - limits.dead, is_pending=False)
         if excess_pending or excess_dead:
             deliveries += [*excess_pending, *excess_dead]
             dropped.append(DroppedDeliveries(webhook, len(excess_pending), len(excess_dead)))
@@ -82,7 +84,7 @@ def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
     ahead."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
     # The number of the newest event beyond the list's limit
-    newest_excess: int | None = db.execute(_LAST_IN_LIST, (limits.events,)).get
+    newest_excess: int | None = db.execute(_NEWEST_BEYOND_LIMIT, (limits.events,)).get
     count = 0
     for index, (number, event_time) in enumerate(rows):
         if event_time < limits.keep_since or (newest_excess is not None and number <= newest_excess):
@@ -92,12 +94,12 @@ def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
     return [number for number, _ in rows[:count]]
 
 
-def _oldest(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) -> list[tuple[str, int]]:
+def _oldest_deliveries(db: apsw.Connection, webhook: str, count: int, *, is_pending: bool) -> list[tuple[str, int]]:
     """Returns the `count` oldest pending deliveries of a webhook, or, if `is_pending` is false, its oldest dead
     letters. Returns at most `MAX_DROPPED` of them."""
     if count <= 0:
         return []
-    rows: list[Any] = db.execute(_OLDEST, (webhook, is_pending, min(count, MAX_DROPPED))).fetchall()
+    rows: list[Any] = db.execute(_OLDEST_DELIVERIES, (webhook, is_pending, min(count, MAX_DROPPED))).fetchall()
     return [(webhook, event) for (event,) in rows]
 
 
@@ -105,8 +107,8 @@ def delete_excess(db: apsw.Connection, excess: Excess) -> None:
     """Deletes the events and deliveries that `find_excess` found."""
     db.executemany("DELETE FROM event_delivery WHERE webhook = ? AND event = ?", excess.deliveries)
     event_numbers = [(number,) for number in (*excess.kept, *excess.unneeded_events)]
-    db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_IS_WAITED_FOR} AND NOT {_IS_NEWEST}", event_numbers)
-    if excess.kept:  # events with pending deliveries were not deleted above, and are only removed from the list
+    db.executemany(f"DELETE FROM event AS e WHERE id = ? AND NOT {_HAS_DELIVERIES} AND NOT {_IS_NEWEST}", event_numbers)
+    if excess.kept:  # events that have deliveries, and the newest event, are only removed from the list
         db.executemany("UPDATE event SET kept = 0 WHERE id = ?", [(number,) for number in excess.kept])
         db.execute("UPDATE event_list SET kept_from = max(kept_from, ?)", (excess.kept[-1] + 1,))
 
