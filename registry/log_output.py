@@ -35,7 +35,7 @@ _UNUSED_FIELDS = {
     "lineno": 0,
     "relativeCreated": 0.0,
 }
-"""Fixed values for the fields of a log record that `LineFormatter` does not use."""
+"""Fixed values for the fields of a log record that this module's formatters do not use."""
 
 
 def mark_logged(error: BaseException) -> None:
@@ -49,8 +49,8 @@ def was_logged(error: BaseException | None) -> bool:
 
 
 class LineRecord(logging.LogRecord):
-    """A log record in which only the fields that `LineFormatter` uses have their real values. Finding out the others,
-    such as the name of the thread, would take more time than writing the line."""
+    """A log record in which only the fields that this module's formatters use have their real values. Finding out the
+    others, such as the name of the thread, would take more time than writing the line."""
 
     def __init__(
         self,

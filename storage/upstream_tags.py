@@ -1,10 +1,10 @@
 """The interface of the store of the history of mirrored tags (`UpstreamTags`): the digests that an upstream's tag
 pointed at, and the frozen tags.
 
-An *upstream* is a registry that this registry mirrors. A *sighting* is the first time that the mirror saw an upstream's
-tag point at a digest. The tag counts as pointing at this digest until the next sighting. A *frozen* tag stays at one
-digest in this registry, even if it moves at the upstream. Repositories have their stored names, such as
-`docker.io/library/ubuntu`. Times are seconds since 1970.
+An *upstream* is a registry that this registry mirrors. A *sighting* records the digest of an upstream's tag, and the
+time at which the mirror saw that the tag was new or had moved to this digest. The tag counts as pointing at this digest
+until the next sighting. A *frozen* tag stays at one digest in this registry, even if it moves at the upstream.
+Repositories have their stored names, such as `docker.io/library/ubuntu`. Times are seconds since 1970.
 """
 
 from __future__ import annotations

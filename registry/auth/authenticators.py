@@ -116,8 +116,8 @@ class HeaderAuthenticator:
         return cached.principal
 
     async def _verify(self, headers: list[bytes], request: RequestContext) -> Principal:
-        """Verifies a credential for which `_cached` returned None, and returns its principal. `headers` are the values
-        of the Authorization headers. Raises Unauthorized, TooManyRequests."""
+        """Verifies a credential without using its cached principal, and returns its principal. `headers` are the values
+        of the Authorization headers. Raises Unauthorized, also if there are several headers; TooManyRequests."""
         credential = parse_authorization(headers)
         if credential is None:
             return self._anonymous

@@ -1,10 +1,11 @@
 """Decides which digest of a mirrored tag is served while a *cooldown* delays moves of the tag. A tag moves when the
 upstream makes it name another digest.
 
-A *sighting* is the first time that the mirror saw an upstream's tag point at a digest. The digest *holds* the tag until
-the next sighting. A digest is *mature* if it has once held the tag without interruption for at least the cooldown. The
-newest mature digest is served. So a move of the tag takes effect after the cooldown, if the tag has not moved again by
-then, and a move back to a mature digest takes effect immediately.
+A *sighting* records the digest of an upstream's tag, and the time at which the mirror saw that the tag was new or had
+moved to this digest. The digest *holds* the tag until the next sighting. A digest is *mature* if it has once held the
+tag without interruption for at least the cooldown. The newest mature digest is served. So a move of the tag takes
+effect after the cooldown, if the tag has not moved again by then, and a move back to a mature digest takes effect
+immediately.
 
 A tag has no mature digest for some time after it was first seen. With `cooldown_new = "serve"`, the first digest that
 the mirror ever saw counts as mature. With `"refuse"`, the tag is not served yet.

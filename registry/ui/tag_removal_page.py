@@ -50,7 +50,7 @@ classes hold no slot for rendering meanwhile, so a handler that renders a page a
 @_waiting.get(TAG_REMOVAL_PATH + "/{path:path}")
 async def tag_removal(request: Request, path: str) -> Response:
     """Shows what a removal of tags would remove. The query has the parameter `tag` once for each tag. Needs `pull` and
-    `delete`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid."""
+    `delete`. Raises Unauthorized, Denied, Unsupported, NameUnknown, RequestInvalid, TagInvalid."""
     caller, name = caller_of(request), repository_in(path)
     await readable_repository(caller, name)  # fails for a visitor who may not see the repository
     stored = await deletable_repository(caller, name)
@@ -67,7 +67,7 @@ async def tag_removal(request: Request, path: str) -> Response:
 async def remove_tags(request: Request, path: str) -> Response:
     """Removes the tags that the form names. Each field `tag` of the form is `TAG@DIGEST`: a tag, and the digest that
     the preview showed for it. Does not remove a tag that points at another digest now. Shows what was removed, with a
-    form to undo that. Needs `pull` and `delete`. Raises the errors of `tag_removal`."""
+    form to undo that. Needs `pull` and `delete`. Raises the errors of `tag_removal`, and DigestInvalid."""
     caller, stored, form = await receive_repository_form(
         request, repository_in(path), deletable_repository, MAX_REMOVED_TAGS * _MAX_REFERENCE_BYTES
     )
@@ -100,7 +100,7 @@ async def tag_restoration(path: str) -> Response:
 async def restore_tags(request: Request, path: str) -> Response:
     """Undoes a removal: puts back the tags that the form names, each at its digest. Each field `tag` of the form is
     `TAG@DIGEST`. Does not change a tag that exists again. Needs `pull` and `push`. Raises Unauthorized, Denied,
-    Unsupported, NameUnknown, RequestInvalid."""
+    Unsupported, NameUnknown, RequestInvalid, TagInvalid, DigestInvalid."""
     caller, stored, form = await receive_repository_form(
         request, repository_in(path), pushable_repository, _MAX_RESTORED_TAGS * _MAX_REFERENCE_BYTES
     )

@@ -83,7 +83,7 @@ QUESTIONS: Final = {
     "retention": translatable("Delete all tags that no rule keeps?"),
     "evict": translatable("Delete images from the cache until it is within its limits?"),
 }
-"""The questions that visitors confirm before a job starts that deletes content, by the kind of the job."""
+"""The questions that visitors confirm before a job starts that deletes tags or cached images, by the job's kind."""
 
 
 @router.get(UPKEEP_PATH)
@@ -154,8 +154,8 @@ async def retention(request: Request) -> Response:
 
 @_forms.post(START_PATH)
 async def start(request: Request) -> Response:
-    """Starts the job `kind`, a key of `STARTS`, and redirects to the page with its progress. If the job deletes
-    content, asks for confirmation first, unless the form has the field `sure`. Raises Unauthorized, Denied,
+    """Starts the job `kind`, a key of `STARTS`, and redirects to the page with its progress. If `QUESTIONS` has
+    a question for the job, asks it first, unless the form has the field `sure`. Raises Unauthorized, Denied,
     RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     kind = form.one("kind") or ""

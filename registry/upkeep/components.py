@@ -91,8 +91,9 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
     served_tags = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
 
     def served_instead(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
-        tags = served_tags.get(repo.partition("/")[0])
-        return None if tags is None else tags.served_instead(repo, tag, sightings)
+        """Returns the digest that is served while a cooldown holds back the newest one; None: there is none."""
+        upstream_tags = served_tags.get(repo.partition("/")[0])
+        return None if upstream_tags is None else upstream_tags.served_instead(repo, tag, sightings)
 
     return Cooldowns(max(upstream.cooldown for upstream in upstreams), served_instead)
 

@@ -9,7 +9,8 @@ realm:
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
 - The password is sent only to a realm that is listed or has the endpoint's port. On another host, the port may also be
-  443. Any other port may belong to another owner's service, and so may port 443 of the endpoint's own host.
+  443. Any other port may belong to another owner's service. So may port 443 of the endpoint's host, if the endpoint
+  has another port.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class RealmPolicy:
     """Decides which realms (URLs of token services) may be used for one upstream."""
 
     def __init__(self, settings: Upstream, endpoints: list[str], configured_name: str | None = None) -> None:
-        """`configured_name`: takes the place of `settings.name` among the domains that are the upstream's own."""
+        """`configured_name`: the upstream's name, from which its own domain is taken; None: `settings.name`."""
         self._name = settings.name
         self._listed_realms = settings.realms
         self._own_domains = {

@@ -22,7 +22,7 @@ from storage.interface import BlobReader
 from storage.names import Digest, UploadID
 
 UNREADABLE: Final = -1
-"""Takes the place of a number of stored bytes if the store has bytes but cannot read them."""
+"""Stands for the number of stored bytes if the store has bytes but cannot read them."""
 
 
 class BytesMissing(Exception):
@@ -200,12 +200,12 @@ class BlobStore(Protocol):
 
     async def upload_size(self, upload: UploadID) -> int:
         """Returns the number of bytes that the session has stored; 0 for an unknown id, and for bytes that the store
-        has lost."""
+        cannot read."""
         ...
 
     async def discard_upload(self, upload: UploadID) -> None:
-        """Deletes a session's bytes, even while a caller owns it. Does nothing for an unknown id. Leaves bytes that
-        the store has lost."""
+        """Deletes a session's bytes, even while a caller owns it. Does nothing for an unknown id. Keeps bytes that
+        the store cannot read."""
         ...
 
     async def list_uploads(self) -> list[tuple[UploadID, float]]:

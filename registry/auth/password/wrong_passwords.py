@@ -2,7 +2,8 @@
 workers and restarts.
 
 The reason is that docker sends its login for Docker Hub to every mirror of Docker Hub, again and again. All people of
-an office can share one address. If each worker counted these logins, they would use up what the address may fail.
+an office can share one address. If each worker counted these logins, they would use up the failed logins that
+the address may have.
 
 A wrong password can be the right one of another account, so the store must not help to find it. It has only a hash of
 the argon2 digest that the check of the password has computed anyway. Whoever reads the store needs one argon2 hashing
@@ -22,8 +23,9 @@ from storage.accounts import Accounts
 
 MAX_LOOKUPS_A_DAY: Final = 20_000
 """The number of wrong passwords for which one process asks the store in a day, in the long run. It limits what clients
-without an account can write, and how many hashings they can cause with wrong passwords that have been counted: more
-such passwords than a process caches. Up to twice as many are possible in the first day."""
+without an account can write. It also limits the hashings of clients that repeat more wrong passwords than a process
+caches: up to this limit, a repeated password is hashed again but does not count as a failed login. Up to twice as many
+are possible in the first day."""
 
 
 class WrongPasswords:

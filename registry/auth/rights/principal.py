@@ -99,7 +99,8 @@ class Rights:
     An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
     *guarded* upstream needs grants that name it: the pattern `**` matches no name below it, but `ghcr.io/**` does. The
     constructor raises ValueError unless all sets in `names` and `more_names` have the same guarded upstreams and no
-    limits. Otherwise, the union that `names_allowing` returns could contain names that are in none of the sets.
+    `NameSet.limits`. Otherwise, the union that `names_allowing` returns could contain names that are in none of the
+    sets.
     """
 
     names: Mapping[Action, NameSet]

@@ -151,7 +151,8 @@ def _misspelt_keys(name: str, daemon: dict[str, Any]) -> list[Finding]:
 
 
 def _merged(daemon: dict[str, Any] | None, target: Target) -> str:
-    """Returns the whole content that daemon.json should have: its present keys, and the keys that are missing."""
+    """Returns the whole content that daemon.json should have: its present content with the missing entries, and without
+    useless mirrors (`_is_useless`)."""
     merged = {key: value for key, value in (daemon or {}).items() if key not in (_MIRRORS, _INSECURE)}
     required = json.loads(target.lines_for(_FILES[0]))
     for key in (_MIRRORS, _INSECURE):

@@ -150,7 +150,8 @@ def _table(kubernetes: Kubernetes, document: dict[str, Any] | None, key: str) ->
 
 
 def _merged(document: dict[str, Any], target: Target) -> str:
-    """Returns the whole content that the file should have: its present keys, and the keys that are missing."""
+    """Returns the whole content that the file should have: its present content without unknown keys, and with the
+    missing entries."""
     import yaml
 
     merged = {key: copy.deepcopy(value) for key, value in document.items() if key in ("mirrors", "configs", "auths")}

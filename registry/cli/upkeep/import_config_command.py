@@ -1,4 +1,5 @@
-"""The command `entrepot import-config`: translates the settings of a registry:2 into settings of this registry."""
+"""The command `entrepot import-config`: translates the settings of a CNCF Distribution registry into settings of this
+one."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ RESPONSE_SLICE_BYTES = 256 * 1024
 because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
 PIECES_BUDGET_BYTES = 48 * MIB
 """Size of a worker's budget for the pieces of files that are sent over TLS. Three quarters of it are for shares of more
-than 64 KiB (see `MemoryBudget`), so 288 clients have a piece at the same time."""
+than 64 KiB (see `MemoryBudget`). A client that gets a piece has a share of 128 KiB, so 288 clients get pieces at the
+same time."""
 _SEARCH_INTERVAL_SECONDS = 0.25
 """Time between two searches for sent bytes, while a response waits for memory."""
 _WAITING_LIMITS = 2
@@ -32,8 +33,8 @@ response is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
 """While another client waits for memory, a client that takes longer than this for one piece (64 KiB) is cut off."""
 _MAX_WAIT_SECONDS = 600.0
-"""How long a client waits for memory. The time is so long because the memory of slow clients becomes free after
-`_SLOW_CLIENT_SECONDS`, and each client that waits gets its turn."""
+"""Longest time that a client waits for memory. The time may be long because the queue keeps moving: slow clients lose
+their memory after `_SLOW_CLIENT_SECONDS`."""
 
 
 def new_piece_memory() -> MemoryBudget:
@@ -60,7 +61,7 @@ class UnsentBudget:
     Nothing tells the budget that the last bytes of a response were sent. It looks at the shares only when the reserved
     bytes reach the limit, and only until it has found enough bytes that were sent. So a reservation takes the same time
     whatever the number of connections. If the clients do not receive, it looks at as many shares as fit into the
-    budget: 512 of 64 KiB."""
+    budget: with `limit_bytes` of 32 MiB, 512 shares of 64 KiB."""
 
     def __init__(self, limit_bytes: int, wait_seconds: float, clock: Callable[[], float]) -> None:
         """`clock` is the event loop's, in seconds."""

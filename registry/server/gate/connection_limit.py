@@ -81,7 +81,8 @@ class EvictionCandidate:
 
 
 class EvictableConnection(Protocol):
-    """The methods of a connection that `ConnectionLimit` calls. It may be open, or have no protocol object yet."""
+    """The methods of a connection that `ConnectionLimit` calls. The connection is open or pending (see
+    `ConnectionLimit`)."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         """Describes the connection as a candidate for eviction; None if it is not silent or is closing already. `now`
@@ -200,8 +201,8 @@ class ConnectionLimit:
         self._budget = max(self._limit - other_files - self._reserve, _MIN_BUDGET)
 
     def _free_descriptors(self) -> int:
-        """Returns how many descriptors are left for new connections; negative if too many are in use. With
-        as many connections as the process may have, none is left."""
+        """Returns how many descriptors are left for new connections; negative if too many are in use. If the
+        worker has `max_connections` connections, none is left."""
         count = len(self._connections) + len(self._pending)
         if self._evicted:
             self._evicted = {

@@ -55,8 +55,9 @@ class Supervisor:
     def __init__(
         self, options: WorkerOptions, workers: int, live: LiveOptions, on_ready: Callable[[], None] | None
     ) -> None:
-        """`options`: how the workers serve; `run` closes the sockets. `workers` is the number of worker processes.
-        `on_ready` is called once, in the supervisor, when all workers accept connections."""
+        """`options`: how the workers serve, and the sockets that they listen on; a stop closes these sockets.
+        `workers`: the number of worker processes. `on_ready` is called once, in the supervisor, when all workers accept
+        connections."""
         self._options = options
         self._workers = workers
         self._live = live
@@ -248,7 +249,7 @@ class Supervisor:
             self._live.notifier.stopping()
             self._starts_due.clear()
             self._changes.cancel()
-            self._close_control()  # the next server may use the data directory before this one has ended
+            self._close_control()  # so that the next server can open its own before this one has ended
             for sock in self._options.sockets:
                 sock.close()  # once the workers have closed their copies as well, the system refuses new connections
             for worker in self._pool.workers.values():

@@ -1,12 +1,13 @@
-"""The *leftovers*: deliveries of webhooks that were removed from the settings, and are not readers of events any more.
+"""The *leftovers*: deliveries of webhooks that were removed from the settings. A *reader* is a webhook with a row in
+the table `event_reader`; the change that removes a webhook deletes this row.
 
 A webhook may have a million deliveries, and all other changes wait for a transaction. So the change that removes the
 webhook leaves its deliveries where they are. They are deleted in portions afterwards (`delete_portion`). Until then,
 the look-ups of deliveries skip them (`IS_OF_READER`). If the process dies meanwhile, the next tidying of the outbox
 deletes the rest.
 
-A webhook with leftovers becomes a reader again only after they are deleted. So a delivery of a reader is never a
-leftover.
+If the webhook is added to the settings again, it becomes a reader only after its leftovers are deleted. So a delivery
+of a reader is never a leftover.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from storage.metadata.sqlite.upkeep import outbox_limits
 from storage.outbox import DroppedDeliveries
 
 IS_OF_READER: Final = "+d.webhook IN (SELECT name FROM event_reader)"
-"""Whether the delivery `d` is that of a webhook in the settings. The `+` keeps SQLite from choosing an index for this
-condition."""
+"""Whether the delivery `d` is that of a reader. The `+` keeps SQLite from choosing an index for this condition."""
 _REMOVED: Final = """
 WITH RECURSIVE webhook (name) AS (
   SELECT min(webhook) FROM event_delivery
@@ -39,7 +39,7 @@ SELECT webhook, sum(dead IS NULL), sum(dead IS NOT NULL) FROM event_delivery
 
 
 def is_reader(db: apsw.Connection, webhook: str) -> bool:
-    """Returns whether the webhook is in the settings."""
+    """Returns whether the webhook is a reader."""
     return db.execute("SELECT 1 FROM event_reader WHERE name = ?", (webhook,)).get is not None
 
 
