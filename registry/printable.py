@@ -41,7 +41,8 @@ def printable_toml(value: str) -> str:
 
 
 _CONTROL: Final = re.compile(r"[^\n -~]")
-"""A character that may be a control character. Between its strings, a document has line feeds and ASCII only."""
+"""Matches every character except line feeds and printable ASCII. Outside its strings, a document has no others, so a
+match is always inside a string."""
 
 
 def _json_escape(match: re.Match[str]) -> str:

@@ -47,7 +47,7 @@ class SourceDown(RegistryError):
 class TagChange:
     """The latest change of a tag. `digest`: the digest that the tag points at since then; None if the change deleted
     the tag. `at`: in seconds since 1970. `actor`: the account or command that changed it. `program`: the User-Agent of
-    the client, or the name of the work inside this program that changed it."""
+    the client that changed it, or the name of the registry's own work that did, such as `IMPORT_PROGRAM`."""
 
     digest: Digest | None
     at: float
@@ -87,7 +87,8 @@ class ImportRecords(Protocol):
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
         are not known here, so retention counts the manifest as pulled now, unless pulls of it are recorded.
 
-        `tags`: by tag, when it was set at the old registry, in seconds since 1970. The tag gets this time, but not an
-        earlier one than its previous change in this registry, nor a later one than it has. Skips a tag that no longer
-        points at the manifest, or that was pushed again since. The history of tags keeps the time of the import."""
+        `tags`: by tag, when it was set at the old registry, in seconds since 1970. The tag's own time becomes this
+        time, but never earlier than the tag's previous change in this registry, and never later than it was before the
+        call. Skips a tag that no longer points at the manifest, or that was pushed again since. The history of tags
+        keeps the time of the import."""
         ...

@@ -42,7 +42,7 @@ example, the start and the end of a table cell, and inline elements are the piec
 10 to 20 µs. A table of 600 rows and 6 columns has 12,000 block elements, and a list of 800 links has 7,000 inline
 elements."""
 _ELEMENTS_PER_BRACKET: Final = 4
-"""How many inline elements a `[` counts as, because the parser searches for the end of a link at each of them."""
+"""How many inline elements each `[` counts as. It counts because the parser searches for the end of a link there."""
 _MAX_RULE_CALLS: Final = 150_000
 """How many times the parser may try a rule for blocks, such as whether a list begins at a line. A call takes about
 1 µs. The parser makes about 14 calls for each line of a paragraph. For a line that continues nested quotes without a
@@ -54,7 +54,8 @@ _MAX_ATTRIBUTE_CHARACTERS: Final = 128 * 1024
 """How many characters the addresses and titles of all links may have together. Each reference to a link repeats
 them."""
 _MAX_NESTING: Final = 20
-"""How many levels of nested lists and quotes are rendered. Deeper ones are shown as text."""
+"""How many levels of nested quotes are rendered. A nested list counts as two levels. The parser drops what is nested
+deeper. With lists in lists, it also drops the text that follows."""
 # The HTML elements, their attributes and the URL schemes that may remain in the rendered HTML.
 _TAGS: Final = frozenset(
     {

@@ -55,7 +55,7 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
         fail("the setting data takes effect only at a start: stop the server and start it again")
     if settings.workers < 2:
         fail("the setting workers cannot become 1 in a restart: stop the server and start it again")
-    # The setting `listen` cannot tell this: systemd may have opened the running server's socket at another address.
+    # Not computed from the setting `listen`: systemd may have opened the server's socket at another address.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
     used_addresses = _used_addresses(facts)
@@ -114,7 +114,8 @@ def _port(address: str) -> int | None:
 def check_metrics_port(addresses: Sequence[str], metrics: str) -> None:
     """Ends the command with an error message if a socket of the registry has the same port as the socket for the
     metrics: the server distinguishes them by their ports. `addresses`, `metrics`: the addresses of open sockets.
-    `check_ports` does not find this if systemd has opened the registry's socket."""
+    The check of the settings at the start (`check_ports`) cannot find this if systemd has opened the registry's
+    socket."""
     if any(_port(address) == _port(metrics) for address in addresses):
         fail(f"port {_port(metrics)} is the registry's own: give metrics.listen another port")
 
@@ -128,9 +129,10 @@ def listening_sockets(
     settings: Settings, handover: Handover | None
 ) -> tuple[list[socket.socket], socket.socket | None]:
     """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). With an
-    older process (`handover`), takes over its sockets, unless the setting `listen` has changed. Without an older
-    process, uses the sockets that systemd has opened, or else opens a new one. The older process passes its socket for
-    the metrics last. Ends the command with an error message if a socket cannot be opened."""
+    older process (`handover`), takes over its sockets, but opens new ones for the addresses that have changed in the
+    settings. Without an older process, uses the sockets that systemd has opened, or else opens a new one. The older
+    process passes its socket for the metrics last. Ends the command with an error message if a socket cannot be
+    opened."""
     from registry.server.gate.listener import ListenError, bind
     from registry.server.process.systemd import activated_sockets, listening_socket
 

@@ -39,15 +39,17 @@ class RemoteOptions:
         return matches[-1] if matches else None
 
     def configured_name(self, configured: Iterable[Upstream]) -> str | None:
-        """Returns the name of the upstream whose login is used; None if there is none, or if the options name a
-        login. A login of the options must not be sent to the token service of that upstream's domain."""
+        """Returns the name of the upstream in the settings whose login is used; None if there is no such upstream, or
+        if the options name a login. With the name, the client also trusts a token service in the domain of the name,
+        and a login from the options must not be sent there."""
         found = None if self.username is not None else self.find_configured(configured)
         return None if found is None else found.name
 
     def to_upstream(self, configured: Iterable[Upstream] = ()) -> Upstream:
         """Returns the settings of an upstream for the HTTP client. `configured`: the upstreams in the settings. If the
-        URL is an endpoint of one of them, its login and its other settings are used, unless the options name others.
-        Raises ImportInvalid."""
+        URL is an endpoint of one of them, uses its login and its other settings, unless the options name others. The
+        name, the endpoint, the number of connections and the idle timeout are always the import's own. Raises
+        ImportInvalid."""
         host = urlsplit(self.url).netloc.rpartition("@")[2].lower()
         values: dict[str, Any] = {}
         if (found := self.find_configured(configured)) is not None:

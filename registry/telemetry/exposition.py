@@ -30,8 +30,8 @@ Collect = Callable[[], Iterable[Metric]]
 
 
 class CellCollector(Collector):
-    """Collects the metrics in shared memory. Leaves out series whose value is 0, because that is so for most of the
-    possible series."""
+    """Collects the metrics in shared memory, where a *cell* holds one number of one process. Leaves out series with
+    labels whose value is 0, because that is so for most of the possible series."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -39,6 +39,7 @@ class CellCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         plan, cells = self._metrics.plan, self._metrics.cells
         totals = self._metrics.totals()
+        # The totals include processes that have ended. Gauges, such as open connections, count only in running ones.
         for cell, value in cells.live_totals(plan.gauge_cells()).items():
             totals[cell] = value
         for family in plan.families:

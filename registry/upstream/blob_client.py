@@ -71,8 +71,8 @@ class BlobClient:
         # request to the endpoint and one to the target of a redirect.
         self._start_timeout = 2 * (settings.connect_timeout + settings.idle_timeout)
         self._policy = policy
-        # A request to an endpoint may connect to every address (None). After a redirect, only addresses of the same
-        # kind of network and the hosts in the settings are allowed.
+        # A request to an endpoint may connect to every address (None). After a redirect, only public addresses,
+        # addresses of the endpoint's kind of network, and the hosts in the settings are allowed.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         self._timeout = urllib3.Timeout(connect=settings.connect_timeout, read=settings.idle_timeout)
         self._proxies = proxies
@@ -121,11 +121,11 @@ class BlobClient:
 
     async def _wait_for_end(self, transfer: BlobTransfer, result_future: asyncio.Future[UpstreamResponse]) -> bool:
         """Waits until the transfer has ended, and returns True. `result_future` is the future that then has the
-        response or the error of the transfer. Returns False if the transfer makes no progress for `idle_timeout`, or
-        for `_start_timeout` before the first call of the sink. Progress means the first call of the sink, or
-        MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`. Socket timeouts are not enough: each read has
-        its own timeout, so a server that sends a few bytes now and then could occupy a thread and a connection for
-        ever."""
+        response or the error of the transfer. Returns False if the transfer makes no progress for too long: for
+        `_start_timeout` before the first call of the sink, for `idle_timeout` after it. Progress means the first call
+        of the sink, or MIN_BYTES_PER_IDLE_TIMEOUT bytes in a period of `idle_timeout`. Socket timeouts are not enough:
+        each read has its own timeout, so a server that sends a few bytes now and then could occupy a thread and a
+        connection for ever."""
         clock = asyncio.get_running_loop().time
         received_bytes, sink_called, last_progress_at = 0, False, clock()
         while True:
@@ -374,7 +374,7 @@ def _is_connection_failure(error: Exception) -> bool:
 
 def _is_refused_head(error: Exception) -> bool:
     """Returns whether http.client has refused the head of a response, because it has more than 100 lines, or a line of
-    more than 64 KiB. http.client raises an HTTPException of no subclass for too many lines."""
+    more than 64 KiB. For too many lines, http.client raises HTTPException itself, and no subclass of it."""
     cause = error.args[-1] if isinstance(error, ProtocolError) and error.args else error
     return type(cause) is http.client.HTTPException or isinstance(cause, http.client.LineTooLong)
 

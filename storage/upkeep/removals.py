@@ -8,9 +8,9 @@ from enum import StrEnum
 
 
 class RemovalKind(StrEnum):
-    """The kind of a removed item: an upload session, a partial blob, a deleted manifest (after which it can no longer
-    be put back), a repository's link to a blob, a blob, or a stray (bytes without a row). `TRASH`: bytes that an
-    interrupted round had removed without freeing their disk space."""
+    """The kind of a removed item: an upload session, a partial blob, a deleted manifest (until its removal, it can be
+    put back), a repository's link to a blob, a blob, or a stray (bytes for which the database has no row). `TRASH`:
+    bytes that an interrupted round had removed without freeing their disk space."""
 
     UPLOAD = "upload"
     PARTIAL = "partial"

@@ -1,5 +1,5 @@
 """The command `entrepot import-registry`: imports all content from the directory of a CNCF Distribution registry
-(registry:2)."""
+(registry:2 or registry:3)."""
 
 from __future__ import annotations
 

@@ -80,8 +80,8 @@ class Fills:
 
     def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
         """Returns the running shared fill, or with `is_separate` the running separate fill, and adds `repo` to its
-        `repositories`. Starts the fill if it is not running. Instead of the shared fill, uses a running separate fill
-        that requests the blob from `repo`, or that gets the blob already while the shared fill does not."""
+        `repositories`. Starts the fill if it is not running. If no shared fill gets the blob yet, uses a running
+        separate fill instead that requests it from `repo` or gets it already."""
         shared, _ = self._fills.get((digest, size, False), (None, None))
         separate, _ = self._fills.get((digest, size, True), (None, None))
         if separate is not None and (shared is None or not shared.has_started):

@@ -4,8 +4,8 @@ A *fill* (the download of one blob) writes the bytes into the file of a *partial
 with it the file, while the fill still waits for a connection to the upstream. Until the first byte arrives, the partial
 blob may be deleted, and the fill then writes into the file of another one. Or another fill stores the blob first, and
 nothing is ever written into the file. In both cases the reader gets the new file under the same file descriptor,
-because the server may have passed the number on. But a reader that has got bytes of one file never gets another file:
-only the digest of the other file is checked, so the bytes of the first one may be wrong.
+because the code that sends the response may have this descriptor already. But a reader that has got bytes of the old
+file never gets the new one: only the digest of the new file is checked, so the bytes of the old file may be wrong.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from storage.partials import Partial
 
 
 class ReaderFile:
-    """A file descriptor of one reader. `partial`: the partial blob whose file it refers to; the bytes that have arrived
-    there can be read from it. `file`: the descriptor, which is the same until `aclose`. `is_used`: whether the reader
-    was told that bytes of `partial` can be read."""
+    """A file descriptor of one reader. `partial`: the partial blob to whose file it refers; the bytes that have arrived
+    in this partial blob can be read. `file`: the descriptor, which is the same until `aclose`. `is_used`: whether the
+    reader was told that bytes of `partial` can be read."""
 
     def __init__(self, partial: Partial, open_files: set[ReaderFile]) -> None:
         """Opens the file of `partial`, whose handle must not be closed yet. `open_files`: the open files of all readers
@@ -36,9 +36,9 @@ class ReaderFile:
         open_files.add(self)
 
     def follow(self, partial: Partial) -> None:
-        """Refers to the file of `partial` from now on, unless the reader has got bytes. Call it before the handle of
-        the old partial blob is closed: then the file system does not free the blocks of the old file in this call.
-        Raises nothing; after an error, `partial` stays the old one."""
+        """Refers to the file of `partial` from now on, unless the reader has got bytes, or the blob begins at another
+        offset in this file. Call it before the handle of the old partial blob is closed: then the file system does not
+        free the blocks of the old file in this call. Raises nothing; after an error, `partial` stays the old one."""
         if self.is_used or partial.file.offset != self.file.offset:
             return
         with suppress(OSError):
@@ -47,8 +47,8 @@ class ReaderFile:
 
     async def replace(self, stored: OpenFile) -> bool:
         """Refers to the file of the stored blob from now on, and returns True. Does nothing and returns False if the
-        reader has got bytes. Call it only after the fill has ended. If the call is cancelled, the file is replaced all
-        the same. Raises StorageFailed."""
+        reader has got bytes, or if the blob begins at another offset in this file. Call it only after the fill has
+        ended. If the call is cancelled, the file is replaced all the same. Raises StorageFailed."""
         if self.is_used or stored.offset != self.file.offset:
             return False
         with as_storage_errors():

@@ -31,9 +31,10 @@ from registry.server.server_log import log
 OnLost = Callable[[], None]
 """Called when a connection is lost, in rare cases twice."""
 OnRefused = Callable[[tuple[str, int], bytes, int, str], None]
-"""Called for each connection that is refused, except for most of those beyond the limit of an address: a log line for
-each could fill the log. The arguments are the client's address and port, the bytes that the client has sent, the status
-of the response (0: there was none), and the reason in one line."""
+"""Called when a connection is refused because the client sends plain HTTP to a TLS port, or because its address has too
+many connections. In the second case most calls are left out: a log line for each could fill the log. The arguments are
+the client's address and port, the bytes that the client has sent, the status of the response (0: there was none), and
+the reason in one line."""
 ProtocolFactory = Callable[[OnLost | None], asyncio.BaseProtocol]
 """Returns the protocol object of a new connection. The argument is None if nothing has to be called when the
 connection is lost."""

@@ -75,8 +75,8 @@ class LiveChanges:
         self._reloads.append(reply)
 
     def request_restart(self, reply: Reply) -> None:
-        """Queues a restart: a new version of the program takes over, and all workers are replaced. `reply` is called
-        with the outcome of the restart."""
+        """Queues a restart, which replaces all workers. If there is a `successor`, a new version of the program takes
+        over first. `reply` is called with the outcome of the restart."""
         self._wanted_since = time.monotonic()
         self._restarts.append(reply)
 

@@ -50,8 +50,8 @@ class BackupOptions:
     """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots are kept (None: all).
     `verify`: whether to read the blobs that the directory has already, and the blobs that become hard links, and to
     compare them with their digests. `may_link`: whether files of the backup may be hard links to files of the store, if
-    both are on one file system. `earlier`: the newest backup to `target` (`find_earlier`); None: `target` need not have
-    earlier backups."""
+    both are on one file system. `earlier`: the newest backup that was made to `target` (`find_earlier`), to check
+    that `target` still has it or a later one; None: no check."""
 
     target: Path
     keep: int | None = None
@@ -96,7 +96,8 @@ async def make_backup(
         stack.callback(copier.close)
         earlier = options.earlier
         if earlier is not None and not await copier.run(partial(directory.has_snapshot_since, earlier.snapshot)):
-            # The directory below the mount point of a disk may have older backups, made while it was not mounted.
+            # If the disk is not mounted, the directory at its mount point may still have older backups: those that were
+            # made while the disk was not mounted.
             await copier.run(partial(check_mounted, directory.root, earlier))
             if not await copier.run(directory.has_marker):
                 reason = f"{directory.root} has none of its earlier backups any more; this one is the first"

@@ -1,12 +1,13 @@
 """Corrects the times from which garbage collection and retention count, if they are in the future
-(`storage.future_times`). Otherwise they would wait until the clock has reached them.
+(`storage.future_times`). Otherwise unused content would stay until the clock has reached these times.
 
 Garbage collection removes upload sessions, deleted manifests and unused links (a *link* is the right of a repository to
 serve a blob) some time after they were last used. If the stored time of the last use is in the future, the present time
 replaces it. Then the garbage stays for the usual time from now on.
 
-Retention keeps content that may have been pulled before the time since which all pulls are recorded. A restore from a
-backup stores this time, and the clock may be ahead during the restore.
+The database has the time since which all pulls are recorded. Older content may have been pulled without a record until
+then, so retention counts this time as a pull of it. A restore from a backup stores the time, and the clock may be ahead
+during the restore.
 """
 
 from __future__ import annotations
