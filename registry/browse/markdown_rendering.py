@@ -54,8 +54,8 @@ _MAX_ATTRIBUTE_CHARACTERS: Final = 128 * 1024
 """How many characters the addresses and titles of all links may have together. Each reference to a link repeats
 them."""
 _MAX_NESTING: Final = 20
-"""How many levels of nested quotes are rendered. A nested list counts as two levels. The parser drops what is nested
-deeper. With lists in lists, it also drops the text that follows."""
+"""How many levels of nested quotes are formatted. A nested list counts as two levels. A block that is nested deeper is
+shown as plain text, and so is everything after it. The parser itself would drop both."""
 # The HTML elements, their attributes and the URL schemes that may remain in the rendered HTML.
 _TAGS: Final = frozenset(
     {
@@ -115,7 +115,8 @@ def _clean(unsafe: str) -> str:
 
 
 class _TooComplex(Exception):
-    """The budget of work for one text is used up, so the rest of the text is not formatted."""
+    """The budget of work for one text is used up, or its blocks are nested too deeply, so the rest of the text is not
+    formatted."""
 
 
 class _Budget:
@@ -174,6 +175,11 @@ class _BoundedBlockParser(ParserBlock):
         self._elements = _Budget(_MAX_BLOCK_ELEMENTS)
         self.is_complete = True
         """False if the tokens are only those of the beginning of the text."""
+
+    def tokenize(self, state: StateBlock, startLine: int, endLine: int) -> None:
+        if state.level >= _MAX_NESTING:
+            raise _TooComplex
+        super().tokenize(state, startLine, endLine)
 
     def parse(self, src: str, md: MarkdownIt, env: EnvType, outTokens: list[Token]) -> list[Token] | None:
         tokens = _CountedTokens(self._elements)

@@ -199,11 +199,13 @@ def test_texts_with_very_much_formatting_are_plain(text: str) -> None:
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
 def test_the_beginning_of_a_complex_text_is_formatted(line_end: str) -> None:
-    """If one block of a text takes too much work, the blocks before it are formatted. That block and everything after
-    it is shown as plain text."""
+    """If one block of a text takes too much work, or is nested too deeply, the blocks before it are formatted. That
+    block and everything after it is shown as plain text."""
     lines = ["# Title", "", "- one", "  > two", "", "```", "three", "```", "[a]: b", ""]
     beginning = line_end.join(lines)
-    for block in ("*a*" * 20_000, "> " * 19 + "a" + line_end + ("b" + line_end) * 20_000, "[" * 10_000):
+    nested_lists = line_end.join("  " * level + "- a" for level in range(10))
+    quotes = "> " * 19 + "a" + line_end + ("b" + line_end) * 20_000
+    for block in ("*a*" * 20_000, quotes, "[" * 10_000, nested_lists, ">" * 21 + "a"):
         rendered = render_markdown(beginning + line_end + block + line_end * 2 + "*after*")
         formatted, _, rest = rendered.html.rpartition("<pre>")
         assert (rendered.is_formatted, formatted) == (False, html_of(beginning))
