@@ -68,7 +68,8 @@ class PeerStream(httpcore2.AsyncNetworkStream):
     closed. Passes all other calls on to `stream`."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
-        """`peer` is the address of the server: its IP address and the port."""
+        """`peer` is the address of the server: its IP address and the port; None if the server has closed the
+        connection already."""
         self._stream = stream
         self._peer = peer
 
@@ -97,7 +98,17 @@ class PeerStream(httpcore2.AsyncNetworkStream):
         return PeerStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._peer)
 
     def get_extra_info(self, info: str) -> Any:
-        return self._peer if info == "server_addr" else self._stream.get_extra_info(info)
+        return self._peer if info == "server_addr" else _extra_info(self._stream, info)
+
+
+def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
+    """Returns `stream.get_extra_info(info)`. If the server has reset the connection, uvloop has closed its socket by
+    now, and anyio raises AttributeError. Then returns True for `is_readable`, so that the connection is not used again,
+    and None for everything else."""
+    try:
+        return stream.get_extra_info(info)
+    except AttributeError:
+        return True if info == "is_readable" else None
 
 
 def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
@@ -172,7 +183,7 @@ class CheckedBackend(httpcore2.AnyIOBackend):
     ) -> httpcore2.AsyncNetworkStream:
         if self._reach.is_unrestricted(host, port):
             stream = await super().connect_tcp(host, port, timeout, local_address, socket_options)
-            return PeerStream.wrap(stream, stream.get_extra_info("server_addr"))
+            return PeerStream.wrap(stream, _extra_info(stream, "server_addr"))
         try:
             async with asyncio.timeout(timeout):
                 resolved = await self._resolver.resolve(host, port)
