@@ -19,7 +19,7 @@ from registry.single_flight import note_sending, server_stopping_error
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES, turn
-from registry.upstream.transport import CheckedTransport, OutboundProxies, Resolver, TrustStore
+from registry.upstream.transport import CheckedTransport, OutboundProxies, ProxiedTransport, Resolver, TrustStore
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 
@@ -217,16 +217,12 @@ class ApiClient:
                 limits = httpx2.Limits(
                     max_connections=MAX_CONNECTIONS, max_keepalive_connections=16, keepalive_expiry=30.0
                 )
-                is_https_proxy = proxy is not None and proxy.startswith("https:")
                 client = httpx2.AsyncClient(
-                    verify=context,
                     transport=CheckedTransport(self._policy, reach, self._resolver, context, limits)
                     if proxy is None
-                    else None,
-                    proxy=httpx2.Proxy(proxy, ssl_context=context if is_https_proxy else None) if proxy else None,
+                    else ProxiedTransport(proxy, context, limits),
                     trust_env=False,
                     timeout=self._timeout,
-                    limits=limits,
                     headers=COMMON_HEADERS,
                     cookies=NoCookies(),
                     event_hooks={"response": [_move_location]},

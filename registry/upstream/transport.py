@@ -68,8 +68,8 @@ class PeerStream(httpcore2.AsyncNetworkStream):
     closed. Passes all other calls on to `stream`."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
-        """`peer` is the address of the server: its IP address and the port; None if the server has closed the
-        connection already."""
+        """`peer` is the address of the server: its IP address and the port; None if it is not known, because
+        the server has closed the connection already, or is reached through a proxy."""
         self._stream = stream
         self._peer = peer
 
@@ -102,12 +102,15 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
 
 def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
-    """Returns `stream.get_extra_info(info)`. If the server has reset the connection, uvloop has closed its socket by
-    now, and anyio raises AttributeError. Then returns True for `is_readable`, so that the connection is not used again,
-    and None for everything else."""
+    """Returns `stream.get_extra_info(info)`. Returns True for `is_readable` of a connection that uvloop has closed
+    after an error, so that the connection pool does not use it again, and None for any other `info`.
+
+    For such a connection, anyio raises AttributeError or ValueError, because its socket is None or has the file
+    descriptor -1. The pool asks all its connections before each request, so without this function one such connection
+    would make all later requests fail."""
     try:
         return stream.get_extra_info(info)
-    except AttributeError:
+    except (AttributeError, ValueError, OSError):
         return True if info == "is_readable" else None
 
 
@@ -229,6 +232,35 @@ class CheckedTransport(httpx2.AsyncHTTPTransport):
             keepalive_expiry=limits.keepalive_expiry,
             network_backend=CheckedBackend(policy, reach, resolver),
         )
+
+
+class _ProxiedBackend(httpcore2.AnyIOBackend):
+    """The part of httpx2 that makes TCP connections to a proxy."""
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        return PeerStream(await super().connect_tcp(host, port, timeout, local_address, socket_options), None)
+
+
+class ProxiedTransport(httpx2.AsyncHTTPTransport):
+    """The transport of httpx2 for requests through the proxy at the URL `proxy`. Its connections are PeerStreams, as
+    those of CheckedTransport, but without an address: the proxy is at their other end, and not the server."""
+
+    def __init__(self, proxy: str, context: ssl.SSLContext, limits: httpx2.Limits) -> None:
+        is_https = proxy.startswith("https:")
+        super().__init__(
+            verify=context,
+            trust_env=False,
+            limits=limits,
+            proxy=httpx2.Proxy(proxy, ssl_context=context if is_https else None),
+        )
+        self._pool._network_backend = _ProxiedBackend()
 
 
 def resolve_host(host: str, port: int) -> list[str]:
