@@ -7,6 +7,7 @@ On other systems than Linux, the functions that need Linux do nothing or return 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import resource
@@ -95,6 +96,8 @@ def count_open_files() -> int:
 def unacknowledged_bytes(sock: socket.socket) -> int:
     """Returns how many of the bytes written to a TCP socket the peer's kernel has not acknowledged yet. See tcp(7),
     SIOCOUTQ (the same number as TIOCOUTQ). Raises OSError if the socket is closed."""
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     (count,) = _INT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_INT.size)))
     return int(count)
 
@@ -108,5 +111,5 @@ def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
     try:
         tcp_info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
         return _BYTES_ACKED.unpack(tcp_info)[0], unacknowledged_bytes(sock)
-    except (OSError, struct.error):  # the connection is closed, or the kernel is too old for the field
+    except (OSError, ValueError, struct.error):  # closed (uvloop raises ValueError), or the kernel lacks the field
         return 0, 0

@@ -183,6 +183,6 @@ def _address(get_name: Callable[[], Any]) -> tuple[str, int] | None:
     of its socket. Returns None if the connection is closed already, or is not a TCP connection."""
     try:
         name = get_name()
-    except OSError:
+    except (OSError, ValueError):  # uvloop raises ValueError
         return None
     return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None

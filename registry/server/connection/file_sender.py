@@ -46,7 +46,7 @@ def is_local_peer(sock: socket.socket) -> bool:
     try:
         peer = str(sock.getpeername()[0])
         return peer.startswith("127.") or peer == sock.getsockname()[0]
-    except OSError:  # the connection is closed
+    except (OSError, ValueError):  # the connection is closed; uvloop raises ValueError
         return False
 
 
