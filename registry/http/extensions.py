@@ -20,8 +20,9 @@ from storage.names import RepositoryName, Tag
 from storage.tag_history import TagChange
 
 DEFAULT_ENTRIES: Final = 100
+"""Number of entries on a page of the history if the request has no parameter `n`."""
 MAX_ENTRIES: Final = 1000
-"""Number of entries on a page of the history if the request has no parameter `n`, and the largest number of entries."""
+"""Largest number of entries on a page of the history. A larger `n` has the same effect as this number."""
 _EXTENSIONS: Final = json.dumps(
     {
         "extensions": [

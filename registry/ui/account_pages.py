@@ -123,7 +123,9 @@ async def _login_page(request: Request, status: int, next_path: str, user: str =
         "login.html",
         status_code=status,
         section="login",
-        here=LOGIN_PAGE_PATH + query,  # also after a failed login, so that a change of the language keeps this page
+        # The page to which a change of the language leads. Without this value, it would be the home page after a failed
+        # login, because that request was a POST.
+        here=LOGIN_PAGE_PATH + query,
         next_path=next_path,
         provider_path=f"/login/openid{query}" if _browser_login(request).has_provider else None,
         user=user,

@@ -37,8 +37,8 @@ MAX_ISSUER_TOKEN_CHARACTERS: Final = 16 * 1024
 """The longest text that is accepted as a token of an issuer."""
 _CHECKED_CLAIMS: Final = ("iss", "aud", "exp", "nbf", "iat")
 """`Issuers` passes only these claims to joserfc. If joserfc got all claims, it would also refuse a token whose `sub` or
-`jti` is not a text. `Issuers._identity` itself checks the type of the claim that it reads, and no other claim
-matters."""
+`jti` is not a text. This module itself reads the claims that the settings name (`account_claim`, `groups_claim` and
+`required`), and can handle values of any type in them."""
 
 
 class Issuers:

@@ -39,9 +39,9 @@ _MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
 requests. The action push is missing, because a push always stores under the requested name."""
 
 _MANY_GRANTS: Final = 200
-"""A grantee with more grants than this keeps name sets of its own, which all `Rights` objects with its grants share.
-The patterns of an identity's grantees with fewer grants are merged into one name set for each combination of
-actions."""
+"""The largest number of grants of a grantee whose patterns `Policy._merge` merges with those of other grantees. The
+name sets of a grantee with more grants are large, so they are not merged: all `Rights` objects that contain its grants
+use the same sets."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
@@ -164,8 +164,8 @@ class Policy:
         return self.principal(ANONYMOUS)
 
     def unchecked_principal(self, identity: Identity) -> Principal:
-        """Returns the principal of an identity without a credential, to find out what an account may do. Does not check
-        whether the identity is valid, such as whether the account is enabled."""
+        """Returns the principal of an identity that no credential has proved, to show what an account may do. Does not
+        check whether the identity is valid, such as whether the account is enabled."""
         if not self.is_closed:
             return self._open
         rights = Rights.everything(admin=True) if self._is_admin(identity) else self._rights(identity)

@@ -1,4 +1,4 @@
-"""Finds the deleted manifests that have to be put back before a tag can point at a manifest (`find_plan`)."""
+"""Finds the deleted manifests to put back when a tag shall point at a manifest (`find_plan`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_REFERRERS: Final = 1000
 
 
 class PlannedManifest(NamedTuple):
-    """A deleted manifest that has to be put back. `size`: the size of its body in bytes."""
+    """A deleted manifest to put back. `size`: the size of its body in bytes."""
 
     digest: Digest
     size: int
@@ -32,10 +32,17 @@ class PlannedManifest(NamedTuple):
 
 @dataclass(slots=True)
 class RestorePlan:
-    """The manifests that have to be put back before a tag can point at `target`. `deleted`: deleted manifests, each of
-    them after the manifests that it lists. `referrers`: groups of deleted manifests. The last manifest of each group is
-    a referrer of a manifest in `deleted` or in an earlier group; the group's other manifests are those that the
-    referrer lists. Each manifest is in the plan once. So a group is empty if its referrer is in the plan already."""
+    """The deleted manifests to put back when a tag shall point at `target`.
+
+    - `deleted`: `target` itself, if it is deleted, and the deleted manifests that it lists, directly or through other
+      indexes. Each manifest comes after the manifests that it lists. The tag needs all of them.
+    - `referrers`: one group of manifests for each deleted referrer of a manifest in `deleted` or in an earlier group.
+      The group consists of the deleted manifests that the referrer lists, and then the referrer itself. The tag does
+      not need them.
+
+    A group leaves out manifests that come earlier in the plan, so that the plan has each manifest only once. A group
+    whose referrer comes earlier in the plan is empty.
+    """
 
     target: Manifest
     deleted: list[PlannedManifest]
