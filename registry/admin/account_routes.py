@@ -109,8 +109,8 @@ async def list_robots(
 
 @router.post("/robots", status_code=201, tags=["robots"])
 async def add_robot(caller: AdminCaller, body: models.NewRobot) -> models.AddedAccount:
-    """Adds a robot, the account of a program. A robot has no rights until it gets a grant. It logs in with API tokens
-    only. The first account cannot be a robot."""
+    """Adds a robot, the account of a program. A robot has no rights until it gets a grant. It has no
+    password, and logs in with API tokens or with the tokens of an issuer. The first account cannot be a robot."""
     if caller.is_registry_open:
         raise AccountInvalid(_FIRST_ACCOUNT_ADMIN_MESSAGE)
     added = await caller.administration.add_robot(AccountName(body.name), note=body.note, by=caller.actor)

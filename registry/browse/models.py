@@ -354,7 +354,7 @@ class RestoredTags(View):
 
 
 class DescriptionView(View):
-    """What people have written about a repository. All fields but `revision` are empty if nobody has."""
+    """What people have written about a repository. If nobody has, the texts are empty, and `revision` is 0."""
 
     text: str = Field(description="Markdown")
     html: str = Field(description="The text as HTML that contains no scripts, styles, images or relative links")

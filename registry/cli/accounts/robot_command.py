@@ -1,4 +1,4 @@
-"""The command `entrepot robot`: accounts of programs, such as CI jobs. A robot logs in with API tokens only."""
+"""The command `entrepot robot`: accounts of programs, such as CI jobs. A robot has no password."""
 
 from __future__ import annotations
 

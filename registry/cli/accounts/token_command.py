@@ -1,6 +1,6 @@
 """The command `entrepot token`: adds, lists and revokes API tokens, which replace an account's password at a login.
 
-A *robot* is the account of a program; it has no password and logs in with API tokens only.
+A *robot* is the account of a program; it has no password, and logs in with API tokens or with the tokens of an issuer.
 """
 
 from __future__ import annotations
