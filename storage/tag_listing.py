@@ -3,8 +3,8 @@ them and when they were last pulled.
 
 A *referrer tag* belongs to the manifest whose digest its name contains, such as `sha256-….sig`: older versions of
 cosign store a signature under it. The *tree* of a manifest consists of the manifest and, for an index, of the stored
-manifests that it lists, directly or through other indexes. Repositories have their names in the store, which for a
-mirrored repository begin with the upstream. Times are in seconds since 1970.
+manifests that it lists, directly or through other indexes. The methods get the name under which the store has a
+repository; for a mirrored repository, this name begins with the name of the upstream. Times are in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ class TagListing(Protocol):
     that never had content."""
 
     async def page(self, repo: RepositoryName, query: TagQuery, after: TagCursor | None, limit: int) -> TagPage:
-        """Returns a page of at most `limit` tags, at most MAX_PAGE_TAGS. `after`: `TagPage.next_after` of the previous
-        page; None: the first page. A tag that is pushed or deleted between the reads of two pages can be on both pages
-        or on neither."""
+        """Returns a page of at most `limit` tags; `limit` must not be larger than MAX_PAGE_TAGS. `after`:
+        `TagPage.next_after` of the previous page; None: the first page. A tag that is pushed or deleted between the
+        reads of two pages can be on both pages or on neither."""
         ...
 
     async def tag(self, repo: RepositoryName, tag: Tag) -> ListedTag:

@@ -119,9 +119,9 @@ class CredentialVerifier:
         return await self.verify_basic(user, password, by)
 
     async def verify_api_token(self, text: str, by: Actor) -> Identity:
-        """Returns the identity that an API token proves, if the client sent no user name with it. Accepts the API
-        tokens that people made, and refresh tokens: API tokens that `/token` issued to a client for later requests to
-        `/token`. Raises Unauthorized if the token is not valid."""
+        """Returns the identity that an API token proves. Call it for a token that the client sent without a user name.
+        Accepts the API tokens that people made, and refresh tokens: API tokens that `/token` issued to a client for
+        later requests to `/token`. Raises Unauthorized if the token is not valid."""
         try:
             identity = self._api_token_identity(user=None, text=text)
         except Unauthorized as error:

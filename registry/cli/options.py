@@ -73,7 +73,8 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def given_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the flags that the user has given. The value of all other flags is None or an empty list."""
+    """Returns those of the `flags` that the user has given. In `flags`, a flag that was not given has the value None or
+    an empty list."""
     return {name: value for name, value in flags.items() if value is not None and value != []}
 
 

@@ -58,8 +58,9 @@ class BlobSizes:
             raise start_timeout_error(digest) from None
 
     async def ask_and_remember(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
-        """Asks for the size as `ask` does, and remembers it. Call this only if a size in the manifests of `repo` must
-        be wrong, because `remembered` then takes precedence over the manifests."""
+        """Asks for the size as `ask` does, and remembers it. The remembered size then takes precedence over the sizes
+        in the manifests of `repo`. So call this only if these sizes differ from each other, or if the upstream has sent
+        a blob of another size than expected."""
         size = await self.ask(repo, digest, deadline)
         self._remembered.pop((repo, digest), None)
         self._remembered[repo, digest] = size, self._monotonic()
@@ -79,14 +80,14 @@ class BlobSizes:
 
     async def _ask_under_lease(self, repo: RepositoryName, digest: Digest) -> int:
         """Sends the request. A lease lets only one process at a time ask about a blob. If the upstream does not have
-        the blob, caches that answer, unless it is unconfirmed, and raises BlobUnknown."""
+        the blob, raises BlobUnknown, and caches that answer unless it raises UnconfirmedBlobUnknown."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")
             try:
                 return (await self._upstream.resolve_blob(self._to_upstream_name(repo), digest)).size
-            except UnconfirmedBlobUnknown:  # not cached, because the upstream itself possibly has the blob
-                raise
+            except UnconfirmedBlobUnknown:
+                raise  # not cached: a proxy or firewall possibly sent the answer, or the login failed
             except BlobUnknown:
                 await self._negative_cache.add(repo, digest)
                 raise

@@ -46,8 +46,9 @@ class LoggedAnswer(Protocol):
 
 
 def write_cached_answer(scope: Scope, answer: LoggedAnswer, request_id: str) -> None:
-    """Writes the line of a request that the response cache has answered. Makes no log record if the log goes to stderr
-    as text. Call it only if `log` is enabled for INFO."""
+    """Writes the line of a request that the response cache has answered. If the log goes to stderr as text, passes the
+    line to the log handler directly, without making a `logging.LogRecord`. Call it only if `log` is enabled for
+    INFO."""
     handler = direct_handler(log)
     if handler is None:
         principal, repo, item = answer.principal_name, answer.repo, answer.item
@@ -80,8 +81,8 @@ def write_request(
     reason: str = "",
 ) -> None:
     """Writes the line of any request. `note` follows the status. `item`: the reference: a tag, a digest or the id of an
-    upload session. `reason`: why the HTTP server below the application has refused the request; empty: it has not
-    refused it. Call `write_request` only if `log` is enabled for INFO."""
+    upload session. `reason`: why the HTTP server below the application has refused the request; empty if that
+    server has not refused the request. Call `write_request` only if `log` is enabled for INFO."""
     handler = direct_handler(log)
     headers: list[Header] = scope["headers"]
     agent = next((value for name, value in headers if name == b"user-agent"), b"")

@@ -22,16 +22,17 @@ RESPONSE_SLICE_BYTES = 256 * 1024
 """Size of the slices in which a large body is written, one in each iteration of the event loop. A slice is limited
 because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
 PIECES_BUDGET_BYTES = 48 * MIB
-"""Size of a worker's budget for the pieces of files that are sent over TLS. Three quarters of it are for shares of more
-than 64 KiB (see `MemoryBudget`). A client that gets a piece has a share of 128 KiB, so 288 clients get pieces at the
-same time."""
+"""Size of a worker's budget for the pieces of files that are sent over TLS. A piece has at most 64 KiB. While a client
+receives one, its share has the size of two pieces, 128 KiB, because the rest of the previous piece may still wait in
+the socket's buffer. Shares of more than 64 KiB may use three quarters of the budget (see `MemoryBudget`). So 288
+clients get pieces at the same time."""
 _SEARCH_INTERVAL_SECONDS = 0.25
 """Time between two searches for sent bytes, while a response waits for memory."""
 _WAITING_LIMITS = 2
 """The bodies of the responses that wait for memory may have this many times the size of the budget together. A further
 response is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
-"""While another client waits for memory, a client that takes longer than this for one piece (64 KiB) is cut off."""
+"""While another client waits for memory, a client that takes longer than this for one piece is cut off."""
 _MAX_WAIT_SECONDS = 600.0
 """Longest time that a client waits for memory. The time may be long because the queue keeps moving: slow clients lose
 their memory after `_SLOW_CLIENT_SECONDS`."""
@@ -52,16 +53,16 @@ class UnsentBudget:
     """The budget of one worker process: at most `limit_bytes` over all its connections. A single reservation of more
     than `limit_bytes` is accepted while nothing else in the budget is unsent.
 
-    A response that is written in slices counts with one slice from its start to its end, even at moments when the
-    transport has nothing to send: otherwise clients that request at the same moment could exceed the limit together,
-    because the kernel accepts the first slices of each. If a response does not fit, it waits in the order of arrival,
-    for at most `wait_seconds`. Its body is in memory meanwhile, so the bodies of all that wait may have at most
-    `_WAITING_LIMITS` times `limit_bytes` together.
+    A response that is written in slices reserves the bytes of one slice. It keeps them at least while it is being
+    written, even at moments when the transport has nothing to send: otherwise clients that request at the same moment
+    could exceed the limit together, because the kernel accepts the first slices of each. If a response does not fit, it
+    waits in the order of arrival, for at most `wait_seconds`. Its body is in memory meanwhile, so the bodies of all
+    that wait may have at most `_WAITING_LIMITS` times `limit_bytes` together.
 
     Nothing tells the budget that the last bytes of a response were sent. It looks at the shares only when the reserved
-    bytes reach the limit, and only until it has found enough bytes that were sent. So a reservation takes the same time
-    whatever the number of connections. If the clients do not receive, it looks at as many shares as fit into the
-    budget: with `limit_bytes` of 32 MiB, 512 shares of 64 KiB."""
+    bytes reach the limit, and only until it has found enough bytes that were sent. So the time of a reservation does
+    not depend on the number of connections. It is longest if no client receives: the budget then looks at all shares,
+    but no more shares exist than fit into it (with `limit_bytes` of 32 MiB, 512 shares of 64 KiB)."""
 
     def __init__(self, limit_bytes: int, wait_seconds: float, clock: Callable[[], float]) -> None:
         """`clock` is the event loop's, in seconds."""
@@ -171,8 +172,8 @@ class UnsentBudget:
         return self._release_sent(max_reserved_bytes)
 
     def _release_sent(self, max_reserved_bytes: int) -> bool:
-        """Releases shares whose bytes were sent until at most `max_reserved_bytes` are reserved. Returns whether that
-        succeeded. Looks at each share at most once."""
+        """Looks at one share after another, at each at most once, and releases it if its bytes were sent. Stops when
+        at most `max_reserved_bytes` are still reserved. Returns whether that was achieved."""
         for _ in range(len(self._shares)):
             if self._reserved_bytes <= max_reserved_bytes:
                 break
@@ -226,8 +227,8 @@ class UnsentShare:
     async def reserve(self, size: int, body_bytes: int) -> bool:
         """Waits until `size` more bytes fit into the budget, sets the number of reserved bytes to `size` and returns
         True. Returns False, and leaves the number unchanged, if they do not fit in time, if too many other responses
-        wait, or if the connection is lost. In this check, bytes that this connection has reserved before count until
-        they are sent.
+        wait, or if the connection is lost. The bytes that this connection has reserved for an earlier response also
+        take room in the budget, as long as they are not sent.
 
         The bytes count as unsent until `finish` or `release` is called. If the call is cancelled, the bytes may be
         reserved, so the caller must call one of the two."""

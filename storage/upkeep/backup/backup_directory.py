@@ -126,8 +126,8 @@ def _make_private(path: Path) -> None:
 
 
 class BackupDirectory:
-    """The paths in a directory of backups, and changes of its files. All methods block. They raise OSError, unless
-    their descriptions name other errors."""
+    """The paths in a directory of backups, and changes of its files. All methods block. They raise OSError, and
+    the errors that their descriptions name."""
 
     def __init__(self, root: Path, system: System) -> None:
         """Opens nothing and creates nothing. `root`: the directory; it may be missing."""
@@ -226,7 +226,8 @@ class BackupDirectory:
             os.close(fd)
 
     def add_snapshot(self, now: float) -> str:
-        """Creates the directory of a new snapshot and returns its name."""
+        """Creates the directory of a new snapshot and returns its name. Raises BackupFailed if all names for this
+        second are taken."""
         time_text = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
         for number in range(1, 1000):
             name = time_text if number == 1 else f"{time_text}.{number:03d}"

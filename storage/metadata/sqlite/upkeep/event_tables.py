@@ -60,7 +60,8 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
 
 def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
     """Returns whether a reader wants events with this action in the repository. If none does, the caller need not look
-    up the rest of the event. Not for pushes: a push that moves a tag is also for readers that want only moves."""
+    up the rest of the event. Do not call it for pushes: readers that want only moves also get a push that moves a
+    tag."""
     return any(
         action in reader_filter.actions and reader_filter.repositories.matches(repo)
         for _, reader_filter in _readers(db)
@@ -135,8 +136,9 @@ def _described_manifest(db: apsw.Connection, manifest_id: int) -> tuple[str, str
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> Set[str] | None:
     """Replaces the readers. From now on, the deliveries of webhooks that are not among the new readers are *leftovers*
     (`storage.metadata.sqlite.upkeep.removed_webhooks`). Returns the names of the readers that are removed. If a new
-    reader still has leftovers, changes nothing and returns None: the caller deletes them first. If the list of events
-    is a new reader, the list begins with the next event."""
+    reader has leftovers, because a webhook of this name was removed before, changes nothing and returns None: the
+    caller has to delete the leftovers and call this again. If the list of events is a new reader, the list begins with
+    the next event."""
     former_names = {name for name, _ in _readers(db)}
     names = [reader.name for reader in readers]
     if removed_webhooks.has_deliveries(db, set(names) - former_names):
