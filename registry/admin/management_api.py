@@ -50,10 +50,7 @@ from storage.content import Actor
 TAGS: Final[list[dict[str, Any]]] = [
     {"name": "me", "description": "Your account, and what you may do."},
     {"name": "users", "description": "People's accounts."},
-    {
-        "name": "robots",
-        "description": "Accounts of programs, such as CI jobs. They log in with API tokens, or with tokens of an issuer.",
-    },
+    {"name": "robots", "description": "Accounts of programs, such as CI jobs. They have no password."},
     {"name": "groups", "description": "A grant to a group applies to all of its members."},
     {"name": "grants", "description": "Who may do what to which repositories. Grants only add rights."},
     {"name": "tokens", "description": "API tokens: long-lived secrets that replace a password at a login."},
