@@ -17,8 +17,8 @@ from storage.errors import RegistryError
 from storage.names import Digest, RepositoryName
 
 MIN_KEPT_BYTES: Final = 256 * 1024
-"""Number of bytes that a failed download must have stored for its partial blob to be kept. The files of fewer bytes are
-deleted, because an upstream can name any number of blobs and send almost nothing of them."""
+"""If a failed download has stored at least this many bytes, `discard_if_nearly_empty` keeps the partial blob. It
+deletes most of the smaller ones, because an upstream can name any number of blobs and send almost nothing of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,9 +66,9 @@ class DescriptionPages:
         self, repo: RepositoryName, text: str, revision: int | None, by: Actor, visitor: str, top_heading: int = 1
     ) -> DescriptionView:
         """Replaces a description, and returns it as `view` does. `revision`: the revision that the description must
-        still have; None: not checked. `top_heading`: the level of the highest headings in the HTML, for the visitors
-        who are likely to see it next. Raises RequestInvalid if the text is too long or is not UTF-8, and
-        PreconditionFailed if the revision differs."""
+        still have; None: not checked. `top_heading`: the level of the highest headings in the HTML. The HTML is cached
+        for calls of `view` with the same level, so choose the level that the next visitors are likely to need. Raises
+        RequestInvalid if the text is too long or is not UTF-8, and PreconditionFailed if the revision differs."""
         _check(text)
         # The text is rendered first, so that the stored description does not change if the rendering is refused.
         async with self.renderings.slot(visitor):

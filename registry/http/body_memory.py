@@ -39,14 +39,14 @@ SHARE_STEP_BYTES: Final = 64 * 1024
 """If the length of a body is unknown, its share grows while the body is received. Once the body is larger than this
 many bytes, the share grows in steps of this many bytes."""
 SMALL_BODY_BYTES: Final = 16 * 1024
-"""Bodies up to this size do not count against the budget if they were received at once: a manifest together with the
-request's head, a form in one piece."""
+"""A body up to this size does not count against a budget in these cases: it is a manifest, and all of it has arrived
+before the handler asks for it; or it is a form or JSON, and arrives in one piece."""
 JOINED_BYTES: Final = 4 * 1024
 """Pieces of a form or of JSON that are smaller than this are joined. The application keeps each piece as an object of
 its own, whose overhead of about 50 bytes the budget does not count."""
 BODY_STALL_SECONDS: Final = 20.0
-"""The client's time allowance for a body, in seconds (see `_MinimumRate`): how long it may pause within the body, or
-how much longer than at the minimum rate it may take."""
+"""The client's time allowance for a body, in seconds (see `_MinimumRate`). A client that has kept up with the minimum
+rate may pause for this long. A body that falls further behind the minimum rate than this is refused."""
 MIN_BYTES_PER_SECOND: Final = 8 * 1024
 """Minimum rate at which a client has to send a body that takes longer than `BODY_STALL_SECONDS`."""
 

@@ -30,8 +30,8 @@ Collect = Callable[[], Iterable[Metric]]
 
 
 class CellCollector(Collector):
-    """Collects the metrics in shared memory, where a *cell* holds one number of one process. Leaves out series with
-    labels whose value is 0, because that is so for most of the possible series."""
+    """Collects the metrics in shared memory, where a *cell* holds one number of one process. Leaves out a series if
+    it has labels and its value is 0, because most of the possible series with labels have this value."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -50,7 +50,9 @@ async def comparison(request: Request, path: str) -> Response:
     name = repository_in(path)
     stored = await readable_repository(caller, name)
     components: PageComponents = request.app.service.pages
-    await components.content.tags(name, None, 1)  # raises NameUnknown with the name in the request
+    # If there is no such repository, this raises NameUnknown. The error's text then has the name from the path, which
+    # the visitor knows. After the redirect below, it would have the stored name.
+    await components.content.tags(name, None, 1)
     if stored != name:
         return redirect_with_query(request, f"{COMPARISON_PATH}/{path_of(stored, None)}", "tag", "platform")
     chosen = [text.strip()[:_MAX_CHARACTERS] for text in query.all("tag") if text.strip()]

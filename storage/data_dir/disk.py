@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 
 class Disk:
-    """Bundles the paths of the data directory (`layout`), the system calls (`system`), the space reserved for a full
-    disk (`reserve`), and a thread pool for blocking calls (`threads`)."""
+    """Bundles the paths of the data directory (`layout`), the system calls (`system`), a thread pool for blocking calls
+    (`threads`), and the disk reserve (`reserve`): space that is allocated in advance, so that content can be deleted
+    when the disk is full."""
 
     def __init__(self, layout: Layout, system: System, reserve: Reserve) -> None:
         self.layout = layout

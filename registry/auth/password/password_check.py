@@ -174,10 +174,11 @@ class PasswordCheck:
     ) -> tuple[PasswordComparison, bool]:
         """Compares the password of the account `name` with `stored`. If another request hashes the same password at
         this moment, waits for its result. Returns the result, and whether this call has started the hashing. `site` is
-        the network of the client. Raises TooManyRequests if too many logins wait for hashing."""
-        # While the queue is full for this client, a remembered password is refused as well, and so is one that is being
-        # hashed. Otherwise a client could fill the queue and then guess at no cost: 429 would mean a wrong guess, which
-        # is neither hashed nor counted.
+        what `site_of` returns for the client's address: a wider network than that of `network_of`. The queue of the
+        hashings counts logins by site. Raises TooManyRequests if too many logins wait for hashing."""
+        # While the queue is full for this client, even a password that is remembered or is being hashed gets 429.
+        # Otherwise a client could fill the queue and then guess at no cost. Other passwords get 429, and are neither
+        # hashed nor counted, so the guess without 429 would probably be the right password.
         self._hashing.check_queue(site)
         key = self._verified.key_of(name, password)
         verified = self._verified.get(key)

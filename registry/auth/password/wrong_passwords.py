@@ -22,10 +22,14 @@ from registry.client_addresses import network_of
 from storage.accounts import Accounts
 
 MAX_LOOKUPS_A_DAY: Final = 20_000
-"""The number of wrong passwords for which one process asks the store in a day, in the long run. It limits what clients
-without an account can write. It also limits the hashings of clients that repeat more wrong passwords than a process
-caches: up to this limit, a repeated password is hashed again but does not count as a failed login. Up to twice as many
-are possible in the first day."""
+"""The number of wrong passwords for which one process asks the store in a day, in the long run. Up to twice as many are
+possible in the first day. The limit has two purposes:
+
+- It limits what clients without an account can write.
+- It limits the hashings of clients that repeat more wrong passwords than a process caches. A repeated password that is
+  no longer cached is hashed again. Up to the limit, it does not count as a failed login, so nothing stops the client.
+  Beyond the limit, it counts, and clients with too many failed logins are refused without a hashing.
+"""
 
 
 class WrongPasswords:
@@ -35,8 +39,9 @@ class WrongPasswords:
         self._accounts = accounts
         self._clock = clock
         self._used_until = 0.0
-        """Until when the allowance of `MAX_LOOKUPS_A_DAY` is used up, in seconds since 1970. Each lookup moves it into
-        the future (the generic cell rate algorithm)."""
+        """A time in seconds since 1970 that shows how much of the allowance `MAX_LOOKUPS_A_DAY` is used: nothing if the
+        time has passed, all of it if the time is a day ahead. Each lookup moves it further into the future (the generic
+        cell rate algorithm)."""
 
     async def counts(self, name: str, address: str, identity: Identity | None, digest: bytes) -> bool:
         """Returns whether a wrong password counts as a failed login. False if it was counted in the last day, from the

@@ -173,8 +173,9 @@ def _merged(document: dict[str, Any], target: Target) -> str:
 
 
 def _needs_plain_http(target: Target) -> bool:
-    """Returns whether the file has to state that the registry speaks plain HTTP. For a loopback address, containerd
-    expects plain HTTP anyway."""
+    """Returns whether the file has to state that the registry speaks plain HTTP. At `localhost` and 127.0.0.0/8,
+    containerd expects plain HTTP anyway. docker does too, so `is_trusted_by_docker` tells whether the registry is at
+    such an address."""
     return target.address.is_plain_http and not target.address.is_trusted_by_docker
 
 

@@ -57,8 +57,8 @@ class WarmObserver(Protocol):
 class WarmResult:
     """The result for one image reference. `manifests`, `blobs`: numbers of manifests and blobs of the image that are
     cached. `fetched`: size in bytes of the blobs that were fetched. `already_stored`: size in bytes of the blobs that
-    were cached before. `error`: one line for the user that says why a part of the image is not cached; None if the
-    whole image is cached."""
+    were cached before. `error`: one line for the user that says why a part of the image is not cached, or why the
+    cached tag may be out of date; None if there was no error."""
 
     manifests: int = 0
     blobs: int = 0

@@ -35,9 +35,9 @@ _EVICTED = "the connection was closed before the request was complete, to make r
 class RegistryProtocol(asyncio.BufferedProtocol):
     """The connection of one client. Answers one request at a time. An `AsgiExchange` is one request with its response.
 
-    If the server ends the connection while the client could still be sending, the connection *lingers* (RFC 9112, 9.6).
-    The server then shuts down its sending side, which is impossible with TLS. It goes on reading for a short time, and
-    discards what it reads. After that, it closes the connection.
+    If the server ends the connection while the client could still be sending, the connection *lingers* (RFC 9112, 9.6):
+    the server shuts down its sending side, reads for a short time and discards what it reads, and then closes the
+    connection. Over TLS it omits the first step, which asyncio and uvloop do not support there.
     """
 
     _transport: asyncio.Transport
@@ -105,8 +105,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
-        Returns True if the transport must stay open for responses to complete requests; otherwise the transport closes
-        itself. It may do so if the current response ends when the client shuts down (`ends_with_input`)."""
+        Returns True if the transport must stay open, because a response has not been sent yet. Otherwise the transport
+        closes itself, for example if the current response may end with the client's input (`ends_with_input`)."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
@@ -131,8 +131,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._flow.resume_writing()
         self._reader.close()
         self._context.unsent.close()
-        # This breaks the last reference cycles. So the memory of this object is freed without the garbage collector,
-        # and over TLS the buffers of the transport too, which refers to the methods of this object.
+        # This breaks the last reference cycles, so that memory is freed without the garbage collector. Over TLS, the
+        # transport refers to methods of this object, so its buffers would otherwise wait for the collector as well.
         self._active = self._latest = self._active_task = None
         if self._context.is_tls:
             self._transport.set_protocol(_NO_PROTOCOL)

@@ -75,6 +75,8 @@ class Supervisor:
         os.set_blocking(self._signal_reader, False)
         os.set_blocking(self._signal_writer, False)
         self._alive_pipe = os.pipe() if live.handover is None else live.handover.alive_pipe
+        """The reading and the writing end of a pipe to which nothing is written. Only the supervisor keeps the writing
+        end, so the workers, which watch the reading end, notice when the supervisor dies."""
         # With epoll instead of poll, a forked child would share the parent's set of descriptors.
         self._selector = selectors.PollSelector()
         self._pool = WorkerPool(options, self._selector, self._alive_pipe, self._on_answer, self._on_exit)
