@@ -66,17 +66,19 @@ _TOO_MANY = "the client's address has too many connections"
 class PendingConnection:
     """An accepted connection that has no protocol object yet, usually because its TLS handshake is in progress."""
 
-    def __init__(self, network: str | None, since: float) -> None:
+    def __init__(self, network: str | None, since: float, *, is_tls: bool) -> None:
         """`network` is the client's IPv4 address, or the /64 network of its IPv6 address; None if the client is a
         trusted proxy. `since` is when the connection was accepted, in seconds of the event loop's clock."""
-        self._candidate = EvictionCandidate("new", since, network)
+        self._candidate = EvictionCandidate("new", since, network) if is_tls else None
         self.task: asyncio.Task[None] | None = None
         """The task that sets up the connection. The acceptor sets the attribute right after it has created this
         object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
         """Returns a candidate of the kind `new`: such a connection may be closed at any time (`now` is not used), so
-        that another one can be accepted. Returns None if the connection is being closed already."""
+        that another one can be accepted. Returns None if the connection is being closed already, and without TLS: then
+        the connection has its protocol object, which is a candidate itself, in the next iterations of the event loop.
+        If `task` is cancelled in these iterations, uvloop closes the transport without calling `connection_lost`."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:
@@ -154,7 +156,9 @@ class Acceptor:
             return
         sock.setblocking(False)
         connection = PendingConnection(
-            None if is_trusted_proxy else network_of(plain_address(peer[0])), self._loop.time()
+            None if is_trusted_proxy else network_of(plain_address(peer[0])),
+            self._loop.time(),
+            is_tls=options.certificates is not None,
         )
         connection.task = self._loop.create_task(self._set_up(sock, counted))
         self._pending.add(connection)

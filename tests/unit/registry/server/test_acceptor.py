@@ -1,4 +1,4 @@
-"""The acceptor of a worker: how it counts connections that are closed before they are set up."""
+"""The acceptor of a worker: how it counts connections that are closed before they are set up, and which it evicts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import socket
 
 import pytest
+import uvloop
 
 from registry.server.gate.acceptor import Acceptor, PendingConnection
 from registry.server.gate.connection_limit import ConnectionLimit
@@ -48,5 +49,45 @@ async def test_an_evicted_connection_is_no_longer_counted() -> None:
                     assert await loop.sock_recv(client, 1) == b""
             assert not pending
             per_address.admit("127.0.0.1").release()
+    finally:
+        acceptor.close()
+
+
+class OpenConnection(asyncio.Protocol):
+    """A connection that has a protocol object. As soon as it has one, the worker evicts up to ten connections, as it
+    does when a request starts and descriptors are short."""
+
+    def __init__(self, limit: ConnectionLimit) -> None:
+        self._limit = limit
+        self.is_made = asyncio.Event()
+        self.is_lost = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._limit.evict_connections(10)
+        self.is_made.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost.set()
+
+
+def test_an_open_connection_is_not_evicted_as_a_new_one() -> None:
+    """A connection without TLS that has just got its protocol object is not evicted as a connection without one: uvloop
+    would close it without calling `connection_lost`, and the worker would count it for ever."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_evict_while_a_connection_is_made())
+
+
+async def _evict_while_a_connection_is_made() -> None:
+    loop = asyncio.get_running_loop()
+    pending: set[PendingConnection] = set()
+    limit = ConnectionLimit(set(), pending, set(), loop.time, limit=400)
+    opened = OpenConnection(limit)
+    listening = bind("127.0.0.1:0")
+    acceptor = Acceptor(loop, listening, lambda _: opened, ListenerOptions(), ServerLimits(), limit, pending)
+    try:
+        async with asyncio.timeout(5):
+            with socket.create_connection(listening.getsockname()):
+                await opened.is_made.wait()
+            await opened.is_lost.wait()
     finally:
         acceptor.close()
