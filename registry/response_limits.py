@@ -23,6 +23,11 @@ MAX_HEADER_LINES: Final = 500
 also the largest number of lines in its trailers. Real servers send fewer than 100 lines. 500 lines take about 5 ms."""
 
 
+PIECES_PER_PAUSE: Final = 64
+"""Number of pieces of a body after which other tasks of the event loop run. If a server sends chunks of one byte, one
+read from the socket yields ten thousand pieces, which would block the event loop."""
+
+
 class TooManyHeaderLines(ValueError):
     """A response has more than MAX_HEADER_LINES lines. Its connection is closed."""
 

@@ -19,7 +19,7 @@ from registry import __version__
 from registry.config.event_settings import Webhook
 from registry.events.attempts import Attempt, Outcome
 from registry.events.envelopes import ENVELOPES
-from registry.response_limits import NoCookies
+from registry.response_limits import PIECES_PER_PAUSE, NoCookies
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach
 from registry.upstream.transport import CheckedTransport, Resolver, TrustStore
 from storage.errors import RegistryError, UpstreamUnavailable
@@ -151,14 +151,17 @@ class WebhookClient:
 async def _read_rest(response: httpx2.Response) -> None:
     """Reads the body of a response, so that the connection can be used again. Closes the connection if the body is too
     long, takes too long or breaks off."""
-    read = 0
+    read = pieces = 0
     try:
         with suppress(TimeoutError, httpx2.HTTPError, RegistryError, OSError):
             async with asyncio.timeout(MAX_READ_SECONDS):
                 async for piece in response.aiter_raw():
                     read += len(piece)
+                    pieces += 1
                     if read > MAX_READ_BYTES:
                         break
+                    if pieces % PIECES_PER_PAUSE == 0:
+                        await asyncio.sleep(0)
     finally:
         await response.aclose()
 

@@ -14,7 +14,7 @@ import httpx2
 
 from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
-from registry.response_limits import MAX_HEADER_LINES, NoCookies, TooManyHeaderLines
+from registry.response_limits import MAX_HEADER_LINES, PIECES_PER_PAUSE, NoCookies, TooManyHeaderLines
 from registry.single_flight import note_sending, server_stopping_error
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
@@ -27,10 +27,6 @@ MAX_CONNECTIONS = 64
 """Largest number of connections of each HTTP client in `ApiClient._clients`."""
 _ASSUMED_BODY_BYTES = 1 * MIB
 """Memory that is reserved for a body before it is read, if the response does not state the length of the body."""
-_PIECES_PER_PAUSE = 64
-"""Number of pieces of a body after which other tasks of the event loop run. If a server sends chunks of one byte, one
-read from the socket yields ten thousand pieces, which would block the event loop."""
-
 _LOCATION_EXTENSION = "entrepot.location"
 """The key in the `extensions` of a response under which `_move_location` stores the `Location` header."""
 _CONNECTION_LOST = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)
@@ -180,7 +176,7 @@ class ApiClient:
             async for piece in response.aiter_raw():
                 body += piece
                 pieces += 1
-                if pieces % _PIECES_PER_PAUSE == 0:
+                if pieces % PIECES_PER_PAUSE == 0:
                     await asyncio.sleep(0)
                 if len(body) > max_bytes:
                     if is_success:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from registry.response_limits import NoCookies
+from registry.response_limits import PIECES_PER_PAUSE, NoCookies
 
 MAX_RESPONSE_BYTES: Final = 256 * 1024
 """The largest response body that is accepted."""
@@ -58,8 +58,12 @@ async def send_request(
                 client.stream(method, url, headers=request_headers, content=form) as response,
             ):
                 body = bytearray()
+                pieces = 0
                 async for piece in response.aiter_bytes():
                     body += piece
+                    pieces += 1
+                    if pieces % PIECES_PER_PAUSE == 0:
+                        await asyncio.sleep(0)
                     if len(body) > MAX_RESPONSE_BYTES:
                         raise NoUsableResponse(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
                 return response.status_code, bytes(body)
