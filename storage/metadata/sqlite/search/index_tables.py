@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, Final
 
 import apsw
@@ -226,6 +226,13 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
     incomplete: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
     readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in incomplete]),))
     return IncompleteManifestPage(readable, tuple(incomplete[-1]) if incomplete else None)
+
+
+def forget_full_text_structure(db: apsw.Connection) -> None:
+    """Makes this connection read again how the full-text indexes are stored, which other connections may have changed.
+    A search does that. `PRAGMA quick_check` does not: it would report what was merged meanwhile as damage."""
+    with suppress(apsw.Error):  # the check that follows finds the damage, too
+        _search_full_text(db)
 
 
 def _search_full_text(db: apsw.Connection) -> None:

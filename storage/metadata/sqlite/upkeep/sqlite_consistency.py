@@ -141,6 +141,7 @@ def _check_database(db: apsw.Connection) -> list[Problem]:
 def _damage_texts(db: apsw.Connection) -> list[str]:
     """Returns the damage messages of SQLite, one for each error."""
     texts: list[str] = []
+    index_tables.forget_full_text_structure(db)
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
             # A line such as "*** in database main ***" is a heading.

@@ -378,6 +378,16 @@ async def test_a_damaged_search_index(site: DamagedStore, damage: str) -> None:
     assert (await site.store.search.tags(["latest"], ALL_NAMES, 0, 10)).items
 
 
+async def test_a_changed_search_index(site: DamagedStore) -> None:
+    """What another process has changed in the search index since the last check of this process is no damage."""
+    await site.store.search_indexer.run()
+    assert ProblemCode.SEARCH_INDEX not in codes(await findings(site.store))
+    for row in range(1000, 1010):
+        site.db.execute("INSERT INTO search_name (rowid, name) VALUES (?, 'team/other')", (row,))
+    site.db.execute("INSERT INTO search_name (search_name) VALUES ('optimize')")  # merges what the check has seen
+    assert ProblemCode.SEARCH_INDEX not in codes(await findings(site.store))
+
+
 async def test_a_check_can_be_stopped(site: DamagedStore) -> None:
     """A check can be stopped while it runs, when it reports its progress."""
 
