@@ -75,8 +75,8 @@ class EventSettings(SettingsGroup):
 
 class Webhook(SettingsGroup):
     """An HTTP endpoint that receives events by POST. An event is sent again until the endpoint answers with a status
-    2xx, or until `max_attempts` or `max_age` is reached. The events of a repository are sent in their order. An endpoint
-    may get an event twice, with the same id."""
+    2xx, or until `max_attempts` or `max_age` is reached. The events of a repository are sent in their order. An
+    endpoint may get an event twice, with the same id."""
 
     name: Annotated[str, AfterValidator(_check_name)] = Field(description="A name for commands and logs, such as `ci`")
     url: Annotated[str, AfterValidator(_check_url)] = Field(description="The address, http or https")

@@ -20,8 +20,9 @@ from registry.config.event_settings import Webhook
 from registry.events.attempts import Attempt, Outcome
 from registry.events.envelopes import ENVELOPES
 from registry.response_limits import PIECES_PER_PAUSE, NoCookies
+from registry.upstream.api_transport import CheckedTransport
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach
-from registry.upstream.transport import CheckedTransport, Resolver, TrustStore
+from registry.upstream.transport import Resolver, TrustStore
 from storage.errors import RegistryError, UpstreamUnavailable
 from storage.outbox import Event
 

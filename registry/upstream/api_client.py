@@ -16,10 +16,11 @@ from registry.config import Upstream
 from registry.memory_budget import MemoryBudget, ShareScope
 from registry.response_limits import MAX_HEADER_LINES, PIECES_PER_PAUSE, NoCookies, TooManyHeaderLines
 from registry.single_flight import note_sending, server_stopping_error
+from registry.upstream.api_transport import CheckedTransport, ProxiedTransport
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES, turn
-from registry.upstream.transport import CheckedTransport, OutboundProxies, ProxiedTransport, Resolver, TrustStore
+from registry.upstream.transport import OutboundProxies, Resolver, TrustStore
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 

@@ -17,8 +17,9 @@ import uvloop
 
 from registry.config import Upstream
 from registry.upstream.api_client import ApiClient
+from registry.upstream.api_transport import CheckedBackend
 from registry.upstream.destinations import ANYWHERE, AddressPolicy
-from registry.upstream.transport import CheckedBackend, OutboundProxies, Resolver, TrustStore
+from registry.upstream.transport import OutboundProxies, Resolver, TrustStore
 from storage.errors import UpstreamUnavailable
 
 RESET_SECONDS = 0.05

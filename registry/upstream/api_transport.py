@@ -1,0 +1,189 @@
+"""Connections of httpx2 to upstreams, for small requests: the API of a registry, token services and webhooks.
+
+`CheckedTransport` connects only to addresses that are allowed (`registry.upstream.transport` says why).
+`ProxiedTransport` connects to a proxy. The connections of both are `PeerStream` objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+import httpcore2
+import httpx2
+
+from registry.upstream.destinations import AddressPolicy, Reach
+from registry.upstream.transport import Resolver
+
+NEXT_ADDRESS_SECONDS = 1.0
+"""Time limit for a connection attempt to an address of a host, if the host has another address to try next."""
+SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
+
+
+class PeerStream(httpcore2.AsyncNetworkStream):
+    """A connection of httpx2 that returns the address of the server at its other end (`server_addr`) even after it is
+    closed. Passes all other calls on to `stream`."""
+
+    def __init__(self, stream: httpcore2.AsyncNetworkStream, peer: Any) -> None:
+        """`peer` is the address of the server: its IP address and the port; None if it is not known, because
+        the server has closed the connection already, or is reached through a proxy."""
+        self._stream = stream
+        self._peer = peer
+
+    @classmethod
+    def wrap(cls, stream: httpcore2.AsyncNetworkStream, peer: Any) -> PeerStream:
+        """Returns the new TCP connection `stream` as a PeerStream, and makes the connection pause after each received
+        piece (`_pause_after_each_receive`)."""
+        _pause_after_each_receive(stream)
+        return cls(stream, peer)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> Coroutine[Any, Any, bytes]:
+        return self._stream.read(max_bytes, timeout)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> Coroutine[Any, Any, None]:
+        return self._stream.write(buffer, timeout)
+
+    def aclose(self) -> Coroutine[Any, Any, None]:
+        return self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's
+    ) -> httpcore2.AsyncNetworkStream:
+        return PeerStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._peer)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._peer if info == "server_addr" else _extra_info(self._stream, info)
+
+
+def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
+    """Returns `stream.get_extra_info(info)`. Returns True for `is_readable` of a connection that uvloop has closed
+    after an error, so that the connection pool does not use it again, and None for any other `info`.
+
+    For such a connection, anyio raises AttributeError or ValueError, because its socket is None or has the file
+    descriptor -1. The pool asks all its connections before each request, so without this function one such connection
+    would make all later requests fail."""
+    try:
+        return stream.get_extra_info(info)
+    except (AttributeError, ValueError, OSError):
+        return True if info == "is_readable" else None
+
+
+def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
+    """Makes the connection stop receiving after each piece, until its reader asks for more bytes. Without that, the
+    event loop would receive up to 32 pieces of 256 KiB from a fast sender before the reader runs again. With 200
+    concurrent requests, these pieces would fill the memory.
+
+    httpcore2 and anyio have no public API for this, so the function uses their private attributes. If these change, any
+    test that opens a connection fails with an AttributeError.
+    """
+    raw: Any = stream._stream  # type: ignore[attr-defined]
+    transport, protocol = raw._transport, raw._protocol
+    receive = protocol.data_received
+
+    def data_received(data: bytes) -> None:
+        receive(data)
+        if not transport.is_closing():
+            transport.pause_reading()
+
+    protocol.data_received = data_received
+    transport.set_protocol(protocol)  # uvloop has cached the previous `data_received`
+
+
+class CheckedBackend(httpcore2.AnyIOBackend):
+    """The part of httpx2 that makes TCP connections, limited to addresses that `policy` and `reach` allow."""
+
+    def __init__(self, policy: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
+        self._policy = policy
+        self._reach = reach
+        self._resolver = resolver
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        if self._reach.is_unrestricted(host, port):
+            stream = await super().connect_tcp(host, port, timeout, local_address, socket_options)
+            return PeerStream.wrap(stream, _extra_info(stream, "server_addr"))
+        try:
+            async with asyncio.timeout(timeout):
+                resolved = await self._resolver.resolve(host, port)
+                addresses = self._policy.allowed_addresses(self._reach, host, port, resolved)
+                return await self._connect_to_first(addresses, port, local_address, socket_options)
+        except TimeoutError as error:
+            raise httpcore2.ConnectTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore2.ConnectError(str(error)) from error
+
+    async def _connect_to_first(
+        self,
+        addresses: list[str],
+        port: int,
+        local_address: str | None,
+        socket_options: Iterable[SocketOption] | None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Tries to connect to one IP address after another, and returns the first connection that succeeds. Raises the
+        error of the last address if none does."""
+        for address in addresses:
+            is_last = address == addresses[-1]
+            try:
+                timeout = None if is_last else NEXT_ADDRESS_SECONDS
+                stream = await super().connect_tcp(address, port, timeout, local_address, socket_options)
+                return PeerStream.wrap(stream, (address, port))
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                if is_last:
+                    raise
+        raise OSError("the name has no address")
+
+
+class CheckedTransport(httpx2.AsyncHTTPTransport):
+    """The transport of httpx2 for requests without a proxy. It makes its connections with `CheckedBackend`."""
+
+    def __init__(
+        self, policy: AddressPolicy, reach: Reach, resolver: Resolver, context: ssl.SSLContext, limits: httpx2.Limits
+    ) -> None:
+        super().__init__(verify=context, trust_env=False, limits=limits)
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=CheckedBackend(policy, reach, resolver),
+        )
+
+
+class _ProxiedBackend(httpcore2.AnyIOBackend):
+    """The part of httpx2 that makes TCP connections to a proxy."""
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        return PeerStream(await super().connect_tcp(host, port, timeout, local_address, socket_options), None)
+
+
+class ProxiedTransport(httpx2.AsyncHTTPTransport):
+    """The transport of httpx2 for requests through the proxy at the URL `proxy`. Its connections are PeerStreams, as
+    those of CheckedTransport, but without an address: the proxy is at their other end, and not the server."""
+
+    def __init__(self, proxy: str, context: ssl.SSLContext, limits: httpx2.Limits) -> None:
+        is_https = proxy.startswith("https:")
+        super().__init__(
+            verify=context,
+            trust_env=False,
+            limits=limits,
+            proxy=httpx2.Proxy(proxy, ssl_context=context if is_https else None),
+        )
+        self._pool._network_backend = _ProxiedBackend()
