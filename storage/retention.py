@@ -47,8 +47,8 @@ class TagFacts:
     - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
       not have that manifest, or the tag has another name.
     - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. Then it
-      takes the place of `pushed` in the order of the tags. It is the time of another change, of any tag: the last one
-      that is known to have come before the push and whose time is not in the future."""
+      takes the place of `pushed` in the order of the tags. It is the time of the last change of any tag that is known
+      to have come before the push and whose time is not in the future; 0.0 if there is none."""
 
     name: Tag
     digest: Digest
@@ -97,9 +97,9 @@ def _sort_key(pushed: float, name: str, order_time: float | None) -> tuple[float
 class UnusedLimits:
     """The conditions for a manifest to count as unused. Times are in seconds since 1970. `pushed`: it has not been
     pushed since this time. `untagged`: it has had no tag since this time. `pulled`: no client has pulled it, or a
-    manifest that it lists, since this time, and none of them was imported from another registry since then. If the
-    records lack pulls until a later time (`TagFacts.unrecorded_until`), a manifest that was pushed before that time
-    does not count as unused."""
+    manifest that it lists, since this time, and none of them was imported from another registry since then. If some
+    pulls after this time, but before a later time, are not recorded (as for `TagFacts.unrecorded_until`), a manifest
+    that was pushed before that later time does not count as unused."""
 
     pushed: float
     untagged: float

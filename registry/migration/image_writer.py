@@ -6,8 +6,9 @@ A manifest can name any digest. So a blob that this registry has already is adde
 old registry has shown that its repository of the same name has the blob (ADR 9).
 
 If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
-undo a push. The history of the tag tells who changed it (`IMPORT_PROGRAM`). Content that retention has deleted here
-does not come back, so that imports and retention do not undo each other's work again and again.
+undo a push. The history of the tag names the program of each change: `IMPORT_PROGRAM` for an import. Content that
+retention has deleted here does not come back, so that imports and retention do not undo each other's work again and
+again.
 """
 
 from __future__ import annotations

@@ -45,10 +45,11 @@ START_TIMEOUT_SECONDS: Final = 25.0
 waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
 """Time after which a client no longer waits for a fill that requests the blob from another repository, if the upstream
-has not responded. The client then waits for the second fill of the blob (`registry.mirror.fill.fill` explains the
-*shared* and the *separate* fill). The time includes the request for a token. It is longer than a working upstream
-usually takes to respond, because two fills may make the upstream send the bytes twice. It is much shorter than
-`START_TIMEOUT_SECONDS`, so that the second fill has enough time to get a response."""
+has not responded. The client then waits for the other of the blob's two fills: the *shared* fill, which all
+repositories use at first, or the *separate* fill (`registry.mirror.fill.fill`). The time includes the request for a
+token. It is longer than a working upstream usually takes to respond, because two fills may make the upstream send the
+bytes twice. It is much shorter than `START_TIMEOUT_SECONDS`, so that the other fill has enough time to get a
+response."""
 
 
 class _NoResponse(Exception):

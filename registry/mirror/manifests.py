@@ -164,8 +164,8 @@ class MirroredManifests:
             raise
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:
-        """Asks the upstream about a tag that is not fresh. With `force`, also asks about a fresh tag, and asks even if
-        the upstream's rate limit leaves few requests. Returns None if the cached copy is current afterwards, otherwise
+        """Asks the upstream about a tag that is not fresh or not cached. With `force`, also asks about a fresh tag, and
+        asks even if the upstream is nearly exhausted. Returns None if the cached copy is current afterwards, otherwise
         a notice. A frozen tag is always current: the upstream is not asked. Raises ManifestUnknown, and, if nothing is
         cached, the errors of the upstream client."""
         if await self._served_tags.frozen(repo, tag) is not None:
@@ -178,11 +178,12 @@ class MirroredManifests:
 
     async def recheck(self, repo: RepositoryName, tag: Tag) -> None:
         """Asks the upstream about a tag, even if the tag is fresh, and records for the cooldown which digest the tag
-        names. Fetches the manifest if the tag has moved or is not cached. While the upstream is nearly exhausted,
-        fetches no manifest: sends only a HEAD request, which Docker Hub does not count against its limit, and a GET
-        request if the response to that is not enough, such as a 404; sends nothing about an uncached tag that the
-        upstream did not have at its last answer. Does nothing for a frozen tag. Raises ManifestUnknown and the errors
-        of the upstream client, even if a manifest is cached."""
+        names. Fetches the manifest if the tag has moved or is not cached. Does nothing for a frozen tag. Raises
+        ManifestUnknown and the errors of the upstream client, even if a manifest is cached.
+
+        While the upstream is nearly exhausted, fetches no manifest. Sends only a HEAD request, which Docker Hub does
+        not count against its limit. If the response to that is not enough, such as a 404, also sends a GET request.
+        Sends nothing if the tag is not cached and the upstream did not have it at its last answer."""
         if await self._served_tags.frozen(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
 

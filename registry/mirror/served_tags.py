@@ -162,8 +162,8 @@ class ServedTags:
         return chosen
 
     async def _is_young(self, move: TagMove) -> bool:
-        """Returns whether the tag of `move` is young, if `move` is younger than the upstream's cooldown: whether the
-        tag is of this upstream and has a cooldown, and `move` is its last move."""
+        """Returns whether `move` is the last move of a tag of this upstream, and the tag has a cooldown. Such a tag is
+        young, because the caller passes only moves that are younger than the upstream's cooldown."""
         since, repo, tag = move
         if not repo.startswith(f"{self._settings.name}/") or not self.cooldown(repo, tag):
             return False

@@ -34,10 +34,10 @@ PAUSE_SECONDS: Final = 30.0
 """Time after a failed search for which no search is sent to the upstream."""
 CACHED_SECONDS: Final = 600.0
 MAX_CACHED: Final = 256
-"""Time for which a cached answer is used, and largest number of answers that a process caches."""
+"""Time for which a cached answer is used, and largest number of answers of one upstream that a process caches."""
 MAX_CACHED_BYTES: Final = 4 * MIB
-"""Largest size of all cached answers of a process together. `MAX_CACHED` usual answers, of about 5 KiB each, fit. But
-the upstream chooses the texts, and one answer with the longest texts has about 250 KiB."""
+"""Largest size of all answers of one upstream together that a process caches. `MAX_CACHED` usual answers, of about
+5 KiB each, fit. But the upstream chooses the texts, and one answer with the longest texts has about 250 KiB."""
 MAX_AT_ONCE: Final = 2
 """Largest number of searches that a process sends to the upstream at the same time. Further searches wait for at most
 `TIMEOUT_SECONDS` until another search has ended. If none ends in this time, they return no results."""

@@ -318,7 +318,7 @@ class ProcessPartial:
             for part in new_parts:
                 self._being_written.add(*part)
         try:
-            # `MinFreeSpace` was checked before the download began, for the size of the whole blob.
+            # `MinFreeSpace`, which must stay free, was checked for the whole blob before the download began.
             self._reserve.require_free_space(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)

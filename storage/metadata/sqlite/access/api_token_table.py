@@ -49,7 +49,7 @@ _IN_USE_FOR_SECONDS: Final = 30 * 86400.0
 `_IN_USE_FOR_SECONDS`. A machine that stays logged in has such a token. A job that logs in each time that it runs leaves
 tokens that were used only at the beginning."""
 _IN_USE_FRACTION: Final = 0.75
-"""The part of `MAX_REFRESH_TOKENS` up to which an account keeps tokens in use rather than others."""
+"""Tokens in use take precedence over others only up to this fraction of `MAX_REFRESH_TOKENS`."""
 _REVOKED_PER_LOGIN: Final = 100
 """Largest number of refresh tokens that one login revokes. An account can have far more than `MAX_REFRESH_TOKENS`,
 because older versions allowed this. Then several logins revoke the excess, each in a short transaction, because other
@@ -81,8 +81,8 @@ _EXCESS_REFRESH_TOKENS: Final = (
     f"ranked_again AS (SELECT *, {_RANK_IN_NOTE} AS rank FROM limited) "
     "SELECT id FROM ranked_again ORDER BY class DESC, rank, last_use DESC, created DESC, id LIMIT ?6 OFFSET ?7"
 )
-"""The ids of the refresh tokens of an account without the new one, in the order in which the account keeps them. The
-query skips the first ?7 tokens, which stay, and returns at most ?6 of the others.
+"""The ids of at most ?6 refresh tokens to revoke. The query sorts the tokens of an account, without the new one: those
+to keep rather than others come first. It skips the first ?7 tokens, which stay.
 
 The note of a refresh token is the name and the address of the client. In this order, a host that logs in often revokes
 its own tokens, and not those that other machines use:
@@ -156,9 +156,10 @@ def add(
 ) -> None:
     """Adds the token. Does not increment the epoch, because no process can have cached anything about the token. If the
     token is a refresh token, and its account has more than `MAX_REFRESH_TOKENS` now, revokes others
-    (`_EXCESS_REFRESH_TOKENS`), which increments the epoch. `expected_version`: as for `check_version`. Raises
-    AccountUnknown if its account does not exist; AccountExists if its id is in use; AccountInvalid if its account has
-    too many personal tokens; Unauthorized (`check_version`)."""
+    (`_EXCESS_REFRESH_TOKENS`), which increments the epoch. `expected_version`: the version that the account had at the
+    login that allows the change; None: any version. Raises AccountUnknown if the account does not exist; AccountExists
+    if the token's id is in use; AccountInvalid if the account has too many personal tokens. With `expected_version`,
+    raises Unauthorized if the account has another version or does not exist."""
     _delete_expired(db, now)
     check_version(db, new_token.account, expected_version)
     account(db, new_token.account)  # raises AccountUnknown
