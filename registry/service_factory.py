@@ -6,7 +6,8 @@ A request for `/v2` passes through these layers, in this order:
 2. `Observed`, which measures and logs the call;
 3. `Guarded`, which checks the client's rights;
 4. `Restricted`, which refuses calls that the settings `read_only` and `delete` forbid;
-5. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes the router's place.
+5. `Admission`, if the settings limit the space, which refuses pushes whose content does not fit;
+6. the router, which passes the call to the store or to a mirror. Without mirrors, the store takes the router's place.
 """
 
 from __future__ import annotations
@@ -196,7 +197,7 @@ class ServiceFactory:
         )
         browser = self._browser(backend, policy, guard)
         behind_proxy = settings.public_url is not None or bool(settings.trusted_proxies)
-        # The check is strictest until the policy is closed: until there is an account or another way to log in.
+        # The check is strictest until the policy is closed, that is, until there is an account or another login.
         cross_site = CrossSiteCheck(settings.public_url, self._other_hosts, lambda: not policy.is_closed)
         management = management_components(
             *(components, policy, backend.upkeep, browser, ContentSearches(store, router, backend.upstream_search)),

@@ -3,7 +3,7 @@
 The task belongs to no caller. If a caller is cancelled, only its wait ends: the task continues, even if no other caller
 waits for it. There is one exception. A task that waits to send its first request to another server is cancelled once
 all its callers have left (`waiting_to_send`). Otherwise a client that starts many requests and closes their connections
-at once could make all others wait in the same queue.
+at once could fill the queue in which the tasks of other clients wait to send.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ async def finish_in_thread(call: Callable[[], T]) -> T:
 
     If the caller is cancelled, waits for the end of `call` before it raises CancelledError. A thread cannot be stopped,
     and a lock that the caller holds around this call must not become free while the thread works. If `call` reads for a
-    client, the caller is cancelled when the client disconnects. Without the wait, the caller would release its slot
-    while the thread still works, so clients could make any number of threads work at once."""
+    client, the caller is cancelled when the client disconnects. Without the wait, a limit on concurrent calls would
+    admit the next call while the thread still works, so clients could make any number of threads work at once."""
     running_call = asyncio.ensure_future(asyncio.to_thread(call))
     try:
         return await asyncio.shield(running_call)

@@ -116,7 +116,7 @@ class EvictionRules:
     stays. `keep_incomplete_pulled_after`: an image that lacks some of its blobs stays if it was pulled after this time
     (seconds since 1970), because a client may be pulling it. `cooldowns`: while a cooldown holds back a newer image,
     clients get the older image; the older image stays, because the upstream may no longer have it; None: there are no
-    cooldowns. Images that a frozen tag points at stay in any case."""
+    cooldowns. Images that a frozen tag (a tag that no longer follows the upstream) points at stay in any case."""
 
     is_kept: IsKept
     downloading: Set[Digest]

@@ -1,11 +1,11 @@
 """Delivers events to webhooks (`WebhookDispatcher`).
 
-Only one process at a time delivers events: the process that holds a slot (a permit). Each webhook has a task of its
-own, so that a webhook that is slow or down does not delay the other webhooks. This task reads the events that are due,
-in *queues*. A queue has the next events of one repository. For each queue, the task starts a *sender*: a task that
-sends the events of the queue one after the other, so that the events of a repository arrive in their order. Up to
-`Webhook.connections` senders run at a time. When a sender has ended, the next queue gets a sender, even if the other
-senders are slow. The number of senders of all webhooks together is limited as well (`SenderLimit`).
+Only one process at a time delivers events (see `delivery_leader`). Each webhook has a task of its own, so that a
+webhook that is slow or down does not delay the other webhooks. This task reads the events that are due, in *queues*. A
+queue has the next events of one repository. For each queue, the task starts a *sender*: a task that sends the events of
+the queue one after the other, so that the events of a repository arrive in their order. Up to `Webhook.connections`
+senders run at a time. When a sender has ended, the next queue gets a sender, even if the other senders are slow. The
+number of senders of all webhooks together is limited as well (`SenderLimit`).
 
 An event is sent again and again until the *endpoint*, the URL of the webhook, answers 2xx. After each failure the
 repository waits longer, up to five minutes. The waiting time has a random part, so that many registries do not send at
@@ -175,7 +175,7 @@ class WebhookDispatcher:
             if self._outcomes and (not self._senders or self._time() >= self._settle_at):
                 await self._settle()
             if self._health.is_paused:
-                self._waiting.clear()  # read again after the pause, because some events may be dropped by then
+                self._waiting.clear()  # read again after the pause, because the store may delete some events by then
                 self._read_again_at = float("-inf")
             else:
                 if not self._waiting and len(self._senders) < self._settings.connections:
@@ -196,7 +196,8 @@ class WebhookDispatcher:
         if version == self._read_version and not is_due and self._time() < self._read_again_at:
             return
         pauses = self._health.pauses()
-        # After a failure, reads only as many queues as can be sent at once, because a further failure drops the others.
+        # After a failure, reads only as many queues as can be sent at once: a further failure can cause a pause, and
+        # `_work` then discards the queues that have no sender.
         limit = self._settings.connections if self._health.failures else QUEUES_PER_READ
         excluded_repositories = {*self._senders, *self._outcomes.repositories, *pauses}
         due = await self._outbox.due(self._settings.name, now, limit, EVENTS_PER_QUEUE, excluded_repositories)

@@ -147,7 +147,7 @@ class DistributionAPI:
         exchange = Exchange(self.registry, self.limits, self._base_url, scope, receive, send, self._body_memory)
         notes = (scope.get("extensions") or {}).get(REQUEST_NOTES_EXTENSION)
         if notes is not None:
-            notes["exchange"] = exchange  # the server empties the dictionary after the request
+            notes["exchange"] = exchange  # for the `RequestRecorder`; the server empties `notes` after the request
         enter_request(exchange)
         try:
             # If the response is worth caching, `record` makes the exchange record it and returns True; after the
@@ -181,8 +181,8 @@ class DistributionAPI:
             await send_internal_error(exchange)
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
-        """Returns the cached response to a request without a body, with a new request id for its header. Returns None
-        if no such response is cached: then the server has to call the application with the request.
+        """Returns the cached response to a request without a body, and the request id for its header. Returns None if
+        no such response is cached: then the server has to call the application with the request.
 
         Before it returns a response, counts the request under the rate limit, and counts a pull."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._make_credential_key)

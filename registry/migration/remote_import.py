@@ -1,5 +1,6 @@
-"""Copies the content of another registry over the network (`RemoteImport`), in jobs of the kind `import-remote`. This
-works with every registry that implements the OCI distribution spec. This registry's server may run at the same time.
+"""Copies the content of another registry, the *old registry*, over the network (`RemoteImport`), in jobs of the kind
+`import-remote`. The old registry must implement the OCI distribution spec. This registry's server may run at the same
+time.
 
 For each tag, the digest is requested with a HEAD request, so that a second run fetches only changed images. Referrers,
 such as signatures, are imported with their subject: they are found through the referrers API, or through the tags that

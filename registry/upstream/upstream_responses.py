@@ -73,9 +73,9 @@ class UpstreamResponse:
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """Limits where URLs in this response, such as that of a token service, may lead: to addresses of this network
-    class, and to public addresses. It is the class of the first server that responded, or PUBLIC if a redirect has left
-    that class."""
+    """The network class of the first server that responded, or PUBLIC if a redirect has left that class. URLs in this
+    response, such as that of a token service, may lead only to addresses of this class, to public addresses, and to
+    hosts that the settings allow."""
 
     @property
     def length(self) -> int | None:

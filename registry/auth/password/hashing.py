@@ -217,8 +217,8 @@ time, so the last of these calls waits for about a second if no other worker nee
 RESERVED_PLACES: Final = 8
 """The number of extra places for sites with few calls. A *site* is the network of a customer
 (`registry.client_addresses.site_of`), which can have many addresses. Without these places, one site could keep all
-other sites from logging in. They are not a part of `MAX_WAITING_CALLS`: all clients can belong to one site, behind a
-proxy that `trusted_proxies` does not list or in a private network. Such a site still gets all of those places."""
+other sites from logging in. They come in addition to `MAX_WAITING_CALLS`, so that a single site to which all clients
+belong, such as a private network or a proxy that `trusted_proxies` does not list, still gets that many places."""
 MAX_CALLS_IN_RESERVE: Final = 2
 """A site gets a reserved place only while it has fewer calls than this."""
 RETRY_AFTER_SECONDS: Final = 2

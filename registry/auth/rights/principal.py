@@ -244,8 +244,8 @@ class Principal:
         return visitor
 
     def visitor_at(self, address: str) -> str:
-        """Returns the text that identifies the client in limits for each visitor: its account, or the network of its IP
-        address `address` if it is anonymous."""
+        """Returns the key of the client for limits that apply to each visitor separately: its account, or the network
+        of its IP address `address` if it is anonymous."""
         return visitor_key(None if self.is_anonymous else self.name, address)
 
     # Rights on one repository

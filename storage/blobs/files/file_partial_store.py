@@ -105,8 +105,8 @@ class PartialHandle:
         return not self._closed and self._shared.flags.has_waiter_besides(self)
 
     def mark_started(self, repo: RepositoryName) -> None:
-        """Tells all processes that this handle, which is the owner, has started to request bytes from the upstream, as
-        bytes of the repository `repo`. Does nothing if this handle is not the owner. Raises StorageFailed."""
+        """Tells all processes that this handle, which is the owner, has started to request bytes from the repository
+        `repo` of the upstream. Does nothing if this handle is not the owner. Raises StorageFailed."""
         if self.is_owner:
             self._shared.flags.mark_started(repo)
 

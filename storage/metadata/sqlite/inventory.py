@@ -172,9 +172,9 @@ class SqliteInventory:
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root`, its children and referrers, and recursively their
         children and referrers. Leaves out manifests that have a tag or that a remaining index lists."""
-        # An index can have tens of thousands of children, and many indexes can list the same children. So if
-        # a remaining index lists a manifest, the loop checks the manifest again only after that index is removed, and
-        # begins with that index. It reads each entry of an index only a few times.
+        # An index can have tens of thousands of children, and many indexes can list the same children. A manifest that
+        # a remaining index lists therefore waits until that index is removed. The next check of the manifest starts at
+        # that index, so the loop reads each entry of an index only a few times.
         removed: dict[int, None] = {}  # keeps the order
         waiting: dict[int, list[int]] = {}  # maps an index to the manifests that stay unless the index is removed
         # Maps each found manifest to a row id. All indexes up to this row id that list the manifest are in `removed`.

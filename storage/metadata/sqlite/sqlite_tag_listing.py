@@ -1,8 +1,9 @@
 """Reads lists of tags, with facts about their manifests, from the metadata database (`SqliteTagListing`).
 
 A page of a list needs the names of all tags of the repository, but facts only about the tags on the page. SQLite
-filters and sorts the names. This takes some 30 ms for 100,000 tags, without the global interpreter lock. Only the order
-of versions is computed in Python (`storage.metadata.sqlite.version_lists`).
+filters the names, and sorts them by name or by the time of their push. This takes some 30 ms for 100,000 tags, without
+the global interpreter lock. The orders by size and by version (`storage.metadata.sqlite.version_lists`) are computed in
+Python.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from storage.tag_listing import (
 _MAX_BLOB_ROWS: Final = 100_000
 """Largest number of references to blobs that one call reads, to add up sizes. This takes about 0.2 s."""
 _MAX_REFERRERS: Final = 20
-"""Largest number of referrer types, and of referrer tags, that are read for one manifest. A *referrer tag*, such as
-`sha256-….sig`, belongs to the manifest whose digest its name contains: it points at a signature of that manifest, for
-example."""
+"""Largest number of referrer types, of Sigstore bundles, and of referrer tags that are read for one manifest. A
+*referrer tag*, such as `sha256-….sig`, belongs to the manifest whose digest its name contains: it points at a signature
+of that manifest, for example."""
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _MATCHES: Final = f"""
  WHERE repository = ?1 AND (?2 = '' OR instr(lower(name), ?2) > 0)
