@@ -189,7 +189,7 @@ class SearchIndex(Protocol):
 
     async def unindexed_manifests(self) -> ManifestBatch:
         """Returns some of the manifests that are not in the index, or whose missing config has been stored since. If
-        there are none, `start` and `end` of the batch are equal."""
+        nothing is left to read, `start` and `end` of the batch are equal."""
         ...
 
     async def add_manifests(self, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:

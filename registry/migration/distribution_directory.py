@@ -30,7 +30,7 @@ _ROOTS: Final = ("", "docker/registry/v2", "registry/v2", "v2", "_data/docker/re
 """The places below the user's path where ROOT may be. The user's path may be a docker volume, the directory in the
 settings of the old registry, or a directory below it."""
 _MAX_LINK_BYTES: Final = 256
-"""A link contains one digest. A longer file is not read."""
+"""Largest number of bytes that are read of a link, which contains one digest."""
 _NOT_SERVED: Final = "the old registry does not serve it from this repository: its link is missing"
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 """Largest manifest that is read: the largest that the settings of this registry can allow."""

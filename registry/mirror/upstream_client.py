@@ -31,12 +31,12 @@ class UpstreamContentInvalid(UpstreamUnavailable):
 
 
 class BlobSizeWrong(UpstreamUnavailable):
-    """The upstream sends a blob of another size than the manifests of the repository state, or sends something else
-    than the blob, such as an error page."""
+    """The upstream sends a blob whose size differs from the size in the manifests of the repository, or sends something
+    else than the blob, such as an error page."""
 
 
 class Unconfirmed:
-    """Base class of the three errors for responses of unclear origin."""
+    """Base class of the three errors for a "not found" that does not show whether the content exists."""
 
     is_refusal = False
     """True: the upstream or its token service has refused a request without a login, or the settings require a login
@@ -107,8 +107,8 @@ class UpstreamClient(Protocol):
     (with `retry_after`), Denied (the upstream refused the configured login) and StorageFailed. If the upstream refuses
     an anonymous request, they raise ManifestUnknown, BlobUnknown or NameUnknown: registries respond in the same way for
     private and for missing repositories. If a proxy or firewall in front of the upstream possibly sent such a response,
-    or if the login failed, the error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or UnconfirmedNameUnknown.
-    """
+    or if the request lacked a login or token that could not be obtained, the error is UnconfirmedManifestUnknown,
+    UnconfirmedBlobUnknown or UnconfirmedNameUnknown."""
 
     name: str
     """The name of the upstream in the settings, such as `docker.io`."""

@@ -3,7 +3,7 @@
 A *cell* is one number in memory that all processes share. Each process writes to cells of its own, its *column*
 (`registry.telemetry.shared_cells`). A *family* of metrics has a name, a help text and labels. Each combination of label
 values is a *series*, and has cells of its own. All values of a label are listed before the fork, so that every process
-knows the number of each cell. A value that is not in the list counts as the last value of the list, which is therefore
+knows the index of each cell. A value that is not in the list counts as the last value of the list, which is therefore
 called `other` in most lists.
 
 Names and types follow the Prometheus documentation ("Metric and label naming", "Histograms and summaries").
@@ -40,7 +40,7 @@ class Family:
         self.first = plan.add(self, self.size)
 
     def cell(self, *values: str) -> int:
-        """Returns the number of a series' first cell. `values`: one value for each label."""
+        """Returns the index of a series' first cell. `values`: one value for each label."""
         series_number = 0
         for value, positions in zip(values, self._positions, strict=True):
             series_number = series_number * len(positions) + positions.get(value, len(positions) - 1)
@@ -122,7 +122,7 @@ class CellPlan:
         """Each source, and the cells that its number is added to."""
 
     def reserve(self, count: int) -> int:
-        """Returns the number of the first of `count` cells that belong to no family: they can be sources."""
+        """Returns the index of the first of `count` cells that belong to no family: they can be sources."""
         first = self.size
         self.size += count
         return first
@@ -141,7 +141,7 @@ class CellPlan:
         return totals
 
     def gauge_cells(self) -> Iterator[int]:
-        """Yields the numbers of the cells that belong to gauges."""
+        """Yields the indexes of the cells that belong to gauges."""
         for family in self.families:
             if family.kind == "gauge":
                 yield from (first for _, first in family.series())
@@ -155,6 +155,6 @@ class CellPlan:
         return hashlib.sha256(json.dumps([families, self._sources, self.size], default=list).encode()).hexdigest()
 
     def add(self, family: Family, count: int) -> int:
-        """Adds a family that needs `count` cells. Returns the number of its first cell."""
+        """Adds a family that needs `count` cells. Returns the index of its first cell."""
         self.families.append(family)
         return self.reserve(count)

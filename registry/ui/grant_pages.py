@@ -50,8 +50,8 @@ SUBJECT_KINDS: Final = {
 """The names of the kinds of subjects that a grant can have, on the page."""
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""A slot is the permit to render a page; their number limits how many pages are rendered at a time. A `FormRoute` does
+not acquire one for its handler. So the handlers that render a page acquire a `page_slot`."""
 
 
 @router.get(GRANTS_PATH)

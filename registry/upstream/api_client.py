@@ -27,7 +27,7 @@ from storage.errors import UpstreamTimeout, UpstreamUnavailable
 MAX_CONNECTIONS = 64
 """Largest number of connections of each HTTP client in `ApiClient._clients`."""
 _ASSUMED_BODY_BYTES = 1 * MIB
-"""Memory that is reserved for a body before it is read, if the response does not state the length of the body."""
+"""The length that a body is assumed to have, for the memory budget, if the response does not state it."""
 _LOCATION_EXTENSION = "entrepot.location"
 """The key in the `extensions` of a response under which `_move_location` stores the `Location` header."""
 _CONNECTION_LOST = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError, httpx2.CloseError)

@@ -94,8 +94,8 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     NameUnknown,
 )
 """Which error to raise if no endpoint succeeded: of the errors of the endpoints, the one whose type comes first in this
-list. The unknown errors come last, so that one of them is raised only if all endpoints say that there is no such
-content."""
+list. The errors for a "not found" come last, so that one of them is raised only if all endpoints say that there is no
+such content."""
 
 
 class UpstreamRequester:
@@ -151,7 +151,7 @@ class UpstreamRequester:
         await self.remaining_requests.refresh()
         order = self._endpoints.in_order(repo, avoid, refused)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(repo, order)
-        if not order:
+        if not order:  # the circuit breakers of all endpoints are open
             self._observer.on_refused()
         failures: list[RegistryError] = []
         order = await self._without_rate_limited(order, kind, failures)

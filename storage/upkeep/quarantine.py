@@ -140,6 +140,7 @@ class Quarantine:
             return False
         async with self._locks.hold(blob.digest):
             version = await self._blobs.version(blob.former_place)
+            # The place of a blob is empty while it is marked as damaged.
             if await self._damage.place_of(blob.digest) != "" or version != check.version:
                 return False
             if check.problem is not None:

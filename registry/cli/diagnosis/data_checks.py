@@ -148,7 +148,7 @@ def _check_files(name: str, data: Path, directory_owner: int, server_uid: int) -
         what = f"{path} belongs to {user_name(status.st_uid)}, and the directory to {user_name(directory_owner)}"
         why = "the server, which runs as the owner of the directory, cannot change this file"
         step = f"chown -R --reference={data} {data}"
-        if server_uid != directory_owner:  # the server could not change files of the directory's owner
+        if server_uid != directory_owner:  # if the file belonged to `directory_owner`, the server could not change it
             what = f"{path} belongs to {user_name(status.st_uid)}, and the server runs as {user_name(server_uid)}"
             why, step = "the server cannot change this file", f"chown -R {server_uid} {data}"
         yield problem(name, what, why, step)
@@ -275,7 +275,7 @@ def _check_database(settings: Settings) -> list[Finding]:
         for path in (settings.data, database, *log_files):
             if path.exists() and not _can_use(path, path.stat()):
                 step = "run the command as root or as the user of the server"
-                if path in log_files:  # the command may be that user already
+                if path in log_files:  # the command may run as the user of the server already
                     step = f"give the file to the user of the server: chown … {path}"
                 return [problem(name, str(error), f"this user may not read and change {path}", step)]
         step = (

@@ -26,7 +26,7 @@ _RESTART = "then run: systemctl restart docker"
 
 
 def check_docker(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns the findings. Ignores hosts other than Docker Hub, because docker uses mirrors for Docker Hub only."""
+    """Returns the findings. Of the mirrored hosts, checks only Docker Hub, because docker uses mirrors for no other."""
     name = files.first(*_FILES) or _FILES[0]
     try:
         daemon = files.json(name)

@@ -91,7 +91,7 @@ def _parse_rate(text: str | None) -> int | None:
 
 
 def _print_step(step: Mapping[str, Any]) -> None:
-    """Prints one step as a line."""
+    """Prints one event of the round, such as a damaged blob, as a line."""
     match step["event"]:
         case "damaged":
             repositories = ", ".join(step["repositories"]) or "no repository"

@@ -176,7 +176,7 @@ async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
 
 async def _add_referrers(image: _Image, subject: Digest, depth: int) -> None:
     """Adds the manifests whose subject is `subject`, and the referrers of these manifests. `depth`: how many further
-    levels of referrers are allowed."""
+    levels of referrers are allowed, and how many levels of manifests a referrer of `subject` may have."""
     after: str | None = None
     has_more = depth > 0
     while has_more:

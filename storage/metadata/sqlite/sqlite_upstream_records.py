@@ -41,8 +41,8 @@ MAX_PARSED_BYTES = 256 * 1024
 """Largest total size in bytes of the manifests that `referring_manifests` parses. The size is limited because the
 manifests are parsed on the event loop."""
 MAX_ROWS_SEARCHED = 500
-"""Number of manifests that refer to a blob, those with the highest row ids, among which `referring_manifests` looks for
-the newest."""
+"""`referring_manifests` looks only at this number of the manifests that refer to the blob: those with the highest row
+ids."""
 _DELETE_SURPLUS_TOKENS = """
 DELETE FROM upstream_token WHERE key IN (
     SELECT key FROM upstream_token WHERE key <> ?1 ORDER BY expires DESC LIMIT -1 OFFSET ?2)"""
@@ -78,8 +78,8 @@ class SqliteUpstreamRecords:
     """Implements `UpstreamRecords`. Reads on the event loop.
 
     A change by `confirm` is durable when the method returns. The other changes may be lost in a power cut, because the
-    mirror can get the same information from its upstreams again. On a full disk, changes that delete something may use
-    all of the disk space that was allocated in advance (`ReserveUse.ALL`)."""
+    mirror can get the same information from its upstreams again. On a full disk, changes that only delete records may
+    use all of the disk space that was allocated in advance (`ReserveUse.ALL`)."""
 
     def __init__(
         self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase, clock: Callable[[], float]

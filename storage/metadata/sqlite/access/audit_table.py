@@ -6,8 +6,8 @@ table have the same time, the line with the higher row id comes first. The publi
 this order, so the next page begins at the right line even if lines were written or deleted after the previous page was
 read.
 
-All functions take a connection. Functions that change something run inside a transaction, which the caller commits.
-`by` is the actor (an account or a command) that the line names. Times are seconds since 1970.
+Functions that read or change the log take a connection. Those that change it run inside a transaction, which the caller
+commits. `by` is the actor (an account or a command) that the line names. Times are seconds since 1970.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ and a push need not write to the index. In tables that use the row ids of delete
 position back, so that it is never above the highest row id.
 
 Each function that changes something runs inside a transaction that the caller commits. Except for `rebuild`, it changes
-a bounded number of rows. Texts of the content are read as bytes, so that damaged texts raise no error.
+a bounded number of rows. Except in `set_labels`, texts of the content are read as bytes, so that damaged texts raise no
+error.
 """
 
 from __future__ import annotations
@@ -229,8 +230,8 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
 
 
 def forget_full_text_structure(db: apsw.Connection) -> None:
-    """Makes this connection read again how the full-text indexes are stored, which other connections may have changed.
-    A search does that. `PRAGMA quick_check` does not: it would report what was merged meanwhile as damage."""
+    """Makes this connection read again which segments the full-text indexes have. A search does that; `PRAGMA
+    quick_check` does not, and reports segments that another connection has merged meanwhile as damage."""
     with suppress(apsw.Error):  # the check that follows finds the damage, too
         _search_full_text(db)
 
