@@ -4,8 +4,8 @@ Each set of settings has an application of its own (`Entrepot`) with its own sto
 settings opens a second application and then passes new requests to it. A request belongs to one application from its
 start to its end. The old application is closed when its requests, jobs and downloads have ended.
 
-The locks of a store belong to its open files. So the locks of two stores exclude each other even if one process has
-opened both.
+The stores of two applications have the same data directory. File locks belong to an open file, not to a process, so the
+locks of one store also exclude the other store in the same process.
 """
 
 from __future__ import annotations

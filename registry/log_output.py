@@ -27,7 +27,8 @@ FLUSH_SECONDS: Final = 0.2
 _LATER_LINE_CHARACTERS: Final = 256
 """Assumed size of a line whose text is made later."""
 _LaterLine = tuple[float, str, Callable[..., str], tuple[Any, ...]]
-"""A line whose text is made later: seconds since 1970, the logger's name, and the arguments of `write_later`."""
+"""A line whose text is made later: the time in seconds since 1970, and the parameters of `write_later` (`name`,
+`make_message`, `arguments`)."""
 
 _UNUSED_FIELDS = {
     **dict.fromkeys(("pathname", "filename", "module", "funcName"), "unknown"),

@@ -24,7 +24,7 @@ RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
-"""How far in the future the time of a throttling key (see `FailureCost`) may be at most."""
+"""How far in the future the time that is stored for a throttling key (see `FailureCost`) may be at most."""
 
 
 class AccountInvalid(RegistryError):
@@ -240,10 +240,11 @@ class SigningKey:
 
 
 class FailureCost(NamedTuple):
-    """What a failed login adds to the time of a throttling key. The key is a text that stands for an account, a network
-    of clients, or both; logins under it are refused if its time lies too far in the future (see
-    `storage.accounts.Accounts.add_failures`). `seconds`: the number of seconds to add. `max_seconds`: how far in the
-    future the new time may be at most, in seconds; not more than `LONGEST_THROTTLING_SECONDS`."""
+    """The cost of a failed login under a throttling key, a text that stands for an account, a network of clients, or
+    both. The store has a time for each key, and each failure moves it further into the future (see
+    `storage.accounts.Accounts.add_failures`). If the time is too far in the future, logins under the key are refused.
+    `seconds`: the number of seconds that the failure adds to the time. `max_seconds`: how far in the future the new
+    time may be at most, in seconds; not more than `LONGEST_THROTTLING_SECONDS`."""
 
     seconds: float
     max_seconds: float

@@ -20,7 +20,7 @@ class RegistryError(Exception):
     """The message of an error whose constructor gets no message."""
     redacted: RegistryError | None = None
     """The error for a client that may not pull from the repository. It names no digest or tag that the client did not
-    send. None: neither does this error."""
+    send. None: such a client gets this error itself, because it names none either."""
 
     def __init__(self, message: str | None = None, detail: object = None) -> None:
         self.message = message or self.default
@@ -190,8 +190,9 @@ class Unsupported(RegistryError):
 
 
 class TooManyRequests(RegistryError):
-    """The client exceeded its rate limit at this registry, or this registry exceeded its rate limit at the upstream
-    registry from which it mirrors. `retry_after`: number of seconds after which the client may try again."""
+    """The request exceeds a limit of this registry, such as a rate limit or a number of concurrent requests, or this
+    registry exceeded its rate limit at the upstream registry from which it mirrors. `retry_after`: number of seconds
+    after which the client may try again."""
 
     code = "TOOMANYREQUESTS"
     default = "too many requests; wait a little"

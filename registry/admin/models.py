@@ -66,7 +66,7 @@ def list_page(
 
 
 def to_datetime(seconds: float) -> datetime:
-    """Does the same as `utc_time`."""
+    """Returns a time in seconds since 1970 as a datetime in UTC."""
     return utc_time(seconds)
 
 

@@ -256,7 +256,7 @@ class Administration:
         `expires_in` is the lifetime in seconds; None: the token never expires. `limits` restrict the token to some of
         the actions that the account may do. Empty: the token has no restriction. `expected_version` is the version that
         the account had when its owner logged in for this change; None: somebody else makes the change. Raises
-        Unauthorized if the account, such as its password, was changed since.
+        Unauthorized if the account's version is another one now, for example because its password was changed.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:

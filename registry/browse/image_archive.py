@@ -160,8 +160,8 @@ def _choose(index: Manifest, wanted: str | None, name: str) -> Descriptor:
 
 
 async def _check_sizes(registry: Registry, repo: RepositoryName, blobs: Sequence[Descriptor]) -> None:
-    """Raises BlobUnknown if a blob is missing, or has another size than the manifest says. Otherwise the archive could
-    not be completed, or could not be loaded."""
+    """Raises BlobUnknown if a blob is missing, or has another size than the manifest says. An archive with such a
+    blob could not be completed, or could not be loaded."""
     for number, blob in enumerate(blobs):
         if number % _BATCH == 0:
             await asyncio.sleep(0)

@@ -3,7 +3,7 @@ registry.
 
 The input is the text of its `config.yml`, and the environment variables `REGISTRY_…` that override single keys, as in
 `REGISTRY_HTTP_ADDR`. The output is a settings file in TOML. A key without a counterpart becomes a comment that says
-why, or what to do instead. Passwords and keys are never written into the output.
+why, or what to do instead. The output never has the value of a key for a password or secret, such as `proxy.password`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _CLIENT_AUTH: Final = {"verify-client-cert-if-given": "optional", "require-and-v
 """Maps values of `http.tls.clientauth` to values of `tls.client_auth`."""
 _HUB_HOSTS: Final = ("registry-1.docker.io", "docker.io", "index.docker.io", "registry.hub.docker.com")
 """Hosts of Docker Hub, which is the upstream `docker.io` here."""
-_NAME: Final = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
+_UPSTREAM_NAME: Final = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _MISSING: Final = object()
 """The value of a key that the old settings do not have."""
@@ -218,7 +218,7 @@ class _Translation:
             return
         parts = _split(url)
         host = (parts.hostname or "").lower()
-        if parts.scheme not in ("http", "https") or not _NAME.fullmatch(host):
+        if parts.scheme not in ("http", "https") or not _UPSTREAM_NAME.fullmatch(host):
             self._comments.append("# proxy.remoteurl: this is not the URL of a registry; set [[upstream]]")
             return
         name = "docker.io" if host in _HUB_HOSTS else host

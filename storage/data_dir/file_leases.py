@@ -77,21 +77,21 @@ class FileLeases:
         self, name: str, count: int, keep_free: int = 0, *, urgent_after: float = inf
     ) -> AsyncIterator[None]:
         """Waits for one of the `count` slots of `name` and holds it inside the `async with` block. Takes a slot only if
-        at least `keep_free` other slots are free, so that more urgent work finds a free slot. `urgent_after`: seconds
-        after which the task is urgent. Tasks of this process that pass the same `keep_free` and `urgent_after` get
-        slots in the order of their calls."""
+        at least `keep_free` other slots are free, so that calls with a smaller `keep_free` find a free slot.
+        `urgent_after`: seconds after which the task is urgent. Tasks of this process that pass the same `keep_free` and
+        `urgent_after` get slots in the order of their calls."""
         first_offset = _byte_offset("slots", name, size=BYTES_PER_SLOT_NAME)
         clock = asyncio.get_running_loop().time
         urgent_at = clock() + urgent_after
         async with self._queues.hold((first_offset, keep_free, urgent_after)):
-            with ExitStack() as mark:
-                is_marked, back_off = False, PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
+            with ExitStack() as urgent_wait:
+                is_announced, back_off = False, PollBackOff(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS)
                 while (
                     offset := self._lock_free_slot(first_offset, count, keep_free, is_urgent=clock() >= urgent_at)
                 ) is None:
-                    if clock() >= urgent_at and not is_marked:
-                        mark.enter_context(self._urgent_wait(first_offset))
-                        is_marked = True
+                    if clock() >= urgent_at and not is_announced:
+                        urgent_wait.enter_context(self._urgent_wait(first_offset))
+                        is_announced = True
                     await back_off.pause()
         try:
             yield

@@ -40,8 +40,8 @@ that not every new blob causes an eviction."""
 INCOMPLETE_SECONDS: Final = 600.0
 """An image that lacks blobs is kept for this time after its last pull, because a client may be pulling it."""
 UNUSED_SECONDS: Final = 60.0
-"""An eviction also removes a blob to which no manifest of its mirrored repository refers, if the blob was last used
-longer ago than this time."""
+"""If no further image may be evicted, an eviction removes links to blobs to which no manifest of the mirrored
+repository refers, if the blob was last used longer ago than this time."""
 CHECK_SECONDS: Final = 2.0
 """The limits are checked after each blob and manifest that is stored, or after this time without one. If a check could
 evict nothing, the evictor first sleeps for this time."""
@@ -132,7 +132,8 @@ class Evictor:
         self._no_unused_links_until = float("-inf")  # `_drop_unused_links` searches no earlier; seconds of `monotonic`
 
     def check_soon(self) -> None:
-        """Makes `run` check the limits at once. Called after content was stored."""
+        """Makes `run` check the limits at once; after a check that failed or could evict nothing, only when
+        `CHECK_SECONDS` have passed. Called after content was stored."""
         self._wake_up.set()
 
     async def run(self) -> None:
@@ -215,7 +216,7 @@ class Evictor:
 
     async def _has_at_most(self, budget: Budget, size: int) -> bool:
         """Returns whether the scope of the budget has at most `size` bytes. While the scope is still being counted,
-        compares the bytes that were counted so far."""
+        compares the bytes that were counted so far. Returns True if there is no such scope."""
         use: ScopeUse | None = await self._usage.scope(budget.scope)
         return use is None or use.bytes <= size
 
@@ -270,7 +271,7 @@ class Evictor:
         try:
             while not await is_reached():
                 rules = await self._rules()
-                outcome: EvictedImage | bool = True  # True: more images to check; False: none
+                outcome: EvictedImage | bool = True  # True: evicted none, but more are left to check; False: none left
                 for _ in range(IMAGES_PER_ROUND):
                     outcome = await self._images.evict_next(upstreams, rules, started, EVICTION_ACTOR)
                     if isinstance(outcome, EvictedImage):

@@ -39,9 +39,8 @@ SLOT: Final = "search index"
 CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
 CHECKS_PER_LOOK_AGAIN: Final = 300
-"""After this number of checks, one every `CHECK_SECONDS`, the process with the slot again reads the manifests whose
-labels it could not read completely, and a process without the slot tries to get it even if all content is in the
-index."""
+"""Number of checks after which a process does more. The process with the slot reads the manifests again whose labels it
+could not read completely. A process without the slot tries to get it, even if all content is in the index."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0

@@ -131,7 +131,7 @@ class OpenIDLogin:
         self._throttle = throttle
         self._htpasswd = htpasswd
         self._clock = clock
-        self._stamp = provider_stamp(settings)
+        self._stamp = provider_stamp(settings)  # a hash of the settings; a session ends if it changes
         self._used_attempts = UsedAttempts(accounts)
         self._exchanges = VisitorLimits(EXCHANGE_LIMITS, "logins")
         self._checks: set[asyncio.Task[tuple[Identity, str]]] = set()

@@ -48,11 +48,11 @@ def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, t
         what, why = f"there is no {file}", f"the directory only gives certificates: containerd pulls from {host.server}"
         return [problem(CHECK, what, why, f"write this to {file}; no restart is needed", file=file, lines=lines)]
     entries = document.get("host")
-    hosts: dict[str, Any] = entries if isinstance(entries, dict) else {}
-    url = next((url for url in hosts if target.is_at(url)), None)
+    sections: dict[str, Any] = entries if isinstance(entries, dict) else {}
+    url = next((url for url in sections if target.is_at(url)), None)
     if url is None:
-        return [_other_host(file, hosts, document, host, target, lines)]
-    findings = list(_check_entry(file, url, hosts[url], hosts, target))
+        return [_not_named_finding(file, sections, document, host, target, lines)]
+    findings = list(_check_entry(file, url, sections[url], sections, target))
     if not any(finding.level != "ok" for finding in findings):
         findings.append(ok(CHECK, f"pulls of {host.prefix} come through {target.address.url} ({file})"))
     if folder.endswith("/_default") and str(document.get("server") or ""):
@@ -73,7 +73,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
     """Checks whether images whose names begin with the registry's own host can be pulled and pushed. Returns the
     findings."""
     address = target.address
-    # docker trusts plain HTTP only from `localhost` and 127.0.0.0/8, so the registry is on this machine.
+    # A registry that docker trusts without TLS is at `localhost` or in 127.0.0.0/8, so it is on this machine.
     if address.is_plain_http and address.is_trusted_by_docker:
         return [ok(CHECK, f"containerd reaches {address.host} by plain HTTP, because it is on this machine")]
     folder = _folder(files, directories, address.host)
@@ -82,8 +82,8 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
     except FileUnusable as error:
         return [error.finding]
     entries = (document or {}).get("host")
-    hosts: dict[str, Any] = entries if isinstance(entries, dict) else {}
-    leads_here = any(target.is_at(url) for url in [*hosts, str((document or {}).get("server") or "")])
+    sections: dict[str, Any] = entries if isinstance(entries, dict) else {}
+    leads_here = any(target.is_at(url) for url in [*sections, str((document or {}).get("server") or "")])
     file = f"{directories[0]}/{address.host}/hosts.toml"
     capabilities = '  capabilities = ["pull", "resolve", "push"]\n'
     if address.is_plain_http and not leads_here:
@@ -98,7 +98,7 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
             )
         ]
     # containerd also trusts a certificate in a directory without a hosts.toml.
-    has_ca = any(isinstance(entry, dict) and entry.get("ca") for entry in hosts.values()) or (
+    has_ca = any(isinstance(entry, dict) and entry.get("ca") for entry in sections.values()) or (
         folder is not None and document is None and files.has_certificate(folder)
     )
     if target.needs_ca and not has_ca:
@@ -125,21 +125,22 @@ def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None
     return next((path for path in candidates if files.is_directory(path)), None)
 
 
-def _other_host(
-    file: str, hosts: dict[str, Any], document: dict[str, Any], host: MirroredHost, target: Target, lines: str
+def _not_named_finding(
+    file: str, sections: dict[str, Any], document: dict[str, Any], host: MirroredHost, target: Target, lines: str
 ) -> Finding:
-    """Returns the finding for a `hosts.toml` that does not name this registry."""
+    """Returns the finding for a `hosts.toml` that does not name this registry. `sections`: the tables of `document`
+    below `host`, by the URL of the server."""
     step = f"write this to {file}; no restart is needed"
-    if wrong_url := next((url for url in hosts if target.is_at_other_scheme(url)), None):
+    if wrong_url := next((url for url in sections if target.is_at_other_scheme(url)), None):
         what = f"{file} names {wrong_url}, but the registry is at {target.address.url}"
         why = f"containerd cannot connect to it, and pulls from {host.server}"
     else:
-        servers = ", ".join(hosts) or str(document.get("server") or host.server)
+        servers = ", ".join(sections) or str(document.get("server") or host.server)
         what, why = f"{file} does not name this registry", f"containerd pulls images of {host.prefix} from {servers}"
     return problem(CHECK, what, why, step, file=file, lines=lines)
 
 
-def _check_entry(file: str, url: str, entry: Any, hosts: dict[str, Any], target: Target) -> Iterator[Finding]:
+def _check_entry(file: str, url: str, entry: Any, sections: dict[str, Any], target: Target) -> Iterator[Finding]:
     """Yields the problems of the section for this registry in a `hosts.toml`."""
     settings: dict[str, Any] = entry if isinstance(entry, dict) else {}
     capabilities = settings.get("capabilities")
@@ -160,7 +161,7 @@ def _check_entry(file: str, url: str, entry: Any, hosts: dict[str, Any], target:
         yield problem(
             CHECK, what, why, "copy the authority's certificate there, and write this", file=file, lines=lines
         )
-    first_url = next(iter(hosts))
+    first_url = next(iter(sections))
     if first_url != url:
         what, why = f"{file} names {first_url} before this registry", "containerd asks this registry only if that fails"
         yield warning(CHECK, what, why, f'put the section [host."{url}"] first', file=file)

@@ -146,12 +146,14 @@ def _check_mirrors(entry: RegistryEntry, host: MirroredHost, target: Target, lin
 def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: Target) -> Iterator[dict[str, Any]]:
     """Yields the sources of an entry that lead to this registry's mirror of the host. The sources of an entry are its
     mirrors and the entry itself. If the entry's prefix has a path, the location needs the same path: an entry for
-    `docker.io/team` needs `HOST/docker.io/team`, where HOST is this registry."""
+    `docker.io/team` needs `HOST/docker.io/team`, where HOST is this registry. In place of `docker.io` (`host.prefix`),
+    the location may have the name of the upstream in the settings (`host.name`)."""
     path_below_host = entry.prefix.removeprefix(host.prefix)
     registry_locations = {
         f"{target.address.host}/{host.name}{path_below_host}",
         f"{target.address.host}/{host.prefix}{path_below_host}",
     }
+    # This registry takes image names without a host for names of the default upstream.
     if target.default == host.name and not path_below_host:
         registry_locations.add(target.address.host)
     for source in [*(entry.values.get("mirror") or []), entry.values]:
@@ -163,9 +165,9 @@ def _wrong_mirror_finding(
     entry: RegistryEntry, host: MirroredHost, target: Target, sources: list[dict[str, Any]], lines: str
 ) -> Finding:
     """Returns the finding for an entry that does not lead to this registry's mirror of the host."""
-    same_host_source = next((source for source in sources if _host(source) == target.address.host), None)
-    if same_host_source is not None:
-        what = f"the mirror {same_host_source['location']} in {entry.file} has the wrong path"
+    registry_source = next((source for source in sources if _host(source) == target.address.host), None)
+    if registry_source is not None:
+        what = f"the mirror {registry_source['location']} in {entry.file} has the wrong path"
         why = f"this registry has the images of {host.prefix} below {target.address.host}/{host.name}"
         return problem(CHECK, what, why, _WRITE_STEP, file=DROP_IN, lines=lines)
     # The last source is the location of the entry itself; all sources before it are mirrors.

@@ -75,7 +75,8 @@ class FileUploadSession:
             self._opening = asyncio.get_running_loop().create_future()
             self._opening.set_result(file)
         self._batch: list[bytes | bytearray | memoryview] = []
-        """The batch that is being collected. Each bytearray contains small pieces. No other object refers to it."""
+        """The batch that is being collected. Each bytearray contains joined small pieces, and no caller has a
+        reference to it."""
         self._batch_size = 0
         """Number of bytes of data in the batch."""
         self._batch_memory = 0
@@ -306,8 +307,9 @@ class ClaimedUploadFile:
 
     async def _continue_digest(self, algorithm: str, checkpoint: Checkpoint, size: int) -> RunningDigest | None:
         """Returns the digest of the file's `size` bytes, of which only the bytes after the checkpoint are hashed.
-        Returns None if the checkpoint's state cannot be restored. Also returns None if no state can be saved, because
-        each request of an upload in chunks would then hash all earlier bytes again."""
+        Returns None if the checkpoint's state cannot be restored. If no state can be saved, also returns None, so that
+        the bytes are hashed once, when the session is complete, and not again in each request of an upload in
+        chunks."""
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None

@@ -1,5 +1,7 @@
 """Stores records of damaged content and of the rounds of scrub in the metadata database (`SqliteDamageRecords`).
-*Scrub* is a job that reads all content and checks its digests; a *round* is one pass over all content."""
+*Scrub* is a job that reads all content and checks its digests; a *round* is one pass over all content. The `place` of a
+blob is the key of its bytes in the blob store. A damaged blob has an empty `place`; a damaged manifest has the size 0
+and an empty body."""
 
 from __future__ import annotations
 
@@ -189,8 +191,8 @@ class SqliteDamageRecords:
         return await self._writer.run(lambda db: damage_changes.mark_manifest(db, row, now), reserve_use=ReserveUse.ALL)
 
     async def restore_manifests(self) -> int:
-        """Checks no more than the `MANIFESTS_PER_RESTORE` manifests that were damaged first, so that the transaction
-        stays short."""
+        """Checks at most `MANIFESTS_PER_RESTORE` manifests, those with the oldest damage, so that the transaction stays
+        short."""
         if self._db.execute("SELECT 1 FROM damaged_manifest LIMIT 1").get is None:
             return 0
         now = self._clock()
@@ -209,7 +211,7 @@ def _measure(db: apsw.Connection) -> tuple[int, int, int]:
 
 
 def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestCheck | None:
-    """Hashes at most `MANIFESTS_PER_CHECK` manifests, and fewer if their bodies together have more than
+    """Hashes at most `MANIFESTS_PER_CHECK` manifests, and stops earlier when their bodies together have at least
     `BYTES_PER_CHECK` bytes. A separate statement reads each body, so that only one body is in memory at a time."""
     rows: list[Any] = db.execute(
         "SELECT id, digest FROM manifest WHERE id > ? AND id <= ? AND size > 0 ORDER BY id LIMIT ?",

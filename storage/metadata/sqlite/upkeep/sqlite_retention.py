@@ -47,11 +47,12 @@ _ORDER_TIME: Final = """
 CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
     SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
-"""SQL expression for `TagFacts.order_time`. Times after ?3 are in the future. If the tag's time is not in the future,
-the expression is NULL. Otherwise, it is the later of two times: ?4, the result of `_last_change_before_future`, and the
-time of the newest entry for this tag in the tag history that is not in the future. The second can be later: while the
-clock is ahead, a push of the same manifest to the tag moves the tag's time into the future, but adds no entry to the
-history, in which `_last_change_before_future` searches."""
+"""SQL expression for `TagFacts.order_time`, which sorts a tag in place of a push time in the future. Times after ?3 are
+in the future. If the tag's push time is not in the future, the expression is NULL. Otherwise, it is the later of two
+times: ?4, the result of `_last_change_before_future`, and the time of the newest entry for this tag in the tag history
+that is not in the future. The second can be later: while the clock is ahead, a push of the same manifest to the tag
+moves the tag's push time into the future, but adds no entry to the history, in which `_last_change_before_future`
+searches."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
    FROM tag_history h INDEXED BY tag_history_tag
@@ -120,8 +121,10 @@ class SqliteRetention:
             tags = []
             for name, digest, manifest, pushed, order_time, tag_imported in rows:
                 pulled, imported = unused_manifests.last_pull(db, manifest)
-                if pulled is None and imported is None:  # the import has not recorded the manifest yet
+                # An import sets the tag first, and records later that it has imported the manifest.
+                if pulled is None and imported is None:
                     imported = tag_imported
+                # Pulls before `recorded_since`, and pulls at another registry before the import, have no record.
                 unrecorded_until = max(recorded_since if pushed < recorded_since else 0.0, imported or 0.0)
                 tags.append(
                     TagFacts(
@@ -143,7 +146,7 @@ class SqliteRetention:
             repository = _repository_id(db, repo)
             rows: list[Any] = db.execute(_MANIFESTS, (repository, after or "", MAX_PAGE_ROWS)).fetchall()
             recorded_since = _recorded_since(db)
-            roots = [
+            unused = [
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= limits.pushed
@@ -153,10 +156,10 @@ class SqliteRetention:
                 and not unused_manifests.is_used(db, manifest)
                 and not unused_manifests.last_pull(db, manifest).is_after(limits.pulled)
             ]
-            if roots:  # reads the tag history only if there is something to delete
+            if unused:  # reads the tag history only if there is something to delete
                 unused_manifests.add_lost_tags(db, repository, limits.untagged, lost_tags)
-                roots = [root for root in roots if root.digest not in lost_tags.digests]
-            return UntaggedPage(roots, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
+                unused = [manifest for manifest in unused if manifest.digest not in lost_tags.digests]
+            return UntaggedPage(unused, Digest(rows[-1][0]) if len(rows) == MAX_PAGE_ROWS else None)
 
         return await self._scans.run(read)
 
