@@ -3,7 +3,8 @@ registry.
 
 The input is the text of its `config.yml`, and the environment variables `REGISTRY_…` that override single keys, as in
 `REGISTRY_HTTP_ADDR`. The output is a settings file in TOML. A key without a counterpart becomes a comment that says
-why, or what to do instead. The output never has the value of a key for a password or secret, such as `proxy.password`.
+why, or what to do instead. The output has no passwords or secrets: neither the value of a key such as
+`proxy.password`, nor the password in a URL.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ _CLIENT_AUTH: Final = {"verify-client-cert-if-given": "optional", "require-and-v
 _HUB_HOSTS: Final = ("registry-1.docker.io", "docker.io", "index.docker.io", "registry.hub.docker.com")
 """Hosts of Docker Hub, which is the upstream `docker.io` here."""
 _UPSTREAM_NAME: Final = re.compile(r"[a-z0-9]+((?:[._]|__|-+)[a-z0-9]+)*")
+_USER_IN_URL: Final = re.compile(r"//[^/\s]*@")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _MISSING: Final = object()
 """The value of a key that the old settings do not have."""
@@ -373,8 +375,9 @@ def _toml(value: str | bool) -> str:
 
 
 def _comment(value: Value) -> str:
-    """Returns a value as text on one line, for a comment."""
-    return printable_json(json.dumps(str(value), ensure_ascii=False))[1:-1][:200]
+    """Returns a value as text on one line, for a comment. Leaves out the name and the password in a URL."""
+    text = _USER_IN_URL.sub("//", str(value))
+    return printable_json(json.dumps(text, ensure_ascii=False))[1:-1][:200]
 
 
 def _one_line(error: Exception) -> str:

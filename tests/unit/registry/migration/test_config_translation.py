@@ -140,6 +140,7 @@ def test_no_secret_is_written() -> None:
     """Passwords and other secrets in the old settings are not in the translated file."""
     assert "SECRET" in FULL_SETTINGS
     assert "SECRET" not in translate(FULL_SETTINGS, {})
+    assert "SECRET" not in translate("http: {host: 'https://ann:SECRET@registry.example.com'}", {})
 
 
 def test_variables_override_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
