@@ -181,7 +181,7 @@ async def open_backend(
             store.is_known_repository,
             NamingRules.from_settings(settings),
             private=[upstream.name for upstream in settings.upstream if upstream.has_private_repositories],
-            is_confirmed=store.records.is_confirmed,  # for blobs of the private upstreams
+            is_confirmed=store.records.is_confirmed,  # whether a private upstream has confirmed that it has a blob
         )
         upstream_search = _open_search(settings)
         if upstream_search is not None:

@@ -186,7 +186,7 @@ def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list
     """Returns the parts of an image's size: its largest layers, its config, and all other layers as one part."""
     # The negative number keeps layers of the same size in the order of the steps, because the sort is descending.
     sizes = [(step.layer.size, -number) for number, step in enumerate(steps) if step.layer is not None]
-    largest = [SizePart(kind="layer", size=size, step=-number) for size, number in sorted(sizes, reverse=True)]
+    largest = [SizePart(kind="layer", size=size, step=-negated) for size, negated in sorted(sizes, reverse=True)]
     parts = [*largest[:_MAX_PARTS], SizePart(kind="config", size=config_size)]
     remaining_bytes = total - sum(part.size for part in parts)
     return parts if remaining_bytes <= 0 else [*parts, SizePart(kind="rest", size=remaining_bytes)]

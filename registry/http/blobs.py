@@ -162,7 +162,7 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
             async with aclosing(part_reader):
                 if part_reader.is_incomplete and (not reader.is_incomplete or _is_passed_through(part_reader)):
                     # The blob was deleted after the first part, and its mirror downloads it again, maybe with other
-                    # bytes. Or the download has failed, because the disk became full.
+                    # bytes. Or the disk became full, so that this part would be a download of its own.
                     raise PartialLost(
                         "the blob was removed from this registry after its first part was sent; try again"
                     )

@@ -43,8 +43,9 @@ LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
 """The import ends after requests of this number of repositories in a row have failed with other errors than
-`Unconfirmed`. It ends if GET `/v2/` fails after this number of failed requests of one repository, or after failed
-requests of this number of repositories. If GET `/v2/` succeeds, further failing requests are retried only once."""
+`Unconfirmed`. After this number of failed requests of one repository in a row, or failed requests of this number of
+repositories, with any errors, the import ends only if GET `/v2/` fails, too. If GET `/v2/` succeeds, further failing
+requests are retried only once."""
 MAX_REFUSED_REQUESTS: Final = 50
 """After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
 refuses the login, too. Each refusal can be a failed login, after which a registry may lock the account. But a registry
@@ -65,14 +66,15 @@ class RequestRetries:
         self._down_repositories: set[RepositoryName | None] = set()
         """The repositories in `_failures` for which a request has failed with another error than `Unconfirmed`."""
         self._refusal_count = 0
-        """The requests for which the login was refused since the last request that succeeded, and since GET `/v2/` has
-        accepted the login."""
+        """The number of requests for which the login was refused, since the last request that succeeded or the last
+        check that showed whether the login works."""
 
     async def run(self, repo: RepositoryName | None, attempt: Callable[[], Awaitable[T]]) -> T:
         """Calls `attempt`, repeats the call after errors that may be temporary, and returns its result. `repo`: the
         repository of the request; None: it is for the list of repositories. Raises the last error of `attempt`;
         SourceDown if the old registry is down; ImportInvalid if it refuses the login."""
-        # A repository that is broken at the old registry may have thousands of tags.
+        # A repository that is broken at the old registry may have thousands of tags. So after many failures, a request
+        # is retried only once.
         pauses = RETRY_SECONDS[:1] if self._has_many_failures(repo) else RETRY_SECONDS
         for pause_seconds in (*pauses, None):
             try:

@@ -76,7 +76,7 @@ failures probably mean that the upstream is down or wants fewer requests."""
 MAX_REFUSED_REPOSITORIES: Final = 50
 """If the upstream refuses this number of repositories in a row, `recheck_young_tags` ends early. So many refusals
 probably mean that the configured login is wrong, and an upstream may lock an account after many failed logins. The
-number is large, because the upstream also refuses deleted repositories, and every owner may delete repositories."""
+number is large, because the upstream also refuses requests for repositories that were deleted there."""
 _REFUSALS: Final = (UnconfirmedManifestUnknown, Denied, UpstreamContentInvalid)
 """Errors that concern one repository or tag only: the upstream has answered."""
 _STORAGE_ERRORS: Final = (StorageFull, StorageFailed, QuotaExceeded)
@@ -216,7 +216,8 @@ class Mirror(RefusingRegistry):
         self._last_rechecked = None
 
     async def _recheck(self, repo: RepositoryName, tag: Tag) -> RegistryError | None:
-        """Asks the upstream about a tag. Returns the error if the upstream gives no usable answer."""
+        """Asks the upstream about a tag. Returns the error if the upstream gives no usable answer, or if the store
+        fails."""
         try:
             await self._manifests.recheck(repo, tag)
         except RegistryError as error:

@@ -243,7 +243,7 @@ class PrefetchQueue:
 
     async def _run(self) -> None:
         """Starts the fill of one queued blob after another. After each start, waits until a client requests the blob or
-        the fill ends. So each task in `_runners` has at most one running fill."""
+        the fill ends. So each task in `_runners` has at most one running fill whose blob no client has requested."""
         while self._queued:
             (repo, digest), (blob, pull) = self._queued.popitem(last=False)
             try:

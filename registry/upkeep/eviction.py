@@ -1,8 +1,9 @@
 """The job that evicts images from the cache of mirrored content on demand (`eviction_work`), and functions that return
 the size and content of the cache (`read_cache_use`, `read_cache_status`).
 
-A *scope* is a set of repositories whose disk space the store counts together: the cached content of one upstream, or of
-all upstreams. A *budget* is the size to which an eviction reduces a scope.
+A *scope* is a set of repositories whose disk space the store counts together. There is a scope for the cached content
+of each upstream, one for that of all upstreams, and one for each quota. A *budget* is the largest size that a
+scope of cached content may have.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ EVICTION_KIND: Final = "evict"
 MAX_LISTED_IMAGES: Final = 1000
 """Largest number of images that the result of a job lists."""
 SCOPES_WAIT_SECONDS: Final = 2.0
-"""How long a job waits until a server has defined the scopes. A server does so within milliseconds after its start and
-after each reload."""
+"""How long a job waits at most for a server to define the scopes. A server defines them within milliseconds after its
+start and after each reload."""
 SCOPES_POLL_SECONDS: Final = 0.05
 """Seconds between two checks during this wait."""
 
@@ -139,7 +140,7 @@ async def _check_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budg
     just started or reloaded its settings. Raises Unsupported if it counts other scopes.
 
     A job never defines the scopes itself. It can run in a command, whose settings may differ from those of the server.
-    Scopes from these settings would replace all scopes of the server, also those with which it enforces quotas."""
+    If the command defined the scopes, it would replace all scopes of the server, even those of the quotas."""
     definitions = {definition.name: definition for definition in scope_definitions(settings)}
     deadline = time.monotonic() + SCOPES_WAIT_SECONDS
     for budget in budgets:

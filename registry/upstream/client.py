@@ -93,7 +93,8 @@ class HttpUpstreamClient:
         configured_name: str | None = None,
     ) -> None:
         """See `make_upstream_client` for the parameters. `trust`: decides which certificates of servers are accepted;
-        None: the setting `ca_file` decides. `configured_name`: see `UpstreamAuthorizer`."""
+        None: the setting `ca_file` decides. `configured_name`: the name to use in place of `settings.name` to find the
+        login in docker's `config.json`, and to decide which token services are trusted; None: `settings.name`."""
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
@@ -230,9 +231,10 @@ class HttpUpstreamClient:
         refused: Collection[str] = (),
     ) -> None:
         """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries the endpoints whose URL is in `avoid`
-        after the others, and those in `refused` last. Tries no other endpoint after the sink was called. Raises
-        BlobUnknown, RangesUnsupported (the upstream sends only whole blobs), the errors of a failed upstream request,
-        and what the sink raises. After a cancellation the sink is not called again."""
+        after the others, and those in `refused`, whose bytes the sink does not accept, last. Tries no other endpoint
+        after the sink was called. Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs), the
+        errors of a failed upstream request, and what the sink raises. After a cancellation the sink is not called
+        again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()
@@ -301,10 +303,11 @@ class HttpUpstreamClient:
             return await self._api.send("GET", f"{self.endpoints[0]}/v2/", {})
 
     async def check_login(self) -> None:
-        """Sends GET `/v2/` with the configured login. The token has no scope, as after `docker login`, because some
-        token services refuse all scopes but those of repositories. A cached token is not used, because it does not show
-        whether the password still works. Raises Denied if the upstream or its token service refuses the login,
-        NameUnknown if GET `/v2/` is not found, and the other errors of a failed upstream request."""
+        """Sends GET `/v2/` with the configured login. If this needs a token, requests one without a scope, as `docker
+        login` does, because some token services refuse all scopes but those of repositories. Uses no cached token,
+        because such a token does not show whether the password still works. Raises Denied if the upstream or its token
+        service refuses the login, NameUnknown if GET `/v2/` is not found, and the other errors of a failed upstream
+        request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
             await self._requester.delete_token(endpoint, "")

@@ -40,7 +40,8 @@ FIRST_RELEASE_BYTES: Final = 256 * 1024
 BLOCK_BYTES: Final = 4096
 """The reserve grows in multiples of this size, the block size of most file systems."""
 MIN_FREE_BYTES: Final = 1024 * 1024
-"""If fewer bytes are free, `disk_full_reason` reports a full disk."""
+"""If fewer bytes are free, `disk_full_reason` reports a full disk. On a small file system, the limit is the size of the
+reserve if that is smaller."""
 MIN_FREE_INODES: Final = 16
 """If fewer inodes are free, `disk_full_reason` reports a full disk."""
 _UNSUPPORTED_ERRNOS: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)

@@ -206,8 +206,9 @@ class StoredRegistry:
         try:
             return await self._open(row, span)
         except BytesMissing:
-            # The bytes are lost, so the blob is marked as damaged. A HEAD request then no longer finds the blob, so
-            # that a client pushes it again, or the mirror downloads it again.
+            # The bytes are lost, so the blob is marked as damaged. `metadata.blob` then raises BlobUnknown, also for a
+            # HEAD request, so that a client pushes the blob again, or the mirror downloads it again. If that has
+            # happened already, the row has a new place.
             with suppress(StorageFull):  # a read-only store cannot record the damage
                 await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)
@@ -251,8 +252,9 @@ class StoredRegistry:
             checkpoint_of(row).check_not_truncated(stored)
             check_offset(stored)
 
-        # If the machine was restarted since the row was saved, some stored bytes may be unusable. Then only the number
-        # of usable bytes is checked. It is known after this request has taken the session over from an earlier one.
+        # The number of stored bytes is checked before this request takes the session over from an earlier one. But if
+        # the machine was restarted since the row was saved, some of these bytes may be unusable. Then only the number
+        # of usable bytes is checked, which is not known before the takeover.
         is_same_boot = row.boot == self.blobs.boot
         return await resume(
             *(self.blobs, self.metadata, self._publication, repo, upload, by or Actor()),

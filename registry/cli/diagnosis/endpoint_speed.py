@@ -43,8 +43,9 @@ _SIMILAR_FRACTION: Final = 0.9
 @dataclass(slots=True)
 class EndpointSpeed:
     """The results of measuring one endpoint. Times are in seconds; None: not measured. `first_byte`: the time until the
-    first byte of a response to `/v2/`. `bytes`: how many bytes of a blob arrived in the time `blob`. `error`: why the
-    endpoint does not work."""
+    first byte of a response to `/v2/`; through a proxy, the time of the whole request, in which the connection is
+    opened, too. `bytes`: how many bytes of a blob arrived in the time `blob`. `error`: why the endpoint does not
+    work."""
 
     url: str
     connect: float | None = None
@@ -164,8 +165,8 @@ async def _image_manifest(client: HttpUpstreamClient, repo: RepositoryName, tag:
 
 
 def rank(speeds: Sequence[EndpointSpeed]) -> list[EndpointSpeed]:
-    """Returns the measured endpoints, the best first: those that send blobs fastest, then those that answer fastest,
-    then those that failed."""
+    """Returns the measured endpoints, the best first: by the speed of blobs, and at the same speed by the time to
+    connect and to answer. Endpoints that failed come last."""
 
     def key(speed: EndpointSpeed) -> tuple[bool, float, float]:
         latency = (speed.connect or 0.0) + (speed.tls or 0.0) + (speed.first_byte or 0.0)

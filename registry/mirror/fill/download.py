@@ -54,7 +54,8 @@ class NoReaders(Exception):
     """The fill (the work of this process to get the blob) was stopped, because no client waits for the blob, and one of
     these holds: the fill was a prefetch, and no client is expected to request the blob any more; all clients left
     before the download began; another process downloads the blob; too many fills without clients wait for a connection;
-    or a request was cut off whose bytes would all have to be requested again."""
+    or a slow request was cancelled, because other requests waited for its connection, before it had stored bytes that
+    the next request could leave out."""
 
 
 class Download:
@@ -245,8 +246,8 @@ class Download:
             return await self._fetch_from(repo, is_new_connection, has_share)
 
     async def _fetch_from(self, repo: RepositoryName, is_new_connection: bool, has_share: bool) -> bool:
-        """Does what `_fetch` does. `repo`: the repository to request the bytes from. `has_share`: whether one of the
-        repository's shares of the slots was free for this request (`ConnectionSlots.repository_share`)."""
+        """Does what `_fetch` does. `repo`: the repository to request the bytes from. `has_share`: whether this request
+        holds one of the repository's permits to be slow while others wait for a slot (`ConnectionSlots`)."""
         sink = self._next_sink()
         if sink is None:
             return False

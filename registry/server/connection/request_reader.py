@@ -42,7 +42,8 @@ class RequestHandler(Protocol):
 
     def on_request(self, head: RequestHead, *, is_followed: bool) -> RequestBody | None:
         """Called when a head is complete. `is_followed`: whether the client has sent the head of another request
-        already. Returns the object to which the reader adds the request's body; None if the request has no body."""
+        already; False if the request has a chunked body, because the end of this body is not known yet. Returns the
+        object to which the reader adds the request's body; None if the request has no body."""
         ...
 
     def on_body_end(self) -> None:
@@ -127,8 +128,8 @@ class RequestReader:
             self._parse_body_buffer(buffer, count)
 
     def continue_parsing(self) -> None:
-        """Called when a response is complete. Parses the held bytes, up to the end of the next request that is not
-        answered at once, and goes on reading if no bytes are held after that."""
+        """Called when a response is complete. Parses the held bytes. If one of the requests in them is not answered at
+        once, holds the bytes after this request again. Goes on reading if no bytes are held after that."""
         # The body of the answered request may have paused reading. The rest of that body is discarded now.
         self._context.flow.resume_reading()
         held, self._held = self._held, b""
@@ -182,7 +183,7 @@ class RequestReader:
     def _hold(self, data: bytes) -> bool:
         """Holds `data` until the current response is complete, and stops reading meanwhile. Returns False if that would
         be more than `MAX_HELD_BYTES`. Then the client's further requests are ignored, and the connection ends after the
-        current response. This can only happen after a chunked body, whose buffers are larger."""
+        current response. This can only happen after a chunked body: its buffers are larger than the head buffer."""
         if len(self._held) + len(data) > MAX_HELD_BYTES:
             self._held = b""
             self.is_finished = True

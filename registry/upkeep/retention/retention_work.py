@@ -136,8 +136,8 @@ class RetentionWork:
         judged_at: float,
     ) -> int:
         """Deletes an untagged manifest, and then the children and referrers that nothing else uses, except those that
-        were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted manifests. The next run finds
-        the manifests that this method has not deleted, also if it is interrupted after the first one."""
+        were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted manifests. The next run
+        of the job finds the manifests that are left, even if this run is interrupted after the first deletion."""
         dependents = await self._retention.delete_untagged(repo, manifest.digest, limits, judged_at, ACTOR)
         if dependents is None:
             return 0

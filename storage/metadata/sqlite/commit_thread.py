@@ -141,8 +141,8 @@ class CommitThread:
         """Returns True if exactly one commit lies between the data versions `before` and `after`, this thread made it,
         and it changed no rights. Rights that were read at `before` are then still valid at `after`.
 
-        Returns False in all other cases. Also returns False if this thread has made a later commit that changed no
-        rights, because the thread remembers only the last one."""
+        Otherwise returns False. Also returns False for such a commit if it is not the last one that changed no rights,
+        because the thread remembers only the last one."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:

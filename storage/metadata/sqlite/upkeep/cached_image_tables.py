@@ -264,7 +264,7 @@ def _evict(db: apsw.Connection, image: Image, upstream: str, by: Actor, now: flo
             remove_link(db, image.repository, blob, Digest(digest), now)
             freed_bytes += _unlinked_size(db, blob)
     for manifest in set(image.family) - set(image.removable):
-        # The manifest is an image of its own now. Its rank may be the time of an earlier eviction, so the rank is
+        # The manifest may be an image of its own now. Its rank may be the time of an earlier eviction, so the rank is
         # computed again.
         _set_rank(db, manifest, float(db.execute(_LAST_PULLED, (json.dumps([manifest]),)).get or now))
     return EvictedImage(upstream, image.name, image.digest, tags, len(image.removable), image.last_pulled, freed_bytes)

@@ -100,6 +100,7 @@ class SqliteConsistency:
         )
 
     async def _rebuild_search_index(self) -> str | None:
+        """Replaces the search index by an empty one, which the server then fills. Returns None if this fails."""
         try:
             await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
         except StorageFailed:
