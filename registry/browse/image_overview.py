@@ -40,8 +40,8 @@ _BATCH: Final = 10
 @dataclass(frozen=True, slots=True)
 class Overview:
     """What is shown of one manifest. `more_platforms`: how many entries of an index are not shown. `marks`: whether the
-    manifest has a signature, an SBOM and so on. `children`: for an index, the summaries of its manifests that the
-    repository has, by digest."""
+    manifest has a signature, an SBOM and so on. `children`: for an index, the summaries of those of its manifests that
+    were read, by digest."""
 
     summary: ManifestSummary
     platforms: Sequence[PlatformView]

@@ -163,7 +163,7 @@ async def delete_manifest(exchange: Exchange) -> None:
 
 def _read_media_type(exchange: Exchange) -> str | None:
     """Returns the media type in Content-Type, without parameters. Returns None if the request has no Content-Type.
-    Raises ManifestInvalid if it has several or one that is not ASCII text."""
+    Raises ManifestInvalid if it has different types, or one that is not ASCII text."""
     types = {value.partition(b";")[0].strip(b" \t") for value in exchange.headers(b"content-type")}
     if len(types) > 1:
         raise ManifestInvalid("the request has more than one Content-Type")

@@ -142,7 +142,8 @@ class DirectorySource:
 
 
 class DirectoryImport:
-    """One import of a directory."""
+    """One import of a directory. `overwrite`: whether to set also tags that were changed or deleted in this registry,
+    and to import also manifests that retention has deleted here."""
 
     def __init__(
         self,
@@ -264,8 +265,8 @@ class DirectoryImport:
 
 async def import_directory(store: StoredRegistry, router: Router, context: JobContext) -> JSON:
     """Runs a job of the kind `import-registry`. The job's arguments: `path` of the old registry's directory; `include`
-    and `exclude`, lists of patterns; `copy` and `overwrite`. Returns the counts of `ImportReport`. Raises
-    ImportInvalid, StorageFull, StorageFailed, JobStopped."""
+    and `exclude`, lists of patterns; `copy` (see `DirectorySource`) and `overwrite` (see `DirectoryImport`). Returns
+    the counts of `ImportReport`. Raises ImportInvalid, StorageFull, StorageFailed, JobStopped."""
     arguments = context.job.arguments
     path = Path(str(arguments["path"]))
     if not path.is_absolute():

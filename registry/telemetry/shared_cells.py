@@ -27,8 +27,8 @@ _NAMES_LOCK = 1 << 20
 
 
 class SharedMemory:
-    """Memory that a process shares with its forks. It is a file without a name, whose bytes can also be locked. The
-    file stays open as long as this object exists."""
+    """Memory that a process shares with its forks, and an open file without a name, whose bytes can be locked. On Linux
+    the memory is the content of this file. The file stays open as long as this object exists."""
 
     def __init__(self, size: int, descriptor: int | None = None) -> None:
         """Makes memory of `size` bytes, all 0. With `descriptor`, makes none, and maps that file of another

@@ -168,7 +168,7 @@ async def images(request: Request) -> Response:
 @_forms.post("/refresh")
 async def refresh_image(request: Request) -> Response:
     """Asks the upstream what the tag `reference` points at, and shows the result. Holds no slot for rendering pages
-    while it waits, because an upstream may take long. Raises Unauthorized, Denied."""
+    while it waits, because an upstream may take long. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     reference = _reference(form)
 
@@ -181,7 +181,7 @@ async def refresh_image(request: Request) -> Response:
 
 @_forms.post("/freeze")
 async def freeze_image(request: Request) -> Response:
-    """Freezes the tag `reference`. Raises Unauthorized, Denied."""
+    """Freezes the tag `reference`. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     reference = _reference(form)
 
@@ -197,7 +197,7 @@ async def freeze_image(request: Request) -> Response:
 
 @_forms.post("/unfreeze")
 async def unfreeze_image(request: Request) -> Response:
-    """Lets the frozen tag `reference` follow the upstream again. Raises Unauthorized, Denied."""
+    """Lets the frozen tag `reference` follow the upstream again. Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     reference = _reference(form)
 
@@ -212,7 +212,7 @@ async def unfreeze_image(request: Request) -> Response:
 async def purge_image(request: Request) -> Response:
     """Deletes content from the cache: the image `reference`, or its whole repository if the form has `everything`.
     Without the field `sure`, only asks for confirmation. With `force`, also deletes content that a frozen tag needs.
-    Raises Unauthorized, Denied."""
+    Raises Unauthorized, Denied, RequestInvalid."""
     caller, form = await receive_form(request, admin_of)
     reference, everything = _reference(form), bool(form.one("everything"))
     try:

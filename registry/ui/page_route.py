@@ -184,7 +184,7 @@ class PageRoute(APIRoute):
         run_handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            request.state.visit = _anonymous_visit(request.scope)
+            request.state.visit = _unidentified_visit(request.scope)
             try:
                 request.app.service.pages.cross_site.check(request.scope)
                 visit = request.state.visit = await _identify(request)
@@ -276,7 +276,7 @@ async def _identify(request: Request) -> Visit:
     )
 
 
-def _anonymous_visit(scope: Scope) -> Visit:
+def _unidentified_visit(scope: Scope) -> Visit:
     return Visit(None, _language(scope), _path_of(scope))
 
 

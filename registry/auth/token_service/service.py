@@ -117,9 +117,9 @@ class TokenService:
     async def answer(self, request: TokenRequest, by: Actor) -> TokenResponse:
         """Returns the response to a request for a token. `by` describes the client, for the audit log.
 
-        Raises Unauthorized for a wrong credential, TooManyRequests after too many failed logins or if too many logins
-        wait for hashing, RequestInvalid for a token for another service, StorageFull, StorageFailed. If the caller is
-        cancelled, the store can contain a refresh token that no client has received.
+        Raises Unauthorized for a wrong credential, TooManyRequests after too many failed logins or if too many
+        logins wait until their passwords are hashed, RequestInvalid for a token for another service, StorageFull,
+        StorageFailed. If the caller is cancelled, the store can contain a refresh token that no client has received.
         """
         if request.service is not None and request.service != self._tokens.service:
             raise RequestInvalid(f"this registry makes tokens for {self._tokens.service}, not {shown(request.service)}")
@@ -136,7 +136,8 @@ class TokenService:
         return TokenResponse(token, granted, refresh)
 
     async def _verify(self, login: Basic | Bearer | RefreshToken | None, by: Actor) -> Identity:
-        """Returns the identity that a credential proves. Raises Unauthorized, TooManyRequests."""
+        """Returns the identity that a credential proves. Raises Unauthorized, TooManyRequests, StorageFull,
+        StorageFailed."""
         match login:
             case None:
                 return ANONYMOUS

@@ -251,7 +251,7 @@ class Fill:
         partial = await self._claim()
         is_owner, lost_owners = partial.is_owner, 0
         while not is_owner:
-            if not self.demand.has_clients:  # no client needs this fill: another process downloads the blob
+            if not self.demand.has_clients:  # a follower without clients is not needed
                 raise NoReaders
             failures_before = partial.owner_failures  # the number of failures, and the reason of the last one
             partial.add_waiter()  # tells the owner, in another process, that a client waits for the blob

@@ -75,10 +75,12 @@ class PendingConnection:
         object."""
 
     def eviction_candidate(self, now: float) -> EvictionCandidate | None:
-        """Returns a candidate of the kind `new`: such a connection may be closed at any time (`now` is not used), so
-        that another one can be accepted. Returns None if the connection is being closed already, and without TLS: then
-        the connection has its protocol object, which is a candidate itself, in the next iterations of the event loop.
-        If `task` is cancelled in these iterations, uvloop closes the transport without calling `connection_lost`."""
+        """Returns a candidate of the kind `new`, which may be closed at any time, so that another connection can be
+        accepted (`now` is not used). Returns None if the connection is being closed already.
+
+        Also returns None without TLS. Such a connection has its protocol object, which is a candidate itself, in a few
+        iterations of the event loop. If `task` is cancelled before that, uvloop closes the transport without calling
+        `connection_lost`."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:

@@ -114,6 +114,7 @@ class SqliteMetadata:
         self._cache: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
         self._writer = writer
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
+        """The large manifests that are in use now, so that requests for the same one share its memory."""
         self._needing_tags_lock = asyncio.Lock()
         """Held while a manifest that many tags need is deleted or gets another media type."""
         self._clock = clock
@@ -275,8 +276,8 @@ class SqliteMetadata:
         restorable: bool = True,
         is_immutable: IsImmutable = nothing_immutable,
     ) -> None:
-        """Deletes the manifest and all its tags. `restorable`: keeps the manifest so that it can be put back. A
-        cancellation can leave a manifest that had very many tags with fewer tags."""
+        """Deletes the manifest and all its tags. `restorable`: keeps the manifest so that it can be put back. If the
+        manifest has very many tags, a cancelled call may delete some of them, and not the manifest."""
         deletion = ManifestDeletion(repo, digest, by, self._clock, is_immutable)
         await deletion.run(self._writer, self._scans, self._needing_tags_lock, restorable=restorable)
 

@@ -171,4 +171,5 @@ TABLE_CHECKS: Final = (
     ),
 )
 """The checks in the order in which they should be repaired: the repair of a reference can leave a link that has to be
-queued for garbage collection (`collect_queue`), and the repair of a link can leave a blob that has to be queued."""
+queued for garbage collection (`collect_queue`), and the repair of a link can leave a blob that has to be queued. A
+queued blob that no repository has is a row with `repository` 0."""
