@@ -78,8 +78,8 @@ UNRESTRICTED: Final = _WithoutAccount(is_admitted=True)
 
 
 class AnnouncedBlob(NamedTuple):
-    """What a request states about the blob, or the part of a blob, that it sends. `size`: number of bytes of its body;
-    None: not known. `digest`: the digest of the whole blob; None: not known."""
+    """What a request states about the blob, or the part of a blob, that it sends. `size`: number of bytes of the
+    request's body; None: not known. `digest`: the digest of the whole blob; None: not known."""
 
     size: int | None
     digest: Digest | None

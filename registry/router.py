@@ -133,9 +133,9 @@ class Router(RefusingRegistry):
         return possible_names[0] if len(possible_names) == 1 else (await self.locate(repo)).repo
 
     async def hosted_repository(self, repo: RepositoryName) -> RepositoryName:
-        """Returns the stored name of a repository to which clients have pushed: only such a repository has tags that
-        users may change in this registry. Raises Unsupported for the name of a mirrored repository, NameUnknown if
-        nothing was ever pushed to the name."""
+        """Returns the stored name of a hosted repository: only such a repository has tags that users may change in this
+        registry. The repository may not exist. Raises Unsupported for the name of a mirrored repository, NameUnknown
+        if the name leads to the default upstream, because nothing was ever pushed to it."""
         if (upstream := self.naming.upstream_of(repo)) is not None:
             raise Unsupported(f"{repo} is mirrored from {upstream}, and its tags follow that registry")
         destination = await self.locate(repo)
@@ -243,7 +243,7 @@ class Router(RefusingRegistry):
                 raise
             try:
                 await self._copy_content(call.args[0], source, call.repo, call.options["by"])
-            except QuotaExceeded:
+            except QuotaExceeded:  # it is a Denied, and thus one of `_UNOBTAINABLE`
                 raise
             except _UNOBTAINABLE:
                 raise missing from None

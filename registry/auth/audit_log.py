@@ -177,7 +177,7 @@ class LoginAudit:
         self._on_login = on_login
         self._clock = clock
         self._recorded_at = SecretCache[float]()
-        """When a login was last recorded, by account, method, API token and address."""
+        """When a login was last recorded, by account, method, id of the API token, and address."""
         self._use_writes: dict[str, asyncio.Task[None]] = {}
         """The running tasks that write the use of an API token to the store, by the token's id."""
 

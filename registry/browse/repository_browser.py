@@ -239,7 +239,8 @@ class RepositoryBrowser:
         return await self._descriptions.preview(text, visitor_of(request), top_heading)
 
     async def plan_removal(self, request: RequestContext, repo: RepositoryName, tags: Sequence[Tag]) -> RemovalPlanView:
-        """Returns what a removal of these tags, at most MAX_REMOVED_TAGS, would remove. `repo` has to be hosted."""
+        """Returns what a removal of these tags, at most `storage.tag_removal.MAX_REMOVED_TAGS`, would remove. `repo`
+        has to be hosted."""
         async with self._reading(request, is_list=True):
             await self._registry.tags(repo, None, 1)  # checks the right, and that the repository exists
             return await self._remover.plan(repo, tags)
@@ -279,8 +280,8 @@ class RepositoryBrowser:
                 yield
 
     async def _get(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        """Returns the stored manifest that a pull of `reference` would get. A pull of a mirrored tag that is *frozen*
-        gets the digest at which the tag is frozen."""
+        """Returns the stored manifest that a pull of `reference` would get. A *frozen* tag stays at one digest in this
+        registry, even if it moves at the upstream."""
         return await self._registry.get_manifest(repo, await self._details.frozen_at(repo, reference) or reference)
 
 

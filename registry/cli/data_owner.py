@@ -33,8 +33,8 @@ _PR_SET_KEEPCAPS = 8
 user."""
 
 _operator_name: str | None = None
-"""The name of the user who started the command, after `become_owner` has switched this process to another user. None:
-this process still has the user who started it."""
+"""The name of the user who started the command. None: `become_owner` has not tried to switch this process to another
+user."""
 
 
 class OwnerError(Exception):
@@ -174,14 +174,14 @@ def prepare_data_directory(settings: Settings, *, create_if_missing: bool) -> No
     from storage.data_dir.check import DataDirectoryError
 
     try:
-        is_missing = create_if_missing and not has_data(settings.data)
+        should_create = create_if_missing and not has_data(settings.data)
         is_directory = settings.data.is_dir()
     except OSError as error:  # for example, a directory above it cannot be searched
         raise DataDirectoryError(
             f"the data directory {settings.data.absolute()} cannot be read: {error.strerror}; run the command as the "
             "user of the server, or name the right directory with --data"
         ) from None
-    if is_missing:
+    if should_create:
         become_owner(settings.data)
         prepare_data_dir(settings.data)
         return

@@ -1,4 +1,5 @@
-"""Reads the content of the old registry over the network, with the HTTP client of the mirrors (`RemoteRegistry`).
+"""Reads the content of the *old registry*, the registry whose content is imported into this one, over the network, with
+the HTTP client of the mirrors (`RemoteRegistry`).
 
 `RequestRetries` repeats failed requests, and ends the import if the old registry is down or refuses the login.
 
@@ -58,8 +59,9 @@ log = logging.getLogger("registry.migration")
 
 
 class RemoteRegistry:
-    """The old registry. Implements `ContentSource`. Errors: ContentBroken (it does not have the content, or sends other
-    bytes), SourceDown, Denied, TooManyRequests and UpstreamUnavailable after all attempts."""
+    """The old registry. Implements `registry.migration.image_writer.ContentSource`. Errors: ContentBroken (it does not
+    have the content, or sends other bytes), SourceDown, Denied, TooManyRequests and UpstreamUnavailable after all
+    attempts."""
 
     def __init__(
         self,
@@ -168,9 +170,9 @@ class RemoteRegistry:
             has_api = await self._client.has_referrers_api(repo, digest)
             if has_api is not None:
                 return has_api
-        # registry:2 has no referrers API, and responds with a 404 without an error code. A proxy in front of a registry
-        # that is restarting may send the same response, but it does not send manifests. So the response counts if the
-        # registry shows the manifest between two such responses.
+        # The client returns None for a refusal without an error code, such as the 404 of registry:2, which has no
+        # referrers API. A proxy in front of a registry that is restarting may send the same response, but it does not
+        # send manifests. So the response counts if the registry shows the manifest between two such responses.
         try:
             await self._client.resolve_manifest(repo, digest)
         except ManifestUnknown as error:

@@ -97,7 +97,8 @@ async def repository(request: Request, path: str) -> Response:
     name, reference = parse_path(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        # Raises NameUnknown with the name from the path, which the visitor knows, if there is no such repository.
+        # If there is no such repository, this raises NameUnknown. The text of the error has the name from the path,
+        # which the visitor knows, and not the stored name.
         await _components(request).content.tags(name, None, 1)
         parameters = ("q", "sort", "after") if reference is None else ("platform",)
         return redirect_with_query(request, f"{REPOSITORIES_PATH}/{path_of(stored, reference)}", *parameters)

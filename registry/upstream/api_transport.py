@@ -95,7 +95,8 @@ def _pause_after_each_receive(stream: httpcore2.AsyncNetworkStream) -> None:
 
 
 class CheckedBackend(httpcore2.AnyIOBackend):
-    """The part of httpx2 that makes TCP connections, limited to addresses that `policy` and `reach` allow."""
+    """The part of httpx2 that makes TCP connections. `reach`: the addresses that are allowed, given as classes of
+    networks, such as public addresses. `policy`: checks the addresses of a host against `reach`."""
 
     def __init__(self, policy: AddressPolicy, reach: Reach, resolver: Resolver) -> None:
         self._policy = policy

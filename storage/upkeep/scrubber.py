@@ -1,6 +1,8 @@
 """Scrub (`Scrubber`): reads all stored content again, at a limited rate, and takes damaged content out of use, so that
 it is not served any more.
 
+The *quarantine* is the part of the blob store that keeps damaged bytes.
+
 A *round* goes through all blobs and manifests that are stored when it starts. The progress of the round is in the
 store. So any process can continue the round: a command, or a server after a restart.
 """
@@ -217,8 +219,8 @@ class Scrubber:
         await self._rate.wait(count, self._save_progress)
 
     async def _note_second_read(self, count: int) -> None:
-        """Saves the progress during a second read. Does not limit the rate, because a damaged blob should be taken out
-        of use soon."""
+        """Saves the progress during the second read of a blob, by which the quarantine checks whether the blob is
+        really damaged. Does not limit the rate, because a damaged blob should be taken out of use soon."""
         self._on_scrubbed(count)
         await self._save_progress()
 

@@ -78,7 +78,7 @@ class KeySet(Protocol):
 
 class FileKeySet:
     """A key set in the file at `path`. `find` reads the file again if it has changed. While the file cannot be read, is
-    too large or is malformed, the key set has no keys. The log says so once for each state of the file."""
+    too large or is malformed, the key set has no keys. The log says so, but not twice in a row for the same error."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

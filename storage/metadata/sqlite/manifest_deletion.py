@@ -134,9 +134,9 @@ class ManifestDeletion:
         """Deletes the manifest, or a portion of its tags if it has too many for one transaction. Deletes nothing if
         `NeedingTagsCheck.check_all` has to run first. Raises Denied if an immutable tag needs the manifest."""
         # The time is read inside the transaction, so that no deletion has an earlier time than the one before it.
-        # Garbage collection keeps the copy of a deleted manifest for the grace period after the deletion. It keeps a
-        # blob for the grace period after the last deletion of a manifest that refers to it. If the last deletion had an
-        # earlier time than another one, the blob could be removed before the copy of the other manifest.
+        # Otherwise garbage collection could remove a blob before the copy of a deleted manifest that needs the blob: it
+        # keeps the copy for the grace period after the deletion of this manifest, but the blob for the grace period
+        # after the last deletion of any manifest that refers to it.
         now = self._clock()
         target = Target.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None

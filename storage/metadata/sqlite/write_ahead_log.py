@@ -94,9 +94,10 @@ class WriteAheadLog:
             self.may_have_gaps = self.may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
 
     def close_gaps(self, db: apsw.Connection) -> None:
-        """Does nothing if the log has no gaps. Otherwise copies the log into the database file, syncs that file, and
-        empties the log. SQLite reads the log from the page cache, which still has the bytes that the kernel could not
-        write. Raises StorageFull or StorageFailed if this fails, or if a reader needs the log for too long."""
+        """Does nothing if the log has no gaps. Otherwise copies the log into the database file, syncs that file, then
+        empties the log and syncs it too. SQLite reads the log from the page cache, which still has the bytes that the
+        kernel could not write. Raises StorageFull or StorageFailed if this fails, or if a reader needs the log for too
+        long."""
         if not self.may_have_gaps:
             return
         if time.monotonic() >= self._close_again_at:
@@ -148,8 +149,9 @@ class WriteAheadLog:
         self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _checkpoint(self, db: apsw.Connection, mode: int) -> bool:
-        """Runs a checkpoint. If the disk is full, uses the reserve. Logs apsw.Error and StorageFull instead of raising
-        them. Returns whether the checkpoint was complete. `mode`: one of `apsw.SQLITE_CHECKPOINT_*`."""
+        """Runs a checkpoint. If the disk is full, uses the reserve. Instead of raising apsw.Error or StorageFull, logs
+        the error and returns False. Does not log that a reader still needs the log. `mode`: one of
+        `apsw.SQLITE_CHECKPOINT_*`."""
         self._pages = 0  # the next commit sets it to the length that the log then has
         try:
             try:

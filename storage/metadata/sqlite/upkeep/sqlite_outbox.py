@@ -1,4 +1,8 @@
-"""Stores events and their deliveries in the metadata database (`SqliteOutbox`)."""
+"""Stores events and their deliveries in the metadata database (`SqliteOutbox`).
+
+The *list of events*, which people and programs read, has the events whose column `kept` is 1. The other events are
+stored only for their deliveries to webhooks. The list and each webhook are *readers* of events.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +81,7 @@ class SqliteOutbox:
         removed = {name for name, _, _ in rows} - {reader.name for reader in readers}
         counted = await self._scan_deliveries(partial(removed_webhooks.count, webhooks=removed)) if removed else []
         change = partial(event_tables.configure, readers=readers)
+        # The result is None if a new reader has the name of a removed webhook that still has deliveries.
         while (removed_here := await self._writer.run(change, reserve_use=ReserveUse.HALF)) is None:
             await self._delete_leftovers()
         # Another process may have removed some of the webhooks meanwhile, and reports their deliveries.

@@ -4,8 +4,9 @@
 A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. A *link*
 is a row that lets a repository serve a blob. Triggers in the migrations keep the counts exact, and refuse blobs and
 tags that exceed a quota. The functions here define the scopes, count the content that was stored before a scope was
-defined, and find the quota that refused a change. Each function that changes something runs inside a transaction that
-the caller commits. It changes a bounded number of rows.
+defined, and find the quota that refused a change. While they count the scope of an upstream, they also add its
+manifests to `cached_manifest`, the table of the candidates for eviction. Each function that changes something runs
+inside a transaction that the caller commits. It changes a bounded number of rows.
 """
 
 from __future__ import annotations
@@ -154,7 +155,8 @@ def _count_member(
     tags_to: str | None,
     manifests_to: int | None,
 ) -> int:
-    """Counts the next links, tags or manifests of a member, at most `BATCH_ROWS`. Returns the number of counted rows.
+    """Counts the next links or tags of a member, or else adds its next manifests to `cached_manifest`, at most
+    `BATCH_ROWS`. Returns the number of these rows.
     `links_to`, `tags_to`, `manifests_to`: the last link, tag and manifest that were counted; None: all were counted."""
     column: str
     last_counted: int | str | None
