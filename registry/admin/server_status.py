@@ -1,7 +1,7 @@
 """The status of a running server (`ServerStatus`), which `/api/v1/status` returns and `entrepot status` shows.
 
 Each worker process writes its own state to a file (`registry.status.worker_report`). Everything else comes from the
-store, which all processes share. So any process on the server's machine can read the whole status.
+store and the file system, which all processes share. So any process on the server's machine can read the whole status.
 """
 
 from __future__ import annotations

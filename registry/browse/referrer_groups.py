@@ -26,8 +26,8 @@ from storage.tag_listing import BUNDLE_PREDICATE, TagListing
 from storage.time_texts import parse_time
 
 MAX_REFERRERS: Final = 100
-"""How many referrers are listed that were found by their subject, and how many attestations of an index. Further ones
-are left out."""
+"""The limit on the listed referrers that were found by their subject, and the limit on the listed attestations of an
+index. Further ones are left out."""
 MAX_FILES: Final = 10
 """How many files of an artifact are listed and read. Further ones are left out."""
 # The keys of annotations of manifests, layers and index entries.

@@ -48,7 +48,8 @@ MAX_BUFFERED_BYTES: Final = 512 * 1024
 """Largest number of bytes of one blob that are buffered. If a chunk would exceed it, the thread waits for the
 client."""
 SMALL_CHUNK_BYTES: Final = 4 * 1024
-"""A smaller chunk counts as `_CHUNK_OVERHEAD_BYTES` more bytes, so that tiny chunks do not take much more memory."""
+"""The buffer adds `_CHUNK_OVERHEAD_BYTES` to the size of a chunk smaller than this, so that many tiny chunks do not
+take much more memory than its limit."""
 _CHUNK_OVERHEAD_BYTES: Final = 64
 """Memory of a chunk in addition to its bytes."""
 READER_BYTES: Final = MAX_BUFFERED_BYTES + 2 * CHUNK_BYTES
@@ -68,7 +69,7 @@ def new_pass_through_memory() -> MemoryBudget:
 
 
 class ReaderClosed(Exception):
-    """The client has closed the reader, so the thread stops."""
+    """The reader was closed, or its client was cut off, so the thread stops."""
 
 
 def _memory_of(chunk: bytes) -> int:

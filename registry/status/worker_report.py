@@ -89,8 +89,8 @@ class WorkerReport(BaseModel):
 
 
 class _State(NamedTuple):
-    """The part of a report that may change. Costs much less than a report, so that the reporter compares states and
-    makes a report only if it writes the report."""
+    """The part of a report that may change. The reporter compares states, which cost much less than reports, and makes
+    a report only if it has to write one."""
 
     memory: int
     counts: ServerCounts
@@ -117,8 +117,8 @@ class WorkerReporter:
         is_read_only: Callable[[], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`data`: the data directory. `counts`: returns the numbers of connections and of requests in progress. `clock`
-        returns seconds since 1970."""
+        """`data`: the data directory. `counts`: returns the numbers of connections and requests of this process.
+        `clock` returns seconds since 1970."""
         self._layout = layout_of(data)
         self._run = run
         self._counts = counts

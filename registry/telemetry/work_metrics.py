@@ -32,8 +32,8 @@ JOB_KINDS: Final = (
 )
 RETENTION_CONTENT: Final = ("tag", "manifest")
 LOGIN_METHODS: Final = ("password", "token", "issuer", "openid", "other")
-"""The values of three labels: JOB_KINDS of `kind` (jobs), RETENTION_CONTENT of `content` (retention), and LOGIN_METHODS
-of `method` (logins)."""
+"""`JOB_KINDS` has the values of the label `kind` of jobs, `RETENTION_CONTENT` those of the label `content` of
+retention, and `LOGIN_METHODS` those of the label `method` of logins."""
 CALL_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COMMIT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """Upper bounds of the buckets for the durations of calls and of commits, in seconds."""
@@ -182,8 +182,8 @@ class EventMetrics:
         )
 
     def use(self, cells: SharedCells, webhooks: SharedNames) -> None:
-        """Makes the methods count in `cells`, which have the cells of the plan. `webhooks` maps the name of a webhook
-        to the number that stands for it as the value of the label `webhook`."""
+        """Makes the methods count in `cells`, which have the cells of the plan. `webhooks` gives each
+        webhook a number, which is the value of the label `webhook` in place of the name."""
         self._cells = cells
         self._webhooks = webhooks
 

@@ -236,9 +236,9 @@ class UpstreamEndpoint:
         return breakers
 
     def _on_success(self, repo: str) -> None:
-        """Closes the breakers, except those of other failing repositories, after a response for `repo` has shown that
-        the endpoint works. After the endpoint was suspect, the breakers of repositories with few failures are
-        half-open: possibly these repositories failed only because the endpoint did."""
+        """Closes the breakers after a response for `repo` has shown that the endpoint works. The breakers of other
+        failing repositories stay if they have opened. If the endpoint was suspect, those that have not opened stay too
+        and become half-open: possibly these repositories failed only because the endpoint did."""
         if self._is_reported_open:
             log.info("the upstream endpoint %s responds again", self.url)
             self._observer.on_breaker(opened=False)

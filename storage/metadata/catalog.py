@@ -96,8 +96,8 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether calls for all links of the blob would delete all of them. True for only one link of a blob, so that a sum
-    over all links counts the blob once."""
+    whether the blob would lose all its links if `drop_link` were called for each of them. True for only one of these
+    links, so that a sum over all links counts the blob once."""
 
     is_dropped: bool
     frees_blob: bool
@@ -151,7 +151,7 @@ class Metadata(Protocol):
 
     on_mirrored: Callable[[], None]
     """Called after this process has stored content that may have come from an upstream: a blob that did not come
-    through an upload session, or a `sparse` manifest. Must return at once."""
+    through an upload session, or a manifest that `put_manifest` stored with `sparse=True`. Must return at once."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
         """Returns the row of a blob that the repository has. Raises BlobUnknown, also for a damaged blob
@@ -305,8 +305,8 @@ class Metadata(Protocol):
 
     async def correct_future_times(self) -> None:
         """Replaces times in the future (`storage.future_times`) by the present time: the times of queued links, upload
-        sessions and deleted manifests, and the time since which all pulls are recorded. Otherwise nothing would be
-        removed until the clock has reached these times. Changes them in small transactions."""
+        sessions and deleted manifests, and the time at which this database began to record all pulls. Otherwise nothing
+        would be removed until the clock has reached these times. Changes them in small transactions."""
         ...
 
     async def stale_uploads(self, before: float, limit: int, after: StaleUpload | None = None) -> list[StaleUpload]:

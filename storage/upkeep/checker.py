@@ -103,17 +103,17 @@ class Checker:
 class _Check:
     """One check of a store."""
 
-    def __init__(self, store: Checker, options: CheckOptions, on_finding: OnFinding, on_progress: OnProgress) -> None:
-        self._consistency = store.consistency
-        self._metadata = store.metadata
-        self._blobs = store.blobs
-        self._damage = store.damage
-        self._quarantine = Quarantine(store.blobs, store.damage, store.locks)
+    def __init__(self, checker: Checker, options: CheckOptions, on_finding: OnFinding, on_progress: OnProgress) -> None:
+        self._consistency = checker.consistency
+        self._metadata = checker.metadata
+        self._blobs = checker.blobs
+        self._damage = checker.damage
+        self._quarantine = Quarantine(checker.blobs, checker.damage, checker.locks)
         self._brake = DamageBrake()
         self._new_in_quarantine = 0
         """Number of bytes that were added to the quarantine since it was last shrunk."""
-        self._locks = store.locks
-        self._clock = store.clock
+        self._locks = checker.locks
+        self._clock = checker.clock
         self._options = options
         self._on_finding = on_finding
         self._on_progress = on_progress

@@ -9,9 +9,9 @@ not exist are throttled like those of existing accounts.
 - Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So the limit
   does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.
 
-If the cache of verified credentials (`registry.auth.credential_cache`) has a login's password, the login is not
-throttled. `registry.auth.password.password_check` remembers a right password for logins from other addresses; these
-logins are throttled like all others. The same wrong password counts once a day for each account and network
+A login is not throttled if the cache of verified credentials (`registry.auth.credential_cache`) has its password for
+its address. `registry.auth.password.password_check` also remembers right passwords, for all addresses; this spares the
+hashing of the password, but not the throttling. The same wrong password counts once a day for each account and network
 (`registry.auth.password.wrong_passwords`).
 """
 
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 DAY_SECONDS: Final = 86400.0
 MAX_CONCURRENT_FAILURES: Final = 300
 """The largest number of failures that a limit counts beyond its burst. Such failures occur, because attempts that begin
-before the burst is used up can all fail later. Four workers, the largest default, check 296 passwords at a time
-(`registry.auth.password.hashing`)."""
+before the burst is used up can all fail later. By default, there are at most four workers; these can have 296 attempts
+in progress at a time (`registry.auth.password.hashing`)."""
 
 
 @dataclass(frozen=True, slots=True)

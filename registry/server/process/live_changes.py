@@ -35,7 +35,7 @@ class ChangingSupervisor(Protocol):
         """Executes the new version. Raises ChangeRefused if that is not possible, otherwise does not return."""
 
     def watch_check(self, check: SuccessorCheck) -> None:
-        """Makes the supervisor's loop read the output of the check."""
+        """Makes the supervisor's loop read the output of the check, which shows whether the new version can start."""
 
     def end_check(self, check: SuccessorCheck) -> None:
         """Stops reading the output of the check, and closes its pipe."""

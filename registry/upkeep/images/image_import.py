@@ -78,12 +78,13 @@ async def import_images(
     bytes. `name`: the name under which to import; None: the names in the file are used. `records`: the records of
     imports. `own_host`: the host name under which clients know this registry, which is left out of names; empty: not
     known. An image is not stored under a name, and is reported as a problem, if the name's tag is immutable and
-    points at another image, or if an immutable tag needs a manifest of the image with another media type. `clock`
-    returns the time in seconds since 1970. The tags that the import changes get times in the natural order of their
-    names, so `build-9` counts as older than `build-10`. Raises ImageFileFailed, Denied (the name belongs to an
-    upstream), and the other errors of pushes. Content that was stored before an error stays."""
+    points at another image, or if the store has a manifest of the image with another media type and an immutable tag
+    needs it. `clock` returns the time in seconds since 1970. The tags that the import changes get times in the natural
+    order of their names, so `build-9` counts as older than `build-10`. Raises ImageFileFailed, Denied (the name belongs
+    to an upstream), and the other errors of pushes. Content that was stored before an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
-    # A referrer that has a name is in both lists. `_targets` gives tags to images without names.
+    # A referrer with a name is in both lists. One without a name is not in `tagged_images`, because `_targets` gives a
+    # tag to each image in that list.
     referrers = [tree for tree in trees if tree.root.subject is not None]
     tagged_images = [
         (image, tree)
@@ -132,8 +133,8 @@ def _targets(
 
 def _reference(label: str, text: str, name: ImportName | None, own_host: str) -> ImageReference:
     """Returns the repository and tag in this registry for `text`, a name in the file. Leaves out the parts of Docker
-    Hub names that docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry, and a
-    host with a port. `label`: the file, for messages. Raises ImageFileFailed."""
+    Hub names that docker does not show, such as `docker.io/library/`. Also leaves out the host of this registry,
+    `localhost`, and a host with a port. `label`: the file, for messages. Raises ImageFileFailed."""
     if text.startswith(":") or name is not None:
         if name is None:
             raise ImageFileFailed(f"{label} states only the tag {text[1:]} for an image; give --as NAME")
@@ -240,8 +241,8 @@ class _Importer:
         while waiting:
             storable = [tree for tree in waiting if tree.root.subject in self._stored]
             if not storable:
-                # Not earlier: a round may still store, without a tag, a referrer that was refused under its tag. Then
-                # later rounds can store the referrers of that referrer.
+                # Referrers are refused only now, when nothing else can be stored. Before, a round may store a refused
+                # manifest after all (without a tag, as a referrer), and later rounds then store its referrers.
                 refused_now = [tree for tree in waiting if tree.root.subject in self._refused]
                 if refused_now:
                     self._refused.update(tree.root.digest for tree in refused_now)

@@ -31,11 +31,10 @@ Document = dict[str, Any]
 
 
 class ImageWriter(Protocol):
-    """Writes the content of images. All methods raise ImageFileFailed."""
+    """Writes the content of images. `write` and `finish` raise ImageFileFailed."""
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Returns whether the content was written already, by this run or, into the same directory, by an earlier
-        one."""
+        """Returns whether this run, or an earlier run with the same directory, has written the content already."""
         ...
 
     async def write(

@@ -40,7 +40,7 @@ those that the person may not see."""
 MAX_SHOWN_LABELS: Final = 8
 """Largest number of labels that an entry shows."""
 MAX_BLOBS: Final = 20
-"""Largest number of blobs that a search by the first digits of a digest finds."""
+"""Largest number of blobs, for each hash algorithm, that a search by the first digits of a digest finds."""
 LAST: Final = "\U0010ffff"
 """A character that sorts after all characters of names and tags."""
 MAX_TOKENS_OF_WORD: Final = 8

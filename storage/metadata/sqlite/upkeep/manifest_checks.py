@@ -160,6 +160,7 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
         text = f"the manifest needs the blob {digest}, which {stored.name} does not have; push the image again"
         yield ProblemCode.MANIFEST_BLOB_MISSING, text, (digest,)
     not_manifests = _missing(db, _MISSING_MANIFESTS, stored, {child.digest for child in manifest.manifests})
+    # An entry of an index may be a blob if it does not have the media type of a manifest or index.
     may_be_blobs = {digest for digest in manifest.blob_children if digest in not_manifests}
     not_blobs = set(_missing(db, _MISSING_BLOBS, stored, may_be_blobs))
     for digest in not_manifests:

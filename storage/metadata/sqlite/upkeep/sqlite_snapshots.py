@@ -34,7 +34,8 @@ PAGES_PER_STEP: Final = 1024
 STOPPED_BY_BACKUP: Final = "it had not ended when this backup was made"
 """The message of a job in a copy, if the job had not ended when the copy was made."""
 MAX_EVENTS_PER_SECOND: Final = 1000
-"""More events per second than a registry adds, averaged over the time between a backup and its restore."""
+"""A restore raises the number of the newest event by this much for each second since that event. A registry adds fewer
+events per second, on average."""
 MIN_EVENT_GAP: Final = 1_000_000_000
 """A restore raises the number of the newest event by at least this much, even if little time seems to have passed: the
 clock may have been wrong when that event was stored, when the backup was made, or during the restore."""
