@@ -92,9 +92,10 @@ class Router(RefusingRegistry):
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
-      clients mount the blob from this repository. It is not enough that the store lists the blob there: the mirror adds
-      a blob to the repository before it records the confirmation. While the upstream is public, the mirror records no
-      confirmations, and the settings can make the upstream private later."""
+      clients mount the blob from this repository. It is not enough that the store lists the blob there: the mirror
+      also adds blobs that the store has from other repositories of the upstream. If the upstream is private, the mirror
+      adds such a blob before it records the confirmation. If the upstream is public, the mirror records no confirmation
+      of such a blob, but the settings can make the upstream private later."""
 
     def __init__(
         self,

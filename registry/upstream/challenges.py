@@ -8,9 +8,9 @@ realm:
   registrable domain (such as `docker.io`) is the domain of an endpoint or of the upstream's name.
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
-- The password is sent only to a realm that is listed or has the endpoint's port. On another host, the port may also be
-  443. Any other port may belong to another owner's service. So may port 443 of the endpoint's host, if the endpoint
-  has another port.
+- The password is sent only to a realm that is listed, or has the endpoint's port, or has port 443 on another host than
+  the endpoint's. Any other port may belong to another owner's service. On the endpoint's host, this is true of port
+  443, too, if the endpoint has another port.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ class RealmPolicy:
     """Decides which realms (URLs of token services) may be used for one upstream."""
 
     def __init__(self, settings: Upstream, endpoints: list[str], configured_name: str | None = None) -> None:
-        """`configured_name`: the upstream's name, from which its own domain is taken; None: `settings.name`."""
+        """`configured_name`: the name whose registrable domain counts as the upstream's own; None: `settings.name`. An
+        import makes up a `settings.name`. So if it uses the login of an upstream in the settings, it passes the name of
+        that upstream here."""
         self._name = settings.name
         self._listed_realms = settings.realms
         self._own_domains = {

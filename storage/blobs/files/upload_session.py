@@ -154,7 +154,8 @@ class FileUploadSession:
         return UploadedContent(self._disk, file, digest, self._written)
 
     async def discard(self) -> None:
-        """Waits for a running write, and deletes the session's file, unless the file was published as a blob."""
+        """Waits for a running write, and deletes the session's file. Keeps the file if it was published as a blob. If a
+        newer request has taken the session over, keeps the file as well, and raises BlobUploadInvalid."""
         with suppress(StorageFull, StorageFailed):
             await self._finish_write()
         self._writing = None
@@ -281,8 +282,9 @@ class ClaimedUploadFile:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session.
 
         Usually the checkpoint is from the present boot of the machine and covers all bytes of the file, so the file is
-        not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says: an earlier request
-        published the file as a blob, and its process died before it deleted the session's metadata row."""
+        not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says. In this case, an
+        earlier request has published the session's file as a blob or deleted it, but has not deleted the session's
+        metadata row, for example because its process died. Then a takeover has created a new, empty file."""
         if checkpoint.boot == self._boot:
             offset = self._file.size()
             checkpoint.check_not_truncated(offset)
@@ -294,7 +296,7 @@ class ClaimedUploadFile:
         )
 
     async def discard(self) -> None:
-        """Closes the session's file, and deletes it unless a newer request has taken the session over."""
+        """Deletes the session's file and closes it. If a newer request has taken the session over, only closes it."""
         try:
             with suppress(BlobUploadInvalid):
                 await self._disk.run(self._file.discard)

@@ -5,9 +5,10 @@ Garbage collection removes upload sessions, deleted manifests and unused links (
 serve a blob) some time after they were last used. If the stored time of the last use is in the future, the present time
 replaces it. Then the garbage stays for the usual time from now on.
 
-The database has the time since which all pulls are recorded. Older content may have been pulled without a record until
-then, so retention counts this time as a pull of it. A restore from a backup stores the time, and the clock may be ahead
-during the restore.
+The database has the time since which it records all pulls. Content that was pushed before this time may have been
+pulled before it without a record, so retention treats such content as pulled at this time. A restore from a backup sets
+the time to that of the restore or of the backup, whichever is later. The clock may have been ahead at the restore or at
+the backup, and then the time is in the future.
 """
 
 from __future__ import annotations
