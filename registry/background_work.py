@@ -111,7 +111,7 @@ class BackgroundWork:
         ]
         if self._activity is not None:
             schedules.append(self._activity.run())
-        if store.run_rounds is not None:
+        if store.run_rounds is not None:  # the rounds of garbage collection; None: this process runs none
             schedules.append(store.run_rounds())
         if self._upkeep.evictor.limits:
             store.metadata.on_mirrored = self._upkeep.evictor.check_soon
@@ -179,12 +179,13 @@ class BackgroundWork:
 
 
 def search_indexer(settings: Settings, store: StoredRegistry) -> SearchIndexer:
-    """Returns the object that keeps the search index up to date. The labels in an image config of a private upstream
-    can be found only after the upstream has confirmed that the repository has this config: only then can clients pull
-    it."""
+    """Returns the object that keeps the search index up to date. The index gets the labels in the image configs of the
+    repositories. If the upstream of a repository is private, the index gets them only after the upstream has confirmed
+    that the repository has the config: before that, clients cannot pull the config and must not find its labels."""
     private = {upstream.name for upstream in settings.upstream if upstream.has_private_repositories}
 
     async def may_read(repo: RepositoryName, digest: Digest) -> bool:
+        # The name of a mirrored repository begins with the name of its upstream.
         return repo.partition("/")[0] not in private or await store.records.is_confirmed(repo, digest)
 
     return SearchIndexer(store.search_index, store.metadata, store.blobs, may_read)

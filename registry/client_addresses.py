@@ -35,7 +35,7 @@ def network_of(address: str) -> str:
 
 
 def site_of(address: str) -> str:
-    """Returns the network from which one client, as a customer of a network provider, may be able to choose its
+    """Returns the network that a provider may have given as a whole to one customer, who can then use all of its
     addresses: the /48 network of an IPv6 address (RFC 6177), or the /24 network of an IPv4 address.
 
     Returns text that is no IP address unchanged."""

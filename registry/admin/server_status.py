@@ -192,7 +192,7 @@ async def read_server_status(
     settings, store = upkeep.settings, upkeep.store
     problem = store.storage_problem() or store.push_refusal()
     status = await asyncio.to_thread(_status_of_reports, settings, clock(), problem)
-    if store.is_read_only:
+    if store.is_read_only:  # then the status lacks the uploads (`_add_from_store`), and `store_problem` has to say why
         status.store_problem = problem
     try:
         await _add_from_store(status, upkeep, clock, with_cache=with_cache)

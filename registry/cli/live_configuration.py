@@ -46,6 +46,7 @@ class LiveConfiguration:
         except ConfigError as error:
             raise ChangeRefused(str(error)) from None
         changes = list(self._changes(settings))
+        # `entrepot restart` replaces the program of the running server. A start is possible only after a stop.
         for effect, how in (("start", STOP_AND_START), ("restart", "run `entrepot restart`")):
             if names := [name for name, takes_effect in changes if takes_effect == effect]:
                 verb = "takes" if len(names) == 1 else "take"

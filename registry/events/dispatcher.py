@@ -217,13 +217,13 @@ class WebhookDispatcher:
     def _start_senders(self) -> None:
         """Starts senders for the waiting queues, as many as the limits allow."""
         while self._waiting and len(self._senders) < self._settings.connections:
-            has_permit = bool(self._senders)
-            if has_permit and not self._limit.acquire():
+            needs_permit = bool(self._senders)  # the first one needs none (`SenderLimit`)
+            if needs_permit and not self._limit.acquire():
                 return
             queue = self._waiting.popleft()
             sender = asyncio.create_task(self._send_queue(queue))
             self._senders[queue[0].event.content.repository] = sender
-            sender.add_done_callback(partial(self._on_sender_ended, queue, has_permit))
+            sender.add_done_callback(partial(self._on_sender_ended, queue, needs_permit))
 
     def _on_sender_ended(self, queue: Sequence[Delivery], has_permit: bool, sender: asyncio.Task[None]) -> None:
         del self._senders[queue[0].event.content.repository]
@@ -267,8 +267,10 @@ class WebhookDispatcher:
             return Attempt(Outcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}")
 
     async def _note_failure(self, delivery: Delivery, attempt: Attempt, delivered_before: int) -> None:
-        """Records a failed delivery: plans its next attempt, or makes its event a dead letter. In the end, waits
-        until the repository may have another sender."""
+        """Records a failed delivery: plans its next attempt, or makes its event a dead letter. `delivered_before`: how
+        many events the endpoint had accepted in all when the attempt began. If it has accepted more by now, which are
+        events of other repositories, the failure does not show that the endpoint is down (`EndpointHealth.on_down`). If
+        the event becomes a dead letter and the repository has to wait on its own, waits for at most a second."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age
@@ -293,7 +295,9 @@ class WebhookDispatcher:
         dead = now if is_dead else None
         self._outcomes.repositories.add(event.content.repository)
         self._outcomes.failed.append(FailedDelivery(event.number, attempts, next_at, dead, attempt.reason))
-        if is_dead and own_pause:  # `next_at` delays the dead letter, but not the repository's next event
+        # The repository's later events wait until `next_at` of an event that is sent again. They do not wait for a dead
+        # letter. So the pause has to be here, before this sender ends and the next event can get a sender.
+        if is_dead and own_pause:
             await asyncio.sleep(min(own_pause, FIRST_PAUSE_SECONDS))
 
     async def _settle(self) -> None:

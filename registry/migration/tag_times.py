@@ -70,6 +70,7 @@ async def build_time(store: StoredRegistry, repo: RepositoryName, manifest: Mani
         current = pending.pop()
         times.append(await _stated_time(store, repo, current))
         for child in current.manifests:
+            # `blob_children`: the entries of an index that may be blobs, as in the indexes of BuildKit's build cache.
             if child.digest in seen or len(seen) == MAX_MANIFESTS or child.digest in current.blob_children:
                 continue
             seen.add(child.digest)

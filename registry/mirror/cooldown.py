@@ -96,10 +96,13 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
     """Returns at most `MAX_SIGHTINGS` of the sightings: first the sighting that makes the served digest mature, then
     the newest sightings.
 
-    When a sighting is dropped, the sighting before it seems to last longer, so its digest could seem mature. Here only
-    the served digest can seem mature in this way, and it is mature already. All sightings before that of the served
-    digest are dropped as well. Otherwise a sighting of another digest could become the first in the list, and with
-    `serves_new` the first digest counts as mature."""
+    Dropping a sighting must not make a digest mature that is not, which could happen in two ways:
+
+    - The sighting before a dropped one seems to last longer. In the returned list, only the first sighting can have
+      dropped sightings directly after it. Its digest is the served one, which is mature already.
+    - With `serves_new`, the digest of the first sighting in the list counts as mature. So all sightings before that of
+      the served digest are dropped, and the list begins with the served digest.
+    """
     if len(sightings) <= MAX_SIGHTINGS:
         return sightings
     served = choose_digest(sightings, cooldown, now, serves_new=serves_new).candidates[:1]

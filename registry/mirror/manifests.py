@@ -181,9 +181,11 @@ class MirroredManifests:
         names. Fetches the manifest if the tag has moved or is not cached. Does nothing for a frozen tag. Raises
         ManifestUnknown and the errors of the upstream client, even if a manifest is cached.
 
-        While the upstream is nearly exhausted, fetches no manifest. Sends only a HEAD request, which Docker Hub does
-        not count against its limit. If the response to that is not enough, such as a 404, also sends a GET request.
-        Sends nothing if the tag is not cached and the upstream did not have it at its last answer."""
+        While the upstream is nearly exhausted, this method stores no manifest. It then asks with a HEAD request even if
+        the tag is not cached, because Docker Hub does not count HEAD requests against its limit. If the response to
+        HEAD is not enough, such as a 404, the upstream client also sends a GET request, which counts. To avoid that,
+        this method sends nothing about a tag that is not cached and that the upstream did not have at its last answer.
+        """
         if await self._served_tags.frozen(repo, tag) is None:
             await self._flights.run((repo, tag, "recheck"), lambda: self._recheck_under_lease(repo, tag))
 
@@ -210,6 +212,7 @@ class MirroredManifests:
             if cached is not None:
                 await asyncio.wait({flight}, timeout=self._stale_wait)
                 if not flight.done():
+                    # Keeps the running flight, which could otherwise be given up when no client waits for it any more.
                     self._start_flight(repo, reference)
                     set_cache_state("stale", self._name)
                     check = await self._records.last_check(repo, reference)

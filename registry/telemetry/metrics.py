@@ -187,9 +187,9 @@ class Metrics:
         return self.cells.own[self._began_cell]
 
     def is_named(self, family: Family, values: Sequence[str]) -> bool:
-        """Returns False if the label values of a series include an upstream or webhook whose number has no name.
-        Returns True for every other series. `values`: those of `Family.series`, in which upstreams and webhooks have
-        numbers in place of their names."""
+        """Returns False for a series of an upstream or webhook whose number has no name, and True for every other one.
+        There are series for a fixed number of upstreams and webhooks. If fewer names are known, the last numbers have
+        none. `values`: those of `Family.series`, with numbers in place of the names of upstreams and webhooks."""
         shared_names = {"upstream": self.upstreams, "webhook": self.webhooks}
         return all(
             int(value) < len(shared_names[label].names())

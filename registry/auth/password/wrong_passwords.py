@@ -26,9 +26,10 @@ MAX_LOOKUPS_A_DAY: Final = 20_000
 possible in the first day. The limit has two purposes:
 
 - It limits what clients without an account can write.
-- It limits the hashings of clients that repeat more wrong passwords than a process caches. A repeated password that is
-  no longer cached is hashed again. Up to the limit, it does not count as a failed login, so nothing stops the client.
-  Beyond the limit, it counts, and clients with too many failed logins are refused without a hashing.
+- It limits the hashings for a client that repeats more wrong passwords than a process caches. The process hashes a
+  repeated password again if it is no longer in the cache. The store then says that this password was counted already,
+  so it is no further failed login, and the client could go on for ever. Beyond the limit, the process does not ask the
+  store, and every wrong password counts. A client with too many failed logins is refused without a hashing.
 """
 
 
@@ -47,15 +48,17 @@ class WrongPasswords:
         """Returns whether a wrong password counts as a failed login. False if it was counted in the last day, from the
         same network, for the same account in its present state. After too many lookups, every wrong password counts.
 
-        `identity` is the identity that the right password would have proved; None: no password is right. `digest` is
-        the argon2 digest of the wrong password; empty if there is none, and then the password counts. Raises
-        StorageFull, StorageFailed.
+        `identity` is the identity that the right password would have proved; None: the account does not exist, is
+        disabled or has no password. `digest` is the argon2 digest of the wrong password; empty if there is none, and
+        then the password counts. Raises StorageFull, StorageFailed.
         """
         if not digest:
             return True
         key = _key(name, network_of(address), identity, digest)
         if not self._take_allowance():
             return True
+        # The store keeps the key of a counted password for a day, among the keys that delay logins. `add_key_once` also
+        # looks for the key, but as part of a write. This read avoids most of these writes.
         if self._accounts.throttled_until(key):
             return False
         return await self._accounts.add_key_once(key, DAY_SECONDS)

@@ -97,8 +97,10 @@ class FileCopier:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
                 if self._verify or verify:
                     await self._read(fd, digest, size, None, on_bytes)
-                    await self.run(lambda: self._system.sync(fd))  # whatever wrote the file may not have synced it
-                else:
+                    # A restore always checks the bytes. It may link files of the backup, and the program that wrote
+                    # these files, such as a copy tool, may not have synced them.
+                    await self.run(lambda: self._system.sync(fd))
+                else:  # a blob of the registry, whose bytes are durable
                     on_bytes(size)
             else:
                 async with self.holding(self._created(temporary)) as target:
@@ -177,7 +179,8 @@ class FileCopier:
         try:
             value = await entering
         except asyncio.CancelledError:
-            # The task gets a cancellation only after the call has ended (`UncancellableFuture`).
+            # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
+            # entered `resource`. `done()` only makes sure of that, because `exception()` fails for a running call.
             if entering.done() and entering.exception() is None:
                 await self.run(lambda: resource.__exit__(None, None, None))
             raise
