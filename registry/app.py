@@ -102,7 +102,8 @@ class Entrepot(FastAPI):
         self.request_recorder = telemetry.requests
         """The server reports each request to this object (`registry.server.connection.request_reports`)."""
         self._in_flight_cell = telemetry.metrics.in_flight.first
-        """The number of the cell that counts this worker's requests in progress (`registry.telemetry.shared_cells`)."""
+        """Index, in `cells.own`, of the cell that counts this worker's requests in progress
+        (`registry.telemetry.shared_cells`)."""
         self.running_requests = 0
         """Number of requests in progress, except those that the response cache answers."""
         self.on_idle: Callable[[], None] | None = None
@@ -278,9 +279,10 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
 
 async def _start_or_hand_over_work(app: Entrepot) -> None:
-    """Starts or hands over the background work of `app` after its store has been opened for writing. If `app` has
-    replaced another application while the store was being opened, this starts the work. If another application has
-    replaced `app`, this hands the work over."""
+    """Starts or hands over the background work of `app` after its store has been opened for writing. `reopen_store` has
+    decided before the opening whether the work starts together with the store. During the opening, one application may
+    have replaced another. If `app` is now the application that gets the new requests, starts the work, unless it runs
+    already. If another application or process has taken over from `app`, hands the work over."""
     try:
         if app.work is not None and app.starts_background_work and not app.is_retiring:
             await app.work.start()

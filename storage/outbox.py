@@ -3,7 +3,8 @@
 An *event* is one thing that happened to a repository: a push, a deletion, a tag that moved. A change and its events are
 one transaction, so every change that the server has acknowledged has its events. A *webhook* is an HTTP endpoint to
 which the server sends events. A *delivery* is an event that has to be sent to a webhook, and that the webhook has not
-accepted yet. A *dead letter* is a delivery that the server has given up.
+accepted yet. It is *pending* as long as the server still tries to send it. When the server has given it up, it is a
+*dead letter*.
 
 A *reader* is a webhook, or the list of events that people and programs read. An event that no reader wants is not
 stored. Times are seconds since 1970.
@@ -137,10 +138,11 @@ class DeliveryPosition:
 
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
-    """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`:
-    time at which the next delivery that is not in `queues` is due; None if there is no such delivery, or if there are
-    as many queues as the caller wanted. `pause`: how many seconds the caller waits at least before it looks for due
-    deliveries again, because very many repositories have pending deliveries; usually 0."""
+    """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`: the
+    earliest later time at which a further repository has a due delivery. None if there is no such time, or if it was
+    not searched for; the latter can only be if there are as many queues as the caller wanted. `pause`: how many seconds
+    the caller must wait at least before it looks for due deliveries again. It is 0, unless the search was costly
+    because very many repositories have pending deliveries."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
@@ -163,8 +165,8 @@ class FailedDelivery:
 class EventLimits:
     """How much the outbox keeps at the time `now` (seconds since 1970). `keep_since`: events before this time are
     removed from the list. `events`: largest number of events in the list. `pending` and `dead`: largest number of
-    deliveries and of dead letters of each webhook. An event that is not in the list is deleted as soon as it has no
-    delivery left."""
+    pending deliveries, and of dead letters, of each webhook. An event that is not in the list, and has neither pending
+    deliveries nor dead letters left, exceeds the limits as well, unless it is the newest event."""
 
     keep_since: float
     events: int
@@ -175,8 +177,8 @@ class EventLimits:
 
 @dataclass(frozen=True, slots=True)
 class DroppedDeliveries:
-    """How many deliveries and dead letters of a webhook were dropped, because there were too many or the webhook was
-    removed."""
+    """How many pending deliveries and how many dead letters of a webhook were dropped, because there were too many or
+    the webhook was removed."""
 
     webhook: str
     pending: int
@@ -185,8 +187,8 @@ class DroppedDeliveries:
 
 @dataclass(frozen=True, slots=True)
 class WebhookBacklog:
-    """How many deliveries and dead letters a webhook has. `oldest`: time of the oldest event that the server still
-    tries to deliver; None if there is none."""
+    """How many pending deliveries and how many dead letters a webhook has. `oldest`: time of the oldest event that has
+    a pending delivery to this webhook; None if there is none."""
 
     webhook: str
     pending: int
@@ -199,10 +201,11 @@ class Outbox(Protocol):
     may raise StorageFailed. Methods that change something may also raise StorageFull."""
 
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
-        """Replaces the readers, and drops the deliveries of all webhooks that are not among the new readers: no other
-        method returns or counts them any more, and `tidy` deletes them. If a webhook is added again before that, first
-        deletes them, so the webhook gets only later events. Returns how many deliveries each removed webhook had. Does
-        not write if nothing changes."""
+        """Replaces the readers, and drops the deliveries of all webhooks that are not among the new readers. From then
+        on no method returns or counts a dropped delivery. It stays in the store until `tidy` deletes it. But if a new
+        reader has the name of a webhook with dropped deliveries, this method deletes these before it adds the reader,
+        so that the reader gets only later events. Returns how many deliveries each removed webhook had. Does not write
+        if nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:
@@ -229,9 +232,10 @@ class Outbox(Protocol):
         ...
 
     async def oldest(self) -> int:
-        """Returns the smallest number N for which no event with the number N or a higher number was removed from the
-        list. If all events were removed from the list, N is the number after that of the newest removed event. The
-        numbers in the list have gaps even if no event was removed, because not every event enters the list."""
+        """Returns the number from which on the list is complete: all events with this or a higher number that entered
+        the list are still there. If events were removed from the list, the result is at least the number after that of
+        the newest removed event, even if the list is empty. The numbers in the list have gaps even if no event was
+        removed, because not every event enters the list."""
         ...
 
     async def after(
@@ -269,8 +273,8 @@ class Outbox(Protocol):
 
     async def tidy(self, limits: EventLimits) -> Sequence[DroppedDeliveries]:
         """Deletes the deliveries of removed webhooks, and then the events and deliveries that exceed the limits, oldest
-        first, in several transactions if there are many. Returns how many deliveries and dead letters of each webhook
-        exceeded the limits."""
+        first, in several transactions if there are many. Returns how many pending deliveries and how many dead letters
+        of each webhook exceeded the limits."""
         ...
 
     async def backlog(self) -> Sequence[WebhookBacklog]:

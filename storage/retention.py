@@ -46,9 +46,10 @@ class TagFacts:
       the tag at that registry, which may be an estimate. None: a client has set the tag, or has pushed it again since.
     - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
       not have that manifest, or the tag has another name.
-    - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. Then it
-      takes the place of `pushed` in the order of the tags. It is the time of the last change of any tag that is known
-      to have come before the push and whose time is not in the future; 0.0 if there is none."""
+    - `order_time`: the time that takes the place of `pushed` in the order of the tags, if `pushed` was in the future
+      (`storage.future_times`) when the tag was read; otherwise None. It is the time of the last change, of this or
+      another tag, about which two things are known: it came before the push, and its time is not in the future. 0.0 if
+      there is no such change."""
 
     name: Tag
     digest: Digest
@@ -68,13 +69,13 @@ class TagFacts:
 
 @dataclass(frozen=True, slots=True)
 class TagPosition:
-    """The position of a tag in the list of the tags of a repository, newest first. Tags are in the order of their last
-    pushes. If the time of a push is in the future (`storage.future_times`), `TagFacts.order_time` takes its place.
-    Otherwise that tag would be the newest until the clock has reached the time. Of several tags that were pushed at the
-    same time, the first in the order of names comes first.
+    """The position of a tag in the list of the tags of a repository, newest first. The list is sorted by the times of
+    the last pushes. A tag whose push has a time in the future (`storage.future_times`) is sorted by
+    `TagFacts.order_time` instead. Otherwise this tag would be the newest until the clock has reached that time. Of
+    several tags that were pushed at the same time, the first in the order of names comes first.
 
-    `pushed`, `name`, `order_time`: those of the tag. `future_after`: when the list was read, all times later than this
-    one were in the future."""
+    `pushed`, `name`, `order_time`: those of the tag. `future_after`: the limit at the moment when the list was read;
+    times up to this one were not in the future, and all later times were."""
 
     pushed: float
     name: str
@@ -83,8 +84,9 @@ class TagPosition:
 
     def is_at_or_after(self, tag: TagFacts) -> bool:
         """Returns whether the tag is at this position or before it."""
-        # If the clock was set back after the list was read and before the tag was read, the tag can have an
-        # `order_time` although the list was sorted by its `pushed`. The order of the list counts.
+        # Sorts the tag as the list did. `future_after` says whether the list took the tag's `pushed` for a time in the
+        # future. `tag.order_time` does not say that: the tag may have been read later, after the clock was set back, so
+        # it can have an `order_time` although the list sorted the tag by `pushed`.
         order_time = tag.order_time if tag.pushed > self.future_after else None
         return _sort_key(tag.pushed, tag.name, order_time) <= _sort_key(self.pushed, self.name, self.order_time)
 
@@ -96,10 +98,13 @@ def _sort_key(pushed: float, name: str, order_time: float | None) -> tuple[float
 @dataclass(frozen=True, slots=True)
 class UnusedLimits:
     """The conditions for a manifest to count as unused. Times are in seconds since 1970. `pushed`: it has not been
-    pushed since this time. `untagged`: it has had no tag since this time. `pulled`: no client has pulled it, or a
-    manifest that it lists, since this time, and none of them was imported from another registry since then. If some
-    pulls after this time, but before a later time, are not recorded (as for `TagFacts.unrecorded_until`), a manifest
-    that was pushed before that later time does not count as unused."""
+    pushed since this time. `untagged`: it has had no tag since this time. `pulled`: since this time, no client has
+    pulled it or a manifest that it lists, and neither it nor a manifest that it lists was imported from another
+    registry.
+
+    Some pulls may not be recorded, because an earlier version of the program served the image, or because the store was
+    restored from a backup. If all pulls are recorded only since a time after `pulled`, a manifest that was pushed
+    before that time does not count as unused."""
 
     pushed: float
     untagged: float
@@ -156,7 +161,7 @@ class Retention(Protocol):
     tag, that no index lists, and whose subject is not in the repository."""
 
     async def recorded_time(self) -> RecordedTime:
-        """Returns the time in which a server recorded pulls."""
+        """Returns the periods in which a server recorded pulls."""
         ...
 
     async def newest(self, repo: RepositoryName, count: int) -> TagPosition | None:

@@ -1,5 +1,6 @@
-"""The settings for logins: `[auth]` (accounts and tokens), `[[issuer]]` (tokens of other services) and `[oidc]` (login
-with a browser)."""
+"""The settings for logins: the table `[auth]` of the settings file (accounts and tokens), any number of tables
+`[[issuer]]` (tokens of other services; each table makes one `Issuer`), and the table `[oidc]` (login with a browser).
+"""
 
 from __future__ import annotations
 

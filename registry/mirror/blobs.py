@@ -44,12 +44,14 @@ START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
-"""Time after which a client no longer waits for a fill that requests the blob from another repository, if the upstream
-has not responded. The client then waits for the other of the blob's two fills: the *shared* fill, which all
-repositories use at first, or the *separate* fill (`registry.mirror.fill.fill`). The time includes the request for a
-token. It is longer than a working upstream usually takes to respond, because two fills may make the upstream send the
-bytes twice. It is much shorter than `START_TIMEOUT_SECONDS`, so that the other fill has enough time to get a
-response."""
+"""A blob can have two fills: the *shared* fill, which all repositories use at first, and the *separate* fill
+(`registry.mirror.fill.fill`). Each requests the blob from one repository. A client waits for one of the two. If that
+fill requests the blob from another repository than the client, and the upstream has not responded after this time, the
+client waits for the other fill instead.
+
+The time includes the request for a token. It is longer than a working upstream usually takes to respond, because two
+fills may make the upstream send the bytes twice. It is much shorter than `START_TIMEOUT_SECONDS`, so that the other
+fill has enough time to get a response."""
 
 
 class _NoResponse(Exception):
@@ -100,9 +102,10 @@ class MirroredBlobs:
         and verified, which takes little longer.
 
         If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill is then still waiting for a
-        free connection, returns a reader, which waits for the bytes. (Not if the blob is empty, because such a reader
-        has no last byte to withhold until the digest is verified.) If the disk is too full for the blob, its bytes are
-        sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors of the upstream client.
+        free connection, and the blob is not empty, returns a reader, which waits for the bytes. (An empty blob has no
+        last byte, which the reader could withhold until the digest is verified.) If the disk is too full for the blob,
+        its bytes are sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors of the
+        upstream client.
 
         If the upstream sends a blob of another size than the manifests of `repo` state, asks the upstream for the size,
         and fetches the blob with that size.
@@ -159,9 +162,9 @@ class MirroredBlobs:
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
                 if asked_repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
-                # The fill requested the blob from another repository, so it does not count as a failed fill of `repo`:
-                # any number of failing repositories may wait for the blob too, and each may start the next fill before
-                # `repo` does.
+                # The fill requested the blob from another repository, so it does not count in `failed_fills`. Many
+                # repositories whose fills fail may wait for the blob, and each may start a fill before `repo` does.
+                # These failures alone could reach `MAX_FILL_ATTEMPTS`. Only the deadline limits them.
             except StorageFull:
                 failed_fills += 1
                 with suppress(DigestInvalid):  # the client has got no byte, so another endpoint can still serve it

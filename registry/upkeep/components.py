@@ -34,10 +34,10 @@ from storage.upstream_tags import Sighting
 
 @dataclass(frozen=True, slots=True)
 class UpkeepComponents:
-    """The opened registry and the kinds of jobs that run on it. `store` is the registry of the content that clients
-    push, with all stores of the data directory; `router` passes calls on to it and to the mirrors. `works` maps each
-    kind of job to the function that runs it. `evictor` keeps the cache of mirrored content within its limits.
-    `retention_preview` shows what retention would delete."""
+    """The opened registry and the kinds of jobs that run on it. `store` is the registry in the data directory: it
+    serves the content that clients push, and its attributes are the other stores of the directory. `router` passes
+    calls on to `store` and to the mirrors. `works` maps each kind of job to the function that runs it. `evictor` keeps
+    the cache of mirrored content within its limits. `retention_preview` shows what retention would delete."""
 
     settings: Settings
     store: StoredRegistry
@@ -95,6 +95,8 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
         upstream_tags = served_tags.get(repo.partition("/")[0])
         return None if upstream_tags is None else upstream_tags.served_instead(repo, tag, sightings)
 
+    # The longest cooldown only limits how far back the store looks for moved tags. `served_instead` then applies the
+    # cooldown of the tag's own upstream.
     return Cooldowns(max(upstream.cooldown for upstream in upstreams), served_instead)
 
 

@@ -330,6 +330,7 @@ def _read_unsuccessful(response: HTTPResponse, route: RedirectChain) -> Upstream
 
 def _to_upstream_response(response: HTTPResponse, route: RedirectChain, body: bytes = b"") -> UpstreamResponse:
     """Returns the response to the current step of `route` in the form that does not depend on urllib3."""
+    # `route.on_response` has set this class, so it is never None here. The `or` is for the type checker.
     network = route.reach.network or NetworkClass.PUBLIC
     return UpstreamResponse(response.status, _header_fields(response), route.url, route.is_cross_origin, body, network)
 

@@ -95,8 +95,8 @@ def _embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | No
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """The addresses to which a request may connect: public addresses, addresses of the class `network`, and any address
-    of a host and port in `listed`. If `network` is None, every address is allowed."""
+    """The addresses to which a request may connect: public addresses, addresses of the class `network` (unless it is
+    SPECIAL), and any address of a host and port in `listed`. If `network` is None, every address is allowed."""
 
     network: NetworkClass | None
     listed: frozenset[tuple[str, int]] = frozenset()
@@ -115,7 +115,8 @@ class Reach:
         return self.network is None or (host.strip("[]").rstrip(".").lower(), port) in self.listed
 
     def is_allowed(self, network: NetworkClass) -> bool:
-        """Returns whether addresses of this network class are allowed."""
+        """Returns whether addresses of this network class are allowed for a host and port for which `is_unrestricted`
+        returns False. Does not apply to other hosts and ports: all their addresses are allowed."""
         return network in (NetworkClass.PUBLIC, self.network) and network is not NetworkClass.SPECIAL
 
 
@@ -215,8 +216,8 @@ _HOST_AND_PORT = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(:[0-9]*)?")
 
 def origin(url: str) -> tuple[str, str, int]:
     """Returns the scheme, host and port of an http or https URL (RFC 6454, 4). The host is in lower case, IDNA-encoded,
-    without a dot at the end. An HTTP client that requests the URL connects to the same host. Raises ValueError for any
-    other URL."""
+    without a dot at the end. It is the host to which an HTTP client connects when it requests the URL. Raises
+    ValueError for any other URL."""
     parts = urlsplit(url)
     host_and_port = _HOST_AND_PORT.fullmatch(parts.netloc.rpartition("@")[2])
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or host_and_port is None or parts.port == 0:

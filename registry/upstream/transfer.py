@@ -258,8 +258,9 @@ _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 def range_header(span: Span) -> str | None:
-    """Returns the value of the `Range` header that requests a span (RFC 9110, 14.1.2); None if the span is the whole
-    blob. A span with a negative start is the end of the blob: `bytes=-500` requests the last 500 bytes."""
+    """Returns the value of the `Range` header that requests a span (RFC 9110, 14.1.2). Returns None if the span is the
+    whole blob: `Span(0)`, or `Span(0, 0)`, which callers use only for an empty blob. A span with a negative start is
+    the end of the blob: `bytes=-500` requests the last 500 bytes."""
     if span.start < 0:
         return f"bytes={span.start}"
     if span.start == 0 and not span.stop:
@@ -288,7 +289,8 @@ def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, in
         if span.start != 0 or (span.stop is not None and span.stop < length):
             raise RangesUnsupported
         start, stop, size = 0, length, length
-    is_whole_empty_blob = size == 0 and not span.start and not span.stop  # `to_offsets` refuses an empty blob
+    # `Span(0)` or `Span(0, 0)` of an empty blob. `to_offsets` raises RangeInvalid for every span of an empty blob.
+    is_whole_empty_blob = size == 0 and not span.start and not span.stop
     try:
         requested = (0, 0) if is_whole_empty_blob else span.to_offsets(size)
     except RangeInvalid:

@@ -23,15 +23,17 @@ from storage.data_dir.mapped_file import MappedFile
 PIECE_BYTES = 64 * 1024
 """Size of a piece."""
 RESERVED_BYTES = 2 * PIECE_BYTES
-"""How many bytes of the budget a client uses while it receives a piece: the encrypted piece, and the rest of the piece
-before it, which can still be in the buffer of the transport's socket."""
+"""How many bytes of the budget a client uses while it receives a piece: the size of the piece, and as much again for
+the piece before it. A TLS transport has a second buffer, for encrypted bytes, and `FlowControl.flush` does not wait
+until that buffer is empty. So the rest of the piece before can still be in it."""
 
 
 class EncryptedFileSender:
     """Sends a file, or a part of one, to one client over TLS. Create an object for each call of `run`."""
 
     is_blocked = False
-    """Always False: the size of the transport's write buffer shows whether the client receives slowly."""
+    """The connection reads this, as it does for a `FileSender`, to find out whether the sender waits for the client.
+    Here it is always False: the connection sees that from the size of the transport's write buffer."""
 
     def __init__(self, context: ConnectionContext, file: int, on_sent: Callable[[int], None]) -> None:
         """`file` is a file descriptor open for reading, which the sender does not close. `on_sent` is called for each
@@ -50,15 +52,15 @@ class EncryptedFileSender:
         """Reads the file in threads. None until the sender needs a page that is not in memory."""
         self._just_read_up_to = 0
         """Offset up to which a thread has read the file for this sender. The event loop reads the bytes before this
-        offset even if their pages are no longer in memory. Otherwise a sender would send nothing while memory is
-        scarce."""
+        offset even if their pages are no longer in memory. Otherwise, while memory is scarce, the kernel could drop the
+        pages each time before the sender sends them. Threads would then read the same bytes again and again."""
         self._piece_read: asyncio.Future[None] | None = None
         """Done when a thread has read a part of the file; None while the sender does not wait for the thread."""
         self.unsent_bytes = 0
         """How many bytes of the file were not given to the transport yet."""
 
     def unacknowledged(self) -> int:
-        """Returns 0, because `is_blocked` is never True."""
+        """Returns 0. The connection calls this only while `is_blocked` is True, so it never calls it here."""
         return 0
 
     async def run(self, head: bytes, offset: int, count: int) -> None:
@@ -116,7 +118,7 @@ class EncryptedFileSender:
             head = b""
             await asyncio.sleep(0)  # the transport writes to the socket, and other connections get their turn
             await flow.flush()
-            self._share.close()
+            self._share.close()  # gives the bytes back to the budget; the share can grow again
             if transport.is_closing():
                 raise ClientDisconnected
 
@@ -150,6 +152,8 @@ class EncryptedFileSender:
         if offset < self._just_read_up_to:
             return min(end_offset, self._just_read_up_to) - offset
         if self._read_ahead is not None:
+            # The kernel marks some pages. Whoever first reads a marked page starts a read-ahead from the disk. So the
+            # event loop reads only what threads have read before.
             end_offset = min(end_offset, self._read_ahead.read_up_to)
         if offset >= end_offset or self._mapped_file is None:  # without a mapping, the sender cannot ask the kernel
             return 0

@@ -134,15 +134,19 @@ class ManifestDeletion:
         """Deletes the manifest, or a portion of its tags if it has too many for one transaction. Deletes nothing if
         `NeedingTagsCheck.check_all` has to run first. Raises Denied if an immutable tag needs the manifest."""
         # The time is read inside the transaction, so that no deletion has an earlier time than the one before it.
-        # Otherwise garbage collection could remove a blob before the copy of a deleted manifest that needs the blob: it
-        # keeps the copy for the grace period after the deletion of this manifest, but the blob for the grace period
-        # after the last deletion of any manifest that refers to it.
+        # Garbage collection keeps the copy of a deleted manifest for the grace period after the deletion of that
+        # manifest. It keeps a blob for the grace period after the last deletion of a manifest that refers to the blob.
+        # If this last deletion had an earlier time than a deletion before it, the blob would be removed while the copy
+        # of the other manifest is still kept, and the copy needs the blob.
         now = self._clock()
         target = Target.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None
         max_tags = MAX_TAGS_PER_TRANSACTION if is_checked else MAX_TAGS_WITHOUT_LOCK
         tags = _first_tags(db, target, max_tags + 1)
         is_last = len(tags) <= max_tags
+        # `check` raises Denied if an immutable tag needs the manifest. It returns False if there are too many tags to
+        # check in one transaction. If the manifest has more than `MAX_TAGS_WITHOUT_LOCK` tags, `check_all` has to run
+        # first in any case.
         if not ((is_last or is_checked) and self._check.check(db, target, self._checked_to)):
             return _StepResult(is_deleted=False, checked_to=None)
         if is_last:

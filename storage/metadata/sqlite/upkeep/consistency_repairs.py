@@ -1,8 +1,14 @@
 """Repairs problems that a consistency check found in the metadata database (`repair`). Each repair runs in a
-transaction, which the caller commits. A repair loses no content: it never deletes a manifest, but only rows that refer
-to missing rows, and references that the manifest itself does not have. A *link* is a row that lets a repository serve a
-blob. If a repair leaves a link or blob unused, it puts the link or blob into the collect queue, which lists the links
-and blobs that garbage collection may have to remove."""
+transaction, which the caller commits.
+
+A *link* is a row that lets a repository serve a blob. A *reference* is a row which says that a manifest refers to a
+blob (table `manifest_blob`) or to another manifest (table `manifest_child`).
+
+A repair loses no content. It never deletes a manifest. Of the links, it deletes only those whose blob or repository
+does not exist. Of the references, it deletes only those whose manifest does not exist, or whose digest is not in the
+text of the manifest. If a repair leaves a link or blob unused, it puts the link or blob into the collect queue, which
+lists the links and blobs that garbage collection may have to remove.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +55,9 @@ def _queue_link(db: apsw.Connection, problem: Problem, now: float) -> str:
     return "queued it for garbage collection"
 
 
-def _record_missing_place(db: apsw.Connection, problem: Problem, now: float) -> str:
+def _record_blob_without_place(db: apsw.Connection, problem: Problem, now: float) -> str:
+    """Records the blob as damaged. Its row has no *place*, which is the key of the blob's bytes in the blob store, so
+    its bytes cannot be read."""
     damage_changes.record_lost_place(db, Digest(problem.item), "its place was not recorded", now)
     return "recorded it as damaged; the next push stores it again"
 
@@ -78,6 +86,8 @@ def _drop_link_without_repository(db: apsw.Connection, problem: Problem, now: fl
 
 
 def _drop_reference(db: apsw.Connection, problem: Problem, now: float) -> str:
+    """Deletes a reference of a manifest that does not exist. `problem.area` is the table, and `problem.key` the row's
+    values of the three columns in the statement."""
     db.execute(f"DELETE FROM {problem.area} WHERE repository = ? AND digest = ? AND manifest = ?", problem.key)
     _queue_if_unused(db, int(problem.key[0]), [str(problem.key[1])], now)
     return "removed the reference"
@@ -171,7 +181,7 @@ def set_size(db: apsw.Connection, digest: Digest, place: str, size: int) -> bool
 
 _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float], str | None]]] = {
     ProblemCode.BLOB_NOT_QUEUED: _queue_blob,
-    ProblemCode.BLOB_PLACE: _record_missing_place,
+    ProblemCode.BLOB_PLACE: _record_blob_without_place,
     ProblemCode.LINK_WITHOUT_BLOB: _drop_link_without_blob,
     ProblemCode.LINK_WITHOUT_REPOSITORY: _drop_link_without_repository,
     ProblemCode.LINK_NOT_QUEUED: _queue_link,
