@@ -374,8 +374,9 @@ def _is_connection_failure(error: Exception) -> bool:
 
 
 def _is_refused_head(error: Exception) -> bool:
-    """Returns whether http.client has refused the head of a response, because it has more than 100 lines, or a line of
-    more than 64 KiB. For too many lines, http.client raises HTTPException itself, and no subclass of it."""
+    """Returns whether http.client has refused the head of a response, because it has more than 100 lines, a line of
+    more than 64 KiB, or too many interim responses before it. For a line that is too long, http.client raises
+    LineTooLong. For the other causes, HTTPException itself is raised, and no subclass of it."""
     cause = error.args[-1] if isinstance(error, ProtocolError) and error.args else error
     return type(cause) is http.client.HTTPException or isinstance(cause, http.client.LineTooLong)
 

@@ -15,6 +15,7 @@ such as `10.0.0.0/8`, or `*`. As in Go, and therefore in docker, requests to loo
 from __future__ import annotations
 
 import asyncio
+import http.client
 import ipaddress
 import logging
 import socket
@@ -51,6 +52,9 @@ RESOLVER_WAIT_SECONDS = 10.0
 """Longest time for which a lookup waits while RESOLVER_THREADS_PER_DOMAIN others run for its domain. A longer wait
 would be useless, because the request for a manifest that needs the lookup times out after the same time
 (`REQUEST_TIMEOUT_SECONDS`)."""
+
+MAX_INTERIM_RESPONSES = 100
+"""Largest number of interim responses before the response with a blob. Real servers send one or two."""
 
 OnConnection = Callable[[Connection, str | None], None]
 """A function that gets a connection, and the IP address of the server at its other end (None if a proxy is at its other
@@ -100,11 +104,27 @@ def resolve_host(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in address_infos))
 
 
+class _FinalResponse(http.client.HTTPResponse):
+    """A response of http.client that skips all interim responses (RFC 9110, 15.2), such as `103 Early Hints`, except
+    `101 Switching Protocols`. http.client itself skips only `100 Continue`."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        """http.client calls this to read the status line. Raises HTTPException, as http.client does for a response with
+        too many header lines, if there are more than MAX_INTERIM_RESPONSES."""
+        for _ in range(MAX_INTERIM_RESPONSES + 1):
+            version, status, reason = super()._read_status()  # type: ignore[misc]
+            if not 100 <= status < 200 or status == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                return version, status, reason
+            http.client.parse_headers(self.fp)
+        raise http.client.HTTPException("too many interim responses")
+
+
 class _CheckedConnection(HTTPConnection):
     """A urllib3 connection that connects only to addresses that `policy` and `reach` allow. With a proxy, it connects
     to the proxy. Before the connection waits for a response, it calls `on_connection` in the thread of the request. The
     arguments are the socket from which the response is read, and `peer`."""
 
+    response_class = _FinalResponse
     policy: AddressPolicy
     reach: Reach
     on_connection: OnConnection

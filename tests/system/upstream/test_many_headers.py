@@ -97,3 +97,21 @@ async def test_blob_with_too_many_or_too_long_header_lines(registry: StoredRegis
         with pytest.raises(UpstreamUnavailable, match="header lines"):
             await fetch(source, ABSENT_DIGEST)
         assert server.count == 1
+
+
+@pytest.mark.parametrize("interim", [b"102 Processing", b"103 Early Hints\r\nLink: </x>", b"100 Continue", b"199 X"])
+async def test_interim_responses_before_a_blob(registry: StoredRegistry, interim: bytes) -> None:
+    """Interim responses (RFC 9110, 15.2) before the response with a blob are skipped, and the connection is reused. If
+    there are very many, the download is refused, and the request is not sent again."""
+    response = b"HTTP/1.1 " + interim + b"\r\n\r\n"
+    async with (
+        scripted_server(always(response * 100 + answer(200, "0123456789"))) as server,
+        upstream_source(registry, server.url) as source,
+    ):
+        for _ in range(3):
+            assert bytes((await fetch(source, ABSENT_DIGEST)).body) == b"0123456789"
+        assert (server.count, server.connections) == (3, 1)
+        server.reply = always(response * 1_000 + answer(200, "0123456789"))
+        with pytest.raises(UpstreamUnavailable, match="header lines"):
+            await fetch(source, ABSENT_DIGEST)
+        assert server.count == 4
