@@ -20,7 +20,7 @@ from registry.upstream.api_transport import CheckedTransport, ProxiedTransport
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.endpoints import EndpointAttempt
 from registry.upstream.request_limits import COMMON_HEADERS, MIB, SMALL_BODY_BYTES, turn
-from registry.upstream.transport import OutboundProxies, Resolver, TrustStore
+from registry.upstream.transport import MAX_IDLE_SECONDS, OutboundProxies, Resolver, TrustStore
 from registry.upstream.upstream_responses import UpstreamResponse, parse_count
 from storage.errors import UpstreamTimeout, UpstreamUnavailable
 
@@ -212,7 +212,7 @@ class ApiClient:
             context = await asyncio.to_thread(self._trust.context)
             if (proxy, reach) not in self._clients:  # no other task has created it during the `await`
                 limits = httpx2.Limits(
-                    max_connections=MAX_CONNECTIONS, max_keepalive_connections=16, keepalive_expiry=30.0
+                    max_connections=MAX_CONNECTIONS, max_keepalive_connections=16, keepalive_expiry=MAX_IDLE_SECONDS
                 )
                 client = httpx2.AsyncClient(
                     transport=CheckedTransport(self._policy, reach, self._resolver, context, limits)

@@ -18,13 +18,16 @@ import asyncio
 import http.client
 import ipaddress
 import logging
+import math
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
@@ -55,6 +58,11 @@ would be useless, because the request for a manifest that needs the lookup times
 
 MAX_INTERIM_RESPONSES = 100
 """Largest number of interim responses before the response with a blob. Real servers send one or two."""
+
+MAX_IDLE_SECONDS = 30.0
+"""Longest time for which a connection to an upstream is kept for the next request. Some firewalls and NAT gateways
+forget a connection after 4 minutes without bytes, and then drop its packets silently. A request on such a connection
+would time out, and so would the next one on the next connection."""
 
 OnConnection = Callable[[Connection, str | None], None]
 """A function that gets a connection, and the IP address of the server at its other end (None if a proxy is at its other
@@ -131,6 +139,13 @@ class _CheckedConnection(HTTPConnection):
     peer: str | None = None
     """The IP address of the server at the other end; None: a proxy is at the other end, or there is no connection
     yet."""
+    idle_since = math.inf
+    """When the connection was last given back to its pool, in seconds of the monotonic clock."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the pool may use the connection for another request; if not, the pool replaces it."""
+        return time.monotonic() - self.idle_since <= MAX_IDLE_SECONDS and super().is_connected
 
     def _new_conn(self) -> socket.socket:
         host, port = self._dns_host, self.port or 0
@@ -171,6 +186,15 @@ class _CheckedConnection(HTTPConnection):
         return super().getresponse()
 
 
+class _NotesIdleTime(HTTPConnectionPool):
+    """A connection pool that notes on each connection since when it is idle."""
+
+    def _put_conn(self, conn: Any) -> None:
+        if isinstance(conn, _CheckedConnection):
+            conn.idle_since = time.monotonic()
+        super()._put_conn(conn)
+
+
 def pool_classes(
     policy: AddressPolicy, reach: Reach, on_connection: OnConnection
 ) -> dict[str, type[HTTPConnectionPool]]:
@@ -180,8 +204,8 @@ def pool_classes(
     plain = type("Plain", (_CheckedConnection,), attributes)
     secure = type("Secure", (_CheckedConnection, HTTPSConnection), attributes)
     return {
-        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
-        "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+        "http": type("PlainPool", (_NotesIdleTime,), {"ConnectionCls": plain}),
+        "https": type("SecurePool", (_NotesIdleTime, HTTPSConnectionPool), {"ConnectionCls": secure}),
     }
 
 

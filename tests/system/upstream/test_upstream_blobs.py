@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from registry.mirror.upstream_client import RangesUnsupported, UnconfirmedBlobUnknown
+from registry.upstream import transport
 from storage.content import Span
 from storage.errors import BlobUnknown, UpstreamUnavailable
 from storage.names import Digest
@@ -84,6 +85,26 @@ async def test_connections_are_reused(registry: StoredRegistry, upstream: Hub, i
         await fetch(source, layer.digest)
         await fetch(source, image.config.digest)
         assert upstream.opened == 2
+
+
+async def test_connection_that_was_idle_for_long_is_not_reused(
+    registry: StoredRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that was idle for longer than MAX_IDLE_SECONDS is closed and not reused, because a NAT gateway may
+    have forgotten it. The time of the download before does not count."""
+    monkeypatch.setattr(transport, "MAX_IDLE_SECONDS", 0.5)
+
+    async def reply(head: str) -> bytes:
+        await asyncio.sleep(0.6)
+        return answer(200, "0123456789")
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        await fetch(source, ABSENT)
+        await fetch(source, ABSENT)
+        assert server.connections == 1
+        await asyncio.sleep(0.6)
+        await fetch(source, ABSENT)
+        assert server.connections == 2
 
 
 async def test_redirect_targets_get_no_authorization(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
