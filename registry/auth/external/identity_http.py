@@ -71,6 +71,9 @@ async def send_request(
         raise NoUsableResponse(f"no complete response within {TOTAL_SECONDS:.0f} s") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise NoUsableResponse(str(error)[:200] or type(error).__name__) from None
+    except AttributeError:
+        # anyio raises it for a new connection that uvloop has closed already, because the server has reset it.
+        raise NoUsableResponse("the server has reset the connection") from None
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:

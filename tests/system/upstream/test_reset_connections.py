@@ -15,6 +15,7 @@ import httpcore2
 import pytest
 import uvloop
 
+from registry.auth.external.identity_http import NoUsableResponse, send_request
 from registry.config import Upstream
 from registry.upstream.api_client import ApiClient
 from registry.upstream.api_transport import CheckedBackend
@@ -121,6 +122,21 @@ def test_an_upstream_that_resets_connections_is_unavailable(make_loop: MakeLoop)
         async with resetting_server() as port, api_client(f"http://127.0.0.1:{port}") as api:
             with pytest.raises(UpstreamUnavailable, match="cannot be reached"):
                 await api.send("GET", f"http://127.0.0.1:{port}/v2/", {})
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(send())
+
+
+@with_both_loops
+@pytest.mark.usefixtures("sees_reset")
+def test_an_identity_provider_that_resets_connections_is_unavailable(make_loop: MakeLoop) -> None:
+    """If an OpenID provider or token issuer resets each new connection, requests to it raise NoUsableResponse, as for
+    one that cannot be reached."""
+
+    async def send() -> None:
+        async with resetting_server() as port:
+            with pytest.raises(NoUsableResponse):
+                await send_request(f"http://127.0.0.1:{port}/keys")
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(send())
