@@ -188,3 +188,31 @@ class ProxiedTransport(httpx2.AsyncHTTPTransport):
             proxy=httpx2.Proxy(proxy, ssl_context=context if is_https else None),
         )
         self._pool._network_backend = _ProxiedBackend()
+        _close_failed_tunnels(self._pool)
+
+
+def _close_failed_tunnels(pool: Any) -> None:
+    """Makes a connection pool for a proxy close a tunnel to an https server whose TLS handshake fails or is cancelled.
+    httpcore2 leaves such a tunnel in the pool as if it were in use. After `max_connections` of them, all later requests
+    would wait for a free connection for ever."""
+    create = pool.create_connection
+
+    def create_connection(target: httpcore2.Origin) -> Any:
+        connection = create(target)
+        if target.scheme != b"https":
+            return connection
+        send = connection.handle_async_request
+
+        async def handle_async_request(request: httpcore2.Request) -> httpcore2.Response:
+            try:
+                response: httpcore2.Response = await send(request)
+            except BaseException:
+                if not connection._connected:
+                    await connection.aclose()
+                raise
+            return response
+
+        connection.handle_async_request = handle_async_request
+        return connection
+
+    pool.create_connection = create_connection
