@@ -29,6 +29,10 @@ class NoRegistry(DataDirectoryError):
     """The data directory holds no registry yet."""
 
 
+class RestoreNotEnded(DataDirectoryError):
+    """A restore from a backup has begun in the data directory, and has not ended."""
+
+
 class OlderRegistry(DataDirectoryError):
     """An older version of this program wrote the data directory, and no server has migrated it yet."""
 
@@ -132,6 +136,15 @@ def read_only_reason(root: Path) -> str | None:
     return None
 
 
+def check_restore_ended(layout: Layout, root: Path) -> None:
+    """Raises RestoreNotEnded if a restore from a backup has begun and not ended. `root`: the data directory, as the
+    message shows it."""
+    if layout.restore_marker.exists():
+        raise RestoreNotEnded(
+            f"a restore from a backup has not ended in {root}; run the same `entrepot restore` again to go on with it"
+        )
+
+
 def ensure_usable(root: Path) -> None:
     """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory or cannot
     be written. Also raises it if `root` lies on a network file system: file locks are unreliable there, and SQLite's
@@ -153,10 +166,7 @@ def ensure_usable(root: Path) -> None:
             f"{root} lies on a network file system ({file_system}), where locks and SQLite are not safe; "
             "choose a local disk with --data"
         )
-    if Layout(root).restore_marker.exists():
-        raise DataDirectoryError(
-            f"a restore from a backup has not ended in {root}; run the same `entrepot restore` again to go on with it"
-        )
+    check_restore_ended(Layout(root), root)
     if (split := find_split(root)) is not None:
         raise DataDirectoryError(
             f"{split[0]} and {split[1]} are on different file systems or mounts, so no blob can be stored; put the "

@@ -25,6 +25,7 @@ from storage.data_dir.check import (
     NewerRegistry,
     NoRegistry,
     OlderRegistry,
+    RestoreNotEnded,
     ensure_usable,
     filesystem_of,
     read_only_reason,
@@ -261,6 +262,8 @@ def _check_database(settings: Settings) -> list[Finding]:
     name = "database"
     try:
         check_version(settings.data)
+    except RestoreNotEnded:
+        return []  # the check of the data directory has a finding about this
     except NoRegistry as error:
         return [warning(name, str(error), "", "nothing, if the server was never started")]
     except (OlderRegistry, NewerRegistry) as error:

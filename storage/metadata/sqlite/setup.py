@@ -15,7 +15,7 @@ from pathlib import Path
 import apsw
 
 from storage.data_dir.blocking_calls import as_storage_errors
-from storage.data_dir.check import DataDirectoryError, NewerRegistry, NoRegistry, OlderRegistry
+from storage.data_dir.check import DataDirectoryError, NewerRegistry, NoRegistry, OlderRegistry, check_restore_ended
 from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
@@ -91,8 +91,9 @@ def _is_readable_on_full_disk(layout: Layout) -> bool:
 def check_database_version(layout: Layout, data: Path) -> None:
     """Checks, for a command that does not start a server, that the database exists and has the table version that this
     program needs. Does not migrate an older database, because a server of that older version may be running. `data`:
-    the data directory, as error messages show it. Raises DataDirectoryError if there is no database, or if the database
-    has another table version or cannot be read."""
+    the data directory, as error messages show it. Raises DataDirectoryError if a restore from a backup has not ended,
+    if there is no database, or if the database has another table version or cannot be read."""
+    check_restore_ended(layout, data)
     file = layout.metadata
     try:
         if not file.is_file():

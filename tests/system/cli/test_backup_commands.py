@@ -156,6 +156,12 @@ def test_restore_of_damaged_bytes(tmp_path: Path) -> None:
         entrepot("user", "add", "root", "--data", "new", "--password-file", "-", folder=tmp_path, stdin_text=PASSWORD),
         1,
     )
+    for command in (["gc"], ["fsck"], ["user", "list"], ["export", "team/app:v1", "--to", "image.tar"]):
+        refused = error_line(entrepot(*command, "--data", "new", folder=tmp_path), 1)
+        assert "a restore from a backup has not ended" in refused, command
+    findings = entrepot("doctor", "--offline", "--data", "new", folder=tmp_path)
+    assert (findings.returncode, findings.stdout.count("restore from a backup has not ended")) == (1, 1)
+    assert "entrepot serve --data" not in findings.stdout
     completed = entrepot("restore", "backups", "--data", "new", "--skip-damaged", folder=tmp_path)
     assert (completed.returncode, completed.stderr.splitlines()[-1]) == (1, "entrepot: 1 blob could not be restored")
 
