@@ -49,6 +49,8 @@ class FetchedDocument(Generic[T]):
         # Times in the past, so that the document is not fresh before the first fetch, and no pause delays that fetch.
         self._fetched_at = -times.max_age
         self._next_fetch_at = -times.max_age
+        self.last_fetch_failed = False
+        """Whether the last fetch that has ended got no document."""
         self._fetches = SingleFlight[None]()
         self._closed = False
 
@@ -94,6 +96,7 @@ class FetchedDocument(Generic[T]):
         pause = self._times.pause_after_failure
         try:
             document = await self._fetch()
+            self.last_fetch_failed = document is None
             if document is not None:
                 self._document, self._fetched_at, pause = document, self._clock(), self._times.pause_after_success
         finally:

@@ -16,7 +16,7 @@ from joserfc.jws import CompactSignature
 from joserfc.jwt import ClaimsOption
 
 from registry.auth.external.identity_claims import claim_values, groups_from_claim, settings_stamp
-from registry.auth.external.jwks import FetchedKeySet, FileKeySet, KeySet, fetch_key_set
+from registry.auth.external.jwks import FetchedKeySet, FileKeySet, KeySet, KeySetUnavailable, fetch_key_set
 from registry.auth.rights.principal import Identity
 from registry.auth.token.signed_tokens import (
     TokenInvalid,
@@ -97,6 +97,8 @@ class Issuers:
             expires = float(claims["exp"])
         except TokenInvalid as error:
             raise Unauthorized(f"the token {error}") from None
+        except KeySetUnavailable as error:
+            raise Unauthorized(f"the token cannot be checked: {error}") from None
         except OverflowError:
             raise Unauthorized("the token has an expiry that is too large") from None
         return self._identity(issuer, claims, expires)

@@ -68,7 +68,7 @@ class KeySet(Protocol):
     async def find(self, key_id: str | None, algorithm: str) -> Key | None:
         """Returns the key that fits a token whose header names `key_id` and `algorithm`; `_fits` defines which keys
         fit. Returns None if no key fits. If several keys fit, returns the first of them, or None if the token names no
-        key (`key_id` is None)."""
+        key (`key_id` is None). Raises KeySetUnavailable if no key fits and the current keys cannot be fetched."""
         ...
 
     async def aclose(self) -> None:
@@ -146,7 +146,10 @@ class FetchedKeySet:
         key = self._find_cached(key_id, algorithm)
         if key is None:
             await self._document.refresh()
-            return self._find_cached(key_id, algorithm)
+            key = self._find_cached(key_id, algorithm)
+            if key is None and self._document.last_fetch_failed:
+                raise KeySetUnavailable(f"the key set at {self._url} could not be fetched")
+            return key
         if not self._document.is_fresh:
             self._document.start_refresh()
         return key

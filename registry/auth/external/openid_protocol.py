@@ -24,7 +24,7 @@ from authlib.oidc.core import CodeIDToken
 from authlib.oidc.discovery import get_well_known_url
 from joserfc.errors import JoseError
 
-from registry.auth.external.jwks import KeySet
+from registry.auth.external.jwks import KeySet, KeySetUnavailable
 from registry.auth.external.openid_settings import CodeRefused, IDTokenInvalid, ProviderUnavailable, loggable_error_code
 from registry.auth.token.signed_tokens import TokenInvalid, claim_fault, named_key, parse_token, verify_signature
 from registry.config.auth_settings import ASYMMETRIC_ALGORITHMS, check_identity_url
@@ -153,7 +153,7 @@ async def verify_id_token(
     - `nonce`: the random value that was sent to the provider at the start of the login, which the token must repeat.
     - `now`: seconds since 1970.
 
-    Raises IDTokenInvalid.
+    Raises IDTokenInvalid, and ProviderUnavailable if the keys cannot be fetched.
     """
     try:
         token = parse_token(text, MAX_ID_TOKEN_CHARACTERS)
@@ -169,6 +169,8 @@ async def verify_id_token(
         claims = verify_signature(token, key, algorithm)
         id_token = CodeIDToken(claims, token.headers(), options, {"client_id": client_id, "nonce": nonce})
         id_token.validate(now=now, leeway=ID_TOKEN_LEEWAY_SECONDS)
+    except KeySetUnavailable as error:
+        raise ProviderUnavailable(str(error)) from None
     except TokenInvalid as error:
         raise IDTokenInvalid(f"it {error}") from None
     except JoseError as error:

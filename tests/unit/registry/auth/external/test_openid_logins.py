@@ -127,6 +127,22 @@ async def test_failures_of_the_provider_are_not_counted(
         assert isinstance(error.shown_error, UpstreamUnavailable)
 
 
+async def test_keys_that_cannot_be_fetched_are_a_failure_of_the_provider(
+    data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
+) -> None:
+    """While the provider's keys cannot be fetched, a login with a valid code fails because the provider fails. It does
+    not count as a failed login of the client's address."""
+    clock.now = time.time()
+    fake_provider.secret = None
+    fake_provider.statuses["/keys"] = 503
+    async with auth_worker(data, clock, {"oidc": settings(fake_provider)}) as worker:
+        await worker.add_user(ALICE)
+        for _ in range(BY_ADDRESS.burst + 1):
+            with pytest.raises(LoginFailed) as failed:
+                await log_in(worker, fake_provider)
+            assert isinstance(failed.value.shown_error, UpstreamUnavailable)
+
+
 @pytest.mark.slow
 async def test_one_network_cannot_take_all_exchanges(
     data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
