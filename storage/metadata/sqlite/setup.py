@@ -93,9 +93,9 @@ def check_database_version(layout: Layout, data: Path) -> None:
     program needs. Does not migrate an older database, because a server of that older version may be running. `data`:
     the data directory, as error messages show it. Raises DataDirectoryError if a restore from a backup has not ended,
     if there is no database, or if the database has another table version or cannot be read."""
-    check_restore_ended(layout, data)
     file = layout.metadata
     try:
+        check_restore_ended(layout, data)
         if not file.is_file():
             raise NoRegistry(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
     except OSError as error:
