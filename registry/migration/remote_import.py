@@ -84,7 +84,7 @@ class RemoteImport:
         """For each of the last repositories, whether there is a referrers API. Some registries have this API for only
         some of their repositories."""
         self._is_any_listed = False
-        """Whether the old registry has listed any repository, or `run` was called with any name."""
+        """True if the old registry has listed a repository, or if `run` was called with a name."""
 
     async def run(self, names: list[str] | None) -> None:
         """Imports the repositories with these names; None: all that the old registry lists. Raises ImportInvalid,

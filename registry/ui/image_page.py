@@ -29,7 +29,7 @@ PURPOSE_NAMES: Final = {
     "attestation": translatable("Attestations"),
     "other": translatable("Other artifacts"),
 }
-"""What the page calls each purpose of a referrer (`registry.browse.artifact_types.Purpose`)."""
+"""The text on the page for each purpose of a referrer (`registry.browse.artifact_types.Purpose`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,8 @@ class _CheckedConnection(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Whether the pool may use the connection for another request; if not, the pool replaces it."""
+        """Whether the connection is open and was not idle for too long. If not, the pool connects again before the next
+        request."""
         return time.monotonic() - self.idle_since <= MAX_IDLE_SECONDS and super().is_connected
 
     def _new_conn(self) -> socket.socket:

@@ -50,7 +50,7 @@ class FetchedDocument(Generic[T]):
         self._fetched_at = -times.max_age
         self._next_fetch_at = -times.max_age
         self.last_fetch_failed = False
-        """Whether the last fetch that has ended got no document."""
+        """True if the last completed fetch returned no document."""
         self._fetches = SingleFlight[None]()
         self._closed = False
 

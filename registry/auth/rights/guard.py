@@ -57,7 +57,7 @@ _PUSH: Final = Action.PUSH.value
 LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
 """How many lists of repositories a process makes at a time. *Pending* lists are those that run or wait until they may
 run. A single thread reads the running lists in turn, so a running list waits for the others. Only one list of each
-visitor may run, so nobody waits for several lists of one visitor."""
+visitor may run, so a list waits for at most one list of each other visitor."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""
 

@@ -22,7 +22,8 @@ from storage.metadata.sqlite.upkeep import outbox_limits
 from storage.outbox import DroppedDeliveries
 
 IS_OF_READER: Final = "+d.webhook IN (SELECT name FROM event_reader)"
-"""Whether the delivery `d` is that of a reader. The `+` keeps SQLite from choosing an index for this condition."""
+"""SQL condition: the table `event_reader` has the webhook of the delivery `d`. The `+` keeps SQLite
+from choosing an index for this condition."""
 _REMOVED: Final = """
 WITH RECURSIVE webhook (name) AS (
   SELECT min(webhook) FROM event_delivery
