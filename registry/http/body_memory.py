@@ -9,6 +9,7 @@ seconds. Blobs are never in memory as a whole, so the limits do not apply to the
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Final, Protocol, TypeVar
@@ -140,18 +141,18 @@ class BodyMemory:
             if exchange.length > max_bytes:
                 raise too_large()
             await share.grow(exchange.length)
-        body = bytearray()
+        body = io.BytesIO()  # its `getvalue` does not copy; a copy of 8 MiB would occupy the event loop for 5 to 40 ms
         rate = _MinimumRate(self, share)
         try:
             async with rate:
                 async for data in exchange.body():
-                    if len(body) + len(data) > max_bytes:
+                    if body.tell() + len(data) > max_bytes:
                         raise too_large()
                     await rate.count(len(data))
-                    body += data
-            return bytes(body)
+                    body.write(data)
+            return body.getvalue()
         finally:
-            body.clear()  # an error's traceback refers to this frame, which would keep the bytes in memory
+            body.close()  # an error's traceback refers to this frame, which would keep the bytes in memory
 
     @asynccontextmanager
     async def metered(self, receive: Receive, send: Send, client: str | None) -> AsyncIterator[tuple[Receive, Send]]:

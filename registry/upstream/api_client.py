@@ -7,6 +7,7 @@ An *endpoint* is one of the URLs of an upstream. `registry.upstream.blob_client`
 from __future__ import annotations
 
 import asyncio
+import io
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -165,27 +166,28 @@ class ApiClient:
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if is_success and coding not in ("identity", ""):
             raise UpstreamUnavailable(f"{server} compresses its answer, which was not asked for")
-        body = bytearray()
-        pieces = 0
+        body = io.BytesIO()  # its `getvalue` does not copy; a copy of 8 MiB would occupy the event loop for 5 to 40 ms
+        size = pieces = 0
         share = self._memory.share()
         length = parse_count(response.headers.get("content-length")) or 0
         try:
             if "content-length" not in response.headers and max_bytes > SMALL_BODY_BYTES:
                 length = _ASSUMED_BODY_BYTES  # this much may be in memory before the loop below counts it
             if SMALL_BODY_BYTES < length <= max_bytes:
-                await share.grow(2 * length)  # twice, because `complete_body` is a copy of `body`
+                await share.grow(2 * length)  # twice, because the caller needs about as much to parse the body
             async for piece in response.aiter_raw():
-                body += piece
+                size += body.write(piece)
                 pieces += 1
                 if pieces % PIECES_PER_PAUSE == 0:
                     await asyncio.sleep(0)
-                if len(body) > max_bytes:
+                if size > max_bytes:
                     if is_success:
                         raise UpstreamUnavailable(f"{server} answers with more than {max_bytes} bytes")
                     break
-                if len(body) > max(SMALL_BODY_BYTES, share.size):
-                    await share.grow(2 * len(body) - share.size)
-            complete_body = bytes(body[:max_bytes])
+                if size > max(SMALL_BODY_BYTES, share.size):
+                    await share.grow(2 * size - share.size)
+            body.truncate(max_bytes)
+            complete_body = body.getvalue()
         except (httpx2.HTTPError, OSError, TooManyHeaderLines) as error:
             share.close()
             raise _error_for(error, server) from None
@@ -193,7 +195,7 @@ class ApiClient:
             share.close()
             raise
         finally:
-            body.clear()
+            body.close()
         if memory is None:
             share.close()
         else:

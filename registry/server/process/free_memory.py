@@ -11,6 +11,7 @@ import ctypes
 import gc
 import resource
 import sys
+import time
 from collections.abc import Sized
 
 TRIM_BYTES = 32 * 1024 * 1024
@@ -20,8 +21,13 @@ TRIM_PAUSES = (5.0, 600.0)
 It is reset to the shortest one if the process's size changes by more than a quarter of `TRIM_BYTES` in a second, or is
 at most `TRIM_BYTES` above the smallest size so far."""
 FEW_CONNECTIONS = 256
-"""Up to this number of open connections, an attempt includes a full garbage collection, which then takes a few
-milliseconds."""
+"""Up to this number of open connections, an attempt may include a full garbage collection."""
+MAX_FULL_COLLECTION_SHARE = 0.001
+"""Largest share of the time that the full garbage collections of these attempts may take. A full collection stops the
+process. Usually it takes 3 to 20 ms, but up to 150 ms if few of the objects are in the caches of the CPU."""
+YOUNG_COLLECTIONS_PER_FULL_ONE = 100
+"""After this number of collections of the second generation, Python makes a full collection by itself. With Python's
+default of 10, reading a few lists of 10,000 tags would be enough for one."""
 
 
 class MemoryTrimmer:
@@ -34,6 +40,7 @@ class MemoryTrimmer:
         self._min_bytes = self._current_bytes = resident_bytes()  # the process's smallest and its latest size
         self._pause_seconds = TRIM_PAUSES[0]
         self._next_attempt = 0.0  # when the next attempt may be made
+        self._next_full_collection = 0.0  # when an attempt may include a full garbage collection
 
     def release_if_due(self, now: float) -> None:
         """Makes an attempt to return memory if the process has grown and the pause after the last attempt is over. Call
@@ -47,17 +54,29 @@ class MemoryTrimmer:
         if self._current_bytes <= self._min_bytes + TRIM_BYTES:
             self._pause_seconds = TRIM_PAUSES[0]
         elif now >= self._next_attempt:
-            self._collect_garbage()
+            self._collect_garbage(now)
             self._loop.run_in_executor(None, trim_memory)
             self._next_attempt = now + self._pause_seconds
             self._pause_seconds = min(2 * self._pause_seconds, TRIM_PAUSES[1])
 
-    def _collect_garbage(self) -> None:
-        """Frees objects that refer to each other in cycles, such as the parts of a TLS connection. With more than
-        `FEW_CONNECTIONS` connections, examines only objects of the two younger generations, because a full collection
-        takes 100 ms with thousands of connections."""
-        highest_generation = 2 if len(self._connections) <= FEW_CONNECTIONS else 1
-        gc.collect(highest_generation)
+    def _collect_garbage(self, now: float) -> None:
+        """Frees objects that refer to each other in cycles, such as the parts of a TLS connection. Examines only
+        objects of the two younger generations if a full collection would exceed `MAX_FULL_COLLECTION_SHARE`, or with
+        more than `FEW_CONNECTIONS` connections: with thousands of them, a full collection takes 100 ms."""
+        if len(self._connections) > FEW_CONNECTIONS or now < self._next_full_collection:
+            gc.collect(1)
+            return
+        started_at = time.perf_counter()
+        gc.collect()
+        self._next_full_collection = now + (time.perf_counter() - started_at) / MAX_FULL_COLLECTION_SHARE
+
+
+def collect_seldom() -> None:
+    """Excludes all existing objects from later garbage collections, and makes Python's automatic full collections rare.
+    They free only memory, and `MemoryTrimmer` makes a full collection when the process has grown."""
+    gc.collect()
+    gc.freeze()  # to examine the objects of the start would take 50 ms each time
+    gc.set_threshold(*gc.get_threshold()[:2], YOUNG_COLLECTIONS_PER_FULL_ONE)
 
 
 def resident_bytes() -> int:

@@ -8,7 +8,6 @@ accepts no more connections, and ends when its work is done.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -27,6 +26,7 @@ from registry.server.gate.acceptor import Acceptor, OnLost, PendingConnection
 from registry.server.gate.connection_limit import MAX_CONNECTIONS, ConnectionLimit
 from registry.server.kernel import tune_malloc
 from registry.server.process.commands import CommandReceiver
+from registry.server.process.free_memory import collect_seldom
 from registry.server.process.lifespan import Lifespan
 from registry.server.process.live_change import ChangeRefused, LiveApplication
 from registry.server.process.maintenance import Maintenance, visit_in_steps
@@ -130,8 +130,7 @@ class Worker:
         if not starting.done():
             return  # `run` cancels the start
         starting.result()
-        gc.collect()
-        gc.freeze()  # later collections skip the objects created so far; to examine them would take 50 ms each time
+        collect_seldom()
         certificates = self._options.listener_options.certificates
         max_connections = MAX_CONNECTIONS if certificates is None else self._options.limits.tls_connections
         limit = ConnectionLimit(

@@ -32,7 +32,8 @@ class _VersionList:
     """The names of a repository's tags in the order of versions. `newest_entry`: the id of the newest entry in the tag
     history when the list was last known to be current. Each change of a tag adds an entry."""
 
-    names: Sequence[str]
+    names: tuple[str, ...]
+    """A tuple, because garbage collections skip tuples of texts. In a list they would visit each of the names."""
     newest_entry: int
 
 
@@ -70,7 +71,8 @@ class VersionLists:
         cached_list = self._lists.pop(repository, None)
         if cached_list is None or not _is_current(db, repository, cached_list, newest_entry):
             rows: list[Any] = db.execute(_NAMES, (repository,)).fetchall()
-            cached_list = _VersionList(sorted((name for (name,) in rows), key=version_key), newest_entry)
+            names = tuple(sorted((name for (name,) in rows), key=version_key))
+            cached_list = _VersionList(names, newest_entry)
         cached_list.newest_entry = newest_entry
         self._lists[repository] = cached_list
         while (

@@ -65,7 +65,7 @@ def test_garbage_collection_does_not_block_a_worker(
 ) -> None:
     """The store has 100,000 links to blobs that no manifest refers to, or 2,000 stale upload sessions and 20,000
     folders of unknown sessions. While the garbage collection deletes them, from the start of the server on, no ping is
-    delayed by the worker for 50 ms, in at least one of three tries."""
+    delayed by the worker for 50 ms, in at least one of ten tries."""
     slowest_pings = []
     for attempt in range(TRIES):
         folder = tmp_path / str(attempt)

@@ -196,8 +196,9 @@ class EchoApp:
         await answer(send, 200, str(len(os.listdir("/proc/self/fd"))).encode())
 
     async def frozen(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
-        """Answers with the number of objects that Python's garbage collection skips (`gc.freeze`)."""
-        await answer(send, 200, str(gc.get_freeze_count()).encode())
+        """Answers with the number of objects that Python's garbage collection skips (`gc.freeze`), and the number of
+        collections of the second generation after which it makes a full collection."""
+        await answer(send, 200, f"{gc.get_freeze_count()} {gc.get_threshold()[2]}".encode())
 
     async def unmodified(self, scope: Any, receive: Any, send: Any, query: dict[str, str]) -> None:
         """Answers 304 with a declared length and no body."""

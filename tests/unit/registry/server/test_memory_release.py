@@ -50,6 +50,25 @@ async def test_a_worker_with_many_connections_collects_only_new_garbage(
     assert [each() is None for each in references] == [collected, True]
 
 
+async def test_full_collections_take_a_small_share_of_the_time(no_automatic_collection: None) -> None:
+    """After a full collection, old garbage is not collected again for a thousand times as long as the collection took,
+    although memory is released in the meantime."""
+    memory = MemoryTrimmer(asyncio.get_running_loop(), ())
+    objects: list[list[None]] = [[] for _ in range(300_000)]  # a full collection takes more than 5 ms
+    used_memory, now = [b"x" * (2 * TRIM_BYTES)], 1000.0
+    memory.release_if_due(now)
+    old = Cycle()
+    references = [weakref.ref(old)]
+    gc.collect()  # `old` is in the oldest generation now
+    del old
+    used_memory.append(b"x" * TRIM_BYTES)
+    memory.release_if_due(now + TRIM_PAUSES[0])
+    assert references[0]() is not None
+    memory.release_if_due(now + 3600.0)
+    assert references[0]() is None
+    assert len(objects) == 300_000
+
+
 async def test_memory_is_released_soon_after_it_was_used(no_automatic_collection: None) -> None:
     """While attempts to release memory find nothing to release, the pauses between them grow. After the process has
     used more memory, the pauses are short again."""
