@@ -14,8 +14,8 @@ from typing import Final
 
 CLOCK_MARGIN_SECONDS: Final = 60.0
 """A time is in the future if it is more than this many seconds later than the present time. There is a margin because a
-change reads the clock and then waits for earlier changes, which may store times slightly later than the time that it
-has read. The margin is longer than such a wait."""
+change of the store reads the clock and then waits for other changes to end. These may have read the clock a little
+later, so the times that they store are correct. The margin is longer than such a wait."""
 
 
 def is_future(stored_time: float, now: float) -> bool:

@@ -13,9 +13,9 @@ from storage.names import RepositoryName
 
 
 async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository that `name` stands for. Raises NameUnknown if the caller may not pull
-    from it; Unauthorized if the caller has no account, or if only the token of the request lacks the right. Does not
-    check whether the repository exists."""
+    """Returns the stored name of the repository that `name` stands for. If the caller may not pull from it, raises
+    NameUnknown; or Unauthorized if the caller is not logged in, or if only the token of the request lacks the right.
+    Does not check whether the repository exists."""
     upkeep, principal = caller.upkeep, caller.principal
     names = upkeep.router.naming.candidates(name)
     allowed = [stored_name for stored_name in names if principal.may(Action.PULL, stored_name, name)]
@@ -31,12 +31,12 @@ async def readable_repository(caller: Caller, name: RepositoryName) -> Repositor
 
 
 async def pushable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository, if the caller may push to it and pull from it, and clients have pushed
-    to it before. The right to pull is needed because the responses to changes, and their errors, show stored content.
-    Raises Denied if the caller may not push; NameUnknown if the caller may not pull, as for a repository that does not
-    exist; Unauthorized if the caller has no account, or if only the token of the request lacks one of the rights;
-    Unsupported if the repository is mirrored or the registry is read-only; NameUnknown if nothing was ever pushed to
-    the name."""
+    """Returns the stored name of the hosted repository, if the caller may push to it and pull from it. The right to
+    pull is needed because the responses to changes, and their errors, show stored content. Raises Denied if the caller
+    may not push, and NameUnknown if the caller may not pull; in both cases Unauthorized instead if the caller is not
+    logged in, or if only the token of the request lacks the right. Raises Unsupported if the repository is mirrored or
+    the registry is read-only; NameUnknown if the name leads to the default upstream, because nothing was ever pushed to
+    it. Does not check whether the repository exists."""
     _check_may(caller.principal, Action.PUSH, "push to", name)
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")
@@ -45,9 +45,9 @@ async def pushable_repository(caller: Caller, name: RepositoryName) -> Repositor
 
 
 async def deletable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository, if the caller may delete from it and pull from it, and clients have
-    pushed to it before. Raises the errors of `pushable_repository`, with the right to delete in place of the right to
-    push; Unsupported also if the settings forbid deletes."""
+    """Returns the stored name of the hosted repository, if the caller may delete from it and pull from it. Raises the
+    errors of `pushable_repository`, with the right to delete in place of the right to push; Unsupported also if the
+    settings forbid deletes."""
     settings = caller.upkeep.settings
     _check_may(caller.principal, Action.DELETE, "delete from", name)
     if settings.read_only or not settings.delete:

@@ -35,7 +35,7 @@ class RepositoryPage:
 def visible_upstreams(components: PageComponents, names: NameSet) -> list[str]:
     """Returns, sorted, the upstreams from which the visitor may pull. `names`: all names that the visitor may pull."""
     # `seek(text)` returns a text that is equal to `text` or sorts after it, with no name of the set between the two;
-    # None: no name of the set follows. If the result does not begin as the upstream's names do, none is in the set.
+    # None: no name of the set follows. If the result does not begin with `{upstream}/`, the set has no such name.
     return [
         upstream
         for upstream in sorted(components.naming.upstreams)

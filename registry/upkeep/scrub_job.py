@@ -35,8 +35,8 @@ log = logging.getLogger("registry.upkeep.scrub")
 
 
 def scrub_arguments(rate: int | None, *, keep_going: bool) -> dict[str, JSON]:
-    """Returns the arguments of a job. `rate`: bytes per second; None: the rate in the settings. `keep_going`: see
-    `continue_after_many_damaged` of `Scrubber`."""
+    """Returns the arguments of a job. `rate`: bytes per second; None: the rate in the settings. `keep_going`: whether
+    the job continues after many damaged blobs in a row."""
     return {"rate": rate, "keep_going": keep_going}
 
 

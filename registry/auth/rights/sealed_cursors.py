@@ -77,8 +77,8 @@ class SealedCursors:
 
     async def read(self, kind: CursorKind, received: str | None) -> str | None:
         """Returns the plain form of the cursor that a client sent for a list of this kind. Returns None if the client
-        sent no cursor. Returns a cursor that is not sealed unchanged. Raises RequestInvalid for a sealed cursor that
-        none of the secrets decrypts, or that belongs to a list of another kind. Raises the errors of `Secrets`."""
+        sent no cursor. Returns a plain cursor as it is. Raises RequestInvalid for a sealed cursor that none of the
+        secrets decrypts, or that belongs to a list of another kind. Raises the errors of `Secrets`."""
         if received is None or not received.startswith(_PREFIX) or len(received) != SEALED_LENGTH:
             return received
         try:

@@ -2,8 +2,8 @@
 
 A *connection slot* is a permit for one connection to an upstream (`registry.mirror.fill.slots`). Two kinds of downloads
 could keep a slot for hours. A *pass-through* sends a blob to one client without storing it, and holds its slot while
-this client receives the blob. An *unattended* fill stores a blob whose clients have all left, and the upstream may send
-the blob slowly.
+this client receives the blob. A *fill* stores a blob, and the upstream may send the blob slowly. A fill is *unattended*
+if all its clients have left; other fills are rarely cut off.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ SLOW_SLOT_SECONDS: Final = 15.0
 """While another request waits for a connection slot, a download that takes longer than this for 256 KiB is cut off. It
 is shorter than the 25 s after which the other request would fail."""
 LONG_WAIT_SECONDS: Final = 10.0
-"""A request that has waited for a slot for this long gets the slot of the slowest download, also if this is faster than
-`SLOW_SLOT_SECONDS` says."""
+"""After a request has waited for a slot for this long, it gets the slot of the slowest download, even if that download
+needs less than `SLOW_SLOT_SECONDS` for 256 KiB: the limit then falls to 0."""
 LOWERING_SECONDS: Final = 6.0
-"""Time in which the allowed seconds for 256 KiB fall from `SLOW_SLOT_SECONDS` to 0, while a request waits for a long
-time. All processes begin at the same moment, so the download that is slowest over all processes is cut off first. The
-sum with `LONG_WAIT_SECONDS` is shorter than the 25 s after which the request would fail."""
+"""Time that the limit (how many seconds a download may need for 256 KiB) takes to fall from `SLOW_SLOT_SECONDS` to 0
+after a request has waited for `LONG_WAIT_SECONDS`. The limit falls in all processes at the same time, so the slowest
+download of all processes is cut off first. Both times together are shorter than the 25 s after which the request would
+fail."""
 SLOW_POLL_SECONDS: Final = 0.25
 """Seconds between two checks whether a request waits for a slot. At most one download of a process is cut off in each
 check, because the waiting request needs some milliseconds to take the slot."""
@@ -34,8 +35,9 @@ class SlotHolder(Protocol):
     """A pass-through, or a request of a fill, that holds a slot."""
 
     def slow_seconds(self) -> float:
-        """Returns how many seconds the download needs for 256 KiB. Returns 0 if it must not be cut off: if a client
-        waits for a fill, or if a pass-through is slow because of the upstream and not of its client."""
+        """Returns how many seconds the download needs for 256 KiB; for an unattended fill, a multiple of them. Returns
+        0 if it must not be cut off: if a pass-through is slow because of the upstream and not of its client, or if a
+        client waits for a fill (exceptions: `RunningRequest.slow_seconds`)."""
         ...
 
     def cut_off(self) -> None:
@@ -54,7 +56,7 @@ class SlotHolders:
         self._holders: set[SlotHolder] = set()
         self._timer: asyncio.TimerHandle | None = None  # for the next call of `_check`
         self._lowering_since: float | None = None
-        """The event loop's time since which the allowed seconds fall; None: no request has waited for long."""
+        """The event loop's time since which the limit falls; None: it does not fall."""
 
     @contextmanager
     def holding(self, holder: SlotHolder) -> Iterator[None]:
@@ -81,7 +83,7 @@ class SlotHolders:
             return
         self._start_timer()
         slowest = max(self._holders, key=lambda holder: holder.slow_seconds())
-        if not slowest.slow_seconds():  # none may be cut off; later, the seconds fall from `SLOW_SLOT_SECONDS` again
+        if not slowest.slow_seconds():  # none may be cut off; when one may, the limit begins at `SLOW_SLOT_SECONDS`
             self._lowering_since = None
             return
         try:
@@ -90,13 +92,14 @@ class SlotHolders:
             return  # the requests that wait get the error themselves
         if allowed_seconds is None or slowest.slow_seconds() <= allowed_seconds:
             return
-        if self._lowering_since is not None:  # the allowed seconds begin to fall again from `SLOW_SLOT_SECONDS`
+        if self._lowering_since is not None:  # the limit begins to fall again from `SLOW_SLOT_SECONDS`
             self._lowering_since = asyncio.get_running_loop().time()
         self._holders.discard(slowest)
         slowest.cut_off()
 
     def _allowed_seconds(self) -> float | None:
-        """Returns how many seconds a download may need for 256 KiB now; None: any number, as no request waits."""
+        """Returns the limit: how many seconds a download may need for 256 KiB now; None: no request waits, so there is
+        no limit."""
         now = asyncio.get_running_loop().time()
         if not self._is_waited_for_long():
             self._lowering_since = None

@@ -77,8 +77,8 @@ def serve(
         code, failure = Supervisor(options, workers, live, on_ready).run()
     else:
         if (limit := listener_options.per_address_limit) is not None:
-            # This worker counts its connections in the claimed column. With several workers, the supervisor claims one
-            # for each.
+            # A column is the part of the table of counters in which a worker counts its connections. With several
+            # workers, the supervisor claims a column for each.
             limit.use_column(limit.claim_column())
         changes = SingleProcessChanges(live, on_ready or (lambda: None))
         worker = Worker(options, changes.on_ready, on_start=changes.start)
