@@ -3,8 +3,8 @@
 Recording a pull must take almost no time in the request, so the request only adds the pull to a list in memory. The
 list is stored every few seconds. If the process is killed, the pulls since the last time are lost. The list is bounded:
 if there are more than 2,000 pulls a second, only the first pulls of each interval get events, and the others are only
-counted. A commit empties the response caches of all processes, so all processes store their pulls at the same moment
-(as `storage.upkeep.pull_recorder` does).
+counted. Storing the pulls empties the response caches of all processes, so all processes store their pulls at the same
+times. Then the caches are emptied only once per interval.
 """
 
 from __future__ import annotations

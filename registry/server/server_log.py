@@ -1,5 +1,5 @@
-"""Logging of the server: its processes, its connections, and the requests that it refuses itself. `registry.observe`
-logs the requests that the application answers."""
+"""Logging of the server: its processes, its connections, and the responses that it cannot send. The access log
+(`registry.telemetry.access_log`) has a line for each request."""
 
 from __future__ import annotations
 

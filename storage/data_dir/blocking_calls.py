@@ -66,7 +66,7 @@ async def result_or_close(call: UncancellableFuture[T], close: Callable[[T], obj
         return await call
     except asyncio.CancelledError:
         # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
-        # opened something. `done()` only makes sure of that, because `exception()` fails for a running call.
+        # opened something. `done()` is checked all the same, because `exception()` raises an error before the end.
         if call.done() and call.exception() is None:
             close(call.result())
         raise

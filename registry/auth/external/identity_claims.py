@@ -45,7 +45,7 @@ def settings_stamp(source: str, settings: BaseModel) -> str:
     """Returns a stamp: `source` and a hash of `settings`. `source` is `issuer` for the settings of a token issuer, and
     `openid` for those of the OpenID provider.
 
-    A login under these settings stores the stamp in the identity of the account. When the settings have changed, the
-    identity's stamp differs from the current one, and the identity is refused.
+    The session or bearer token of an account that logs in under these settings contains the stamp. After a change of
+    the settings, that stamp differs from the current one, and the registry refuses the session or token.
     """
     return f"{source}:{hashlib.blake2b(settings.model_dump_json().encode(), digest_size=12).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Keeps heads that were parsed, so that the server does not parse the same bytes again.
+"""Keeps heads (request lines with headers) that were parsed, so that the server does not parse the same bytes again.
 
 The clients of a registry repeat themselves: many machines request the same tag with the same headers. Parsing such a
 head takes longer than finding the cached response to it. So all connections of a worker share this cache. Only heads of
@@ -6,8 +6,8 @@ GET and HEAD requests without a body are cached, and only if the connection stay
 its bytes arrive for the second time. So a head that arrives only once takes little time and displaces no other head.
 
 Tokens and cookies must not stay in memory. So a head with such a secret is found by a keyed hash of its bytes, and the
-cache has the offsets of the secret in the head in place of the secret itself. The hash is that of Python's `bytes`
-(SipHash), whose random key each process has. It is fast, and an accidental match of 64 bits is practically impossible.
+cache has the offsets of the secret in the head in place of the secret itself. The hash is `hash()` of Python's `bytes`
+(SipHash) with a random key from the start of Python. It is fast, and two heads practically never have the same 64 bits.
 A head with a password is not cached.
 """
 
@@ -68,8 +68,8 @@ class HeadCache:
 
     def add(self, head: bytes, scope: Scope, size: int) -> None:
         """Adds a head after which the connection stays open and no body follows. `head`: its bytes. `scope`: the new
-        scope of its request. `size`: see `RequestHead.size`. Does nothing if the head arrives for the first time, is
-        too long, has another method than GET and HEAD, or has a password."""
+        scope of its request. `size`: see `RequestHead.size`. Keeps only the hash if the head arrives for the first
+        time. Does nothing if it is too long, has another method than GET and HEAD, or has a password."""
         fingerprint = hash(head)
         if fingerprint not in self._seen_hashes:
             if len(self._seen_hashes) >= _MAX_SEEN:

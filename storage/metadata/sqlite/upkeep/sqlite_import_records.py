@@ -34,6 +34,7 @@ SELECT EXISTS (SELECT 1 FROM tag_history h
 _DELETED_BY: Final = """
 SELECT DISTINCT substr(part, 2) FROM audit
  WHERE target = ?1 AND action = 'manifest.delete' AND actor = ?2 AND outcome = 'ok'"""
+"""The digests of the manifests that an actor deleted from a repository. `part` is `@` and the digest."""
 _SAVE_TAG_TIME: Final = """
 UPDATE tag
    SET updated = min(updated, max(?3, coalesce((
