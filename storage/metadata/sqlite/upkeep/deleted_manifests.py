@@ -2,8 +2,8 @@
 
 A `KeptManifest` is such a manifest with its body. A `DeletedManifest` describes one without its body, in lists.
 Functions that change something run inside a transaction that the caller commits. `repository` is the row id of a
-repository. Times are seconds since 1970. `before` is the latest time of deletion of the manifests that a function reads
-or removes.
+repository. Times are seconds since 1970. A function with the parameter `before` reads or removes only manifests that
+were deleted at this time or earlier.
 """
 
 from __future__ import annotations
