@@ -1,5 +1,5 @@
-"""The interface of the tag history (`TagHistory`): the digests that each tag pointed at in the past and who changed the
-tag, and changes that point a tag at its earlier content again.
+"""The interface of the tag history (`TagHistory`): which digests each tag pointed at in the past, and who changed the
+tag. The interface also has methods that change tags, for example to point a tag at earlier content again.
 
 Each change of a tag has an entry in the history. Entries are never deleted. A deleted manifest and its blobs are kept
 for the grace period of garbage collection. During that time the manifest can be *put back*: it then is a manifest of
@@ -70,8 +70,8 @@ class TagHistory(Protocol):
     content; changes also raise StorageFull, StorageFailed. `repo` is the name of the repository in the store."""
 
     async def changes(self, repo: RepositoryName, tag: Tag | None, before: int | None, limit: int) -> Page[TagChange]:
-        """Returns a page of at most `limit` entries of one tag (None: of all tags), newest first: those that come after
-        the entry with the id `before` (None: from the newest on)."""
+        """Returns a page of at most `limit` entries of one tag (None: of all tags), newest first: those that are older
+        than the entry with the id `before` (None: from the newest on)."""
         ...
 
     async def current(self, repo: RepositoryName, tag: Tag) -> Digest | None:

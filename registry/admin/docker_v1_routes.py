@@ -94,7 +94,7 @@ async def search(
     response.headers.update(_HEADERS)
     caller.searches.check_may_search(caller.principal)
     count, page = min(n or DEFAULT_RESULTS, MAX_RESULTS), max(page, 1)
-    # Docker Hub finds an official image with and without this prefix.
+    # Clients write the name of an official image of Docker Hub with or without this prefix. Both find the same.
     text = q.strip().removeprefix("library/")
     offset = min((page - 1) * count, MAX_OFFSET + 1)  # any offset above MAX_OFFSET finds nothing
     stored_page = await caller.searches.repositories(caller.searcher, text, offset, count)

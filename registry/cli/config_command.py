@@ -76,10 +76,10 @@ def config(
 
 def settings_as_toml(loaded: LoadedSettings) -> str:
     """Returns a TOML settings file with the loaded values. A comment above each setting gives its description and
-    origin. A setting without a value becomes a comment.
+    origin; above each table of a list of tables, such as `[[upstream]]`, a comment gives only the origin. A setting
+    without a value becomes a comment.
 
-    Lists of tables, such as `[[upstream]]`, come last, because TOML would read a top-level setting after a table as
-    part of that table."""
+    Lists of tables come last, because TOML would read a top-level setting after a table as part of that table."""
     settings: list[tuple[SettingPath, list[str]]] = []
     tables: list[str] = []
     # Sorts by group; the top-level settings, whose group is the empty tuple, come first.

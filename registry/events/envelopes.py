@@ -48,7 +48,7 @@ because clients move tags by pushes. The mount events of CNCF Distribution also 
 was mounted. Ours do not, because the receiver of the event may have no right to know that repository."""
 
 Envelope = Callable[[Event, str], tuple[str, bytes]]
-"""A function that returns the media type and the body for an event. Its second argument is the registry's address."""
+"""A function that returns the media type and the body for an event. Its second argument is the registry's URL."""
 
 
 def event_fields(event: Event) -> dict[str, Any]:
@@ -99,7 +99,8 @@ def cloud_event(event: Event, address: str) -> tuple[str, bytes]:
 
 
 def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
-    """Returns the media type and the body of an event in the form of CNCF Distribution, with one event."""
+    """Returns the media type and the body of an event in the form of CNCF Distribution. The list `events` in the body
+    has only this event."""
     content = event.content
     action, method = _DISTRIBUTION_ACTIONS[content.action]
     host = urlsplit(address).netloc

@@ -27,7 +27,7 @@ CHUNK_BYTES: Final = 256 * 1024
 class UnverifiedBlobReader:
     """Reads the file into which a fill (the download of one blob) writes. Implements the Protocol `BlobReader`. Has a
     file descriptor of its own, so that the bytes can still be read after the fill has ended. If another fill stores the
-    blob before the first byte arrives, reads the stored blob through this descriptor."""
+    blob before this reader has got a byte, the descriptor then refers to the file of the stored blob (`dup2`)."""
 
     location: str | None = None
     """None, because a presigned URL can lead only to the bytes of a complete blob."""
@@ -44,8 +44,9 @@ class UnverifiedBlobReader:
     ) -> None:
         """`span`: offsets of the first byte to read and of the byte after the last one. `pulls`: the pulls of images
         that contain the blob. While this reader is open, each of them counts as active. `open_stored`: opens the whole
-        blob if it is stored, or returns None. Raises TooManyOpenFiles, StorageFailed if the fill's file cannot be
-        opened."""
+        blob if it is stored, or returns None.
+
+        The constructor raises TooManyOpenFiles, StorageFailed if the fill's file cannot be opened."""
         self.descriptor = Descriptor(BLOB_TYPE, fill.digest, fill.size)
         self.span = span
         self._fill = fill

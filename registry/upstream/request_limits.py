@@ -1,5 +1,5 @@
-"""Limits of requests to upstreams: time (`time_limit`), size (constants), and concurrent requests (`turn`, and for each
-key `KeyedSemaphore`)."""
+"""Limits of requests to upstreams: their time (`time_limit`), their sizes (constants), and how many run at a time
+(`turn`; `KeyedSemaphore`, with one limit for each key, such as a repository)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
 @asynccontextmanager
 async def turn(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
     """Waits for a free slot of the semaphore, and holds it during the `async with` block. Tasks get slots in the order
-    in which they started to wait. The wait of a SingleFlight's task is cancelled once no caller waits for its result,
-    unless the task has already sent a request (`registry.single_flight`)."""
+    in which they started to wait. If a task of a SingleFlight waits here, it is cancelled once no caller waits for
+    its result, unless it has already sent a request (`registry.single_flight`)."""
     if semaphore.locked():
         with waiting_to_send():
             await semaphore.acquire()

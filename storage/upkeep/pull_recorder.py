@@ -86,7 +86,7 @@ class PullRecorder:
                 logged_error = ""
             except Exception as error:
                 raise_if_cancelled()
-                if logged_error != (logged_error := str(error)):  # logs an error that repeats only once
+                if logged_error != (logged_error := str(error)):  # logs a repeated error once
                     log_round_error(log, "cannot store when images were last pulled", error)
                 # While a batch is being stored, new pulls may fill the dictionary again and set the event. Without this
                 # pause, the next attempt would then follow immediately.

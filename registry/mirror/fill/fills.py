@@ -1,5 +1,6 @@
 """Keeps track of the fills of this process (`Fills`). A *fill* is the work of one process to get one blob from an
-upstream registry. `registry.mirror.fill.fill` explains shared and separate fills."""
+upstream registry. Usually all repositories share the fill of a blob (*shared* fill). If the upstream does not respond
+to it, the other repositories use a second fill (*separate* fill). `registry.mirror.fill.fill` has the details."""
 
 from __future__ import annotations
 
@@ -79,9 +80,11 @@ class Fills:
         await cancel_and_wait(task for _, task in self._fills.values())
 
     def _find_or_start(self, repo: RepositoryName, digest: Digest, size: int, *, is_separate: bool = False) -> Fill:
-        """Returns the running shared fill, or with `is_separate` the running separate fill, and adds `repo` to its
-        `repositories`. Starts the fill if it is not running. If no shared fill gets the blob yet, uses a running
-        separate fill instead that requests it from `repo` or gets it already."""
+        """Returns the shared fill, or with `is_separate` the separate fill, and adds `repo` to its `repositories`.
+        Starts the fill if it is not running.
+
+        Uses a running separate fill instead of a shared one that is not running or has got no response yet, if the
+        separate fill has got a response, or if it requests the blob from `repo`."""
         shared, _ = self._fills.get((digest, size, False), (None, None))
         separate, _ = self._fills.get((digest, size, True), (None, None))
         if separate is not None and (shared is None or not shared.has_started):

@@ -31,8 +31,8 @@ LARGE_READ_BYTES: Final = 18 * KIB
 """The transport's buffers are still small if they have never held more bytes than this at once. It is a bit more than
 the largest TLS record (RFC 8446, 5.2), and a request without a large body has less."""
 MAX_EXAMINED: Final = 100
-"""Largest number of connections that a short search examines to find a silent one. Examining one takes up to ten
-microseconds."""
+"""Largest number of connections that a short search examines to find a *silent* one: one that is idle or stalled, has
+sent no complete request yet, or only waits until the client closes it. Examining one takes up to ten microseconds."""
 LONG_SEARCH_SECONDS: Final = 0.25
 """Shortest time between two long searches. A long search examines more connections than a short one, if needed all."""
 _MEMORY_PART: Final = 8
@@ -81,7 +81,7 @@ class LargeBufferLimit:
         """Counts a connection until `discard`. Call it once for each connection. If that is one too many, closes a
         silent connection (`registry.server.gate.connection_limit.EvictionKind`), such as an idle one. If there is none,
         closes one that is being closed already, and otherwise one of the address that has most of them. `address`: the
-        client's IP address; an IPv6 network of 64 bits counts as one. None for a trusted proxy. `is_closing`: whether
+        client's IP address (those of an IPv6 /64 network count as one); None for a trusted proxy. `is_closing`: whether
         the connection is being closed, and waits only for its client."""
         self._addresses.setdefault(connection, None if address is None else network_of(address))
         if is_closing:

@@ -54,7 +54,8 @@ SELECT coalesce(sum(b.size), 0) FROM blob b
  WHERE b.digest IN (SELECT g.digest FROM json_each(?1) j JOIN manifest_blob g ON g.manifest = j.value)
    AND NOT EXISTS (SELECT 1 FROM blob_link l JOIN manifest_blob k ON k.repository = l.repository AND k.digest = b.digest
                     WHERE l.blob = b.id AND k.manifest NOT IN (SELECT value FROM json_each(?1)))"""
-"""The total size of the blobs to which only the manifests ?1 (JSON) refer, in all repositories that have the blob."""
+"""The total size of the blobs to which only the manifests ?1 (a JSON list of row ids) refer. A blob does not count if
+another manifest refers to it in a repository that has it."""
 
 
 class LastPull(NamedTuple):
