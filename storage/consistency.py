@@ -21,7 +21,9 @@ class ProblemCode(StrEnum):
     (`BlobRecord.place`), although the blob is not recorded as damaged. `BLOB_FILE_FORBIDDEN`: the process has no
     permission to read the file of a blob, or to list the files in a directory. `BLOB_NOT_QUEUED`, `LINK_NOT_QUEUED`: a
     blob or link that nothing refers to is missing in the queue of the garbage collection, so it would never be removed.
-    `STRAY`: bytes are stored for whose digest there is no blob row."""
+    `STRAY`: bytes are stored for whose digest there is no blob row. `REPOSITORY_COUNT`: the stored number of a
+    repository's manifests is wrong. `USAGE_LINKS`, `USAGE_TOTALS`: the links of a blob, or the used space, are counted
+    wrongly for a quota or a cache."""
 
     DATABASE = "database-damaged"
     SEARCH_INDEX = "search-index-damaged"

@@ -3,8 +3,8 @@ The module also defines the parameters that several routes share.
 
 Two of the checks prevent cross-site request forgery. A form on another site can make a logged-in browser send a POST,
 but only with one of three simple Content-Types (Fetch, 2.2.2, "CORS-safelisted request-header"). The API therefore
-accepts JSON bodies only. It also refuses changes whose Sec-Fetch-Site header says that a page of another site sent them
-(Fetch Metadata).
+accepts JSON bodies only. It also refuses changes whose Sec-Fetch-Site header says that a page of another origin sent
+them (Fetch Metadata); this includes other hosts of the same site.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class ManagementRoute(APIRoute):
 
 
 def _check_request(request: Request, max_body_bytes: int) -> None:
-    """Raises HTTPException for a change that a page of another site sends (403), and for a body that is too long (413)
-    or not JSON (415). Raises RequestInvalid if the query has too many parameters."""
+    """Raises HTTPException for a change that a page of another origin sends (403), and for a body that is too long
+    (413) or not JSON (415). Raises RequestInvalid if the query has too many parameters."""
     check_parameter_count(request.scope.get("query_string", b""))
     if request.method in SAFE_METHODS:
         return

@@ -1,7 +1,7 @@
 """Handlers that list tags, repositories and referrers, in pages (OCI distribution spec, "Content Discovery").
 
-The Link header of a page has the URL of the next page. A request has two query parameters: `n` is the number of entries
-that the client wants on a page, and `last` is the entry after which the page starts.
+The Link header of a page has the URL of the next page. A request may have two query parameters: `n`, the number of
+entries that the client wants on a page (ignored for referrers), and `last`, the entry after which the page starts.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def _read_count(exchange: Exchange) -> int | None:
 
 def _read_last(exchange: Exchange) -> str | None:
     """Returns the query parameter `last`, the entry after which the page starts. Returns None if the query does not
-    have it. Raises RequestInvalid if it is longer than any entry or cursor, because the store would cache the page
-    together with this text."""
+    have it. Raises RequestInvalid if it is longer than any entry or cursor: the text is a part of the key under which
+    the store caches the page, so a long text would fill the cache."""
     text = exchange.query.one("last")
     if text is not None and len(text) > MAX_LAST_CHARACTERS:
         raise RequestInvalid(

@@ -23,8 +23,7 @@ class PageComponents:
     - `content`: the hosted and cached content in the store. It checks the rights of the visitor, sends no requests to
       upstreams, and refuses changes.
     - `naming`: says whether the name of a repository is hosted or mirrored.
-    - `cross_site`: refuses requests that a browser sends on behalf of a page of another site, while there are no
-      accounts."""
+    - `cross_site`: refuses requests that a page of another site may have made a browser send."""
 
     content: Registry
     naming: NamingRules
@@ -47,8 +46,8 @@ class Pages:
         self._rendering = asyncio.Lock()
 
     async def standing_page(self, language: str, values: Callable[[], Mapping[str, object]]) -> bytes:
-        """Returns the error page with the values that `values` returns. Renders the page once for each language, and
-        then caches it, so the values must always be the same."""
+        """Returns the error page with the values that `values` returns. Caches one page for each language, and
+        returns it for every later call. So use this for one error only, whose page always has the same values."""
         async with self._rendering:
             if language not in self._error_pages:
                 self._error_pages[language] = await self.renderer.render("error.html", language, values())

@@ -27,7 +27,7 @@ class Publication:
     async def commit_upload(self, repo: RepositoryName, content: VerifiedContent, upload: UploadID, by: Actor) -> None:
         """Makes a blob of `repo` from the content of the upload session `upload`. Deletes the session's row in the
         transaction that commits the blob's row. `by`: the client that pushed the content. Raises BlobUploadUnknown,
-        BlobUploadInvalid, StorageFull, StorageFailed."""
+        BlobUploadInvalid, StorageFull, StorageFailed, QuotaExceeded."""
         await self._commit(
             content, lambda: self._metadata.add_blob(repo, content.digest, content.size, content.place, upload, by)
         )
@@ -35,7 +35,7 @@ class Publication:
     async def commit_content(self, repo: RepositoryName, content: VerifiedContent, by: Actor | None = None) -> None:
         """Makes a blob of `repo` from content that did not come through an upload session, so there is no session's row
         to delete. `by`: the client that pushed the content; None if no client did. Raises StorageFull,
-        StorageFailed."""
+        StorageFailed, QuotaExceeded."""
         await self._commit(
             content, lambda: self._metadata.adopt_blob(repo, content.digest, content.size, content.place, by=by)
         )

@@ -59,8 +59,8 @@ class OpenIDProvider:
     async def metadata(self) -> ProviderMetadata:
         """Returns the provider's metadata. If the cached metadata is not fresh, first fetches it again and waits for
         the fetch. Concurrent callers share one fetch, and it continues if a caller is cancelled. For
-        `METADATA_RETRY_SECONDS` after the end of a fetch, no other fetch starts. Raises ProviderUnavailable if there
-        is then no metadata, or only metadata that is too old (`METADATA_STALE_SECONDS`)."""
+        `METADATA_RETRY_SECONDS` after the end of a fetch, no other fetch starts. Raises ProviderUnavailable if the
+        cache has no metadata, or only metadata that is too old (`METADATA_STALE_SECONDS`)."""
         if not self._metadata.is_fresh:
             await self._metadata.refresh()
         metadata = self._metadata.current

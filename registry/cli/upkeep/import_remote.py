@@ -11,7 +11,7 @@ from registry.cli.upkeep.import_run import run_import
 
 _PASSWORD_VARIABLE: Final = "_ENTREPOT_IMPORT_PASSWORD"  # not a setting: those begin with ENTREPOT_
 """The environment variable of this process that passes the password to the HTTP client. This process reads the password
-before it switches to the user who owns the data directory, because that user may not be allowed to read the file."""
+file before it switches to the user who owns the data directory, because that user may not be allowed to read it."""
 
 
 def is_url(source: str) -> bool:

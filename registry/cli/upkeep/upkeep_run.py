@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _KEYS_IN_STEPS = frozenset({"records", "more", "evicted", "listed_problems"})
-"""The keys of a job's result that repeat the reports of its steps. Only the API needs them, because it does not show
-steps."""
+"""The lists in a job's result that repeat the reports of its steps, and `more`, which says whether such a list is
+incomplete. Only the API needs them, because it does not show steps."""
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
 ]
@@ -86,8 +86,8 @@ def run_as_job(
 
 
 def print_done(totals: Mapping[str, JSON]) -> None:
-    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out the lists in this
-    result that repeat the steps."""
+    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out the keys of the
+    result that only the API needs."""
     print_json_line({"event": "done", **{name: value for name, value in totals.items() if name not in _KEYS_IN_STEPS}})
 
 

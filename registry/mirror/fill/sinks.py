@@ -1,6 +1,6 @@
 """Writes the bytes of one response from an upstream registry into a partial blob. `PieceSink` writes the response to a
-request for one byte range, a *piece*. `WholeSink` writes the missing bytes from the response to a request for the whole
-blob.
+request for one byte range, a *piece*. `WholeSink` writes the response to a request for the whole blob, but only the
+bytes that are missing.
 
 A *partial blob* is a blob that is still being downloaded, into a file. Both classes implement the Protocol `BlobSink`,
 whose methods are called in the thread that reads the response. An *endpoint* is one of the base URLs of the upstream.
@@ -89,7 +89,7 @@ class WholeSink:
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
         """Checks the start of the response. Raises UpstreamUnavailable if the response has only a part of the blob, or
-        if the endpoint is refused or states another size of the blob."""
+        if the endpoint is refused, and BlobSizeWrong if it states another size of the blob."""
         check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (0, size):
             raise UpstreamUnavailable(f"{endpoint} sent only a part of the blob, but all of it was requested")
@@ -98,7 +98,7 @@ class WholeSink:
 
     def take(self, offset: int, data: memoryview) -> None:
         """Writes the next bytes, except for those that are already stored. Raises UpstreamUnavailable if the bytes are
-        out of order, and the errors of `Partial.write_at`."""
+        out of order or beyond the end of the blob, and the errors of `Partial.write_at`."""
         if offset != self.next_offset or offset + len(data) > self._partial.size:
             raise UpstreamUnavailable(f"{self.endpoint} sent bytes that were not asked for")
         for start, stop in self._gaps:

@@ -113,8 +113,8 @@ class BodyBuffer:
         return self.parse(self._buffer[start : self._filled_bytes])
 
     def parse(self, data: memoryview) -> tuple[list[memoryview], memoryview]:
-        """Parses `data`, which was not received into the memory of this object. If there are unparsed bytes, only adds
-        `data` to them. Returns and raises the same as `parse_received`."""
+        """Parses `data`, which may be in any memory. If there are unparsed bytes, only adds `data` to them. Returns and
+        raises the same as `parse_received`."""
         self._unparsed.append(data)
         return self.parse_unparsed() if len(self._unparsed) == 1 else ([], memoryview(b""))
 

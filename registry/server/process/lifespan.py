@@ -1,7 +1,7 @@
 """Starts and stops the application through the ASGI lifespan protocol, version 2.0.
 
 If the application's start fails, `Lifespan.start` raises the application's own exception, so that the server can print
-the reason in one line. uvicorn only logs the exception.
+the reason in one line. Another ASGI server, uvicorn, would only log the exception.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def _read_partials(layout: Layout, boot: str) -> list[tuple[Digest, PartialSumma
             if (summary := _summary(path, digest, boot)) is not None:
                 partials.append((digest, summary))
             continue
-        partials.append((digest, None))
+        partials.append((digest, None))  # reached only if the state file cannot be read
     return partials
 
 

@@ -32,8 +32,8 @@ MAX_ROWS: Final = 3_000
 MAX_SECONDS: Final = 0.1
 """Longest time of one statement of a search. The other searches of the process wait meanwhile."""
 STEPS_PER_CLOCK_CHECK: Final = 1000
-"""Number of steps of SQLite's virtual machine between two checks of the clock. Reading a full-text index also takes
-steps, some for each page, so the clock is checked meanwhile."""
+"""Number of steps of SQLite's virtual machine between two checks of the clock. SQLite also counts some
+steps for each page of a full-text index that it reads, so a long read of an index is interrupted too."""
 
 
 @contextmanager

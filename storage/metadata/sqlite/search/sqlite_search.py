@@ -116,7 +116,8 @@ class SqliteSearch:
             raise _as_registry_error(error) from error
 
     async def _change(self, change: Callable[[apsw.Connection], T]) -> T:
-        """Makes a change. After a power cut, the index continues from the last change that is on the disk."""
+        """Makes a change, but does not wait until it is durable. After a power cut, the indexing continues from the
+        last change that is on the disk."""
         try:
             return await self._writer.run(change, durable=False)
         except StorageFailed as error:
