@@ -23,8 +23,9 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 """Name, in lower case, and value of an HTTP header."""
 REQUEST_NOTES_EXTENSION: Final = "entrepot.request"
-"""The key of a dictionary in a scope's `extensions`. The application stores facts about the request in it, for
-`on_request_end` (`registry.server.connection.request_reports`). Only our server provides this dictionary."""
+"""The key of a dictionary in a scope's `extensions`. The application stores facts about the request in it, and reads
+them when the server reports the end of the request (`registry.server.connection.request_reports`). Only our server
+provides this dictionary."""
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
 """Matches the request ids that are accepted from clients."""
 _TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -33,9 +34,9 @@ STOPPING_STATE: Final = "entrepot.stopping"
 server stops, so that responses without an end, such as streams of events, can end."""
 
 ENDS_WITH_INPUT: Final = "entrepot.ends_with_input"
-"""A key of the message `http.response.start`. True: the response has no end of its own, such as a stream of events. It
-ends when the client shuts down its sending side, because the client has then probably closed the connection. The server
-could find out only by sending something."""
+"""A key of the message `http.response.start`. True: the response is endless, such as a stream of events, and the server
+ends it when the client shuts down its sending side. The client has then probably closed the connection, and the server
+could make sure of that only by sending something."""
 COUNTS_STATE: Final = "entrepot.server_counts"
 """The key in the lifespan state under which our server gives the application a function that returns `ServerCounts`."""
 

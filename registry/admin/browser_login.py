@@ -72,14 +72,15 @@ class BrowserLogin:
         return await self._sessions.start(identity, "password", by)
 
     async def begin_at_provider(self, redirect_uri: str, return_path: str) -> tuple[str, str]:
-        """Starts a login at the OpenID provider, as `OpenIDLogin.begin` does. Raises PathUnknown if there is none."""
+        """Starts a login at the OpenID provider, as `OpenIDLogin.begin` does. Returns the URL of the provider's login
+        page, and the encrypted attempt to log in, for a cookie. Raises PathUnknown if there is no provider."""
         return await self._provider_login().begin(redirect_uri, return_path)
 
     async def finish_at_provider(
         self, response: AuthorizationResponse, sealed: str, by: Actor, *, replaces: str | None = None
     ) -> LoginResult:
-        """Finishes a login at the OpenID provider, as `OpenIDLogin.finish` does. `replaces` is as for `with_password`.
-        Raises PathUnknown if there is no provider."""
+        """Finishes a login at the OpenID provider, as `OpenIDLogin.finish` does. `sealed`: the encrypted attempt from
+        the cookie. `by` and `replaces`: as for `with_password`. Raises PathUnknown if there is no provider."""
         result = await self._provider_login().finish(response, sealed, by)
         if replaces is not None:
             await self._sessions.end(replaces, by)

@@ -1,8 +1,8 @@
 """The welcome page `/` and the documentation of the API.
 
-`/` returns a short plain text for people. `/api/openapi.json` is the OpenAPI document of all routes outside `/v2`.
-`/api/docs` shows that document with Swagger UI and loads nothing from the internet. The files of Swagger UI come from
-the package `fastapi-swagger`; the Python code of that package is not used.
+`/` returns a short plain text for people. `/api/openapi.json` is the OpenAPI document of all routes outside `/v2`
+except those with `include_in_schema=False`. `/api/docs` shows that document with Swagger UI and loads nothing from the
+internet. The files of Swagger UI come from the package `fastapi-swagger`; the Python code of that package is not used.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _START_SCRIPT: Final = f"""SwaggerUIBundle({{
   validatorUrl: null,
 }});
 """
-_HEADERS: Final = {  # of every response under /api/docs
+_HEADERS: Final = {  # of every successful response under /api/docs
     # Swagger UI sets inline styles and draws icons from data: URLs. Scripts come from this registry only.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "

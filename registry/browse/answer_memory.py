@@ -3,7 +3,7 @@
 Such an answer stays in memory until its client has received it. Two rules keep one visitor, or a few slow clients, from
 using up the memory:
 
-- The answers of one visitor together get at most a quarter of the memory, unless there is only one.
+- The answers of one visitor together get at most a quarter of the memory. A visitor's only answer may be larger.
 - When an answer is refused, answers whose sending began more than `SLOW_SECONDS` ago are ended.
 """
 
@@ -40,8 +40,8 @@ class _HeldAnswer:
 
 
 class AnswerMemory:
-    """The memory of one process: at most `size` bytes for all answers together. As in every `MemoryBudget`, the last
-    quarter of it is for small answers."""
+    """The memory of one process: at most `size` bytes for all answers together. As in every `MemoryBudget`, only
+    answers of up to 64 KiB may use the last quarter of it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -59,7 +59,8 @@ class AnswerMemory:
     async def hold(self, visitor: str, size: int) -> AsyncIterator[None]:
         """A context manager that counts an answer of `size` bytes until its block ends. `visitor`: identifies the
         client (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if there is too little memory,
-        for the visitor or for all. The block of an answer that is ended is cancelled and left without an error."""
+        for the visitor or for all. If the answer is ended because its client is too slow, cancels the block,
+        and the `async with` statement ends without an error."""
         own_answers = [answer for answer in self._answers if answer.visitor == visitor]
         own_bytes = sum([answer.size for answer in own_answers])
         if own_answers and own_bytes + size > self._max_bytes_per_visitor:

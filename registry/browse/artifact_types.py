@@ -68,8 +68,9 @@ def purpose_of_tag(suffix: str) -> Purpose:
 
 
 def purpose_of_predicate(predicate: str) -> Purpose:
-    """Returns the purpose of an attestation whose statement has this predicate type. Empty: the type is unknown, as
-    for a Sigstore bundle without the annotation; cosign has written such bundles only for signatures."""
+    """Returns the purpose of a referrer whose statement has this predicate type. Empty: the type is unknown, as for a
+    Sigstore bundle without the annotation. The result is then `SIGNATURE`, because cosign has written such bundles only
+    for signatures."""
     if not predicate or predicate.startswith(SIGNATURE_PREDICATE):
         return Purpose.SIGNATURE
     return Purpose.SBOM if predicate.startswith(_SBOM_PREDICATES) else Purpose.ATTESTATION

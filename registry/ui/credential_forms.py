@@ -1,5 +1,5 @@
-"""The forms for API tokens and login sessions of an account. The page about the visitor's own account uses them, and so
-does the page about an account for admins."""
+"""The forms for API tokens and login sessions of an account. Visitors find them on the page about their own account.
+Admins find them on the page about any account and, to revoke tokens, on the page with the tokens of all accounts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ LIFETIMES: Final = {
 }
 """The lifetimes of an API token, in days."""
 SHOWN_GRANTS: Final = 200
-"""How many grants, API tokens and refresh tokens of one account a page shows, each."""
+"""A page about an account shows at most this many grants, this many API tokens and this many refresh tokens. A page
+about a group shows at most this many grants."""
 _MAX_LIMITS: Final = 50
 """How many limits one API token may have. A limit names actions, and the repositories on which the token allows
 them."""

@@ -79,9 +79,9 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns the numbers of the events in the list that are too old, or that are more than the list may have. An event
-    from the future that comes before such an event is too old as well: it was stored while the clock of the machine was
-    ahead."""
+    """Returns the numbers of the events in the list that are too old, or that are more than the list may have. Includes
+    events that come before such an event but have a time in the future, because the machine's clock was ahead when they
+    were stored."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
     # The number of the newest event beyond the list's limit
     newest_excess: int | None = db.execute(_NEWEST_BEYOND_LIMIT, (limits.events,)).get
