@@ -1,7 +1,7 @@
 """Limits on the work and the memory that a JSON body of the management API can cause.
 
 The limits apply one after the other: to the bytes of the body (`BoundedRequest`), to the number of values in it before
-it is parsed, and to the number of errors that its model reports (`BodyModel`). Without the last limit, 600 KB of
+it is parsed, and to the number of errors that its model reports (`BodyModel`). Without the last two limits, 600 KB of
 unknown fields would become 68,000 error objects, which take 60 MB and block the event loop for most of a second.
 """
 
@@ -27,8 +27,8 @@ _VALUE_BOUNDS: Final = Bounds(values=20_000)
 """Largest number of JSON values in a body: twice the 10,000 names of the largest list that a route takes. Without this
 limit, 640 KiB of `[],[],…` would block the event loop for 50 ms."""
 MAX_UNKNOWN_FIELDS: Final = 20
-"""If an object has up to this number of fields more than its model, the response has an error for each unknown field.
-For an object with still more fields, it has a single error, which names no field."""
+"""Largest number of fields that an object may have beyond the number that its model has. An object with more gets a
+single error, which names no field. Any other object gets an error for each unknown field."""
 ItemT = TypeVar("ItemT")
 FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 """A list whose validation ends at the first invalid item, so that a long list cannot cause many errors."""

@@ -16,9 +16,11 @@ from pydantic_settings import NoDecode
 
 KIB, MIB = 1 << 10, 1 << 20
 AT_RESTART: Final[JsonDict] = {"takes_effect": "restart"}
-"""The `json_schema_extra` of a setting or group that takes effect after `entrepot restart`, but not after a reload."""
+"""The `json_schema_extra` of a setting or group that takes effect at `entrepot restart`, which replaces the program of
+the running server, but not at a reload."""
 AT_START: Final[JsonDict] = {"takes_effect": "start"}
-"""The `json_schema_extra` of a setting or group that takes effect only when the server is stopped and started."""
+"""The `json_schema_extra` of a setting or group that takes effect only when the server is stopped and then started
+again: neither a reload nor `entrepot restart` changes it."""
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _COUNT_AND_UNIT = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)"

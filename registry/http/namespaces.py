@@ -42,7 +42,8 @@ class Namespaces:
         Does not change an `exchange.repo` that begins with the upstream's name already, because some clients send the
         upstream in `ns` and in the path. If `ns` names the upstream, also sets `exchange.namespace`, so that the
         response repeats `ns`. Does nothing if the request names no upstream. Raises NameUnknown if `ns` is neither
-        an upstream nor a host of this server, and RequestInvalid if `ns` occurs twice."""
+        an upstream, nor a host of this server, nor the request's Host header. Raises RequestInvalid if `ns` occurs
+        twice."""
         requested = exchange.query.one("ns") if exchange.scope.get("query_string") else None
         host = ""
         if requested or self.upstream_by_host:

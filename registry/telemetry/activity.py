@@ -30,7 +30,8 @@ class ActivityCounts:
     process that stores the activity dies, or after a restart that keeps the counts."""
 
     def __init__(self, plan: CellPlan, requests: Counter, mirror: MirrorMetrics) -> None:
-        """`requests`: counts the complete responses by route, method and status. Call `use` before any other method."""
+        """`plan`: reserves cells for the stored activity. `requests`: counts the complete responses by route, method
+        and status. Call `use` before any other method."""
         self._cells: SharedCells
         self._totals: Callable[[], Sequence[float]]
         self._requests = requests
@@ -39,8 +40,8 @@ class ActivityCounts:
         """Position of the first cell for the stored activity. There is one cell for each field of `Activity`."""
 
     def use(self, cells: SharedCells, totals: Callable[[], Sequence[float]]) -> None:
-        """Makes the methods use `cells`, the memory with the cells of the plan. `totals` returns the total of each of
-        these cells over all processes."""
+        """Makes the methods use the memory `cells`, laid out by the `plan`. `totals` returns the total of each of its
+        cells over all processes."""
         self._cells = cells
         self._totals = totals
 

@@ -2,9 +2,9 @@
 
 Names, labels and values are those of Distribution's `registry/handlers/app.go`, `registry/proxy/proxymetrics.go` and
 `registry/storage/driver/base/base.go`. There are four differences. Durations have the buckets of our own metrics. The
-size of a request is the size of its body, without its head. Fewer answers of a mirror count as misses
-(`_proxy_metrics`). Entrepot has no storage driver: a call of the `Registry` interface counts as the driver's action
-that makes up most of its work (`ACTIONS`).
+size of a request is the size of its body, without its head. The requests of a mirror include those answered with an
+error (`_proxy_metrics`). Entrepot has no storage driver: a call of the `Registry` interface counts as the driver's
+action that makes up most of its work (`ACTIONS`).
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def _http_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]
 
 
 def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric]:
-    """Yields the metrics of mirrors. Only an answer with the cache state `miss` counts as a miss here. Distribution
-    counts every answer that is not from its cache as a miss, also if the upstream only had to confirm it."""
+    """Yields the metrics of mirrors. An answer with the cache state `miss` counts as a miss, any other as a hit. An
+    answer that is an error counts as well; Distribution counts only manifests and blobs that it sends."""
     requests: dict[str, float] = dict.fromkeys(_PROXIED.values(), 0.0)
     misses, pulled = dict(requests), dict(requests)
     for (_, route, cache), count in _counts(metrics.mirror.requests, totals):

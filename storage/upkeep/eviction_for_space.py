@@ -4,8 +4,8 @@ pauses all evictions for free space (`EvictionPause`).
 The bytes of an evicted image do not always become free space. A backup on the same file system may have hard links to
 the files, and a snapshot of the file system keeps the blocks. Some file systems, such as btrfs and ZFS, free blocks
 only after some seconds. If evictions went on until the disk has enough free space, they would then empty the whole
-cache. So each eviction removes at most the bytes that the disk lacks, and the next one follows only if the free space
-has grown.
+cache. So each eviction ends when it has removed as many bytes as the disk lacks. If the free space has not grown, the
+next one follows only after a pause.
 """
 
 from __future__ import annotations

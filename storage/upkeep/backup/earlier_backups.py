@@ -58,8 +58,8 @@ async def find_earlier(jobs: Jobs, target: Path) -> EarlierBackup | None:
 
 
 def check_mounted(target: Path, earlier: EarlierBackup) -> None:
-    """Checks a directory `target` that has neither the snapshot of its newest backup nor a later one. Raises
-    BackupFailed if the file system of that backup is not mounted. Blocks. Raises OSError."""
+    """Raises BackupFailed if the file system of the backup `earlier` is not mounted. Call it if `target` has neither
+    the snapshot of `earlier` nor a later one. Blocks. Raises OSError."""
     now, then = mount_point(target), Path(earlier.mount_point)
     if earlier.mount_point and then != now and then.is_relative_to(now):
         raise BackupFailed(

@@ -40,8 +40,8 @@ WITH RECURSIVE head (event, repository, next_at) AS (
    WHERE d.webhook = ?1 AND d.event = (SELECT p.event FROM {_PENDING} AND p.repository > h.repository
                                         ORDER BY p.repository, p.event LIMIT 1)"""
 _FIRST_HEADS: Final = f"{_HEADS} LIMIT ?2) SELECT repository, next_at FROM head ORDER BY event"
-# The conditions `_IS_DUE` and `_IS_INCLUDED` use these parameters: ?2 is the current time, ?3 the time after which no
-# attempt can have been planned, ?4 the repositories to leave out (a JSON array).
+# The conditions `_IS_DUE` and `_IS_INCLUDED` use these parameters: ?2 is the current time, ?3 the latest time that an
+# attempt can have if the clock was not set back (see `_is_due`), ?4 the repositories to leave out (a JSON array).
 _IS_DUE: Final = "(next_at <= ?2 OR next_at > ?3)"
 _IS_INCLUDED: Final = "repository NOT IN (SELECT value FROM json_each(?4))"
 _DUE_AMONG_THE_OLDEST: Final = f"""
