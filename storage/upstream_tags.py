@@ -64,8 +64,8 @@ class FrozenTag:
 
 
 class UpstreamTags(Protocol):
-    """The sightings and the frozen tags. All processes share these records, which survive restarts. The reads take less
-    than a millisecond. Changes raise StorageFull, StorageFailed."""
+    """The sightings and the frozen tags. All processes share these records, which survive restarts. The reads that do
+    not run in a thread take less than a millisecond. Changes raise StorageFull, StorageFailed."""
 
     async def sightings(self, repo: RepositoryName, tag: Tag) -> Sequence[Sighting]:
         """Returns the stored sightings of the tag, oldest first; an empty sequence if the tag was never seen."""

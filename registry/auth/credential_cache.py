@@ -101,7 +101,7 @@ def header_of(credential: Basic | Bearer) -> bytes:
     parsing."""
     if isinstance(credential, Bearer):
         return b"Bearer " + credential.token.encode("utf-8", "surrogatepass")
-    # A user name with a colon can come only from a form sent to `/token`. In a Basic header, the user "a:b" with the
-    # secret "c" would look like the user "a" with the secret "b:c".
+    # A form sent to `/token` can contain a user name with a colon; a Basic header cannot. With the scheme Basic, the
+    # user "a:b" with the secret "c" would have the same cache key as the user "a" with the secret "b:c".
     scheme = b"Form " if ":" in credential.user else b"Basic "
     return scheme + base64.b64encode(f"{credential.user}:{credential.secret}".encode("utf-8", "surrogatepass"))

@@ -11,13 +11,13 @@ from typing import Final, NamedTuple, Protocol
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
-"""Upper limits of the wait that `back_off` returns: after one failure, and after any number of failures in a row.
-`back_off` shortens each wait at random, to half of the limit at least."""
+"""The longest wait that `back_off` returns: after one failure (`FIRST_PAUSE_SECONDS`), and after any number of failures
+in a row (`LONGEST_PAUSE_SECONDS`)."""
 LONGEST_ENDPOINT_PAUSE_SECONDS: Final = 5.0
-"""Longest pause of an endpoint that is down. After the pause, the endpoint is tried again with an event of a repository
-that does not pause itself, if there is such an event."""
+"""Longest pause of an endpoint that is down. After the pause, the next attempt sends an event of a repository that is
+not paused, if there is such an event."""
 MAX_DOWN_REPOSITORIES: Final = 10_000
-"""Largest number of repositories for which this module remembers that the endpoint was down."""
+"""Largest number of repositories for which an `EndpointHealth` remembers that the endpoint was down."""
 
 
 class Outcome(StrEnum):
@@ -80,8 +80,9 @@ class EndpointHealth:
     attempt.
 
     An endpoint that accepts no events at all is *down*. It then pauses for at most five seconds. Each repository whose
-    event it did not accept pauses longer, the more often the endpoint has failed in a row. When the endpoint accepts an
-    event again, the pauses of these repositories end, and that of the endpoint ends within a second.
+    event it did not accept pauses too, for up to five minutes: the more failures in a row, the longer. When the
+    endpoint accepts an event again, the pauses of these repositories end, and that of the endpoint ends within a
+    second.
 
     If the endpoint is down for the events of one repository, but accepts events of other repositories in the meantime,
     the events of this repository may be the cause. In this case only this repository waits, longer after each failure.
@@ -113,8 +114,8 @@ class EndpointHealth:
 
     def on_down(self, repository: str, delivered_before: int) -> float:
         """Records that the endpoint did not accept an event of the repository, in an attempt that began when
-        `delivered` was `delivered_before`. Returns how many seconds this repository alone has to wait. This is 0 unless
-        the endpoint has accepted other events since the first of the repository's failed attempts in a row began."""
+        `delivered` was `delivered_before`. Returns how many seconds this repository alone has to wait. This is 0 if the
+        endpoint has accepted no other event since the repository's current series of failed attempts began."""
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))

@@ -71,10 +71,11 @@ class BlobEntitlement:
         """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests of `repo`
         that name it (at most 8: see `UpstreamRecords.referring_manifests`).
 
-        Asks a public upstream for the size if there is no such manifest, or if the manifests disagree about the size.
-        In the second case, uses the upstream's last answer for a short time, and the size in the newest manifest if the
-        upstream gives no answer. Asks a private upstream for the size if `download_size` is None. Does not ask, and
-        raises BlobUnknown, if the upstream said a short time ago that `repo` does not have the blob.
+        At a public upstream, takes the size from these manifests. If there are none, asks the upstream. If they
+        disagree about the size, asks the upstream too, but takes the size in the newest manifest if it gives no answer.
+        For a short time, that answer and the answer to `ask_size` take precedence over the manifests. Asks a private
+        upstream for the size if `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a
+        short time ago that `repo` does not have the blob.
 
         `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
         downloaded for `repo`; otherwise None. The right of `repo` was checked when that download started. Raises

@@ -34,7 +34,8 @@ def print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
 
 
 def _print(finding: Finding, *, is_repeated: bool) -> None:
-    """Prints one finding. `is_repeated`: the lines of the finding were already printed with an earlier finding."""
+    """Prints one finding. `finding.lines` are lines to write into a file as the solution. `is_repeated`: the same lines
+    for the same file were already printed with an earlier finding."""
     from rich.text import Text
 
     console = plain_console()

@@ -37,7 +37,7 @@ class ReadAhead:
         self._is_reading = False
         self._closed = False
         self.read_up_to = 0
-        """Offset in the file after the piece that was read last; 0 if none was read yet."""
+        """Offset in the file after the last piece, even if reading that piece failed; 0 if none was read yet."""
 
     def read(self, offset: int) -> None:
         """Starts to read a piece at `offset`. Does nothing if a thread is reading a piece already."""

@@ -93,7 +93,7 @@ class CommandReceiver:
             return
         except OSError:
             data, files = b"", []
-        if not data:  # the supervisor has ended; this also closes another pipe, which makes the worker exit
+        if not data:  # the supervisor has ended; the worker notices this by another pipe, and exits
             self._loop.remove_reader(self._sock)
             return
         number, name = data.decode().split(" ", 1)

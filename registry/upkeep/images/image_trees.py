@@ -39,9 +39,9 @@ def read_tree(content: FoundContent, image: FoundImage) -> ImageTree:
 
 
 def _add_manifest(content: FoundContent, tree: ImageTree, manifest: Manifest, depth: int) -> Manifest:
-    """Adds to `tree` a manifest, and the manifests and blobs that it lists. `depth`: how many further levels of
-    manifests are allowed. Returns the manifest. If the file lacks some of the listed manifests, returns an index of the
-    other manifests instead."""
+    """Adds to `tree` a manifest, and the manifests and blobs that it lists. `depth`: how many levels of manifests are
+    still allowed, this manifest's level included. Returns the manifest. If the file lacks some of the listed manifests,
+    returns an index of the other manifests instead."""
     if depth == 0:
         raise ImageFileFailed(f"{content.source.label} has indexes in indexes, more than {MAX_DEPTH} deep")
     replaced: dict[str, Manifest | None] = {}

@@ -34,7 +34,7 @@ T = TypeVar("T")
 DISK_FULL_TEXT = (
     "the disk is full, and there is no room to open the database for writing; until there is, only reads work"
 )
-"""Text of the StorageFull that refuses changes."""
+"""Text of the StorageFull that refuses changes, or refuses to open the database at all."""
 _NO_ROOM_TO_READ = "the disk is full, and there is no room to open the database, whose write-ahead log is not empty"
 """Text of the StorageFull that refuses to open the database even for reading."""
 RETIRED = "the database was just opened again for writing; retry the request"
