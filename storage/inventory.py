@@ -94,11 +94,13 @@ class Inventory(Protocol):
         ...
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
-        """Returns a plan for the removal of `reference`. Removes nothing itself. A plan for a tag includes its
-        manifest, unless another tag or an index refers to that manifest. A plan that includes a manifest includes its
-        tags, its referrers and, for an index, the manifests that the index lists. A referrer or listed manifest stays
-        out of the plan if a tag or index that is not removed still refers to it. Raises NameUnknown,
-        ManifestUnknown."""
+        """Returns a plan for the removal of `reference`. Removes nothing itself.
+
+        If `reference` is a digest, the plan includes this manifest and all its tags. If `reference` is a tag, the plan
+        includes the tag and its manifest, but only the tag if another tag or an index refers to the manifest. With each
+        manifest, the plan includes its referrers and, if it is an index, the manifests that it lists. A referrer or
+        listed manifest stays out of the plan if a tag or index that is not removed still refers to it. Raises
+        NameUnknown, ManifestUnknown."""
         ...
 
     def plan_removal_of_all(self, repo: RepositoryName) -> RemovalPlan:

@@ -11,7 +11,8 @@ from storage.names import Digest, Reference, RepositoryName
 
 MAX_PAUSE_SECONDS: Final = 3600.0
 """Longest time for which the mirror sends no requests after a 429 of an upstream, even if the upstream asks for a
-longer pause. A pause that ends later than this from now was stored before the clock was set back."""
+longer pause. So if a stored pause ends even further in the future, the clock was set back after the pause was
+stored."""
 CLOCK_TOLERANCE_SECONDS: Final = 1.0
 """A record that lies more than this many seconds in the future was stored before the clock was set back."""
 

@@ -3,7 +3,8 @@
 Such an answer stays in memory until its client has received it. Two rules keep one visitor, or a few slow clients, from
 using up the memory:
 
-- The answers of one visitor together get at most a quarter of the memory. A visitor's only answer may be larger.
+- The answers of one visitor together get at most a quarter of the memory. An answer may be larger if its visitor
+  gets no other at the same time.
 - When an answer is refused, answers whose sending began more than `SLOW_SECONDS` ago are ended.
 """
 

@@ -82,7 +82,7 @@ def marks(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool) ->
     types = (kind for kind in facts.referrer_types if not kind.startswith(BUNDLE_TYPE_PREFIX))
     purposes = {
         *map(purpose_of_type, types),
-        *map(purpose_of_tag, facts.referrer_tags),
+        *map(purpose_of_tag, facts.referrer_tags),  # `referrer_tags` has only the suffixes, such as `.sig`
         *map(purpose_of_predicate, (*facts.bundle_predicates, *predicates)),
     }
     return MarksView(

@@ -36,7 +36,7 @@ from storage.interface import Registry
 from storage.names import Digest, Reference, RepositoryName, Tag
 
 MAX_LAYERS: Final = 1_000
-"""How many layers an image may have to be downloaded. Docker accepts at most 127."""
+"""Largest number of layers of an image that is sent as an archive. Docker accepts at most 127."""
 _FORMAT: Final = b"1"
 """The version of the archive's format, a part of the ETag. A change of the format needs a new version, so that no
 client joins parts of different archives when it resumes a download."""
@@ -111,7 +111,7 @@ async def open_archive(
     Raises ManifestUnknown, also if the index lists no such image, or the image has more than MAX_LAYERS layers. Raises
     RequestInvalid if the index lists several images and `platform` is None, and BlobUnknown if a layer is missing. A
     mirror fetches content that is not cached, so the errors of mirrors can occur, too."""
-    reader = ContentReader(registry)
+    reader = ContentReader(registry)  # `reader.run` calls a function, in a thread if the manifest is large
     manifest = await registry.get_manifest(repo, reference)
     entry_platform: Mapping[str, object] | None = None
     if (await reader.summary_of(manifest)).kind == "index":

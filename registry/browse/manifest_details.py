@@ -193,7 +193,7 @@ def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list
 
 
 def _more_steps(manifest: Manifest, config: ImageConfig | None, steps: Sequence[BuildStep]) -> int:
-    """Returns how many build steps at least are not in `steps`. An image has at least as many steps as its history has
-    entries, and at least as many as it has layers (`build_steps`)."""
+    """Returns the smallest possible number of build steps that are missing from `steps`. An image has at least as many
+    steps as its history has entries, and at least as many as it has layers (`build_steps`)."""
     in_history = 0 if config is None else len(config.history) + config.more_history
     return max(in_history, len(manifest.layers), len(steps)) - len(steps)

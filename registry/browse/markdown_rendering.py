@@ -55,7 +55,8 @@ _MAX_ATTRIBUTE_CHARACTERS: Final = 128 * 1024
 them."""
 _MAX_NESTING: Final = 20
 """How many levels of nested quotes are formatted. A nested list counts as two levels. A block that is nested deeper is
-shown as plain text, and so is everything after it. With its own limit, the parser would drop the text of that block."""
+shown as plain text, and so is everything after it. `_BoundedBlockParser` checks this limit, because the parser's own
+check (`maxNesting`) would drop the text of that block."""
 # The HTML elements, their attributes and the URL schemes that may remain in the rendered HTML.
 _TAGS: Final = frozenset(
     {

@@ -151,8 +151,9 @@ class _Removal:
         return True
 
     async def _delete_unused(self, digests: Iterable[Digest]) -> None:
-        """Deletes the manifests in `digests` that are unused, and then the manifests that only the deleted ones used.
-        Each deletion checks in its own transaction that the manifest is unused."""
+        """Deletes the manifests in `digests` that are unused. Then repeats this for the dependents of the deleted
+        manifests: the manifests that they list, and their referrers. Each deletion checks in its own transaction that
+        the manifest is unused."""
         pending = deque(dict.fromkeys(digests))
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]

@@ -26,8 +26,8 @@ already. `is_disconnected` returns whether the client has disconnected."""
 _NO_NAME: Final = str.__new__(RepositoryName)
 """An empty repository name, for requests that name no repository. The constructor of `RepositoryName` refuses it."""
 CountPull = Callable[[Pull, str, str, str], None]
-"""Counts one pull of a manifest. The arguments are the pull, the name and the address of the client, and the request
-id. A call takes about a microsecond."""
+"""Counts one pull of a manifest. The arguments are the pull, the name of the account (or of anonymous clients), the
+client's IP address, and the request id. A call takes about a microsecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Exchange(RequestContext):
         self.address = client[0] if client else ""
         self.request_id = request_id_of(scope["headers"])
         self.notice = None
-        self.announced = None
+        self.announced = None  # handlers of uploads set it to the size and digest of the blob in the request
         self.cache_state = ""
         self.upstream = ""
         self.registry = registry

@@ -48,8 +48,10 @@ class TagLink:
 
 @dataclass(frozen=True, slots=True)
 class BrokenEntry:
-    """An entry of the directory that cannot be imported. `what`: its kind, such as `tag`. `name`: its name; empty for a
-    directory inside a repository, such as `_layers`, whose name is in `reason`. `reason`: what is wrong."""
+    """Something in the directory that cannot be imported. `what`: its kind, such as `tag`. `name`: the name of the
+    repository or tag, or the hex digits in the digest of the manifest or blob. If `what` is `directory`, a directory in
+    a repository is meant, such as `_layers`; `name` is then empty, and `reason` contains the directory's name.
+    `reason`: what is wrong."""
 
     what: str
     name: str

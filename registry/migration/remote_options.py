@@ -40,8 +40,8 @@ class RemoteOptions:
 
     def configured_name(self, configured: Iterable[Upstream]) -> str | None:
         """Returns the name of the upstream in the settings whose login is used; None if there is no such upstream, or
-        if the options name a login. A client with this name also sends its login to token services in the domain of the
-        name. Those must not get a login from the options."""
+        if the options name a login. A client that uses the name of an upstream, such as `docker.io`, sends its login
+        also to token services in that domain. They must not get a login from the options."""
         found = None if self.username is not None else self.find_configured(configured)
         return None if found is None else found.name
 

@@ -1,5 +1,5 @@
 """`MirrorObserver`: the interface of objects that count the upstream requests and the fills of one mirror. A *fill* is
-the download of one blob. An *endpoint* is one of the base URLs of the upstream."""
+the work of one process to get one blob. An *endpoint* is one of the base URLs of the upstream."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MirrorObserver(Protocol):
         ...
 
     def on_fill_ended(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
-        """Called at the end of each fill. `error`: why it failed; None: the blob is stored.
+        """Called at the end of each fill. `error`: why the fill has failed or was stopped; None: the blob is stored.
         `is_abandoned`: whether the fill was stopped because no client of this process needs the blob, or because the
         process stops."""
         ...

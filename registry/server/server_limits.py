@@ -50,9 +50,10 @@ class ServerLimits:
     linger_bytes: int = 256 * 1024
     """How many bytes the server reads and discards during `linger_seconds`. After more bytes it stops reading."""
     drain_bytes: int = 64 * 1024
-    """If the application responds before the whole request body was received, the server first reads and discards the
-    rest of the body, so that the connection can stay open. If the rest has more than this many bytes, or takes longer
-    than `linger_seconds`, the connection is closed after the response."""
+    """If the application responds before the whole request body was received, the server reads and discards the rest of
+    the body before it sends the response, so that the connection can stay open. If the rest has more than this many
+    bytes, or an unknown number of bytes, the server sends the response at once. Then, and if the rest takes longer than
+    `linger_seconds`, the connection is closed after the response."""
     buffer_bytes: int = 512 * 1024
     """How many bytes of a request's body can be in memory, waiting for a slow application, before the server stops
     reading. The last read can exceed this."""
@@ -67,7 +68,8 @@ class ServerLimits:
     next one from the memory of the machine."""
     large_tls_connections: int = 2 * 1024
     """How many TLS connections of one worker may have large buffers. A connection's buffers become large when its
-    client sends much at once. For each further such connection, the worker closes one of them."""
+    client sends much at once. For each connection above this number, the worker closes one that has large
+    buffers."""
     certificate_check_seconds: float = 2.0
     """Time between two checks whether the certificate's files have changed. Every worker makes these checks."""
     timeout_check_seconds: float = 1.0

@@ -1,4 +1,4 @@
-"""The access log: one line for each HTTP request, of the logger `registry.access`.
+"""The access log: the logger `registry.access` writes one line for each HTTP request.
 
 A line has the fields of `_TEXT`. In the log format `json`, each field is a field of the JSON object.
 """

@@ -187,9 +187,10 @@ class Metrics:
         return self.cells.own[self._began_cell]
 
     def is_named(self, family: Family, values: Sequence[str]) -> bool:
-        """Returns False for a series of an upstream or webhook whose number has no name, and True for every other one.
-        There are series for a fixed number of upstreams and webhooks. If fewer names are known, the last numbers have
-        none. `values`: those of `Family.series`, with numbers in place of the names of upstreams and webhooks."""
+        """Returns False for a series of an upstream or webhook that does not exist, and True for every other series.
+        There are series for a fixed number of upstreams and webhooks, which are numbered. If fewer are known, the last
+        numbers have no name. `values`: those of `Family.series`, with numbers in place of the names of upstreams and
+        webhooks."""
         shared_names = {"upstream": self.upstreams, "webhook": self.webhooks}
         return all(
             int(value) < len(shared_names[label].names())

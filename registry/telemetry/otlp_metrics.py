@@ -80,6 +80,7 @@ class OtlpMetrics:
         return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
     def _all_metrics(self) -> Iterator[Metric]:
+        # `totals` has the numbers of this process's column, not the sums over all processes.
         totals, now = self._metrics.own_numbers(), time.time_ns()
         for family in self._metrics.plan.families:
             if metric := self._metric(family, totals, now):

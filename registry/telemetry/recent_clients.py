@@ -2,10 +2,10 @@
 With these times, the page *Set-up* shows a visitor whether the container daemon on their own machine uses this
 registry.
 
-All workers of a server share the times, in memory that is mapped before the fork. A hash of the program and the network
-chooses two cells, and each recorded request writes its time into both. Networks are not stored, so nobody can list
-them, and nothing has to be evicted. In rare cases, other clients have written to both cells; then the time of their
-request is shown.
+All workers of a server share the times, in memory that is mapped before the fork. The memory has two rows of cells. A
+hash of the program and the network chooses one cell in each row, and each recorded request writes its time into both.
+Networks are not stored, so nobody can list them, and nothing has to be evicted. In rare cases, other clients have
+written to both cells; then the time of their request is shown.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ async def system(request: Request) -> Response:
     # The page does not show the cached images, and counting them would take time.
     status = await read_server_status(caller.upkeep, with_cache=False)
     checks = await service.readiness.check(())
-    settings = request.app.factory.settings  # the factory makes the service from them
+    settings = request.app.factory.settings  # those with which the factory made `service`
     return await page_response(
         request,
         "system.html",

@@ -8,9 +8,8 @@ realm:
   registrable domain (such as `docker.io`) is the domain of an endpoint or of the upstream's name.
 - An http realm is used only if the endpoint is http itself, and the realm is on the endpoint's host or listed.
 - A realm that contains a user name is never used.
-- The password is sent only to a realm that is listed, or has the endpoint's port, or has port 443 on another host than
-  the endpoint's. Any other port may belong to another owner's service. On the endpoint's host, this is true of port
-  443, too, if the endpoint has another port.
+- A listed realm may get the password on any port. Another realm may get it only on the endpoint's port or, if the realm
+  is not on the endpoint's host, on port 443. A service on any other port may belong to somebody else.
 """
 
 from __future__ import annotations

@@ -151,11 +151,11 @@ class ClaimedUpload(Protocol):
 
     async def resume(self, algorithm: str, checkpoint: Checkpoint) -> UploadSession:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session, such as
-        `sha256`. If the checkpoint has another `boot` than the store, the bytes may be damaged. This call then hashes
-        the first `checkpoint.offset` bytes again. If their digest is the digest in `checkpoint.state`, it keeps these
-        bytes. It deletes all other bytes. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint
-        says, because a commit has moved them), BlobUploadInvalid (a newer caller has taken the session over),
-        StorageFull, StorageFailed."""
+        `sha256`. If the checkpoint has the `boot` of the store, all stored bytes are kept. If it has another `boot`,
+        the bytes may be damaged. This call then hashes the first `checkpoint.offset` bytes again, and deletes the bytes
+        after them. If the result differs from `checkpoint.state`, or the checkpoint has no state, it deletes the first
+        bytes, too. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because a commit has
+        moved them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull, StorageFailed."""
         ...
 
     async def discard(self) -> None:

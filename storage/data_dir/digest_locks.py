@@ -63,5 +63,6 @@ class FileDigestLocks:
             except OSError as error:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise
+        # `full_error`: what `open_or_create` raises if the disk is full. `spend` then frees more and calls it again.
         opening = self._disk.run(lambda: self._disk.reserve.spend(open_or_create, full_error=OSError))
         return await result_or_close(opening, os.close)

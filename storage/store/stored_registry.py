@@ -304,7 +304,7 @@ class StoredRegistry:
         sparse: bool = False,
         condition: Condition | None = None,
     ) -> Descriptor:
-        is_immutable = self.immutable_tags.in_repository(repo)
+        is_immutable = self.immutable_tags.in_repository(repo)  # says of each tag of `repo` whether it is immutable
         await self.metadata.put_manifest(repo, manifest, tags, by, sparse, condition, is_immutable)
         return manifest.descriptor
 
@@ -316,7 +316,7 @@ class StoredRegistry:
     async def delete_manifest(
         self, repo: RepositoryName, digest: Digest, *, by: Actor, restorable: bool = True
     ) -> None:
-        is_immutable = self.immutable_tags.in_repository(repo)
+        is_immutable = self.immutable_tags.in_repository(repo)  # says of each tag of `repo` whether it is immutable
         await self.metadata.delete_manifest(repo, digest, by, restorable, is_immutable)
 
     async def delete_tag(

@@ -39,7 +39,7 @@ async def queue_jobs(
             async with leases.try_slot(f"schedule of {kind}", count=1) as has_slot:
                 if has_slot and await _is_due(jobs, kind, every, clock()):
                     await jobs.add(kind, {}, actor=actor, is_resumable=True)
-        except Exception as error:
+        except Exception as error:  # ends only this round of the loop
             log_round_error(log, f"cannot queue a job of the kind {kind}", error)
 
 

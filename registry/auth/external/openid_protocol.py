@@ -1,8 +1,10 @@
 """The messages of the OpenID Connect protocol: creates the requests of a login to the provider, and parses the
 provider's responses, with the library Authlib.
 
-The functions use no network and keep no state; `registry.auth.external.openid_provider` sends the requests. That module
-imports this one only if the settings name a provider, because Authlib takes memory and time to import.
+The functions keep no state. They send nothing themselves; `registry.auth.external.openid_provider` sends the requests.
+Only `verify_id_token` may wait: until the key set that it gets as an argument has fetched the provider's keys.
+`openid_provider` imports this module only if the settings name a provider, because Authlib takes memory and time to
+import.
 
 Sources: OpenID Connect Discovery 1.0, 4; OpenID Connect Core 1.0, 3.1.2, 3.1.3; RFC 6749, 2.3.1 and 4.1.3; RFC 7636.
 """

@@ -9,10 +9,10 @@ not exist are throttled like those of existing accounts.
 - Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So the limit
   does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.
 
-A login is not throttled if the cache of verified credentials (`registry.auth.credential_cache`) has its password for
-its address. `registry.auth.password.password_check` also remembers right passwords, for all addresses; this spares the
-hashing of the password, but not the throttling. The same wrong password counts once a day for each account and network
-(`registry.auth.password.wrong_passwords`).
+A login is not throttled if the cache of verified credentials (`registry.auth.credential_cache`) shows that the password
+was verified for the client's address before. `registry.auth.password.password_check` also remembers right passwords,
+for all addresses; this spares the hashing of the password, but not the throttling. The same wrong password counts once
+a day for each account and network (`registry.auth.password.wrong_passwords`).
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class FailureRate:
 
     def wait(self, until: float, now: float) -> float:
         """Returns how many seconds the next attempt must wait. `until` is the stored time of a throttling key: each
-        failure moves it `cost_seconds` further into the future. `until` and `now` are in seconds since 1970. Returns
-        0.0 if `until` is later than failures can have moved it: the clock was ahead when a login failed. Without this
-        check, logins would be refused until the clock reaches that time."""
+        failure moves it `cost_seconds` further into the future. `until` and `now` are in seconds since 1970.
+
+        Returns 0.0 if `until` is so far in the future that the clock must have been ahead when it was stored. Otherwise
+        logins would be refused until the clock reaches that time."""
         if until > self.failure.latest_plausible(now):
             return 0.0
         # The cost of `burst - 1` failures causes no wait yet, so that `burst` attempts in a row are possible.

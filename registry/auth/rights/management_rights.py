@@ -83,10 +83,10 @@ class ManagementRights:
     def check_may_end_sessions(self, name: AccountName) -> None:
         """Checks that the caller may end login sessions of the account `name`. An admin may end the sessions of all
         accounts. Other callers may end those of their own account if the request came with a login session (`session`
-        is not None), or if `is_logged_in_as_person` is true. A login session suffices because only a person can have
-        one, also if the person's account is not in the store. Raises Unauthorized if the caller has no account,
-        AccountUnknown if the caller may not see the account `name`, and Denied if it is the caller's own account but
-        neither condition is true."""
+        is not None), or if `is_logged_in_as_person` is true. A login session suffices because only people have login
+        sessions. `is_logged_in_as_person` alone would exclude people whose account is not in the store. Raises
+        Unauthorized if the caller has no account, AccountUnknown if the caller may not see the account `name`, and
+        Denied if it is the caller's own account but neither condition is true."""
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person and self.session is None:
             raise Denied("log in as a person for this, with a browser or a password; a token does not suffice")

@@ -19,8 +19,8 @@ from storage.partials import Partials
 
 MAX_CLAIMS: Final = 16
 """Largest number of fills of one upstream that open a partial blob (the files of a download) at the same time in one
-process. The other fills wait for their turn, and end if their clients leave meanwhile. Files are opened in as many
-threads, so more fills would only wait for a thread."""
+process. The other fills wait for their turn, and end if their clients leave meanwhile. The process has only this many
+threads that open files, so more fills would only wait for a thread."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class FillContext:
     `negative_cache`: says which blobs the upstream does not have. `bad_senders`: says which endpoints of the upstream
     sent corrupt bytes for a blob. `to_upstream_name`: returns the name that a repository has at the upstream.
     `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored. `stall_timeout`:
-    once readers may have got bytes of the blob, the fill fails after this many seconds without new bytes (before that:
-    `RetryPolicy`). `observer`: counts the fills. `claims`: a fill holds one of its `MAX_CLAIMS` places while it opens
-    its files."""
+    the number of seconds without new bytes after which a fill fails. It applies once readers may have got bytes of the
+    blob. Before that, the download is retried at most once (`RetryPolicy`). `observer`: counts the fills. `claims`: a
+    fill holds one of its `MAX_CLAIMS` places while it opens its files."""
 
     upstream: UpstreamClient
     partials: Partials

@@ -29,8 +29,8 @@ clients get pieces at the same time."""
 _SEARCH_INTERVAL_SECONDS = 0.25
 """Time between two searches for sent bytes, while a response waits for memory."""
 _WAITING_LIMITS = 2
-"""The bodies of the responses that wait for memory may have this many times the size of the budget together. A further
-response is refused at once."""
+"""A factor: the bodies of all responses that wait for memory may together have this many times the size of the budget.
+A further response is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
 """While another client waits for memory, a client that takes longer than this for one piece is cut off."""
 _MAX_WAIT_SECONDS = 600.0
@@ -53,11 +53,13 @@ class UnsentBudget:
     """The budget of one worker process: at most `limit_bytes` over all its connections. A single reservation of more
     than `limit_bytes` is accepted while nothing else in the budget is unsent.
 
-    A response that is written in slices reserves the bytes of one slice. It keeps them at least while it is being
-    written, even at moments when the transport has nothing to send: otherwise clients that request at the same moment
-    could exceed the limit together, because the kernel accepts the first slices of each. If a response does not fit, it
-    waits in the order of arrival, for at most `wait_seconds`. Its body is in memory meanwhile, so the bodies of all
-    that wait may have at most `_WAITING_LIMITS` times `limit_bytes` together.
+    A response that is written in slices reserves the bytes of one slice. It keeps them at least until its last slice is
+    written, even at moments when the transport has nothing to send. The kernel accepts the first slices of every
+    response at once. If the response gave its bytes back then, too many responses could begin at the same moment, and
+    their next slices together would exceed the limit.
+
+    If a response does not fit, it waits in the order of arrival, for at most `wait_seconds`. Its body is in memory
+    meanwhile, so the bodies of all that wait may have at most `_WAITING_LIMITS` times `limit_bytes` together.
 
     Nothing tells the budget that the last bytes of a response were sent. It looks at the shares only when the reserved
     bytes reach the limit, and only until it has found enough bytes that were sent. So the time of a reservation does
@@ -79,10 +81,11 @@ class UnsentBudget:
         self._timer: asyncio.TimerHandle | None = None  # for the next call of `_search_room`
 
     async def reserve(self, share: UnsentShare, size: int, body_bytes: int) -> bool:
-        """Sets the number of reserved bytes of `share` to `size` and returns True, when `size` more bytes fit into the
-        budget. Returns False if they do not fit in time, if too many shares wait, or if the connection is lost.
-        `body_bytes`: the memory that the response takes while it waits. If the call is cancelled, the share may have
-        reserved the bytes, so the caller must release it. A share may wait only once at a time."""
+        """Waits until `size` bytes fit into the budget, in addition to all unsent bytes that are reserved, those of
+        `share` included. Then sets the number of reserved bytes of `share` to `size`, and returns True. Returns False
+        if the bytes do not fit in time, if too many shares wait, or if the connection is lost. `body_bytes`: the memory
+        that the response takes while it waits. If the call is cancelled, the share may have reserved the bytes, so the
+        caller must release it. A share may wait only once at a time."""
         if not self._waiting and self._make_room(size):
             self._grant(share, size)
             return True

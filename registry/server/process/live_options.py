@@ -33,6 +33,6 @@ class LiveOptions:
     handover: Handover | None = None
     """The sockets and workers of the version that ran before in this process; None: this is an ordinary start."""
     counts: tuple[int, str] | None = None
-    """The shared memory with the application's counters, which a new version of the program continues: its file
-    descriptor, and a text that identifies its layout. None: a new version starts to count from 0."""
+    """The file descriptor of the shared memory that holds the application's counters, and a text that identifies the
+    layout of this memory. A new version of the program goes on counting in this memory. None: it starts from 0."""
     notifier: Notifier = field(default_factory=lambda: Notifier(None))

@@ -46,7 +46,7 @@ OnExit = Callable[[WorkerProcess, int], None]
 
 class WorkerPool:
     """The workers that run, by pid in `workers`. Files that only the supervisor uses must be registered with
-    `selector`, or be in `own_files`: a forked worker closes them."""
+    `selector`, or be returned by `own_files`: a forked worker closes them."""
 
     def __init__(
         self,
@@ -58,7 +58,8 @@ class WorkerPool:
     ) -> None:
         self.workers: dict[int, WorkerProcess] = {}
         self.own_files: Callable[[], list[int | socket.socket]] = list
-        """Returns the files of the supervisor that are not registered with the selector."""
+        """A function that returns the files of the supervisor that are not registered with the selector. The supervisor
+        sets it."""
         self._options = options
         self._selector = selector
         self._alive_pipe, self._alive_pipe_writer = alive_pipe

@@ -307,9 +307,9 @@ def drop_link(db: apsw.Connection, entry: QueuedLink, before: float, now: float)
 
 def preview_link(db: apsw.Connection, entry: QueuedLink, before: float) -> LinkPreview:
     """Returns whether `drop_link` would remove the link, and whether this would free the blob. The blob is freed if
-    `drop_link` would also remove all its other links. Of all links to a blob, only that of the repository with the
-    highest row id reports that it frees the blob. So the blob is counted once, and only the preview of that link has to
-    check the others."""
+    `drop_link` would also remove all its other links. If a blob has several links, only the preview of one of them may
+    report that the blob is freed: that of the repository with the highest row id. So the blob is counted once, and only
+    this preview checks the other links."""
     link = _unreferenced_link(db, entry.repository, entry.digest)
     if not _is_queued(db, entry.repository, entry.digest, before) or link is None or link[1] > before:
         return LinkPreview(is_dropped=False, frees_blob=False)

@@ -15,8 +15,9 @@ database was copied, in ISO 8601), `database` (an object with `sha256`, `size` a
 `manifests`, `tags`, `blobs`, `size` (of these blobs, in bytes), and `missing` (digests of the blobs that the metadata
 names but that could not be copied; normally empty).
 
-The database contains password hashes and signing keys. So only the owner can read the directory. If the directory
-itself belongs to another user, its mode stays, and only the user who made the backup can enter its subdirectories.
+The database contains password hashes and signing keys. So only the user who makes the backups can read the directory.
+If TARGET belongs to another user, like the root of a volume, its mode is not changed. Then only its subdirectories are
+closed to other users.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ def _drop_reference(db: apsw.Connection, problem: Problem, now: float) -> str:
 
 
 def _queue_if_unused(db: apsw.Connection, repository: int, digests: Iterable[str], now: float) -> None:
-    """Queues the repository's link to each of the blobs `digests` to which no manifest of the repository refers any
-    more."""
+    """For each of the blobs `digests`: if no manifest of the repository refers to the blob any more, puts the
+    repository's link to it into the collect queue."""
     for digest in digests:
         if db.execute(_UNQUEUED_LINK, (repository, digest)).get is not None:
             blob_changes.queue_for_collection(db, repository, Digest(digest), now)
@@ -193,5 +193,5 @@ _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float],
     ProblemCode.TAG_WITHOUT_MANIFEST: _restore_tag,
     ProblemCode.REPOSITORY_COUNT: _count_manifests,
 }
-"""The repairs by kind of problem. Problems of other kinds cannot be repaired without a loss of content, or
-`usage_checks.repair` repairs them."""
+"""The repairs by kind of problem. Problems of other kinds go to `usage_checks.repair`, which corrects the counts of
+used space. `repair` repairs nothing else."""

@@ -1,6 +1,6 @@
-"""Checks of stored manifests. The checks find out whether the body has the digest, whether the other columns and tables
-agree with the body, and whether the repository has the content that a manifest refers to. A manifest that is known to
-be damaged has no body, and is not checked.
+"""Checks of stored manifests. The checks find out whether the column `digest` contains the digest of the body, whether
+the other columns and tables agree with the body, and whether the repository has the content that a manifest refers to.
+A manifest that is known to be damaged has no body, and is not checked.
 
 All functions run in a transaction, which the caller starts and ends. If this version cannot parse a manifest that an
 earlier version stored, it checks only the digest and the size.
@@ -61,7 +61,7 @@ class StoredManifest:
 
     @property
     def names_digest(self) -> bool:
-        """Whether the column `digest` contains a valid digest."""
+        """Whether the column `digest` contains a valid digest, be it of the body or of other bytes."""
         try:
             Digest(self.digest)
         except RegistryError:
@@ -70,7 +70,7 @@ class StoredManifest:
 
     @property
     def has_digest(self) -> bool:
-        """Whether the body has the digest of the row."""
+        """Whether the column `digest` contains the digest of the body."""
         return self.names_digest and digest_of(self.body, Digest(self.digest).algorithm) == self.digest
 
     @property

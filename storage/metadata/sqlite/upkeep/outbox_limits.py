@@ -41,11 +41,12 @@ SELECT event FROM event_delivery WHERE webhook = ?1 AND (dead IS NULL) = ?2 ORDE
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """The events and deliveries that exceed the limits. `kept`: numbers of the events to remove from the list, because
-    they are too old or the list is too long. `unneeded_events`: numbers of events that are not in the list and have no
-    deliveries left. `deliveries`: the deliveries to delete, each as the name of the webhook and the number of the
-    event. `dropped`: for each webhook, how many of these deliveries are pending, and how many are dead letters
-    (deliveries that were given up). `bool(excess)` is False if nothing exceeds the limits."""
+    """The events and deliveries that exceed the limits. `kept`: numbers of events that are in the list (their column
+    `kept` is 1), but must be removed from it, because they are too old or the list is too long. `unneeded_events`:
+    numbers of events that are not in the list and have no deliveries left. `deliveries`: the deliveries to delete, each
+    as the name of the webhook and the number of the event. `dropped`: for each webhook, how many of these deliveries
+    are pending, and how many are dead letters (deliveries that were given up). `bool(excess)` is False if nothing
+    exceeds the limits."""
 
     kept: Sequence[int]
     unneeded_events: Sequence[int]
@@ -79,9 +80,9 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns the numbers of the events in the list that are too old, or that are more than the list may have. Includes
-    events that come before such an event but have a time in the future, because the machine's clock was ahead when they
-    were stored."""
+    """Returns the numbers of the events in the list that are too old, or that are more than the list may have. An event
+    with a time in the future, which was stored while the machine's clock was ahead, is included if an event with a
+    higher number is."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
     # The number of the newest event beyond the list's limit
     newest_excess: int | None = db.execute(_NEWEST_BEYOND_LIMIT, (limits.events,)).get

@@ -25,8 +25,8 @@ MAX_JOBS: Final = 1000
 MAX_WHOLE_BYTES: Final = 1000
 """Up to this size in bytes, a list of jobs contains the JSON text of a job's arguments or result unchanged."""
 MAX_LISTED_BYTES: Final = 4000
-"""A list of jobs contains a longer text without its fields that are JSON arrays. If the shortened text has more bytes
-than this, the list contains `{}` instead."""
+"""If the JSON text of the arguments or result has more bytes than MAX_WHOLE_BYTES, a list of jobs contains it without
+the fields that are JSON arrays. If the rest has more bytes than MAX_LISTED_BYTES, the list contains `{}` instead."""
 JOBS_PER_READ: Final = 50
 """Largest number of jobs that one look-up reads. SQLite needs about a millisecond to leave out the arrays of a long
 result, and other look-ups wait meanwhile."""
@@ -89,9 +89,9 @@ class SqliteJobs:
         clock: Callable[[], float],
         data_version: Callable[[], object],
     ) -> None:
-        """Reads ids with `db` and jobs with `scans`, because the result of a job may be long. Changes through `writer`.
-        `clock` returns the time in seconds since 1970. `data_version` returns a value that changes with every commit to
-        the database."""
+        """`oldest_active` reads only ids, with `db`. The methods that return jobs read with `scans`, because the result
+        of a job may be long. Changes use `writer`. `clock` returns the time in seconds since 1970. `data_version`
+        returns a value that changes with every commit to the database."""
         self._db = db
         self._data_version = data_version
         self._last_empty_call: tuple[object, frozenset[str]] | None = None

@@ -50,9 +50,9 @@ CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
 """SQL expression for `TagFacts.order_time`, which sorts a tag in place of a push time in the future. Times after ?3 are
 in the future. If the tag's push time is not in the future, the expression is NULL. Otherwise, it is the later of two
 times: ?4, the result of `_last_change_before_future`, and the time of the newest entry for this tag in the tag history
-that is not in the future. The second can be later: while the clock is ahead, a push of the same manifest to the tag
-moves the tag's push time into the future, but adds no entry to the history, in which `_last_change_before_future`
-searches."""
+that is not in the future. The second is later, for example, if ?4 is 0 because the history has no entry in the future.
+This happens if, while the clock was ahead, the same manifest was pushed to the tag again: such a push moves the tag's
+push time into the future, but adds no entry to the history."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
    FROM tag_history h INDEXED BY tag_history_tag
@@ -150,8 +150,8 @@ class SqliteRetention:
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= limits.pushed
-                # If all pulls are recorded only since a time after `limits.pulled`, a manifest that was pushed before
-                # that time may have been pulled after `limits.pulled` without a record.
+                # All pulls since `recorded_since` are recorded. If this time is after `limits.pulled`, a manifest that
+                # was pushed before `recorded_since` may have been pulled between the two times without a record.
                 and not pushed < recorded_since > limits.pulled
                 and not unused_manifests.is_used(db, manifest)
                 and not unused_manifests.last_pull(db, manifest).is_after(limits.pulled)
@@ -197,6 +197,7 @@ class SqliteRetention:
                 or _is_used_after(db, row[0], row[1], limits.pushed, limits.pulled)
             ):
                 return None
+            # A manifest that has lost a tag after it was judged has not been without a tag for long enough.
             if digest in unused_manifests.digests_without_tag_since(db, repository, judged_at):
                 return None
             dependents = [dependent for _, dependent in unused_manifests.dependents(db, row[0])]

@@ -54,8 +54,8 @@ SELECT coalesce(sum(b.size), 0) FROM blob b
  WHERE b.digest IN (SELECT g.digest FROM json_each(?1) j JOIN manifest_blob g ON g.manifest = j.value)
    AND NOT EXISTS (SELECT 1 FROM blob_link l JOIN manifest_blob k ON k.repository = l.repository AND k.digest = b.digest
                     WHERE l.blob = b.id AND k.manifest NOT IN (SELECT value FROM json_each(?1)))"""
-"""The total size of the blobs to which only the manifests ?1 (a JSON list of row ids) refer. A blob does not count if
-another manifest refers to it in a repository that has it."""
+"""The total size of the blobs to which only the manifests ?1 (a JSON list of row ids) refer. A reference by another
+manifest is ignored if the repository of that manifest does not have the blob."""
 
 
 class LastPull(NamedTuple):
@@ -78,7 +78,8 @@ def last_pull(db: apsw.Connection, manifest: int) -> LastPull:
 
 
 def digests_without_tag_since(db: apsw.Connection, repository: int, since: float) -> set[str]:
-    """Returns the digests that have lost a tag since the time `since`. Other tags may still point at them."""
+    """Returns the digests that have lost a tag since the time `since`, even if they have other tags or have got the tag
+    back."""
     return {digest for (digest,) in _rows(db, _LOST_TAGS_SINCE, repository, since) if digest is not None}
 
 
