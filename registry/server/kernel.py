@@ -30,6 +30,8 @@ _TRIM_THRESHOLD_BYTES = 8 * _MMAP_THRESHOLD_BYTES
 _MAX_FILES = 1 << 20
 """The highest limit of open files that `raise_file_limit` sets and `file_limit` returns: about a million."""
 _BYTES_ACKED = struct.Struct("@120xQ")  # the field tcpi_bytes_acked in the kernel's struct tcp_info
+_TCP_ESTABLISHED = 1
+"""The value of tcpi_state, the first byte of the struct, while neither end has closed the connection."""
 _INT = struct.Struct("@i")
 _new_bytearray = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
     ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
@@ -113,3 +115,14 @@ def tcp_progress(sock: socket.socket | None) -> tuple[int, int]:
         return _BYTES_ACKED.unpack(tcp_info)[0], unacknowledged_bytes(sock)
     except (OSError, ValueError, struct.error):  # closed (uvloop raises ValueError), or the kernel lacks the field
         return 0, 0
+
+
+def is_tcp_ending(sock: socket.socket | None) -> bool:
+    """Returns whether one end of a TCP connection has shut down its sending side, or has reset or closed the
+    connection. Returns False if this is unknown, for the same reasons as `tcp_progress`. See tcp(7), TCP_INFO."""
+    if sys.platform != "linux" or sock is None:
+        return False
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
+    except (OSError, ValueError, IndexError):
+        return False

@@ -173,7 +173,7 @@ class AsgiExchange:
             self.ends_with_input = message.get(ENDS_WITH_INPUT, False)
             self._start(message["status"], list(message.get("headers", [])))
         elif not self.response_complete:
-            if self._transport.is_closing():
+            if self._flow.discards_writes():
                 # asyncio reports a failed write in a later iteration of the event loop. An application whose sends
                 # never wait would not get the report, so this method checks the transport itself.
                 self.disconnect()
@@ -278,7 +278,7 @@ class AsgiExchange:
                 async with asyncio.timeout(slice_seconds):
                     for start in range(slice_start, slice_end, part_bytes):
                         await (self._flow.drain() if self._flow.write_paused else asyncio.sleep(0))
-                        if self.body.is_disconnected:
+                        if self.body.is_disconnected or self._flow.discards_writes():
                             raise ClientDisconnected
                         self._write_part(body[start : min(start + part_bytes, slice_end)], more=True)
             if not self._context.is_tls:

@@ -119,7 +119,8 @@ class EncryptedFileSender:
             await asyncio.sleep(0)  # the transport writes to the socket, and other connections get their turn
             await flow.flush()
             self._share.close()  # gives the bytes back to the budget; the share can grow again
-            if transport.is_closing():
+            # After the last piece, the client may have received everything and closed the connection already.
+            if flow.discards_writes() if offset < end_offset else transport.is_closing():
                 raise ClientDisconnected
 
     def _cut_off(self) -> None:

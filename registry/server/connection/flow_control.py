@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 
+from registry.server.kernel import is_tcp_ending
+
 TLS_BUFFER_BYTES = 64 * 1024
 """High-water mark of a TLS transport's write buffer. It is lower than the default, because a TLS transport has a second
 buffer, for encrypted bytes, which takes memory as well."""
@@ -37,6 +39,16 @@ class FlowControl:
         mark since."""
         self._writable = asyncio.Event()
         self._writable.set()
+
+    def discards_writes(self) -> bool:
+        """Returns whether the transport discards what is written from now on, because the connection is being closed.
+
+        A TLS connection is closed as soon as the client shuts down its sending side. If the client does so without a
+        close_notify, uvloop reports this only after the client has received all bytes that were written before.
+        Meanwhile `is_closing` of its transport returns False."""
+        if self._transport.is_closing():
+            return True
+        return self._is_tls and is_tcp_ending(self._transport.get_extra_info("socket"))
 
     async def drain(self) -> None:
         """Waits while `write_paused` is True. Returns immediately if it is False."""

@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from registry.server.connection.file_sender import is_local_peer
-from registry.server.kernel import tcp_progress, unacknowledged_bytes
+from registry.server.kernel import is_tcp_ending, tcp_progress, unacknowledged_bytes
 
 
 @pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
@@ -28,6 +28,7 @@ def test_closed_sockets_have_no_progress_and_no_peer(make_loop: Callable[[], asy
                 while sock.fileno() >= 0:  # noqa: ASYNC110 - there is no event for it
                     await asyncio.sleep(0.001)
             assert tcp_progress(sock) == (0, 0)
+            assert not is_tcp_ending(sock)
             assert not is_local_peer(sock)
             with pytest.raises(OSError, match="Bad file descriptor"):
                 unacknowledged_bytes(sock)

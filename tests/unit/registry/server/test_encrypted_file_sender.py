@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,8 @@ SIZE = 5 * PIECE_BYTES + 77
 class TlsClient(asyncio.Transport):
     """The transport of a client's TLS connection. While `reads` is False, its write buffer keeps everything."""
 
-    def __init__(self, worker: WorkerContext, *, reads: bool) -> None:
-        super().__init__()
+    def __init__(self, worker: WorkerContext, *, reads: bool, sock: socket.socket | None = None) -> None:
+        super().__init__({"socket": sock})
         self.reads = reads
         self.received = b""
         self.buffered = b""
@@ -189,6 +190,36 @@ async def test_a_waiting_client_can_disconnect(file: int) -> None:
     slow.read_again()
     await sending
     assert worker.piece_memory.used == 0
+
+
+async def test_a_client_that_shuts_down_its_sending_side_gets_no_more_pieces(file: int) -> None:
+    """uvloop discards what is written to a TLS connection whose client has shut down its sending side, but does not
+    report the connection as closing. The server then stops sending the file, and counts only the pieces before."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
+        sock, _ = listener.accept()
+        with sock:
+            client = TlsClient(make_worker(max_clients=1), reads=False, sock=sock)
+            sending = client.start(file)
+            await until(lambda: len(client.buffered) > PIECE_BYTES)
+            peer.shutdown(socket.SHUT_WR)
+            await asyncio.to_thread(sock.recv, 1)  # the server's kernel knows of the shutdown
+            client.read_again()
+            with pytest.raises(ClientDisconnected):
+                await sending
+    assert client.sender is not None
+    assert client.sender.unsent_bytes == SIZE - PIECE_BYTES
+
+
+async def test_a_client_may_close_the_connection_once_it_has_the_whole_file(file: int) -> None:
+    """If the client closes the connection after the last piece, before the server looks, the file counts as sent."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
+        sock, _ = listener.accept()
+        with sock:
+            client = TlsClient(make_worker(max_clients=1), reads=True, sock=sock)
+            sending = client.start(file)
+            await until(lambda: len(client.received) == len(b"head") + SIZE)
+            peer.close()
+            await sending
 
 
 async def test_a_file_that_is_too_short(file: int, data: bytes) -> None:
