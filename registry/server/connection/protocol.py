@@ -353,7 +353,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         limits, active, started = self._limits, self._active, self._requests_started
         unsent = self._transport.get_write_buffer_size()
         if self._context.is_tls and (unsent or self._is_lingering or self._transport.is_closing()):
-            return self._current_tls_wait(unsent)
+            return self._current_tls_wait(unsent, None)
         if unsent:
             return Wait("send", (active.progress_count if active is not None else 0, unsent), limits.send_idle_seconds)
         if active is not None and active.file_sender is not None and active.file_sender.is_blocked:
@@ -373,16 +373,17 @@ class RegistryProtocol(asyncio.BufferedProtocol):
             return Wait("head", (started, 0), limits.header_seconds)
         if not started:
             return Wait("first_byte", (0, 0), limits.header_seconds)
-        return Wait("idle", (started, 0), limits.keep_alive_seconds)
+        idle = Wait("idle", (started, 0), limits.keep_alive_seconds)
+        return self._current_tls_wait(0, idle) if self._context.is_tls and not self._timeouts.is_known(idle) else idle
 
-    def _current_tls_wait(self, unsent: int) -> Wait:
-        """Returns the same as `_current_wait`, for a TLS connection that has bytes to send or is being closed. `unsent`
-        is the size of the transport's write buffer. The transport has a second buffer, for encrypted bytes, of
-        unknown size. So the progress is measured by the bytes that the client's kernel has acknowledged."""
+    def _current_tls_wait(self, unsent: int, wait_after: Wait | None) -> Wait:
+        """Returns what a TLS connection waits for that may have bytes to send; `unsent` is the size of its transport's
+        write buffer. The transport has a second buffer, for encrypted bytes, of unknown size. So the bytes that the
+        client's kernel has acknowledged are the progress. Once it has all, the wait is `wait_after`; None: `linger`."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)
-        return Wait("linger", (acknowledged, 0), self._limits.linger_seconds)
+        return wait_after or Wait("linger", (acknowledged, 0), self._limits.linger_seconds)
 
     def _on_timeout(self, reason: WaitReason) -> None:
         if reason == "head":

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,16 @@ class FakeConnection:
 class TlsTransport(RecordingTransport):
     """A transport that says that it uses TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket | None = None) -> None:
         super().__init__()
         self.is_aborted = self.is_being_closed = False
+        self.sock = sock
 
     def is_closing(self) -> bool:
         return self.is_being_closed
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return object() if name == "sslcontext" else default
+        return {"sslcontext": object(), "socket": self.sock}.get(name) or default
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Does nothing: nothing is ever in the buffer."""
@@ -279,6 +282,35 @@ async def test_a_connection_that_is_being_closed_is_counted() -> None:
         await asyncio.sleep(0)
         assert worker.large_buffers.count == is_closing
     connection.connection_lost(None)
+
+
+async def test_a_connection_with_a_response_in_flight_is_not_idle() -> None:
+    """The end of a response can be in the TLS transport's second buffer while the transport says that its buffer is
+    empty. So a connection is not idle, and cannot be evicted, until the client's kernel has all sent bytes."""
+    loop = asyncio.get_running_loop()
+    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(0, 0.1, loop.time))
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
+        sock, _ = listener.accept()
+        with sock:
+            connection = RegistryProtocol(worker)
+            connection.connection_made(TlsTransport(sock))
+            sock.setblocking(False)
+            await receive(connection, len(GET))
+            with suppress(BlockingIOError):
+                while True:
+                    sock.send(bytes(65536))
+            connection.check_timeouts(loop.time())
+            assert connection.eviction_candidate(loop.time()) is None
+            peer.setblocking(False)
+
+            def is_idle() -> bool:
+                with suppress(BlockingIOError):
+                    peer.recv(1 << 20)
+                candidate = connection.eviction_candidate(loop.time())
+                return candidate is not None and candidate.kind == "idle"
+
+            await wait_until(is_idle)
+            connection.connection_lost(None)
 
 
 async def test_large_responses_leave_small_buffers() -> None:
