@@ -70,6 +70,12 @@ class DatabaseSnapshot(Protocol):
         """Whether a newer version of the program than this one wrote the tables."""
         ...
 
+    @property
+    def registry(self) -> str:
+        """The random name of the registry that was copied. A restored registry keeps it. Empty if the copy is from a
+        version that gave registries no names."""
+        ...
+
     def totals(self) -> SnapshotTotals:
         """Counts all content that the copy names. The time grows with the size of the copy."""
         ...

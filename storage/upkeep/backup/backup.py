@@ -36,6 +36,7 @@ from storage.names import ALGORITHMS, Digest
 from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, by_age, with_backup_errors
 from storage.upkeep.backup.earlier_backups import EarlierBackup, check_mounted, mount_point
 from storage.upkeep.backup.file_copies import CHUNK_BYTES, BlobDamaged, FileCopier, run_together
+from storage.upkeep.backup.foreign_snapshots import find_foreign, foreign_warning
 from storage.upkeep.removal_gate import blob_removals_blocked
 from storage.upkeep.reporter import Reporter
 
@@ -47,7 +48,8 @@ _KEPT_FILE: Final = ", and the older file in the backup, which is kept, failed i
 
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
-    """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots are kept (None: all).
+    """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots of this registry are kept
+    (None: all).
     `verify`: whether to read the blobs that the directory has already, and the blobs that become hard links, and to
     compare them with their digests. `may_link`: whether files of the backup may be hard links to files of the store, if
     both are on one file system. `earlier`: the newest backup that was made to `target` (`find_earlier`), to check
@@ -151,7 +153,9 @@ class _Backup:
         self._verify = options.verify
         self._reporter = reporter
         self._last_backup = 0.0
-        """Time of the newest complete snapshot, in seconds since 1970; 0 if there is none."""
+        """Time of the newest complete snapshot of this registry, in seconds since 1970; 0 if there is none."""
+        self._foreign: list[SnapshotManifest] = []
+        """The snapshots of other registries in the directory."""
         self._known_missing: frozenset[Digest] = frozenset()
         """The blobs that could not be copied for an earlier snapshot. The directory may have files of these blobs with
         wrong bytes."""
@@ -161,13 +165,18 @@ class _Backup:
     async def copy(self, name: str, now: float) -> SnapshotManifest:
         """Copies the database and the blobs that it names, and returns the content of `manifest.json`."""
         earlier = by_age(await self._copier.run(self._directory.snapshots), now)
-        times = [snapshot.time for snapshot in earlier]
-        self._last_backup = max((time for time in times if not is_future(time, now)), default=0.0)
         self._known_missing = frozenset(digest for snapshot in earlier for digest in snapshot.missing)
         path = self._directory.database(name)
         await self._reporter.report(0, unit="pages", message="copying the database")
         await self._copy_database(path)
         with self._snapshots.open(path) as snapshot:
+            find = partial(find_foreign, self._snapshots, self._directory, name, earlier)
+            self._foreign = await self._copier.run(find)
+            if self._foreign:
+                reason = foreign_warning(self._directory, self._foreign, "this one")
+                self._reporter.step("warning", reason=reason)
+            times = [other.time for other in earlier if other not in self._foreign]
+            self._last_backup = max((time for time in times if not is_future(time, now)), default=0.0)
             totals = await self._copier.run(snapshot.totals)
             await self._reporter.report(0, total=totals.size, unit="bytes", message="copying blobs")
             await self._copy_blobs(snapshot)
@@ -287,14 +296,14 @@ class _Backup:
         self._done_bytes += count
 
     async def prune(self, keep: int, newest: SnapshotManifest) -> dict[str, JSON]:
-        """Removes the oldest snapshots until `keep` snapshots are left, and then the blobs that no remaining snapshot
-        names. These are blobs of removed snapshots, and blobs that an interrupted run has copied and that the registry
-        has deleted since. No run needs them any more: this run holds the lock on the directory, so no other one is
-        copying, and its own snapshot is complete. `newest`: the snapshot of this run. It counts as the newest even if
-        an earlier snapshot has a later name because the clock was ahead. Returns the removals, as a part of the
-        report."""
+        """Removes the oldest snapshots of this registry until `keep` of them are left, and then the blobs that no
+        remaining snapshot names. These are blobs of removed snapshots, and blobs that an interrupted run has copied and
+        that the registry has deleted since. No run needs them any more: this run holds the lock on the directory, so
+        no other one is copying, and its own snapshot is complete. The snapshots of other registries stay. `newest`: the
+        snapshot of this run. It counts as the newest even if an earlier snapshot has a later name because the clock was
+        ahead. Returns the removals, as a part of the report."""
         stored = await self._copier.run(self._directory.snapshots)
-        earlier = [snapshot for snapshot in stored if snapshot.name != newest.name]
+        earlier = [snapshot for snapshot in stored if snapshot.name != newest.name and snapshot not in self._foreign]
         snapshots = [*by_age(earlier, newest.time), newest]
         unneeded = snapshots[: max(len(snapshots) - keep, 0)]
         for snapshot in unneeded:
@@ -303,7 +312,8 @@ class _Backup:
         removed_blobs = 0
         await self._reporter.report(message="removing blobs that no backup needs")
         # The newest snapshot comes first, because it names most blobs: the others are read only for the rest.
-        kept_paths = [self._directory.database(snapshot.name) for snapshot in reversed(snapshots[len(unneeded) :])]
+        kept = [*reversed(snapshots[len(unneeded) :]), *self._foreign]
+        kept_paths = [self._directory.database(snapshot.name) for snapshot in kept]
         with ExitStack() as stack:
             databases = [stack.enter_context(self._snapshots.open(path)) for path in kept_paths]
             for algorithm, first_byte in _shards():

@@ -33,6 +33,7 @@ from storage.names import Digest
 from storage.upkeep.backup.backup import BATCH_SIZE, hash_file
 from storage.upkeep.backup.backup_directory import BackupDirectory, SnapshotManifest, by_age, with_backup_errors
 from storage.upkeep.backup.file_copies import BlobDamaged, BlobForbidden, FileCopier, run_together
+from storage.upkeep.backup.foreign_snapshots import find_foreign, foreign_warning
 from storage.upkeep.reporter import Reporter
 
 DAMAGED_IN_BACKUP: Final = "it was missing or damaged in the backup"
@@ -78,7 +79,8 @@ async def restore_backup(
     """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns a report as
     JSON. Afterwards, the caller must prepare the directory as before each start of a server. `clock` returns seconds
     since 1970. If `options` name no snapshot and the times of some snapshots are in the future (`by_age`), the restored
-    snapshot may not be the newest, and this function reports a step `warning`.
+    snapshot may not be the newest, and this function reports a step `warning`. It also warns if `options` name no
+    snapshot and some snapshots are of another registry (`find_foreign`).
 
     Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False, or if this process has no
     permission to open the file of a blob. After an error or a cancellation, the blobs that were restored so far stay in
@@ -94,6 +96,11 @@ async def restore_backup(
         snapshot = choose_snapshot(stored_snapshots, options.snapshot, backups.root)
         if options.snapshot is None and (warning := _clock_warning(stored_snapshots, snapshot, now)):
             reporter.step("warning", reason=warning)
+        if options.snapshot is None:
+            foreign = await copier.run(partial(find_foreign, snapshots, backups, snapshot.name, stored_snapshots))
+            if foreign:
+                reason = f"restoring {snapshot.name}; {foreign_warning(backups, foreign, 'that of this backup')}"
+                reporter.step("warning", reason=reason)
         stack.enter_context(_directory_in_restore(layout, snapshot.name, system))
         restore = _Restore(snapshots, backups, snapshot, layout, copier, system, reporter)
         await restore.restore_database()

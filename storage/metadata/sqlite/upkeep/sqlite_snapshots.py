@@ -24,6 +24,7 @@ import apsw
 from storage.backups import BackupFailed, SnapshotBlob, SnapshotTotals
 from storage.data_dir.durable_files import sync_file
 from storage.data_dir.system import DISK_FULL_ERRNOS, System
+from storage.metadata.sqlite.access.account_table import SELECT_INSTANCE_ID
 from storage.metadata.sqlite.database import connect, newest_table_version
 from storage.metadata.sqlite.upkeep.damage_changes import mark_blob, mark_blob_healed
 from storage.names import Digest
@@ -171,6 +172,11 @@ class SqliteSnapshot:
     @property
     def is_too_new(self) -> bool:
         return self.table_version > newest_table_version()
+
+    @property
+    def registry(self) -> str:
+        has_name = self._rows("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'access'")
+        return str(self._rows(SELECT_INSTANCE_ID)[0][0]) if has_name else ""
 
     def totals(self) -> SnapshotTotals:
         return SnapshotTotals(*self._rows(_TOTALS)[0])
