@@ -108,3 +108,17 @@ async def test_probes_count_as_health_checks(tmp_path: Path, registry: MemoryReg
     async with visitor(create_app(Settings(data=tmp_path), registry, rate_limit=count)) as client:
         await client.get(path)
     assert keys[0].startswith("health ")
+
+
+async def test_a_replaced_data_directory_is_not_ready(tmp_path: Path) -> None:
+    """If an operator moves the data directory away and puts another one in its place, `/readyz` says that the server
+    has to be restarted: it would store pushes in the old database, and their blobs in the new directory."""
+    prepare_data_dir(tmp_path / "data")
+    app = create_app(Settings(data=tmp_path / "data"))
+    async with app.router.lifespan_context(app), visitor(app) as client:
+        (tmp_path / "data").rename(tmp_path / "old")
+        prepare_data_dir(tmp_path / "data")
+        answer = await client.get("/readyz")
+        assert answer.status_code == 503
+        [reason] = [check["reason"] for check in answer.json()["checks"] if check["name"] == "disk"]
+        assert "was moved away or replaced while this process used it; restart the server" in reason

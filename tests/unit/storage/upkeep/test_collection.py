@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import digest_of
+from storage.errors import StorageFailed
 from storage.jobs import JSON, JobRunning, JobStopped, slot_name
 from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
@@ -53,6 +55,12 @@ def data(tmp_path: Path) -> Path:
 async def store(data: Path, clock: Clock) -> AsyncIterator[StoredRegistry]:
     async with open_registry(data, grace=HOUR, expire=HOUR, clock=clock) as opened:
         yield opened
+
+
+def replace_by_copy(data: Path) -> None:
+    """Moves a directory away and puts a copy in its place."""
+    old = data.rename(data.with_name("old"))
+    shutil.copytree(old, data)
 
 
 def files(folder: Path) -> list[Path]:
@@ -334,3 +342,16 @@ async def test_untagged_manifests_stay(store: StoredRegistry, clock: Clock) -> N
     await push_image(store, APP, "untagged")
     clock.now += 1000 * HOUR
     assert await collect_all(store, dry_run=False) == []
+
+
+async def test_a_replaced_data_directory_keeps_its_blobs(store: StoredRegistry, data: Path, clock: Clock) -> None:
+    """If an operator restores a backup in place of the data directory while a server runs, the server's next round of
+    garbage collection deletes no blob of the restored directory, and says that the server has to be restarted."""
+    manifest = await push_image(store, APP, "one", "v1")
+    await store.delete_manifest(APP, manifest.digest, by=BY)
+    replace_by_copy(data)
+    before = files(data / "blobs")
+    clock.now += 3 * HOUR
+    with pytest.raises(StorageFailed, match="was moved away or replaced while this process used it"):
+        await store.collector.collect()
+    assert files(data / "blobs") == before
