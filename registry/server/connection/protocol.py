@@ -275,9 +275,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if self._is_lingering:
             return
         if self._active is None:
-            if self._context.is_tls and self._transport.is_closing() and not self._transport.get_write_buffer_size():
-                # The TLS connection is being closed, and the server has sent its close_notify. The server need not wait
-                # for the client's close_notify.
+            if self._context.is_tls and self._transport.is_closing() and self._current_wait().reason == "linger":
+                # The client's kernel has all bytes of the TLS connection and the server's close_notify. The server need
+                # not wait for the client's close_notify.
                 self._transport.abort()
             self._close()
             return

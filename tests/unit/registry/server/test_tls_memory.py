@@ -313,6 +313,35 @@ async def test_a_connection_with_a_response_in_flight_is_not_idle() -> None:
             connection.connection_lost(None)
 
 
+async def test_a_stop_does_not_cut_a_response_in_flight() -> None:
+    """A worker that stops does not wait for the client's close_notify, but it waits until the client's kernel has all
+    bytes of the last response, also those in the second buffer of the TLS transport."""
+    loop = asyncio.get_running_loop()
+    worker = WorkerContext(app, loop, ServerLimits(), UnsentBudget(0, 0.1, loop.time))
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as peer:
+        sock, _ = listener.accept()
+        with sock:
+            connection, transport = RegistryProtocol(worker), TlsTransport(sock)
+            connection.connection_made(transport)
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    sock.send(bytes(65536))
+            transport.is_being_closed = True
+            connection.shutdown()
+            assert not transport.is_aborted
+            peer.setblocking(False)
+
+            def is_aborted() -> bool:
+                with suppress(BlockingIOError):
+                    peer.recv(1 << 20)
+                connection.shutdown()
+                return transport.is_aborted
+
+            await wait_until(is_aborted)
+            connection.connection_lost(None)
+
+
 async def test_large_responses_leave_small_buffers() -> None:
     """A large response is written over TLS in parts of up to 64 KiB, each in an iteration of the event loop of its own.
     The transport encrypts each write as a whole into a buffer that does not shrink."""
