@@ -59,7 +59,7 @@ class Telemetry:
         """Makes spans in this worker; None: traces are not configured, or `start_worker` was not called yet."""
         self._otlp_metrics: OtlpMetrics | None = None
         self._serves_distribution_names = settings.metrics.distribution_names
-        """Whether the metrics are also served under the names that CNCF Distribution 3 gives them."""
+        """Whether the server also serves the metrics under the names that CNCF Distribution 3 uses."""
 
     def mirror_observer(self, upstream: str) -> UpstreamCounts:
         """Returns the object that counts the work of the mirror of an upstream in this process."""

@@ -144,8 +144,8 @@ class _CheckedConnection(HTTPConnection):
 
     @property
     def is_connected(self) -> bool:
-        """Whether the connection is open and was not idle for too long. If not, the pool connects again before the next
-        request."""
+        """Whether the pool may use the connection for the next request: it is open, and has been idle for at most
+        `MAX_IDLE_SECONDS`. Otherwise the pool connects again."""
         return time.monotonic() - self.idle_since <= MAX_IDLE_SECONDS and super().is_connected
 
     def _new_conn(self) -> socket.socket:

@@ -61,7 +61,7 @@ class StoredManifest:
 
     @property
     def names_digest(self) -> bool:
-        """Whether the column `digest` contains a valid digest, be it of the body or of other bytes."""
+        """Whether the text in the column `digest` is a valid digest. It need not be the digest of the body."""
         try:
             Digest(self.digest)
         except RegistryError:
@@ -70,7 +70,7 @@ class StoredManifest:
 
     @property
     def has_digest(self) -> bool:
-        """Whether the column `digest` contains the digest of the body."""
+        """Whether the text in the column `digest` is the digest of the body."""
         return self.names_digest and digest_of(self.body, Digest(self.digest).algorithm) == self.digest
 
     @property
