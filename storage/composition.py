@@ -236,12 +236,19 @@ async def open_registry(
 
         if immutable is None:
             health = StorageHealth(
-                problem=reserve.disk_full_reason, refusal=reserve.low_disk_reason, free_bytes=reserve.free_bytes
+                problem=reserve.disk_full_reason,
+                refusal=reserve.low_disk_reason,
+                free_bytes=reserve.free_bytes,
+                replaced=disk.opened.problem,
             )
         else:
-            health = StorageHealth(problem=lambda: DISK_FULL_TEXT, retire=immutable.retire)
+            health = StorageHealth(
+                problem=lambda: DISK_FULL_TEXT, retire=immutable.retire, replaced=disk.opened.problem
+            )
         collector = Collector(
-            metadata, blobs, partials, locks, clock, grace=grace, expire=expire, is_full=is_full, leases=leases
+            *(metadata, blobs, partials, locks, clock, grace, expire, is_full),
+            leases=leases,
+            check_directory=disk.opened.check,
         )
         registry = StoredRegistry(
             metadata,
@@ -348,7 +355,7 @@ def _open_database(
     `may_open_read_only` is True, and raises StorageFull if not."""
     arguments = disk.layout, disk.system, clock, disk.reserve
     try:
-        return SqliteDatabase(*arguments, observer=commit_observer)
+        return SqliteDatabase(*arguments, observer=commit_observer, directory=disk.opened)
     except apsw.FullError:
         if may_open_read_only:
             return SqliteDatabase(*arguments, immutable=ImmutableDatabase(disk.layout))

@@ -265,6 +265,14 @@ class TooManyOpenFiles(StorageFailed):
     retry_after = 1
 
 
+class DataDirectoryReplaced(StorageFailed):
+    """A change was refused because another data directory, or none, is at the path of the one that the process has
+    open. Reads still work."""
+
+    code = "UNAVAILABLE"
+    default = "the registry's data directory was moved away or replaced while this process used it; restart the server"
+
+
 class BytesForbidden(StorageFailed):
     """The process has no permission to read the stored bytes of a blob or to list the blobs in a directory. It is not
     known whether bytes are damaged. The message names the file or directory, and says what to do."""

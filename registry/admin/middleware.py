@@ -22,7 +22,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.http.error_statuses import error_json, status_of
 from registry.http.response_headers import API_VERSION
-from storage.errors import RangeInvalid, RegistryError, StorageFailed, TooManyOpenFiles, TooManyRequests
+from storage.errors import (
+    DataDirectoryReplaced,
+    RangeInvalid,
+    RegistryError,
+    StorageFailed,
+    TooManyOpenFiles,
+    TooManyRequests,
+)
 
 log = logging.getLogger("registry.management")
 
@@ -64,9 +71,10 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RangeInvalid) and error.size is not None:
         response.headers["content-range"] = f"bytes */{error.size}"
     if status >= 500:
-        # Only a storage failure needs a traceback in the log, because the messages of other errors are sufficient. The
-        # message of TooManyOpenFiles is sufficient, too, although it is a storage failure.
-        needs_traceback = isinstance(error, StorageFailed) and not isinstance(error, TooManyOpenFiles)
+        # Only a storage failure needs a traceback in the log, because the messages of other errors are sufficient. So
+        # are those of TooManyOpenFiles and DataDirectoryReplaced, although they are storage failures.
+        is_explained = isinstance(error, TooManyOpenFiles | DataDirectoryReplaced)
+        needs_traceback = isinstance(error, StorageFailed) and not is_explained
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)
     else:
         _release(error)

@@ -103,6 +103,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.StorageFailed: 500,
     errors.SearchIndexDamaged: 500,
     errors.TooManyOpenFiles: 503,
+    errors.DataDirectoryReplaced: 503,
     errors.BytesForbidden: 500,
     RequestInvalid: 400,
     FormInvalid: 400,

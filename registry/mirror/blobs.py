@@ -28,6 +28,7 @@ from registry.request import set_cache_state
 from storage.content import BLOB_TYPE, Descriptor, Manifest, Span
 from storage.errors import (
     BlobUnknown,
+    DataDirectoryReplaced,
     Denied,
     DigestInvalid,
     PartialLost,
@@ -104,8 +105,8 @@ class MirroredBlobs:
         If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill is then still waiting for a
         free connection, and the blob is not empty, returns a reader, which waits for the bytes. (An empty blob has no
         last byte, which the reader could withhold until the digest is verified.) If the disk is too full for the blob,
-        its bytes are sent to the client and are not stored. Raises BlobUnknown, RangeInvalid, and the errors of the
-        upstream client.
+        or if the data directory was replaced, its bytes are sent to the client and are not stored. Raises BlobUnknown,
+        RangeInvalid, and the errors of the upstream client.
 
         If the upstream sends a blob of another size than the manifests of `repo` state, asks the upstream for the size,
         and fetches the blob with that size.
@@ -165,7 +166,7 @@ class MirroredBlobs:
                 # The fill requested the blob from another repository, so it does not count in `failed_fills`. Many
                 # repositories whose fills fail may wait for the blob, and each may start a fill before `repo` does.
                 # These failures alone could reach `MAX_FILL_ATTEMPTS`. Only the deadline limits them.
-            except StorageFull:
+            except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
                 with suppress(DigestInvalid):  # the client has got no byte, so another endpoint can still serve it
                     return await self._open_unstored(repo, digest, size, offsets, deadline)
@@ -187,9 +188,9 @@ class MirroredBlobs:
     async def _open_unstored(
         self, repo: RepositoryName, digest: Digest, size: int, offsets: tuple[int, int], deadline: float
     ) -> BlobReader:
-        """Opens a blob that cannot be stored, because the disk is too full. Waits until the upstream starts to send.
-        Raises UpstreamTimeout, DigestInvalid (the blob is empty, and its digest is wrong), and the errors of the
-        upstream client."""
+        """Opens a blob that cannot be stored, for example because the disk is too full. Waits until the upstream starts
+        to send. Raises UpstreamTimeout, DigestInvalid (the blob is empty, and its digest is wrong), and the errors of
+        the upstream client."""
         reader = await self._fills.open_unstored(repo, digest, size, offsets)
         try:
             async with asyncio.timeout_at(deadline):

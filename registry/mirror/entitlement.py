@@ -22,7 +22,7 @@ from typing import Final
 from registry.mirror.blob_sizes import BlobSizes
 from registry.mirror.freshness import NegativeCache
 from storage.content import Actor, Manifest
-from storage.errors import BlobUnknown, Denied, StorageFull, TooManyRequests, UpstreamUnavailable
+from storage.errors import BlobUnknown, DataDirectoryReplaced, Denied, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.interface import Registry
 from storage.names import Digest, RepositoryName
 from storage.upstream_records import UpstreamRecords
@@ -127,7 +127,7 @@ class BlobEntitlement:
                 await self._records.confirm(repo, digest)
         except BlobUnknown:  # garbage collection has just deleted the blob
             return None
-        except StorageFull:
+        except (StorageFull, DataDirectoryReplaced):
             return holder
         return repo
 

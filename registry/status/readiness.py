@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from storage.composition import check_version, layout_of
+from storage.composition import check_version
 from storage.data_dir.check import DataDirectoryError
-from storage.data_dir.replaced_directory import OpenedDirectory
 from storage.data_dir.system import DISK_FULL_ERRNOS
 from storage.errors import RegistryError
 from storage.interface import Lister
@@ -55,8 +54,7 @@ class Readiness:
         self._checks: dict[str, Callable[[], Awaitable[str | None]]] = {"database": self._check_database}
         if store is not None and data is not None:
             self._checks["migrations"] = lambda: _check_version(store, data)
-            opened = OpenedDirectory(layout_of(data))
-            self._checks["disk"] = lambda: _check_disk(store, data, opened)
+            self._checks["disk"] = lambda: _check_disk(store, data)
         self._running: dict[str, asyncio.Task[str | None]] = {}
 
     async def check(self, exclude: Collection[str] = ()) -> list[CheckResult]:
@@ -112,9 +110,9 @@ def _version_problem(data: Path) -> str | None:
     return None
 
 
-async def _check_disk(store: StoredRegistry, data: Path, opened: OpenedDirectory) -> str | None:
+async def _check_disk(store: StoredRegistry, data: Path) -> str | None:
     """Returns why nothing new can be stored on the disk; None if it can."""
-    if (problem := await asyncio.to_thread(opened.problem)) is not None:
+    if (problem := await asyncio.to_thread(store.directory_problem)) is not None:
         return problem
     return store.storage_problem() or store.push_refusal() or await asyncio.to_thread(write_problem, data)
 

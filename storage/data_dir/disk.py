@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from storage.data_dir.blocking_calls import UncancellableFuture, run_in_thread
 from storage.data_dir.layout import Layout
+from storage.data_dir.replaced_directory import OpenedDirectory
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 
@@ -19,10 +20,11 @@ T = TypeVar("T")
 class Disk:
     """Bundles the paths of the data directory (`layout`), the system calls (`system`), a thread pool for blocking calls
     (`threads`), and the disk reserve (`reserve`): space that is allocated in advance, so that content can be deleted
-    when the disk is full."""
+    when the disk is full. `opened` notices that another data directory has taken the place of this one."""
 
     def __init__(self, layout: Layout, system: System, reserve: Reserve) -> None:
         self.layout = layout
+        self.opened = OpenedDirectory(layout)
         self.system = system
         self.reserve = reserve
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")

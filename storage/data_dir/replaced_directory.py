@@ -2,33 +2,47 @@
 example because an operator has restored a backup beside a running server.
 
 The process then has the old database open, but finds the blobs by their paths, and these are the blobs of the other
-directory. Garbage collection by the old database would delete blobs that the new one needs.
+directory. Garbage collection by the old database would delete blobs that the new one needs. A push would be lost with
+the old database. So each change checks first that the directory is still the opened one. SQLite does the same, but only
+in the modes without a write-ahead log (SQLITE_READONLY_DBMOVED). One `stat` is enough, and takes two microseconds.
 """
 
 from __future__ import annotations
 
 import os
 
+from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.layout import Layout
+from storage.errors import DataDirectoryReplaced
 
 
 class OpenedDirectory:
-    """The data directory of `layout`, as it was when this object was made."""
+    """The data directory of `layout`, as it was when this object was made. Make it before the database is opened: a
+    directory that is replaced between the two then counts as replaced."""
 
     def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+        self._root = layout.root
+        self._database_path = str(layout.metadata)
         self._database = self._read_identity()
 
+    def check(self) -> None:
+        """Raises DataDirectoryReplaced if `problem` finds something; StorageFailed if the directory cannot be read.
+        Blocks."""
+        with as_storage_errors():
+            if self.problem() is not None:
+                raise DataDirectoryReplaced
+
     def problem(self) -> str | None:
-        """Returns what is wrong if another data directory, or none, is at the path now; None if nothing is. Blocks."""
+        """Returns what is wrong if another data directory, or none, is at the path now; None if nothing is. Blocks.
+        Raises OSError."""
         if self._database is None or self._database == self._read_identity():
             return None
-        return f"{self._layout.root} was moved away or replaced while this process used it; restart the server"
+        return f"{self._root} was moved away or replaced while this process used it; restart the server"
 
     def _read_identity(self) -> tuple[int, int] | None:
         """Returns the device and the inode of the database file; None if there is none."""
         try:
-            status = os.stat(self._layout.metadata)
-        except FileNotFoundError:
+            status = os.stat(self._database_path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return status.st_dev, status.st_ino

@@ -18,7 +18,7 @@ from storage.content import BLOB_TYPE, Actor, Condition, Descriptor, Manifest, P
 from storage.content_search import ContentSearch, SearchIndex
 from storage.damage import DamageRecords
 from storage.descriptions import Descriptions
-from storage.errors import BlobUploadUnknown, RangeInvalid, StorageFailed, StorageFull
+from storage.errors import BlobUploadUnknown, DataDirectoryReplaced, RangeInvalid, StorageFailed, StorageFull
 from storage.imports import ImportRecords
 from storage.interface import BlobReader
 from storage.jobs import Jobs
@@ -57,12 +57,13 @@ class StorageHealth:
     the full disk had no space for that, the metadata was opened read-only, and `retire` is a function that stops
     reading from it (see `StoredRegistry.retire`). `refusal`: a function that returns a sentence on why a push of a
     number of bytes cannot be stored; None if it can. `free_bytes`: a function that returns the free bytes of the disk;
-    None if they are not known."""
+    None if they are not known. `replaced`: `OpenedDirectory.problem` of the data directory."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
     refusal: Callable[[int], str | None] = lambda _: None
     free_bytes: Callable[[], int | None] = lambda: None
+    replaced: Callable[[], str | None] = lambda: None
 
 
 class StoredRegistry:
@@ -172,6 +173,11 @@ class StoredRegistry:
         """Returns the free bytes of the disk; None if they are not known."""
         return self._health.free_bytes()
 
+    def directory_problem(self) -> str | None:
+        """Returns what is wrong if another data directory, or none, is at the path of the opened one. All changes are
+        refused then. None if nothing is wrong. Blocks. Raises OSError."""
+        return self._health.replaced()
+
     @property
     def is_read_only(self) -> bool:
         """Whether the metadata was opened read-only, because the full disk had no space to open it for changes."""
@@ -191,7 +197,8 @@ class StoredRegistry:
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)
         if row.is_queued_for_collection and self._clock() - row.last_used > self._touch_interval:
-            with suppress(StorageFull):  # the returned descriptor is right even if the time cannot be saved
+            # The returned descriptor is right even if the time cannot be saved.
+            with suppress(StorageFull, DataDirectoryReplaced):
                 await self.metadata.touch_blob(repo, digest)
         return Descriptor(BLOB_TYPE, digest, row.size)
 

@@ -83,7 +83,8 @@ class Collector:
     which an upload session or a partial blob is kept without progress. (A partial blob is a blob whose download from an
     upstream registry is not complete.) `is_full`: a function that returns whether the disk is full. While it is full,
     the collector frees the space of each blob right after removing it, and `IDLE_SECONDS_ON_FULL_DISK` replaces
-    `expire` for partial blobs. `grace` stays the same on a full disk."""
+    `expire` for partial blobs. `grace` stays the same on a full disk. `check_directory`: raises DataDirectoryReplaced
+    if the data directory is not the opened one any more; no round begins then."""
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class Collector:
         is_full: Callable[[], bool] = lambda: False,
         *,
         leases: Leases,
+        check_directory: Callable[[], None] = lambda: None,
     ) -> None:
         self._metadata = metadata
         self._blobs = blobs
@@ -107,6 +109,7 @@ class Collector:
         self.grace = grace
         self._expire = expire
         self._is_full = is_full
+        self._check_directory = check_directory
         self.on_removed: Callable[[Removal], None] = lambda _: None
         """Called after each removal, except in dry runs. Returns at once and raises nothing."""
         self._saw_future_at: float | None = None
@@ -125,6 +128,7 @@ class Collector:
         If a step raises StorageFull, the later steps still run, and the round then raises that error. If a step raises
         StorageFailed, or `on_removal` raises an error, the round raises it at once. Removals that were made before an
         error or a cancellation are not undone."""
+        self._check_directory()
         shards = range(self._blobs.shard_count) if all_shards else self._next_shards()
         this_round = _Round(
             dry_run, shards, float("inf") if all_shards else BLOBS_LISTED_PER_ROUND, on_removal, self.on_removed

@@ -29,7 +29,7 @@ from registry.request import RequestInvalid
 from storage.access import AccountName, Action
 from storage.accounts import Accounts
 from storage.content import Actor
-from storage.errors import StorageFailed, StorageFull, TooManyRequests, Unauthorized
+from storage.errors import DataDirectoryReplaced, StorageFailed, StorageFull, TooManyRequests, Unauthorized
 from storage.names import shown
 
 _MAX_CLIENT_CHARACTERS: Final = 64
@@ -174,11 +174,11 @@ class TokenService:
 
     async def _make_refresh_token(self, identity: Identity, request: TokenRequest, by: Actor) -> str | None:
         """Makes a refresh token, stores it and returns its text. If the account has too many refresh tokens, the store
-        revokes some that are probably not in use. Returns None if the disk is full, so that clients can still log in
-        and pull. Returns None for a login that was not made with the password of an account in the store. A login with
-        an API token gets no refresh token, because the refresh token would still be valid after the API token was
-        revoked. Raises Unauthorized if the account has changed since its password was verified, because a new password
-        ends all logins with the old one. Raises StorageFailed."""
+        revokes some that are probably not in use. Returns None if the disk is full or the data directory was replaced,
+        so that clients can still log in and pull. Returns None for a login that was not made with the password of an
+        account in the store. A login with an API token gets no refresh token, because the refresh token would still be
+        valid after the API token was revoked. Raises Unauthorized if the account has changed since its password was
+        verified, because a new password ends all logins with the old one. Raises StorageFailed."""
         if identity.name is None or identity.version is None:  # no account, or an account of the htpasswd file
             return None
         if identity.token is not None or identity.stamp is not None:  # an API token, or a token of an issuer
@@ -198,7 +198,7 @@ class TokenService:
             )
         except Unauthorized:  # the account, such as its password, has changed since the login was verified
             raise Unauthorized(REFUSED) from None
-        except StorageFull as error:
+        except (StorageFull, DataDirectoryReplaced) as error:
             log.warning("a login gets no refresh token, so its client stores the password: %s", error.message)
             return None
         return new_token.text

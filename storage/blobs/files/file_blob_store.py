@@ -34,9 +34,8 @@ from storage.content import BLOB_TYPE, Descriptor, Span
 from storage.data_dir.blocking_calls import as_storage_errors, result_or_close, storage_error
 from storage.data_dir.disk import Disk
 from storage.data_dir.layout import SHARD_COUNT
-from storage.data_dir.replaced_directory import OpenedDirectory
 from storage.data_dir.system import DISK_FULL_ERRNOS
-from storage.errors import BlobUploadInvalid, BlobUploadUnknown, BytesForbidden, DigestInvalid, StorageFailed
+from storage.errors import BlobUploadInvalid, BlobUploadUnknown, BytesForbidden, DigestInvalid
 from storage.future_times import past_write_time
 from storage.names import Digest, UploadID
 from storage.running_digest import start_digest
@@ -55,7 +54,6 @@ class FileBlobStore:
         self.shard_count = SHARD_COUNT
         self.layout = disk.layout
         self._disk = disk
-        self._opened = OpenedDirectory(disk.layout)
         self._opener = CachedOpener(disk.layout.root)
         self._quarantine = QuarantineDirectory(disk.layout, disk.system)
         self._buffers = UploadBuffers()
@@ -206,8 +204,8 @@ class FileBlobStore:
         """Deletes a blob by moving its file to the trash directory. A move takes the same short time for files of any
         size, whereas unlinking a large file takes long. Does nothing if `place` is empty: that is the place of a
         damaged blob, which has no file. Leaves a file with a damaged inode where it is. Removes nothing and raises
-        StorageFailed if another data directory is at the path of the opened one: the blobs there are not those of the
-        opened database."""
+        DataDirectoryReplaced if another data directory is at the path of the opened one: the blobs there are not those
+        of the opened database."""
         if not place:
             return
         path = self._disk.layout.path_of(place)
@@ -215,8 +213,7 @@ class FileBlobStore:
         def move_to_trash() -> None:
             if not is_readable(path):
                 return
-            if (problem := self._opened.problem()) is not None:
-                raise StorageFailed(problem)
+            self._disk.opened.check()
             with suppress(FileNotFoundError):
                 try:
                     self._disk.system.rename(path, self._disk.layout.trash / path.name)

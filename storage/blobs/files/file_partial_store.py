@@ -255,7 +255,12 @@ class FilePartialStore:
         creating or deleting the files at this moment, or if files with unusable bytes were just deleted."""
         paths = PartialPaths.of_blob(self._disk.layout, name, digest)
         disk = self._disk
-        opening = disk.run(lambda: open_file_pair(disk.system, paths, size, self._boot, disk.reserve))
+
+        def open_pair() -> PartialFilePair | None:
+            disk.opened.check()  # fails here, and not only when the whole blob has been downloaded
+            return open_file_pair(disk.system, paths, size, self._boot, disk.reserve)
+
+        opening = disk.run(open_pair)
 
         def close(unused: PartialFilePair | None) -> None:
             if unused is not None:

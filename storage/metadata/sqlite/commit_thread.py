@@ -37,6 +37,7 @@ from storage.data_dir.blocking_calls import UncancellableFuture, as_storage_erro
 from storage.data_dir.durable_files import sync_directory
 from storage.data_dir.layout import Layout
 from storage.data_dir.locks import Flock
+from storage.data_dir.replaced_directory import OpenedDirectory
 from storage.data_dir.reserve import Reserve, ReserveUse
 from storage.data_dir.system import System
 from storage.errors import RegistryError, StorageFailed, StorageFull
@@ -99,9 +100,11 @@ class CommitThread:
         version: Callable[[], object],
         reserve: Reserve,
         observer: CommitObserver = UNOBSERVED_COMMITS,
+        directory: OpenedDirectory | None = None,
     ) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. `observer` measures the changes. The thread calls `version` and uses `reserve` until
+        of any process changes. `observer` measures the changes. If another directory has replaced `directory`, all
+        changes are refused (None: the directory that is there now). The thread calls `version` and uses `reserve` until
         `close` returns, so until then the caller must not close `reserve` or the connection that `version` uses. Raises
         apsw.Error, OSError."""
         self._layout = layout
@@ -109,6 +112,7 @@ class CommitThread:
         self._version = version
         self._reserve = reserve
         self._observer = observer
+        self._directory = directory or OpenedDirectory(layout)
         self._rights_changed = False
         self._versions_with_same_rights: tuple[object, object] = (None, None)
         """Data versions before and after this thread's last commit that changed no rights, for `has_same_rights`."""
@@ -129,9 +133,9 @@ class CommitThread:
 
         `durable`: the commit must survive a power cut. `reserve_use`: how much of the reserve the change may use on a
         full disk (`ReserveUse.NONE` for changes that make the data grow). If the change fails, it is rolled back, and
-        the future raises a RegistryError: the RegistryError that `change` raised, StorageFull, or StorageFailed for any
-        other error. If the task that awaits the future is cancelled, the change still runs to its end, and only then
-        the task is cancelled."""
+        the future raises a RegistryError: the RegistryError that `change` raised, StorageFull, DataDirectoryReplaced,
+        or StorageFailed for any other error. If the task that awaits the future is cancelled, the change still runs to
+        its end, and only then the task is cancelled."""
         future: UncancellableFuture[T] = UncancellableFuture(loop=asyncio.get_running_loop())
         self._observer.on_queued(future)
         self._queue.put(_PendingChange(change, durable, reserve_use, future))
@@ -267,6 +271,9 @@ class CommitThread:
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
+        # Checked here, and not before a push begins: the bytes of a blob that this transaction commits were published
+        # before, so they are in the same directory.
+        self._directory.check()
         self._make_log_name_durable(db)
         self._wal.close_gaps(db)
         self._set_fsync(db, any(pending.durable for pending in batch))

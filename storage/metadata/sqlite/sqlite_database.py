@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from storage.data_dir.layout import Layout
+from storage.data_dir.replaced_directory import OpenedDirectory
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
 from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver
@@ -72,20 +73,22 @@ class SqliteDatabase:
         *,
         immutable: ImmutableDatabase | None = None,
         observer: CommitObserver = UNOBSERVED_COMMITS,
+        directory: OpenedDirectory | None = None,
     ) -> None:
         """With `immutable`, all stores read with that connection and refuse changes, and `close` closes it. `clock`
         returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was allocated
-        in advance. `observer` measures the changes.
+        in advance. `observer` measures the changes. `directory`: see `CommitThread`.
 
         Raises apsw.FullError if there is no space to open the database. Raises other kinds of apsw.Error and OSError if
         the database cannot be opened for another reason."""
+        directory = directory or OpenedDirectory(layout)  # before the database is opened
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         # A call of `data_version` returns a value that changes with every commit to the database.
         data_version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))
         shared_reads = immutable or SharedReadTransaction(layout.metadata)
         # Each `ScanThread` runs one long lookup at a time, so the kinds of lookups below do not wait for each other.
         scans = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
-        writer = immutable or CommitThread(layout, system, data_version, reserve, observer)
+        writer = immutable or CommitThread(layout, system, data_version, reserve, observer, directory)
         checks = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         searches = ImmutableScans(immutable) if immutable else ScanThread(layout.metadata)
         # Reads the lists of tags and jobs that people see.

@@ -10,6 +10,7 @@ import pickle
 import weakref
 from pathlib import Path
 
+import httpx2
 import pytest
 from fastapi.routing import APIRoute
 
@@ -35,6 +36,11 @@ async def change(live: LiveApp, settings: Settings) -> None:
 
 async def may_push(live: LiveApp) -> bool:
     return (await AsgiClient(live)("POST", "/v2/a/blobs/uploads/")).status == 202
+
+
+async def is_ready(live: LiveApp) -> bool:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=live), base_url="http://registry.test") as client:
+        return (await client.get("/readyz")).status_code == 200
 
 
 async def test_a_prepared_application_answers_only_after_the_switch(tmp_path: Path) -> None:
@@ -190,3 +196,28 @@ async def test_pulls_are_stored_although_the_background_work_was_not_started(tmp
         record = await registry.pulls.record(RepositoryName("a"), index.digest)
     assert record is not None
     assert record.pulls == 1
+
+
+async def test_a_change_of_the_settings_opens_a_replaced_data_directory(tmp_path: Path) -> None:
+    """If the data directory was replaced, the application refuses pushes with 503 and says that the server has to be
+    restarted. An application with new settings opens the new directory, so pushes work again and it is ready."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    live = LiveApp(Settings(data=data), make_app)
+    lifespan = Lifespan(live)
+    await lifespan.start()
+    client = AsgiClient(live)
+    data.rename(tmp_path / "old")
+    prepare_data_dir(data)
+    answer = await client("POST", "/v2/a/blobs/uploads/")
+    assert (answer.status, b"restart the server" in answer.body) == (503, True)
+    assert (await client("GET", "/v2/_catalog")).status == 200
+    assert not await is_ready(live)
+    await change(live, Settings(data=data, read_only=True))
+    await change(live, Settings(data=data))
+    index, path = index_of([]), "/v2/pushed/manifests/v1"
+    assert (await client("PUT", path, body=index.body, headers={"content-type": index.media_type})).status == 201
+    assert await is_ready(live)
+    async with open_registry(data) as store:
+        assert await store.is_known_repository(RepositoryName("pushed"))
+    await lifespan.stop()

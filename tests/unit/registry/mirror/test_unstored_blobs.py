@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from storage.composition import prepare_data_dir
 from storage.content import Descriptor, Span
 from storage.errors import DigestInvalid, UpstreamUnavailable
 from storage.names import Tag
@@ -70,3 +71,13 @@ async def test_a_range_draws_only_its_own_bytes(site: MirrorSite, full_worker: M
     data = await read_blob(full_worker.mirror, MIRRORED_REPO, DIGEST, Span(MIB, MIB + 5))
     assert data == BIG[MIB : MIB + 5]
     assert site.upstream.sent[DIGEST] == [(MIB, MIB + 5)]
+
+
+async def test_blobs_are_passed_on_if_the_data_directory_was_replaced(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If the data directory was moved away or replaced while the mirror ran, the mirror stores nothing, and clients get
+    blobs directly from the upstream."""
+    await begin_pull(site, worker)
+    site.data.rename(site.data.with_name("old"))
+    prepare_data_dir(site.data)
+    assert await read_blob(worker.mirror, MIRRORED_REPO, DIGEST) == BIG
+    assert not any(path.is_file() for folder in ("partials", "blobs") for path in (site.data / folder).rglob("*"))

@@ -15,7 +15,7 @@ from registry.config import Settings
 from registry.config.upkeep_settings import DiskSettings
 from registry.status.readiness import Readiness, write_problem
 from registry.status.worker_report import INSTANCE_HEADER, ServerRun
-from storage.composition import layout_of, prepare_data_dir
+from storage.composition import layout_of, open_registry, prepare_data_dir
 from storage.content import Page
 from storage.memory_registry import MemoryRegistry
 from storage.names import RepositoryName
@@ -121,4 +121,17 @@ async def test_a_replaced_data_directory_is_not_ready(tmp_path: Path) -> None:
         answer = await client.get("/readyz")
         assert answer.status_code == 503
         [reason] = [check["reason"] for check in answer.json()["checks"] if check["name"] == "disk"]
+        assert "was moved away or replaced while this process used it; restart the server" in reason
+
+
+async def test_a_data_directory_that_was_replaced_before_the_checks_were_made_is_not_ready(tmp_path: Path) -> None:
+    """`/readyz` compares the directory at the path with the one that the store has open, and not with the one that was
+    there when the checks were made."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    async with open_registry(data) as store:
+        data.rename(tmp_path / "old")
+        prepare_data_dir(data)
+        [reason] = [result.reason for result in await Readiness(store, store, data).check() if result.name == "disk"]
+        assert reason is not None
         assert "was moved away or replaced while this process used it; restart the server" in reason
