@@ -76,6 +76,11 @@ class HtpasswdContent:
         """Whether the file could be read."""
         return bool(self.version)
 
+    def is_lost(self, name: str) -> bool:
+        """Returns whether the right password of the account `name` cannot be known: the file could not be read, or its
+        only lines for the name are invalid."""
+        return not self.is_readable or (name in self.invalid_names and name not in self.lines)
+
     def has_name(self, name: str) -> bool:
         """Returns whether the file has a line for the account `name`, even an invalid one."""
         return name in self.lines or name in self.invalid_names
@@ -83,6 +88,11 @@ class HtpasswdContent:
 
 EMPTY_CONTENT: Final = HtpasswdContent(lines={}, invalid_names=frozenset(), highest_bcrypt_cost=0, version="")
 """The content that is used if there is no file, before the first lookup, and while the file cannot be read."""
+_ADVICE: Final = (
+    ". Until it can be read, nobody can log in with its accounts. Repair the file or its permissions; the server then "
+    "reads it without a restart"
+)
+"""The end of the line in the log that says why the file cannot be read."""
 _State = tuple[int, ...]
 """The file's times of change (`st_mtime_ns`, `st_ctime_ns`), inode and size."""
 _Parsed = tuple[HtpasswdContent, list[str]]
@@ -216,7 +226,7 @@ class HtpasswdFile:
         means that the file has none."""
         self._content, self._state, self._running_parse = content, state, None
         if problem and problem != self._logged_problem:
-            log.warning("htpasswd: %s", problem)
+            log.warning("htpasswd: %s%s", problem, "" if content.is_readable else _ADVICE)
         self._logged_problem = problem
 
 

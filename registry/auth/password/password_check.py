@@ -140,13 +140,31 @@ class PasswordCheck:
             if await self._wrong_passwords.counts(name, address, identity, comparison.digest):
                 # Logins that share a hashing are one guess at the account. Otherwise many machines with an old password
                 # would delay the logins of others for hours.
-                await self._throttle.record_failure(name, address, counts_for_account=is_first)
+                await self._throttle.record_failure(
+                    *(name, address),
+                    counts_for_account=is_first,
+                    counts_for_address=not self._cannot_be_right(name, file),
+                )
             # The client sees neither text, so it cannot tell whether the account exists.
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
         await self._throttle.record_success(name, address)
         if stored_hash.argon2 is not None and needs_rehash(stored_hash.argon2):
             self._start_rehash(name, stored_hash.argon2, password)
         return identity
+
+    def _cannot_be_right(self, name: AccountName, file: HtpasswdContent) -> bool:
+        """Returns whether every password of the account `name` is refused because the htpasswd file cannot be read, or
+        has only invalid lines for the name. People then send right passwords in vain, and their failures would delay
+        everyone at their address. Nothing can be guessed meanwhile. The limits per account still hold, so they do not
+        reveal whether the store has an account of this name."""
+        return self._htpasswd is not None and file.is_lost(name) and not self._is_in_store(name)
+
+    def _is_in_store(self, name: AccountName) -> bool:
+        try:
+            self._accounts.account(name)
+        except AccountUnknown:
+            return False
+        return True
 
     async def aclose(self) -> None:
         """Cancels the hashings that have not begun, and waits until the running hashings and the replacements of

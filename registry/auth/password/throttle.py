@@ -4,7 +4,8 @@ There are three limits. Each allows a burst of failures; after that, the next at
 fixed number of seconds to the wait (the generic cell rate algorithm, a form of leaky bucket). Names of accounts that do
 not exist are throttled like those of existing accounts.
 
-- Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address.
+- Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address. A
+  failure does not count if its name may be in an htpasswd file that cannot be read, and is not in the store.
 - Per account and address, against guessing many passwords of one account.
 - Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So the limit
   does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.
@@ -114,17 +115,19 @@ class LoginThrottle:
         if network := network_of(address):
             await self._accounts.add_failures({_provider_key(network): BY_ADDRESS.failure})
 
-    async def record_failure(self, name: str, address: str, *, counts_for_account: bool = True) -> None:
+    async def record_failure(
+        self, name: str, address: str, *, counts_for_account: bool = True, counts_for_address: bool = True
+    ) -> None:
         """Counts a failed login to the account `name` from `address` in all three limits. A failure from a familiar
         address is not counted in the limit per account, because it is probably a mistake of the account's owner. Nor is
-        one without `counts_for_account`. Raises StorageFull, StorageFailed."""
+        one without `counts_for_account`. One without `counts_for_address` is not counted in the limit per address.
+        Raises StorageFull, StorageFailed."""
         now, network = self._clock(), network_of(address)
         costs = {}
         if network:
-            costs = {
-                _address_key(network): BY_ADDRESS.failure,
-                _pair_key(name, network): BY_ACCOUNT_AND_ADDRESS.failure,
-            }
+            costs[_pair_key(name, network)] = BY_ACCOUNT_AND_ADDRESS.failure
+            if counts_for_address:
+                costs[_address_key(network)] = BY_ADDRESS.failure
         if counts_for_account and not self._is_familiar(name, network, now):
             costs[_account_key(name)] = BY_ACCOUNT.failure
         await self._accounts.add_failures(costs)

@@ -149,7 +149,8 @@ def test_a_missing_file_has_no_lines(path: Path, caplog: pytest.LogCaptureFixtur
         assert file.line("alice") is None
         assert file.line("alice") is None
     assert [record.getMessage() for record in caplog.records] == [
-        f"htpasswd: {path} cannot be read: no such file or directory"
+        f"htpasswd: {path} cannot be read: no such file or directory. Until it can be read, nobody can log in with its "
+        "accounts. Repair the file or its permissions; the server then reads it without a restart"
     ]
     path.with_name("away").rename(path)
     assert file.line("alice")
