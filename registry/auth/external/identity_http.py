@@ -71,9 +71,16 @@ async def send_request(
         raise NoUsableResponse(f"no complete response within {TOTAL_SECONDS:.0f} s") from None
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
         raise NoUsableResponse(str(error)[:200] or type(error).__name__) from None
-    except AttributeError:
-        # anyio raises it for a new connection that uvloop has closed already, because the server has reset it.
+    except AttributeError as error:
+        if not _is_from_closed_connection(error):
+            raise
         raise NoUsableResponse("the server has reset the connection") from None
+
+
+def _is_from_closed_connection(error: AttributeError) -> bool:
+    """Returns whether anyio has raised the error for a new connection that uvloop has closed already, because the
+    server has reset it. The socket of such a connection is None, and anyio asks it for the address of its other end."""
+    return error.obj is None and error.name == "getpeername"
 
 
 def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
