@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,17 +58,28 @@ class ClientFiles:
         """Returns whether there is a directory at the path. Also returns True if this user may not access the path."""
         return self._passes(Path.is_dir, name)
 
-    def has_certificate(self, name: str) -> bool:
-        """Returns whether there is a file with the certificate of an authority in the directory at the path."""
-        try:
-            return any(self.path(name).glob("*.crt"))
-        except PermissionError:
-            return True  # this user cannot tell, so there should be no finding
+    def has_certificate(self, *folders: str) -> bool:
+        """Returns whether there is a file with the certificate of an authority in one of the directories. Raises
+        FileUnusable if none has been found, but one of the directories cannot be listed."""
+        unusable = None
+        for folder in folders:
+            try:
+                if self.names(folder, "*.crt"):
+                    return True
+            except FileUnusable as error:
+                unusable = unusable or error
+        if unusable is not None:
+            raise unusable
+        return False
 
     def names(self, folder: str, pattern: str) -> list[str]:
-        """Returns the sorted paths of the files in a directory whose names match the pattern. Raises FileUnusable."""
+        """Returns the sorted paths of the files in a directory whose names match the pattern; an empty list if there is
+        no such directory. Raises FileUnusable."""
         try:
-            return sorted(f"{folder}/{path.name}" for path in self.path(folder).glob(pattern))
+            # In contrast to `Path.glob`, `listdir` raises an error if this user may not list the directory.
+            return sorted(f"{folder}/{name}" for name in os.listdir(self.path(folder)) if fnmatchcase(name, pattern))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         except OSError as error:
             raise self._unreadable(folder, error.strerror) from None
 

@@ -28,6 +28,7 @@ _CONFIG_FILE = "/etc/containerd/config.toml"
 _SECTIONS = {1: "cri", 2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.images"}
 """The plugin that has the settings about registries, by the version of the file."""
 _RESTART = "then run: systemctl restart containerd"
+_WILDCARDS = frozenset("*?[")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,14 @@ def _list(file: str, document: dict[str, Any], key: str) -> list[str]:
 
 
 def _imported(files: ClientFiles, pattern: str) -> list[str]:
-    """Returns the paths of the files that match a pattern of `imports`."""
+    """Returns the paths of the files that match a pattern of `imports`. Raises FileUnusable if the directory of the
+    files cannot be listed."""
+    folder, _, name = pattern.rpartition("/")
     try:
+        if folder.startswith("/") and not _WILDCARDS & set(folder):
+            return files.names(folder, name)
         return sorted("/" + str(path.relative_to(files.root)) for path in files.root.glob(pattern.lstrip("/")))
-    except (OSError, ValueError):  # a directory that cannot be read; a pattern that is empty or not valid
+    except (OSError, ValueError):  # one of many directories cannot be read; a pattern is empty or not valid
         return []
 
 

@@ -97,11 +97,11 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
                 lines=f'server = "{address.url}"\n\n[host."{address.url}"]\n{capabilities}',
             )
         ]
-    # containerd also trusts a certificate in a directory without a hosts.toml.
-    has_ca = any(isinstance(entry, dict) and entry.get("ca") for entry in sections.values()) or (
-        folder is not None and document is None and files.has_certificate(folder)
-    )
-    if target.needs_ca and not has_ca:
+    try:
+        is_trusted = not target.needs_ca or _has_ca(files, folder, document, sections)
+    except FileUnusable as error:
+        return [error.finding]
+    if not is_trusted:
         return [
             problem(
                 CHECK,
@@ -114,6 +114,16 @@ def check_own_host(files: ClientFiles, directories: list[str], target: Target) -
             )
         ]
     return [ok(CHECK, f"containerd reaches {address.host}")]
+
+
+def _has_ca(files: ClientFiles, folder: str | None, document: dict[str, Any] | None, sections: dict[str, Any]) -> bool:
+    """Returns whether containerd has the certificate of an authority for a host. `folder`: the directory for the host;
+    None if there is none. `document`: its hosts.toml; None if there is none. `sections`: the endpoints in it. Raises
+    FileUnusable."""
+    if any(isinstance(entry, dict) and entry.get("ca") for entry in sections.values()):
+        return True
+    # containerd also trusts a certificate in a directory without a hosts.toml.
+    return folder is not None and document is None and files.has_certificate(folder)
 
 
 def _folder(files: ClientFiles, directories: list[str], host: str) -> str | None:

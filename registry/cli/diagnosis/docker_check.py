@@ -107,7 +107,11 @@ def _check_hosted(files: ClientFiles, name: str, daemon: dict[str, Any], target:
             )
         ]
     folder = f"/etc/docker/certs.d/{address.host}"
-    if target.needs_ca and not files.has_certificate(folder):
+    try:
+        is_trusted = not target.needs_ca or files.has_certificate(folder)
+    except FileUnusable as error:
+        return [error.finding]
+    if not is_trusted:
         return [
             problem(
                 CHECK,

@@ -192,7 +192,11 @@ def _check_own_host(files: ClientFiles, entries: list[RegistryEntry], target: Ta
         return [problem(CHECK, what, why, f"add this to {DROP_IN}", file=DROP_IN, lines=lines)]
     folders = [f"{base}/{address.host}" for base in ("/etc/containers/certs.d", "/etc/docker/certs.d")]
     folders.append(f"~/.config/containers/certs.d/{address.host}")
-    if target.needs_ca and not any(map(files.has_certificate, folders)):
+    try:
+        is_trusted = not target.needs_ca or files.has_certificate(*folders)
+    except FileUnusable as error:
+        return [error.finding]
+    if not is_trusted:
         what = f"podman does not trust the certificate of {address.host}"
         step = f"copy the certificate of its authority to {folders[0]}/ca.crt"
         detail = target.answer.detail if target.answer else ""
