@@ -25,13 +25,14 @@ from registry.admin.event_stream import (
 )
 from registry.asgi import Message
 from registry.server.connection.flow_control import ClientDisconnected
-from storage.access import AccountName
+from storage.access import AccountName, Action, Grantee
 from storage.composition import open_registry, prepare_data_dir
 from storage.errors import TooManyRequests, Unauthorized
 from storage.outbox import LIST_READER, MAX_ADDED_EVENTS, Event, EventAction, EventPage, EventReader, NewEvent
+from storage.patterns import NamePattern
 from tests.fakes.app_in_process import AppInProcess, running_app, until
 from tests.fakes.asgi_client import scope_of
-from tests.fakes.store_accounts import BY
+from tests.fakes.store_accounts import BY, add_grant
 
 
 async def stream_of(
@@ -138,6 +139,38 @@ async def test_an_open_stream_checks_the_credential_again(tmp_path: Path) -> Non
         await site.accounts.set_enabled(AccountName("alice"), False, by=BY)
         with pytest.raises(Unauthorized):
             await stream.identify_again()
+
+
+async def test_no_event_is_sent_after_the_right_to_it_has_ended(tmp_path: Path) -> None:
+    """The rights of the client are checked after each look-up that has found events. So the next event after a change
+    of rights, however soon, is not sent if the client may not pull from its repository any more."""
+    shown: dict[str | None, bool] = {}
+
+    def show(event: Event, caller: Caller) -> None:
+        shown[event.content.tag] = caller.principal.may(Action.PULL, event.content.repository)
+
+    async def read(stream: EventStream) -> None:
+        async for _ in await stream.open():
+            pass
+
+    async with running_app(tmp_path) as site, open_registry(tmp_path) as store:
+        await store.outbox.configure([EventReader(LIST_READER, frozenset(EventAction), ("**",))])
+
+        async def add_event(tag: str) -> None:
+            await store.outbox.add([NewEvent(EventAction.PULL, "team/app", 1.0, BY, tag=tag)])
+            await until(lambda: tag in shown)
+
+        login = await site.user("alice")
+        await add_grant(site.accounts, "user:alice", "team/app", "pull")
+        reading = asyncio.create_task(read(await stream_of(site, login, 0, show)))
+        await add_event("before")
+        await site.accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("team/app"), by=BY)
+        await add_event("after")
+        await add_grant(site.accounts, "user:alice", "team/app", "pull")
+        await add_event("again")
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    assert shown == {"before": True, "after": False, "again": True}
 
 
 async def test_a_stream_of_old_events_does_not_block_the_event_loop(tmp_path: Path) -> None:
