@@ -16,7 +16,14 @@ from joserfc.jws import CompactSignature
 from joserfc.jwt import ClaimsOption
 
 from registry.auth.external.identity_claims import claim_values, groups_from_claim, settings_stamp
-from registry.auth.external.jwks import FetchedKeySet, FileKeySet, KeySet, KeySetUnavailable, fetch_key_set
+from registry.auth.external.jwks import (
+    FetchedKeySet,
+    FileKeySet,
+    KeySet,
+    KeySetUnavailable,
+    fetch_key_set,
+    verify_with_key_set,
+)
 from registry.auth.rights.principal import Identity
 from registry.auth.token.signed_tokens import (
     TokenInvalid,
@@ -24,7 +31,6 @@ from registry.auth.token.signed_tokens import (
     named_key,
     parse_token,
     unverified_claims,
-    verify_signature,
 )
 from registry.config.auth_settings import Issuer
 from storage.access import AccountInvalid, AccountKind, AccountName, AccountUnknown
@@ -88,10 +94,7 @@ class Issuers:
         }
         try:
             algorithm, key_id = named_key(token, issuer.algorithms)
-            key = await self._key_sets[_key_set_id(issuer)].find(key_id, algorithm)
-            if key is None:
-                raise TokenInvalid("fits no key in the issuer's key set")
-            verify_signature(token, key, algorithm)
+            await verify_with_key_set(token, self._key_sets[_key_set_id(issuer)], key_id, algorithm)
             checked_claims: dict[str, Any] = {name: claims[name] for name in _CHECKED_CLAIMS if name in claims}
             check_claims(checked_claims, options, self._clock(), LEEWAY_SECONDS)
             expires = float(claims["exp"])

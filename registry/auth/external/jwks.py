@@ -3,9 +3,9 @@
 Only public keys are accepted, which can verify signatures but not create them.
 
 A key set at a URL is fetched when the first token needs it, and then cached. A key set is fetched again when it is an
-hour old, and when a token names a key that is not in the cache. The time between two fetches is a minute at least, or
-ten seconds after a failure, so that tokens with invented keys cause little traffic. A token whose key is in the cache
-does not wait for a fetch.
+hour old, and when no cached key verifies a token: its key is not in the cache, or another one has replaced it under the
+same id. The time between two fetches is a minute at least, or ten seconds after a failure, so that forged tokens cause
+little traffic. A token that a cached key verifies does not wait for a fetch.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any, Final, Protocol
 
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
-from joserfc.jws import JWSRegistry
+from joserfc.jws import CompactSignature, JWSRegistry
 
 from registry.auth.external.fetched_document import FetchedDocument, FetchTimes
 from registry.auth.external.identity_http import NoUsableResponse, send_request
+from registry.auth.token.signed_tokens import TokenInvalid, verify_signature
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +72,32 @@ class KeySet(Protocol):
         key (`key_id` is None). Raises KeySetUnavailable if no key fits and the current keys cannot be fetched."""
         ...
 
+    async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
+        """Returns the key that fits such a token now, after `key`, which `find` returned, has not verified it. Returns
+        None if that is still `key`, or if no key fits."""
+        ...
+
     async def aclose(self) -> None:
         """Cancels a running fetch and waits until it has ended."""
         ...
+
+
+async def verify_with_key_set(
+    token: CompactSignature, keys: KeySet, key_id: str | None, algorithm: str
+) -> dict[str, Any]:
+    """Checks the signature of a token, whose header names `key_id` and `algorithm`, with the key in `keys` that fits.
+    Returns the claims of the token. May wait until the keys are fetched. Raises TokenInvalid if no key fits or the
+    signature is wrong, and KeySetUnavailable."""
+    key = await keys.find(key_id, algorithm)
+    if key is None:
+        raise TokenInvalid("fits no key in the key set of its issuer")
+    try:
+        return verify_signature(token, key, algorithm)
+    except TokenInvalid:
+        replacement = await keys.find_replacement(key, key_id, algorithm)
+        if replacement is None:
+            raise
+        return verify_signature(token, replacement, algorithm)
 
 
 class FileKeySet:
@@ -101,6 +125,10 @@ class FileKeySet:
                 self._keys, self._file_state = (), None if is_temporary else state
                 self._log_once(error)
         return _choose_key(self._keys, key_id, algorithm)
+
+    async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
+        """Returns None, because `find` has just read the current file."""
+        return None
 
     def _log_once(self, error: Exception) -> None:
         if str(error) != self._logged_error:
@@ -153,6 +181,13 @@ class FetchedKeySet:
         if not self._document.is_fresh:
             self._document.start_refresh()
         return key
+
+    async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
+        """Returns a key as `KeySet.find_replacement` does, after a fetch, unless the last one was too short ago."""
+        if self._find_cached(key_id, algorithm) is key:  # if not, the keys were fetched in the meantime
+            await self._document.refresh()
+        found = self._find_cached(key_id, algorithm)
+        return None if found is key else found
 
     async def aclose(self) -> None:
         """Cancels a running fetch and waits until it has ended."""

@@ -26,9 +26,9 @@ from authlib.oidc.core import CodeIDToken
 from authlib.oidc.discovery import get_well_known_url
 from joserfc.errors import JoseError
 
-from registry.auth.external.jwks import KeySet, KeySetUnavailable
+from registry.auth.external.jwks import KeySet, KeySetUnavailable, verify_with_key_set
 from registry.auth.external.openid_settings import CodeRefused, IDTokenInvalid, ProviderUnavailable, loggable_error_code
-from registry.auth.token.signed_tokens import TokenInvalid, claim_fault, named_key, parse_token, verify_signature
+from registry.auth.token.signed_tokens import TokenInvalid, claim_fault, named_key, parse_token
 from registry.config.auth_settings import ASYMMETRIC_ALGORITHMS, check_identity_url
 
 ID_TOKEN_LEEWAY_SECONDS: Final = 10.0
@@ -160,15 +160,12 @@ async def verify_id_token(
     try:
         token = parse_token(text, MAX_ID_TOKEN_CHARACTERS)
         algorithm, key_id = named_key(token, ASYMMETRIC_ALGORITHMS)
-        key = await keys.find(key_id, algorithm)
-        if key is None:
-            raise TokenInvalid("fits no key in the provider's key set")
+        claims = await verify_with_key_set(token, keys, key_id, algorithm)
         options = {
             "iss": {"essential": True, "value": issuer},
             "aud": {"essential": True, "value": client_id},
             "nonce": {"essential": True},
         }
-        claims = verify_signature(token, key, algorithm)
         id_token = CodeIDToken(claims, token.headers(), options, {"client_id": client_id, "nonce": nonce})
         id_token.validate(now=now, leeway=ID_TOKEN_LEEWAY_SECONDS)
     except KeySetUnavailable as error:

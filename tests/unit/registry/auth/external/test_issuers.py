@@ -333,6 +333,26 @@ async def test_a_new_key_is_fetched(
     await check_refused(worker, key.sign(claims(worker.clock)))  # its key is no longer in the key set
 
 
+@pytest.mark.parametrize("key_id", ["one", None])
+async def test_a_key_that_replaces_another_under_its_id_is_fetched(
+    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, key_id: str | None
+) -> None:
+    """If an issuer replaces its key by one with the same id, or its tokens name no key, a wrong signature makes the
+    registry fetch the key set again, at most once a minute. Then the new key is accepted, and the old one is not."""
+    verify, new_key = worker.access.credential_verifier.verify_bearer, IssuerKey("one")
+    assert await verify(key.sign(claims(worker.clock), kid=key_id), KNOWN_ADDRESS)
+    key_server.body = key_set(new_key.jwk())
+    text = new_key.sign(claims(worker.clock), kid=key_id)
+    for _ in range(3):
+        with pytest.raises(Unauthorized):
+            await verify(text, KNOWN_ADDRESS)
+    assert key_server.request_count == 1
+    worker.clock.now += REFRESH_SECONDS
+    assert await verify(text, KNOWN_ADDRESS)
+    assert key_server.request_count == 2
+    await check_refused(worker, key.sign(claims(worker.clock), kid=key_id))
+
+
 async def test_known_keys_are_used_during_a_fetch(
     worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, other_key: IssuerKey
 ) -> None:
