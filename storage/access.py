@@ -41,6 +41,11 @@ class AccountUnknown(RegistryError):
     default = "there is no such account"
 
 
+class AccountHidden(AccountUnknown):
+    """The client may not see an account, API token or login session. The client gets the same response as for one that
+    does not exist. The audit log records that the client was refused."""
+
+
 class AccountExists(RegistryError):
     """A new account or group has the name of an existing one."""
 

@@ -24,7 +24,7 @@ from registry.admin.caller import forget_caller, identify_caller, require_login
 from registry.admin.cookies import SAFE_METHODS
 from registry.asgi import raw_path
 from registry.http.query import check_parameter_count
-from storage.access import AccountName
+from storage.access import AccountHidden, AccountName
 from storage.content import Actor
 from storage.errors import Denied, RegistryError
 
@@ -80,7 +80,7 @@ class ManagementRoute(APIRoute):
                 return await run_handler(BoundedRequest(request, max_body_bytes))
             except RegistryError as error:
                 outcome = error.code
-                if isinstance(error, Denied):
+                if isinstance(error, Denied | AccountHidden):
                     audit_denial(request, f"management.{operation}", "/api/v1/")
                 raise
             except (HTTPException, RequestValidationError) as error:

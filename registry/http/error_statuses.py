@@ -86,6 +86,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.PartialLost: 502,  # a mirror's download of a blob from its upstream was interrupted
     access.AccountInvalid: 400,
     access.AccountUnknown: 404,
+    access.AccountHidden: 404,
     access.AccountExists: 409,
     access.LastAdmin: 409,
     jobs.JobUnknown: 404,

@@ -14,18 +14,20 @@ from registry.http.query import Query
 from registry.request import RequestInvalid
 from registry.ui.languages import translatable
 from registry.ui.page_route import page_response, page_slot
-from storage.access import AccountExists, AccountInvalid, AccountUnknown, LastAdmin
+from storage.access import AccountExists, AccountHidden, AccountInvalid, AccountUnknown, LastAdmin
 from storage.errors import NameInvalid, NameUnknown, RegistryError
 
 FORM_ERRORS: Final = (AccountInvalid, AccountUnknown, AccountExists, LastAdmin, NameInvalid, NameUnknown)
 """Errors that the visitor can correct in the form."""
 _CONFIRMED: Final = "confirmed"
+_UNKNOWN_TEXT: Final = translatable("It does not exist any more, or never did.")
 _PROBLEM_TEXTS: Final[Mapping[type[RegistryError], str]] = {
     AccountExists: translatable("This name is taken."),
     LastAdmin: translatable("This is the last admin who is enabled. Make another account an admin first."),
-    AccountUnknown: translatable("It does not exist any more, or never did."),
+    AccountUnknown: _UNKNOWN_TEXT,
+    AccountHidden: _UNKNOWN_TEXT,
 }
-"""Translated texts for errors. The first two replace the message of the error; the third is shown with it."""
+"""Translated texts for errors. The first two replace the message of the error; the others are shown with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from registry.ui.page_route import (
     receive_form,
     redirect,
 )
-from storage.access import Account, AccountName, AccountUnknown
+from storage.access import Account, AccountHidden, AccountName, AccountUnknown
 from storage.errors import Denied, RegistryError
 
 OWN_ACCOUNT_PATH: Final = "/ui/account"
@@ -62,6 +62,8 @@ async def change_own_account(request: Request) -> Response:
     try:
         return await _change(request, caller, name, form)
     except FORM_ERRORS as error:
+        if isinstance(error, AccountHidden):
+            audit_denial(request, "page")
         problem = problem_of(error)
     except _WrongPassword as error:
         problem = error.problem

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from registry.auth.rights.principal import Principal
-from storage.access import AccountName, AccountUnknown, Action, ApiToken, LoginSession
+from storage.access import AccountHidden, AccountName, Action, ApiToken, LoginSession
 from storage.errors import Denied, Unauthorized
 from storage.patterns import NO_NAMES, NamePattern, NameSet
 
@@ -50,10 +50,10 @@ class ManagementRights:
 
     def check_may_see(self, name: AccountName) -> None:
         """Checks that the caller may see the account `name`. An admin may see all accounts, and other callers only
-        their own. Raises AccountUnknown if the caller may not see it, even if the account exists. Raises Unauthorized
-        if the caller has no account."""
+        their own. Raises AccountHidden if the caller may not see it, whether or not it exists. Raises Unauthorized if
+        the caller has no account."""
         if not self.admin and self.account_name != name:
-            raise AccountUnknown(f"there is no account {name}")
+            raise AccountHidden(f"there is no account {name}")
 
     def check_may_change_credentials(self, name: AccountName) -> None:
         """Checks that the caller may set the password of the account `name`, or make an API token for it. Admins may do
@@ -61,7 +61,7 @@ class ManagementRights:
 
         A person who logged in with a token, and is not an admin, may make neither change, because the new credential
         would still be valid after that token was revoked. Raises Unauthorized if the caller has no account,
-        AccountUnknown if the caller may not see the account `name`, and Denied if it is the caller's own account but
+        AccountHidden if the caller may not see the account `name`, and Denied if it is the caller's own account but
         `is_logged_in_as_person` is false."""
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person:
@@ -72,12 +72,12 @@ class ManagementRights:
     def check_may_revoke(self, token: ApiToken) -> None:
         """Checks that the caller may revoke `token`. An admin may revoke all tokens. A person may revoke the tokens of
         the person's own account. A caller who logged in with an API token may revoke that token. If the caller has no
-        right to revoke `token`, raises AccountUnknown if the token belongs to another account, and Denied if it belongs
+        right to revoke `token`, raises AccountHidden if the token belongs to another account, and Denied if it belongs
         to the caller's own."""
         if self.admin or token.id == self.token:
             return
         if token.account != self.name:
-            raise AccountUnknown("there is no such API token; it was revoked, or has expired")
+            raise AccountHidden("there is no such API token; it was revoked, or has expired")
         self.check_may_change_credentials(token.account)
 
     def check_may_end_sessions(self, name: AccountName) -> None:
@@ -85,7 +85,7 @@ class ManagementRights:
         accounts. Other callers may end those of their own account if the request came with a login session (`session`
         is not None), or if `is_logged_in_as_person` is true. A login session suffices because only people have login
         sessions. `is_logged_in_as_person` alone would exclude people whose account is not in the store. Raises
-        Unauthorized if the caller has no account, AccountUnknown if the caller may not see the account `name`, and
+        Unauthorized if the caller has no account, AccountHidden if the caller may not see the account `name`, and
         Denied if it is the caller's own account but neither condition is true."""
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person and self.session is None:
@@ -93,9 +93,9 @@ class ManagementRights:
 
     def check_may_end(self, session: LoginSession) -> None:
         """Checks that the caller may end a login session, by the rules of `check_may_end_sessions`. Raises
-        AccountUnknown, as if there were no such session, if it belongs to another account."""
+        AccountHidden, as if there were no such session, if it belongs to another account."""
         if not self.admin and session.account != self.name:
-            raise AccountUnknown("there is no such session; it has ended")
+            raise AccountHidden("there is no such session; it has ended")
         self.check_may_end_sessions(session.account)
 
     def may_grant(self, pattern: NamePattern) -> bool:

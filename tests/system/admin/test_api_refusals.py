@@ -152,6 +152,28 @@ def test_refused_requests_are_in_the_audit_log(site: AdminSite) -> None:
     assert (line["action"], line["target"], line["address"]) == ("management.remove_group", "groups/some", "127.0.0.1")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "operation"),
+    [
+        ("GET", "/users/{account}", None, "get_user"),
+        ("PUT", "/users/{account}/password", {"new": PASSWORD}, "set_password"),
+        ("POST", "/tokens", {"account": "root"}, "add_token"),
+        ("DELETE", "/tokens/{token}", None, "revoke_token"),
+        ("DELETE", "/sessions?account={account}", None, "end_other_sessions"),
+    ],
+)
+def test_requests_for_other_accounts_are_in_the_audit_log(
+    site: AdminSite, method: str, path: str, body: object, operation: str
+) -> None:
+    """The audit log has an entry for a request for another account, which gets 404 as if there were no such account."""
+    user = site.user()
+    filled_path = path.format(account="root", token=site.token("root").split("_")[1])
+    assert site.call(method, filled_path, body, auth=user).status_code == 404
+    while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
+        pass
+    assert [line["action"] for line in lines] == [f"management.{operation}"]
+
+
 def test_audit_log_has_no_control_characters(site: AdminSite) -> None:
     """The audit log contains the percent-encoded path as the client has sent it, so it cannot send control sequences to
     a terminal."""

@@ -218,7 +218,7 @@ async def test_groups_and_grants(tmp_path: Path) -> None:
 async def test_api_tokens(tmp_path: Path) -> None:
     """An admin can make a token for a robot, and a member can make a token for their own account. The token is shown
     once and can have limits. It is revoked after a confirmation. A member cannot revoke the token of another
-    account."""
+    account, and the audit log records the attempt."""
     async with site(tmp_path) as server, server.browser() as browser, server.browser() as members_browser:
         await server.log_in(browser, "root")
         await server.log_in(members_browser, "alice")
@@ -251,6 +251,9 @@ async def test_api_tokens(tmp_path: Path) -> None:
         assert server.app.accounts.tokens(AccountName("ci"), None, 10).items
         assert (await send(browser, "/ui/access/tokens", **revoke)).status_code == 303
         assert not server.app.accounts.tokens(AccountName("ci"), None, 10).items
+        await server.app.audit_buffer.aclose()
+        (denied,) = server.app.accounts.audit(AuditQuery(actor="alice", outcome="denied"), 100).items
+        assert (denied.action, denied.target) == ("page", "/ui/account")
 
 
 async def test_refresh_tokens_do_not_hide_api_tokens(tmp_path: Path) -> None:
