@@ -123,6 +123,11 @@ class NameUnknown(RegistryError):
     default = "there is no such repository"
 
 
+class NameHidden(NameUnknown):
+    """The client may not pull from the repository. The client gets the same response as for one that does not exist.
+    The audit log records that the client was refused."""
+
+
 class SizeInvalid(RegistryError):
     """The client sent fewer or more bytes than it had declared."""
 

@@ -26,7 +26,7 @@ from registry.asgi import raw_path
 from registry.http.query import check_parameter_count
 from storage.access import AccountHidden, AccountName
 from storage.content import Actor
-from storage.errors import Denied, RegistryError
+from storage.errors import Denied, NameHidden, RegistryError
 
 _MAX_TARGET_CHARACTERS: Final = 200
 """The length to which a path is cut for the audit log."""
@@ -80,7 +80,7 @@ class ManagementRoute(APIRoute):
                 return await run_handler(BoundedRequest(request, max_body_bytes))
             except RegistryError as error:
                 outcome = error.code
-                if isinstance(error, Denied | AccountHidden):
+                if isinstance(error, Denied | AccountHidden | NameHidden):
                     audit_denial(request, f"management.{operation}", "/api/v1/")
                 raise
             except (HTTPException, RequestValidationError) as error:

@@ -8,18 +8,18 @@ from registry.admin.caller import Caller
 from registry.auth.rights.guard import INSUFFICIENT_SCOPE
 from registry.auth.rights.principal import Principal
 from storage.access import Action
-from storage.errors import Denied, NameUnknown, Unauthorized, Unsupported
+from storage.errors import Denied, NameHidden, Unauthorized, Unsupported
 from storage.names import RepositoryName
 
 
 async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the repository that `name` stands for. If the caller may not pull from it, raises
-    NameUnknown; or Unauthorized if the caller is not logged in, or if only the token of the request lacks the right.
+    NameHidden; or Unauthorized if the caller is not logged in, or if only the token of the request lacks the right.
     Does not check whether the repository exists."""
     upkeep, principal = caller.upkeep, caller.principal
     names = upkeep.router.naming.candidates(name)
     allowed = [stored_name for stored_name in names if principal.may(Action.PULL, stored_name, name)]
-    unknown = NameUnknown(f"there is no repository {name}")
+    unknown = NameHidden(f"there is no repository {name}")
     if not allowed:
         if principal.is_anonymous or any(principal.account_may(Action.PULL, stored_name) for stored_name in names):
             raise _unauthorized(principal, f"pull from {name}")
@@ -33,7 +33,7 @@ async def readable_repository(caller: Caller, name: RepositoryName) -> Repositor
 async def pushable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the hosted repository, if the caller may push to it and pull from it. The right to
     pull is needed because the responses to changes, and their errors, show stored content. Raises Denied if the caller
-    may not push, and NameUnknown if the caller may not pull; in both cases Unauthorized instead if the caller is not
+    may not push, and NameHidden if the caller may not pull; in both cases Unauthorized instead if the caller is not
     logged in, or if only the token of the request lacks the right. Raises Unsupported if the repository is mirrored or
     the registry is read-only; NameUnknown if the name leads to the default upstream, because nothing was ever pushed to
     it. Does not check whether the repository exists."""
@@ -75,11 +75,11 @@ def _check_may(principal: Principal, action: Action, action_phrase: str, name: R
 
 
 def _check_may_pull(principal: Principal, name: RepositoryName) -> None:
-    """Raises NameUnknown, or Unauthorized, unless the caller may pull from the hosted repository `name`."""
+    """Raises NameHidden, or Unauthorized, unless the caller may pull from the hosted repository `name`."""
     try:
         _check_may(principal, Action.PULL, "pull from", name)
     except Denied:
-        raise NameUnknown(f"there is no repository {name}") from None
+        raise NameHidden(f"there is no repository {name}") from None
 
 
 def _unauthorized(principal: Principal, action_phrase: str) -> Unauthorized:

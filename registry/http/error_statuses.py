@@ -73,6 +73,7 @@ STATUS: Final[Mapping[type[RegistryError], int]] = {
     errors.ManifestUnknown: 404,
     errors.NameInvalid: 400,
     errors.NameUnknown: 404,
+    errors.NameHidden: 404,
     errors.SizeInvalid: 400,
     errors.RangeInvalid: 416,
     errors.Unauthorized: 401,

@@ -35,7 +35,7 @@ from registry.ui.form_pages import page_with_form
 from registry.ui.languages import choose_language, translatable
 from registry.ui.pages import Pages
 from storage.access import AccountHidden
-from storage.errors import Denied, RegistryError, StorageFailed, TooManyRequests, Unauthorized
+from storage.errors import Denied, NameHidden, RegistryError, StorageFailed, TooManyRequests, Unauthorized
 
 T = TypeVar("T")
 log = logging.getLogger("registry.pages")
@@ -194,7 +194,7 @@ class PageRoute(APIRoute):
             except ClientDisconnect:  # nobody gets a response, so no page is rendered
                 raise
             except Exception as error:
-                if isinstance(error, Denied | AccountHidden):
+                if isinstance(error, Denied | AccountHidden | NameHidden):
                     audit_denial(request, "page")
                 response = await _error_response(request, error, self.form_pages)
             if request.state.visit.is_session_over:

@@ -12,6 +12,7 @@ import pytest
 from registry.app import create_app
 from registry.config import Settings
 from tests.fakes.admin_site import PASSWORD, AdminSite, code_of
+from tests.fakes.plain_client import plain_client
 
 ROUTES_FOR_OTHER_ACCOUNTS = {
     ("GET", "/me"),
@@ -172,6 +173,31 @@ def test_requests_for_other_accounts_are_in_the_audit_log(
     while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
         pass
     assert [line["action"] for line in lines] == [f"management.{operation}"]
+
+
+@pytest.mark.parametrize("path", ["/api/v1/repositories/{}/tag-list", "/ui/repositories/{}", "/ui/tag-history/{}"])
+def test_refused_reads_of_repositories_are_in_the_audit_log(site: AdminSite, path: str) -> None:
+    """The audit log has an entry for a request of the API or of a page for a repository that the account may not pull.
+    The request gets 404, as if there were no such repository."""
+    user, repo = site.user(), f"secret/{site.name('repo')}"
+    with plain_client(site.server.url, headers={"sec-fetch-site": "same-origin"}) as browser:
+        login = {"user": user[0], "password": user[1], "next": "/ui/"}
+        assert browser.post("/ui/login", data=login).status_code == 303
+        assert browser.get(path.format(repo)).status_code == 404
+    while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
+        pass
+    assert [line["target"].endswith(f"/{repo}") or f"/{repo}/" in line["target"] for line in lines] == [True]
+
+
+def test_a_refused_change_of_a_hidden_repository_is_in_the_audit_log(site: AdminSite) -> None:
+    """The audit log has an entry for a change that needs the right to pull, by an account that may only push."""
+    user, repo = site.user(), f"drop/{site.name('repo')}"
+    site.call_ok("PUT", "/grants", {"subject": f"user:{user[0]}", "pattern": repo, "actions": ["push"]})
+    path = f"/repositories/{repo}/description"
+    assert site.call("PUT", path, {"text": "new"}, auth=user).status_code == 404
+    while not (lines := site.call_ok("GET", "/audit", actor=user[0], outcome="denied")["items"]):
+        pass
+    assert [(line["action"], line["target"]) for line in lines] == [("management.put_description", path[1:])]
 
 
 def test_audit_log_has_no_control_characters(site: AdminSite) -> None:
