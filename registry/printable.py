@@ -14,6 +14,16 @@ from typing import Final
 _KEPT_IN_TEXTS: Final = "\n\t"
 
 
+def is_utf8(text: str) -> bool:
+    """Returns whether the text can be encoded as UTF-8. A text from the command line, the environment or the file
+    system that was not UTF-8 has halves of surrogate pairs instead (PEP 383), and cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable_line(text: str) -> str:
     """Returns the text as one line: with `?` in place of each control character, also of a line break."""
     if text.isprintable():

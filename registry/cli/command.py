@@ -16,6 +16,7 @@ from registry.cli.accounts import (
     token_command,
     user_command,
 )
+from registry.cli.command_line import CommandLine
 from registry.cli.mirror import freeze_command, mirror_command, speed_command
 from registry.cli.ops import doctor_command, status_command
 from registry.cli.output import print_line
@@ -37,6 +38,7 @@ from registry.cli.upkeep import (
 )
 
 app = typer.Typer(
+    cls=CommandLine,
     help="A Docker/OCI registry that needs nothing else installed: no database server, no cache server.",
     epilog="To start a registry on this machine: entrepot serve. More on each command: entrepot COMMAND --help.",
     no_args_is_help=True,

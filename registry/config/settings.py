@@ -51,6 +51,7 @@ from registry.config.upkeep_settings import (
     check_immutable_rules,
     check_quotas,
 )
+from registry.printable import is_utf8
 
 MAX_DEFAULT_WORKERS = 4
 """The largest default number of workers. Each worker takes additional memory, so only the setting `workers` can give a
@@ -120,9 +121,11 @@ def _check_public_url(value: str | None) -> str | None:
 
 def _check_directory(value: object) -> object:
     """Returns a path unchanged. Raises ValueError for an empty path, because pydantic would use the working directory,
-    and for a value that is not a path."""
+    for a value that is not a path, and for a path that is not UTF-8, because SQLite opens no file there."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ValueError(f"{value!r} is not a directory's path")
+    if not is_utf8(str(value)):
+        raise ValueError(f"{value!r} is not text in UTF-8")
     return value
 
 
