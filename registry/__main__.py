@@ -6,10 +6,12 @@ import gc
 import os
 
 from registry.cli.interrupts import exit_on_interrupt
+from registry.cli.standard_streams import prepare_streams
 
 
 def main() -> None:
     """Runs the command line."""
+    prepare_streams()
     # This comes before the slow import below, so that Ctrl-C ends the program cleanly during the import. The variable
     # is set if this server takes over from an old version (`registry.server.process.successor`). All signals are then
     # blocked until the server can act on them.

@@ -1,14 +1,18 @@
-"""What holds for all commands: which arguments are texts (`CommandLine`)."""
+"""What holds for all commands: which arguments are texts, and what happens when the standard output fails
+(`CommandLine`)."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from registry.cli.output import print_line
+from registry.cli.standard_streams import STDOUT_NAME, discard_stdout
 from registry.printable import is_utf8
 
 
@@ -16,7 +20,8 @@ class CommandLine(TyperGroup):
     """The command `entrepot`, with all its subcommands.
 
     Refuses arguments that are not UTF-8, as wrong usage: names, notes and paths of directories are stored in JSON and
-    SQLite, which have only Unicode. Only the path of a file can have any bytes."""
+    SQLite, which have only Unicode. Only the path of a file can have any bytes. If the standard output fails, ends the
+    command with one line on stderr and exit code 1; without a line if it is a pipe whose reader has ended."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """Runs the command line `args`; None: that of this process. Raises SystemExit."""
@@ -24,7 +29,29 @@ class CommandLine(TyperGroup):
         if not all(map(is_utf8, words)):
             for parameter in _text_parameters(self):
                 parameter.callback = _require_utf8
-        return super().main(words, *rest, **options)
+        try:
+            return super().main(words, *rest, **options)
+        except SystemExit as end:
+            try:
+                sys.stdout.flush()
+            except OSError as error:
+                discard_stdout()
+                if not end.code:
+                    _end_without_stdout(error)
+            raise
+        except OSError as error:
+            if error.filename != STDOUT_NAME:
+                raise
+            _end_without_stdout(error)
+
+
+def _end_without_stdout(error: OSError) -> None:
+    """Ends the command after the standard output has failed."""
+    discard_stdout()
+    if not isinstance(error, BrokenPipeError):
+        with suppress(OSError):
+            print_line(f"entrepot: cannot write to the {STDOUT_NAME}: {error.strerror}", err=True)
+    raise SystemExit(1)
 
 
 def _text_parameters(command: Any) -> Iterator[Any]:

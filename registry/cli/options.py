@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 
 from registry.cli.output import print_line
+from registry.cli.standard_streams import STDOUT_NAME
 from registry.config.settings_sources import ConfigError, LoadedSettings, check_ports, load_settings
 
 USAGE_ERROR = 2
@@ -119,5 +120,7 @@ def one_line_errors() -> Iterator[None]:
         fail(error.for_operators())
     except OSError as error:
         if error.filename is None:  # an operator could not tell what to fix
+            raise
+        if error.filename == STDOUT_NAME:  # `CommandLine` ends the command
             raise
         fail(f"{error.filename}: {error.strerror}")  # a file that this user may not use, for example

@@ -1,0 +1,58 @@
+"""The standard streams of a command, whichever of them its parent has closed, and whatever the standard output is."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, Final
+
+STDOUT_NAME: Final = "standard output"
+"""The file name of an OSError about the standard output. An OSError of another file without a name does not have it."""
+
+
+def prepare_streams() -> None:
+    """Opens those of the file descriptors 0, 1 and 2 that are closed, and makes the errors of stdout recognizable. Must
+    be called before the process opens files.
+
+    A file that a process opens gets the lowest closed descriptor. This file could be the database, and what is printed
+    would go into it. Afterwards, a read of a closed stdin finds nothing, a write to a closed stdout fails, and a write
+    to a closed stderr does nothing."""
+    for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, flags), True)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    before = sys.stdout
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(1, "w", closefd=False)),
+        encoding=before.encoding if before else "utf-8",
+        errors=before.errors if before else "surrogateescape",
+        line_buffering=bool(before and before.line_buffering),
+        write_through=bool(before and getattr(before, "write_through", False)),
+    )
+
+
+def discard_stdout() -> None:
+    """Sends what is still in the buffer of stdout, and all that follows, to /dev/null. Otherwise Python would try to
+    write it again at exit, fail, and end the process with exit code 120."""
+    null_device = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null_device, 1)
+    os.close(null_device)
+
+
+class _Stdout(io.FileIO):
+    """The standard output. Its OSErrors have `STDOUT_NAME` as file name."""
+
+    def write(self, data: Any, /) -> int:
+        """Writes some of the bytes and returns how many. Raises OSError; BrokenPipeError, which gets no file name,
+        because it is the normal end of a pipe."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            error.filename = STDOUT_NAME
+            raise
