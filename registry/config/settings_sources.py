@@ -23,6 +23,7 @@ from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
 from registry.config import ENV_NESTED_DELIMITER, ENV_PREFIX, Settings, format_size, is_size
+from registry.small_files import read_small_text
 
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 """The environment variable with the path of the settings file."""
@@ -154,7 +155,7 @@ def check_ports(loaded: LoadedSettings) -> None:
 def _read_file(file: Path) -> dict[str, Any]:
     """Returns the values in the settings file, which is in TOML. Raises ConfigError."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(read_small_text(file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
     except UnicodeDecodeError:

@@ -20,6 +20,7 @@ from registry.config.event_settings import Webhook
 from registry.events.attempts import Attempt, Outcome
 from registry.events.envelopes import ENVELOPES
 from registry.response_limits import PIECES_PER_PAUSE, NoCookies
+from registry.small_files import read_small_text
 from registry.upstream.api_transport import CheckedTransport
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach
 from registry.upstream.transport import Resolver, TrustStore
@@ -197,7 +198,7 @@ def _read_secret(file: Path) -> str:
     """Returns the content of a file without the line end. Raises OSError; ValueError if the file is empty or
     not UTF-8."""
     try:
-        text = file.read_text(encoding="utf-8").rstrip("\r\n")
+        text = read_small_text(file).rstrip("\r\n")
     except UnicodeDecodeError:  # the text of this error shows a byte of the file
         raise ValueError(f"{file} is not UTF-8") from None
     if not text:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from registry.config import DOCKER_HUB, Upstream
+from registry.small_files import read_small_text
 from storage.errors import UpstreamUnavailable
 
 log = logging.getLogger("registry.upstream")
@@ -101,7 +102,7 @@ class ConfiguredLogin:
     def _read(self, file: Path, version: str) -> UpstreamLogin | None:
         """Returns the login in `file`, which is a password file or docker's `config.json`; None if it is a
         `config.json` without a login for this upstream. `version`: the version of the returned login."""
-        content = file.read_text(encoding="utf-8")
+        content = read_small_text(file)
         if self._settings.docker_config is None:
             return UpstreamLogin(self._settings.username or "", content.rstrip("\r\n"), version=version)
         return self._find_docker_login(json.loads(content), version)

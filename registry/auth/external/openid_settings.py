@@ -12,6 +12,7 @@ from typing import Final
 
 from registry.auth.external.identity_claims import settings_stamp
 from registry.config.auth_settings import OIDCSettings
+from registry.small_files import read_small_text
 
 _ERROR_CODE: Final = re.compile(r"[a-z0-9_.-]{1,60}")
 """The error codes of the provider that may be written to a log."""
@@ -59,7 +60,7 @@ def read_client_secret(settings: OIDCSettings) -> str | None:
     elif settings.client_secret_file is not None:
         source = str(settings.client_secret_file)
         try:
-            secret = settings.client_secret_file.read_text(encoding="utf-8")
+            secret = read_small_text(settings.client_secret_file)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ProviderInvalid(

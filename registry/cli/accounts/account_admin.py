@@ -20,6 +20,7 @@ from registry.cli.options import USAGE_ERROR, fail, load_or_fail, one_line_error
 from registry.cli.output import print_json, print_line, print_rows, print_text
 from registry.clients.registry_address import registry_address
 from registry.config import Settings
+from registry.small_files import MAX_FILE_BYTES, read_small_text
 from storage.access import AccountName
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def read_password_file(file: Path | None) -> str | None:
     if file is None or str(file) == "-":
         return None
     try:
-        return file.read_text()
+        return read_small_text(file)
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -194,7 +195,7 @@ def _first_line(file: Path, text: str | None) -> str:
     None: it has not been read yet. Ends the command if the file cannot be read or the line is empty."""
     try:
         if text is None:
-            text = sys.stdin.readline() if str(file) == "-" else file.read_text()
+            text = sys.stdin.readline(MAX_FILE_BYTES) if str(file) == "-" else read_small_text(file)
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file}: {getattr(error, 'strerror', None) or 'it is not text'}")
     line = text.partition("\n")[0].removesuffix("\r")

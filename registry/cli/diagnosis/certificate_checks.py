@@ -16,6 +16,7 @@ from registry.cli.server_preparation import certificate_files
 from registry.clients.registry_address import listens_everywhere
 from registry.config import Settings
 from registry.server.gate.certificates import CertificateError, make_context
+from registry.small_files import read_small_file
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -54,7 +55,7 @@ def certificate_findings(settings: Settings, url: str, now: float) -> list[Findi
 def _chain(file: Path) -> Sequence[Certificate]:
     from cryptography import x509
 
-    return x509.load_pem_x509_certificates(file.read_bytes())
+    return x509.load_pem_x509_certificates(read_small_file(file))
 
 
 def _check_age(chain: Sequence[Certificate], now: float) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from registry.cli.diagnosis.finding import Finding, problem, warning
 from registry.cli.diagnosis.probe import ProbeError, ProbeResult
 from registry.clients.client_setup import ClientSetup, MirroredHost
 from registry.clients.registry_address import RegistryAddress
+from registry.small_files import read_small_text
 
 _CURL = "curl --cert client.cert --key client.key"
 """The beginning of a command that sends a request with a client certificate."""
@@ -93,7 +94,7 @@ class ClientFiles:
     def text(self, name: str) -> str | None:
         """Returns the content of a file; None if there is no such file. Raises FileUnusable."""
         try:
-            return self.path(name).read_text(encoding="utf-8")
+            return read_small_text(self.path(name))
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:

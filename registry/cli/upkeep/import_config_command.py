@@ -12,6 +12,7 @@ import typer
 
 from registry.cli.options import fail, one_line_errors
 from registry.cli.output import print_text
+from registry.small_files import MAX_FILE_BYTES, read_small_text
 
 HELP = """Translate the config.yml of a registry:2 or registry:3 (CNCF Distribution) into a settings file in TOML.
 
@@ -41,8 +42,11 @@ def import_config(
 def _read(file: str) -> str:
     """Returns the text of the file. Ends the command if it cannot be read."""
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        text = sys.stdin.read(MAX_FILE_BYTES + 1) if file == "-" else read_small_text(Path(file))
     except OSError as error:
         fail(f"{file} cannot be read: {error.strerror}")
     except UnicodeDecodeError:
         fail(f"{file} is not text in UTF-8")
+    if len(text) > MAX_FILE_BYTES:
+        fail(f"{file} cannot be read: larger than {MAX_FILE_BYTES} bytes")
+    return text

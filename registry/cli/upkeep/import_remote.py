@@ -8,6 +8,7 @@ from typing import Final
 
 from registry.cli.options import USAGE_ERROR, fail
 from registry.cli.upkeep.import_run import run_import
+from registry.small_files import read_small_text
 
 _PASSWORD_VARIABLE: Final = "_ENTREPOT_IMPORT_PASSWORD"  # not a setting: those begin with ENTREPOT_
 """The environment variable of this process that passes the password to the HTTP client. This process reads the password
@@ -62,7 +63,7 @@ def import_from_url(
 def _read(file: Path, what: str) -> str:
     """Returns the text of a file. Ends the command if it cannot be read."""
     try:
-        return file.read_text(encoding="utf-8")
+        return read_small_text(file)
     except OSError as error:
         fail(f"the {what} in {file} cannot be read: {error.strerror}")
     except UnicodeDecodeError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from registry.config.mirror_settings import ALL_PLATFORMS
+from registry.small_files import read_small_text
 from storage.content import Descriptor
 from storage.errors import RegistryError
 from storage.names import ImageReference, parse_reference
@@ -113,7 +114,7 @@ class ReferencesError(Exception):
 def read_references(file: Path) -> list[str]:
     """Returns the texts of the image references in a file, in the order of the lines. Raises ReferencesError."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_small_text(file)
     except UnicodeDecodeError:
         raise ReferencesError(f"{file}: not UTF-8 text") from None
     except OSError as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from registry.server.server_log import log
+from registry.small_files import read_small_file
 
 ClientAuth = Literal["off", "optional", "required"]
 FileState = tuple[int, int, int, int] | None
@@ -181,7 +182,7 @@ def _read(path: Path, what: str) -> bytes:
     """Returns the content of the file. Raises CertificateError if it cannot be read. `what` is what the file
     contains, for the text of the error."""
     try:
-        return path.read_bytes()
+        return read_small_file(path)
     except OSError as error:
         raise _unreadable(path, what, error) from None
 
