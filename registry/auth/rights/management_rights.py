@@ -66,7 +66,8 @@ class ManagementRights:
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person:
             raise Denied(
-                "log in as a person for this, with a password or at the OpenID provider; a token does not suffice"
+                "log in as a person for this, with a password or at the OpenID provider, to an account that this "
+                "registry stores; a token does not suffice"
             )
 
     def check_may_revoke(self, token: ApiToken) -> None:
@@ -89,7 +90,10 @@ class ManagementRights:
         Denied if it is the caller's own account but neither condition is true."""
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person and self.session is None:
-            raise Denied("log in as a person for this, with a browser or a password; a token does not suffice")
+            raise Denied(
+                "log in with a browser for this, or with the password of an account that this registry stores; "
+                "a token does not suffice"
+            )
 
     def check_may_end(self, session: LoginSession) -> None:
         """Checks that the caller may end a login session, by the rules of `check_may_end_sessions`. Raises

@@ -81,6 +81,16 @@ def test_sessions_are_ended_by_their_own_account() -> None:
     ALL_MANAGEMENT_RIGHTS.check_may_end(of_other_account)
 
 
+def test_a_password_of_the_htpasswd_file_needs_a_browser() -> None:
+    """A person who has given the password of a line of the htpasswd file, and has no login session, is told what
+    suffices instead: a browser for the end of sessions, and an account that the registry stores for new credentials."""
+    rights = management_rights_of(Principal(Identity("alice", stamp="htpasswd"), TEAM_ADMIN))
+    with pytest.raises(Denied, match=r"with a browser .* password of an account that this registry stores"):
+        rights.check_may_end_sessions(ALICE)
+    with pytest.raises(Denied, match=r"log in as a person .* an account that this registry stores"):
+        rights.check_may_change_credentials(ALICE)
+
+
 def test_a_pattern_admin_may_grant_below_the_pattern() -> None:
     """An account with the action `admin` on a pattern may grant rights below this pattern. If its token has limits, it
     may grant only within them."""
