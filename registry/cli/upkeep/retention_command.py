@@ -69,7 +69,7 @@ def apply(
     as_json: JsonLinesOption = False,
 ) -> None:
     """Runs the job `retention` in this process. Prints a line for each tag and manifest that it deletes, a line for
-    each tag that it keeps because it was used again during the job, and the totals."""
+    each tag that it keeps because it was changed, pulled or made immutable during the job, and the totals."""
     from registry.cli.upkeep.upkeep_run import run_as_job
 
     def make_work(upkeep: UpkeepComponents) -> Work:

@@ -99,13 +99,14 @@ class RetentionWork:
         outcomes = await asyncio.gather(*deletions)
         self._on_deleted("tag", sum(outcomes))
         for (tag, decision), was_deleted in zip(tags_to_delete, outcomes, strict=True):
+            kept_reason = "it is immutable now" if is_immutable(tag.name) else "changed or pulled since it was judged"
             context.step(
                 "deleted" if was_deleted else "kept",
                 action="delete" if was_deleted else "keep",
                 repository=repo,
                 tag=tag.name,
                 digest=tag.digest,
-                reason=decision.reason if was_deleted else "used again since it was judged",
+                reason=decision.reason if was_deleted else kept_reason,
                 rule=rule.number,
             )
         return sum(outcomes)

@@ -160,6 +160,27 @@ async def test_a_tag_that_is_pushed_before_its_deletion_is_kept(store: StoredReg
     assert (result["tags_kept"], result["tags_deleted"]) == (2, 1)
 
 
+async def test_the_report_says_that_a_tag_has_become_immutable(store: StoredRegistry, clock: Clock) -> None:
+    """If a tag becomes immutable after retention has decided to delete it, the report gives this as the reason why it
+    is kept; for a tag that was changed, that it was changed."""
+    await push_daily(store, clock, APP, "a", "v1", "last")
+
+    class RetentionWithNewRules(HookedRetention):
+        async def tags(self, *arguments: Any) -> Any:
+            tags = await self._inner.tags(*arguments)
+            run.judge.immutable_tags = ImmutableTags([TagRule((NamePattern("team/app"),), (TagPattern("v*"),))])
+            return tags
+
+    async def push(judged: TagFacts) -> None:
+        if judged.name == "a":
+            await push_image(store, APP, "a, again", "a")
+
+    run = RetentionRun(store, clock, rule(keep_last=1), retention=RetentionWithNewRules(store.retention, push))
+    await run()
+    reasons = {step["tag"]: step["reason"] for step in run.steps}
+    assert reasons == {"a": "changed or pulled since it was judged", "v1": "it is immutable now"}
+
+
 async def test_content_of_an_immutable_tag_is_kept(store: StoredRegistry, clock: Clock) -> None:
     """An immutable tag is kept, with its manifest, the manifests that it lists and their referrers. The preview states
     that the tag is immutable."""
