@@ -76,8 +76,8 @@ class ScrubRound:
     The round checks all blobs with row ids up to `until_blob`, and all manifests with row ids up to `until_manifest`.
     So far it has checked the blobs with row ids up to `after_blob`, and the manifests with row ids up to
     `after_manifest`. `blobs`, `manifests`: numbers of blobs and manifests that it has checked. `size`: bytes of the
-    blobs that it has checked. `total_bytes`: bytes of all blobs that it checks. `damaged`: how many blobs and manifests
-    it has found damaged."""
+    blobs that it has checked. `total_bytes`: bytes of all blobs that it checks, as counted when it began; the same
+    as `size` once it has ended. `damaged`: how many blobs and manifests it has found damaged."""
 
     id: int
     started: float

@@ -80,7 +80,7 @@ class Scrubber:
         self._on_damaged = on_damaged
         self._on_scrubbed = on_scrubbed
         self._read_bytes_of_blob = 0
-        """Number of bytes that were read of the current blob, or of all damaged blobs while those are read again."""
+        """Number of bytes that were read of the current blob."""
         self._new_in_quarantine = 0
         """Largest number of bytes that may have been added to the quarantine since it was last shrunk."""
         self._saved_at = 0.0
@@ -124,7 +124,7 @@ class Scrubber:
             page = await self._damage.damaged_blobs(after, PAGE_SIZE)
             for blob in page.items:
                 try:
-                    is_healed = await self._quarantine.check_former_place(blob, self._count_reading)
+                    is_healed = await self._quarantine.check_former_place(blob, self._count_recheck)
                 except BytesForbidden as error:
                     self._report_unreadable(blob.digest, blob.size, error)
                     is_healed = False
@@ -218,6 +218,12 @@ class Scrubber:
         self._on_scrubbed(count)
         await self._rate.wait(count, self._save_progress)
 
+    async def _count_recheck(self, count: int) -> None:
+        """Does the same as `_count_reading` for a blob that is known to be damaged. These bytes are not part of the
+        round's total."""
+        self._on_scrubbed(count)
+        await self._rate.wait(count, self._save_progress)
+
     async def _note_second_read(self, count: int) -> None:
         """Saves the progress during the second read of a blob, by which the quarantine checks whether the blob is
         really damaged. Does not limit the rate, because a damaged blob should be taken out of use soon."""
@@ -231,8 +237,8 @@ class Scrubber:
             return
         self._saved_at = now
         await self._damage.save_round(self._round)
-        total_bytes = self._round.total_bytes
-        done_bytes = min(self._round.size + self._read_bytes_of_blob, total_bytes)
+        done_bytes = self._round.size + self._read_bytes_of_blob
+        total_bytes = max(self._round.total_bytes, done_bytes)  # blobs may have been healed since the round began
         await self._context.report(
             done_bytes, total=total_bytes, unit="bytes", message="reading content", save_now=True
         )

@@ -90,16 +90,18 @@ class SqliteDamageRecords:
         return await self._write_round(progress, ended=self._clock(), durable=True)
 
     async def _write_round(self, progress: ScrubRound, *, ended: float | None, durable: bool) -> ScrubRound:
-        """Stores the progress of a round, and returns the stored round."""
+        """Stores the progress of a round, and returns the stored round. The total of a round that has ended is what it
+        has read: blobs of the total may have been deleted, and damaged blobs healed, since it began."""
+        total_bytes = progress.total_bytes if ended is None else progress.size
         values = (
             *(self._clock(), ended, progress.after_blob, progress.after_manifest, progress.blobs, progress.manifests),
-            *(progress.size, progress.damaged, progress.id),
+            *(progress.size, progress.damaged, total_bytes, progress.id),
         )
 
         def update(db: apsw.Connection) -> ScrubRound:
             row: Any = db.execute(
                 "UPDATE scrub_round SET updated = ?, ended = ?, after_blob = ?, after_manifest = ?, blobs = ?, "
-                f"manifests = ?, bytes = ?, damaged = ? WHERE id = ? RETURNING {_ROUND}",
+                f"manifests = ?, bytes = ?, damaged = ?, total_bytes = ? WHERE id = ? RETURNING {_ROUND}",
                 values,
             ).fetchone()
             return progress if row is None else ScrubRound(*row)

@@ -89,6 +89,22 @@ async def test_a_damaged_blob_is_not_served_until_it_is_pushed_again(
     }
 
 
+async def test_the_total_of_a_round_is_what_it_has_read(registry: StoredRegistry) -> None:
+    """The total of a round that has ended is what it has read, also if a damaged blob was pushed again after the round
+    had begun."""
+    await push_blob(registry, APP, b"{}")
+    layer = await push_blob(registry, APP, BODY)
+    flip_byte(file_of(registry, layer.digest), 1)
+    await scrub(registry)
+    assert (await registry.damage.start_round()).total_bytes == 2  # without the damaged blob
+    await push_blob(registry, APP, BODY)
+
+    await scrub(registry)
+
+    ended = (await registry.damage.rounds(1))[0]
+    assert (ended.size, ended.total_bytes) == (2 + len(BODY), 2 + len(BODY))
+
+
 async def test_a_read_finds_that_the_file_is_missing(registry: StoredRegistry) -> None:
     """If the file of a blob is missing, the first GET marks the blob as damaged. After that, GET and HEAD answer that
     the blob is unknown, until a client pushes it again."""
