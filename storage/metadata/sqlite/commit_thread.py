@@ -44,6 +44,7 @@ from storage.errors import RegistryError, StorageFailed, StorageFull
 from storage.metadata.catalog import UNOBSERVED_COMMITS, CommitObserver
 from storage.metadata.sqlite.cross_process_change_counter import is_exactly_one_commit_later
 from storage.metadata.sqlite.database import connect, is_full
+from storage.metadata.sqlite.lock_watch import LockWatch
 from storage.metadata.sqlite.write_ahead_log import CHECKPOINT_FAILED, WriteAheadLog
 
 MAX_BATCH_CHANGES = 256
@@ -166,15 +167,19 @@ class CommitThread:
         db.set_wal_hook(self._wal.note_pages)
         db.set_update_hook(self._note_changed_row)
         opened.set_result(None)
+        watch = LockWatch(lock_fd)
         try:
             while batch := self._next_batch():
                 try:
                     queued_at = time.monotonic()
+                    watch.begin_wait()
                     with Flock(lock_fd):
+                        watch.end_wait()
                         locked_at = time.monotonic()
                         self._commit_with_reserve(db, batch)
                     self._observer.on_commit(len(batch), locked_at - queued_at, time.monotonic() - locked_at)
                 except BaseException as error:
+                    watch.end_wait()
                     # The lock failed, or the error is unexpected. The thread continues, because without it this process
                     # could make no more changes.
                     log.warning("a transaction with changes of the metadata failed", exc_info=error)
@@ -188,6 +193,7 @@ class CommitThread:
                 if self._wal.is_long:
                     self._lock_and_checkpoint(db, lock_fd)
         finally:
+            watch.close()
             self._close_gaps(db, lock_fd)
             db.close()
             os.close(lock_fd)
