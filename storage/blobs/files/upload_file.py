@@ -44,7 +44,7 @@ class UploadFile:
         path = directory / "1"
         try:
             system.mkdir(directory)
-            return cls(system, path, system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            return cls(system, path, _create_file(system, path))
         except FileExistsError:
             raise BlobUploadInvalid("a newer request has taken this upload over") from None
 
@@ -59,7 +59,7 @@ class UploadFile:
                 current = _last_generation(directory)
                 if current is None:
                     path = directory / "1"
-                    return cls(system, path, system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+                    return cls(system, path, _create_file(system, path))
             except FileExistsError:  # another request has just created the file
                 continue
             except FileNotFoundError:
@@ -166,6 +166,17 @@ class UploadFile:
         """Closes the file. May be called more than once."""
         if (fd := self.detach()) >= 0:
             os.close(fd)
+
+
+def _create_file(system: System, path: Path) -> int:
+    """Creates the first file of a session and returns its descriptor. If that fails, for example because the disk has
+    no inode left, removes the directory if it is empty. Raises OSError."""
+    try:
+        return system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    except OSError:
+        with suppress(OSError):
+            system.rmdir(path.parent)
+        raise
 
 
 def _last_generation(directory: Path) -> int | None:
