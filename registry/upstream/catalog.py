@@ -53,8 +53,11 @@ class CatalogReader:
         self._parser = parser
 
     async def page(self, previous: CatalogPage | None) -> CatalogPage:
-        """Returns the page after `previous`, or the first page if `previous` is None. Raises NameUnknown if the
-        upstream has no such list, Denied if the login may not read it, and the errors of a failed upstream request."""
+        """Returns the page after `previous`, or the first page if `previous` is None. Raises ValueError if `previous`
+        has no `next_url`, NameUnknown if the upstream has no such list, Denied if the login may not read it, and the
+        errors of a failed upstream request."""
+        if previous is not None and previous.next_url is None:
+            raise ValueError("no page follows the last one")
 
         async def read(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> CatalogPage:
             url = f"{endpoint.url}/v2/_catalog?n={NAMES_PER_PAGE}"
