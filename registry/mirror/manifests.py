@@ -125,6 +125,12 @@ class MirroredManifests:
                 notice = f"asking {self._name} failed: {error.message}"
                 return await self._look_up(look_up, repo, reference, notice)
             raise
+        try:
+            return await self._look_up(look_up, repo, reference, notice)
+        except ManifestUnknown:
+            # Possibly the cached copy was evicted while the upstream was asked. Then it is fetched again.
+            if await self._find_cached(repo, reference) is None:
+                notice = await self._ask(repo, reference)
         return await self._look_up(look_up, repo, reference, notice)
 
     async def _look_up(

@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from registry.mirror.entitlement import MIRROR_ACTOR
 from registry.mirror.upstream_client import UnconfirmedManifestUnknown
 from registry.request import RequestContext, enter_request
 from storage.content import Manifest, UpstreamCheck, digest_of
 from storage.data_dir.file_leases import FileLeases
 from storage.errors import BlobUnknown, Denied, ManifestUnknown, TooManyRequests, UpstreamTimeout, UpstreamUnavailable
 from storage.names import Digest, Reference, RepositoryName, Tag
+from tests.fakes.mirror_source import FakeSource
 from tests.fakes.registry_content import index_of
 from tests.unit.registry.conftest import wait_until
 from tests.unit.registry.mirror.conftest import (
@@ -195,6 +197,45 @@ async def test_a_slow_upstream_is_not_waited_for(site: MirrorSite) -> None:
     notice = request.notice
     assert notice is not None
     assert "slow" in notice
+
+
+@pytest.mark.parametrize("by", ["tag", "digest"])
+async def test_an_image_that_is_evicted_during_the_check_is_fetched_again(
+    site: MirrorSite, worker: MirrorWorker, by: str
+) -> None:
+    """If the eviction removes an image while the upstream is asked about its tag, clients of the tag get the image, not
+    "unknown". The image is fetched once. `by`: whether only the tag was removed, or also the
+    manifest."""
+    image = await pull_new_image(site, worker)
+    site.clock.now += 601
+    site.upstream.faults.hold = hold = asyncio.Event()
+    async with site.worker(source_of_another_worker(site)) as asking:
+        upstream = asking.mirror._upstream
+        assert isinstance(upstream, FakeSource)
+        clients = [asyncio.create_task(asking.mirror.get_manifest(MIRRORED_REPO, TAG)) for _ in range(3)]
+        await wait_until(lambda: upstream.calls["head manifest"] == 1)
+        await worker.store.delete_tag(MIRRORED_REPO, TAG, by=MIRROR_ACTOR)
+        if by == "digest":
+            await worker.store.delete_manifest(MIRRORED_REPO, image.digest, by=MIRROR_ACTOR)
+        hold.set()
+        assert {manifest.digest for manifest in await asyncio.gather(*clients)} == {image.digest}
+        assert upstream.calls["head manifest"] == 1
+        assert upstream.calls["get manifest"] == 1
+
+
+async def test_an_image_that_is_evicted_while_the_upstream_fails(site: MirrorSite, worker: MirrorWorker) -> None:
+    """If the upstream fails while the eviction removes the image, the client gets the upstream's error, not
+    "unknown"."""
+    await pull_new_image(site, worker)
+    site.clock.now += 601
+    site.upstream.faults.hold = hold = asyncio.Event()
+    client = asyncio.create_task(worker.mirror.get_manifest(MIRRORED_REPO, TAG))
+    await wait_until(lambda: site.upstream.calls["head manifest"] == 1)
+    await worker.store.delete_tag(MIRRORED_REPO, TAG, by=MIRROR_ACTOR)
+    site.upstream.faults.down = UpstreamUnavailable()
+    hold.set()
+    with pytest.raises(UpstreamUnavailable):
+        await client
 
 
 async def test_upstream_error_without_a_cached_copy(site: MirrorSite, worker: MirrorWorker) -> None:
