@@ -33,6 +33,10 @@ class RestoreNotEnded(DataDirectoryError):
     """A restore from a backup has begun in the data directory, and has not ended."""
 
 
+class DatabaseMissing(DataDirectoryError):
+    """The data directory has blob files, but no database."""
+
+
 class OlderRegistry(DataDirectoryError):
     """An older version of this program wrote the data directory, and no server has migrated it yet."""
 
@@ -145,13 +149,46 @@ def check_restore_ended(layout: Layout, root: Path) -> None:
         )
 
 
+def check_database_not_lost(layout: Layout, root: Path) -> None:
+    """Raises DatabaseMissing if the data directory has blob files, but its database is missing or empty, for example
+    because somebody deleted it. A new database would own none of these files, so garbage collection would delete them
+    as strays. `root`: the data directory, as the message shows it. Raises OSError."""
+    database = layout.metadata
+    log = database.with_name(f"{database.name}-wal")
+    if _size(database) > 0 or (database.exists() and _size(log) > 0):
+        return
+    if any(_has_files(shard) for shard in layout.shards()):
+        raise DatabaseMissing(
+            f"{root} has blobs, but its database {database.name} is missing or empty: put the database back, or "
+            "restore a backup into another directory with `entrepot restore`; for a new registry, name an empty "
+            "directory with --data"
+        )
+
+
+def _size(file: Path) -> int:
+    """Returns the bytes of the file; 0 if it does not exist. Raises OSError."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _has_files(directory: Path) -> bool:
+    """Returns whether the directory exists and has an entry. Raises OSError."""
+    try:
+        with os.scandir(directory) as entries:
+            return any(True for _ in entries)
+    except FileNotFoundError:
+        return False
+
+
 def ensure_usable(root: Path) -> None:
     """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory or cannot
     be written. Also raises it if `root` lies on a network file system: file locks are unreliable there, and SQLite's
     WAL needs memory that all processes share, which processes on different machines do not have.
 
-    Raises DataDirectoryError also if a restore from a backup has not ended in `root`, or if a part of the data
-    directory is on another file system (`find_split`).
+    Raises DataDirectoryError also if a restore from a backup has not ended in `root`, if `root` has blobs without a
+    database (`check_database_not_lost`), or if a part of the data directory is on another file system (`find_split`).
 
     If `root` exists on a full disk, accepts it, because the registry can still serve reads and deletes from it. If
     `root` is missing and the disk is full, raises DataDirectoryError."""
@@ -167,6 +204,10 @@ def ensure_usable(root: Path) -> None:
             "choose a local disk with --data"
         )
     check_restore_ended(Layout(root), root)
+    try:
+        check_database_not_lost(Layout(root), root)
+    except OSError as error:
+        raise DataDirectoryError(f"cannot read {error.filename}: {error.strerror}") from None
     if (split := find_split(root)) is not None:
         raise DataDirectoryError(
             f"{split[0]} and {split[1]} are on different file systems or mounts, so no blob can be stored; put the "

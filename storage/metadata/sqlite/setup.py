@@ -15,7 +15,14 @@ from pathlib import Path
 import apsw
 
 from storage.data_dir.blocking_calls import as_storage_errors
-from storage.data_dir.check import DataDirectoryError, NewerRegistry, NoRegistry, OlderRegistry, check_restore_ended
+from storage.data_dir.check import (
+    DataDirectoryError,
+    NewerRegistry,
+    NoRegistry,
+    OlderRegistry,
+    check_database_not_lost,
+    check_restore_ended,
+)
 from storage.data_dir.layout import Layout
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
@@ -92,10 +99,11 @@ def check_database_version(layout: Layout, data: Path) -> None:
     """Checks, for a command that does not start a server, that the database exists and has the table version that this
     program needs. Does not migrate an older database, because a server of that older version may be running. `data`:
     the data directory, as error messages show it. Raises DataDirectoryError if a restore from a backup has not ended,
-    if there is no database, or if the database has another table version or cannot be read."""
+    if there is no database, also beside blobs, or if the database has another table version or cannot be read."""
     file = layout.metadata
     try:
         check_restore_ended(layout, data)
+        check_database_not_lost(layout, data)
         if not file.is_file():
             raise NoRegistry(f"{data} holds no registry yet; `entrepot serve --data {data}` makes one there")
     except OSError as error:
