@@ -275,7 +275,7 @@ class DataDirectoryReplaced(StorageFailed):
     open. Reads still work."""
 
     code = "UNAVAILABLE"
-    default = "the registry's data directory was moved away or replaced while this process used it; restart the server"
+    default = "the registry's data directory was moved away or replaced while in use; /readyz says what to do"
 
 
 class BytesForbidden(StorageFailed):

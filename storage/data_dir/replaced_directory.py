@@ -21,7 +21,7 @@ class OpenedDirectory:
     directory that is replaced between the two then counts as replaced."""
 
     def __init__(self, layout: Layout) -> None:
-        self._root = layout.root
+        self._layout = layout
         self._database_path = str(layout.metadata)
         self._database = self._read_identity()
 
@@ -35,9 +35,16 @@ class OpenedDirectory:
     def problem(self) -> str | None:
         """Returns what is wrong if another data directory, or none, is at the path now; None if nothing is. Blocks.
         Raises OSError."""
-        if self._database is None or self._database == self._read_identity():
+        database = self._read_identity()
+        if self._database in (None, database):
             return None
-        return f"{self._root} was moved away or replaced while this process used it; restart the server"
+        is_restoring = self._layout.restore_marker.exists()
+        if database is None and self._layout.uploads.exists() and not is_restoring:  # only the database is gone
+            return (
+                f"{self._database_path} was deleted or moved away while this process used it; do not stop the server: "
+                f"first put the file back, or copy it and its -wal from /proc/{os.getpid()}/fd"
+            )
+        return f"{self._layout.root} was moved away or replaced while this process used it; restart the server"
 
     def _read_identity(self) -> tuple[int, int] | None:
         """Returns the device and the inode of the database file; None if there is none."""

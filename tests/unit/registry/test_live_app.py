@@ -199,8 +199,8 @@ async def test_pulls_are_stored_although_the_background_work_was_not_started(tmp
 
 
 async def test_a_change_of_the_settings_opens_a_replaced_data_directory(tmp_path: Path) -> None:
-    """If the data directory was replaced, the application refuses pushes with 503 and says that the server has to be
-    restarted. An application with new settings opens the new directory, so pushes work again and it is ready."""
+    """If the data directory was replaced, the application refuses pushes with 503 and says where the operator learns
+    what to do. An application with new settings opens the new directory, so pushes work again and it is ready."""
     data = tmp_path / "data"
     prepare_data_dir(data)
     live = LiveApp(Settings(data=data), make_app)
@@ -210,7 +210,7 @@ async def test_a_change_of_the_settings_opens_a_replaced_data_directory(tmp_path
     data.rename(tmp_path / "old")
     prepare_data_dir(data)
     answer = await client("POST", "/v2/a/blobs/uploads/")
-    assert (answer.status, b"restart the server" in answer.body) == (503, True)
+    assert (answer.status, b"/readyz says what to do" in answer.body) == (503, True)
     assert (await client("GET", "/v2/_catalog")).status == 200
     assert not await is_ready(live)
     await change(live, Settings(data=data, read_only=True))

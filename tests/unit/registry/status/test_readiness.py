@@ -4,6 +4,7 @@ cannot."""
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import httpx2
@@ -135,3 +136,21 @@ async def test_a_data_directory_that_was_replaced_before_the_checks_were_made_is
         [reason] = [result.reason for result in await Readiness(store, store, data).check() if result.name == "disk"]
         assert reason is not None
         assert "was moved away or replaced while this process used it; restart the server" in reason
+
+
+async def test_a_deleted_database_is_not_ready(tmp_path: Path) -> None:
+    """If the database of a running server is deleted, `/readyz` does not advise a restart: the files that the server
+    has open are the only ones with the metadata. It says where they are. With the database back, it is ready again."""
+    data = tmp_path / "data"
+    prepare_data_dir(data)
+    app = create_app(Settings(data=data))
+    async with app.router.lifespan_context(app), visitor(app) as client:
+        (data / "entrepot.db").rename(tmp_path / "entrepot.db")
+        answer = await client.get("/readyz")
+        assert answer.status_code == 503
+        [reason] = [check["reason"] for check in answer.json()["checks"] if check["name"] == "disk"]
+        assert "entrepot.db was deleted or moved away while this process used it; do not stop the server" in reason
+        assert "restart" not in reason
+        assert f"/proc/{os.getpid()}/fd" in reason
+        (tmp_path / "entrepot.db").rename(data / "entrepot.db")
+        assert (await client.get("/readyz")).status_code == 200

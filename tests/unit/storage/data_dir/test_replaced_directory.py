@@ -86,10 +86,10 @@ CHANGES: list[Change] = [
 @pytest.mark.parametrize("is_replaced", [True, False])
 async def test_changes_are_refused(store: StoredRegistry, data: Path, change: Change, is_replaced: bool) -> None:
     """A process whose data directory was replaced or moved away refuses pushes, deletes and changes of accounts,
-    because the old database would keep them. The error says that the server has to be restarted."""
+    because the old database would keep them. The error says where the operator learns what to do."""
     await push_image(store, APP, "one", "v1")
     (replace_by_copy if is_replaced else move_away)(data)
-    with pytest.raises(DataDirectoryReplaced, match=r"was moved away or replaced while .*; restart the server"):
+    with pytest.raises(DataDirectoryReplaced, match=r"was moved away or replaced while .*; /readyz says what to do"):
         await change(store)
 
 
