@@ -21,6 +21,7 @@ from typing import Final
 
 from registry.mirror.blob_sizes import BlobSizes
 from registry.mirror.freshness import NegativeCache
+from registry.mirror.upstream_client import BlobSizeUnknown
 from storage.content import Actor, Manifest
 from storage.errors import BlobUnknown, DataDirectoryReplaced, Denied, StorageFull, TooManyRequests, UpstreamUnavailable
 from storage.interface import Registry
@@ -74,8 +75,9 @@ class BlobEntitlement:
         At a public upstream, takes the size from these manifests. If there are none, asks the upstream. If they
         disagree about the size, asks the upstream too, but takes the size in the newest manifest if it gives no answer.
         For a short time, that answer and the answer to `ask_size` take precedence over the manifests. Asks a private
-        upstream for the size if `download_size` is None. Does not ask, and raises BlobUnknown, if the upstream said a
-        short time ago that `repo` does not have the blob.
+        upstream for the size if `download_size` is None. If it has the blob and does not state the size, takes the size
+        in the newest manifest. Does not ask, and raises BlobUnknown, if the upstream said a short time ago that `repo`
+        does not have the blob.
 
         `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
         downloaded for `repo`; otherwise None. The right of `repo` was checked when that download started. Raises
@@ -83,12 +85,12 @@ class BlobEntitlement:
         if await self._negative_cache.has(repo, digest):
             raise BlobUnknown("the upstream does not have this blob; this answer is cached for a short time")
         manifests = await self._records.referring_manifests(repo, digest)
+        stated = [blob.size for manifest in manifests for blob in manifest.blobs if blob.digest == digest]
         if self.is_private:
             # At a private upstream, a manifest is no proof, because its author can name any digest and size in it.
             if download_size is not None:
                 return download_size, manifests
         else:
-            stated = [blob.size for manifest in manifests for blob in manifest.blobs if blob.digest == digest]
             if stated and (remembered := self._sizes.remembered(repo, digest)) is not None:
                 return remembered, manifests
             if len(set(stated)) == 1:
@@ -99,7 +101,12 @@ class BlobEntitlement:
                 except (Denied, TooManyRequests, UpstreamUnavailable):
                     # `mount` may find the blob in another repository. At a public upstream, it ignores the size.
                     return stated[0], manifests
-        return await self._sizes.ask(repo, digest, deadline), manifests
+        try:
+            return await self._sizes.ask(repo, digest, deadline), manifests
+        except BlobSizeUnknown:
+            if not stated:
+                raise
+            return stated[0], manifests
 
     async def ask_size(self, repo: RepositoryName, digest: Digest, deadline: float) -> int:
         """Asks the upstream for the blob's size in bytes, because it has sent a blob of another size than `check` has

@@ -286,6 +286,7 @@ class PassThroughReader:
                     *(self._upstream_name, self._digest, requested, self._buffer),
                     self._avoided.ask_last,
                     self._avoided.refused,
+                    expected_size=self._size,
                 )
             finally:
                 self._report_fetched(self._buffer.received)

@@ -35,6 +35,15 @@ class BlobSizeWrong(UpstreamUnavailable):
     else than the blob, such as an error page."""
 
 
+class BlobLengthWrong(BlobSizeWrong):
+    """The upstream did not state the size of a blob, and its response ended before the expected size, or went on after
+    it. The `BlobSink` has got bytes, which are possibly those of an error page."""
+
+
+class BlobSizeUnknown(UpstreamUnavailable):
+    """The upstream has the blob, since its response names the blob's digest, but it does not state the size."""
+
+
 class Unconfirmed:
     """Base class of the three errors for a "not found" that does not show whether the content exists."""
 
@@ -132,7 +141,7 @@ class UpstreamClient(Protocol):
         ...
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
-        """Returns a blob's descriptor, with the size that the upstream states. Raises BlobUnknown."""
+        """Returns a blob's descriptor, with the size that the upstream states. Raises BlobUnknown, BlobSizeUnknown."""
         ...
 
     async def fetch_blob(
@@ -143,12 +152,15 @@ class UpstreamClient(Protocol):
         sink: BlobSink,
         avoid: Collection[str] = (),
         refused: Collection[str] = (),
+        expected_size: int | None = None,
     ) -> None:
         """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. Asks the endpoints in
         `avoid` only if no other endpoint has the blob, and those in `refused`, whose bytes the sink does not accept,
-        only after all others. Asks no further endpoint after the first call of the sink. Raises BlobUnknown,
-        RangesUnsupported (`span` does not start at 0, and the upstream sends only whole blobs), and the exceptions of
-        the sink. Raises UpstreamUnavailable or UpstreamTimeout if the connection breaks, also after the sink has got
+        only after all others. Asks no further endpoint after the first call of the sink. `expected_size`: the size of
+        the whole blob, which is used if the upstream does not state it; None: such a response is refused. Raises
+        BlobUnknown, RangesUnsupported (`span` does not start at 0, and the upstream sends only whole blobs),
+        BlobLengthWrong (the upstream did not state the size, and `expected_size` is wrong), and the exceptions of the
+        sink. Raises UpstreamUnavailable or UpstreamTimeout if the connection breaks, also after the sink has got
         some bytes. If this call is cancelled, closes the connection. The sink is not called after this call has ended
         or was cancelled."""
         ...

@@ -27,6 +27,7 @@ from urllib3.exceptions import (
 )
 
 from registry.config import Upstream
+from registry.mirror.upstream_client import BlobLengthWrong
 from registry.single_flight import wait_uncancelled
 from registry.upstream.destinations import AddressPolicy, NetworkClass, Reach, RedirectChain, loggable_origin, origin
 from registry.upstream.request_limits import COMMON_HEADERS, KIB, SMALL_BODY_BYTES
@@ -36,10 +37,11 @@ from registry.upstream.transfer import (
     SinkRaised,
     SocketBody,
     TransferAbandoned,
+    has_unknown_length,
     response_span,
 )
 from registry.upstream.transport import OutboundProxies, TrustStore, pool_classes
-from registry.upstream.upstream_responses import UpstreamResponse, parse_count
+from registry.upstream.upstream_responses import UpstreamResponse
 from storage.errors import RegistryError, UpstreamTimeout, UpstreamUnavailable
 
 READ_BUFFER_BYTES = 1024 * KIB
@@ -160,6 +162,7 @@ class BlobClient:
         self._thread_state.transfer = transfer
         transfer.has_started = True
         route = RedirectChain(url, {**COMMON_HEADERS, **headers}, self._endpoint_reach)
+        has_asked_for_size = False
         try:
             while True:
                 transfer.use_socket(None)  # raises TransferAbandoned after `abandon`
@@ -175,9 +178,15 @@ class BlobClient:
                 if is_redirect:
                     _release_connection(response)
                     continue
-                if response.status == 200 and _has_unknown_length(response) and "Range" not in route.headers:
+                has_range = "Range" in route.headers
+                if response.status == 200 and has_unknown_length(response) and not has_range and not has_asked_for_size:
                     _release_connection(response)
                     route.headers["Range"] = "bytes=0-"  # the response to a range request states the blob's length
+                    has_asked_for_size = True
+                    continue
+                if has_asked_for_size and has_range and response.status not in (200, 206):
+                    _release_connection(response)
+                    del route.headers["Range"]  # the upstream refuses ranges
                     continue
                 if response.status in (200, 206):
                     self._read_body(transfer, response, route)
@@ -278,10 +287,12 @@ class BlobClient:
 
     def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
         """Reads the body and passes it to the sink. Raises UpstreamUnavailable if the response has other bytes than
-        those requested, or if the body ends before its stated length. Raises RangesUnsupported, TransferAbandoned,
-        SinkRaised, and errors of the connection."""
+        those requested, or if the body ends before its stated length. Raises BlobLengthWrong if no length is stated,
+        and the body has another length than expected. Raises RangesUnsupported, TransferAbandoned, SinkRaised, and
+        errors of the connection."""
+        server = loggable_origin(route.url)
         try:
-            start, stop, size = response_span(response, transfer.span, route.url)
+            start, stop, size = response_span(response, transfer.span, route.url, transfer.expected_size)
             body = SocketBody(response, stop - start)
         except BaseException:
             _release_connection(response)
@@ -293,10 +304,14 @@ class BlobClient:
             buffer, offset = memoryview(self._thread_state.buffer), start
             while offset < stop:
                 count = body.read_into(buffer)
+                if not count and body.is_length_unknown and body.is_chunked:  # its end is no broken connection
+                    raise BlobLengthWrong(f"{server} sent {offset} bytes of a blob; {stop} bytes were expected")
                 if not count:
-                    raise UpstreamUnavailable(f"{loggable_origin(route.url)} sent {stop - offset} bytes too few")
+                    raise UpstreamUnavailable(f"{server} sent {stop - offset} bytes too few")
                 transfer.take(offset, buffer[:count])
                 offset += count
+            if body.is_length_unknown and not body.has_ended():
+                raise BlobLengthWrong(f"{server} sent more than {stop} bytes of a blob; {stop} bytes were expected")
         except BaseException:
             body.discard()
             raise
@@ -309,11 +324,6 @@ def _request_target(url: str) -> str:
     proxy."""
     parts = urlsplit(url)
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-
-
-def _has_unknown_length(response: HTTPResponse) -> bool:
-    """Returns whether the response has no valid `Content-Length`."""
-    return parse_count(response.headers.get("content-length")) is None
 
 
 def _read_unsuccessful(response: HTTPResponse, route: RedirectChain) -> UpstreamResponse:

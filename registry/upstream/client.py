@@ -24,6 +24,7 @@ from registry.memory_budget import MemoryBudget, ShareScope
 from registry.mirror.observer import UNOBSERVED, MirrorObserver
 from registry.mirror.upstream_client import (
     BlobSink,
+    BlobSizeUnknown,
     EndpointHealth,
     UnconfirmedBlobUnknown,
     UnconfirmedManifestUnknown,
@@ -183,7 +184,7 @@ class HttpUpstreamClient:
         self, endpoint: UpstreamEndpoint, attempt: EndpointAttempt, repo: RepositoryName, digest: Digest
     ) -> int:
         """Returns the blob's size in bytes. Sends a HEAD request, and a GET of the first byte if the response to HEAD
-        does not show the size."""
+        does not show the size. Raises BlobSizeUnknown if the upstream has the blob and does not state its size."""
         path = f"blobs/{digest}"
         # A 404 to HEAD raises UnconfirmedBlobUnknown: a response without a body does not show whether the registry
         # itself sent it. Then a GET decides, because the mirror caches BlobUnknown.
@@ -202,24 +203,30 @@ class HttpUpstreamClient:
                 _check_same_digest(response, digest, "blob")
                 return response.length
         # HEAD may fail at the target of a redirect whose URL is signed for GET only, or may show no length.
-        response = await self._requester.request(
-            endpoint,
-            attempt,
-            repo,
-            RequestKind.BLOB,
-            "GET",
-            path,
-            not_found_error=BlobUnknown(),
-            headers={"Range": "bytes=0-0"},
-            read_body=False,
-            accepted_statuses=(416,),  # an empty blob has no first byte; `Content-Range` then states the size 0
-        )
-        _check_same_digest(response, digest, "blob")
-        total = parse_count(response.headers.get("content-range", "").rpartition("/")[2])
-        size = response.length if response.status == 200 else total
-        if size is None:
-            raise UpstreamUnavailable(f"{loggable_origin(response.url)} does not say how long the blob is")
-        return size
+        for headers in ({"Range": "bytes=0-0"}, {}):
+            response = await self._requester.request(
+                endpoint,
+                attempt,
+                repo,
+                RequestKind.BLOB,
+                "GET",
+                path,
+                not_found_error=BlobUnknown(),
+                headers=headers,
+                read_body=False,
+                accepted_statuses=(416,),  # an empty blob has no first byte; `Content-Range` then states the size 0
+            )
+            _check_same_digest(response, digest, "blob")
+            total = parse_count(response.headers.get("content-range", "").rpartition("/")[2])
+            size = response.length if response.status == 200 else total
+            if size is not None:
+                return size
+            if response.status != 416:  # otherwise the upstream refuses ranges, and may state the length without one
+                break
+        message = f"{loggable_origin(response.url)} does not say how long the blob is"
+        if response.status in (200, 206) and response.digest == digest:
+            raise BlobSizeUnknown(message)
+        raise UpstreamUnavailable(message)
 
     async def fetch_blob(
         self,
@@ -229,12 +236,14 @@ class HttpUpstreamClient:
         sink: BlobSink,
         avoid: Collection[str] = (),
         refused: Collection[str] = (),
+        expected_size: int | None = None,
     ) -> None:
         """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries the endpoints whose URL is in `avoid`
         after the others, and those in `refused`, whose bytes the sink does not accept, last. Tries no other endpoint
-        after the sink was called. Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs), the
-        errors of a failed upstream request, and what the sink raises. After a cancellation the sink is not called
-        again."""
+        after the sink was called. `expected_size`: the size of the whole blob, which is used if the upstream does not
+        state it; None: such a response is refused. Raises BlobUnknown, RangesUnsupported (the upstream sends only whole
+        blobs), BlobLengthWrong (`expected_size` is wrong), the errors of a failed upstream request, and what the sink
+        raises. After a cancellation the sink is not called again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()
@@ -242,7 +251,7 @@ class HttpUpstreamClient:
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> None:
             # `attempt` reports the endpoint as working as soon as the endpoint responds. A later error of the transfer
             # does not change that.
-            transfer = BlobTransfer(endpoint.url, span, sink, attempt, loop.call_soon_threadsafe)
+            transfer = BlobTransfer(endpoint.url, span, sink, attempt, loop.call_soon_threadsafe, expected_size)
             url = f"{endpoint.url}/v2/{repo}/blobs/{digest}"
 
             async def send(authorization: Mapping[str, str]) -> UpstreamResponse:

@@ -16,6 +16,7 @@ from registry.config import Upstream
 from registry.memory_budget import ShareScope
 from registry.mirror.observer import MirrorObserver
 from registry.mirror.upstream_client import (
+    BlobSizeUnknown,
     EndpointHealth,
     RangesUnsupported,
     UnconfirmedBlobUnknown,
@@ -80,6 +81,7 @@ _HIDING_STATUSES = frozenset({403, 404, 410})
 even if they are in `accepted_statuses`. A 400 is not one of them: it is about the form of the request, such as a
 parameter."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
+    BlobSizeUnknown,
     RangesUnsupported,
     TooManyRequests,
     UpstreamTimeout,
@@ -94,8 +96,8 @@ _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     NameUnknown,
 )
 """Which error to raise if no endpoint succeeded: of the errors of the endpoints, the one whose type comes first in this
-list. The errors for a "not found" come last, so that one of them is raised only if all endpoints say that there is no
-such content."""
+list. BlobSizeUnknown comes first, because it says that the upstream has the blob. The errors for a "not found" come
+last, so that one of them is raised only if all endpoints say that there is no such content."""
 
 
 class UpstreamRequester:

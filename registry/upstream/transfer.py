@@ -55,12 +55,21 @@ class BlobTransfer:
     """The download of one span to a sink. One thread runs it, and any other thread may call `abandon`."""
 
     def __init__(
-        self, endpoint: str, span: Span, sink: BlobSink, attempt: EndpointAttempt, call_on_loop: CallOnLoop
+        self,
+        endpoint: str,
+        span: Span,
+        sink: BlobSink,
+        attempt: EndpointAttempt,
+        call_on_loop: CallOnLoop,
+        expected_size: int | None = None,
     ) -> None:
         """`endpoint` is the URL of the endpoint; it is passed to the sink. `attempt` gets reports on how the endpoint
-        responds. These reports are made on the event loop, which the thread reaches through `call_on_loop`."""
+        responds. These reports are made on the event loop, which the thread reaches through `call_on_loop`.
+        `expected_size`: the size of the whole blob, which is used if the response does not state it; None: such a
+        response is refused."""
         self.endpoint = endpoint
         self.span = span
+        self.expected_size = expected_size
         self.has_started = False
         """Whether a thread has started the transfer."""
         self.sink_called = False
@@ -173,13 +182,16 @@ class SocketBody:
         """`length` is the number of bytes to read."""
         self._response = response
         self._remaining_bytes = length
+        self.is_length_unknown = has_unknown_length(response) and response.status == 200
+        """Whether the response does not state its length, so that only its end shows whether `length` is right."""
         self._length_is_stated = response.length_remaining == length
         """Whether the response states that its body has `length` bytes. If so, the body ends after these bytes."""
         raw = response._fp
         if not isinstance(raw, http.client.HTTPResponse) or response.connection is None:
             raise TypeError("urllib3's response has an unexpected structure")
         self._raw = raw
-        self._chunked = bool(raw.chunked)
+        self.is_chunked = bool(raw.chunked)
+        """Whether the body is sent in chunks, so that its end cannot be mistaken for a broken connection."""
         self._socket: socket.socket | None = response.connection.sock
         self._poll = select.poll()
         if self._socket is not None:
@@ -191,7 +203,7 @@ class SocketBody:
         and urllib3's HTTPError."""
         memory = memory[: self._remaining_bytes]
         file, max_bytes = self._raw.fp, len(memory)
-        if self._chunked:
+        if self.is_chunked:
             # Read by http.client and not by urllib3, because a server could send an endless line where it has to state
             # the size of a chunk. Only http.client limits the length of this line.
             data = self._raw.read1(max_bytes)
@@ -215,10 +227,17 @@ class SocketBody:
         self._remaining_bytes -= count
         return count
 
+    def has_ended(self) -> bool:
+        """Waits for the end of a body of unknown length, after `length` bytes were read. Returns False if another byte
+        arrives instead. Raises the errors of `read_into`."""
+        if self.is_chunked:
+            return not self._raw.read1(1)
+        return self._raw.fp is None or not self._raw.fp.read1(1)
+
     def finish(self) -> None:
         """Gives the connection back to the pool if the body was read to its end; closes it if not. Does not wait for
         bytes."""
-        has_ended = self._consume_last_chunk() if self._chunked else self._length_is_stated
+        has_ended = self._consume_last_chunk() if self.is_chunked else self._length_is_stated
         if self._remaining_bytes or not has_ended:
             self.discard()
             return
@@ -230,7 +249,9 @@ class SocketBody:
         for the end, because `abandon` could not interrupt that wait: `BlobClient` calls `forget_socket` before
         `finish`."""
         file, sock = self._raw.fp, self._socket
-        if file is None or sock is None:
+        if file is None:  # `has_ended` has read the end
+            return True
+        if sock is None:
             return False
         timeout = sock.gettimeout()
         sock.settimeout(0)
@@ -268,11 +289,20 @@ def range_header(span: Span) -> str | None:
     return f"bytes={span.start}-{'' if span.stop is None else span.stop - 1}"
 
 
-def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, int, int]:
+def has_unknown_length(response: HTTPResponse) -> bool:
+    """Returns whether the response has no valid `Content-Length`."""
+    return parse_count(response.headers.get("content-length")) is None
+
+
+def response_span(
+    response: HTTPResponse, span: Span, url: str, expected_size: int | None = None
+) -> tuple[int, int, int]:
     """Returns which bytes of the blob a response from `url` contains: their start, their exclusive stop, and the size
-    of the whole blob. `span` is the span that was requested. Raises RangesUnsupported if `span` is a part of the blob,
-    and the response contains the whole blob. Raises UpstreamUnavailable if the response contains another part of the
-    blob, compressed bytes, or no length."""
+    of the whole blob. `span` is the span that was requested. `expected_size` is used as the length of a whole blob if
+    the response states none. An HTML page without a length is refused, because blobs are no HTML and error pages are.
+
+    Raises RangesUnsupported if `span` is a part of the blob, and the response contains the whole blob. Raises
+    UpstreamUnavailable if the response contains another part of the blob, compressed bytes, or no length."""
     server = loggable_origin(url)
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise UpstreamUnavailable(f"{server} compresses the blob, which was not asked for")
@@ -284,6 +314,8 @@ def response_span(response: HTTPResponse, span: Span, url: str) -> tuple[int, in
         length = parse_count(response.headers.get("content-length"))
     else:
         length = parse_count(response.headers.get("content-length"))
+        if length is None and not response.headers.get("content-type", "").lower().startswith("text/html"):
+            length = expected_size
         if length is None:
             raise UpstreamUnavailable(f"{server} does not say how long the blob is")
         if span.start != 0 or (span.stop is not None and span.stop < length):

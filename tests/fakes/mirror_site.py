@@ -26,6 +26,7 @@ from tests.fakes.hub.request_log import Interval
 from tests.fakes.hub.switches import HubRequestKind
 from tests.fakes.open_files import open_files
 from tests.fakes.plain_client import plain_client
+from tests.fakes.rechunking_proxy import RechunkingProxy, rechunking_proxy
 from tests.fakes.server_process import RegistryServer, running_server
 from tests.fakes.upstream_content import ImageTree, UpstreamContent, noise_image
 
@@ -120,20 +121,32 @@ class MirrorSite:
         self.image: ImageTree
         self.hub: Hub
         self.other: Hub
+        self.proxy: RechunkingProxy
         self.server: RegistryServer
         self.http: httpx2.Client
 
-    def start(self, *sizes: int, settings: str = "", more: str = "", endpoints: int = 1, **switches: Any) -> MirrorSite:
+    def start(
+        self,
+        *sizes: int,
+        settings: str = "",
+        more: str = "",
+        endpoints: int = 1,
+        rechunked: bool = False,
+        **switches: Any,
+    ) -> MirrorSite:
         """Starts the upstream and the server. `sizes`: the sizes of the layers. `settings`: settings of the upstream;
         `more`: settings of the server. `endpoints`: the number of fake Hubs that are endpoints of the upstream; the
-        first is `hub`, the last is `other`."""
+        first is `hub`, the last is `other`. `rechunked`: whether `proxy` is in front of `hub`."""
         self.image = self.content.add(REPO, noise_image("app", *(sizes or (1000, SIZE))), "1", "latest")
-        switches = {"auth": "bearer", "redirects": True, "send_buffer": 65536, **switches}
+        switches = {"auth": "bearer", "redirects": not rechunked, "send_buffer": 65536, **switches}
         hubs = [self.upstream(self.content, **switches) for _ in range(endpoints)]
         self.hub, self.other = hubs[0], hubs[-1]
-        urls = json.dumps([each.url for each in hubs])
+        urls = [each.url for each in hubs]
+        if rechunked:
+            self.proxy = self._stack.enter_context(rechunking_proxy(self.hub.url))
+            urls[0] = self.proxy.url
         (self.folder / "entrepot.toml").write_text(
-            f'{more}\n[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = {urls}\n{settings}\n'
+            f'{more}\n[[upstream]]\nname = "docker.io"\ndefault = true\nendpoints = {json.dumps(urls)}\n{settings}\n'
         )
         self.serve()
         return self

@@ -169,6 +169,7 @@ class FakeSource:
         sink: BlobSink,
         avoid: Collection[str] = (),
         refused: Collection[str] = (),
+        expected_size: int | None = None,
     ) -> None:
         assert not self.closed
         self.calls["get blob"] += 1

@@ -145,7 +145,7 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
     layer = max(layers, key=lambda each: each.size)
     sink = _CountingSink()
     try:
-        await client.fetch_blob(repo, layer.digest, Span(0, min(layer.size, MAX_BYTES)), sink)
+        await client.fetch_blob(repo, layer.digest, Span(0, min(layer.size, MAX_BYTES)), sink, expected_size=layer.size)
     finally:
         # This also runs when the time limit ends the download, because a part of the blob is enough to compute its
         # speed.

@@ -22,7 +22,7 @@ from registry.mirror.fill.retry import STALL_TIMEOUT_SECONDS, AvoidedEndpoints, 
 from registry.mirror.fill.running_request import RunningRequest
 from registry.mirror.fill.sinks import PieceSink, WholeSink
 from registry.mirror.fill.slots import ConnectionSlots
-from registry.mirror.upstream_client import RangesUnsupported, UpstreamClient
+from registry.mirror.upstream_client import BlobLengthWrong, RangesUnsupported, UpstreamClient
 from registry.single_flight import cancel_and_wait
 from storage.content import Span
 from storage.errors import (
@@ -48,6 +48,11 @@ PROGRESS_POLL_SECONDS: Final = 0.02
 DEMAND_POLL_SECONDS: Final = 0.1
 """Time between two checks whether clients of other processes wait for the blob, while no client of this process does
 and no request is running."""
+
+
+_FINAL_ERRORS: Final = (PartialLost, StorageFull, StorageFailed, BlobLengthWrong)
+"""Errors after which no request can continue the download, from whichever repository. After BlobLengthWrong, the stored
+bytes are possibly wrong."""
 
 
 class NoReaders(Exception):
@@ -129,7 +134,7 @@ class Download:
         """Downloads the missing bytes, and returns when none is missing. Raises NoReaders (nothing needs the blob any
         more), PartialLost (this process does not own the partial blob any more), StorageFull, StorageFailed,
         BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Keeps the stored bytes, except after
-        StorageFull."""
+        StorageFull. Raises BlobLengthWrong if these bytes must not be used."""
         try:
             with self._demand.watching(self._changed.set):
                 while self._should_continue():
@@ -265,6 +270,7 @@ class Download:
                         *(repo, self._partial.digest, span, sink),
                         self._avoided.ask_last | self._last_broken,
                         self._avoided.refused,
+                        expected_size=self._partial.size,
                     )
         except TimeoutError:
             if not cancel_scope.expired():
@@ -338,7 +344,7 @@ class Download:
             self._has_response = True  # because the event loop may not have called `_note_response` yet
         if isinstance(error, BlobUnknown | Denied) and self._has_response:
             self._repos.on_refusal(repo)
-        is_final = isinstance(error, PartialLost | StorageFull | StorageFailed)
+        is_final = isinstance(error, _FINAL_ERRORS)
         if isinstance(error, Denied):
             is_final = not (self._has_response and self._repos.has_usable)
         if is_final or (isinstance(error, BlobUnknown) and not self._has_response):
@@ -378,7 +384,7 @@ class Download:
         """Ends the download after a failed request from `repo`. If this is not the first repository, replaces the
         upstream's error by UpstreamUnavailable. Otherwise the caller of `run` would take the error, such as
         BlobUnknown, to be about the first repository."""
-        if repo != self._first_repo and not isinstance(error, PartialLost | StorageFull | StorageFailed):
+        if repo != self._first_repo and not isinstance(error, _FINAL_ERRORS):
             error = UpstreamUnavailable(f"the download of {self._partial.digest} broke off: {error.message}")
         self._fatal_error = self._fatal_error or error
 

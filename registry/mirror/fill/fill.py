@@ -26,7 +26,7 @@ from registry.mirror.fill.download import Download, NoReaders
 from registry.mirror.fill.fill_context import FillContext
 from registry.mirror.fill.reader_file import ReaderFile
 from registry.mirror.fill.retry import decode_failure, encode_failure
-from registry.mirror.upstream_client import UnconfirmedBlobUnknown
+from registry.mirror.upstream_client import BlobLengthWrong, UnconfirmedBlobUnknown
 from registry.single_flight import cancel_and_wait, server_stopping_error
 from storage.errors import (
     BlobUnknown,
@@ -354,6 +354,11 @@ class Fill:
             except NoReaders:
                 if not self.demand.is_alive():  # otherwise a client or a pull needs the blob again
                     raise
+            except BlobLengthWrong:
+                # Its bytes are possibly those of an error page, or the size is wrong. This is not recorded as a fault
+                # of the endpoint, because a manifest of one repository may state a wrong size.
+                await partial.discard()
+                raise
         await partial.commit(self.repo, lambda: context.bad_senders.add(self.repo, self.digest, download.senders))
         self._verified_partial = partial
         await self._mount_in(self.repositories - {self.repo})

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.mirror.upstream_client import RangesUnsupported, UnconfirmedBlobUnknown
+from registry.mirror.upstream_client import (
+    BlobLengthWrong,
+    BlobSizeUnknown,
+    RangesUnsupported,
+    UnconfirmedBlobUnknown,
+)
 from registry.upstream import transport
 from storage.content import Span
 from storage.errors import BlobUnknown, UpstreamUnavailable
@@ -146,14 +151,77 @@ async def test_upstream_without_range_support(registry: StoredRegistry, upstream
 
 async def test_blob_without_content_length(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
     """If the upstream sends no Content-Length, the client requests the whole blob as a range, and gets the size from
-    Content-Range. If the upstream does not support Range either, the download fails."""
+    Content-Range. If the upstream does not support Range either, the size is the one that the caller expects. Without
+    it, the download fails."""
     upstream.set(lengths=False)
+    layer = image.layers[1]
     async with upstream_source(registry, upstream.url) as source:
-        sink = await fetch(source, image.layers[1].digest)
-        assert bytes(sink.body) == image.layers[1].read()
+        sink = await fetch(source, layer.digest)
+        assert bytes(sink.body) == layer.read()
         upstream.set(ranges=False)
         with pytest.raises(UpstreamUnavailable, match="how long"):
-            await fetch(source, image.layers[1].digest)
+            await fetch(source, layer.digest)
+        sink = await fetch(source, layer.digest, expected_size=layer.size)
+        assert bytes(sink.body) == layer.read()
+        assert sink.begin_calls == [(upstream.url, 0, layer.size, layer.size)]
+        with pytest.raises(RangesUnsupported):
+            await fetch(source, layer.digest, Span(5), expected_size=layer.size)
+
+
+def chunked(*chunks: bytes, media_type: str = "application/octet-stream") -> bytes:
+    """Returns a response in chunks, without a length."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {media_type}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+
+
+@pytest.mark.parametrize("ranges", ["ignored", "refused"])
+async def test_chunked_blob_of_the_expected_size(registry: StoredRegistry, ranges: str) -> None:
+    """A whole blob without a stated length is received in chunks, whether the upstream ignores ranges or refuses them.
+    Its connection is reused for the next blob. An empty blob is received, too."""
+
+    def reply(head: str) -> bytes:
+        return answer(416) if ranges == "refused" and "range:" in head.lower() else response
+
+    async with scripted_server(reply) as server, upstream_source(registry, server.url) as source:
+        for body in (b"12345", b"1", b""):
+            response = chunked(*([body] if body else []))
+            sink = await fetch(source, ABSENT, expected_size=len(body))
+            assert (bytes(sink.body), sink.begin_calls) == (body, [(server.url, 0, len(body), len(body))])
+        assert server.connections == 4  # one that is reused, and one for each first request, which is broken off
+
+
+@pytest.mark.parametrize(("body", "expected_size"), [(b"12345", 6), (b"12345", 4), (b"12345", 0), (b"", 1)])
+async def test_chunked_blob_of_another_size(registry: StoredRegistry, body: bytes, expected_size: int) -> None:
+    """If a blob without a stated length is shorter or longer than expected, the download raises BlobLengthWrong. The
+    sink gets no byte beyond the expected size."""
+    response = chunked(*([body] if body else []))
+    async with scripted_server(always(response)) as server, upstream_source(registry, server.url) as source:
+        sink = CollectingSink()
+        with pytest.raises(BlobLengthWrong):
+            await source.fetch_blob(REPO, ABSENT, Span(0), sink, expected_size=expected_size)
+        assert bytes(sink.body) == body[:expected_size]
+
+
+async def test_chunked_blob_that_breaks_off(registry: StoredRegistry) -> None:
+    """If the connection breaks before the last chunk of a blob, the error does not say that the size is wrong."""
+    response = chunked(b"12345")[: -len(b"0\r\n\r\n")].replace(b"Transfer", b"Connection: close\r\nTransfer")
+    async with scripted_server(always(response)) as server, upstream_source(registry, server.url) as source:
+        for expected_size in (5, 6):
+            with pytest.raises(UpstreamUnavailable, match="cannot be reached"):
+                await fetch(source, ABSENT, expected_size=expected_size)
+
+
+async def test_html_page_without_a_length_is_no_blob(registry: StoredRegistry) -> None:
+    """An HTML page without a stated length is refused, and the next endpoint is asked: it is an error page or a login
+    page."""
+    page = chunked(b"<html>", media_type="text/html; charset=utf-8")
+    async with (
+        scripted_server(always(page)) as first,
+        scripted_server(always(answer(200, b"123456"))) as second,
+        upstream_source(registry, first.url, second.url) as source,
+    ):
+        sink = await fetch(source, ABSENT, expected_size=6)
+        assert sink.begin_calls == [(second.url, 0, 6, 6)]
 
 
 async def test_unknown_blobs(registry: StoredRegistry, upstream: Hub) -> None:
@@ -181,6 +249,22 @@ async def test_size_of_a_blob(registry: StoredRegistry, upstream: Hub, image: Im
         assert (await source.resolve_blob(REPO, ABSENT)).size == 77
         server.reply = lambda head: answer(405) if head.startswith("HEAD") else answer(416, content_range="bytes */0")
         assert (await source.resolve_blob(REPO, ABSENT)).size == 0
+        server.reply = lambda head: answer(416 if "range:" in head.lower() else 200, b"", content_length="55")
+        assert (await source.resolve_blob(REPO, ABSENT)).size == 55
+
+
+async def test_size_that_no_response_states(registry: StoredRegistry, upstream: Hub, image: ImageTree) -> None:
+    """If no response states the size of a blob, the request raises BlobSizeUnknown if the response names the digest of
+    the blob. Otherwise it does not show that the upstream has the blob, and the request raises UpstreamUnavailable."""
+    upstream.set(lengths=False, ranges=False)
+    async with upstream_source(registry, upstream.url) as source:
+        with pytest.raises(BlobSizeUnknown):
+            await source.resolve_blob(REPO, Digest(image.layers[1].digest))
+    page = chunked(b"please log in")
+    async with scripted_server(always(page)) as server, upstream_source(registry, server.url) as source:
+        with pytest.raises(UpstreamUnavailable, match="how long") as raised:
+            await source.resolve_blob(REPO, ABSENT)
+        assert not isinstance(raised.value, BlobSizeUnknown)
 
 
 @pytest.mark.parametrize("head", [200, 405])

@@ -67,6 +67,7 @@ class Sender:
         self.connections = connections
         self.sent = 0
         self.requested_spans: list[Span] = []
+        self.expected_sizes: set[int | None] = set()
         self.is_done = threading.Event()
         self.pause_at: int | None = None  # offset before which it waits for `resumed`
         self.resumed = threading.Event()
@@ -79,7 +80,9 @@ class Sender:
         sink: BlobSink,
         avoid: Collection[str] = (),
         refused: Collection[str] = (),
+        expected_size: int | None = None,
     ) -> None:
+        self.expected_sizes.add(expected_size)
         self.requested_spans.append(span)
         if span != Span(0) and self.range_error is not None:
             raise self.range_error
@@ -223,6 +226,7 @@ async def test_range_of_an_upstream_that_sends_only_whole_blobs(site: Site, erro
     sender = Sender(data, range_error=error)
     assert await read(site.reader_of(sender, (500, 700))) == data[500:700]
     assert sender.requested_spans == [Span(500, 700), Span(0)]
+    assert sender.expected_sizes == {sender.size}  # for an upstream that does not state it
 
 
 @pytest.mark.parametrize("error", [UpstreamTimeout(), TooManyRequests("later"), BlobUnknown()])
