@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from storage.data_dir.blocking_calls import UncancellableFuture, run_in_thread
@@ -11,6 +10,7 @@ from storage.data_dir.layout import Layout
 from storage.data_dir.replaced_directory import OpenedDirectory
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
+from storage.data_dir.thread_pool import ThreadPool
 
 THREADS = 16
 """Largest number of blocking calls that one process runs at a time. Further calls wait in the thread pool's queue."""
@@ -27,7 +27,7 @@ class Disk:
         self.opened = OpenedDirectory(layout)
         self.system = system
         self.reserve = reserve
-        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="disk")
+        self.threads = ThreadPool(THREADS, thread_name_prefix="disk")
 
     def run(self, call: Callable[[], T]) -> UncancellableFuture[T]:
         """Runs a blocking call in a thread and returns a future for its result. The call runs to its end even if the

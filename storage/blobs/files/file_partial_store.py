@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from storage.blobs.files.leftovers import list_downloads
@@ -29,6 +28,7 @@ from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
 from storage.data_dir.blocking_calls import as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
 from storage.data_dir.locks import PollBackOff
+from storage.data_dir.thread_pool import ThreadPool
 from storage.errors import DigestInvalid, PartialLost, QuotaExceeded, SizeInvalid, StorageFailed, StorageFull
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName
@@ -198,7 +198,7 @@ class FilePartialStore:
         self._disk = disk
         self._boot = boot[:40]  # a state file has 40 bytes for it
         self._add_blob = add_blob
-        self._digest_threads = ThreadPoolExecutor(DIGEST_THREADS, thread_name_prefix="partials")
+        self._digest_threads = ThreadPool(DIGEST_THREADS, thread_name_prefix="partials")
         self._waiters = PartialWaiters()
         """The tasks of this process that wait for bytes of a partial blob."""
         self._claim_locks = KeyedLocks[str]()

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import apsw
 
+from storage.data_dir.thread_pool import ThreadPool
 from storage.metadata.sqlite.database import connect
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class ScanThread:
     def __init__(self, path: Path) -> None:
         """`path`: the database file. Opens nothing yet."""
         self._path = path
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scan")
+        self._executor = ThreadPool(max_workers=1, thread_name_prefix="scan")
         self._connection_lock = threading.Lock()
         self._db: apsw.Connection | None = None
         self._closed = False
