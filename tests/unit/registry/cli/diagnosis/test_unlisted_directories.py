@@ -53,10 +53,12 @@ def test_a_directory_of_certificates(tmp_path: Path, forbidden: ForbiddenFiles, 
     write_files(tmp_path, **{f"{folder}/ca.crt": ""})
     forbidden.paths.add(tmp_path / folder)
     findings = findings_of(program, tmp_path, SECURE, answer=UNTRUSTED)
-    assert unreadable(findings) == [f"/{folder} cannot be read: Permission denied"]
+    # The doctor reads containerd's hosts.toml before it lists the directory.
+    first = f"{folder}/hosts.toml" if program == "containerd" else folder
+    assert unreadable(findings) == [f"/{first} cannot be read: Permission denied"]
     (finding,) = [finding for finding in findings if finding.what in unreadable(findings)]
     assert finding.next_step == "run this command as root, or as the user who runs the client"
-    assert not any(finding.file.startswith(f"/{folder}/") for finding in findings)
+    assert not any(other.file.startswith(f"/{folder}/") for other in findings if other is not finding)
 
 
 def test_a_certificate_in_another_directory_suffices(tmp_path: Path, forbidden: ForbiddenFiles) -> None:
