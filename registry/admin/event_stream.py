@@ -1,13 +1,16 @@
 """Follows the list of events (`follow`), and sends new events to one client as a stream (`EventStream`,
 `EventStreamResponse`), in the format Server-Sent Events of the HTML standard (9.2).
 
-While the stream is open, the rights of the client are checked again: after each look-up that has found events, if the
-store has changed since the last check, which takes a tenth of a millisecond; otherwise about a second after they
-change. So no event is sent after the right to see it was taken away. If the account no longer exists or the credential
-has expired, the stream ends. It also ends when the server stops, reloads its settings or replaces this process, because
-these steps wait until all responses are complete. After the end of a stream, a client connects again and sends the
-number of the last event that it received. The stream also ends as soon as the server notices that the client has
-disconnected. Then it no longer counts for the limits on the number of streams.
+While the stream is open, it checks the rights of the client again. If the store has changed since the last check, it
+does so before it sends new events. So it sends no event after the right to see the event was taken away. If the store
+has changed but there are no new events, or if there are new events but the store has not changed, it does so about
+once a second; otherwise every `KEEP_ALIVE_SECONDS`. A check takes a tenth of a millisecond.
+
+If a check finds that the account no longer exists or the credential has expired, the stream ends. It also ends when the
+server stops, reloads its settings or replaces this process, because these steps wait until all responses are complete.
+After the end of a stream, a client connects again and sends the number of the last event that it received. The stream
+also ends as soon as the server notices that the client has disconnected. Then it no longer counts for the limits on the
+number of streams.
 
 The memory of a stream is limited: it reads one page of events at a time, and reads the next page only when the client
 has received most of the last one. The server closes the connection of a client that has stopped reading
@@ -46,8 +49,8 @@ _RETRY_SECONDS: Final = 30
 KEEP_ALIVE_SECONDS: Final = 15.0
 """A stream without events sends a comment at this interval, so that proxies do not close the connection."""
 RECHECK_SECONDS: Final = 1.0
-"""Time between two checks of the client's rights, in seconds, if the store has changed, but has no new event; and if
-there are events, but the store has not changed since the last check."""
+"""Shortest time between two checks of the client's rights, in seconds, in two cases: the store has changed, but there
+are no new events; or there are new events, but the store has not changed since the last check."""
 RECONNECT_MILLISECONDS: Final = 2000
 """How long a client waits before it connects again."""
 

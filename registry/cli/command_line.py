@@ -1,5 +1,5 @@
-"""What holds for all commands: which arguments are texts, and what happens when the standard output fails
-(`CommandLine`)."""
+"""The rules for all commands (`CommandLine`): which arguments must be UTF-8, and how a command ends if it cannot write
+to the standard output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The standard streams of a command, whichever of them its parent has closed, and whatever the standard output is."""
+"""Prepares the standard streams of a command. Its parent process may have closed some of them, and a write to the
+standard output may fail."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import sys
 from typing import Any, Final
 
 STDOUT_NAME: Final = "standard output"
-"""The file name of an OSError about the standard output. An OSError of another file without a name does not have it."""
+"""The file name of an OSError about the standard output. Other OSErrors without a file name remain without one."""
 
 
 def prepare_streams() -> None:
@@ -44,11 +45,11 @@ def discard_stdout() -> None:
 
 
 class _Stdout(io.FileIO):
-    """The standard output. Its OSErrors have `STDOUT_NAME` as file name."""
+    """The standard output. Its OSErrors, except BrokenPipeError, have `STDOUT_NAME` as file name."""
 
     def write(self, data: Any, /) -> int:
-        """Writes some of the bytes and returns how many. Raises OSError; BrokenPipeError, which gets no file name,
-        because it is the normal end of a pipe."""
+        """Writes some of the bytes and returns how many. Raises OSError. A BrokenPipeError gets no file name, because
+        it is the normal end of a pipe."""
         try:
             return super().write(data)
         except BrokenPipeError:

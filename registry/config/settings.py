@@ -121,7 +121,7 @@ def _check_public_url(value: str | None) -> str | None:
 
 def _check_directory(value: object) -> object:
     """Returns a path unchanged. Raises ValueError for an empty path, because pydantic would use the working directory,
-    for a value that is not a path, and for a path that is not UTF-8, because SQLite opens no file there."""
+    for a value that is not a path, and for a path that is not UTF-8, because SQLite cannot open it."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ValueError(f"{value!r} is not a directory's path")
     if not is_utf8(str(value)):

@@ -221,7 +221,7 @@ class HttpUpstreamClient:
             size = response.length if response.status == 200 else total
             if size is not None:
                 return size
-            if response.status != 416:  # otherwise the upstream refuses ranges, and may state the length without one
+            if response.status != 416:  # after a 416, a request without a range may show the length
                 break
         message = f"{loggable_origin(response.url)} does not say how long the blob is"
         if response.status in (200, 206) and response.digest == digest:

@@ -191,7 +191,7 @@ class SocketBody:
             raise TypeError("urllib3's response has an unexpected structure")
         self._raw = raw
         self.is_chunked = bool(raw.chunked)
-        """Whether the body is sent in chunks, so that its end cannot be mistaken for a broken connection."""
+        """Whether the body is sent in chunks, so that a broken connection cannot be mistaken for its end."""
         self._socket: socket.socket | None = response.connection.sock
         self._poll = select.poll()
         if self._socket is not None:
@@ -299,10 +299,11 @@ def response_span(
 ) -> tuple[int, int, int]:
     """Returns which bytes of the blob a response from `url` contains: their start, their exclusive stop, and the size
     of the whole blob. `span` is the span that was requested. `expected_size` is used as the length of a whole blob if
-    the response states none. An HTML page without a length is refused, because blobs are no HTML and error pages are.
+    the response states none, except for an HTML page, which is probably an error page.
 
     Raises RangesUnsupported if `span` is a part of the blob, and the response contains the whole blob. Raises
-    UpstreamUnavailable if the response contains another part of the blob, compressed bytes, or no length."""
+    UpstreamUnavailable if the response contains another part of the blob or compressed bytes, or if the length of a
+    whole blob is not known."""
     server = loggable_origin(url)
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise UpstreamUnavailable(f"{server} compresses the blob, which was not asked for")

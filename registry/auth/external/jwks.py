@@ -73,8 +73,8 @@ class KeySet(Protocol):
         ...
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns the key that fits such a token now, after `key`, which `find` returned, has not verified it. Returns
-        None if that is still `key`, or if no key fits."""
+        """Returns the key to try next if `key`, which `find` returned for a token, does not verify its signature. May
+        wait until the keys are fetched. Returns None if no keys were fetched after `key`, or if none of them fits."""
         ...
 
     async def aclose(self) -> None:
@@ -183,7 +183,8 @@ class FetchedKeySet:
         return key
 
     async def find_replacement(self, key: Key, key_id: str | None, algorithm: str) -> Key | None:
-        """Returns a key as `KeySet.find_replacement` does, after a fetch, unless the last one was too short ago."""
+        """Returns a key as `KeySet.find_replacement` does. Fetches the keys first, except in the pause after a
+        fetch."""
         if self._find_cached(key_id, algorithm) is key:  # if not, the keys were fetched in the meantime
             await self._document.refresh()
         found = self._find_cached(key_id, algorithm)

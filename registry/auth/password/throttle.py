@@ -4,8 +4,9 @@ There are three limits. Each allows a burst of failures; after that, the next at
 fixed number of seconds to the wait (the generic cell rate algorithm, a form of leaky bucket). Names of accounts that do
 not exist are throttled like those of existing accounts.
 
-- Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address. A
-  failure does not count if its name may be in an htpasswd file that cannot be read, and is not in the store.
+- Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address. A failure
+  does not count here if the store has no account of this name, and the htpasswd file cannot be read or has only invalid
+  lines for the name.
 - Per account and address, against guessing many passwords of one account.
 - Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So the limit
   does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.

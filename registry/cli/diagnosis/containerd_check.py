@@ -141,14 +141,14 @@ def _list(file: str, document: dict[str, Any], key: str) -> list[str]:
 
 
 def _imported(files: ClientFiles, pattern: str) -> list[str]:
-    """Returns the paths of the files that match a pattern of `imports`. Raises FileUnusable if the directory of the
-    files cannot be listed."""
+    """Returns the paths of the files that match a pattern of `imports`. Raises FileUnusable if the pattern names one
+    directory, without wildcards, and this directory cannot be listed."""
     folder, _, name = pattern.rpartition("/")
     try:
         if folder.startswith("/") and not _WILDCARDS & set(folder):
             return files.names(folder, name)
         return sorted("/" + str(path.relative_to(files.root)) for path in files.root.glob(pattern.lstrip("/")))
-    except (OSError, ValueError):  # one of many directories cannot be read; a pattern is empty or not valid
+    except (OSError, ValueError):  # a directory cannot be read; the pattern is empty or not valid
         return []
 
 

@@ -51,7 +51,7 @@ and no request is running."""
 
 
 _FINAL_ERRORS: Final = (PartialLost, StorageFull, StorageFailed, BlobLengthWrong)
-"""Errors after which no request can continue the download, from whichever repository. After BlobLengthWrong, the stored
+"""Errors after which the download cannot continue, not even from another repository. After BlobLengthWrong, the stored
 bytes are possibly wrong."""
 
 
@@ -134,7 +134,7 @@ class Download:
         """Downloads the missing bytes, and returns when none is missing. Raises NoReaders (nothing needs the blob any
         more), PartialLost (this process does not own the partial blob any more), StorageFull, StorageFailed,
         BlobUnknown, Denied, UpstreamUnavailable, UpstreamTimeout, TooManyRequests. Keeps the stored bytes, except after
-        StorageFull. Raises BlobLengthWrong if these bytes must not be used."""
+        StorageFull. Raises BlobLengthWrong if the caller must delete the stored bytes."""
         try:
             with self._demand.watching(self._changed.set):
                 while self._should_continue():

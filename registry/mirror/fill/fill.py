@@ -355,7 +355,7 @@ class Fill:
                 if not self.demand.is_alive():  # otherwise a client or a pull needs the blob again
                     raise
             except BlobLengthWrong:
-                # Its bytes are possibly those of an error page, or the size is wrong. This is not recorded as a fault
+                # The stored bytes are possibly an error page, or the size is wrong. This is not recorded as a fault
                 # of the endpoint, because a manifest of one repository may state a wrong size.
                 await partial.discard()
                 raise

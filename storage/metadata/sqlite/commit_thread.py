@@ -277,8 +277,8 @@ class CommitThread:
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
-        # Checked here, and not before a push begins: the bytes of a blob that this transaction commits were published
-        # before, so they are in the same directory.
+        # Checked here, and not when a push begins: the files of the push are already at their paths. So they are in the
+        # opened directory if this directory is still there.
         self._directory.check()
         self._make_log_name_durable(db)
         self._wal.close_gaps(db)

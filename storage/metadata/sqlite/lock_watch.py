@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 WARN_SECONDS: Final = 5.0
-"""How long a process waits for the lock before it warns."""
+"""How long a process waits for the lock before it warns. The warning may come half of this time later."""
 REPEAT_SECONDS: Final = 60.0
 """Time between two warnings about the same wait."""
 log = logging.getLogger("storage.metadata")
@@ -60,7 +60,8 @@ class LockWatch:
 
 def holder_of_flock(fd: int) -> str:
     """Returns a text about the process that holds the exclusive `flock` on a file: its pid and command, and whether it
-    is stopped (proc(5), /proc/locks). The lock of a process in another container has no such entry."""
+    is stopped (proc(5), /proc/locks). Returns "another process" if it is in another container, because /proc/locks does
+    not show its lock then."""
     inode = os.fstat(fd).st_ino
     try:
         entries = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
