@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -21,13 +22,17 @@ class LockWatch:
     """Watches in a thread how long a wait for the lock takes, and logs which process holds it."""
 
     def __init__(self, lock_fd: int, warn_seconds: float = WARN_SECONDS) -> None:
-        """Starts the thread. `lock_fd`: a descriptor of the file that is locked."""
+        """Starts the thread. If the operating system refuses another thread, nothing is watched. `lock_fd`: a descriptor
+        of the file that is locked."""
         self._lock_fd = lock_fd
         self._warn_seconds = warn_seconds
         self._waits_since: float | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="lock watch", daemon=True)
-        self._thread.start()
+        self._is_started = False
+        with suppress(RuntimeError):
+            self._thread.start()
+            self._is_started = True
 
     def begin_wait(self) -> None:
         """Must be called before the wait for the lock."""
@@ -40,7 +45,8 @@ class LockWatch:
     def close(self) -> None:
         """Ends the thread."""
         self._closed.set()
-        self._thread.join()
+        if self._is_started:
+            self._thread.join()
 
     def _watch(self) -> None:
         warned_wait, warned_at = None, 0.0

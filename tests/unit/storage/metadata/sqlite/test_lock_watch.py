@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from storage.access import AccountKind, AccountName
+from storage.composition import open_registry, prepare_data_dir
 from storage.data_dir.locks import Flock
 from storage.metadata.sqlite.lock_watch import LockWatch
+from tests.fakes.store_accounts import BY
 
 HOLD = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print('held'); time.sleep(600)"
 
@@ -67,3 +72,20 @@ def test_no_warning_after_a_short_wait(lock_file: Path, caplog: pytest.LogCaptur
     watch.close()
     os.close(fd)
     assert caplog.messages == []
+
+
+async def test_changes_are_made_although_no_watch_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a limit of threads, the database works without the warning."""
+    start = threading.Thread.start
+
+    def refuse_watch(thread: threading.Thread) -> None:
+        if thread.name == "lock watch":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_watch)
+    prepare_data_dir(tmp_path)
+    async with asyncio.timeout(30), open_registry(tmp_path) as store:
+        await store.accounts.add_account(AccountName("ann"), AccountKind.USER, password_hash=None, by=BY)
