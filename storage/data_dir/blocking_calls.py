@@ -1,4 +1,5 @@
-"""Runs blocking calls in a thread pool, and turns an OSError that they raise into an error of `storage.errors`.
+"""Runs blocking calls in a thread pool (`ThreadPool`), and turns an OSError that they raise into an error of
+`storage.errors`.
 
 `run_in_thread` exists because it is cheaper than asyncio's `shield(run_in_executor(…))`: it takes two iterations of the
 event loop per call instead of seven. The cost matters for small blobs: passing calls to threads and results back takes
@@ -9,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import queue
 from collections.abc import Callable
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -94,3 +96,25 @@ def run_in_thread(threads: Executor, call: Callable[[], T]) -> UncancellableFutu
 
     threads.submit(run_call)
     return result
+
+
+class ThreadPool(ThreadPoolExecutor):
+    """A ThreadPoolExecutor for machines that limit the number of threads, as `docker run --pids-limit` and `TasksMax`
+    of systemd do.
+
+    `ThreadPoolExecutor.submit` first puts the call into its queue, and then starts a thread. If it cannot start one, it
+    raises RuntimeError although the call is in the queue. So a running thread makes the call later, and nobody gets
+    its result, such as the open file that it returns. Here, the call waits for a running thread, and `submit` does not
+    raise. If no thread is running, `submit` raises RuntimeError, and the call is never made."""
+
+    def _adjust_thread_count(self) -> None:
+        """`submit` calls this when the call is in the queue, with the pool's lock held."""
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if self._threads:
+                return
+            with suppress(queue.Empty):
+                while True:
+                    self._work_queue.get_nowait()
+            raise

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from storage.data_dir.blocking_calls import UncancellableFuture, run_in_thread
+from storage.data_dir.blocking_calls import ThreadPool, UncancellableFuture, run_in_thread
 from storage.data_dir.layout import Layout
 from storage.data_dir.replaced_directory import OpenedDirectory
 from storage.data_dir.reserve import Reserve
 from storage.data_dir.system import System
-from storage.data_dir.thread_pool import ThreadPool
 
 THREADS = 16
 """Largest number of blocking calls that one process runs at a time. Further calls wait in the thread pool's queue."""

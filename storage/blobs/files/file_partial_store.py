@@ -25,10 +25,9 @@ from storage.blobs.files.partial_state_format import PartialStatus
 from storage.blobs.files.partial_waiters import PartialWaiters
 from storage.blobs.files.process_partial import ProcessPartial
 from storage.content import BLOB_TYPE, Descriptor, OpenFile, PartialFailures
-from storage.data_dir.blocking_calls import as_storage_errors, result_or_close
+from storage.data_dir.blocking_calls import ThreadPool, as_storage_errors, result_or_close
 from storage.data_dir.disk import Disk
 from storage.data_dir.locks import PollBackOff
-from storage.data_dir.thread_pool import ThreadPool
 from storage.errors import DigestInvalid, PartialLost, QuotaExceeded, SizeInvalid, StorageFailed, StorageFull
 from storage.keyed_locks import KeyedLocks
 from storage.names import Digest, RepositoryName

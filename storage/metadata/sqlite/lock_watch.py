@@ -22,8 +22,8 @@ class LockWatch:
     """Watches in a thread how long a wait for the lock takes, and logs which process holds it."""
 
     def __init__(self, lock_fd: int, warn_seconds: float = WARN_SECONDS) -> None:
-        """Starts the thread. If the operating system refuses another thread, nothing is watched. `lock_fd`: a descriptor
-        of the file that is locked."""
+        """Starts the thread. Watches nothing if the operating system refuses another thread. `lock_fd`: a descriptor of
+        the file that is locked."""
         self._lock_fd = lock_fd
         self._warn_seconds = warn_seconds
         self._waits_since: float | None = None

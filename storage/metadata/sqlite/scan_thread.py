@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import apsw
 
-from storage.data_dir.thread_pool import ThreadPool
+from storage.data_dir.blocking_calls import ThreadPool
 from storage.metadata.sqlite.database import connect
 
 T = TypeVar("T")

@@ -9,8 +9,7 @@ from concurrent.futures import wait
 
 import pytest
 
-from storage.data_dir.blocking_calls import run_in_thread
-from storage.data_dir.thread_pool import ThreadPool
+from storage.data_dir.blocking_calls import ThreadPool, run_in_thread
 
 
 @pytest.fixture
