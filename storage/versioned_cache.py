@@ -13,6 +13,12 @@ single value evicts most others."""
 MAX_REMEMBERED_KEYS: Final = 4096
 """Largest number of requested keys that `should_cache` remembers. Before it would remember more, it forgets the older
 half."""
+SETTLED_MISSES: Final = 256
+"""After so many calls of `should_cache` for the same version of the data, the data counts as settled: a cached value
+will probably be used before the data changes."""
+MIN_FREE_DIVISOR: Final = 4
+"""While the data is settled, `should_cache` returns True for every key until less than the capacity divided by this
+number is free."""
 V = TypeVar("V")
 
 
@@ -36,6 +42,8 @@ class VersionedCache(Generic[V]):
         """Hashes of the keys of the latest calls of `should_cache`. The keys themselves could be long."""
         self._older_hashes: set[int] = set()
         """Hashes of the keys of the calls before those in `_recent_hashes`."""
+        self._misses = 0
+        """Number of calls of `should_cache` since the version last changed."""
 
     def get(self, key: Hashable) -> V | None:
         """Returns the value of `key`, or None if there is no value for the current version of the data."""
@@ -47,9 +55,16 @@ class VersionedCache(Generic[V]):
         return None if entry is None else entry[0]
 
     def should_cache(self, key: Hashable) -> bool:
-        """Returns whether the caller should cache a value for `key`: True if this method remembers an earlier call for
-        the key. A client that reads the whole store requests most keys only once. Caching their values would save
-        nothing and would evict other values."""
+        """Returns whether the caller should cache a value for `key`, which `get` has not found.
+
+        True if this method remembers an earlier call for the key. A client that reads the whole store requests most
+        keys only once. Caching their values would save nothing and would evict other values.
+
+        Also True while the data is settled and the cache has room, because then the value evicts no other. Directly
+        after a change of the data this does not apply: under constant changes, most values would be evicted unused."""
+        self._misses += 1
+        if self._misses > SETTLED_MISSES and self._free_bytes * MIN_FREE_DIVISOR >= self._capacity:
+            return True
         key_hash = hash(key)
         if key_hash in self._recent_hashes or key_hash in self._older_hashes:
             return True
@@ -80,7 +95,7 @@ class VersionedCache(Generic[V]):
     def _clear(self, version: object) -> None:
         """Evicts all values, because the data has the new version `version`."""
         self._entries.clear()
-        self.last_version, self._free_bytes = version, self._capacity
+        self.last_version, self._free_bytes, self._misses = version, self._capacity, 0
 
 
 def _text_bytes(key: Hashable) -> int:

@@ -31,8 +31,8 @@ _CACHE_AS: Final = "cache_as"
 """Key in that dictionary. `AnswerCache.find` adds it if the answer is worth caching. Its value is a pair: the cache key
 for the answer, and the store's version before the answer was made. The answer is cached only if this version has not
 changed since."""
-CACHE_BYTES: Final = 8 * 1024 * 1024
-"""Approximate size of all answers that a process caches."""
+CACHE_BYTES: Final = 24 * 1024 * 1024
+"""Approximate size of all answers that a process caches. This is enough for the manifests of 10,000 tags."""
 LARGEST_BODY_BYTES: Final = 64 * 1024
 """An answer with a larger body is not cached."""
 _BYPASSING_HEADERS: Final = frozenset(
@@ -45,7 +45,7 @@ _BYPASSING_HEADERS: Final = frozenset(
 """Headers that change the answer, announce a body, or are sent only by browsers. A request with any of them bypasses
 the cache: its answer is neither taken from the cache nor cached."""
 _READS: Final = ("GET", "HEAD")
-_ENTRY_BYTES: Final = 2048
+_ENTRY_BYTES: Final = 1536
 """Approximate memory of a cached answer without its body and cache key."""
 
 MakeCredentialKey = Callable[[Sequence[bytes], str], Hashable | None]
@@ -59,7 +59,7 @@ class CachedAnswer:
     """A cached answer. Its status is 200.
 
     - `headers_before_id` and `headers_after_id`: the headers before and after the one with the request's id, which is
-      new for each request.
+      new for each request. The server replaces them with `rendered`.
     - `principal_name`: the name of the principal that the answer is for. `is_account`: whether it is an account.
     - `pull`: the manifest that a request with this answer pulls; None: the request pulls no manifest.
     - `kind`, `repo` and `item`: the resource (`Exchange`)."""
@@ -74,7 +74,7 @@ class CachedAnswer:
     repo: str
     item: str
     rendered: Any = None
-    """The server stores the encoded answer here when it sends the answer for the first time; None until then."""
+    """The server stores the encoded headers here when it sends the answer for the first time; None until then."""
     count_cells: Any = None
     """`registry.telemetry.request_recorder` stores here the counters of the requests that get this answer; None until
     the first such request."""
@@ -107,8 +107,8 @@ class AnswerCache:
     def find(self, scope: Scope, make_credential_key: MakeCredentialKey) -> CachedAnswer | None:
         """Returns the cached answer to a request; None: no answer is cached.
 
-        If no answer is cached and the same request was made before, the answer is worth caching. Then this adds the
-        cache key and the store's version to the scope, for `record` and `save`."""
+        If no answer is cached but the answer is worth caching (`VersionedCache.should_cache`), adds the cache key and
+        the store's version to the scope, for `record` and `save`."""
         key = self._key(scope, make_credential_key)
         if key is None:
             return None
@@ -147,8 +147,7 @@ class AnswerCache:
             *(before, after, body, exchange.name, exchange.is_account, exchange.pull),
             *(exchange.kind, exchange.repo, exchange.item),
         )
-        # `rendered` contains the body once more. The cache adds the size of the key.
-        self._answers.put(key, answer, _ENTRY_BYTES + 2 * len(body), version)
+        self._answers.put(key, answer, _ENTRY_BYTES + len(body), version)  # the cache adds the size of the key
 
     def _key(self, scope: Scope, make_credential_key: MakeCredentialKey) -> tuple[str, bytes, Hashable, bytes] | None:
         """Returns the cache key of a request; None: the request bypasses the cache."""

@@ -97,8 +97,9 @@ class Histogram(Family):
 
     def observe(self, cells: memoryview[float], first: int, value: float) -> None:
         """Adds `value` to the series whose first cell is `first`. `cells`: the column of this process."""
-        cells[self.bucket(first, value)] += 1
-        cells[self.sum_cell(first)] += value
+        # Computes the cells here, because each call of `bucket` and `sum_cell` would take time in every request.
+        cells[first + bisect_left(self.bounds, value)] += 1
+        cells[first + self.width - 1] += value
 
     def bucket(self, first: int, value: float) -> int:
         """Returns the cell of the bucket for `value`, in the series whose first cell is `first`."""

@@ -28,13 +28,12 @@ class RenderableAnswer(Protocol):
     """A complete response with status 200, as the application has cached it."""
 
     headers_before_id: Headers
-    """Headers before X-Request-Id."""
+    """Headers before X-Request-Id. `render` empties both lists, because it keeps their bytes."""
     headers_after_id: Headers
     """Headers after X-Request-Id. One of the headers is Content-Length."""
     body: bytes
     rendered: Any
-    """The bytes of the parts of the response that are always the same. None until the server sends the response for the
-    first time."""
+    """The bytes of both lists of headers. None until the server sends the response for the first time."""
 
 
 class CachedAnswers:
@@ -54,13 +53,17 @@ class CachedAnswers:
 
 
 def render(answer: RenderableAnswer, request_id: str, default_headers: Headers) -> bytes:
-    """Returns the bytes of the complete response. Its first headers are `default_headers`. Stores the parts that are
-    always the same in `answer.rendered`. Raises RuntimeError if a header of the cached response is not valid."""
+    """Returns the bytes of the complete response. Its first headers are `default_headers`. Stores the bytes of the
+    headers that are always the same in `answer.rendered`. Raises RuntimeError if a header of the cached response is not
+    valid."""
     if answer.rendered is None:
         check_response_headers(answer.headers_before_id + answer.headers_after_id)
         answer.rendered = (
             b"".join([*header_lines(answer.headers_before_id), b"x-request-id: "]),
-            b"".join([b"\r\n", *header_lines(answer.headers_after_id), b"\r\n", answer.body]),
+            b"".join([b"\r\n", *header_lines(answer.headers_after_id), b"\r\n"]),
         )
+        answer.headers_before_id, answer.headers_after_id = [], []
     before, after = answer.rendered
-    return b"".join([STATUS_LINES[200], *header_lines(default_headers), before, request_id.encode("ascii"), after])
+    return b"".join(
+        [STATUS_LINES[200], *header_lines(default_headers), before, request_id.encode("ascii"), after, answer.body]
+    )

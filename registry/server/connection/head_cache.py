@@ -1,80 +1,107 @@
-"""Keeps heads (request lines with headers) that were parsed, so that the server does not parse the same bytes again.
+"""Keeps parsed parts of heads (request lines with headers), so that the server does not parse the same bytes again.
 
-The clients of a registry repeat themselves: many machines request the same tag with the same headers. Parsing such a
-head takes longer than finding the cached response to it. So all connections of a worker share this cache. Only heads of
-GET and HEAD requests without a body are cached, and only if the connection stays open after them. A head is cached when
-its bytes arrive for the second time. So a head that arrives only once takes little time and displaces no other head.
+The clients of a registry repeat themselves: a client sends the same headers with each request, and many machines
+request the same tag. Parsing a head takes longer than finding the cached response to it. So all connections of a worker
+share this cache. It keeps request lines and *header blocks* (all header lines of a head, up to the empty line)
+separately. A head is found if its block was parsed before; its line may be new.
 
-Tokens and cookies must not stay in memory. So a head with such a secret is found by a keyed hash of its bytes, and the
-cache has the offsets of the secret in the head in place of the secret itself. The hash is `hash()` of Python's `bytes`
-(SipHash) with a random key from the start of Python. It is fast, and two heads practically never have the same 64 bits.
-A head with a password is not cached.
+Only parts of GET and HEAD requests without a body are cached, and only if the connection stays open after them. A part
+is cached when its bytes arrive for the second time. So a part that arrives only once takes little time and displaces no
+other part.
+
+Tokens and cookies must not stay in memory. So a block with such a secret is found by a keyed hash of its bytes, and the
+cache has the offsets of the secret in the block in place of the secret itself. The hash is `hash()` of Python's `bytes`
+(SipHash) with a random key from the start of Python. It is fast, and two blocks practically never have the same 64
+bits. A block with a password and a line with a query are not cached.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, NamedTuple
 
 from registry.asgi import Header, Scope
+from registry.server.http1.request_head import parse_target, unquoted
 
-MAX_HEADS: Final = 256
-"""Largest number of heads in the cache. If the cache is full, a new head replaces the head that was added first."""
+MAX_PARTS: Final = 256
+"""Largest number of lines, and of blocks, in the cache. If the cache is full, a new part replaces the part of its kind
+that was added first."""
 MAX_HEAD_BYTES: Final = 2048
-"""A head whose `RequestHead.size` is larger is not cached. This size counts each short header as 64 bytes, so a head in
-the cache has at most 32 headers, and the cache takes about 2 MiB."""
+"""The parts of a head whose `RequestHead.size` is larger are not cached. This size counts each short header as 64
+bytes, so a block in the cache has at most 32 headers, and the cache takes about 2 MiB."""
 _MAX_SEEN: Final = 4096
-"""Number of heads that arrived once and whose hashes are kept. When there are more, all of these hashes are dropped."""
+"""Number of parts that arrived once and whose hashes are kept. When there are more, all of these hashes are dropped."""
 _CACHED_METHODS: Final = ("GET", "HEAD")
+_SIMPLE_LINE: Final = re.compile(rb"(GET|HEAD) (/[A-Za-z0-9._~:@/?&=+,;%-]*) HTTP/1\.1")
+"""A request line that needs no checks beyond those of `parse_target`. The parser has to check any other line."""
 _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
 """The headers whose values are not kept."""
 
 
-class CachedHead(NamedTuple):
-    """The result of parsing the bytes of a head. It is the same on all connections."""
+class ParsedHead(NamedTuple):
+    """The parts of a head, without parsing all of it."""
 
     fields: dict[str, Any]
-    """The items of the ASGI scope that depend on the head alone, without `headers`. Must not be changed."""
+    """The items of the ASGI scope that depend on the request line. Must not be changed."""
+    headers: list[Header]
+    """A new list of the headers."""
+    size: int
+    """As in `RequestHead.size`."""
+
+
+class _CachedBlock(NamedTuple):
     headers: tuple[Header, ...]
     """The headers, with empty values in place of the secrets."""
     size: int
-    """As in `RequestHead.size`."""
+    """The share of the block in `RequestHead.size`."""
     secrets: tuple[tuple[int, int, int], ...]
     """For each header with a secret: its index in `headers`, and the offsets of the secret's begin and end in the
-    head."""
+    block."""
 
-    def headers_of(self, head: bytes) -> list[Header]:
-        """Returns a new list of the headers of `head`, the bytes with which this object was found."""
+    def headers_of(self, block: bytes) -> list[Header]:
+        """Returns a new list of the headers of `block`, the bytes with which this object was found."""
         headers = [*self.headers]
         for index, start, end in self.secrets:
-            headers[index] = headers[index][0], head[start:end]
+            headers[index] = headers[index][0], block[start:end]
         return headers
 
 
 class HeadCache:
     """The cache of one worker process."""
 
-    __slots__ = ("_heads", "_seen_hashes")
+    __slots__ = ("_blocks", "_lines", "_seen_hashes")
 
     def __init__(self) -> None:
-        self._heads: dict[bytes | int, CachedHead] = {}
-        """The cached heads by their bytes or, if they have secrets, by the keyed hash of their bytes."""
+        self._blocks: dict[bytes | int, _CachedBlock] = {}
+        """The cached blocks by their bytes or, if they have secrets, by the keyed hash of their bytes. The bytes begin
+        with the CRLF at the end of the request line."""
+        self._lines: dict[bytes, dict[str, Any]] = {}
+        """The items of the ASGI scope that depend on the request line, by the line."""
         self._seen_hashes: set[int] = set()
-        """The hashes of heads that arrived once."""
+        """The hashes of parts that arrived once."""
 
-    def find(self, head: bytes) -> CachedHead | None:
-        """Returns the cached result of parsing exactly these bytes (up to and with the empty line). Returns None if
-        they are not in the cache."""
-        return self._heads.get(head) or self._heads.get(hash(head))
+    def find(self, head: bytes) -> ParsedHead | None:
+        """Returns the parts of the head with exactly these bytes (up to and with the empty line). Returns None if the
+        head has to be parsed, because its block is not in the cache or its line is unusual."""
+        line_end = head.find(b"\r\n")
+        block = head[line_end:]
+        cached = self._blocks.get(block) or self._blocks.get(hash(block))
+        if cached is None:
+            return None
+        line = head[:line_end]
+        fields = self._lines.get(line) or self._parse_line(line)
+        if fields is None:
+            return None
+        return ParsedHead(fields, cached.headers_of(block), _target_bytes(fields) + cached.size)
 
     def add(self, head: bytes, scope: Scope, size: int) -> None:
-        """Adds a head after which the connection stays open and no body follows. `head`: its bytes. `scope`: the new
-        scope of its request. `size`: see `RequestHead.size`. Keeps only the hash if the head arrives for the first
-        time. Does nothing if it is too long, has another method than GET and HEAD, or has a password."""
-        fingerprint = hash(head)
-        if fingerprint not in self._seen_hashes:
-            if len(self._seen_hashes) >= _MAX_SEEN:
-                self._seen_hashes.clear()
-            self._seen_hashes.add(fingerprint)
+        """Adds the block of a head after which the connection stays open and no body follows. `head`: its bytes.
+        `scope`: the new scope of its request. `size`: see `RequestHead.size`. Keeps only the hash if the block arrives
+        for the first time. Does nothing if the head is too long, has another method than GET and HEAD, or has a
+        password."""
+        block = head[head.find(b"\r\n") :]
+        fingerprint = hash(block)
+        if not self._was_seen(fingerprint):
             return
         if max(size, len(head)) > MAX_HEAD_BYTES or scope["method"] not in _CACHED_METHODS:
             return
@@ -82,14 +109,54 @@ class HeadCache:
         secrets = []
         for index, (name, value) in enumerate(headers):
             if name in _SECRET_HEADERS:
-                # If the value also occurs earlier in the head, `start` is its earlier place. That does no harm, because
-                # this entry is found only for the same head, which has the same bytes there.
-                start = head.find(value)
+                # If the value also occurs earlier in the block, `start` is its earlier place. That does no harm,
+                # because this entry is found only for the same block, which has the same bytes there.
+                start = block.find(value)
                 if start < 0 or value[:6].lower() == b"basic ":
                     return
                 secrets.append((index, start, start + len(value)))
                 headers[index] = name, b""
-        if len(self._heads) >= MAX_HEADS:
-            del self._heads[next(iter(self._heads))]
-        fields = {key: scope[key] for key in ("method", "http_version", "path", "raw_path", "query_string")}
-        self._heads[fingerprint if secrets else head] = CachedHead(fields, tuple(headers), size, tuple(secrets))
+        _make_room(self._blocks)
+        cached = _CachedBlock(tuple(headers), size - _target_bytes(scope), tuple(secrets))
+        self._blocks[fingerprint if secrets else block] = cached
+
+    def _parse_line(self, line: bytes) -> dict[str, Any] | None:
+        """Returns the items of the ASGI scope that depend on the line. Returns None if the parser has to check the
+        line. Caches the result if the line arrives for the second time and has no query."""
+        simple = _SIMPLE_LINE.fullmatch(line)
+        if simple is None or len(line) > MAX_HEAD_BYTES:
+            return None
+        method = simple[1].decode("ascii")
+        target = parse_target(simple[2], method)
+        fields = {
+            "method": method,
+            "http_version": "1.1",
+            "path": unquoted(target.path),
+            "raw_path": target.path,
+            "query_string": target.query,
+        }
+        if b"?" not in line and self._was_seen(hash(line)):
+            _make_room(self._lines)
+            self._lines[line] = fields
+        return fields
+
+    def _was_seen(self, fingerprint: int) -> bool:
+        """Returns whether a part with this hash has arrived before, as far as hashes are kept. Keeps the hash."""
+        if fingerprint in self._seen_hashes:
+            return True
+        if len(self._seen_hashes) >= _MAX_SEEN:
+            self._seen_hashes.clear()
+        self._seen_hashes.add(fingerprint)
+        return False
+
+
+def _target_bytes(fields: dict[str, Any] | Scope) -> int:
+    """Returns the length of the request target, from the items of a scope."""
+    query = fields["query_string"]
+    return len(fields["raw_path"]) + (len(query) + 1 if query else 0)
+
+
+def _make_room(parts: dict[Any, Any]) -> None:
+    """Removes the part that was added first if there are `MAX_PARTS` parts."""
+    if len(parts) >= MAX_PARTS:
+        del parts[next(iter(parts))]

@@ -1,7 +1,7 @@
 """Parses the heads (request line and headers) of one connection's requests into ASGI scopes, with httptools (llhttp).
 
 Only heads are given to the httptools parser. `registry.server.connection.request_reader` separates them from the
-bodies. A head whose bytes were parsed before is taken from a cache (`registry.server.connection.head_cache`).
+bodies. A head whose headers were parsed before is taken from a cache (`registry.server.connection.head_cache`).
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ class HeadParser:
         end_offset = find_head_end(self._tail, data, start)
         head_bytes = data if end_offset - start == len(data) else data[start:end_offset]
         is_begin = not self._tail
-        if is_begin and (cached := self._cache.find(head_bytes)) is not None:
+        if is_begin and (found := self._cache.find(head_bytes)) is not None and found.size <= self._limit:
             if self._on_start is not None:
                 self._on_start()
-            scope = self._new_scope(cached.headers_of(head_bytes), cached.fields)
-            return end_offset, RequestHead(scope, 0, keep_alive=True, expects_continue=False, size=cached.size)
+            scope = self._new_scope(found.headers, found.fields)
+            return end_offset, RequestHead(scope, 0, keep_alive=True, expects_continue=False, size=found.size)
         try:
             self._parser.feed_data(head_bytes)
         except httptools.HttpParserUpgrade:

@@ -24,8 +24,9 @@ class RequestBody:
     """
 
     __slots__ = (
-        "_changed",
+        "_change_event",
         "_context",
+        "_is_changed",
         "_pieces",
         "buffer",
         "expects_continue",
@@ -42,9 +43,12 @@ class RequestBody:
         """`length` is in bytes; None for a chunked body. `expects_continue` says that the client waits for a 100
         (Continue) response before it sends the body."""
         self._context = context
-        self._changed = asyncio.Event()
-        """Set if the application has not been told yet about received pieces, the body's end, or the closing of the
-        body. `receive` waits for this."""
+        self._is_changed = length == 0
+        """Whether the application has not been told yet about received pieces, the body's end, or the closing of the
+        body."""
+        self._change_event: asyncio.Event | None = None
+        """Set while `_is_changed` is True. Created when `receive` waits for a change for the first time: most requests
+        have no body."""
         self.is_closed = False
         """Whether the application receives nothing more, because the response is complete or the client has
         disconnected."""
@@ -72,8 +76,6 @@ class RequestBody:
         """Number of bytes received so far. Bytes that are received after the end of the response do not count."""
         self.remaining_bytes = length
         """Number of bytes that were not received yet; None for a chunked body, whose length is unknown."""
-        if not self.has_more:
-            self._changed.set()
 
     @property
     def is_rest_short(self) -> bool:
@@ -103,7 +105,7 @@ class RequestBody:
         max_held_bytes = MIN_BUFFER_BYTES if must_be_small else worker.limits.buffer_bytes
         if self.held_bytes >= max_held_bytes:
             self._context.flow.pause_reading()
-        self._changed.set()
+        self._set_changed()
 
     def finish(self) -> None:
         """Called when all of the body was received. Resumes reading, because only then is a disconnect noticed."""
@@ -111,7 +113,7 @@ class RequestBody:
         self.remaining_bytes = 0
         self.buffer = None
         self._context.flow.resume_reading()
-        self._changed.set()
+        self._set_changed()
 
     def close(self) -> None:
         """Called when the response is complete: from now on `receive` returns `http.disconnect`, and the rest of the
@@ -119,7 +121,7 @@ class RequestBody:
         self.is_closed = True
         self._pieces = []
         self.held_bytes = 0
-        self._changed.set()
+        self._set_changed()
 
     def disconnect(self) -> None:
         """Called when the client has disconnected: from now on `receive` returns `http.disconnect`."""
@@ -163,10 +165,10 @@ class RequestBody:
                 self._context.flow.resume_reading()
             self.is_awaited = self.has_more
             try:
-                await self._changed.wait()
+                await self._wait_for_change()
             finally:
                 self.is_awaited = False
-            self._changed.clear()
+            self._clear_change()
         if self.is_closed:
             return None
         return self._take_pieces(), self.has_more
@@ -175,10 +177,10 @@ class RequestBody:
         """Returns the pieces of the whole body if all of it was received. If not, or if the application has got the
         body already, returns None and changes nothing. Never waits. Call it before `receive`: pieces that `receive` has
         returned are missing here."""
-        if self.has_more or self.is_closed or not self._changed.is_set():
+        if self.has_more or self.is_closed or not self._is_changed:
             return None
         self.expects_continue = False
-        self._changed.clear()
+        self._clear_change()
         return self._take_pieces()
 
     async def discard_short_rest(self) -> bool:
@@ -199,6 +201,22 @@ class RequestBody:
         except TimeoutError:
             return False
         return True
+
+    def _set_changed(self) -> None:
+        self._is_changed = True
+        if self._change_event is not None:
+            self._change_event.set()
+
+    def _clear_change(self) -> None:
+        self._is_changed = False
+        if self._change_event is not None:
+            self._change_event.clear()
+
+    async def _wait_for_change(self) -> None:
+        if not self._is_changed:
+            if self._change_event is None:
+                self._change_event = asyncio.Event()
+            await self._change_event.wait()
 
     def _take_pieces(self) -> list[memoryview]:
         pieces, self._pieces = self._pieces, []

@@ -20,7 +20,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
 import apsw
@@ -39,6 +39,13 @@ from storage.metadata.catalog import (
 from storage.metadata.sqlite import blob_changes, lookups, manifest_and_tag_changes
 from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.lookup_cache import (
+    LookupCache,
+    manifest_for_caller,
+    manifest_memory,
+    page_memory,
+    row_memory,
+)
 from storage.metadata.sqlite.manifest_deletion import ManifestDeletion
 from storage.metadata.sqlite.needing_tags import run_checked
 from storage.metadata.sqlite.read_transaction import SharedReadTransaction
@@ -48,14 +55,7 @@ from storage.names import Digest, Reference, RepositoryName, Tag, UploadID
 from storage.outbox import EventAction
 from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
-from storage.versioned_cache import VersionedCache
 
-CACHE_BYTES: Final = 16 * 1024 * 1024
-"""Approximate capacity of the cache of lookup results, in bytes of memory."""
-MEMORY_PER_MANIFEST_BYTE: Final = 8
-"""Approximate bytes of memory that a manifest with its parsed content takes for each byte of its body."""
-_SMALL_VALUE_BYTES: Final = 1024
-"""Approximate bytes of memory that a cached value of a few fields takes."""
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
 """Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages of a
 set that does not contain every name, are read in the thread."""
@@ -72,20 +72,6 @@ _HEALED: Final = "the damaged blob %s is whole again: its bytes were stored for 
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 S = TypeVar("S", bound=str)
-
-
-def _page_memory(page: Page[Tag] | Page[RepositoryName], set_bytes: int = 0) -> int:
-    """Returns the approximate bytes of memory that the page takes, plus `set_bytes`. The next two functions return the
-    memory of other values."""
-    return _SMALL_VALUE_BYTES + set_bytes + sum(64 + len(name) for name in page.items)
-
-
-def _manifest_memory(manifest: Manifest) -> int:
-    return _SMALL_VALUE_BYTES + MEMORY_PER_MANIFEST_BYTE * len(manifest.body)
-
-
-def _row_memory(_: BlobRow | Descriptor) -> int:
-    return _SMALL_VALUE_BYTES
 
 
 class SqliteMetadata:
@@ -109,9 +95,8 @@ class SqliteMetadata:
         `shared_reads` and `writer`, and `ImmutableScans` replaces `scans`. `clock`: seconds since 1970."""
         self._db = db
         self.version = version
-        self._shared_reads = shared_reads
         self._scans = scans
-        self._cache: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
+        self._cache = LookupCache(version, shared_reads, scans)
         self._writer = writer
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         """The large manifests that are in use now, so that requests for the same one share its memory."""
@@ -121,35 +106,8 @@ class SqliteMetadata:
         self.on_mirrored: Callable[[], None] = lambda: None
         """Called after `adopt_blob`, and after `put_manifest` of a mirrored (`sparse`) manifest."""
 
-    def _cached_lookup(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
-        """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
-        equal call instead, if no process has committed anything since that call. `memory_of` returns the approximate
-        bytes of memory that a result takes; the cache adds the texts in `arguments`. If `lookup` raises an error,
-        caches nothing."""
-        key = (lookup, *arguments)
-        cached = self._cache.get(key)
-        if cached is not None:
-            return cast("T", cached)
-        version = self._cache.last_version  # the data version that `get` read
-        result = lookup(self._shared_reads.connection_at(version), *arguments)
-        if self._cache.should_cache(key):
-            self._cache.put(key, result, memory_of(result), version)
-        return result
-
-    async def _cached_scan(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
-        """Returns the same as `_cached_lookup`, but runs the lookup in the thread for long lookups."""
-        key = (lookup, *arguments)
-        cached = self._cache.get(key)
-        if cached is not None:
-            return cast("T", cached)
-        version = self._cache.last_version  # the data version that `get` read
-        result = await self._scans.run(lambda db: lookup(db, *arguments))
-        if self._cache.should_cache(key):
-            self._cache.put(key, result, memory_of(result), version)
-        return result
-
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        return self._cached_lookup(_row_memory, lookups.blob, repo, digest)
+        return self._cache.look_up(row_memory, lookups.blob, repo, digest)
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Records that the registry has just told a client that the repository has the blob. Garbage collection then
@@ -236,10 +194,10 @@ class SqliteMetadata:
         )
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        return self._cached_lookup(_row_memory, lookups.manifest_descriptor, repo, reference)
+        return self._cache.look_up(row_memory, lookups.manifest_descriptor, repo, reference)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        return self._cached_lookup(_manifest_memory, self._find_manifest, repo, reference)
+        return manifest_for_caller(self._cache.look_up(manifest_memory, self._find_manifest, repo, reference))
 
     def _find_manifest(self, db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
         return lookups.manifest(db, repo, reference, self._large_manifests)
@@ -299,12 +257,12 @@ class SqliteMetadata:
 
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
         if within.has_every_name and limit <= _MAX_REPOSITORIES_ON_LOOP:
-            return self._cached_lookup(_page_memory, lookups.repositories, after, limit, within)
-        memory_of = partial(_page_memory, set_bytes=within.memory_bytes)  # the set is a part of the cache's key
-        return await self._cached_scan(memory_of, lookups.repositories, after, limit, within)
+            return self._cache.look_up(page_memory, lookups.repositories, after, limit, within)
+        memory_of = partial(page_memory, set_bytes=within.memory_bytes)  # the set is a part of the cache's key
+        return await self._cache.scan(memory_of, lookups.repositories, after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        return self._cached_lookup(_page_memory, lookups.tags, repo, after, limit)
+        return self._cache.look_up(page_memory, lookups.tags, repo, after, limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int

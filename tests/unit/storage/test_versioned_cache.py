@@ -6,7 +6,13 @@ from collections.abc import Callable, Hashable
 
 import pytest
 
-from storage.versioned_cache import MAX_REMEMBERED_KEYS, MAX_VALUE_DIVISOR, VersionedCache
+from storage.versioned_cache import (
+    MAX_REMEMBERED_KEYS,
+    MAX_VALUE_DIVISOR,
+    MIN_FREE_DIVISOR,
+    SETTLED_MISSES,
+    VersionedCache,
+)
 
 CAPACITY = 100 * MAX_VALUE_DIVISOR
 """The capacity of the cache. Each answer states how much of the capacity it uses. Keys that are numbers use nothing."""
@@ -87,15 +93,58 @@ def test_the_size_of_a_repeated_answer_counts_once(cache: VersionedCache[str]) -
     assert cache.get(1) == cache.get(2) == "answer"
 
 
-def test_answers_are_cached_from_the_second_request_on(data_version: DataVersion, cache: VersionedCache[str]) -> None:
-    """An answer should be cached when it is requested for the second time, even if the version has changed since the
-    first request. The first request no longer counts after many requests for other answers."""
+def fill(cache: VersionedCache[str], share: float) -> None:
+    """Fills a share of the cache with answers that are half as large as the largest that the cache stores."""
+    for number in range(int(share * 2 * MAX_VALUE_DIVISOR)):
+        cache.put(-1 - number, "answer", CAPACITY // (2 * MAX_VALUE_DIVISOR), version=0)
+
+
+def test_a_full_cache_takes_answers_from_the_second_request_on(
+    data_version: DataVersion, cache: VersionedCache[str]
+) -> None:
+    """If the cache is nearly full, an answer should be cached when it is requested for the second time. The first
+    request no longer counts after many requests for other answers."""
+    assert cache.get("key") is None
+    fill(cache, 1.0)
     assert not cache.should_cache("key")
-    data_version.number = 1
     assert cache.should_cache("key")
     assert not any(cache.should_cache(number) for number in range(MAX_REMEMBERED_KEYS))
     assert not cache.should_cache("key")
     assert cache.should_cache(MAX_REMEMBERED_KEYS - 1)
+
+
+def test_a_request_before_a_change_counts(data_version: DataVersion, cache: VersionedCache[str]) -> None:
+    """An answer should be cached at the second request, even if the version has changed since the first one."""
+    assert cache.get("key") is None
+    assert not cache.should_cache("key")
+    data_version.number = 1
+    assert cache.get("key") is None
+    assert cache.should_cache("key")
+
+
+def test_a_cache_with_room_takes_answers_from_the_first_request_on(
+    data_version: DataVersion, cache: VersionedCache[str]
+) -> None:
+    """While the cache has room, an answer should be cached at its first request, but only when many answers were not
+    found since the last change of the data. So answers are not cached for nothing while the data changes constantly."""
+    for version in range(2):
+        data_version.number = version
+        assert cache.get("key") is None
+        assert not any(cache.should_cache((version, number)) for number in range(SETTLED_MISSES))
+        assert all(cache.should_cache((version, "more", number)) for number in range(SETTLED_MISSES))
+
+
+def test_answers_requested_once_leave_a_part_of_the_cache_free(cache: VersionedCache[str]) -> None:
+    """Answers that are requested only once fill the cache up to a part, which is left to answers that are requested
+    again."""
+    assert cache.get("key") is None
+    for number in range(SETTLED_MISSES):
+        cache.should_cache(number)
+    fill(cache, 1 - 1 / MIN_FREE_DIVISOR)
+    assert cache.should_cache("first")
+    cache.put("first", "answer", 1, version=0)
+    assert not cache.should_cache("second")
+    assert cache.should_cache("second")
 
 
 @pytest.mark.parametrize("wrap", [lambda text: text, lambda text: (1, (text.encode(), None))], ids=["text", "nested"])

@@ -11,7 +11,7 @@ import pytest
 
 from registry.asgi import Receive, Scope, Send
 from registry.server.connection.context import ConnectionContext, WorkerContext
-from registry.server.connection.head_cache import MAX_HEADS
+from registry.server.connection.head_cache import MAX_PARTS, HeadCache
 from registry.server.connection.head_parser import HeadParser, RequestHead
 from registry.server.connection.unsent_budget import UnsentBudget
 from registry.server.gate.connection_limit import EvictionCandidate
@@ -104,11 +104,12 @@ async def test_several_heads_in_one_piece(context: ConnectionContext) -> None:
 
 
 GET = b"GET /v2/a%20b?x=1 HTTP/1.1\r\nHost: test\r\nAccept: */*\r\n\r\n"
-"""A head that the head cache accepts. It is added when it arrives for the second time, so tests first send it twice."""
+"""A head whose headers the head cache accepts. They are added when they arrive for the second time, so tests first send
+the head twice."""
 
 
 async def test_a_repeated_head(context: ConnectionContext) -> None:
-    """A head whose bytes were parsed before has the same scope, also on another connection, and counts as a request.
+    """A head whose headers were parsed before has the same scope, also on another connection, and counts as a request.
     A change of one scope does not change the next one."""
     requests = RequestCounter()
     _, first = feed(HeadParser(context, RequestCounter()), GET * 2)
@@ -123,8 +124,50 @@ async def test_a_repeated_head(context: ConnectionContext) -> None:
         head.scope["headers"].clear()
     assert requests.count == 3
     assert not parser.is_in_head
-    (other,) = feed(parser, GET.replace(b"x=1", b"x=2"))
-    assert other.scope["query_string"] == b"x=2"
+
+
+async def test_known_headers_after_another_request_line(context: ConnectionContext) -> None:
+    """If the headers of a head were parsed before, the head has the scope that a parser without a cache gives it,
+    whatever its request line is."""
+    feed(HeadParser(context, RequestCounter()), GET * 2)
+    lines = [
+        *(b"GET /v2/ HTTP/1.1", b"HEAD /v2/team/app/manifests/v1 HTTP/1.1", b"GET /v2/a%20b?x=2 HTTP/1.1"),
+        *(b"GET //host/v2/?a?b HTTP/1.1", b"GET /?x= HTTP/1.1", b"GET /%zz HTTP/1.1", b"GET /a|b HTTP/1.1"),
+        *(b"DELETE /v2/ HTTP/1.1", b"OPTIONS * HTTP/1.1", b"GET http://other/v2/ HTTP/1.1"),
+    ]
+    for line in lines:
+        data = line + GET[GET.index(b"\r\n") :]
+        for _ in range(3):  # the line itself is cached at its second arrival
+            (head,) = feed(HeadParser(context, RequestCounter()), data)
+            uncached = replace(context, worker=replace(context.worker, head_cache=HeadCache()))
+            (expected,) = feed(HeadParser(uncached, RequestCounter()), data)
+            assert (head.scope, head.size) == (expected.scope, expected.size)
+
+
+@pytest.mark.parametrize(
+    "line", [b"GET /a#b HTTP/1.1", b"GET /a b HTTP/1.1", b"GET /a HTTP/2.0", b"GET a HTTP/1.1", b"GET /\xff HTTP/1.1"]
+)
+async def test_known_headers_after_a_malformed_request_line(context: ConnectionContext, line: bytes) -> None:
+    """A request line that is not valid is refused, also if its headers were parsed before."""
+    feed(HeadParser(context, RequestCounter()), GET * 2)
+    with pytest.raises(RefusedRequest) as refused:
+        feed(HeadParser(context, RequestCounter()), line + GET[GET.index(b"\r\n") :])
+    assert refused.value.status == 400
+
+
+async def test_known_headers_after_a_line_that_is_too_long(context: ConnectionContext) -> None:
+    """A head that is too large with its request line is refused, also if its headers were parsed before."""
+    feed(HeadParser(context, RequestCounter()), GET * 2)
+    limit = context.worker.limits.header_bytes
+    for path_bytes, is_refused in ((limit - 200, False), (limit - 100, True)):
+        line = b"GET /" + b"a" * (path_bytes - 1) + b" HTTP/1.1"
+        parser = HeadParser(context, RequestCounter())
+        if not is_refused:
+            feed(parser, line + GET[GET.index(b"\r\n") :])
+            continue
+        with pytest.raises(RefusedRequest) as refused:
+            feed(parser, line + GET[GET.index(b"\r\n") :])
+        assert refused.value.status in (414, 431)
 
 
 @pytest.mark.parametrize("cut", [1, len(GET) - 1])
@@ -180,17 +223,29 @@ async def test_the_cache_has_no_secrets(context: ConnectionContext, name: str) -
     assert [name for name, _ in other.scope["headers"]] == [name for name, _ in first.scope["headers"]]
     assert [value for _, value in repeated.scope["headers"] if b"s3cret" in value]
     assert [value for _, value in other.scope["headers"] if b"other" in value]
-    assert "s3cret" not in repr((cache._heads, cache._seen_hashes, cached))
+    assert "s3cret" not in repr((cache._blocks, cache._lines, cache._seen_hashes))
 
 
 async def test_the_cache_is_bounded(context: ConnectionContext) -> None:
-    """If the cache is full, each new head takes the place of the oldest one. A head that arrives once is not added."""
-    heads = [GET.replace(b"x=1", b"x=%d" % number) for number in range(MAX_HEADS + 1)]
+    """If the cache is full, the headers of each new head take the place of the oldest ones. Headers that arrive once
+    are not added."""
+    heads = [GET.replace(b"*/*", b"%d" % number) for number in range(MAX_PARTS + 1)]
     feed(HeadParser(context, RequestCounter()), b"".join([*heads, *heads]))
-    feed(HeadParser(context, RequestCounter()), GET.replace(b"x=1", b"once"))
+    feed(HeadParser(context, RequestCounter()), GET.replace(b"*/*", b"once"))
     cache = context.worker.head_cache
     assert cache.find(heads[0]) is None
     assert all(cache.find(head) is not None for head in heads[1:])
+
+
+async def test_the_cached_request_lines_are_bounded(context: ConnectionContext) -> None:
+    """Request lines are cached at their second arrival, at most `MAX_PARTS` of them. A line with a query is not cached,
+    because the query could be a secret."""
+    feed(HeadParser(context, RequestCounter()), GET * 2)
+    heads = [GET.replace(b"a%20b?x=1", b"%d" % number) for number in range(MAX_PARTS + 1)]
+    feed(HeadParser(context, RequestCounter()), b"".join([*heads, *heads, *[GET] * 3]))
+    feed(HeadParser(context, RequestCounter()), GET.replace(b"a%20b?x=1", b"once"))
+    lines = [head.partition(b"\r\n")[0] for head in heads]
+    assert list(context.worker.head_cache._lines) == lines[1:]
 
 
 @pytest.mark.parametrize(

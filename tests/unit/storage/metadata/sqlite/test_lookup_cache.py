@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 
-from storage.metadata.sqlite.sqlite_metadata import CACHE_BYTES
+from storage.metadata.sqlite.lookup_cache import CACHE_BYTES
 from storage.names import RepositoryName, Tag
 from storage.patterns import NamePattern, NameSet
 from storage.store.stored_registry import StoredRegistry

@@ -1,0 +1,99 @@
+"""A cache of the results of lookups (`LookupCache`), and how much memory a cached result takes.
+
+A result is returned again until the database changes: any commit of any process evicts all results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
+
+from storage.content import Descriptor, Manifest, Page
+from storage.metadata.catalog import BlobRow
+from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
+from storage.metadata.sqlite.lookups import LARGE_MANIFEST_BYTES
+from storage.metadata.sqlite.read_transaction import SharedReadTransaction
+from storage.metadata.sqlite.scan_thread import ScanThread
+from storage.names import RepositoryName, Tag
+from storage.versioned_cache import VersionedCache
+
+CACHE_BYTES: Final = 24 * 1024 * 1024
+"""Approximate capacity of the cache, in bytes of memory. This is enough for 10,000 tags with manifests of usual
+size."""
+MEMORY_PER_PARSED_BYTE: Final = 8
+"""Approximate bytes of memory that a manifest with its parsed content takes for each byte of its body."""
+_SMALL_VALUE_BYTES: Final = 1024
+"""Approximate bytes of memory that a cached result of a few fields takes."""
+T = TypeVar("T")
+
+
+def page_memory(page: Page[Tag] | Page[RepositoryName], set_bytes: int = 0) -> int:
+    """Returns the approximate bytes of memory that the page takes, plus `set_bytes`. The next two functions return the
+    memory of other results."""
+    return _SMALL_VALUE_BYTES + set_bytes + sum(64 + len(name) for name in page.items)
+
+
+def manifest_memory(manifest: Manifest) -> int:
+    size = len(manifest.body)
+    return _SMALL_VALUE_BYTES + (size if size <= LARGE_MANIFEST_BYTES else MEMORY_PER_PARSED_BYTE * size)
+
+
+def row_memory(_: BlobRow | Descriptor) -> int:
+    return _SMALL_VALUE_BYTES
+
+
+def manifest_for_caller(manifest: Manifest) -> Manifest:
+    """Returns the manifest to give to the caller of a lookup, for a manifest in the cache.
+
+    This is a copy, which refers to the same body. A manifest keeps its parsed content, which takes several times the
+    memory of the body. If the caller parses the copy, the manifest in the cache does not grow. For a manifest of more
+    than `LARGE_MANIFEST_BYTES` it is the manifest itself: all readers share it, and the cache counts its parsed
+    content."""
+    if len(manifest.body) > LARGE_MANIFEST_BYTES:
+        return manifest
+    return Manifest(manifest.body, manifest.media_type, manifest.digest)
+
+
+class LookupCache:
+    """Runs lookups and caches their results. Used from one event loop.
+
+    `version` returns the data version: a value that every commit of any process changes. `shared_reads` has the
+    connection for short lookups, and `scans` runs long ones. On a full disk, both can belong to an immutable database
+    (`storage.metadata.sqlite.immutable_database`)."""
+
+    def __init__(
+        self,
+        version: Callable[[], object],
+        shared_reads: SharedReadTransaction | ImmutableDatabase,
+        scans: ScanThread | ImmutableScans,
+    ) -> None:
+        self._shared_reads = shared_reads
+        self._scans = scans
+        self._results: VersionedCache[Any] = VersionedCache(version, capacity=CACHE_BYTES)
+
+    def look_up(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
+        """Calls `lookup` with a connection and `arguments`, and returns its result. Returns the cached result of an
+        equal call instead, if no process has committed anything since that call. `memory_of` returns the approximate
+        bytes of memory that a result takes; the cache adds the texts in `arguments`. If `lookup` raises an error,
+        caches nothing."""
+        key = (lookup, *arguments)
+        cached = self._results.get(key)
+        if cached is not None:
+            return cast("T", cached)
+        version = self._results.last_version  # the data version that `get` read
+        result = lookup(self._shared_reads.connection_at(version), *arguments)
+        if self._results.should_cache(key):
+            self._results.put(key, result, memory_of(result), version)
+        return result
+
+    async def scan(self, memory_of: Callable[[T], int], lookup: Callable[..., T], *arguments: object) -> T:
+        """Returns the same as `look_up`, but runs the lookup in the thread for long lookups."""
+        key = (lookup, *arguments)
+        cached = self._results.get(key)
+        if cached is not None:
+            return cast("T", cached)
+        version = self._results.last_version  # the data version that `get` read
+        result = await self._scans.run(lambda db: lookup(db, *arguments))
+        if self._results.should_cache(key):
+            self._results.put(key, result, memory_of(result), version)
+        return result
