@@ -68,8 +68,8 @@ class BlobRow:
 class UploadRow:
     """An upload session. `algorithm`: hash algorithm of the digest that is computed as the bytes arrive. `offset`,
     `state` and `boot` are the last checkpoint of the session's progress: the number of bytes, the state of the digest
-    computation after these bytes (None: not saved), and the id of the machine's boot during which they were written.
-    `owner`: name of the actor (client) that may resume the session, or `ANY_ACTOR`."""
+    computation after these bytes (None: not saved), and the id of the machine's boot during which they were written (a
+    reboot may lose written bytes). `owner`: name of the actor (client) that may resume the session, or `ANY_ACTOR`."""
 
     id: UploadID
     repository: RepositoryName
@@ -137,10 +137,10 @@ class DeletedManifest:
 class Metadata(Protocol):
     """The metadata store. Each method is one transaction, or several if it reads or changes very many rows. A method
     that changes something returns when the change is durable; changes that a description calls not durable may be lost
-    in a power cut. A method without a description is the part of the method with the same name in
-    `storage.interface.Registry` that concerns the metadata. `manifest_descriptor` is a part of `resolve_manifest`, and
-    `manifest` of `get_manifest`. All methods may raise StorageFull and StorageFailed, in addition to the errors that
-    their descriptions name."""
+    in a power cut. A method without a description does the metadata part of the method with the same name in
+    `storage.interface.Registry`. `manifest_descriptor` does that of `resolve_manifest`, and `manifest` that of
+    `get_manifest`. All methods may raise StorageFull and StorageFailed, in addition to the errors that their
+    descriptions name."""
 
     @property
     def version(self) -> Callable[[], object]:
@@ -151,7 +151,8 @@ class Metadata(Protocol):
 
     on_mirrored: Callable[[], None]
     """Called after this process has stored content that may have come from an upstream: a blob that did not come
-    through an upload session, or a manifest that `put_manifest` stored with `sparse=True`. Must return at once."""
+    through an upload session, or a manifest that `put_manifest` stored with `sparse=True` (a mirrored manifest). Must
+    return at once."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
         """Returns the row of a blob that the repository has. Raises BlobUnknown, also for a damaged blob
@@ -183,15 +184,16 @@ class Metadata(Protocol):
     ) -> None:
         """Adds the row of a published blob and a link from the repository to it. Used for blobs whose bytes did not
         come through an upload session. `by`: the client that pushed the blob; the blob's event (`storage.outbox`) is
-        then a push. `is_fill`: whether the mirror downloaded the blob; its event is then a fill. In other cases there
-        is no event. This method and `add_blob` heal a damaged blob."""
+        then a push. `is_fill`: whether the mirror downloaded the blob; its event is then a fill. Without `by` and
+        `is_fill`, there is no event. If the blob was damaged, its row gets the new place, and the blob is not damaged
+        any more; the same holds for `add_blob`."""
         ...
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
-        """Adds a link from `repo` to a blob that `source` has. `source` is a repository, or a set of repositories of
-        which any may have the blob. Returns the blob's size in bytes. Raises BlobUnknown."""
+        """Adds a link from `repo` to a blob that `source` has. `source`: a repository, or a set of repositories; one of
+        the set has to have the blob. Returns the blob's size in bytes. Raises BlobUnknown."""
         ...
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None: ...
