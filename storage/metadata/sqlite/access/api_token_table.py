@@ -81,23 +81,24 @@ _EXCESS_REFRESH_TOKENS: Final = (
     f"ranked_again AS (SELECT *, {_RANK_IN_NOTE} AS rank FROM limited) "
     "SELECT id FROM ranked_again ORDER BY class DESC, rank, last_use DESC, created DESC, id LIMIT ?6 OFFSET ?7"
 )
-"""The ids of at most ?6 refresh tokens to revoke. The query sorts the tokens of an account, without the new one: those
-to keep rather than others come first. It skips the first ?7 tokens, which stay.
+"""The ids of at most ?6 refresh tokens to revoke. The query sorts the refresh tokens of the account, except the new
+one: those that are most worth keeping come first. It skips the first ?7 tokens, which stay.
 
-The note of a refresh token is the name and the address of the client. In this order, a host that logs in often revokes
-its own tokens, and not those that other machines use:
+The note of a refresh token is the name and the address of the client. With the following order, a host that logs in
+often revokes its own tokens, and not those that other machines use:
 
 - Class 2 comes first: the tokens that are in use (?4 and ?5: see `_IN_USE_AFTER_SECONDS`). All machines behind one NAT
-  have the same note. So the note does not show which of them logs in often, but the class does. Only ?8 tokens are in
-  class 2. Otherwise they could take all places, and a machine that has just logged in would lose its token at the next
-  login of another one.
+  have the same note, so only the class shows which of them stay logged in. At most ?8 tokens are in class 2. Otherwise
+  tokens in use could take all places, and a machine that has just logged in would lose its token at the next login of
+  another machine.
 - Class 1 comes next: the tokens that are not in use, and those in use that are too many for class 2.
 - Within a class, the most recently used token of each note comes first, then the second of each note, and so on. So
   the note with the most tokens loses one, and a machine with an address of its own loses its only token last.
 - Class 0 comes last: the tokens with a time after ?3, which was stored while the clock was ahead."""
 _LEAST_RECENTLY_USED: Final = f"SELECT id FROM ({_CLASSIFIED}) ORDER BY class, last_use, created, id LIMIT ?6"
-"""The ids of the first ?6 refresh tokens of an account without the new one: the lowest class first, and in each class
-the least recently used token first. Takes a tenth of the time of `_EXCESS_REFRESH_TOKENS`."""
+"""The ids of at most ?6 refresh tokens to revoke, without the new one: the lowest class first, and in each class the
+least recently used token first. Ignores the notes and the limit of class 2, and so takes a tenth of the time of
+`_EXCESS_REFRESH_TOKENS`."""
 
 
 def _token(row: tuple[Any, ...]) -> ApiToken:
@@ -156,10 +157,10 @@ def add(
 ) -> None:
     """Adds the token. Does not increment the epoch, because no process can have cached anything about the token. If the
     token is a refresh token, and its account has more than `MAX_REFRESH_TOKENS` now, revokes others
-    (`_EXCESS_REFRESH_TOKENS`), which increments the epoch. `expected_version`: the version that the account had at the
-    login that allows the change; None: any version. Raises AccountUnknown if the account does not exist; AccountExists
-    if the token's id is in use; AccountInvalid if the account has too many personal tokens. With `expected_version`,
-    raises Unauthorized if the account has another version or does not exist."""
+    (`_EXCESS_REFRESH_TOKENS`), which increments the epoch. `expected_version`: the account's version when the client
+    that makes the change logged in; None: any version. Raises AccountUnknown if the account does not exist;
+    AccountExists if the token's id is in use; AccountInvalid if the account has too many personal tokens. With
+    `expected_version`, raises Unauthorized if the account has another version or does not exist."""
     _delete_expired(db, now)
     check_version(db, new_token.account, expected_version)
     account(db, new_token.account)  # raises AccountUnknown

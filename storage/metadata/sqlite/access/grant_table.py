@@ -39,8 +39,8 @@ MOST_GRANTS = 5_000
 them."""
 MOST_WILD_CHARACTERS = 64 * 1024
 """Largest number of *wild characters* in all patterns of one subject together. The wild characters of a pattern are all
-characters from its first star to its end, because matching takes time for each of them. A pattern whose only stars are
-a `**` at its end has none."""
+characters from its first star to its end. A pattern whose only stars are a `**` at its end has none. The limit exists
+because matching takes time for each wild character."""
 
 
 def pattern_from_database(text: str) -> NamePattern:
@@ -110,7 +110,8 @@ def _split_key(key: str) -> tuple[str, str, str]:
 
 
 def put_all(db: apsw.Connection, by: Actor, now: float, grants: Sequence[Grant]) -> None:
-    """Stores the grants, as `_put` does."""
+    """Stores the grants, in place of earlier ones for the same subject and pattern. Raises AccountUnknown or
+    AccountInvalid if a grant is not possible (`_put`)."""
     for grant in grants:
         _put(db, by, now, grant)
 

@@ -132,7 +132,8 @@ def _check_limits(db: apsw.Connection, group: AccountName, member_count: int, me
 def remove_members(
     db: apsw.Connection, by: Actor, now: float, group: AccountName, members: Sequence[AccountName]
 ) -> None:
-    """Removes the members from a group, as `_remove_member` does."""
+    """Removes the members from a group. Raises AccountUnknown if there is no such group, or if one of `members` is not
+    in it."""
     for member in members:
         _remove_member(db, by, now, group, member)
 

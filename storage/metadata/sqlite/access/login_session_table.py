@@ -75,7 +75,8 @@ def sessions(db: apsw.Connection, now: float, account: AccountName) -> list[Logi
 
 def add(db: apsw.Connection, by: Actor, now: float, new: LoginSession, secret_hash: bytes) -> None:
     """Adds a session. Deletes expired sessions. If the account has more than `MOST_SESSIONS` sessions, deletes its
-    least recently used ones. Raises Unauthorized if the account, such as its password, has changed since the login."""
+    least recently used ones. Raises Unauthorized if the account was changed since the login, for example its
+    password."""
     check_version(db, new.account, new.version)
     _delete_expired(db, now)
     db.execute(

@@ -110,8 +110,8 @@ class SqliteAccounts:
         return self._epoch
 
     def grants_version(self) -> int:
-        """Returns the version of the grants after the last commit of any process. Reads the database as seldom as
-        `epoch` does."""
+        """Returns the version of the grants after the last commit of any process: a number that increases with every
+        change of a grant, but not with other changes of rights. Reads the database as seldom as `epoch` does."""
         self._refresh_epoch()
         return self._grants_version
 
