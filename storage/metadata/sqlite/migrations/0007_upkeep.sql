@@ -134,9 +134,9 @@ BEGIN
                    WHERE repository = OLD.repository AND (tags_to IS NULL OR OLD.name <= tags_to));
 END;
 
--- The mirrored manifests in the order in which eviction looks at them, lowest `rank` first. `rank` is at most the time
--- of the last pull: a pull does not write here. If eviction meets a manifest that was pulled after its rank, it moves
--- the manifest back.
+-- The mirrored manifests in the order in which eviction looks at them, lowest `rank` first. `rank` is a time. A pull
+-- does not change it, so the manifest may have been pulled after its rank. If eviction comes to such a manifest, it
+-- stores the time of the pull as the new rank.
 CREATE TABLE cached_manifest (
     manifest INTEGER PRIMARY KEY REFERENCES manifest (id) ON DELETE CASCADE,
     upstream TEXT NOT NULL,
@@ -162,7 +162,8 @@ CREATE TABLE upstream_tag (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX upstream_tag_since ON upstream_tag (since);
 CREATE INDEX upstream_tag_digest ON upstream_tag (repository, digest);
--- Tags that are cached already point at what the mirror saw at its last change of them.
+-- Each mirrored tag that is stored already gets a row: its digest, since the time at which the mirror last changed the
+-- tag.
 INSERT INTO upstream_tag (repository, tag, since, digest)
 SELECT r.name, t.name, t.updated, m.digest
   FROM upstream_check c JOIN repository r ON r.name = c.repository

@@ -1,6 +1,6 @@
--- The triggers that refuse a change because of a quota, with a constant message: SQLite before 3.47 takes nothing else in
--- `raise`, and a program that cannot parse one trigger cannot open the database at all. They do the same as those of
--- 0007. Which quota refused the change is looked up after it (`usage_tables`).
+-- The triggers that refuse a change because of a quota, with a constant message: SQLite before 3.47 takes nothing else
+-- in `raise`, and a program that cannot parse one trigger cannot open the database at all. They do the same as those of
+-- 0007. After a refusal, `usage_tables` finds out which quota caused it.
 DROP TRIGGER usage_blob_added;
 CREATE TRIGGER usage_blob_added AFTER INSERT ON usage_blob BEGIN
     UPDATE usage_scope SET blobs = blobs + 1, bytes = bytes + NEW.size WHERE id = NEW.scope;

@@ -1,4 +1,4 @@
--- Events: what happened to content, and the webhooks that have to be told. Times are seconds since 1970.
+-- Events: what happened to content, and which webhooks have to receive them. Times are seconds since 1970.
 
 -- Who wants which events: one row for each webhook, and one with the empty name for the list of events that is kept.
 -- `actions` and `repositories` (patterns of names) are JSON arrays. Without rows, no event is recorded.
@@ -9,8 +9,8 @@ CREATE TABLE event_reader (
 ) STRICT, WITHOUT ROWID;
 
 -- The row of a change is added in the transaction of the change. `kept`: 1 if the event is in the list that people and
--- programs read, 0 if it is stored only until webhooks have been told. The newest row is never deleted, so that no later
--- event gets the id of an earlier one.
+-- programs read, 0 if it is stored only until the webhooks have received it. The newest row is never deleted, so that
+-- no later event gets the id of an earlier one.
 CREATE TABLE event (
     id         INTEGER PRIMARY KEY,
     uuid       TEXT NOT NULL,
@@ -31,14 +31,14 @@ CREATE TABLE event (
 ) STRICT;
 CREATE INDEX event_kept ON event (kept);        -- and by id, as every index
 
--- One row. The list has all events from the number `kept_from` on that it ever had.
+-- The table has one row. No event with the id `kept_from` or a higher one was removed from the list.
 CREATE TABLE event_list (
     kept_from INTEGER NOT NULL
 ) STRICT;
 INSERT INTO event_list (kept_from) VALUES (1);
 
--- An event that a webhook has not been told. The row is deleted when it has been. `next_at`: when it is tried again.
--- `dead`: when it was given up; NULL: it is still tried.
+-- An event that a webhook has not received yet. The row is deleted when the webhook has received it. `next_at`: when
+-- the server tries again to send it. `dead`: when the server gave up; NULL: it still tries.
 CREATE TABLE event_delivery (
     webhook    TEXT NOT NULL,
     event      INTEGER NOT NULL REFERENCES event (id),

@@ -1,10 +1,10 @@
--- The search index. Nothing in it is written by a push: a process follows the tables of the content from the positions
--- in `search_progress` on, in small transactions. A search reads the content's own tables for each row that it finds
--- here, so rows of deleted content show nothing.
+-- The search index. A push does not write to it. Instead, a process adds the new rows of the tables of the content, in
+-- small transactions; `search_progress` says how far it has come. For each row that a search finds here, it reads the
+-- tables of the content, so it does not return deleted content.
 
--- How far the index is: row ids of the last repository, manifest, blob and line of `tag_history` that it has seen.
--- `tag_repository` and `tag_name` are the last tag that was read from the table `tag` itself, for a store that is older
--- than the index; NULL: all were read.
+-- How far the index has come: row ids of the last repository, manifest, blob and line of `tag_history` that it has
+-- processed. `tag_repository` and `tag_name` are the last tag that was read from the table `tag` itself, for a store
+-- that is older than the index; NULL: all were read.
 CREATE TABLE search_progress (
     repositories   INTEGER NOT NULL,
     manifests      INTEGER NOT NULL,
@@ -44,8 +44,8 @@ CREATE TABLE search_label (
 ) STRICT;
 CREATE VIRTUAL TABLE search_word USING fts5 (repository, text, content = '', contentless_delete = 1, tokenize = 'unicode61');
 
--- Manifests to look at again: those whose config, which has the labels, could not be read when the index came to them,
--- and those that were damaged then, for which `digest` is empty.
+-- Manifests to index again. When they were indexed, their config, which has the labels, could not be read (`digest`:
+-- that of the config), or they were damaged (`digest` is empty).
 CREATE TABLE search_missing_config (
     digest   TEXT NOT NULL,
     manifest INTEGER NOT NULL,
@@ -53,8 +53,8 @@ CREATE TABLE search_missing_config (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX search_missing_config_manifest ON search_missing_config (manifest);
 
--- SQLite gives a new row the id after the highest one that a row has, so it gives ids again after their rows were
--- deleted. The position is therefore never above the highest id.
+-- SQLite gives a new row the id after the highest id in the table. If the row with the highest id is deleted, the next
+-- row gets its id again. So these triggers move the position back, and it is never above the highest id.
 CREATE TRIGGER search_manifest_removed AFTER DELETE ON manifest BEGIN
     DELETE FROM search_manifest WHERE hex = substr(OLD.digest, instr(OLD.digest, ':') + 1, 16) AND manifest = OLD.id;
     DELETE FROM search_missing_config WHERE manifest = OLD.id;

@@ -3,7 +3,8 @@ CREATE TABLE recorded_period (
     start REAL PRIMARY KEY,
     until REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
--- Earlier versions did not record when they ran. Their newest pull, change of a tag or activity shows when they did.
+-- Earlier versions did not record when they ran. The time of their newest pull, change of a tag or activity shows until
+-- when they did.
 INSERT INTO recorded_period (start, until)
 SELECT 0.0, seen FROM (
        SELECT max(at) AS seen FROM (
