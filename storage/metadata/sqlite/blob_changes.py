@@ -34,8 +34,8 @@ from storage.outbox import EventAction
 from storage.patterns import NameSet
 
 MAX_MOUNT_SOURCES_SEARCHED = 1_000
-"""Approximate number of repositories with the blob that `mount_blob` checks at most, to find one that the client may
-read."""
+"""Approximate limit of the number of repositories that `mount_blob` checks. All of them have the blob, and it looks for
+one that the client may read."""
 WHOLE_STORE = 0
 """Value in the collect queue instead of a repository's row id, if the entry is a blob without any link."""
 _BLOB_IN_REPOSITORY = """

@@ -10,7 +10,8 @@ Changes that arrive while a transaction runs share the next transaction and its 
 SQLite commits by appending to a write-ahead log. A *checkpoint* copies the log into the database file. Checkpoints run
 in the same thread and with the same lock. Unless the disk is full, a checkpoint runs only after the results of a batch
 were delivered, so that no change of the batch waits for it. A failed fsync can leave *gaps* in the log: parts that are
-not on the disk. They are closed before the next commit (`storage.metadata.sqlite.write_ahead_log`).
+not on the disk. The thread closes the gaps before the next commit: it copies the log into the database file and empties
+the log (`storage.metadata.sqlite.write_ahead_log`).
 
 The *reserve* is disk space allocated in advance (`storage.data_dir.reserve`). On a full disk, the reserve is used by
 checkpoints, and by changes that free space or revoke rights. Changes that store content are refused (`StorageFull`).
@@ -104,10 +105,10 @@ class CommitThread:
         directory: OpenedDirectory | None = None,
     ) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. `observer` measures the changes. If another directory has replaced `directory`, all
-        changes are refused (None: the directory that is there now). The thread calls `version` and uses `reserve` until
-        `close` returns, so until then the caller must not close `reserve` or the connection that `version` uses. Raises
-        apsw.Error, OSError."""
+        of any process changes. `observer` measures the changes. `directory`: the data directory as the process opened
+        it; None: as it is now. If another directory has replaced it, all changes are refused. The thread calls
+        `version` and uses `reserve` until `close` returns, so until then the caller must not close `reserve` or the
+        connection that `version` uses. Raises apsw.Error, OSError."""
         self._layout = layout
         self._system = system
         self._version = version
@@ -146,8 +147,8 @@ class CommitThread:
         """Returns True if exactly one commit lies between the data versions `before` and `after`, this thread made it,
         and it changed no rights. Rights that were read at `before` are then still valid at `after`.
 
-        Otherwise returns False. Also returns False for such a commit if it is not the last one that changed no rights,
-        because the thread remembers only the last one."""
+        Otherwise returns False. The thread remembers only its last commit that changed no rights, so it also returns
+        False for an earlier one."""
         return self._versions_with_same_rights == (before, after)
 
     def close(self) -> None:
@@ -277,8 +278,8 @@ class CommitThread:
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
-        # Checked here, and not when a push begins: the files of the push are already at their paths. So they are in the
-        # opened directory if this directory is still there.
+        # Checked here, and not when a push begins, because the files of a push are at their paths by now. If the opened
+        # directory is still at its path, the files are in it.
         self._directory.check()
         self._make_log_name_durable(db)
         self._wal.close_gaps(db)

@@ -44,8 +44,8 @@ _MIN_METHODS_VERSION: Final = 2
 _METHODS_BEFORE_SHM_MAP: Final = 12
 """Number of methods before `xShmMap` in `sqlite3_io_methods`."""
 _LAYOUT_ATTEMPTS: Final = 20
-"""Largest number of reads of the header to recognize its layout. A read does not recognize the layout while a commit
-writes the two copies."""
+"""How often the header is read at most to recognize its layout. A single read is not enough, because it fails while a
+commit writes the two copies."""
 log = logging.getLogger("storage.metadata")
 
 

@@ -91,8 +91,9 @@ class SqliteInventory:
         self._db = db
 
     def figures(self, now: float) -> StoreFigures:
-        """Counts the content, the damaged content, the open uploads and the running jobs. Reads the usage scopes, the
-        rate limits of upstreams and the backlogs of webhooks."""
+        """Counts the content, the damaged content, the open uploads and the running jobs. Reads the disk usage of each
+        scope (a set of repositories), how many requests each upstream still allows, and how many deliveries to each
+        webhook are pending or were given up."""
         row: tuple[Any, ...] = self._db.execute(_FIGURES).get
         repositories, manifests, tags, blobs, blob_bytes, uploads, damaged_blobs, damaged_manifests = row
         running = (JobState.RUNNING.value,)

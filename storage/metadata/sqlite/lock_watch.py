@@ -1,5 +1,6 @@
 """Warns of a process that holds the lock of the database for long, for example a command that somebody has stopped with
-Ctrl-Z (`LockWatch`). Until it goes on, no other process can change the metadata: all pushes wait."""
+Ctrl-Z (`LockWatch`). Until that process continues or ends, no other process can change the metadata: all pushes
+wait."""
 
 from __future__ import annotations
 
@@ -66,8 +67,8 @@ class LockWatch:
 
 def holder_of_flock(fd: int) -> str:
     """Returns a text about the process that holds the exclusive `flock` on a file: its pid and command, and whether it
-    is stopped (proc(5), /proc/locks). Returns "another process" if it is in another container, because /proc/locks does
-    not show its lock then."""
+    is stopped (proc(5), /proc/locks). Returns "another process" if it cannot find the process: /proc/locks does not
+    show the locks of processes in other containers."""
     inode = os.fstat(fd).st_ino
     try:
         entries = [line.split() for line in Path("/proc/locks").read_text().splitlines()]

@@ -73,16 +73,17 @@ def put_manifest(
     is_immutable: IsImmutable = nothing_immutable,
     checked_to: int | None = None,
 ) -> bool:
-    """Stores the manifest and points the tags at it. Creates the repository if it is missing. If the manifest is stored
-    already with another media type, and so many tags need it (point at it or at an index that contains it) that they
-    have to be checked before the transaction (`storage.metadata.sqlite.needing_tags`), changes nothing and returns
-    False. Otherwise returns True. `checked_to`: see `NeedingTagsCheck.check`.
+    """Stores the manifest and points the tags at it, and returns True. Creates the repository if it is missing. Returns
+    False and changes nothing if the media type of a stored manifest would change, and the tags that need this manifest
+    are too many to check here; `NeedingTagsCheck.check_all` then has to run first. A tag *needs* a manifest if it
+    points at the manifest or at an index that contains it. `checked_to`: what `check_all` returned; None if it has not
+    run.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
     PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. The upstream of
     a mirrored manifest is recorded. Raises ManifestBlobUnknown if the repository lacks content of a manifest that is
-    not mirrored; Denied if a tag is immutable and points at another manifest, or if an immutable tag needs the stored
-    manifest, which has another media type."""
+    not mirrored; Denied if a tag is immutable and points at another manifest, or if the media type of the stored
+    manifest would change and an immutable tag needs it."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)
@@ -381,7 +382,7 @@ def move_tag(
     force: bool,
 ) -> Digest | None:
     """Points the tag at a manifest that the repository has, and returns the tag's previous digest; None if there was no
-    such tag. `storage.tag_history.TagHistory.move` describes the other parameters."""
+    such tag. `storage.tag_history.TagHistory.move` describes the other parameters and the errors."""
     repository = lookups.repository_id(db, repo)
     manifest_id = db.execute(
         "SELECT id FROM manifest WHERE repository = ? AND digest = ?", (repository, manifest.digest)

@@ -125,11 +125,10 @@ class NeedingTagsCheck:
         return True
 
     def _check_changes(self, db: apsw.Connection, target: Target, checked_to: int) -> bool:
-        """Checks the tags that were set after the entry `checked_to` of the tag history. Does not check
-        older tags: `check_all` found no immutable one that needs the manifest. One could need it now only if an index
-        that connects the tag with the manifest was missing then and was pushed since. Clients cannot cause this,
-        because they cannot delete an index that an immutable tag needs. Returns False if too many tags were set. Raises
-        Denied."""
+        """Checks the tags that were set after the entry `checked_to` of the tag history. Does not check older tags:
+        `check_all` found no immutable one that needs the manifest. An older tag could need it now only if an index
+        between the tag and the manifest was missing then and was pushed since. Clients cannot cause this, because they
+        cannot delete an index that an immutable tag needs. Returns False if too many tags were set. Raises Denied."""
         rows: list[Any] = db.execute(
             _TAGS_SET_AFTER_ENTRY, (checked_to, target.repository_id, _MAX_CHANGED_TAGS + 1)
         ).fetchall()

@@ -99,7 +99,7 @@ def check_database_version(layout: Layout, data: Path) -> None:
     """Checks, for a command that does not start a server, that the database exists and has the table version that this
     program needs. Does not migrate an older database, because a server of that older version may be running. `data`:
     the data directory, as error messages show it. Raises DataDirectoryError if a restore from a backup has not ended,
-    if there is no database (with or without blobs), or if the database has another table version or cannot be read."""
+    if there is no database, or if the database has another table version or cannot be read."""
     file = layout.metadata
     try:
         check_restore_ended(layout, data)

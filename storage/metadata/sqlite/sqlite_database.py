@@ -44,8 +44,9 @@ class SqliteDatabase:
     loop.
 
     - `metadata` stores repositories, manifests, tags, blobs and upload sessions.
-    - `records` stores what the mirror learned from its upstream registries: which content they have, which endpoints
-      sent wrong bytes, tokens and rate limits. `upstream_tags` stores the tags of these registries over time.
+    - `records` stores what the mirror learned from its upstream registries: which content they have, which of their
+      endpoints sent wrong bytes, and their tokens and rate limits. `upstream_tags` stores the tags of these registries
+      over time.
     - `accounts` stores accounts and rights.
     - `jobs` stores the jobs of upkeep. `consistency` checks and repairs the whole store, and `damage` stores which
       content is damaged.

@@ -33,7 +33,8 @@ class _VersionList:
     history when the list was last known to be current. Each change of a tag adds an entry."""
 
     names: tuple[str, ...]
-    """A tuple, because garbage collections skip tuples of texts. In a list they would visit each of the names."""
+    """A tuple, because Python's garbage collector skips tuples of texts. In a list, it would visit each of the
+    names."""
     newest_entry: int
 
 

@@ -3,10 +3,10 @@
 SQLite commits by appending to the log. A *checkpoint* copies the log into the database file and syncs that file. The
 *reserve* is disk space allocated in advance (`storage.data_dir.reserve`), which checkpoints use on a full disk.
 
-A failed fsync can leave *gaps* in the log. Linux reports such an error once. It then treats the bytes that it could not
-write as written, and these bytes may belong to earlier commits. After a power cut, SQLite reads the log only up to the
-first gap, so it would lose every later commit in the same log, even one whose own fsync succeeded. Therefore the log
-has to be emptied before the next commit (`WriteAheadLog.close_gaps`).
+A failed fsync can leave *gaps* in the log: parts that are not on the disk. Linux reports such an error once. It then
+treats the bytes that it could not write as written, and these bytes may belong to earlier commits. After a power cut,
+SQLite reads the log only up to the first gap, so it would lose every later commit in the same log, even one whose own
+fsync succeeded. Therefore the log has to be emptied before the next commit (`WriteAheadLog.close_gaps`).
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ log = logging.getLogger("storage.metadata")
 
 
 def checkpoint_log_pages(reserve_bytes: int) -> int:
-    """Returns the number of pages of the log from which on a checkpoint runs. `reserve_bytes`: the full size of the
-    reserve, which is small on a small disk; 0 on a file system that does not tell its size. On a full disk, a
-    checkpoint can use as much of the reserve as the log is long, because the database file grows by up to that size.
-    So these pages take up at most half of the reserve; the other half is for the logs of the next deletes. Without a
-    reserve, the number is CHECKPOINT_LOG_PAGES, which is also the largest number."""
+    """Returns the smallest number of pages in the log with which a checkpoint runs: CHECKPOINT_LOG_PAGES, or fewer if
+    these pages would take up more than half of the reserve. The database file can grow by the size of the log during a
+    checkpoint. On a full disk, this space comes from the reserve, whose other half is for the logs of the next deletes.
+    `reserve_bytes`: the full size of the reserve, which is small on a small disk; 0 on a file system that does not tell
+    its size (there is no reserve then)."""
     return min(CHECKPOINT_LOG_PAGES, reserve_bytes // (2 * PAGE_BYTES)) or CHECKPOINT_LOG_PAGES
 
 
@@ -149,9 +149,9 @@ class WriteAheadLog:
         self._checkpoint(db, apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _checkpoint(self, db: apsw.Connection, mode: int) -> bool:
-        """Runs a checkpoint. If the disk is full, uses the reserve. Instead of raising apsw.Error or StorageFull, logs
-        the error and returns False. Does not log that a reader still needs the log. `mode`: one of
-        `apsw.SQLITE_CHECKPOINT_*`."""
+        """Runs a checkpoint. If the disk is full, uses the reserve. If the checkpoint fails, logs the error and returns
+        False. `mode`: one of `apsw.SQLITE_CHECKPOINT_*`. With SQLITE_CHECKPOINT_RESTART, also returns False, but logs
+        nothing, if a reader still needs the log."""
         self._pages = 0  # the next commit sets it to the length that the log then has
         try:
             try:
