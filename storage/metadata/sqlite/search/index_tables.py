@@ -230,8 +230,9 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
 
 
 def forget_full_text_structure(db: apsw.Connection) -> None:
-    """Makes this connection read again which segments the full-text indexes have. A search does that; `PRAGMA
-    quick_check` does not, and reports segments that another connection has merged meanwhile as damage."""
+    """Makes this connection read the current list of the segments (the parts of a full-text index) by a search. `PRAGMA
+    quick_check` uses the list that the connection read last. If another connection has merged segments since then, it
+    would report the missing segments as damage."""
     with suppress(apsw.Error):  # the check that follows finds the damage, too
         _search_full_text(db)
 
@@ -275,9 +276,9 @@ def _manifest(row: Sequence[Any]) -> UnindexedManifest | None:
 
 
 def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[ManifestLabels]) -> None:
-    """Adds manifests to the index, and moves the position of the index. If a manifest of the batch was deleted
-    meanwhile and another manifest has its row id, the position stays before that row id, so that the other manifest is
-    indexed later."""
+    """Adds manifests to the index, and moves the positions of manifests and blobs. If a manifest of the batch was
+    deleted meanwhile and another manifest has its row id, the position of manifests stays before that row id, so that
+    the other manifest is indexed later."""
     reached_manifest, reached_blob = batch.end
     for entry in labels:
         if not set_labels(db, entry):

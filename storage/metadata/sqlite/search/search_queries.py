@@ -67,6 +67,7 @@ _TAG_OF_MANIFEST = """
 coalesce((SELECT name FROM tag WHERE manifest = m.id LIMIT 1),
          (SELECT t.name FROM manifest_child c JOIN tag t ON t.manifest = c.manifest
            WHERE c.repository = m.repository AND c.digest = m.digest LIMIT 1))"""
+"""SQL expression: a tag of the manifest `m`, or else a tag of an index that lists it; NULL if there is none."""
 _LABELS = f"""
 SELECT r.name, m.digest, l.text, {_TAG_OF_MANIFEST} FROM search_word
        CROSS JOIN search_label l ON l.manifest = search_word.rowid
@@ -110,8 +111,8 @@ def repositories(
 
 def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScope) -> tuple[set[str], bool]:
     """Returns the names that match, and whether these are all matching names. The second value is always False if the
-    search also reads names that the person may not see (`SearchScope.reads_hidden_rows`): otherwise it would tell the
-    person whether many of these names match. Searches for the best matches first, because the search ends early if very
+    search also reads names that the person may not see (`SearchScope.reads_hidden_rows`). Otherwise the value would
+    reveal whether many of these names match. Searches for the best matches first, because the search ends early if very
     many names match."""
     names: set[str] = set()
     rows_read = 0
