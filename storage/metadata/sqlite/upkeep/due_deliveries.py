@@ -24,7 +24,8 @@ MAX_FIRST_HEADS: Final = 500
 SQLite reads this number of heads in about two milliseconds."""
 MAX_OLDEST_DELIVERIES: Final = 20_000
 """Number of deliveries, oldest first, in which a look-up searches for due heads before it reads all heads. It is larger
-than the default of the setting `events.max_dead`, because dead letters are often older than all pending deliveries."""
+than the default of the setting `events.max_dead`, so that dead letters (deliveries that were given up), which are often
+older than all pending deliveries, do not take all of this number."""
 PAUSE_SECONDS_PER_HEAD: Final = 50e-6
 """After a look-up that has read all heads, the caller pauses for this time per head before the next look-up. To read a
 head takes a tenth of this time. So the look-ups of a webhook use at most about a tenth of the thread's time."""

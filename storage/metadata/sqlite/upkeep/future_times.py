@@ -5,10 +5,10 @@ Garbage collection removes upload sessions, deleted manifests and unused links (
 serve a blob) some time after they were last used. If the stored time of the last use is in the future, the present time
 replaces it. Then the garbage stays for the usual time from now on.
 
-The database has the time since which it records all pulls. Content that was pushed before this time may have been
-pulled before it without a record, so retention treats such content as pulled at this time. A restore from a backup sets
-the time to that of the restore or of the backup, whichever is later. The clock may have been ahead at the restore or at
-the backup, and then the time is in the future.
+The table `pull_recording` has the *recording start*: the time since which all pulls are recorded. Content that was
+pushed earlier may have been pulled without a record, so retention treats it as pulled at the recording start. A restore
+from a backup sets the recording start to the time of the restore or of the backup, whichever is later. If the clock was
+ahead then, the recording start is in the future.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ def delete_excess(db: apsw.Connection, excess: Excess) -> None:
 
 
 def backlog(db: apsw.Connection) -> list[WebhookBacklog]:
-    """Returns the backlog of each webhook."""
+    """Returns, for each webhook, how many deliveries are pending, how many were given up, and the time of the oldest
+    event with a pending delivery."""
     sql = f"SELECT c.*, e.at FROM ({_COUNTS}) c LEFT JOIN event e ON e.id = c.oldest"
     rows: list[Any] = db.execute(sql).fetchall()
     return [WebhookBacklog(webhook, pending, dead, at) for webhook, pending, dead, _, at in rows]

@@ -3,8 +3,8 @@ the table `event_reader`; the change that removes a webhook deletes this row.
 
 A webhook may have a million deliveries, and all other changes wait for a transaction. So the change that removes the
 webhook leaves its deliveries where they are. They are deleted in portions afterwards (`delete_portion`). Until then,
-the look-ups of deliveries skip them (`IS_OF_READER`). If the process dies meanwhile, the next tidying of the outbox
-deletes the rest.
+the look-ups of deliveries skip them (`IS_OF_READER`). If the process dies meanwhile, the next call of
+`SqliteOutbox.tidy` deletes the rest.
 
 If the webhook is added to the settings again, it becomes a reader only after its leftovers are deleted. So a delivery
 of a reader is never a leftover.

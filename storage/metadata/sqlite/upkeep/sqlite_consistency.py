@@ -35,6 +35,7 @@ class SqliteConsistency:
     a check of a large database takes minutes."""
 
     areas: Sequence[str] = (manifest_checks.AREA, *_TABLE_AREAS)
+    """The names of the checks: one for manifests, and one for each item of `TABLE_CHECKS` and `USAGE_CHECKS`."""
 
     def __init__(
         self,
@@ -72,7 +73,8 @@ class SqliteConsistency:
             if current is None:
                 return "it was gone meanwhile"
             repair_text = None
-            # If a rule of the database, such as a quota, does not allow the repair, the savepoint is rolled back.
+            # `with db` makes a savepoint. If a rule of the database, such as a quota, does not allow the repair, the
+            # transaction is rolled back to it.
             with suppress(apsw.ConstraintError, QuotaExceeded), db:
                 repair_text = consistency_repairs.repair(db, current, now)
             return repair_text

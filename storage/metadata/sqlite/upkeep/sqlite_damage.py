@@ -90,8 +90,8 @@ class SqliteDamageRecords:
         return await self._write_round(progress, ended=self._clock(), durable=True)
 
     async def _write_round(self, progress: ScrubRound, *, ended: float | None, durable: bool) -> ScrubRound:
-        """Stores the progress of a round, and returns the stored round. The total of a round that has ended is what it
-        has read: blobs of the total may have been deleted, and damaged blobs healed, since it began."""
+        """Stores the progress of a round, and returns the stored round. When a round ends, its total becomes the number
+        of bytes that it has read, because blobs may have been deleted or healed since it began."""
         total_bytes = progress.total_bytes if ended is None else progress.size
         values = (
             *(self._clock(), ended, progress.after_blob, progress.after_manifest, progress.blobs, progress.manifests),

@@ -47,12 +47,11 @@ _ORDER_TIME: Final = """
 CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
     SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
-"""SQL expression for `TagFacts.order_time`, which sorts a tag in place of a push time in the future. Times after ?3 are
-in the future. If the tag's push time is not in the future, the expression is NULL. Otherwise, it is the later of two
-times: ?4, the result of `_last_change_before_future`, and the time of the newest entry for this tag in the tag history
-that is not in the future. The second is later, for example, if ?4 is 0 because the history has no entry in the future.
-This happens if, while the clock was ahead, the same manifest was pushed to the tag again: such a push moves the tag's
-push time into the future, but adds no entry to the history."""
+"""SQL expression for `TagFacts.order_time`: if the tag's push time is in the future (after ?3), the time by which the
+tag is sorted instead; otherwise NULL. This time is the later of two: ?4, which `_last_change_before_future` returned,
+and the newest time in the tag's own history that is not in the future. The latter counts, for example, if ?4 is 0
+because the history of the repository has no entry in the future. This happens if the same manifest was pushed to the
+tag again while the clock was ahead: such a push changes the push time, but adds no entry to the history."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
    FROM tag_history h INDEXED BY tag_history_tag

@@ -156,8 +156,8 @@ def _count_member(
     manifests_to: int | None,
 ) -> int:
     """Counts the next links or tags of a member, or else adds its next manifests to `cached_manifest`, at most
-    `BATCH_ROWS`. Returns the number of these rows.
-    `links_to`, `tags_to`, `manifests_to`: the last link, tag and manifest that were counted; None: all were counted."""
+    `BATCH_ROWS`. Returns the number of these rows. `links_to`, `tags_to`, `manifests_to`: the last link, tag and
+    manifest that earlier calls counted; None: all were counted."""
     column: str
     last_counted: int | str | None
     if links_to is not None:
