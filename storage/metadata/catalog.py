@@ -115,7 +115,8 @@ class UnlinkedBlob:
 
 @dataclass(frozen=True, slots=True)
 class StaleUpload:
-    """An upload session that makes no progress. `touched`: when it last made progress, in seconds since 1970."""
+    """An upload session without recent progress. `repository`: the name of its repository. `touched`: when it last made
+    progress, in seconds since 1970."""
 
     id: UploadID
     repository: str
@@ -169,7 +170,7 @@ class Metadata(Protocol):
     ) -> None:
         """Adds the row of a published blob and a link from the repository to it, and deletes the row of the upload
         session `upload`, through which its bytes came. `by`: the client that pushed the blob, for the blob's event
-        (`storage.outbox`). Raises BlobUploadUnknown."""
+        (`storage.outbox`). Raises BlobUploadUnknown, QuotaExceeded."""
         ...
 
     async def adopt_blob(
@@ -186,14 +187,14 @@ class Metadata(Protocol):
         come through an upload session. `by`: the client that pushed the blob; the blob's event (`storage.outbox`) is
         then a push. `is_fill`: whether the mirror downloaded the blob; its event is then a fill. Without `by` and
         `is_fill`, there is no event. If the blob was damaged, its row gets the new place, and the blob is not damaged
-        any more; the same holds for `add_blob`."""
+        any more; the same holds for `add_blob`. Raises QuotaExceeded."""
         ...
 
     async def mount_blob(
         self, repo: RepositoryName, digest: Digest, source: RepositoryName | NameSet, by: Actor
     ) -> int:
         """Adds a link from `repo` to a blob that `source` has. `source`: a repository, or a set of repositories; one of
-        the set has to have the blob. Returns the blob's size in bytes. Raises BlobUnknown."""
+        the set has to have the blob. Returns the blob's size in bytes. Raises BlobUnknown, QuotaExceeded."""
         ...
 
     async def delete_blob(self, repo: RepositoryName, digest: Digest, by: Actor, even_if_referenced: bool) -> None: ...
@@ -268,7 +269,7 @@ class Metadata(Protocol):
     # digest enters the second queue when the last link to its blob is deleted.
 
     async def queued_links(self, before: float, limit: int, after: QueuedLink | None = None) -> list[QueuedLink]:
-        """Returns at most `limit` entries that were put into the queue of links before the time `before` (seconds since
+        """Returns at most `limit` entries that were put into the queue of links by the time `before` (seconds since
         1970), oldest first. `after`: only entries that follow this one (None: from the oldest on)."""
         ...
 
@@ -282,13 +283,14 @@ class Metadata(Protocol):
         ...
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
-        """Deletes the link of an entry, and the entry, if no manifest of the repository refers to the blob and the blob
-        was last used before the time `before` (seconds since 1970). Returns whether it deleted the link. If a manifest
-        refers to the blob, deletes only the entry. If no manifest refers to the blob but the blob was used later, keeps
-        the entry for a later call. A deleted manifest needs its blobs as long as it can be put back. So before this
-        method deletes the link, it removes the repository's deleted manifests that were deleted before `before`; they
-        cannot be put back any more. If there are many of them, it removes only some and keeps the entry for a later
-        call."""
+        """Deletes the link of an entry, and the entry, and returns True. Does so only if no manifest of the repository
+        refers to the blob, and the blob was not used after the time `before` (seconds since 1970). Otherwise returns
+        False: if a manifest refers to the blob, deletes only the entry; if the blob was used later, keeps the entry for
+        a later call.
+
+        A deleted manifest needs its blobs as long as it can be put back. So before this method deletes the link, it
+        removes the repository's deleted manifests that were deleted by the time `before`; they cannot be put back any
+        more. If there are many of them, it removes only some, keeps the entry for a later call and returns False."""
         ...
 
     async def drop_blob(self, digest: Digest) -> str | None:

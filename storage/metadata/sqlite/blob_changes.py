@@ -127,7 +127,7 @@ def add_blob(
     now: float,
 ) -> bool:
     """Adds an uploaded blob to the repository, and deletes the upload session `upload`. Returns whether the blob was
-    damaged before. Raises BlobUploadUnknown if there is no such session."""
+    damaged before. Raises BlobUploadUnknown if there is no such session; QuotaExceeded."""
     end_upload(db, upload)
     event_tables.add_blob(db, EventAction.BLOB_PUSH, repo, digest, size, by, now)
     return adopt_blob(db, repo, digest, size, place, now)
@@ -136,7 +136,7 @@ def add_blob(
 def adopt_blob(db: apsw.Connection, repo: RepositoryName, digest: Digest, size: int, place: str, now: float) -> bool:
     """Adds a stored blob to the repository. Called directly for a blob that did not come through an upload session,
     such as a mirrored one; for an uploaded blob, `add_blob` calls it. The blob store must have the blob's bytes at
-    `place`. Returns whether the blob was damaged before."""
+    `place`. Returns whether the blob was damaged before. Raises QuotaExceeded."""
     blob = db.execute(
         "INSERT INTO blob (digest, size, place, created) VALUES (?, ?, ?, ?) "
         "ON CONFLICT (digest) DO UPDATE SET place = excluded.place RETURNING id",
@@ -161,7 +161,7 @@ def mount_blob(
 ) -> int:
     """Gives `repo` a link to a blob that a source repository has, and returns the blob's size in bytes. `source`: the
     source repository, or the set of repositories that the client may read. Raises BlobUnknown if no source repository
-    with the blob is found."""
+    with the blob is found; QuotaExceeded."""
     if isinstance(source, NameSet):
         blob, size, found_in = _find_mount_source(db, digest, source)
     else:

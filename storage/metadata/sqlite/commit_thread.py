@@ -216,9 +216,10 @@ class CommitThread:
         return batch
 
     def _commit_with_reserve(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
-        """Commits the batch. If the reserve does not have its full size and cannot be restored now, the disk counts as
-        full: refuses the changes that must not use the reserve. If the commit finds no space, frees a part of the
-        reserve and repeats the changes that may use it. If the disk was full, runs a checkpoint after the commits."""
+        """Commits the batch. The disk counts as full if the reserve does not have its full size and cannot be restored
+        now. This method then refuses the changes that must not use the reserve. If the commit finds no space, frees a
+        part of the reserve and repeats the changes that may use it. If the disk was full, runs a checkpoint after the
+        commits."""
         disk_is_full = not (self._reserve.is_whole or self._reserve.restore())
         uncommitted = batch
         if disk_is_full:

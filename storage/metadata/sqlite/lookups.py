@@ -266,8 +266,9 @@ def referrers(
     only manifests of that type.
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
-    If the first referrer is larger than `max_page_bytes`, the page has only this referrer. But if `max_page_bytes` is
-    less than `PAGE_BYTES`, the page is empty and its `more` is true, so that the caller can read a larger page."""
+    What the page has if the first referrer alone is larger depends on `max_page_bytes`. If it is `PAGE_BYTES`, the page
+    has only this referrer. If it is less, the page is empty and its `more` is true, and the caller can read the page
+    again with a larger limit."""
     descriptors: list[Descriptor] = []
     page_bytes = 0
     parameters = (repo, subject, after or "", max_read + 1)

@@ -76,14 +76,13 @@ def put_manifest(
     """Stores the manifest and points the tags at it, and returns True. Creates the repository if it is missing. Returns
     False and changes nothing if the media type of a stored manifest would change, and the tags that need this manifest
     are too many to check here; `NeedingTagsCheck.check_all` then has to run first. A tag *needs* a manifest if it
-    points at the manifest or at an index that contains it. `checked_to`: what `check_all` returned; None if it has not
-    run.
+    points at it or at an index that contains it. `checked_to`: what `check_all` returned; None: it has not run.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
     PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. The upstream of
     a mirrored manifest is recorded. Raises ManifestBlobUnknown if the repository lacks content of a manifest that is
     not mirrored; Denied if a tag is immutable and points at another manifest, or if the media type of the stored
-    manifest would change and an immutable tag needs it."""
+    manifest would change and an immutable tag needs it; QuotaExceeded if a new tag does not fit into a quota."""
     repository = make_repository(db, repo, now)
     if condition and tags:
         _check_condition(db, repository, tags[0], condition)

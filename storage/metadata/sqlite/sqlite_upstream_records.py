@@ -98,14 +98,14 @@ class SqliteUpstreamRecords:
         `reference`. Returns None if no check is stored."""
         row = self._db.execute(
             "SELECT at, known FROM upstream_check WHERE repository = ? AND reference = ?",
-            (repo, _check_key(reference, blob)),
+            (repo, _key_of_check(reference, blob)),
         ).get
         return None if row is None else UpstreamCheck(row[0], bool(row[1]))
 
     async def save_check(self, repo: RepositoryName, reference: Reference, found: bool, *, blob: bool = False) -> None:
         """Stores a check that was made now. `found`: whether the upstream has the manifest `reference`, or, if `blob`
         is true, the blob with the digest `reference`."""
-        now, key = self._clock(), _check_key(reference, blob)
+        now, key = self._clock(), _key_of_check(reference, blob)
         should_prune = not found and self._not_found_count % CHECKS_PER_PRUNE == 0
         self._not_found_count += not found
 
@@ -125,7 +125,7 @@ class SqliteUpstreamRecords:
     ) -> None:
         """Deletes the last check of the manifest `reference`, or, if `blob` is true, of the blob with the digest
         `reference`. Without `reference`, deletes all checks of the repository."""
-        key = None if reference is None else _check_key(reference, blob)
+        key = None if reference is None else _key_of_check(reference, blob)
         await self._execute(
             "DELETE FROM upstream_check WHERE repository = ?1 AND (?2 IS NULL OR reference = ?2)",
             (repo, key),
@@ -272,7 +272,7 @@ class SqliteUpstreamRecords:
         await self._writer.run(lambda db: db.execute(sql, values).fetchall(), durable=False, reserve_use=reserve_use)
 
 
-def _check_key(reference: Reference, blob: bool) -> str:
+def _key_of_check(reference: Reference, blob: bool) -> str:
     """Returns the key of a check of a manifest, or, if `blob` is true, of a blob. The key of a blob contains a space,
     which no reference contains, so a manifest and a blob never have the same key."""
     return f"blob {reference}" if blob else reference

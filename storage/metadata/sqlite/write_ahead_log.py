@@ -58,8 +58,9 @@ def checkpoint_log_pages(reserve_bytes: int) -> int:
 
 
 class WriteAheadLog:
-    """The log, in the process that commits. The caller of each method holds the lock of the database's writers. All
-    calls come from the same thread. `db` is the connection that commits."""
+    """The write-ahead log, as the commit thread of a process uses it. The caller of each method holds the file lock
+    that only one writing process can hold at a time. All calls come from the same thread. `db` is the connection that
+    commits."""
 
     def __init__(self, database: Path, system: System, reserve: Reserve) -> None:
         """`database`: the database file. Checkpoints use `reserve` on a full disk."""

@@ -2,7 +2,7 @@
 
 Each function runs inside a transaction on the given connection; the caller commits it. `by` is the client for which the
 change is made, `now` the time in seconds since 1970. A *reader* is a webhook, or the list of events that this registry
-keeps. If no reader wants an event, the function adds nothing, and has only read the table of readers, which is short.
+keeps. If no reader wants an event, the function adds nothing. It then reads only the table of readers, which is short.
 """
 
 from __future__ import annotations

@@ -80,9 +80,9 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
-    """Returns the numbers of the events in the list that are too old, or that are more than the list may have. An event
-    with a time in the future, which was stored while the machine's clock was ahead, is included if an event with a
-    higher number is."""
+    """Returns the numbers of the events in the list that are too old, or that are beyond the largest length of the
+    list. Some events have a time in the future, because they were stored while the machine's clock was ahead. Such an
+    event is included if an event with a higher number is."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
     # The number of the newest event beyond the list's limit
     newest_excess: int | None = db.execute(_NEWEST_BEYOND_LIMIT, (limits.events,)).get
