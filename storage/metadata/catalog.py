@@ -67,9 +67,10 @@ class BlobRow:
 @dataclass(frozen=True, slots=True)
 class UploadRow:
     """An upload session. `algorithm`: hash algorithm of the digest that is computed as the bytes arrive. `offset`,
-    `state` and `boot` are the last checkpoint of the session's progress: the number of bytes, the state of the digest
-    computation after these bytes (None: not saved), and the id of the machine's boot during which they were written (a
-    reboot may lose written bytes). `owner`: name of the actor (client) that may resume the session, or `ANY_ACTOR`."""
+    `state` and `boot` are the last checkpoint of the session's progress. `offset`: the number of bytes. `state`: the
+    state of the digest computation after these bytes; None: not saved. `boot`: the id of the machine's boot during
+    which the bytes were written. A reboot may lose written bytes. `owner`: name of the actor (client) that may resume
+    the session, or `ANY_ACTOR`."""
 
     id: UploadID
     repository: RepositoryName

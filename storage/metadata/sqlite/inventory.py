@@ -53,8 +53,8 @@ SELECT coalesce(sum(b.size), 0) FROM blob b JOIN blob_link l ON l.blob = b.id AN
                    AND k.manifest NOT IN (SELECT value FROM json_each(?2)))
    AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = ?1 AND g.digest = b.digest)"""
 """Total size in bytes of the blobs that become unused when the manifests with the row ids ?2 (JSON) are removed from
-the repository with row id ?1: no other manifest of the repository refers to these blobs, and no other repository has a
-link (a row that lets a repository serve a blob) to them."""
+the repository with row id ?1. No other manifest of the repository refers to such a blob, and no other repository has a
+link to it. A *link* is a row that lets a repository serve a blob."""
 
 
 _FIGURES = """

@@ -94,8 +94,8 @@ _READABLE_NOW = (
                     WHERE b.digest = c.digest AND b.place <> '')))) ORDER BY m.id"""
 )
 """Selects those of the incomplete manifests with the row ids ?1 (JSON) that can be read now: manifests that are not
-damaged any more (a damaged manifest has an empty digest in `search_missing_config`), and manifests whose config is now
-in their repository."""
+damaged any more, and manifests whose config is now in their repository. In `search_missing_config`, a damaged manifest
+has an empty digest in place of that of the config."""
 _INDEX_OBJECTS = r"""
 SELECT type, name FROM sqlite_schema WHERE type IN ('table', 'trigger') AND name LIKE 'search\_%' ESCAPE '\'
  ORDER BY type DESC, sql LIKE 'CREATE VIRTUAL%' DESC"""
@@ -298,8 +298,8 @@ def add_manifests(db: apsw.Connection, batch: ManifestBatch, labels: Sequence[Ma
 
 
 def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
-    """Stores the labels of a manifest in the index, unless the manifest was deleted meanwhile. Returns False, and
-    stores nothing, if another manifest has the row id now."""
+    """Stores the labels and annotations of a manifest in the index, unless the manifest was deleted meanwhile. Returns
+    False, and stores nothing, if another manifest has the row id now."""
     manifest = labels.manifest
     row: Any = db.execute(
         "SELECT m.repository, m.digest, r.name FROM manifest m JOIN repository r ON r.id = m.repository WHERE m.id = ?",
@@ -323,7 +323,7 @@ def set_labels(db: apsw.Connection, labels: ManifestLabels) -> bool:
 
 
 def _set_text(db: apsw.Connection, manifest: int, repository: int, text: str) -> None:
-    """Makes `text` the labels of the manifest in the index."""
+    """Makes `text` the labels and annotations of the manifest in the index, in place of the former ones."""
     if db.execute("SELECT 1 FROM search_label WHERE manifest = ?", (manifest,)).get:
         db.execute("DELETE FROM search_word WHERE rowid = ?", (manifest,))
         db.execute("DELETE FROM search_label WHERE manifest = ?", (manifest,))

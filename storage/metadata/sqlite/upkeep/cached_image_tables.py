@@ -167,10 +167,13 @@ def find_image(db: apsw.Connection, manifest: int, excluded_manifests: Set[int] 
 
 
 def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now: float) -> str | None:
-    """Returns why the image must stay at the time `now`; None if it may be evicted. The reasons: a rule keeps its
-    repository (`kept`), a tag is frozen at one of its manifests (`frozen`), one of its blobs is being downloaded
-    (`downloading`), it was pulled lately and lacks a blob (`incomplete`), or clients get it while a cooldown holds back
-    a newer image (`served`)."""
+    """Returns why the image must stay at the time `now`; None if it may be evicted. The reasons:
+
+    - `kept`: a rule keeps its repository.
+    - `frozen`: a frozen tag, which no longer follows the upstream, points at one of its manifests.
+    - `downloading`: one of its blobs is being downloaded.
+    - `incomplete`: it was pulled lately and lacks a blob.
+    - `served`: clients get it while a cooldown holds back a newer image (`_is_served_instead`)."""
     family = json.dumps(image.family)
     if rules.is_kept(image.name):
         return "kept"
@@ -188,8 +191,8 @@ def reason_to_keep(db: apsw.Connection, image: Image, rules: EvictionRules, now:
 
 def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, now: float) -> bool:
     """Returns whether the image is in use because of a *cooldown*, a time for which the mirror holds back a new
-    manifest: a tag has moved at the upstream to a newer manifest, the mirror still holds that manifest back, and
-    clients get a manifest of this image instead."""
+    manifest. A tag has then moved at the upstream to a newer manifest that the mirror still holds back, and clients get
+    a manifest of this image instead."""
     family = json.dumps(image.family)
     tags: list[Any] = db.execute(_MOVED_TAGS, (image.name, family, now - cooldowns.longest)).fetchall()
     for (tag,) in tags:

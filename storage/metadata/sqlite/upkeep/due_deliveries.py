@@ -1,7 +1,8 @@
 """Finds the deliveries of a webhook that are due (`find_due`).
 
-The *head* of a repository is its oldest pending delivery. Deliveries of a repository are sent in order, so only the
-time of its head says whether the repository has anything to send now.
+A delivery is *pending* until the webhook has received the event or the server has given up. The *head* of a repository
+is its oldest pending delivery. Deliveries of a repository are sent in order, so only the time of its head says whether
+the repository has anything to send now.
 
 The pending deliveries of a webhook can all be of one repository, or each of another repository. So each statement names
 the index by which SQLite reads the table. Without the name, SQLite may read all deliveries of the webhook to find the
@@ -23,9 +24,9 @@ MAX_FIRST_HEADS: Final = 500
 """Number of heads that a look-up reads first. If there are no more, it needs no other statement to find the due ones.
 SQLite reads this number of heads in about two milliseconds."""
 MAX_OLDEST_DELIVERIES: Final = 20_000
-"""Number of deliveries, oldest first, in which a look-up searches for due heads before it reads all heads. It is larger
-than the default of the setting `events.max_dead`, so that dead letters (deliveries that were given up), which are often
-older than all pending deliveries, do not take all of this number."""
+"""Number of deliveries, oldest first, in which a look-up searches for due heads before it reads all heads. Some of them
+can be *dead letters*: deliveries that were given up. These are often older than all pending deliveries, so the number
+is larger than the default of the setting `events.max_dead`."""
 PAUSE_SECONDS_PER_HEAD: Final = 50e-6
 """After a look-up that has read all heads, the caller pauses for this time per head before the next look-up. To read a
 head takes a tenth of this time. So the look-ups of a webhook use at most about a tenth of the thread's time."""

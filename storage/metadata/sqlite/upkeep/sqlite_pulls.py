@@ -54,8 +54,8 @@ class SqlitePulls:
 
 
 def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, now: float) -> None:
-    """Adds the row of a mirrored manifest that was just stored, with 0 pulls. Does nothing if the manifest has a row
-    already. Runs inside a transaction, which the caller commits."""
+    """Adds a row with 0 pulls to `manifest_pull` for a mirrored manifest that was just stored. Does nothing if the
+    manifest has a row already. Runs inside a transaction, which the caller commits."""
     db.execute(
         "INSERT INTO manifest_pull (manifest, upstream, last, pulls) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING",
         (manifest_id, upstream, now),

@@ -38,7 +38,7 @@ MAX_EVENTS_PER_SECOND: Final = 1000
 """A restore raises the number of the newest event by this much for each second since that event. A registry adds fewer
 events per second, on average."""
 MIN_EVENT_GAP: Final = 1_000_000_000
-"""A restore raises the number of the newest event by at least this much, even if little time seems to have passed: the
+"""A restore raises the number of the newest event by at least this much, even if little time seems to have passed. The
 clock may have been wrong when that event was stored, when the backup was made, or during the restore."""
 _TOTALS: Final = """
 SELECT (SELECT count(*) FROM repository WHERE manifests > 0), (SELECT count(*) FROM manifest),
@@ -97,10 +97,12 @@ class SqliteSnapshots:
             raise _failure(f"cannot copy the database to {path}", error) from error
 
     def _leave_out(self, db: apsw.Connection) -> None:
-        """Deletes three things from a copy: the upload sessions, because a backup does not have their bytes; the
-        events, because this registry still sends them to its webhooks; and the login sessions of browsers, because a
-        session may be ended before the copy is used, for example after a theft. Marks the jobs that have not ended as
-        stopped.
+        """Marks the jobs that have not ended as stopped, and deletes three things from a copy:
+
+        - the upload sessions, because a backup does not have their bytes
+        - the events, because this registry still sends them to its webhooks
+        - the login sessions of browsers, because a session may be ended before the copy is used, for example after a
+          theft
 
         The row of the newest event stays, outside of the list of events and without the client, so that later events
         get higher numbers."""

@@ -49,8 +49,8 @@ WITH RECURSIVE needed (tag, digest) AS (
     SELECT n.tag FROM manifest_blob b JOIN manifest m ON m.id = b.manifest JOIN needed n ON n.digest = m.digest
      WHERE b.repository = (SELECT id FROM repository WHERE name = ?1) AND b.digest = ?2)
  ORDER BY tag LIMIT 1"""
-"""The first frozen tag of the repository ?1 that needs the manifest or blob ?2: the tag's manifest, or a manifest that
-it lists directly or through other indexes, has the digest ?2 or refers to a blob with this digest."""
+"""The first frozen tag of the repository ?1 that needs the manifest or blob with the digest ?2. A tag needs its
+manifest, the manifests that this one lists, directly or through other indexes, and the blobs of all these manifests."""
 
 
 class SqliteUpstreamTags:
