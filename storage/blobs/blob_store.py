@@ -1,8 +1,8 @@
 """Protocols of a store for the bytes of blobs (`BlobStore`) and of upload sessions (`UploadSession`).
 
-A store may keep its bytes in files on a local disk or in objects of a bucket. Except for `link_file`, which a store may
-refuse, no method of these Protocols needs a rename, a path, a file descriptor, or a second write to a stored object.
-The store does not decide which blobs exist; the metadata database does.
+A store may keep its bytes in files on a local disk or in objects of a bucket. So the methods of these Protocols need no
+rename, no path, no file descriptor, and no second write to a stored object. The exception is `link_file`, which a store
+may refuse. The store does not decide which blobs exist; the metadata database does.
 
 A *place* is the key under which a store keeps the bytes of one blob. The metadata database stores the place with the
 blob, but only the store understands it. To *publish* verified bytes is to store them durably at their place. A

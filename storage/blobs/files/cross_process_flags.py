@@ -1,9 +1,9 @@
 """Flags of a partial blob that all processes see: "a client waits for it", "its download has started", "its download
 has started from this repository", and "the upstream has started to send" (`CrossProcessFlags`).
 
-A *partial blob* is a blob that is still being downloaded; its *owner* is the process that downloads it. A flag is set
-while any process holds a lock on a certain byte of the blob's state file. So setting a flag writes nothing to the disk,
-and the kernel clears the flags of a process that dies.
+A *partial blob* is a blob that is still being downloaded; its *owner* is the process that downloads it. Its *state
+file* says which bytes are stored. Each flag has a byte of this file, and is set while any process holds a lock on the
+byte. So setting a flag writes nothing to the disk, and the kernel clears the flags of a process that dies.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ RESPONSE_BYTE = 3
 """Offset of the byte that the owner locks when the upstream starts to send."""
 FIRST_REPOSITORY_BYTE = 1 << 32
 """The owner also locks the byte at this offset plus the CRC-32 of the name of the repository from which it requests
-bytes. Two names can have the same CRC-32. Then `has_started_for` can be wrong, and the only effect is that a process
-waits longer for the owner."""
+bytes. Two names can have the same CRC-32. Then `has_started_for` can wrongly return True. The only effect is that a
+process waits longer for the owner."""
 
 
 class CrossProcessFlags:

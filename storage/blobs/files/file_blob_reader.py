@@ -36,7 +36,7 @@ class FileBlobReader:
         self.file: OpenFile | None = OpenFile(fd)
 
     async def readable_until(self, offset: int) -> int:
-        """Returns up to which offset the bytes can be read: the end of the span, because all bytes are stored."""
+        """Returns the offset up to which bytes can be read: the end of the span, because all bytes are stored."""
         return self.span[1]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

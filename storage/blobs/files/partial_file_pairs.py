@@ -127,8 +127,8 @@ def is_file_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
 
 
 def is_readable_pair_idle(paths: PartialPaths, before: float, boot: str) -> bool:
-    """Returns `is_file_pair_idle`; False if the disk cannot read one of the two files (`skip_unreadable`). Raises other
-    OSErrors."""
+    """Does what `is_file_pair_idle` does, but logs a warning and returns False if one of the two files cannot be read
+    (`skip_unreadable`). Raises other OSErrors."""
     with skip_unreadable(paths.state):
         return is_readable(paths.data) and is_file_pair_idle(paths, before, boot)
     return False

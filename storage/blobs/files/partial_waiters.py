@@ -60,8 +60,8 @@ class PartialWaiters:
         futures = self._waiting.setdefault(file, {})
         futures[future] = offset
         try:
-            # Called after the future was added, so that no change is missed. Does not check the other waiters:
-            # thousands of readers may call this method after each change, and each would check all others.
+            # The check comes after the future was added, so that no change is missed. The other waiters are not checked
+            # here: thousands of readers may call this method after each change, and each would check all others.
             if (end := file.stored_until(offset)) is not None:
                 return end
             self._poll_later(file)

@@ -113,7 +113,8 @@ class PrefixDigest:
 
     def _hash_next(self, buffer: memoryview, length: int) -> None:
         """Reads up to `length` bytes into `buffer` and hashes them. After each `WRITEBACK_BYTES` hashed bytes, asks the
-        kernel to start writing them to the disk. Raises OSError."""
+        kernel to start writing them to the disk, so that the sync of the complete file has little left to do. Raises
+        OSError."""
         count = os.preadv(self._fd, [buffer[:length]], self._hashed_bytes)
         if count == 0:
             raise OSError(f"the file ends after {self._hashed_bytes} bytes")

@@ -181,7 +181,7 @@ class ProcessPartial:
                 return False
             self._owner, self._has_no_owner = user, False
             # Starts to hash from the first byte, because an owner in another process may have overwritten bytes that
-            # this process has hashed.
+            # this process has hashed but not recorded in the state file.
             self._prefix_digest = self._start_digest()
         self._prefix_digest.notify()
         return True
@@ -318,7 +318,7 @@ class ProcessPartial:
             for part in new_parts:
                 self._being_written.add(*part)
         try:
-            # `MinFreeSpace`, which must stay free, was checked for the whole blob before the download began.
+            # The space that must stay free (`MinFreeSpace`) was checked for the whole blob before the download.
             self._reserve.require_free_space(may_use_min_free=True)
             with as_storage_errors():
                 self._write(offset, data, new_parts)

@@ -18,7 +18,7 @@ that its checksum is wrong."""
 FORBIDDEN_ERRNOS: Final = frozenset({errno.EACCES, errno.EPERM})
 """Errors that mean that this process has no permission to read a file. The bytes of the file may be right."""
 WARNING_SECONDS: Final = 600.0
-"""Shortest time between two warnings about the same file. Some work meets the file every two seconds."""
+"""Shortest time between two warnings about the same file. Some periodic work finds the same file every two seconds."""
 MAX_WARNED_PATHS: Final = 1000
 """Largest number of files whose last warning is remembered."""
 warned_at: Final[dict[str, float]] = {}
@@ -43,8 +43,8 @@ def skip_unreadable(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def warn_unreadable(path: str | os.PathLike[str], error: OSError) -> None:
-    """Logs a warning that a file was skipped because of `error`, with the path that the error names; if it names none,
-    with `path`. Logs it at most once in `WARNING_SECONDS` for each path."""
+    """Logs a warning that a file was skipped because of `error`. The warning names the path in `error`, or `path` if
+    `error` has none. There is at most one warning in `WARNING_SECONDS` for each path."""
     name = str(error.filename or path)
     if not _is_warning_due(name):
         return

@@ -1,9 +1,15 @@
 """Hashes stored bytes of upload sessions that were not hashed when they arrived (`UploadHasher`).
 
-This is needed if the closing request names a digest of another algorithm than the session's, if a request stored bytes
-without saving its progress, after a reboot, and if the state of a digest cannot be saved. A client can cause it with
-requests that have no body, so it must not delay other requests. A thread therefore hashes only one *step* at a time,
-the sessions of a process take turns, and few steps run at the same time. Most threads remain free for other calls.
+Stored bytes have to be hashed in these cases:
+
+- The closing request names a digest of another algorithm than the session's.
+- An earlier request stored bytes, but did not save its progress.
+- The machine was rebooted.
+- The state of a digest cannot be saved.
+
+A client can cause this work with requests that have no body, so the work must not delay other requests. A thread hashes
+only a limited number of bytes at a time (a *step*). The sessions of a process take turns, and few steps run at the same
+time, so that most threads remain free for other calls.
 """
 
 from __future__ import annotations

@@ -308,10 +308,10 @@ class ClaimedUploadFile:
         close_without_waiting(self._disk, self._file, self._file.size())
 
     async def _continue_digest(self, algorithm: str, checkpoint: Checkpoint, size: int) -> RunningDigest | None:
-        """Returns the digest of the file's `size` bytes, of which only the bytes after the checkpoint are hashed.
-        Returns None if the checkpoint's state cannot be restored. If no state can be saved, also returns None, so that
-        the bytes are hashed once, when the session is complete, and not again in each request of an upload in
-        chunks."""
+        """Returns the digest of the file's `size` bytes. Restores the state of the checkpoint, and hashes only the
+        bytes after the checkpoint. Returns None if the state cannot be restored. Also returns None if the file has
+        bytes and this process cannot save states. Then the bytes are hashed once, when the session is complete.
+        Otherwise, each request of an upload in chunks would hash them again."""
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None
