@@ -108,7 +108,9 @@ class ThreadPool(ThreadPoolExecutor):
     raise. If no thread is running, `submit` raises RuntimeError, and the call is never made."""
 
     def _adjust_thread_count(self) -> None:
-        """`submit` calls this when the call is in the queue, with the pool's lock held."""
+        """Starts a thread, if one is needed, for the call that `submit` has just put into the queue. If that fails and
+        no thread is running, removes all calls from the queue and raises RuntimeError. `submit` calls this method with
+        the pool's lock held."""
         try:
             super()._adjust_thread_count()
         except RuntimeError:

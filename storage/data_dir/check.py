@@ -101,8 +101,8 @@ def _existing(directory: Path) -> Path:
 
 
 def _can_rename(source: Path, target: Path) -> bool:
-    """Returns whether a file can be renamed from one directory to the other. Returns True if another error prevents to
-    find this out, such as that of a full disk."""
+    """Returns whether a file can be renamed from one directory to the other. Also returns True if another error, for
+    example on a full disk, leaves the question open."""
     name = f"tmp{os.urandom(8).hex()}"
     try:
         # There is no such file. But rename(2) compares the mounts of the two directories before it looks for the file.
@@ -151,8 +151,8 @@ def check_restore_ended(layout: Layout, root: Path) -> None:
 
 def check_database_not_lost(layout: Layout, root: Path) -> None:
     """Raises DatabaseMissing if the data directory has blob files, but its database is missing or empty, for example
-    because somebody deleted it. A new database would own none of these files, so garbage collection would delete them
-    as strays. `root`: the data directory, as the message shows it. Raises OSError."""
+    because somebody deleted it. A new database would not list these files, so garbage collection would delete them.
+    `root`: the data directory, as the message shows it. Raises OSError."""
     database = layout.metadata
     log = database.with_name(f"{database.name}-wal")
     if _size(database) > 0 or (database.exists() and _size(log) > 0):

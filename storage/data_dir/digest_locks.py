@@ -51,8 +51,8 @@ class FileDigestLocks:
     async def _open(self, lock_file: Path) -> int:
         """Opens the lock file and returns its descriptor. The file is missing only if the disk was full when the data
         directory was created. This call then creates the file. If the disk is still full, the call takes the space for
-        the file from the disk reserve: a file that is shortened to free space. If the call is
-        cancelled, the file is closed."""
+        the file from the disk reserve, a file that is shortened to free space. If the call is cancelled, the file is
+        closed."""
 
         def open_or_create() -> int:
             return self._disk.system.open(lock_file, os.O_RDWR | os.O_CREAT)

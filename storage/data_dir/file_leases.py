@@ -3,8 +3,9 @@
 A *lease* is the exclusive right to do some work. A *slot* is one of a limited number of permits, like that of a
 semaphore. A lease is the lock on one byte of the file. A group of slots has a name, and one byte for each slot. A hash
 of the lease's key, or of the slots' name, gives the offset of the first byte. Offsets go up to 2^62, so two keys
-practically never share a byte. A waiting task can be *urgent*: then the last byte that is set aside for the slots' name
-has a shared lock, and tasks that are not urgent take none of these slots.
+practically never share a byte. A task that has waited long enough for a slot becomes *urgent*. Until it gets a slot,
+its process holds a shared lock on the last byte that is set aside for the slots' name. Tasks that are not urgent see
+this lock and take none of these slots.
 
 Each process opens the file once. The byte locks exclude other processes; `_held_bytes` excludes the other tasks of this
 process. A waiting task polls. A system call that waits for a lock would occupy a thread, and it could only wait for one
@@ -31,7 +32,8 @@ FIRST_PAUSE_SECONDS = 0.0005
 LONGEST_PAUSE_SECONDS = 0.01
 """First and longest pause between two polls."""
 BYTES_PER_SLOT_NAME = 1 << 16
-"""Number of bytes that are set aside for the slots of one name. There can be one slot fewer."""
+"""Number of bytes that are set aside for the slots of one name. The last of them is for urgent tasks, so there can be
+one slot fewer than bytes."""
 
 
 class FileLeases:

@@ -169,7 +169,7 @@ class Layout:
         return f"blobs/{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"
 
     def path_of(self, place: str) -> Path:
-        """Returns the path of a blob's file. `place`: the `blob_place` of the blob."""
+        """Returns the path of the file at `place`: the `blob_place` or `quarantine_place` of a blob."""
         return self.root / place
 
     def digest_lock(self, digest: Digest) -> Path:

@@ -33,8 +33,8 @@ class OpenedDirectory:
                 raise DataDirectoryReplaced
 
     def problem(self) -> str | None:
-        """Returns what is wrong if another data directory, or none, is at the path now; None if nothing is. Blocks.
-        Raises OSError."""
+        """Returns what is wrong if another data directory, or none, is at the path now. Returns None if the directory
+        is still the opened one. Blocks. Raises OSError."""
         database = self._read_identity()
         if self._database in (None, database):
             return None
