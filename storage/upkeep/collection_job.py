@@ -13,7 +13,7 @@ GC: Final = "gc"
 """The kind of the job."""
 MAX_RECORDS: Final = 1000
 """Largest number of removals that the result of a dry run lists. A command that runs the job receives all removals as
-steps."""
+steps (`JobContext.step`)."""
 
 
 def collection_work(collector: Collector) -> Work:
@@ -21,10 +21,11 @@ def collection_work(collector: Collector) -> Work:
     nothing. `strays`: whether to search all shards (parts) of the blob store for *strays*, blobs without a row in the
     database. This lists all blobs; by default, a round searches only the next shards.
 
-    Each removal is a step, `removed` or in a dry run `would be removed`, with the fields `kind`, `repository`, `item`,
-    `bytes` and `reason`. The result has the totals for each kind and the number of freed bytes; after a dry run also
-    the first `MAX_RECORDS` removals. The job can be stopped after each removal; the next round removes the remaining
-    garbage. So a server that continues the job after a restart starts a new round."""
+    Each removal is reported as a step (`JobContext.step`). Its event is `removed`, or in a dry run `would be removed`.
+    Its fields are `kind`, `repository`, `item`, `bytes` and `reason`. The result has the totals for each kind and the
+    number of freed bytes; after a dry run also the first `MAX_RECORDS` removals. The job can be stopped after each
+    removal; the next round removes the remaining garbage. So a server that continues the job after a restart starts a
+    new round."""
 
     async def collect(context: JobContext) -> JSON:
         dry_run = bool(context.job.arguments.get("dry_run", False))

@@ -260,8 +260,8 @@ class Collector:
                 await this_round.note(RemovalKind.MANIFEST, manifest.digest, manifest.size, reason, manifest.name)
 
     async def _remove_links(self, this_round: _Round) -> None:
-        """Removes each link to a blob that was not referred to by any manifest of the repository during the whole grace
-        period. A dry run also counts the blobs that would lose their last link."""
+        """Removes each link whose blob no manifest of the repository has referred to during the whole grace period. A
+        dry run also counts the blobs that would lose their last link."""
         before = self._clock() - self.grace
         after: QueuedLink | None = None
         while entries := await self._metadata.queued_links(before, BATCH_SIZE, after):

@@ -40,8 +40,8 @@ that not every new blob causes an eviction."""
 INCOMPLETE_SECONDS: Final = 600.0
 """An image that lacks blobs is kept for this time after its last pull, because a client may be pulling it."""
 UNUSED_SECONDS: Final = 60.0
-"""If no further image may be evicted, an eviction removes links to blobs to which no manifest of the mirrored
-repository refers, if the blob was last used longer ago than this time."""
+"""When no further image may be evicted, an eviction removes unused links of mirrored repositories. A link is unused if
+no manifest of the repository refers to its blob, and no client has used the blob within this time."""
 CHECK_SECONDS: Final = 2.0
 """The limits are checked after each blob and manifest that is stored, or after this time without one. If a check could
 evict nothing, the evictor first sleeps for this time."""

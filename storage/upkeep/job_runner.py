@@ -2,9 +2,10 @@
 runs it.
 
 A job's work is a function with a `JobContext` as argument. The work reports its progress to the context, which raises
-JobStopped if the job has to stop. Work that reports nothing for a while, because it waits or searches, is cancelled. In
-all processes together, only one job of a kind runs at a time: the process that runs it holds the slot (a permit) of the
-kind. If the process dies, its slot becomes free, and a server process continues the job if it is resumable.
+JobStopped if a stop of the job was requested. Work that does not report soon after such a request, because it waits or
+searches, is cancelled. In all processes together, only one job of a kind runs at a time: the process that runs it holds
+the slot (a permit) of the kind. If the process dies, its slot becomes free, and a server process continues the job if
+it is resumable.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ SAVE_SECONDS: Final = 1.0
 STOP_CHECK_SECONDS: Final = 1.0
 """Interval, in seconds, at which the process that runs a job checks whether a stop of the job was requested."""
 STOP_GRACE_SECONDS: Final = 5.0
-"""Seconds after which a job that has not stopped is cancelled. A job stops at its next report; most jobs report more
-often than this, so they complete the step that they are doing."""
+"""Seconds after which a job is cancelled if a stop was requested and the job has not stopped. A job stops at its next
+report. Most jobs report more often than this, so they complete the step that they are doing."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a server process checks again for queued jobs after an error of the store."""
 SLOT_ATTEMPTS: Final = 20

@@ -39,8 +39,9 @@ SLOT: Final = "search index"
 CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
 CHECKS_PER_LOOK_AGAIN: Final = 300
-"""Number of checks after which a process does more. The process with the slot reads the manifests again whose labels it
-could not read completely. A process without the slot tries to get it, even if all content is in the index."""
+"""Number of checks after which a process also does other work. The process with the slot reads the manifests again
+whose labels could not be read completely. A process without the slot tries to get it, even if all content is in the
+index."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
