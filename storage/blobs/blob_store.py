@@ -153,9 +153,9 @@ class ClaimedUpload(Protocol):
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session, such as
         `sha256`. If the checkpoint has the `boot` of the store, all stored bytes are kept. If it has another `boot`,
         the bytes may be damaged. This call then hashes the first `checkpoint.offset` bytes again, and deletes the bytes
-        after them. If the result differs from `checkpoint.state`, or the checkpoint has no state, it deletes the first
-        bytes, too. Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because a commit has
-        moved them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull, StorageFailed."""
+        after them. If the result differs from `checkpoint.state`, or the checkpoint has no state, it deletes all bytes.
+        Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because a commit has moved
+        them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull, StorageFailed."""
         ...
 
     async def discard(self) -> None:
@@ -174,7 +174,7 @@ class BlobStore(Protocol):
     their docstrings name."""
 
     boot: str
-    """Identifies the period in which flushed bytes survive: bytes that were flushed under another value may be lost. A
+    """Identifies the period in which bytes are flushed. Bytes that were flushed under another value may be lost. A
     store that leaves flushed bytes in the page cache uses the id of the machine's present boot, because a reboot may
     lose these bytes. A store that syncs at each flush always uses the same text."""
     shard_count: int
