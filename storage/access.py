@@ -24,7 +24,8 @@ RESERVED_NAMES = frozenset({"anonymous", "everyone", "authenticated", "system"})
 """Names that accounts and groups must not have. In grants, `everyone` and `authenticated` stand for many clients. In
 the audit log, `anonymous` is a client that has not logged in, and `system` is the server itself."""
 LONGEST_THROTTLING_SECONDS: Final = 30 * 86400.0
-"""How far in the future the time that is stored for a throttling key (see `FailureCost`) may be at most."""
+"""Largest number of seconds by which the time of a throttling key (see `FailureCost`) may be ahead of the present
+time."""
 
 
 class AccountInvalid(RegistryError):
@@ -214,9 +215,10 @@ class LoginSession:
     """The session of a person who logged in with a browser. `method`: how the person logged in: `password`, or `openid`
     for the OpenID provider. `created`, `expires` and `seen` are seconds since 1970. `seen`: approximate time of the
     last request. `address` and `user_agent`: IP address and User-Agent of the browser at the login. `version`: the
-    version of the account at the login; None for an account in an htpasswd file. `stamp`: a hash of the account's
-    htpasswd line, or of the settings of the OpenID provider, if the login used one of them; otherwise None. The session
-    is valid only as long as this hash stays the same. `groups`: groups that the OpenID provider named."""
+    version of the account at the login; None for an account in an htpasswd file. `stamp`: after a login with an
+    htpasswd file, a hash of the account's line in that file; after a login with the OpenID provider, a hash of the
+    provider's settings; otherwise None. The session becomes invalid when this line or these settings change. `groups`:
+    groups that the OpenID provider named."""
 
     id: str
     account: AccountName
@@ -245,11 +247,11 @@ class SigningKey:
 
 
 class FailureCost(NamedTuple):
-    """The cost of a failed login under a throttling key, a text that stands for an account, a network of clients, or
-    both. The store has a time for each key, and each failure moves it further into the future (see
-    `storage.accounts.Accounts.add_failures`). If the time is too far in the future, logins under the key are refused.
-    `seconds`: the number of seconds that the failure adds to the time. `max_seconds`: how far in the future the new
-    time may be at most, in seconds; not more than `LONGEST_THROTTLING_SECONDS`."""
+    """The cost of a failed login under one throttling key. A *throttling key* is a text that stands for an account, for
+    a network of clients, or for both. The store keeps a time for each key. Each failed login moves this time further
+    into the future (see `storage.accounts.Accounts.add_failures`). While the time is too far in the future, logins
+    under the key are refused. `seconds`: the number of seconds that the failure adds to the time. `max_seconds`: the
+    new time is at most this many seconds after the present time; not more than `LONGEST_THROTTLING_SECONDS`."""
 
     seconds: float
     max_seconds: float
@@ -285,9 +287,9 @@ class AuditEntry:
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
     """A filter for lines of the audit log. A line must match all fields that are not None. `target`: the target of the
-    line; the name of a repository also matches lines about its tags and manifests. `since`: the line is not older than
-    this time, in seconds since 1970. `until`: it is older than this time. `before`: it is older than the line with this
-    id."""
+    line; the name of a repository also matches lines about its tags and manifests. `since`: the line is from this time
+    or later, in seconds since 1970. `until`: the line is from before this time. `before`: the line is older than the
+    line with this id."""
 
     actor: str | None = None
     action: str | None = None

@@ -2,8 +2,8 @@
 (`Accounts`).
 
 `storage.access` has the types. The methods that are not `async` only read; they take microseconds and are called on the
-event loop. An `async` method that changes something returns when the change is durable. The line of the audit log about
-a change is written in the same transaction.
+event loop. An `async` method that changes something returns when the change is durable, unless its docstring says that
+a power cut may lose the change. The line of the audit log about a change is written in the same transaction.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from storage.patterns import NamePattern
 
 class Accounts(Protocol):
     """The store of accounts and rights. Processes cache data that they read from the store. The *epoch* is a counter in
-    the store that every change of rights increments. When it has increased, a process checks its cached data again. The
-    grants have a version of their own (`grants_version`), because there can be thousands of them.
+    the store that every change of rights increments. When it has increased, a process checks its cached data again. A
+    change of a grant also increments a second counter (`grants_version`). As long as that one is the same, a process
+    need not read the grants again, of which there can be thousands.
 
     The parameter `by` of a change is the client that asked for it; the audit log names this client as the actor. A
     change that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the
@@ -53,9 +54,9 @@ class Accounts(Protocol):
         ...
 
     def grants_version(self) -> int:
-        """Returns the version of the grants, a number that every change of a grant increments, and no other change. All
-        processes see the new number as soon as the change is committed. Grants that were read under the same number
-        are still current. Takes about two microseconds."""
+        """Returns the version of the grants: a number that only changes of grants increment. All processes see the new
+        number as soon as the change is committed. Grants that were read under the same number are still current. Takes
+        about two microseconds."""
         ...
 
     def has_had_account(self) -> bool:
@@ -103,8 +104,8 @@ class Accounts(Protocol):
     ) -> None:
         """Sets the password, or removes it if `password_hash` is None. The account's refresh tokens (API tokens
         of the purpose `login`), bearer tokens and browser sessions become invalid; its API tokens of the purpose
-        `personal` stay valid. `expected_version`: as for `add_token`. Raises AccountInvalid for a robot, and
-        Unauthorized."""
+        `personal` stay valid. `expected_version`: as for `add_token`. Raises AccountInvalid for a robot. Raises
+        Unauthorized if the account has another version than `expected_version`."""
         ...
 
     async def replace_hash(self, name: AccountName, old: str, new: str) -> None:
@@ -223,8 +224,8 @@ class Accounts(Protocol):
     def tokens(
         self, account: AccountName | None, after: str | None, limit: int, *, purpose: TokenPurpose | None = None
     ) -> Page[ApiToken]:
-        """Returns a page of the tokens of `account` (None: of all accounts), sorted by id. `purpose`: leaves out the
-        account's tokens with another purpose; None: leaves out none. Ignored if `account` is None."""
+        """Returns a page of the tokens of `account` (None: of all accounts), sorted by id. `purpose`: returns only
+        tokens of this purpose (None: of every purpose); ignored if `account` is None."""
         ...
 
     async def add_token(
@@ -338,6 +339,6 @@ class Accounts(Protocol):
         ...
 
     async def prune_audit(self, before: float) -> int:
-        """Deletes the lines that are older than `before` (seconds since 1970), except lines about changes of tags.
-        Returns the number of deleted lines."""
+        """Deletes the lines that are older than `before` (seconds since 1970). Keeps the lines about changes of tags,
+        because they are the history of the tags. Returns the number of deleted lines."""
         ...

@@ -112,9 +112,10 @@ class Snapshots(Protocol):
         ...
 
     def mark_restored(self, path: Path, copied: float) -> None:
-        """Marks a copy as restored now. The copied registry may have changed after the copy was made. So pulls count as
-        recorded only from now on (`TagFacts.unrecorded_until`), and later events get higher numbers than all events of
-        that registry. `copied`: when the copy was made, in seconds since 1970. If `copied` or an earlier restore is
-        later than now, the clock is behind, and the latest of these times counts in place of now. Blocks. Raises
-        BackupFailed."""
+        """Marks a copy as restored at the present time. The copied registry may have recorded pulls and added events
+        after the copy was made, and the copy lacks them. So pulls count as recorded only from the time of the restore
+        on (`TagFacts.unrecorded_until`), and events after the restore get higher numbers than all events of the copied
+        registry. `copied`: when the copy was made, in seconds since 1970. If `copied` or the time of an earlier restore
+        is in the future, the clock is behind. Then the latest of these times counts as the time of the restore. Blocks.
+        Raises BackupFailed."""
         ...

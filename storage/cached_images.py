@@ -37,7 +37,8 @@ get any digest yet. Called in a thread."""
 
 @dataclass(frozen=True, slots=True)
 class Cooldowns:
-    """The cooldowns of all upstreams. `longest`: the longest of them, in seconds."""
+    """The cooldowns of all upstreams. `longest`: the longest of them, in seconds. `served_instead`: returns the digest
+    that clients get while a cooldown holds back a newer one."""
 
     longest: float
     served_instead: DigestDuringCooldown
@@ -114,9 +115,9 @@ class EvictionRules:
     """The rules about images that are not evicted. `is_kept`: returns whether the images of a repository are never
     evicted. `downloading`: the digests of blobs that are being downloaded now; an image that refers to one of them
     stays. `keep_incomplete_pulled_after`: an image that lacks some of its blobs stays if it was pulled after this time
-    (seconds since 1970), because a client may be pulling it. `cooldowns`: while a cooldown holds back a newer image,
-    clients get the older image; the older image stays, because the upstream may no longer have it; None: there are no
-    cooldowns. Images that a frozen tag (a tag that no longer follows the upstream) points at stay in any case."""
+    (seconds since 1970), because a client may be pulling it. `cooldowns`: the cooldowns (None: there are none); an
+    older image that clients get during a cooldown stays, because the upstream may no longer have it. Images that a
+    frozen tag (a tag that no longer follows the upstream) points at stay in any case."""
 
     is_kept: IsKept
     downloading: Set[Digest]

@@ -66,8 +66,8 @@ from storage.upkeep.schedule import cancel_all, run_rounds
 
 DAY_SECONDS = 86400.0
 KEEP_UNUSED_TAGS_SECONDS = 365 * DAY_SECONDS
-"""How long after the last move of a mirrored tag the store keeps the tag's history. Applies only to tags that are no
-longer cached."""
+"""How long the store keeps the history of a mirrored tag that is no longer cached. The time begins when the mirror last
+saw the tag point at a new digest."""
 log = logging.getLogger("storage")
 
 OpenContent = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]

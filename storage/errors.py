@@ -36,7 +36,8 @@ E = TypeVar("E", bound=RegistryError)
 
 
 def with_redacted(error: E, redacted: RegistryError) -> E:
-    """Returns `error`, which names stored digests or tags. `redacted`: the error for a client that may not see them."""
+    """Stores `redacted` in `error`, and returns `error`. `redacted`: the error for a client that may not see the
+    digests or tags that `error` names."""
     error.redacted = redacted
     return error
 

@@ -87,8 +87,8 @@ class ImportRecords(Protocol):
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
         are not known here, so retention counts the manifest as pulled now, unless pulls of it are recorded.
 
-        `tags`: by tag, when it was set at the old registry, in seconds since 1970. Moves the time at which the tag was
-        last set back to this time, but not to before the tag's previous change in this registry, and never forward.
-        Skips a tag that no longer points at the manifest, or that was pushed again since. The history of tags keeps the
-        time of the import."""
+        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. This time replaces the
+        recorded time of the tag's last change if it is earlier than that. But the new time is never earlier than the
+        tag's previous change in this registry. Skips a tag that no longer points at the manifest, or that was pushed
+        again since. The history of tags keeps the time of the import."""
         ...

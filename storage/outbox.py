@@ -139,10 +139,10 @@ class DeliveryPosition:
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`: the
-    earliest later time at which a further repository has a due delivery. None if there is no such time, or if it was
-    not searched for; the latter can only be if there are as many queues as the caller wanted. `pause`: how many seconds
-    the caller must wait at least before it looks for due deliveries again. It is 0, unless the search was costly
-    because very many repositories have pending deliveries."""
+    earliest time, later than now, at which a delivery of another repository becomes due. None if there is no such
+    delivery. It can also be None if there are as many queues as the caller wanted, because the time is then not always
+    searched for. `pause`: the number of seconds that the caller must wait before it looks for due deliveries again. It
+    is 0, unless the search was costly because very many repositories have pending deliveries."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
@@ -165,8 +165,8 @@ class FailedDelivery:
 class EventLimits:
     """How much the outbox keeps at the time `now` (seconds since 1970). `keep_since`: events before this time are
     removed from the list. `events`: largest number of events in the list. `pending` and `dead`: largest number of
-    pending deliveries, and of dead letters, of each webhook. An event that is not in the list, and has neither pending
-    deliveries nor dead letters left, exceeds the limits as well, unless it is the newest event."""
+    pending deliveries, and of dead letters, of each webhook. An event that is neither in the list nor has any pending
+    delivery or dead letter left is deleted, unless it is the newest event."""
 
     keep_since: float
     events: int

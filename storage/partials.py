@@ -145,9 +145,9 @@ class Partial(Protocol):
         ...
 
     async def discard(self) -> None:
-        """Deletes the partial blob. Only for the owner, which has found that the blob is stored already, or whose
-        download has failed; does nothing for other handles. From then on `wait` raises PartialLost in all processes for
-        the bytes that have not arrived."""
+        """Deletes the partial blob. Only for the owner; does nothing for other handles. The owner calls it if it finds
+        that the blob is stored already, or if its download has failed. From then on `wait` raises PartialLost in all
+        processes for the bytes that have not arrived."""
         ...
 
     def close(self) -> None:

@@ -48,8 +48,8 @@ class TagFacts:
       not have that manifest, or the tag has another name.
     - `order_time`: the time that takes the place of `pushed` in the order of the tags, if `pushed` was in the future
       (`storage.future_times`) when the tag was read; otherwise None. It is the time of the last change, of this or
-      another tag, about which two things are known: it came before the push, and its time is not in the future. 0.0 if
-      there is no such change."""
+      another tag, that is known to have come before the push and whose own time is not in the future. 0.0 if there is
+      no such change."""
 
     name: Tag
     digest: Digest
@@ -103,8 +103,8 @@ class UnusedLimits:
     registry.
 
     Some pulls may not be recorded, because an earlier version of the program served the image, or because the store was
-    restored from a backup. If all pulls are recorded only since a time after `pulled`, a manifest that was pushed
-    before that time does not count as unused."""
+    restored from a backup. All pulls are then recorded only from a certain time on. If this time is later than
+    `pulled`, a manifest that was pushed before it does not count as unused."""
 
     pushed: float
     untagged: float

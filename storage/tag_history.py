@@ -79,7 +79,7 @@ class TagHistory(Protocol):
         ...
 
     async def last_other_digest(self, repo: RepositoryName, tag: Tag, current: Digest | None) -> Digest | None:
-        """Returns the digest at which the tag last pointed, other than `current`; None if there is none."""
+        """Returns the last digest other than `current` that the tag pointed at; None if there is none."""
         ...
 
     async def digest_at(self, repo: RepositoryName, tag: Tag, at: float) -> Digest | None:

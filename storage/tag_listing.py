@@ -60,8 +60,8 @@ class TagQuery:
 
 
 class TagCursor(NamedTuple):
-    """A position in a list: after the tag `name`. `number`: the time of the last push of that tag, or its size, in a
-    list that is sorted by these; otherwise 0."""
+    """A position in a list: after the tag `name`. `number`: in a list that is sorted by the time of the last push, this
+    time of the tag; in a list that is sorted by size, its size; otherwise 0."""
 
     name: str
     number: float = 0.0
@@ -120,9 +120,9 @@ class ListedTag:
 
 @dataclass(frozen=True, slots=True)
 class TagPage:
-    """A page of a list. `order`: the order of the list. If the query asks for SIZE, the order is nevertheless NAME if
-    more than MAX_SORTED_BY_SIZE tags match, or if their trees have more than MAX_READ_MANIFESTS manifests.
-    `next_after`: where the next page begins; None: this is the last page."""
+    """A page of a list. `order`: the order of the list. It is the order that the query asks for, with one exception:
+    NAME takes the place of SIZE if more than MAX_SORTED_BY_SIZE tags match, or if their trees have more than
+    MAX_READ_MANIFESTS manifests. `next_after`: where the next page begins; None: this is the last page."""
 
     items: Sequence[ListedTag]
     order: TagOrder
