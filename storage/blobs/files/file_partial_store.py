@@ -355,8 +355,8 @@ class FilePartialStore:
                 await run(shared.sync)
                 await self._add_blob(repo, DownloadedContent(self._disk, shared))
             except (StorageFull, StorageFailed, QuotaExceeded):
-                # The next download must not continue with these bytes: after a failed fsync it is not known which of
-                # them are on the disk, and after the other errors the file may have been moved and deleted.
+                # The next download must not continue with these bytes. After a failed fsync it is not known which of
+                # them are on the disk. After the other errors the file may have been moved and deleted.
                 await run(lambda: shared.end(PartialStatus.DELETED))
                 raise
             await run(lambda: shared.end(PartialStatus.COMMITTED))

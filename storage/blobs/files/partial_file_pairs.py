@@ -210,9 +210,9 @@ def _open_as_owner(system: System, paths: PartialPaths, state_fd: int, size: int
 
 
 def _open_data(paths: PartialPaths, progress: Progress) -> int | None:
-    """Opens the data file and returns its descriptor. If the data file is missing and all bytes are stored, opens the
-    file at the blob's path: an earlier owner may have moved the data file there, and then died. Returns None if neither
-    file exists."""
+    """Opens the data file and returns its descriptor. An earlier owner may have moved the complete data file to the
+    blob's path, and then died. So if all bytes are stored and the data file is missing, opens the file at that path.
+    Returns None if neither file exists."""
     with suppress(FileNotFoundError):
         return os.open(paths.data, os.O_RDWR | os.O_CLOEXEC)
     if list(progress.extents) == [(0, progress.size)]:

@@ -14,7 +14,7 @@ from typing import Final
 
 DAMAGE_ERRNOS: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 """Errors that mean that the disk has lost a file or a part of it: a sector cannot be read, or the file system has found
-that its checksum is wrong."""
+a wrong checksum."""
 FORBIDDEN_ERRNOS: Final = frozenset({errno.EACCES, errno.EPERM})
 """Errors that mean that this process has no permission to read a file. The bytes of the file may be right."""
 WARNING_SECONDS: Final = 600.0

@@ -283,8 +283,8 @@ class ClaimedUploadFile:
 
         Usually the checkpoint is from the present boot of the machine and covers all bytes of the file, so the file is
         not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says. In this case, an
-        earlier request has published the session's file as a blob or deleted it, but has not deleted the session's
-        metadata row, for example because its process died. Then a takeover has created a new, empty file."""
+        earlier request has published or deleted the session's file, but has not deleted the session's metadata row, for
+        example because its process died. Then a takeover has created a new, empty file."""
         if checkpoint.boot == self._boot:
             offset = self._file.size()
             checkpoint.check_not_truncated(offset)
