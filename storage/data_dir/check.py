@@ -183,15 +183,16 @@ def _has_files(directory: Path) -> bool:
 
 
 def ensure_usable(root: Path) -> None:
-    """Creates the directory `root` if it is missing. Raises DataDirectoryError if `root` is not a directory or cannot
-    be written. Also raises it if `root` lies on a network file system: file locks are unreliable there, and SQLite's
-    WAL needs memory that all processes share, which processes on different machines do not have.
+    """Creates the directory `root` if it is missing. Raises DataDirectoryError in these cases:
 
-    Raises DataDirectoryError also if a restore from a backup has not ended in `root`, if `root` has blobs without a
-    database (`check_database_not_lost`), or if a part of the data directory is on another file system (`find_split`).
-
-    If `root` exists on a full disk, accepts it, because the registry can still serve reads and deletes from it. If
-    `root` is missing and the disk is full, raises DataDirectoryError."""
+    - `root` is not a directory, or cannot be created or written. A full disk is accepted if `root` exists, because the
+      registry can still serve reads and deletes from it.
+    - `root` is on a network file system. File locks are unreliable there. SQLite's WAL needs memory that all processes
+      share, and processes on different machines share none.
+    - A restore from a backup has not ended in `root`.
+    - `root` has blobs but no database (`check_database_not_lost`).
+    - A part of the data directory is on another file system (`find_split`).
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

@@ -1,5 +1,5 @@
-"""`OpenedDirectory`: notices that another data directory is at the path of the one that a process has opened, for
-example because an operator has restored a backup beside a running server.
+"""Notices that another data directory has taken the place of the opened one (`OpenedDirectory`), for example because an
+operator has restored a backup beside a running server.
 
 The process then has the old database open, but finds the blobs by their paths, and these are the blobs of the other
 directory. Garbage collection by the old database would delete blobs that the new one needs. A push would be lost with
