@@ -34,9 +34,9 @@ reached, the pulls are stored at once. While storing them fails, pulls of furthe
 log = logging.getLogger("storage.pulls")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
-"""For a repository name as clients write it, returns three things, of which the recorder uses the last two: the
-registry that serves the repository, its *stored name* (its name in the store), and the name of its upstream registry
-(None: it is hosted). Raises NameUnknown, NameInvalid."""
+"""Takes the name of a repository as clients write it. Returns the registry that serves the repository (not used here),
+the *stored name* of the repository (its name in the store), and the name of its upstream registry (None: it is hosted).
+Raises NameUnknown, NameInvalid."""
 
 
 class PullRecorder:

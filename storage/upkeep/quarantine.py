@@ -29,8 +29,8 @@ from storage.names import Digest
 
 MISSING = "its bytes are missing"
 MAX_IN_A_ROW: Final = 20
-"""After this number of damaged blobs without an undamaged blob between them, the work stops: a disk that fails, or a
-file system that is not mounted, should not take all blobs out of use."""
+"""After this number of damaged blobs in a row, the work stops. A disk that fails, or a file system that is not mounted,
+should not take all blobs out of use."""
 log = logging.getLogger("storage.damage")
 
 

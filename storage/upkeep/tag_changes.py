@@ -47,11 +47,11 @@ class TagChanges:
         by: Actor,
         force: bool = False,
     ) -> TagMove:
-        """Points the tag at a manifest that it pointed at before: at the manifest `to`; or at its manifest of the time
-        `at` (seconds since 1970); without both, at the last manifest other than its current one. Puts the manifest back
-        if it was deleted. Raises ManifestUnknown (the tag never pointed at another manifest, it did not exist at that
-        time, or the manifest is not kept any more), ManifestBlobUnknown (a part of the image is missing),
-        PreconditionFailed (another client changed the tag during this call)."""
+        """Points the tag at a manifest that it pointed at before. `to`: the digest of this manifest. `at`: takes the
+        manifest of this time (seconds since 1970). Without both, takes the last manifest other than the current one.
+        Puts the manifest back if it was deleted. Raises ManifestUnknown (the tag never pointed at another manifest, it
+        did not exist at that time, or the manifest is not kept any more), ManifestBlobUnknown (a part of the image is
+        missing), PreconditionFailed (another client changed the tag during this call)."""
         current = await self._history.current(repo, tag)
         if to is not None:
             digest: Digest | None = to

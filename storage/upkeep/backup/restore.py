@@ -78,9 +78,9 @@ async def restore_backup(
 ) -> JSON:
     """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns a report as
     JSON. Afterwards, the caller must prepare the directory as before each start of a server. `clock` returns seconds
-    since 1970. If `options` name no snapshot and the times of some snapshots are in the future (`by_age`), the restored
-    snapshot may not be the newest, and this function reports a step `warning`. It also warns if `options` name no
-    snapshot and some snapshots are of another registry (`find_foreign`).
+    since 1970. If `options` name no snapshot, this function reports a step `warning` in two cases: the times of some
+    snapshots are in the future (`by_age`), so that the restored snapshot may not be the newest; or some snapshots are
+    of another registry (`find_foreign`).
 
     Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False, or if this process has no
     permission to open the file of a blob. After an error or a cancellation, the blobs that were restored so far stay in
