@@ -38,9 +38,9 @@ class SearchPage(Generic[T]):
     """A page of search results. `more`: whether more entries follow this page.
 
     `is_complete`: False if the search has stopped at the limit of entries that one search may read, so that it may have
-    missed some entries. This happens if very many entries match. Always False if the set of repositories is large and
-    is not the set of all repositories: such a search also reads entries outside of the set, and the value would
-    reveal whether very many of these match."""
+    missed some entries. This happens if very many entries match. Always False for a large set of repositories that is
+    not the set of all repositories. Such a search also reads entries outside of the set, and the value would reveal
+    whether very many of these match."""
 
     items: Sequence[T]
     more: bool = False
@@ -87,17 +87,17 @@ def search_words(text: str) -> list[str]:
 
 class ContentSearch(Protocol):
     """Finds stored content. `within`: the repositories to search, by their names in the store (the name of a mirrored
-    repository begins with its upstream). `offset`: the number of entries before the page, at most `MAX_OFFSET`. The
-    work of a search is limited, independently of the stored content and of the patterns of `within`: at a limit of rows
-    or of time, the search stops and its page is not complete. All methods raise StorageFull, StorageFailed."""
+    repository begins with its upstream). `offset`: the number of entries before the page, at most `MAX_OFFSET`. A
+    search stops at a limit of rows or of time, and its page is then not complete. So its work is limited, whatever is
+    stored and whatever patterns `within` has. All methods raise StorageFull, StorageFailed."""
 
     async def repositories(
         self, words: Sequence[str], within: NameSet, offset: int, limit: int
     ) -> SearchPage[RepositoryName]:
-        """Finds the repositories that have manifests and whose names contain all `words`. First come names that begin
-        with the first word. Next are names whose last part (after the last slash) is that word, then names with a part
-        that begins with that word, and then the others. A single word of one character finds only names that begin with
-        it, and a single word of two characters only names with a part that begins with it."""
+        """Finds the repositories that have manifests and whose names contain all `words`. Names that begin with the
+        first word come first. Names whose last part (after the last slash) is that word follow, then names with a part
+        that begins with it, and then the others. A single word of one character finds only names that begin with it,
+        and a single word of two characters only names with a part that begins with it."""
         ...
 
     async def tags(self, words: Sequence[str], within: NameSet, offset: int, limit: int) -> SearchPage[TagFound]:

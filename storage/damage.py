@@ -2,10 +2,10 @@
 
 Scrub reads all stored content again and hashes it, because disks can lose or change bytes without reporting an error.
 Content is *damaged* if its stored bytes no longer have its digest, or are missing. A damaged blob keeps its row and its
-links (the rights of repositories to serve it), but the row has no place (key of the bytes in the blob store), so that
-no repository serves the blob. A damaged blob is *healed* when its right bytes are stored again, by a client that pushes
-the image or by the mirror. A damaged manifest also keeps its row, but its body is moved from the row to the record of
-the damage. It is healed in the same way.
+links (the rights of repositories to serve it). But the row then has no place (key of the bytes in the blob store), so
+that no repository serves the blob. A damaged blob is *healed* when its right bytes are stored again, by a client that
+pushes the image or by the mirror. A damaged manifest also keeps its row, but its body is moved from the row to the
+record of the damage. It is healed in the same way.
 """
 
 from __future__ import annotations

@@ -196,9 +196,9 @@ class Unsupported(RegistryError):
 
 
 class TooManyRequests(RegistryError):
-    """The request exceeds a limit of this registry, such as a rate limit or a number of concurrent requests, or this
-    registry exceeded its rate limit at the upstream registry from which it mirrors. `retry_after`: number of seconds
-    after which the client may try again."""
+    """The request exceeds a limit of this registry, such as a rate limit or a number of concurrent requests. Or this
+    registry has exceeded its rate limit at the upstream registry from which it mirrors. `retry_after`: number of
+    seconds after which the client may try again."""
 
     code = "TOOMANYREQUESTS"
     default = "too many requests; wait a little"

@@ -203,9 +203,8 @@ class Outbox(Protocol):
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
         """Replaces the readers, and drops the deliveries of all webhooks that are not among the new readers. From then
         on no method returns or counts a dropped delivery. It stays in the store until `tidy` deletes it. But if a new
-        reader has the name of a webhook with dropped deliveries, this method deletes these before it adds the reader,
-        so that the reader gets only later events. Returns how many deliveries each removed webhook had. Does not write
-        if nothing changes."""
+        reader has the name of a webhook with dropped deliveries, this method deletes these first. So the reader gets
+        only later events. Returns how many deliveries each removed webhook had. Does not write if nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:

@@ -157,8 +157,8 @@ class Retention(Protocol):
     A deleted tag can be put back (`storage.tag_history`). A deleted manifest can be put back during the grace period of
     garbage collection, unless the disk was too full to keep it.
 
-    No manifest that an immutable tag needs is deleted, because only untagged manifests are deleted: those that have no
-    tag, that no index lists, and whose subject is not in the repository."""
+    Only manifests that have no tag, that no index lists, and whose subject is not in the repository are deleted. So no
+    manifest that an immutable tag needs is deleted."""
 
     async def recorded_time(self) -> RecordedTime:
         """Returns the periods in which a server recorded pulls."""

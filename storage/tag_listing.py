@@ -60,8 +60,8 @@ class TagQuery:
 
 
 class TagCursor(NamedTuple):
-    """A position in a list: after the tag `name`. `number`: in a list that is sorted by the time of the last push, this
-    time of the tag; in a list that is sorted by size, its size; otherwise 0."""
+    """A position in a list: after the tag `name`. `number`: if the list is sorted by the time of the last push or by
+    size, the tag's time or size; otherwise 0."""
 
     name: str
     number: float = 0.0
