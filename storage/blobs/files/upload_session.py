@@ -30,7 +30,7 @@ SMALL_BATCH_BYTES = 64 * 1024
 """Size of a batch while the uploads hold too many bytes in memory."""
 SMALL_PIECE_BYTES = 4 * 1024
 """Smaller pieces of data are copied and joined. A memory view takes about 200 bytes even if its data is one byte, and
-keeps the whole buffer in memory into which the data was received."""
+keeps its whole receive buffer in memory."""
 PIECE_OVERHEAD_BYTES = 200
 """Memory that counts for each element of a batch, in addition to its data."""
 CLOSE_INLINE_BYTES = 64 * 1024
