@@ -152,9 +152,9 @@ class CachedImages(Protocol):
         ...
 
     async def drop_unused_links(self, upstreams: Sequence[str], before: float) -> DroppedLinks:
-        """Removes links of mirrored repositories to blobs that no manifest of the repository refers to, if no client
-        used the blob after the time `before` (seconds since 1970). Removes at most a few hundred links. If it
-        removes none, no such link is left."""
+        """Removes unused links of mirrored repositories. A link is unused if no manifest of the repository refers to
+        its blob, and no client has used the blob after the time `before` (seconds since 1970). Removes at most a few
+        hundred links. If it removes none, no such link is left."""
         ...
 
     async def summary(self, upstream: str) -> CacheSummary:

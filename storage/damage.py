@@ -35,9 +35,9 @@ class StoredBlob:
 class DamagedBlob:
     """A damaged blob. `found`: when the damage was found, in seconds since 1970. `reason`: what is wrong with the
     bytes, for people. `former_place`: the blob's place before it was marked as damaged; empty if it had none.
-    `quarantine_place`: the key under which the blob store keeps the damaged bytes aside, in its *quarantine*, unless
-    they were deleted there since; empty if there were none. `repositories`: some of the repositories that have the
-    blob."""
+    `quarantine_place`: the key of the damaged bytes in the *quarantine*, the part of the blob store that keeps damaged
+    bytes; empty if there were no bytes. The bytes may have been deleted there since. `repositories`: some of the
+    repositories that have the blob."""
 
     digest: Digest
     size: int

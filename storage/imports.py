@@ -17,9 +17,9 @@ IMPORT_PROGRAM: Final = "entrepot import"
 
 class ContentBroken(RegistryError):
     """Content of the registry from which the import reads (the old registry) is missing there, damaged, or of a type
-    that is not accepted here. `below`: if an index cannot be imported because a manifest below it is broken, the
-    digests on the path from the index to the broken manifest. The first digest belongs to a manifest that the index
-    lists, the last digest belongs to the broken manifest. Empty if the content of the manifest itself is broken."""
+    that is not accepted here. `below`: empty if the content of the manifest itself is broken. Otherwise the manifest is
+    an index, and a manifest below it is broken. `below` then has the digests on the path from the index to the broken
+    manifest: first that of a manifest that the index lists, and last that of the broken manifest."""
 
     code = "CONTENT_BROKEN"
     default = "the content is broken at the old registry"
@@ -87,8 +87,8 @@ class ImportRecords(Protocol):
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
         are not known here, so retention counts the manifest as pulled now, unless pulls of it are recorded.
 
-        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. This time replaces the
-        recorded time of the tag's last change if it is earlier than that. But the new time is never earlier than the
-        tag's previous change in this registry. Skips a tag that no longer points at the manifest, or that was pushed
-        again since. The history of tags keeps the time of the import."""
+        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. If this time is earlier than
+        the recorded time of the tag's last change, it replaces the recorded time. But the new time is never earlier
+        than the tag's previous change in this registry. Skips a tag that no longer points at the manifest, or that was
+        pushed again since. The history of tags keeps the time of the import."""
         ...

@@ -92,8 +92,8 @@ class UpstreamTags(Protocol):
         ...
 
     async def frozen_tags(self, after: str | None, limit: int) -> Page[FrozenTag]:
-        """Returns a page of the frozen tags, sorted by repository and then by tag: at most `limit` tags that sort after
-        the tag that `after` names, in the form `REPOSITORY:TAG`."""
+        """Returns a page of at most `limit` frozen tags, sorted by repository and then by tag. `after`: a tag in the
+        form `REPOSITORY:TAG`; the page has only tags that sort after it (None: starts with the first tag)."""
         ...
 
     async def frozen_in(self, repo: RepositoryName) -> Sequence[FrozenTag]:
