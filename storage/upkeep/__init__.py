@@ -1,1 +1,2 @@
-"""Background work (*upkeep*) on a registry's data, such as garbage collection, scrub, eviction and backups."""
+"""Background work (*upkeep*) on a registry's data, such as garbage collection, scrub (a check of all stored bytes),
+eviction and backups."""

@@ -3,8 +3,8 @@ of each blob are stored, and that all stored bytes belong to a blob.
 
 The store changes during the check. So a problem that the first check finds is only a candidate, and a second check
 confirms or rejects it. The second check of a blob holds the lock of the blob's digest. A push holds this lock while it
-stores the bytes and then the row. The garbage collector holds the lock while it deletes the row and then the bytes. So
-while the second check holds the lock, bytes and row must agree.
+stores the bytes and then the blob's row in the metadata store. The garbage collector holds the lock while it deletes
+the row and then the bytes. So while the second check holds the lock, bytes and row must agree.
 
 Content that is known to be damaged does not count as a problem: it is recorded as damaged, it is not served, and a push
 stores the right bytes again. If a repair finds a damaged blob, it takes the blob out of use in the same way as scrub
@@ -183,7 +183,7 @@ class _Check:
         last_id = 0
         while records := await self._consistency.blobs(last_id, BATCH_SIZE):
             last_id = records[-1].id
-            stored = [record for record in records if record.place]  # a blob without a place is known to be damaged
+            stored = [record for record in records if record.place]  # without a place (key of the bytes): damaged
             sizes = await self._blobs.stored_sizes([record.place for record in stored])
             for record, size in zip(stored, sizes, strict=True):
                 is_taken_out = False

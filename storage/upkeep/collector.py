@@ -35,7 +35,8 @@ from storage.upkeep.removals import CollectionReport, OnRemoval, Removal, Remova
 BATCH_SIZE = 500
 """Number of rows that one call reads from the metadata store."""
 IDLE_SECONDS_ON_FULL_DISK = 60.0
-"""Seconds after which a partial blob without progress is deleted while the disk is full."""
+"""Seconds after which a partial blob without progress is deleted while the disk is full. A partial blob is a blob whose
+download from an upstream registry is not complete."""
 CONFIRM_FUTURE_SECONDS = 3600.0
 """The collector corrects times in the future only after it has seen such times for this many seconds. After a start, a
 machine's clock may be behind, and right times then look like times in the future. Machines usually set the clock within
@@ -80,11 +81,11 @@ class Collector:
     """The garbage collector. Several processes may collect at the same time.
 
     `grace`: seconds for which a repository keeps a blob to which none of its manifests refers. `expire`: seconds for
-    which an upload session or a partial blob is kept without progress. (A partial blob is a blob whose download from an
-    upstream registry is not complete.) `is_full`: a function that returns whether the disk is full. While it is full,
-    the collector frees the space of each blob right after removing it, and `IDLE_SECONDS_ON_FULL_DISK` replaces
-    `expire` for partial blobs. `grace` stays the same on a full disk. `check_directory`: raises DataDirectoryReplaced
-    if the data directory is not the opened one any more; no round begins then."""
+    which an upload session or a partial blob is kept without progress. `is_full`: a function that returns whether the
+    disk is full. While it is full, the collector frees the space of each blob right after removing it, and
+    `IDLE_SECONDS_ON_FULL_DISK` replaces `expire` for partial blobs. `grace` stays the same on a full disk.
+    `check_directory`: raises DataDirectoryReplaced if the data directory is not the opened one any more; no round
+    begins then."""
 
     def __init__(
         self,

@@ -5,8 +5,8 @@ that keeps damaged bytes.
 A blob is taken out of use in three steps. The lock of the blob's digest is held during all of them, so that no push
 stores the bytes, and garbage collection does not remove them, at the same time:
 
-1. The place and version of the bytes are compared with those of the bytes that were read, because a push may have
-   replaced the damaged bytes since.
+1. The place (key in the blob store) and version of the bytes are compared with those of the bytes that were read,
+   because a push may have replaced the damaged bytes since.
 2. The metadata store marks the blob as damaged. From this commit on, the registry does not serve the bytes.
 3. The blob store moves the bytes to the quarantine.
 

@@ -89,9 +89,9 @@ class Scrubber:
         self._unreadable = 0
 
     async def run(self) -> dict[str, JSON]:
-        """Runs until the round is complete. Returns the totals of the round, and also how many blobs and manifests this
-        run healed, and how many blobs were unreadable. Raises JobStopped, StorageFull and StorageFailed; the next run
-        then continues the round."""
+        """Runs until the round is complete. Returns the totals of the round, and also how many damaged blobs and
+        manifests this run found to be right again (`healed`), and how many blobs were unreadable. Raises JobStopped,
+        StorageFull and StorageFailed; the next run then continues the round."""
         self._round = await self._damage.current_round() or await self._damage.start_round()
         await self._recheck_damaged()
         await self._shrink_quarantine()

@@ -11,7 +11,7 @@ from storage.tag_rules import ImmutableTags
 
 
 class TagChanges:
-    """Changes tags of hosted repositories.
+    """Changes tags of hosted repositories (those that are not mirrored).
 
     All methods have the arguments `by` and `force`. `by`: the actor that the history names. `force`: whether to change
     the tag even if it is immutable; the audit log then records this.

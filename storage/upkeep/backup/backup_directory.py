@@ -145,7 +145,7 @@ class BackupDirectory:
         return self.shard(digest.algorithm, digest.encoded[:2]) / digest.encoded
 
     def shard(self, algorithm: str, first_byte: str) -> Path:
-        """Returns the directory of the blobs whose digests begin with this byte, in hex."""
+        """Returns a *shard*: the directory of the blobs whose digests begin with this byte, in hex."""
         return self.root / "blobs" / algorithm / first_byte
 
     def database(self, name: str) -> Path:

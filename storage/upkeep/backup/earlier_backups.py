@@ -2,8 +2,8 @@
 (`check_mounted`). Without this check, a backup would then fill the disk on which the mount point lies, and succeed.
 
 The result of each backup says where the file system of its directory was mounted (`mount_point`), and the name of the
-snapshot. The store keeps the result with the job. The result has no device number, because a device may have another
-number after a restart of the machine.
+snapshot (the copy of the registry that the backup has added to the directory). The store keeps the result with the job.
+The result has no device number, because a device may have another number after a restart of the machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Finds the snapshots of other registries in a directory of backups (`find_foreign`).
+"""Finds the snapshots of other registries in a directory of backups (`find_foreign`). A *snapshot* is the copy of a
+registry that one backup has added to the directory.
 
 Two registries can use one directory: somebody names the wrong one, or a server has begun a new registry at a mount
 point whose disk is not mounted. A backup must then not remove the snapshots of the other registry as old ones.

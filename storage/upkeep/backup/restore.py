@@ -1,4 +1,5 @@
-"""Restores a registry from a backup into an empty data directory (`restore_backup`).
+"""Restores a registry from a backup into an empty data directory (`restore_backup`). A *snapshot* is the copy of a
+registry that one backup has added to the directory of backups.
 
 The snapshot's database can record a blob as damaged although the directory of backups has its right bytes: an earlier
 backup copied them, or an operator put them there. The restore *heals* such a blob: the restored registry has its bytes
