@@ -45,9 +45,9 @@ class ListedBlob(NamedTuple):
 
 
 class QuarantinedBytes(NamedTuple):
-    """Damaged bytes that the store keeps aside. `digest`: the digest that they should have. `place`: the key under
-    which the store keeps them. `size`: number of the bytes. `since`: when they were moved to the quarantine, in seconds
-    since 1970."""
+    """Damaged bytes that the store keeps aside, in its *quarantine*. `digest`: the digest that they should have.
+    `place`: the key under which the store keeps them. `size`: number of the bytes. `since`: when they were moved to the
+    quarantine, in seconds since 1970."""
 
     digest: Digest
     place: str

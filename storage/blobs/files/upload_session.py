@@ -135,7 +135,7 @@ class FileUploadSession:
 
     async def verify(self, digest: Digest) -> UploadedContent:
         """Writes all appended bytes to the file. If the bytes have this digest, syncs the file and returns the object
-        that can publish it. Otherwise raises DigestInvalid. Does not delete anything."""
+        that can make it a blob. Otherwise raises DigestInvalid. Does not delete anything."""
         await self._finish_write()
         file = await self._open_file()
         running_digest = self._running_digest
