@@ -74,7 +74,8 @@ class StoredRegistry:
 
     - `metadata`, `blobs`, `locks` (of digests) and `leases` (exclusive rights to do some work);
     - `accounts`: accounts, rights and the audit log;
-    - `partials`, `records` and `upstream_tags`: the partial blobs and the records of the mirror;
+    - `partials`, `records` and `upstream_tags`: the partial blobs (their download is not complete) and the records of
+      the mirror;
     - `collector`, `jobs`: garbage collection, and the jobs of upkeep;
     - `consistency`, `checker`: the checks of the metadata, and the check of the whole store;
     - `damage`, `quarantine`: the records of damaged content, and the object that takes damaged blobs out of use;
