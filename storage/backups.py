@@ -107,8 +107,8 @@ class Snapshots(Protocol):
         ...
 
     def mark_healed(self, path: Path, places: Mapping[Digest, str]) -> None:
-        """Marks damaged blobs in a copy as healed. `places`: for each blob, the key under which the blob store has its
-        bytes. Blocks. Raises BackupFailed."""
+        """Marks damaged blobs in a copy as *healed*: the blob store has their right bytes again. `places`: for each
+        blob, the key under which the blob store has its bytes. Blocks. Raises BackupFailed."""
         ...
 
     def mark_restored(self, path: Path, copied: float) -> None:

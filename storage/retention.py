@@ -1,5 +1,6 @@
 """The interface through which retention reads and deletes tags and manifests (`Retention`). *Retention* deletes the
-tags and the untagged manifests of hosted repositories that no rule in the settings keeps.
+tags and the untagged manifests that no rule in the settings keeps, in hosted repositories (those that are not
+mirrored).
 
 Retention first judges a tag and then deletes it, and a client may push or pull the tag in between. So each deletion
 checks again, in its own transaction, the facts on which the judgement was based.
