@@ -30,8 +30,8 @@ _SLOW_SECONDS: Final = 30.0
 
 
 class ResponseCutOff(Exception):
-    """The registry ends a response before its end, and has logged the reason. The server then closes the connection, so
-    that the client notices."""
+    """The registry breaks off a response that is not complete, and has logged the reason. The server then closes the
+    connection, so that the client notices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,9 +91,11 @@ class RunningDownloads:
     @asynccontextmanager
     async def slot(self, visitor: str) -> AsyncIterator[RunningDownload]:
         """A context manager that holds a slot for a download. `visitor`: identifies the client
-        (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if too many downloads run. In this
-        case, it also ends the slowest download if its client receives less than 256 KiB in 30 seconds: it cancels the
-        `async with` block of that download, and the program continues after the block, without an error."""
+        (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if too many downloads run, of this
+        visitor or of all. It then also ends the slowest of these downloads if the client of that download is slow
+        (`_SLOW_SECONDS`).
+
+        The end of a download cancels its `async with` block. The `async with` statement then ends without an error."""
         own_downloads = [download for download in self._running if download.visitor == visitor]
         if len(own_downloads) >= self._limit_per_visitor:
             self._refuse(own_downloads)
@@ -191,8 +193,8 @@ class ArchiveResponse(Response):
 
 
 class HeldResponse(Response):
-    """Sends a manifest or config. Its bytes are held in memory until the client has received them. Until then,
-    `AnswerMemory`, which limits the memory for all such responses, counts these bytes."""
+    """Sends a manifest or config. Its bytes are held in memory until the client has received them. `AnswerMemory`
+    counts these bytes until then, and limits the memory of all such responses."""
 
     media_type = "application/json"
 

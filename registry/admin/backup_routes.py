@@ -79,7 +79,7 @@ async def make_backup(caller: AdminCaller, body: NewBackup) -> JobResponse:
 
 
 def _target(caller: Caller) -> Path:
-    """Returns the directory of the backups. Raises BackupTargetUnknown."""
+    """Returns the directory of the backups. Raises BackupTargetUnknown if the settings name none."""
     target = caller.upkeep.settings.backup.target
     if target is None:
         raise BackupTargetUnknown

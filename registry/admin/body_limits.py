@@ -21,14 +21,14 @@ from storage.json_bounds import Bounds, OutOfBounds, check_bounds, parse_bounded
 MAX_BODY_BYTES: Final = 64 * 1024
 """Maximum size of a request body in bytes."""
 MAX_LARGE_BODY_BYTES: Final = 640 * 1024
-"""Maximum size in bytes of a body with a long text or with a list of many tags. Such a body is received only after the
-caller's rights on the repository were checked."""
+"""Maximum size in bytes of a body with a long text or with a list of many tags. Such a request changes a repository,
+and its body is received only after the caller's rights on that repository were checked."""
 _VALUE_BOUNDS: Final = Bounds(values=20_000)
 """Largest number of JSON values in a body: twice the 10,000 names of the largest list that a route takes. Without this
 limit, 640 KiB of `[],[],…` would block the event loop for 50 ms."""
 MAX_UNKNOWN_FIELDS: Final = 20
-"""Largest number of fields that an object may have beyond the number that its model has. An object with more gets a
-single error, which names no field. Any other object gets an error for each unknown field."""
+"""How many more fields than its model an object may have. If it has more, there is a single error, which names no
+field. Otherwise there is an error for each unknown field."""
 ItemT = TypeVar("ItemT")
 FailFastList = Annotated[list[ItemT], Field(fail_fast=True)]
 """A list whose validation ends at the first invalid item, so that a long list cannot cause many errors."""

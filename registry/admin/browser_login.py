@@ -1,8 +1,9 @@
 """Logins of people with a browser. Pages and routes call this module; it contains no HTML and no JSON.
 
 `BrowserLogin` starts and ends sessions. A session begins with the account's password, or with a login at the OpenID
-provider. `login_problem` returns what a page shows after a failed login. `local_path` checks the path to which the
-browser goes after the login.
+provider. The *text* of a session is the secret in the session cookie. An *attempt* is the state of a login at the
+provider. Until the login ends, the browser keeps the attempt, encrypted, in another cookie. `login_problem` returns
+what a page shows after a failed login. `local_path` checks the path to which the browser goes after the login.
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ class BrowserLogin:
 
     async def with_password(self, user: str, password: str, by: Actor, *, replaces: str | None = None) -> str:
         """Checks a password as the API does: failed logins are throttled and are in the audit log. Returns the text of
-        a new session, for the cookie.
+        a new session.
 
-        `by` describes the browser. `replaces`: the text of the session that the browser has now, which ends; None: the
-        browser has no session. Raises Unauthorized for a wrong login, and Denied if there are no accounts. Raises
-        TooManyRequests after too many failed logins, or if too many logins wait for hashing. Raises StorageFull,
-        StorageFailed.
+        `by` describes the browser. `replaces`: the text of the browser's present session, which ends if the login
+        succeeds; None: the browser has no session. Raises Unauthorized for a wrong login, and Denied if there are no
+        accounts. Raises TooManyRequests after too many failed logins, or if too many logins wait for hashing. Raises
+        StorageFull, StorageFailed.
         """
         if self._is_open():
             raise Denied("this registry has no accounts yet; nobody needs a login")
@@ -72,8 +73,10 @@ class BrowserLogin:
         return await self._sessions.start(identity, "password", by)
 
     async def begin_at_provider(self, redirect_uri: str, return_path: str) -> tuple[str, str]:
-        """Starts a login at the OpenID provider, as `OpenIDLogin.begin` does. Returns the URL of the provider's login
-        page, and the encrypted attempt to log in, for a cookie. Raises PathUnknown if there is no provider."""
+        """Starts a login at the OpenID provider, as `OpenIDLogin.begin` does. `redirect_uri`: the URL of this registry
+        to which the provider redirects the browser. `return_path`: the path to which the browser goes after the login.
+        Returns the URL of the provider's login page, and the encrypted attempt. Raises PathUnknown if there is no
+        provider."""
         return await self._provider_login().begin(redirect_uri, return_path)
 
     async def finish_at_provider(

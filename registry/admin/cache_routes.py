@@ -62,7 +62,7 @@ class QuotaResponse(BaseModel):
 
     @classmethod
     def from_use(cls, use: ScopeUse) -> Self:
-        """Converts the use of a quota's scope."""
+        """Converts the use of the repositories to which a quota applies."""
         return cls(
             prefix=use.definition.prefixes[0],
             size=use.bytes,

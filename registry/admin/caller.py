@@ -117,7 +117,8 @@ class Caller:
 
     @property
     def visitor(self) -> str:
-        """The text that identifies the caller for per-visitor limits."""
+        """The text that identifies the caller in limits for each visitor: the account, or the network of an anonymous
+        client."""
         return self.principal.visitor_at(self.actor.address)
 
     @property

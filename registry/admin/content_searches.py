@@ -60,8 +60,9 @@ class Searcher:
 class ContentSearches:
     """The searches of one process. A *visitor* is an account, or a network of anonymous clients. Each visitor runs only
     one search at a time, so that many searches of one visitor do not delay the searches of others. All methods raise
-    StorageFull, StorageFailed. `repositories`, `tags`, `labels` and `digests` raise TooManyRequests if too many
-    searches wait."""
+    StorageFull, StorageFailed. `repositories`, `tags`, `labels` and `digests` search for the text that a person has
+    entered. They return a page of at most `limit` results, without the first `offset` results. They raise
+    TooManyRequests if too many searches wait."""
 
     def __init__(self, store: StoredRegistry, router: Router, upstream_search: UpstreamSearch | None = None) -> None:
         """`upstream_search`: searches an upstream in addition to the store; None: only the store is searched."""
@@ -93,7 +94,8 @@ class ContentSearches:
             return await self._store.search.repositories(search_words(text), readable, offset, limit)
 
     async def tags(self, searcher: Searcher, text: str, offset: int, limit: int) -> SearchPage[TagFound]:
-        """Finds tags."""
+        """Finds tags by the last word of the text. The words before it have to occur in the tag or in its repository's
+        name."""
         async with self._stored_searches.slot(searcher.visitor):
             return await self._store.search.tags(search_words(text), _readable(searcher.principal), offset, limit)
 
@@ -140,15 +142,17 @@ class ContentSearches:
         return None
 
     async def tags_of(self, stored: RepositoryName, limit: int) -> list[tuple[Tag, Digest]]:
-        """Returns the first tags of a repository. The caller has checked the right to pull. Raises NameUnknown."""
+        """Returns the first `limit` tags of a repository, with the digests that they point at. The caller has checked
+        the right to pull. Raises NameUnknown."""
         return await self._store.search.tags_of(stored, limit)
 
     async def at_upstream(
         self, searcher: Searcher, text: str, count: int, page: int
     ) -> Sequence[tuple[RepositoryName, UpstreamResult]]:
-        """Searches the upstream, if searches are passed on to one. Returns each result with the stored name that the
-        repository has here, or would have. Leaves out repositories that the searcher may not pull. Does not ask the
-        upstream if the searcher may pull nothing from it, or has too many such searches already."""
+        """Searches the upstream, if searches are passed on to one. `count`: the largest number of results on a page.
+        `page`: the number of the page; the first is 1. Returns each result with the name that the repository has in the
+        store, or would have there. Leaves out repositories that the searcher may not pull. Does not ask the upstream if
+        the searcher may pull nothing from it, or has too many such searches already."""
         principal = searcher.principal
         if self._upstream_search is None or not _may_pull_below(principal, self._upstream_search.upstream):
             return []
@@ -184,13 +188,13 @@ class ContentSearches:
 
 def _readable(principal: Principal) -> NameSet:
     """Returns the names of the repositories that a search by `principal` may find: those that the list of repositories
-    shows to `principal`. If the request has a bearer token that does not allow the list, the search finds only
-    repositories that the token allows to pull."""
+    shows to `principal`. If the request has a bearer token that does not allow to list repositories, the search finds
+    only repositories that the token allows to pull."""
     return principal.listable_names if principal.may_list else principal.names(Action.PULL)
 
 
 def _may_pull_below(principal: Principal, upstream: str) -> bool:
-    """Returns False only if `principal` may pull nothing of an upstream."""
+    """Returns whether an upstream can have a repository that `principal` may pull."""
     prefix = f"{upstream}/"
     # `seek` skips to the first possible name at or after the prefix.
     return (_readable(principal).seek(prefix) or "").startswith(prefix)

@@ -26,13 +26,15 @@ from storage.outbox import Delivery, DeliveryPosition, Event, EventAction, NewEv
 
 router = management_router()
 MAX_LOOK_UPS: Final = 20
-"""Largest number of look-ups for one page. Each look-up returns at most `PAGE_EVENTS` events, so one page checks the
-caller's rights to at most 2,000 events. This takes tens of milliseconds, and other requests run between two look-ups. A
-look-up with a filter reads at most 5,000 events, which takes a few milliseconds, and may find none among them."""
+"""Largest number of look-ups (calls of `Outbox.before`) for one page. Each look-up returns at most `PAGE_EVENTS`
+events, so one page checks the caller's rights to at most 2,000 events. This takes tens of milliseconds, and other
+requests run between two look-ups. A look-up that selects events by action or repository reads at most 5,000 events,
+which takes a few milliseconds. It may find none among them."""
 CURSOR_STEP: Final = 1_000
-"""If a page does not end at a visible event, its cursor is rounded up to a multiple of this number, so that the cursor
-does not state the number of a hidden event. `MAX_LOOK_UPS` look-ups read more events than this number. So the rounded
-cursor is still lower than the cursor of the page before, and paging always makes progress."""
+"""A *hidden* event is one that the caller may not see. The cursor `next` of a page says how far the page has read. If
+it may be the number of a hidden event, it is rounded up to a multiple of `CURSOR_STEP`, so that it does not state that
+number. `MAX_LOOK_UPS` look-ups read more than `CURSOR_STEP` events. So the rounded cursor is still lower than the
+cursor of the page before, and paging always makes progress."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
 """Longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
@@ -210,12 +212,14 @@ async def _read_page(
     action: EventAction | None = None,
     repository: str | None = None,
 ) -> models.ListPage[EventResponse]:
-    """Returns a page of events, newest first. The page may have fewer than `limit` events although more follow, because
-    the work for one page is limited. `action` and `repository`: only such events (None: all).
+    """Returns a page of events, newest first. `before`: only events with lower numbers (None: all). The page may have
+    fewer than `limit` events although more follow, because the work for one page is limited. `action` and `repository`:
+    only such events (None: all).
 
-    `next` must not reveal events that the caller may not see. So it is the number of the last event on the page, or a
-    multiple of `CURSOR_STEP`. `next` can depend on the number of hidden events, but not on their repositories and
-    actions: a look-up that can return hidden events has no filter, and this function itself selects by action."""
+    `next` must not reveal events that the caller may not see. So for a caller who is not an admin, it is the number of
+    an event on the page, or a multiple of `CURSOR_STEP`. It may depend on how many hidden events there are, but not on
+    their repositories and actions. For this reason, a look-up that can return hidden events does not select by action.
+    This function does so afterwards."""
     if repository is not None and not _may_see(caller, repository):
         return models.ListPage(items=[])  # the same response as for a repository that does not exist
     outbox = caller.upkeep.store.outbox

@@ -1,10 +1,16 @@
 """Follows the list of events (`follow`), and sends new events to one client as a stream (`EventStream`,
 `EventStreamResponse`), in the format Server-Sent Events of the HTML standard (9.2).
 
-While the stream is open, it checks the rights of the client again. If the store has changed since the last check, it
-does so before it sends new events. So it sends no event after the right to see the event was taken away. If the store
-has changed but there are no new events, or if there are new events but the store has not changed, it does so about
-once a second; otherwise every `KEEP_ALIVE_SECONDS`. A check takes a tenth of a millisecond.
+While the stream is open, it checks the rights of the client again:
+
+- before it sends new events, if the store has changed since the last check. So it sends no event after the right to see
+  the event was taken away.
+- `RECHECK_SECONDS` after the last check, if the store has changed but there are no new events, or if there are new
+  events but the store has not changed.
+- `KEEP_ALIVE_SECONDS` after the last check in all other cases, because a credential can expire without a change of the
+  store.
+
+A check takes a tenth of a millisecond.
 
 If a check finds that the account no longer exists or the credential has expired, the stream ends. It also ends when the
 server stops, reloads its settings or replaces this process, because these steps wait until all responses are complete.
@@ -35,7 +41,7 @@ from storage.errors import RegistryError, TooManyRequests
 from storage.outbox import Event, EventAction, Outbox
 
 POLL_SECONDS: Final = 0.25
-"""Seconds between two checks for changes of the store by any process."""
+"""Seconds between two checks whether any process has changed the store."""
 PAGE_EVENTS: Final = 100
 """Largest number of events in a page, and so in the memory of a stream."""
 EVENT_STREAM_TYPE: Final = "text/event-stream"
@@ -49,8 +55,8 @@ _RETRY_SECONDS: Final = 30
 KEEP_ALIVE_SECONDS: Final = 15.0
 """A stream without events sends a comment at this interval, so that proxies do not close the connection."""
 RECHECK_SECONDS: Final = 1.0
-"""Shortest time between two checks of the client's rights, in seconds, in two cases: the store has changed, but there
-are no new events; or there are new events, but the store has not changed since the last check."""
+"""Shortest time between two checks of the client's rights, in seconds, unless there are new events and the store has
+changed as well."""
 RECONNECT_MILLISECONDS: Final = 2000
 """How long a client waits before it connects again."""
 
@@ -125,11 +131,11 @@ class EventStream:
             )
         if self._streams.total() >= MAX_STREAMS:
             raise TooManyRequests("there are too many streams of events", retry_after=_RETRY_SECONDS)
-        stream = self._send()
+        stream = self._counted_parts()
         await anext(stream)
         return stream
 
-    async def _send(self) -> AsyncGenerator[bytes, None]:
+    async def _counted_parts(self) -> AsyncGenerator[bytes, None]:
         """Yields an empty part and then the parts of the stream. Counts the stream until the iterator is closed."""
         self._streams[self._visitor] += 1
         try:
@@ -146,8 +152,8 @@ class EventStream:
         """Yields the messages of the stream. Raises RegistryError, for example if the credential is no longer valid."""
         caller = await self.identify_again()
         store = caller.upkeep.store
-        # The number is read before the first byte is sent. So a client that has received this byte receives every later
-        # event.
+        # The number of the newest event is read before the first byte is sent. So a client that has received this byte
+        # receives every later event.
         newest = await store.outbox.newest()
         after = newest if self._after is None else min(self._after, newest)
         yield b"retry: %d\n\n" % RECONNECT_MILLISECONDS
@@ -210,12 +216,12 @@ class EventStreamResponse(StreamingResponse):
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response. Returns when the stream has ended, or when the client has disconnected. Raises the error
-        that `send` raises for a client that has disconnected: Starlette's class would replace it by one that the server
-        does not know."""
+        """Sends the response. Returns when the stream has ended, or when the client has disconnected. If `send` fails
+        because the client has disconnected, raises the error of `send`, which the server recognizes. (The method of the
+        base class would raise an error of Starlette instead.)"""
         async with aclosing(self._stream):
             start: Message = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-            start[ENDS_WITH_INPUT] = True
+            start[ENDS_WITH_INPUT] = True  # the server ends the response when the client shuts down its sending side
             await send(start)
             async with _until_disconnected(receive):
                 async for part in self._stream:

@@ -71,8 +71,8 @@ async def _on_registry_error(_: Request, error: Exception) -> Response:
     if isinstance(error, RangeInvalid) and error.size is not None:
         response.headers["content-range"] = f"bytes */{error.size}"
     if status >= 500:
-        # Only a storage failure needs a traceback in the log, because the messages of other errors are sufficient. So
-        # are those of TooManyOpenFiles and DataDirectoryReplaced, although they are storage failures.
+        # Only a storage failure needs a traceback in the log, because the messages of other errors are sufficient.
+        # TooManyOpenFiles and DataDirectoryReplaced are storage failures too, but their messages are sufficient.
         is_explained = isinstance(error, TooManyOpenFiles | DataDirectoryReplaced)
         needs_traceback = isinstance(error, StorageFailed) and not is_explained
         log.error("answered %d %s: %s", status, error.code, error, exc_info=error if needs_traceback else None)

@@ -14,8 +14,8 @@ from storage.names import RepositoryName
 
 async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the repository that `name` stands for. If the caller may not pull from it, raises
-    NameHidden; or Unauthorized if the caller is not logged in, or if only the token of the request lacks the right.
-    Does not check whether the repository exists."""
+    NameHidden. Raises Unauthorized instead if the caller is not logged in, or if the caller's account may pull, but the
+    token of the request does not allow it. Does not check whether the repository exists."""
     upkeep, principal = caller.upkeep, caller.principal
     names = upkeep.router.naming.candidates(name)
     allowed = [stored_name for stored_name in names if principal.may(Action.PULL, stored_name, name)]
@@ -32,11 +32,15 @@ async def readable_repository(caller: Caller, name: RepositoryName) -> Repositor
 
 async def pushable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
     """Returns the stored name of the hosted repository, if the caller may push to it and pull from it. The right to
-    pull is needed because the responses to changes, and their errors, show stored content. Raises Denied if the caller
-    may not push, and NameHidden if the caller may not pull; in both cases Unauthorized instead if the caller is not
-    logged in, or if only the token of the request lacks the right. Raises Unsupported if the repository is mirrored or
-    the registry is read-only; NameUnknown if the name leads to the default upstream, because nothing was ever pushed to
-    it. Does not check whether the repository exists."""
+    pull is needed because the responses to changes, and their errors, show stored content. Does not check whether the
+    repository exists. Raises:
+
+    - Denied if the caller may not push, and NameHidden if the caller may not pull. In both cases, it is Unauthorized
+      instead if the caller is not logged in, or if the caller's account has the right, but the token of the request
+      does not allow it.
+    - Unsupported if the repository is mirrored, or if the registry is read-only.
+    - NameUnknown if nothing was ever pushed to the name, and so it leads to the default upstream, which is the upstream
+      for names without a host."""
     _check_may(caller.principal, Action.PUSH, "push to", name)
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")

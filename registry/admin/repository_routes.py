@@ -175,7 +175,8 @@ class TagToRestore(BodyModel):
 class TagsToRestore(BodyModel):
     """What a removal has returned as `removed`."""
 
-    # In addition to the requested tags, a removal deletes referrer tags, in three rounds of up to MAX_REMOVED_TAGS.
+    # In addition to the requested tags, a removal deletes their referrer tags (such as `sha256-….sig`), in three rounds
+    # of up to MAX_REMOVED_TAGS.
     tags: FailFastList[TagToRestore] = Field(min_length=1, max_length=4 * MAX_REMOVED_TAGS)
 
 

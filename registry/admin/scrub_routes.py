@@ -158,8 +158,8 @@ async def scrub_status(store: StoredRegistry) -> ScrubStatus:
 
 async def quarantined(store: StoredRegistry) -> list[QuarantinedResponse]:
     """Returns the entries of the quarantine, oldest first, at most `MAX_QUARANTINED`."""
-    # `damage.place_of` returns "" for a blob that is still damaged. `QuarantinedResponse.place` is another place: that
-    # of the damaged bytes.
+    # `damage.place_of` returns where the right bytes of a blob are: "" while the blob is damaged.
+    # `QuarantinedResponse.place` is where the damaged bytes are.
     return [
         QuarantinedResponse.from_stored(entry, damaged=await store.damage.place_of(entry.digest) == "")
         for entry in (await store.blobs.list_quarantine())[:MAX_QUARANTINED]
@@ -167,7 +167,8 @@ async def quarantined(store: StoredRegistry) -> list[QuarantinedResponse]:
 
 
 async def delete_quarantined(store: StoredRegistry, text: str) -> None:
-    """Deletes an entry of the quarantine. Raises DigestInvalid, and BlobUnknown if there is no such entry."""
+    """Deletes the entry of the quarantine with the digest `text`. Raises DigestInvalid, and BlobUnknown if there is no
+    such entry."""
     digest = Digest(text)
     async with store.locks.hold(digest):
         if not await store.blobs.delete_quarantined(digest):

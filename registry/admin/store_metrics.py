@@ -23,7 +23,8 @@ from storage.usage import ScopeUse
 log = logging.getLogger("registry")
 T = TypeVar("T")
 MIN_CACHED_SECONDS: Final = 10.0
-"""Shortest time between two reads of the figures in one process, in seconds."""
+"""Shortest time between two reads of the figures (the numbers that are counted in the database) in one process, in
+seconds."""
 CACHED_PER_READ: Final = 50.0
 """The figures are cached for at least this many times the duration of the last read. So reading the figures of a large
 store, which takes about 0.1 s for a million blobs, uses at most 2% of the time."""
