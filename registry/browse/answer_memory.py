@@ -1,7 +1,7 @@
 """`AnswerMemory`: limits the memory of a process for answers that send a manifest or config byte for byte.
 
-Such an answer stays in memory until its client has received it. Two rules keep one visitor, or a few slow clients, from
-using up the memory:
+Such an answer stays in memory until its client has received it. A *visitor* is an account, or a network of anonymous
+clients. Two rules keep one visitor, or a few slow clients, from using up the memory:
 
 - The answers of one visitor together get at most a quarter of the memory. An answer may be larger if its visitor
   gets no other at the same time.
@@ -24,7 +24,7 @@ log = logging.getLogger("registry.management")
 
 SLOW_SECONDS: Final = 30.0
 """When another answer is refused, an answer whose sending began this many seconds ago is ended. The largest config has
-4 MiB, so its client is too slow if it receives less than 140 KB in a second."""
+4 MiB, so a client that receives at least 140 KB in a second is never too slow."""
 _RETRY_SECONDS: Final = 2
 """The value of Retry-After in a refusal, if no slow answer is ended."""
 
@@ -60,8 +60,8 @@ class AnswerMemory:
     async def hold(self, visitor: str, size: int) -> AsyncIterator[None]:
         """A context manager that counts an answer of `size` bytes until its block ends. `visitor`: identifies the
         client (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if there is too little memory,
-        for the visitor or for all. If the answer is ended because its client is too slow, cancels the block,
-        and the `async with` statement ends without an error."""
+        for the visitor or for all. If the client is too slow, the refusal of another answer may cancel the block. The
+        `async with` statement then ends without an error."""
         own_answers = [answer for answer in self._answers if answer.visitor == visitor]
         own_bytes = sum([answer.size for answer in own_answers])
         if own_answers and own_bytes + size > self._max_bytes_per_visitor:

@@ -1,5 +1,9 @@
 """Determines the purpose of a referrer from its artifact type: whether it is a signature, an SBOM (a list of the
-packages in an image) or an attestation. This module verifies nothing."""
+packages in an image) or an attestation. This module verifies nothing.
+
+A *referrer* is an artifact that refers to a manifest, such as an image. An *attestation* is a claim about an image,
+such as how it was built; its *predicate type* names the kind of claim. A *Sigstore bundle* is a file that contains a
+signature or a signed attestation."""
 
 from __future__ import annotations
 
@@ -77,8 +81,9 @@ def purpose_of_predicate(predicate: str) -> Purpose:
 
 
 def marks(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool) -> MarksView:
-    """Returns whether an image is signed, has an SBOM and is attested, by its referrers in `facts`. `predicates`: the
-    predicate types of BuildKit's attestations in the index. `is_attested`: whether the index has such attestations."""
+    """Returns whether a manifest is signed, has an SBOM and is attested. Counts its referrers in `facts`, and the
+    attestations in it, such as those that BuildKit lists in an index. `predicates`: the known predicate types of these
+    attestations. `is_attested`: whether there are such attestations."""
     types = (kind for kind in facts.referrer_types if not kind.startswith(BUNDLE_TYPE_PREFIX))
     purposes = {
         *map(purpose_of_type, types),

@@ -36,7 +36,8 @@ MAX_PLATFORMS: Final = 100
 _MAX_ON_LOOP_BYTES: Final = 16 * 1024
 """The size of the largest document that is parsed on the event loop. Larger ones are parsed in a thread."""
 MAX_PREDICATES: Final = 20
-"""How many predicate types of attestations a summary has at most."""
+"""How many predicate types a summary has at most. A *predicate type* names the kind of claim that an attestation makes,
+such as how an image was built."""
 _MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
 """Roughly how many bytes of memory the cached summaries of manifests may take. The cached summaries of configs may take
 the same. A summary takes about one kilobyte; the summary of a large index takes up to 50 kilobytes."""

@@ -22,7 +22,7 @@ from storage.time_texts import parse_time
 _SHELL: Final = re.compile(r"/bin/sh -c\s+")
 """The shell that builders write before the command of a step."""
 _NOP: Final = "#(nop)"
-"""The mark that classic docker writes before the command of a step that adds no layer."""
+"""The mark that docker without BuildKit writes before the command of a step that adds no layer."""
 _BUILDKIT: Final = "# buildkit"
 """The comment that BuildKit writes behind the command of a step."""
 _INSTRUCTION: Final = re.compile(
@@ -125,7 +125,7 @@ def _history(parts: Sequence[object]) -> list[HistoryEntry]:
 
 def readable_command(created_by: str) -> str:
     """Returns the command of a build step as it probably was in the Dockerfile. Builders write the shell before the
-    command, and classic docker marks steps that add no layer with `#(nop)`."""
+    command, and docker without BuildKit marks steps that add no layer with `#(nop)`."""
     text = created_by.strip().removesuffix(_BUILDKIT).rstrip()  # a regular expression would be slow for many spaces
     instruction = _INSTRUCTION.match(text)
     if instruction:  # BuildKit: `RUN /bin/sh -c apt-get update # buildkit`

@@ -2,8 +2,8 @@
 (`ReferrerGroups`).
 
 Referrers are found in three ways: by their subject (OCI distribution spec, "Listing Referrers"); by the tags of older
-versions of cosign, such as `sha256-….sig`; and, in an index, as the attestations that BuildKit lists next to the
-images.
+versions of cosign, such as `sha256-….sig` (*referrer tags*); and, in an index, as the attestations that BuildKit lists
+next to the images.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def _purpose(view: ReferrerView) -> Purpose:
 
 
 def _predicates(view: ReferrerView) -> list[str]:
-    """Returns the predicate types that a referrer states: in the annotation of a Sigstore bundle's manifest, or in the
-    annotations of the referrer's files."""
+    """Returns the predicate types (the kinds of claims) that a referrer states: in the annotation of a Sigstore
+    bundle's manifest, or in the annotations of the referrer's files."""
     bundle_predicate = view.annotations.get(BUNDLE_PREDICATE, "")
     predicates = (bundle_predicate, *(file.predicate_type for file in view.files))
     return [predicate for predicate in predicates if predicate]

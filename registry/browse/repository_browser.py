@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 _READS: Final = Limits(max_running=4, max_running_per_visitor=2, max_pending=200, max_pending_per_visitor=20)
 """How many reads a process runs at a time."""
 _LISTS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
-"""How many lists may be in the queue of the thread that reads them one after the other. A visitor may have only one
-list in this queue, so nobody has to wait for several lists of another visitor."""
+"""How many lists may be in progress at a time. A single thread reads them, and those that it does not read now are in
+its queue. A visitor may have only one list in progress, so nobody has to wait for several lists of another visitor."""
 _ANSWER_BYTES: Final = 32 * MIB
 """How many bytes of memory the manifests and configs in responses may take while they are sent."""
 

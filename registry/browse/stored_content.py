@@ -29,9 +29,9 @@ def stored_content(
     is_confirmed: ConfirmedCheck,
 ) -> Router:
     """Returns a router like that of the server, but with `store` in place of each mirror. `is_used`: returns whether
-    the store ever had content of a repository. `private`: the names of the private upstreams. A blob of a private
-    upstream can be read only if the upstream has confirmed that the repository has the blob
-    (`registry.mirror.entitlement`)."""
+    the store ever had content of a repository. `private`: the names of the private upstreams, which may have
+    repositories that only some clients are allowed to read. A blob of a private upstream can be read only if the
+    upstream has confirmed that the repository has the blob (`registry.mirror.entitlement`)."""
     confirmed_content = _ConfirmedBlobs(store, is_confirmed)
     mirrors: Iterable[tuple[str, Registry]] = (
         (name, confirmed_content if name in private else store) for name in naming.upstreams

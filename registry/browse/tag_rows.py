@@ -54,7 +54,8 @@ def row(
     tag: ListedTag, overview: Overview, is_immutable: IsImmutable, frozen: Mapping[str, Digest], max_platforms: int
 ) -> TagRow:
     """Returns the row of a tag. `frozen`: the digests of the repository's frozen tags, by their names. A *frozen* tag
-    stays at one digest in this registry, even if it moves at the upstream."""
+    stays at one digest in this registry, even if it moves at the upstream. `max_platforms`: the largest number of
+    platforms in the row."""
     platforms = list(overview.platforms[:max_platforms])
     facts, summary = tag.manifest, overview.summary
     return TagRow(
