@@ -121,9 +121,12 @@ def management_components(
 ) -> ManagementComponents:
     """Builds the objects that the routes of the management API use, one set per process.
 
-    - `auth` holds the stores and verifiers of accounts and credentials; `policy` computes an account's rights; `upkeep`
-      has the objects for upkeep; `browser` reads the content of repositories to show it to people; `searches` searches
-      the content; `cross_site` refuses requests that pages of other sites cause.
+    - `auth` holds the stores and verifiers of accounts and credentials.
+    - `policy` computes an account's rights.
+    - `upkeep` has the objects for upkeep, such as the store, the settings and the jobs.
+    - `browser` reads the content of repositories to show it to people.
+    - `searches` searches the content for callers.
+    - `cross_site` refuses requests that pages of other sites cause.
     - `is_proxied` means that a reverse proxy may be in front of the server. A loopback client address then does not
       prove that a request comes from the registry's own machine, so only the command line can add the first account.
     - `public_url` is the registry's URL for clients; None if the settings do not give it.
