@@ -224,7 +224,8 @@ SETUPS: Mapping[str, Callable[[RegistryAddress, Sequence[MirroredHost]], ClientS
     "podman": podman_setup,
     "buildkit": buildkit_setup,
 }
-"""The function that generates the configuration for each client program. The keys are the values of `ClientProgram`."""
+"""The function that generates the configuration for each client program. The keys are the names of the programs, such
+as `docker`."""
 
 
 def _quoted(text: str) -> str:

@@ -221,7 +221,8 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
 def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
     daemon = docker_daemon(address, hosts)
     options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
-    if address.is_plain_http:  # a loopback address is no exception: docker runs in a container, and cannot reach it
+    # Also for a loopback address, which people have to replace: docker runs in a container here, and cannot reach it.
+    if address.is_plain_http:
         options += ["--insecure-registry", address.host]
     image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"
     login = f'docker login --username "$ENTREPOT_ROBOT" --password-stdin {address.host}'
