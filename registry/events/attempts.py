@@ -11,8 +11,8 @@ from typing import Final, NamedTuple, Protocol
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
-"""The longest wait that `back_off` returns: after one failure (`FIRST_PAUSE_SECONDS`), and after any number of failures
-in a row (`LONGEST_PAUSE_SECONDS`)."""
+"""Limits of the wait that `back_off` returns. After one failure, it is at most `FIRST_PAUSE_SECONDS`. After any number
+of failures in a row, it is at most `LONGEST_PAUSE_SECONDS`."""
 LONGEST_ENDPOINT_PAUSE_SECONDS: Final = 5.0
 """Longest pause of an endpoint that is down. After the pause, the next attempt sends an event of a repository that is
 not paused, if there is such an event."""
@@ -100,8 +100,9 @@ class EndpointHealth:
         self._pauses: dict[str, float] = {}
         """When the pause of each repository ends. Only repositories for whose events the endpoint was down are here."""
         self._stuck: dict[str, tuple[int, int]] = {}
-        """The repositories for whose last event the endpoint was down. For each: how often the endpoint was down for
-        this repository while it accepted other events, and the value of `delivered` at the last failure."""
+        """The repositories whose last event the endpoint did not accept. For each: how many attempts failed although
+        the endpoint accepted events of other repositories meanwhile, and the value of `delivered` at the last
+        failure."""
 
     def on_delivered(self, repository: str) -> None:
         """Records that the endpoint has accepted an event of the repository."""

@@ -79,7 +79,8 @@ class SenderLimit:
 
 @dataclass(slots=True)
 class _Outcomes:
-    """The outcomes that are not stored yet, and the repositories that get no sender until they are stored."""
+    """The outcomes that are not stored yet, and the repositories that get no sender until then. `delivered`: the
+    numbers of the delivered events."""
 
     delivered: list[int] = field(default_factory=list)
     failed: list[FailedDelivery] = field(default_factory=list)
@@ -268,9 +269,10 @@ class WebhookDispatcher:
 
     async def _note_failure(self, delivery: Delivery, attempt: Attempt, delivered_before: int) -> None:
         """Records a failed delivery: plans its next attempt, or makes its event a dead letter. `delivered_before`: how
-        many events the endpoint had accepted in all when the attempt began. If it has accepted more by now, which are
-        events of other repositories, the failure does not show that the endpoint is down (`EndpointHealth.on_down`). If
-        the event becomes a dead letter and the repository has to wait on its own, waits for at most a second."""
+        many events the endpoint had accepted in all when the attempt began. If it has accepted more by now, these are
+        events of other repositories, and the failure does not show that the endpoint is down
+        (`EndpointHealth.on_down`). In that case only this repository has to wait. If its event becomes a dead letter,
+        this method itself waits, for at most a second."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age

@@ -55,7 +55,7 @@ class PullEvents:
         self._dropped = 0
 
     def add(self, pull: Pull, name: str, address: str, request_id: str) -> None:
-        """Adds a pull of a client. Takes less than a microsecond."""
+        """Adds a pull of a client. `name`: the client's account, or `anonymous`. Takes less than a microsecond."""
         if len(self._pulls) < MAX_EVENTS:
             self._pulls.append((pull, self._clock(), name, address, request_id))
         else:
