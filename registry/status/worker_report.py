@@ -117,8 +117,9 @@ class WorkerReporter:
         is_read_only: Callable[[], bool],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`data`: the data directory. `counts`: returns the numbers of connections and requests of this process.
-        `clock` returns seconds since 1970."""
+        """`data`: the data directory. `run`: the run of the server to which this process belongs. `counts`: returns the
+        numbers of connections and requests of this process. `is_read_only`: returns whether the store is open only for
+        reading, because the disk is full. `clock` returns seconds since 1970."""
         self._layout = layout_of(data)
         self._run = run
         self._counts = counts
@@ -129,8 +130,8 @@ class WorkerReporter:
         self._file: ReportFile | None = None
         self._is_closed = False
         self._lock = threading.Lock()
-        """Held while `_file` or `_is_closed` is used: a write may still run in its thread when the file is closed, and
-        the descriptor could then belong to another file."""
+        """Held while `_file` or `_is_closed` is used. Without the lock, the file could be closed while a write still
+        runs in its thread. If the descriptor then belongs to another file, the write would go to that file."""
         self._last_state: _State | None = None
         """The state in the last report that was written."""
         self._last_written = 0.0
