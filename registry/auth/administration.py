@@ -5,9 +5,9 @@ module (`registry.auth.rights.management_rights`). On the command line, every us
 every change.
 
 Passwords are passed in plain text and stored as hashes. A generated secret is returned once, and only its hash is
-stored. Every change takes `by`, the actor that the audit log names. A *note* is one line of free text about an account
-or a token. A *robot* is an account for a program. All methods can raise AccountInvalid, AccountUnknown, AccountExists,
-LastAdmin (after the change, no enabled admin would be left), StorageFull, StorageFailed.
+stored. Each method that changes something takes `by`, the actor that the audit log names. A *note* is one line of free
+text about an account or a token. A *robot* is an account for a program. The methods can raise AccountInvalid,
+AccountUnknown, AccountExists, LastAdmin (after the change, no enabled admin would be left), StorageFull, StorageFailed.
 """
 
 from __future__ import annotations
@@ -57,10 +57,14 @@ GroupMembers = tuple[AccountName, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class AddedAccount:
-    """A new account. `password` is the generated password; None: none was generated. `is_first`: whether this is the
-    first account that the registry ever had. Before the first account was added, everybody could do everything. Since
-    then, a request needs a login, or a grant to everyone. `notes` (not the note on the account): what the admin should
-    know: rights that the account has from the start, and an htpasswd account of the same name that it replaces."""
+    """A new account.
+
+    - `password`: the generated password; None: none was generated.
+    - `is_first`: whether this is the first account that the registry ever had. From then on, each request needs a login
+      or a grant to everyone.
+    - `notes`: texts that tell the admin which rights the account has from the start, and whether it replaces an account
+      of the same name in the htpasswd file. They are not the note on the account.
+    """
 
     account: Account
     password: str | None
@@ -94,7 +98,7 @@ class Administration:
     # Users and robots
 
     def find(self, name: AccountName, kind: AccountKind) -> Account:
-        """Returns the account of this name. Raises AccountUnknown if there is none, or if it is of another `kind`."""
+        """Returns the account of this name. Raises AccountUnknown if there is none, or if its kind is not `kind`."""
         account = self.accounts.account(name)
         if account.kind is not kind:
             raise AccountUnknown(f"{name} is a {account.kind}, not a {kind}")
@@ -218,8 +222,8 @@ class Administration:
         return self.accounts.grants(self.subjects_of(name, groups))
 
     def subjects_of(self, name: str, groups: Iterable[str] = ()) -> list[Grantee]:
-        """Returns the subjects whose grants apply to the account `name`, with its `groups` as in `grants_for`. A
-        subject is the receiver of a grant: an account, a group, all accounts, or everyone."""
+        """Returns the subjects whose grants apply to the account `name`. A subject is the receiver of a grant: an
+        account, a group, all accounts, or everyone. `groups`: as for `grants_for`."""
         # The account may be outside the store, and then its kind is not known here. So both kinds are included.
         subjects = [Grantee(GranteeKind.USER, name), Grantee(GranteeKind.ROBOT, name)]
         distinct_groups = dict.fromkeys((*self.accounts.groups_of(name), *groups))
@@ -254,9 +258,11 @@ class Administration:
         with the secret, which is shown only once.
 
         `expires_in` is the lifetime in seconds; None: the token never expires. `limits` restrict the token to some of
-        the actions that the account may do. Empty: the token has no restriction. `expected_version` is the version that
-        the account had when its owner logged in for this change; None: somebody else makes the change. Raises
-        Unauthorized if the account's version is another one now, for example because its password was changed.
+        the actions that the account may do. Empty: the token has no restriction.
+
+        The *version* of an account is a number that increases when its password, its admin right or its enabled flag
+        changes. `expected_version` is the version that the account had when its owner, who makes this change, logged
+        in; None: somebody else makes the change. Raises Unauthorized if the account has another version now.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:

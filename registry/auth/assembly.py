@@ -34,7 +34,8 @@ from storage.leases import Leases
 class AuthComponents:
     """The objects that authenticate requests, for use by other packages. `openid_login` is None if the settings name no
     OpenID provider. `refresh_lifetime` is the lifetime of a refresh token, in seconds. `clock` returns seconds since
-    1970. `cursors` encrypts the cursors of lists. `htpasswd` is the file with further accounts; None: there is none."""
+    1970. `cursors` encrypts the cursors with which clients page through lists. `htpasswd` is the file with further
+    accounts; None: there is none."""
 
     credential_verifier: CredentialVerifier
     bearer_tokens: BearerTokens
@@ -69,7 +70,7 @@ def check_auth_files(settings: Settings) -> None:
         HtpasswdFile(settings.auth.htpasswd).check()
     check_provider(settings.oidc)
     if settings.oidc.issuer:
-        import registry.auth.external.openid_protocol  # noqa: F401  # before the fork, so that workers share Authlib
+        import registry.auth.external.openid_protocol  # noqa: F401  # before the fork, so that workers share its memory
 
 
 @asynccontextmanager

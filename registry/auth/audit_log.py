@@ -187,7 +187,7 @@ class LoginAudit:
         name, now = identity.name or "", self._clock()
         key = self._recorded_at.key_of(name, method, identity.token or "", by.address)
         recorded_at = self._recorded_at.get(key)
-        # A time in the future does not count. The clock was set back since.
+        # A time in the future is ignored, because the clock was set back after it was recorded.
         if recorded_at is not None and recorded_at <= now < recorded_at + REPEAT_SECONDS:
             return
         self._recorded_at.put(key, now)

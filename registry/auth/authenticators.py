@@ -82,7 +82,9 @@ class HeaderAuthenticator:
         request.principal = principal
 
     def credential_key(self, headers: Sequence[bytes], address: str) -> bytes | None:
-        """Returns the key of a client's credential in a cache of responses, which is emptied when the store changes.
+        """Returns a key for the principal that a client's credential stands for. The response cache uses it as a part
+        of its cache keys (`registry.http.answer_cache`). While the store does not change, requests with the same key
+        have the same principal.
 
         `headers` are the values of the Authorization headers, `address` is the client's address. The key is empty for
         all requests without a credential, and for all requests while the registry is open. Returns None if the response
@@ -130,9 +132,9 @@ class HeaderAuthenticator:
 
 
 class OpenAuthenticator:
-    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, except in
-    repositories that are mirrored from the registries `guarded`. For example, if `ghcr.io` is in `guarded`, requests
-    may not use `ghcr.io/app`."""
+    """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, with one
+    exception: no request may use the repositories that are mirrored from a registry in `guarded`. For example, if
+    `ghcr.io` is in `guarded`, no request may use `ghcr.io/app`."""
 
     def __init__(self, guard: Guarded, guarded: Iterable[str] = ()) -> None:
         self._guard = guard

@@ -2,9 +2,9 @@
 with its rights.
 
 The cache key of a credential is a keyed hash of its Authorization header and the client's address, with a random key
-that each cache makes for itself. So the cache contains no secret. A login with a cached password is not throttled. Only
-clients at the address that sent the right password may profit from this. Therefore the hash includes the address, so
-that a client at another address finds no entry.
+that each cache makes for itself. So the cache contains no secret. The hash includes the address, because a login with a
+cached password is not throttled: only clients at the address that sent the right password may skip the limits on failed
+logins.
 
 An entry can be outdated, because rights and accounts change. The *epoch* is a number in the store that every change of
 rights increases. An entry contains the epoch at which it was verified, and `registry.auth.revocation_across_workers`
@@ -97,11 +97,12 @@ class CredentialCache:
 def header_of(credential: Basic | Bearer) -> bytes:
     """Returns the value of the Authorization header for a credential, in its usual form. An entry is stored under the
     cache key of this form. `registry.auth.authenticators` first looks up the header as the client sent it, because that
-    needs no parsing. A header in another form, such as `bearer` in lower case, is found only by its usual form, after
-    parsing."""
+    needs no parsing. For a header in another form, such as `bearer` in lower case, this first lookup finds nothing; the
+    entry is found after the header was parsed."""
     if isinstance(credential, Bearer):
         return b"Bearer " + credential.token.encode("utf-8", "surrogatepass")
-    # A form sent to `/token` can contain a user name with a colon; a Basic header cannot. With the scheme Basic, the
-    # user "a:b" with the secret "c" would have the same cache key as the user "a" with the secret "b:c".
+    # The urlencoded form in a POST to `/token` can contain a user name with a colon; a Basic header cannot. With the
+    # scheme Basic, the user "a:b" with the secret "c" would have the same cache key as the user "a" with the secret
+    # "b:c".
     scheme = b"Form " if ":" in credential.user else b"Basic "
     return scheme + base64.b64encode(f"{credential.user}:{credential.secret}".encode("utf-8", "surrogatepass"))

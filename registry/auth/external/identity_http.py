@@ -63,7 +63,7 @@ async def send_request(
                     body += piece
                     pieces += 1
                     if pieces % PIECES_PER_PAUSE == 0:
-                        await asyncio.sleep(0)
+                        await asyncio.sleep(0)  # lets other tasks run
                     if len(body) > MAX_RESPONSE_BYTES:
                         raise NoUsableResponse(f"the response has more than {MAX_RESPONSE_BYTES} bytes")
                 return response.status_code, bytes(body)

@@ -3,9 +3,9 @@
 Only public keys are accepted, which can verify signatures but not create them.
 
 A key set at a URL is fetched when the first token needs it, and then cached. A key set is fetched again when it is an
-hour old, and when no cached key verifies a token: its key is not in the cache, or another one has replaced it under the
-same id. The time between two fetches is a minute at least, or ten seconds after a failure, so that forged tokens cause
-little traffic. A token that a cached key verifies does not wait for a fetch.
+hour old, and when no cached key verifies a token. In the second case, the key of the token is not in the cache, or the
+issuer has replaced the key and kept its id. The time between two fetches is a minute at least, or ten seconds after a
+failure, so that forged tokens cause little traffic. A token that a cached key verifies does not wait for a fetch.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class OpenIDLogin:
         self, response: AuthorizationResponse, attempt: LoginAttempt, by: Actor
     ) -> Mapping[str, Any]:
         """Waits until the client's network may exchange a code. Then uses the attempt up, exchanges the code for an ID
-        token, and returns the claims of the token. Counts a code or a token that is refused as a failed login of the
+        token, and returns the claims of the token. If the code or the token is refused, counts a failed login of the
         network. Raises LoginFailed, StorageFull, StorageFailed."""
         try:
             async with self._exchanges.slot(visitor_key(None, by.address)):

@@ -59,7 +59,7 @@ class StoredHash:
     - `argon2`: the hash of an account in the store, or None.
     - `bcrypt`: the hash of an account in the htpasswd file, or None.
     - `highest_bcrypt_cost`: the highest bcrypt cost of all lines in the htpasswd file; 0 if the file has no line.
-    - `dummy_salt`: the salt of the argon2id hashing of an account that has no argon2id hash.
+    - `dummy_salt`: if `argon2` is None, the password is still hashed with argon2id, and this is the salt.
 
     If both hashes are None, no password is right: the account does not exist, is disabled, or has no password.
     """
@@ -167,7 +167,7 @@ def _argon2_digests(password: bytes, argon2_hash: str) -> tuple[bytes, bytes]:
     try:
         parameters = argon2.extract_parameters(argon2_hash)
         if "$v=" not in argon2_hash:
-            parameters.version = _UNNAMED_VERSION  # the library says 18, with which no hash was ever made
+            parameters.version = _UNNAMED_VERSION  # the library returns 18, which no version of argon2 has
         salt, right_digest = (_unpadded_base64(part) for part in argon2_hash.split("$")[-2:])
         return _argon2_digest(password, salt, parameters), right_digest
     except (InvalidHashError, ValueError, OverflowError):
@@ -215,10 +215,11 @@ MAX_WAITING_CALLS: Final = 64
 """The largest number of calls that wait for a slot in one worker. An argon2id hashing takes 30 ms and two run at a
 time, so the last of these calls waits for about a second if no other worker needs the slots."""
 RESERVED_PLACES: Final = 8
-"""The number of extra places for sites with few calls. A *site* is the network of a customer
-(`registry.client_addresses.site_of`), which can have many addresses. Without these places, one site could keep all
-other sites from logging in. They come in addition to `MAX_WAITING_CALLS`, so that a single site to which all clients
-belong, such as a private network or a proxy that `trusted_proxies` does not list, still gets that many places."""
+"""The number of extra places for sites with few calls. A *site* is a network that a provider may have given to one
+customer, with all its addresses (`registry.client_addresses.site_of`). Without these places, one site could keep all
+other sites from logging in. They come in addition to `MAX_WAITING_CALLS`, so that one site can still use all
+`MAX_WAITING_CALLS` places. This matters if all clients belong to one site, such as a private network, or a proxy that
+`trusted_proxies` does not list."""
 MAX_CALLS_IN_RESERVE: Final = 2
 """A site gets a reserved place only while it has fewer calls than this."""
 RETRY_AFTER_SECONDS: Final = 2

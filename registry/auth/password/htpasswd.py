@@ -31,12 +31,13 @@ MAX_INLINE_BYTES: Final = 64 * 1024
 SETTLED_NANOSECONDS: Final = 100_000_000
 """If the file changed less than this time before it was read, the next lookup reads it again. The timestamps can stay
 the same when the file changes twice in a short time, and then `stat` alone would miss the second change. If the
-timestamps are in the future, each lookup reads the file again until this time has passed since a read first saw them.
+timestamps are in the future, this time counts from the first read that saw them: until it has passed, each lookup reads
+the file again.
 """
 STAMP_PREFIX: Final = "htpasswd"
-"""The prefix of the *stamp* of a line, a hash of that line. An identity that the line's password proved contains the
-stamp, and is refused when the line has changed. The stamps of token issuers and of the OpenID provider have other
-prefixes."""
+"""The prefix of the *stamp* of a line, which is a hash of that line. After a login with the line's password, the
+identity of the client (its account) contains the stamp, and is refused when the line has changed. The stamps of token
+issuers and of the OpenID provider have other prefixes."""
 
 
 class HtpasswdError(Exception):

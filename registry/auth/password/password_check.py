@@ -154,9 +154,9 @@ class PasswordCheck:
 
     def _cannot_be_right(self, name: AccountName, file: HtpasswdContent) -> bool:
         """Returns whether every password of the account `name` is refused because the htpasswd file cannot be read, or
-        has only invalid lines for the name. People then send right passwords in vain, and their failures would delay
-        everyone at their address. Nothing can be guessed meanwhile. The limits per account still hold, so they do not
-        reveal whether the store has an account of this name."""
+        has only invalid lines for the name. Such a failure does not count for the address: the password may be right,
+        and nobody can guess it meanwhile, but the failures would delay everyone at the address. The failure still
+        counts for the account. Otherwise the limits would reveal whether the store has an account of this name."""
         return self._htpasswd is not None and file.is_lost(name) and not self._is_in_store(name)
 
     def _is_in_store(self, name: AccountName) -> bool:
@@ -194,9 +194,9 @@ class PasswordCheck:
         this moment, waits for its result. Returns the result, and whether this call has started the hashing. `site` is
         what `site_of` returns for the client's address: a wider network than that of `network_of`. The queue of the
         hashings counts logins by site. Raises TooManyRequests if too many logins wait for hashing."""
-        # While the queue is full for this client, even a password that is remembered or is being hashed gets 429.
-        # Otherwise a client could fill the queue and then guess at no cost. Other passwords get 429, and are neither
-        # hashed nor counted, so the guess without 429 would probably be the right password.
+        # While the queue is full for this client, every password gets 429, even one that is remembered or is being
+        # hashed. Otherwise a client could fill the queue and then guess at no cost: a wrong password would get 429
+        # without being counted, so a guess that gets no 429 would probably be right.
         self._hashing.check_queue(site)
         key = self._verified.key_of(name, password)
         verified = self._verified.get(key)

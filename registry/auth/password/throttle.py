@@ -119,10 +119,10 @@ class LoginThrottle:
     async def record_failure(
         self, name: str, address: str, *, counts_for_account: bool = True, counts_for_address: bool = True
     ) -> None:
-        """Counts a failed login to the account `name` from `address` in all three limits. A failure from a familiar
-        address is not counted in the limit per account, because it is probably a mistake of the account's owner. Nor is
-        one without `counts_for_account`. One without `counts_for_address` is not counted in the limit per address.
-        Raises StorageFull, StorageFailed."""
+        """Counts a failed login to the account `name` from `address` in all three limits, with two exceptions. The
+        limit per address does not count it if `counts_for_address` is false. The limit per account does not count it if
+        `counts_for_account` is false, or if the address is familiar: then it is probably a mistake of the account's
+        owner. Raises StorageFull, StorageFailed."""
         now, network = self._clock(), network_of(address)
         costs = {}
         if network:

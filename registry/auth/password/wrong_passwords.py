@@ -67,7 +67,7 @@ class WrongPasswords:
         """Returns whether this process may ask the store for one more wrong password, and counts the lookup."""
         now, cost = self._clock(), DAY_SECONDS / MAX_LOOKUPS_A_DAY
         used_until = max(now, self._used_until)
-        # A later time was stored while the clock was ahead, so it does not count.
+        # A time more than a day ahead is ignored: it was stored while the clock was ahead.
         if used_until > now + DAY_SECONDS:
             used_until = now
         if used_until + cost > now + DAY_SECONDS:

@@ -25,9 +25,9 @@ _NO_PUSH: Final = Action.PULL | Action.DELETE | Action.ADMIN
 @dataclass(frozen=True, slots=True)
 class RepositoryRights:
     """The rights on one repository. `name`: the name under which it is stored. `upstream`: the upstream from which it
-    is mirrored; None: it is hosted. `actions`: the allowed actions. `grants`: the grants that apply, at most
-    `MAX_SHOWN_GRANTS`. A grant can name actions that are not in `actions`, because nobody can push to a mirrored
-    repository, and a disabled account may do nothing."""
+    is mirrored; None: it is *hosted*, that is, clients push to it. `actions`: the allowed actions. `grants`: the grants
+    that apply, at most `MAX_SHOWN_GRANTS`. A grant can name actions that are not in `actions`, because nobody can push
+    to a mirrored repository, and a disabled account may do nothing."""
 
     name: RepositoryName
     upstream: str | None

@@ -1,4 +1,5 @@
-"""`Guarded`: checks the rights of the request's principal before each call on a registry.
+"""`Guarded`: a wrapper of a registry object that checks the rights of the request's principal before each call of a
+method.
 
 The principal is the account, or anonymous client, that makes the request. A client without the right to read a
 repository gets the same error whether or not the content exists. So a refusal does not reveal what is stored.
@@ -296,10 +297,10 @@ class Guarded(ForwardingRegistry):
     async def _resolve_blob(self, rule: _Rule, call: Call[T]) -> T:
         """Resolves a blob. Calls `inner` with `repo`; for other reads, `handle` replaces `repo` by the stored name.
 
-        Before a client pushes a blob to `repo`, it asks whether `repo` has the blob. `inner` must not ask an upstream
-        then, and recognizes such a request only by the name `repo`. With `repo`, `inner` itself chooses between pushed
-        and mirrored content. A push during the call could change this choice, so this method checks the rights before
-        the call and again after it."""
+        The reason is that a client that pushes a blob to `repo` first asks whether `repo` has the blob. For such a
+        request, `inner` must not ask an upstream, and it recognizes the request only by the name `repo`. With this
+        name, `inner` itself chooses between pushed and mirrored content. A push during the call could change this
+        choice, so this method checks the rights before the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         result = await self.forward(call)

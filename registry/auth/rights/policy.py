@@ -39,15 +39,15 @@ _MIRRORED_ACTIONS: Final = (Action.PULL | Action.DELETE).value
 requests. The action push is missing, because a push always stores under the requested name."""
 
 _MANY_GRANTS: Final = 200
-"""The largest number of grants of a grantee whose patterns `Policy._merge` merges with those of other grantees. The
-name sets of a grantee with more grants are large, so they are not merged: all `Rights` objects that contain its grants
-use the same sets."""
+"""If a grantee has at most this many grants, `Policy._merge` merges their patterns with those of other grantees. With
+more grants, the name sets of the grantee are large. They are not merged, so that all `Rights` objects that contain
+these grants share them."""
 _GRANTS_PER_STEP: Final = 2_000
 """After reading this number of grants, `Policy.prepare` lets the event loop run other tasks."""
 _GRANTEE_COST: Final = 20
 """The cost of looking up one grantee: it takes as long as reading this many grants."""
 _MAX_CACHED_GRANTS: Final = 100_000
-"""The cache of grants is emptied when it has more grants and grantees together than this."""
+"""The cache of grants is emptied when the number of its grants plus the number of its grantees exceeds this."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +121,7 @@ class Policy:
         """The number of cached grants, plus the number of grantees that they are cached for."""
         self._rights_by_grants: WeakValueDictionary[frozenset[GranteeGrants], Rights] = WeakValueDictionary()
         """The rights that principals have now, by the grants that they were computed from. Rights that no principal has
-        any more disappear, so this needs no largest size."""
+        any more disappear from this dictionary, so its size needs no limit."""
 
     @classmethod
     def from_settings(cls, settings: Settings, accounts: Accounts, identity_check: IdentityCheck) -> Policy:

@@ -235,8 +235,8 @@ class Principal:
         return f"<{type(self).__name__} {self.name}>"
 
     def as_visitor(self) -> Principal:
-        """Returns a principal with the same rights for the visitor of a page. The visitor is admitted without a
-        credential, because a page shows anonymous visitors what everyone may pull."""
+        """Returns a principal with the same rights for a visitor of the web pages (`registry.ui`). The visitor is
+        admitted without a credential, because the pages show anonymous visitors what everyone may pull."""
         if self.is_admitted:
             return self
         visitor = Principal(self.identity, self.rights, is_open=self.is_open, epoch=self.epoch)

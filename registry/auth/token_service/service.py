@@ -174,11 +174,17 @@ class TokenService:
 
     async def _make_refresh_token(self, identity: Identity, request: TokenRequest, by: Actor) -> str | None:
         """Makes a refresh token, stores it and returns its text. If the account has too many refresh tokens, the store
-        revokes some that are probably not in use. Returns None if the disk is full or the data directory was replaced,
-        so that clients can still log in and pull. Returns None for a login that was not made with the password of an
-        account in the store. A login with an API token gets no refresh token, because the refresh token would still be
-        valid after the API token was revoked. Raises Unauthorized if the account has changed since its password was
-        verified, because a new password ends all logins with the old one. Raises StorageFailed."""
+        revokes some that are probably not in use.
+
+        Returns None in two cases:
+
+        - The login was not made with the password of an account in the store. For example, a login with an API token
+          gets no refresh token, because the refresh token would still be valid after the API token was revoked.
+        - The disk is full, or the data directory was replaced. The client can still log in and pull without a refresh
+          token.
+
+        Raises Unauthorized if the account has changed since its password was verified, because a new password ends all
+        logins with the old one. Raises StorageFailed."""
         if identity.name is None or identity.version is None:  # no account, or an account of the htpasswd file
             return None
         if identity.token is not None or identity.stamp is not None:  # an API token, or a token of an issuer
