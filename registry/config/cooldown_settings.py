@@ -1,5 +1,6 @@
-"""The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`. A cooldown is the time for
-which a digest must have held a tag at the upstream before pulls of the tag get this digest.
+"""The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`. A cooldown delays each new
+digest of a tag: the tag must have pointed at the digest at the upstream for this long before pulls of the tag get the
+digest.
 
 The functions are pydantic validators: they return the value to use, and raise ValueError.
 """

@@ -120,8 +120,8 @@ def _check_public_url(value: str | None) -> str | None:
 
 
 def _check_directory(value: object) -> object:
-    """Returns a path unchanged. Raises ValueError for an empty path, because pydantic would use the working directory,
-    for a value that is not a path, and for a path that is not UTF-8, because SQLite cannot open it."""
+    """Returns a path unchanged. Raises ValueError for a value that is not a path, for an empty path (for which pydantic
+    would use the working directory), and for a path that is not UTF-8 (which SQLite cannot open)."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise ValueError(f"{value!r} is not a directory's path")
     if not is_utf8(str(value)):

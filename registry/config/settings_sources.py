@@ -55,7 +55,8 @@ class SettingsSource:
     """The values from one source of settings: from all flags, from all variables, or from the file."""
 
     values: Mapping[str, Any]
-    """By the name of the setting or group. The value of a group is a mapping by the names in the group."""
+    """The values by the name of the setting or group. The value of a group is a mapping from the names in the group to
+    their values."""
     kind: str
     """`flag`, `variable` or `file`."""
     name: str = ""
@@ -132,12 +133,12 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Loade
 
 
 def check_ports(loaded: LoadedSettings) -> None:
-    """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`, even on another host: the server
-    distinguishes the socket for the metrics from its other sockets only by the port.
+    """Raises ConfigError if `listen` is set and has the same port as `metrics.listen`, even if the hosts differ: the
+    server recognizes the socket for the metrics only by its port.
 
-    `load_settings` does not call this function, because other commands than `entrepot serve` do not know on which
-    sockets the server listens: they read its settings file, but not its flag `--listen`, and systemd may open the
-    registry's socket. The server compares the ports of its sockets when it starts."""
+    `load_settings` does not call this function, because only `entrepot serve` knows on which sockets the server
+    listens. Other commands read the server's settings file, but do not know its flag `--listen`, or whether systemd
+    opens its socket. When the server starts, it also compares the ports of its sockets."""
     metrics, listen = loaded.settings.metrics, loaded.settings.listen
     if not metrics.enabled or metrics.listen is None or loaded.origins["listen"] == "default":
         return
