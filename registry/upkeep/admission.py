@@ -1,4 +1,5 @@
-"""`Admission`: a wrapper of a registry that refuses a push before its bytes are received, if they could not be stored.
+"""`Admission`: a wrapper of a registry object that refuses a push before its bytes are received, if they do not fit
+into the store.
 
 A push is refused if a quota would be exceeded, or if less of the disk would stay free than the settings require. The
 transaction that stores the content checks the quotas again, with the exact sizes.
@@ -27,8 +28,8 @@ is not known."""
 
 class Admission(ForwardingRegistry):
     """Passes each call on to `inner`, except pushes whose content does not fit: these raise StorageFull or
-    QuotaExceeded. `push_refusal`: returns why the disk is too full for the push; None if it is not. `check_quota`:
-    checks the quotas; None: there are no quotas."""
+    QuotaExceeded. `push_refusal`: returns why the disk is too full for a push of this many bytes; None if it is not.
+    `check_quota`: checks the quotas; None: there are no quotas."""
 
     def __init__(self, inner: Registry, push_refusal: PushRefusal, check_quota: CheckQuota | None) -> None:
         super().__init__(inner)
@@ -42,7 +43,8 @@ class Admission(ForwardingRegistry):
 
     async def _admit(self, call: Call[T]) -> None:
         """Raises StorageFull or QuotaExceeded if the content that the call stores does not fit."""
-        announced = current_request().announced  # None: the request sends no blob
+        # The size and digest that the request states for the blob that it sends; None: it sends no blob.
+        announced = current_request().announced
         if call.operation == "resume_upload" and announced is None:
             return  # the request resumes the session only to cancel it
         size = announced.size if announced else 0

@@ -91,7 +91,8 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
     served_tags = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
 
     def served_instead(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
-        """Returns the digest that is served while a cooldown holds back the newest one; None: there is none."""
+        """Returns the digest that is served while a cooldown holds back the newest one; None: no cooldown does, or no
+        digest may be served yet. `sightings`: the digests at which the mirror saw the tag point, with the times."""
         upstream_tags = served_tags.get(repo.partition("/")[0])
         return None if upstream_tags is None else upstream_tags.served_instead(repo, tag, sightings)
 

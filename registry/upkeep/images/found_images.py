@@ -1,8 +1,9 @@
 """Finds the images in an OCI image layout or in an archive of `docker save` (`find_images`).
 
-A docker archive of the old form has no manifests, only configs and layers. So this module makes a manifest for each
-image. For the same archive, it always makes the same manifests. The config of an image states the digests of its
-uncompressed layers, and the layers are checked against these digests, except layers that are compressed with zstd.
+A docker archive of the *old form* (before docker 25) is not also an OCI image layout: it has no manifests, only configs
+and layers. So this module makes a manifest for each image. For the same archive, it always makes the same manifests.
+The config of an image states the digests of its uncompressed layers, and the layers are checked against these digests,
+except layers that are compressed with zstd.
 """
 
 from __future__ import annotations

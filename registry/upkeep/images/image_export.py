@@ -164,7 +164,7 @@ async def _add_manifest(image: _Image, manifest: Manifest, depth: int) -> None:
     if depth == 0:
         raise Unsupported(f"{image.name} has indexes in indexes, more than {MAX_DEPTH} deep")
     for entry in manifest.manifests:
-        if entry.digest in manifest.blob_children:
+        if entry.digest in manifest.blob_children:  # the index lists a blob, as those of BuildKit's build cache do
             image.blobs.setdefault(entry.digest, entry)
         elif entry.digest not in image.manifests:
             await _add_manifest(image, await image.registry.get_manifest(image.repo, entry.digest), depth - 1)

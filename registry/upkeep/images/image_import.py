@@ -75,13 +75,13 @@ async def import_images(
     clock: Callable[[], float] = time.time,
 ) -> JSON:
     """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
-    bytes. `name`: the name under which to import; None: the names in the file are used. `records`: the records of
-    imports. `own_host`: the host name under which clients know this registry, which is left out of names; empty: not
-    known. An image is not stored under a name, and is reported as a problem, if the name's tag is immutable and
-    points at another image, or if the store has a manifest of the image with another media type and an immutable tag
-    needs it. `clock` returns the time in seconds since 1970. The tags that the import changes get times in the natural
-    order of their names, so `build-9` counts as older than `build-10`. Raises ImageFileFailed, Denied (the name belongs
-    to an upstream), and the other errors of pushes. Content that was stored before an error stays."""
+    bytes. A *problem* is an image that is not stored under a name: the tag is immutable and points at another image, or
+    the store has a manifest of the image with another media type and an immutable tag needs that manifest. `name`: the
+    name under which to import; None: the names in the file are used. `records`: the records of imports. `own_host`: the
+    host name under which clients know this registry, which is left out of names; empty: not known. `clock` returns the
+    time in seconds since 1970. The tags that the import changes get times in the natural order of their names, so
+    `build-9` counts as older than `build-10`. Raises ImageFileFailed, Denied (the name belongs to an upstream), and the
+    other errors of pushes. Content that was stored before an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
     # A referrer with a name is in both lists. One without a name is not in `tagged_images`, because `_targets` gives a
     # tag to each image in that list.
@@ -241,8 +241,9 @@ class _Importer:
         while waiting:
             storable = [tree for tree in waiting if tree.root.subject in self._stored]
             if not storable:
-                # Referrers are refused only now, when nothing else can be stored. Before, a round may store a refused
-                # manifest after all (without a tag, as a referrer), and later rounds then store its referrers.
+                # A referrer of a refused manifest is refused only now, when nothing else can be stored. Until then, a
+                # round may still store that manifest without a tag, if it is a referrer itself. A later round then
+                # stores its referrers.
                 refused_now = [tree for tree in waiting if tree.root.subject in self._refused]
                 if refused_now:
                     self._refused.update(tree.root.digest for tree in refused_now)

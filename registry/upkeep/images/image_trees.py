@@ -46,7 +46,7 @@ def _add_manifest(content: FoundContent, tree: ImageTree, manifest: Manifest, de
         raise ImageFileFailed(f"{content.source.label} has indexes in indexes, more than {MAX_DEPTH} deep")
     replaced: dict[str, Manifest | None] = {}
     for entry in manifest.manifests:
-        if entry.digest in manifest.blob_children:
+        if entry.digest in manifest.blob_children:  # the index lists a blob, as those of BuildKit's build cache do
             tree.blobs.setdefault(entry.digest, entry)
             continue
         child = content.manifest(entry.digest, entry.media_type)

@@ -2,8 +2,8 @@
 
 The parser of `tarfile` reads each extended header into memory as a whole, however long it is: long names, pax records,
 maps of sparse files. So the parser reads the archive through a file object that limits how many bytes it may read for
-one file. `tarfile.open` takes such an object as its documented argument `fileobj`. So the limit holds for every kind of
-header, and no private method of the parser has to be overridden.
+the headers of one file. `tarfile.open` takes such an object as its documented argument `fileobj`. So the limit holds
+for every kind of header, and no private method of the parser has to be overridden.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class TarArchive:
             if count > MAX_MEMBERS:
                 raise ImageFileFailed(f"{self._label} has more than {MAX_MEMBERS} files")
             # All headers but the last one, which takes one block, are extended ones. The parser keeps the names in them
-            # for all files. It reads one byte before most files' headers.
+            # for all files. The parser also reads one byte before the headers of most files, which does not count.
             extended_bytes += max(0, self._file.header_bytes - tarfile.BLOCKSIZE - 1)
             self._file.header_bytes = 0
             if extended_bytes > MAX_EXTENDED_BYTES:

@@ -205,7 +205,7 @@ class RetentionPreview:
     ) -> None:
         """Previews the manifests of a repository that have been unused for long enough."""
         count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
-        lost_tags = LostTags()
+        lost_tags = LostTags()  # the part of the tag history that the calls of `untagged` have read
         after: Digest | None = None
         while True:
             page = await self._retention.untagged(repo, limits, after, lost_tags)

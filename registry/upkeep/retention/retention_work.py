@@ -115,7 +115,7 @@ class RetentionWork:
         """Deletes the manifests of a repository that have been unused for long enough, with their children and
         referrers that nothing else uses. Returns the number of deleted manifests."""
         deleted = 0
-        lost_tags = LostTags()
+        lost_tags = LostTags()  # the part of the tag history that the calls of `untagged` have read
         after: Digest | None = None
         while True:
             judged_at = self._clock()
