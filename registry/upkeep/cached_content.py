@@ -207,7 +207,8 @@ async def purge_image(
     removal = await asyncio.to_thread(_plan_removal, data, mirrored.repo, None if everything else image.reference)
     if not force:
         await _check_not_frozen(stored, mirrored.repo, removal)
-    # Deletes the records of the mirror's last checks at the upstream, for this reference or for all (None).
+    # Deletes the records of the mirror's last checks at the upstream: those of this reference, or with `everything`
+    # those of the whole repository.
     await stored.records.forget_checks(mirrored.repo, None if everything else image.reference)
     for tag in removal.tags:
         with suppress(ManifestUnknown):  # another process deleted it meanwhile

@@ -89,8 +89,8 @@ class LoginFailed(Exception):
     - `reason`: the cause, for the audit log.
     - `user`: the name of the account; empty if the login failed before the account was known.
     - `is_finished`: whether the attempt in the browser's cookie is over, so that the cookie can be deleted. False if
-      the cookie has no valid attempt, if the provider's response belongs to another login, or if too many logins were
-      running or had failed, so that the attempt was not used.
+      the cookie has no valid attempt, or if the provider's response belongs to another login. Also False if too many
+      logins were running or had failed: then the attempt was not used.
     """
 
     def __init__(self, shown_error: RegistryError, reason: str, *, user: str = "", is_finished: bool = True) -> None:

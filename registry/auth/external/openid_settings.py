@@ -24,9 +24,8 @@ class ProviderInvalid(Exception):
 
 
 class ProviderUnavailable(Exception):
-    """The provider cannot be used at the moment: it sends no response, or one that cannot be used, or
-    `read_client_secret` has raised ProviderInvalid while the server was running. The text says which of these, for the
-    log."""
+    """The provider cannot be used at the moment. Either it sends no response, or one that cannot be used, or the client
+    secret cannot be read (`read_client_secret`). The text says why, for the log."""
 
 
 class CodeRefused(Exception):

@@ -230,14 +230,14 @@ NICENESS: Final = 10
 
 class HashingPool:
     """Runs hashings in threads, for one process and its event loop. `leases` has the slots that all workers share.
-    `max_waiting` is the largest number of calls that wait for a slot outside the reserved places.
+    `max_waiting` is the largest number of calls that wait for a slot, not counting those in the reserved places.
 
     In the methods, `site` is the client's site. None: the call belongs to no login, and may take every place."""
 
     def __init__(self, leases: Leases, *, max_waiting: int = MAX_WAITING_CALLS) -> None:
         self._leases = leases
         self._places = max_waiting + MAX_PARALLEL_HASHINGS
-        """The largest number of calls that wait for a slot or have one, without the reserved places."""
+        """The largest number of calls that wait for a slot or have one, not counting those in the reserved places."""
         self._pending_calls = 0
         """The number of calls that wait for a slot or have one."""
         self._calls_by_site: dict[str, int] = {}
@@ -253,8 +253,8 @@ class HashingPool:
             )
 
     def start(self, work: Callable[[], T], site: str | None = None) -> asyncio.Task[T]:
-        """Returns a task that runs the hashing `work` in a thread. The call counts from now on, even before the task
-        runs. Raises TooManyRequests if too many calls wait."""
+        """Returns a task that runs the hashing `work` in a thread. The call counts towards the limits from now on, even
+        before the task runs. Raises TooManyRequests if too many calls wait."""
         self._begin_call(site)
         task = start_detached(self._run_in_slot(work))
         task.add_done_callback(lambda _: self._end_call(site))

@@ -19,7 +19,7 @@ from storage.backups import ImageFileFailed
 
 _MAX_LINKS: Final = 8
 """Largest number of links that are followed, one after another, to find a file."""
-_DAMAGES: Final = (
+_READ_ERRORS: Final = (
     *(tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError),
     *(ValueError, ArithmeticError, LookupError, RecursionError, MemoryError),
 )
@@ -30,11 +30,11 @@ xz file states how much memory it needs."""
 
 @contextmanager
 def _damage_errors(label: str, name: str = "") -> Iterator[None]:
-    """Context manager that raises ImageFileFailed in place of an error of `_DAMAGES`. `label`: the archive or directory
-    that is read. `name`: the file in it; empty if the list of its files is read."""
+    """Context manager that raises ImageFileFailed in place of an error in `_READ_ERRORS`. `label`: the archive or
+    directory that is read. `name`: the file in it; empty if the list of its files is read."""
     try:
         yield
-    except _DAMAGES as error:
+    except _READ_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise ImageFileFailed(f"{label} is damaged or cut off{name and f' at {name}'}: {reason}") from error
 
@@ -101,7 +101,7 @@ def open_source(path: Path) -> Iterator[FileSource]:
     with ExitStack() as stack:
         try:
             archive = stack.enter_context(open_archive(path))
-        except _DAMAGES as error:
+        except _READ_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:  # an error of the file system
                 raise ImageFileFailed(f"cannot read {path}: {error.strerror}") from error
             raise ImageFileFailed(

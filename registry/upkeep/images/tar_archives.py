@@ -35,8 +35,10 @@ _Readable = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
 
 
 class _LimitedFile(io.BufferedIOBase):
-    """A file from which no more than `MAX_HEADER_BYTES` can be read for the headers of one file of the archive.
-    `header_bytes`: how many bytes have been read for them. `is_limited`: whether headers are being read."""
+    """Wraps the file object of an archive, and limits how much the parser reads: at most `MAX_HEADER_BYTES` for the
+    headers of one file in the archive. `header_bytes`: how many bytes it has read for these headers; `TarArchive` sets
+    it to 0 before the headers of the next file. `is_limited`: whether the limit applies, that is, whether headers are
+    being read."""
 
     def __init__(self, label: str, file: _Readable) -> None:
         """`label`: the archive, for the error."""
