@@ -53,7 +53,7 @@ class AccountWords:
     --force, which allows them to leave the registry without an enabled admin."""
 
     def examples(self, *lines: str) -> str:
-        """Returns the end of a help page, which shows examples of the command. Each of `lines` is what follows
+        """Returns the examples of the command, for the end of a help page. Each of `lines` is what follows
         `entrepot user` or `entrepot robot` in an example, such as `add bob`."""
         # The backspace character makes click keep the line breaks of the text that follows.
         return "\b\nExamples:\n" + "\n".join(f"  entrepot {self.kind} {line}" for line in lines)
@@ -128,8 +128,9 @@ def _add_change(
 ) -> None:
     """Adds the subcommand `verb` to `app`. The subcommand calls `change` for the account that the user names.
 
-    The arguments of `change` are the administration, the account's name, whether the option --force was given, and the
-    actor whom the audit log names. `has_force_option` says whether the subcommand has the option --force."""
+    The arguments of `change` are the `Administration`, which changes accounts, the account's name, whether the option
+    --force was given, and the *actor*: who makes the change, for the audit log. `has_force_option`: whether the
+    subcommand has the option --force."""
     register = app.command(verb, help=help_text, epilog=words.examples(f"{verb} {words.example_name}"))
 
     def run(name: str, config: Path | None, data: str | None, force: bool) -> None:

@@ -1,8 +1,9 @@
 """Functions and options that the account commands share: access to the accounts in a data directory, output of lists,
 and input of passwords.
 
-The *actor* is the person who makes a change, as the audit log records it. The methods of `Administration` that change
-something take the actor as the argument `by`.
+`Administration` reads and changes the accounts, groups, grants and tokens of a data directory. The *actor* is the
+person who makes a change, as the audit log records it. The methods of `Administration` that change something take the
+actor as the argument `by`.
 """
 
 from __future__ import annotations
@@ -55,12 +56,13 @@ def administer(
     *,
     create_data_directory: bool = False,
 ) -> T:
-    """Opens the accounts in the data directory, calls `work` with them and with the actor of this command, and returns
-    the result of `work`. This is also safe while a server uses the same directory. If root runs the command, the
-    process first becomes the user who owns the data directory, and remains that user (`prepare_data_directory`).
+    """Opens the accounts in the data directory, and returns the result of `work`. The arguments of `work` are the
+    `Administration` of these accounts and the actor of this command. A server may use the data directory at the same
+    time. If root runs the command, the process first becomes the user who owns the data directory, and remains that
+    user (`prepare_data_directory`).
 
-    `config` and `data` are the values of --config and --data. `create_data_directory` allows the command to create the
-    data directory if there is none. Ends the command with one line on stderr for an error that an operator can fix."""
+    `config` and `data`: the values of --config and --data. `create_data_directory`: whether to create the data
+    directory if there is none. Ends the command with one line on stderr for an error that an operator can fix."""
     settings = load_or_fail(config, data=data).settings
     with one_line_errors():
         from registry.auth.administration import Administration
@@ -150,11 +152,13 @@ def parse_name_or_fail(text: str) -> AccountName:
 
 
 def read_password_file(file: Path | None) -> str | None:
-    """Returns the text of a file with a password, for `password_or_fail`. Call this before `has_had_account`, because
-    that function can make the process run as another user, who may have no right to read the file. Returns None if
-    `file` is None or stdin, or if the file cannot be read. A file that cannot be read is no error yet, because
-    `entrepot user add --if-first` needs no password if the registry has or had an account. If the command does need
-    one, `password_or_fail` tries again to read the file."""
+    """Returns the text of a file with a password, for the argument `file_text` of `password_or_fail`. Returns None if
+    `file` is None or `-` (stdin), or if the file cannot be read.
+
+    Call this before `has_had_account`. That function can switch the process to another user, who may have no right to
+    read the file. A file that cannot be read is no error here, because `entrepot user add --if-first` needs no password
+    if the registry has or had an account. If the command needs the password, `password_or_fail` tries again to read the
+    file, and reports the error."""
     if file is None or str(file) == "-":
         return None
     try:
@@ -165,11 +169,11 @@ def read_password_file(file: Path | None) -> str | None:
 
 def password_or_fail(name: AccountName, file: Path | None, generate: bool, file_text: str | None = None) -> str | None:
     """Returns the password for the account `name`: reads it from `file`, or asks for it at the terminal. Returns None
-    if `generate` is true, so that the registry generates a password. `file_text`: the text of `file`, if it has been
-    read already.
+    if `generate` is true, so that the registry generates a password. `file_text`: the text of `file`; None: it has not
+    been read yet.
 
     The password cannot be an argument of the command, because every process of the machine can read the arguments. Ends
-    the command if there is no password or it is not acceptable."""
+    the command if there is no password, or if the password is not acceptable."""
     from registry.auth.password.hashing import check_password
 
     if file and generate:
@@ -191,8 +195,8 @@ def password_or_fail(name: AccountName, file: Path | None, generate: bool, file_
 
 
 def _first_line(file: Path, text: str | None) -> str:
-    """Returns the first line of the file without its line end; the file `-` means stdin. `text`: the text of the file;
-    None: it has not been read yet. Ends the command if the file cannot be read or the line is empty."""
+    """Returns the first line of the file without its line end. The file `-` means stdin. `text`: the text of the file;
+    None: this function reads the file. Ends the command if the file cannot be read, or if the line is empty."""
     try:
         if text is None:
             text = sys.stdin.readline(MAX_FILE_BYTES) if str(file) == "-" else read_small_text(file)

@@ -1,7 +1,7 @@
 """The command `entrepot grant`: adds, lists and removes grants.
 
-A *grant* allows a *subject* some actions on the repositories whose names match a *pattern*. The subject is an account
-of a person or a program (a *robot*), a group, all accounts, or everyone.
+A *grant* gives a *subject* the right to some actions on the repositories whose names match a *pattern*. The subject is
+an account of a person or a program (a *robot*), a group, all accounts, or everyone.
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ def explain(
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prints what the account may do on each repository that the name can mean, and the grants that allow it. Ends the
-    command if clients cannot use the name."""
+    """Prints what the account may do on the repository, and the grants that allow it. A name without a host, such as
+    `ubuntu`, can mean two repositories: a hosted one, and one of the default upstream, which is a mirrored registry.
+    Prints the rights on both. Ends the command if clients cannot use the name."""
     from storage.names import RepositoryName
 
     settings = load_or_fail(config, data=data).settings
@@ -209,7 +210,8 @@ def _print_explanation(explanation: RightsExplanation) -> None:
 def remove(
     pattern: PatternArgument, subjects: SubjectsArgument, config: ConfigOption = None, data: DataOption = None
 ) -> None:
-    """Removes the grants for the pattern, one subject after another. Stops at the first subject that has none."""
+    """Removes the grants for the pattern, one subject after another. Stops at the first subject that has none. The
+    grants that were removed before stay removed."""
     from registry.auth.administration import parse_pattern
 
     with one_line_errors():

@@ -1,6 +1,7 @@
 """The command `entrepot token`: adds, lists and revokes API tokens, which replace an account's password at a login.
 
-A *robot* is the account of a program; it has no password, and logs in with API tokens or with the tokens of an issuer.
+A *robot* is the account of a program. It has no password. It logs in with API tokens, or with tokens of a trusted
+issuer (`[[issuer]]` in the settings), such as a CI service.
 """
 
 from __future__ import annotations
