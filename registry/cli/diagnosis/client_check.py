@@ -22,7 +22,7 @@ CHECKS: Final[dict[str, Callable[[ClientFiles, Target], list[Finding]]]] = {
     "podman": check_podman,
 }
 """The checks, by the name of the client program."""
-_TRACES: Final = {
+_INSTALLED_PATHS: Final = {
     "docker": ("/etc/docker/daemon.json", "/usr/bin/dockerd", "/usr/sbin/dockerd", "/var/snap/docker"),
     "containerd": (
         *("/etc/containerd/config.toml", "/etc/containerd/certs.d", "/etc/rancher/k3s", "/etc/rancher/rke2"),
@@ -30,7 +30,8 @@ _TRACES: Final = {
     ),
     "podman": ("/usr/bin/podman", "/usr/bin/crio", "/usr/bin/buildah"),
 }
-"""For each client program, files of which at least one exists if the program is installed."""
+"""For each client program, paths of files and directories. If at least one of them exists, the program counts as
+installed."""
 
 
 def check_client(
@@ -48,7 +49,8 @@ def check_client(
 
     `program`: a key of `CHECKS`. `default`: the upstream that the registry asks for names without a host. `root`: the
     root directory of the client's file system; None: the client is on this machine. `offline`: the check does not
-    connect to the registry. `answer`: the result of an earlier probe of the address; None: the check sends a probe."""
+    connect to the registry. `answer`: the result of an earlier probe (requests to `/livez` and `/v2/` at the address);
+    None: this function sends a probe, unless `offline`."""
     if answer is None and not offline:
         answer = probe(address.url)
     home = Path(os.path.expanduser("~")) if root is None else None
@@ -63,8 +65,11 @@ def check_client(
 
 
 def programs_on_this_machine(root: Path = Path("/")) -> list[str]:
-    """Returns the names of the client programs that are on this machine."""
-    return [name for name, paths in _TRACES.items() if any(_is_there(root / path.lstrip("/")) for path in paths)]
+    """Returns the names of the client programs that are on this machine. `root`: the root directory of its file
+    system."""
+    return [
+        name for name, paths in _INSTALLED_PATHS.items() if any(_is_there(root / path.lstrip("/")) for path in paths)
+    ]
 
 
 def _is_there(path: Path) -> bool:

@@ -165,7 +165,8 @@ class Target:
     - `hosts`: the hosts whose images the client should pull through the registry. `default`: the upstream that the
       registry asks for names without a host; None: there is none.
     - `setup`: the files that `entrepot client` prints for the client.
-    - `answer`: the result of a probe of the address from this machine; None: no probe was sent."""
+    - `answer`: the result of a *probe* of the address: of requests to `/livez` and `/v2/` that this machine sent. None:
+      no probe was sent."""
 
     address: RegistryAddress
     hosts: Sequence[MirroredHost]

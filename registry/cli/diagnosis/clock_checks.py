@@ -15,8 +15,8 @@ from storage.composition import layout_of
 
 CHECK: Final = "clock"
 TOLERANCE_SECONDS: Final = 30.0
-"""A difference of up to this many seconds is no finding: it includes the time that a response takes, and Date headers
-have whole seconds."""
+"""A difference of up to this many seconds is no finding. The measured difference includes the time that a response
+takes, and Date headers have whole seconds."""
 LOGIN_FAILURE_SECONDS: Final = 300.0
 """Above this difference, logins at upstreams fail, because the tokens of upstreams are often valid for only five
 minutes."""

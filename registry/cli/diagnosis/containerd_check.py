@@ -141,8 +141,8 @@ def _list(file: str, document: dict[str, Any], key: str) -> list[str]:
 
 
 def _imported(files: ClientFiles, pattern: str) -> list[str]:
-    """Returns the paths of the files that match a pattern of `imports`. Raises FileUnusable if the pattern names one
-    directory, without wildcards, and this directory cannot be listed."""
+    """Returns the paths of the files that match a pattern of `imports`. Raises FileUnusable if the directory in the
+    pattern is an absolute path without wildcards and cannot be listed."""
     folder, _, name = pattern.rpartition("/")
     try:
         if folder.startswith("/") and not _WILDCARDS & set(folder):

@@ -1,5 +1,5 @@
-"""Checks the `hosts.toml` files of containerd. For each host in image names, such a file lists the servers from which
-containerd pulls.
+"""Checks the `hosts.toml` files of containerd. Such a file is for one host in image names, such as `docker.io`, and
+lists the servers from which containerd pulls the images of this host.
 
 For the host `registry.example.com:5000`, containerd looks for the directories `registry.example.com_5000_`,
 `registry.example.com:5000` and `_default`, in this order, and uses the first that exists. A directory without a

@@ -42,7 +42,8 @@ class _Proxies:
     exempt: str
 
     def proxy_for(self, url: str) -> str | None:
-        """Returns the proxy through which `url` is reached, without its password; None if no proxy is used."""
+        """Returns the URL of the proxy through which `url` is reached, without a user name and password; None if no
+        proxy is used."""
         parts = urlsplit(url)
         proxy = self.by_scheme.get(parts.scheme)
         port = parts.port or (443 if parts.scheme == "https" else 80)

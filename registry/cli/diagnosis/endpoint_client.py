@@ -1,5 +1,6 @@
-"""`open_endpoint`: opens the HTTP client of mirrors for one endpoint of an upstream, without a store on the disk. So a
-check sends the same requests as a mirror, with the same proxy, certificates and login."""
+"""`open_endpoint`: opens the HTTP client that mirrors use, for one endpoint of an upstream. An *upstream* is a mirrored
+registry, and its *endpoints* are the URLs at which it can be reached. A check thus sends the same requests as a mirror,
+with the same proxy, certificates and login. The client stores nothing on the disk."""
 
 from __future__ import annotations
 
@@ -80,7 +81,7 @@ class NoLeases:
 
     @asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[bool]:
-        yield False  # the call has not waited for the lease
+        yield False  # False: the caller has not waited for the lease
 
     @asynccontextmanager
     async def slot(

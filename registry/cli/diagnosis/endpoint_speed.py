@@ -1,5 +1,6 @@
 """`measure_endpoint` measures how fast an endpoint of an upstream responds and sends blobs. `advice` says which
-endpoint is the best and what to write in the settings."""
+endpoint is the best and what to write in the settings. An *upstream* is a mirrored registry, and its *endpoints* are
+the URLs at which it can be reached."""
 
 from __future__ import annotations
 
@@ -42,10 +43,15 @@ _SIMILAR_FRACTION: Final = 0.9
 
 @dataclass(slots=True)
 class EndpointSpeed:
-    """The results of measuring one endpoint. Times are in seconds; None: not measured. `first_byte`: the time until the
-    first byte of a response to `/v2/`; through a proxy, the time of the whole request, in which the connection is
-    opened, too. `bytes`: how many bytes of a blob arrived in the time `blob`. `error`: why the endpoint does not
-    work."""
+    """The results of measuring one endpoint. Times are in seconds; None: not measured.
+
+    - `connect` and `tls`: the time to connect, and the time of the TLS handshake. Not measured through a proxy.
+    - `first_byte`: the time from GET `/v2/` to the first byte of the response. Through a proxy, this is the time of the
+      whole request, including the connection.
+    - `manifest`: the time to fetch the manifest of an image; for an index, also that of one of its manifests.
+    - `bytes`: how many bytes of a blob arrived in the time `blob`.
+    - `proxy`: the URL of the proxy; None: no proxy was used.
+    - `error`: why the endpoint does not work; None: it works."""
 
     url: str
     connect: float | None = None
@@ -82,8 +88,9 @@ async def measure_endpoint(
     upstream: Upstream, url: str, image: tuple[RepositoryName, Tag] | None, seconds: float = MEASURE_SECONDS
 ) -> EndpointSpeed:
     """Measures one endpoint. `image`: a repository (with its name at the upstream) and a tag; the manifest and the
-    largest layer of this image are fetched. None: only connections are measured. `seconds`: the time limit. If it ends
-    the download of a blob, the bytes that have arrived are measured."""
+    largest layer of this image are fetched. None: only connections are measured. `seconds`: the time limit. If the
+    limit ends the download of a blob, the speed is that of the bytes that have arrived. RegistryError and OSError are
+    in the result and are not raised."""
     speed, limit = EndpointSpeed(url), asyncio.timeout(seconds)
     try:
         speed.proxy = OutboundProxies().proxy_for(url)

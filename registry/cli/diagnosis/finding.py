@@ -46,7 +46,7 @@ class Finding:
     lines: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the finding for JSON."""
+        """Returns the finding as a dict of JSON values. Empty texts become None."""
         return {
             "check": self.check,
             "level": self.level.value,
@@ -113,7 +113,7 @@ async def _run(name: str, check: Check, seconds: float) -> Sequence[Finding]:
 
 async def in_thread(call: Callable[[], T]) -> T:
     """Runs a blocking call in a new thread, and returns its result. If the caller is cancelled, the thread continues.
-    In contrast to a thread of `asyncio.to_thread`, it does not keep the program from ending."""
+    In contrast to a thread of `asyncio.to_thread`, a running thread does not keep the program from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

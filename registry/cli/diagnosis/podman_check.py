@@ -25,7 +25,9 @@ _WRITE_STEP = f"write this to {DROP_IN}; the next pull reads it (CRI-O: systemct
 
 @dataclass(frozen=True, slots=True)
 class RegistryEntry:
-    """A `[[registry]]` table. `file`: the path of the file that contains it."""
+    """A `[[registry]]` table. `prefix`: the beginning of the image names that the table is for, or `*.` with a domain:
+    then it is for all hosts in this domain. `values`: the settings in the table. `file`: the path of the file that
+    contains it."""
 
     prefix: str
     values: dict[str, Any]
@@ -153,7 +155,7 @@ def _mirror_sources(entry: RegistryEntry, host: MirroredHost, target: Target) ->
         f"{target.address.host}/{host.name}{path_below_host}",
         f"{target.address.host}/{host.prefix}{path_below_host}",
     }
-    # This registry takes image names without a host for names of the default upstream.
+    # For this registry, an image name without a host means an image of the default upstream.
     if target.default == host.name and not path_below_host:
         registry_locations.add(target.address.host)
     for source in [*(entry.values.get("mirror") or []), entry.values]:

@@ -53,8 +53,8 @@ class ProbeResult:
 
 def probe(url: str, ca_file: Path | None = None, seconds: float = PROBE_SECONDS) -> ProbeResult:
     """Requests `/livez` and `/v2/` at `url`, which is a scheme with a host and port. Blocks. `ca_file`: the certificate
-    of an authority to trust in addition to those of the system. Errors of the network are in the result and are not
-    raised."""
+    of an authority to trust in addition to those of the system. `seconds`: the time limit as in `PROBE_SECONDS`. Errors
+    of the network are in the result and are not raised."""
     try:
         _, live_headers = _get(url, "/livez", ca_file, seconds)
         status, headers = _get(url, "/v2/", ca_file, seconds)

@@ -1,5 +1,6 @@
-"""Checks of `entrepot doctor` on one upstream: whether the names of its endpoints can be resolved, whether the
-endpoints respond, whether they accept the login, and how many requests the upstream still allows."""
+"""Checks of `entrepot doctor` on one upstream. An *upstream* is a mirrored registry, and its *endpoints* are the URLs
+at which it can be reached. The checks find out whether the host names of the endpoints can be resolved, whether the
+endpoints respond, whether they accept the login, and how many pulls the upstream still allows."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from storage.errors import Denied, RegistryError, TooManyRequests, UpstreamTimeo
 from storage.names import RepositoryName, Tag
 
 ALLOWANCE_REPOSITORY: Final = RepositoryName("ratelimitpreview/test")
-"""The repository for requests that find out how many pulls Docker Hub still allows, according to Docker's
-documentation. A HEAD request does not count as a pull."""
+"""The repository that Docker's documentation names for requests that ask how many pulls Docker Hub still allows. A HEAD
+request does not count as a pull."""
 SLOW_SECONDS: Final = 2.0
 """If an endpoint takes longer than this to respond to GET `/v2/`, there is a warning."""
 _PLAIN_SECONDS: Final = 2.0
@@ -116,8 +117,10 @@ class _EndpointCheck:
 
     async def _speaks_plain_http(self) -> bool:
         """Returns whether an endpoint whose URL begins with https:// answers plain HTTP on the same port. Returns False
-        if the URL has no port: plain HTTP would then use port 80, where another server may answer. The error of the TLS
-        connection does not suffice: it can be a mere timeout, because some servers never answer a TLS handshake."""
+        if the URL has no port: plain HTTP would then use port 80, where another server may answer.
+
+        The error of the TLS connection does not show this, because some servers never answer a TLS handshake, so that
+        the error is a timeout."""
         parts = urlsplit(self._url)
         if parts.scheme != "https" or parts.port is None:
             return False
