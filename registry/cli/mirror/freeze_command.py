@@ -1,4 +1,5 @@
-"""The commands `entrepot mirror freeze`, `unfreeze` and `frozen`: keep tags of upstream registries at one digest."""
+"""The commands `entrepot mirror freeze`, `unfreeze` and `frozen`: freeze tags of mirrored registries, unfreeze them and
+list them. A *frozen* tag stays at one digest, even if the tag moves at the mirrored registry."""
 
 from __future__ import annotations
 
@@ -114,7 +115,9 @@ def _run_for_each(
     create_data_directory: bool,
 ) -> None:
     """Runs `action` for each reference, and prints the text that `action` returns. With `as_json`, prints one line of
-    JSON for each tag, with the value `event` under the key `event`, and at the end a line with the number of tags.
+    JSON for each tag, and at the end a line with the number of tags. `event`: the value of the key `event` in the line
+    of a tag. `create_data_directory`: whether to create the data directory if there is none.
+
     After an error, prints the error on stderr and continues with the next reference. Ends the command with exit code 1
     if there was an error, otherwise with 0. If a reference is not valid, does nothing and ends the command with exit
     code 2."""

@@ -81,10 +81,11 @@ async def _frozen_tags(upstream: Upstream, tags: UpstreamTags) -> list[str]:
 async def _held_back_tags(
     upstream: Upstream, tags: UpstreamTags, inventory: Inventory, frozen: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns for JSON the cached tags that the cooldown holds back, except those in `frozen`. (A cooldown is the delay
-    after which pulls get a new digest of a tag.) For each tag, "served" is the digest that pulls get (None: pulls get
-    no digest), "newest" is the digest at the upstream, and "from" is the time from which pulls get the newest
-    digest."""
+    """Returns for JSON the cached tags whose newest digest is not served yet, because of the upstream's *cooldown*: the
+    delay after which pulls get a new digest of a tag. Leaves out the tags in `frozen`.
+
+    For each tag, "served" is the digest that pulls get (None: pulls get no digest), "newest" is the digest at the
+    upstream, and "from" is the time from which pulls get the newest digest."""
     if not upstream.cooldown:
         return []
     served_tags, ignored, held_back = ServedTags(tags, upstream, time.time), set(frozen), []

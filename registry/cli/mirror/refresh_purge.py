@@ -18,9 +18,12 @@ from storage.upstream_tags import TagFrozen
 
 
 async def refresh_reference(router: Router, stored: StoredRegistry, image: ImageReference) -> str:
-    """Asks the upstream what an image's tag points at now, unless the tag is frozen. If `image` has a digest, fetches
-    its manifest unless that is cached. Returns the result as a text for the user. The text also says whether a cooldown
-    (a delay before a new digest is served) holds the digest back. Raises the errors of `refresh_image`."""
+    """Asks the upstream (the mirrored registry) what an image's tag points at now. Does not ask about a *frozen* tag,
+    which stays at one digest. If `image` has a digest and no tag, fetches the manifest of the digest, unless it is
+    cached.
+
+    Returns the result as a text for the user. If a *cooldown* (a delay before a new digest is served) holds the digest
+    back, the text says so. Raises the errors of `refresh_image`."""
     result = await refresh_image(router, stored, image)
     text = _refresh_text(result)
     if result.held_back_until is not None:

@@ -1,4 +1,5 @@
-"""The command `entrepot mirror test`: measures the endpoints of the upstreams."""
+"""The command `entrepot mirror test`: measures how fast the endpoints of the upstreams are. An *upstream* is a mirrored
+registry, and its *endpoints* are the URLs at which it can be reached."""
 
 from __future__ import annotations
 
@@ -81,8 +82,9 @@ def _settings(config: Path | None, data: str | None, mirror: list[str] | None) -
 
 
 def _select(settings: Settings, name: str | None, endpoints: list[str]) -> list[Upstream]:
-    """Returns the upstreams to measure, with the endpoints to measure. Ends the command if the name is not an upstream
-    in the settings, or if an endpoint is not a URL."""
+    """Returns the settings of the upstream `name`; None: those of all upstreams. If `endpoints` is not empty, it
+    replaces the endpoints of the upstream. Ends the command if `name` is not an upstream in the settings, if an
+    endpoint is not a URL, or if `endpoints` are given for several upstreams."""
     from pydantic import ValidationError
 
     from registry.config import Upstream
@@ -110,8 +112,9 @@ async def _measure(upstream: Upstream, image: str | None) -> list[EndpointSpeed]
 
 
 def _image(upstream: Upstream, image: str | None) -> tuple[RepositoryName, Tag] | None:
-    """Returns the image to fetch. Returns None if the option --image is not given and there is no default image for the
-    upstream; then only the connections are measured. Ends the command if --image is not valid."""
+    """Returns the image to fetch. `image`: the value of --image. If it is None, the image is the default one for the
+    upstream. If there is no default either, prints a hint and returns None; then only the connections are measured.
+    Ends the command if --image is not valid."""
     from registry.cli.diagnosis.endpoint_speed import DEFAULT_IMAGES
     from storage.errors import RegistryError
     from storage.names import RepositoryName, Tag
