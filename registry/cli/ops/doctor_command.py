@@ -142,12 +142,13 @@ def _data_checks(settings: Settings, clock: Callable[[], float]) -> dict[str, Ch
 async def _in_this_thread(
     check: Callable[P, Sequence[Finding]], *args: P.args, **kwargs: P.kwargs
 ) -> Sequence[Finding]:
-    """Runs a blocking check in this thread."""
+    """Runs a blocking check in the thread of the event loop, and starts no other thread."""
     return check(*args, **kwargs)
 
 
 def _client_checks(settings: Settings) -> dict[str, Check]:
-    """Returns the checks of the client programs of this machine, by name."""
+    """Returns the checks of the client programs of this machine, by name. Returns no checks if the registry has no
+    mirrors, or if its port is not known (port 0)."""
     from registry.cli.diagnosis.client_check import programs_on_this_machine
     from registry.clients.client_setup import mirrored_hosts
     from registry.clients.registry_address import registry_address

@@ -62,8 +62,8 @@ def status(
 
 def _status(settings: Settings, work: Callable[[UpkeepComponents], Awaitable[ServerStatus]]) -> ServerStatus:
     """Opens the data directory, runs `work`, and returns its result. If the store cannot be opened, for example because
-    the disk is full, builds the status from the reports that the workers write. Raises the store's error if the reports
-    show no running server or cannot be read."""
+    the disk is full, builds the status from the files in which the server's workers report their state. Raises the
+    store's error if these reports show no running server or cannot be read."""
     from registry.admin.server_status import status_without_store
     from registry.cli.data_owner import run_on_backend
     from storage.data_dir.check import DataDirectoryError
