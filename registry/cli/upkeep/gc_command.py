@@ -20,8 +20,8 @@ gc.grace stays. Manifests stay, with or without a tag.
 Stray files are those that a crash has left without a record. To find them, a round lists a part of all blobs, each time
 another part. With --strays it lists all of them, which takes long in a large store."""
 EXAMPLES = "\b\nExamples:\n  entrepot gc --dry-run\n  entrepot gc\n  entrepot gc --strays --json"
-# The names of the kinds of garbage in the table of totals. Garbage collection itself deletes no manifests. "Deleted
-# manifests" are those that were deleted before, and that it kept until now so that they could be put back.
+# The names of the kinds of garbage in the table of totals. "Deleted manifests" were deleted earlier, but the store has
+# kept them until now, so that they could be put back. Garbage collection deletes no other manifests.
 _KIND_NAMES = {
     "upload": "abandoned uploads",
     "partial": "cut-off downloads",

@@ -1,5 +1,6 @@
 """The options, the job and the output that all commands for imports from another registry share. These commands print
-problems and notes as they are found, and a summary at the end."""
+problems (content that could not be imported) and notes (other information) as they are found, and a summary at the
+end."""
 
 from __future__ import annotations
 

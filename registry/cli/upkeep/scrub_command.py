@@ -1,5 +1,6 @@
 """The command `entrepot scrub`: reads all stored content again to find bytes that the disk has changed or lost, and
-shows the damaged content."""
+shows the damaged content. One pass over all content is a *round*. The *quarantine* keeps the damaged bytes for
+inspection."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ def scrub(
     data: DataOption = None,
     as_json: JsonLinesOption = False,
 ) -> None:
-    """Completes the current round of scrub, or starts and completes one if there is none. Prints what is damaged. Does
-    nothing if a subcommand is given."""
+    """Completes the round of scrub that an earlier job has not completed, or a new round if there is none. Prints what
+    is damaged. Does nothing if a subcommand is given."""
     if context.invoked_subcommand is not None:
         if rate or keep_going or config or data or as_json:
             fail(f"write the options after the subcommand: entrepot scrub {context.invoked_subcommand} …", USAGE_ERROR)

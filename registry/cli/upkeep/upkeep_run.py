@@ -1,8 +1,9 @@
 """Runs the work of upkeep commands on the data directory, also while a server uses it, and shows its progress.
 
-In a terminal, a command shows a bar with its progress. With --json it prints JSON objects on stdout, one in each line.
-Each has the key `event`: first one line for each step, and at the end the line `done` with the totals. A command that
-fails or is interrupted prints no line `done`. A command that completes but has found problems prints it.
+In a terminal, a command shows a bar with its progress. With --json it prints JSON objects on stdout, one in each line:
+one for each step, and at the end one with the totals. The key `event` says which step it is; in the last line it is
+`done`. A command that fails or is interrupted prints no line `done`. A command that completes but has found problems
+prints it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _KEYS_IN_STEPS = frozenset({"records", "more", "evicted", "listed_problems"})
-"""The lists in a job's result that repeat the reports of its steps, and `more`, which says whether such a list is
-incomplete. Only the API needs them, because it does not show steps."""
+"""Keys in a job's result that --json leaves out: lists of the job's steps, which the command has printed already, and
+`more`, which says whether such a list is incomplete. Only the management API needs them, because it shows no steps."""
 JsonLinesOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per line for each step, and the result at the end.")
 ]
@@ -41,10 +42,12 @@ def with_upkeep(
     *,
     create_data_directory: bool = False,
 ) -> T:
-    """Opens the data directory and the mirrors, runs `work`, and returns its result. This is also safe while a server
-    uses the directory. `config`, `data` and `mirror` are the values of the options of these names.
-    `create_data_directory`: creates the data directory if there is none. Ends the command with one line on stderr for
-    an error that an operator can fix."""
+    """Opens the data directory and the mirrors, runs `work`, and returns its result. A server may use the directory at
+    the same time. The argument of `work` is the object through which commands work on the store and the mirrors.
+
+    `config`, `data` and `mirror`: the values of the options of these names. `create_data_directory`: whether to create
+    the data directory if there is none. Ends the command with one line on stderr for an error that an operator can
+    fix."""
     settings = load_or_fail(config, data=data, mirror=mirror).settings
     with one_line_errors():
         return run_on_backend(settings, lambda backend: work(backend.upkeep), create_if_missing=create_data_directory)
@@ -61,11 +64,13 @@ def run_as_job(
     on_step: Callable[[Mapping[str, JSON]], None] | None = None,
     create_data_directory: bool = False,
 ) -> JSON:
-    """Runs the work of a command as a job of this kind, and returns the job's result. Ends the command with one line on
-    stderr if another process runs a job of the kind.
+    """Runs the work of a command as a *job*: work that is recorded in the data directory, so that `entrepot jobs` can
+    show and stop it. Returns the job's result. Ends the command with one line on stderr if another process runs a job
+    of the same kind.
 
-    `make_work` returns the work of the job for the opened data directory. With `as_json`, prints each step as a line of
-    JSON; otherwise calls `on_step` for each step and shows a bar in a terminal."""
+    `kind` and `arguments`: the kind and the arguments of the job. `make_work` returns the work of the job for the
+    opened data directory. With `as_json`, prints each step as a line of JSON; otherwise calls `on_step` for each step
+    and shows a bar in a terminal. The other parameters are those of `with_upkeep`."""
 
     async def work(upkeep: UpkeepComponents) -> JSON:
         from storage.upkeep.job_runner import run_in_command
@@ -86,8 +91,7 @@ def run_as_job(
 
 
 def print_done(totals: Mapping[str, JSON]) -> None:
-    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out the keys of the
-    result that only the API needs."""
+    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out `_KEYS_IN_STEPS`."""
     print_json_line({"event": "done", **{name: value for name, value in totals.items() if name not in _KEYS_IN_STEPS}})
 
 
