@@ -1,5 +1,6 @@
-"""The commands `entrepot client PROGRAM`, which print configuration files that make a client, such as docker, pull
-through this registry's mirrors, and `entrepot client check PROGRAM`, which checks the files that are there.
+"""The commands `entrepot client PROGRAM` and `entrepot client check PROGRAM`. The first print configuration files that
+make a client, such as docker, pull through this registry's mirrors. The second checks whether the files of a client on
+this machine do that.
 
 An *upstream* is a remote registry that this registry mirrors, such as `docker.io`.
 """
@@ -166,8 +167,8 @@ def _parse_address(url: str) -> RegistryAddress:
 
 def _address_in_settings(settings: Settings) -> RegistryAddress:
     """Returns the address that the settings give. If the address comes from `listen` and its host is a wildcard, such
-    as `0.0.0.0`, the result has the host `localhost` in its place. Other machines cannot use this address, so this
-    prints a hint on stderr. Ends the command if the settings leave the port to the system."""
+    as `0.0.0.0`, the result has the host `localhost` in its place. In that case, prints a hint on stderr, because other
+    machines cannot use this address. Ends the command if `listen` has port 0 and there is no `public_url`."""
     if not settings.public_url and settings.listen.endswith(":0"):
         fail(
             "with port 0 the server picks a free port when it starts, so the settings do not tell the port; "
@@ -183,8 +184,8 @@ def _address_in_settings(settings: Settings) -> RegistryAddress:
 
 
 def _select_hosts(settings: Settings, names: list[str]) -> list[MirroredHost]:
-    """Returns the hosts that `names`, the values of --upstream, select; all hosts if `names` is empty. Ends the command
-    for a name that is not mirrored.
+    """Returns the hosts that `names` select; all hosts if `names` is empty. `names`: the values of --upstream. Ends the
+    command for a name that is not mirrored.
 
     If the settings have no upstream, each name becomes an upstream with default settings, and an empty `names` means
     docker.io."""

@@ -19,12 +19,15 @@ from registry.printable import is_utf8
 class CommandLine(TyperGroup):
     """The command `entrepot`, with all its subcommands.
 
-    Refuses arguments that are not UTF-8, as wrong usage: names, notes and paths of directories are stored in JSON and
-    SQLite, which have only Unicode. Only the path of a file can have any bytes. If the standard output fails, ends the
-    command with one line on stderr and exit code 1; without a line if it is a pipe whose reader has ended."""
+    Refuses an argument that is not UTF-8, with a usage error: names, notes and paths of directories are stored in JSON
+    and SQLite, which have only Unicode. The path of a file may have any bytes.
+
+    If a write to the standard output fails, ends the command with one line on stderr and exit code 1. Prints no line
+    if the standard output is a pipe whose reader has ended."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """Runs the command line `args`; None: that of this process. Raises SystemExit."""
+        """Runs the command with the arguments `args`; None: the arguments of this process. Passes `rest` and `options`
+        on to typer. Raises SystemExit."""
         words = sys.argv[1:] if args is None else list(args)
         if not all(map(is_utf8, words)):
             for parameter in _text_parameters(self):
@@ -36,11 +39,11 @@ class CommandLine(TyperGroup):
                 sys.stdout.flush()
             except OSError as error:
                 discard_stdout()
-                if not end.code:
+                if not end.code:  # a command that has failed keeps its own exit code
                     _end_without_stdout(error)
             raise
         except OSError as error:
-            if error.filename != STDOUT_NAME:
+            if error.filename != STDOUT_NAME:  # the error is not about the standard output
                 raise
             _end_without_stdout(error)
 
@@ -55,7 +58,8 @@ def _end_without_stdout(error: OSError) -> None:
 
 
 def _text_parameters(command: Any) -> Iterator[Any]:
-    """Yields the arguments and options of a command, and of its subcommands, whose values must be UTF-8."""
+    """Yields the arguments and options whose values must be UTF-8, of a command and of its subcommands: all but those
+    that name a file. `FILE` is then part of the metavar, which is the placeholder in the help text."""
     for subcommand in getattr(command, "commands", {}).values():
         yield from _text_parameters(subcommand)
     if isinstance(command, TyperCommand):

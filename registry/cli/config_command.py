@@ -82,7 +82,7 @@ def settings_as_toml(loaded: LoadedSettings) -> str:
     Lists of tables come last, because TOML would read a top-level setting after a table as part of that table."""
     settings: list[tuple[SettingPath, list[str]]] = []
     tables: list[str] = []
-    # Sorts by group; the top-level settings, whose group is the empty tuple, come first.
+    # Sorts by group: the group of `gc.grace` is `("gc",)`. The group of a top-level setting is `()`, which comes first.
     for path, field in sorted(setting_fields(), key=lambda item: item[0][:-1]):
         value, origin = plain_value(loaded.settings, path), loaded.origins[".".join(path)]
         if table_model(field):

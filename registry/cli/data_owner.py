@@ -49,8 +49,8 @@ def server_user(data: Path) -> tuple[int, int]:
     - This process's user is neither root nor the owner of the directory, but may write to it, and the database belongs
       to this user or does not exist: the uid and the gid of this process.
     - The directory belongs to root, its group or all users may write to it, and it has a database, as on a volume of
-      Kubernetes (`fsGroup`): the uid of the database, and the gid of the directory or, if all users may write, of the
-      database.
+      Kubernetes (`fsGroup`): the uid of the database. If all users may write to the directory, the gid of the database,
+      too; otherwise the gid of the directory.
     - Otherwise: the uid and the gid of the directory."""
     from storage.composition import layout_of
 
@@ -78,9 +78,10 @@ def become_owner(data: Path) -> None:
     """Permanently switches this process from root to the user and group with which a server uses the directory `data`
     (`server_user`). The process leaves all other groups.
 
-    Does nothing if the process is not root, if that user is root, or if `data` does not exist. Must be called while the
-    process has only one thread, because capset(2) changes only the calling thread. If the kernel does not allow the
-    switch, as in some containers, the process stays root if `data` belongs to root. Otherwise raises OwnerError."""
+    Does nothing if the process is not root, if the server's user is root, or if `data` does not exist. Must be called
+    while the process has only one thread, because capset(2) changes only the calling thread. If the kernel does not
+    allow the switch, as in some containers, the process stays root if `data` belongs to root. If it does not, raises
+    OwnerError."""
     if os.geteuid() != 0 or not os.path.exists(data):  # in contrast to `Path.exists`, this raises nothing
         return
     uid, gid = server_user(data)
@@ -200,10 +201,10 @@ def run_on_backend(
     create_if_missing: bool = False,
     interrupted_text: str = INTERRUPTED,
 ) -> T:
-    """Prepares the data directory like `prepare_data_directory`, opens the backend (`registry.backend`) on it, runs
-    `work`, and returns its result. This is also safe while a server uses the directory. `interrupted_text`: what the
-    command prints on stderr if SIGINT or SIGTERM ends it. Raises the errors of `prepare_data_directory` and of `work`,
-    RegistryError, and OSError."""
+    """Prepares the data directory like `prepare_data_directory`, opens the backend on it, runs `work`, and returns its
+    result. The backend is the store with the mirrors (`registry.backend`). A server may use the directory at the same
+    time. `interrupted_text`: what the command prints on stderr if SIGINT or SIGTERM ends it. Raises the errors of
+    `prepare_data_directory` and of `work`, RegistryError, and OSError."""
     prepare_data_directory(settings, create_if_missing=create_if_missing)
 
     async def open_and_work() -> T:

@@ -1,5 +1,6 @@
-"""The command `entrepot events`: shows events (pushes, pulls and other changes of the content). It also shows pending
-and failed *deliveries* of events to webhooks, and retries failed ones."""
+"""The command `entrepot events`: shows events (pushes, pulls and other changes of the content). It also shows the
+pending and failed *deliveries* of events to webhooks. A *dead letter* is a failed delivery that the server no longer
+retries by itself. This command can retry it."""
 
 from __future__ import annotations
 
@@ -138,7 +139,8 @@ def _list_deliveries(
     only_pending: bool,
     as_json: bool,
 ) -> None:
-    """Prints the events that are not delivered to webhooks yet, and the dead letters."""
+    """Prints the pending deliveries and the dead letters, or only one kind of them (`only_pending`, `only_dead`).
+    `webhook`: the name of the webhook; None: all. `limit`: the largest number of lines."""
     from registry.admin.event_routes import DeliveryResponse
     from registry.cli.upkeep.upkeep_run import with_upkeep
 

@@ -34,8 +34,10 @@ async def summarize_image(
 ) -> dict[str, Any]:
     """Returns the summary of a manifest as a dict of JSON values. An index has the key `manifests` with its children;
     any other manifest has `config`, `layers`, `total` (bytes of both), `platform` and `created`. Raises ManifestUnknown
-    if there is no such manifest. `served`: the digest that pulls of the reference get; None: pulls get the digest of
-    the stored tag."""
+    if there is no such manifest.
+
+    `served`: the digest that a pull of the reference gets; None: pulls get what the reference means in the store. The
+    two can differ for a mirrored tag, for example because the tag is kept at an older digest."""
     repo = image_reference.repository
     manifest = await registry.get_manifest(repo, served or image_reference.reference)
     summary: dict[str, Any] = {

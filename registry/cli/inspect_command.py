@@ -55,9 +55,10 @@ def inspect(
 
 
 async def _served_digest(settings: Settings, stored: StoredRegistry, image: ImageReference) -> Digest | None:
-    """Returns the digest that pulls of a mirrored tag get, if the tag is frozen or its upstream has a cooldown (new
-    digests are served only after a delay). Returns None if pulls get the digest of the stored tag, or if the cooldown
-    allows no digest yet."""
+    """Returns the digest that a pull of `image` gets, if this may be another digest than that of the stored tag. There
+    are two such cases, both for a tag of a mirrored repository. A *frozen* tag stays at one digest. If the upstream
+    (the mirrored registry) has a *cooldown* in the settings, a new digest is served only after this delay. Returns None
+    in all other cases, and if the cooldown allows no digest yet."""
     from storage.names import Tag
 
     repo, reference = image

@@ -40,13 +40,15 @@ class LiveConfiguration:
 
     def propose(self) -> Proposal:
         """Reads and checks the settings, and the files for logins that they name, such as the htpasswd file. Returns
-        the settings as a proposal, which takes effect with `accept`. Raises ChangeRefused."""
+        the settings as a proposal, which takes effect with `accept`. Raises ChangeRefused if the settings or a file
+        cannot be used, or if a changed setting cannot take effect in a reload."""
         try:
             settings = load_settings(self._flags, self._file).settings
         except ConfigError as error:
             raise ChangeRefused(str(error)) from None
         changes = list(self._changes(settings))
-        # `entrepot restart` replaces the program of the running server. A start is possible only after a stop.
+        # Some changes take effect only when the server is stopped and started, others also at `entrepot restart`, which
+        # replaces the program of the running server.
         for effect, how in (("start", STOP_AND_START), ("restart", "run `entrepot restart`")):
             if names := [name for name, takes_effect in changes if takes_effect == effect]:
                 verb = "takes" if len(names) == 1 else "take"
@@ -57,7 +59,8 @@ class LiveConfiguration:
         return proposal
 
     def accept(self, proposal: Proposal) -> None:
-        """Makes the settings of the last proposal take effect, in this process and in workers that it forks later."""
+        """Makes the settings of the last proposal take effect, in this process and in workers that it forks later.
+        Raises ValueError if `proposal` is not the last one."""
         from registry.backend import preload_mirrors
         from registry.log_output import set_log_level
 

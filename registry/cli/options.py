@@ -83,7 +83,8 @@ def load_or_fail(file: Path | None, **flags: Any) -> LoadedSettings:
     """Loads the settings from `flags`, environment variables and the settings file. Prints warnings on stderr. Ends the
     command if a setting is invalid.
 
-    `flags` maps the name of a setting to the value of its flag; None or an empty list: the flag was not given."""
+    `file`: the value of --config. `flags` maps the name of a setting to the value of its flag; None or an empty list:
+    the flag was not given."""
     try:
         loaded = load_settings(given_flags(flags), file)
     except ConfigError as error:

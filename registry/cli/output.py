@@ -1,7 +1,7 @@
 """Output of commands, for people and for programs: lines, tables, JSON, sizes, times.
 
-Commands print only with the functions of this module. They replace control characters, because names and texts from
-images, archives, settings and other servers could control the terminal.
+Commands print only with the functions of this module. These functions replace control characters, because names and
+texts from images, archives, settings and other servers could control the terminal.
 
 Functions import `rich` when they need it, because the import takes a noticeable time and most commands print no table.
 """

@@ -9,17 +9,18 @@ import sys
 from typing import Any, Final
 
 STDOUT_NAME: Final = "standard output"
-"""The file name of an OSError about the standard output. Other OSErrors without a file name remain without one."""
+"""The file name in an OSError of a write to the standard output, except a BrokenPipeError. Python itself sets no file
+name in this error, so that callers could not tell which file the error is about."""
 
 
 def prepare_streams() -> None:
     """Opens those of the file descriptors 0, 1 and 2 that are closed, and makes the errors of stdout recognizable. Must
     be called before the process opens files.
 
-    A file that a process opens gets the lowest closed descriptor. This file could be the database, and what is printed
-    would go into it. Afterwards, a read of a closed stdin finds nothing, a write to a closed stdout fails, and a write
-    to a closed stderr does nothing."""
-    for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+    Without this, a file that the process opens would get the lowest closed descriptor. This file could be the database,
+    and what is printed would go into it. Afterwards, a read of a closed stdin finds nothing, a write to a closed stdout
+    fails, and a write to a closed stderr does nothing."""
+    for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):  # a write to 1 has to fail, so it is read-only
         try:
             os.fstat(fd)
         except OSError:

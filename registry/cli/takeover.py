@@ -1,5 +1,6 @@
-"""Functions with which `entrepot serve` takes over from an older process of the server at a restart. They also provide
-the sockets to listen on: those of the older process, those from systemd, or new ones."""
+"""Functions with which `entrepot serve` takes over from the running version of the server at `entrepot restart`. The
+new version replaces the old one in the same process. Before that, it checks in a process of its own whether it can take
+over. The module also provides the sockets to listen on: those of the old version, those from systemd, or new ones."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from registry.server.gate.listener import ListenError
 
 STOP_AND_START = "stop the server and start it again (systemctl restart entrepot, or docker restart)"
-"""What to do if a changed address cannot take effect in a restart."""
+"""What to do if a changed address cannot take effect at `entrepot restart`."""
 
 
 def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback: bool) -> Successor:
@@ -128,11 +129,12 @@ def metrics_address(settings: Settings) -> str | None:
 def listening_sockets(
     settings: Settings, handover: Handover | None
 ) -> tuple[list[socket.socket], socket.socket | None]:
-    """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). With an
-    older process (`handover`), takes over its sockets, but opens new ones for the addresses that have changed in the
-    settings. Without an older process, uses the sockets that systemd has opened, or else opens a new one. The older
-    process passes its socket for the metrics last. Ends the command with an error message if a socket cannot be
-    opened."""
+    """Returns the sockets to listen on, and the socket that serves only the metrics (None: there is none). `handover`:
+    what the old version hands over to this one; None: the server has just been started.
+
+    With a handover, takes over the sockets of the old version, of which the socket for the metrics is the last. Opens
+    new sockets for the addresses that have changed in the settings. Without a handover, uses the sockets that systemd
+    has opened, or else opens a new one. Ends the command with an error message if a socket cannot be opened."""
     from registry.server.gate.listener import ListenError, bind
     from registry.server.process.systemd import activated_sockets, listening_socket
 
