@@ -25,7 +25,8 @@ from storage.imports import ImportInvalid
 
 PREFIX: Final = "REGISTRY_"
 PASSWORD_VARIABLE: Final = "UPSTREAM_PASSWORD"
-"""The variable that the translated settings name for the password of `proxy.username`."""
+"""The environment variable from which this registry reads the password of `proxy.username`, by the translated
+settings."""
 MAX_KEYS: Final = 10_000
 """Largest number of keys in the old settings."""
 MAX_NUMBER_CHARACTERS: Final = 100
@@ -125,7 +126,7 @@ class _Translation:
         self._translate_http()
         self._translate_auth()
         self._translate_proxy()
-        self._setting("log_level", self._first("log.level", "loglevel"), lambda value: _LOG_LEVELS.get(str(value)))
+        self._setting("log_level", self._take_first("log.level", "loglevel"), lambda value: _LOG_LEVELS.get(str(value)))
         for path in self._leaves:
             self._comments.append(f"# {_comment(path)}: {reason_for(path) or UNKNOWN_KEY}")
         lines = ["# Translated from the settings of a CNCF Distribution registry.", *self._top]
@@ -145,7 +146,7 @@ class _Translation:
         # Always written, because the old registry refuses deletes by default, and this one allows them.
         allows_deletes = _is_true(self._take("storage.delete.enabled"))
         self._top.append(f"delete = {_toml(allows_deletes)}")
-        readonly = self._first("storage.maintenance.readonly.enabled", "storage.maintenance.readonly")
+        readonly = self._take_first("storage.maintenance.readonly.enabled", "storage.maintenance.readonly")
         if _is_true(readonly[1]):
             self._top.append("read_only = true")
         purging = self._take("storage.maintenance.uploadpurging.enabled")
@@ -154,7 +155,7 @@ class _Translation:
                 "# storage.maintenance.uploadpurging.enabled: unfinished uploads are always deleted here, after "
                 "[uploads] expire"
             )
-        age = self._first("storage.maintenance.uploadpurging.age")
+        age = self._take_first("storage.maintenance.uploadpurging.age")
         self._setting("expire", age, _duration_above_zero, table="[uploads]")
 
     def _translate_http(self) -> None:
@@ -173,7 +174,7 @@ class _Translation:
                     is_insecure_open = True
             else:
                 self._comments.append("# http.addr: this is not HOST:PORT; set listen")
-        host_source = self._first("http.host")
+        host_source = self._take_first("http.host")
         self._setting("public_url", host_source, _public_url)
         public_host = urlsplit(_public_url(host_source[1]) or "").hostname
         if public_host and not (is_insecure_open or self._has_accounts() or is_loopback_host(public_host)):
@@ -184,17 +185,17 @@ class _Translation:
                 "# before you add an account with `entrepot user add NAME --admin`, or let everybody push and delete:",
                 "# insecure_open = true",
             ]
-        self._setting("shutdown_grace", self._first("http.draintimeout"), _duration)
-        self._setting("certificate", self._first("http.tls.certificate"), _text, table="[tls]")
-        self._setting("key", self._first("http.tls.key"), _text, table="[tls]")
+        self._setting("shutdown_grace", self._take_first("http.draintimeout"), _duration)
+        self._setting("certificate", self._take_first("http.tls.certificate"), _text, table="[tls]")
+        self._setting("key", self._take_first("http.tls.key"), _text, table="[tls]")
         authorities = self._take_list("http.tls.clientcas")
         if authorities:
-            self._table("[tls]", f"client_ca = {_toml(str(authorities[0]))}")
+            self._add_line("[tls]", f"client_ca = {_toml(str(authorities[0]))}")
         if len(authorities) > 1:
             self._comments.append("# http.tls.clientcas: there is one file here; append the other files to the first")
         self._setting(
             "client_auth",
-            self._first("http.tls.clientauth"),
+            self._take_first("http.tls.clientauth"),
             lambda value: _CLIENT_AUTH.get(str(value)),
             table="[tls]",
         )
@@ -210,9 +211,9 @@ class _Translation:
     def _translate_auth(self) -> None:
         path = self._take("auth.htpasswd.path")
         if path is not _MISSING:
-            self._table("[auth]", f"htpasswd = {_toml(str(path))}")
-            self._table("[auth]", "# These accounts have no rights until you grant some. Each of them had these:")
-            self._table("[auth]", "#   entrepot grant add '**' pull,push,delete authenticated")
+            self._add_line("[auth]", f"htpasswd = {_toml(str(path))}")
+            self._add_line("[auth]", "# These accounts have no rights until you grant some. Each of them had these:")
+            self._add_line("[auth]", "#   entrepot grant add '**' pull,push,delete authenticated")
 
     def _translate_proxy(self) -> None:
         url = self._take("proxy.remoteurl")
@@ -224,18 +225,20 @@ class _Translation:
             self._comments.append("# proxy.remoteurl: this is not the URL of a registry; set [[upstream]]")
             return
         name = "docker.io" if host in _HUB_HOSTS else host
-        self._table("[[upstream]]", f"name = {_toml(name)}")
+        self._add_line("[[upstream]]", f"name = {_toml(name)}")
         endpoint = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         if name != "docker.io" and endpoint != f"https://{name}":
-            self._table("[[upstream]]", f"endpoints = [{_toml(endpoint)}]")
-        self._table("[[upstream]]", "default = true")
+            self._add_line("[[upstream]]", f"endpoints = [{_toml(endpoint)}]")
+        self._add_line("[[upstream]]", "default = true")
         username = self._take("proxy.username")
         password = self._take("proxy.password")
         if username not in (_MISSING, None, ""):
-            self._table("[[upstream]]", f"username = {_toml(str(username))}")
-            self._table("[[upstream]]", f"password_env = {_toml(PASSWORD_VARIABLE)}")
+            self._add_line("[[upstream]]", f"username = {_toml(str(username))}")
+            self._add_line("[[upstream]]", f"password_env = {_toml(PASSWORD_VARIABLE)}")
             if password is not _MISSING:
-                self._table("[[upstream]]", f"# Set the variable {PASSWORD_VARIABLE} to the value of proxy.password.")
+                self._add_line(
+                    "[[upstream]]", f"# Set the variable {PASSWORD_VARIABLE} to the value of proxy.password."
+                )
 
     def _setting(
         self,
@@ -255,16 +258,17 @@ class _Translation:
         elif table is None:
             self._top.append(f"{name} = {_toml(converted)}")
         else:
-            self._table(table, f"{name} = {_toml(converted)}")
+            self._add_line(table, f"{name} = {_toml(converted)}")
 
-    def _table(self, table: str, line: str) -> None:
+    def _add_line(self, table: str, line: str) -> None:
+        """Adds a line to a table of the settings file. `table`: its header, such as `[tls]`."""
         self._tables.setdefault(table, []).append(line)
 
     def _take(self, path: str) -> Value:
         """Removes a key from the document and returns its value; _MISSING if it is not there."""
         return self._leaves.pop(path, _MISSING)
 
-    def _first(self, *paths: str) -> tuple[str, Value]:
+    def _take_first(self, *paths: str) -> tuple[str, Value]:
         """Removes all these keys from the document. Returns the first of them that the document had, with its value."""
         present = [(path, value) for path in paths if (value := self._take(path)) is not _MISSING]
         return present[0] if present else (paths[0], _MISSING)
@@ -277,8 +281,9 @@ class _Translation:
 
 
 def _leaves(value: Value, path: str = "", depth: int = 0) -> Iterator[tuple[str, Value]]:
-    """Yields the value of each key of a document, with the names that lead to it. Raises ImportInvalid if there are
-    more than `MAX_KEYS`."""
+    """Yields the path and the value of each key that contains no further keys. The path is like `http.addr`. In a list,
+    the position takes the place of a name, as in `http.tls.clientcas.0`. Raises ImportInvalid if there are more than
+    `MAX_KEYS`, or if they are nested too deeply."""
     count = 0
     items: Iterator[tuple[Value, Value]]
     if isinstance(value, dict) and value:

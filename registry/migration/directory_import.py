@@ -1,5 +1,5 @@
-"""Imports the directory of a CNCF Distribution registry (`DirectoryImport`), in jobs of the kind `import-registry`.
-This registry's server and the old registry may run at the same time.
+"""Imports the directory of a CNCF Distribution registry, the *old registry* (`DirectoryImport`), in jobs of the kind
+`import-registry`. This registry's server and the old registry may run at the same time.
 
 The file of a blob becomes a blob of this registry by a hard link if that is possible and safe, otherwise by a copy.
 Each file is read and its digest checked in both cases. Manifests are small and go into the database.
@@ -40,7 +40,7 @@ STOPPING: Final = (StorageFull, StorageFailed, JobStopped)
 
 
 class DirectorySource:
-    """The content of the old registry's directory. Implements `ContentSource`."""
+    """The content of the old registry's directory. Implements `registry.migration.image_writer.ContentSource`."""
 
     def __init__(
         self, store: StoredRegistry, directory: DistributionDirectory, report: ImportReport, *, actor: str, copy: bool
@@ -74,7 +74,7 @@ class DirectorySource:
         """A context manager that opens the file of a blob, and closes it when the block ends. Raises ContentBroken."""
         opening = asyncio.get_running_loop().run_in_executor(None, self._directory.open_blob, repo, digest)
         try:
-            file_descriptor = await asyncio.shield(opening)
+            file_descriptor = await asyncio.shield(opening)  # a cancelled task cannot stop the thread that opens it
         except asyncio.CancelledError:
             opening.add_done_callback(_close_opened)
             raise
@@ -142,8 +142,8 @@ class DirectorySource:
 
 
 class DirectoryImport:
-    """One import of a directory. `overwrite`: whether to set also tags that were changed or deleted in this registry,
-    and to import also manifests that retention has deleted here."""
+    """One import of a directory. `overwrite`: whether to set tags even if they were changed or deleted in this
+    registry, and to import manifests even if retention has deleted them here."""
 
     def __init__(
         self,
@@ -210,8 +210,8 @@ class DirectoryImport:
         await self._note_left_out(repo)
 
     def _report_broken(self, repo: RepositoryName, entry: BrokenEntry, kind: str) -> None:
-        """Reports an entry of the repository that cannot be imported. `kind`: `tag` or `digest`. If the entry is a
-        directory that cannot be listed, it has no name, and only the repository is reported with it."""
+        """Reports an entry of the repository that cannot be imported. `kind`: `tag` or `digest`. An entry for a
+        directory that cannot be listed has no name; the report then names only the repository."""
         self._report.problem(repo, entry.reason, **({kind: entry.name} if entry.name else {}))
 
     async def _import_untagged(self, repo: RepositoryName, reported: set[Digest]) -> None:
@@ -296,8 +296,8 @@ def _read(file_descriptor: int, offset: int, digest: Digest) -> bytes:
 
 
 def _manifests_below(error: RegistryError) -> tuple[Digest, ...]:
-    """If an index could not be imported because of a manifest below it, returns the digests of that manifest
-    and of the indexes between the two."""
+    """If an index could not be imported because of a manifest below it, returns the digest of that manifest, and those
+    of the indexes on the way from the index to the manifest. Returns nothing for any other error."""
     return error.below if isinstance(error, ContentBroken) else ()
 
 

@@ -1,4 +1,5 @@
-"""Reads the data directory of a CNCF Distribution registry (`registry:2`, `registry:3`): `DistributionDirectory`.
+"""Reads the data directory of a CNCF Distribution registry (`registry:2`, `registry:3`), the *old registry*:
+`DistributionDirectory`.
 
     ROOT = …/docker/registry/v2
     ROOT/repositories/NAME/_manifests/tags/TAG/current/link          the digest that the tag points at
@@ -9,8 +10,10 @@
 
 A *link* is a file named `link` that contains a digest. A deleted manifest leaves its directory in `revisions` without
 the link. The old registry serves a manifest or blob only from the repositories that have a link to it, so that knowing
-a digest gives no access to content of another repository. The old registry may run meanwhile: it moves a finished layer
-to its place and never writes to that file again, and its garbage collection only unlinks files. All methods block.
+a digest gives no access to content of another repository.
+
+The old registry may run while its directory is read: it moves a finished layer to its place and never writes to that
+file again, and its garbage collection only unlinks files. All methods block.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ from storage.imports import ContentBroken, ImportInvalid
 from storage.names import MAX_NAME_LENGTH, Digest, RepositoryName, Tag, shown
 
 _ROOTS: Final = ("", "docker/registry/v2", "registry/v2", "v2", "_data/docker/registry/v2", "data/docker/registry/v2")
-"""The places below the user's path where ROOT may be. The user's path may be a docker volume, the directory in the
-settings of the old registry, or a directory below it."""
+"""The places where ROOT may be, below the path that the user gives. This path may be a docker volume, the directory in
+the settings of the old registry, or a directory below that one."""
 _MAX_LINK_BYTES: Final = 256
 """Largest number of bytes that are read of a link, which contains one digest."""
 _NOT_SERVED: Final = "the old registry does not serve it from this repository: its link is missing"

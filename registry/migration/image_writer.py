@@ -1,9 +1,11 @@
-"""Stores images of another registry in this one (`ImageWriter`): the blobs first, then the manifests, children before
-their index, and the tag with the last manifest. So an interrupted import leaves no incomplete image, and a second run
-continues.
+"""Stores images of another registry, the *old registry*, in this one (`ImageWriter`): the blobs first, then the
+manifests, and the tag with the last manifest. An index is stored after its *children*, the manifests that it lists. So
+an interrupted import leaves no incomplete image, and a second run continues. The content *below* a manifest is all that
+it refers to, directly or through its children.
 
-A manifest can name any digest. So a blob that this registry has already is added to another repository only after the
-old registry has shown that its repository of the same name has the blob (ADR 9).
+A manifest can name any digest, even one of content that its author may not read. So a blob that this registry has
+already, in another repository, is added to a repository only after the old registry has shown that its repository of
+the same name has the blob (ADR 9).
 
 If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
 undo a push. The history of the tag names the program of each change: `IMPORT_PROGRAM` for an import. Content that
@@ -38,8 +40,8 @@ the manifest before it is stored."""
 
 
 TimeEstimate = Callable[[Manifest], Awaitable[float]]
-"""Estimates when a tag was set at the old registry, in seconds since 1970, from the manifest that it points at and that
-this registry has."""
+"""Estimates when a tag was set at the old registry, in seconds since 1970. The argument is the manifest that the tag
+points at. This registry must have it already."""
 
 
 class ContentSource(Protocol):
@@ -124,8 +126,8 @@ class ImageWriter:
     async def _complete_records(
         self, repo: RepositoryName, tag: Tag, digest: Digest, set_at: float | TimeEstimate
     ) -> None:
-        """Records the import that has set the tag, if there is no record of it, because that import was interrupted or
-        an earlier version of the program ran it. Does nothing if a client has set the tag."""
+        """Records the import that has set the tag, if this record is missing. It is missing if that import was
+        interrupted, or if an earlier version of the program ran it. Does nothing if a client has set the tag."""
         if await self._store.pulls.record(repo, digest) is not None:
             return
         change = await self._store.imports.last_tag_change(repo, tag)
@@ -163,7 +165,8 @@ class ImageWriter:
         depth: int = 0,
     ) -> Manifest:
         """Stores a manifest, and all manifests and blobs below it. Points `tags` at the manifest if `condition` holds.
-        Returns the manifest. Raises the errors of `import_tag`, and PreconditionFailed."""
+        `depth`: the number of indexes above the manifest. Returns the manifest. Raises the errors of `import_tag`, and
+        PreconditionFailed."""
         if depth > MAX_NESTED_INDEXES:
             raise ContentBroken(f"its indexes are nested more than {MAX_NESTED_INDEXES} levels deep")
         async with self._manifest_locks.hold((repo, digest)):
@@ -205,6 +208,7 @@ class ImageWriter:
     async def _import_content(self, repo: RepositoryName, manifest: Manifest, depth: int) -> None:
         """Stores the manifests and blobs to which a manifest refers."""
         for child in manifest.manifests:
+            # `blob_children`: the entries of an index that may be blobs, as in the indexes of BuildKit's build cache.
             try:
                 if child.digest in manifest.blob_children:
                     await self._import_blob(repo, child)
@@ -234,9 +238,9 @@ class ImageWriter:
         await run_workers(each(iter(blobs.values())), import_listed_blob, min(BLOBS_AT_A_TIME, max(len(blobs), 1)))
 
     async def _import_blob(self, repo: RepositoryName, blob: Descriptor, *, may_mount: bool = True) -> None:
-        """Stores a blob in a repository. If another repository of this registry has the blob, and the old registry
-        serves it from this repository, too, mounts the blob, so that its bytes are fetched only once. `may_mount`:
-        False for a foreign layer, which is only stored if the old registry sends its bytes."""
+        """Stores a blob in `repo`. If another repository of this registry has the blob already, and the old registry
+        serves the blob from its repository `repo`, mounts the blob, so that its bytes are fetched only once.
+        `may_mount`: False for a foreign layer, which is only stored if the old registry sends its bytes."""
         async with self._blob_locks.hold(blob.digest):
             try:
                 await self._store.resolve_blob(repo, blob.digest)

@@ -1,8 +1,8 @@
 """Counts and reports the results of an import (`ImportReport`), and decides which repositories are imported
 (`RepositoryFilter`).
 
-A *problem* is content of the old registry that could not be imported. A *note* is information for the user about a case
-in which no content was lost.
+The *old registry* is the one whose content is imported. A *problem* is content of the old registry that could not be
+imported. A *note* is information for the user about a case in which no content was lost.
 """
 
 from __future__ import annotations

@@ -48,8 +48,9 @@ _ENDING: Final = (*STOPPING, SourceDown, ImportInvalid)
 
 @dataclass(slots=True)
 class _ReferrersApi:
-    """The referrers API of the old registry, for one repository. `is_there`: whether there is this API; None: not known
-    yet. `lock`: held while an image asks for it, so that the images of a repository ask only once."""
+    """The referrers API of the old registry, for one repository. `is_there`: whether the old registry has this API;
+    None: not known yet. `lock`: held during the request that finds this out, so that it is sent only once for all
+    images of the repository."""
 
     is_there: bool | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -99,8 +100,8 @@ class RemoteImport:
             self._report.note("", f"the pattern {pattern} matches no repository of the old registry")
 
     async def _images(self, names: list[str] | None) -> AsyncGenerator[ListedTag]:
-        """Yields the tags to import, those of a repository in the natural order of their names. Reads the tags of a
-        repository only after all tags of the previous repository were yielded."""
+        """Yields the tags to import, those of a repository in the natural order of their names (`build-9` before
+        `build-10`). Reads the tags of a repository only after all tags of the previous repository were yielded."""
         async for repo in self._chosen(names):
             self._report.repositories += 1
             async for tags in self._tags(repo):

@@ -1,4 +1,4 @@
-"""How the import over the network reaches the old registry (`RemoteOptions`)."""
+"""How the import over the network reaches the *old registry*, whose content is imported (`RemoteOptions`)."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ class RemoteOptions:
     jobs: int = 4
 
     def find_configured(self, configured: Iterable[Upstream]) -> Upstream | None:
-        """Returns the upstream in the settings (`configured`) of which the URL is an endpoint; None if there is none.
-        If there are several, returns the last one."""
+        """Returns the upstream that has the URL of the old registry as an endpoint; None if there is none. An upstream
+        is a mirrored registry, and its endpoints are its URLs. If there are several such upstreams, returns the last
+        one. `configured`: the upstreams in the settings."""
         matches = [upstream for upstream in configured if self.url.rstrip("/") in upstream.endpoints]
         return matches[-1] if matches else None
 
     def configured_name(self, configured: Iterable[Upstream]) -> str | None:
         """Returns the name of the upstream in the settings whose login is used; None if there is no such upstream, or
-        if the options name a login. A client that uses the name of an upstream, such as `docker.io`, sends its login
-        also to token services in that domain. They must not get a login from the options."""
+        if the options name a login. A client with the name of an upstream, such as `docker.io`, sends its login also to
+        token services in that domain. A login from the options must not be sent there."""
         found = None if self.username is not None else self.find_configured(configured)
         return None if found is None else found.name
 

@@ -1,7 +1,6 @@
-"""Reads the content of the *old registry*, the registry whose content is imported into this one, over the network, with
-the HTTP client of the mirrors (`RemoteRegistry`).
-
-`RequestRetries` repeats failed requests, and ends the import if the old registry is down or refuses the login.
+"""Reads the content of the *old registry*, which is imported into this registry, over the network (`RemoteRegistry`).
+Sends the requests with the HTTP client that mirrors use. `RequestRetries` repeats failed requests, and ends the import
+if the old registry is down or refuses the login.
 
 An error which says that content is unknown is `Unconfirmed` if the response does not prove this: possibly a proxy or
 firewall in front of the old registry sent the response, or the request lacked a login.
@@ -240,7 +239,7 @@ class RemoteRegistry:
 
     async def _download(self, repo: RepositoryName, blob: Descriptor) -> None:
         """Downloads the missing bytes of a blob, verifies its digest, and stores the blob in the repository. Makes one
-        attempt."""
+        attempt. The bytes that have arrived are in a *partial*, to which at most one process adds bytes (the owner)."""
         with closing(await self._store.partials.claim(blob.digest, blob.size, self._client.name)) as partial:
             if not partial.is_owner:
                 raise PartialLost("another process downloads this blob from the old registry")

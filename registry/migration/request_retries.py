@@ -1,5 +1,5 @@
-"""Repeats failed requests to the old registry, and ends the import if the old registry is down or refuses the login
-(`RequestRetries`).
+"""Repeats failed requests to the *old registry*, whose content is imported, and ends the import if the old registry is
+down or refuses the login (`RequestRetries`).
 
 A request is retried with growing pauses after errors that may be temporary. It *fails* if all its attempts get such
 errors. Failing requests show that the old registry is down, or that one repository is broken there. So they are counted
@@ -42,9 +42,9 @@ RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
-"""The import ends after requests of this number of repositories in a row have failed with other errors than
-`Unconfirmed`. After this number of failed requests of one repository in a row, or failed requests of this number of
-repositories, with any errors, the import ends only if GET `/v2/` fails, too. If GET `/v2/` succeeds, further failing
+"""The import ends if requests of this number of repositories have failed in a row, with other errors than
+`Unconfirmed`. If some of the repositories had only `Unconfirmed` errors, or if this number of requests of one
+repository have failed in a row, the import ends only if GET `/v2/` fails, too. If GET `/v2/` succeeds, further failing
 requests are retried only once."""
 MAX_REFUSED_REQUESTS: Final = 50
 """After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
@@ -96,7 +96,8 @@ class RequestRetries:
         raise AssertionError("the last attempt returns or raises")
 
     def _clear_failures(self) -> None:
-        """Called when a request has succeeded or got an error that is not temporary."""
+        """Forgets the failed requests, after a request has succeeded or got an error that is not temporary: the
+        failures are no longer in a row."""
         self._failures.clear()
         self._down_repositories.clear()
 

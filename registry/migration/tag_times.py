@@ -1,5 +1,5 @@
-"""Estimates when the tags of a registry were set, if the registry does not tell it (`ListedTag`). Retention keeps the
-newest tags, so the tags of a repository need an order that means something."""
+"""Estimates when the tags of the *old registry*, whose content is imported, were set (`ListedTag`), if it does not tell
+this. Retention keeps the newest tags, so the imported tags of a repository need an order that means something."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MAX_CONFIG_BYTES: Final = 4 * 1024 * 1024
 MAX_MANIFESTS: Final = 100
 """Largest number of manifests of an index that are read."""
 _EARLIEST: Final = 978_307_200.0
-"""The begin of 2001, in seconds since 1970. Builders write earlier times, such as 1970 or 1980, if they leave out the
-real one to get the same bytes again."""
+"""The beginning of 2001, in seconds since 1970. Reproducible builds state an earlier time, such as 1970 or 1980, in
+place of the real one."""
 _CREATED: Final = "org.opencontainers.image.created"
 """The annotation with the time at which an image was built (OCI image spec, "Pre-Defined Annotation Keys")."""
 _DIGITS: Final = re.compile("([0-9]+)")
