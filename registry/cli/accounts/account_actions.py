@@ -128,9 +128,9 @@ def _add_change(
 ) -> None:
     """Adds the subcommand `verb` to `app`. The subcommand calls `change` for the account that the user names.
 
-    The arguments of `change` are the `Administration`, which changes accounts, the account's name, whether the option
-    --force was given, and the *actor*: who makes the change, for the audit log. `has_force_option`: whether the
-    subcommand has the option --force."""
+    The arguments of `change` are the `Administration` (the object that changes accounts), the account's name, whether
+    the option --force was given, and the *actor* (who makes the change, for the audit log). `has_force_option`: whether
+    the subcommand has the option --force."""
     register = app.command(verb, help=help_text, epilog=words.examples(f"{verb} {words.example_name}"))
 
     def run(name: str, config: Path | None, data: str | None, force: bool) -> None:
