@@ -3,9 +3,9 @@ manifests, and the tag with the last manifest. An index is stored after its *chi
 an interrupted import leaves no incomplete image, and a second run continues. The content *below* a manifest is all that
 it refers to, directly or through its children.
 
-A manifest can name any digest, even one of content that its author may not read. So a blob that this registry has
-already, in another repository, is added to a repository only after the old registry has shown that its repository of
-the same name has the blob (ADR 9).
+A manifest can name any digest, even one of content that its author may not read. So before a blob that this registry
+has already is added to another repository, the old registry has to show that its repository of the same name has the
+blob (ADR 9).
 
 If somebody has changed a tag in this registry since the last import, the tag stays as it is: a second import must not
 undo a push. The history of the tag names the program of each change: `IMPORT_PROGRAM` for an import. Content that

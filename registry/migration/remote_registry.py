@@ -2,8 +2,8 @@
 Sends the requests with the HTTP client that mirrors use. `RequestRetries` repeats failed requests, and ends the import
 if the old registry is down or refuses the login.
 
-An error which says that content is unknown is `Unconfirmed` if the response does not prove this: possibly a proxy or
-firewall in front of the old registry sent the response, or the request lacked a login.
+An error that says that content is unknown is `Unconfirmed` if the response does not prove this. For example, a proxy or
+firewall in front of the old registry may have sent the response, or the request lacked a login.
 """
 
 from __future__ import annotations

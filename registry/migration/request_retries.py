@@ -42,10 +42,11 @@ RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
-"""The import ends if requests of this number of repositories have failed in a row, with other errors than
-`Unconfirmed`. If some of the repositories had only `Unconfirmed` errors, or if this number of requests of one
-repository have failed in a row, the import ends only if GET `/v2/` fails, too. If GET `/v2/` succeeds, further failing
-requests are retried only once."""
+"""The number of failures in a row after which the import ends, in two cases:
+
+- Requests of this number of repositories have failed, in each of them with an error other than `Unconfirmed`.
+- Requests of this number of repositories, or this number of requests of one repository, have failed with any errors,
+  and GET `/v2/` fails, too. If GET `/v2/` succeeds, further failing requests are retried only once."""
 MAX_REFUSED_REQUESTS: Final = 50
 """After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
 refuses the login, too. Each refusal can be a failed login, after which a registry may lock the account. But a registry
