@@ -26,11 +26,10 @@ from storage.interface import BlobReader
 from storage.names import Digest
 
 _ZERO_COPY: Final = "http.response.zerocopysend"
-"""Name of the ASGI extension, and type of its messages, with which the application tells the server to send a part of
-an open file."""
+"""Name of the ASGI extension for sending a part of an open file, and the type of the messages that request this."""
 _RANGES_BEFORE_PAUSE: Final = 16
-"""Number of ranges of one response after which the event loop can run the tasks of other requests. Without pauses, the
-1,024 ranges that a request may have would block the loop for 100 ms."""
+"""Number of ranges that a response sends before it pauses, so that the event loop can run other tasks. Without pauses,
+the 1,024 ranges that a request may have would block the loop for 100 ms."""
 
 
 async def head_blob(exchange: Exchange) -> None:
@@ -67,8 +66,8 @@ async def get_blob(exchange: Exchange) -> None:
     reader = await exchange.registry.open_blob(exchange.repo, digest, spans[0] if spans else None)
     try:
         if is_conditional and spans and etag_digest is not None and reader.is_incomplete:
-            # The blob was deleted after the condition was checked, and its mirror downloads it again. The new download
-            # may have other bytes than those that the client has already.
+            # The blob was deleted after the condition was checked, and its mirror downloads it again. The bytes of the
+            # new download are not verified yet, so they may not fit the bytes that the client has already.
             raise PartialLost("the blob was removed from this registry while the request was being answered; try again")
         await _send_span(exchange, reader, is_range=bool(spans))
     finally:
@@ -87,8 +86,8 @@ def _etag_digest(descriptor: Descriptor) -> Digest | None:
 
 
 async def _send_span(exchange: Exchange, reader: BlobReader, *, is_range: bool) -> None:
-    """Sends the span of the blob that `reader` reads. `is_range`: whether the client requested a range, which is sent
-    with 206; False: the span is the whole blob, which is sent with 200."""
+    """Sends the span of the blob that `reader` reads. `is_range`: whether the client requested a range. If so, the
+    status is 206. Otherwise the span is the whole blob, and the status is 200."""
     start, stop = reader.span
     size = reader.descriptor.size
     identity_headers = blob_headers(reader.descriptor.digest, verified=not reader.is_incomplete)

@@ -1,5 +1,5 @@
-"""`BodyMemory`: limits the memory of request bodies and responses that are in memory as a whole, and refuses bodies
-that the client sends too slowly.
+"""`BodyMemory` limits the memory for those request bodies and responses that are in memory as a whole. It also refuses
+request bodies that the client sends too slowly.
 
 The limits are budgets for all requests of a worker together (`registry.memory_budget`). The *share* of a request is the
 part of a budget that the request uses. If too little of a budget is free, a request waits, and is refused after some
@@ -43,8 +43,8 @@ SMALL_BODY_BYTES: Final = 16 * 1024
 """A body up to this size does not count against a budget in these cases: it is a manifest, and all of it has arrived
 before the handler asks for it; or it is a form or JSON, and arrives in one piece."""
 JOINED_BYTES: Final = 4 * 1024
-"""Pieces of a form or of JSON that are smaller than this are joined. The application keeps each piece as an object of
-its own, whose overhead of about 50 bytes the budget does not count."""
+"""Pieces of a form or of JSON that are smaller than this are joined, because the application keeps each piece as a
+separate object. The budget does not count the overhead of such an object, about 50 bytes."""
 BODY_STALL_SECONDS: Final = 20.0
 """The client's time allowance for a body, in seconds (see `_MinimumRate`). A client that has kept up with the minimum
 rate may pause for this long. A body that falls further behind the minimum rate than this is refused."""
@@ -164,7 +164,8 @@ class BodyMemory:
         such as a login form, does not count at all. An application that still calls `receive` after the start of its
         response only waits for the client to disconnect, and discards the body. So neither the budget nor the minimum
         rate applies then. The yielded `receive` joins small pieces of the body. It raises BodyTooSlow, and
-        TooManyRequests if no memory becomes free in time, or if other bodies of the client use its part of the budget.
+        TooManyRequests if no memory becomes free in time, or if this body and other bodies of the client together would
+        use more than a quarter of the budget.
 
         `client`: the network of the client's address (`registry.client_addresses.network_of`); None: unknown."""
         share = self.forms.share(client=client)
@@ -276,8 +277,8 @@ class BodyMemory:
 
 
 class _MinimumRate:
-    """A context manager for a block that receives a body. It makes the share grow with the body and enforces the
-    minimum rate.
+    """A context manager for a block that receives a body. It enforces the minimum rate, and makes the request's share
+    of the budget grow with the body.
 
     The client has a time allowance for the body, at first `stall_seconds`. Time that passes uses up the allowance, and
     each received byte adds to it. The allowance never becomes larger than `stall_seconds`, so a client that was fast at

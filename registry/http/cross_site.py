@@ -5,9 +5,9 @@ Sec-Fetch-Site says whether the page is of another site. Over plain HTTP to anot
 then only Origin names the page's site. Registry clients send neither header. Two kinds of requests are refused:
 
 - Requests other than GET and HEAD from a page of another site. These include the browser's preflight request (OPTIONS).
-- Requests from a browser on the registry's machine, while there are no accounts, if the Host header is not known to
-  name the registry. A page can make its own host name resolve to that machine (DNS rebinding). The browser then treats
-  the registry as the page's own site, and the page could read everything.
+- While there are no accounts: requests from a browser on the registry's machine with a Host header that is no known
+  name of the registry. A page can make its own host name resolve to that machine (DNS rebinding). The browser then
+  treats the registry as the page's own site, and the page could read everything.
 
 Sources: Fetch Metadata Request Headers; RFC 6454 (Origin); Fetch, "CORS protocol"; RFC 6761, 6.3 (localhost).
 """

@@ -22,7 +22,8 @@ from storage.content import OCI_INDEX, Descriptor
 from storage.names import Digest, shown
 
 MAX_LAST_CHARACTERS: Final = 1024
-"""Largest length of `last`. No name of an entry has more than 255 characters, and no encrypted cursor more than 700."""
+"""Largest length of `last`. No name of an entry has more than 255 characters. No encrypted cursor, which takes the
+place of a name in some links (`list_repositories`), has more than 700."""
 _COUNT = re.compile(r"[0-9]{1,18}")
 """A value of `n`. A number of 18 digits fits into SQLite's integers."""
 _INDEX_TYPE: Header = (b"content-type", OCI_INDEX.encode())
@@ -114,7 +115,8 @@ def _next_link(exchange: Exchange, path: str, last: str, requested: int | None) 
 async def list_referrers(exchange: Exchange) -> None:
     """Sends an image index of the manifests whose subject has the digest in the path. The subject need not exist.
 
-    A page has a limited number of entries. Its size is limited as well, because clients refuse large manifests."""
+    A page has a limited number of entries. Its size is limited as well, because clients read it as a manifest, and
+    refuse manifests that are too large."""
     subject = Digest(exchange.item)
     # A media type contains no space. A '+' that the client did not percent-encode was decoded as a space.
     artifact_type = (exchange.query.one("artifactType") or "").replace(" ", "+") or None
