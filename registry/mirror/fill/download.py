@@ -56,11 +56,14 @@ bytes are possibly wrong."""
 
 
 class NoReaders(Exception):
-    """The fill (the work of this process to get the blob) was stopped, because no client waits for the blob, and one of
-    these holds: the fill was a prefetch, and no client is expected to request the blob any more; all clients left
-    before the download began; another process downloads the blob; too many fills without clients wait for a connection;
-    or a slow request was cancelled, because other requests waited for its connection, before it had stored bytes that
-    the next request could leave out."""
+    """The fill (the work of this process to get the blob) was stopped. No client waits for the blob, and one of these
+    holds:
+
+    - The fill was a prefetch (no client had requested the blob), and no client is expected to request it any more.
+    - All clients left before the download began, or another process downloads the blob.
+    - Too many fills without clients wait for a connection.
+    - A slow request was cancelled, because other requests waited for its connection, and it had stored no bytes that
+      the next request could leave out."""
 
 
 class Download:
@@ -251,8 +254,9 @@ class Download:
             return await self._fetch_from(repo, is_new_connection, has_share)
 
     async def _fetch_from(self, repo: RepositoryName, is_new_connection: bool, has_share: bool) -> bool:
-        """Does what `_fetch` does. `repo`: the repository to request the bytes from. `has_share`: whether this request
-        holds one of the repository's permits to be slow while others wait for a slot (`ConnectionSlots`)."""
+        """Does what `_fetch` does. `repo`: the repository to request the bytes from. `has_share`: whether the request
+        holds a share of the repository (`ConnectionSlots.repository_share`). Without one, it may be cut off if it is
+        slow while other requests wait for a slot."""
         sink = self._next_sink()
         if sink is None:
             return False

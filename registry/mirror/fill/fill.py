@@ -74,7 +74,8 @@ class Fill:
         self.error: RegistryError | None = None
         self._context = context
         self._source = context.upstream.name
-        """The source of the partial blob (`Partials.claim`)."""
+        """The source that this fill passes to `Partials.claim`. Fills with different sources have different partial
+        blobs."""
         if is_separate:
             self._source += "@separate"
         self._partial: Partial | None = None
@@ -236,7 +237,8 @@ class Fill:
             self._end(server_stopping_error(), is_abandoned=True)
 
     def _end(self, error: RegistryError | None, *, is_abandoned: bool) -> None:
-        """Sets the result of the fill, wakes everything that waits for the fill, and closes the partial blob."""
+        """Sets the result of the fill, wakes everything that waits for the fill, and closes the partial blob.
+        `is_abandoned`: whether no client of this process needs the blob, or the server stops."""
         self.error = error
         self._context.observer.on_fill_ended(error, is_abandoned=is_abandoned)
         self._ended.set()

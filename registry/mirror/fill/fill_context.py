@@ -32,7 +32,7 @@ class FillContext:
     `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored. `stall_timeout`:
     the number of seconds without new bytes after which a fill fails. It applies once readers may have got bytes of the
     blob. Before that, the download is retried at most once (`RetryPolicy`). `observer`: counts the fills. `claims`: a
-    fill holds one of its `MAX_CLAIMS` places while it opens its files."""
+    fill holds one of its `MAX_CLAIMS` permits while it opens its files."""
 
     upstream: UpstreamClient
     partials: Partials

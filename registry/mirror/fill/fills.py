@@ -22,8 +22,8 @@ _Key = tuple[Digest, int, bool]
 
 
 class Fills:
-    """The running fills of this process. A blob has at most one shared fill and one separate fill.
-    A fill runs in a task of its own, which continues when the requests that use the fill have ended."""
+    """The running fills of this process. A blob has at most one shared fill and one separate fill. Each fill runs in
+    its own task, which continues when the requests that use the fill have ended."""
 
     def __init__(self, context: FillContext) -> None:
         self._context = context
@@ -83,8 +83,9 @@ class Fills:
         """Returns the shared fill, or with `is_separate` the separate fill, and adds `repo` to its `repositories`.
         Starts the fill if it is not running.
 
-        Uses a running separate fill instead of a shared one that is not running or has got no response yet, if the
-        separate fill has got a response, or if it requests the blob from `repo`."""
+        Without `is_separate`, returns a running separate fill all the same if two conditions hold: the shared fill is
+        not running, or has got no response yet; and the separate fill has got a response, or requests the blob from
+        `repo`."""
         shared, _ = self._fills.get((digest, size, False), (None, None))
         separate, _ = self._fills.get((digest, size, True), (None, None))
         if separate is not None and (shared is None or not shared.has_started):

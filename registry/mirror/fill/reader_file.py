@@ -36,10 +36,10 @@ class ReaderFile:
         open_files.add(self)
 
     def follow(self, partial: Partial) -> None:
-        """Refers to the file of `partial` from now on, unless the reader has got bytes, or the blob has another offset
-        in the new file than in the old one. Call it before the handle of the old partial blob is closed: then the file
-        system does not free the blocks of the old file in this call. Raises nothing; after an error, `partial` stays
-        the old one."""
+        """Makes the descriptor refer to the file of `partial`, unless the reader has got bytes, or the blob has another
+        offset in the new file than in the old one. Call it before the handle of the old partial blob is closed: then
+        the file system does not free the blocks of the old file in this call. Raises nothing; after an error, `partial`
+        stays the old one."""
         if self.is_used or partial.file.offset != self.file.offset:
             return
         with suppress(OSError):
@@ -47,9 +47,9 @@ class ReaderFile:
             self.partial = partial
 
     async def replace(self, stored: OpenFile) -> bool:
-        """Refers to the file of the stored blob from now on, and returns True. Does nothing and returns False if the
-        reader has got bytes, or if the blob has another offset in the new file than in the old one. Call it only after
-        the fill has ended. If the call is cancelled, the file is replaced all the same. Raises StorageFailed."""
+        """Makes the descriptor refer to the file of the stored blob, and returns True. Does nothing and returns False
+        if the reader has got bytes, or if the blob has another offset in the new file than in the old one. Call it only
+        after the fill has ended. If the call is cancelled, the file is replaced all the same. Raises StorageFailed."""
         if self.is_used or stored.offset != self.file.offset:
             return False
         with as_storage_errors():

@@ -101,7 +101,7 @@ same repository is asked again, because a connection can break by chance."""
 class RepositoryChoice:
     """Chooses from which repository of the upstream one download requests the missing bytes of a blob after an
     interruption (`next_repo`). Only the repository that has sent bytes certainly has the blob: a manifest of another
-    repository may name a blob that the repository does not have. So before each other repository, the one that has sent
+    repository may name a blob that the repository does not have. So after each other repository, the one that has sent
     bytes is asked again. After the upstream has refused to send the blob for a repository, this repository is not asked
     again, unless no other one is left."""
 

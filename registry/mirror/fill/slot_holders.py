@@ -16,16 +16,16 @@ from typing import Final, Protocol
 from storage.errors import RegistryError
 
 SLOW_SLOT_SECONDS: Final = 15.0
-"""While another request waits for a connection slot, a download that takes longer than this for 256 KiB is cut off. It
-is shorter than the 25 s after which the other request would fail."""
+"""Usual value of the *limit*: the seconds that a download may need for 256 KiB while another request waits for a
+connection slot. A download that needs more is cut off. The value is less than the 25 s after which the other request
+would fail."""
 LONG_WAIT_SECONDS: Final = 10.0
-"""After a request has waited for a slot for this long, it gets the slot of the slowest download, even if that download
-needs less than `SLOW_SLOT_SECONDS` for 256 KiB: the limit then falls to 0."""
+"""Time that a request waits for a slot before the limit begins to fall from `SLOW_SLOT_SECONDS` to 0. So the request
+gets the slot of the slowest download, even if that download is faster than `SLOW_SLOT_SECONDS` allows."""
 LOWERING_SECONDS: Final = 6.0
-"""Time that the limit (how many seconds a download may need for 256 KiB) takes to fall from `SLOW_SLOT_SECONDS` to 0
-after a request has waited for `LONG_WAIT_SECONDS`. The limit falls in all processes at the same time, so the slowest
-download of all processes is cut off first. Both times together are shorter than the 25 s after which the request would
-fail."""
+"""Time in which the limit falls to 0. It falls in all processes at the same time, so the slowest download of all
+processes is cut off first. `LONG_WAIT_SECONDS` and this time together are shorter than the 25 s after which the request
+would fail."""
 SLOW_POLL_SECONDS: Final = 0.25
 """Seconds between two checks whether a request waits for a slot. At most one download of a process is cut off in each
 check, because the waiting request needs some milliseconds to take the slot."""
@@ -36,8 +36,9 @@ class SlotHolder(Protocol):
 
     def slow_seconds(self) -> float:
         """Returns how many seconds the download needs for 256 KiB; for an unattended fill, a multiple of them. Returns
-        0 if it must not be cut off: if a pass-through is slow because of the upstream and not of its client, or if a
-        client waits for a fill (exceptions: `RunningRequest.slow_seconds`)."""
+        0 if the download must not be cut off. That is so for a pass-through that is slow because of the upstream, not
+        because of its client. It is also so for most fills for which a client waits; `RunningRequest.slow_seconds`
+        gives the exceptions."""
         ...
 
     def cut_off(self) -> None:

@@ -4,9 +4,9 @@
 A *fill* is the work of one process to get one blob. Before each request to the upstream, a fill takes a *connection
 slot*, one of a limited number of permits, and holds it until the request has ended. A *prefetch fill* was started
 because a client will probably request the blob soon, and no client has requested it yet. An *unattended* fill is one
-whose clients have all left. The remaining fills get slots first: prefetch fills leave some slots free for them, and
-unattended fills leave one more free, for prefetch fills. Among the remaining fills, those of small blobs, such as
-configs, get slots before those of larger blobs: a client waits for the whole config before it goes on.
+whose clients have all left. Fills for which a client waits get slots first: prefetch fills leave some slots free for
+them, and unattended fills leave one more free, for prefetch fills. Among the fills for which a client waits, those of
+small blobs, such as configs, get slots before those of larger blobs: a client needs the whole config before it goes on.
 
 A *pass-through* sends a blob to one client without storing it, because the disk is too full. It takes a slot as well.
 """
@@ -35,7 +35,7 @@ SMALL_BLOB_BYTES: Final = 64 * 1024
 """Largest size of a blob that gets a slot before larger ones."""
 GIVE_WAY_SECONDS: Final = 10.0
 """Time for which a request for a larger blob lets requests for small blobs have the free slots. After that it waits on
-equal terms, so that any number of small blobs cannot keep it waiting."""
+equal terms with them, so that a steady stream of small blobs cannot keep it waiting."""
 SPARE_CONNECTIONS: Final = 2
 """Number of slots that prefetch fills leave free for other fills, and that pass-throughs of large blobs never take, so
 that all other requests can use them. Unattended fills leave one slot more free, for prefetch fills."""
@@ -140,8 +140,9 @@ class ConnectionSlots:
         return True
 
     async def _wait_unattended(self, held: AsyncExitStack, demand: Demand) -> bool:
-        """Waits, as long as the fill with this `demand` is unattended, until many slots are free, and takes one until
-        `held` ends. Returns whether it took one. If too many unattended fills wait, gives one up."""
+        """Waits, as long as the fill with this `demand` is unattended, until more slots are free than it has to leave
+        for others, and takes one until `held` ends. Returns whether it took one. If too many unattended fills wait,
+        gives one up."""
         self._unattended[demand] = None
         if len(self._unattended) > MAX_UNATTENDED:
             oldest = next(iter(self._unattended))
@@ -178,9 +179,9 @@ class ConnectionSlots:
                 yield
 
     def repository_share(self, repo: RepositoryName) -> AbstractAsyncContextManager[bool]:
-        """Takes one of the shares of a repository and holds it inside the `async with` block. Yields False if all are
-        taken. A repository has `_spare_slots` fewer shares than there are slots. A request without a share is cut off
-        if it is slow while other requests wait, so that slow blobs of one repository cannot take all slots."""
+        """Takes a share of a repository and holds it inside the `async with` block. Yields whether it got one. A
+        request without a *share* is cut off if it is slow while other requests wait for a slot. A repository has
+        `_spare_slots` fewer shares than there are slots, so that its slow blobs cannot take all slots."""
         return self._leases.try_slot(f"{self._name} of {repo}", self.max_connections - self._spare_slots)
 
     def holding(self, holder: SlotHolder) -> AbstractContextManager[None]:
