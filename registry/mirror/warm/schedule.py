@@ -143,7 +143,8 @@ async def _run_round(
 
 
 def _log_unexpected_error() -> None:
-    """Logs the error of an `except` clause, with a traceback. The error does not end the rounds, because the next one
-    may succeed. Raises CancelledError as `raise_if_cancelled` does."""
+    """Logs the error that an `except` clause handles now, with a traceback. The error does not end the rounds, because
+    the next one may succeed. Raises CancelledError if this task is being cancelled: the error may then have replaced
+    the CancelledError."""
     raise_if_cancelled()
     log.exception("warming the mirror failed; the next round tries again")

@@ -121,10 +121,15 @@ class Warmer:
         return result
 
     async def _fetch_image(self, image: ImageReference, result: WarmResult) -> None:
-        """Fetches one image, and adds its numbers to `result`. If the cached tag may be out of date, if an index has no
-        entry for a platform, if the upstream does not have a manifest that an index lists, or if a blob cannot be
-        fetched, still fetches the rest of the image. Then raises one such error. If a manifest cannot be fetched for
-        another reason, raises the error immediately."""
+        """Fetches one image, and adds its numbers to `result`. After one of the following errors, still fetches the
+        rest of the image, and then raises one of the errors:
+
+        - The cached tag may be out of date.
+        - An index has no entry for a platform.
+        - The upstream does not have a manifest that an index lists.
+        - A blob cannot be fetched.
+
+        If a manifest cannot be fetched for another reason, raises the error immediately."""
         registry, repo, upstream = await self._locate(image.repository)
         if upstream is None:
             raise NameUnknown(f"{repo} is hosted here; no upstream has it")
