@@ -1,7 +1,8 @@
 """Asks an upstream registry for the sizes of blobs, and remembers the answers for a short time (`BlobSizes`).
 
 The mirror usually takes the size of a blob from a manifest. But anyone who can push to the upstream's repository can
-push a manifest that states a wrong size, and the right bytes of the blob would then be refused for all clients.
+push a manifest that states a wrong size. If the mirror trusted that size, it would refuse the right bytes of the blob
+for all clients. So it asks the upstream if the manifests disagree, or if the upstream sends a blob of another size.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
 """A blob can have two fills: the *shared* fill, which all repositories use at first, and the *separate* fill
 (`registry.mirror.fill.fill`). Each requests the blob from one repository. A client waits for one of the two. If that
-fill requests the blob from another repository than the client, and the upstream has not responded after this time, the
-client waits for the other fill instead.
+fill requests the blob from another repository than the client does, the client waits only this long for a response from
+the upstream. Then it waits for the other fill.
 
 The time includes the request for a token. It is longer than a working upstream usually takes to respond, because two
 fills may make the upstream send the bytes twice. It is much shorter than `START_TIMEOUT_SECONDS`, so that the other
@@ -102,18 +102,14 @@ class MirroredBlobs:
         until the upstream starts to send. If the blob has at most `SMALL_BLOB_BYTES`, waits until the blob is complete
         and verified, which takes little longer.
 
-        If the start timeout passes during the wait, raises UpstreamTimeout. But if the fill is then still waiting for a
-        free connection, and the blob is not empty, returns a reader, which waits for the bytes. (An empty blob has no
-        last byte, which the reader could withhold until the digest is verified.) If the disk is too full for the blob,
-        or if the data directory was replaced, its bytes are sent to the client and are not stored. Raises BlobUnknown,
-        RangeInvalid, and the errors of the upstream client.
+        If the start timeout passes during the wait, raises UpstreamTimeout. There is one exception: while the fill
+        still waits for a free connection, returns a reader that waits for the bytes. This exception does not apply to
+        an empty blob, because it has no last byte that the reader could withhold until the digest is verified.
 
-        If the upstream sends a blob of another size than the manifests of `repo` state, asks the upstream for the size,
-        and fetches the blob with that size.
-
-        The fill may request the blob from another repository of the upstream. After an error of that request, the next
-        fill of the blob is used, which requests the blob from `repo` or from another repository that waits for the
-        blob. If there is no response, the shared and the separate fill of the blob are used alternately."""
+        If the disk is too full for the blob, or if the data directory was replaced, the bytes are sent to the client
+        without being stored. If the upstream sends a blob of another size than the manifests of `repo` state, asks the
+        upstream for the size, and fetches the blob with that size. Raises BlobUnknown, RangeInvalid, and the errors of
+        the upstream client."""
         deadline = self._deadline()
         if await self._entitlement.may_serve_if_stored(repo, digest):
             with suppress(BlobUnknown):
@@ -141,7 +137,10 @@ class MirroredBlobs:
         deadline: float,
     ) -> BlobReader:
         """Opens a blob that is not stored in `repo`: see `open`. Raises BlobSizeWrong if the upstream has a blob of
-        another size."""
+        another size.
+
+        The fill may request the blob from another repository of the upstream. If that request fails, uses the next fill
+        of the blob. If it gets no response, uses the other one of the shared and the separate fill."""
         offsets = span.to_offsets(size) if span else (0, size)
         is_separate = False
         failed_fills = 0
@@ -163,9 +162,9 @@ class MirroredBlobs:
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
                 if asked_repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
-                # The fill requested the blob from another repository, so it does not count in `failed_fills`. Many
-                # repositories whose fills fail may wait for the blob, and each may start a fill before `repo` does.
-                # These failures alone could reach `MAX_FILL_ATTEMPTS`. Only the deadline limits them.
+                # The fill requested the blob from another repository, so its failure does not count in `failed_fills`.
+                # Many such repositories may wait for the blob, and each may start a fill before `repo` does. If their
+                # failures counted, they could use up `MAX_FILL_ATTEMPTS`. Only the deadline limits them.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
                 with suppress(DigestInvalid):  # the client has got no byte, so another endpoint can still serve it

@@ -37,7 +37,7 @@ class TagChoice:
 
     - `candidates`: the digests that may be served, the newest first. The other candidates are served only if the first
       cannot be fetched. Empty: no digest may be served yet.
-    - `newest`: the digest that the tag points at at the upstream, as far as the mirror knows.
+    - `newest`: the digest that the upstream's tag points at, as far as the mirror knows.
     - `newest_matures_at`: when `newest` becomes mature if the tag does not move again; None: `newest` is the first
       candidate."""
 

@@ -72,12 +72,14 @@ class BlobEntitlement:
         """Checks that `repo` may serve the blob. Returns the blob's size in bytes, and the stored manifests of `repo`
         that name it (at most 8: see `UpstreamRecords.referring_manifests`).
 
-        At a public upstream, takes the size from these manifests. If there are none, asks the upstream. If they
-        disagree about the size, asks the upstream too, but takes the size in the newest manifest if it gives no answer.
-        For a short time, that answer and the answer to `ask_size` take precedence over the manifests. Asks a private
-        upstream for the size if `download_size` is None. If it has the blob and does not state the size, takes the size
-        in the newest manifest. Does not ask, and raises BlobUnknown, if the upstream said a short time ago that `repo`
-        does not have the blob.
+        If the upstream said a short time ago that `repo` does not have the blob, raises BlobUnknown and asks nothing.
+
+        At a public upstream, takes the size from these manifests. Asks the upstream if there are none, or if they
+        disagree about the size. If it gives no answer about a disagreement, takes the size in the newest manifest. The
+        answer about a disagreement, and that to `ask_size`, take precedence over the manifests for a short time.
+
+        At a private upstream, takes `download_size` as the size. If that is None, asks the upstream. If the upstream
+        has the blob but does not state its size, takes the size in the newest manifest.
 
         `deadline`: in seconds of the event loop's clock. `download_size`: the size of the blob if it is being
         downloaded for `repo`; otherwise None. The right of `repo` was checked when that download started. Raises

@@ -120,7 +120,7 @@ class MirroredManifests:
         except _NO_USABLE_ANSWER as error:
             if isinstance(reference, Digest) or not self._served_tags.cooldown(repo, reference):
                 raise
-            # The tag is not cached, but the digest that the cooldown lets through may be.
+            # The tag is not cached, but the manifest that the cooldown allows for it may be cached.
             with suppress(RegistryError):
                 notice = f"asking {self._name} failed: {error.message}"
                 return await self._look_up(look_up, repo, reference, notice)
@@ -226,7 +226,9 @@ class MirroredManifests:
             notice = await wait_for_outcome(flight)
         finally:
             self._flights.leave(flight)
-            del flight  # for the reason given in `wait_for_outcome`
+            # The traceback of the flight's error refers to this frame. If the frame still referred to the flight, this
+            # cycle would stay in memory until Python's garbage collector runs.
+            del flight
         if notice is not None:
             set_cache_state("stale", self._name)
         elif cached is not None and await self._find_cached(repo, reference) == cached:
@@ -338,7 +340,8 @@ class MirroredManifests:
 
     async def _fetch_moved(self, repo: RepositoryName, tag: Tag, digest: Digest, memory: ShareScope) -> Manifest:
         """Returns the manifest `digest`, which the tag names at the upstream, from the local registry or from the
-        upstream. If the tag has moved once more, returns the manifest that it names now."""
+        upstream. If the tag has moved once more, returns the manifest that it names now. `memory`: holds the memory of
+        a manifest from the upstream (`UpstreamClient.get_manifest`)."""
         with suppress(ManifestUnknown):
             return await self._local.get_manifest(repo, digest)
         try:

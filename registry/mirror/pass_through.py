@@ -1,10 +1,10 @@
 """Sends a blob from the upstream to one client without storing the blob (`PassThroughReader`). The mirror does so if
 the disk is too full for the blob.
 
-The bytes arrive in a thread, which waits while the client is slower than the upstream. If the client reads nothing for
-the idle timeout of the upstream, the response ends early. The client can then request the remaining bytes with a
-`Range` header. As with a blob that is being stored, the client gets the last byte only after the digest is verified. So
-a request for the last byte downloads the whole blob. A request for other bytes downloads only these, unverified.
+The bytes arrive in a thread, which waits while the client is slower than the upstream. If the upstream closes the
+connection meanwhile, the response ends early. The client can then request the remaining bytes with a `Range` header. As
+with a blob that is being stored, the client gets the last byte only after the digest is verified. So a request for the
+last byte downloads the whole blob. A request for other bytes downloads only these, unverified.
 
 A download holds one of the upstream's connection slots (`registry.mirror.fill.slots`), and waits for its client if the
 blob is larger than the buffer. While another request waits for a slot, a reader whose client is slow is cut off
@@ -203,8 +203,8 @@ class PassThroughReader:
         self._report_corrupt = on_corrupt
         self._report_fetched = on_fetched
         self._share = memory.share()
-        """Its `held_since` is the time since which the reader waits for its client, or infinity while it waits for the
-        upstream."""
+        """The reader's share of the budget. Its `held_since` is the time since which the reader waits for its client,
+        or infinity while the reader waits for the upstream."""
         self._received_since_mark = 0  # bytes that the client has received since `held_since` of the share
         self._chunk_seconds = 0.0
         """Seconds that the client has needed for the last `CHUNK_BYTES`; 0: the upstream was slower than the client."""

@@ -99,8 +99,8 @@ class ServedTags:
         find_cached: Callable[[RepositoryName, Tag], Awaitable[Descriptor | None]] | None = None,
     ) -> TagChoice | None:
         """Returns which digests may be served for a tag that is not frozen; None: the tag has no cooldown, or the
-        mirror has no record of it. `find_cached`: returns the manifest at which the tag is cached, or None if there is
-        none. It is called for a tag without a sighting."""
+        mirror has no record of it. `find_cached`: returns the manifest that the cached tag names, or None if the tag is
+        not cached. It is called for a tag without a sighting."""
         cooldown = self.cooldown(repo, tag)
         if not cooldown:
             return None
@@ -173,8 +173,8 @@ class ServedTags:
     async def record(self, repo: RepositoryName, tag: Tag, digest: Digest, cached: Descriptor | None) -> None:
         """Records that the upstream's tag points at `digest` now. Tags without a cooldown are recorded as well, so that
         their sightings are known if a cooldown is set later. If the sighting cannot be stored, only logs the failure:
-        the next answer of the upstream is recorded instead. `cached`: the manifest at which the tag is cached; None if
-        it is not cached. The caller holds the lease (a lock across all processes) of the tag."""
+        the next answer of the upstream is recorded instead. `cached`: the manifest that the cached tag names; None if
+        the tag is not cached. The caller holds the lease (a lock across all processes) of the tag."""
         sightings = await self._tags.sightings(repo, tag)
         now, cooldown = self._clock(), self.cooldown(repo, tag)
         if not sightings and cached is not None and cached.digest != digest:
