@@ -153,7 +153,8 @@ class ApiClient:
         raise AssertionError("the second try returns or raises")
 
     def _network(self, response: httpx2.Response, route: RedirectChain) -> NetworkClass:
-        """Returns the network class of the server that has sent `response` for the current step of `route`."""
+        """Returns the network class, such as public or private, of the server that has sent `response` for the current
+        step of `route`."""
         if self._proxies.proxy_for(route.url) is not None:
             return self._policy.classify_proxied(origin(route.url)[1])
         peer = response.extensions["network_stream"].get_extra_info("server_addr")

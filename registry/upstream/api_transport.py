@@ -61,12 +61,12 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
 
 def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
-    """Returns `stream.get_extra_info(info)`. Returns True for `is_readable` of a connection that uvloop has closed
-    after an error, so that the connection pool does not use it again, and None for any other `info`.
+    """Returns `stream.get_extra_info(info)`. If uvloop has closed the connection after an error, returns True for
+    `is_readable`, so that the connection pool does not use the connection again, and None for any other `info`.
 
-    For such a connection, anyio raises AttributeError or ValueError, because its socket is None or has the file
-    descriptor -1. The pool asks all its connections before each request, so without this function one such connection
-    would make all later requests fail."""
+    For a connection that uvloop has closed, anyio raises AttributeError or ValueError, because its socket is None or
+    has the file descriptor -1. The pool asks all its connections before each request, so without this function one such
+    connection would make all later requests fail."""
     try:
         return stream.get_extra_info(info)
     except (AttributeError, ValueError, OSError):

@@ -1,5 +1,5 @@
-"""Chooses the `Authorization` header for requests to an endpoint (one of the URLs of an upstream) and for a scope (the
-access that a token grants, such as `repository:library/ubuntu:pull`).
+"""Chooses the `Authorization` header for a request to an endpoint, which is one of the URLs of an upstream. The header
+depends on the endpoint and on the *scope*: the access that a token grants, such as `repository:library/ubuntu:pull`.
 
 An endpoint says in a challenge what it requires: a token from a token service, or the password itself (RFC 9110, 11;
 RFC 6750). The requirement of a challenge is cached for its endpoint and scope once the endpoint has accepted a header
@@ -7,7 +7,7 @@ that fulfils the requirement. For another scope of that endpoint, the first requ
 guess. Without the guess, the first request would have no token, and would only get a challenge that names that service.
 If no token can be obtained from the guessed service, the request is sent without a token.
 
-An *offer* (`AuthorizationOffer`) is the header for one request, with the way in which it was chosen.
+An *offer* (`AuthorizationOffer`) is the header for one request, together with how it was chosen.
 """
 
 from __future__ import annotations
@@ -260,8 +260,9 @@ class UpstreamAuthorizer:
         return AuthorizationOffer(authorization, requirement, is_fresh=is_fresh)
 
     def on_accepted(self, endpoint: str, scope: str, offer: AuthorizationOffer) -> None:
-        """Caches the requirement of an offer that the endpoint has accepted. Does nothing for an offer without a
-        requirement or without a header."""
+        """Caches the requirement of an offer that the endpoint has accepted. Also records that a guess was right, or
+        makes the token service the endpoint's guess if the endpoint has none that works. Does nothing for an offer
+        without a requirement or without a header."""
         if offer.requirement is None or offer.authorization is None:
             return
         cached = offer.requirement, self._clock() + CHALLENGE_VALID_SECONDS

@@ -235,8 +235,8 @@ class BlobClient:
         raise AssertionError("the second try returns or raises")
 
     def _network(self, route: RedirectChain) -> NetworkClass:
-        """Returns the network class of the server that has just responded to this thread, for the current step of
-        `route`."""
+        """Returns the network class, such as public or private, of the server that has just responded to this thread,
+        for the current step of `route`."""
         if self._proxies.proxy_for(route.url) is not None:
             return self._policy.classify_proxied(origin(route.url)[1])
         return self._policy.classify(self._thread_state.peer)
@@ -304,7 +304,8 @@ class BlobClient:
             buffer, offset = memoryview(self._thread_state.buffer), start
             while offset < stop:
                 count = body.read_into(buffer)
-                if not count and body.is_length_unknown and body.is_chunked:  # its end is no broken connection
+                # A chunked body says where it ends. So the connection did not break: the blob has another size.
+                if not count and body.is_length_unknown and body.is_chunked:
                     raise BlobLengthWrong(f"{server} sent {offset} bytes of a blob; {stop} bytes were expected")
                 if not count:
                     raise UpstreamUnavailable(f"{server} sent {stop - offset} bytes too few")

@@ -37,8 +37,8 @@ name."""
 @dataclass(frozen=True, slots=True)
 class CatalogPage:
     """A page of the list of repositories. `names`: the names as the upstream sent them. `next_url`: the URL of the next
-    page; None if this is the last one, or came from another origin by a redirect. `response`: the response with this
-    page, without its body."""
+    page; None if this page is the last one, or came from another origin after a redirect. `response`: the response with
+    this page, without its body."""
 
     names: Sequence[str]
     next_url: str | None

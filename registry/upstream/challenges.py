@@ -117,8 +117,8 @@ class RealmPolicy:
 
     def __init__(self, settings: Upstream, endpoints: list[str], configured_name: str | None = None) -> None:
         """`configured_name`: the name whose registrable domain counts as the upstream's own; None: `settings.name`. An
-        import makes up a `settings.name`. So if it uses the login of an upstream in the settings, it passes the name of
-        that upstream here."""
+        import of content from another registry makes up a `settings.name`. If it uses the login of an upstream in the
+        settings, it passes the name of that upstream here."""
         self._name = settings.name
         self._listed_realms = settings.realms
         self._own_domains = {
@@ -174,8 +174,8 @@ class RealmPolicy:
         return None
 
     def _is_listed(self, realm: str) -> bool:
-        """Returns whether the setting `realms` has a URL with the origin of `realm`, and with the path of `realm`, a
-        path above that path, or no path. Queries are ignored. A path that servers read in different ways
+        """Returns whether the setting `realms` has a URL with the same origin as `realm`, whose path is the path of
+        `realm`, a path above it, or empty. Queries are ignored. A path that servers read in different ways
         (`_plain_path`) must be in the setting character for character."""
         path = _plain_path(realm)
         for listed_realm in self._listed_realms:

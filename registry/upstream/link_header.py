@@ -19,8 +19,8 @@ def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
     """Returns the URL of the next page, from the `Link` header of a response from `url`; None if the header has no link
     to a next page. The returned URL has the path and the query from the header, and the origin of `url`. The origin in
     the header is not used, because a registry behind a proxy may name an internal origin there, and because the login
-    must not be sent to another origin. Raises UpstreamUnavailable if the header is longer than MAX_URL_LENGTH, and if
-    the link is not valid. If it were ignored, the list would be incomplete without notice."""
+    must not be sent to another origin. Raises UpstreamUnavailable if the header is longer than MAX_URL_LENGTH, or if
+    the link is not valid. If such a header were ignored, the list would be incomplete without notice."""
     link_field = headers.get("link", "")
     if len(link_field) > MAX_URL_LENGTH:
         raise UpstreamUnavailable(

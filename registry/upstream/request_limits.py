@@ -37,8 +37,9 @@ async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
 @asynccontextmanager
 async def turn(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
     """Waits for a free slot of the semaphore, and holds it during the `async with` block. Tasks get slots in the order
-    in which they started to wait. If a task of a SingleFlight waits here, it is cancelled once no caller waits for
-    its result, unless it has already sent a request (`registry.single_flight`)."""
+    in which they started to wait. A task of a SingleFlight (a task whose result several callers can wait for) is
+    cancelled here once no caller waits for its result, unless it has already sent a request
+    (`registry.single_flight`)."""
     if semaphore.locked():
         with waiting_to_send():
             await semaphore.acquire()

@@ -140,7 +140,7 @@ class _CheckedConnection(HTTPConnection):
     """The IP address of the server at the other end; None: a proxy is at the other end, or there is no connection
     yet."""
     idle_since = math.inf
-    """When the connection was last given back to its pool, in seconds of the monotonic clock."""
+    """When the connection was last given back to its pool, in seconds of the monotonic clock; infinity: not yet."""
 
     @property
     def is_connected(self) -> bool:

@@ -1,10 +1,9 @@
 """Responses of upstream registries: the errors they map to (`error_for_response`), and the parsing of their JSON
 (`DocumentParser`).
 
-An *unknown error* is a ManifestUnknown, BlobUnknown or NameUnknown ("not found"). Each has an *unconfirmed* variant,
-for a response that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
-After an unknown error the mirror deletes or hides cached content. After an unconfirmed variant, the mirror does
-neither.
+A *not-found error* is a ManifestUnknown, BlobUnknown or NameUnknown. Each has an *unconfirmed* variant, for a response
+that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself. After a
+not-found error the mirror deletes or hides cached content. After an unconfirmed variant, the mirror does neither.
 """
 
 from __future__ import annotations
@@ -107,9 +106,9 @@ def parse_count(text: str | None) -> int | None:
 def error_for_response(
     response: UpstreamResponse, not_found_error: RegistryError, has_login: bool, sent_token: bool = False
 ) -> RegistryError:
-    """Returns the error to raise for an unsuccessful response. `not_found_error` is the unknown error for the requested
-    content, or its unconfirmed variant. `has_login`: whether a login is configured, so that a refusal is a refusal of
-    that login. `sent_token`: whether the request contained a token of the upstream's token service."""
+    """Returns the error to raise for an unsuccessful response. `not_found_error` is the not-found error for the
+    requested content, or its unconfirmed variant. `has_login`: whether a login is configured, so that a refusal is a
+    refusal of that login. `sent_token`: whether the request contained a token of the upstream's token service."""
     status, server = response.status, loggable_origin(response.url)
     if response.is_cross_origin and status in (401, 403):
         # The configured login is not sent to another origin, so the refusal is not about that login.
@@ -149,7 +148,7 @@ def is_from_registry(response: UpstreamResponse) -> bool:
 
 
 def as_unconfirmed(not_found_error: RegistryError, *, is_refusal: bool = False) -> RegistryError:
-    """Returns the unconfirmed variant of an unknown error. Returns any other error, and an error that is unconfirmed
+    """Returns the unconfirmed variant of a not-found error. Returns any other error, and an error that is unconfirmed
     already, unchanged. `is_refusal`: whether the upstream refuses clients without a login, so that no retry helps."""
     if isinstance(not_found_error, Unconfirmed):
         return not_found_error
