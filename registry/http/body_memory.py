@@ -40,8 +40,10 @@ SHARE_STEP_BYTES: Final = 64 * 1024
 """If the length of a body is unknown, its share grows while the body is received. Once the body is larger than this
 many bytes, the share grows in steps of this many bytes."""
 SMALL_BODY_BYTES: Final = 16 * 1024
-"""A body up to this size does not count against a budget in these cases: it is a manifest, and all of it has arrived
-before the handler asks for it; or it is a form or JSON, and arrives in one piece."""
+"""A body up to this size does not count against a budget in two cases:
+
+- It is a manifest, and all of it has arrived before the handler asks for it.
+- It is a form or JSON, and arrives in one piece."""
 JOINED_BYTES: Final = 4 * 1024
 """Pieces of a form or of JSON that are smaller than this are joined, because the application keeps each piece as a
 separate object. The budget does not count the overhead of such an object, about 50 bytes."""

@@ -68,9 +68,9 @@ def log_server_error(exchange: Exchange, error: RegistryError) -> None:
 def log_cut_off(exchange: Exchange, error: RegistryError) -> None:
     """Logs that a response ends early, because `error` was raised after the status had been sent.
 
-    The level is ERROR for a failure of the storage, INFO for wrong bytes from an upstream (DigestInvalid), because the
-    mirror has logged these already, and WARNING for other errors. Marks the error as logged, because otherwise the
-    server, which catches it next, would log it again with a traceback."""
+    The level is ERROR for a failure of the storage, INFO for wrong bytes from an upstream (DigestInvalid), which the
+    mirror has logged already, and WARNING for other errors. Marks the error as logged, because otherwise the server,
+    which catches it next, would log it again with a traceback."""
     if isinstance(error, StorageFull | StorageFailed):
         level = logging.ERROR
     else:
