@@ -4,7 +4,7 @@ upstream makes it name another digest.
 A *sighting* records the digest of an upstream's tag, and the time at which the mirror saw that the tag was new or had
 moved to this digest. The digest *holds* the tag until the next sighting. A digest is *mature* if it has once held the
 tag without interruption for at least the cooldown. The newest mature digest is served. So a move of the tag takes
-effect after the cooldown, if the tag has not moved again by then, and a move back to a mature digest takes effect
+effect after the cooldown, if the tag has not moved again by then. A move back to a mature digest takes effect
 immediately.
 
 A tag has no mature digest for some time after it was first seen. With `cooldown_new = "serve"`, the first digest that

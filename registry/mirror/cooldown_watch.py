@@ -47,9 +47,9 @@ def round_interval(cooldowns: Iterable[float]) -> float:
 
 @asynccontextmanager
 async def watch_young_tags(mirrors: Sequence[Mirror], interval: float, leases: Leases) -> AsyncIterator[None]:
-    """Runs the rounds of each mirror in the background while the `async with` block runs, with `interval` seconds
-    between them, and the first one after at most `FIRST_ROUND_SECONDS`. Every server process calls this, but only one
-    of them at a time asks the upstreams. `mirrors`: the mirrors with a cooldown."""
+    """Runs the rounds of each mirror in the background while the `async with` block runs. The first round starts after
+    at most `FIRST_ROUND_SECONDS`, and each further one `interval` seconds after the end of the one before. Every server
+    process calls this, but only one of them at a time asks the upstreams. `mirrors`: the mirrors with a cooldown."""
     rounds = asyncio.create_task(_run_rounds(mirrors, interval, leases))
     try:
         yield

@@ -115,9 +115,9 @@ class UpstreamClient(Protocol):
     All requests raise UpstreamUnavailable (the upstream cannot be reached, or failed), UpstreamTimeout, TooManyRequests
     (with `retry_after`), Denied (the upstream refused the configured login) and StorageFailed. If the upstream refuses
     an anonymous request, they raise ManifestUnknown, BlobUnknown or NameUnknown: registries respond in the same way for
-    private and for missing repositories. If a proxy or firewall in front of the upstream possibly sent such a response,
-    or if the request lacked a login or token that could not be obtained, the error is UnconfirmedManifestUnknown,
-    UnconfirmedBlobUnknown or UnconfirmedNameUnknown."""
+    private and for missing repositories. The error is UnconfirmedManifestUnknown, UnconfirmedBlobUnknown or
+    UnconfirmedNameUnknown if a proxy or firewall in front of the upstream possibly sent such a response, or if the
+    request lacked a login or token that could not be obtained."""
 
     name: str
     """The name of the upstream in the settings, such as `docker.io`."""

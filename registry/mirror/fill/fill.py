@@ -81,8 +81,8 @@ class Fill:
         self._partial: Partial | None = None
         """The partial blob that the bytes are written to. It may be replaced if `_must_keep_partial` is False."""
         self._verified_partial: Partial | None = None
-        """The partial blob that has become the stored blob; None if the fill is running, has failed or was not needed,
-        because another fill has stored the blob."""
+        """The partial blob that has become the stored blob; None while the fill is running, if it has failed, or if the
+        stored blob comes from another partial blob."""
         self._reader_files: set[ReaderFile] = set()
         """The open files of the readers. A reader may have one before `_started` is set."""
         self._started = asyncio.Event()

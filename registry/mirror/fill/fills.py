@@ -83,9 +83,10 @@ class Fills:
         """Returns the shared fill, or with `is_separate` the separate fill, and adds `repo` to its `repositories`.
         Starts the fill if it is not running.
 
-        Without `is_separate`, returns a running separate fill all the same if two conditions hold: the shared fill is
-        not running, or has got no response yet; and the separate fill has got a response, or requests the blob from
-        `repo`."""
+        Without `is_separate`, returns a running separate fill all the same if both conditions hold:
+
+        - The shared fill is not running, or has got no response yet.
+        - The separate fill has got a response, or requests the blob from `repo`."""
         shared, _ = self._fills.get((digest, size, False), (None, None))
         separate, _ = self._fills.get((digest, size, True), (None, None))
         if separate is not None and (shared is None or not shared.has_started):

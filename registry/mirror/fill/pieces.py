@@ -2,7 +2,7 @@
 (`AdaptiveConcurrency`), and finds slow connections (`StragglerDetector`).
 
 A *piece* is the byte range of one request. Pieces that are requested at the same time never overlap. They are requested
-in ascending order, so that readers can follow; if a reader waits for a later byte, the piece with this byte is
+in ascending order, so that readers can follow. If a reader waits for a later byte, the piece with this byte is
 requested next. Each request names both ends of its range. If it named only the start and were cancelled later, the
 bytes that are already on their way would be wasted.
 

@@ -36,10 +36,10 @@ class ReaderFile:
         open_files.add(self)
 
     def follow(self, partial: Partial) -> None:
-        """Makes the descriptor refer to the file of `partial`, unless the reader has got bytes, or the blob has another
-        offset in the new file than in the old one. Call it before the handle of the old partial blob is closed: then
-        the file system does not free the blocks of the old file in this call. Raises nothing; after an error, `partial`
-        stays the old one."""
+        """Makes the descriptor refer to the file of `partial`. Does nothing if the reader has got bytes, or if the blob
+        has another offset in the new file than in the old one. Call it before the handle of the old partial blob is
+        closed: then the file system does not free the blocks of the old file in this call. Raises nothing; after an
+        error, `partial` stays the old one."""
         if self.is_used or partial.file.offset != self.file.offset:
             return
         with suppress(OSError):

@@ -140,9 +140,9 @@ class ConnectionSlots:
         return True
 
     async def _wait_unattended(self, held: AsyncExitStack, demand: Demand) -> bool:
-        """Waits, as long as the fill with this `demand` is unattended, until more slots are free than it has to leave
-        for others, and takes one until `held` ends. Returns whether it took one. If too many unattended fills wait,
-        gives one up."""
+        """Waits until more slots are free than the unattended fill with this `demand` has to leave for others, and
+        takes one until `held` ends. Stops waiting when the fill is no longer unattended. Returns whether it took a
+        slot. If too many unattended fills wait, gives one up."""
         self._unattended[demand] = None
         if len(self._unattended) > MAX_UNATTENDED:
             oldest = next(iter(self._unattended))
