@@ -218,9 +218,8 @@ class UpstreamAuthorizer:
 
     def offer_without_challenge(self, endpoint: str, scope: str) -> AuthorizationOffer | None:
         """Returns an offer with the password, for use after an endpoint has refused a request and its response had no
-        challenge. Returns None if there is no password, or if it is known what the endpoint requires: from the cached
-        requirement for this scope, or from the response to GET `/v2/`. Also returns None if GET `/v2/` was not
-        sent."""
+        challenge. Returns None if there is no password, or if the requirement for this scope is cached. Also returns
+        None if GET `/v2/` was not sent, or if its response has shown what the endpoint requires."""
         login = self._login.current()
         if login is None or not login.username or login.identity or (endpoint, scope) in self._requirements:
             return None

@@ -101,8 +101,8 @@ def _parse_parameters(text: str, offset: int) -> tuple[dict[str, str], int]:
 
 
 def choose_challenge(challenges: list[LoginChallenge], has_password: bool) -> LoginChallenge | None:
-    """Returns the challenge to use: the first Bearer challenge with a realm; if there is none, and a password is
-    configured (`has_password`), the first Basic challenge; otherwise None."""
+    """Returns the challenge to use: the first Bearer challenge with a realm. If there is none, returns the first Basic
+    challenge if a password is configured (`has_password`), and None otherwise."""
     for challenge in challenges:
         if challenge.scheme == "bearer" and challenge.parameters.get("realm"):
             return challenge

@@ -111,8 +111,8 @@ class RateLimitBackoff:
         return self.error_for_pause(pause_seconds)
 
     def unrecorded_error(self, headers: Mapping[str, str]) -> TooManyRequests:
-        """Returns the error for a 429 with these headers that must not start a pause of the endpoint, such as one from
-        the target of a redirect."""
+        """Returns the error for a 429 that must not start a pause of the endpoint, such as one from the target of a
+        redirect. `headers`: the headers of the 429."""
         return self.error_for_pause(self._pause_seconds(headers, self._clock()))
 
     def error_for_pause(self, seconds: float) -> TooManyRequests:
