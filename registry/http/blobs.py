@@ -1,6 +1,8 @@
 """Handlers of blobs: GET of a whole blob or of ranges, HEAD, DELETE (OCI distribution spec, end-2, end-10; RFC 9110,
 section 14).
 
+A *span* is a part of a blob; HTTP calls it a range.
+
 An *incomplete* blob is a blob that a mirror is still downloading from its upstream. A client gets its bytes as they
 arrive. Whether the bytes have the requested digest is not known before the last byte, so the blob has no entity tag.
 PartialLost is the error for an incomplete blob whose remaining bytes cannot be sent.
