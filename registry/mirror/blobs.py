@@ -167,7 +167,7 @@ class MirroredBlobs:
                 # failures counted, they could use up `MAX_FILL_ATTEMPTS`. Only the deadline limits them.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
-                with suppress(DigestInvalid):  # the client has got no byte, so another endpoint can still serve it
+                with suppress(DigestInvalid):  # the client has got no byte, so another upstream URL can serve it
                     return await self._open_unstored(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialLost):
                 failed_fills += 1  # the client has got no byte of the failed fill, so another fill can serve it

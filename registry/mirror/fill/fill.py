@@ -357,8 +357,8 @@ class Fill:
                 if not self.demand.is_alive():  # otherwise a client or a pull needs the blob again
                     raise
             except BlobLengthWrong:
-                # The stored bytes are possibly an error page, or the size is wrong. This is not recorded as a fault
-                # of the endpoint, because a manifest of one repository may state a wrong size.
+                # The stored bytes are possibly an error page, or the size is wrong. This is not recorded as a fault of
+                # the URL that sent them, because a manifest of one repository may state a wrong size.
                 await partial.discard()
                 raise
         await partial.commit(self.repo, lambda: context.bad_senders.add(self.repo, self.digest, download.senders))

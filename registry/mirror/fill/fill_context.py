@@ -27,12 +27,12 @@ threads that open files, so more fills would only wait for a thread."""
 class FillContext:
     """The objects that all fills of one mirror share. `partials`: the store of unfinished downloads. `slots`: limits
     the connections to the upstream. `entitlement`: decides through which repositories a blob may be read.
-    `negative_cache`: says which blobs the upstream does not have. `bad_senders`: says which endpoints of the upstream
-    sent corrupt bytes for a blob. `to_upstream_name`: returns the name that a repository has at the upstream.
-    `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored. `stall_timeout`:
-    the number of seconds without new bytes after which a fill fails. It applies once readers may have got bytes of the
-    blob. Before that, the download is retried at most once (`RetryPolicy`). `observer`: counts the fills. `claims`: a
-    fill holds one of its `MAX_CLAIMS` permits while it opens its files."""
+    `negative_cache`: says which blobs the upstream does not have. `bad_senders`: says which endpoints (base URLs) of
+    the upstream sent corrupt bytes for a blob. `to_upstream_name`: returns the name that a repository has at the
+    upstream. `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored.
+    `stall_timeout`: the number of seconds without new bytes after which a fill fails. It applies once readers may have
+    got bytes of the blob. Before that, the download is retried at most once (`RetryPolicy`). `observer`: counts the
+    fills. `claims`: a fill holds one of its `MAX_CLAIMS` permits while it opens its files."""
 
     upstream: UpstreamClient
     partials: Partials

@@ -53,7 +53,8 @@ class Fills:
     ) -> PassThroughReader:
         """Returns a reader that downloads a blob for one client and does not store it, because the disk is too full.
         The caller must call the reader's `start`, and close the reader. `span`: offsets of the first byte and of the
-        byte after the last one. Raises UpstreamUnavailable if all endpoints sent corrupt bytes for the blob."""
+        byte after the last one. Raises UpstreamUnavailable if all endpoints (base URLs of the upstream) sent corrupt
+        bytes for the blob."""
         context = self._context
         return PassThroughReader(
             *(context.upstream, context.slots, context.to_upstream_name(repo), (digest, size), span),
