@@ -117,8 +117,8 @@ class UpstreamSearch:
         return results
 
     async def _take_slot(self) -> None:
-        """Waits for a free slot. Raises UpstreamUnavailable if no slot becomes free in time, or if too many searches
-        are waiting already."""
+        """Waits for one of the `MAX_AT_ONCE` slots. Raises UpstreamUnavailable if none becomes free in time, or if too
+        many searches are waiting already."""
         if self._waiting < MAX_WAITING:
             self._waiting += 1
             try:
