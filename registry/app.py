@@ -52,8 +52,9 @@ _ROUTES: Final[list[BaseRoute]] = [
     *docker_v1_routes.router.routes,
     *management_api.management_routes(),
 ]
-"""The routes of an application with accounts. All applications of a process share their routes: `include_router` would
-build the data of each route once more for each application, which takes a millisecond and memory for each route."""
+"""The routes of an application with accounts. A process has several applications when its settings change
+(`registry.live_app`), and they share these routes. `include_router` would build each route again for each application,
+which takes a millisecond and memory for each route."""
 _COMMON_ROUTES: Final[list[BaseRoute]] = [*documentation.welcome_router.routes, *health.router.routes]
 """Further routes of every application."""
 _DOCUMENTATION_ROUTES: Final[list[BaseRoute]] = [

@@ -1,6 +1,7 @@
 """Types of the ASGI interface (ASGI 3.0), and functions that read facts about a request from its scope.
 
-A *scope* is the dictionary in which the server describes a request to the application.
+A *scope* is the dictionary in which the server describes a request to the application. The *lifespan state* is a
+dictionary that the server passes to the application when it starts it (ASGI Lifespan Protocol 2.0).
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ COUNTS_STATE: Final = "entrepot.server_counts"
 
 @dataclass(frozen=True, slots=True)
 class ServerCounts:
-    """The numbers of connections and requests of one server process. `connections`: open connections, of at most
-    `max_connections`. `requests`: requests in progress. `answered`: responses since the start of the process."""
+    """The numbers of connections and requests of one server process. `connections`: open connections.
+    `max_connections`: how many there may be; None: not known yet. `requests`: requests in progress. `answered`:
+    responses since the start of the process."""
 
     connections: int = 0
     max_connections: int | None = None

@@ -121,8 +121,8 @@ class BackgroundWork:
         self._schedules = [asyncio.create_task(work) for work in schedules]
 
     async def hand_over(self) -> None:
-        """Leaves new work to the application with the new settings, or to other processes: stops the schedules, and
-        starts no further job. Running jobs and downloads continue. May be called repeatedly."""
+        """Stops the schedules, and starts no further job: the application with the new settings, or another process,
+        now does this work. Running jobs and downloads continue. May be called repeatedly."""
         self._runner.stop_starting_jobs()
         schedules, self._schedules = self._schedules, []
         await cancel_all(schedules)
@@ -137,9 +137,9 @@ class BackgroundWork:
                 await asyncio.sleep(_BUSY_CHECK_SECONDS)
 
     async def aclose(self) -> None:
-        """Ends all of the work. Another process continues the jobs that can be resumed. Stores the last pulls and
-        activity: the pulls even if the work was never started, because the application answers requests before it
-        starts the work."""
+        """Ends all of the work. Another process continues the jobs that can be resumed. Stores the pulls of the last
+        seconds, even if the work was never started: the application answers requests before it starts the work. Stores
+        the last activity only if the work was started."""
         if self._is_started:
             await self.hand_over()
             tasks, self._tasks = self._tasks, []
@@ -180,8 +180,9 @@ class BackgroundWork:
 
 def search_indexer(settings: Settings, store: StoredRegistry) -> SearchIndexer:
     """Returns the object that keeps the search index up to date. The index gets the labels in the image configs of the
-    repositories. If the upstream of a repository is private, the index gets them only after the upstream has confirmed
-    that the repository has the config: before that, clients cannot pull the config and must not find its labels."""
+    repositories. A *private* upstream may have repositories that only some clients may read. For its repositories, the
+    index gets the labels of a config only after the upstream has confirmed that the repository has the config. Before
+    that, clients cannot pull the config, and must not find its labels."""
     private = {upstream.name for upstream in settings.upstream if upstream.has_private_repositories}
 
     async def may_read(repo: RepositoryName, digest: Digest) -> bool:

@@ -47,8 +47,9 @@ class _Running:
 
 
 class LiveApp:
-    """An ASGI application that passes each request to the application with the settings in force. A change has two
-    steps, so that all workers change or none: `prepare`, and then `switch` or `discard`. Used from one event loop."""
+    """An ASGI application that passes each request to the application with the settings in force. A change of the
+    settings has two steps, so that either all workers change or none: `prepare`, and then `switch` or `discard`. Used
+    from one event loop."""
 
     def __init__(self, settings: Settings, make_app: MakeApp) -> None:
         self._make_app = make_app
@@ -64,9 +65,9 @@ class LiveApp:
         """Held while background work stops in one application and starts in another."""
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
-        """Calls the application in force and returns its coroutine. Is no coroutine function itself, because a second
-        coroutine would cost time in each request. Await the result immediately: a request that has not begun does not
-        keep its application open."""
+        """Calls the application in force and returns its coroutine. This is not a coroutine function, because a second
+        coroutine would cost time in each request. Await the result immediately: until the coroutine has begun to run,
+        the request does not keep its application open."""
         if scope["type"] == "lifespan":
             self._server_state = scope.get("state", {})
             self._current.lifespan.state.update(self._server_state)
@@ -79,9 +80,9 @@ class LiveApp:
 
     async def prepare(self, configuration: bytes) -> None:
         """Starts an application with the pickled `Settings`, while the current one continues to serve. The new
-        application's background work does not start yet. Raises the errors of the start; the current application then
-        stays in use. Replaces an application that was prepared before. After a cancellation, the application is closed
-        as soon as it has started."""
+        application's background work does not start yet. First closes an application that was prepared before. Raises
+        the errors of the start; the current application then stays in use. After a cancellation, the new application is
+        closed as soon as it has started."""
         await self.discard()
         settings: Settings = pickle.loads(configuration)  # safe, because it comes from the parent process
         await asyncio.to_thread(preload_mirrors, settings)  # imports take a while

@@ -10,8 +10,8 @@ blocking the others:
 - While a large share waits, small shares together get at most a quarter of the budget.
 - While any share waits, requests that have held memory for too long are *cut off*: they end with an error. The oldest
   are cut off first.
-- All shares of one client together get at most a quarter of the budget, and of the places in the queues. This holds
-  only for shares that are created with a `client`.
+- All shares of one client together, including those that wait, may have at most a quarter of the budget. A single share
+  may be larger. This holds only for shares that are created with a `client`.
 """
 
 from __future__ import annotations
@@ -41,20 +41,22 @@ MAX_WAITING: Final = 256
 """Largest number of shares in each of the two queues, one for small and one for large shares. If a queue is full, a
 share that has to wait in it is refused immediately."""
 MIN_CLIENT_BYTES: Final = 16 * 1024
-"""A share counts as at least this many bytes for the limit of its client. Otherwise shares of a few bytes of one client
-could fill a queue."""
+"""A share counts as at least this many bytes for the limit of its client. Otherwise one client could fill a queue with
+shares of a few bytes."""
 
 
 class Share:
     """The number of bytes that one request holds in memory, as part of a `MemoryBudget`.
 
-    `size`: that number. `key`: shares with the same key hold the same object in memory, so the budget counts its bytes
-    only once; None: no other share holds these bytes. All shares with the same key must grow to the same size, that of
-    the object. `client`: the client that sends or receives the bytes; None: no limit for one client applies.
-    `counted_for_client`: how many bytes count for the limit of the client, with those for which the share waits.
-    `held_since`: the event loop's time when the share first held bytes. `on_cut`: the budget calls this
-    function to cut off the request when other requests need the memory. It must not raise. None: the request cannot be
-    cut off now."""
+    - `size`: that number.
+    - `key`: shares with the same key hold the same object in memory, so the budget counts its bytes only once; None: no
+      other share holds these bytes. All shares with the same key must grow to the same size, that of the object.
+    - `client`: the client that sends or receives the bytes; None: the limit for each client does not apply.
+    - `counted_for_client`: how many bytes count for the limit of the client. It includes the bytes that the share waits
+      for.
+    - `held_since`: when the share first held bytes, in seconds of the event loop's clock.
+    - `on_cut`: the budget calls this function to cut off the request when other requests need the memory. It must not
+      raise. None: the request cannot be cut off now."""
 
     __slots__ = ("_budget", "client", "counted_for_client", "held_since", "key", "on_cut", "size")
 

@@ -15,8 +15,8 @@ _KEPT_IN_TEXTS: Final = "\n\t"
 
 
 def is_utf8(text: str) -> bool:
-    """Returns whether the text can be encoded as UTF-8. A text from the command line, the environment or the file
-    system that was not UTF-8 has halves of surrogate pairs instead (PEP 383), and cannot be encoded."""
+    """Returns whether the text can be encoded as UTF-8. Python decodes bytes that are not UTF-8 to halves of surrogate
+    pairs (PEP 383), in the command line, the environment and file names. A text with such halves cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -41,18 +41,19 @@ def printable_text(text: str) -> str:
 def printable_json(document: str) -> str:
     """Returns the text of a JSON document with an escape in place of each control character in its strings. The values
     of the document stay the same."""
-    return document if document.isprintable() else _CONTROL.sub(_json_escape, document)
+    return document if document.isprintable() else _POSSIBLE_CONTROL.sub(_json_escape, document)
 
 
 def printable_toml(value: str) -> str:
     """Returns a TOML value that is written like JSON, with an escape in place of each control character in its strings.
     The value stays the same."""
-    return value if value.isprintable() else _CONTROL.sub(_toml_escape, value)
+    return value if value.isprintable() else _POSSIBLE_CONTROL.sub(_toml_escape, value)
 
 
-_CONTROL: Final = re.compile(r"[^\n -~]")
-"""Matches every character except line feeds and printable ASCII. Outside its strings, a document has no others, so a
-match is always inside a string."""
+_POSSIBLE_CONTROL: Final = re.compile(r"[^\n -~]")
+"""Matches every character except line feeds and printable ASCII. The functions below escape a match only if it is a
+control character. Outside its strings, a document has only line feeds and printable ASCII, so a match is always inside
+a string."""
 
 
 def _json_escape(match: re.Match[str]) -> str:

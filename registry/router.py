@@ -92,10 +92,10 @@ class Router(RefusingRegistry):
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
-      clients mount the blob from this repository. It is not enough that the store lists the blob there: the mirror
-      also adds blobs that the store has from other repositories of the upstream. If the upstream is private, the mirror
-      adds such a blob before it records the confirmation. If the upstream is public, the mirror records no confirmation
-      of such a blob, but the settings can make the upstream private later."""
+      clients mount the blob from this repository. It is not enough that the store lists the blob in the repository,
+      because a mirror can list a blob there that came from another repository of the upstream. A mirror of a private
+      upstream does so before it records the confirmation. A mirror of a public upstream records no confirmation of such
+      a blob, and the settings can make this upstream private later."""
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class Router(RefusingRegistry):
 
     async def hosted_repository(self, repo: RepositoryName) -> RepositoryName:
         """Returns the stored name of a hosted repository: only such a repository has tags that users may change in this
-        registry. The repository may not exist. Raises Unsupported for the name of a mirrored repository, NameUnknown
+        registry. The repository need not exist. Raises Unsupported for the name of a mirrored repository, NameUnknown
         if the name leads to the default upstream, because nothing was ever pushed to it."""
         if (upstream := self.naming.upstream_of(repo)) is not None:
             raise Unsupported(f"{repo} is mirrored from {upstream}, and its tags follow that registry")

@@ -109,7 +109,7 @@ class Service:
 
 
 class ServiceFactory:
-    """Builds the services of one worker. A worker opens a second one if its first one could only be opened read-only.
+    """Builds the services of one worker. A worker opens a second service if its first one was opened read-only.
 
     `rate_limit`: the rate limit that all workers share (`shared_rate_limit`); None: no limit. `telemetry` counts the
     work of the service; None: this work is not counted. `clock` returns seconds since 1970."""
@@ -127,7 +127,7 @@ class ServiceFactory:
         self.rate_limit = rate_limit
         self.clock = clock
         self.body_memory = _body_memory(settings)
-        # A client can pull from these only with a grant whose pattern of names begins with the upstream's name.
+        # A client can pull from these upstreams only with a grant whose name pattern begins with the upstream's name.
         self._upstreams_needing_grant = [upstream.name for upstream in settings.upstream if upstream.needs_named_grant]
         self._upstream_by_host = {host: upstream.name for upstream in settings.upstream for host in upstream.hosts}
         self._other_hosts = [*self._upstream_by_host, *settings.host_names]
@@ -228,8 +228,8 @@ class ServiceFactory:
         )
 
     def _browser(self, backend: Backend, policy: Policy, live: Registry) -> RepositoryBrowser:
-        """Returns the object that reads the content for pages and the management API. Each read needs the rights of the
-        current request. `live`: the guarded registry that clients use."""
+        """Returns the object that reads the content for pages and the management API, with the rights of the current
+        request. `live`: the guarded registry that clients use; it serves archives and the removal of tags."""
         store, router = backend.store, backend.router
         private = [upstream.name for upstream in self.settings.upstream if upstream.has_private_repositories]
         stored = stored_content(
