@@ -64,7 +64,7 @@ class AsgiExchange:
         self.response_complete = False
         """Whether the whole response was passed to the transport or the kernel."""
         self._response_progress = 0
-        """Grows with each part of the response that is written, and with each byte that the kernel accepts."""
+        """Grows with each part and each byte of the response that is passed to the transport or the kernel."""
         self.file_sender: FileSender | EncryptedFileSender | None = None
         """The sender of the file that is being sent; None if no file is being sent."""
         self._context = context  # `context.unsent` is this connection's share of the worker's budget for unsent bytes

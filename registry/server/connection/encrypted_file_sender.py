@@ -99,7 +99,7 @@ class EncryptedFileSender:
         reread_offset: int | None = None
         while offset < end_offset:
             count = await self._wait_for_disk(offset, end_offset)
-            # Takes its share after the wait for the disk, which must not count as a slow client.
+            # The share is taken only after the wait for the disk. Otherwise a slow disk would count as a slow client.
             if not self._share.try_grow(RESERVED_BYTES):
                 await self._share.grow(RESERVED_BYTES)
                 if offset != reread_offset and not self._is_resident(offset, count):
@@ -119,7 +119,8 @@ class EncryptedFileSender:
             await asyncio.sleep(0)  # the transport writes to the socket, and other connections get their turn
             await flow.flush()
             self._share.close()  # gives the bytes back to the budget; the share can grow again
-            # After the last piece, the client may have received everything and closed the connection already.
+            # After the last piece, it is no error if the client has shut down its sending side: it may have received
+            # everything.
             if flow.discards_writes() if offset < end_offset else transport.is_closing():
                 raise ClientDisconnected
 
@@ -153,10 +154,10 @@ class EncryptedFileSender:
         if offset < self._just_read_up_to:
             return min(end_offset, self._just_read_up_to) - offset
         if self._read_ahead is not None:
-            # The kernel marks some pages. Whoever first reads a marked page starts a read-ahead from the disk. So the
-            # event loop reads only what threads have read before.
+            # The kernel marks some pages. The first read of a marked page starts a read-ahead from the disk, which
+            # takes time. So the event loop reads only what threads have read before.
             end_offset = min(end_offset, self._read_ahead.read_up_to)
-        if offset >= end_offset or self._mapped_file is None:  # without a mapping, the sender cannot ask the kernel
+        if offset >= end_offset or self._mapped_file is None:  # no mapping: it is unknown which pages are in memory
             return 0
         return self._mapped_file.count_resident(offset, end_offset)
 

@@ -28,7 +28,7 @@ from registry.server.kernel import tcp_progress
 from registry.server.server_log import log
 
 _NO_PROTOCOL = asyncio.BufferedProtocol()
-"""Takes the place of a connection that is lost."""
+"""Takes the place of the protocol object of a connection that is lost."""
 _EVICTED = "the connection was closed before the request was complete, to make room for another one"
 
 
@@ -377,9 +377,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         return self._current_tls_wait(0, idle) if self._context.is_tls and not self._timeouts.is_known(idle) else idle
 
     def _current_tls_wait(self, unsent: int, wait_after: Wait | None) -> Wait:
-        """Returns what a TLS connection waits for that may have bytes to send; `unsent` is the size of its transport's
-        write buffer. The transport has a second buffer, for encrypted bytes, of unknown size. So the bytes that the
-        client's kernel has acknowledged are the progress. Once it has all, the wait is `wait_after`; None: `linger`."""
+        """Returns what a TLS connection with bytes to send waits for. `unsent` is the size of its transport's write
+        buffer. The transport has a second buffer, for encrypted bytes, of unknown size. So the bytes that the client's
+        kernel has acknowledged are the progress. If all are acknowledged, returns `wait_after`; None: `linger`."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)

@@ -23,9 +23,9 @@ RESPONSE_SLICE_BYTES = 256 * 1024
 because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
 PIECES_BUDGET_BYTES = 48 * MIB
 """Size of a worker's budget for the pieces of files that are sent over TLS. A piece has at most 64 KiB. While a client
-receives one, its share has the size of two pieces, 128 KiB, because the rest of the previous piece may still wait in
-the socket's buffer. Shares of more than 64 KiB may use three quarters of the budget (see `MemoryBudget`). So 288
-clients get pieces at the same time."""
+receives one, its share has the size of two pieces, 128 KiB, because the rest of the previous piece may still be in the
+transport's buffer for encrypted bytes. Shares of more than 64 KiB may use three quarters of the budget (see
+`MemoryBudget`). So 288 clients get pieces at the same time."""
 _SEARCH_INTERVAL_SECONDS = 0.25
 """Time between two searches for sent bytes, while a response waits for memory."""
 _WAITING_LIMITS = 2
@@ -81,10 +81,10 @@ class UnsentBudget:
         self._timer: asyncio.TimerHandle | None = None  # for the next call of `_search_room`
 
     async def reserve(self, share: UnsentShare, size: int, body_bytes: int) -> bool:
-        """Waits until `size` bytes fit into the budget, in addition to all unsent bytes that are reserved, those of
-        `share` included. Then sets the number of reserved bytes of `share` to `size`, and returns True. Returns False
-        if the bytes do not fit in time, if too many shares wait, or if the connection is lost. `body_bytes`: the memory
-        that the response takes while it waits. If the call is cancelled, the share may have reserved the bytes, so the
+        """Waits until `size` more bytes fit into the budget. Bytes that `share` reserved earlier count too, until they
+        are sent. Then sets the number of reserved bytes of `share` to `size`, and returns True. Returns False if the
+        bytes do not fit in time, if too many shares wait, or if the connection is lost. `body_bytes`: the memory that
+        the response takes while it waits. If the call is cancelled, the share may have reserved the bytes, so the
         caller must release it. A share may wait only once at a time."""
         if not self._waiting and self._make_room(size):
             self._grant(share, size)
