@@ -78,9 +78,9 @@ class PendingConnection:
         """Returns a candidate of the kind `new`, which may be closed at any time, so that another connection can be
         accepted (`now` is not used). Returns None if the connection is being closed already.
 
-        Also returns None without TLS. Such a connection has its protocol object, which is a candidate itself, in a few
-        iterations of the event loop. If `task` is cancelled before that, uvloop closes the transport without calling
-        `connection_lost`."""
+        Also returns None without TLS. Such a connection gets its protocol object, which is a candidate itself, within a
+        few iterations of the event loop. It must not be evicted before that: if `task` is cancelled, uvloop closes the
+        transport without calling `connection_lost`."""
         return None if self.task is None or self.task.cancelling() else self._candidate
 
     def evict(self) -> None:

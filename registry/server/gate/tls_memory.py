@@ -3,7 +3,8 @@
 Below the protocol object of a connection, the event loop's TLS has buffers of its own. It reads up to 256 KiB at once
 from the socket, and keeps encrypted bytes in a second buffer while the protocol object does not take them. The buffers
 grow when a client sends much at once: the body of a push, of a form, or many requests. They shrink only when the
-connection is closed, so a connection that is idle afterwards keeps up to 0.75 MiB. No login is needed for this.
+connection is closed, so a connection that is idle afterwards keeps up to 0.75 MiB. Even a client that is not logged in
+can cause this.
 
 So the number of TLS connections is limited according to the memory of the machine, and so is the number of those whose
 buffers may be large. `tls_limits` returns the two numbers.
@@ -57,8 +58,8 @@ def tls_limits(memory_bytes: int, workers: int) -> tuple[int, int]:
 
 
 class LargeBufferLimit:
-    """The TLS connections of one worker that may have large buffers. If there are too many, one is closed for each
-    further one."""
+    """The TLS connections of one worker that may have large buffers. If there are more than the limit, this closes one
+    of them for each new one."""
 
     def __init__(self, max_count: int, clock: Callable[[], float]) -> None:
         """`clock` is the event loop's, in seconds."""
@@ -78,11 +79,11 @@ class LargeBufferLimit:
         return len(self._addresses)
 
     def add(self, connection: EvictableConnection, address: str | None, *, is_closing: bool = False) -> None:
-        """Counts a connection until `discard`. Call it once for each connection. If that is one too many, closes a
-        silent connection (`registry.server.gate.connection_limit.EvictionKind`), such as an idle one. If there is none,
-        closes one that is being closed already, and otherwise one of the address that has most of them. `address`: the
-        client's IP address (those of an IPv6 /64 network count as one); None for a trusted proxy. `is_closing`: whether
-        the connection is being closed, and waits only for its client."""
+        """Counts a connection until `discard`. Call it once for each connection. If the limit is exceeded, evicts one
+        connection: a silent one (`registry.server.gate.connection_limit.EvictionKind`), such as an idle one; or else
+        one that is being closed and still waits for its client; or else one of the address that has most of them.
+        `address`: the client's IP address (those of an IPv6 /64 network count as one); None for a trusted proxy.
+        `is_closing`: whether the connection is being closed already."""
         self._addresses.setdefault(connection, None if address is None else network_of(address))
         if is_closing:
             self._closing[connection] = None
