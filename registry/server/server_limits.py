@@ -52,8 +52,8 @@ class ServerLimits:
     drain_bytes: int = 64 * 1024
     """If the application responds before the whole request body was received, the server reads and discards the rest of
     the body before it sends the response, so that the connection can stay open. If the rest has more than this many
-    bytes, or an unknown number of bytes, the server sends the response at once. Then, and if the rest takes longer than
-    `linger_seconds`, the connection is closed after the response."""
+    bytes, or an unknown number of bytes, the server sends the response at once. In that case, and also if the rest
+    takes longer than `linger_seconds`, the connection is closed after the response."""
     buffer_bytes: int = 512 * 1024
     """How many bytes of a request's body can be in memory, waiting for a slow application, before the server stops
     reading. The last read can exceed this."""

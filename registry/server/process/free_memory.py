@@ -73,7 +73,7 @@ class MemoryTrimmer:
 
 def collect_seldom() -> None:
     """Excludes all existing objects from later garbage collections, and makes Python's automatic full collections rare.
-    They free only memory, and `MemoryTrimmer` makes a full collection when the process has grown."""
+    A full collection frees nothing but memory, and `MemoryTrimmer` makes one when the process has grown."""
     gc.collect()
     gc.freeze()  # to examine the objects of the start would take 50 ms each time
     gc.set_threshold(*gc.get_threshold()[:2], YOUNG_COLLECTIONS_PER_FULL_ONE)

@@ -26,6 +26,7 @@ class LiveOptions:
     configuration."""
 
     configuration: ConfigurationSource = field(default_factory=FixedConfiguration)
+    """Reads the configuration at a reload."""
     control: Path | None = None
     """The path of the control socket; None: there is none."""
     successor: Successor | None = None
@@ -36,3 +37,4 @@ class LiveOptions:
     """The file descriptor of the shared memory that holds the application's counters, and a text that identifies the
     layout of this memory. A new version of the program goes on counting in this memory. None: it starts from 0."""
     notifier: Notifier = field(default_factory=lambda: Notifier(None))
+    """Reports the state of the server to the service manager. The default reports nothing."""

@@ -18,7 +18,8 @@ _START_SECONDS = 60.0
 
 class Renewal:
     """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement, once
-    all others are replaced, because the number of workers is reduced. `fork` starts a worker with the given index."""
+    all others are replaced, because the number of workers is reduced. `fork` starts a worker with the given index (the
+    number of its place, which a replacement takes over)."""
 
     def __init__(
         self,

@@ -50,13 +50,17 @@ def serve(
     With several `workers`, this process becomes their supervisor: it forks them, and restarts those that die. A single
     worker runs in this process, without a supervisor, to save memory.
 
-    `make_app` is called in each worker, after the fork. The application must open its databases in its lifespan, so
-    that they are not shared over the fork. Modules that it needs should be imported before the call of this function,
-    because the workers then share their memory. `on_ready` is called once, in this process, when all workers accept
-    connections. `shutdown_grace` is how many seconds requests in progress may continue after the signal, and
-    `restart_grace` how many seconds a worker that was replaced may continue to serve its connections. `limits`: the
-    limits of each worker; None: the usual ones, with those of TLS according to the memory of the machine. The sockets
-    must be listening; this function closes them. `live`: the options for reloads and restarts of the running server.
+    - `make_app` is called in each worker, after the fork. The application must open its databases in its lifespan, so
+      that they are not shared over the fork. Import the modules that it needs before the call of this function, because
+      the workers then share their memory.
+    - `sockets`: listening sockets, which this function closes.
+    - `shutdown_grace`: how many seconds requests in progress may continue after the signal.
+    - `restart_grace`: how many seconds a worker that was replaced may continue to serve its connections.
+    - `limits`: the limits of each worker; None: the default limits, but those for TLS depend on the memory of the
+      machine.
+    - `on_ready` is called once, in this process, when all workers accept connections.
+    - `listener_options`: the options for the connections, such as the certificate.
+    - `live`: the options for reloads and restarts of the running server.
 
     Call this function from the main thread, because it sets signal handlers.
     """

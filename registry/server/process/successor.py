@@ -60,8 +60,8 @@ class Handover:
         return [*files, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
 
     def adopted_workers(self) -> list[WorkerProcess]:
-        """Returns the workers of the old version. They count the connections of each client address in a shared table
-        that the new version does not have. In its own table, they have no column."""
+        """Returns the workers of the old version. Their `column` is None: they count the connections of each client
+        address in a shared table that the new version does not have."""
         return [
             WorkerProcess(
                 pid=worker["pid"],
@@ -148,9 +148,10 @@ class Successor:
     def execute(self, handover: Handover, must_stop: Callable[[], bool]) -> None:
         """Executes the new version in this process. Does not return if that succeeds; otherwise raises ChangeRefused.
 
-        Blocks `SIGNALS`, which the new version unblocks when it has set its handlers. Calls `must_stop` once they are
-        blocked. If that returns True, this process has received a signal to stop but has not handled it yet. The new
-        version would not get that signal, so this method raises ChangeRefused instead of executing it."""
+        Blocks `SIGNALS` (all signals that the supervisor handles), which the new version unblocks when it has set its
+        handlers. Calls `must_stop` once they are blocked. If that returns True, this process has received a signal to
+        stop but has not handled it yet. The new version would not get that signal, so this method raises ChangeRefused
+        instead of executing it."""
         files = handover.files()
         environment = self._environment({"check": False, "handover": asdict(handover)})
         flush_output()
