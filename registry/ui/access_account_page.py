@@ -37,8 +37,8 @@ from storage.errors import Denied
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
+handler that renders a page acquires one (`page_slot`)."""
 
 
 @router.get(f"{ACCOUNTS_PATH}/{{name}}")

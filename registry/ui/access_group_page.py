@@ -30,8 +30,8 @@ SHOWN_MEMBERS: Final = 1000
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
+handler that renders a page acquires one (`page_slot`)."""
 
 
 @router.get(f"{GROUPS_PATH}/{{name}}")

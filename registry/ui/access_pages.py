@@ -43,8 +43,9 @@ _MAX_FILTER_CHARACTERS: Final = 64
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A slot is the permit to render a page; their number limits how many pages are rendered at a time. A `FormRoute` does
-not acquire one for its handler. So the handlers that render a page acquire a `page_slot`."""
+"""The routes of forms. A *slot* is the permit to render a page; the number of slots limits how many pages are rendered
+at a time. A `FormRoute` holds none while its handler runs, so a handler that renders a page acquires one
+(`page_slot`)."""
 
 
 def account_path(name: str) -> str:

@@ -42,7 +42,7 @@ TOP_HEADING: Final = 3
 router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
 """The routes that receive a form. While a handler of `router` reads the description, or a handler of `_forms` receives
-the form, it holds no slot for rendering. It acquires one (`page_slot`) before it renders a page."""
+the form, it holds no *slot* (the permit to render a page). It acquires one (`page_slot`) before it renders a page."""
 
 
 def description_html(html: str) -> Markup:

@@ -50,8 +50,9 @@ SUBJECT_KINDS: Final = {
 """The names of the kinds of subjects that a grant can have, on the page."""
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A slot is the permit to render a page; their number limits how many pages are rendered at a time. A `FormRoute` does
-not acquire one for its handler. So the handlers that render a page acquire a `page_slot`."""
+"""The routes of forms. A *slot* is the permit to render a page; the number of slots limits how many pages are rendered
+at a time. A `FormRoute` holds none while its handler runs, so a handler that renders a page acquires one
+(`page_slot`)."""
 
 
 @router.get(GRANTS_PATH)

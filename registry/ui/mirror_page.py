@@ -102,8 +102,8 @@ class MirrorFormRoute(FormRoute):
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(prefix=MIRROR_PATH, route_class=MirrorFormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
+handler that renders a page acquires one (`page_slot`)."""
 
 
 @router.get(MIRROR_PATH)
@@ -295,7 +295,7 @@ def _order(text: str | None) -> ImageOrder:
 
 
 def _position(text: str | None) -> int:
-    """Returns the position in the query. Raises RequestInvalid."""
+    """Returns the position in the list that the query asks for; 0 without one. Raises RequestInvalid."""
     if not text:
         return 0
     if not text.isascii() or not text.isdigit() or len(text) > 9:

@@ -42,8 +42,8 @@ OWN_ACCOUNT_PATH: Final = "/ui/account"
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
+handler that renders a page acquires one (`page_slot`)."""
 
 
 @router.get(OWN_ACCOUNT_PATH)
@@ -72,8 +72,8 @@ async def change_own_account(request: Request) -> Response:
 
 
 async def _logged_in_visitor(request: Request) -> Caller:
-    """Returns the visitor. Raises Unauthorized if the visitor is not logged in. While the registry is open and nobody
-    has an account, returns a visitor on the registry's own machine, and raises Denied for any other."""
+    """Returns the visitor. Raises Unauthorized if the visitor is not logged in. While the registry has no accounts yet,
+    returns every visitor on the registry's own machine, and raises Denied for all others."""
     return await require_login(caller_of(request))
 
 

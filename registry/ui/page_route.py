@@ -121,7 +121,7 @@ def query_of(request: Request) -> Query:
 
 @asynccontextmanager
 async def page_slot(request: Request) -> AsyncIterator[None]:
-    """Waits for one of the slots for rendering pages (`PageLimits`), and holds it. Raises TooManyRequests."""
+    """Waits for a *slot*, the permit to render a page (`PageLimits`), and holds it. Raises TooManyRequests."""
     async with request.app.pages.limits.page(_visitor_of(visit_of(request), request.scope)):
         yield
 
@@ -172,9 +172,9 @@ def image_host(request: Request) -> str:
 
 
 class PageRoute(APIRoute):
-    """A route of a page. `form_pages`: if the route only receives a form, the paths of the pages that have this form,
-    the usual one first; empty: the route's own path has a page. A visitor who had to log in returns to the page with
-    the form, or to the route's own page."""
+    """A route of a page. If the route only receives a form, its path has no page. `form_pages` then has the paths of
+    the pages with this form, the usual one first. A visitor who had to log in returns to the page with the form if
+    `form_pages` is not empty, and otherwise to the route's own page."""
 
     form_pages: ClassVar[Sequence[str]] = ()
 

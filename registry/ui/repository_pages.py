@@ -46,7 +46,8 @@ _ORDERS: Final = {
 }
 """The names of the orders in which tags can be listed."""
 
-# The handlers hold no slot for rendering while they read (`WaitingRoute`). They acquire one (`page_slot`) afterwards.
+# While a handler of a `WaitingRoute` reads, it holds no slot (the permit to render a page). It acquires one afterwards
+# (`page_slot`).
 router = APIRouter(prefix=REPOSITORIES_PATH, route_class=WaitingRoute, include_in_schema=False)
 
 

@@ -33,8 +33,8 @@ CHANGES_ON_A_PAGE: Final = 50
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""A `FormRoute` runs its handler without a slot for rendering. So the handlers that render a page acquire a
-`page_slot`."""
+"""The routes of forms. A *slot* is the permit to render a page. A `FormRoute` holds none while its handler runs, so a
+handler that renders a page acquires one (`page_slot`)."""
 
 
 @router.get(TAG_HISTORY_PATH + "/{path:path}")

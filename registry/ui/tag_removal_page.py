@@ -43,8 +43,9 @@ field and separators."""
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=FormRoute, include_in_schema=False)
-"""The handlers of `_waiting` wait for the store to plan a removal, those of `_forms` for a form to arrive. Their route
-classes hold no slot for rendering meanwhile, so a handler that renders a page acquires a `page_slot` itself."""
+"""The handlers of `_waiting` wait for the store to plan a removal, those of `_forms` for a form to arrive. Meanwhile
+their route classes hold no *slot* (the permit to render a page), so a handler that renders a page acquires one itself
+(`page_slot`)."""
 
 
 @_waiting.get(TAG_REMOVAL_PATH + "/{path:path}")

@@ -61,8 +61,8 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=UpkeepFormRoute, include_in_schema=False)
 """The handlers of `_waiting` wait for the store to plan what retention would delete, those of `_forms` for a form to
-arrive. Their route classes hold no slot for rendering meanwhile, so a handler that renders a page acquires a
-`page_slot` itself."""
+arrive. Meanwhile their route classes hold no *slot* (the permit to render a page), so a handler that renders a page
+acquires one itself (`page_slot`)."""
 
 
 async def _start_preview(caller: Caller) -> JobResponse:

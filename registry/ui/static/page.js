@@ -1,10 +1,10 @@
 // What pages can do with JavaScript: copy texts, show times in the visitor's time zone, choose all rows of a list, and
-// ask questions in dialogs. Nothing here is needed to read or use a page. htmx adds parts to a page later, so this is
-// done again for what it adds.
+// ask questions in dialogs. Pages can be read and used without this script. The script htmx loads parts of pages later;
+// after each such change, `improve` runs again.
 
 import { asksByDialog, askByDialog } from "./questions.js";
 
-const said = document.getElementById("said");
+const said = document.getElementById("said"); // screen readers say the text of this element when it changes
 
 const timeFormat = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
 
@@ -33,7 +33,7 @@ function showCopyButtons(root) {
   }
 }
 
-/** Copies a text. Browsers have `navigator.clipboard` only on pages with https, and on this machine. */
+/** Copies a text. Browsers have `navigator.clipboard` only on pages with https, and on pages from their own machine. */
 async function copyText(text) {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(text);
@@ -59,19 +59,20 @@ async function onCopy(button) {
   }
   button.focus();
   button.classList.add("copied");
-  said.textContent = ""; // so that the same word is said again
+  said.textContent = ""; // so that screen readers say the same word again
   requestAnimationFrame(() => {
     said.textContent = said.dataset.copied;
   });
   setTimeout(() => button.classList.remove("copied"), 1500);
 }
 
-/** Returns the boxes of the rows that a box for all of them chooses. */
+/** Returns the boxes of all rows. `chooser`: the box that checks or clears them together. */
 function boxesOf(chooser) {
   return [...chooser.form.querySelectorAll(`input[type="checkbox"][name="${chooser.dataset.chooseAll}"]`)];
 }
 
-/** Shows the boxes below an element that choose all rows, as many of which are chosen as their state says. */
+/** Shows the boxes below an element that choose all rows. Each is checked if all its rows are chosen, and
+    indeterminate if only some are. */
 function showChoosers(root) {
   for (const chooser of root.querySelectorAll("input[data-choose-all]")) {
     const boxes = boxesOf(chooser);

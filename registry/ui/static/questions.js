@@ -1,5 +1,6 @@
-// Asks in a dialog what the server asks on a page: whether something is to be done that cannot be undone. A button with
-// `data-asks` sends a form that changes nothing yet. The answer is a page with the question and a form that confirms it.
+// Shows in a dialog the questions that the server asks on pages of their own, before changes that cannot be undone. A
+// button with `data-asks` sends a form that changes nothing yet. The response is a page with the question and a form
+// that confirms the change.
 
 let isAsking = false;
 
@@ -8,7 +9,7 @@ export function asksByDialog(button) {
   return Boolean(button?.hasAttribute("data-asks")) && "showModal" in HTMLDialogElement.prototype;
 }
 
-/** Sends the form, and shows the question in the answer. Shows the answer as a page if it has no question. */
+/** Sends the form, and shows the question in the response. Without a question, submits the form as usual. */
 export async function askByDialog(form, button) {
   if (isAsking) {
     return;
