@@ -35,8 +35,8 @@ def network_of(address: str) -> str:
 
 
 def site_of(address: str) -> str:
-    """Returns the network that a provider may have given as a whole to one customer, who can then use all of its
-    addresses: the /48 network of an IPv6 address (RFC 6177), or the /24 network of an IPv4 address.
+    """Returns the /48 network of an IPv6 address (RFC 6177), or the /24 network of an IPv4 address. A provider may have
+    given this network to one customer, who can then use all of its addresses.
 
     Returns text that is no IP address unchanged."""
     network = network_of(address)

@@ -166,12 +166,12 @@ class LiveApp:
         if not starting.cancelled() and starting.exception() is None:
             await self._close(unused)
 
-    async def _close(self, old: _Running) -> None:
+    async def _close(self, running: _Running) -> None:
         try:
-            await old.lifespan.stop()
+            await running.lifespan.stop()
         except Exception:
             log.exception("the application with the old settings failed while it was closed")
-        old.app.release()
+        running.app.release()
 
     async def _run(self, receive: Receive, send: Send) -> None:
         """The ASGI lifespan: starts the first application, and closes all applications at the end."""

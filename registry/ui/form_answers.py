@@ -1,5 +1,5 @@
-"""The pages with which the server answers a form if it does not answer with a redirect: a question before a change that
-cannot be undone, a secret that is shown once, and an explanation of what was wrong with the form."""
+"""The pages that the server sends in response to a form, if it does not send a redirect. They show a question before a
+change that cannot be undone, a secret that is shown once, or what was wrong with the form."""
 
 from __future__ import annotations
 

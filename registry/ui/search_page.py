@@ -149,8 +149,11 @@ async def _find(searches: ContentSearches, searcher: Searcher, text: str, kind: 
 
 def _redirect_path(text: str, target: SearchTarget | None, lists: Sequence[HitList]) -> str | None:
     """Returns the path of the image or repository to which the search redirects; None: the search shows its results.
-    The search redirects if the text names an image with its tag or digest, if it has several words (such as a pull
-    command) and names an image or repository, or if it is a whole digest that leads to only one image."""
+    The search redirects in three cases:
+
+    - The text names an image with its tag or digest.
+    - The text has several words, such as a pull command, and names an image or repository.
+    - The text is a whole digest that leads to only one image."""
     if target is not None and not target.is_blob and (target.reference is not None or len(text.split()) > 1):
         return _path(target.repository, target.reference)
     if not _is_digest(text):

@@ -76,8 +76,8 @@ class HeadParser:
         """
         end_offset = find_head_end(self._tail, data, start)
         head_bytes = data if end_offset - start == len(data) else data[start:end_offset]
-        is_begin = not self._tail
-        if is_begin and (found := self._cache.find(head_bytes)) is not None and found.size <= self._limit:
+        is_head_start = not self._tail
+        if is_head_start and (found := self._cache.find(head_bytes)) is not None and found.size <= self._limit:
             if self._on_start is not None:
                 self._on_start()
             scope = self._new_scope(found.headers, found.fields)
@@ -99,7 +99,7 @@ class HeadParser:
         if head.body_length != 0 or self._parser.should_upgrade():
             # This parser expects a body or another protocol next, but gets only heads. A new parser expects a head.
             self._parser = httptools.HttpRequestParser(self)
-        elif is_begin and head.keep_alive and not head.expects_continue:
+        elif is_head_start and head.keep_alive and not head.expects_continue:
             self._cache.add(head_bytes, head.scope, head.size)
         return end_offset, head
 

@@ -12,8 +12,8 @@ from registry.server.connection.receive_buffers import MIN_BUFFER_BYTES, BodyBuf
 from registry.server.http1.body_framing import ChunkedFraming, LengthFraming
 
 _MAX_PIECES = 512
-"""If more pieces than this are waiting for the application, they are joined into one, because each piece is a memory
-view, which takes a hundred bytes of memory even if the piece is one byte."""
+"""If more pieces than this are waiting for the application, they are joined into one. Each piece is a memory view,
+which takes a hundred bytes of memory even if the piece is one byte."""
 
 
 class RequestBody:

@@ -28,9 +28,9 @@ transport's buffer for encrypted bytes. Shares of more than 64 KiB may use three
 `MemoryBudget`). So 288 clients get pieces at the same time."""
 _SEARCH_INTERVAL_SECONDS = 0.25
 """Time between two searches for sent bytes, while a response waits for memory."""
-_WAITING_LIMITS = 2
-"""A factor: the bodies of all responses that wait for memory may together have this many times the size of the budget.
-A further response is refused at once."""
+_WAITING_FACTOR = 2
+"""The bodies of all responses that wait for memory may together have this many times the size of the budget. A further
+response is refused at once."""
 _SLOW_CLIENT_SECONDS = 8.0
 """While another client waits for memory, a client that takes longer than this for one piece is cut off."""
 _MAX_WAIT_SECONDS = 600.0
@@ -59,7 +59,7 @@ class UnsentBudget:
     their next slices together would exceed the limit.
 
     If a response does not fit, it waits in the order of arrival, for at most `wait_seconds`. Its body is in memory
-    meanwhile, so the bodies of all that wait may have at most `_WAITING_LIMITS` times `limit_bytes` together.
+    meanwhile, so the bodies of all that wait may have at most `_WAITING_FACTOR` times `limit_bytes` together.
 
     Nothing tells the budget that the last bytes of a response were sent. It looks at the shares only when the reserved
     bytes reach the limit, and only until it has found enough bytes that were sent. So the time of a reservation does
@@ -89,7 +89,7 @@ class UnsentBudget:
         if not self._waiting and self._make_room(size):
             self._grant(share, size)
             return True
-        if self._waiting and self._waiting_bytes + body_bytes > _WAITING_LIMITS * self._limit_bytes:
+        if self._waiting and self._waiting_bytes + body_bytes > _WAITING_FACTOR * self._limit_bytes:
             return False
         request = _Request(size, body_bytes, asyncio.get_running_loop().create_future())
         self._waiting[share] = request

@@ -80,10 +80,10 @@ class LargeBufferLimit:
 
     def add(self, connection: EvictableConnection, address: str | None, *, is_closing: bool = False) -> None:
         """Counts a connection until `discard`. Call it once for each connection. If the limit is exceeded, evicts one
-        connection: a silent one (`registry.server.gate.connection_limit.EvictionKind`), such as an idle one; or else
-        one that is being closed and still waits for its client; or else one of the address that has most of them.
-        `address`: the client's IP address (those of an IPv6 /64 network count as one); None for a trusted proxy.
-        `is_closing`: whether the connection is being closed already."""
+        connection. Prefers a silent one (`registry.server.gate.connection_limit.EvictionKind`), such as an idle one. If
+        there is none, takes one that is being closed and still waits for its client. Otherwise takes one of the address
+        that has most of them. `address`: the client's IP address (those of an IPv6 /64 network count as one); None for
+        a trusted proxy. `is_closing`: whether the connection is being closed already."""
         self._addresses.setdefault(connection, None if address is None else network_of(address))
         if is_closing:
             self._closing[connection] = None

@@ -72,14 +72,15 @@ class Worker:
         commands: socket.socket | None = None,
         on_start: OnStart | None = None,
     ) -> None:
-        """The worker closes `options.sockets` when it stops. `on_ready` is called when it accepts connections.
+        """The worker closes `options.sockets` when it stops.
 
-        `alive_pipe` is the reading end of a pipe to which nothing is written. Only the supervisor holds the writing
-        end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
-        `commands` is the worker's end of the channel for the supervisor's commands. `on_start` is called when the
-        application has started, with the event loop and the function that runs a command; `on_start` returns a function
-        that is called at the end of the worker. A worker without a supervisor needs `on_start` to change its
-        configuration.
+        - `on_ready` is called when the worker accepts connections.
+        - `alive_pipe`: the reading end of a pipe to which nothing is written. Only the supervisor holds the writing
+          end, so the pipe becomes readable (end of file) when the supervisor has ended. None: there is no supervisor.
+        - `commands`: the worker's end of the channel for the supervisor's commands; None: there is no supervisor.
+        - `on_start` is called when the application has started, with the event loop and the function that runs a
+          command. It returns a function that is called at the end of the worker. A worker without a supervisor needs
+          `on_start` to change its configuration.
         """
         self._options = options
         self._on_ready = on_ready
