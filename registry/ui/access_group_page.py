@@ -1,4 +1,5 @@
-"""The page about one group, for admins: its members and its grants, and the forms that change them."""
+"""The page about one group, for admins: its members and its grants (rights on repositories), and the forms that change
+them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The pages *Access*, for admins: lists of people, robots, groups and API tokens, and the forms that add them.
+"""The pages *Access*, for admins: lists of people, robots (accounts of programs), groups and API tokens. Forms add
+people, robots and groups, and revoke API tokens.
 
 These pages link to pages in other modules: `registry.ui.access_account_page` for one account,
 `registry.ui.access_group_page` for one group, and `registry.ui.grant_pages` for grants.

@@ -56,8 +56,9 @@ def credentials_of(caller: Caller, account: AccountName) -> Credentials:
 
 
 def grants_that_apply(caller: Caller, account: str, groups: Iterable[str] = ()) -> tuple[list[Grant], bool]:
-    """Returns the first grants that apply to an account, and whether there are more. `groups`: groups that a token
-    issuer or the OpenID provider named, in addition to the account's groups in the store."""
+    """Returns the first grants that apply to an account, and whether there are more. A *grant* gives accounts or a
+    group rights on repositories. `groups`: groups that a token issuer or the OpenID provider named, in addition to the
+    account's groups in the store."""
     page = caller.accounts.grant_page(caller.administration.subjects_of(account, groups), None, SHOWN_GRANTS)
     return list(page.items), page.more
 

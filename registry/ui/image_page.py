@@ -29,7 +29,8 @@ PURPOSE_NAMES: Final = {
     "attestation": translatable("Attestations"),
     "other": translatable("Other artifacts"),
 }
-"""The text on the page for each purpose of a referrer (`registry.browse.artifact_types.Purpose`)."""
+"""The text on the page for each purpose of a *referrer*, an artifact that refers to the image
+(`registry.browse.artifact_types.Purpose`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 """The page *Mirror*, for admins. It shows the upstreams, their content in the cache and the running downloads. It has
-forms that refresh, freeze, purge and fetch images.
+forms that refresh, freeze, purge and fetch images. A *frozen* tag stays at one digest, whatever the upstream does.
 
 The cached images and the downloads have separate pages: the list of cached images reads much from the database, and the
 browser reloads the downloads repeatedly.

@@ -1,4 +1,5 @@
-"""Lists the repositories that a visitor may pull: either the hosted ones, or those of one upstream.
+"""Lists the repositories that a visitor may pull: either the *hosted* ones, whose content clients push to this
+registry, or those that are mirrored from one upstream.
 
 The `Registry` lists all names together, in byte order, and limits the work for each page of its list. Mirrored names
 begin with the name of their upstream, so the names of an upstream form one range. All names outside these ranges are

@@ -1,5 +1,6 @@
-"""The page *Search*: finds repositories, tags, labels and digests, and lists hosted and mirrored ones separately. A
-pasted digest or pull command leads directly to the page of the image that it names."""
+"""The page *Search*: finds repositories, tags, labels and digests. It lists those of *hosted* repositories, whose
+content clients push to this registry, and those of mirrored repositories separately. A pasted digest or pull command
+leads directly to the page of the image that it names."""
 
 from __future__ import annotations
 

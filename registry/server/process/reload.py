@@ -26,8 +26,9 @@ def command_numbers() -> Iterator[int]:
 
 
 class Reload:
-    """One reload. While it runs, the supervisor must not fork workers: a new worker would have the old
-    configuration."""
+    """One reload. `proposal`: the new configuration, which was checked. `source` puts it in force. `numbers`: the
+    numbers for the commands to the workers. While the reload runs, the supervisor must not fork workers: a new worker
+    would have the old configuration."""
 
     def __init__(
         self, pool: WorkerPool, source: ConfigurationSource, proposal: Proposal, numbers: Iterator[int]
