@@ -9,10 +9,10 @@ Only parts of GET and HEAD requests without a body are cached, and only if the c
 is cached when its bytes arrive for the second time. So a part that arrives only once takes little time and displaces no
 other part.
 
-Tokens and cookies must not stay in memory. So a block with such a secret is found by a keyed hash of its bytes. In place
-of the secret, the cache has the offsets of the secret in the block. The hash is `hash()` of Python's `bytes` (SipHash)
-with a random key from the start of Python. It is fast, and two blocks practically never have the same 64 bits. A block
-with a password and a line with a query are not cached.
+Tokens and cookies must not stay in memory. So a block with such a secret is found by a keyed hash of its bytes, and the
+cache has the offsets of the secret in the block in place of the secret. The hash is `hash()` of Python's `bytes`
+(SipHash) with a random key from the start of Python. It is fast, and two blocks practically never have the same 64
+bits. A block with a password and a line with a query are not cached.
 """
 
 from __future__ import annotations
