@@ -61,7 +61,7 @@ def request_id_of(headers: Iterable[Header]) -> str:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")
     # `os.urandom` would be a system call. Ids need not be secret, and Python seeds `random` anew in a forked process.
-    return random.randbytes(8).hex()
+    return f"{random.getrandbits(64):016x}"
 
 
 def trace_id_of(headers: Iterable[Header]) -> str:
