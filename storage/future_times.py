@@ -15,7 +15,7 @@ from typing import Final
 CLOCK_MARGIN_SECONDS: Final = 60.0
 """A time is in the future if it is more than this many seconds later than the present time. A change of the store reads
 the clock and then waits for other changes to end. These changes may have read the clock later and stored a later time,
-which is correct. The margin is longer than such a wait, so that this time does not count as in the future."""
+which is correct. The margin is longer than such a wait, so that the later time does not count as in the future."""
 
 
 def is_future(stored_time: float, now: float) -> bool:

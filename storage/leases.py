@@ -27,8 +27,8 @@ class Leases(Protocol):
     ) -> AbstractAsyncContextManager[None]:
         """Waits for one of the slots called `name` and holds it inside the `async with` block. `count`: number of slots
         with this name; all callers must pass the same number. `keep_free`: takes a slot only if at least this number of
-        other slots is free, so that more urgent work finds a free slot. `urgent_after`: seconds after which the call is
-        *urgent*: while an urgent call of any process waits, only urgent calls take slots of this name."""
+        other slots is free, so that more important work finds a free slot. `urgent_after`: seconds after which the call
+        is *urgent*: while an urgent call of any process waits, only urgent calls take slots of this name."""
         ...
 
     def try_slot(self, name: str, count: int, keep_free: int = 0) -> AbstractAsyncContextManager[bool]:

@@ -47,10 +47,10 @@ class TagFacts:
       the tag at that registry, which may be an estimate. None: a client has set the tag, or has pushed it again since.
     - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
       not have that manifest, or the tag has another name.
-    - `order_time`: the time that takes the place of `pushed` in the order of the tags, if `pushed` was in the future
-      (`storage.future_times`) when the tag was read; otherwise None. It is the time of the last change, of this or
-      another tag, that is known to have come before the push and whose own time is not in the future. 0.0 if there is
-      no such change."""
+    - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. This time
+      then takes the place of `pushed` in the order of the tags. It is the time of an earlier change of this or another
+      tag: the last change that is known to have come before the push and whose time is not in the future. 0.0 if there
+      is no such change."""
 
     name: Tag
     digest: Digest
@@ -104,8 +104,8 @@ class UnusedLimits:
     registry.
 
     Some pulls may not be recorded, because an earlier version of the program served the image, or because the store was
-    restored from a backup. All pulls are then recorded only from a certain time on. If this time is later than
-    `pulled`, a manifest that was pushed before it does not count as unused."""
+    restored from a backup. The *start of the record* is the time from which on all pulls are recorded. If it is later
+    than `pulled`, manifests that were pushed before the start of the record do not count as unused."""
 
     pushed: float
     untagged: float

@@ -34,7 +34,7 @@ class OpenedDirectory:
 
     def problem(self) -> str | None:
         """Returns what is wrong if another data directory, or none, is at the path now. Returns None if the directory
-        is still the opened one. Blocks. Raises OSError."""
+        is still the opened one, or if it had no database when this object was made. Blocks. Raises OSError."""
         database = self._read_identity()
         if self._database in (None, database):
             return None

@@ -298,7 +298,7 @@ class Collector:
         while entries := await self._metadata.unlinked_blobs(BATCH_SIZE, after):
             after = entries[-1].digest
             for entry in entries:
-                if entry.is_unlinked:
+                if entry.is_unlinked:  # False if the blob has a link again, or was deleted
                     await self._note_blob(this_round, entry.digest, entry.size)
 
     async def _remove_blob_batch(self, this_round: _Round) -> bool:

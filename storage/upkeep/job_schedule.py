@@ -30,9 +30,10 @@ async def queue_jobs(
     actor: str,
     check_seconds: float = CHECK_SECONDS,
 ) -> None:
-    """Runs until the task is cancelled. Queues a resumable job of this kind whenever no such job is queued or running
-    and `every` seconds have passed since the newest such job was added. Every process runs this function, but only one
-    of them queues the job. Logs an error and continues. `clock` returns the time in seconds since 1970."""
+    """Runs until the task is cancelled. Queues a job of this kind whenever no such job is queued or running and `every`
+    seconds have passed since the newest such job was added. The job is *resumable*: a server continues it after a
+    restart. Every process runs this function, but only one of them queues the job. Logs an error and continues. `clock`
+    returns the time in seconds since 1970."""
     while True:
         await asyncio.sleep(min(every, check_seconds))
         try:

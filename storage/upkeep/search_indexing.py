@@ -1,7 +1,8 @@
 """Keeps the search index up to date in the background, in one process at a time (`keep_indexed`).
 
-New content is added to the index in small transactions, and so is the content of a store that is older than the index.
-If a config is missing or unreadable, or a manifest is damaged, the indexer reads the manifest again later.
+New content is added to the index in small transactions. Content that an earlier version of the program has stored
+without an index is added in the same way. If a config is missing or unreadable, or a manifest is damaged, the indexer
+reads the manifest again later.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ SLOT: Final = "search index"
 CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
 CHECKS_PER_LOOK_AGAIN: Final = 300
-"""Number of checks after which a process also does other work. The process with the slot reads the manifests again
-whose labels could not be read completely. A process without the slot tries to get it, even if all content is in the
-index."""
+"""Number of checks after which a process does more than check. The process with the slot then reads again the manifests
+whose labels could not be read completely. A process without the slot then tries to get the slot, even if all content is
+in the index."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
@@ -71,7 +72,8 @@ class SearchIndexer:
         self._blobs = blobs
         self._may_read = may_read
         self._lines_by_config: dict[Digest, Mapping[str, str]] = {}
-        """The labels in the configs of the current batch. Many manifests can have the same config."""
+        """The labels in the configs of the current batch. The inner mappings give the line `name=value` of each label
+        by its name. Many manifests can have the same config."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds. Raises StorageFull,
@@ -79,9 +81,10 @@ class SearchIndexer:
         return self._index.has_unindexed()
 
     async def run(self) -> int:
-        """Adds the content that is not in the index, in batches. Ends after a batch that is not full. Content that
-        clients push meanwhile is left to the next call, because small batches cost more. Returns the number of batches.
-        Raises StorageFull, StorageFailed. A cancellation leaves the index usable; a later call continues."""
+        """Adds the content that is not in the index, in batches. Ends after the first batch that has room for more
+        content. Content that clients push meanwhile is left to the next call, because small batches cost more. Returns
+        the number of batches. Raises StorageFull, StorageFailed. A cancellation leaves the index usable; a later call
+        continues."""
         batches = 0
         while self.has_unindexed():
             are_many_left = await self._index.index_names()

@@ -27,8 +27,9 @@ from storage.names import Digest, UploadID
 
 
 class LinkedFile:
-    """Implements `VerifiedContent` for a file of another program, whose digest the caller has verified. `place`: the
-    path that the link will have, relative to the data directory."""
+    """Implements `VerifiedContent` (verified bytes that can become a blob) for a file of another program, whose digest
+    the caller has verified. `size`: in bytes. `place`: the path that the link will have, relative to the data
+    directory."""
 
     def __init__(self, disk: Disk, fd: int, digest: Digest, size: int) -> None:
         """`fd`: the open file; the caller closes it. Raises LinkRefused if the file must not be linked."""

@@ -59,7 +59,7 @@ class PartialStatus(IntEnum):
 class Progress:
     """The first record: which bytes of the blob are stored. `boot`: the boot id of the machine when the bytes were
     written; it changes when the machine is restarted. `size`: size of the whole blob in bytes. `extents`: ranges of
-    stored bytes, in ascending order."""
+    stored bytes, in ascending order; each is the offset of its first byte, and the offset after its last byte."""
 
     boot: str
     size: int

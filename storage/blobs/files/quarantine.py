@@ -45,9 +45,9 @@ class QuarantineDirectory:
         self._system = system
 
     def take_in(self, digest: Digest, place: str) -> None:
-        """Moves the blob's file at `place` into the directory. If the disk is too full for a new name, unlinks the
-        file. Does nothing if there is no file. Leaves the file where it is if its inode is so damaged that the move
-        fails."""
+        """Moves the blob's file at `place` (a path relative to the data directory) into the directory. If the disk is
+        too full for a new name, unlinks the file. Does nothing if there is no file. Leaves the file where it is if its
+        inode is so damaged that the move fails."""
         path = self._layout.path_of(place)
         with suppress(FileNotFoundError):
             try:

@@ -7,7 +7,7 @@
 - `by` is the actor (an account or a command) that the audit log names.
 - The *reserve* is disk space that was allocated in advance; on a full disk, some changes may use it (`ReserveUse`).
 
-Unless they pass `durable=False`, changes survive a power cut once the method has returned.
+A change survives a power cut once the method has returned, unless the method passes `durable=False`.
 """
 
 from __future__ import annotations
@@ -309,7 +309,8 @@ class SqliteAccounts:
         await self._run_restricting(login_tables.rotate_key, by, key, keep)
 
     # Throttling of logins. A throttling key names an account, a client's network, or both, and has a time. Each failed
-    # login under the key moves the time further into the future. While it is too far ahead, the caller refuses logins.
+    # login under the key moves the time further into the future. While this time is too far ahead, the caller refuses
+    # logins.
 
     def throttled_until(self, key: str) -> float:
         """Returns the time of the throttling key in seconds since 1970; 0.0 if it has none or the time has passed."""

@@ -224,7 +224,9 @@ def evict_next(
             # the image must stay. In both cases, this eviction need not check the manifest again.
             _set_rank(db, manifest, max(started, now))
         elif delete_excess_tags(db, image.name, image.digest, by, now, EventAction.EVICTION):
-            return True  # other tags remain, and the next call finds the image again
+            # The image has too many tags for one transaction, so only some of the tags were deleted. The next call
+            # finds the image again.
+            return True
         else:
             return _evict(db, image, upstream, by, now)
     return True

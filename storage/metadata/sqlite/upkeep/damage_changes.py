@@ -1,9 +1,10 @@
 """Changes that mark blobs and manifests as damaged or healed. Content is *damaged* if its stored bytes no longer have
 its digest, or are missing. It is *healed* when the right bytes are stored again.
 
-Each function runs inside a transaction on the given connection; the caller commits it. A damaged blob has an empty
-`place` in its row. A damaged manifest has an empty `body` and the `size` 0, and the table `damaged_manifest` keeps its
-former body and size. `now` is the time in seconds since 1970.
+Each function runs inside a transaction on the given connection; the caller commits it. The `place` of a blob is the key
+of its bytes in the blob store. A damaged blob has an empty `place` in its row. A damaged manifest has an empty `body`
+and the `size` 0, and the table `damaged_manifest` keeps its former body and size. `now` is the time in seconds since
+1970.
 """
 
 from __future__ import annotations

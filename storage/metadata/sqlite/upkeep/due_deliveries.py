@@ -29,7 +29,8 @@ can be *dead letters*: deliveries that were given up. These are often older than
 is larger than the default of the setting `events.max_dead`."""
 PAUSE_SECONDS_PER_HEAD: Final = 50e-6
 """After a look-up that has read all heads, the caller pauses for this time per head before the next look-up. To read a
-head takes a tenth of this time. So the look-ups of a webhook use at most about a tenth of the thread's time."""
+head takes a tenth of this time. So the look-ups of a webhook take at most about a tenth of the time of the thread in
+which they run."""
 LONGEST_PAUSE_SECONDS: Final = 300.0
 """Longest time from a failed attempt of a delivery to its next attempt."""
 _PENDING: Final = "event_delivery p INDEXED BY event_delivery_pending WHERE p.webhook = ?1 AND p.dead IS NULL"
@@ -41,6 +42,8 @@ WITH RECURSIVE head (event, repository, next_at) AS (
   SELECT d.event, d.repository, d.next_at FROM head h CROSS JOIN event_delivery d
    WHERE d.webhook = ?1 AND d.event = (SELECT p.event FROM {_PENDING} AND p.repository > h.repository
                                         ORDER BY p.repository, p.event LIMIT 1)"""
+"""The beginning of a statement. Finds the heads of the webhook ?1, one repository after the other, in the order of the
+repositories' names. So SQLite reads one pending delivery of each repository, and not all."""
 _FIRST_HEADS: Final = f"{_HEADS} LIMIT ?2) SELECT repository, next_at FROM head ORDER BY event"
 # The conditions `_IS_DUE` and `_IS_INCLUDED` use these parameters: ?2 is the current time, ?3 the latest time that an
 # attempt can have if the clock was not set back (see `_is_due`), ?4 the repositories to leave out (a JSON array).
@@ -73,7 +76,8 @@ def find_due(
     max_events: int,
     excluded: Collection[str],
 ) -> DueDeliveries:
-    """Returns the deliveries that `storage.outbox.Outbox.due` describes. `excluded`: the repositories to leave out.
+    """Returns the deliveries that `storage.outbox.Outbox.due` describes. `now`: in seconds since 1970. `excluded`: the
+    repositories to leave out.
 
     If at most `MAX_FIRST_HEADS` repositories have pending deliveries, reads all heads. Otherwise searches for due heads
     among the oldest deliveries first, and reads all heads only if it finds fewer than `max_repositories`."""

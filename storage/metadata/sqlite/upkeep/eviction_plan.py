@@ -3,7 +3,8 @@
 The caller runs both in the thread for long lookups. Every mirrored manifest has a *rank*, a time that determines the
 order of eviction (`storage.metadata.sqlite.upkeep.cached_image_tables`). A pull does not change the rank. When the
 eviction comes to an image whose last pull is later than its rank, it does not evict the image. Instead, it stores the
-time of the pull as the new rank. The plan does the same, but keeps the new rank in memory.
+time of the pull as the new rank. The plan does the same, but keeps the new rank in memory. Times are in seconds since
+1970.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ SELECT g.repository, b.id, b.digest, b.size FROM json_each(?1) i CROSS JOIN mani
   CROSS JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository
   CROSS JOIN usage_member m ON m.repository = g.repository
   CROSS JOIN usage_scope s ON s.id = m.scope WHERE s.name = ?2"""
-"""The references of the manifests ?1 (JSON) to blobs that count for the usage scope ?2. With CROSS JOIN, SQLite begins
-with the manifests and does not read all repositories of the scope."""
+"""The references of the manifests ?1 (JSON) to blobs that count for the usage scope ?2. A *usage scope* is a set of
+repositories whose disk usage is counted. With CROSS JOIN, SQLite begins with the manifests and does not read all
+repositories of the scope."""
 _REFERENCE_COUNT = "SELECT count(*) FROM manifest_blob WHERE repository = ? AND digest = ?"
 _HOLDER_COUNT = """
 SELECT count(*) FROM usage_scope s CROSS JOIN blob_link l ON l.blob = ?2
@@ -55,12 +57,13 @@ def plan(
     usage_scope: str,
     now: float,
 ) -> list[EvictedImage]:
-    """Returns the images to evict at the time `now` so that the blobs of the usage scope `usage_scope` (a set of
-    repositories whose disk usage is counted) have `bytes_to_free` fewer bytes."""
+    """Returns the images to evict at the time `now` so that the blobs of the usage scope named `usage_scope` have
+    `bytes_to_free` fewer bytes. `rules`: which images must stay."""
     planned_images: list[EvictedImage] = []
     planned_manifests: set[int] = set()
     references = _BlobReferences(db, usage_scope)
-    postponed: list[tuple[float, int, str]] = []  # a heap of root manifests with the later ranks of their images
+    # A heap of the images that got a new rank: this rank, the row id of the root manifest, and the upstream.
+    postponed: list[tuple[float, int, str]] = []
     freed_bytes = 0
     for rank, manifest, upstream in _in_order(db, upstreams, postponed):
         if freed_bytes >= bytes_to_free:

@@ -81,7 +81,8 @@ class StoredManifest:
 
 
 def check(db: apsw.Connection, after: Key | None) -> CheckedPage:
-    """Checks the next manifests after the key `after`."""
+    """Checks a *page*: the next manifests after the row with the key `after` (None: from the first on). Returns their
+    number, their problems, and the key of the last one; None instead of the key if no manifest follows `after`."""
     rows: list[Any] = db.execute(_NEXT, (after[0] if after else 0, MAX_PAGE_MANIFESTS)).fetchall()
     problems: list[Problem] = []
     size = checked = 0

@@ -64,9 +64,9 @@ class SqliteOutbox:
         delivery_scans: ScanThread | ImmutableScans,
         clock: Callable[[], float],
     ) -> None:
-        """Reads a few rows with `db`, and pages of lists with `scans`. Searches for due and excess deliveries with
-        `delivery_scans`, so that other look-ups do not wait if a webhook has very many deliveries. Changes through
-        `writer`. `clock` returns the time in seconds since 1970."""
+        """`db` reads a few rows, and `scans` reads pages of lists. `delivery_scans` searches for deliveries that are
+        due, or that exceed the limits. It is separate, so that other look-ups do not wait if a webhook has very many
+        deliveries. `writer` runs changes. `clock` returns the time in seconds since 1970."""
         self._db = db
         self._writer = writer
         self._scans = scans

@@ -35,8 +35,8 @@ PAGES_PER_STEP: Final = 1024
 STOPPED_BY_BACKUP: Final = "it had not ended when this backup was made"
 """The message of a job in a copy, if the job had not ended when the copy was made."""
 MAX_EVENTS_PER_SECOND: Final = 1000
-"""A restore raises the number of the newest event by this much for each second since that event. A registry adds fewer
-events per second, on average."""
+"""A restore raises the number of the newest event by this much for each second since that event, so that later events
+get numbers that were not used before the restore. A registry adds fewer events per second, on average."""
 MIN_EVENT_GAP: Final = 1_000_000_000
 """A restore raises the number of the newest event by at least this much, even if little time seems to have passed. The
 clock may have been wrong when that event was stored, when the backup was made, or during the restore."""
@@ -104,8 +104,8 @@ class SqliteSnapshots:
         - the login sessions of browsers, because a session may be ended before the copy is used, for example after a
           theft
 
-        The row of the newest event stays, outside of the list of events and without the client, so that later events
-        get higher numbers."""
+        The row of the newest event stays, so that later events get higher numbers. The list of events does not show
+        this row, and the row no longer names the client."""
         db.execute(
             "DELETE FROM upload; DELETE FROM login_session; DELETE FROM event_delivery; DELETE FROM event_reader; "
             "DELETE FROM event WHERE id < (SELECT max(id) FROM event); "
@@ -201,7 +201,8 @@ class SqliteSnapshot:
 def _raise_event_number(db: apsw.Connection, copied: float, restored: float) -> None:
     """Raises the number of the only event in the copy. The registry may have added events after the copy was made, and
     clients may know their numbers; events after the restore get higher numbers than these. If the copy has no event,
-    adds one outside of the list of events. `copied`, `restored`: when the copy was made and restored."""
+    adds one that the list of events does not show. `copied`, `restored`: when the copy was made and restored, in
+    seconds since 1970."""
     if db.execute("SELECT max(id) FROM event").get is None:
         db.execute(
             "INSERT INTO event (id, uuid, at, action, repository, media_type, size, actor, address, request_id, "

@@ -103,8 +103,9 @@ class SqliteTagHistory:
         force: bool = False,
     ) -> TagMove:
         plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
-        # The referrers are put back before their subjects, because `find_plan` searches only for referrers of manifests
-        # that are deleted. So if the process dies in between, a repeated call finds the remaining referrers.
+        # Each group in `plan.referrers` is a deleted referrer with the deleted manifests that it lists. The referrers
+        # are put back before their subjects, because `find_plan` searches only for referrers of manifests that are
+        # deleted. So if the process dies in between, a repeated call finds the remaining referrers.
         batches = _batches([manifest for group in reversed(plan.referrers) for manifest in group] + plan.deleted)
         referrers = [manifest for group in plan.referrers for manifest in group]
         may_stay_deleted = frozenset(manifest.digest for manifest in referrers)

@@ -64,7 +64,8 @@ USAGE_CHECKS: Final = (
     ),
 )
 """The checks in the order in which they should be repaired. Blobs come first, because the totals are sums over the
-blobs."""
+blobs. The fields of a `TableCheck` are the name of the check, the table (`t` in the SQL), the columns of its key, SQL
+expressions for the repository and the item that a problem names, and the rules."""
 
 
 def repair(db: apsw.Connection, problem: Problem) -> str | None:
