@@ -133,7 +133,7 @@ def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acco
     If containerd needs no such files, kind needs no file either."""
     setup = _containerd(address, hosts, has_accounts)
     hints = []
-    if address.is_trusted_by_docker:
+    if address.is_trusted_by_docker:  # docker trusts loopback addresses
         hints.append(
             hint(
                 "{host} is a loopback address, which nodes in containers do not reach: use an address of this machine "

@@ -128,7 +128,7 @@ class ImageWriter:
     ) -> None:
         """Records the import that has set the tag, if this record is missing. It is missing if that import was
         interrupted, or if an earlier version of the program ran it. Does nothing if a client has set the tag."""
-        if await self._store.pulls.record(repo, digest) is not None:
+        if await self._store.pulls.record(repo, digest) is not None:  # an import or a pull of the manifest is recorded
             return
         change = await self._store.imports.last_tag_change(repo, tag)
         if change is not None and change.program == IMPORT_PROGRAM:

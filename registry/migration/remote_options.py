@@ -41,8 +41,8 @@ class RemoteOptions:
 
     def configured_name(self, configured: Iterable[Upstream]) -> str | None:
         """Returns the name of the upstream in the settings whose login is used; None if there is no such upstream, or
-        if the options name a login. A client with the name of an upstream, such as `docker.io`, sends its login also to
-        token services in that domain. A login from the options must not be sent there."""
+        if the options name a login. The HTTP client finds the login by this name. It also sends the login to token
+        services in the domain of the name, such as `docker.io`. A login from the options must not be sent there."""
         found = None if self.username is not None else self.find_configured(configured)
         return None if found is None else found.name
 

@@ -44,9 +44,9 @@ LONGEST_PAUSE_SECONDS: Final = 600.0
 FAILURES_TO_END: Final = 8
 """The number of failures in a row after which the import ends, in two cases:
 
-- Requests of this number of repositories have failed, in each of them with an error other than `Unconfirmed`.
-- Requests of this number of repositories, or this number of requests of one repository, have failed with any errors,
-  and GET `/v2/` fails, too. If GET `/v2/` succeeds, further failing requests are retried only once."""
+- This number of repositories each have a failed request whose error was not `Unconfirmed`.
+- This number of repositories have failed requests, or one repository has this number of failed requests, with any
+  errors, and GET `/v2/` fails, too. If GET `/v2/` succeeds, further failing requests are retried only once."""
 MAX_REFUSED_REQUESTS: Final = 50
 """After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
 refuses the login, too. Each refusal can be a failed login, after which a registry may lock the account. But a registry

@@ -1,5 +1,6 @@
-"""Estimates when the tags of the *old registry*, whose content is imported, were set (`ListedTag`), if it does not tell
-this. Retention keeps the newest tags, so the imported tags of a repository need an order that means something."""
+"""Estimates when tags were set at the *old registry*, whose content is imported (`ListedTag`). The estimates are for
+old registries that do not state these times. Retention keeps the newest tags, so the imported tags of a repository need
+an order that means something."""
 
 from __future__ import annotations
 

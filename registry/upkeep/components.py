@@ -56,8 +56,9 @@ def upkeep_components(
     on_scrubbed: OnScrubbed = ignore_scrubbed,
     on_retention: OnDeleted = ignore_deleted,
 ) -> UpkeepComponents:
-    """Builds the components for an opened registry. `clock` returns seconds since 1970. `on_scrubbed` counts the bytes
-    that scrub reads, and `on_retention` the tags and manifests that retention deletes."""
+    """Builds the components for an opened registry. `clock` returns seconds since 1970. `on_scrubbed` is called each
+    time that scrub (the job that hashes all stored content again) has read bytes, with their number. `on_retention` is
+    called each time that retention has deleted tags or manifests, with their kind and number."""
     works: dict[str, Work] = {GC: collection_work(store.collector), FSCK: fsck_work(settings, store)}
     evictor = Evictor(
         store.cached_images,
@@ -91,8 +92,9 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
     served_tags = {upstream.name: ServedTags(store.upstream_tags, upstream, clock) for upstream in upstreams}
 
     def served_instead(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
-        """Returns the digest that is served while a cooldown holds back the newest one; None: no cooldown does, or no
-        digest may be served yet. `sightings`: the digests at which the mirror saw the tag point, with the times."""
+        """Returns the digest that clients get while a cooldown holds back the newest one. Returns None if no cooldown
+        holds back the newest digest, or if clients may not get any digest yet. `sightings`: the digests at which the
+        mirror saw the tag point, with the times."""
         upstream_tags = served_tags.get(repo.partition("/")[0])
         return None if upstream_tags is None else upstream_tags.served_instead(repo, tag, sightings)
 

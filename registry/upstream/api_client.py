@@ -54,7 +54,8 @@ class ApiClient:
         self._trust = trust
         self._policy = policy
         self._resolver = Resolver(settings.name)
-        # Requests to an endpoint may connect to every address. The hosts in the settings stay allowed after redirects.
+        # Requests to an endpoint may connect to every address (None). Redirects may lead only to some addresses; those
+        # of the hosts and ports in the settings are always allowed.
         self._endpoint_reach = Reach(None, settings.redirect_host_ports)
         idle_timeout = settings.idle_timeout
         self._timeout = httpx2.Timeout(

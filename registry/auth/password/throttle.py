@@ -6,7 +6,7 @@ not exist are throttled like those of existing accounts.
 
 - Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address. A failure
   does not count here if the store has no account of this name, and the htpasswd file cannot be read or has only invalid
-  lines for the name.
+  lines for the name. Every password is refused then, even the right one.
 - Per account and address, against guessing many passwords of one account.
 - Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So the limit
   does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.

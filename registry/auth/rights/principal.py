@@ -97,10 +97,11 @@ class Rights:
     - `more_names`: further pairs like the items of `names`. The same combination of actions can occur in several pairs.
 
     An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
-    *guarded* upstream needs grants that name it: the pattern `**` matches no name below it, but `ghcr.io/**` does. The
-    constructor raises ValueError unless all sets in `names` and `more_names` have the same guarded upstreams and no
-    `NameSet.limits`. Otherwise, the union that `names_allowing` returns could contain names that are in none of the
-    sets.
+    *guarded* upstream needs grants that name it: the pattern `**` matches no name below it, but `ghcr.io/**` does.
+
+    All sets in `names` and `more_names` must have the same guarded upstreams and no `NameSet.limits`; if not, the
+    constructor raises ValueError. The union of other sets, which `names_allowing` returns, could contain names that are
+    in none of the sets.
     """
 
     names: Mapping[Action, NameSet]

@@ -48,9 +48,10 @@ looks for a free slot every 0.01 s or more often, so it gets the slot first."""
 SPARE_POLL_SECONDS: Final = 0.04
 """Time between two attempts of a prefetch fill to get a slot."""
 WAITING_MARKS: Final = 8
-"""Number of marks. A request that waits for a slot also takes a mark. A taken mark tells all processes that a request
-waits. One taken mark is enough to tell this, so while all marks are taken, further requests wait without one. The
-number is small, because a look for marks makes one system call for each of them."""
+"""Number of marks. A *mark* is a slot with another name, which permits nothing. A request that waits for a slot takes a
+mark as well. A taken mark tells all processes that a request waits. One taken mark is enough to tell this, so while all
+marks are taken, further requests wait without one. The number is small, because a look for marks makes one system call
+for each of them."""
 MARK_SECONDS: Final = 0.1
 """Seconds that a request waits for a slot before it takes a mark. Shorter waits are normal, because a fill gives its
 slot back after each request to the upstream and then takes a slot again."""
@@ -92,7 +93,8 @@ class ConnectionSlots:
     async def primary(self, demand: Demand, *, is_new_connection: bool, blob_size: int) -> AsyncIterator[bool]:
         """Waits for a slot for a fill's first connection and holds it inside the `async with` block. If no client waits
         for the blob, takes a slot only if some others are free. Yields True if the block holds a slot, or False if
-        nothing needs the blob any more. `blob_size`: small blobs get slots first.
+        nothing needs the blob any more. `demand`: says which clients need the fill's blob. `blob_size`: in bytes; small
+        blobs get slots first.
 
         `is_new_connection`: whether this is the first request of the connection. Before a later request, if a client
         waits for the blob and fewer than two slots are free, pauses for `YIELD_SECONDS`, so that the requests that
@@ -164,10 +166,12 @@ class ConnectionSlots:
 
     @asynccontextmanager
     async def pass_through(self, holder: SlotHolder, *, waits_for_client: bool, blob_size: int) -> AsyncIterator[None]:
-        """Waits for a slot for a pass-through and holds it inside the `async with` block. `holder`: is cut off when its
-        client is slow and other requests wait for a slot. `waits_for_client`: whether the block may have to wait for
-        its client, because not all bytes fit in memory. All such blocks together hold at most `max_connections` -
-        `_spare_slots` slots, so that slow clients cannot take all of them."""
+        """Waits for a slot for a pass-through and holds it inside the `async with` block. `holder`: the pass-through;
+        it is cut off when its client is slow and other requests wait for a slot. `blob_size`: in bytes.
+
+        `waits_for_client`: whether the block may have to wait for its client, because not all bytes fit in memory. All
+        such blocks together hold at most `max_connections` - `_spare_slots` slots, so that slow clients cannot take all
+        of them."""
         # Only pass-throughs that may wait for their clients also take a slot of a second group. `keep_free` could keep
         # the spare slots free as well, but such a wait ends only when several connection slots are free at the same
         # moment. While a fill runs, that does not happen, because the fill takes each free slot within milliseconds.
@@ -185,8 +189,8 @@ class ConnectionSlots:
         return self._leases.try_slot(f"{self._name} of {repo}", self.max_connections - self._spare_slots)
 
     def holding(self, holder: SlotHolder) -> AbstractContextManager[None]:
-        """Returns a context manager. Inside its `with` block, `holder` holds a slot, and is cut off when it is slow and
-        other requests wait for a slot."""
+        """Returns a context manager. Inside its `with` block, `holder` (a pass-through, or a request of a fill) holds a
+        slot, and is cut off when it is slow and other requests wait for a slot."""
         return self._holders.holding(holder)
 
     @asynccontextmanager
@@ -231,7 +235,7 @@ class ConnectionSlots:
         `YIELD_SECONDS`. Yields whether the block holds a slot."""
         has_clients = demand.has_clients
         # Leaves one slot for the first connection of another fill. If no client waits for the blob, leaves the spare
-        # slots as well. If there are not so many slots, takes one only while all others are free.
+        # slots as well. If the upstream has too few slots for this, takes a slot only while all others are free.
         slots_to_leave = min(1 if has_clients else SPARE_CONNECTIONS + 1, self.max_connections - 1)
         async with self._leases.try_slot(self._name, self.max_connections, keep_free=slots_to_leave) as has_slot:
             if has_slot:

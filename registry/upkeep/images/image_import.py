@@ -76,12 +76,15 @@ async def import_images(
 ) -> JSON:
     """Imports all images of the file. Returns the numbers of images, manifests, blobs and problems, and the size in
     bytes. A *problem* is an image that is not stored under a name: the tag is immutable and points at another image, or
-    the store has a manifest of the image with another media type and an immutable tag needs that manifest. `name`: the
-    name under which to import; None: the names in the file are used. `records`: the records of imports. `own_host`: the
-    host name under which clients know this registry, which is left out of names; empty: not known. `clock` returns the
-    time in seconds since 1970. The tags that the import changes get times in the natural order of their names, so
-    `build-9` counts as older than `build-10`. Raises ImageFileFailed, Denied (the name belongs to an upstream), and the
-    other errors of pushes. Content that was stored before an error stays."""
+    the store has a manifest of the image with another media type and an immutable tag needs that manifest.
+
+    `name`: the name under which to import; None: the names in the file are used. `records`: the records of imports.
+    `own_host`: the host name under which clients know this registry, which is left out of names; empty: not known.
+    `clock` returns the time in seconds since 1970. The tags that the import changes get times in the natural order of
+    their names, so `build-9` counts as older than `build-10`.
+
+    Raises ImageFileFailed, Denied (the name belongs to an upstream), and the other errors of pushes. Content that was
+    stored before an error stays."""
     trees = [await asyncio.to_thread(read_tree, content, image) for image in content.images]
     # A referrer with a name is in both lists. One without a name is not in `tagged_images`, because `_targets` gives a
     # tag to each image in that list.
@@ -241,9 +244,9 @@ class _Importer:
         while waiting:
             storable = [tree for tree in waiting if tree.root.subject in self._stored]
             if not storable:
-                # A referrer of a refused manifest is refused only now, when nothing else can be stored. Until then, a
-                # round may still store that manifest without a tag, if it is a referrer itself. A later round then
-                # stores its referrers.
+                # Refuses the referrers of refused manifests only now, when nothing else can be stored. A refused
+                # manifest that is a referrer itself may have been waiting too, and was then stored without a tag. In
+                # that case, its referrers were stored as well.
                 refused_now = [tree for tree in waiting if tree.root.subject in self._refused]
                 if refused_now:
                     self._refused.update(tree.root.digest for tree in refused_now)
