@@ -227,7 +227,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 def direct_handler(logger: logging.Logger) -> BufferedHandler | None:
     """Returns the handler that writes the records of `logger`, if this is the only handler and it writes all records as
     text. The caller may then use the handler's method `write_later` instead of making records. Returns None if other
-    handlers or filters process the records as well, or if the lines are JSON objects."""
+    handlers or filters process the records as well, if the handler does not write the level INFO, or if the lines are
+    JSON objects."""
     root = logger.root
     if len(root.handlers) != 1 or logger.handlers or logger.filters or not logger.propagate:
         return None

@@ -94,8 +94,8 @@ class OverviewReader:
         return overviews
 
     async def _summaries(self, repo: RepositoryName, sizes: Mapping[Digest, int]) -> dict[Digest, ManifestSummary]:
-        """Returns the summaries of manifests, by digest. `sizes`: the sizes of the manifests. Once `_MAX_PAGE_BYTES`
-        are read, further manifests are `UNREADABLE`."""
+        """Returns the summaries of manifests, by digest. `sizes`: the sizes of the manifests in bytes. Once
+        `_MAX_PAGE_BYTES` are read, further manifests get the summary `UNREADABLE`, as damaged ones do."""
         summaries, remaining = {}, _MAX_PAGE_BYTES
         for number, (digest, size) in enumerate(sizes.items()):
             if number % _BATCH == 0:

@@ -183,7 +183,8 @@ def build_steps(
 
 
 def size_parts(steps: Sequence[BuildStep], config_size: int, total: int) -> list[SizePart]:
-    """Returns the parts of an image's size: its largest layers, its config, and all other layers as one part."""
+    """Returns the parts of an image's size: its largest layers, its config, and all other layers as one part.
+    `config_size`, `total`: size of the config and of the whole image, in bytes."""
     # The negative number keeps layers of the same size in the order of the steps, because the sort is descending.
     sizes = [(step.layer.size, -number) for number, step in enumerate(steps) if step.layer is not None]
     largest = [SizePart(kind="layer", size=size, step=-negated) for size, negated in sorted(sizes, reverse=True)]

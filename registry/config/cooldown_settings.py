@@ -1,6 +1,6 @@
-"""The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`. A cooldown delays each new
-digest of a tag: the tag must have pointed at the digest at the upstream for this long before pulls of the tag get the
-digest.
+"""The types of the settings `cooldown_tags` and `cooldown_exempt` of an `[[upstream]]`. A *cooldown* is a time that
+delays each new digest of a tag. Pulls of the tag get the new digest only after the upstream's tag has pointed at it for
+this time.
 
 The functions are pydantic validators: they return the value to use, and raise ValueError.
 """

@@ -56,7 +56,8 @@ class RequestHandler(Protocol):
 
 
 class RequestReader:
-    """Reads the requests of one connection."""
+    """Reads the requests of one connection. Reading from the socket is *blocked* while bytes are held. It is *paused*
+    for other reasons, for example until the application has taken bytes of a body (`FlowControl`)."""
 
     def __init__(self, context: ConnectionContext, handler: RequestHandler) -> None:
         self._context = context
@@ -109,8 +110,9 @@ class RequestReader:
 
     def get_memory(self) -> memoryview:
         """Returns the memory into which the transport is to receive the next bytes: the buffer of the body that is
-        being received, or else the head buffer. The rest of a closed body is discarded, so it gets no memory of its own
-        and is received into the head buffer. So are all bytes after `is_finished` has become True."""
+        being received, or else the head buffer. A body is *closed* when the response to its request is complete. The
+        rest of a closed body is discarded, so it gets no memory of its own and is received into the head buffer. So are
+        all bytes after `is_finished` has become True."""
         body = self._body
         if body is None or self._body_buffer is None or body.is_closed or self.is_finished:
             self._current_buffer = None

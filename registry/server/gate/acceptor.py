@@ -137,7 +137,7 @@ class Acceptor:
 
     def _accept(self) -> None:
         """Accepts one connection and starts a task that sets it up. Closes the connection if its client's address has
-        too many connections."""
+        too many connections. If no file descriptor is free, first frees one, or pauses instead (`accept_delay`)."""
         if delay := self._connection_limit.accept_delay():
             self._pause(delay)
             return
