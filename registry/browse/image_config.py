@@ -103,7 +103,7 @@ def parse_object(data: bytes) -> dict[str, Any] | None:
 
 def platform_text(fields: Mapping[str, object]) -> str:
     """Returns the platform in a config or in an entry of an index, such as `linux/arm64/v8`. Returns an empty text if
-    the platform is missing or is `unknown/unknown`, which BuildKit writes for attestations."""
+    the platform is missing, or if a part of it is `unknown`. BuildKit writes `unknown/unknown` for attestations."""
     parts = [fields.get(name) for name in ("os", "architecture", "variant")]
     texts = [part[:64] for part in parts if isinstance(part, str) and part]
     return "" if "unknown" in texts else "/".join(texts)

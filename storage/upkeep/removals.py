@@ -42,7 +42,7 @@ OnRemoval = Callable[[Removal], Awaitable[None]]
 @dataclass(slots=True)
 class CollectionReport:
     """The number of items of each kind that one round removed (`counts`), and the bytes that this freed (`sizes`).
-    `bool(report)` is False if the round removed nothing."""
+    After a dry run, the numbers are those of a real round. `bool(report)` is False if `counts` is empty."""
 
     counts: dict[RemovalKind, int] = field(default_factory=dict)
     sizes: dict[RemovalKind, int] = field(default_factory=dict)
