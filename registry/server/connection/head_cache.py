@@ -27,8 +27,9 @@ MAX_PARTS: Final = 256
 """Largest number of lines, and of blocks, in the cache. If the cache is full, a new part replaces the part of its kind
 that was added first."""
 MAX_HEAD_BYTES: Final = 2048
-"""The parts of a head whose `RequestHead.size` is larger are not cached. This size counts each short header as 64
-bytes, so a block in the cache has at most 32 headers, and the cache takes about 2 MiB."""
+"""The parts of a head whose `RequestHead.size` is larger are not cached. This size is the length of the request target
+plus the lengths of all headers, where each short header counts as 64 bytes. So a block in the cache has at most 32
+headers, and the cache takes about 2 MiB."""
 _MAX_SEEN: Final = 4096
 """Number of parts that arrived once and whose hashes are kept. When there are more, all of these hashes are dropped."""
 _CACHED_METHODS: Final = ("GET", "HEAD")

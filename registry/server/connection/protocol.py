@@ -71,8 +71,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         self._is_evicted = False
         """Whether the connection was closed to make room for another one."""
         self._max_uncounted_read = sys.maxsize
-        """If more bytes than this are in the transport's buffers, the connection has to be counted as one with large
-        buffers. Without TLS, and once it is counted, the number is so large that this never happens."""
+        """If the transport's buffers have more bytes than this, the connection counts as one with large buffers, whose
+        number is limited. Without TLS, and once the connection is counted, this is `sys.maxsize`, that is, no limit."""
 
     # Called by the transport
 
@@ -106,7 +106,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
         Returns True if the transport must stay open, because a response has not been sent yet. Otherwise the transport
-        closes itself, for example if the current response may end with the client's input (`ends_with_input`)."""
+        closes itself, also during an endless response, which ends with the client's input (`ends_with_input`)."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)
@@ -281,7 +281,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
                 self._transport.abort()
             self._close()
             return
-        if not self._reader.has_held_head:  # else the held request comes first, and a later call ends the connection
+        if not self._reader.has_held_head:  # else another request has arrived; a later call ends the connection
             self._active.keep_alive = False
             self._reader.is_finished = self._reader.is_finished or not self._active.body.has_more
 
@@ -377,9 +377,9 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         return self._current_tls_wait(0, idle) if self._context.is_tls and not self._timeouts.is_known(idle) else idle
 
     def _current_tls_wait(self, unsent: int, wait_after: Wait | None) -> Wait:
-        """Returns what a TLS connection with bytes to send waits for. `unsent` is the size of its transport's write
-        buffer. The transport has a second buffer, for encrypted bytes, of unknown size. So the bytes that the client's
-        kernel has acknowledged are the progress. If all are acknowledged, returns `wait_after`; None: `linger`."""
+        """Returns what a TLS connection with bytes to send waits for. `unsent`: size of the transport's write buffer. A
+        second buffer, for encrypted bytes, has an unknown size. So the bytes that the client's kernel has acknowledged
+        are the progress. If all are acknowledged, returns `wait_after`, or a wait `linger` if `wait_after` is None."""
         acknowledged, unacknowledged = tcp_progress(self._transport.get_extra_info("socket"))
         if unsent or unacknowledged:
             return Wait("send", (acknowledged, unacknowledged), self._limits.send_idle_seconds)

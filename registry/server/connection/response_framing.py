@@ -18,7 +18,9 @@ class ResponseFraming:
         self._remaining_bytes = -1
 
     def start(self, content_length: int | None, *, may_be_chunked: bool) -> None:
-        """Chooses the framing. `content_length`: the declared length in bytes; None: none is declared."""
+        """Chooses the framing. `content_length`: the declared length in bytes; None: none is declared.
+        `may_be_chunked`: whether the client understands a chunked body. If it does not, a body without a declared
+        length ends with the connection."""
         self.is_chunked = content_length is None and may_be_chunked
         self._remaining_bytes = -1 if content_length is None else content_length
 

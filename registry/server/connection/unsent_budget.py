@@ -54,9 +54,9 @@ class UnsentBudget:
     than `limit_bytes` is accepted while nothing else in the budget is unsent.
 
     A response that is written in slices reserves the bytes of one slice. It keeps them at least until its last slice is
-    written, even at moments when the transport has nothing to send. The kernel accepts the first slices of every
-    response at once. If the response gave its bytes back then, too many responses could begin at the same moment, and
-    their next slices together would exceed the limit.
+    written, even at moments when the transport has nothing to send. Such a moment comes early, because the kernel
+    accepts the first slices of every response at once. If each response released its bytes at that moment, too many
+    responses could begin at once, and their next slices together would exceed the limit.
 
     If a response does not fit, it waits in the order of arrival, for at most `wait_seconds`. Its body is in memory
     meanwhile, so the bodies of all that wait may have at most `_WAITING_FACTOR` times `limit_bytes` together.

@@ -38,8 +38,8 @@ _MIN_RESERVE = 32
 """Smallest number of descriptors in the reserve. The reserve is an eighth of all descriptors if that is more."""
 _MAX_FILES_TO_COUNT = 8192
 """A process counts its open files once a second if its limit of open files is at most this. With a higher limit,
-counting could take too long. It is not needed then either: the reserve is so large that other files do not use it
-up."""
+counting could take too long. Then no count is needed either, because the reserve is so large that other files do not
+use it up."""
 _MIN_BUDGET = 8
 """Smallest number of descriptors for connections and their requests, even if that uses up the reserve."""
 _LOW_CAPACITY = 256
@@ -112,10 +112,10 @@ class ConnectionLimit:
         limit: int | None = None,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        """The worker keeps the three collections up to date: its open connections, its pending ones (they have no
-        protocol object yet), and its requests in progress. `clock` is the event loop's, in seconds. `limit` is how many
-        descriptors the process may have open; None: the limit that the system sets. `max_connections` is the upper
-        bound of the connections, even if `limit` allows more."""
+        """The worker keeps the three collections up to date: its open connections, its pending ones (accepted, but not
+        ready for requests, usually because the TLS handshake is in progress), and its requests in progress. `clock` is
+        the event loop's, in seconds. `limit` is how many descriptors the process may have open; None: the limit that
+        the system sets. `max_connections` is the upper bound of the connections, even if `limit` allows more."""
         self._connections = connections
         self._pending = pending
         self._requests = requests

@@ -2,8 +2,8 @@
 time.
 
 SIGHUP gives all workers the changed configuration (a *reload*). SIGUSR2 *restarts* the server: a new version of the
-program takes over, and all workers are replaced by new processes, one after the other. A worker's *index* is a number
-from 0. A new process gets the index of the worker whose place it takes.
+program takes over, and all workers are replaced by new processes, one after the other (a *renewal*). A worker's *index*
+is a number from 0. A new process gets the index of the worker whose place it takes.
 """
 
 from __future__ import annotations
