@@ -25,8 +25,8 @@ from registry.log_output import set_log_level
 from registry.server.process.lifespan import Lifespan
 
 MakeApp = Callable[[Settings, bool], Entrepot]
-"""Returns the application for some settings, not started. The second argument is `starts_background_work` of
-`Entrepot`."""
+"""Returns a new application with these settings. The caller starts it. The second argument says whether background
+work begins when the application starts; if it is False, the caller begins the background work later."""
 log = logging.getLogger("registry")
 
 

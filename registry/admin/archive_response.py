@@ -91,11 +91,12 @@ class RunningDownloads:
     @asynccontextmanager
     async def slot(self, visitor: str) -> AsyncIterator[RunningDownload]:
         """A context manager that holds a slot for a download. `visitor`: identifies the client
-        (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if too many downloads run, of this
-        visitor or of all. It then also ends the slowest of these downloads if the client of that download is slow
-        (`_SLOW_SECONDS`).
+        (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if this visitor has no slot left, or
+        if all slots are taken. In that case, it looks for the slowest of the running downloads (of this visitor, or of
+        all). If the client of that download is slow (`_SLOW_SECONDS`), it ends that download.
 
-        The end of a download cancels its `async with` block. The `async with` statement then ends without an error."""
+        `RunningDownload.end` cancels the `async with` block of its download. The `async with` statement then ends
+        without an error."""
         own_downloads = [download for download in self._running if download.visitor == visitor]
         if len(own_downloads) >= self._limit_per_visitor:
             self._refuse(own_downloads)
@@ -224,8 +225,9 @@ def is_not_modified(archive: ImageArchive, headers: Mapping[str, str]) -> bool:
 
 
 def _requested_span(archive: ImageArchive, headers: Mapping[str, str]) -> tuple[int, int] | None:
-    """Returns the offset of the first byte that the client requests, and the offset after the last one. Returns None if
-    the client requests the whole archive, or if the header If-Range names another version of the archive."""
+    """Returns the offset of the first byte that the client requests, and the offset after the last one. Returns None to
+    send the whole archive: if there is no Range header with one valid range, or if the header If-Range names another
+    version of the archive. Raises RangeInvalid if the range contains no byte of the archive."""
     match = _RANGE.fullmatch(headers.get("range", "").strip())
     if match is None or headers.get("if-range", archive.etag).strip() != archive.etag:
         return None

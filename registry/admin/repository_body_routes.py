@@ -41,4 +41,5 @@ class LargeDeleteRoute(DeleteRoute):
 
 
 async def _caller_and_repository(request: Request) -> tuple[Caller, RepositoryName]:
+    # The arguments None matter only for the OpenAPI document.
     return await identify_caller(request, None, None), RepositoryName(request.path_params["name"])

@@ -86,8 +86,9 @@ class RepositoryBrowser:
     """Reads stored content for the principal of a request, and sends no requests to upstreams (except for `archive`).
 
     The parameter `request` is the context of the request for which a method reads. `repo` is the stored name of a
-    repository (`registry.router.Router.stored_name`). If the principal may not pull from the repository, a method
-    raises the same errors as a read of `/v2`: Unauthorized, NameUnknown or ManifestUnknown.
+    repository (`registry.router.Router.stored_name`). A repository is *hosted* if it is not mirrored. If the principal
+    may not pull from the repository, a method raises the same errors as a read of `/v2`: Unauthorized, NameUnknown or
+    ManifestUnknown.
 
     A process runs a limited number of reads at a time, in total and for each visitor (`visitor_of`). Further reads
     wait. If too many wait, a read raises TooManyRequests. A web page first reads, and then waits for a slot to be
@@ -153,7 +154,8 @@ class RepositoryBrowser:
         config, or the config is not stored or too large to show."""
         async with self._reading(request):
             manifest = await self._get(repo, reference)
-            await self._reader.summary_of(manifest)  # parses the manifest, so that its properties take no time below
+            # Parses the manifest, in a thread if it is large. The properties below then do not have to parse it.
+            await self._reader.summary_of(manifest)
             config = manifest.config if manifest.is_readable else None
             data = None if config is None else await self._reader.blob(repo, config.digest, MAX_CONFIG_BYTES)
             if data is None:

@@ -36,8 +36,8 @@ async def summarize_image(
     any other manifest has `config`, `layers`, `total` (bytes of both), `platform` and `created`. Raises ManifestUnknown
     if there is no such manifest.
 
-    `served`: the digest that a pull of the reference gets; None: pulls get what the reference means in the store. The
-    two can differ for a mirrored tag, for example because the tag is kept at an older digest."""
+    `served`: the digest that a pull of the reference gets; None: a pull gets the digest at which the reference points
+    in the store. The two can differ for a mirrored tag, for example because the tag is kept at an older digest."""
     repo = image_reference.repository
     manifest = await registry.get_manifest(repo, served or image_reference.reference)
     summary: dict[str, Any] = {

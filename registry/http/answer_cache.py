@@ -99,8 +99,8 @@ class AnswerCache:
     ) -> None:
         self._is_always_hosted = is_always_hosted
         self._by_host = by_host
-        # A cached answer may depend only on the headers with these names: the cache key depends on Authorization and,
-        # with `by_host`, on Host; a request with one of `_BYPASSING_HEADERS` bypasses the cache.
+        # An answer is cached only if it depends on no other request headers than these. The cache key depends on
+        # Authorization and, with `by_host`, on Host. A request with one of `_BYPASSING_HEADERS` bypasses the cache.
         self._covered_headers = _BYPASSING_HEADERS | {b"authorization"} | ({b"host"} if by_host else set())
         self._answers: VersionedCache[CachedAnswer] = VersionedCache(version, CACHE_BYTES)
 

@@ -139,6 +139,7 @@ class MirroredManifests:
         """Returns the result of `look_up` for the manifest. For a tag with a cooldown, looks up the digest that is
         served for the tag. Sets `notice` as the notice for the client and, if the cooldown holds the tag back, adds a
         sentence about that. Raises the errors of `read`."""
+        # `choice.candidates` are the digests that the cooldown lets the mirror serve, the newest first.
         if isinstance(reference, Digest):
             result = await look_up(repo, reference)
         else:
@@ -211,7 +212,8 @@ class MirroredManifests:
     async def _ask(self, repo: RepositoryName, reference: Reference) -> str | None:
         """Joins or starts a flight and waits for it, at most `stale_wait` seconds if the manifest is cached; the flight
         continues after that time. Returns a notice for the client if the cached copy may be out of date, otherwise
-        None. Sets the cache state. Raises the error of the flight."""
+        None. Sets the cache state (`set_cache_state`), which the log and the metrics show. Raises the error of the
+        flight."""
         flight = self._flights.join((repo, reference), lambda: self._ask_under_lease(repo, reference))
         try:
             cached = await self._find_cached(repo, reference)
@@ -252,7 +254,7 @@ class MirroredManifests:
         asks the upstream in any case."""
         called_at, wait_started_at = self._freshness.now(), time.monotonic()
         async with self._leases.take(f"manifest {repo} {reference}") as has_waited:
-            # If this process was slow but did not have to wait for the lease, it asks the upstream.
+            # A process that was only slow, and did not wait for the lease, may still ask the upstream.
             has_waited_long = has_waited and time.monotonic() - wait_started_at > self._stale_wait
             check = await self._records.last_check(repo, reference)
             cached = await self._find_cached(repo, reference)

@@ -31,8 +31,8 @@ class SharedMemory:
     the memory is the content of this file. The file stays open as long as this object exists."""
 
     def __init__(self, size: int, descriptor: int | None = None) -> None:
-        """Makes memory of `size` bytes, all 0. With `descriptor`, makes none, and maps that file of another
-        `SharedMemory`, which has at least `size` bytes. Raises OSError."""
+        """Makes memory of `size` bytes, all 0. With `descriptor`, maps existing memory instead: `descriptor` is that of
+        another `SharedMemory` with at least `size` bytes. Raises OSError."""
         if descriptor is not None:
             self.descriptor, self.bytes = descriptor, mmap(descriptor, size)
         elif hasattr(os, "memfd_create"):  # needs no directory, which may be on a full disk
@@ -69,9 +69,9 @@ class SharedCells:
         return 8 * (size + 1) * columns
 
     def claim_column(self, gauges: Iterable[int] = ()) -> bool:
-        """Makes `own` a column that no other running process writes to, and sets its cells with the numbers in `gauges`
-        to 0. Returns False if all columns are taken. Call it once in each process that writes: until then, a forked
-        process has the `own` of its parent."""
+        """Makes `own` a column that no other running process writes to. `gauges`: the cells whose numbers shrink again;
+        this method sets them to 0. Returns False if all columns are taken. Call it once in each process that writes:
+        until then, a forked process has the `own` of its parent."""
         for column in range(self._columns):
             try:
                 fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, column)

@@ -95,6 +95,7 @@ async def add_person(request: Request) -> Response:
     page of the account. The first account becomes an admin, and the visitor then goes to the login page. Raises
     Unauthorized, Denied."""
     caller, form = await receive_form(request, admin_of)
+    # The registry is open as long as it has no account.
     password, is_first = form.one("password") or None, caller.is_registry_open
     try:
         added = await caller.administration.add_user(
@@ -153,7 +154,8 @@ async def change_token(request: Request) -> Response:
 
 
 async def show_password(request: Request, name: AccountName, password: str, back: str) -> Response:
-    """Returns the page with a password that was generated for the account `name`."""
+    """Returns the page with a password that was generated for the account `name`. `back`: the path to which the link on
+    that page leads."""
     return await show_secret(
         request,
         title=translatable("Password of %(name)s"),

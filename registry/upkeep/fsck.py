@@ -29,7 +29,8 @@ def fsck_work(settings: Settings, store: StoredRegistry) -> Work:
       repaired.
     - `damaged`: the number of blobs and manifests that are recorded as damaged at the end of the check. Content that
       was recorded as damaged before the check is not a problem, so it counts only in `damaged`. If the check finds a
-      damaged blob and its repair records the blob, the blob counts in `found`, `repaired` and `damaged`.
+      new damaged blob, the repair records it as damaged. Such a repaired blob counts in all three: `found`, `repaired`
+      and `damaged`.
     - `records`: the first `MAX_RECORDS` problems, with the fields of a step. `more`: whether there are further ones."""
     mirrored = tuple(f"{upstream.name}/" for upstream in settings.upstream)
 

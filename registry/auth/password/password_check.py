@@ -143,7 +143,7 @@ class PasswordCheck:
                 await self._throttle.record_failure(
                     *(name, address),
                     counts_for_account=is_first,
-                    counts_for_address=not self._cannot_be_right(name, file),
+                    counts_for_address=not self._is_line_lost(name, file),
                 )
             # The client sees neither text, so it cannot tell whether the account exists.
             raise Unauthorized("the password is wrong" if identity else "there is no such account with a password")
@@ -152,11 +152,12 @@ class PasswordCheck:
             self._start_rehash(name, stored_hash.argon2, password)
         return identity
 
-    def _cannot_be_right(self, name: AccountName, file: HtpasswdContent) -> bool:
+    def _is_line_lost(self, name: AccountName, file: HtpasswdContent) -> bool:
         """Returns whether every password of the account `name` is refused because the htpasswd file cannot be read, or
-        has only invalid lines for the name. Such a failure does not count for the address: the password may be right,
-        and nobody can guess it meanwhile, but the failures would delay everyone at the address. The failure still
-        counts for the account. Otherwise the limits would reveal whether the store has an account of this name."""
+        has only invalid lines for the name. Such a failure does not count for the client's address. Its password may be
+        the right one, and the failures would delay everyone at the address. Guesses are no danger, because none of them
+        succeeds. The failure still counts for the account. Otherwise the limits would reveal whether the store has an
+        account of this name."""
         return self._htpasswd is not None and file.is_lost(name) and not self._is_in_store(name)
 
     def _is_in_store(self, name: AccountName) -> bool:
