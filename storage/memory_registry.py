@@ -86,6 +86,7 @@ class _Repository:
 
     def missing(self, manifest: Manifest) -> set[Digest]:
         """Returns the digests of the content that the manifest refers to and this repository does not have."""
+        # Clients download foreign layers from elsewhere, so they are never missing.
         blobs = {part.digest for part in manifest.blobs} - manifest.foreign
         # An entry of an index that may be a blob is not missing if the repository has that blob.
         children = {part.digest for part in manifest.manifests} - (manifest.blob_children & self.blobs.keys())

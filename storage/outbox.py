@@ -139,9 +139,9 @@ class DeliveryPosition:
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`: the
-    earliest time, later than now, at which a delivery of another repository becomes due. None if there is no such
-    delivery. It can also be None if there are as many queues as the caller wanted, because the time is then not always
-    searched for. `pause`: the number of seconds that the caller must wait before it looks for due deliveries again. It
+    earliest time, later than now, at which a delivery of another repository becomes due; None if there is no such
+    delivery. If there are as many queues as the caller wanted, `next_at` may also be None because it was not
+    determined. `pause`: the number of seconds that the caller must wait before it looks for due deliveries again. It
     is 0, unless the search was costly because very many repositories have pending deliveries."""
 
     queues: Sequence[Sequence[Delivery]]
@@ -203,13 +203,14 @@ class Outbox(Protocol):
     async def configure(self, readers: Sequence[EventReader]) -> Sequence[DroppedDeliveries]:
         """Replaces the readers, and drops the deliveries of all webhooks that are not among the new readers. From then
         on no method returns or counts a dropped delivery. It stays in the store until `tidy` deletes it. But if a new
-        reader has the name of a webhook with dropped deliveries, this method deletes these first. So the reader gets
-        only later events. Returns how many deliveries each removed webhook had. Does not write if nothing changes."""
+        reader has the name of a removed webhook, this method first deletes the dropped deliveries of that webhook, so
+        that the new reader does not get them. Returns how many deliveries each removed webhook had. Does not write if
+        nothing changes."""
         ...
 
     async def add(self, events: Sequence[NewEvent]) -> None:
-        """Adds events that no change of content adds, such as pulls: at most `MAX_ADDED_EVENTS`. A power cut may lose
-        the newest of them."""
+        """Adds at most `MAX_ADDED_EVENTS` events. This is for events that come without a change of content, such as
+        pulls. A power cut may lose the newest of them."""
         ...
 
     async def due(
@@ -231,10 +232,9 @@ class Outbox(Protocol):
         ...
 
     async def oldest(self) -> int:
-        """Returns the number from which on the list is complete: all events with this or a higher number that entered
-        the list are still there. If events were removed from the list, the result is at least the number after that of
-        the newest removed event, even if the list is empty. The numbers in the list have gaps even if no event was
-        removed, because not every event enters the list."""
+        """Returns the number from which on the list is complete: no event with this or a higher number was removed from
+        the list. So the result is higher than the number of the newest removed event, even if the list is empty. The
+        numbers in the list have gaps even if no event was removed, because not every event enters the list."""
         ...
 
     async def after(

@@ -57,7 +57,8 @@ class StorageHealth:
     the full disk had no space for that, the metadata was opened read-only, and `retire` is a function that stops
     reading from it (see `StoredRegistry.retire`). `refusal`: a function that returns a sentence on why a push of a
     number of bytes cannot be stored; None if it can. `free_bytes`: a function that returns the free bytes of the disk;
-    None if they are not known. `replaced`: `OpenedDirectory.problem` of the data directory."""
+    None if they are not known. `replaced`: a function that returns what is wrong if another data directory, or none, is
+    at the path of the opened one; None if nothing is wrong."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None

@@ -63,7 +63,8 @@ log = logging.getLogger("storage.eviction")
 @dataclass(frozen=True, slots=True)
 class Budget:
     """The largest number of bytes that a scope may have. A scope is a set of repositories whose bytes are counted
-    (`storage.usage`). The scope `scope` consists of the repositories that are mirrored from `upstreams`."""
+    together (`storage.usage`). `scope`: the name of the scope. It consists of the repositories that are mirrored from
+    `upstreams`."""
 
     scope: str
     upstreams: tuple[str, ...]
@@ -125,15 +126,16 @@ class Evictor:
         self._clock = clock
         self._monotonic = monotonic
         self.on_evicted: Callable[[Sequence[EvictedImage]], None] = lambda _: None
-        """Called after each eviction with the evicted images, possibly none. Returns at once and raises nothing."""
+        """Called once at the end of each eviction, with all images that it evicted, possibly none. Returns at once and
+        raises nothing."""
         self._wake_up = asyncio.Event()
         self._pause = EvictionPause(leases, monotonic)
         self._warned_at: dict[str, float] = {}  # when each warning was logged last, by its text
         self._no_unused_links_until = float("-inf")  # `_drop_unused_links` searches no earlier; seconds of `monotonic`
 
     def check_soon(self) -> None:
-        """Makes `run` check the limits at once; after a check that failed or could evict nothing, only when
-        `CHECK_SECONDS` have passed. Called after content was stored."""
+        """Makes `run` check the limits at once. But if the last check failed or could evict nothing, `run` first waits
+        until `CHECK_SECONDS` have passed since that check. Called after content was stored."""
         self._wake_up.set()
 
     async def run(self) -> None:
@@ -263,8 +265,8 @@ class Evictor:
         free_blobs: Callable[[int], Awaitable[None]] | None = None,
     ) -> int:
         """Evicts images of the upstreams until `is_reached` returns True or no further image may be evicted. Returns
-        the number of evicted images. `free_blobs`: frees the blobs that have lost their last link, and gets their
-        size in bytes."""
+        the number of evicted images. `free_blobs`: frees the blobs that have lost their last link. Its argument is
+        their size in bytes."""
         free_blobs = free_blobs or self._free_blobs
         evicted: list[EvictedImage] = []
         started = self._clock()

@@ -332,7 +332,7 @@ class FileBlobStore:
         return await self._disk.run(self._quarantine.entries)
 
     async def delete_quarantined(self, digest: Digest) -> bool:
-        """Unlinks the file with the damaged bytes of a blob."""
+        """Unlinks the file with the damaged bytes of a blob. Returns whether there was such a file."""
         return await self._disk.run(lambda: self._quarantine.delete(digest))
 
 

@@ -2,10 +2,10 @@
 
 Stored bytes have to be hashed in these cases:
 
-- The closing request names a digest of another algorithm than the session's.
-- An earlier request stored bytes, but did not save its progress.
-- The machine was rebooted.
-- The state of a digest cannot be saved.
+- The request that completes the upload names a digest of another algorithm than the session's.
+- An earlier request stored bytes, but did not save the digest's state after them.
+- The machine was rebooted, so the stored bytes may be damaged.
+- This process cannot save the state of a digest between two requests (`storage.running_digest`).
 
 A client can cause this work with requests that have no body, so the work must not delay other requests. A thread hashes
 only a limited number of bytes at a time (a *step*). The sessions of a process take turns, and few steps run at the same

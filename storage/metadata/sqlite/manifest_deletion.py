@@ -98,11 +98,12 @@ class ManifestDeletion:
         *,
         restorable: bool,
     ) -> None:
-        """Deletes the manifest and all its tags. `writer`: an `ImmutableDatabase` refuses every change with
-        StorageFull. `lock`: held while a manifest with many tags is deleted. `restorable`: stores a copy of the
-        manifest, from which it can be put back, unless the disk is too full for the copy. A cancellation can leave the
-        manifest with fewer tags. Raises NameUnknown if there is no such repository, ManifestUnknown if it has no such
-        manifest, Denied if an immutable tag needs the manifest, StorageFull, StorageFailed."""
+        """Deletes the manifest and all its tags. `writer`: runs the transactions; an `ImmutableDatabase` refuses every
+        change with StorageFull. `scans`: runs the check of a manifest with many tags. `lock`: held while such a
+        manifest is deleted. `restorable`: stores a copy of the manifest, from which it can be put back, unless the disk
+        is too full for the copy. A cancellation can leave the manifest with fewer tags. Raises NameUnknown if there is
+        no such repository, ManifestUnknown if it has no such manifest, Denied if an immutable tag needs the manifest,
+        StorageFull, StorageFailed."""
         if await self._run_step(writer, restorable):
             return
         async with lock:
@@ -134,10 +135,9 @@ class ManifestDeletion:
         """Deletes the manifest, or a portion of its tags if it has too many for one transaction. Deletes nothing if
         `NeedingTagsCheck.check_all` has to run first. Raises Denied if an immutable tag needs the manifest."""
         # The time is read inside the transaction, so that no deletion has an earlier time than the one before it.
-        # Garbage collection keeps the copy of a deleted manifest for the grace period after the deletion of that
-        # manifest. It keeps a blob for the grace period after the last deletion of a manifest that refers to the blob.
-        # If this last deletion had an earlier time than a deletion before it, the blob would be removed while the copy
-        # of the other manifest is still kept, and the copy needs the blob.
+        # Garbage collection keeps the copy of a deleted manifest, and the blobs of this copy, for a grace period. If
+        # two deleted manifests share a blob, the time of the last deletion counts for the blob. If that time were
+        # earlier, the blob would be removed before the copy of the first manifest, which needs it.
         now = self._clock()
         target = Target.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None

@@ -51,9 +51,9 @@ log = logging.getLogger("storage.metadata")
 def checkpoint_log_pages(reserve_bytes: int) -> int:
     """Returns the smallest number of pages in the log with which a checkpoint runs: CHECKPOINT_LOG_PAGES, or fewer if
     these pages would take up more than half of the reserve. The database file can grow by the size of the log during a
-    checkpoint. On a full disk, this space comes from the reserve, whose other half is for the logs of the next deletes.
-    `reserve_bytes`: the full size of the reserve, which is small on a small disk; 0 on a file system that does not tell
-    its size (there is no reserve then)."""
+    checkpoint. On a full disk, this space comes from the reserve. The other half of the reserve is for later deletes,
+    which append to the log before they free any space. `reserve_bytes`: the full size of the reserve, which is small on
+    a small disk; 0 on a file system that does not tell its size (there is no reserve then)."""
     return min(CHECKPOINT_LOG_PAGES, reserve_bytes // (2 * PAGE_BYTES)) or CHECKPOINT_LOG_PAGES
 
 

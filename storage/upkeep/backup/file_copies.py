@@ -97,8 +97,8 @@ class FileCopier:
             if await self.run(lambda: self._link_or_clone(fd, temporary)):
                 if self._verify or verify:
                     await self._read(fd, digest, size, None, on_bytes)
-                    # A restore always checks the bytes. It may link files of the backup, and the program that wrote
-                    # these files, such as a copy tool, may not have synced them.
+                    # In a restore, which always checks the bytes, the linked file is a file of the backup. It has to be
+                    # synced, because the program that wrote it, such as a copy tool, may not have synced it.
                     await self.run(lambda: self._system.sync(fd))
                 else:  # a blob of the registry, whose bytes are durable
                     on_bytes(size)
@@ -180,7 +180,8 @@ class FileCopier:
             value = await entering
         except asyncio.CancelledError:
             # The task gets a cancellation only after the call has ended (`UncancellableFuture`), so the call may have
-            # entered `resource`. `done()` only makes sure of that, because `exception()` fails for a running call.
+            # entered `resource`. `done()` should always be True here. It is checked because `exception()` raises an
+            # error for a call that still runs.
             if entering.done() and entering.exception() is None:
                 await self.run(lambda: resource.__exit__(None, None, None))
             raise

@@ -121,7 +121,7 @@ class SqliteSearch:
         try:
             return await self._writer.run(change, durable=False)
         except StorageFailed as error:
-            # A change of an undamaged index violates no constraint.
+            # A violated constraint also means damage: a change violates constraints only in a damaged index.
             if _is_damage(error.__cause__) or isinstance(error.__cause__, apsw.ConstraintError):
                 raise SearchIndexDamaged from error.__cause__
             raise

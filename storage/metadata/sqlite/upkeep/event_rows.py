@@ -1,5 +1,6 @@
 """The columns of events and deliveries that queries of the metadata database select, and the objects made of such
-rows."""
+rows. An *event* is a change of a repository, such as a push. A *delivery* is an event that has to be sent to one
+webhook."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ EVENT_COLUMNS: Final = (
 """The columns of the table `event`, which the query calls `e`. `previous`: the digest that the tag pointed at before it
 moved."""
 DELIVERY_COLUMNS: Final = f"d.webhook, d.attempts, d.next_at, d.dead, d.error, {EVENT_COLUMNS}"
-"""The columns of the table `event_delivery`, which the query calls `d`, and of the delivered event. `dead`: when the
-server gave up the delivery; NULL: it still tries."""
+"""The columns of the table `event_delivery`, which the query calls `d`, and of the event that has to be sent.
+`next_at`: when the server tries next. `dead`: when the server gave up the delivery; NULL: it still tries."""
 
 
 def to_event(row: Sequence[Any]) -> Event:

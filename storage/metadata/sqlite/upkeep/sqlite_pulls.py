@@ -54,8 +54,9 @@ class SqlitePulls:
 
 
 def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, now: float) -> None:
-    """Adds a row with 0 pulls to `manifest_pull` for a mirrored manifest that was just stored. Does nothing if the
-    manifest has a row already. Runs inside a transaction, which the caller commits."""
+    """Adds a row with 0 pulls to `manifest_pull` for a mirrored manifest that was just stored. The row has `now`
+    (seconds since 1970) as the time of the last pull. Does nothing if the manifest has a row already. Runs inside a
+    transaction, which the caller commits."""
     db.execute(
         "INSERT INTO manifest_pull (manifest, upstream, last, pulls) VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING",
         (manifest_id, upstream, now),
@@ -63,8 +64,9 @@ def add_mirrored_manifest(db: apsw.Connection, manifest_id: int, upstream: str, 
 
 
 def add_imported_manifest(db: apsw.Connection, manifest_id: int, now: float) -> None:
-    """Gives a manifest that was imported from another registry a row with 0 pulls and the time of the import. Does
-    nothing if the manifest was pulled already. Runs inside a transaction, which the caller commits."""
+    """Gives a manifest that was imported from another registry a row with 0 pulls. The row has the time of the import,
+    `now` (seconds since 1970), as the time of the last pull. Does nothing if the manifest was pulled already. Runs
+    inside a transaction, which the caller commits."""
     db.execute(
         "INSERT INTO manifest_pull (manifest, upstream, last, pulls) VALUES (?, '', ?, 0) "
         "ON CONFLICT (manifest) DO UPDATE SET last = excluded.last WHERE pulls = 0",
