@@ -85,10 +85,10 @@ class NeedingTagsCheck:
     denied: Callable[[Target, str], Denied]
 
     def check_all(self, db: apsw.Connection, repo: RepositoryName, digest: Digest) -> int:
-        """Checks all tags that need the manifest. Returns the id of the newest entry of the tag history when the
-        check began. No immutable tag that was set by this entry or an earlier one needs the manifest. Takes long if
-        there are very many tags, so it must not run in a transaction that changes something. Raises NameUnknown,
-        ManifestUnknown, Denied."""
+        """Checks all tags that need the manifest. Returns the id of the newest entry of the tag history when the check
+        began: the check covers the tags that this entry and earlier ones set. Takes long if there are very many tags,
+        so it must not run in a transaction that changes something. Raises NameUnknown, ManifestUnknown, and Denied if
+        an immutable tag needs the manifest."""
         newest = newest_entry(db)
         if self.is_immutable is not nothing_immutable:
             target = Target.find(db, repo, digest)

@@ -171,7 +171,8 @@ class SqliteMetadata:
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
         """Stores a new upload session. `algorithm`: the hash algorithm of the blob's digest. `boot`: the id of the
-        machine's current boot. `owner`: name of the actor that may continue the session; empty if every client may."""
+        machine's current boot, because a restart of the machine can lose bytes that were written before. `owner`: name
+        of the actor that may continue the session; empty if every client may."""
         now = self._clock()
         await self._writer.run(
             lambda db: blob_changes.start_upload(db, upload, repo, algorithm, boot, owner, now), durable=False

@@ -1,5 +1,9 @@
 """Stores the periods in which a server recorded pulls (`storage.recorded_time`) in the metadata database. Times are in
-seconds since 1970."""
+seconds since 1970.
+
+Retention rules can keep tags that were pulled within some time. The gaps between the periods do not count as such time,
+because nobody can pull while no server runs.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,6 @@ def mark_recorded(db: apsw.Connection, now: float) -> None:
 
 
 def recorded_time(db: apsw.Connection) -> RecordedTime:
-    """Returns the periods. Leaves no statement open."""
+    """Returns the periods."""
     rows: list[Any] = db.execute("SELECT start, until FROM recorded_period ORDER BY start").fetchall()
     return RecordedTime(rows)

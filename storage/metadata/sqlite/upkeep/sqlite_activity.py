@@ -27,8 +27,8 @@ SELECT start / ?2 * ?2 AS bucket, sum(pulls), sum(pushes), sum(hits), sum(misses
 
 
 class SqliteActivityLog:
-    """Implements `storage.activity.ActivityLog`, which describes the methods. Reads on the event loop: there are less
-    than a thousand rows."""
+    """Implements `storage.activity.ActivityLog`, which describes the methods. Reads run on the event loop. They are
+    short, because there are less than a thousand rows."""
 
     def __init__(self, db: apsw.Connection, writer: CommitThread | ImmutableDatabase) -> None:
         """Reads with `db` and changes through `writer`; an `ImmutableDatabase` refuses changes."""

@@ -15,7 +15,8 @@ from storage.metadata.sqlite.upkeep import cached_image_list, cached_image_table
 
 
 class SqliteCachedImages:
-    """Implements `storage.cached_images.CachedImages`, which describes the methods."""
+    """Implements `storage.cached_images.CachedImages`, which describes the methods. On a full disk, evictions may use
+    the whole disk reserve (`ReserveUse.ALL`), because they free space."""
 
     def __init__(
         self,

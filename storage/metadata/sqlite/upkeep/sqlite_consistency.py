@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 class SqliteConsistency:
     """Implements `storage.consistency.Consistency`, which describes the methods. Reads in a thread of its own, because
-    a check of a large database takes minutes."""
+    a check of a large database takes minutes. Repairs may use the whole disk reserve (`ReserveUse.ALL`), so that they
+    are possible on a full disk."""
 
     areas: Sequence[str] = (manifest_checks.AREA, *_TABLE_AREAS)
     """The names of the checks: one for manifests, and one for each item of `TABLE_CHECKS` and `USAGE_CHECKS`."""
@@ -144,6 +145,7 @@ def _check_database(db: apsw.Connection) -> list[Problem]:
 def _damage_texts(db: apsw.Connection) -> list[str]:
     """Returns the damage messages of SQLite, one for each error."""
     texts: list[str] = []
+    # Otherwise `quick_check` would report parts of an index as missing that another connection has merged.
     index_tables.forget_full_text_structure(db)
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):

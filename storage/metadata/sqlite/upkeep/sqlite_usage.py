@@ -27,12 +27,14 @@ class SqliteUsage:
         self._scans = scans
 
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
+        # Not durable: each start of a server configures the scopes again. A change with `ReserveUse.HALF` may use half
+        # of the disk reserve, so a full disk does not prevent it.
         await self._writer.run(
             lambda db: usage_tables.configure(db, definitions), durable=False, reserve_use=ReserveUse.HALF
         )
 
     async def count_batch(self) -> bool:
-        # After a power cut the counting continues from the last batch that is on the disk.
+        # Not durable: after a power cut, the counting continues from the last batch that is on the disk.
         return await self._writer.run(usage_tables.count_batch, durable=False)
 
     async def scope(self, name: str) -> ScopeUse | None:

@@ -41,7 +41,7 @@ class TableCheck:
     rules: tuple[Rule, ...]
 
     def check(self, db: apsw.Connection, after: Key | None) -> CheckedPage:
-        """Checks the next rows after the key `after`."""
+        """Checks the next rows, at most `PAGE_ROWS`, after the key `after`; None: from the first row on."""
         columns = ", ".join(self.key)
         where = "" if after is None else f"WHERE ({columns}) > ({', '.join('?' * len(self.key))})"
         page = f"SELECT * FROM {self.table} {where} ORDER BY {columns} LIMIT {PAGE_ROWS}"
