@@ -108,7 +108,7 @@ def immutable_delete_denied(repo: RepositoryName, tag: str, digest: Digest | Non
 
 def immutable_type_denied(repo: RepositoryName, digest: Digest, media_type: str, tag: str) -> ImmutableTagDenied:
     """Returns the error for a push that would change the media type of the manifest `digest`, which the immutable tag
-    needs. `media_type`: the one that it has."""
+    needs. `media_type`: the stored media type of the manifest."""
     return with_redacted(
         ImmutableTagDenied(
             f"{repo}:{tag} is immutable and needs {digest} as {media_type}; push it with this Content-Type",

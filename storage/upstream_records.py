@@ -102,8 +102,8 @@ class UpstreamRecords(Protocol):
         ...
 
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:
-        """Stores the state of a rate limit. If a state is stored already, combines the two: takes `remaining` and
-        `limit` from the state with the later `at`, and the later `until` of the two. Does not use a stored `at` in the
-        future, nor a stored `until` more than `MAX_PAUSE_SECONDS` from now: they were stored before the clock was set
-        back."""
+        """Stores the state of a rate limit. If a state is stored already, combines the two. Takes `remaining` and
+        `limit` from the state that the upstream reported later (`at`). Takes the later end of the pause (`until`). Does
+        not use a stored `at` in the future, nor a stored `until` more than `MAX_PAUSE_SECONDS` from now: they were
+        stored before the clock was set back."""
         ...

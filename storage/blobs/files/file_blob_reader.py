@@ -52,8 +52,8 @@ class FileBlobReader:
                 yield chunk
 
     async def aclose(self) -> None:
-        """Closes the file. May be called more than once. If the file has been deleted, a thread closes it, because the
-        call then blocks while the file system frees the file's blocks."""
+        """Closes the file. May be called more than once. If the file has been deleted, a thread closes it: the system
+        call close(2) then blocks while the file system frees the file's blocks."""
         if self.file is None:
             return
         self.file = None

@@ -11,9 +11,9 @@
 
 A *snapshot* is the state of the registry at one moment: a copy of the metadata, and the blobs that the copy names.
 Times in names are UTC. `manifest.json` is an object with these fields: `version` (of the format), `time` (when the
-database was copied, in ISO 8601), `database` (an object with `sha256`, `size` and `table_version`), `repositories`,
-`manifests`, `tags`, `blobs`, `size` (of these blobs, in bytes), and `missing` (digests of the blobs that the metadata
-names but that could not be copied; normally empty).
+database was copied, in ISO 8601), `database` (an object with `sha256`, `size` in bytes, and `table_version`, the
+version of the database's tables), `repositories`, `manifests`, `tags`, `blobs`, `size` (of these blobs, in bytes), and
+`missing` (digests of the blobs that the metadata names but that could not be copied; normally empty).
 
 The database contains password hashes and signing keys. So only the user who makes the backups can read the directory.
 If TARGET belongs to another user, like the root of a volume, its mode is not changed. Then only its subdirectories are
@@ -116,7 +116,7 @@ class SnapshotManifest:
 
 def by_age(snapshots: Iterable[SnapshotManifest], now: float) -> list[SnapshotManifest]:
     """Returns the snapshots, oldest first. Snapshots whose times are in the future (`storage.future_times`) count as
-    older than all others, because it is not known when they were made."""
+    older than all others, because it is not known when they were made. `now`: in seconds since 1970."""
     return sorted(snapshots, key=lambda snapshot: (not is_future(snapshot.time, now), snapshot.name))
 
 
@@ -205,8 +205,8 @@ class BackupDirectory:
     @contextmanager
     def locked(self, holder: str, *, shared: bool = False) -> Iterator[None]:
         """Context manager that holds the lock on the directory. `holder`: text for people that says who holds the lock.
-        `shared`: whether other readers can hold the lock at the same time. If another process holds the lock, raises
-        BackupFailed, which names the holder."""
+        `shared`: whether other readers can hold the lock at the same time. A reader that finds no lock file goes on
+        without a lock. If another process holds the lock, raises BackupFailed, which names the holder."""
         path = self.root / "lock"
         flags = os.O_RDONLY if shared else os.O_RDWR | os.O_CREAT
         try:
@@ -227,8 +227,8 @@ class BackupDirectory:
             os.close(fd)
 
     def add_snapshot(self, now: float) -> str:
-        """Creates the directory of a new snapshot and returns its name. Raises BackupFailed if all names for this
-        second are taken."""
+        """Creates the directory of a new snapshot and returns its name. `now`: the time of the snapshot, in seconds
+        since 1970. Raises BackupFailed if all names for this second are taken."""
         time_text = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
         for number in range(1, 1000):
             name = time_text if number == 1 else f"{time_text}.{number:03d}"
