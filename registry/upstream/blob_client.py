@@ -287,9 +287,9 @@ class BlobClient:
 
     def _read_body(self, transfer: BlobTransfer, response: HTTPResponse, route: RedirectChain) -> None:
         """Reads the body and passes it to the sink. Raises UpstreamUnavailable if the response has other bytes than
-        those requested, or if the body ends too early. If no length is stated, raises BlobLengthWrong if the body is
-        longer than expected, or is sent in chunks and ends too early. Raises RangesUnsupported, TransferAbandoned,
-        SinkRaised, and errors of the connection."""
+        those requested, or if the body ends too early. Without a stated length, two bodies raise BlobLengthWrong
+        instead: one that is longer than expected, and a chunked one that ends too early. Raises RangesUnsupported,
+        TransferAbandoned, SinkRaised, and errors of the connection."""
         server = loggable_origin(route.url)
         try:
             start, stop, size = response_span(response, transfer.span, route.url, transfer.expected_size)

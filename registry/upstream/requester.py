@@ -3,7 +3,8 @@ and raises errors for refusals.
 
 An upstream has one or more endpoints (URLs that serve the same content). A "not found" is a BlobUnknown,
 ManifestUnknown or NameUnknown. Each has an *unconfirmed* variant, for a "not found" that possibly comes from a proxy or
-firewall in front of the registry, and not from the registry itself.
+firewall in front of the registry, and not from the registry itself. An *offer* is the `Authorization` header of a
+request, or none, and how it was chosen.
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ _REFUSAL_STATUSES = frozenset({400, 401, 403, 404, 410})
 """Statuses with which a registry may refuse a request without a login, although it would accept the request with a
 login."""
 _HIDING_STATUSES = frozenset({403, 404, 410})
-"""Statuses with which a registry may hide content from a request without a token. They are errors of such a request
-even if they are in `accepted_statuses`. A 400 is not one of them: it is about the form of the request, such as a
-parameter."""
+"""Statuses with which a registry may hide content from a request without a token. A response to such a request with one
+of these statuses raises an error, even if the status is in `accepted_statuses`. A 400 is not one of them: it is about
+the form of the request, such as a parameter."""
 _ERROR_PRECEDENCE: tuple[type[RegistryError], ...] = (
     BlobSizeUnknown,
     RangesUnsupported,

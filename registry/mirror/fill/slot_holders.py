@@ -84,7 +84,8 @@ class SlotHolders:
             return
         self._start_timer()
         slowest = max(self._holders, key=lambda holder: holder.slow_seconds())
-        if not slowest.slow_seconds():  # none may be cut off; when one may, the limit begins at `SLOW_SLOT_SECONDS`
+        if not slowest.slow_seconds():
+            # No holder may be cut off now. The next limit begins at `SLOW_SLOT_SECONDS` again.
             self._lowering_since = None
             return
         try:
