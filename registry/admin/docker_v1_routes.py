@@ -4,8 +4,8 @@ of storage appliances. Everything else, such as pushes and pulls, is only in `/v
 - `docker search HOST/TERM` sends `GET /v1/_ping` and then `GET /v1/search?q=TERM&n=25`. If `docker login` has stored a
   refresh token, as it does at this registry, `docker search` requests a bearer token for the scope
   `registry:catalog:search`, and sends it with the second request. If `docker login` has stored a password, `docker
-  search` sends the name and the password with the second request; without a login, both are empty. It sends them only
-  over HTTPS, and only if the first response has the header `X-Docker-Registry-Standalone`.
+  search` sends the name and the password with the second request; without a login, both are empty. Docker sends the
+  name and the password only over HTTPS, and only if the first response has the header `X-Docker-Registry-Standalone`.
 - `podman search HOST/TERM` sends `GET /v1/search` without a login. If the status is not 200, it reads `/v2/_catalog`
   with its login.
 

@@ -135,9 +135,10 @@ got it turns `http://HOST:8080` into `https://HOST:8080`, where another service 
 class SecurityHeaders:
     """ASGI middleware that adds the security headers to the responses of `app`.
 
-    `public_url`: the registry's URL for clients; None: the setting is not set. HSTS is sent only if it is an https URL
-    with the port 443. On any other port, the registry may share its host name with services that use http. Without
-    `public_url`, the port that the browser uses is not known, because a reverse proxy may remove it from Host."""
+    `public_url`: the registry's URL for clients; None: the setting is not set. HSTS is sent only if `public_url` is an
+    https URL with the port 443. On any other port, the registry may share its host name with services that use http.
+    Without `public_url`, the port that the browser uses is not known, because a reverse proxy may remove it from
+    Host."""
 
     def __init__(self, app: ASGIApp, *, public_url: str | None) -> None:
         self._app = app

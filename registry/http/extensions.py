@@ -78,8 +78,9 @@ async def list_history(exchange: Exchange, read: ReadHistory) -> None:
 
 
 def _entry(change: TagChange) -> dict[str, Any]:
-    """Returns a change as JSON. `digest` is null if the change deleted the tag. `previous` is null if the change
-    created the tag."""
+    """Returns a change as JSON. `digest` and `availability` are null if the change deleted the tag. `previous` is null
+    if the change created the tag. `availability` says whether the repository still has the manifest `digest`
+    (`storage.tag_history.Availability`)."""
     return {
         "id": str(change.id),
         "at": datetime.fromtimestamp(round(change.at, 3), UTC).isoformat().replace("+00:00", "Z"),

@@ -27,9 +27,10 @@ possible in the first day. The limit has two purposes:
 
 - It limits what clients without an account can write.
 - It limits the hashings for a client that repeats more wrong passwords than a process caches. The process hashes a
-  repeated password again if it is no longer in the cache. The store then says that this password was counted already,
-  so it is no further failed login, and the client could go on for ever. Beyond the limit, the process does not ask the
-  store, and every wrong password counts. A client with too many failed logins is refused without a hashing.
+  repeated password again if it is no longer in the cache. But the password does not count as a failed login again,
+  because the store has it. Without the limit, such a client could cause any number of hashings. Beyond the limit, the
+  process does not ask the store, and every wrong password counts. A client with too many failed logins is refused
+  without a hashing.
 """
 
 

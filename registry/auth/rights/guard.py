@@ -19,7 +19,7 @@ names an upstream: then `repo` begins with the name of the upstream. A bearer to
 that it allows on each. If the client sends a bearer token, the token must allow the action too. It may list the
 repository under the requested name, or under the name on which the account needs the right.
 
-The guard refuses calls of methods for which it has no rule.
+The guard refuses calls of methods that this module does not handle: it raises Unsupported.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ _PUSH: Final = Action.PUSH.value
 """The bits of the action push as a plain int, because comparing ints is faster."""
 LIST_LIMITS: Final = Limits(max_running=4, max_running_per_visitor=1, max_pending=1000, max_pending_per_visitor=100)
 """How many lists of repositories a process makes at a time. *Pending* lists are those that run or wait until they may
-run. A single thread reads the running lists in turn, so a running list waits for the others. Only one list of each
-visitor may run, so a list waits for at most one list of each other visitor."""
+run. A *visitor* is an account, or a network of anonymous clients. A single thread reads the running lists in turn, so a
+running list waits for the others. Only one list of each visitor may run, so a list waits for at most one list of each
+other visitor."""
 _ACTION_PHRASES: Final = {Action.PULL: "pull from", Action.PUSH: "push to", Action.DELETE: "delete from"}
 """The phrases for actions on a repository in error texts."""
 
@@ -165,8 +166,8 @@ class Guarded(ForwardingRegistry):
 
     async def handle(self, call: Call[T]) -> T:
         """Checks the rights for a call, forwards it to `inner`, and returns the result. If the rights do not suffice,
-        raises Unauthorized, Denied, or the error for content that does not exist. If the principal may push or delete,
-        but not pull, the errors of `inner` name no stored digests and tags."""
+        raises Unauthorized, Denied, or the error for content that does not exist. If the principal may not pull from
+        the repository, replaces an error of `inner` that names stored digests or tags by its `redacted` form."""
         repo = call.repo
         try:
             rule = _RULES.get(call.operation)
@@ -298,9 +299,11 @@ class Guarded(ForwardingRegistry):
         """Resolves a blob. Calls `inner` with `repo`; for other reads, `handle` replaces `repo` by the stored name.
 
         The reason is that a client that pushes a blob to `repo` first asks whether `repo` has the blob. For such a
-        request, `inner` must not ask an upstream, and it recognizes the request only by the name `repo`. With this
-        name, `inner` itself chooses between pushed and mirrored content. A push during the call could change this
-        choice, so this method checks the rights before the call and again after it."""
+        request, `inner` must not ask an upstream. With a stored name that begins with the name of an upstream, `inner`
+        could not tell such a request from a pull.
+
+        With the name `repo`, `inner` itself chooses between pushed and mirrored content. A push during the call could
+        change this choice, so this method checks the rights before the call and again after it."""
         repo, not_found = call.repo, rule.not_found(call)
         await self._allowed_stored_name(rule, repo, not_found)
         result = await self.forward(call)

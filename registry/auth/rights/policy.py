@@ -7,8 +7,8 @@ repositories whose names match a pattern. Grants only add rights; no grant takes
 The *epoch* is a number in the store. It increases when any worker changes an account, a group, a grant or a signing
 key, or revokes an API token. When the epoch has changed, this module computes rights again. An account can have
 thousands of grants, and any client can change the epoch again and again, such as by revoking its own API tokens. So
-this module caches the grants, and reads them from the store again only after their *version* has changed. This is
-another number in the store, which increases only when a grant changes.
+this module caches the grants, and reads them from the store again only after their *version* has changed. The version
+is another number in the store, which increases only when a grant changes.
 
 A process caches thousands of principals, and an account can have many of them: one for each bearer token. So all
 principals to which the same grants apply share one `Rights` object. If the epoch changes but the grants do not, the

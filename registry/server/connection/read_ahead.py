@@ -84,9 +84,11 @@ def _read_into_cache(file: int, offset: int, end_offset: int) -> None:
 
 
 def _reopen(file: int) -> int:
-    """Opens the same file again, and returns the new descriptor. The kernel itself also reads ahead. It adapts
-    the distance separately for each opening of the file, so the reads of this module do not change it for the sender.
-    If the file cannot be opened again, returns a duplicate of the descriptor."""
+    """Opens the same file again, and returns the new descriptor. If the file cannot be opened again, returns a
+    duplicate of the descriptor.
+
+    The reason is that the kernel itself also reads ahead. It adapts the distance to the reads through each open file
+    description (open(2)). With a description of its own, this module does not change the distance for the sender."""
     try:
         return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def uvicorn_protocol_class(
     limits: ServerLimits | None = None, proxies: TrustedProxies | None = None
 ) -> type[asyncio.Protocol]:
-    """Returns the class to pass to `uvicorn.Config` as `http=`. Use it for one server in one event loop.
+    """Returns the class to pass to `uvicorn.Config` as `http=`. Use it for one server in one event loop. `limits`: the
+    limits for the connections; None: the default ones. `proxies`: the trusted reverse proxies; None: there are none.
 
     uvicorn creates an object of the class for each connection. The number of connections is not limited:
     `registry.server.gate.acceptor` enforces the limit, but uvicorn itself accepts the connections. uvicorn's setting
@@ -28,7 +29,7 @@ def uvicorn_protocol_class(
     # Empty until the first connection, because uvicorn passes `config` (with the application), `server_state` and
     # `app_state` only when it creates an object for a connection. After that the list has one object, which all
     # connections share.
-    workers: list[WorkerContext] = []
+    contexts: list[WorkerContext] = []
 
     class UvicornProtocol(RegistryProtocol):
         def __init__(
@@ -38,12 +39,12 @@ def uvicorn_protocol_class(
             app_state: dict[str, Any],
             _loop: asyncio.AbstractEventLoop | None = None,
         ) -> None:
-            if not workers:
+            if not contexts:
                 loop, used_limits = _loop or asyncio.get_running_loop(), limits or ServerLimits()
                 budget = UnsentBudget(used_limits.unsent_bytes, used_limits.unsent_wait_seconds, loop.time)
                 app = config.loaded_app
-                workers.append(WorkerContext(app, loop, used_limits, budget, server_state, app_state, proxies))
-            super().__init__(workers[0])
+                contexts.append(WorkerContext(app, loop, used_limits, budget, server_state, app_state, proxies))
+            super().__init__(contexts[0])
 
         # The server's own workers check the timeouts of all their connections together. uvicorn does not, so each
         # connection has a timer.

@@ -30,10 +30,11 @@ LARGE_CONNECTION_BYTES: Final = 768 * KIB
 for encrypted bytes."""
 LARGE_READ_BYTES: Final = 18 * KIB
 """The transport's buffers are still small if they have never held more bytes than this at once. It is a bit more than
-the largest TLS record (RFC 8446, 5.2), and a request without a large body has less."""
+the largest TLS record (RFC 8446, 5.2). A request without a large body is smaller."""
 MAX_EXAMINED: Final = 100
-"""Largest number of connections that a short search examines to find a *silent* one: one that is idle or stalled, has
-sent no complete request yet, or only waits until the client closes it. Examining one takes up to ten microseconds."""
+"""Largest number of connections that a *short* search examines. A search looks for a *silent* connection: one that is
+idle or stalled, has sent no complete request yet, or only waits until the client closes it. Examining one takes up to
+ten microseconds."""
 LONG_SEARCH_SECONDS: Final = 0.25
 """Shortest time between two long searches. A long search examines more connections than a short one, if needed all."""
 _MEMORY_PART: Final = 8
