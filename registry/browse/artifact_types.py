@@ -81,9 +81,12 @@ def purpose_of_predicate(predicate: str) -> Purpose:
 
 
 def marks(facts: ManifestFacts, predicates: Iterable[str], is_attested: bool) -> MarksView:
-    """Returns whether a manifest is signed, has an SBOM and is attested. Counts its referrers in `facts`, and the
-    attestations in it, such as those that BuildKit lists in an index. `predicates`: the known predicate types of these
-    attestations. `is_attested`: whether there are such attestations."""
+    """Returns whether a manifest is signed, has an SBOM and is attested.
+
+    - `facts`: has the referrers and referrer tags of the manifest.
+    - `predicates`: the known predicate types of the attestations that the manifest itself lists, as an index from
+      BuildKit does.
+    - `is_attested`: whether the manifest itself lists attestations."""
     types = (kind for kind in facts.referrer_types if not kind.startswith(BUNDLE_TYPE_PREFIX))
     purposes = {
         *map(purpose_of_type, types),

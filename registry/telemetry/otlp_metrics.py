@@ -80,14 +80,14 @@ class OtlpMetrics:
         return MetricsData([ResourceMetrics(self._resource, [scope], "")])
 
     def _all_metrics(self) -> Iterator[Metric]:
-        # `totals` has the numbers of this process's column, not the sums over all processes.
-        totals, now = self._metrics.own_numbers(), time.time_ns()
+        own_numbers, now = self._metrics.own_numbers(), time.time_ns()
         for family in self._metrics.plan.families:
-            if metric := self._metric(family, totals, now):
+            if metric := self._metric(family, own_numbers, now):
                 yield metric
 
-    def _metric(self, family: Family, totals: Sequence[float], now: int) -> Metric | None:
-        """Returns the metric of a family; None if it has no series to send."""
+    def _metric(self, family: Family, own_numbers: Sequence[float], now: int) -> Metric | None:
+        """Returns the metric of a family; None if it has no series to send. `own_numbers`: the numbers in the column of
+        this process. `now`: in nanoseconds since 1970."""
         from opentelemetry.sdk.metrics.export import (
             AggregationTemporality,
             Gauge,
@@ -99,7 +99,7 @@ class OtlpMetrics:
         from opentelemetry.sdk.metrics.export import Histogram as HistogramData
 
         points: list[Any] = []
-        for values, cells in self._series(family, totals):
+        for values, cells in self._series(family, own_numbers):
             labels = self._metrics.label_values(family, values)
             if isinstance(family, Histogram):
                 counts, sum_of_values = [int(number) for number in cells[:-1]], cells[-1]
@@ -121,13 +121,15 @@ class OtlpMetrics:
         data = HistogramData(points, cumulative) if isinstance(family, Histogram) else Sum(points, cumulative, True)
         return Metric(family.name, family.help_text, "", data)
 
-    def _series(self, family: Family, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
+    def _series(
+        self, family: Family, own_numbers: Sequence[float]
+    ) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
         """Yields the label values and the cells of each series to send. Leaves out counters and histograms that are 0.
         A gauge that is 0 is sent, because otherwise the collector would keep its last value. The plan has gauges for
         more upstreams and webhooks than there are; those that belong to none (`Metrics.is_named`) are left out."""
         if family.kind != "gauge":
-            yield from family.counted(totals)
+            yield from family.counted(own_numbers)
             return
         for values, first in family.series():
             if self._metrics.is_named(family, values):
-                yield values, totals[first : first + family.width]
+                yield values, own_numbers[first : first + family.width]

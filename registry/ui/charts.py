@@ -18,7 +18,8 @@ _LEAST_HEIGHT: Final = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a bar: a rectangle. `series`: the index of the series whose value the part shows."""
+    """A part of a bar: a rectangle. `series`: the index of the series whose value the part shows. `x` and `y`: the
+    upper left corner. All lengths are in the units of `WIDTH` and `HEIGHT`."""
 
     series: int
     x: float

@@ -50,8 +50,8 @@ def measure(
     mirror: MirrorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measures one endpoint after the other, so that they do not share the bandwidth, and prints the result. `data` has
-    no effect."""
+    """Measures one endpoint after the other, so that they do not share the bandwidth, and prints the result. Has the
+    option `data` like the other commands, but does not use the data directory."""
     from registry.cli.diagnosis.endpoint_speed import advice
     from registry.cli.interrupts import run_interruptible
 

@@ -144,6 +144,8 @@ def _quotas(status: ServerStatus) -> Table | None:
 
 
 def _fills(status: ServerStatus) -> Table | None:
+    """Returns the table of the *fills* (unfinished downloads of blobs from upstreams), the running ones first; None if
+    there are none."""
     fills = sorted(status.fills, key=lambda fill: not fill.running)
     if not fills:
         return None

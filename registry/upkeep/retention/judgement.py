@@ -57,7 +57,7 @@ class RetentionJudge:
         self._retention = retention
         self.immutable_tags = immutable_tags
         patterns = [NamePattern(pattern) for rule in rules for pattern in rule.repositories]
-        # The first parts of the names of mirrored repositories. `library` is one if there is a default upstream.
+        # The first parts of the names of mirrored repositories. A default upstream serves the names `library/…`.
         mirrored = [*naming.upstreams, *([HUB_LIBRARY] if naming.default else [])]
         self._names = NameSet.of(patterns).without_names_below(mirrored)  # the repositories to which a rule can apply
 
