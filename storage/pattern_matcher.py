@@ -1,7 +1,7 @@
 """Matches repository names against many patterns at once (`Matcher`).
 
-Users write patterns (grants, limits of API tokens), so no pattern must be slow to match. In a pattern, `*` matches any
-text without a slash and `**` matches any text.
+Users write patterns (grants, limits of API tokens), so every pattern has to be fast to match. In a pattern, `*` matches
+any text without a slash and `**` matches any text.
 
 A *simple* pattern is an exact name, or a prefix followed by `*` or `**`; matching it takes one lookup in a dict. Older
 stores may also contain patterns with a star before the end. All such patterns that begin with the same prefix form one

@@ -31,8 +31,8 @@ class PullCount:
 
 @dataclass(frozen=True, slots=True)
 class PullRecord:
-    """All pulls of one manifest so far. `last`: when it was last pulled, in seconds since 1970; for a mirrored or
-    imported manifest without pulls, when it was stored. `pulls`: how often it was pulled."""
+    """All pulls of one manifest so far. `upstream`: see `PullCount`. `last`: when it was last pulled, in seconds since
+    1970; for a mirrored or imported manifest without pulls, when it was stored. `pulls`: how often it was pulled."""
 
     upstream: str
     last: float

@@ -76,7 +76,7 @@ class ProcessPartial:
         # `PartialWaiters` sets these two attributes.
         self.is_notified = False  # whether `notify` was called since the waiting tasks were last checked
         self.checked_at = 0.0  # when the waiting tasks were last checked, in seconds of the event loop's clock
-        self.flags = CrossProcessFlags(files.state_fd)
+        self.flags = CrossProcessFlags(files.state_fd)  # flags that all processes see, such as "a client waits"
         self._system = system
         self._reserve = reserve
         self._threads = threads
@@ -102,7 +102,7 @@ class ProcessPartial:
         """Whether the partial blob has no owner in any process. `refresh` updates this value. It also changes when a
         user in this process becomes the owner, or stops being the owner."""
         self._version = 0
-        """Number of changes of the progress so far."""
+        """Number of changes of the progress (the stored ranges and the status) so far."""
         self._stored_version = 0
         """The `_version` that is in the state file."""
         self._lock = threading.Lock()

@@ -28,8 +28,9 @@ T = TypeVar("T")
 
 
 def page_memory(page: Page[Tag] | Page[RepositoryName], set_bytes: int = 0) -> int:
-    """Returns the approximate bytes of memory that the page takes, plus `set_bytes`. The next two functions return the
-    memory of other results."""
+    """Returns the approximate bytes of memory that the page takes, plus `set_bytes`: the bytes of the set of names to
+    which the lookup was limited, which is a part of the cache key. The next two functions return the memory of other
+    results."""
     return _SMALL_VALUE_BYTES + set_bytes + sum(64 + len(name) for name in page.items)
 
 

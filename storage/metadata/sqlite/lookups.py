@@ -266,9 +266,9 @@ def referrers(
     only manifests of that type.
 
     The page has at most `limit` referrers and approximately `max_page_bytes` bytes. At most `max_read` rows are read.
-    What the page has if the first referrer alone is larger depends on `max_page_bytes`. If it is `PAGE_BYTES`, the page
-    has only this referrer. If it is less, the page is empty and its `more` is true, and the caller can read the page
-    again with a larger limit."""
+    If the first referrer alone is larger than `max_page_bytes`, there are two cases. With a `max_page_bytes` of
+    `PAGE_BYTES`, the page has only this referrer. With less, the page is empty and its `more` is true, so the caller
+    can read the page again with a larger limit."""
     descriptors: list[Descriptor] = []
     page_bytes = 0
     parameters = (repo, subject, after or "", max_read + 1)

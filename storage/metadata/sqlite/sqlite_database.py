@@ -78,11 +78,13 @@ class SqliteDatabase:
     ) -> None:
         """With `immutable`, all stores read with that connection and refuse changes, and `close` closes it. `clock`
         returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was allocated
-        in advance. `observer` measures the changes. `directory`: see `CommitThread`.
+        in advance. `observer` measures the changes. `directory`: the data directory as this process opened it; None: as
+        it is now. If another directory has taken its place, all changes are refused.
 
         Raises apsw.FullError if there is no space to open the database. Raises other kinds of apsw.Error and OSError if
         the database cannot be opened for another reason."""
-        directory = directory or OpenedDirectory(layout)  # before the database is opened
+        # Made before the database is opened: a directory that is replaced in between then counts as replaced.
+        directory = directory or OpenedDirectory(layout)
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         # A call of `data_version` returns a value that changes with every commit to the database.
         data_version = immutable or open_data_version(self._db, lambda: connect(layout.metadata, read_only=True))

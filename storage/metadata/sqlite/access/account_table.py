@@ -66,8 +66,8 @@ def account(db: apsw.Connection, name: AccountName) -> Account:
 
 def check_version(db: apsw.Connection, name: AccountName, expected_version: int | None) -> None:
     """Raises Unauthorized if the account's version is not `expected_version`, or if the account does not exist.
-    `expected_version`: the account's version when the client that makes the change logged in; None: checks nothing. The
-    version changes with the account's password and with `enabled` and `admin`.
+    `expected_version`: the version that the account had at the login of the client that makes the change; None: checks
+    nothing. The version changes with the account's password and with `enabled` and `admin`.
 
     Call this in the transaction of the change. Without the check, a request that has logged in with the old password
     could add a credential just after the password was changed, and this credential would stay valid."""

@@ -133,7 +133,8 @@ def _matching_names(db: apsw.Connection, words: Sequence[str], scope: SearchScop
 
 def _name_statements(words: Sequence[str], scope: SearchScope) -> Iterable[tuple[str, tuple[str, ...]]]:
     """Yields the statements that find names, the statement with the best matches first: names that begin with the first
-    word, names with a part after a slash that begins with the first word, and all other names."""
+    word, names with a part after a slash that begins with the first word, and all other names. The index has the
+    character `START_OF_NAME` before each name, so that a search can find the beginnings of names."""
     first_word, *other_words = words
     rights_expression = _pattern_expression(scope.within)
     if len(first_word) < GROUP_CHARACTERS - 1 and not other_words:

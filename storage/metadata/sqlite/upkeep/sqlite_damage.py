@@ -37,8 +37,9 @@ _ROUND: Final = (
 _MIRRORED_HOLDERS: Final = """
 SELECT r.name FROM blob b CROSS JOIN blob_link l ON l.blob = b.id CROSS JOIN repository r ON r.id = l.repository
  WHERE b.digest = ?1 AND substr(r.name, 1, instr(r.name, '/') - 1) IN (SELECT value FROM json_each(?2)) LIMIT ?3"""
-"""The name of a mirrored repository begins with the name of its upstream and a slash. The query may read all links of
-the blob, and a common layer has very many."""
+"""The mirrored repositories that have a blob. The name of such a repository begins with the name of its upstream and a
+slash. The query may read all links of the blob (the rows that let a repository serve it). A common layer has very many
+links, so the query runs in the thread for long reads."""
 _OLDEST_BLOB = "SELECT min(created) FROM (SELECT created FROM blob ORDER BY id LIMIT 100)"
 """When the oldest blob was created. Reads several rows, because a blob that is healed gets a new time."""
 
@@ -213,7 +214,8 @@ def _measure(db: apsw.Connection) -> tuple[int, int, int]:
 
 
 def _check_manifests(db: apsw.Connection, after: int, until: int) -> ManifestCheck | None:
-    """Hashes at most `MANIFESTS_PER_CHECK` manifests, and stops earlier when their bodies together have at least
+    """Hashes the next manifests whose row ids are above `after` and at most `until`. Returns None if there are none.
+    Hashes at most `MANIFESTS_PER_CHECK` manifests, and stops earlier when their bodies together have at least
     `BYTES_PER_CHECK` bytes. A separate statement reads each body, so that only one body is in memory at a time."""
     rows: list[Any] = db.execute(
         "SELECT id, digest FROM manifest WHERE id > ? AND id <= ? AND size > 0 ORDER BY id LIMIT ?",

@@ -34,6 +34,7 @@ SELECT repository, tag FROM upstream_tag u
 """The tags whose newest sighting is older than the time ?1 and that are not in the cache."""
 _NEWEST_AND_CACHED = f"""
 SELECT (SELECT max(since) FROM upstream_tag WHERE repository = ?1 AND tag = ?2), {_CACHED.format("?1", "?2")}"""
+"""The time of the newest sighting of the tag ?2 in the repository ?1, and whether the tag is in the cache."""
 _FROZEN = "SELECT repository, tag, digest, at, actor FROM frozen_tag"
 
 _FROZEN_TAG_NEEDING = f"""
