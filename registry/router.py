@@ -94,8 +94,8 @@ class Router(RefusingRegistry):
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
       clients mount the blob from this repository. It is not enough that the store lists the blob in the repository,
       because a mirror can list a blob there that came from another repository of the upstream. A mirror of a private
-      upstream does so before it records the confirmation. A mirror of a public upstream records no confirmation of such
-      a blob, and the settings can make this upstream private later."""
+      upstream lists the blob first, and records a confirmation only later. A mirror of a public upstream records no
+      confirmation of such a blob, and the settings can make this upstream private later."""
 
     def __init__(
         self,

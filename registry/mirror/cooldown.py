@@ -96,7 +96,7 @@ def _pruned(sightings: list[Sighting], cooldown: float, now: float, *, serves_ne
     """Returns at most `MAX_SIGHTINGS` of the sightings: first the sighting that makes the served digest mature, then
     the newest sightings.
 
-    Dropping a sighting must not make a digest mature that is not, which could happen in two ways:
+    A dropped sighting could make an immature digest seem mature in two ways. Neither can happen:
 
     - The sighting before a dropped one seems to last longer. In the returned list, only the first sighting can have
       dropped sightings directly after it. Its digest is the served one, which is mature already.

@@ -32,7 +32,8 @@ class UnverifiedBlobReader:
     location: str | None = None
     """None, because a presigned URL can lead only to the bytes of a complete blob."""
     is_incomplete = True
-    """True as long as the reader exists, even after the download has ended."""
+    """Whether the registry is still downloading the blob, so that reading may have to wait. Always True here: the value
+    does not change when the download ends."""
     data: bytes | None = None
 
     def __init__(

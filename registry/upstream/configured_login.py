@@ -46,8 +46,7 @@ class ConfiguredLogin:
     docker's `config.json`."""
 
     def __init__(self, settings: Upstream, configured_name: str | None = None) -> None:
-        """`configured_name`: the name under which docker's `config.json` may have the login, if it is not
-        `settings.name`."""
+        """`configured_name`: the name of this upstream in docker's `config.json`; None: `settings.name`."""
         self._settings = settings
         self._configured_name = configured_name or settings.name
         self._file = settings.docker_config or settings.password_file

@@ -39,8 +39,9 @@ def next_page_url(headers: Mapping[str, str], url: str) -> str | None:
 
 def _on_origin_of(url: str, link: str) -> str | None:
     """Returns the URL with the path and the query of `link`, which may be relative to `url`, and with the origin of
-    `url`. Returns None if `link` is not valid, or if its path does not begin with `/`: appended to `https://far.test`,
-    the path `.evil.test/p` (of the link `x:.evil.test/p`) would change the host to `far.test.evil.test`."""
+    `url`. Returns None if `link` is not valid, or if its path does not begin with `/`. Such a path could change the
+    host. For example, the link `x:.evil.test/p` has the path `.evil.test/p`. Appended to `https://far.test`, this path
+    gives the host `far.test.evil.test`."""
     base = urlsplit(url)
     try:
         target = urlsplit(urljoin(url, link))

@@ -184,7 +184,8 @@ class TokenClient:
     ) -> UpstreamResponse:
         """Returns the response of the token service, with any status. Sends a POST if the login has an identity token,
         and a GET otherwise. If a GET with a password gets a 404 or 405, the service may support only POST, so a POST
-        with the password follows."""
+        with the password follows. `memory`: at the end of its `with` block, the memory budget gets the bytes of the
+        response's body back."""
         if login is None or not login.identity:
             realm_parts = urlsplit(service.realm)
             query = parse_qsl(realm_parts.query, keep_blank_values=True)

@@ -62,8 +62,8 @@ class NoReaders(Exception):
     - The fill was a prefetch (no client had requested the blob), and no client is expected to request it any more.
     - All clients left before the download began, or another process downloads the blob.
     - Too many fills without clients wait for a connection.
-    - A slow request was cancelled, because other requests waited for its connection, and it had stored no bytes that
-      the next request could leave out."""
+    - Another request needed the connection of a slow request. The slow one was cut off, and a retry would have to
+      request all of its bytes again."""
 
 
 class Download:

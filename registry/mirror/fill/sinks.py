@@ -45,8 +45,9 @@ class PieceSink:
         return self.piece.next_offset - self.piece.start
 
     def begin(self, endpoint: str, start: int, stop: int, size: int) -> None:
-        """Checks the start of the response. Raises RangesUnsupported if the response has another range than the piece,
-        UpstreamUnavailable if the endpoint is refused, and BlobSizeWrong if it states another size of the blob."""
+        """Checks the start of the response, which has the bytes from `start` up to, but without, `stop` of a blob of
+        `size` bytes. Raises RangesUnsupported if the response has another range than the piece, UpstreamUnavailable if
+        the endpoint is refused, and BlobSizeWrong if it states another size of the blob."""
         check_response(endpoint, self._refused, size, self._partial.size)
         if (start, stop) != (self.piece.start, self.piece.stop):
             raise RangesUnsupported
@@ -74,8 +75,9 @@ class WholeSink:
         on_response: Callable[[], None],
         refused: RefusedEndpoints,
     ) -> None:
-        """`gaps`: the missing byte ranges. `on_response`: called, in the thread that reads the response, when the
-        response starts. `refused`: the endpoints whose bytes are not accepted."""
+        """`gaps`: the missing byte ranges: for each, the offsets of the first byte and of the byte after the last one.
+        `on_response`: called, in the thread that reads the response, when the response starts. `refused`: the endpoints
+        whose bytes are not accepted."""
         self._partial = partial
         self._refused = refused
         self._gaps = gaps
