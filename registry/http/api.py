@@ -109,7 +109,8 @@ class DistributionAPI:
         """The options:
 
         - `limits`: the limits of one request; None: the default limits.
-        - `namespaces`: the upstreams that requests can name; None: nothing is mirrored, and `ns` is ignored.
+        - `namespaces`: the upstreams that requests can name, by the query parameter `ns` or by the Host header; None:
+          nothing is mirrored, and `ns` is ignored.
         - `authenticator`: finds out which account makes a request; None: every request may do everything.
         - `service`: the name of this registry as a service in tokens, for the challenges in 401 responses.
         - `rate_limit`: counts the requests of each client; None: there is no limit.
@@ -182,9 +183,11 @@ class DistributionAPI:
 
     def answer_at_once(self, scope: Scope) -> tuple[CachedAnswer, str] | None:
         """Returns the cached response to a request without a body, and the request id for its header. Returns None if
-        no such response is cached: then the server has to call the application with the request.
+        no such response is cached, or if the rate limit is reached: then the server has to call the application with
+        the request.
 
-        Before it returns a response, counts the request under the rate limit, and counts a pull."""
+        Before it returns a response, counts the request under the rate limit. If the request pulls a manifest, also
+        counts the pull."""
         answer = None if self._answer_cache is None else self._answer_cache.find(scope, self._make_credential_key)
         if answer is None:
             return None

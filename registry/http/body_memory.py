@@ -49,7 +49,7 @@ JOINED_BYTES: Final = 4 * 1024
 separate object. The budget does not count the overhead of such an object, about 50 bytes."""
 BODY_STALL_SECONDS: Final = 20.0
 """The client's time allowance for a body, in seconds (see `_MinimumRate`). A client that has kept up with the minimum
-rate may pause for this long. A body that falls further behind the minimum rate than this is refused."""
+rate may pause for this long. A body is refused if it falls behind the minimum rate by more than this time."""
 MIN_BYTES_PER_SECOND: Final = 8 * 1024
 """Minimum rate at which a client has to send a body that takes longer than `BODY_STALL_SECONDS`."""
 

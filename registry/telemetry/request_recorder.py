@@ -28,7 +28,10 @@ _ROUTES_BY_PREFIX: Final = {
 
 
 class RequestEnd(Protocol):
-    """How a request ended (`registry.server.connection.request_reports.RequestEnd`)."""
+    """How a request ended (`registry.server.connection.request_reports.RequestEnd`). `status`: 0 if no response was
+    begun. `received_bytes`, `sent_bytes`: sizes of the two bodies. `seconds`: time since the head of the request was
+    received. `is_complete`: whether the whole response was sent. `reason`: why the server itself has refused the
+    request; empty if it has not."""
 
     @property
     def status(self) -> int: ...

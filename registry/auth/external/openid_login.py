@@ -303,8 +303,9 @@ class OpenIDLogin:
             raise LoginFailed(_no_account(name), str(error), user=name) from None
 
     async def _reason_not_to_create(self, name: AccountName) -> str:
-        """Returns why a login must not create the account `name`; empty if it may. The new account would
-        replace the account of this name in the htpasswd file and get its rights, but may belong to another person."""
+        """Returns why a login must not create the account `name`; empty if it may. A login must not create an account
+        whose name is in the htpasswd file. The new account would replace the one in the file and get its rights, but
+        may belong to another person."""
         if self._htpasswd is None:
             return ""
         file = await self._htpasswd.current()

@@ -76,7 +76,8 @@ class PasswordComparison:
 
     - `is_right`: whether the password matches the hash.
     - `digest`: the argon2 digest of a wrong password, with the salt of the account's hash or `dummy_salt`; empty if the
-      password is right, if the account's hash is malformed, or if the hashing failed.
+      password is right, if the account's hash is malformed, or if the hashing failed. With the digest, a caller
+      recognizes a wrong password that a client sends again.
     """
 
     is_right: bool

@@ -102,7 +102,8 @@ _Parsed = tuple[HtpasswdContent, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class _RunningParse:
-    """A large file that a thread parses. `text` is the file's text. `future` will have the result."""
+    """A large file that a thread parses. `state` is the file's state when it was read. `is_settled`: whether a file
+    with the same state later is unchanged (`_is_settled`). `text` is the file's text. `future` will have the result."""
 
     state: _State
     is_settled: bool

@@ -33,7 +33,7 @@ class EncryptedFileSender:
 
     is_blocked = False
     """The connection reads this, as it does for a `FileSender`, to find out whether the sender waits for the client.
-    Here it is always False: the connection sees that from the size of the transport's write buffer."""
+    Here it is always False: for TLS, the connection finds this out from the size of the transport's write buffer."""
 
     def __init__(self, context: ConnectionContext, file: int, on_sent: Callable[[int], None]) -> None:
         """`file` is a file descriptor open for reading, which the sender does not close. `on_sent` is called for each

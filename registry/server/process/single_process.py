@@ -26,7 +26,7 @@ class SingleProcessChanges:
 
     def __init__(self, live: LiveOptions, on_ready: Callable[[], None]) -> None:
         """Opens the control socket. Create this object before the process has threads, because its creation changes the
-        umask for a moment."""
+        umask for a moment. `on_ready`: called when the worker accepts connections."""
         self._live = live
         self._listener = None if live.control is None else listen_for_control(live.control)
         self._identity = None if live.control is None else file_identity(live.control)
@@ -37,12 +37,13 @@ class SingleProcessChanges:
         self._run_command: RunCommand | None = None
 
     def on_ready(self) -> None:
-        """Called when the worker accepts connections."""
+        """The worker calls this method when it accepts connections."""
         self._live.notifier.ready("1 worker serves")
         self._on_ready()
 
     def start(self, loop: asyncio.AbstractEventLoop, run_command: RunCommand) -> Callable[[], None]:
-        """Starts to handle the signals and the requests on the control socket. The returned function ends that."""
+        """Starts to handle the signals and the requests on the control socket. `run_command`: runs a command in the
+        worker. Returns a function that ends the handling."""
         self._run_command = run_command
         loop.add_signal_handler(signal.SIGHUP, self._request_reload, no_reply)
         loop.add_signal_handler(signal.SIGUSR2, self._refuse_restart, no_reply)

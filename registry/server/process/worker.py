@@ -90,7 +90,7 @@ class Worker:
         self._app: AsgiApp | None = None
         self._state = WorkerState()
         self._retirement = Retirement()
-        self._pending: set[PendingConnection] = set()
+        self._pending: set[PendingConnection] = set()  # accepted connections that are still being set up
         self._stop = asyncio.Event()
         self._was_interrupted = False  # a first SIGINT has arrived
         self._max_connections: int | None = None  # not known before the application has started
