@@ -28,8 +28,8 @@ _SETS: Final = ("exposed_ports", "volumes")
 
 def common_platform(base: ManifestView, other: ManifestView) -> str | None:
     """Returns the platform for which to compare two manifests if the request names none: the platform of `base.image`
-    if both manifests have it, or else the first platform, in the order of the names, that both have. Returns None if
-    neither manifest is an index. Raises ManifestUnknown if they have no platform in common."""
+    if it is stored for both manifests, or else the first platform, in the order of the names, that is stored for both.
+    Returns None if neither manifest is an index. Raises ManifestUnknown if no platform is stored for both."""
     if base.kind != "index" and other.kind != "index":
         return None
     names = [{platform.name for platform in view.platforms if platform.present} - {""} for view in (base, other)]

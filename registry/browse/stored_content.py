@@ -30,8 +30,8 @@ def stored_content(
 ) -> Router:
     """Returns a router like that of the server, but with `store` in place of each mirror. `is_used`: returns whether
     the store ever had content of a repository. `private`: the names of the private upstreams, which may have
-    repositories that only some clients are allowed to read. A blob of a private upstream can be read only if the
-    upstream has confirmed that the repository has the blob (`registry.mirror.entitlement`)."""
+    repositories that only some clients are allowed to read. `is_confirmed`: returns whether the upstream has confirmed
+    that a repository has a blob (`registry.mirror.entitlement`). Only then can a blob of a private upstream be read."""
     confirmed_content = _ConfirmedBlobs(store, is_confirmed)
     mirrors: Iterable[tuple[str, Registry]] = (
         (name, confirmed_content if name in private else store) for name in naming.upstreams
@@ -47,7 +47,8 @@ class _ConfirmedBlobs(ForwardingRegistry):
         self._is_confirmed = is_confirmed
 
     async def handle(self, call: Call[T]) -> T:
-        """Forwards a read. Raises BlobUnknown for a blob that is not confirmed, and Unsupported for all other calls."""
+        """Forwards a read. Raises BlobUnknown for a blob that is not confirmed. Raises Unsupported for a call that is
+        no read."""
         if call.action is not Action.PULL:
             raise Unsupported
         if call.operation in ("open_blob", "resolve_blob"):

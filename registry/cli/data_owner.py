@@ -46,11 +46,11 @@ def server_user(data: Path) -> tuple[int, int]:
     """Returns the uid and the gid with which a server uses the directory `data`. Raises OSError. The first case that
     applies counts:
 
-    - The uid and the gid of this process, if its user may write to the directory and is neither root nor the owner of
-      the directory, and if the database belongs to this user or does not exist.
-    - The uid of the database, if it exists, the directory belongs to root, and the group of the directory or all users
-      may write to it. This is the case on a volume of Kubernetes (`fsGroup`). The gid is that of the directory, or of
-      the database if all users may write to the directory.
+    - The uid and the gid of this process, if all of this holds: its user is neither root nor the owner of the
+      directory; the user may write to the directory; the database belongs to the user or does not exist.
+    - The uid of the database, if all of this holds: the directory belongs to root; its group or all users may write to
+      it; the database exists. This is the case on a volume of Kubernetes (`fsGroup`). The gid is that of the directory,
+      or of the database if all users may write to the directory.
     - Otherwise the uid and the gid of the directory."""
     from storage.composition import layout_of
 

@@ -25,8 +25,7 @@ from storage.imports import ImportInvalid
 
 PREFIX: Final = "REGISTRY_"
 PASSWORD_VARIABLE: Final = "UPSTREAM_PASSWORD"
-"""The environment variable from which this registry reads the password of `proxy.username`, by the translated
-settings."""
+"""The environment variable with the password of `proxy.username`. The translated settings name it."""
 MAX_KEYS: Final = 10_000
 """Largest number of keys in the old settings."""
 MAX_NUMBER_CHARACTERS: Final = 100

@@ -73,7 +73,7 @@ async def change_own_account(request: Request) -> Response:
 
 async def _logged_in_visitor(request: Request) -> Caller:
     """Returns the visitor. Raises Unauthorized if the visitor is not logged in. While the registry has no accounts yet,
-    returns every visitor on the registry's own machine, and raises Denied for all others."""
+    accepts visitors on the registry's own machine without a login, and raises Denied for all others."""
     return await require_login(caller_of(request))
 
 

@@ -60,9 +60,9 @@ class UpkeepFormRoute(FormRoute):
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _waiting = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 _forms = APIRouter(route_class=UpkeepFormRoute, include_in_schema=False)
-"""The handlers of `_waiting` wait for the store to plan what retention would delete, those of `_forms` for a form to
-arrive. Meanwhile their route classes hold no *slot* (the permit to render a page), so a handler that renders a page
-acquires one itself (`page_slot`)."""
+"""The handlers of `_waiting` wait until the store has planned what retention would delete. The handlers of `_forms`
+wait until a form has arrived. During these waits, a request holds no *slot* (the permit to render a page). So a handler
+that renders a page acquires a slot itself (`page_slot`)."""
 
 
 async def _start_preview(caller: Caller) -> JobResponse:

@@ -53,8 +53,8 @@ class RefreshResult:
     - `upstream`: the name of the upstream. `digest`: the digest that the image has now. `before`: the digest that the
       tag pointed at before, if it has changed; None otherwise.
     - `frozen`: the frozen tag, for the outcome `FROZEN`; None otherwise.
-    - `held_back_until`: when the cooldown ends that holds `digest` back, in seconds since 1970; None: no cooldown does.
-      `served`: the digest that pulls get until then; None: pulls get no digest.
+    - `held_back_until`: until when a cooldown holds `digest` back, in seconds since 1970; None: no cooldown holds it
+      back. `served`: the digest that pulls get until then; None: pulls get no digest.
     - `unblocked_blobs`: number of the image's blobs that can be requested again from an endpoint that had sent corrupt
       bytes for them."""
 

@@ -64,7 +64,8 @@ class ContainerdConfig:
 
 
 def check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns the findings. k3s and RKE2 have their own containerd with other files, which are checked, too. On a
+    """Returns the findings. `files`: the files of the machine on which containerd runs. `target`: the registry through
+    which containerd should pull. k3s and RKE2 have their own containerd with other files, which are checked, too. On a
     machine with k3s or RKE2, another containerd is checked only if it has a `config.toml`."""
     findings: list[Finding] = []
     for kubernetes in kubernetes_on(files):

@@ -149,7 +149,7 @@ def _check_files(name: str, data: Path, directory_owner: int, server_uid: int) -
         what = f"{path} belongs to {user_name(status.st_uid)}, and the directory to {user_name(directory_owner)}"
         why = "the server, which runs as the owner of the directory, cannot change this file"
         step = f"chown -R --reference={data} {data}"
-        if server_uid != directory_owner:  # if the file belonged to `directory_owner`, the server could not change it
+        if server_uid != directory_owner:  # the server could not change a file of `directory_owner` either
             what = f"{path} belongs to {user_name(status.st_uid)}, and the server runs as {user_name(server_uid)}"
             why, step = "the server cannot change this file", f"chown -R {server_uid} {data}"
         yield problem(name, what, why, step)

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def import_file(path: Path, as_name: str | None, config: Path | None, data: str | None, *, as_json: bool) -> None:
-    """Imports the images of a file or directory. Ends the command with exit code 1 if a tag could not be set."""
+    """Imports the images of a file or directory. Ends the command with exit code 1 if a tag could not be set, and with
+    an error if `path` does not exist or `as_name` is invalid.
+
+    `as_name`: the name under which to import, `NAME` or `NAME:TAG`; None: the names in the file. `config`, `data`: the
+    values of the options of these names. `as_json`: prints lines of JSON instead of text."""
     name = None if as_name is None else _parse(as_name)
     if not path.exists():
         fail(f"there is no file or directory {path}")

@@ -81,15 +81,16 @@ class TarArchive:
         self._tar = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115  `open_archive` closes the file
 
     def members(self) -> Iterator[tarfile.TarInfo]:
-        """Yields the headers of each file. Call it once, before `open`."""
+        """Yields the headers of each file. Call it once, and read it to the end before the first call of `open`."""
         count = extended_bytes = 0
         last_offset = -1
         while (member := self._tar.next()) is not None:
             count += 1
             if count > MAX_MEMBERS:
                 raise ImageFileFailed(f"{self._label} has more than {MAX_MEMBERS} files")
-            # All headers but the last one, which takes one block, are extended ones. The parser keeps the names in them
-            # for all files. The parser also reads one byte before the headers of most files, which does not count.
+            # A file has any number of extended headers, and then one header of one block. The parser keeps the names in
+            # the extended headers of all files in memory. Before the headers of most files, it reads one more byte,
+            # which does not count.
             extended_bytes += max(0, self._file.header_bytes - tarfile.BLOCKSIZE - 1)
             self._file.header_bytes = 0
             if extended_bytes > MAX_EXTENDED_BYTES:
