@@ -244,7 +244,7 @@ class MemoryBudget:
         """Grows `share` and returns True if enough of the budget is free. Otherwise changes nothing and returns False.
         Ignores the queues."""
         # A share that holds no bytes yet needs no free memory if another share with its key holds the object already:
-        # `used` includes the bytes of the object. The growth of a share that holds bytes already is added to `used`.
+        # `used` includes the bytes of the object. In every other case, the added bytes must be free.
         if not self._is_key_counted(share) or share.size:
             if self._missing_bytes(share, added_bytes) > 0:
                 return False

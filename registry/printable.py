@@ -45,8 +45,8 @@ def printable_json(document: str) -> str:
 
 
 def printable_toml(value: str) -> str:
-    """Returns a TOML value that is written like JSON, with an escape in place of each control character in its strings.
-    The value stays the same."""
+    """Returns the text of a TOML value with an escape in place of each control character in its strings. The value
+    stays the same. `value`: the text, as `json.dumps(…, ensure_ascii=False)` writes it."""
     return value if value.isprintable() else _POSSIBLE_CONTROL.sub(_toml_escape, value)
 
 

@@ -170,7 +170,7 @@ class Writer(Protocol):
     ) -> Descriptor:
         """Stores a manifest and points `tags` at it, in one transaction. Returns the manifest's descriptor. Raises
         ManifestBlobUnknown if the repository lacks a blob or manifest that the new manifest refers to, unless `sparse`
-        is True. Only mirrors pass `sparse=True`, because they download the missing content later; the manifest then
+        is True. Only mirrors pass `sparse=True`, because they download the missing content later. Such a manifest
         counts as content of the upstream whose name is the first segment of `repo`. Raises PreconditionFailed if
         `condition` does not hold for the first of `tags`. Raises Denied if one of `tags` is immutable and points at
         another manifest (`storage.tag_rules`). Also raises Denied if the repository has the manifest with another media

@@ -244,7 +244,9 @@ async def _read_page(
         if page.is_last:
             return models.ListPage(items=items)
         position = page.position
-        await asyncio.sleep(0)  # lets other requests run: on a full disk, `before` reads on the event loop
+        # Lets other requests run. If the disk is too full to open the database normally, `before` runs on the event
+        # loop and does not let them run itself.
+        await asyncio.sleep(0)
     if not caller.rights.admin:
         rounded_up = position + -position % CURSOR_STEP
         position = min(rounded_up, items[-1].number) if items else rounded_up

@@ -24,9 +24,9 @@ _BEYOND_ANY_BLOB = 10**18
 def read_ranges(exchange: Exchange, etag_digest: Digest | None) -> list[Span] | None:
     """Returns the spans (parts of the blob) that the Range header asks for (RFC 9110, 14.2).
 
-    Returns None if the whole content has to be sent. That is so if there is no Range or several, if Range has another
-    unit than bytes or cannot be parsed, or if If-Range does not match. Returns a span even if it ends before its start;
-    opening the blob with that span raises RangeInvalid (416).
+    Returns None if the whole content has to be sent. That is so if the request has no Range header or more than one, if
+    Range has another unit than bytes or cannot be parsed, or if If-Range does not match. Returns a span even if it ends
+    before its start; opening the blob with that span raises RangeInvalid (416).
 
     `etag_digest`: the digest that is the content's entity tag; None: the content has no entity tag, so If-Range never
     matches. Raises RequestInvalid for more ranges than `RequestLimits.ranges_per_request`."""

@@ -72,7 +72,8 @@ class RemoteRegistry:
         clock: Callable[[], float] = time.time,
         pause: Pause = asyncio.sleep,
     ) -> None:
-        """`configured`: the upstreams in the settings. `pause`: waits for a number of seconds."""
+        """`configured`: the upstreams in the settings. If the old registry is one of them, its login and other settings
+        are used, unless `options` has others. `pause`: waits for a number of seconds."""
         self._store = store
         self._report = report
         trust = UncheckedTrust() if options.insecure else None

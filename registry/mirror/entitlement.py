@@ -74,9 +74,10 @@ class BlobEntitlement:
 
         If the upstream said a short time ago that `repo` does not have the blob, raises BlobUnknown and asks nothing.
 
-        At a public upstream, takes the size from these manifests. Asks the upstream if there are none, or if they
-        disagree about the size. If it gives no answer about a disagreement, takes the size in the newest manifest. The
-        answer about a disagreement, and that to `ask_size`, take precedence over the manifests for a short time.
+        At a public upstream, takes the size that these manifests state. If there are no such manifests, asks the
+        upstream. If they state different sizes, also asks the upstream, and remembers its answer for a short time, as
+        `ask_size` does. If the upstream does not answer, takes the size in the newest manifest. A remembered answer
+        takes precedence over the manifests.
 
         At a private upstream, takes `download_size` as the size. If that is None, asks the upstream. If the upstream
         has the blob but does not state its size, takes the size in the newest manifest.
@@ -101,7 +102,7 @@ class BlobEntitlement:
                 try:
                     return await self._sizes.ask_and_remember(repo, digest, deadline), manifests
                 except (Denied, TooManyRequests, UpstreamUnavailable):
-                    # `mount` may find the blob in another repository. At a public upstream, it ignores the size.
+                    # The size may be wrong if the blob is stored already: at a public upstream, `mount` ignores it.
                     return stated[0], manifests
         try:
             return await self._sizes.ask(repo, digest, deadline), manifests

@@ -59,7 +59,7 @@ class Question:
 
     - `title`, `consequence` and `button` are translated on the page. The first two show `name` in place of `%(name)s`.
     - `fields`: the fields of the form, which the confirmation sends again.
-    - `back`: the path of the page with the form. `section`: its section."""
+    - `back`: the path of the page with the form. `section`: the entry of the navigation that is marked as current."""
 
     title: str
     consequence: str

@@ -1,8 +1,9 @@
 """The style sheet, the scripts and the icon of the pages, which browsers cache for ever.
 
 The path of each file contains a hash of all files (`/ui/static/HASH/page.css`). So a new version of a file has a new
-path, and scripts can import each other by relative paths. `htmx.min.js` comes from the installed package
-`django-js-lib-htmx`, whose Python code is not used. The other files are in the folder `static`.
+path. All files have the same path up to their names, so scripts can import each other by relative paths.
+`htmx.min.js` comes from the installed package `django-js-lib-htmx`, whose Python code is not used. The other files are
+in the folder `static`.
 """
 
 from __future__ import annotations

@@ -43,8 +43,9 @@ router = APIRouter(route_class=WaitingRoute, include_in_schema=False)
 @dataclass(frozen=True, slots=True)
 class Hit:
     """An entry of a list. `upstream`: the upstream from which it is mirrored; None: it is hosted. `path`: the path of
-    its page. `text`: its name. `labels`: labels in which a word of the search occurs. `is_blob`: the entry is a blob. A
-    blob has no page of its own, so `path` is that of its repository."""
+    its page. `text`: its name. `updated`: when the tag was last moved; None: the entry is no tag. `labels`: labels in
+    which a word of the search occurs. `is_blob`: the entry is a blob. A blob has no page of its own, so `path` is that
+    of its repository."""
 
     upstream: str | None
     path: str

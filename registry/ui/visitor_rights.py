@@ -47,8 +47,9 @@ async def receive_repository_form(
 ) -> tuple[Caller, RepositoryName, Query]:
     """Returns the visitor, the stored name of the repository `name`, and the fields of the form. `check` returns the
     stored name, or raises an error if the visitor may not change the repository, as `pushable_repository` does. This
-    function calls `check` before it receives the form, and again when the form has arrived. `max_bytes`: the largest
-    size of the form. Raises the errors of `receive_form`."""
+    function calls `check` before it receives the form, so that nobody without rights can send one. It calls `check`
+    again when the form has arrived, because the rights may have changed meanwhile. `max_bytes`: the largest size of the
+    form. Raises the errors of `receive_form`."""
 
     async def check_visitor(request: Request) -> tuple[Caller, RepositoryName]:
         caller = caller_of(request)

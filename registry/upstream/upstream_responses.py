@@ -72,9 +72,9 @@ class UpstreamResponse:
     body: bytes = b""
     """Empty if the body was not read."""
     network: NetworkClass = NetworkClass.PUBLIC
-    """The network class of the first server that responded, or PUBLIC if a redirect has left that class. URLs in this
-    response, such as that of a token service, may lead only to addresses of this class, to public addresses, and to
-    hosts that the settings allow."""
+    """The network class (public, private, link-local, loopback or special-purpose address) of the first server that
+    responded, or PUBLIC if a redirect has left that class. URLs in this response, such as that of a token service, may
+    lead only to addresses of this class, to public addresses, and to hosts that the settings allow."""
 
     @property
     def length(self) -> int | None:

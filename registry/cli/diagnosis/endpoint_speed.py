@@ -48,10 +48,12 @@ class EndpointSpeed:
     - `connect` and `tls`: the time to connect, and the time of the TLS handshake. Not measured through a proxy.
     - `first_byte`: the time from GET `/v2/` to the first byte of the response. Through a proxy, this is the time of the
       whole request, including the connection.
-    - `manifest`: the time to fetch the manifest of an image; for an index, also that of one of its manifests.
+    - `manifest`: the time to fetch the manifest of an image. For an index, includes the time to fetch one of the
+      manifests in it.
     - `bytes`: how many bytes of a blob arrived in the time `blob`.
     - `proxy`: the URL of the proxy; None: no proxy was used.
-    - `error`: why the endpoint does not work; None: it works."""
+    - `error`: why the endpoint does not work; None: it works.
+    - `notes`: sentences for the user, such as why something was not measured."""
 
     url: str
     connect: float | None = None
@@ -157,7 +159,7 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
         # This also runs when the time limit ends the download, because a part of the blob is enough to compute its
         # speed.
         if sink.started is not None and sink.bytes:
-            # At least a microsecond, because the speed is the quotient of the two.
+            # At least a microsecond, because `bytes_per_second` divides by this time.
             speed.bytes, speed.blob = sink.bytes, max(time.monotonic() - sink.started, 1e-6)
 
 

@@ -46,7 +46,8 @@ class RegistryEntry:
 
 
 def check_podman(files: ClientFiles, target: Target) -> list[Finding]:
-    """Returns the findings."""
+    """Returns the findings: what is right or wrong in the configuration, with the next step. `files`: the files of the
+    machine. `target`: this registry and its address, and the hosts whose images the machine should pull through it."""
     try:
         entries, old_file = _load(files)
     except FileUnusable as error:

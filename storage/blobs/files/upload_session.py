@@ -60,9 +60,9 @@ class FileUploadSession:
         file: UploadFile | None = None,
         offset: int = 0,
     ) -> None:
-        """`boot`: id of the machine's present boot. `file`: the session's file, with `offset` bytes; None: the first
-        write creates it. `running_digest`: the digest of the bytes in the file; None: they are hashed when the session
-        is complete."""
+        """`boot`: id of the machine's present boot. Each checkpoint contains it, because a reboot may lose bytes that
+        were not synced. `file`: the session's file, with `offset` bytes; None: the first write creates it.
+        `running_digest`: the digest of the bytes in the file; None: they are hashed when the session is complete."""
         self._disk = disk
         self._buffers = buffers
         self._hasher = hasher
@@ -282,9 +282,9 @@ class ClaimedUploadFile:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session.
 
         Usually the checkpoint is from the present boot of the machine and covers all bytes of the file, so the file is
-        not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says. In this case, an
+        not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says. That happens after an
         earlier request has published or deleted the session's file, but has not deleted the session's metadata row, for
-        example because its process died. Then a takeover has created a new, empty file."""
+        example because its process died. The next request that takes the session over then creates an empty file."""
         if checkpoint.boot == self._boot:
             offset = self._file.size()
             checkpoint.check_not_truncated(offset)
@@ -310,8 +310,8 @@ class ClaimedUploadFile:
     async def _continue_digest(self, algorithm: str, checkpoint: Checkpoint, size: int) -> RunningDigest | None:
         """Returns the digest of the file's `size` bytes. Restores the state of the checkpoint, and hashes only the
         bytes after the checkpoint. Returns None if the state cannot be restored. Also returns None if the file has
-        bytes and this process cannot save states. Then the bytes are hashed once, when the session is complete.
-        Otherwise, each request of an upload in chunks would hash them again."""
+        bytes and this process cannot save the state of a digest: the bytes are then hashed only once, when the session
+        is complete, and not again in each request of an upload in chunks."""
         running_digest = restore_digest(algorithm, checkpoint.state) if checkpoint.offset else start_digest(algorithm)
         if running_digest is None or (size and not can_save_digests()):
             return None

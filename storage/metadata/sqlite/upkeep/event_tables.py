@@ -60,8 +60,8 @@ def add(db: apsw.Connection, event: NewEvent) -> None:
 
 def is_wanted(db: apsw.Connection, action: EventAction, repo: str) -> bool:
     """Returns whether a reader wants events with this action in the repository. If none does, the caller need not look
-    up the rest of the event. Do not call it for pushes: readers that want only moves also get a push that moves a
-    tag."""
+    up the rest of the event. Do not call it for pushes: a reader that wants only `EventAction.MOVE` also gets each
+    push that points a tag at another manifest, and this function would ignore such a reader."""
     return any(
         action in reader_filter.actions and reader_filter.repositories.matches(repo)
         for _, reader_filter in _readers(db)
