@@ -12,9 +12,9 @@ from registry.cli.standard_streams import prepare_streams
 def main() -> None:
     """Runs the command line."""
     prepare_streams()
-    # Before the slow import below, so that Ctrl-C ends the program cleanly during the import. An old version of the
-    # server sets the variable if it hands over to this process (`registry.server.process.successor`). It has blocked
-    # all signals, and the new server unblocks them when it can act on them.
+    # Before the slow import below, so that Ctrl-C ends the program cleanly during the import. The variable is set if
+    # this program takes over from an old version of the server (`registry.server.process.successor`). The old version
+    # has then blocked the signals of this process, and the new server unblocks them when it can act on them.
     if "_ENTREPOT_HANDOVER" not in os.environ:
         exit_on_interrupt()
     gc.disable()  # garbage collections would find nothing, and take a tenth of the time of the import

@@ -89,6 +89,6 @@ class ImportRecords(Protocol):
 
         `tags`: for each tag, when it was set at the old registry, in seconds since 1970. If this time is earlier than
         the recorded time of the tag's last change, it replaces the recorded time. But the new time is never earlier
-        than the tag's previous change in this registry. Skips a tag that no longer points at the manifest, or that was
+        than that of the change before the last one. Skips a tag that no longer points at the manifest, or that was
         pushed again since. The history of tags keeps the time of the import."""
         ...

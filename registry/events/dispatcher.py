@@ -7,10 +7,11 @@ the queue one after the other, so that the events of a repository arrive in thei
 senders run at a time. When a sender has ended, the next queue gets a sender, even if the other senders are slow. The
 number of senders of all webhooks together is limited as well (`SenderLimit`).
 
-An event is sent again and again until the *endpoint*, the URL of the webhook, answers 2xx. After each failure the
-repository waits longer, up to five minutes. The waiting time has a random part, so that many registries do not send at
-the same moment. `EndpointHealth` decides how long the other repositories wait. An event that cannot be delivered
-becomes a *dead letter* in the end: it is not sent any more (see `Webhook.max_attempts` and `max_age`).
+An event is sent again and again until the *endpoint*, the URL of the webhook, answers 2xx. After a failure, the
+repository *pauses*: its events are not sent. The more failures in a row, the longer the pause, up to five minutes. The
+pause has a random part, so that many registries do not send at the same moment. `EndpointHealth` decides how long the
+events of the other repositories wait. An event that cannot be delivered becomes a *dead letter* in the end: it is not
+sent any more (see `Webhook.max_attempts` and `max_age`).
 
 The outcomes of attempts are stored in groups. Until the outcomes of a repository are stored, the repository gets no
 other sender. After a crash, the events whose outcomes were not stored are sent again. While outcomes cannot be stored,

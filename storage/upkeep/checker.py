@@ -8,7 +8,8 @@ the row and then the bytes. So while the second check holds the lock, bytes and 
 
 Content that is known to be damaged does not count as a problem: it is recorded as damaged, it is not served, and a push
 stores the right bytes again. If a repair finds a damaged blob, it takes the blob out of use in the same way as scrub
-(module `storage.upkeep.quarantine`), and also stops after too many of them in a row (`DamageBrake`).
+(module `storage.upkeep.quarantine`), and also stops after too many of them in a row (`DamageBrake`), because then the
+disk itself may be at fault.
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ class _Check:
         await self._on_progress(self._done, self._total, message)
 
     async def _check_area(self, area: str) -> None:
-        """Checks an area of the metadata. With the option `repair`, also repairs it."""
+        """Checks an area (a part) of the metadata: one of `Consistency.areas`. With the option `repair`, also repairs
+        it."""
         last_key: Key | None = None
         while True:
             page = await self._consistency.check(area, last_key)

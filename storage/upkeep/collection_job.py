@@ -19,7 +19,8 @@ steps (`JobContext.step`)."""
 def collection_work(collector: Collector) -> Work:
     """Returns the work of the job. The job has two optional arguments, each true or false. `dry_run`: whether to remove
     nothing. `strays`: whether to search all shards (parts) of the blob store for *strays*, blobs without a row in the
-    database. This lists all blobs; by default, a round searches only the next shards.
+    database. This lists all blobs. By default, a round searches only some shards, and the next round continues after
+    these.
 
     Each removal is reported as a step (`JobContext.step`). Its event is `removed`, or in a dry run `would be removed`.
     Its fields are `kind`, `repository`, `item`, `bytes` and `reason`. The result has the totals for each kind and the

@@ -1,7 +1,8 @@
 """Checks the settings of the OpenID provider when the server starts, and reads the client secret. Also defines the
 errors of logins at the provider.
 
-This module does not import Authlib (see `registry.auth.external.openid_protocol`).
+This module does not import the library Authlib, which takes memory and time to import. A server without a provider
+does not need it (see `registry.auth.external.openid_protocol`).
 """
 
 from __future__ import annotations

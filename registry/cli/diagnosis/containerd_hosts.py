@@ -22,8 +22,10 @@ _CAPABILITIES = {"pull", "resolve"}
 
 
 def check_host(files: ClientFiles, directories: list[str], host: MirroredHost, target: Target) -> list[Finding]:
-    """Checks whether containerd pulls the images of a host through the registry. Returns the findings. `directories`:
-    the directories that containerd's `config_path` names."""
+    """Checks whether containerd pulls the images of a host through the registry. Returns the findings: what is right or
+    wrong, with the next step. `directories`: the directories that containerd's `config_path` names. `target`: this
+    registry, the hosts whose images should be pulled through it, and (`answer`) how the registry answered this
+    machine."""
     path = f"{directories[0]}/{host.prefix}/hosts.toml"
     lines = target.lines_for(f"/etc/containerd/certs.d/{host.prefix}/hosts.toml")
     step = f"write this to {path}; no restart is needed"

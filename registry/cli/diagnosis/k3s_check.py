@@ -56,7 +56,9 @@ def kubernetes_on(files: ClientFiles) -> list[Kubernetes]:
 
 
 def check_k3s(files: ClientFiles, target: Target, kubernetes: Kubernetes) -> list[Finding]:
-    """Checks `registries.yaml` of a distribution. Returns the findings."""
+    """Checks `registries.yaml` of a distribution. Returns the findings: what is right or wrong, with the next step.
+    `target`: this registry, the hosts whose images should be pulled through it, and (`answer`) how the registry
+    answered this machine."""
     file = kubernetes.file
     try:
         document = replace(files, program=kubernetes.name).yaml(file)

@@ -91,8 +91,8 @@ class AsgiExchange:
         except BaseException as error:  # all exceptions, because nothing awaits the request's task
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                # The task was cancelled by the worker, which stops and waits no longer for its requests, or by
-                # `RequestTask.on_disconnect`.
+                # The task was cancelled by the worker, because it is stopping and its time limit for running requests
+                # is over, or by `RequestTask.on_disconnect`.
                 if not self.body.is_disconnected:
                     self._transport.abort()
             elif isinstance(error, ClientDisconnected):
@@ -231,7 +231,8 @@ class AsgiExchange:
 
     async def _write_large(self, body: bytes, *, more: bool) -> None:
         """Writes a large body, or a large part of one. `more`: whether other parts follow. For a whole body, first
-        reserves memory for a slice; if none becomes free, sends a 503 response. Raises ClientDisconnected."""
+        reserves memory for a slice (up to `RESPONSE_SLICE_BYTES`); if none becomes free, sends a 503 response. Raises
+        ClientDisconnected."""
         if not self._unsent_head or more:
             # A part reserves nothing: the application has to wait for the client before it sends the next part.
             self._context.unsent.release()  # the bytes that an earlier response on this connection has reserved

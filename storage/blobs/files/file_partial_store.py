@@ -256,7 +256,9 @@ class FilePartialStore:
         disk = self._disk
 
         def open_pair() -> PartialFilePair | None:
-            disk.opened.check()  # fails here, and not only when the whole blob has been downloaded
+            # If another data directory has taken the place of this one, fails here, and not only when the whole blob
+            # has been downloaded.
+            disk.opened.check()
             return open_file_pair(disk.system, paths, size, self._boot, disk.reserve)
 
         opening = disk.run(open_pair)
