@@ -18,8 +18,8 @@ from storage.round_errors import log_round_error, raise_if_cancelled
 DELIVERY_SLOT: Final = "events"
 """Name of the slot, a permit that one process at a time can hold. Its holder delivers the events to webhooks."""
 SLOT_POLL_SECONDS: Final = 1.0
-"""Time between two attempts of another process to get the slot. An attempt succeeds after the holder of the slot has
-stopped its delivery, or its process has ended."""
+"""Time between two attempts of a process to get the slot while another process holds it. An attempt succeeds after the
+holder has stopped its delivery, or its process has ended."""
 STOP_SECONDS: Final = 1.0
 """If the delivery task still runs this long after it was cancelled, `aclose` cancels it again: an error in the task may
 have replaced the CancelledError."""

@@ -76,8 +76,8 @@ class BlobEntitlement:
 
         At a public upstream, takes the size that these manifests state. If there are no such manifests, asks the
         upstream. If they state different sizes, also asks the upstream, and remembers its answer for a short time, as
-        `ask_size` does. If the upstream does not answer, takes the size in the newest manifest. A remembered answer
-        takes precedence over the manifests.
+        `ask_size` does. If the upstream refuses, does not answer or states no size, takes the size in the newest
+        manifest. A remembered answer takes precedence over the manifests.
 
         At a private upstream, takes `download_size` as the size. If that is None, asks the upstream. If the upstream
         has the blob but does not state its size, takes the size in the newest manifest.

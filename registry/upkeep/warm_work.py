@@ -108,7 +108,7 @@ class _WarmProgress:
 
     @property
     def message(self) -> str:
-        """A text for people that says how many images are complete."""
+        """A text for people that says how many images are done, including those that could not be fetched."""
         return f"{self._images_done} of {self._images} images"
 
     def on_blob_wanted(self, image: ImageReference, blob: Descriptor) -> None:
@@ -120,5 +120,5 @@ class _WarmProgress:
         self._stored[blob] = count
 
     def on_reference_done(self, image: ImageReference, result: WarmResult) -> None:
-        """Counts the image as complete."""
+        """Counts the image as done, even if it could not be fetched."""
         self._images_done += 1

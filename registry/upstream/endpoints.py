@@ -80,7 +80,8 @@ class EndpointAttempt:
 
     @property
     def has_response(self) -> bool:
-        """Whether the latest request got a response with a status of 501 or more."""
+        """Whether the latest request got a response that counts as a failure: one with a status of 501 or more. False
+        after any other response."""
         return self._has_server_error
 
     @property

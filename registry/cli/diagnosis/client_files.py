@@ -34,10 +34,10 @@ class FileUnusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ClientFiles:
-    """The files of one client. `program`: the name of the client. A finding about a file has this name as its `check`.
-    `root`: the root directory of the client's file system, such as the mount point of a disk; `/` for this machine.
-    `home`: the home directory of the user who runs the client; None: files in a home directory are not read. `home` is
-    a path on this machine, not one below `root`."""
+    """The files of one client. `program`: the name of the client. It is also the name of the check in each finding (a
+    result for the user) about a file. `root`: the root directory of the client's file system, such as the mount point
+    of a disk; `/` for this machine. `home`: the home directory of the user who runs the client; None: files in a home
+    directory are not read. `home` is a path on this machine, not one below `root`."""
 
     program: str
     root: Path = Path("/")
