@@ -52,8 +52,8 @@ class ActingPrincipal(Protocol):
 
     def may(self, action: Action, stored_name: str, requested_name: str | None = None, /) -> bool:
         """Returns whether the principal may do `action` on a repository. `stored_name`: the repository's name in the
-        store. `requested_name`: the name that the client used, which a bearer token may name instead of the stored
-        name; None: the client used the stored name."""
+        store, such as `docker.io/library/ubuntu`. `requested_name`: the name that the client used, such as `ubuntu`;
+        None: the client used the stored name. A bearer token may contain either name."""
         ...
 
 

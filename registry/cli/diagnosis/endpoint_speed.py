@@ -159,7 +159,7 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
         # This also runs when the time limit ends the download, because a part of the blob is enough to compute its
         # speed.
         if sink.started is not None and sink.bytes:
-            # At least a microsecond, because `bytes_per_second` divides by this time.
+            # At least a microsecond, because `bytes_per_second` would be None for a time of 0.
             speed.bytes, speed.blob = sink.bytes, max(time.monotonic() - sink.started, 1e-6)
 
 

@@ -31,8 +31,8 @@ def _registry(snapshots: Snapshots, directory: BackupDirectory, name: str) -> st
 
 
 def foreign_warning(directory: BackupDirectory, foreign: Sequence[SnapshotManifest], registry: str) -> str:
-    """Returns the text of a warning about `foreign` snapshots. `registry`: the words after "of another
-    registry than", such as `this one`."""
+    """Returns the text of a warning about `foreign` snapshots. `registry`: the words after "of another registry
+    than", such as `this one`."""
     number = len(foreign)
     return (
         f"{directory.root} has {number} {'backup' if number == 1 else 'backups'} of another registry than {registry}, "
