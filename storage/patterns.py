@@ -92,8 +92,9 @@ class NameSet:
     """A set of repository names. A name is in the set if it matches one of `patterns` and, unless `limits` is None, one
     of `limits`.
 
-    `guarded` contains first segments. A name below a guarded segment matches only patterns that begin with that segment
-    and a slash. If `ghcr.io` is guarded, `**` does not match `ghcr.io/app`, but `ghcr.io/**` does. This rule does not
+    `guarded` contains first segments, for example of upstreams whose content may be private. A name below a guarded
+    segment matches only patterns that begin with that segment and a slash. If `ghcr.io` is guarded, `**` does not match
+    `ghcr.io/app`, but `ghcr.io/**` does. So a grant for `**` gives no access to such an upstream. This rule does not
     apply to `limits`, because limits only remove names.
     """
 

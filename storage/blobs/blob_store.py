@@ -80,8 +80,8 @@ class Checkpoint:
     boot: str
 
     def check_not_truncated(self, stored_bytes: int) -> None:
-        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says. A commit has then already
-        moved the bytes to the place of the blob. `stored_bytes`: number of bytes that the session has now."""
+        """Raises BlobUploadUnknown if the session has fewer bytes than the checkpoint says. An earlier request has then
+        already published or deleted the bytes. `stored_bytes`: number of bytes that the session has now."""
         if stored_bytes < self.offset:
             raise BlobUploadUnknown()
 
@@ -154,8 +154,9 @@ class ClaimedUpload(Protocol):
         `sha256`. If the checkpoint has the `boot` of the store, all stored bytes are kept. If it has another `boot`,
         the bytes may be damaged. This call then hashes the first `checkpoint.offset` bytes again, and deletes the bytes
         after them. If the result differs from `checkpoint.state`, or the checkpoint has no state, it deletes all bytes.
-        Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because a commit has moved
-        them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull, StorageFailed."""
+        Raises BlobUploadUnknown (the session has fewer bytes than the checkpoint says, because an earlier request has
+        published or deleted them), BlobUploadInvalid (a newer caller has taken the session over), StorageFull,
+        StorageFailed."""
         ...
 
     async def discard(self) -> None:
@@ -194,8 +195,8 @@ class BlobStore(Protocol):
         """Takes the session over from its owner, without waiting for the owner. If the id is unknown, creates an empty
         session. First calls `check`, possibly in a thread, with the number of stored bytes; if `check` raises, the
         owner keeps the session, and this call raises the same error. A cancelled call leaves nothing open; it may have
-        taken the session over. Raises BlobUploadUnknown if another request commits or deletes the session at the same
-        time."""
+        taken the session over. Raises BlobUploadUnknown if another request publishes or deletes the session's bytes at
+        the same time."""
         ...
 
     async def upload_size(self, upload: UploadID) -> int:

@@ -279,8 +279,8 @@ class CommitThread:
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
-        # Checked here, and not when a push begins, because the files of a push are at their paths by now. If the opened
-        # directory is still at its path, the files are in it.
+        # Checks that no other directory has replaced the opened data directory at its path. By now a push has written
+        # its files below that path. A check at the start of the push would not show that they are in this directory.
         self._directory.check()
         self._make_log_name_durable(db)
         self._wal.close_gaps(db)

@@ -230,9 +230,9 @@ def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None
 
 
 def forget_full_text_structure(db: apsw.Connection) -> None:
-    """Makes this connection read the current list of the segments (the parts of a full-text index) by a search. `PRAGMA
-    quick_check` uses the list that the connection read last. If another connection has merged segments since then, it
-    would report the missing segments as damage."""
+    """Makes a small search, so that this connection reads the current list of the segments (the parts of a full-text
+    index). Call it before `PRAGMA quick_check`, which uses the list that the connection read last. If another
+    connection has merged segments since then, the check would report the missing segments as damage."""
     with suppress(apsw.Error):  # the check that follows finds the damage, too
         _search_full_text(db)
 

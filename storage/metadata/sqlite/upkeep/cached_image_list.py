@@ -47,7 +47,9 @@ _SORT_KEYS: Final[Mapping[ImageOrder, Callable[[Image, int], float]]] = {
 def page(
     db: apsw.Connection, upstreams: Sequence[str], text: str, order: ImageOrder, offset: int, limit: int
 ) -> CachedImagePage:
-    """Implements `CachedImages.images`."""
+    """Returns at most `limit` images of the upstreams, from the position `offset` of the list on. `text`: only images
+    in repositories whose name contains it. Reads at most `MAX_LISTED_IMAGES` images. Implements
+    `CachedImages.images`."""
     roots = list(_roots(db, upstreams, text))
     images = [image for root in roots[:MAX_LISTED_IMAGES] if (image := find_image(db, root)) is not None]
     sizes = {image.root: _size(db, image) for image in images} if order is ImageOrder.SIZE else {}

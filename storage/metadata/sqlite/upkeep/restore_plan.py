@@ -1,4 +1,8 @@
-"""Finds the deleted manifests to put back when a tag shall point at a manifest (`find_plan`)."""
+"""Finds the deleted manifests to put back when a tag shall point at a manifest (`find_plan`).
+
+A deleted manifest is kept for the grace period of garbage collection. During that time it can be *put back*: it then is
+a manifest of its repository again.
+"""
 
 from __future__ import annotations
 

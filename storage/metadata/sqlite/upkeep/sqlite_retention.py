@@ -42,24 +42,28 @@ T = TypeVar("T")
 log = logging.getLogger("storage.retention")
 _REFERRER_GLOB: Final = "sha256-" + 64 * "[0-9a-f]"
 _IS_REFERRER: Final = f"(name GLOB '{_REFERRER_GLOB}' OR name GLOB '{_REFERRER_GLOB}.?*')"
-"""SQL condition that is true if the regular expression `storage.retention.REFERRER_TAG` matches the name of a tag."""
+"""SQL condition that is true if the regular expression `storage.retention.REFERRER_TAG` matches the name of a tag. Such
+a tag belongs to the manifest whose digest is in its name, for example a signature of cosign."""
 _ORDER_TIME: Final = """
 CASE WHEN t.updated > ?3 THEN max(?4, coalesce((
     SELECT max(h.at) FROM tag_history h INDEXED BY tag_history_tag
      WHERE h.repository = t.repository AND h.tag = t.name AND h.at <= ?3), 0)) END"""
-"""SQL expression for `TagFacts.order_time`: if the tag's push time is in the future (after ?3), the time by which the
-tag is sorted instead; otherwise NULL. This time is the later of two: ?4, which `_last_change_before_future` returned,
-and the newest time in the tag's own history that is not in the future. The latter counts, for example, if ?4 is 0
-because the history of the repository has no entry in the future. This happens if the same manifest was pushed to the
-tag again while the clock was ahead: such a push changes the push time, but adds no entry to the history."""
+"""SQL expression for `TagFacts.order_time`. It is NULL if the tag's push time is not in the future (after ?3).
+Otherwise it is the time by which the tag is sorted instead of its push time. This time is the later of two: ?4, which
+`_last_change_before_future` returned, and the newest time in the tag's own history that is not in the future.
+
+?4 alone is not enough if the same manifest was pushed to the tag again while the clock was ahead. Such a push changes
+the push time, but adds no entry to the history. So the history may have no entry in the future, and then ?4 is 0."""
 _IMPORTED: Final = f"""
 (SELECT iif(h.user_agent = '{IMPORT_PROGRAM}' AND t.updated <= h.at AND h.at <= ?3, h.at, NULL)
    FROM tag_history h INDEXED BY tag_history_tag
   WHERE h.repository = t.repository AND h.tag = t.name ORDER BY h.id DESC LIMIT 1)"""
-"""SQL expression for `TagFacts.imported`: the time of the newest entry in the tag's history, if it is about an import.
-Times after ?3 are in the future. An import sets the tag in one transaction. In the next one, it moves `updated` back,
-because the tag is older at the other registry. Before that, `updated` equals the time of the entry. If `updated` is
-later, the tag was pushed again."""
+"""SQL expression for `TagFacts.imported`: the time of the newest entry in the tag's history, if that entry is about an
+import; otherwise NULL. Also NULL if the entry's time is in the future (after ?3), or if the tag was pushed again after
+the import. In the latter case, `updated` is later than the entry's time.
+
+An import first sets the tag; `updated` then equals the entry's time. The import's next transaction moves `updated`
+back, because the tag is older at the other registry."""
 _NEWEST: Final = f"""
 SELECT t.updated, t.name, {_ORDER_TIME} AS order_time FROM tag t WHERE t.repository = ?1 AND NOT {_IS_REFERRER}
  ORDER BY coalesce(order_time, t.updated) DESC, t.updated DESC, t.name LIMIT 1 OFFSET ?2"""
@@ -275,17 +279,19 @@ def _repository_id(db: apsw.Connection, repo: RepositoryName) -> int:
 
 
 def _last_change_before_future(db: apsw.Connection, repository: int, future_after: float) -> float:
-    """Finds the first change of a tag in this repository that has a time in the future (after `future_after`), because
-    the clock was ahead. Returns the time of the last earlier change, in any repository, with a time that is not in the
-    future; 0 if there is none."""
+    """Returns the time of the last change of a tag before the clock went ahead; 0 if no such change is found.
+
+    The row ids of changes show their order, also between repositories. So this finds the first change in this
+    repository with a time in the future (after `future_after`). Of the changes before it, in any repository, it takes
+    the last one whose time is not in the future."""
     first_id = db.execute(_FIRST_FUTURE_CHANGE, (repository, future_after)).get
     time = None if first_id is None else db.execute(_LAST_CHANGE_BEFORE, (first_id, future_after)).get
     return 0.0 if time is None else float(time)
 
 
 def _subject_of_tag(db: apsw.Connection, repository: int, name: str) -> Digest | None:
-    """Returns the digest that the name of a tag contains, if the name is a `REFERRER_TAG` and the repository has a
-    manifest with that digest."""
+    """Returns the digest of the manifest to which a tag belongs. Returns None if the name is not a `REFERRER_TAG`, or
+    if the repository does not have that manifest."""
     if REFERRER_TAG.fullmatch(name) is None:
         return None
     digest = Digest(name[:71].replace("-", ":", 1))  # 71: the length of "sha256-" and 64 digits
