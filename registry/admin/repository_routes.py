@@ -4,6 +4,9 @@ routes are the descriptions in the OpenAPI document.
 The name of a repository in the path may contain slashes. No two paths here end with the same words, so a path belongs
 to one route only, even if the name of the repository contains such words. The routes show content that this registry
 stores. Except for the download of an image, they send no requests to the upstream of a mirrored repository.
+
+The name in the path may be short for the *stored name*, under which the content is stored: `ubuntu` can stand for
+`docker.io/library/ubuntu`.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ router = management_router()
 _plans = management_router(DeleteRoute)
 _removals = management_router(LargeDeleteRoute)
 _changes = management_router(LargePushRoute)
+"""The routers of requests with a body. They check the caller's rights before the body is received: `delete` for the
+first two, `push` for `_changes`. The last two accept large bodies."""
 
 
 async def path_reference(reference: Annotated[str, Path(examples=["v1"], max_length=200)]) -> Reference:

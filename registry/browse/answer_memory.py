@@ -1,7 +1,8 @@
 """`AnswerMemory`: limits the memory of a process for answers that send a manifest or config byte for byte.
 
-Such an answer stays in memory until its client has received it. A *visitor* is an account, or a network of anonymous
-clients. Two rules keep one visitor, or a few slow clients, from using up the memory:
+Such an answer stays in memory until its client has received it. A *visitor* is an account or, for clients without a
+login, the network of the client's IP address. Two rules keep one visitor, or a few slow clients, from using up the
+memory:
 
 - The answers of one visitor together get at most a quarter of the memory. An answer may be larger if its visitor
   gets no other at the same time.

@@ -79,14 +79,14 @@ class EndpointHealth:
     """Decides from the outcomes of the attempts whether one endpoint is down, and how long to wait before the next
     attempt.
 
-    An endpoint that accepts no events at all is *down*. It then pauses for at most five seconds. Each repository whose
-    event it did not accept pauses too, for up to five minutes: the more failures in a row, the longer. When the
-    endpoint accepts an event again, the pauses of these repositories end, and that of the endpoint ends within a
-    second.
+    If an attempt ends with `Outcome.DOWN`, and the endpoint accepted no event during the attempt, the whole endpoint is
+    *down*. It then pauses for at most five seconds. The repository of the event pauses too, for up to five minutes: the
+    more failures in a row, the longer. When the endpoint accepts an event again, the pauses of the repositories end,
+    and that of the endpoint ends within a second.
 
-    If the endpoint is down for the events of one repository, but accepts events of other repositories in the meantime,
-    the events of this repository may be the cause. In this case only this repository waits, longer after each failure.
-    Other repositories do not wait for it.
+    If an attempt ends with `Outcome.DOWN`, but the endpoint accepts events of other repositories in the meantime, the
+    event itself may be the cause. In this case only its repository waits, longer after each failure. Other repositories
+    do not wait for it.
 
     `time` returns seconds of a monotonic clock."""
 
@@ -98,7 +98,7 @@ class EndpointHealth:
         """Number of events that the endpoint has accepted."""
         self._paused_until = float("-inf")
         self._pauses: dict[str, float] = {}
-        """When the pause of each repository ends. Only repositories for whose events the endpoint was down are here."""
+        """By repository: when its pause ends, in seconds of `time`."""
         self._stuck: dict[str, tuple[int, int]] = {}
         """The repositories whose last event the endpoint did not accept. For each: how many attempts failed although
         the endpoint accepted events of other repositories meanwhile, and the value of `delivered` at the last
@@ -114,9 +114,10 @@ class EndpointHealth:
             self._paused_until = min(self._paused_until, self._time() + FIRST_PAUSE_SECONDS)
 
     def on_down(self, repository: str, delivered_before: int) -> float:
-        """Records that the endpoint did not accept an event of the repository, in an attempt that began when
-        `delivered` was `delivered_before`. Returns how many seconds this repository alone has to wait. This is 0 if the
-        endpoint has accepted no other event since the repository's current series of failed attempts began."""
+        """Records a failed attempt to send an event of the repository. Call it for an attempt with `Outcome.DOWN`, and
+        for an event that is too old to be sent again. `delivered_before`: the value of `delivered` when the attempt
+        began. Returns how many seconds this repository alone has to wait. Returns 0 if the endpoint has accepted no
+        event since the first of the repository's failed attempts in a row began."""
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))

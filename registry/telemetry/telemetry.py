@@ -66,12 +66,14 @@ class Telemetry:
         return UpstreamCounts(self.metrics.mirror, self.metrics.cells, upstream, self.tracing)
 
     def on_queued(self, change: Future[Any]) -> None:
-        """Traces a change of the metadata (`storage.metadata.catalog.CommitObserver`)."""
+        """Traces a change of the metadata. `change` is done when the change is committed or has failed
+        (`storage.metadata.catalog.CommitObserver`)."""
         if self.tracing is not None:
             self.tracing.change(change)
 
     def on_commit(self, changes: int, wait_seconds: float, commit_seconds: float) -> None:
-        """Counts a batch of changes of the metadata."""
+        """Counts a batch of `changes` changes of the metadata. `wait_seconds`: how long they waited for the lock of the
+        database. `commit_seconds`: how long the changes and their commit took."""
         self.work.on_commit(changes, wait_seconds, commit_seconds)
 
     def collectors(self) -> list[Collector]:

@@ -210,10 +210,9 @@ class PageRoute(APIRoute):
 
 
 class WaitingRoute(PageRoute):
-    """A route whose handler first waits for something slow, such as a search, or a description that is rendered. The
-    handler holds no slot during this wait, so that pages of other visitors are rendered. It acquires a slot itself
-    (`page_slot`) before it renders a page. A handler that also waits for a slot of another kind (`VisitorLimits`) needs
-    this route class, because the wait is long if other requests of the visitor hold the slots of that kind."""
+    """A route whose handler first waits for something slow, such as a search, a description that is rendered, or
+    another request of the same visitor (`VisitorLimits`). The handler holds no slot during this wait, so that pages of
+    other visitors are rendered. It acquires a slot itself (`page_slot`) before it renders a page."""
 
     async def _run(self, request: Request, handler: Callable[[Request], Coroutine[Any, Any, Response]]) -> Response:
         return await handler(request)

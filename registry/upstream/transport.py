@@ -62,7 +62,7 @@ MAX_INTERIM_RESPONSES = 100
 MAX_IDLE_SECONDS = 30.0
 """Longest time for which a connection to an upstream is kept for the next request. Some firewalls and NAT gateways
 forget a connection after 4 minutes without bytes, and then drop its packets silently. A request on such a connection
-would time out, and so would the next one on the next connection."""
+would time out. A retry would time out too if it got another connection that the firewall has forgotten."""
 
 OnConnection = Callable[[Connection, str | None], None]
 """A function that gets a connection, and the IP address of the server at its other end (None if a proxy is at its other

@@ -3,8 +3,9 @@
 A cursor is the name of the entry after which the next page of a list starts. The server limits its work for one page,
 so a page can end at an entry that the client must not see. In that case the client must not learn the name in the
 cursor. So the server *seals* the cursor: encrypts and authenticates it, and pads it so that all sealed cursors are
-equally long. The encryption key is derived from a signing key of the store, so every worker can decrypt the cursor. If
-the client may see the entry, the server sends its name as a plain cursor.
+equally long. The encryption key is derived from a *signing key*: a key in the store that signs the registry's bearer
+tokens. So every worker can decrypt the cursor. If the client may see the entry, the server sends its name as a plain
+cursor.
 """
 
 from __future__ import annotations

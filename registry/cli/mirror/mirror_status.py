@@ -2,7 +2,8 @@
 
 An *upstream* is a remote registry that this registry mirrors. A *fill* is the download of one blob from an upstream;
 until it is complete, the received bytes are a *partial*. An *allowance* is the number of requests that an upstream
-still accepts, as it reported with its rate limit. Times are in seconds since 1970.
+still accepts, as it reported with its rate limit. A *frozen* tag stays at one digest: the mirror does not ask the
+upstream about it. Times are in seconds since 1970.
 """
 
 from __future__ import annotations

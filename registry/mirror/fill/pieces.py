@@ -10,7 +10,7 @@ A *straggler* is a connection that is much slower than the others. When all byte
 stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. That would
 not help if all connections were slow. So a connection's rate is not compared with a fixed rate, but with the rates of
 the other connections and of pieces that ended a short time ago. After a cancellation, the pieces that ended before it
-no longer count.
+no longer count. Otherwise, if the whole download became slower, its connections would be cancelled again and again.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
 """The open file of one reader of a blob that is being downloaded (`ReaderFile`).
 
 A *fill* (the download of one blob) writes the bytes into the file of a *partial blob*. A client may get its reader, and
-with it the file, while the fill still waits for a connection to the upstream. Until the first byte arrives, the partial
-blob may be deleted, and the fill then writes into the file of another one. Or another fill stores the blob first, and
-nothing is ever written into the file. In both cases the reader gets the new file under the same file descriptor,
-because the code that sends the response may have this descriptor already. But a reader that has got bytes of the old
-file never gets the new one: only the digest of the new file is checked, so the bytes of the old file may be wrong.
+with it the file, while the fill still waits for a connection to the upstream. Before the first byte arrives, the blob's
+bytes may turn out to be in another file:
+
+- The partial blob is deleted, and the fill continues with another partial blob.
+- Another fill stores the blob first.
+
+In both cases the reader gets the new file under the same file descriptor, because the code that sends the response may
+have this descriptor already. But a reader that has got bytes of the old file never gets the new one: only the digest of
+the new file is checked, so the bytes of the old file may be wrong.
 """
 
 from __future__ import annotations

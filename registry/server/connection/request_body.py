@@ -44,8 +44,7 @@ class RequestBody:
         (Continue) response before it sends the body."""
         self._context = context
         self._is_changed = length == 0
-        """Whether the application has not been told yet about received pieces, the body's end, or the closing of the
-        body."""
+        """Whether pieces or the body's end were received, or the body was closed, since the last `receive`."""
         self._change_event: asyncio.Event | None = None
         """Set while `_is_changed` is True. Created when `receive` waits for a change for the first time: most requests
         have no body."""
@@ -108,7 +107,8 @@ class RequestBody:
         self._set_changed()
 
     def finish(self) -> None:
-        """Called when all of the body was received. Resumes reading, because only then is a disconnect noticed."""
+        """Called when all of the body was received. Resumes reading from the socket, because the server notices a
+        disconnect only while it reads."""
         self.has_more = False
         self.remaining_bytes = 0
         self.buffer = None

@@ -1,5 +1,9 @@
-"""`Reload`: gives a new configuration either to all workers or to none of them (see
-`registry.server.process.live_change`)."""
+"""`Reload`: gives a new configuration either to all workers or to none of them.
+
+A reload has two phases. First every worker *prepares* the new configuration, while the old one is still in use. If all
+have prepared it, all of them *switch* to it. Otherwise all of them discard it (see
+`registry.server.process.live_change`).
+"""
 
 from __future__ import annotations
 

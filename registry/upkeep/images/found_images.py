@@ -1,9 +1,9 @@
 """Finds the images in an OCI image layout or in an archive of `docker save` (`find_images`).
 
-A docker archive of the *old form* (before docker 25) is not also an OCI image layout: it has no manifests, only configs
-and layers. So this module makes a manifest for each image. For the same archive, it always makes the same manifests.
-The config of an image states the digests of its uncompressed layers, and the layers are checked against these digests,
-except layers that are compressed with zstd.
+Docker before version 25 writes archives of the *old form*. They are not OCI image layouts: they have configs and
+layers, but no manifests. So this module makes a manifest for each image. For the same archive, it always makes the same
+manifests. The config of an image states the digests of its uncompressed layers, and the layers are checked against
+these digests, except layers that are compressed with zstd.
 """
 
 from __future__ import annotations
@@ -223,9 +223,9 @@ def _hash_layer(source: FileSource, name: str) -> _Layer:
 
 
 def _decompress(decompressor: Any, data: bytes, uncompressed_hash: Any) -> Any:
-    """Passes the decompressed data to the hash `uncompressed_hash`, in bounded pieces. Returns the decompressor for the
-    next data. If `data` goes on after the end of a gzip member, this is a new one, because a layer may consist of
-    several members."""
+    """Passes the decompressed data to the hash `uncompressed_hash`, in bounded pieces. A layer may consist of several
+    gzip members, and each member needs a new decompressor. Returns the decompressor for the data that follows
+    `data`."""
     while data:
         uncompressed_hash.update(decompressor.decompress(data, CHUNK_BYTES))
         if decompressor.eof:

@@ -35,12 +35,16 @@ def decide(
     is_protected: bool = False,
     pulls_since: float | None = None,
 ) -> Decision:
-    """Returns the decision of a rule on a tag at the time `now`. `newest`: the position of the last of the newest
-    `rule.keep_last` tags in the list of the repository's tags, newest first; None: there are fewer tags.
-    `is_protected`: the tag is immutable, so it is never deleted. `pulls_since`: the start of the period
-    `rule.keep_pulled_within`, which counts only the time in which a server recorded pulls
-    (`RecordedTime.start_of_window`); None: a server ran all the time. A tag that belongs to a manifest, such as the tag
-    of a signature, stays as long as the manifest."""
+    """Returns the decision of a rule on a tag. A tag that belongs to a manifest, such as the tag of a signature, stays
+    as long as the manifest. Times are in seconds since 1970.
+
+    - `now`: the time of the decision.
+    - `newest`: the position of the oldest of the `rule.keep_last` newest tags. A tag at this position or before it is
+      one of them. None: the repository has fewer tags, so all are.
+    - `is_protected`: the tag is immutable, so it is never deleted.
+    - `pulls_since`: a pull keeps the tag if it is not older than this. It is earlier than `now` minus
+      `rule.keep_pulled_within` if no server ran for a part of this period (`RecordedTime.start_of_window`). None: a
+      server ran all the time."""
     if is_protected:
         return Decision(True, "it is immutable")
     if tag.subject is not None:
