@@ -24,8 +24,8 @@ T = TypeVar("T")
 MAX_LISTED_REPOSITORIES: Final = 500
 """If a person may see at most this number of repositories, a search reads only the rows of these repositories."""
 LISTING_COST: Final = 30_000
-"""Largest cost of finding out whether there are at most `MAX_LISTED_REPOSITORIES`, in the unit of
-`lookups.PAGE_COST_LIMIT`. This takes about 15 ms."""
+"""Largest cost of finding out whether there are at most `MAX_LISTED_REPOSITORIES`. Matching one character of a
+repository's name against the simplest set of names costs 1. This cost takes about 15 ms."""
 MAX_ROWS: Final = 3_000
 """Largest number of rows that one search reads. This takes about 30 ms."""
 

@@ -37,6 +37,8 @@ _SIZE = """
 SELECT coalesce(sum(size), 0) FROM (
   SELECT DISTINCT b.id, b.size FROM json_each(?) i JOIN manifest_blob g ON g.manifest = i.value
     JOIN blob b ON b.digest = g.digest JOIN blob_link l ON l.blob = b.id AND l.repository = g.repository)"""
+"""The total size of the blobs of an image. Its parameter is the *family* as JSON: the row ids of all manifests of the
+image."""
 _SORT_KEYS: Final[Mapping[ImageOrder, Callable[[Image, int], float]]] = {
     ImageOrder.SIZE: lambda image, size: -size,
     ImageOrder.NEWEST_PULL: lambda image, size: -image.last_pulled,

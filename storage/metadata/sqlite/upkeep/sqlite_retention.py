@@ -1,5 +1,6 @@
 """Finds and deletes tags and manifests for retention, in the metadata database (`SqliteRetention`). *Retention* is the
-job that deletes tags and manifests that no rule of the settings keeps."""
+job that deletes tags and manifests that no rule of the settings keeps. The *dependents* of a manifest are the manifests
+that it lists, and its referrers. An *orphan* is a dependent of a deleted manifest that nothing else uses."""
 
 from __future__ import annotations
 
@@ -153,8 +154,8 @@ class SqliteRetention:
                 UntaggedManifest(Digest(digest), manifest, pushed)
                 for digest, manifest, pushed in rows
                 if pushed <= limits.pushed
-                # All pulls since `recorded_since` are recorded. If this time is after `limits.pulled`, a manifest that
-                # was pushed before `recorded_since` may have been pulled between the two times without a record.
+                # Keeps a manifest that may have been pulled after `limits.pulled` without a record. This is possible
+                # only before `recorded_since`, because all later pulls are recorded.
                 and not pushed < recorded_since > limits.pulled
                 and not unused_manifests.is_used(db, manifest)
                 and not unused_manifests.last_pull(db, manifest).is_after(limits.pulled)
