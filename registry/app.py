@@ -81,9 +81,10 @@ class Entrepot(FastAPI):
         starts_background_work: bool = True,
     ) -> None:
         """`telemetry` records each request. `service`: an open service, which the caller closes. None: the application
-        opens one with `factory` when the server starts the application. `run`: the run of the server, which all workers
-        share; None: a new one. `starts_background_work`: whether the service that the application opens starts its
-        background work; False: the caller starts it with `Service.work`."""
+        opens one with `factory` when the server starts the application. `run`: the id and start time of the server,
+        which all workers share; None: a new one. `starts_background_work`: whether the service that the application
+        opens starts its background work (jobs, garbage collection, events, eviction and other work besides requests);
+        False: the caller starts it with `Service.work`."""
         # FastAPI's own documentation pages are switched off: they load scripts from the internet, and generating the
         # OpenAPI document blocks the event loop. `registry.admin.documentation` serves pages without these problems.
         super().__init__(
@@ -98,6 +99,7 @@ class Entrepot(FastAPI):
         )
         self.factory = factory
         self.body_memory = factory.body_memory
+        """Limits the memory of this worker for the bodies of requests and for large responses."""
         self.openapi_document = documentation.OpenAPIDocument(self.openapi)
         self.telemetry = telemetry
         self.request_recorder = telemetry.requests
@@ -317,7 +319,7 @@ def create_app(
     - `telemetry`: the server's metrics, created before the fork, so that all workers share them. None: this process
       has its own.
     - `clock`: returns seconds since 1970.
-    - `run`: the run of the server, which all workers share; None: a new one.
+    - `run`: the id and start time of the server, which all workers share; None: a new one.
     - `starts_background_work`: see `Entrepot`."""
     is_shared = telemetry is not None
     telemetry = telemetry or Telemetry(settings)

@@ -5,8 +5,7 @@ While the stream is open, it checks the rights of the client again:
 
 - before it sends new events, if the store has changed since the last check. So it sends no event after the right to see
   the event was taken away.
-- `RECHECK_SECONDS` after the last check, if the store has changed but there are no new events, or if there are new
-  events but the store has not changed.
+- `RECHECK_SECONDS` after the last check, if the store has changed since then or there are new events.
 - `KEEP_ALIVE_SECONDS` after the last check in all other cases, because a credential can expire without a change of the
   store.
 
@@ -48,8 +47,8 @@ EVENT_STREAM_TYPE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
 """Largest number of streams in one process."""
 MAX_STREAMS_PER_VISITOR: Final = 4
-"""Largest number of these streams for one visitor: an account, or a network of anonymous clients. So a program that
-forgets to close its streams leaves streams for others."""
+"""Largest number of these streams for one visitor: an account or, for clients without a login, the network of the
+client's IP address. So a program that forgets to close its streams leaves streams for others."""
 _RETRY_SECONDS: Final = 30
 """The value of Retry-After in a refusal."""
 KEEP_ALIVE_SECONDS: Final = 15.0

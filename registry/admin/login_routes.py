@@ -4,6 +4,8 @@ with their password, or at the OpenID Connect provider.
 If the registry has web pages (`/ui`), `/login` redirects to their login page. Otherwise this module renders a short
 page. The only text from the request on that page is the path to which the browser returns. Its characters are checked
 and escaped.
+
+The *attempt cookie* holds the state of a login from its start until the provider redirects the browser back.
 """
 
 from __future__ import annotations

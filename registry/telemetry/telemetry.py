@@ -45,7 +45,9 @@ class Telemetry:
             [webhook.name for webhook in settings.webhook],
         )
         self.work = self.metrics.work
+        """Counts calls on the registry, logins, commits of the database, and upkeep."""
         self.events = self.metrics.events
+        """Counts the deliveries of events to webhooks."""
         self.recent_clients = RecentClients(clock) if settings.pages.enabled else None
         """When container clients have last sent requests, for the web pages; None: there are no pages."""
         self.requests = RequestRecorder(self.metrics, self.recent_clients)

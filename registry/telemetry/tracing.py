@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 TRACES_PATH: Final = "/v1/traces"
 """Path at which a collector accepts traces (OTLP 1, "OTLP/HTTP Request")."""
 _SPAN: Final = "span"
-"""Key of a request's span in the notes about the request."""
+"""Key of a request's span in the *notes*: a dictionary in the request's scope, in which the application stores facts
+until the server reports the end of the request."""
 
 
 class Tracing:
