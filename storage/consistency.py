@@ -68,7 +68,8 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class CheckedPage:
     """The result of a check of some rows of an area: the number of rows, their problems, and the key of the last row
-    (`last`). If no rows follow in the area, `last` is None."""
+    (`last`). `last` is None only at the end of the area. It may also be a key there; then the next page has no
+    rows."""
 
     rows: int
     problems: Sequence[Problem]

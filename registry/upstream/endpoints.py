@@ -74,20 +74,14 @@ class EndpointAttempt:
         """Whether no connection to the endpoint could be made."""
         self._awaits_response = False
         """Whether the latest request has no response yet."""
-        self._has_server_error = False
+        self.has_server_error = False
         """Whether the latest response had a status of 501 or more."""
         self._report_working = report_working
 
     @property
-    def has_response(self) -> bool:
-        """Whether the latest request got a response that counts as a failure: one with a status of 501 or more. False
-        after any other response."""
-        return self._has_server_error
-
-    @property
     def counts_as_failure(self) -> bool:
         """Whether an error that ends the attempt now would count as a failure of the endpoint."""
-        return not self.is_working and (self._awaits_response or self._has_server_error)
+        return not self.is_working and (self._awaits_response or self.has_server_error)
 
     def on_send(self) -> None:
         """Called just before a request is sent to the endpoint."""
@@ -98,9 +92,9 @@ class EndpointAttempt:
         """Called when the endpoint has responded with this status."""
         self._awaits_response = False
         self._observer.on_response(max(self._clock() - self._sent_at, 0.0))
-        self._has_server_error = status >= 501
+        self.has_server_error = status >= 501
         # A 500 may concern this request only. A 401 does not show whether the request works with a token.
-        if not self._has_server_error and status not in (401, 500):
+        if not self.has_server_error and status not in (401, 500):
             self.on_working()
 
     def on_connection_failed(self) -> None:
@@ -110,7 +104,7 @@ class EndpointAttempt:
     def on_working(self) -> None:
         """Called when a response shows that the endpoint works. If an error ends the attempt later, it is no failure of
         the endpoint."""
-        self._awaits_response = self._has_server_error = False
+        self._awaits_response = self.has_server_error = False
         if not self.is_working:
             self.is_working = True
             self._report_working()
@@ -183,8 +177,8 @@ class UpstreamEndpoint:
                     if attempt.has_no_connection:
                         self._connections.on_failure(started_at)
                     else:
-                        self._on_repository_failure(repo, started_at, has_response=attempt.has_response)
-                        if attempt.has_response and self._connections.has_opened and self._connections in breakers:
+                        self._on_repository_failure(repo, started_at, has_server_error=attempt.has_server_error)
+                        if attempt.has_server_error and self._connections.has_opened and self._connections in breakers:
                             self._connections = Breaker(self._clock)  # the trial has made a connection
                     self._count_failure(started_at)
                     if any(b.has_opened and b not in opened_before for b in self._breakers_for(repo)):
@@ -257,15 +251,15 @@ class UpstreamEndpoint:
         self._newly_failing.clear()
         _remember(self._working, repo, None)
 
-    def _on_repository_failure(self, repo: str, started_at: float, *, has_response: bool) -> None:
-        """Records the failure of an attempt that started at `started_at`. `has_response`: whether the endpoint sent a
-        response, with a status of 501 or more."""
+    def _on_repository_failure(self, repo: str, started_at: float, *, has_server_error: bool) -> None:
+        """Records the failure of an attempt that started at `started_at`. `has_server_error`: whether the endpoint
+        responded with a status of 501 or more; False: it did not respond."""
         was_working = self._working.pop(repo, self) is not self  # all values are None, so `self` means: not in it
         own = self._failing.get(repo)
         if own is None:
             own = Breaker(self._clock)
             self._note_newly_failing(repo)
-            if self._suspect is not None and not has_response:
+            if self._suspect is not None and not has_server_error:
                 (self._suspect.working if was_working else self._suspect.unknown).on_failure(started_at)
         elif self._suspect is not None:
             self._suspect.failing.on_failure(started_at)

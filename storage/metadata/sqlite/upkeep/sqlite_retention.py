@@ -202,7 +202,7 @@ class SqliteRetention:
             ):
                 return None
             # A manifest that has lost a tag after it was judged has not been without a tag for long enough.
-            if digest in unused_manifests.digests_without_tag_since(db, repository, judged_at):
+            if digest in unused_manifests.digests_that_lost_a_tag(db, repository, judged_at):
                 return None
             dependents = [dependent for _, dependent in unused_manifests.dependents(db, row[0])]
             _delete_manifest(db, repo, digest, by, self._clock(), restorable)

@@ -78,7 +78,7 @@ def last_pull(db: apsw.Connection, manifest: int) -> LastPull:
     return LastPull(pulled, imported)
 
 
-def digests_without_tag_since(db: apsw.Connection, repository: int, since: float) -> set[str]:
+def digests_that_lost_a_tag(db: apsw.Connection, repository: int, since: float) -> set[str]:
     """Returns the digests that have lost a tag since the time `since`, even if they have other tags or have got the tag
     back."""
     return {digest for (digest,) in _rows(db, _LOST_TAGS_SINCE, repository, since) if digest is not None}
@@ -89,7 +89,7 @@ def add_lost_tags(db: apsw.Connection, repository: int, since: float, lost_tags:
     history that were not read before."""
     newest_entry = int(db.execute("SELECT coalesce(max(id), 0) FROM tag_history").get)
     if not lost_tags.last_entry:
-        lost_tags.digests |= digests_without_tag_since(db, repository, since)
+        lost_tags.digests |= digests_that_lost_a_tag(db, repository, since)
     elif newest_entry > lost_tags.last_entry:
         rows = _rows(db, _LOST_TAGS_AFTER, repository, since, lost_tags.last_entry)
         lost_tags.digests.update(digest for (digest,) in rows if digest is not None)
