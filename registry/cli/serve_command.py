@@ -133,7 +133,7 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
             settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None
         )
         banner = startup_banner(settings, addresses[0], sockets[0], is_registry_closed=is_registry_closed)
-        # Created before the workers are forked, so that all of them share it.
+        # These objects are created before the workers are forked, so that all workers share them.
         rate_memory = RateLimitMemory()
         run = new_server_run()
         telemetry = Telemetry(

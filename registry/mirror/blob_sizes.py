@@ -81,7 +81,8 @@ class BlobSizes:
 
     async def _ask_under_lease(self, repo: RepositoryName, digest: Digest) -> int:
         """Sends the request. A lease lets only one process at a time ask about a blob. If the upstream does not have
-        the blob, raises BlobUnknown, and caches that answer unless it raises UnconfirmedBlobUnknown."""
+        the blob, caches that answer and raises BlobUnknown. If the answer may not be the upstream's own, does not cache
+        it, and raises the subclass UnconfirmedBlobUnknown."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")

@@ -97,8 +97,8 @@ class Readiness:
 async def _check_version(store: StoredRegistry, data: Path) -> str | None:
     """Returns why the database does not have the tables of this version; None if it does.
 
-    Does not check a store that is open read-only: its version was checked when it was opened. The server does that only
-    if the disk is full, and then the disk has no space for the files that the check would write."""
+    Does not check a store that is open read-only: its version was checked when it was opened. The server opens a store
+    read-only only if the disk is full. The disk then has no space for the files that the check would write."""
     return None if store.is_read_only else await asyncio.to_thread(_version_problem, data)
 
 

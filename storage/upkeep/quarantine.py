@@ -65,7 +65,8 @@ class DamageBrake:
 
 class Quarantine:
     """Checks blobs of the blob store and takes the damaged ones out of use. All methods may raise StorageFull and
-    StorageFailed. Methods that read bytes also raise BytesForbidden, and what their `on_read` raises."""
+    StorageFailed. Methods that read bytes also raise BytesForbidden, and what their `on_read` raises. They call
+    `on_read` after each part of the bytes, with the size of the part. It may wait, to limit the rate of the reads."""
 
     def __init__(self, blobs: BlobStore, damage: DamageRecords, locks: DigestLocks) -> None:
         self._blobs = blobs
@@ -74,7 +75,7 @@ class Quarantine:
 
     async def check(self, blob: StoredBlob, on_read: OnRead, on_second_read: OnRead) -> str | None:
         """Calls `find`, and takes the blob out of use if its bytes are damaged. Returns a text that says what is wrong
-        with the bytes; None if the blob is not damaged or was deleted."""
+        with the bytes. Returns None if they are not damaged, or were removed or replaced in the meantime."""
         damage = await self.find(blob, on_read, on_second_read)
         return damage.problem if damage is not None and await self.take_out(damage) else None
 

@@ -40,9 +40,8 @@ SLOT: Final = "search index"
 CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
 CHECKS_PER_LOOK_AGAIN: Final = 300
-"""Number of checks after which a process does more than check. The process with the slot then reads again the manifests
-whose labels could not be read completely. A process without the slot then tries to get the slot, even if all content is
-in the index."""
+"""After each such number of checks, the process with the slot reads again the manifests whose labels could not be read
+completely. A process without the slot then tries to get the slot, even if all content is in the index."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
@@ -81,10 +80,10 @@ class SearchIndexer:
         return self._index.has_unindexed()
 
     async def run(self) -> int:
-        """Adds the content that is not in the index, in batches. Ends after the first batch that has room for more
-        content. Content that clients push meanwhile is left to the next call, because small batches cost more. Returns
-        the number of batches. Raises StorageFull, StorageFailed. A cancellation leaves the index usable; a later call
-        continues."""
+        """Adds the content that is not in the index, in batches. Ends after the first batch that is not full. Content
+        that clients push meanwhile is left to the next call, because many small batches cost more than a few full ones.
+        Returns the number of batches. Raises StorageFull, StorageFailed. A cancellation leaves the index usable; a
+        later call continues."""
         batches = 0
         while self.has_unindexed():
             are_many_left = await self._index.index_names()

@@ -105,7 +105,7 @@ add_account_actions(app, WORDS)
 )
 def show(name: NameArgument, config: ConfigOption = None, data: DataOption = None, as_json: JsonOption = False) -> None:
     """Prints the account and all grants that apply to it: its own grants, and those to its groups, to `authenticated`
-    and to `everyone`."""
+    (all accounts) and to `everyone` (also clients without an account)."""
     from registry.admin import models
     from storage.content import Page
 

@@ -84,10 +84,10 @@ def serve(
             # A column is the part of the table of counters in which a worker counts its connections. With several
             # workers, the supervisor claims a column for each.
             limit.use_column(limit.claim_column())
-        changes = SingleProcessChanges(live, on_ready or (lambda: None))
-        worker = Worker(options, changes.on_ready, on_start=changes.start)
+        reloads = SingleProcessChanges(live, on_ready or (lambda: None))
+        worker = Worker(options, reloads.on_ready, on_start=reloads.start)
         code, failure = worker.run()
-        changes.close()
+        reloads.close()
         _join_threads(code)
     if failure:
         with suppress(OSError):

@@ -135,7 +135,8 @@ class TarArchive:
     `docker load` read. Implements `ImageWriter`."""
 
     def __init__(self, path: Path | None, stream: BinaryIO | None = None) -> None:
-        """Writes a file at `path`; None: writes to `stream`."""
+        """Writes a file at `path`. If `path` is None, writes to `stream`, which is then required. Raises
+        ImageFileFailed if it cannot create the file."""
         self._path = path
         self._failure = "cannot write to the standard output" if path is None else f"cannot write {path}"
         self._temporary = None if path is None else path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -95,10 +95,10 @@ class WriteAheadLog:
             self.may_have_gaps = self.may_have_gaps or result == apsw.SQLITE_IOERR_FSYNC
 
     def close_gaps(self, db: apsw.Connection) -> None:
-        """Does nothing if the log has no gaps. Otherwise copies the log into the database file, syncs that file, then
-        empties the log and syncs it too. SQLite reads the log from the page cache, which still has the bytes that the
-        kernel could not write. Raises StorageFull or StorageFailed if this fails, or if a reader needs the log for too
-        long."""
+        """If the log may have gaps, copies it into the database file, syncs that file, then empties the log and syncs
+        it too. SQLite reads the log from the page cache, which still has the bytes that the kernel could not write.
+        Raises StorageFull or StorageFailed if this fails, or if a reader needs the log for too long. After such a
+        StorageFailed, further calls raise it again without an attempt for `CLOSE_RETRY_SECONDS`."""
         if not self.may_have_gaps:
             return
         if time.monotonic() >= self._close_again_at:

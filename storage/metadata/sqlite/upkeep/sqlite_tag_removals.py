@@ -1,4 +1,7 @@
-"""Finds the tags and manifests that a removal of tags would remove (`SqliteTagRemovals`)."""
+"""Finds the tags and manifests that a removal of tags would remove (`SqliteTagRemovals`).
+
+A manifest is *unused* if it has no tag, no index of its repository lists it, and it is no referrer of a manifest in the
+repository. A removal also removes the manifests that would be unused without the tags."""
 
 from __future__ import annotations
 
