@@ -264,12 +264,12 @@ class FailureCost(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """A line of the audit log. `at`: time in seconds since 1970. `actor`: name of the account that acted, `anonymous`
-    or `system`. `action`: what was done, such as `account.add` (not an `Action`). `target`: what was changed or asked
-    for, such as `alice`, `group:dev`, `team/app`, `team/app:latest` or `team/app@sha256:…`. `address`: the client's IP
-    address. `detail`: further facts about the action. `count`: number of events that this line stands for; logins and
-    denied requests that do not differ are combined into one line. `id`: identifies the line in `AuditQuery.before`; the
-    store sets it."""
+    """A line of the audit log. `at`: time in seconds since 1970. `actor`: name of the account that acted, `anonymous`,
+    `system`, or `cli:` with the name of the operating system's user who ran a command. `action`: what was done, such as
+    `account.add` (not an `Action`). `target`: what was changed or asked for, such as `alice`, `group:dev`, `team/app`,
+    `team/app:latest` or `team/app@sha256:…`. `address`: the client's IP address. `detail`: further facts about the
+    action. `count`: number of events that this line stands for; logins and denied requests that do not differ are
+    combined into one line. `id`: identifies the line in `AuditQuery.before`; the store sets it."""
 
     at: float
     actor: str

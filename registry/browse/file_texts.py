@@ -29,8 +29,8 @@ content, so a deeply nested file of 64 KiB would become megabytes."""
 class FileText:
     """What is shown of a file. `format`: "json" for a JSON object, "text" for other text, "binary" for anything else.
     `text`: the whole file as text; None if it is not text. `statement`: the statement in the file, as indented JSON;
-    None: the file has no statement, or the statement is too large to show. `predicate_type`: the `predicateType` of the
-    statement; empty if there is none."""
+    None: the file has no statement, or the statement is too long or too deeply nested to show. `predicate_type`: the
+    `predicateType` of the statement; empty if there is none."""
 
     format: Literal["json", "text", "binary"]
     text: str | None = None

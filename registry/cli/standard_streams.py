@@ -20,7 +20,8 @@ def prepare_streams() -> None:
     Without this, a file that the process opens would get the lowest closed descriptor. This file could be the database,
     and what is printed would go into it. Afterwards, a read of a closed stdin finds nothing, a write to a closed stdout
     fails, and a write to a closed stderr does nothing."""
-    for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):  # a write to 1 has to fail, so it is read-only
+    # Opens descriptor 1 read-only, so that writes to it fail.
+    for fd, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(fd)
         except OSError:

@@ -322,8 +322,8 @@ def _as_default(upstream: Any) -> Any:
 
 def check_upstreams(upstreams: Sequence[Upstream], hosted: HostedSettings, host_names: Sequence[str]) -> None:
     """Raises ValueError if the upstreams contradict each other, `hosted` or `host_names` (the setting of this name).
-    Names, hosts and aliases must be unique, at most one upstream may be the default, and no pattern of hosted names may
-    begin with the name of an upstream."""
+    Names, hosts and aliases must be unique. At most one upstream may be the default, and at most one may have `search`.
+    No pattern of hosted names may begin with the name of an upstream."""
     names = [upstream.name for upstream in upstreams]
     if duplicate := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"there are two upstreams named {duplicate}")

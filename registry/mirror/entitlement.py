@@ -119,8 +119,9 @@ class BlobEntitlement:
 
     async def mount(self, repo: RepositoryName, digest: Digest, size: int) -> RepositoryName | None:
         """Adds the blob to `repo`, if any repository of this upstream has it in the store. Call this only after `check`
-        has returned this `size` for `repo`. Returns the repository to read the blob from: `repo`, or, if the disk is
-        too full to add the blob, another repository that has it. Returns None if no repository of this upstream has it.
+        has returned this `size` for `repo`. Returns the repository to read the blob from. This is `repo`, or another
+        repository that has the blob, if the store cannot be changed: the disk is too full, or the data directory was
+        replaced. Returns None if no repository of this upstream has the blob.
 
         Does not use blobs of other upstreams or blobs that clients have pushed, because a manifest at one upstream must
         not give access to them. At a private upstream, returns None if the stored blob does not have this size. In this

@@ -44,8 +44,8 @@ class BarSegment:
 
 
 def parse_path(path: str) -> tuple[RepositoryName, Reference | None]:
-    """Returns the repository in a path `NAME`, `NAME:TAG` or `NAME@DIGEST`, and the tag or digest. Raises NameUnknown
-    if the name is not valid, and ManifestUnknown if the tag or digest is not valid."""
+    """Returns the repository in a path `NAME`, `NAME:TAG` or `NAME@DIGEST`, and the tag or digest (None for `NAME`).
+    Raises NameUnknown if the name is not valid, and ManifestUnknown if the tag or digest is not valid."""
     name, at, digest = path.partition("@")
     name, colon, tag = (name, "", "") if at else path.partition(":")
     try:
@@ -79,7 +79,7 @@ def image_name(name: RepositoryName, reference: Reference | None) -> str:
 async def image_page(request: Request, name: RepositoryName, reference: Reference, upstream: str | None) -> Response:
     """Shows the image, index or artifact `reference` in a repository. `name`: the repository's name in the store; for
     mirrored content, it begins with the upstream's name. `upstream`: the name of that upstream; None: the repository is
-    hosted. For an index, the query can have `platform`: the platform or digest of the image to show.
+    not mirrored. For an index, the query can have `platform`: the platform or digest of the image to show.
 
     The route must be a `WaitingRoute`, which calls its handler without a slot for rendering. This function first reads
     the content, which can take long, and only then acquires such a slot (`page_slot`). Meanwhile, pages of other

@@ -5,7 +5,8 @@ A pause applies to one kind of request at one endpoint, because Docker Hub may r
 it still answers HEAD requests and sends blobs. `RemainingRequests` has the number of requests that the upstream still
 allows, from the header `ratelimit-remaining`.
 
-Both store their values in the metadata store (`UpstreamRecords`), so that all worker processes use them.
+Both store their values in the metadata store (`UpstreamRecords`), so that all worker processes use them. They store
+each as an `Allowance`: a record that has either the number of remaining requests or the end of a pause (`until`).
 """
 
 from __future__ import annotations

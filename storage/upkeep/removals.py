@@ -1,4 +1,7 @@
-"""The removals of garbage collection: a single one (`Removal`), and the totals of a round (`CollectionReport`)."""
+"""The removals of garbage collection: a single one (`Removal`), and the totals of a round (`CollectionReport`).
+
+A *round* is one run of garbage collection. A *partial blob* has the received bytes of a download from an upstream
+registry that did not finish."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Prints what the account may do on the repository, and the grants that allow it. A name without a host, such as
-    `ubuntu`, can mean two repositories: a hosted one, and one of the default upstream, which is a mirrored registry.
+    `ubuntu`, can mean two repositories: one to which clients push, and one that is mirrored from the default upstream.
     Prints the rights on both. Ends the command if clients cannot use the name."""
     from storage.names import RepositoryName
 

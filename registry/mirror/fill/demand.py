@@ -142,7 +142,8 @@ class Demand:
             watcher()
 
     def is_alive(self) -> bool:
-        """Returns whether a client or an active pull needs the blob, so that its download should continue."""
+        """Returns whether the download should continue: a client has requested the blob (`requested`), even if it has
+        left, or a pull for which the blob is prefetched is active."""
         return self.requested.is_set() or any(pull.is_active() for pull in self.pulls)
 
     @property

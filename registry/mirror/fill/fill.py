@@ -273,7 +273,7 @@ class Fill:
                 if lost_owners > MAX_LOST_OWNERS:
                     raise PartialLost
                 await asyncio.sleep(FOLLOWER_PAUSE_SECONDS)
-                if not self._must_keep_partial:  # it may be deleted, so look for the one that replaces it
+                if not self._must_keep_partial:  # `partial` may have been deleted: claims the one that replaces it
                     partial = await self._claim()
                     is_owner = partial.is_owner
         return await self._download(partial)
@@ -326,9 +326,9 @@ class Fill:
         context = self._context
         if not self._must_keep_partial and await self._mount_if_stored():
             if partial.missing() in ([], [(0, self.size)]):
-                # The readers of this process that have its file get the file of the stored blob, or an error if they
-                # have just got bytes (`wait_until`). If only some bytes are stored, the partial blob is kept, because
-                # a follower in another process may have begun to read them.
+                # A reader of this process that has the file of `partial` gets the file of the stored blob, or an error
+                # if it has just got bytes (`wait_until`). If `partial` has only some bytes, it is kept, because a
+                # follower in another process may have begun to read them.
                 await partial.discard()
             return
         # An earlier owner may have learned that the upstream does not have the blob.

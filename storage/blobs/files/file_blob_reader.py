@@ -23,8 +23,8 @@ class FileBlobReader:
     """Reads a blob, or a span (a part) of it, from its open file. Iterating yields the bytes in chunks."""
 
     location: str | None = None  # no URL from which the client could download the bytes itself
-    is_incomplete = False
-    data: bytes | None = None
+    is_incomplete = False  # no part of the blob is still being downloaded from another registry
+    data: bytes | None = None  # the bytes are not in memory
 
     def __init__(self, fd: int, threads: Executor, descriptor: Descriptor, span: tuple[int, int]) -> None:
         """`fd`: the open file, which this object closes. `span`: offsets of the first byte to read and of the byte
@@ -60,7 +60,7 @@ class FileBlobReader:
         if os.fstat(self._fd).st_nlink:
             os.close(self._fd)
         else:
-            # Shielded, because a call that waits for a thread would be dropped when the request is cancelled.
+            # Without the shield, a cancellation while this call waits for a thread would leave the file open.
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, os.close, self._fd))
 
 
@@ -68,7 +68,7 @@ class SmallBlobReader:
     """Holds the bytes of a small blob, or of a small span of a blob (`data`). Iterating yields them in one chunk."""
 
     location: str | None = None  # as for `FileBlobReader`
-    is_incomplete = False
+    is_incomplete = False  # as for `FileBlobReader`
     file: OpenFile | None = None
 
     def __init__(self, data: bytes, descriptor: Descriptor, span: tuple[int, int]) -> None:

@@ -44,9 +44,9 @@ RETIRED = "the database was just opened again for writing; retry the request"
 class ImmutableDatabase:
     """A connection that reads the database without its log. `db` is the connection itself.
 
-    It replaces three objects of a process, and has their methods: `DataVersion` (a call returns the data version),
-    `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data version* is a
-    value that every commit to the database changes.
+    An ImmutableDatabase replaces three objects of a process, and has their methods: `DataVersion` (a call returns the
+    data version), `SharedReadTransaction` (`connection_at`) and `CommitThread` (`run`, `has_same_rights`). The *data
+    version* is a value that every commit to the database changes.
 
     The caller must close all other connections of this process to the same file first. SQLite uses POSIX locks, and a
     process loses all its POSIX locks on a file as soon as it closes any descriptor of the file."""

@@ -5,8 +5,8 @@ session (not its account) does not exist or has expired. All functions take a co
 something run inside a transaction, which the caller commits. `by` is the actor (an account or a command) that the audit
 log names, `now` the time in seconds since 1970.
 
-No change of a session increments the *epoch*, the number whose change makes cached rights stale, because no process
-caches sessions: each request with a session reads the row of the session.
+A change of a session takes effect at once, because each request with a session reads the row of the session. So the
+change does not increment the *epoch*, the number that tells the processes to read cached rights again.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def end(db: apsw.Connection, by: Actor, now: float, session_id: str) -> None:
 
 
 def end_all(db: apsw.Connection, by: Actor, now: float, account: AccountName, keep: str | None) -> int:
-    """Deletes the sessions of an account, except the one with the id `keep`. Returns the number of deleted sessions."""
+    """Deletes the sessions of an account, except the one with the id `keep` (None: deletes all). Returns the number of
+    deleted sessions."""
     _delete_expired(db, now)
     db.execute("DELETE FROM login_session WHERE account = ? AND id IS NOT ?", (account, keep))
     ended = db.changes()

@@ -145,7 +145,8 @@ def _check_database(db: apsw.Connection) -> list[Problem]:
 def _damage_texts(db: apsw.Connection) -> list[str]:
     """Returns the damage messages of SQLite, one for each error."""
     texts: list[str] = []
-    # Otherwise `quick_check` would report parts of an index as missing that another connection has merged.
+    # The check uses the list of parts of the full-text index that this connection read last. If another connection has
+    # merged parts since, the check would report them as missing. This call makes the connection read the list again.
     index_tables.forget_full_text_structure(db)
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
