@@ -2,7 +2,8 @@
 
 Each set of settings has an application of its own (`Entrepot`) with its own store, mirrors and caches. A change of the
 settings opens a second application and then passes new requests to it. A request belongs to one application from its
-start to its end. The old application is closed when its requests, jobs and downloads have ended.
+start to its end. The old application is closed when its requests, jobs and downloads have ended. *Background work* is
+what an application does without a request, such as garbage collection (`registry.background_work`).
 
 The stores of two applications have the same data directory. File locks belong to an open file, not to a process, so the
 locks of one store also exclude the other store in the same process.

@@ -72,7 +72,8 @@ def note_sending() -> None:
 
 
 class SingleFlight(Generic[T]):
-    """The running tasks of one kind of work, by key. At most one task per key runs at a time.
+    """The running tasks of one kind of work, by key. At most one task per key runs at a time, not counting cancelled
+    tasks that have not ended yet.
 
     A key may be any hashable value that identifies the result. If there is only one result, use None. `make_stop_error`
     returns the error that callers get if `aclose` has cancelled the task whose result they want, or if a task would

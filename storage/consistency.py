@@ -114,8 +114,8 @@ class Consistency(Protocol):
         ...
 
     async def repair(self, problem: Problem) -> str | None:
-        """Repairs a problem that `check` found, if the repair loses no content. Returns a text for people that says
-        what was done; None if the problem cannot be repaired."""
+        """Repairs a problem that `check` found, or one of the kind SEARCH_INDEX, if the repair loses no content.
+        Returns a text for people that says what was done; None if the problem cannot be repaired."""
         ...
 
     async def blobs(self, after: int, limit: int) -> list[BlobRecord]:

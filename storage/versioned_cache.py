@@ -37,7 +37,7 @@ class VersionedCache(Generic[V]):
         self._capacity = capacity
         self._free_bytes = capacity
         self._entries: dict[Hashable, tuple[V, int]] = {}
-        """The value, and the size in bytes of the value and its key, by key, in the order of the `put` calls."""
+        """By key: the value, and the size in bytes of the value and its key together. The oldest entry comes first."""
         self._recent_hashes: set[int] = set()
         """Hashes of the keys of the latest calls of `should_cache`. The keys themselves could be long."""
         self._older_hashes: set[int] = set()

@@ -143,8 +143,9 @@ class Metrics:
         one addition, to the source, counts a request in several series.
 
         Reserves a source for each kind of request that the response cache answers: one for each route, method and
-        bucket of the response's size. Such a request has no body, takes microseconds and has the status 200. Also makes
-        the byte counters sources. Returns the first of the reserved cells."""
+        bucket of the response's size. Such a request has the status 200, takes microseconds and has no body. So it is
+        counted in the first bucket of the durations and of the request sizes. Also makes the byte counters sources.
+        Returns the first of the reserved cells."""
         first_cell = cell = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
         for route in ROUTES:
             request_sizes_cell = self.request_sizes.cell(route)

@@ -198,6 +198,8 @@ class StoredRegistry:
 
     async def resolve_blob(self, repo: RepositoryName, digest: Digest) -> Descriptor:
         row = await self.metadata.blob(repo, digest)
+        # The garbage collector keeps an unreferenced blob for some time after its last use, because a client that found
+        # the blob may push a manifest that refers to it.
         if row.is_queued_for_collection and self._clock() - row.last_used > self._touch_interval:
             # The returned descriptor is right even if the time cannot be saved.
             with suppress(StorageFull, DataDirectoryReplaced):
@@ -216,8 +218,8 @@ class StoredRegistry:
             return await self._open(row, span)
         except BytesMissing:
             # The bytes are lost, so the blob is marked as damaged. `metadata.blob` then raises BlobUnknown, also for a
-            # HEAD request, so that a client pushes the blob again, or the mirror downloads it again. If that has
-            # happened already, the row has a new place.
+            # HEAD request, so that a client pushes the blob again, or the mirror downloads it again. If the blob was
+            # pushed or downloaded again already, the row has a new place.
             with suppress(StorageFull):  # a read-only store cannot record the damage
                 await self.quarantine.mark_missing(digest, row.place)
             row = await self.metadata.blob(repo, digest)

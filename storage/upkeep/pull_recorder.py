@@ -35,8 +35,8 @@ log = logging.getLogger("storage.pulls")
 
 Locate = Callable[[RepositoryName], Awaitable[tuple[object, RepositoryName, str | None]]]
 """Takes the name of a repository as clients write it. Returns the registry that serves the repository (not used here),
-the *stored name* of the repository (its name in the store), and the name of its upstream registry (None: it is hosted).
-Raises NameUnknown, NameInvalid."""
+the *stored name* of the repository (its name in the store), and the name of its upstream registry (None: it is
+*hosted*, that is, not mirrored). Raises NameUnknown, NameInvalid."""
 
 
 class PullRecorder:

@@ -11,7 +11,8 @@ from storage.tag_rules import ImmutableTags
 
 
 class TagChanges:
-    """Changes tags of hosted repositories (those that are not mirrored).
+    """Changes tags of hosted repositories (those that are not mirrored). A deleted manifest can be put back until
+    garbage collection removes it.
 
     All methods have the arguments `by` and `force`. `by`: the actor that the history names. `force`: whether to change
     the tag even if it is immutable; the audit log then records this.

@@ -43,8 +43,9 @@ class RightsExplanation:
     - `is_stored`: whether the store has the account. If not, the rights are those of an account of this name in the
       htpasswd file.
     - `is_enabled`: whether the account is enabled. A disabled account may do nothing.
-    - `is_admin`: whether the account is an admin, who may do everything. `is_open`: whether the registry has no
-      accounts yet, so that every client may do almost everything. If one of them is true, grants do not matter.
+    - `is_admin`: whether the account is an admin, who may do everything.
+    - `is_open`: whether the registry has no accounts yet. Every client may then pull, push and delete, except in
+      repositories of an upstream that needs grants. If `is_admin` or `is_open` is true, grants do not matter.
     - `repositories`: the one or two repositories that the name can mean, the hosted repository first.
     """
 

@@ -3,9 +3,9 @@
 The files are loaded into a new TLS context (`ssl.SSLContext`), which replaces the old context only if the certificate
 is valid. An open connection keeps the context with which it was opened.
 
-`Certificates.refresh` notices a change by the files' modification times, inode numbers and sizes. Programs that renew
-certificates write one file after the other. So a change is loaded only when two checks in a row have found the same
-values, or when the caller knows that the files are complete.
+`Certificates.refresh` notices a change by the files' states (`FileState`): times, inode numbers and sizes. Programs
+that renew certificates write one file after the other. So a change is loaded only when two checks in a row have found
+the same states, or when the caller knows that the files are complete.
 """
 
 from __future__ import annotations

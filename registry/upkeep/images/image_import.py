@@ -244,9 +244,9 @@ class _Importer:
         while waiting:
             storable = [tree for tree in waiting if tree.root.subject in self._stored]
             if not storable:
-                # Refuses the referrers of refused manifests only now, when nothing else can be stored. A refused
-                # manifest that is a referrer itself may have been waiting too, and was then stored without a tag. In
-                # that case, its referrers were stored as well.
+                # Nothing more can be stored, so this refuses the referrers of refused manifests. It does not do so
+                # earlier: a refused manifest that is a referrer itself may be in `waiting`, too. This method then
+                # stores it without a tag, and so can store its referrers as well.
                 refused_now = [tree for tree in waiting if tree.root.subject in self._refused]
                 if refused_now:
                     self._refused.update(tree.root.digest for tree in refused_now)
