@@ -1,7 +1,7 @@
 """The removals of garbage collection: a single one (`Removal`), and the totals of a round (`CollectionReport`).
 
-A *round* is one run of garbage collection. A *partial blob* has the received bytes of a download from an upstream
-registry that did not finish."""
+A *round* is one run of garbage collection. A *partial blob* has the received bytes of an unfinished download from an
+upstream registry."""
 
 from __future__ import annotations
 
