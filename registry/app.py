@@ -254,8 +254,8 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
     Tries every `REOPEN_SECONDS` to open the store for writing, until that succeeds. Then makes `app` serve the service
     with this store, and calls `retire_read_only_store`, which closes the read-only one. The new service is added to
-    `stack`, which closes it at the end of the application. The new service starts its background work only if `app` is
-    the application that gets the new requests."""
+    `stack`, which closes it at the end of the application. The new service starts its background work only if
+    `app.starts_background_work` is set and no other application or process has taken over from `app`."""
     logged_error = ""
     while True:
         await asyncio.sleep(REOPEN_SECONDS)
@@ -282,10 +282,11 @@ async def reopen_store(app: Entrepot, stack: AsyncExitStack, retire_read_only_st
 
 
 async def _start_or_hand_over_work(app: Entrepot) -> None:
-    """Starts or hands over the background work of `app` after its store has been opened for writing. `reopen_store` has
-    decided before the opening whether the work starts together with the store. During the opening, one application may
-    have replaced another. If `app` is now the application that gets the new requests, starts the work, unless it runs
-    already. If another application or process has taken over from `app`, hands the work over."""
+    """Brings the background work of `app` into the right state after the store was opened for writing. While the store
+    was being opened, `app` may have taken over from another application, or another one from `app`. So what
+    `reopen_store` decided before the opening may be wrong now. Stops the schedules of the work if another application
+    or process has taken over from `app` (`BackgroundWork.hand_over`). Otherwise starts the work if
+    `app.starts_background_work` is set, unless it runs already."""
     try:
         if app.work is not None and app.starts_background_work and not app.is_retiring:
             await app.work.start()

@@ -1,5 +1,6 @@
-"""Reads files that a person has named and that must be small, such as the settings or a password. A file without an
-end would otherwise fill the memory, and a pipe to which nobody writes would block the process for ever."""
+"""Reads files that a person has named and that must be small, such as the settings or a password. The size of the file
+and the wait for a pipe have limits. Without them, a file without an end would fill the memory, and a pipe to which
+nobody writes would block the process for ever."""
 
 from __future__ import annotations
 

@@ -111,7 +111,8 @@ async def check_may_manage(caller: Caller, repository: RepositoryName) -> None:
 
 
 async def _visible_page(caller: Caller, after: str | None, limit: int) -> Page[FrozenTag]:
-    """Returns a page of the frozen tags that the caller may see."""
+    """Returns a page of the frozen tags that the caller may see. `after`: a tag in the form `REPOSITORY:TAG`, after
+    which the page starts; None: the page starts with the first tag."""
     tags = caller.upkeep.store.upstream_tags
     if caller.rights.admin:
         return await tags.frozen_tags(after, limit)

@@ -1,6 +1,10 @@
 """Checks the rights of callers of the management API on one repository. The errors are those of `/v2`
 (`registry.auth.rights.guard`). A caller who may not read a repository gets the same error as for a repository that does
-not exist."""
+not exist.
+
+Clients push to a *hosted* repository. A *mirrored* one has the content of an upstream registry. A name without a host
+leads to a hosted repository, or to one of the *default upstream*. The *stored name* of the latter begins with the name
+of the upstream."""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from storage.names import RepositoryName
 
 
 async def readable_repository(caller: Caller, name: RepositoryName) -> RepositoryName:
-    """Returns the stored name of the repository that `name` stands for. If the caller may not pull from it, raises
-    NameHidden. Raises Unauthorized instead if the caller is not logged in, or if the caller's account may pull, but the
-    token of the request does not allow it. Does not check whether the repository exists."""
+    """Returns the stored name of the repository that a read of `name` leads to. If the caller may not pull from it,
+    raises NameHidden. Raises Unauthorized instead if the caller is not logged in, or if the caller's account may pull,
+    but the token of the request does not allow it. Does not check whether the repository exists."""
     upkeep, principal = caller.upkeep, caller.principal
     names = upkeep.router.naming.candidates(name)
     allowed = [stored_name for stored_name in names if principal.may(Action.PULL, stored_name, name)]
@@ -39,8 +43,7 @@ async def pushable_repository(caller: Caller, name: RepositoryName) -> Repositor
       instead if the caller is not logged in, or if the caller's account has the right, but the token of the request
       does not allow it.
     - Unsupported if the repository is mirrored, or if the registry is read-only.
-    - NameUnknown if nothing was ever pushed to the name, and so it leads to the default upstream, which is the upstream
-      for names without a host."""
+    - NameUnknown if the name leads to the default upstream. It does so until the first push to the name."""
     _check_may(caller.principal, Action.PUSH, "push to", name)
     if caller.upkeep.settings.read_only:
         raise Unsupported("this registry is read-only")

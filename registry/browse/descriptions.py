@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from registry.browse.markdown_rendering import RenderedText
 
 _RENDERINGS: Final = Limits(max_running=1, max_running_per_visitor=1, max_pending=200, max_pending_per_visitor=20)
-"""How many descriptions a process renders at a time. A rendering keeps a processor busy for up to 0.5 seconds."""
+"""How many descriptions a process renders at a time, and how many may wait. A *slot* is the permit to render. A
+rendering keeps a processor busy for up to 0.5 seconds."""
 _MAX_CACHED_BYTES: Final = 8 * 1024 * 1024
 """Roughly how many bytes of memory the cached HTML of descriptions may take. One description takes up to 6 MiB, most
 take a few kilobytes."""

@@ -71,13 +71,14 @@ class Tracing:
         self._end(span, scope, route, 200)
 
     def call(self, operation: str, repo: str) -> AbstractContextManager[object]:
-        """Makes a span for one operation of the registry, which the caller runs inside the `with` block."""
+        """Makes a span for one operation of the registry, which the caller runs inside the `with` block. `repo`: empty
+        if the operation concerns no single repository."""
         attributes = {"entrepot.repository": repo} if repo else {}
         return self._tracer.start_as_current_span(f"registry.{operation}", attributes=attributes)
 
     def upstream_request(self, upstream: str, endpoint: str, repo: str) -> AbstractContextManager[object]:
-        """Makes one span for all requests that the caller sends to an endpoint of an upstream inside the `with`
-        block."""
+        """Makes one span for all requests that the caller sends to an endpoint of an upstream inside the `with` block.
+        `endpoint`: the URL of the endpoint, without secrets. `repo`: the repository's name at the upstream."""
         from opentelemetry.trace import SpanKind
 
         attributes = {"entrepot.upstream": upstream, "entrepot.endpoint": endpoint, "entrepot.repository": repo}

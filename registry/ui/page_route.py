@@ -238,8 +238,8 @@ def redirect(path: str) -> Response:
 
 
 def redirect_with_query(request: Request, path: str, *names: str) -> Response:
-    """Returns a redirect to another path of the same page. Keeps the parameters `names` of the query, which are those
-    that the page reads, and encodes them again. Raises RequestInvalid if the query cannot be parsed."""
+    """Returns a redirect to `path`, which shows the same page. Keeps the parameters `names` of the query, which are
+    those that the page reads, and encodes them again. Raises RequestInvalid if the query cannot be parsed."""
     query = query_of(request)
     kept = [(name, value) for name in names for value in query.all(name)]
     return redirect(f"{path}?{urlencode(kept)}" if kept else path)
@@ -319,7 +319,8 @@ def _layout_values(request: Request, visit: Visit) -> dict[str, object]:
         "is_admin": caller is not None and caller.rights.admin,
         "is_open": caller is not None and caller.is_registry_open,
         "is_session_over": visit.is_session_over,
-        # The page to which a change of the language leads. It is not the path of a form, which would not be sent again.
+        # The page to which a change of the language leads. The browser requests it with GET, so it must not be the path
+        # of a form.
         "here": "/ui/" if request.method != "GET" else visit.path,
         "version": request.app.version,
         "section": "",

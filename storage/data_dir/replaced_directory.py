@@ -2,9 +2,10 @@
 operator has restored a backup beside a running server.
 
 The process then has the old database open, but finds the blobs by their paths, and these are the blobs of the other
-directory. Garbage collection by the old database would delete blobs that the new one needs. A push would be lost with
-the old database. So each change checks first that the directory is still the opened one. SQLite does the same, but only
-in the modes without a write-ahead log (SQLITE_READONLY_DBMOVED). One `stat` is enough, and takes two microseconds.
+directory. Garbage collection by the old database would delete blobs that the new one needs. A push would be recorded
+only in the old database, which nobody opens again. So each change checks first that the directory is still the opened
+one. This check is one `stat` of the database file, which takes two microseconds. SQLite has such a check too, but only
+in the modes without a write-ahead log (SQLITE_READONLY_DBMOVED).
 """
 
 from __future__ import annotations

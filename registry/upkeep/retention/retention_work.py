@@ -52,7 +52,8 @@ class RetentionWork:
         self._on_deleted = on_deleted
 
     async def __call__(self, context: JobContext) -> JSON:
-        """Runs the job, and returns the numbers of kept and deleted items. After an error or a cancellation, the
+        """Runs the job. Returns the numbers of kept and deleted items, and warnings about patterns of rules that apply
+        to no repository (no warnings if this run continues an interrupted one). After an error or a cancellation, the
         remaining items stay. Raises JobStopped, StorageFull, StorageFailed."""
         position: dict[str, Any] = context.progress.position or {}
         counts = {name: int(position.get(name, 0)) for name in _COUNTS}
@@ -82,9 +83,9 @@ class RetentionWork:
                 await context.report()
             counts["tags_deleted"] += deleted
             counts["tags_kept"] += len(page) - deleted
-        # The clock is read again, because the tags were deleted after `now`. Otherwise these deletions would be newer
-        # than the limits, and a rule that deletes untagged manifests immediately would keep the manifests of these tags
-        # until its next run.
+        # `limits` are times: a manifest is deleted only if it has had no tag since `limits.untagged`. The clock is read
+        # again, because the tags were deleted after `now`. With `now`, a rule that deletes untagged manifests
+        # immediately would keep the manifests of these tags until its next run.
         limits = unused_limits(rule.rule, self._clock(), await self._retention.recorded_time())
         if limits is not None:
             counts["manifests_deleted"] += await self._delete_untagged(context, repo, limits)
@@ -136,9 +137,10 @@ class RetentionWork:
         limits: UnusedLimits,
         judged_at: float,
     ) -> int:
-        """Deletes an untagged manifest, and then the children and referrers that nothing else uses, except those that
-        were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted manifests. The next run
-        of the job finds the manifests that are left, even if this run is interrupted after the first deletion."""
+        """Deletes an untagged manifest, and then its *orphans*: the children and referrers that nothing else uses. Does
+        not delete orphans that were pushed or pulled within `MIN_UNTAGGED_SECONDS`. Returns the number of deleted
+        manifests. The next run of the job finds the manifests that are left, even if this run is interrupted after the
+        first deletion."""
         dependents = await self._retention.delete_untagged(repo, manifest.digest, limits, judged_at, ACTOR)
         if dependents is None:
             return 0

@@ -45,7 +45,7 @@ class QuarantineDirectory:
         self._system = system
 
     def take_in(self, digest: Digest, place: str) -> None:
-        """Moves the blob's file at `place` (a path relative to the data directory) into the directory. If the disk is
+        """Moves the blob's file at `place` (a path relative to the data directory) into the quarantine. If the disk is
         too full for a new name, unlinks the file. Does nothing if there is no file. Leaves the file where it is if its
         inode is so damaged that the move fails."""
         path = self._layout.path_of(place)
@@ -62,8 +62,8 @@ class QuarantineDirectory:
                     raise
 
     def entries(self) -> list[QuarantinedBytes]:
-        """Returns the files, oldest first. Ignores files whose name is not a digest, and skips files that the disk
-        cannot read (`skip_unreadable`)."""
+        """Returns the files in the order in which they were moved into the quarantine. Ignores files whose name is not
+        a digest, and skips files that the disk cannot read (`skip_unreadable`)."""
         quarantined: list[QuarantinedBytes] = []
         if not self._layout.quarantine.is_dir():
             return quarantined
@@ -72,7 +72,7 @@ class QuarantineDirectory:
                 digest = Digest(entry.name.replace("-", ":", 1))
                 status = entry.stat()
                 place = self._layout.quarantine_place(digest)
-                # A rename sets the time of change of the inode (`st_ctime`).
+                # `st_ctime` is the time of the move into the quarantine, because a rename sets it.
                 quarantined.append(QuarantinedBytes(digest, place, status.st_size, status.st_ctime))
         return sorted(quarantined, key=lambda item: (item.since, item.digest))
 

@@ -38,8 +38,8 @@ SKIP_COST_PER_CHARACTER = 2
 It covers the search for the next name in the set."""
 MIN_BATCH_NAMES, MAX_BATCH_NAMES = 4, 512
 """Smallest and largest number of names that one statement reads. Each statement reads twice as many names as the one
-before. If the reader skips names after that, because they are not in the set, the next statement reads the smallest
-number again."""
+before. But if names after the last one that was read are skipped, because they are not in the set, the next statement
+reads the smallest number."""
 MAX_REFERRERS_READ = 5_000
 """Largest number of referrers that are read for one page. The page ends earlier when it has `limit` referrers or its
 full size in bytes."""
@@ -98,7 +98,7 @@ def blob(db: apsw.Connection, repo: RepositoryName, digest: Digest) -> BlobRow:
     if row is None:
         raise BlobUnknown(f"{repo} has no blob {digest}")
     size, place, last_used, is_queued_for_collection = row
-    if not place:
+    if not place:  # the path of the blob's file; empty if the blob is damaged
         raise BlobUnknown(
             f"the stored bytes of {digest} were damaged and are not served any more; push the image again to restore it"
         )

@@ -58,7 +58,8 @@ log = logging.getLogger("storage.metadata")
 
 
 class _StepResult(NamedTuple):
-    """The result of a step of a deletion. `checked_to`: see `ManifestDeletion._checked_to`."""
+    """The result of a step, that is, of one transaction of a deletion. `checked_to`: see
+    `ManifestDeletion._checked_to`."""
 
     is_deleted: bool
     checked_to: int | None
@@ -136,8 +137,9 @@ class ManifestDeletion:
         `NeedingTagsCheck.check_all` has to run first. Raises Denied if an immutable tag needs the manifest."""
         # The time is read inside the transaction, so that no deletion has an earlier time than the one before it.
         # Garbage collection keeps the copy of a deleted manifest, and the blobs of this copy, for a grace period. If
-        # two deleted manifests share a blob, the time of the last deletion counts for the blob. If that time were
-        # earlier, the blob would be removed before the copy of the first manifest, which needs it.
+        # two deleted manifests share a blob, the grace period of the blob begins at the time of the second deletion. If
+        # this time were before that of the first deletion, the blob would be removed before the copy of the first
+        # manifest, which needs it.
         now = self._clock()
         target = Target.find(db, self._repo, self._digest)
         is_checked = self._checked_to is not None
