@@ -1,10 +1,11 @@
 """The interface of the images in the cache of mirrored content (`CachedImages`).
 
 An *image* is a group of mirrored manifests of one repository: a *root manifest*, its children (the manifests that it
-lists), its referrers, and recursively their children and referrers. A root manifest is a manifest that no stored index
-of the repository lists and that has no stored subject. To *evict* an image is to delete its manifests, its tags, and
-the repository's links to blobs that no other manifest of the repository refers to. (A *link* is the right of a
-repository to serve a blob.) The next pull fetches the image from the upstream again.
+lists), its referrers (the manifests whose `subject` it is), and recursively their children and referrers. A root
+manifest is a manifest that no stored index of the repository lists and that has no stored subject. To *evict* an image
+is to delete its manifests, its tags, and the repository's links to blobs that no other manifest of the repository
+refers to. (A *link* is the right of a repository to serve a blob.) The next pull fetches the image from the upstream
+again.
 
 The last pull of an image is the latest time at which a client pulled one of its manifests, or at which the mirror
 stored one. A *sighting* records when the mirror first saw a tag of the upstream point at a digest. A *cooldown* is the

@@ -1,10 +1,11 @@
 """The interface of the lists of tags for people (`TagListing`): tags with facts from the metadata, such as who pushed
 them and when they were last pulled.
 
-A *referrer tag* belongs to the manifest whose digest its name contains, such as `sha256-….sig`: older versions of
-cosign store a signature under it. The *tree* of a manifest consists of the manifest and, for an index, of the stored
-manifests that it lists, directly or through other indexes. The methods get the name under which the store has a
-repository; for a mirrored repository, this name begins with the name of the upstream. Times are in seconds since 1970.
+A *referrer* of a manifest is a manifest whose `subject` field has the digest of that manifest. A *referrer tag* belongs
+to the manifest whose digest its name contains, such as `sha256-….sig`: older versions of cosign store a signature under
+it. The *tree* of a manifest consists of the manifest and, for an index, of the stored manifests that it lists, directly
+or through other indexes. The methods get the name under which the store has a repository; for a mirrored repository,
+this name begins with the name of the upstream. Times are in seconds since 1970.
 """
 
 from __future__ import annotations

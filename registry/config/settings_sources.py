@@ -1,7 +1,8 @@
 """Loads the settings from command-line flags, environment variables and a file, and records the source of each value.
 
 A flag takes precedence over a variable, a variable over the file, and the file over the default. No other module reads
-settings from the environment or the file. A *variable* is an environment variable.
+settings from the environment or the file. A *variable* is an environment variable. A *group* is a table of settings in
+the file, such as `[gc]`.
 """
 
 from __future__ import annotations

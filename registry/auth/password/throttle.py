@@ -5,16 +5,17 @@ fixed number of seconds to the wait (the generic cell rate algorithm, a form of 
 not exist are throttled like those of existing accounts.
 
 - Per address, against guessing at many accounts. An IPv6 network with a prefix of 64 bits is one address. A failure
-  does not count here if the store has no account of this name, and the htpasswd file cannot be read or has only invalid
-  lines for the name. Every password is refused then, even the right one.
+  does not count here if even the right password is refused, because the line of the account in the htpasswd file cannot
+  be read, and the store has no account of this name.
 - Per account and address, against guessing many passwords of one account.
 - Per account, against guessing from many addresses. An attacker could use this limit to lock a person out. So the limit
   does not apply to *familiar* addresses, from which the account has logged in during the last 30 days.
 
 A login is not throttled if the cache of verified credentials (`registry.auth.credential_cache`) shows that the password
-was verified for the client's address before. `registry.auth.password.password_check` also remembers right passwords,
-for all addresses; this spares the hashing of the password, but not the throttling. The same wrong password counts once
-a day for each account and network (`registry.auth.password.wrong_passwords`).
+was verified for the client's address before. There is a second cache of right passwords, which does not depend on the
+address (`registry.auth.password.password_check`). A login with a password in the second cache needs no hashing, but is
+throttled. The same wrong password counts once a day for each account and network
+(`registry.auth.password.wrong_passwords`).
 """
 
 from __future__ import annotations

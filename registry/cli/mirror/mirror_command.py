@@ -1,6 +1,7 @@
 """The command `entrepot mirror`: fetches images from upstream registries before they are pulled (`warm`), shows what is
 cached (`status`), asks upstream registries what tags point at (`refresh`), and deletes cached content (`purge`). The
-commands about frozen tags are in `registry.cli.mirror.freeze_command`.
+commands about frozen tags are in `registry.cli.mirror.freeze_command`. A *frozen* tag stays at one digest, whatever the
+upstream has.
 
 An *upstream* is a remote registry that this registry mirrors: this registry caches the content of the upstream. Modules
 that take long to import are imported inside the functions, so that `entrepot --help` is quick.

@@ -1,5 +1,5 @@
-"""The command `entrepot retention`: shows which tags the retention rules in the settings keep (`preview`), or deletes
-the tags that they do not keep (`apply`). A repository without a rule keeps all tags."""
+"""The command `entrepot retention`: shows which tags and untagged manifests the retention rules in the settings keep
+(`preview`), or deletes those that they do not keep (`apply`). A repository without a rule keeps all tags."""
 
 from __future__ import annotations
 

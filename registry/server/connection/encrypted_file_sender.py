@@ -1,7 +1,8 @@
 """Sends files over TLS. The event loop's TLS cannot use sendfile, so the bytes pass through the memory of the process.
 
 A client that receives slowly must not take much of this memory. So a file is sent in small pieces. The next piece is
-read only after the transport has passed on the piece before, and the pieces of all connections share a budget.
+read only after the transport has passed on the piece before, and the pieces of all connections share a budget. The
+*share* of a sender is the part of the budget that the sender uses now.
 
 A piece is read in the event loop's thread if its pages are in the kernel's page cache: to pass such a small piece from
 another thread takes longer than to read it. Otherwise threads read the file into the page cache first.

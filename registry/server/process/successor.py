@@ -60,8 +60,9 @@ class Handover:
         return [*files, *(worker[end] for worker in self.workers for end in ("status_pipe", "commands"))]
 
     def adopted_workers(self) -> list[WorkerProcess]:
-        """Returns the workers of the old version. Their `column` is None: they count the connections of each client
-        address in a shared table that the new version does not have."""
+        """Returns the workers of the old version. Workers count the connections of each client address in a shared
+        table, and `column` is a worker's column of this table. It is None here, because the new version does not have
+        the table of the old one."""
         return [
             WorkerProcess(
                 pid=worker["pid"],
@@ -196,7 +197,7 @@ class SuccessorCheck:
 
     def outcome(self, now: float) -> Outcome | None:
         """Returns an outcome that says whether the new version can take over; None: the check still runs. Kills a check
-        that takes too long."""
+        that takes too long. `now`: the time in seconds of `time.monotonic`."""
         if not self._has_ended and now < self.deadline:
             return None
         if not self._has_ended:

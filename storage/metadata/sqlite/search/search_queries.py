@@ -4,6 +4,9 @@ After a deletion, the index may still have rows of the deleted content. So each 
 the tables of the content, and finds only content that still exists. The functions take the arguments of
 `storage.content_search.ContentSearch`, and read all rows of their statements or close the statements.
 
+A `SearchScope` is the set of repositories that a search may find. `SearchScope.ids` has their names and row ids if they
+are few; it is None if they are many.
+
 Each function `convert` takes a row and returns a key and the entry of the page, or None to skip the row. Of rows with
 the same key, `read_page` uses only the first.
 """
@@ -168,9 +171,9 @@ def _all_in(words: Sequence[str], text: str) -> bool:
 
 
 def _is_match(words: Sequence[str], name: str) -> bool:
-    """Returns whether a name matches, by the rules of a search of all names. In such a search, a single word of one
-    character finds only the names that begin with it. A single word of two characters finds only the names with a part
-    that begins with it."""
+    """Returns whether a name matches. Uses the same rules as a search of the index, which cannot find a single word of
+    one or two characters everywhere in a name. A single word of one character matches only names that begin with it. A
+    single word of two characters matches only names with a part that begins with it."""
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS - 1:
         return name.startswith(words[0])
     if len(words) == 1 and len(words[0]) < GROUP_CHARACTERS:
@@ -255,7 +258,8 @@ def _quoted(text: str) -> str:
 
 
 def _shown_labels(text: str, words: Sequence[str]) -> dict[str, str]:
-    """Returns the labels in `text` in which one of the words occurs, at most `MAX_SHOWN_LABELS`."""
+    """Returns the labels in `text` in which one of the words occurs, at most `MAX_SHOWN_LABELS`. Each line of `text` is
+    a label in the form `NAME=VALUE`."""
     lines = [line for line in text.split("\n") if any(word in line.lower() for word in words)]
     return {name: value for name, _, value in (line.partition("=") for line in lines[:MAX_SHOWN_LABELS])}
 

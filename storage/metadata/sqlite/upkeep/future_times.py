@@ -41,16 +41,16 @@ UPDATE blob_link SET needed = ?3
 
 
 def are_there_future_times(db: apsw.Connection, now: float) -> bool:
-    """Returns whether `correct_future_times` would change anything. Reads at most one entry of an index of each
-    table, and the only row of `pull_recording`."""
+    """Returns whether `correct_future_times` would change anything. `now`: in seconds since 1970. Reads at most one
+    entry of an index of each table, and the only row of `pull_recording`."""
     return bool(db.execute(_ARE_THERE_FUTURE_TIMES, (now + CLOCK_MARGIN_SECONDS,)).get)
 
 
 def correct_future_times(db: apsw.Connection, now: float) -> bool:
-    """Replaces times in the future by `now`. Corrects at most `MAX_CORRECTED_ROWS` upload sessions, at most
-    `MAX_CORRECTED_ROWS` entries of garbage collection's queue with the links that they queue, and at most
-    `MAX_CORRECTED_MANIFESTS` deleted manifests. Also corrects the time since which all pulls are recorded. Returns
-    whether there may be more. Runs inside a transaction, which the caller commits."""
+    """Replaces times that are more than `CLOCK_MARGIN_SECONDS` after `now` (seconds since 1970) by `now`. Corrects at
+    most `MAX_CORRECTED_ROWS` upload sessions, at most `MAX_CORRECTED_ROWS` entries of garbage collection's queue with
+    the links that they queue, and at most `MAX_CORRECTED_MANIFESTS` deleted manifests. Also corrects the recording
+    start. Returns whether there may be more. Runs inside a transaction, which the caller commits."""
     future_after = now + CLOCK_MARGIN_SECONDS
     db.execute("UPDATE pull_recording SET since = ?1 WHERE since > ?2", (now, future_after))
     entries: list[Any] = db.execute(
