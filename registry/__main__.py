@@ -12,9 +12,10 @@ from registry.cli.standard_streams import prepare_streams
 def main() -> None:
     """Runs the command line."""
     prepare_streams()
-    # Before the slow import below, so that Ctrl-C ends the program cleanly during the import. The variable is set if
-    # this program takes over from an old version of the server (`registry.server.process.successor`). The old version
-    # has then blocked the signals of this process, and the new server unblocks them when it can act on them.
+    # `exit_on_interrupt` is called before the slow import below, so that Ctrl-C ends the program cleanly during the
+    # import. It is not called if this program takes over from an old version of the server, which sets the variable
+    # (`registry.server.process.successor`). The old version has then blocked the signals of this process, and the new
+    # server unblocks them when it can act on them.
     if "_ENTREPOT_HANDOVER" not in os.environ:
         exit_on_interrupt()
     gc.disable()  # garbage collections would find nothing, and take a tenth of the time of the import

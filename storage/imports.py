@@ -87,8 +87,8 @@ class ImportRecords(Protocol):
         """Records that an import has just stored a manifest, or has pointed `tags` at it. The pulls at the old registry
         are not known here, so retention counts the manifest as pulled now, unless pulls of it are recorded.
 
-        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. If this time is earlier than
-        the recorded time of the tag's last change, it replaces the recorded time. But the new time is never earlier
-        than that of the change before the last one. Skips a tag that no longer points at the manifest, or that was
-        pushed again since. The history of tags keeps the time of the import."""
+        `tags`: for each tag, when it was set at the old registry, in seconds since 1970. The time of the tag's last
+        push here, which is the time of the import, is set back to this time. It is not set back to before the tag's
+        previous change in this registry. Skips a tag that no longer points at the manifest, or that was pushed again
+        after the import. The history of tags keeps the time of the import."""
         ...

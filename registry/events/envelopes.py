@@ -76,7 +76,7 @@ def event_fields(event: Event) -> dict[str, Any]:
 
 
 def cloud_event(event: Event, address: str) -> tuple[str, bytes]:
-    """Returns the media type and the body of an event as a CloudEvent in JSON."""
+    """Returns the media type and the body of an event as a CloudEvent in JSON. `address`: the registry's URL."""
     content = event.content
     subject = content.repository
     if content.tag is not None:
@@ -100,7 +100,7 @@ def cloud_event(event: Event, address: str) -> tuple[str, bytes]:
 
 def distribution_envelope(event: Event, address: str) -> tuple[str, bytes]:
     """Returns the media type and the body of an event in the form of CNCF Distribution. The list `events` in the body
-    has only this event."""
+    has only this event. `address`: the registry's URL."""
     content = event.content
     action, method = _DISTRIBUTION_ACTIONS[content.action]
     host = urlsplit(address).netloc

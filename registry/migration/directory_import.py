@@ -3,6 +3,9 @@
 
 The file of a blob becomes a blob of this registry by a hard link if that is possible and safe, otherwise by a copy.
 Each file is read and its digest checked in both cases. Manifests are small and go into the database.
+
+The import reports a *problem* for content that it cannot import, and a *note* for a case in which no content is lost
+(`ImportReport`).
 """
 
 from __future__ import annotations

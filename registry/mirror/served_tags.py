@@ -2,6 +2,10 @@
 points at now: a tag can be *frozen* at one digest, and a *cooldown* can delay moves of a tag
 (`registry.mirror.cooldown`). Clients cannot delete a manifest or blob that a frozen tag needs. A *notice* is a text for
 the client in the response.
+
+A `TagChoice` says what is served for a tag with a cooldown. Its *candidates* are the digests that may be served. The
+first one is served if it can be fetched. The cooldown holds back the newest digest until `newest_matures_at`; None: it
+does not hold it back.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ class ServedTags:
         self._settings = settings
         self._clock = clock
         self._random_number = random_number
+        # Whether the first digest that the mirror ever saw of a tag may be served at once.
         self._serves_new = settings.cooldown_new == "serve"
         exemptions = [entry.partition(":") for entry in settings.cooldown_exempt]
         self._exemptions = [(NamePattern(repository), tag or "*") for repository, _, tag in exemptions]

@@ -175,9 +175,9 @@ class BlobStore(Protocol):
     their docstrings name."""
 
     boot: str
-    """Identifies the period in which bytes are flushed. Bytes that were flushed under another value may be lost. A
-    store that leaves flushed bytes in the page cache uses the id of the machine's present boot, because a reboot may
-    lose these bytes. A store that syncs at each flush always uses the same text."""
+    """A text that changes when flushed bytes may have been lost. A store that leaves flushed bytes in the page cache
+    uses the id of the machine's present boot, because a reboot may lose these bytes. A store that syncs at each flush
+    always uses the same text."""
     shard_count: int
     """Number of *shards*: the parts in which `list_shard` lists the blobs. Each blob is in one of them."""
 

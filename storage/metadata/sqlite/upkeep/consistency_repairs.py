@@ -8,6 +8,9 @@ A repair loses no content. It never deletes a manifest. Of the links, it deletes
 does not exist. Of the references, it deletes only those whose manifest does not exist, or whose digest is not in the
 text of the manifest. If a repair leaves a link or blob unused, it puts the link or blob into the collect queue, which
 lists the links and blobs that garbage collection may have to remove.
+
+`Problem.item` is the digest or tag with the problem. `Problem.key` has the values of the columns that identify the
+damaged row.
 """
 
 from __future__ import annotations
@@ -194,4 +197,4 @@ _REPAIRS: Final[Mapping[ProblemCode, Callable[[apsw.Connection, Problem, float],
     ProblemCode.REPOSITORY_COUNT: _count_manifests,
 }
 """The repairs by kind of problem. Problems of other kinds go to `usage_checks.repair`, which corrects the counts of
-used space. `repair` repairs nothing else."""
+used space."""

@@ -76,8 +76,8 @@ def find_due(
     max_events: int,
     excluded: Collection[str],
 ) -> DueDeliveries:
-    """Returns the deliveries that `storage.outbox.Outbox.due` describes. `now`: in seconds since 1970. `excluded`: the
-    repositories to leave out.
+    """Returns the deliveries that `storage.outbox.Outbox.due` describes: at most `max_events` of each of at most
+    `max_repositories` repositories. `now`: in seconds since 1970. `excluded`: the repositories to leave out.
 
     If at most `MAX_FIRST_HEADS` repositories have pending deliveries, reads all heads. Otherwise searches for due heads
     among the oldest deliveries first, and reads all heads only if it finds fewer than `max_repositories`."""
