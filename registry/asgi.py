@@ -1,7 +1,7 @@
 """Types of the ASGI interface (ASGI 3.0), and functions that read facts about a request from its scope.
 
 A *scope* is the dictionary in which the server describes a request to the application. The *lifespan state* is a
-dictionary that the server passes to the application when it starts it (ASGI Lifespan Protocol 2.0).
+dictionary that the server passes to the application at the application's start (ASGI Lifespan Protocol 2.0).
 """
 
 from __future__ import annotations

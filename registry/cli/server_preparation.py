@@ -30,8 +30,8 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
     listener's options and whether the registry is closed. Ends the command with an error message if a check fails.
     Logs a warning if the state of an unfinished hash cannot be saved: each pushed blob is then hashed twice.
 
-    `may_migrate`: whether the data may be migrated to this version's format. False: a running server uses the data, so
-    data of another version is an error."""
+    `bound_to_loopback`: see `check_insecure_open`. `may_migrate`: whether the data may be migrated to this version's
+    format. False: a running server uses the data, so data of another version is an error."""
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_settings import ProviderInvalid
     from registry.auth.password.htpasswd import HtpasswdError

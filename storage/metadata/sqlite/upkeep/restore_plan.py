@@ -1,7 +1,8 @@
 """Finds the deleted manifests to put back when a tag shall point at a manifest (`find_plan`).
 
 A deleted manifest is kept for the grace period of garbage collection. During that time it can be *put back*: it then is
-a manifest of its repository again.
+a manifest of its repository again. A *referrer* of a manifest is a manifest whose `subject` field has the digest of
+that manifest.
 """
 
 from __future__ import annotations
