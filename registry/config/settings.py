@@ -4,6 +4,10 @@
 from command-line flags, environment variables and the settings file. Durations are in seconds, sizes in bytes. The
 `description` of a setting is its text in `--help` and in docs/en/settings.md.
 
+A setting or group with `AT_RESTART` takes effect at `entrepot restart`, which replaces the program of the running
+server. A setting with `AT_START` takes effect only when the server is stopped and started again. All others take effect
+at a reload.
+
 The functions `_check_…` are pydantic validators: they return the value to use, and raise ValueError.
 """
 

@@ -1,6 +1,6 @@
 """Estimates when tags were set at the *old registry*, whose content is imported (`ListedTag`). The estimates are for
-old registries that do not state these times. Retention keeps the newest tags, so the imported tags of a repository need
-an order that means something."""
+old registries that do not state these times. Retention keeps the newest tags of a repository. If all imported tags had
+the time of the import, retention could not tell which of them are the newest."""
 
 from __future__ import annotations
 

@@ -154,11 +154,14 @@ class UpstreamClient(Protocol):
         refused: Collection[str] = (),
         expected_size: int | None = None,
     ) -> None:
-        """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. Asks the endpoints in
-        `avoid` only if no other endpoint has the blob. Asks those in `refused` last: if one of them has the blob,
-        `sink.begin` raises the error for this endpoint. Asks no further endpoint after the first call of the sink.
-        `expected_size`: the size of the whole blob, which is used if the upstream does not state it; None: such a
-        response is refused.
+        """Requests the bytes of `span`, passes them to `sink`, and returns after the last byte. Asks no further
+        endpoint after the first call of the sink.
+
+        - `avoid`: endpoints that are asked only if no other endpoint has the blob.
+        - `refused`: endpoints whose bytes the sink does not accept. They are asked last. If one of them has the blob,
+          `sink.begin` raises an error.
+        - `expected_size`: the size of the whole blob, which is used if the upstream does not state it. None: such a
+          response is refused.
 
         Raises BlobUnknown, RangesUnsupported (`span` does not start at 0, and the upstream sends only whole blobs),
         BlobLengthWrong (the upstream did not state the size, and `expected_size` is wrong), and the exceptions of the

@@ -2,7 +2,8 @@
 the event loop, because the loop would then have no time for other requests (docs/adr/0010).
 
 The download of one byte range of a blob is a *transfer* (`BlobTransfer`). A transfer passes the bytes to a *sink*, an
-object of the mirror that receives bytes. An *endpoint* is one of the URLs of an upstream.
+object of the mirror that receives bytes. An *endpoint* is one of the URLs of an upstream. A *route* is a request with
+its redirects. Each request that is sent on it is a *step*.
 """
 
 from __future__ import annotations
@@ -321,8 +322,7 @@ class BlobClient:
 
 
 def _request_target(url: str) -> str:
-    """Returns the path and query of a URL, for the request line of a request that goes to the server and not to a
-    proxy."""
+    """Returns the path and query of a URL, for the request line of a request to the server itself, not to a proxy."""
     parts = urlsplit(url)
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 

@@ -6,6 +6,8 @@ table have the same time, the line with the higher row id comes first. The publi
 this order, so the next page begins at the right line even if lines were written or deleted after the previous page was
 read.
 
+A line of `audit` can stand for several equal events, such as denied requests. The column `count` has their number.
+
 Functions that read or change the log take a connection. Those that change it run inside a transaction, which the caller
 commits. `by` is the actor (an account or a command) that the line names. Times are seconds since 1970.
 """

@@ -221,8 +221,8 @@ def read_unindexed_manifests(db: apsw.Connection) -> ManifestBatch:
 
 
 def read_incomplete_manifests(db: apsw.Connection, after: tuple[str, int] | None) -> IncompleteManifestPage:
-    """Reads the next page of incomplete manifests after the key `after`. Leaves out manifests whose labels still cannot
-    be read."""
+    """Reads a page of incomplete manifests. `after`: the digest and the manifest's row id in `search_missing_config`
+    after which the page starts; None: it is the first page. Leaves out manifests whose labels still cannot be read."""
     _search_full_text(db)
     incomplete: list[Any] = db.execute(_INCOMPLETE, (*(after or ("", 0)), INCOMPLETE_PER_PAGE)).fetchall()
     readable, _, _ = _read(db, _READABLE_NOW, (json.dumps([manifest for _, manifest in incomplete]),))

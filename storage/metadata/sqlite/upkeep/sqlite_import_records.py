@@ -1,4 +1,4 @@
-"""Reads and writes the records that imports from other registries need in the metadata database
+"""Reads and writes the records in the metadata database that an import from another registry (the *old registry*) needs
 (`SqliteImportRecords`)."""
 
 from __future__ import annotations
