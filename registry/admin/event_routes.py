@@ -31,10 +31,10 @@ events, so one page checks the caller's rights to at most 2,000 events. This tak
 requests run between two look-ups. A look-up that selects events by action or repository reads at most 5,000 events,
 which takes a few milliseconds. It may find none among them."""
 CURSOR_STEP: Final = 1_000
-"""A *hidden* event is one that the caller may not see. The cursor `next` of a page says how far the page has read. If
-it may be the number of a hidden event, it is rounded up to a multiple of `CURSOR_STEP`, so that it does not state that
-number. `MAX_LOOK_UPS` look-ups read more than `CURSOR_STEP` events. So the rounded cursor is still lower than the
-cursor of the page before, and paging always makes progress."""
+"""The multiple to which the cursor `next` of a page is rounded up if it may be the number of a *hidden* event: an event
+that the caller may not see. So the cursor does not state that number. `next` says how far the page has read.
+`MAX_LOOK_UPS` look-ups read more than `CURSOR_STEP` events. So the rounded cursor is still lower than the cursor of the
+page before, and paging always makes progress."""
 _MAX_POSITION_CHARACTERS: Final = len(f"{MAX_NUMBER}:") + MAX_NAME_LENGTH
 """Longest cursor of a page of deliveries: the number of an event and the name of a webhook."""
 NOT_KEPT = 'this registry keeps no events; set events.keep in its settings, such as keep = "24h"'
@@ -194,7 +194,7 @@ def _response(event: Event, caller: Caller) -> EventResponse | None:
 
 
 def _may_see(caller: Caller, repository: str) -> bool:
-    """Returns whether a caller may see the events of the repository with this stored name."""
+    """Returns whether a caller may see the events of a repository. `repository`: its name in the events."""
     return caller.rights.admin or caller.principal.may(Action.PULL, repository)
 
 

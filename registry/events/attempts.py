@@ -116,8 +116,8 @@ class EndpointHealth:
     def on_down(self, repository: str, delivered_before: int) -> float:
         """Records a failed attempt to send an event of the repository. Call it for an attempt with `Outcome.DOWN`, and
         for an event that is too old to be sent again. `delivered_before`: the value of `delivered` when the attempt
-        began. Returns how many seconds this repository alone has to wait. Returns 0 if the endpoint has accepted no
-        event since the first of the repository's failed attempts in a row began."""
+        began. Returns how many seconds this repository alone has to wait. Returns 0 if the whole endpoint seems to be
+        down: since the repository's attempts began to fail, the endpoint has accepted no event of any repository."""
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))

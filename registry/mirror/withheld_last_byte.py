@@ -30,11 +30,13 @@ class UnverifiedBlobReader:
     blob before this reader has got a byte, the descriptor then refers to the file of the stored blob (`dup2`)."""
 
     location: str | None = None
-    """None, because a presigned URL can lead only to the bytes of a complete blob."""
+    """The presigned URL from which a client can download the bytes itself. Always None here, because only a complete
+    blob has such a URL."""
     is_incomplete = True
     """Whether the registry is still downloading the blob, so that reading may have to wait. Always True here: the value
     does not change when the download ends."""
     data: bytes | None = None
+    """All bytes of `span`, if they are in memory. Always None here."""
 
     def __init__(
         self,

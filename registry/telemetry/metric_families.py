@@ -52,8 +52,8 @@ class Family:
             yield values, self.first + series_number * self.width
 
     def counted(self, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
-        """Yields the label values and the cells of each series that is not 0. `totals`: all cells of the plan. This is
-        fast, because most of the possible series are 0."""
+        """Yields the label values and the numbers of each series that is not 0. `totals`: the numbers in all cells of
+        the plan. This is fast, because most of the possible series are 0."""
         family_totals = totals[self.first : self.first + self.size]
         for series_number in dict.fromkeys(index // self.width for index, value in enumerate(family_totals) if value):
             yield (

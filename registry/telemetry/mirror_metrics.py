@@ -114,7 +114,8 @@ class MirrorMetrics:
         return self._names.label(name)
 
     def count_answer(self, cells: memoryview[float], upstream: str, route: str, cache_state: str, size: int) -> None:
-        """Counts a response with mirrored content, whose body had `size` bytes."""
+        """Counts a response with mirrored content, whose body had `size` bytes. `cells`: the cells to which this
+        process writes."""
         label = self.label(upstream)
         cells[self.requests.cell(label, route, cache_state)] += 1
         cells[self.served_bytes.cell(label, route, cache_state)] += size

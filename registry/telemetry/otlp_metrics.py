@@ -38,7 +38,7 @@ class OtlpMetrics:
     column. If the collector does not answer, only the data points of that time are lost, and no request is delayed."""
 
     def __init__(self, metrics: Metrics, endpoint: str | None) -> None:
-        """`endpoint`: the setting `otel.endpoint`; None: the variables of OpenTelemetry name the collector."""
+        """`endpoint`: the setting `otel.endpoint`; None: OpenTelemetry's environment variables name the collector."""
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.sdk.resources import Resource
 
@@ -124,9 +124,10 @@ class OtlpMetrics:
     def _series(
         self, family: Family, own_numbers: Sequence[float]
     ) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
-        """Yields the label values and the cells of each series to send. Leaves out counters and histograms that are 0.
-        A gauge that is 0 is sent, because otherwise the collector would keep its last value. The plan has gauges for
-        more upstreams and webhooks than there are; those that belong to none (`Metrics.is_named`) are left out."""
+        """Yields the label values and the cells of each series to send. A cell is one number in the column. Leaves out
+        counters and histograms that are 0. A gauge that is 0 is sent, because otherwise the collector would keep its
+        last value. The column has spare gauges for upstreams and webhooks that may be configured later. Those that
+        belong to none yet (`Metrics.is_named`) are left out."""
         if family.kind != "gauge":
             yield from family.counted(own_numbers)
             return

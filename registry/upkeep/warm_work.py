@@ -44,9 +44,9 @@ def warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[
 
 
 def warm_work(store: StoredRegistry, router: Router) -> Work:
-    """Returns the function that runs the job. It fetches all images, and reports the number of bytes. Its result has
-    the outcome of each image. The job fails if no image could be fetched completely. If the job is stopped, the content
-    that was fetched stays cached."""
+    """Returns the function that runs the job. It fetches all images, and reports the number of bytes. Its result is a
+    JSON object: `images` and `failed` are numbers of images, and `results` has one entry for each image. The job fails
+    if no image could be fetched completely. If the job is stopped, the content that was fetched stays cached."""
 
     async def work(context: JobContext) -> JSON:
         from registry.mirror.warm.targets import parse_platforms, parse_references
@@ -78,7 +78,7 @@ def warm_work(store: StoredRegistry, router: Router) -> Work:
 
 
 def _outcome(image: ImageReference, result: WarmResult) -> dict[str, Any]:
-    """Returns the outcome of one image as a JSON object."""
+    """Returns the outcome of one image as a JSON object. `fetched` and `already_stored` are in bytes."""
     return {
         "image": str(image),
         "fetched": result.fetched,

@@ -54,8 +54,8 @@ class CatalogReader:
 
     async def page(self, previous: CatalogPage | None) -> CatalogPage:
         """Returns the page after `previous`, or the first page if `previous` is None. Raises ValueError if `previous`
-        has no `next_url`, NameUnknown if the upstream has no such list, Denied if the login may not read it, and the
-        errors of a failed upstream request."""
+        has no `next_url`, NameUnknown if the upstream has no such list, Denied if the login may not read it. Also
+        raises UpstreamUnavailable, UpstreamTimeout, TooManyRequests and StorageFailed."""
         if previous is not None and previous.next_url is None:
             raise ValueError("no page follows the last one")
 

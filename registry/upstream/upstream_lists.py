@@ -186,11 +186,13 @@ class UpstreamLists:
         return cut_page(referrers, lambda descriptor: descriptor.digest, after, limit)
 
     async def has_referrers_api(self, repo: RepositoryName, digest: Digest) -> bool | None:
-        """Returns whether the upstream has the referrers API. `digest`: the digest of any manifest of the repository.
-        Returns None after a response with a status of _NO_REFERRERS_API and without an error code: it may come from a
-        registry without the API, such as registry:2, or from a proxy in front of a registry that is restarting. Returns
-        False also after a refusal that comes from the registry itself. Raises UnconfirmedNameUnknown after a refusal
-        that may come from a firewall, and the errors of a failed upstream request."""
+        """Returns whether the upstream has the referrers API; None if its response leaves that open. `digest`: the
+        digest of any manifest of the repository.
+
+        A response with a status of _NO_REFERRERS_API and without an error code leaves it open. It may come from a
+        registry without the API, such as registry:2, or from a proxy in front of a registry that is restarting. If the
+        registry itself refuses the request, returns False. Raises UnconfirmedNameUnknown if the refusal may come from a
+        firewall. Raises the errors of a failed upstream request."""
 
         async def ask(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> bool | None:
             with ShareScope() as memory:
@@ -233,8 +235,8 @@ class UpstreamLists:
                             raise UnconfirmedNameUnknown if _is_unconfirmed_refusal(response) else NameUnknown
                         all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(all_referrers, artifact_type)
-                        # The two requests for this list count as one. For a client that requests the first page,
-                        # `ListCache.get` reads a list that took one request again, because the list may have changed.
+                        # The two requests for this list count as one. The cache does not serve a list of one request
+                        # to a client that requests the first page. It reads the list anew, as it may have changed.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.descriptors(response)

@@ -147,6 +147,7 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
     start = time.monotonic()
     manifest = await _image_manifest(client, repo, tag)
     speed.manifest = time.monotonic() - start
+    # The registry does not have foreign layers: clients fetch them from other servers.
     layers = [layer for layer in manifest.layers if layer.digest not in manifest.foreign]
     if not layers:
         speed.notes.append(f"{repo}:{tag} has no layers, so the speed of blobs is not measured")
@@ -210,7 +211,8 @@ def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, st
 
 
 def _is_similar(first: EndpointSpeed, best: EndpointSpeed) -> bool:
-    """Returns whether `first` is nearly as good as `best`."""
+    """Returns whether `first` is nearly as good as `best`: by the speed of blobs, or by the time to the first byte if
+    that speed was not measured for both."""
     if first is best:
         return True
     if first.error is not None:

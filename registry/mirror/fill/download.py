@@ -46,8 +46,7 @@ SINGLE_REQUEST_BYTES: Final = 8 * MIB
 PROGRESS_POLL_SECONDS: Final = 0.02
 """Time between two checks of the progress while requests are running."""
 DEMAND_POLL_SECONDS: Final = 0.1
-"""Time between two checks whether clients of other processes wait for the blob, while no client of this process does
-and no request is running."""
+"""Time between two checks whether clients of other processes wait for the blob, while no request is running."""
 
 
 _FINAL_ERRORS: Final = (PartialLost, StorageFull, StorageFailed, BlobLengthWrong)
@@ -255,8 +254,8 @@ class Download:
 
     async def _fetch_from(self, repo: RepositoryName, is_new_connection: bool, has_share: bool) -> bool:
         """Does what `_fetch` does. `repo`: the repository to request the bytes from. `has_share`: whether the request
-        holds a share of the repository (`ConnectionSlots.repository_share`). Without one, it may be cut off if it is
-        slow while other requests wait for a slot."""
+        is within the repository's limit of requests (`ConnectionSlots.repository_share`). Beyond the limit, it may be
+        cut off if it is slow while other requests wait for a slot."""
         sink = self._next_sink()
         if sink is None:
             return False

@@ -105,8 +105,8 @@ class RegistryProtocol(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool | None:
         """Called when the client has shut down its sending side. Refuses a request that was not received completely.
-        Returns True if the transport must stay open, because a response has not been sent yet. Otherwise the transport
-        closes itself, also during an endless response, which ends with the client's input (`ends_with_input`)."""
+        Returns True if the transport must stay open to send a response; otherwise the transport closes itself. An
+        endless response (`ends_with_input`) does not keep it open."""
         if self._is_lingering:
             return None
         is_complete = not self._reader.is_in_head and not (self._latest and self._latest.body.has_more)

@@ -87,8 +87,8 @@ def _reopen(file: int) -> int:
     """Opens the same file again, and returns the new descriptor. If the file cannot be opened again, returns a
     duplicate of the descriptor.
 
-    The reason is that the kernel itself also reads ahead. It adapts the distance to the reads through each open file
-    description (open(2)). With a description of its own, this module does not change the distance for the sender."""
+    The kernel adapts its own read-ahead to the reads through each open file description (open(2)). With a description
+    of its own, this module does not change the kernel's read-ahead for the sender."""
     try:
         return os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -83,8 +83,8 @@ def file_identity(path: Path) -> tuple[int, int] | None:
 
 def remove_socket_file(path: Path, identity: tuple[int, int] | None) -> None:
     """Removes the file of the socket. Does nothing if the file does not exist, or if another server has replaced it by
-    its own socket. Call this before the socket is closed: as long as the socket listens, no other server replaces the
-    file."""
+    its own socket. `identity`: what `file_identity` returned after the socket was created. Call this before the socket
+    is closed: as long as the socket listens, no other server replaces the file."""
     if identity is not None and identity == file_identity(path):
         with suppress(OSError):
             os.unlink(path)

@@ -18,8 +18,8 @@ _START_SECONDS = 60.0
 
 class Renewal:
     """One renewal. `to_replace`: the workers that are replaced. `surplus`: workers that end without a replacement, once
-    all others are replaced, because the number of workers is reduced. `fork` starts a worker with the given index (the
-    number of its place, which a replacement takes over)."""
+    all others are replaced, because the number of workers is reduced. `fork` starts a worker with the given index. A
+    replacement has the same index as the worker that it replaces."""
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class Renewal:
 
     def step(self, now: float) -> None:
         """Does the next step: retires the worker whose replacement is ready, or starts a replacement. Abandons the
-        renewal if the replacement takes too long. Raises OSError if no process can be started."""
+        renewal if the replacement takes too long. `now` is in seconds of `time.monotonic`. Raises OSError if no process
+        can be started."""
         if self.outcome is not None:
             return
         if self._replacement is not None:

@@ -73,10 +73,10 @@ def put_manifest(
     is_immutable: IsImmutable = nothing_immutable,
     checked_to: int | None = None,
 ) -> bool:
-    """Stores the manifest and points the tags at it, and returns True. Creates the repository if it is missing. Returns
-    False and changes nothing if the media type of a stored manifest would change, and the tags that need this manifest
-    are too many to check here; `NeedingTagsCheck.check_all` then has to run first. A tag *needs* a manifest if it
-    points at it or at an index that contains it. `checked_to`: what `check_all` returned; None: it has not run.
+    """Stores the manifest and points the tags at it, and returns True. Creates the repository if it is missing. A tag
+    *needs* a manifest if it points at it or at an index that contains it. If the media type of a stored manifest would
+    change, checks the tags that need it. If these are too many to check here, changes nothing and returns False. Then
+    run `NeedingTagsCheck.check_all`, and pass its result as `checked_to`.
 
     `condition` (from the header `If-Match` or `If-None-Match`) must hold for the first tag; otherwise raises
     PreconditionFailed. Without tags, ignores the condition. `sparse`: whether the manifest is mirrored. The upstream of
@@ -327,8 +327,8 @@ def put_back(
 ) -> list[Digest]:
     """Puts deleted manifests back into the repository and returns their digests. In `digests`, a manifest has to come
     after the manifests that it lists. Skips manifests that the repository has, and manifests in `optional` that cannot
-    be put back. Raises ManifestUnknown if a manifest is no longer kept, ManifestBlobUnknown if content that it refers
-    to is missing."""
+    be put back. Raises ManifestUnknown if a deleted manifest is no longer stored, and ManifestBlobUnknown if content
+    that it refers to is missing."""
     repository = lookups.repository_id(db, repo)
     restored: list[Digest] = []
     for digest in digests:

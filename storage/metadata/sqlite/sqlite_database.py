@@ -76,14 +76,15 @@ class SqliteDatabase:
         observer: CommitObserver = UNOBSERVED_COMMITS,
         directory: OpenedDirectory | None = None,
     ) -> None:
-        """With `immutable`, all stores read with that connection and refuse changes, and `close` closes it. `clock`
+        """`layout` has the paths of the data directory, and `system` makes the system calls on its files. `clock`
         returns the time in seconds since 1970. On a full disk, changes may use `reserve`: disk space that was allocated
-        in advance. `observer` measures the changes. `directory`: the data directory as this process opened it; None: as
-        it is now. If another directory has taken its place, all changes are refused.
+        in advance. With `immutable`, all stores read with that connection and refuse changes, and `close` closes it.
+        `observer` measures the changes. `directory` identifies the data directory that this process opened; None: the
+        one that has the path now. Once another directory has the same path, all changes are refused.
 
         Raises apsw.FullError if there is no space to open the database. Raises other kinds of apsw.Error and OSError if
         the database cannot be opened for another reason."""
-        # Made before the database is opened: a directory that is replaced in between then counts as replaced.
+        # Identified before the database is opened, so that a replacement between the two steps is noticed.
         directory = directory or OpenedDirectory(layout)
         self._db = immutable.db if immutable else connect(layout.metadata, read_only=True)
         # A call of `data_version` returns a value that changes with every commit to the database.

@@ -79,10 +79,10 @@ async def restore_backup(
     system: System | None = None,
 ) -> JSON:
     """Restores a snapshot into the data directory of `layout`, which must be missing or empty, and returns a report as
-    JSON. Afterwards, the caller must prepare the directory as before each start of a server. `clock` returns seconds
-    since 1970. If `options` name no snapshot, this function reports a step `warning` in two cases: the times of some
-    snapshots are in the future (`by_age`), so that the restored snapshot may not be the newest; or some snapshots are
-    of another registry (`find_foreign`).
+    JSON. Afterwards, the caller must call `storage.composition.prepare_data_dir`. `clock` returns seconds since 1970.
+    If `options` name no snapshot, this function chooses the newest one, and reports a step `warning` in two cases. The
+    first: the times of some snapshots are in the future, so that another one may be the newest. The second: some
+    snapshots are of another registry.
 
     Raises BackupFailed, also if blobs are missing or damaged and `skip_damaged` is False, or if this process has no
     permission to open the file of a blob. After an error or a cancellation, the blobs that were restored so far stay in
@@ -134,8 +134,8 @@ async def restore_backup(
 
 
 def choose_snapshot(snapshots: list[SnapshotManifest], name: str | None, root: Path) -> SnapshotManifest:
-    """Returns the snapshot with this name; the last of `snapshots` if `name` is None. Raises BackupFailed if there is
-    none; the text lists the last ten names."""
+    """Returns the snapshot with this name; the newest one if `name` is None. `snapshots`: oldest first. Raises
+    BackupFailed if there is none; its text lists the ten newest names."""
     if not snapshots:
         raise BackupFailed(f"{root} has no complete snapshot; run `entrepot backup {root}` to its end")
     for snapshot in snapshots:
