@@ -348,7 +348,7 @@ def shared_rate_limit(settings: Settings, memory: RateLimitMemory | None = None)
     health_per_second = max(per_second, MIN_HEALTH_CHECKS_PER_SECOND)
     health = SharedRateLimiter(health_per_second, round(10 * health_per_second), cells=memory.health_checks)
 
-    def count_request(key: str) -> float:
+    def count_request(key: str) -> float:  # returns 0, or the seconds until a request of `key` is within the rate
         return (health if key.startswith(HEALTH_KEY_PREFIX) else requests).take(key)
 
     return count_request

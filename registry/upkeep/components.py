@@ -93,8 +93,8 @@ def _cooldowns(settings: Settings, store: StoredRegistry, clock: Callable[[], fl
 
     def served_instead(repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> Digest | None:
         """Returns the digest that clients get while a cooldown holds back the newest one. Returns None if no cooldown
-        holds back the newest digest, or if clients may not get any digest yet. `sightings`: the digests at which the
-        mirror saw the tag point, with the times."""
+        holds back the newest digest, or if clients may not get any digest yet. `sightings`: the digests that the
+        tag had when the mirror asked the upstream, with the times."""
         upstream_tags = served_tags.get(repo.partition("/")[0])
         return None if upstream_tags is None else upstream_tags.served_instead(repo, tag, sightings)
 

@@ -115,8 +115,8 @@ class Reach:
         return self.network is None or (host.strip("[]").rstrip(".").lower(), port) in self.listed
 
     def is_allowed(self, network: NetworkClass) -> bool:
-        """Returns whether addresses of this network class are allowed. Call it only for a host and port for which
-        `is_unrestricted` returns False: otherwise all addresses are allowed."""
+        """Returns whether addresses of this network class are allowed. Do not call it for a host and port for which
+        `is_unrestricted` returns True: all of their addresses are allowed."""
         return network in (NetworkClass.PUBLIC, self.network) and network is not NetworkClass.SPECIAL
 
 

@@ -97,8 +97,8 @@ class QueuedLink:
 @dataclass(frozen=True, slots=True)
 class LinkPreview:
     """What `drop_link` would do to a queued link now. `is_dropped`: whether it would delete the link. `frees_blob`:
-    whether the blob would have no link left if `drop_link` were called for each of its links. In this case, True for
-    only one of the links, so that a sum over all links counts the blob once."""
+    whether the blob counts as freed by this link. A blob is freed if `drop_link` would delete all of its links. It
+    counts for only one of them, so that a sum over all links counts the blob once."""
 
     is_dropped: bool
     frees_blob: bool

@@ -49,8 +49,9 @@ class StoredUpload:
         by: Actor,
         saved_bytes: int = 0,
     ) -> None:
-        """`session`: reads and writes the bytes of the upload session `upload` in the blob store. `by`: the client that
-        pushes the blob. `saved_bytes`: number of bytes that the session has according to its row."""
+        """`publication`: makes the verified content a blob of the repository `repo`. `session`: reads and writes the
+        bytes of the upload session `upload` in the blob store. `by`: the client that pushes the blob. `saved_bytes`:
+        number of bytes that the session has according to its row."""
         self.id: UploadID = upload
         self.repository: RepositoryName = repo
         self._blobs = blobs

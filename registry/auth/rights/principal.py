@@ -99,9 +99,9 @@ class Rights:
     An *upstream* is another registry that this one mirrors; mirrored names begin with its name, such as `ghcr.io`. A
     *guarded* upstream needs grants that name it: the pattern `**` matches no name below it, but `ghcr.io/**` does.
 
-    All sets in `names` and `more_names` must have the same guarded upstreams and no `NameSet.limits`; if not, the
-    constructor raises ValueError. The union of other sets, which `names_allowing` returns, could contain names that are
-    in none of the sets.
+    All sets in `names` and `more_names` must have the same guarded upstreams, and no `NameSet.limits` (patterns that a
+    name must match as well). Otherwise the constructor raises ValueError, because `names_allowing` returns the union of
+    sets. A union of sets that differ in these could contain names that are in none of the sets.
     """
 
     names: Mapping[Action, NameSet]

@@ -100,9 +100,9 @@ same repository is asked again, because a connection can break by chance."""
 
 class RepositoryChoice:
     """Chooses from which repository of the upstream one download requests the missing bytes of a blob after an
-    interruption (`next_repo`). Only the repository that has sent bytes certainly has the blob: a manifest of another
-    repository may name a blob that the repository does not have. So when the choice leaves any other repository, it
-    goes back to the one that has sent bytes. After the upstream has refused to send the blob for a repository, this
+    interruption (`next_repo`). Only the repository that has sent bytes certainly has the blob. Another repository may
+    lack it, even if one of its manifests names it. So if requests from another repository fail, the next requests go
+    back to the repository that has sent bytes. After the upstream has refused to send the blob for a repository, this
     repository is not asked again, unless no other one is left."""
 
     def __init__(self, first: RepositoryName, list_repos: Callable[[], Sequence[RepositoryName]]) -> None:

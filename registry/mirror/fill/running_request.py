@@ -21,7 +21,8 @@ UNATTENDED_FACTOR: Final = 3.0
 class RunningRequest:
     """A request that is running, and holds a connection slot. Implements the Protocol `SlotHolder`. `sink`: receives
     the response. `is_new_connection`: whether it is the first request of its connection. `has_share`: whether it holds
-    a share of its repository (`ConnectionSlots.repository_share`), so that it is not cut off while a client waits.
+    one of the limited shares of its repository (`ConnectionSlots.repository_share`). A request with a share is not cut
+    off while a client waits for its blob.
     `cancel_scope`: a timeout around the request. To cancel the request, the deadline of this timeout is set to now."""
 
     def __init__(

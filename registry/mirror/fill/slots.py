@@ -96,9 +96,9 @@ class ConnectionSlots:
         nothing needs the blob any more. `demand`: says which clients need the fill's blob. `blob_size`: in bytes; small
         blobs get slots first.
 
-        `is_new_connection`: whether this is the first request of the connection. Before a later request, if a client
-        waits for the blob and fewer than two slots are free, pauses for `YIELD_SECONDS`, so that the requests that
-        wait in the queue get a slot first."""
+        `is_new_connection`: whether this is the first request of the connection. A later request pauses for
+        `YIELD_SECONDS` first, so that the requests in the queue get a slot before it. It does so only if a client waits
+        for the blob and fewer than two slots are free."""
         async with AsyncExitStack() as held:
             has_slot = False
             while not has_slot and demand.is_alive():
@@ -183,9 +183,10 @@ class ConnectionSlots:
                 yield
 
     def repository_share(self, repo: RepositoryName) -> AbstractAsyncContextManager[bool]:
-        """Takes a share of a repository and holds it inside the `async with` block. Yields whether it got one. A
-        request without a *share* is cut off if it is slow while other requests wait for a slot. A repository has
-        `_spare_slots` fewer shares than there are slots, so that its slow blobs cannot take all slots."""
+        """Takes a *share* of a repository, if one is free, and holds it inside the `async with` block. Yields whether
+        it got one. A share protects a request: without one, the request is cut off if it is slow while other requests
+        wait for a slot. A repository has `_spare_slots` fewer shares than there are slots, so that its slow blobs
+        cannot take all slots."""
         return self._leases.try_slot(f"{self._name} of {repo}", self.max_connections - self._spare_slots)
 
     def holding(self, holder: SlotHolder) -> AbstractContextManager[None]:

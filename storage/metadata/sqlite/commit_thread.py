@@ -105,10 +105,10 @@ class CommitThread:
         directory: OpenedDirectory | None = None,
     ) -> None:
         """Starts the thread and opens the database in it. `version` returns the data version: a value that every commit
-        of any process changes. `observer` measures the changes. `directory`: the data directory as the process opened
-        it; None: as it is now. If another directory has replaced it, all changes are refused. The thread calls
-        `version` and uses `reserve` until `close` returns, so until then the caller must not close `reserve` or the
-        connection that `version` uses. Raises apsw.Error, OSError."""
+        of any process changes. `observer` measures the changes. `directory` identifies the data directory that this
+        process opened; None: the one that has the path now. Once another directory has the same path, all changes are
+        refused. The thread calls `version` and uses `reserve` until `close` returns, so until then the caller must not
+        close `reserve` or the connection that `version` uses. Raises apsw.Error, OSError."""
         self._layout = layout
         self._system = system
         self._version = version
@@ -279,8 +279,8 @@ class CommitThread:
     def _transact(self, db: apsw.Connection, batch: list[_PendingChange]) -> None:
         """Makes all changes in one transaction and commits it. If there are several changes, each has a savepoint, so
         that a change that fails is rolled back alone. Raises an error only if the whole transaction fails."""
-        # Checks that no other directory has replaced the opened data directory at its path. By now a push has written
-        # its files below that path. A check at the start of the push would not show that they are in this directory.
+        # Checks that the path still leads to the opened data directory. This is checked now, and not when a push
+        # begins, because the push has written its files by path since then.
         self._directory.check()
         self._make_log_name_durable(db)
         self._wal.close_gaps(db)

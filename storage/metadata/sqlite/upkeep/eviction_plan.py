@@ -38,6 +38,8 @@ SELECT count(*) FROM usage_scope s CROSS JOIN blob_link l ON l.blob = ?2
   CROSS JOIN usage_member m ON m.scope = s.id AND m.repository = l.repository
  WHERE s.name = ?1
    AND EXISTS (SELECT 1 FROM manifest_blob g WHERE g.repository = l.repository AND g.digest = ?3)"""
+"""Returns the number of *holders* of the blob with the row id ?2 and the digest ?3: repositories of the usage scope ?1
+that have the blob, and a manifest that refers to it."""
 _ROOTS = """
 SELECT count(*), min(max(m.pushed, coalesce(p.last, 0))) FROM cached_manifest c JOIN manifest m ON m.id = c.manifest
   LEFT JOIN manifest_pull p ON p.manifest = m.id

@@ -239,9 +239,9 @@ def _read_page(
 
 def _deliveries_query(*, has_webhook: bool, only_dead: bool, only_pending: bool) -> str:
     """Returns the query for at most ?3 deliveries, to the webhook ?4 or to all webhooks. They follow the delivery of
-    the event ?1 to the webhook ?2; newer events come first. With `only_dead`, the query selects the dead letters
-    (deliveries that were given up). It then names their index, because there may be far more deliveries than dead
-    letters."""
+    the event ?1 to the webhook ?2; newer events come first. With `only_dead`, the query selects only the dead letters
+    (deliveries that were given up), and tells SQLite to use their index: there may be far more deliveries than dead
+    letters. With `only_pending`, it selects only the other deliveries."""
     conditions = ["d.event <= ?1", "(d.event < ?1 OR d.webhook > ?2)", removed_webhooks.IS_OF_READER]
     if has_webhook:
         conditions.append("d.webhook = ?4")

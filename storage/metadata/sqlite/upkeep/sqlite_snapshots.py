@@ -139,7 +139,9 @@ class SqliteSnapshots:
     def mark_restored(self, path: Path, copied: float) -> None:
         restored = max(self._clock(), copied)
         with self._changing(path) as db:
-            if _has_table(db, "pull_recording"):  # otherwise the migration that creates it sets `since`
+            # `since` is the time since which all pulls are recorded. Without the table, a later migration creates it
+            # and sets `since`.
+            if _has_table(db, "pull_recording"):
                 earlier = db.execute("SELECT max(since) FROM pull_recording").get
                 restored = max(restored, float(earlier or 0.0))
                 db.execute("DELETE FROM pull_recording; INSERT INTO pull_recording (since) VALUES (?)", (restored,))
