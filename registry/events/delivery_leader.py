@@ -115,7 +115,7 @@ class EventDelivery:
                         await _run_all(settings, self._outbox, self._version, self._clock, self._observer)
             except Exception as error:
                 log_round_error(log, "the delivery of events stopped with an error", error)
-            raise_if_cancelled()
+            raise_if_cancelled()  # the error may have replaced the CancelledError
             await asyncio.sleep(SLOT_POLL_SECONDS)
 
 

@@ -58,9 +58,9 @@ log = logging.getLogger("registry.migration")
 
 
 class RemoteRegistry:
-    """The old registry. Implements `registry.migration.image_writer.ContentSource`. Errors: ContentBroken (it does not
-    have the content, or sends other bytes), SourceDown, Denied, TooManyRequests and UpstreamUnavailable after all
-    attempts."""
+    """The old registry. Implements `registry.migration.image_writer.ContentSource`. The methods raise ContentBroken if
+    the old registry does not have the content or sends other bytes, SourceDown if it is down, and Denied. They raise
+    TooManyRequests and UpstreamUnavailable if all attempts have failed."""
 
     def __init__(
         self,

@@ -57,7 +57,9 @@ class CachedAnswer(LoggedAnswer, Protocol):
 
 
 class RecordedExchange(Protocol):
-    """The properties of a request to the distribution API that are recorded (`registry.http.exchange.Exchange`)."""
+    """The properties of a request to the distribution API that are recorded (`registry.http.exchange.Exchange`).
+    `kind`: the kind of the resource, such as `manifests`; empty if unknown. `item`: the tag, digest or id of an upload
+    session in the path. `name`: the name of the account."""
 
     kind: str
     repo: Any

@@ -48,6 +48,7 @@ class WorkMetrics:
     return immediately and raise nothing."""
 
     def __init__(self, plan: CellPlan) -> None:
+        """`plan`: gives the metrics their cells. Call `use` before anything is counted."""
         self._cells: SharedCells
         self.calls = Histogram(
             plan,
@@ -159,7 +160,7 @@ class EventMetrics:
     methods return immediately and raise nothing."""
 
     def __init__(self, plan: CellPlan) -> None:
-        """Call `use` before anything is counted."""
+        """`plan`: gives the metrics their cells. Call `use` before anything is counted."""
         self._cells: SharedCells
         self._webhooks: SharedNames
         by_webhook: Labels = {"webhook": SharedNames.labels(WEBHOOK_CAPACITY)}

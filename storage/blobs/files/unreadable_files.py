@@ -56,7 +56,8 @@ def warn_unreadable(path: str | os.PathLike[str], error: OSError) -> None:
 
 def describe_forbidden(path: Path, error: OSError) -> str:
     """Returns a text that says that this process may not read the file at `path`, and which command changes that. If a
-    directory above the file denies the access, the text names that directory. `error`: one of `FORBIDDEN_ERRNOS`."""
+    directory above the file denies the access, the text names that directory. `error`: has one of
+    `FORBIDDEN_ERRNOS`."""
     while path != path.parent and not os.access(path.parent, os.X_OK, effective_ids=True):
         path = path.parent
     user, group = os.geteuid(), os.getegid()

@@ -49,10 +49,11 @@ _KEPT_FILE: Final = ", and the older file in the backup, which is kept, failed i
 @dataclass(frozen=True, slots=True)
 class BackupOptions:
     """The options of a backup. `target`: the directory of backups. `keep`: how many snapshots of this registry are kept
-    (None: all). `verify`: whether to also read and compare with their digests the blobs that the directory has already,
-    and the blobs that become hard links or clones (files that share blocks on the disk). `may_link`: whether files of
-    the backup may be hard links to files of the store, if both are on one file system. `earlier`: the newest backup
-    that was made to `target` (`find_earlier`), to check that `target` still has it or a later one; None: no check."""
+    (None: all). `verify`: whether to hash two more kinds of blobs, and compare them with their digests: those that the
+    directory has already, and those that become hard links or clones (files that share blocks on the disk). `may_link`:
+    whether files of the backup may be hard links to files of the store, if both are on one file system. `earlier`: the
+    newest backup that was made to `target` (`find_earlier`), to check that `target` still has it or a later one; None:
+    no check."""
 
     target: Path
     keep: int | None = None
