@@ -114,10 +114,12 @@ class EndpointHealth:
             self._paused_until = min(self._paused_until, self._time() + FIRST_PAUSE_SECONDS)
 
     def on_down(self, repository: str, delivered_before: int) -> float:
-        """Records a failed attempt to send an event of the repository. Call it for an attempt with `Outcome.DOWN`, and
-        for an event that is too old to be sent again. `delivered_before`: the value of `delivered` when the attempt
-        began. Returns how many seconds this repository alone has to wait. Returns 0 if the whole endpoint seems to be
-        down: since the repository's attempts began to fail, the endpoint has accepted no event of any repository."""
+        """Records a failed attempt to send an event of the repository. Call it for an attempt with `Outcome.DOWN`. Also
+        call it if the event is too old to be sent again: without a pause, many old events would be given up within a
+        moment. `delivered_before`: the value of `delivered` when the attempt began.
+
+        Returns how many seconds this repository alone has to wait. Returns 0 if the whole endpoint seems to be down:
+        since the repository's attempts began to fail, the endpoint has accepted no event of any repository."""
         if delivered_before == self.delivered:
             self._pause(repository)
         count, delivered = self._stuck.get(repository, (0, delivered_before))

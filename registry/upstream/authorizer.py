@@ -48,8 +48,8 @@ OFFER_SECONDS = 3.0
 """Time limit for making the first offer: for GET `/v2/`, and for getting a token. After that time the request is sent
 without a token. If the request needs a token, its response contains the challenge."""
 OFFER_TIME_DIVISOR = 3
-"""A second time limit for making the first offer is the time limit for the endpoint, divided by this number. So time is
-left for the request itself."""
+"""The first offer may also take at most the time limit for the endpoint, divided by this number. So time is left for
+the request itself."""
 GUESS_SECONDS = 2.0
 """Time limit in place of OFFER_SECONDS if the token service is a guess."""
 MAX_WRONG_GUESSES = 3

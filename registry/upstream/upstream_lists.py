@@ -235,8 +235,8 @@ class UpstreamLists:
                             raise UnconfirmedNameUnknown if _is_unconfirmed_refusal(response) else NameUnknown
                         all_referrers = await self._read_fallback_tag(endpoint, attempt, repo, subject, page_memory)
                         referrers = _filter_by_type(all_referrers, artifact_type)
-                        # The two requests for this list count as one. The cache does not serve a list of one request
-                        # to a client that requests the first page. It reads the list anew, as it may have changed.
+                        # The two requests for this list count as one. For each client that requests the first page,
+                        # the cache reads a list of one request anew, because the list may have changed.
                         size_bytes = BYTES_PER_DESCRIPTOR * len(referrers)
                         return CompleteList(referrers, request_count=1, size_bytes=size_bytes)
                     descriptors = await self._parser.descriptors(response)

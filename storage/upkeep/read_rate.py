@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 BURST_SECONDS: Final = 1.0
-"""A reader that was slower than the rate may exceed the rate afterwards, to reach it on average. It can make up for at
-most this number of seconds."""
+"""The largest delay that a reader can make up for. After it was slower than the rate, it may read as many bytes without
+a wait as the rate allows in this time."""
 
 PAUSE_SECONDS: Final = 1.0
 """Longest sleep. A longer wait consists of several sleeps."""

@@ -142,9 +142,9 @@ class ConnectionSlots:
         return True
 
     async def _wait_unattended(self, held: AsyncExitStack, demand: Demand) -> bool:
-        """Waits until more slots are free than the unattended fill with this `demand` has to leave for others, and
-        takes one until `held` ends. Stops waiting when the fill is no longer unattended. Returns whether it took a
-        slot. If too many unattended fills wait, gives one up."""
+        """Takes a slot until `held` ends, and returns whether it took one. First waits until more slots are free than
+        an unattended fill has to leave for others. Stops waiting when the fill with this `demand` is no longer
+        unattended. If too many unattended fills wait, gives one up."""
         self._unattended[demand] = None
         if len(self._unattended) > MAX_UNATTENDED:
             oldest = next(iter(self._unattended))

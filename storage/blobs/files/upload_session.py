@@ -194,10 +194,10 @@ class FileUploadSession:
             close_without_waiting(self._disk, self._opening.result(), self._written)
 
     def _start_write(self, file: UploadFile, expected: Digest | None = None) -> None:
-        """Starts writing and hashing the batch in a thread. `expected`: the expected digest of all bytes, with the
-        algorithm of the running digest, if the batch is the last one; otherwise None. After the last batch, the thread
-        also computes the digest of all bytes, and syncs the file if this is the expected digest. All this is done in
-        one call in a thread, because passing calls to threads takes more than half of the time of a small push."""
+        """Starts writing and hashing the batch in a thread. For the last batch, `expected` is the expected digest of
+        all bytes, with the algorithm of the running digest; for any other batch, it is None. After the last batch, the
+        thread also computes the digest of all bytes, and syncs the file if this is the expected digest. All this is one
+        call in a thread, because passing calls to threads takes more than half of the time of a small push."""
         chunks = [memoryview(piece) if isinstance(piece, bytearray) else piece for piece in self._batch]
         memory, start = self._batch_memory, self._written
         self._written += self._batch_size
@@ -282,9 +282,9 @@ class ClaimedUploadFile:
         """Returns the session, ready for more bytes. `algorithm`: the digest algorithm of the session.
 
         Usually the checkpoint is from the present boot of the machine and covers all bytes of the file, so the file is
-        not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says. That happens after an
-        earlier request has published or deleted the session's file, but has not deleted the session's metadata row, for
-        example because its process died. The next request that takes the session over then creates an empty file."""
+        not read. Raises BlobUploadUnknown if the file has fewer bytes than the checkpoint says. That happens if an
+        earlier request has published or deleted the session's file and left the session's metadata row, for example
+        because its process died. The request that takes the session over then creates an empty file."""
         if checkpoint.boot == self._boot:
             offset = self._file.size()
             checkpoint.check_not_truncated(offset)

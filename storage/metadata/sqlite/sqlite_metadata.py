@@ -213,9 +213,11 @@ class SqliteMetadata:
         condition: Condition | None,
         is_immutable: IsImmutable = nothing_immutable,
     ) -> None:
-        """Stores the manifest and points the tags at it. Refuses this if `condition` does not hold for the first tag,
-        if an immutable tag points at another manifest or needs this one with another media type, or if the repository
-        lacks content that the manifest refers to and `sparse` is false."""
+        """Stores the manifest and points the tags at it. Refuses this in these cases:
+
+        - `condition` does not hold for the first tag.
+        - An immutable tag points at another manifest, or needs this one with another media type.
+        - The repository lacks content that the manifest refers to, and `sparse` is false."""
         now = self._clock()
         put = partial(manifest_and_tag_changes.put_manifest, repo=repo, manifest=manifest, tags=tags, by=by, now=now)
         check = manifest_and_tag_changes.media_type_check(is_immutable)
