@@ -86,7 +86,7 @@ class BackgroundWork:
         self._is_started = False
         self._tasks: list[asyncio.Task[None]] = []  # the job runner and the recorders of pulls
         self._schedules: list[asyncio.Task[None]] = []  # tasks that depend on the settings; `hand_over` ends them
-        self._watches = AsyncExitStack()  # the tasks for warming and for cooldowns
+        self._watches = AsyncExitStack()  # the tasks that `_watch_mirrors` starts
 
     def on_job_ended(self, function: Callable[[str, JobState], None]) -> None:
         """Makes the job runner call `function` at the end of each job, with the job's kind and state."""

@@ -38,9 +38,9 @@ class SearchPage(Generic[T]):
     """A page of search results. `more`: whether more entries follow this page.
 
     `is_complete`: False if the search has stopped at the limit of entries that one search may read, so that it may have
-    missed some entries. This happens if very many entries match. Always False for a large set of repositories that is
-    not the set of all repositories. Such a search also reads entries outside of the set, and the value would reveal
-    whether very many of these match."""
+    missed some entries. This happens if very many entries match. A search in a large set of repositories, unless it is
+    the set of all, also reads entries outside of the set. For such a search, `is_complete` is always False: otherwise
+    it would tell the person whether very many of the entries outside match."""
 
     items: Sequence[T]
     more: bool = False

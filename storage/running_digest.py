@@ -116,10 +116,9 @@ class HashlibDigest:
 
 def _library_files() -> list[str | None]:
     """Returns the files that may contain libcrypto's functions, in the order in which to try them. None means the
-    running program: if OpenSSL is linked statically into Python, as in a Python that uv installs, `_hashlib` has no
-    file. The program may hide the functions, and then the libcrypto of the machine is needed. It does not matter if
-    that has another version than the libcrypto of `hashlib`, because all functions that compute a digest are from the
-    same file."""
+    running program, because `_hashlib` has no file if OpenSSL is linked statically into Python, as in a Python that uv
+    installs. Such a program may hide the functions. Then the libcrypto of the machine is used. Its version may differ
+    from that of the libcrypto in `hashlib`, because all functions that compute a digest are from one file."""
     try:
         import _hashlib
     except ImportError:

@@ -86,6 +86,9 @@ NO_IMMUTABLE_TAGS: Final = ImmutableTags()
 """The rules of a registry without immutable tags."""
 
 
+# The second argument of `with_redacted` is the error for clients that may not see the digests or tags in the first.
+
+
 def immutable_tag_denied(repo: RepositoryName, tag: Tag, current: Digest) -> ImmutableTagDenied:
     """Returns the error for a push of other content to an immutable tag, which points at `current`."""
     return with_redacted(

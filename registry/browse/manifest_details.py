@@ -33,7 +33,7 @@ MAX_RAW_BYTES: Final = 64 * 1024
 _MAX_PARTS: Final = 12
 """How many layers the picture of an image's size shows separately."""
 _USUAL_PLATFORM: Final = "linux/amd64"
-"""The platform of an index that is shown by default, if its image is present."""
+"""The platform of an index that is shown by default, if the repository has its image."""
 _TITLE: Final = "org.opencontainers.image.title"
 
 
@@ -116,8 +116,8 @@ class ManifestDetails:
 
     async def image(self, repo: RepositoryName, manifest: Manifest, platform: str = "") -> ImageView:
         """Returns the details of an image of one platform. `platform`: the platform that the index states; empty: the
-        platform in the config is used. The caller has passed `manifest` to `ContentReader.summary_of`, which parses it,
-        in a thread if it is large."""
+        platform in the config is used. Call `ContentReader.summary_of` with `manifest` first: it parses a large
+        manifest in a thread, so that this method does not parse it on the event loop."""
         assert manifest.config is not None
         config = await self._reader.config(repo, manifest.config)
         layers = manifest.layers[:MAX_STEPS]
@@ -145,8 +145,8 @@ class ManifestDetails:
 
 
 def choose_platform(index: Digest, platforms: Sequence[PlatformView], wanted: str | None) -> PlatformView | None:
-    """Returns the platform to show: the one with the name or digest `wanted`. If `wanted` is None, returns
-    `linux/amd64` if it is present, or else the first platform that is present; None if no platform is present. Raises
+    """Returns the platform to show: the one with the name or digest `wanted`. If `wanted` is None, chooses among the
+    platforms whose image the repository has: returns `linux/amd64` or else the first one; None if there is none. Raises
     ManifestUnknown if there is no platform `wanted`."""
     if wanted is not None:
         for platform in platforms:

@@ -104,7 +104,7 @@ def _plain(text: str) -> str:
 
 
 def _clean(unsafe: str) -> str:
-    """Removes all elements and attributes from HTML that are not allowed."""
+    """Returns HTML without the elements, attributes and URL schemes that are not allowed."""
     return nh3.clean(
         unsafe,
         tags=set(_TAGS),

@@ -1,7 +1,9 @@
-"""Removes several tags of a hosted repository, and restores removed tags (`TagRemover`).
+"""Removes several tags of a *hosted* repository, whose content clients push to this registry, and restores removed tags
+(`TagRemover`).
 
-A `RemovedTag` is a tag with its digest: a tag that was removed or restored, or that a plan would remove. A *referrer
-tag* belongs to the manifest whose digest its name contains, such as `sha256-….sig`.
+A *plan* lists what a removal would delete. A `RemovedTag` is a tag with its digest: a tag that was removed or restored,
+or that a plan would remove. A *referrer tag* belongs to the manifest whose digest its name contains, such as
+`sha256-….sig`. A manifest is *unused* if it has no tag, no index lists it, and its subject is not in the repository.
 """
 
 from __future__ import annotations
@@ -125,6 +127,7 @@ class _Removal:
         self.refused: list[RefusedTag] = []
         self.manifests: set[Digest] = set()
         self.is_restorable = True
+        """False if the disk was too full to keep the deleted manifests."""
         self.problem: str | None = None
 
     async def run(self, tags: Sequence[PlannedTag]) -> None:

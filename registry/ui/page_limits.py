@@ -35,6 +35,6 @@ class PageLimits:
 
     def page(self, visitor: str) -> AbstractAsyncContextManager[None]:
         """Waits for a slot to render a page for the visitor, and holds it inside the `async with` block. Raises
-        TooManyRequests if too many pages of the visitor, or of all visitors, wait already. A cancellation releases the
-        slot."""
+        TooManyRequests if too many pages of the visitor, or of all visitors, are being rendered or wait already. A
+        cancellation releases the slot."""
         return self._limits.slot(visitor)

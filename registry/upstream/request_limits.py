@@ -37,9 +37,10 @@ async def time_limit(seconds: float, peer_name: str) -> AsyncIterator[None]:
 @asynccontextmanager
 async def turn(semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
     """Waits for a free slot of the semaphore, and holds it during the `async with` block. Tasks get slots in the order
-    in which they started to wait. A task of a SingleFlight (a task whose result several callers can wait for) is
-    cancelled here once no caller waits for its result, unless it has already sent a request
-    (`registry.single_flight`)."""
+    in which they started to wait.
+
+    A task of a `SingleFlight` is shared by several callers. While it waits here for its first request, it is cancelled
+    as soon as all its callers have left (`waiting_to_send`)."""
     if semaphore.locked():
         with waiting_to_send():
             await semaphore.acquire()

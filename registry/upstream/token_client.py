@@ -37,7 +37,8 @@ log = logging.getLogger("registry.upstream")
 DEFAULT_LIFETIME_SECONDS = 60.0
 """Lifetime of a token if the token service does not state one (the token specification's default)."""
 EXPIRY_MARGIN_SECONDS = 10.0
-"""How long before its expiry a token is no longer used: this time, or a fifth of its lifetime if that is shorter."""
+"""A token is not used in the last seconds before it expires: this number, or a fifth of its lifetime if that is
+less."""
 MAX_CACHED_TOKENS = 1000
 """Largest number of tokens of one upstream in the memory of a process. Also the largest number of token requests that
 are paused after a 429."""

@@ -30,14 +30,15 @@ SAVE_SECONDS: Final = 1.0
 STOP_CHECK_SECONDS: Final = 1.0
 """Interval, in seconds, at which the process that runs a job checks whether a stop of the job was requested."""
 STOP_GRACE_SECONDS: Final = 5.0
-"""Seconds after which a job is cancelled if a stop was requested and the job has not stopped. A job stops at its next
-report. Most jobs report more often than this, so they complete the step that they are doing."""
+"""Seconds that a job has to stop itself after this process sees the request. Then the process cancels it. A job stops
+itself at its next report of progress. Most jobs report more often than this, so they are not cancelled."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a server process checks again for queued jobs after an error of the store."""
 SLOT_ATTEMPTS: Final = 20
+"""Number of times that a command tries to get the slot of its kind of job. A server process holds the slot for a moment
+while it ends the job of a process that has died."""
 SLOT_PAUSE_SECONDS: Final = 0.1
-"""How often a command tries to get the slot of its kind of job, and the pause before each further attempt. A server
-process holds the slot for a moment while it ends the job of a process that has died."""
+"""Seconds between two of these attempts."""
 log = logging.getLogger("storage.jobs")
 
 OnStep = Callable[[Mapping[str, JSON]], None]

@@ -218,9 +218,9 @@ class OpenIDLogin:
     async def _fetch_claims(
         self, response: AuthorizationResponse, attempt: LoginAttempt, by: Actor
     ) -> Mapping[str, Any]:
-        """Waits until the client's network may exchange a code. Then uses the attempt up, exchanges the code for an ID
-        token, and returns the claims of the token. If the code or the token is refused, counts a failed login of the
-        network. Raises LoginFailed, StorageFull, StorageFailed."""
+        """Waits until the client's network may exchange a code. Then marks the attempt as used, so that no second
+        response can use it. Exchanges the code for an ID token, and returns the claims of the token. If the code or the
+        token is refused, counts a failed login of the network. Raises LoginFailed, StorageFull, StorageFailed."""
         try:
             async with self._exchanges.slot(visitor_key(None, by.address)):
                 self._throttle.check_provider_logins(by.address)

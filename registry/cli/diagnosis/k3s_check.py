@@ -89,7 +89,8 @@ def _host_finding(
     target: Target,
     lines: str,
 ) -> Finding:
-    """Returns a finding that says whether containerd pulls the images of a host through the registry."""
+    """Returns a finding that says whether containerd pulls the images of a host through the registry. `lines`: the
+    content that the file should have (`_merged`)."""
     file = kubernetes.file
     step = f"write this to {file}, then run: {kubernetes.restart}"
     name = host.prefix if host.prefix in mirrors else _EVERY_HOST
@@ -119,7 +120,7 @@ def _check_own_host(
     kubernetes: Kubernetes, mirrors: dict[str, Any], configs: dict[str, Any], target: Target, lines: str
 ) -> Iterator[Finding]:
     """Yields a finding if containerd cannot pull images whose names begin with the registry's own host, or does not
-    trust the registry's certificate."""
+    trust the registry's certificate. `lines`: the content that the file should have."""
     address, file = target.address, kubernetes.file
     step = f"write this to {file}, then run: {kubernetes.restart}"
     if _needs_plain_http(target) and not any(target.is_at(url) for url in _endpoints(mirrors.get(address.host))):

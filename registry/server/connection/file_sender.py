@@ -162,9 +162,8 @@ class FileSender:
             self._unsent_head = self._unsent_head[sent:]
 
     def _send_slice(self) -> bool:
-        """Sends bytes of the file that are in memory. Returns True if the next step waits until the event loop reports
-        that the socket is writable, which may be so at once. Returns False if the next step waits for a thread that
-        reads the next bytes from the disk."""
+        """Sends bytes of the file that are in memory. Returns what the next step waits for: True for the socket to be
+        writable, False for a thread that reads the next bytes from the disk."""
         if self._unsent_head:
             return True  # the head must be sent completely before the file
         count = self._count_in_memory(min(self._end_offset, self._next_offset + SEND_SLICE_BYTES))

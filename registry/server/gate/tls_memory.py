@@ -32,11 +32,11 @@ LARGE_READ_BYTES: Final = 18 * KIB
 """The transport's buffers are still small if they have never held more bytes than this at once. It is a bit more than
 the largest TLS record (RFC 8446, 5.2). A request without a large body is smaller."""
 MAX_EXAMINED: Final = 100
-"""Largest number of connections that a *short* search examines. A search looks for a *silent* connection: one that is
-idle or stalled, has sent no complete request yet, or only waits until the client closes it. Examining one takes up to
-ten microseconds."""
+"""A search looks for a *silent* connection: one that is idle or stalled, has sent no complete request yet, or only
+waits until the client closes it. A *short* search examines at most this many connections, a *long* search all of them
+if necessary. Examining one takes up to ten microseconds."""
 LONG_SEARCH_SECONDS: Final = 0.25
-"""Shortest time between two long searches. A long search examines more connections than a short one, if needed all."""
+"""Shortest time between two long searches. In between, searches are short."""
 _MEMORY_PART: Final = 8
 """The small buffers of all TLS connections of the server may take an eighth of the memory, and the large ones another
 eighth."""

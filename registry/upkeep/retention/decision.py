@@ -14,8 +14,8 @@ from storage.retention import TagFacts, TagPosition, UnusedLimits
 
 MIN_UNTAGGED_SECONDS: Final = 3600.0
 """An untagged manifest is kept for at least this time after its last push or pull. A client pushes the manifests of an
-index before the index itself, and some clients only send a HEAD request, which is a pull, for a manifest that the
-repository already has."""
+index before the index itself, so they have no tag for a while. Some clients do not push a manifest that the repository
+already has: they only send a HEAD request, which counts as a pull."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,13 @@ def decide(
     as long as the manifest. Times are in seconds since 1970.
 
     - `now`: the time of the decision.
-    - `newest`: the position of the oldest of the `rule.keep_last` newest tags. A tag at this position or before it is
-      one of them. None: the repository has fewer tags, so all are.
+    - `newest`: the position, in the list of tags from newest to oldest, of the last tag that `rule.keep_last` keeps.
+      `keep_last` also keeps the tags that come before it in the list, which are newer. None: the repository has fewer
+      tags, so `keep_last` keeps all.
     - `is_protected`: the tag is immutable, so it is never deleted.
-    - `pulls_since`: a pull keeps the tag if it is not older than this. It is earlier than `now` minus
-      `rule.keep_pulled_within` if no server ran for a part of this period (`RecordedTime.start_of_window`). None: a
-      server ran all the time."""
+    - `pulls_since`: a pull at or after this time keeps the tag. Usually this is `now` minus `rule.keep_pulled_within`.
+      It is earlier if there were times when no server ran, because these do not count
+      (`RecordedTime.start_of_window`). None: a server ran all the time."""
     if is_protected:
         return Decision(True, "it is immutable")
     if tag.subject is not None:

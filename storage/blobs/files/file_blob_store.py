@@ -1,7 +1,8 @@
 """The blob store that keeps each blob in a file of its own (`FileBlobStore`). Implements the Protocol `BlobStore`.
 
 Garbage collection deletes a blob's file in two steps: `FileBlobStore.remove` moves the file to the trash directory, and
-`FileBlobStore.reclaim_space` unlinks the files in the trash.
+`FileBlobStore.reclaim_space` unlinks the files in the trash. The *quarantine directory* keeps the files of blobs whose
+bytes are damaged.
 """
 
 from __future__ import annotations
@@ -314,8 +315,8 @@ class FileBlobStore:
             check.close()
 
     async def version(self, place: str) -> str | None:
-        """Returns a text with the inode, modification time and length of the file (`file_version`); None if there is no
-        file."""
+        """Returns a text that identifies the file and its bytes, and changes when they are replaced (`file_version`).
+        Returns None if there is no file."""
         return await self._disk.run(lambda: file_version(self._disk.layout.path_of(place)))
 
     def quarantine_place(self, digest: Digest) -> str:

@@ -1,7 +1,9 @@
 """Lists the partial blobs that are in the data directory (`list_partials`, `list_downloads`), and frees disk space when
 the registry starts on a full disk (`free_disk_space`).
 
-A *partial blob* is a blob that is still being downloaded, or whose download was interrupted and can be continued.
+A *partial blob* is a blob that is still being downloaded, or whose download was interrupted and can be continued. Its
+*state file* says which of its bytes are stored. Its *owner* is the process that downloads it; a partial blob whose
+download was interrupted has no owner.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ same moment."""
 
 def list_partials(layout: Layout, boot: str) -> list[PartialSummary]:
     """Returns the partial blobs whose download is running or can be continued. `boot`: id of the machine's present
-    boot; partial blobs from another boot are left out, because their bytes cannot be used. Also leaves out those whose
-    state file the disk cannot read (`skip_unreadable`). Takes no locks and changes nothing. Raises OSError."""
+    boot. Leaves out partial blobs from an earlier boot: their bytes were not synced to the disk, so they cannot be
+    used. Also leaves out those whose state file the disk cannot read (`skip_unreadable`). Takes no locks and changes
+    nothing. Raises OSError."""
     return [summary for _, summary in _read_partials(layout, boot) if summary is not None]
 
 
@@ -70,7 +73,7 @@ def _summary(path: Path, digest: Digest, boot: str) -> PartialSummary | None:
         if progress is None or progress.status is not PartialStatus.INCOMPLETE or progress.boot != boot:
             return None
         received = sum(stop - start for start, stop in progress.extents)
-        is_owned = is_byte_locked(state_fd)  # locked by the process that downloads the blob
+        is_owned = is_byte_locked(state_fd)  # the owner holds this lock
         return PartialSummary(digest, progress.size, received, is_owned)
     finally:
         os.close(state_fd)

@@ -91,8 +91,8 @@ class UploadFile:
             yield
 
     def _check_owner(self) -> None:
-        """Raises BlobUploadInvalid if a newer owner has taken the session over. Unless the caller holds the file's
-        lock, such a takeover can also happen at any time after this call."""
+        """Raises BlobUploadInvalid if a newer owner has taken the session over. A caller that does not hold the file's
+        lock can still lose the session directly after this call."""
         try:
             has_own_path = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
         except FileNotFoundError:

@@ -351,8 +351,8 @@ class SqliteAccounts:
         return await self._scans.run(lambda db: audit_table.page(db, query, limit))
 
     async def prune_audit(self, before: float) -> int:
-        """Deletes all lines that are older than `before` (seconds since 1970), except lines about tags. Returns the
-        number of deleted lines."""
+        """Deletes all lines that are older than `before` (seconds since 1970). Keeps the lines about changes of tags,
+        because they are the history of the tags. Returns the number of deleted lines."""
         deleted = 0
         while True:
             count = await self._writer.run(

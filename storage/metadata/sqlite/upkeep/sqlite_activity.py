@@ -1,4 +1,5 @@
-"""Stores the server's activity over time in the metadata database (`SqliteActivityLog`)."""
+"""Stores the server's activity in the metadata database (`SqliteActivityLog`): the numbers of pulls, pushes, cache hits
+and misses, and of bytes fetched from upstreams and saved, with one row for each hour."""
 
 from __future__ import annotations
 

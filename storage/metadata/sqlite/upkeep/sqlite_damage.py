@@ -1,7 +1,10 @@
 """Stores records of damaged content and of the rounds of scrub in the metadata database (`SqliteDamageRecords`).
-*Scrub* is a job that reads all content and checks its digests; a *round* is one pass over all content. The `place` of a
-blob is the key of its bytes in the blob store. A damaged blob has an empty `place`; a damaged manifest has the size 0
-and an empty body."""
+
+- *Scrub* is a job that reads all content and checks its digests. A *round* is one pass over all content.
+- The *place* of a blob is the key of its bytes in the blob store. A damaged blob has an empty `place`.
+- A damaged manifest has the size 0 and an empty body. The record of the damage keeps the body.
+- Damaged content is *healed* when its right bytes are stored again.
+"""
 
 from __future__ import annotations
 
@@ -194,8 +197,8 @@ class SqliteDamageRecords:
         return await self._writer.run(lambda db: damage_changes.mark_manifest(db, row, now), reserve_use=ReserveUse.ALL)
 
     async def restore_manifests(self) -> int:
-        """Checks at most `MANIFESTS_PER_RESTORE` manifests, those with the oldest damage, so that the transaction stays
-        short."""
+        """Hashes again the bodies of at most `MANIFESTS_PER_RESTORE` damaged manifests, oldest damage first. The limit
+        keeps the transaction short."""
         if self._db.execute("SELECT 1 FROM damaged_manifest LIMIT 1").get is None:
             return 0
         now = self._clock()

@@ -1,4 +1,8 @@
-"""Stores jobs in the metadata database (`SqliteJobs`)."""
+"""Stores jobs in the metadata database (`SqliteJobs`).
+
+A *job* is long work, such as a backup. Its *holder* is the process that runs it. A job is *active* while it is queued
+or running.
+"""
 
 from __future__ import annotations
 

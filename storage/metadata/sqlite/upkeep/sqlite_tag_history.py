@@ -1,4 +1,9 @@
-"""Reads the tag history of the metadata database, and puts deleted manifests back (`SqliteTagHistory`)."""
+"""Reads the tag history of the metadata database, moves tags and deletes tags (`SqliteTagHistory`).
+
+The store keeps a deleted manifest for some time. If a tag is moved to such a manifest, the store *puts it back*: it
+then is a manifest of its repository again. Its deleted *referrers* (manifests, such as signatures, that name it as
+their subject) are put back too, if that is possible.
+"""
 
 from __future__ import annotations
 
@@ -104,8 +109,8 @@ class SqliteTagHistory:
     ) -> TagMove:
         plan = await self._scans.run(lambda db: find_plan(db, repo, digest))
         # Each group in `plan.referrers` is a deleted referrer with the deleted manifests that it lists. The referrers
-        # are put back before their subjects, because `find_plan` searches only for referrers of manifests that are
-        # deleted. So if the process dies in between, a repeated call finds the remaining referrers.
+        # are put back before their subjects. If the process dies between two batches, the subjects are still deleted.
+        # `find_plan` searches only for referrers of deleted manifests, so a repeated call finds the remaining ones.
         batches = _batches([manifest for group in reversed(plan.referrers) for manifest in group] + plan.deleted)
         referrers = [manifest for group in plan.referrers for manifest in group]
         may_stay_deleted = frozenset(manifest.digest for manifest in referrers)
@@ -119,8 +124,8 @@ class SqliteTagHistory:
 
         def change(db: apsw.Connection) -> TagMove:
             put_back_now = put_back(db, batches[-1])
-            # A referrer that lists manifests could not be put back before these manifests. So one batch of the
-            # remaining referrers is tried again.
+            # A referrer cannot be put back while a manifest that it lists is deleted. In the order above, such a
+            # manifest may come after the referrer. So one batch of the remaining referrers is tried again.
             restored_so_far = {*restored, *put_back_now}
             put_back_now += put_back(
                 db, _batches([manifest for manifest in referrers if manifest.digest not in restored_so_far])[0]
