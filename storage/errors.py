@@ -28,7 +28,7 @@ class RegistryError(Exception):
         super().__init__(self.message)
 
     def for_operators(self) -> str:
-        """Returns the message for people who may know the server's files, which clients should not."""
+        """Returns the message for operators. It may name files of the server, which clients must not learn."""
         return self.message
 
 

@@ -92,8 +92,8 @@ class RunningDownloads:
     async def slot(self, visitor: str) -> AsyncIterator[RunningDownload]:
         """A context manager that holds a slot for a download. `visitor`: identifies the client
         (`registry.browse.repository_browser.visitor_of`). Raises TooManyRequests if this visitor has no slot left, or
-        if all slots are taken. Before it raises, it ends the slowest download if the client of that download is slow
-        (`_SLOW_SECONDS`): the slowest of this visitor or, if all slots are taken, of all visitors.
+        if all slots are taken. Before the error, ends a download whose client is slow (`_SLOW_SECONDS`), if there is
+        one: the slowest of this visitor if the visitor has no slot left, otherwise the slowest of all visitors.
 
         `RunningDownload.end` cancels the `async with` block of its download. The `async with` statement then ends
         without an error."""

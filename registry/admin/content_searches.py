@@ -1,5 +1,10 @@
 """Searches the content for a principal (`ContentSearches`). A search finds only content that this principal may
-pull."""
+pull.
+
+A repository is *mirrored* if its content comes from another registry (its *upstream*), and *hosted* if clients push its
+content to this registry. The *stored name* of a repository is its name in the store; that of a mirrored repository
+begins with the name of its upstream. The *candidates* of a name are the stored names that it can mean.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from storage.tag_rules import ImmutableTags, IsImmutable
 from storage.upstream_tags import UpstreamTags
 
 MAX_TEXT_CHARACTERS: Final = 128
-"""How many characters a text to filter tags by may have. This is the length of the longest tag."""
+"""Largest length of the text by which a client filters tags: the length of the longest possible tag."""
 
 
 class TagRows:

@@ -19,7 +19,8 @@ stopped and started."""
 
 
 def takes_effect(model: type[BaseModel], path: tuple[str, ...]) -> TakesEffect:
-    """Returns when a change of the setting at `path` takes effect. `model`: the model that contains it."""
+    """Returns when a change of the setting at `path` takes effect. `path`: the names of the fields that lead to the
+    setting from `model`, such as `("gc", "grace")`."""
     field = model.model_fields[path[0]]
     if field.json_schema_extra == AT_START:
         return "start"
@@ -39,7 +40,8 @@ def changed_settings(old: BaseModel, new: BaseModel) -> Iterator[tuple[str, Take
 
 
 def _changed_paths(old: BaseModel, new: BaseModel) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yields the path and the name of each setting whose values differ."""
+    """Yields the path and the name of each setting whose values differ. For a setting in a list of tables, the path
+    names only the list."""
     for name in type(old).model_fields:
         before, after = getattr(old, name), getattr(new, name)
         if before == after:

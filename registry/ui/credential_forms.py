@@ -1,5 +1,9 @@
 """The forms for API tokens and login sessions of an account. Visitors find them on the page about their own account.
-Admins find them on the page about any account and, to revoke tokens, on the page with the tokens of all accounts."""
+Admins find them on the page about any account and, to revoke tokens, on the page with the tokens of all accounts.
+
+In the functions, `form` has the fields that the visitor sent. `back` is the path of the page to which the visitor
+returns afterwards.
+"""
 
 from __future__ import annotations
 

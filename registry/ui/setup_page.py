@@ -1,5 +1,5 @@
 """The page *Set-up*: shows the files and commands that configure a client for this registry. They contain the address
-that the visitor's browser uses."""
+at which the visitor's browser reaches the registry."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Refetcher:
             self._wake.set()
 
     async def finish(self) -> None:
-        """Waits until all queued blobs were tried. Raises JobStopped."""
+        """Waits until all queued blobs were tried. Raises JobStopped if a stop of the job was requested."""
         # `_run` clears `_wake` when it has tried all queued blobs.
         while self._wake.is_set() and self._task is not None and not self._task.done():
             await self._context.report(message="fetching damaged blobs again", save_now=True)

@@ -45,11 +45,11 @@ RECOUNT_SECONDS: Final = 600.0
 """Time for which a repository that begins to fail again is not counted again. Otherwise a few repositories that work
 and fail alternately would stop the requests of all others every few seconds."""
 WORKED_SECONDS: Final = 5.0
-"""Time after the last request that worked during which failing repositories do not make the endpoint suspect."""
+"""For this time after a request has worked, failing repositories do not make the endpoint suspect."""
 SUSPECT_TRIALS: Final = 8
-"""Largest number of trials that run at the same time, for each of the two breakers of a suspect endpoint for
-repositories that are not failing. It is more than one, because a trial without a response takes long, and would keep
-all other repositories waiting."""
+"""A suspect endpoint has two breakers for repositories that are not failing. Each allows at most this number of trials
+at the same time. The number is more than one, because a trial without a response takes long, and would keep all other
+repositories waiting."""
 
 
 class EndpointAttempt:
@@ -232,8 +232,9 @@ class UpstreamEndpoint:
 
     def _on_success(self, repo: str) -> None:
         """Closes the breakers after a response for `repo` has shown that the endpoint works. The breakers of other
-        failing repositories stay if they have opened. If the endpoint was suspect, those that have not opened stay too
-        and become half-open: possibly these repositories failed only because the endpoint did."""
+        failing repositories stay if they have opened. Those that have not opened are removed. But if the endpoint was
+        suspect, they stay too and become half-open: possibly these repositories failed only because the endpoint
+        did."""
         if self._is_reported_open:
             log.info("the upstream endpoint %s responds again", self.url)
             self._observer.on_breaker(opened=False)

@@ -7,9 +7,10 @@ stores the bytes and then the blob's row in the metadata store. The garbage coll
 the row and then the bytes. So while the second check holds the lock, bytes and row must agree.
 
 Content that is known to be damaged does not count as a problem: it is recorded as damaged, it is not served, and a push
-stores the right bytes again. If a repair finds a damaged blob, it takes the blob out of use in the same way as scrub
-(module `storage.upkeep.quarantine`), and also stops after too many of them in a row (`DamageBrake`), because then the
-disk itself may be at fault.
+stores the right bytes again. A repair takes a damaged blob *out of use*: it records the damage and moves the bytes to
+the *quarantine*, where they are kept aside (module `storage.upkeep.quarantine`). If a repair takes too many blobs in a
+row out of use, it stops (`DamageBrake`), because the disk itself may be at fault. Scrub, the job that hashes all
+content, does the same.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ log = logging.getLogger("storage.eviction")
 @dataclass(frozen=True, slots=True)
 class Budget:
     """The largest number of bytes that a scope may have. A scope is a set of repositories whose bytes are counted
-    together (`storage.usage`). `scope`: the name of the scope. It consists of the repositories that are mirrored from
-    `upstreams`."""
+    together (`storage.usage`). `scope`: the name of the scope. `upstreams`: the upstreams whose mirrored repositories
+    are the scope."""
 
     scope: str
     upstreams: tuple[str, ...]

@@ -80,8 +80,8 @@ class BearerTokens:
 
         The token has the usual lifetime. If the credential of `identity` expires earlier, the token expires with it,
         but is valid for at least `MIN_LIFETIME_SECONDS`. If the store has no signing key, creates one, and raises
-        StorageFull or StorageFailed if that fails. Raises RequestInvalid if the token would be too long to verify: if
-        both the names in `access` and the groups of `identity` are long.
+        StorageFull or StorageFailed if that fails. Raises RequestInvalid if the token would have more than
+        `MAX_TOKEN_CHARACTERS` characters, because the names in `access` and the groups of `identity` together are long.
         """
         now = int(self._clock())
         expires = now + int(self._lifetime)

@@ -1,4 +1,5 @@
-"""Checks of `entrepot doctor` on the running server, its address, and the limits of the machine."""
+"""Checks of `entrepot doctor` on the running server, its address, its settings, and the limits of the machine. A
+*finding* says what is right or wrong, and what to do next."""
 
 from __future__ import annotations
 

@@ -141,8 +141,8 @@ class ConnectionContext:
 
     @property
     def limited_address(self) -> str | None:
-        """The client's address, without the port, to which limits for one client apply. None if it is unknown, or that
-        of a trusted proxy, whose connections serve many clients."""
+        """The client's address, without the port. Limits for one client apply to it. None if the address is unknown, or
+        if the client is a trusted proxy, whose connections serve many clients."""
         return None if self.proxies is not None or self.client is None else self.client[0]
 
     @property

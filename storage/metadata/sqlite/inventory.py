@@ -141,8 +141,8 @@ class SqliteInventory:
 
         With a tag, the manifest that it points at is removed too, unless the manifest has other tags or an index lists
         it. If a plan removes a manifest, it also removes the manifest's tags, its children (the manifests that it
-        lists) and its referrers. A child or referrer is not removed if it has a tag, or if an index that is not removed
-        lists it. Raises NameUnknown, ManifestUnknown."""
+        lists) and its referrers (the manifests that name it as their subject). A child or referrer stays if it has a
+        tag, or if an index that stays lists it. Raises NameUnknown, ManifestUnknown."""
         repository = lookups.repository_id(self._db, repo)
         if isinstance(reference, Digest):
             root = self._db.execute(

@@ -27,10 +27,10 @@ from storage.names import Digest, RepositoryName
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 MAX_TAGS_WITHOUT_LOCK: Final = 64
-"""If more than this number of tags need a manifest, or more than this number of indexes contain it, the process holds a
-lock while it changes the manifest. So it changes only one such manifest at a time. Otherwise hundreds of these changes
-could wait at the same time. The commit thread would make them in one transaction, which would take long. The number
-is the largest number of tags that one push can set."""
+"""The process holds a lock while it changes a manifest that more than this number of tags need, or that more than this
+number of indexes contain. The lock limits the process to one such change at a time. Without it, hundreds of them could
+wait, and the commit thread would make them all in one long transaction. One push can set at most this number of
+tags."""
 _MAX_CHANGED_TAGS: Final = 1000
 """Largest number of changes of tags that one transaction checks."""
 _TAGS_SET_AFTER_ENTRY: Final = """

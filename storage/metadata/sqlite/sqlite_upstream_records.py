@@ -30,8 +30,8 @@ MAX_NOT_FOUND_CHECKS = 10_000
 """Approximate limit of stored 'not found' checks. Without it, clients could fill the disk by requesting content that
 does not exist."""
 CHECKS_PER_PRUNE = 64
-"""A process deletes surplus 'not found' checks when it stores its first one, and again each time that it has stored
-this number of them."""
+"""A process deletes surplus 'not found' checks at the first 'not found' check that it stores, and then each time that
+it has stored this number of further ones."""
 MAX_TOKENS = 2000
 """Largest number of bearer tokens of upstreams. Some token services issue a token for any name that a client requests,
 and state a lifetime of years."""

@@ -1,5 +1,6 @@
-"""The *leftovers*: deliveries of webhooks that were removed from the settings. A *reader* is a webhook with a row in
-the table `event_reader`; the change that removes a webhook deletes this row.
+"""The *leftovers*: deliveries of webhooks that were removed from the settings. A *delivery* is an event that waits to
+be sent to one webhook, or that was given up (a dead letter). A *reader* is a webhook with a row in the table
+`event_reader`; the change that removes a webhook deletes this row.
 
 A webhook may have a million deliveries, and all other changes wait for a transaction. So the change that removes the
 webhook leaves its deliveries where they are. They are deleted in portions afterwards (`delete_portion`). Until then,
