@@ -36,6 +36,8 @@ class Accounts(Protocol):
     change of a grant also increments a second counter (`grants_version`). As long as that one is the same, a process
     need not read the grants again, of which there can be thousands.
 
+    An account has a *version*: a number that increases with each change of its password, of `enabled` and of `admin`.
+
     The parameter `by` of a change is the client that asked for it; the audit log names this client as the actor. A
     change that has no effect, such as adding a member twice, writes no line in the audit log and does not increment the
     epoch. Changes raise AccountInvalid, AccountUnknown, AccountExists, StorageFull, StorageFailed. If a change is

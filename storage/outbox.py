@@ -106,7 +106,7 @@ class EventPage:
 @dataclass(frozen=True, slots=True)
 class EventReader:
     """A webhook, or the list of events (`LIST_READER`). It wants the events with one of `actions`, from repositories
-    that one of the patterns `repositories` matches."""
+    whose names match one of the patterns `repositories`."""
 
     name: str
     actions: frozenset[EventAction]
@@ -139,10 +139,10 @@ class DeliveryPosition:
 @dataclass(frozen=True, slots=True)
 class DueDeliveries:
     """Deliveries of one webhook. `queues`: one sequence for each repository, in the order of the events. `next_at`: the
-    earliest time, later than now, at which a delivery of another repository becomes due; None if there is no such
-    delivery. If there are as many queues as the caller wanted, `next_at` may also be None because it was not
-    determined. `pause`: the number of seconds that the caller must wait before it looks for due deliveries again. It
-    is 0, unless the search was costly because very many repositories have pending deliveries."""
+    earliest time after now at which a delivery of a repository that is not in `queues` becomes due. None if there is no
+    such delivery. `next_at` may also be None, as not determined, if there are as many queues as the caller wanted.
+    `pause`: the number of seconds that the caller must wait before it looks for due deliveries again. It is 0, unless
+    the search was costly because very many repositories have pending deliveries."""
 
     queues: Sequence[Sequence[Delivery]]
     next_at: float | None
@@ -165,8 +165,8 @@ class FailedDelivery:
 class EventLimits:
     """How much the outbox keeps at the time `now` (seconds since 1970). `keep_since`: events before this time are
     removed from the list. `events`: largest number of events in the list. `pending` and `dead`: largest number of
-    pending deliveries, and of dead letters, of each webhook. An event that is neither in the list nor has any pending
-    delivery or dead letter left is deleted, unless it is the newest event."""
+    pending deliveries, and of dead letters, of each webhook. An event that is not in the list and has no pending
+    delivery or dead letter left is deleted. The newest event stays, so that no later event gets its number."""
 
     keep_since: float
     events: int

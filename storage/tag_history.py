@@ -101,10 +101,11 @@ class TagHistory(Protocol):
         """Points the tag at a manifest that the repository has, or that was deleted and can be put back. Creates the
         tag if there is none.
 
-        First puts back deleted manifests: the manifest itself, the manifests that an index lists, and the referrers of
-        each manifest that is put back. A deleted referrer stays deleted if some of its content is missing. Usually all
-        this happens in the transaction that changes the tag. If very many manifests are put back, most of them are put
-        back in earlier transactions. An interrupted call can then leave manifests that no tag points at.
+        First puts back deleted manifests: the manifest itself, the manifests that an index lists, and the *referrers*
+        of each of these (manifests with the field `subject`, such as signatures). A deleted referrer stays deleted if
+        some of its content is missing. Usually all this happens in the transaction that changes the tag. If very many
+        manifests are put back, most of them are put back in earlier transactions. An interrupted call can then leave
+        manifests that no tag points at.
 
         Raises ManifestUnknown (the manifest, or a manifest that it lists, cannot be put back), ManifestBlobUnknown (a
         blob is missing), ManifestTooLarge (it lists more manifests than one call can put back), PreconditionFailed

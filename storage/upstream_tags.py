@@ -73,8 +73,8 @@ class UpstreamTags(Protocol):
 
     async def save_sightings(self, repo: RepositoryName, tag: Tag, sightings: Sequence[Sighting]) -> None:
         """Replaces the stored sightings of the tag. Their times must increase. The caller makes sure that no other
-        process changes them meanwhile. A power cut may lose the change; the mirror then stores a later time for the new
-        digest."""
+        process changes them meanwhile. A power cut may lose the change. The mirror then sees the new digest again, and
+        stores the later time of that sighting."""
         ...
 
     async def moves(self, since: float, after: TagMove | None, limit: int) -> Sequence[TagMove]:

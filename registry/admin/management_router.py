@@ -42,8 +42,8 @@ _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
 
 def _error_responses() -> dict[int | str, dict[str, Any]]:
     """Returns the descriptions of the error responses, which every route has. Only the first has the model `Errors`, so
-    that FastAPI adds the schema of this model to the document. The others refer to that schema, because FastAPI needs
-    0.3 ms to prepare a model for each response of each route."""
+    that FastAPI adds the schema of this model to the OpenAPI document. The others refer to that schema, because FastAPI
+    needs 0.3 ms to prepare a model for each response of each route."""
     (first_status, first_text), *others = _ERROR_DESCRIPTIONS.items()
     schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Errors"}}}
     return {
@@ -53,5 +53,5 @@ def _error_responses() -> dict[int | str, dict[str, Any]]:
 
 
 def management_router(route_class: type[ManagementRoute] = ManagementRoute) -> APIRouter:
-    """Returns a router for routes below `API_PREFIX`. The paths of its routes do not have the prefix."""
+    """Returns a router for routes below `API_PREFIX`. A route names its path without the prefix; the router adds it."""
     return APIRouter(prefix=API_PREFIX, route_class=route_class, responses=_error_responses())

@@ -25,8 +25,8 @@ scrape, which is 10 s by default."""
 
 
 class StoreReader:
-    """Reads the metrics of the store for scrapes. Only one read runs at a time, so that scrapes do not block all
-    threads of the process while the disk does not respond."""
+    """Reads the metrics of the store for scrapes. Only one read runs at a time. Otherwise repeated scrapes could block
+    all threads of the process when the disk hangs."""
 
     def __init__(self, store: Collector, wait_seconds: float) -> None:
         self._store = store

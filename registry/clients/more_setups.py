@@ -34,7 +34,8 @@ _GITLAB_FILE: Final = ".gitlab-ci.yml"
 _GITHUB_FILE: Final = ".github/workflows/image.yml"
 
 SetupFunction = Callable[[RegistryAddress, Sequence[MirroredHost], bool], ClientSetup]
-"""A function that returns the set-up of a client. The last argument says whether the registry has accounts."""
+"""A function that returns the set-up of a client. The arguments: this registry's address, the upstream hosts that it
+mirrors, and whether it has accounts."""
 _ROBOT_HINT: Final = hint(
     "NAME is a robot's name, and TOKEN its API token: entrepot robot add NAME, entrepot token add NAME, "
     "entrepot grant add 'team/**' pull,push robot:NAME"

@@ -19,9 +19,8 @@ ZERO_LENGTH: Final[Header] = (b"content-length", b"0")
 JSON: Final[Header] = (b"content-type", b"application/json")
 OCTET_STREAM: Final[Header] = (b"content-type", BLOB_TYPE.encode())
 IMMUTABLE: Final[Header] = (b"cache-control", b"max-age=31536000, immutable")
-"""The Cache-Control header for content that was requested by its digest. It does not say `public`, so that shared
-caches do not store the responses to requests with Authorization (RFC 9111, 3.5), which other clients may not be allowed
-to read."""
+"""The Cache-Control header for content that was requested by its digest. Without `public`, a shared cache does not
+store the response to a request with Authorization (RFC 9111, 3.5). Other clients may have no right to read it."""
 REVALIDATE: Final[Header] = (b"cache-control", b"no-cache")
 """The Cache-Control header for content that was requested by a tag, and for lists. A cache may store the response, but
 has to revalidate it before each use."""

@@ -1,7 +1,8 @@
 """Stores images of another registry, the *old registry*, in this one (`ImageWriter`): the blobs first, then the
 manifests, and the tag with the last manifest. An index is stored after its *children*, the manifests that it lists. So
 an interrupted import leaves no incomplete image, and a second run continues. The content *below* a manifest is all that
-it refers to, directly or through its children.
+it refers to, directly or through its children. Content that the old registry lacks, or that is damaged there or of an
+unaccepted type, raises ContentBroken.
 
 A manifest can name any digest, even one of content that its author may not read. So before a blob that this registry
 has already is added to another repository, the old registry has to show that its repository of the same name has the
@@ -107,6 +108,7 @@ class ImageWriter:
         if not self._overwrite and (reason := await self._reason_to_leave(repo, tag, digest)) is not None:
             self._report.note(repo, reason, tag=tag)
             return
+        # The tag must still point at `current_digest`, or must still not exist (`negated`).
         condition = Condition(frozenset({current_digest})) if current_digest else Condition(negated=True)
         try:
             manifest = await self.import_manifest(repo, digest, (tag,), None if self._overwrite else condition)
@@ -164,9 +166,9 @@ class ImageWriter:
         condition: Condition | None = None,
         depth: int = 0,
     ) -> Manifest:
-        """Stores a manifest, and all manifests and blobs below it. Points `tags` at the manifest if `condition` holds.
-        `depth`: the number of indexes above the manifest. Returns the manifest. Raises the errors of `import_tag`, and
-        PreconditionFailed."""
+        """Stores a manifest, and all manifests and blobs below it. Points `tags` at the manifest if `condition` holds
+        (None: always). `depth`: the number of indexes above the manifest. Returns the manifest. Raises the errors of
+        `import_tag`, and PreconditionFailed if the condition does not hold."""
         if depth > MAX_NESTED_INDEXES:
             raise ContentBroken(f"its indexes are nested more than {MAX_NESTED_INDEXES} levels deep")
         async with self._manifest_locks.hold((repo, digest)):
@@ -258,7 +260,8 @@ class ImageWriter:
         try:
             await usage.check_quota(repo, blob.size, blob.digest)
         except QuotaExceeded:
-            # The source may not have the blob, such as a foreign layer, and the manifest may state a wrong size.
+            # The manifest may state a wrong size, so ask the source. It may also lack the blob, for example a foreign
+            # layer (one that clients fetch from another server).
             await usage.check_quota(repo, await self._source.blob_size(repo, blob.digest), blob.digest)
 
     async def _mount(self, repo: RepositoryName, digest: Digest) -> bool:

@@ -3,9 +3,9 @@ down or refuses the login (`RequestRetries`).
 
 A request is retried with growing pauses after errors that may be temporary. It *fails* if all its attempts get such
 errors. Failing requests show that the old registry is down, or that one repository is broken there. So they are counted
-for each repository until a request succeeds or gets another error. The import ends with `SourceDown` if
-`FAILURES_TO_END` repositories fail in a row, or if `FAILURES_TO_END` requests of one repository fail in a row and GET
-`/v2/` fails, too. The next import continues where this one has ended.
+for each repository until a request succeeds or gets an error that is not temporary. The import ends with `SourceDown`
+if `FAILURES_TO_END` repositories fail in a row, or if `FAILURES_TO_END` requests of one repository fail in a row and
+GET `/v2/` fails, too. The next import continues where this one has ended.
 
 A 404 without an error code of a registry (an `Unconfirmed` error) is possibly the page of a proxy in front of a
 registry that is restarting. Therefore it is retried like a request without a response. It is also possibly the response
@@ -119,9 +119,10 @@ class RequestRetries:
             raise SourceDown(f"{SourceDown.default} ({error.message})") from None
 
     async def _is_up(self) -> bool:
-        """Returns whether GET `/v2/` gets a response that a registry sends. The request has the login, because a proxy
-        in front of a registry that is down may ask for the login. If the login is refused, or GET `/v2/` is not found,
-        repeats the request without the login. A response that asks for a login then counts, too."""
+        """Returns whether GET `/v2/` gets a response that a registry sends. The request has the login. Without it, a
+        proxy that asks for the login would hide that the registry behind it is down. If the login is refused, or GET
+        `/v2/` is not found, repeats the request without the login. A response that asks for a login then counts,
+        too."""
         try:
             await self._client.check_login()
         except (Denied, NameUnknown):

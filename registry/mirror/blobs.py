@@ -50,9 +50,9 @@ SILENCE_SECONDS: Final = 8.0
 fill requests the blob from another repository than the client does, the client waits only this long for a response from
 the upstream. Then it waits for the other fill.
 
-The time includes the request for a token. It is longer than a working upstream usually takes to respond, because two
-fills may make the upstream send the bytes twice. It is much shorter than `START_TIMEOUT_SECONDS`, so that the other
-fill has enough time to get a response."""
+The time includes the request for a token. It is longer than a working upstream usually takes to respond, so a second
+fill, for which the upstream may send the bytes twice, is rare. It is much shorter than `START_TIMEOUT_SECONDS`, so that
+the other fill has enough time to get a response."""
 
 
 class _NoResponse(Exception):
@@ -249,7 +249,8 @@ class MirroredBlobs:
                                 return await fill.wait_started()
                             await fill.wait_finished()
                             return False
-                    # Two checks, because the fill may have waited for a connection until just before the first one.
+                    # One check is not enough. The fill may have waited for a free connection until just before it, so
+                    # that the upstream had no time to respond.
                     has_no_response = fill.has_no_response_for(repo)
                     if had_no_response and has_no_response:
                         raise _NoResponse

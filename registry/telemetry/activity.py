@@ -1,5 +1,6 @@
 """`ActivityCounts`: computes the activity of the server (such as pulls, pushes and cache hits) from the counts in
-shared memory, and remembers how much of it is stored already. A *cell* is one number in that memory."""
+shared memory, and remembers how much of it is already stored in the database (`storage.activity`). A *cell* is one
+number in that memory."""
 
 from __future__ import annotations
 

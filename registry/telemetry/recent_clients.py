@@ -68,11 +68,12 @@ class RecentClients:
     def last_seen(self, address: str, program: str) -> float | None:
         """Returns when a program, one of the values of `PROGRAMS`, has last sent a request from the network of this
         address, in seconds since 1970. None: not in the last `RECENT_SECONDS`."""
+        # Other clients can only have made a cell newer. So the older time is never earlier than the right one.
         seen_at = min(self._cells[cell] for cell in _cells_of(address, program))
         return seen_at if seen_at > self._clock() - RECENT_SECONDS else None
 
 
 def _cells_of(address: str, program: str) -> tuple[int, int]:
-    number = hash((program, network_of(address)))
+    number = hash((program, network_of(address)))  # the same in all workers: a fork keeps the seed of `hash`
     mask = _ROW_CELLS - 1
     return number & mask, _ROW_CELLS + ((number >> _SECOND_SHIFT) & mask)

@@ -7,8 +7,8 @@ stays as it is. The next process that claims the column adds to the numbers that
 processes that have died.
 
 A process claims a column by a lock on one byte of the memory's file. The kernel frees the lock when the process ends.
-Some cells hold numbers that shrink again, such as the number of open connections. The numbers that a dead process has
-left in such cells do not count, and the next process that claims the column sets these cells to 0.
+Some cells hold numbers that shrink again, such as the number of open connections. `live_totals` does not count what a
+dead process has left in such cells. The next process that claims the column sets these cells to 0.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class SharedCells:
         return self._own_number
 
     def totals(self) -> list[float]:
-        """Returns the total of each cell. While other processes write, each number is one that was right at some moment
-        during the call."""
+        """Returns the total of each cell, over all columns that were ever claimed. An addition that another process
+        makes during the call may be missing."""
         columns = [self._column(column) for column in range(self._columns) if self._process_of(column)]
         if len(columns) <= 1:
             return list(columns[0]) if columns else [0.0] * self._size

@@ -45,8 +45,8 @@ async def tag_history(request: Request, path: str) -> Response:
     name, tag = _parse(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
-        # `stored` is the full name under which the store has the repository. If there is no such repository, the call
-        # below raises NameUnknown for the requested name. After the redirect, the error would be about the full name.
+        # `stored` is the full name under which the store has the repository. The next call only checks that it exists:
+        # if not, it raises NameUnknown for the requested name. A redirect would lead to an error about the full name.
         await _components(request).content.tags(name, None, 1)
         return redirect_with_query(request, _path(stored, tag), "after")
     return await _history_page(request, stored, tag, query_of(request).one("after") or None)

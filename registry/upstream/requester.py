@@ -115,7 +115,8 @@ class UpstreamRequester:
         observer: MirrorObserver,
         configured_name: str | None = None,
     ) -> None:
-        """`clock` returns seconds since 1970. `configured_name`: see `UpstreamAuthorizer`."""
+        """`clock` returns seconds since 1970. `configured_name`: the name to use in place of `settings.name` when
+        docker's `config.json` is searched for the login."""
         self._observer = observer
         self.remaining_requests = RemainingRequests(settings.name, records, clock)
         self._backoff = RateLimitBackoff(settings.name, records, clock)
@@ -148,9 +149,9 @@ class UpstreamRequester:
         for this kind after a 429 are not tried. `any_endpoint`: if True, as for content with a digest, the next
         endpoint is tried after an error of _NOT_AT_THIS_ENDPOINT. If False, as for tags and lists, the first endpoint
         in the settings decides: its error of _NOT_AT_THIS_ENDPOINT is raised, and no other endpoint is tried.
-        `avoid`, `refused`: see `UpstreamEndpoints.in_order`. `timeout_seconds`: time limit for all endpoints together;
-        None: no limit. Each endpoint gets an equal part of the remaining time, so that one without a response leaves
-        time for the next."""
+        `avoid`: URLs of endpoints to try after the others. `refused`: URLs of endpoints to try last. `timeout_seconds`:
+        time limit for all endpoints together; None: no limit. Each endpoint gets an equal part of the remaining time,
+        so that one without a response leaves time for the next."""
         await self.remaining_requests.refresh()
         order = self._endpoints.in_order(repo, avoid, refused)  # leaves out endpoints whose circuit breaker is open
         circuit_errors = self._endpoints.circuit_open_errors(repo, order)
@@ -341,12 +342,13 @@ class UpstreamRequester:
         )
 
     async def delete_token(self, endpoint: UpstreamEndpoint, scope: str) -> None:
-        """See `UpstreamAuthorizer.delete_token`."""
+        """Deletes the cached token for this endpoint and scope, if there is one. The next request gets a new token.
+        Raises UpstreamUnavailable if the configured login cannot be read."""
         await self._auth.delete_token(endpoint.url, scope)
 
     async def aclose(self) -> None:
-        """Cancels running logins: GET `/v2/`, and requests for tokens. After this call, even if it is cancelled, the
-        metrics do not count the circuit breakers. Idempotent."""
+        """Cancels running logins: GET `/v2/`, and requests for tokens. From this call on, even if it is cancelled, the
+        metrics do not count the circuit breakers of these endpoints as open. Idempotent."""
         self._endpoints.close()
         await self._auth.aclose()
 

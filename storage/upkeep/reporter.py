@@ -26,7 +26,9 @@ class Reporter(Protocol):
         unit: str | None = None,
         message: str | None = None,
     ) -> None:
-        """Updates the given parts of the progress. May raise JobStopped, which ends the work."""
+        """Updates the given parts of the progress; None leaves a part as it is. `done` of `total` units are done.
+        `unit`: what is counted, in the plural, such as "blobs". `message`: what the work does now, for people. May
+        raise JobStopped, which ends the work."""
         ...
 
 

@@ -79,8 +79,8 @@ class WrongPasswords:
 
 def _key(name: str, network: str, identity: Identity | None, digest: bytes) -> str:
     """Returns the key under which the store remembers a wrong password. The digest is different for each account and
-    each of its passwords, because of its salt. The version or the stamp of the account makes the key different after
-    other changes of the account."""
+    each of its passwords, because of its salt. Other changes of the account also change the key: they change the
+    version of an account in the store, or the stamp (a hash of the line) of an account in an htpasswd file."""
     state = ("", "") if identity is None else (str(identity.version), identity.stamp or "")
     text = "\0".join((name, *state, network, "")).encode("utf-8", "surrogatepass")
     return f"wrong {hashlib.blake2b(text + digest, digest_size=16, person=b'wrong password').hexdigest()}"

@@ -268,9 +268,10 @@ class AsgiExchange:
         `slice_seconds` is how long the client may take to receive each slice; None: as long as it needs. If it takes
         longer, aborts the connection, because the slice takes memory. Raises ClientDisconnected.
 
-        Over TLS a slice is written in smaller parts: the transport encrypts each into a buffer that never shrinks. Each
-        part is written in a new iteration of the event loop. So other connections get their turn, and this method
-        notices if the client has disconnected. The transport does not report that: it silently discards the bytes.
+        Over TLS a slice is written in smaller parts, because the transport's buffer for encrypted bytes grows to the
+        size of the largest write and never shrinks. Each part is written in a new iteration of the event loop. So other
+        connections get their turn, and this method notices if the client has disconnected. The transport does not
+        report that: it silently discards the bytes.
         """
         part_bytes = _LARGE_BYTES if self._context.is_tls else RESPONSE_SLICE_BYTES
         try:

@@ -34,9 +34,9 @@ class ResponseFraming:
                 raise RuntimeError("the response is longer than its content-length")
 
     def frame(self, head: bytes, size: int, *, more: bool) -> tuple[bytes, bytes]:
-        """Returns the bytes to write before and after `size` bytes of the body. They contain `head`, the part of the
-        response's head that is not written yet. If the response is chunked, they also contain the framing of a chunk
-        and, without `more`, the end of the body."""
+        """Returns the bytes to write before and after `size` bytes of the body. The bytes before begin with `head`, the
+        part of the response's head that is not written yet. If the response is chunked, the two also frame a chunk.
+        `more`: whether more of the body follows. If not, the bytes after end the chunked body."""
         if not self.is_chunked:
             return head, b""
         before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")

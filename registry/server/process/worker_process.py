@@ -1,5 +1,5 @@
 """The supervisor's record of a worker (`WorkerProcess`): when the worker started, what it has reported, and how it
-ended. A worker is a child process of the supervisor.
+ended. The *supervisor* is the process that starts and watches the workers. Each worker is a child process of it.
 
 A worker reports on its *status pipe*, to which only the worker writes. Once it accepts connections, it writes the line
 "ready". If it fails, it writes the reason, in one line.
@@ -32,8 +32,8 @@ class WorkerProcess:
     commands: socket.socket
     """The supervisor's end of the channel for commands (`registry.server.process.commands`)."""
     is_adopted: bool = False
-    """Whether an old version of the program has forked the worker. If so, the worker has the settings of that
-    version."""
+    """Whether the supervisor of an old version of the program forked the worker, before an upgrade replaced that
+    version in the same process. If so, the worker has the settings of the old version."""
     output: bytearray = field(default_factory=bytearray)
     """What the worker has written to its status pipe, without the line "ready"."""
     is_ready: bool = False

@@ -81,8 +81,8 @@ def find_excess(db: apsw.Connection, limits: EventLimits) -> Excess:
 
 def _old_events(db: apsw.Connection, limits: EventLimits) -> list[int]:
     """Returns the numbers of the events in the list that are too old, or that are beyond the largest length of the
-    list. The age of an event with a time in the future is not known: the event was stored while the machine's clock was
-    ahead. It also counts as too old if a later event, one with a higher number, is too old."""
+    list. An event with a time in the future was stored while the machine's clock was ahead, so its age is not known.
+    Such an event counts as too old if an event with a higher number is too old."""
     rows: list[Any] = db.execute(_OLDEST_KEPT).fetchall()
     # The number of the newest event beyond the list's limit
     newest_excess: int | None = db.execute(_NEWEST_BEYOND_LIMIT, (limits.events,)).get
