@@ -79,10 +79,10 @@ def prepare_data_dir(data: Path, system: System | None = None) -> None:
     """Creates the data directory, or migrates an existing one to this version. It may be called before a fork, because
     it leaves no file open.
 
-    On a full disk it frees space: it shrinks the reserve, and deletes the files in the trash and the partial blobs that
-    no process is downloading. If there is still too little space, the function leaves the database as it is. A database
-    of this version can then still be read. For a database of another version, the function raises DataDirectoryError.
-    Raises DataDirectoryError also if a file cannot be created or read."""
+    On a full disk it frees space: it shrinks the reserve, and deletes the files in the trash (those of deleted blobs)
+    and the partial blobs that no process is downloading. If that is not enough, it leaves the database as it is. A
+    database of this version can then still be read. For a database of another version, the function raises
+    DataDirectoryError. Raises DataDirectoryError also if a file cannot be created or read."""
     layout = layout_of(data)
     system = system or System()
     ensure_usable(layout.root)

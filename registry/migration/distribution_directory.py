@@ -262,7 +262,7 @@ def _unreadable(what: str, error: OSError) -> str:
 
 def _link_time(path: Path, what: str) -> float | None:
     """Returns when a link was written, in seconds since 1970; None if there is no link. `what`: what the link is, for
-    messages. Raises ContentBroken if that cannot be found out."""
+    messages. Raises ContentBroken if the time of the link cannot be read."""
     try:
         return os.stat(path).st_mtime
     except (FileNotFoundError, NotADirectoryError):

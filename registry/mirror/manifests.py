@@ -139,7 +139,8 @@ class MirroredManifests:
         """Returns the result of `look_up` for the manifest. For a tag with a cooldown, looks up the digest that is
         served for the tag. Sets `notice` as the notice for the client and, if the cooldown holds the tag back, adds a
         sentence about that. Raises the errors of `read`."""
-        # `choice.candidates` are the digests that the cooldown lets the mirror serve, the newest first.
+        # `choice.candidates` are the digests that the cooldown lets the mirror serve, the newest first. `choice` is
+        # None if the tag has no cooldown, or if the mirror has no record of the tag.
         if isinstance(reference, Digest):
             result = await look_up(repo, reference)
         else:

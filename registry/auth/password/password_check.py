@@ -102,7 +102,8 @@ class PasswordCheck:
         self._throttle = throttle
         self._clock = clock
         self._htpasswd = htpasswd
-        # The key of the dummy salts. It differs between stores, so nobody can prepare hashes that fit many stores.
+        # An account without a hash gets a *dummy salt*, so that its check hashes, too. The salt is computed with this
+        # key. The key differs between stores, so nobody can prepare hashes that fit many stores.
         self._salt_key = hashlib.blake2b(accounts.instance_id().encode()).digest()
         self._failed_checks = SecretCache[_FailedCheck]()
         self._verified = SecretCache[_VerifiedPassword]()
@@ -196,8 +197,8 @@ class PasswordCheck:
         what `site_of` returns for the client's address: a wider network than that of `network_of`. The queue of the
         hashings counts logins by site. Raises TooManyRequests if too many logins wait for hashing."""
         # While the queue is full for this client, every password gets 429, even one that is remembered or is being
-        # hashed. Otherwise a client could fill the queue and then guess at no cost: a wrong password would get 429
-        # without being counted, so a guess that gets no 429 would probably be right.
+        # hashed. Otherwise a client could fill the queue and then guess at no cost. A wrong password would get 429 and
+        # would not be counted, and the remembered right one would be accepted.
         self._hashing.check_queue(site)
         key = self._verified.key_of(name, password)
         verified = self._verified.get(key)

@@ -157,10 +157,11 @@ def add(
 ) -> None:
     """Adds the token. Does not increment the epoch, because no process can have cached anything about the token. If the
     token is a refresh token, and its account has more than `MAX_REFRESH_TOKENS` now, revokes others
-    (`_EXCESS_REFRESH_TOKENS`), which increments the epoch. `expected_version`: the account's version when the client
-    that makes the change logged in; None: any version. Raises AccountUnknown if the account does not exist;
-    AccountExists if the token's id is in use; AccountInvalid if the account has too many personal tokens. With
-    `expected_version`, raises Unauthorized if the account has another version or does not exist."""
+    (`_EXCESS_REFRESH_TOKENS`), which increments the epoch. `expected_version`: the account's version (a number that
+    increases with each change of its password, `enabled` and `admin`) when the client logged in; None: any version.
+    Raises AccountUnknown if the account does not exist; AccountExists if the token's id is in use; AccountInvalid if
+    the account has too many personal tokens. With `expected_version`, raises Unauthorized if the account has another
+    version or does not exist."""
     _delete_expired(db, now)
     check_version(db, new_token.account, expected_version)
     account(db, new_token.account)  # raises AccountUnknown

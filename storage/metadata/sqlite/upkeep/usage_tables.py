@@ -235,7 +235,8 @@ def _use(row: tuple[Any, ...]) -> ScopeUse:
 
 
 def recount(db: apsw.Connection, name: str) -> ScopeUse | None:
-    """Counts a scope again, from all links and tags of its members."""
+    """Counts a scope again, from all links and tags of its members, and returns the result without storing it. Returns
+    None if there is no such scope."""
     stored = scope(db, name)
     scope_id = db.execute("SELECT id FROM usage_scope WHERE name = ?", (name,)).get
     if stored is None or scope_id is None:
