@@ -14,8 +14,9 @@ from typing import Final
 
 CLOCK_MARGIN_SECONDS: Final = 60.0
 """A time is in the future if it is more than this many seconds later than the present time. A change of the store reads
-the clock and then waits for other changes to end. These changes may have read the clock later and stored a later time,
-which is correct. The margin is longer than such a wait, so that the later time does not count as in the future."""
+the clock and then waits for other changes to end. Those may have read the clock later. Then the change finds times that
+are later than the present time that it has read, although the clock is right. The margin is longer than such a wait, so
+that these times do not count as in the future."""
 
 
 def is_future(stored_time: float, now: float) -> bool:

@@ -59,8 +59,8 @@ class ManagementRoute(APIRoute):
     async def check_rights(self, request: Request) -> None:
         """Checks the caller's rights before the body of the request is received, so that nobody without rights can make
         the registry receive and parse it. Called only if the route has a body. The function of the route checks the
-        rights again when the body has arrived. Here the caller needs an account; a subclass may check more, or other
-        rights. Raises the errors of `identify_caller` and `require_login`."""
+        rights again when the body has arrived. This method requires only that the caller has an account. A subclass may
+        check other rights. Raises the errors of `identify_caller` and `require_login`."""
         await require_login(await identify_caller(request, None, None))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -1,6 +1,6 @@
-"""The command `entrepot events`: shows events (pushes, pulls and other changes of the content). It also shows the
-pending and failed *deliveries* of events to webhooks. A *dead letter* is a failed delivery that the server no longer
-retries by itself. This command can retry it."""
+"""The command `entrepot events`: shows events (things that happened to the content, such as pushes and pulls). It also
+shows the pending and failed *deliveries* of events to webhooks. A *dead letter* is a failed delivery that the server no
+longer retries by itself. This command can retry it."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ FAILURES_TO_END: Final = 8
 """The number of failures in a row after which the import ends, in two cases:
 
 - This number of repositories each have a failed request whose error was not `Unconfirmed`.
-- This number of repositories have failed requests, or one repository has this number of failed requests, with any
-  errors, and GET `/v2/` fails, too. If GET `/v2/` succeeds, further failing requests are retried only once."""
+- GET `/v2/` fails, too, after this number of repositories, or this number of requests of one repository, have failed
+  with any errors. If GET `/v2/` succeeds, the import continues, and retries further failing requests only once."""
 MAX_REFUSED_REQUESTS: Final = 50
 """After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
 refuses the login, too. Each refusal can be a failed login, after which a registry may lock the account. But a registry

@@ -53,7 +53,8 @@ class SharedCells:
     and if all columns are taken, `own` is memory outside the columns, and no total includes it. No method blocks."""
 
     def __init__(self, size: int, columns: int, memory: SharedMemory | None = None, start: int = 0) -> None:
-        """`memory`: where the cells are, from the byte `start` on, a multiple of 8; None: in memory of their own."""
+        """`memory`: where the cells are, from the byte `start` on; None: in memory of their own. `start` must be a
+        multiple of 8."""
         self._size = size
         self._columns = columns
         self._memory = memory or SharedMemory(start + self.needed_bytes(size, columns))

@@ -2,8 +2,9 @@
 
 A backup copies the metadata first and then the blobs that the copy names. A blob that loses its last repository
 meanwhile must stay until it is copied. So the garbage collector removes blobs only while it holds one of the *removal
-slots*. A backup takes all of these slots before it copies the metadata, and holds them until the last blob is copied. A
-slot is free again as soon as its process dies, so a backup that was killed prevents no removals.
+slots*: permits, each of which one process at a time can hold. A backup takes all of these slots before it copies the
+metadata, and holds them until the last blob is copied. A slot is free again as soon as its process dies, so a backup
+that was killed prevents no removals.
 
 While a backup waits for the remaining slots, no collector gets another slot. So the backup waits until the current
 batches of the collectors end, and not until they have removed all garbage.
@@ -25,8 +26,8 @@ SLOT_COUNT: Final = 16
 """Number of removal slots."""
 KEPT_FREE: Final = SLOT_COUNT // 2
 """Number of slots that must stay free when a garbage collector takes one. So at most half of the slots are in use when
-a backup starts, and the backup takes the other half at once. Then no collector can begin another removal, even if all
-running removals end before the backup polls again."""
+a backup starts, and the backup takes the other half at once. Then no collector can begin another removal, because fewer
+than this many slots would stay free. This holds even if all running removals end before the backup polls again."""
 
 
 def removal_slot(leases: Leases) -> AbstractAsyncContextManager[bool]:

@@ -1,11 +1,11 @@
 """Encrypted cursors for lists that show a client only the entries that it may see.
 
-A cursor is the name of the entry after which the next page of a list starts. The server limits its work for one page,
-so a page can end at an entry that the client must not see. In that case the client must not learn the name in the
-cursor. So the server *seals* the cursor: encrypts and authenticates it, and pads it so that all sealed cursors are
-equally long. The encryption key is derived from a *signing key*: a key in the store that signs the registry's bearer
-tokens. So every worker can decrypt the cursor. If the client may see the entry, the server sends its name as a plain
-cursor.
+A cursor names the entry after which the next page of a list starts: a repository by its name, or a grant by its subject
+and pattern. The server limits its work for one page, so a page can end at an entry that the client must not see. In
+that case the client must not learn the name in the cursor. So the server *seals* the cursor: encrypts and authenticates
+it, and pads it so that all sealed cursors are equally long. The encryption key is derived from a *signing key*: a key
+in the store that signs the registry's bearer tokens. So every worker can decrypt the cursor. If the client may see the
+entry, the server may send a plain cursor instead.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from registry.request import RequestInvalid
 
 _PREFIX: Final = "~"
-"""The first character of a sealed cursor. No plain cursor begins with it: a plain cursor is a name of a repository or
-an account, or a pattern."""
+"""The first character of a sealed cursor. No plain cursor begins with it, because neither the name of a repository nor
+the subject of a grant does."""
 _NONCE_BYTES: Final = 12
 """The length of the nonce of AES-GCM (NIST SP 800-38D, 8.2.2)."""
 _TAG_BYTES: Final = 16

@@ -144,7 +144,7 @@ async def _run_round(
 
 def _log_unexpected_error() -> None:
     """Logs the error that an `except` clause handles now, with a traceback. The error does not end the rounds, because
-    the next one may succeed. Raises CancelledError if this task is being cancelled: the error may then have replaced
-    the CancelledError."""
+    the next one may succeed. If this task is being cancelled, raises CancelledError, because the error may have
+    replaced it."""
     raise_if_cancelled()
     log.exception("warming the mirror failed; the next round tries again")

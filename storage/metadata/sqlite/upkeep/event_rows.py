@@ -1,6 +1,6 @@
 """The columns of events and deliveries that queries of the metadata database select, and the objects made of such
-rows. An *event* is a change of a repository, such as a push. A *delivery* is an event that has to be sent to one
-webhook."""
+rows. An *event* is one thing that happened to a repository, such as a push or a pull. A *delivery* is an event that has
+to be sent to one webhook."""
 
 from __future__ import annotations
 
