@@ -14,10 +14,10 @@ database, the *epoch*, tells each worker that rights have changed:
 4. If the epoch of the cached principal is older, `CachedCredentialCheck.revalidate` in this module checks the
    credential again, and `principal_of` computes the rights again from the grants.
 
-Identities can also come from outside the database: from the htpasswd file, a token issuer or the OpenID provider. A
-change of that file, or of the settings of the other two, does not increment the epoch. An identity from such a source
-contains a *stamp*, a hash of the source. At each request, the worker compares the stamp with a hash of the source as it
-is now.
+An *identity* is the account that a credential has proved, with the limits of the credential. Identities can also come
+from outside the database: from the htpasswd file, a token issuer or the OpenID provider. A change of that file, or of
+the settings of the other two, does not increment the epoch. An identity from such a source contains a *stamp*, a hash
+of the source. At each request, the worker compares the stamp with a hash of the source as it is now.
 """
 
 from __future__ import annotations

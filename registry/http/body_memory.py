@@ -158,16 +158,18 @@ class BodyMemory:
 
     @asynccontextmanager
     async def metered(self, receive: Receive, send: Send, client: str | None) -> AsyncIterator[tuple[Receive, Send]]:
-        """A context manager that yields two ASGI callables for an application which reads the whole body into memory.
+        """A context manager for an application which reads the whole body into memory. Yields two ASGI callables for
+        it, which wrap `receive` and `send`.
 
-        They call `receive` and `send`, and apply the budget `forms` and the minimum rate to the request's body. The
-        body counts against the budget until the application starts its response, or until the block ends. The last
-        piece of a body does not count if it has at most `SMALL_BODY_BYTES`. So a small body that arrives in one piece,
-        such as a login form, does not count at all. An application that still calls `receive` after the start of its
-        response only waits for the client to disconnect, and discards the body. So neither the budget nor the minimum
-        rate applies then. The yielded `receive` joins small pieces of the body. It raises BodyTooSlow, and
-        TooManyRequests if no memory becomes free in time, or if this body and other bodies of the client together would
-        use more than a quarter of the budget.
+        The yielded callables apply the budget `forms` and the minimum rate to the request's body. The body counts
+        against the budget until the application starts its response, or until the block ends. The last piece of a body
+        does not count if it has at most `SMALL_BODY_BYTES`. So a small body that arrives in one piece, such as a login
+        form, does not count at all. After the start of the response, neither the budget nor the minimum rate applies:
+        an application that still calls `receive` only waits for the client to disconnect.
+
+        The yielded `receive` joins small pieces of the body. It raises BodyTooSlow. It raises TooManyRequests if no
+        memory becomes free in time, or if all bodies of this client together would use more than a quarter of the
+        budget.
 
         `client`: the network of the client's address (`registry.client_addresses.network_of`); None: unknown."""
         share = self.forms.share(client=client)

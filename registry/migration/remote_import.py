@@ -72,7 +72,8 @@ class RemoteImport:
         jobs: int,
         clock: Callable[[], float],
     ) -> None:
-        """`jobs`: how many images are imported at the same time. `clock` returns the time in seconds since 1970."""
+        """`overwrite`: as for `import_remote`. `jobs`: how many images are imported at the same time. `clock` returns
+        the time in seconds since 1970."""
         self._store = store
         self._clock = clock
         self._router = router
@@ -217,10 +218,11 @@ async def import_remote(
     clock: Callable[[], float] = time.time,
 ) -> JSON:
     """Runs a job of the kind `import-remote`. The job's arguments: the fields of `RemoteOptions`; `include` and
-    `exclude`, lists of patterns; `repositories`, a list of names (None: all); and `overwrite`. `configured`: the
-    upstreams in the settings. `pause` waits for a number of seconds before a retry. `clock` returns the time in seconds
-    since 1970. Returns the counts of `ImportReport`. Raises ImportInvalid, SourceDown, StorageFull, StorageFailed,
-    JobStopped."""
+    `exclude`, lists of patterns; `repositories`, a list of names (None: all); and `overwrite`: whether to set also tags
+    that somebody has changed in this registry. `configured`: the upstreams in the settings; if the old registry is one
+    of them, its login and other settings are used. `pause` waits for a number of seconds before a retry. `clock`
+    returns the time in seconds since 1970. Returns the counts of `ImportReport`. Raises ImportInvalid, SourceDown,
+    StorageFull, StorageFailed, JobStopped."""
     arguments = context.job.arguments
     options = _options(arguments)
     report = ImportReport(context)

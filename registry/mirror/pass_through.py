@@ -48,8 +48,8 @@ MAX_BUFFERED_BYTES: Final = 512 * 1024
 """Largest number of bytes of one blob that are buffered. If a chunk would exceed it, the thread waits for the
 client."""
 SMALL_CHUNK_BYTES: Final = 4 * 1024
-"""The buffer adds `_CHUNK_OVERHEAD_BYTES` to the size of a chunk smaller than this, so that many tiny chunks do not
-take much more memory than its limit."""
+"""The buffer counts a chunk smaller than this with `_CHUNK_OVERHEAD_BYTES` more than its size. So many tiny chunks do
+not take much more memory than `MAX_BUFFERED_BYTES`."""
 _CHUNK_OVERHEAD_BYTES: Final = 64
 """Memory of a chunk in addition to its bytes."""
 READER_BYTES: Final = MAX_BUFFERED_BYTES + 2 * CHUNK_BYTES
@@ -263,8 +263,8 @@ class PassThroughReader:
             self._share.held_since = asyncio.get_running_loop().time()
 
     async def _fetch(self) -> None:
-        """Downloads the span if it does not contain the blob's last byte; otherwise, or if the upstream sends only
-        whole blobs, downloads the whole blob."""
+        """Downloads the span. Downloads the whole blob instead if the span contains the blob's last byte, or if the
+        upstream sends only whole blobs."""
         if self.span[1] < self._size:
             try:
                 await self._download(self.span)

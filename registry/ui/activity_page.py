@@ -90,8 +90,8 @@ ACTIONS: Final = {
 _MAX_CHARACTERS: Final = {"account": 80, "action": 80, "repository": 400, "until": 32}
 """The most characters that are read of each filter in the query."""
 _CONTENT_KINDS: Final = frozenset({"tag", "manifest", "description"})
-"""The parts of actions before the dot, such as `tag` in `tag.put`, whose targets have pages below
-`REPOSITORIES_PATH`."""
+"""The kind of an action is its part before the dot, such as `tag` in `tag.put`. The targets of actions of these kinds
+have pages below `REPOSITORIES_PATH`."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 

@@ -50,9 +50,9 @@ async def comparison(request: Request, path: str) -> Response:
     name = repository_in(path)
     stored = await readable_repository(caller, name)
     components: PageComponents = request.app.service.pages
-    # `stored` is the whole name, such as `docker.io/library/ubuntu` for `ubuntu`. If there is no such repository, the
-    # next call raises NameUnknown, and the error's text has the name from the path, which the visitor knows. After the
-    # redirect below, the text would have the whole name.
+    # Raises NameUnknown if there is no such repository. This comes before the redirect, so the error's text has the
+    # name from the path, which the visitor knows. After the redirect it would have the whole name `stored`, such as
+    # `docker.io/library/ubuntu` for `ubuntu`.
     await components.content.tags(name, None, 1)
     if stored != name:
         return redirect_with_query(request, f"{COMPARISON_PATH}/{path_of(stored, None)}", "tag", "platform")

@@ -17,7 +17,8 @@ from storage.usage import ScopeDefinition
 CACHE_SCOPE: Final = "cache"
 """Name of the scope of all mirrored content."""
 _TARGET_FREE_FACTOR: Final = 1.1
-"""If `cache.target_free` is not set, it is `cache.min_free` times this factor."""
+"""`cache.target_free` is how much of the disk is free after an eviction. If it is not set, it is `cache.min_free` times
+this factor."""
 
 
 def upstream_scope(upstream: str) -> str:
@@ -26,7 +27,7 @@ def upstream_scope(upstream: str) -> str:
 
 
 def quota_scope(prefix: str) -> str:
-    """Returns the name of the scope of a quota."""
+    """Returns the name of the scope of a quota, a limit on the repositories whose names begin with `prefix`."""
     return f"quota {prefix}"
 
 

@@ -2,8 +2,8 @@
 the size and content of the cache (`read_cache_use`, `read_cache_status`).
 
 A *scope* is a set of repositories whose disk space the store counts together. There is a scope for the cached content
-of each upstream, one for that of all upstreams, and one for each quota. A *budget* is the largest size that a
-scope of cached content may have.
+of each upstream, one for that of all upstreams, and one for each quota (a limit on repositories whose names begin with
+the same prefix). A *budget* is the largest size that a scope of cached content may have.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ SCOPES_POLL_SECONDS: Final = 0.05
 @dataclass(frozen=True, slots=True)
 class CachePart:
     """The cached content of an upstream, or of all upstreams (`upstream` is None). `blobs` and `size` count each blob
-    once. `max_size`: the limit in the settings; None: there is none. Each image has a time of its last pull;
-    `oldest_pull` is the oldest of these times, in seconds since 1970 (None: there are no images). `is_complete`: False
-    while the content is still being counted."""
+    once. `size` and `max_size` are in bytes. `max_size`: the limit in the settings; None: there is none. Each image has
+    a time of its last pull; `oldest_pull` is the oldest of these times, in seconds since 1970 (None: there are no
+    images). `is_complete`: False while the content is still being counted."""
 
     upstream: str | None
     max_size: int | None
@@ -136,8 +136,9 @@ def _budgets(settings: Settings, evictor: Evictor, max_bytes: int | None, upstre
 
 
 async def _check_scopes(settings: Settings, usage: Usage, budgets: Sequence[Budget]) -> None:
-    """Checks that a server counts the scopes of the budgets as the settings define them. Waits for a server that has
-    just started or reloaded its settings. Raises Unsupported if it counts other scopes.
+    """Checks that a server counts the scopes of the budgets as the settings define them. Waits up to
+    `SCOPES_WAIT_SECONDS`, because the server may have just started or reloaded its settings. Raises Unsupported if the
+    server still counts other scopes then, or none.
 
     A job never defines the scopes itself. It can run in a command, whose settings may differ from those of the server.
     If the command defined the scopes, it would replace all scopes of the server, even those of the quotas."""

@@ -27,10 +27,9 @@ def try_lock_byte(fd: int, offset: int = 0) -> bool:
 
 
 def lock_byte_shared(fd: int, offset: int) -> None:
-    """Takes a shared lock on the byte at `offset`. Other openings of the file can hold a shared lock on the same byte
-    at the same time. Other openings can see with `is_byte_locked` that the lock is held. Never waits. Raises OSError,
-    also if another opening holds an exclusive lock on the byte. So a byte that is locked by this function must never be
-    locked by `try_lock_byte`, which locks exclusively."""
+    """Takes a shared lock on the byte at `offset`. Several openings of the file can hold this lock at the same time,
+    and `is_byte_locked` shows it to the others. Never waits. Raises OSError, also if another opening holds an exclusive
+    lock on the byte: so never use `try_lock_byte` for the same byte."""
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _STRUCT_FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, offset, 1, 0))
 
 

@@ -1,4 +1,4 @@
-"""Prints findings, for people or as JSON."""
+"""Prints findings, for people or as JSON. A *finding* is one result of a check of the machine or the configuration."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The open file of one reader of a blob that is being downloaded (`ReaderFile`).
 
-A *fill* (the download of one blob) writes the bytes into the file of a *partial blob*. A client may get its reader, and
-with it the file, while the fill still waits for a connection to the upstream. Before the first byte arrives, the blob's
-bytes may turn out to be in another file:
+A *fill* (the download of one blob) writes the bytes into the file of a *partial blob*: a blob whose bytes have not all
+arrived. The blob's first byte is at an *offset* in its file. A client may get its reader, and with it the file, while
+the fill still waits for a connection to the upstream. Before the first byte arrives, the blob's bytes may turn out to
+be in another file:
 
 - The partial blob is deleted, and the fill continues with another partial blob.
 - Another fill stores the blob first.

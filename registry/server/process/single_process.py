@@ -1,4 +1,5 @@
-"""`SingleProcessChanges`: reloads of a server with one worker, which runs without a supervisor."""
+"""`SingleProcessChanges`: reloads of a server with one worker. Such a server is a single process: it has no supervisor,
+the parent process that starts and replaces the workers of a larger server."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _NO_RESTART = (
 
 class SingleProcessChanges:
     """Reloads the configuration at SIGHUP and at requests on the control socket, one reload at a time. Requests that
-    come during a reload lead to one more reload. Refuses restarts."""
+    come during a reload lead to one more reload. A restart would replace the worker process. This class refuses it, at
+    SIGUSR2 and at requests on the control socket."""
 
     def __init__(self, live: LiveOptions, on_ready: Callable[[], None]) -> None:
         """Opens the control socket. Create this object before the process has threads, because its creation changes the

@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 def page_memory(page: Page[Tag] | Page[RepositoryName], set_bytes: int = 0) -> int:
-    """Returns the approximate bytes of memory that the page takes, plus `set_bytes`: the bytes of the set of names to
-    which the lookup was limited, which is a part of the cache key. The next two functions return the memory of other
-    results."""
+    """Returns the approximate bytes of memory that the page takes, plus `set_bytes`. A lookup can be limited to a set
+    of names, which is then a part of the cache key: `set_bytes` is the memory of this set, in bytes. The next two
+    functions return the memory of other results."""
     return _SMALL_VALUE_BYTES + set_bytes + sum(64 + len(name) for name in page.items)
 
 
@@ -44,12 +44,11 @@ def row_memory(_: BlobRow | Descriptor) -> int:
 
 
 def manifest_for_caller(manifest: Manifest) -> Manifest:
-    """Returns the manifest to give to the caller of a lookup, for a manifest in the cache.
+    """Returns a copy of a cached manifest, which refers to the same body. Give the copy to the caller of the lookup.
 
-    This is a copy, which refers to the same body. A manifest keeps its parsed content, which takes several times the
-    memory of the body. If the caller parses the copy, the manifest in the cache does not grow. For a manifest of more
-    than `LARGE_MANIFEST_BYTES` it is the manifest itself: all readers share it, and the cache counts its parsed
-    content."""
+    A manifest keeps its parsed content, which takes several times the memory of the body. If the caller parses the
+    copy, the manifest in the cache does not grow. A manifest of more than `LARGE_MANIFEST_BYTES` is not copied, but
+    returned itself: all callers share it, and the cache counts its parsed content."""
     if len(manifest.body) > LARGE_MANIFEST_BYTES:
         return manifest
     return Manifest(manifest.body, manifest.media_type, manifest.digest)
@@ -59,8 +58,8 @@ class LookupCache:
     """Runs lookups and caches their results. Used from one event loop.
 
     `version` returns the data version: a value that every commit of any process changes. `shared_reads` has the
-    connection for short lookups, and `scans` runs long ones. On a full disk, both can belong to an immutable database
-    (`storage.metadata.sqlite.immutable_database`)."""
+    connection for short lookups, and `scans` runs long ones. On a full disk, both can belong to an *immutable
+    database*: one that SQLite reads without writing any file (`storage.metadata.sqlite.immutable_database`)."""
 
     def __init__(
         self,

@@ -87,10 +87,9 @@ class FileCopier:
         verify: bool = False,
     ) -> None:
         """Creates the file `final` with the bytes of the open file `fd`. The file has the name `temporary` until its
-        bytes are durable. `verify`: whether the bytes of a link or clone are checked even if this object was created
-        without `verify`. Calls `on_bytes` with the number of bytes of each chunk, or once with `size` if the bytes are
-        not checked. Raises BlobDamaged, BackupFailed. After an error there is no new file, and an earlier file `final`
-        is unchanged."""
+        bytes are durable. The bytes of a link or clone are checked if `verify` is set here or in the constructor. Calls
+        `on_bytes` with the number of bytes of each chunk, or once with `size` if the bytes are not checked. Raises
+        BlobDamaged, BackupFailed. After an error there is no new file, and an earlier file `final` is unchanged."""
         if os.fstat(fd).st_size != size:
             raise BlobDamaged(f"it has {os.fstat(fd).st_size} bytes instead of {size}")
         try:

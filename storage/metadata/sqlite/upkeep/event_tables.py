@@ -2,7 +2,8 @@
 
 Each function runs inside a transaction on the given connection; the caller commits it. `by` is the client for which the
 change is made, `now` the time in seconds since 1970. A *reader* is a webhook, or the list of events that this registry
-keeps. If no reader wants an event, the function adds nothing. It then reads only the table of readers, which is short.
+keeps. A *delivery* is a row that says: this webhook has yet to get this event. If no reader wants an event, the
+function adds nothing. It then reads only the table of readers, which is short.
 """
 
 from __future__ import annotations
@@ -134,11 +135,12 @@ def _described_manifest(db: apsw.Connection, manifest_id: int) -> tuple[str, str
 
 
 def configure(db: apsw.Connection, readers: Sequence[EventReader]) -> Set[str] | None:
-    """Replaces the readers. From now on, the deliveries of webhooks that are not among the new readers are *leftovers*
-    (`storage.metadata.sqlite.upkeep.removed_webhooks`). Returns the names of the readers that are removed. If a new
-    reader has leftovers, because a webhook of this name was removed before, changes nothing and returns None: the
-    caller has to delete the leftovers and call this again. If the list of events is a new reader, the list begins with
-    the next event."""
+    """Replaces the readers. Returns the names of the readers that are removed.
+
+    The deliveries of a removed webhook stay in the database. They are its *leftovers*
+    (`storage.metadata.sqlite.upkeep.removed_webhooks`). A new webhook may have the name of one that was removed before,
+    and leftovers with it. The function then changes nothing and returns None: the caller has to delete the leftovers
+    and call this again. If the list of events is a new reader, the list begins with the next event."""
     former_names = {name for name, _ in _readers(db)}
     names = [reader.name for reader in readers]
     if removed_webhooks.has_deliveries(db, set(names) - former_names):
