@@ -54,7 +54,8 @@ class Share:
     - `client`: the client that sends or receives the bytes; None: the limit for each client does not apply.
     - `counted_for_client`: how many bytes count for the limit of the client. It includes the bytes that the share waits
       for.
-    - `held_since`: when the share first held bytes, in seconds of the event loop's clock.
+    - `held_since`: when the share first held bytes, in seconds of the event loop's clock. The request is slow if this
+      is long ago; it may set a later time when its client makes progress.
     - `on_cut`: the budget calls this function to cut off the request when other requests need the memory. It must not
       raise. None: the request cannot be cut off now."""
 

@@ -261,8 +261,9 @@ class Administration:
         the actions that the account may do. Empty: the token has no restriction.
 
         The *version* of an account is a number that increases when its password, its admin right or its enabled flag
-        changes. `expected_version` is the version that the account had when its owner, who makes this change, logged
-        in; None: somebody else makes the change. Raises Unauthorized if the account has another version now.
+        changes. If the account's owner makes this change, `expected_version` is the version that the account had when
+        the owner logged in: raises Unauthorized if the account has another version now. If somebody else makes the
+        change, `expected_version` is None, and there is no such check.
         """
         check_note(note)
         if expires_in is not None and expires_in <= 0:

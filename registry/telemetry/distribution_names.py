@@ -53,7 +53,8 @@ Translate = Callable[..., tuple[str, ...] | None]
 
 
 def distribution_metrics(metrics: Metrics) -> Iterator[Metric]:
-    """Yields the metrics, from the same counts as our own."""
+    """Yields the metrics, from the same counts as our own. The functions below get these counts as `totals`: the total
+    over all processes of each *cell*, a number that the processes count in."""
     totals = metrics.totals()
     yield from _http_metrics(metrics, totals)
     yield from _proxy_metrics(metrics, totals)

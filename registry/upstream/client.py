@@ -240,10 +240,10 @@ class HttpUpstreamClient:
     ) -> None:
         """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries the endpoints whose URL is in `avoid`
         after the others, and those in `refused`, whose bytes the sink does not accept, last. Tries no other endpoint
-        after the sink was called. `expected_size`: the size of the whole blob, which is used if the upstream does not
-        state it; None: such a response is refused. Raises BlobUnknown, RangesUnsupported (the upstream sends only whole
-        blobs), BlobLengthWrong (`expected_size` is wrong), the errors of a failed upstream request, and what the sink
-        raises. After a cancellation the sink is not called again."""
+        after the sink was called. `expected_size`: the size of the whole blob in bytes, for a response that does not
+        state it; None: a response without the size is refused. Raises BlobUnknown, RangesUnsupported (the upstream
+        sends only whole blobs), BlobLengthWrong (`expected_size` is wrong), the errors of a failed upstream request,
+        and what the sink raises. After a cancellation the sink is not called again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()

@@ -30,8 +30,8 @@ class FillContext:
     `negative_cache`: says which blobs the upstream does not have. `bad_senders`: says which endpoints (base URLs) of
     the upstream sent corrupt bytes for a blob. `to_upstream_name`: returns the name that a repository has at the
     upstream. `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored.
-    `stall_timeout`: the number of seconds without new bytes after which a fill fails. It applies once readers may have
-    got bytes of the blob. Before that, the download is retried at most once (`RetryPolicy`). `observer`: counts the
+    `stall_timeout`: after the upstream has begun to send the blob, the download is retried until it has made no
+    progress for this number of seconds. Before that, it is retried at most once (`RetryPolicy`). `observer`: counts the
     fills. `claims`: a fill holds one of its `MAX_CLAIMS` permits while it opens its files."""
 
     upstream: UpstreamClient

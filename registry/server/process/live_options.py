@@ -28,13 +28,14 @@ class LiveOptions:
     configuration: ConfigurationSource = field(default_factory=FixedConfiguration)
     """Reads the configuration at a reload."""
     control: Path | None = None
-    """The path of the control socket; None: there is none."""
+    """The path of the control socket, over which commands ask for a reload or a restart; None: there is none."""
     successor: Successor | None = None
     """The program that takes over at a restart; None: a restart only replaces the workers by new forks."""
     handover: Handover | None = None
     """The sockets and workers of the version that ran before in this process; None: this is an ordinary start."""
     counts: tuple[int, str] | None = None
     """The file descriptor of the shared memory that holds the application's counters, and a text that identifies the
-    layout of this memory. A new version of the program goes on counting in this memory. None: it starts from 0."""
+    layout of this memory. A new version of the program goes on counting in this memory. None: the counters of the new
+    version start from 0."""
     notifier: Notifier = field(default_factory=lambda: Notifier(None))
     """Reports the state of the server to the service manager. The default reports nothing."""

@@ -1,5 +1,5 @@
-"""`WorkerPool`: the worker processes of a supervisor. The pool forks, stops, kills and reaps them when the supervisor
-says so, and passes their reports to the supervisor.
+"""`WorkerPool`: the worker processes of a *supervisor*, their parent process. The pool forks, stops, kills and reaps
+them when the supervisor says so, and passes their reports to the supervisor.
 
 Each worker reports on a *status pipe* of its own that it is ready, or why it failed. All workers read from the *alive
 pipe*. The supervisor holds the only writing end of the alive pipe, and never writes to it. So the workers get an end of
@@ -32,8 +32,9 @@ from registry.server.process.worker_process import WorkerProcess, reap, report_f
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 """The signals that wake the supervisor's loop. SIGCHLD arrives when a worker has ended."""
 KILL_MARGIN_SECONDS = CANCEL_SECONDS + CLOSE_SECONDS + CANCEL_SECONDS + 2.0
-"""Time from the end of a worker's grace period to SIGKILL. The first three numbers are the longest times for which the
-worker waits: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels
+"""Time from the end of a worker's grace period to SIGKILL. During the grace period, the requests in progress of a
+worker that was told to stop may continue. The first three numbers are the longest times for which the worker waits
+afterwards: for its cancelled requests, for the shutdown of the application, and for all other tasks, which it cancels
 last. The fourth number is a reserve."""
 REAP_SECONDS = 5.0
 """How long the supervisor waits for killed workers to end. A process that is stuck in a system call does not end."""
@@ -214,7 +215,7 @@ class WorkerPool:
         os.kill(worker.pid, signal.SIGKILL)  # the pid belongs to the child until the supervisor reaps it
 
     def kill_overdue(self, now: float) -> None:
-        """Kills the workers that have not ended in time."""
+        """Kills the workers that have not ended in time. `now`: the time of `time.monotonic`."""
         for worker in self.workers.values():
             if worker.kill_at <= now:
                 worker.kill_at = float("inf")

@@ -43,9 +43,8 @@ class Extents:
         if start < stop:
             bounds = self._bounds
             first, end = bisect_left(bounds, start), bisect_right(bounds, stop)  # the bounds in between are replaced
-            # If an extent before `start` touches or contains `start`, the merged extent begins where that one begins;
-            # otherwise it begins at `start`. If an extent touches or contains `stop` and continues after it, the merged
-            # extent ends where that one ends; otherwise it ends at `stop`.
+            # The merged extent begins at `start`, or earlier if another extent begins earlier and reaches `start`. It
+            # ends at `stop`, or later if another extent begins at or before `stop` and ends later.
             bounds[first:end] = [start] * (first % 2 == 0) + [stop] * (end % 2 == 0)
 
     def remove(self, start: int, stop: int) -> None:

@@ -2,9 +2,9 @@
 (`ProcessPartial`).
 
 A *partial blob* is a blob that is still being downloaded. Its data file contains the bytes; its state file says which
-of them are stored. A *user* is an object that reads or writes the partial blob, such as a handle. All users of this
-process share one `ProcessPartial`. The *owner* is the one user, among all processes, that writes bytes. The process of
-the owner holds the lock on the state file.
+of them are stored. To *commit* it, the owner moves the verified data file to the stored blobs (`publish`). A *user* is
+an object that reads or writes the partial blob. All users of this process share one `ProcessPartial`. The *owner* is
+the one user, among all processes, that writes bytes. The process of the owner holds the lock on the state file.
 """
 
 from __future__ import annotations

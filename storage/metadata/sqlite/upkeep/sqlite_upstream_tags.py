@@ -31,7 +31,7 @@ SELECT repository, tag FROM upstream_tag u
    AND NOT EXISTS (
        SELECT 1 FROM upstream_tag n WHERE n.repository = u.repository AND n.tag = u.tag AND n.since > u.since)
  LIMIT {MAX_UNUSED_TAGS}"""
-"""The tags whose newest sighting is older than the time ?1 and that are not in the cache."""
+"""The *unused* tags: those whose newest sighting is older than the time ?1 and that are not in the cache."""
 _NEWEST_AND_CACHED = f"""
 SELECT (SELECT max(since) FROM upstream_tag WHERE repository = ?1 AND tag = ?2), {_CACHED.format("?1", "?2")}"""
 """The time of the newest sighting of the tag ?2 in the repository ?1, and whether the tag is in the cache."""
@@ -156,7 +156,8 @@ class SqliteUpstreamTags:
 
 
 def _forget_unused(db: apsw.Connection, tags: Sequence[tuple[str, str]], before: float) -> int:
-    """Deletes the sightings of those `tags` that are still unused. Returns the number of these tags."""
+    """Deletes the sightings of those `tags` that are still unused (`_UNUSED`). Returns the number of these tags.
+    `before`: the newest sighting of an unused tag is older than this time, in seconds since 1970."""
     forgotten = 0
     for repo, tag in tags:
         row: Any = db.execute(_NEWEST_AND_CACHED, (repo, tag)).fetchone()
