@@ -64,7 +64,8 @@ class RetentionRule(SettingsGroup):
 
 
 def check_retention(rules: Sequence[RetentionRule], upstreams: Sequence[Upstream]) -> None:
-    """Raises ValueError if a pattern of a rule begins with the name of an upstream."""
+    """Raises ValueError if a pattern of a rule begins with the name of an upstream. If there is a default upstream,
+    `library` counts as its name too."""
     mirrored_prefixes = {upstream.name for upstream in upstreams}
     if any(upstream.default for upstream in upstreams):
         mirrored_prefixes.add(HUB_LIBRARY)  # a default upstream serves `library/…`

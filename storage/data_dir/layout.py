@@ -16,10 +16,10 @@
       control                                           Unix socket by which commands reach a running server
       restore.json                                      marks a restore from a backup that has not ended yet
 
-A *partial blob* is a blob that is still being downloaded; SOURCE is the name of the upstream registry that sends it, or
-`@` and its hash if the file name would be too long.
-The GENERATION of an upload session grows by 1 each time another request takes the session over. A *lease* is the
-exclusive right to do some work; a *slot* is one of a limited number of permits.
+A *partial blob* is a blob that is still being downloaded. SOURCE is the name of the upstream registry that sends it. If
+the file name would be too long, SOURCE is `@` and a hash of the upstream's name. The GENERATION of an upload session
+grows by 1 each time another request takes the session over. A *lease* is the exclusive right to do some work; a *slot*
+is one of a limited number of permits.
 
 The whole directory lies on one file system, so that a rename moves a file without copying it.
 """
@@ -130,8 +130,8 @@ class Layout:
     def partial_name(digest: Digest, size: int, source: str = "") -> str:
         """Returns the name of a partial blob: the name of its files without their suffix. `size`: in bytes. `source`:
         the name of the upstream registry that sends the bytes; if it is empty, the name has no source. The downloads of
-        the mirror always have a source. If the names of the files would be too long, the name has `@` and a hash in
-        place of the source. No source begins with `@`.
+        the mirror always have a source. If the names of the files would be too long, the name has `@` and a hash of the
+        source in place of the source. No source begins with `@`.
 
         The size is a part of the name because it comes from a manifest, which may state a wrong size. A request with
         the right size then uses other files."""

@@ -80,9 +80,10 @@ class _Round:
 class Collector:
     """The garbage collector. Several processes may collect at the same time.
 
-    `grace`: seconds for which a repository keeps a blob to which none of its manifests refers. `expire`: seconds for
-    which an upload session or a partial blob is kept without progress. `is_full`: a function that returns whether the
-    disk is full. While it is full, the collector frees the space of each blob right after removing it, and
+    `grace`: seconds for which a repository keeps a blob to which none of its manifests refers, and a deleted manifest.
+    Strays are kept for this time too, but at least for `MIN_STRAY_AGE_SECONDS`. `expire`: seconds for which an upload
+    session or a partial blob is kept without progress. `is_full`: a function that returns whether the disk is full.
+    While it is full, the collector frees the space of each blob right after removing it, and
     `IDLE_SECONDS_ON_FULL_DISK` replaces `expire` for partial blobs. `grace` stays the same on a full disk.
     `check_directory`: raises DataDirectoryReplaced if the data directory is not the opened one any more; no round
     begins then."""

@@ -25,8 +25,8 @@ class ProviderInvalid(Exception):
 
 
 class ProviderUnavailable(Exception):
-    """The provider cannot be used at the moment. Either it sends no response, or one that cannot be used, or the client
-    secret cannot be read (`read_client_secret`). The text says why, for the log."""
+    """The provider cannot be used at the moment. It sends no response, or one that cannot be used, or the client secret
+    cannot be read during a login. The text says why, for the log."""
 
 
 class CodeRefused(Exception):

@@ -1,7 +1,8 @@
 """Checks the proxies of docker: whether docker sends its requests to this registry through a proxy.
 
 dockerd reads its proxies from `daemon.json` (`proxies`, since 23.0), or else from its environment, which systemd sets.
-The proxies in a person's `config.json` are for containers and builds; dockerd does not use them.
+The proxies in a person's `config.json` are for containers and builds; dockerd does not use them. A *finding* is one
+result of the check.
 
 Sources: Docker docs, "Daemon proxy configuration" and "Use a proxy server with the docker CLI"; systemd.exec(5),
 "Environment"; golang.org/x/net/http/httpproxy, whose rules for NO_PROXY docker follows.
@@ -54,8 +55,8 @@ class _Proxies:
 
 
 def proxy_findings(files: ClientFiles, name: str, daemon: dict[str, Any], target: Target) -> Iterator[Finding]:
-    """Yields a finding if docker, or a container of docker, uses a proxy for requests to this registry. `name` and
-    `daemon`: the path and the content of daemon.json."""
+    """Yields a finding if docker, or a container of docker, uses a proxy for requests to this registry. `files`: reads
+    docker's files. `name` and `daemon`: the path and the content of daemon.json. `target`: this registry."""
     url, host = target.address.url, target.address.host
     try:
         daemon_proxies = _of_daemon(name, daemon) or _of_systemd(files)

@@ -1,6 +1,7 @@
 """`LiveChanges`: the queue of the requested reloads and restarts of a server. A *reload* gives the workers a new
-configuration. A *restart* replaces them by new processes. If there is a `Successor`, a new version of the program takes
-over first. The supervisor (the parent process of the workers) runs one such change at a time.
+configuration. A *restart* replaces the workers by new processes; this replacement is a *renewal*. If there is a
+`Successor`, a new version of the program takes over before the renewal. The supervisor (the parent process of the
+workers) runs one such change at a time.
 
 If a change of the same kind is waiting already, a request joins that change. So any number of requests during a reload
 leads to exactly one more reload.

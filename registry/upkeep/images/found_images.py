@@ -1,4 +1,5 @@
-"""Finds the images in an OCI image layout or in an archive of `docker save` (`find_images`).
+"""Finds the images in an OCI image layout or in an archive of `docker save` (`find_images`). The layout or archive is a
+`FileSource`: a directory or a tar archive.
 
 Docker before version 25 writes archives of the *old form*. They are not OCI image layouts: they have configs and
 layers, but no manifests. So this module makes a manifest for each image. For the same archive, it always makes the same

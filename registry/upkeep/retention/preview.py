@@ -203,7 +203,8 @@ class RetentionPreview:
     async def _preview_untagged(
         self, repo: RepositoryName, rule: NumberedRule, limits: UnusedLimits, findings: _Findings
     ) -> None:
-        """Previews the manifests of a repository that have been unused for long enough."""
+        """Previews the untagged manifests of a repository that have not been pushed, tagged or pulled since the times
+        in `limits`."""
         count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
         lost_tags = LostTags()  # the part of the tag history that the calls of `untagged` have read
         after: Digest | None = None
@@ -232,7 +233,8 @@ class RetentionPreview:
         findings: _Findings,
     ) -> None:
         """Adds to `unused` those of the `roots` that would be unused without the tags `without`, and the manifests that
-        would then be unused as well (see `Retention.add_unused`). Stops at the limit of the preview."""
+        would then be unused as well (see `Retention.add_unused`). A manifest is unused if no tag points at it, no index
+        lists it, and its subject, if it names one, is not in the repository. Stops at the limit of the preview."""
         if roots and len(unused) < findings.max_manifests:
             await self._retention.add_unused(repo, roots, without, unused, findings.max_manifests)
             if len(unused) >= findings.max_manifests:
