@@ -7,11 +7,12 @@ the queue one after the other, so that the events of a repository arrive in thei
 senders run at a time. When a sender has ended, the next queue gets a sender, even if the other senders are slow. The
 number of senders of all webhooks together is limited as well (`SenderLimit`).
 
-An event is sent again and again until the *endpoint*, the URL of the webhook, answers 2xx. After a failure, the
-repository *pauses*: its events are not sent. The more failures in a row, the longer the pause, up to five minutes. The
-pause has a random part, so that many registries do not send at the same moment. `EndpointHealth` decides how long the
-events of the other repositories wait. An event that cannot be delivered becomes a *dead letter* in the end: it is not
-sent any more (see `Webhook.max_attempts` and `max_age`).
+An event is sent again and again until the *endpoint*, the URL of the webhook, answers 2xx. An attempt fails in one of
+two ways: the endpoint *refuses* the event (another status), or it is *down* (no answer, or not available now). After a
+failure, the repository *pauses*: its events are not sent. The more failures in a row, the longer the pause, up to five
+minutes. The pause has a random part, so that many registries do not send at the same moment. `EndpointHealth` decides
+how long the events of the other repositories wait. An event that cannot be delivered becomes a *dead letter* in the
+end: it is not sent any more (see `Webhook.max_attempts` and `max_age`).
 
 The outcomes of attempts are stored in groups. Until the outcomes of a repository are stored, the repository gets no
 other sender. After a crash, the events whose outcomes were not stored are sent again. While outcomes cannot be stored,
@@ -269,11 +270,11 @@ class WebhookDispatcher:
             return Attempt(Outcome.REFUSED, f"it cannot be sent, because of an unexpected {type(error).__name__}")
 
     async def _note_failure(self, delivery: Delivery, attempt: Attempt, delivered_before: int) -> None:
-        """Records a failed delivery: plans its next attempt, or makes its event a dead letter. `delivered_before`: how
-        many events the endpoint had accepted in all when the attempt began. If it has accepted more by now, these are
-        events of other repositories, and the failure does not show that the endpoint is down
-        (`EndpointHealth.on_down`). In that case only this repository has to wait. If its event becomes a dead letter,
-        this method itself waits, for at most a second."""
+        """Records a failed delivery: plans its next attempt, or makes its event a dead letter.
+
+        `delivered_before`: how many events the endpoint had accepted in all when the attempt began. If it has accepted
+        events of other repositories since then, the endpoint as a whole is not down, and only this repository has to
+        wait (`EndpointHealth.on_down`). For a dead letter, this method itself waits, for at most a second."""
         event, now = delivery.event, self._clock()
         attempts = delivery.attempts
         is_aged = now - event.content.at >= self._settings.max_age

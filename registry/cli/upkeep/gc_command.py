@@ -69,7 +69,8 @@ def gc(
 
 
 def removal_text(verb: str, step: Mapping[str, Any]) -> str:
-    """Returns one line about a removal. `verb`: `removed` or `would remove`."""
+    """Returns one line about a removal. `verb`: `removed` or `would remove`. `step`: the record of the removal that the
+    job has reported."""
     from registry.cli.output import human_size
 
     # A link is only a record that a repository has a blob, so it takes no bytes.

@@ -35,10 +35,10 @@ class SlotHolder(Protocol):
     """A pass-through, or a request of a fill, that holds a slot."""
 
     def slow_seconds(self) -> float:
-        """Returns how many seconds the download needs for 256 KiB; for an unattended fill, a multiple of them. Returns
-        0 if the download must not be cut off. That is so for a pass-through that is slow because of the upstream, not
-        because of its client. It is also so for most fills for which a client waits; `RunningRequest.slow_seconds`
-        gives the exceptions."""
+        """Returns how many seconds the download needs for 256 KiB. For an unattended fill, returns a multiple of them,
+        so that it is cut off sooner. Returns 0 if the download must not be cut off. That is so for a pass-through that
+        is slow because of the upstream, not because of its client. It is also so for most fills for which a client
+        waits; `RunningRequest.slow_seconds` gives the exceptions."""
         ...
 
     def cut_off(self) -> None:

@@ -15,7 +15,7 @@ class RequestTask:
     """The task that answers one request of a connection. The worker keeps it in `state.tasks` until it ends."""
 
     def __init__(self, worker: WorkerContext, exchange: AsgiExchange) -> None:
-        """Starts the task."""
+        """Starts the task. First evicts (closes) silent connections if too few file descriptors are free."""
         if worker.connection_limit is not None:
             worker.connection_limit.make_room_for_request()
         self._exchange = exchange

@@ -1,5 +1,5 @@
-"""Lists of tags in the order of versions (`VersionLists`). SQLite cannot sort by versions, so a list is sorted in
-Python and kept until the repository's tags change."""
+"""Lists of tags in the order of versions, such as `1.9` before `1.10` (`VersionLists`). SQLite cannot sort by versions,
+so a list is sorted in Python and kept until the repository's tags change."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ class VersionLists:
 
 
 def _is_current(db: apsw.Connection, repository: int, cached_list: _VersionList, newest_entry: int) -> bool:
-    """Returns whether no tag of the repository has changed since the list was made."""
+    """Returns whether the list is known to be current. Returns False if a tag of the repository has changed since the
+    list was made, and also if there are more than `_MAX_NEW_ENTRIES` to check."""
     if newest_entry == cached_list.newest_entry:
         return True
     if not 0 < newest_entry - cached_list.newest_entry <= _MAX_NEW_ENTRIES:

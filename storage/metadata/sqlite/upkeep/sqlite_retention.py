@@ -1,6 +1,8 @@
 """Finds and deletes tags and manifests for retention, in the metadata database (`SqliteRetention`). *Retention* is the
 job that deletes tags and manifests that no rule of the settings keeps. The *dependents* of a manifest are the manifests
-that it lists, and its referrers. An *orphan* is a dependent of a deleted manifest that nothing else uses."""
+that it lists, and its referrers. An *orphan* is a dependent of a deleted manifest that nothing else uses.
+
+If the machine's clock was ahead for a while, times that were stored then can be in the future."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Counts the blobs, bytes and tags of sets of repositories, in the metadata database (`SqliteUsage`)."""
+"""Counts the blobs, bytes and tags of *scopes* (sets of repositories that are counted together), in the metadata
+database (`SqliteUsage`)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class SqliteUsage:
 
     async def configure(self, definitions: Sequence[ScopeDefinition]) -> None:
         # Not durable: each start of a server configures the scopes again. A change with `ReserveUse.HALF` may use half
-        # of the disk reserve, so a full disk does not prevent it.
+        # of the reserve (disk space that was allocated in advance), so a full disk does not prevent it.
         await self._writer.run(
             lambda db: usage_tables.configure(db, definitions), durable=False, reserve_use=ReserveUse.HALF
         )
