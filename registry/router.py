@@ -92,10 +92,9 @@ class Router(RefusingRegistry):
     - `private`: the names of the private upstreams. Such an upstream may have repositories that only some clients are
       allowed to read.
     - `is_confirmed`: returns whether a private upstream has confirmed that its repository has a blob. Only then can
-      clients mount the blob from this repository. It is not enough that the store lists the blob in the repository,
-      because a mirror can list a blob there that came from another repository of the upstream. A mirror of a private
-      upstream lists the blob first, and records a confirmation only later. A mirror of a public upstream records no
-      confirmation of such a blob, and the settings can make this upstream private later."""
+      clients mount the blob from this repository. It is not enough that the store lists the blob in the repository: a
+      mirror can list a blob there that came from another repository of the upstream. Such a blob may not be confirmed
+      yet, or not at all if the upstream was public when the blob was stored."""
 
     def __init__(
         self,

@@ -19,8 +19,8 @@ MAX_SAVED_PULLS: Final = 500
 @dataclass(frozen=True, slots=True)
 class PullCount:
     """New pulls of one manifest. `repository`: its repository's name in the store. `upstream`: the name of the upstream
-    registry whose mirror has the repository; '' for a hosted repository. `last`: time of the last of these pulls, in
-    seconds since 1970. `pulls`: number of the pulls."""
+    registry whose mirror has the repository; '' for a hosted repository, one to which clients push. `last`: time of the
+    last of these pulls, in seconds since 1970. `pulls`: number of the pulls."""
 
     repository: RepositoryName
     digest: Digest

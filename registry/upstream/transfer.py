@@ -65,8 +65,8 @@ class BlobTransfer:
     ) -> None:
         """`endpoint` is the URL of the endpoint; it is passed to the sink. `attempt` gets reports on how the endpoint
         responds. These reports are made on the event loop, which the thread reaches through `call_on_loop`.
-        `expected_size`: the size of the whole blob, which is used if the response does not state it; None: such a
-        response is refused."""
+        `expected_size`: the size of the whole blob in bytes, for a response that does not state it; None: a response
+        without the size is refused."""
         self.endpoint = endpoint
         self.span = span
         self.expected_size = expected_size

@@ -1,7 +1,7 @@
 """Returns free memory of a worker process to the system.
 
 By default malloc keeps memory that was freed but lies between blocks in use. So a worker would stay as large as it was
-at its peak.
+at its peak. The garbage collection in this module is Python's, not that of the registry's blobs.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class MemoryTrimmer:
 
 def collect_seldom() -> None:
     """Excludes all existing objects from later garbage collections, and makes Python's automatic full collections rare.
-    A full collection frees nothing but memory, and `MemoryTrimmer` makes one when the process has grown."""
+    A late full collection delays only the release of memory, and `MemoryTrimmer` makes one when the process has
+    grown."""
     gc.collect()
     gc.freeze()  # to examine the objects of the start would take 50 ms each time
     gc.set_threshold(*gc.get_threshold()[:2], YOUNG_COLLECTIONS_PER_FULL_ONE)
