@@ -203,8 +203,8 @@ class RetentionPreview:
     async def _preview_untagged(
         self, repo: RepositoryName, rule: NumberedRule, limits: UnusedLimits, findings: _Findings
     ) -> None:
-        """Previews the untagged manifests of a repository that have not been pushed, tagged or pulled since the times
-        in `limits`."""
+        """Previews the untagged manifests of a repository that have had no push, tag or pull since the times in
+        `limits`."""
         count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
         lost_tags = LostTags()  # the part of the tag history that the calls of `untagged` have read
         after: Digest | None = None

@@ -209,7 +209,7 @@ def _is_served_instead(db: apsw.Connection, image: Image, cooldowns: Cooldowns, 
 def evict_next(
     db: apsw.Connection, upstreams: Sequence[str], rules: EvictionRules, started: float, by: Actor, now: float
 ) -> EvictedImage | bool:
-    """Implements `CachedImages.evict_next`. `started`: when the eviction began, of which this call is one step, in
+    """Implements `CachedImages.evict_next`. An eviction is a series of such calls; `started` is when it began, in
     seconds since 1970. Returns the evicted image. If it has evicted none, returns True if there are more images to
     check, otherwise False."""
     for _ in range(MAX_CHECKED_MANIFESTS):
