@@ -41,16 +41,19 @@ def check_identity_url(value: str, example: str, attacker_gains: str) -> None:
     The URL must have https, or http on this machine, and must not have a user name, a password or a fragment.
 
     `example`: a valid URL for the message. `attacker_gains`: the end of the message that refuses plain http, after
-    "whoever can change its answers"; for example "can log in"."""
+    "whoever can change the answers can"; for example "log in"."""
     if "@" in value:  # the message does not repeat the URL, which may contain a password
         raise ValueError("such an address must not contain a user name or password")
     parts = split_http_url(value, example, allow_fragment=False)
     if parts.scheme == "http" and not is_loopback_host(parts.hostname or ""):
-        raise ValueError(f"{value!r} must begin with https://: whoever can change its answers {attacker_gains}")
+        raise ValueError(
+            f"{value!r} must begin with https://: plain http is not protected, so whoever can change the answers on "
+            f"their way can {attacker_gains}"
+        )
 
 
 def _check_jwks_url(value: str) -> str:
-    check_identity_url(value, "https://ci.example.com/.well-known/jwks", attacker_gains="can log in")
+    check_identity_url(value, "https://ci.example.com/.well-known/jwks", attacker_gains="log in")
     return value
 
 
@@ -161,7 +164,7 @@ def has_external_logins(auth: AuthSettings, issuers: Sequence[Issuer], provider:
 
 
 def _check_issuer(value: str) -> str:
-    check_identity_url(value, "https://sso.example.com/realms/company", attacker_gains="decides who has logged in")
+    check_identity_url(value, "https://sso.example.com/realms/company", attacker_gains="decide who has logged in")
     if "?" in value:
         raise ValueError(f"{value!r} has a query; an issuer has none")
     return value

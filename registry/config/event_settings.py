@@ -44,7 +44,7 @@ def _check_header(value: str) -> str:
 
 
 class EventSettings(SettingsGroup):
-    """Events: what happened to the content. `entrepot events` and `/api/v1/events` show them, and webhooks are told."""
+    """Events: what happened to the content. `entrepot events` and `/api/v1/events` show them; webhooks receive them."""
 
     keep: Duration = Field(
         default=0.0,
@@ -119,7 +119,11 @@ class Webhook(SettingsGroup):
     )
     timeout: Duration = Field(default=10.0, gt=0, le=300, description="How long the endpoint may take to answer")
     connections: int = Field(
-        default=4, ge=1, le=32, description="How many repositories' events are sent at the same time"
+        default=4,
+        ge=1,
+        le=32,
+        description="Maximum number of connections to the endpoint at a time. Each sends the events of one repository, "
+        "one after another",
     )
     max_attempts: int = Field(
         default=10,

@@ -129,14 +129,15 @@ class Upstream(SettingsGroup):
     )
     realms: list[Annotated[str, AfterValidator(_check_realm)]] = Field(
         default=[],
-        description="URLs of token services that may be used and may get the password. Not needed for the endpoint's "
-        "host and port, nor for `https` on port 443 of another host whose registrable domain (such as `example.com`) "
-        "is that of an endpoint or of `name`",
+        description="URLs of further token services that the mirror may use and may send the password to. It may use "
+        "two kinds without an entry here: those on the endpoint's host and port, and those at `https`, port 443, whose "
+        "host has the same registrable domain (such as `example.com`) as an endpoint or as `name`",
     )
     redirects: list[Annotated[str, AfterValidator(_check_redirect_host)]] = Field(
         default=[],
-        description="Hosts with private addresses that redirects may lead to, such as `storage.corp:9000` (without a "
-        "port: 80 and 443). Redirects to other private addresses work only if the endpoint has a private address, too",
+        description="Redirects may lead to public addresses, and to private ones if the endpoint has a private "
+        "address, too. Hosts in this list, such as `storage.corp:9000` (without a port: 80 and 443), are always "
+        "allowed",
     )
     username: str | None = Field(default=None, min_length=1, description="User name for its login. Default: no login")
     password_file: Path | None = Field(default=None, description="File with the password and nothing else")
@@ -162,9 +163,9 @@ class Upstream(SettingsGroup):
     miss_ttl: Duration = Field(default=60.0, description="How long a 'not found' answer is cached")
     cooldown: Duration = Field(
         default=0.0,
-        description="How long a digest must have held a tag at the upstream before pulls of the tag get it. Until then "
-        "they get the newest digest that has. 0: no delay. Pulls by digest, and of the tags of signatures, are never "
-        "delayed",
+        description="How long a tag at the upstream must have pointed at a digest, without a break, before pulls of "
+        "the tag get this digest. Until then, pulls get the newest digest at which the tag has pointed for so long. "
+        "0: no delay. Pulls by digest, and pulls of the tags of signatures, are never delayed",
     )
     cooldown_tags: list[TagPattern] = Field(
         default=["*"], min_length=1, description="Patterns of the tags to which `cooldown` applies, such as `v*`"
@@ -176,8 +177,9 @@ class Upstream(SettingsGroup):
     )
     cooldown_new: Literal["serve", "refuse"] = Field(
         default="serve",
-        description="While no digest has held a tag for the cooldown, because the mirror has not known the tag for so "
-        "long: `serve` the first digest that the mirror saw, or `refuse` the tag",
+        description="What pulls of a tag get while it has not yet pointed at any digest for the cooldown, as when the "
+        "mirror has just seen the tag for the first time: `serve` gives them the first digest that the mirror saw, "
+        "`refuse` refuses them",
     )
     connections: int = Field(
         default=8, ge=1, le=64, description="Maximum number of connections for blobs at a time, of all workers together"
@@ -217,7 +219,7 @@ class Upstream(SettingsGroup):
         fields = ("password_file", "password_env", "docker_config")
         sources = [field for field in fields if getattr(self, field) is not None]
         if len(sources) > 1:
-            raise ValueError(f"{' and '.join(sources)} are both set; one login is meant, so keep one of them")
+            raise ValueError(f"{' and '.join(sources)} are both set; a login has only one source, so keep one")
         if self.username is not None and sources == ["docker_config"]:
             raise ValueError("username and docker_config are both set; docker_config brings its own user name")
         if self.username is not None and not sources:

@@ -40,10 +40,10 @@ class RetentionRule(SettingsGroup):
     )
     delete_untagged_after: Duration | None = Field(
         default=None,
-        description="Deletes a manifest once it has had no tag, push or pull for this time, unless an index lists it "
-        "or it is a referrer of a manifest that is kept. It stays for an hour after its push or pull, "
-        "because clients push an index after what it lists (a pull counts half a minute later). "
-        "Default: manifests without a tag are kept",
+        description="Deletes a manifest that has had no tag, push or pull for this time. Manifests that an index "
+        "lists, and referrers of a manifest that is kept, stay. No manifest is deleted in the hour after its push or "
+        "pull, because clients push an index after the manifests that it lists; a pull is recorded up to half a minute "
+        "late. Default: manifests without a tag are kept",
     )
     delete_all: bool = Field(
         default=False, description="Has to be true in a rule without a condition, which deletes every tag"

@@ -205,8 +205,8 @@ class LimitSettings(SettingsGroup):
     burst: int = Field(
         default=0,
         ge=0,
-        description="How many requests may come at once, within `requests_per_second` on average. 0 means as many as "
-        "ten seconds allow, at least 1",
+        description="How many requests an account or address may send at the same moment; on average, it may still "
+        "send only `requests_per_second`. 0 means ten times `requests_per_second`, at least 1",
     )
 
 

@@ -325,7 +325,7 @@ def _problem_text(problem: ErrorDetails) -> str:
     if problem["type"] == "model_type":
         message = "should be a table"
     if problem["type"] == "list_type":
-        message = "is no list" + (
+        message = "is not a list" + (
             f"; write [[{problem['loc'][-1]}]]" if problem["loc"][-1] in _TABLE_LIST_HINTS else ""
         )
     if "ge" in problem.get("ctx", {}) and any(

@@ -150,7 +150,10 @@ class CacheSettings(SettingsGroup):
         default=ByteSize(0), ge=0, description="If less of the disk is free, images are evicted. 0 means never"
     )
     target_free: ByteSize = Field(
-        default=ByteSize(0), ge=0, description="How much is free afterwards. 0 means a tenth more than `min_free`"
+        default=ByteSize(0),
+        ge=0,
+        description="How much of the disk is free after an eviction for `min_free`. 0 means a tenth more than "
+        "`min_free`",
     )
 
     @model_validator(mode="after")
@@ -168,7 +171,7 @@ class DiskSettings(SettingsGroup):
         default=ByteSize(0), ge=0, description="Space that stays free. 0 means that pushes work until the disk is full"
     )
     min_free_percent: float = Field(
-        default=0.0, ge=0, le=50, allow_inf_nan=False, description="The same as a part of the disk, in percent"
+        default=0.0, ge=0, le=50, allow_inf_nan=False, description="Space that stays free, in percent of the disk"
     )
 
 

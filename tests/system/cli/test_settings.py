@@ -127,7 +127,7 @@ WRONG_UPSTREAMS = [
     (HUB + "password_file = 'p'", "a.toml: upstream[docker.io]: password_file is set without a username"),
     (
         HUB + "username = 'me'\npassword_file = 'p'\npassword_env = 'P'",
-        "a.toml: upstream[docker.io]: password_file and password_env are both set; one login is meant",
+        "a.toml: upstream[docker.io]: password_file and password_env are both set; a login has only one source",
     ),
     (
         HUB + "username = 'me'\ndocker_config = 'c'",
@@ -137,7 +137,7 @@ WRONG_UPSTREAMS = [
     ("[[upstream]]\nname = 'GHCR'", "a.toml: upstream[GHCR].name: 'GHCR' is not a name like docker.io or ghcr.io"),
     ("[[upstream]]\nname = 'library'", "a.toml: upstream[library].name: 'library' cannot be an upstream's name"),
     ("mirror = ['index.docker.io']", "a.toml: mirror[1]: 'index.docker.io' is called 'docker.io' in names"),
-    ("[upstream]\nname = 'docker.io'", "a.toml: upstream: a table is no list; write [[upstream]]"),
+    ("[upstream]\nname = 'docker.io'", "a.toml: upstream: a table is not a list; write [[upstream]]"),
     ("[hosted]\nprefixes = ['team/']", "a.toml: hosted.prefixes[1]: 'team/' is not a pattern of names like team/** "),
     ("[hosted]\nprefixes = ['ghcr.io/**']\n" + GHCR, "a.toml: hosted.prefixes: 'ghcr.io/**' covers mirrored names"),
     (

@@ -71,7 +71,7 @@ ISSUER = '[[issuer]]\nissuer = "https://ci"\naudience = "r"\naccount = "ci"\njwk
         ('[auth]\ntoken_ttl = "2h"', "auth.token_ttl: "),
         ('[auth]\nservice = "a\\"b"', "auth.service: "),
         ("[auth]\nhtpaswd = 'x'", "auth.htpaswd: unknown setting; did you mean auth.htpasswd?"),
-        ('[issuer]\nissuer = "x"', "issuer: a table is no list; write [[issuer]]"),
+        ('[issuer]\nissuer = "x"', "issuer: a table is not a list; write [[issuer]]"),
         (ISSUER + 'acount = "x"', "issuer[https://ci].acount: unknown setting; did you mean issuer.account?"),
         (ISSUER + 'algorithms = ["HS256"]', "'HS256' is not an algorithm for tokens of others"),
         (ISSUER + 'jwks_url = "http://ci.example.com/k"', "must begin with https://"),
