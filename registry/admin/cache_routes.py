@@ -79,7 +79,12 @@ class EvictionRequest(BodyModel):
 
     to: Annotated[
         int | None,
-        Field(ge=0, le=MAX_NUMBER, description="Bytes that the cache may have afterwards. Default: settings"),
+        Field(
+            ge=0,
+            le=MAX_NUMBER,
+            description="Bytes that the cache may have afterwards. Default: the limits in the settings, `max` and "
+            "`min_free` of `[cache]` and `cache_max` of each `[[upstream]]`",
+        ),
     ] = None
     upstream: Annotated[str | None, Field(max_length=255, description="Only images of this upstream")] = None
     dry_run: Annotated[bool, Field(description="Only list in the job's result what would be evicted")] = False

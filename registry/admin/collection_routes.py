@@ -21,8 +21,8 @@ class CollectionRequest(BodyModel):
     dry_run: bool = Field(default=False, description="Remove nothing, and list what a collection would remove")
     strays: bool = Field(
         default=False,
-        description="Look for stray files among all blobs, which takes long in a large store, and not only in a "
-        "part of them",
+        description="Look for stray files (files without a record in the metadata) among all blobs. This takes long "
+        "in a large store. If false, each collection looks among another part of the blobs",
     )
 
 

@@ -32,7 +32,7 @@ _ERROR_DESCRIPTIONS: Final[dict[int, str]] = {
     401: "Log in first, or with other credentials",
     403: "This account may not do this",
     404: "What the path or the body names does not exist, or this account may not see it",
-    409: "The name is taken, no enabled admin would be left, or such a job is running",
+    409: "The name is taken, no enabled admin would be left, or another job of the same kind is running",
     413: "The body is too long",
     415: "The body is not JSON",
     422: "The body or the query is not as described",

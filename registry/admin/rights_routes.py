@@ -42,10 +42,10 @@ class RepositoryRightsResponse(BaseModel):
 
 
 class RightsResponse(BaseModel):
-    """What an account may do. `account` is null for a client without a login; then `stored` is false. If `stored` is
-    false for an account, the store does not have it, and the response is about an account of that name in the htpasswd
-    file. An account that is not `enabled` may do nothing. If `admin` or `open` is true, grants do not matter.
-    `repositories`: the repositories that the name can mean, one or two."""
+    """What an account may do. `account`: null for a client without a login. `stored`: whether the store has the
+    account; false for a client without a login. The rights of an account that is not stored are those of an account of
+    that name in the htpasswd file. An account that is not `enabled` may do nothing. If `admin` or `open` is true,
+    grants do not matter. `repositories`: the repositories that the name can mean, one or two."""
 
     account: str | None
     stored: bool

@@ -34,7 +34,7 @@ class FoundRepository(BaseModel):
 
 
 class FoundTag(BaseModel):
-    """A tag with a word that begins with the last word of the search."""
+    """A tag that matches the last word of the search: the tag, or a part of it, begins with this word."""
 
     repository: str
     mirrored_from: MirroredFrom

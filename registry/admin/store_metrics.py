@@ -133,7 +133,9 @@ class StoreMetrics(Collector):
         pending = GaugeMetricFamily("entrepot_events_pending", "Events that wait for a webhook.", labels=names)
         dead = GaugeMetricFamily("entrepot_events_dead_letters", "Events that were given up.", labels=names)
         age = GaugeMetricFamily(
-            "entrepot_events_oldest_pending_age_seconds", "Age of the oldest such event, 0 without one.", labels=names
+            "entrepot_events_oldest_pending_age_seconds",
+            "Age of the oldest event that waits for a webhook, 0 if none waits.",
+            labels=names,
         )
         by_webhook = {backlog.webhook: backlog for backlog in backlogs}
         for webhook in self._webhooks:

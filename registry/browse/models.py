@@ -76,8 +76,8 @@ class TagRow(View):
 
 class TagRowPage(View):
     """A page of the tags of a repository. To get the next page, send `next` as `after`; null: this is the last page.
-    `order`: the order of the list. It is the one that was asked for, except that too many tags or manifests are not
-    sorted by `size`, but by `name`."""
+    `order`: the order of the list. It is the one that was asked for, with one exception: a list with too many tags or
+    manifests for the order `size` has the order `name`."""
 
     items: list[TagRow]
     next: str | None

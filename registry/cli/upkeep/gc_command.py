@@ -38,7 +38,7 @@ def gc(
         bool, typer.Option("--dry-run", help="Remove nothing; show what a round at this moment would remove.")
     ] = False,
     strays: Annotated[
-        bool, typer.Option("--strays", help="Look for stray files among all blobs, and not only in a part of them.")
+        bool, typer.Option("--strays", help="Look for stray files among all blobs, instead of a part of them.")
     ] = False,
     as_json: JsonLinesOption = False,
     config: ConfigOption = None,
