@@ -57,8 +57,8 @@ class NewBackup(BodyModel):
     verify: bool = Field(default=False, description="Read all blobs of the backup and compare their digests")
     new: bool = Field(
         default=False,
-        description="Start a new backup directory if none of the earlier backups is found, because their disk is not "
-        "mounted or was replaced. If false, the job then fails",
+        description="If the disk of the earlier backups is not mounted, begin a new directory of backups. If false, "
+        "the job then fails",
     )
 
 

@@ -225,7 +225,7 @@ def _check_docker_default(settings: Settings, hosts: list[MirroredHost]) -> None
     upstream, which therefore has to be docker.io."""
     if any(host.name == DOCKER_HUB for host in hosts) and settings.upstream and settings.default_upstream != DOCKER_HUB:
         fail(
-            "docker asks its mirror for names without a host, and in these settings such names do not mean docker.io; "
-            "set default = true for the upstream docker.io",
+            "docker asks its mirror for names without a host, such as library/ubuntu, and with these settings this "
+            "registry does not fetch them from docker.io; set default = true for the upstream docker.io",
             USAGE_ERROR,
         )

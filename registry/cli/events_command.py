@@ -233,4 +233,4 @@ def _state(delivery: Delivery) -> str:
     """Returns the text of the column `state`."""
     if delivery.dead is not None:
         return f"given up at {local_time(delivery.dead)}: {delivery.error}"
-    return f"waits: {delivery.error}" if delivery.error else "waits"
+    return f"waits; the last attempt failed: {delivery.error}" if delivery.error else "waits"

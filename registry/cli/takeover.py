@@ -53,9 +53,9 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     from registry.server.gate.listener import ListenError, address_of, bind
 
     if str(settings.data.absolute()) != facts["data"]:
-        fail("the setting data takes effect only at a start: stop the server and start it again")
+        fail("the setting `data` takes effect only at a start: stop the server and start it again")
     if settings.workers < 2:
-        fail("the setting workers cannot become 1 in a restart: stop the server and start it again")
+        fail("the setting `workers` cannot become 1 in a restart: stop the server and start it again")
     # Not computed from the setting `listen`: systemd may have opened the server's socket at another address.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)

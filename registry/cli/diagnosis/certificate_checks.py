@@ -26,7 +26,9 @@ EXPIRY_WARNING_FRACTION: Final = 1 / 10
 """A warning appears when the remaining lifetime of a certificate is less than this fraction of its whole lifetime, and
 also less than `EXPIRY_WARNING_DAYS` days."""
 EXPIRY_WARNING_DAYS: Final = 21.0
-_RENEW: Final = "renew it, and see why that did not happen by itself; the server reads new files without a restart"
+_RENEW: Final = (
+    "renew it, and find out why it was not renewed automatically; the server reads new files without a restart"
+)
 
 
 def certificate_findings(settings: Settings, url: str, now: float) -> list[Finding]:

@@ -87,8 +87,8 @@ def _check_containerd(files: ClientFiles, target: Target) -> list[Finding]:
             problem(
                 CHECK,
                 f"there is no {_CONFIG_FILE}, so containerd has its default for config_path",
-                "that is empty in 1.x, and in 2.1 and later a list that is taken as one directory: Kubernetes pulls "
-                "straight from the upstreams",
+                "containerd 1.x has an empty default, and containerd 2.1 and later reads its default, a list of "
+                "directories, as the name of one directory: Kubernetes pulls straight from the upstreams",
                 f"write this to {_CONFIG_FILE}, {_RESTART}",
                 file=_CONFIG_FILE,
                 lines=_config_lines(2),

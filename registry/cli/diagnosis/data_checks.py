@@ -265,7 +265,8 @@ def _check_database(settings: Settings) -> list[Finding]:
     except RestoreNotEnded:
         return []  # the check of the data directory has a finding about this
     except NoRegistry as error:
-        return [warning(name, str(error), "", "nothing, if the server was never started")]
+        step = "start the server, which makes the database; if it has run before, correct data in the settings"
+        return [warning(name, str(error), "", step)]
     except (OlderRegistry, NewerRegistry) as error:
         is_older = isinstance(error, OlderRegistry)
         step = "start entrepot serve of this version once" if is_older else "use the entrepot of that version"

@@ -100,7 +100,7 @@ async def _run(name: str, check: Check, seconds: float) -> Sequence[Finding]:
             problem(
                 name,
                 f"the check did not end within {seconds:g} s",
-                "what it looks at, such as a disk, a name server or an upstream, does not respond",
+                "what the check needs, such as a disk, a name server or an upstream, does not respond",
                 "look at the other findings first, then run the command again",
             )
         ]

@@ -98,7 +98,7 @@ class _EndpointCheck:
             step = _step_for("timeout" if isinstance(error, UpstreamTimeout) else error.message, self._upstream)
             if proxy is None and await self._speaks_plain_http():
                 step = "the endpoint speaks plain HTTP: write http:// in endpoints"
-            why = "cached images are served, and no new ones"
+            why = "clients get only cached images"
             return [problem(self._name, f"{error.message}{proxy_text}", why, step)]
         seconds = time.monotonic() - start
         if date := response.headers.get("date"):
@@ -168,7 +168,7 @@ class _EndpointCheck:
         what = f"{remaining}{of_limit} pulls are left"
         if limit is not None and remaining <= limit * _FEW_FRACTION:
             step = "configure a login for docker.io (username, password_file), whose allowance is larger"
-            return warning(self._name, what, "without more, only cached images are served", step)
+            return warning(self._name, what, "once no pulls are left, clients get only cached images", step)
         return ok(self._name, what)
 
 
@@ -176,7 +176,10 @@ def _step_for(error: str, upstream: Upstream) -> str:
     """Returns the next step for an endpoint that cannot be reached, which depends on the text of the error."""
     text = error.lower()
     if "expired" in text:
-        return "look at the clock of this machine first; if it is right, the operator of the upstream has to renew it"
+        return (
+            "look at the clock of this machine first; if it is right, ask the operator of the upstream to renew the "
+            "certificate"
+        )
     if "certificate" in text:
         return (
             f'set ca_file for the [[upstream]] "{upstream.name}" to the authority of its certificate'

@@ -37,7 +37,9 @@ def measure(
     ] = None,
     endpoint: Annotated[
         list[str] | None,
-        typer.Option("--endpoint", metavar="URL", help="Measure this URL in place of those in the settings. Repeat."),
+        typer.Option(
+            "--endpoint", metavar="URL", help="Measure this URL in place of those in the settings. Repeat for more."
+        ),
     ] = None,
     image: Annotated[
         str | None,

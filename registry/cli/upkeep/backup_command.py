@@ -43,14 +43,21 @@ def backup(
         ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Also read the blobs that are there or linked, and compare their digests.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Also read the blobs that DIR has already, or that are linked and not copied, and compare their "
+            "digests.",
+        ),
     ] = False,
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy the bytes even where files could be hard links or share blocks.")
     ] = False,
     new: Annotated[
         bool,
-        typer.Option("--new", help="Make the backup even if the disk of the earlier backups to DIR is not mounted."),
+        typer.Option(
+            "--new", help="If the disk of the earlier backups in DIR is not mounted, begin a new directory of backups."
+        ),
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,

@@ -11,7 +11,7 @@ from registry.cli.options import ConfigOption, DataOption
 from registry.cli.output import print_line
 from registry.cli.upkeep.upkeep_run import JsonLinesOption
 
-HELP = """Check that the metadata and the stored files agree, and that nothing leaks.
+HELP = """Check that the metadata and the stored files agree, and that garbage collection can find all unused content.
 
 A server may be running meanwhile. Prints one line for each problem, with a code. Exits with 1 if something is wrong;
 with --repair, if something is left that cannot be repaired."""

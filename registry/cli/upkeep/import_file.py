@@ -79,6 +79,6 @@ def _print_step(step: Mapping[str, Any]) -> None:
         if step["missing"]:
             print_line(
                 f"entrepot: {step['image']}: the file lacks {plural(len(step['missing']), 'platform')} of the image; "
-                "the others are stored as a new index",
+                "the registry has stored a new index that lists only the other platforms",
                 err=True,
             )

@@ -149,7 +149,9 @@ def _print_summary(summary: PreviewSummary) -> None:
         f"deleted, and {plural(summary.tags_kept, 'tag')} kept"
     )
     if summary.bytes_freed:
-        print_line(f"{human_size(summary.bytes_freed)} would be freed, after delete_untagged_after and gc.grace")
+        print_line(
+            f"{human_size(summary.bytes_freed)} would be freed, once delete_untagged_after and gc.grace have passed"
+        )
     if summary.bytes_left:
         print_line(
             f"{human_size(summary.bytes_left)} would stay, because manifests without a tag are kept; to delete them, "

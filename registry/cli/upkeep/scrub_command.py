@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HELP = (
     "Read all stored content again, to find what the disk has changed or lost. Damaged content is not served any more; "
     "a mirror fetches it again, and a push of the image restores it. The exit code is 1 if something is damaged, "
-    "or the server may not read it. A server does the same on a schedule, see [scrub] in the settings."
+    "or if the command has no permission to read it. A server does the same on a schedule, see [scrub] in the settings."
 )
 EXAMPLES = "\b\nExamples:\n  entrepot scrub\n  entrepot scrub --rate 200MiB --json\n  entrepot scrub status"
 SHOWN_DAMAGED = 1000
@@ -100,7 +100,7 @@ def _print_step(step: Mapping[str, Any]) -> None:
         case "unreadable":
             print_line(f"not checked: {step['digest']}: {step['reason']}")
         case "healed":
-            print_line(f"whole again: {step['digest']}, its bytes are back")
+            print_line(f"repaired: {step['digest']}, its right bytes are stored again")
         case "fetched":
             print_line(f"fetched again: {step['digest']} for {step['repository']}")
         case "not fetched":
@@ -198,7 +198,7 @@ def list_quarantine(config: ConfigOption = None, data: DataOption = None, as_jso
             entry.digest,
             human_size(entry.size),
             local_time(entry.since.timestamp()),
-            "damaged" if entry.damaged else "whole again or deleted",
+            "damaged" if entry.damaged else "repaired or deleted",
             entry.place,
         )
         for entry in entries

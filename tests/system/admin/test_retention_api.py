@@ -161,7 +161,7 @@ def test_command_while_a_server_runs(site: AdminSite) -> None:
     assert lines[0].startswith("delete scratch/command:a  not one of the newest 1, pushed 20")
     assert lines[1] == "keep   scratch/command:b  one of the newest 1 (rule 2)"
     assert lines[2] == "1 tag and 0 untagged manifests would be deleted, and 1 tag kept"
-    assert lines[3].endswith("would be freed, after delete_untagged_after and gc.grace")
+    assert lines[3].endswith("would be freed, once delete_untagged_after and gc.grace have passed")
 
     completed = entrepot("retention", "preview", *options, "--json", folder=site.folder)
     steps = json_lines(completed.stdout)

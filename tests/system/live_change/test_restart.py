@@ -196,7 +196,7 @@ def test_number_of_workers_and_address(tmp_path: Path) -> None:
             file.write_text(f"{listen}workers = 1\n")
             restart = entrepot("restart", "--data", data, folder=tmp_path)
             assert (restart.returncode, restart.stdout) == (1, "")
-            assert "workers cannot become 1 in a restart" in restart.stderr
+            assert "the setting `workers` cannot become 1 in a restart" in restart.stderr
             port = banner.strip().rpartition(":")[2]
             file.write_text(f'listen = "0.0.0.0:{port}"\ninsecure_open = true\nworkers = 2\n')
             for command in ("reload", "restart"):

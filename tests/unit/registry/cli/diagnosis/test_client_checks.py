@@ -149,7 +149,7 @@ def test_an_unknown_certificate_authority(tmp_path: Path, program: str) -> None:
 
 
 CONTAINERD_PROBLEMS = [
-    (None, "there is no /etc/containerd/config.toml", "a list that is taken as one directory"),
+    (None, "there is no /etc/containerd/config.toml", "as the name of one directory"),
     (texts.CONTAINERD_1_7_DEFAULT, "does not set config_path", "reads no hosts.toml"),
     (texts.CONTAINERD_IO_PACKAGE, "does not set config_path", "reads no hosts.toml"),
     (texts.CONTAINERD_2_2_DEFAULT, "a list of directories", "they ignore all hosts.toml, and say nothing"),
