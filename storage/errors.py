@@ -133,7 +133,7 @@ class SizeInvalid(RegistryError):
     """The client sent fewer or more bytes than it had declared."""
 
     code = "SIZE_INVALID"
-    default = "the length sent is not the length declared"
+    default = "the number of bytes that were sent is not the number that was declared"
 
 
 class RangeInvalid(RegistryError):

@@ -98,7 +98,7 @@ def parse_bounded_float(text: str) -> float:
 def _check_digits(text: str) -> str:
     """Returns `text`, a number. Raises OutOfBounds if it has more than `_MAX_NUMBER_CHARACTERS` characters."""
     if len(text) > _MAX_NUMBER_CHARACTERS:
-        raise OutOfBounds(f"it holds a number of {len(text)} characters; at most {_MAX_NUMBER_CHARACTERS} are taken")
+        raise OutOfBounds(f"it holds a number of {len(text)} characters; at most {_MAX_NUMBER_CHARACTERS} are accepted")
     return text
 
 

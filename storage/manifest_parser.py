@@ -208,7 +208,7 @@ def _check_length(media_type: str | None, what: str) -> None:
     """Raises ManifestInvalid if `media_type` is too long. `what`: how the error text names it."""
     if media_type is not None and len(media_type) > MAX_TYPE_LENGTH:
         raise ManifestInvalid(
-            f"{what} has {len(media_type)} characters; at most {MAX_TYPE_LENGTH} are taken (RFC 6838)"
+            f"{what} has {len(media_type)} characters; at most {MAX_TYPE_LENGTH} are accepted (RFC 6838)"
         )
 
 

@@ -330,9 +330,9 @@ class _Check:
                 await self._blobs.remove(stray.place)
                 repair = "removed the bytes"
         if size == UNREADABLE:
-            text = "bytes that no blob has are stored and cannot be read; check the file's owner and the file system"
+            text = "a file belongs to no blob and cannot be read; check the file's owner and the file system"
         else:
-            text = f"{size} bytes are stored that no blob has; garbage collection removes them after its grace period"
+            text = f"a file of {size} bytes belongs to no blob; garbage collection removes it after its grace period"
         await self._note(Problem(ProblemCode.STRAY, text, item=stray.digest), repair)
 
 

@@ -43,9 +43,9 @@ def collection_work(collector: Collector) -> Work:
             if dry_run and len(records) < MAX_RECORDS:
                 records.append(record)
             verb = "found" if dry_run else "removed"
-            await context.report(count, unit="things", message=f"{verb} garbage of {freed_bytes} bytes")
+            await context.report(count, unit="items", message=f"{verb} garbage of {freed_bytes} bytes")
 
-        await context.report(0, unit="things", message="looking for garbage", save_now=True)
+        await context.report(0, unit="items", message="looking for garbage", save_now=True)
         report = await collector.collect(on_removal, dry_run=dry_run, all_shards=all_shards)
         await context.report(count, save_now=True)
         totals = {kind: {"count": report.count(kind), "bytes": report.sizes.get(kind, 0)} for kind in RemovalKind}

@@ -153,7 +153,7 @@ class Collector:
                 failure = failure or error
         report = this_round.report
         if report and not dry_run:
-            log.info("removed %d bytes of garbage; things removed: %s", report.freed_bytes, report)
+            log.info("removed %d bytes of garbage; number of removed items by kind: %s", report.freed_bytes, report)
         if failure is not None:
             raise failure
         return report

@@ -50,8 +50,8 @@ WARNING_SECONDS: Final = 600.0
 IMAGES_PER_ROUND: Final = 20
 """Largest number of images that are evicted before the list of running downloads is read again."""
 NOTHING_EVICTABLE: Final = (
-    "the cache exceeds its limits, and what is in it must stay: a pattern, a frozen tag or a cooldown keeps it, or it "
-    "is being pulled"
+    "the cache exceeds its limits, but no image in it may be evicted: each is kept by a pattern in cache.keep, a "
+    "frozen tag or a cooldown, or is being pulled"
 )
 BLOCKED_BY_BACKUP: Final = (
     "the disk has less free space than cache.min_free, but no image is evicted for it while a backup runs, because the "

@@ -149,7 +149,7 @@ class Quarantine:
                 return False
             is_healed = await self._damage.mark_blob_healed(blob.digest, blob.former_place)
         if is_healed:
-            log.warning("the damaged blob %s is whole again: its bytes are back", blob.digest)
+            log.warning("the damaged blob %s is repaired: its right bytes are stored again", blob.digest)
         return is_healed
 
     async def shrink(self, max_bytes: int) -> int:

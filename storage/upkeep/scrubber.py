@@ -104,7 +104,10 @@ class Scrubber:
         self._round = await self._damage.end_round(self._round)
         await self._shrink_quarantine()
         if self._unreadable > MAX_LOGGED_UNREADABLE:
-            log.warning("scrub may not read the files of %d blobs; see the first of them above", self._unreadable)
+            log.warning(
+                "scrub has no permission to read the files of %d blobs; earlier lines name the first of them",
+                self._unreadable,
+            )
         ended_round = self._round
         return {
             "round": ended_round.id,

@@ -236,9 +236,9 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
                 may_rebuild = False
                 pause = await _rebuild(indexer)
         except RegistryError as error:
-            log.warning("the search index cannot be written: %s; trying again later", error.message)
+            log.warning("the search index cannot be updated: %s; trying again later", error.message)
         except Exception:
-            log.exception("the search index cannot be written; trying again later")
+            log.exception("the search index cannot be updated; trying again later")
         await asyncio.sleep(pause)
 
 

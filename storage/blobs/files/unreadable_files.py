@@ -66,7 +66,7 @@ def describe_forbidden(path: Path, error: OSError) -> str:
     except OSError:
         is_own = False
     command = f"chmod u+rX {path}" if is_own else f"chown {user}:{group} {path}"
-    return f"the server may not read {path}: {error.strerror}; run as root: {command}"
+    return f"the server cannot read {path}: {error.strerror}; run as root: {command}"
 
 
 def _is_warning_due(name: str) -> bool:

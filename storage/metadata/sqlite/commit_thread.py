@@ -346,7 +346,11 @@ class CommitThread:
             with Flock(lock_fd):
                 self._wal.close_gaps_at_end(db)
         except Exception as error:
-            log.error("the metadata is not stored completely after an error of the disk: %s", error)
+            log.error(
+                "after an error of the disk, some of the newest changes may not be on the disk, and this process could "
+                "not write them again before its end: %s; a power cut may lose them; check the disk",
+                error,
+            )
 
     def _lock_and_checkpoint(self, db: apsw.Connection, lock_fd: int) -> None:
         """Locks the file `lock_fd` and runs a checkpoint. Logs errors of both steps instead of raising them."""

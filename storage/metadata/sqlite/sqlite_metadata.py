@@ -68,7 +68,7 @@ _LOOKUPS_ON_LOOP: Final = 4
 """Largest number of rows that are looked up one by one on the event loop."""
 _LOOKUPS_IN_THREAD: Final = 500
 """Number of rows that one call in the thread looks up one by one. This takes about 5 ms."""
-_HEALED: Final = "the damaged blob %s is whole again: its bytes were stored for %s"
+_HEALED: Final = "the damaged blob %s is repaired: its right bytes were stored again for %s"
 log = logging.getLogger("storage.metadata")
 T = TypeVar("T")
 S = TypeVar("S", bound=str)

@@ -114,7 +114,11 @@ class WriteAheadLog:
                 self._close_again_at = float("-inf")  # the caller tries again at once, with space from the reserve
                 raise
             except (apsw.Error, OSError) as error:
-                log.warning("cannot store the metadata completely after an error of the disk: %s", error)
+                log.warning(
+                    "after an error of the disk, some of the newest changes may not be on the disk, and writing them "
+                    "again failed: %s; the registry accepts no change until this succeeds; check the disk",
+                    error,
+                )
             finally:
                 db.set_busy_timeout(BUSY_TIMEOUT_MILLISECONDS)
         if self.may_have_gaps:
@@ -122,7 +126,7 @@ class WriteAheadLog:
                 "the disk could not store the registry's metadata, and the registry accepts no change until it can "
                 "store the metadata again; check the disk"
             )
-        log.warning("the metadata is stored completely again after an error of the disk; check the disk")
+        log.warning("after an error of the disk, all changes of the metadata are on the disk again; check the disk")
 
     def close_gaps_at_end(self, db: apsw.Connection) -> None:
         """Does the same as `close_gaps`, at once and with the reserve, because this process ends."""

@@ -102,7 +102,7 @@ async def make_backup(
             # made while the disk was not mounted.
             await copier.run(partial(check_mounted, directory.root, earlier))
             if not await copier.run(directory.has_marker):
-                reason = f"{directory.root} has none of its earlier backups any more; this one is the first"
+                reason = f"the earlier backups are gone from {directory.root}; this backup is the first one there now"
                 reporter.step("warning", reason=reason)
         await copier.run(directory.create)
         mounted_at = await copier.run(partial(mount_point, directory.root))

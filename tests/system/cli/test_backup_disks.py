@@ -76,7 +76,9 @@ def test_backups_below_the_mount_point(tmp_path: Path) -> None:
         "rm -r disk/snapshots/*",
         f"{BACKUP} disk",
     )
-    warning = f"entrepot: warning: {tmp_path}/disk has none of its earlier backups any more; this one is the first"
+    warning = (
+        f"entrepot: warning: the earlier backups are gone from {tmp_path}/disk; this backup is the first one there now"
+    )
     refusal = (
         f"entrepot: earlier backups to {tmp_path}/disk are on the file system of {tmp_path}/disk, which is not mounted "
         "now; mount it, or begin a new directory of backups with --new"
@@ -100,6 +102,8 @@ def test_targets_used_in_turn(tmp_path: Path) -> None:
         f"{BACKUP} disk --new",
         f"{BACKUP} disk --new",
     )
-    warning = f"entrepot: warning: {tmp_path}/disk has none of its earlier backups any more; this one is the first"
+    warning = (
+        f"entrepot: warning: the earlier backups are gone from {tmp_path}/disk; this backup is the first one there now"
+    )
     assert [line for line in output if "/snapshots/" not in line] == [warning]
     assert len(output) == 9

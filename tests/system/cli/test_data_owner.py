@@ -123,7 +123,7 @@ def test_a_blob_file_of_root_does_not_end_the_upkeep(folder: Path, public_import
         done = entrepot(*command, "--data", folder / "data", folder=folder, site=public_imports)
         assert done.returncode == 1, done.stderr
         [line] = [line for line in done.stdout.splitlines() if str(file) in line]
-        assert f"may not read {file}: Permission denied; run as root: chown {OWNER}:" in line
+        assert f"cannot read {file}: Permission denied; run as root: chown {OWNER}:" in line
         assert command != ("scrub",) or "read 1 blob and 1 manifest (2 B); found damaged: 0" in done.stderr
     subprocess.run(line.rpartition("run as root: ")[2].split(), check=True)
     for command in commands:

@@ -122,7 +122,7 @@ def _count_manifests(db: apsw.Connection, problem: Problem, now: float) -> str:
         "UPDATE repository SET manifests = (SELECT count(*) FROM manifest m WHERE m.repository = ?1) WHERE id = ?1",
         problem.key,
     )
-    return "counted them again"
+    return "counted the manifests again"
 
 
 def _correct_fields(db: apsw.Connection, problem: Problem, now: float) -> str:
@@ -134,7 +134,7 @@ def _correct_fields(db: apsw.Connection, problem: Problem, now: float) -> str:
             "UPDATE manifest SET subject = ?, artifact_type = ?, annotations = CAST(? AS TEXT) WHERE id = ?",
             (manifest.subject, manifest.artifact_type, annotations, stored.id),
         )
-    return "corrected them"
+    return "corrected the stored fields"
 
 
 def _correct_references(db: apsw.Connection, problem: Problem, now: float) -> str:
@@ -162,7 +162,7 @@ def _restore_link(db: apsw.Connection, problem: Problem, now: float) -> str | No
     if blob is None:
         return None
     blob_changes.add_link(db, stored.repository, int(blob), digest, now)
-    return "gave the repository the blob again, which the store still has"
+    return "linked the blob, which the store still has, to the repository again"
 
 
 def _stored(db: apsw.Connection, problem: Problem) -> manifest_checks.StoredManifest:

@@ -166,7 +166,7 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
     not_blobs = set(_missing(db, _MISSING_BLOBS, stored, may_be_blobs))
     for digest in not_manifests:
         if digest not in may_be_blobs or digest in not_blobs:
-            text = f"the index lists {digest}, which {stored.name} does not have; push that again or delete the index"
+            text = f"the index lists {digest}, which is missing in {stored.name}; push it again, or delete the index"
             yield ProblemCode.INDEX_CHILD_MISSING, text, (digest,)
 
 

@@ -72,7 +72,7 @@ class SqliteConsistency:
         def repair_current(db: apsw.Connection) -> str | None:
             current = _recheck(db, problem)
             if current is None:
-                return "it was gone meanwhile"
+                return "the problem had gone before the repair"
             repair_text = None
             # `with db` makes a savepoint. If a rule of the database, such as a quota, does not allow the repair, the
             # transaction is rolled back to it.
@@ -108,7 +108,7 @@ class SqliteConsistency:
             await self._writer.run(index_tables.rebuild, reserve_use=ReserveUse.ALL)
         except StorageFailed:
             return None  # the pages of the index are so damaged that SQLite cannot free them
-        return "dropped it; the server builds it again"
+        return "dropped the search index; the server builds a new one"
 
     async def _scan(self, lookup: Callable[[apsw.Connection], T]) -> T:
         """Runs the lookup in the thread, in one transaction. Raises StorageFailed."""

@@ -84,7 +84,7 @@ _NO_MANIFEST: Final = "NOT EXISTS (SELECT 1 FROM manifest m WHERE m.id = t.manif
 
 def _reference_check(table: str) -> TableCheck:
     """Returns the check of `manifest_blob` or `manifest_child`."""
-    text = "a reference to it is stored for a manifest that does not exist"
+    text = "the metadata has a reference to this digest from a manifest that does not exist"
     rule = Rule(ProblemCode.REFERENCE_WITHOUT_MANIFEST, _NO_MANIFEST, text)
     return TableCheck(table, table, ("repository", "digest", "manifest"), _REPOSITORY, "t.digest", (rule,))
 
@@ -102,7 +102,7 @@ TABLE_CHECKS: Final = (
             Rule(
                 ProblemCode.REPOSITORY_COUNT,
                 "t.manifests <> (SELECT count(*) FROM manifest m WHERE m.repository = t.id)",
-                "the stored number of its manifests is wrong",
+                "the stored number of manifests in the repository is wrong",
             ),
         ),
     ),

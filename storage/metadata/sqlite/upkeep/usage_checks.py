@@ -77,7 +77,7 @@ def repair(db: apsw.Connection, problem: Problem) -> str | None:
         db.execute(f"UPDATE usage_scope SET (blobs, bytes, tags) = ({_TOTALS}usage_scope.id) WHERE id = ?", problem.key)
     else:
         return None
-    return "counted it again"
+    return "counted the used space again"
 
 
 def _recount_blob(db: apsw.Connection, key: Key) -> None:

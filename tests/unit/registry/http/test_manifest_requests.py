@@ -309,7 +309,7 @@ async def test_a_long_media_type_is_400(client: AsgiClient) -> None:
     for fields in ({"artifactType": "a" * 300}, {"subject": _descriptor("a" * 300)}):
         answer = await client("PUT", f"{V2}/manifests/1", TYPE, image(**fields))
         assert (answer.status, answer.code) == (400, "MANIFEST_INVALID")
-        assert "at most 255 are taken" in answer.json["errors"][0]["message"]
+        assert "at most 255 are accepted" in answer.json["errors"][0]["message"]
 
 
 def _descriptor(media_type: str) -> dict[str, object]:

@@ -79,7 +79,7 @@ async def test_scrub_goes_on_after_a_forbidden_blob(
 
     assert (result["blobs"], result["unreadable"], result["damaged"]) == (3, 1, 1)
     assert (unreadable["event"], unreadable["digest"]) == ("unreadable", digests[0])
-    assert f"may not read {path}: {PERMISSION}" in unreadable["reason"]
+    assert f"cannot read {path}: {PERMISSION}" in unreadable["reason"]
     assert (damaged["event"], damaged["digest"]) == ("damaged", digests[2])
     assert len([text for text in caplog.messages if str(path) in text]) == 1
     assert [blob.digest for blob in (await store.damage.damaged_blobs(None, 10)).items] == [digests[2]]
@@ -120,7 +120,7 @@ async def test_scrub_of_many_forbidden_blobs(
     assert result["unreadable"] == len(steps) == len(digests)
     texts = [text for text in caplog.messages if "was not checked" in text]
     assert len(texts) == MAX_LOGGED_UNREADABLE
-    assert any(f"may not read the files of {len(digests)} blobs" in text for text in caplog.messages)
+    assert any(f"has no permission to read the files of {len(digests)} blobs" in text for text in caplog.messages)
 
 
 @pytest.mark.parametrize("hash_bytes", [False, True])
@@ -141,7 +141,7 @@ async def test_a_check_reports_forbidden_blobs(
         *((ProblemCode.BLOB_FILE_FORBIDDEN, digest, True) for digest in forbidden_digests),
         (ProblemCode.BLOB_FILE_MISSING, lost, not repair),
     }
-    assert f"may not read {file_of(store, digests[0])}: {PERMISSION}" in found[0].problem.text
+    assert f"cannot read {file_of(store, digests[0])}: {PERMISSION}" in found[0].problem.text
     forbidden.paths.clear()
     assert await read_blob(store, REPO, digests[0]) == b"blob 0"
 
@@ -176,7 +176,7 @@ async def test_collection_skips_a_forbidden_directory(
         await store.collector.collect(all_shards=True)
         assert not file_of(store, digest_of(other)).exists()
         assert not file_of(store, digest_of(stray)).exists()
-    assert any(f"may not read {directory}: {PERMISSION}" in text for text in caplog.messages)
+    assert any(f"cannot read {directory}: {PERMISSION}" in text for text in caplog.messages)
     forbidden.paths.clear()
     assert file_of(store, digest_of(unneeded)).exists()
     await store.collector.collect(all_shards=True)
@@ -196,7 +196,7 @@ async def test_a_check_reports_a_forbidden_directory(
     clock.ahead = 7200
     [of_directory, of_stray] = await findings(store, CheckOptions())
     assert of_directory.problem.code is ProblemCode.BLOB_FILE_FORBIDDEN
-    assert f"may not read {directory}: {PERMISSION}" in of_directory.problem.text
+    assert f"cannot read {directory}: {PERMISSION}" in of_directory.problem.text
     assert (of_stray.problem.code, of_stray.problem.item) == (ProblemCode.STRAY, stray)
 
 
@@ -239,7 +239,7 @@ async def test_a_push_replaces_a_forbidden_file(
             with pytest.raises(StorageFailed, match=f"the file of {layer.digest} cannot be opened: {PERMISSION}"):
                 await store.open_blob(REPO, layer.digest)
     [text] = caplog.messages
-    assert f"may not read {path}: {PERMISSION}; run as root: ch" in text
+    assert f"cannot read {path}: {PERMISSION}; run as root: ch" in text
     inode = path.stat().st_ino
     forbidden.paths.clear()  # the new file belongs to this process
     await push_blob(store, RepositoryName("team/web"), b"layer")
@@ -273,5 +273,5 @@ def test_the_remedy_names_what_denies_the_access(
     with pytest.raises(PermissionError) as caught:
         os.open(tmp_path / "shard" / "file", os.O_RDONLY)
     text = describe_forbidden(tmp_path / "shard" / "file", caught.value)
-    assert text.startswith(f"the server may not read {tmp_path / forbidden_path}: {PERMISSION}")
+    assert text.startswith(f"the server cannot read {tmp_path / forbidden_path}: {PERMISSION}")
     assert text.endswith(f"run as root: {command.format(group=os.getegid(), root=tmp_path)}")
