@@ -171,7 +171,7 @@ class LiveApp:
         try:
             await running.lifespan.stop()
         except Exception:
-            log.exception("the application with the old settings failed while it was closed")
+            log.exception("an application whose settings are not in use failed while it was closed")
         running.app.release()
 
     async def _run(self, receive: Receive, send: Send) -> None:

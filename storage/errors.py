@@ -245,7 +245,7 @@ class StorageFailed(RegistryError):
     """The disk or the database failed. Nothing is wrong with the request."""
 
     code = "STORAGE_FAILED"
-    default = "the registry's storage failed; the server's log says how"
+    default = "the registry's storage failed; the server's log says why"
 
     def for_operators(self) -> str:
         """Returns the message, and the file that the operating system's error names if that is the cause."""
@@ -276,7 +276,10 @@ class DataDirectoryReplaced(StorageFailed):
     open. Reads still work."""
 
     code = "UNAVAILABLE"
-    default = "the registry's data directory was moved away or replaced while in use; /readyz says what to do"
+    default = (
+        "the registry's data directory was moved away or replaced while the server was running, so it accepts no "
+        "changes; /readyz says what to do"
+    )
 
 
 class BytesForbidden(StorageFailed):

@@ -109,7 +109,7 @@ def _release(error: Exception) -> None:
 
 async def _on_unexpected_exception(_: Request, error: Exception) -> Response:
     """Answers 500. Starlette then raises the exception again, so that the server logs it."""
-    return _error_response(500, "UNKNOWN", "the registry failed; the server's log says how")
+    return _error_response(500, "UNKNOWN", "the registry failed; the server's log says why")
 
 
 def add_error_handlers(app: FastAPI) -> None:

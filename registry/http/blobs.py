@@ -165,7 +165,8 @@ async def _send_multipart(exchange: Exchange, digest: Digest, spans: list[Span])
                     # The blob was deleted after the first part, and its mirror downloads it again, maybe with other
                     # bytes. Or the disk became full, so that this part would be a download of its own.
                     raise PartialLost(
-                        "the blob was removed from this registry after its first part was sent; try again"
+                        "the blob was removed from this registry, or the registry's disk became full, after the first "
+                        "part was sent; try again"
                     )
                 yield part_head
                 async for part in _read_parts(exchange, part_reader, watch):

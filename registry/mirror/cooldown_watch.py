@@ -86,6 +86,10 @@ async def _run_round(mirror: Mirror) -> None:
         await mirror.recheck_young_tags()
     except RegistryError as error:
         # The next round begins after the tag at which this round has ended.
-        log.info("not all young tags were looked at: %s; the next round continues after the last one", error.message)
+        log.info(
+            "this round did not check all tags that moved within the cooldown: %s; the next round continues after the "
+            "last tag that was checked",
+            error.message,
+        )
     except Exception:  # does not end the rounds, because the next one may succeed
         log.exception("looking at young tags failed; the next round tries again")

@@ -168,7 +168,7 @@ class MirroredManifests:
         except RegistryError as error:
             for digest in digests[1:]:
                 with suppress(ManifestUnknown):
-                    return await look_up(repo, digest), f"{digests[0]} cannot be had: {error.message}"
+                    return await look_up(repo, digest), f"{digests[0]} cannot be fetched: {error.message}"
             raise
 
     async def revalidate(self, repo: RepositoryName, tag: Tag, *, force: bool = False) -> str | None:

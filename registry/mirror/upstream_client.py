@@ -21,7 +21,7 @@ class RangesUnsupported(RegistryError):
     """The upstream ignores or refuses byte ranges: it sends only whole blobs. The `BlobSink` of the request got no
     bytes."""
 
-    default = "the upstream registry sends blobs only from their start"
+    default = "the upstream registry sends only whole blobs"
 
 
 class UpstreamContentInvalid(UpstreamUnavailable):
@@ -57,21 +57,21 @@ class UnconfirmedManifestUnknown(Unconfirmed, ManifestUnknown):
     """The response says that the manifest does not exist, but a firewall, or a proxy in front of an upstream that is
     restarting, possibly sent it. So the mirror does not delete its cached manifest and does not cache the response."""
 
-    default = "the upstream registry does not give out such a manifest"
+    default = "the upstream registry does not have the manifest, or refuses to send it"
 
 
 class UnconfirmedNameUnknown(Unconfirmed, NameUnknown):
     """The response says that the repository does not exist, but a proxy or firewall in front of the upstream possibly
     sent it. So the mirror responds with the list of its cached content."""
 
-    default = "the upstream registry does not give out such a list"
+    default = "the upstream registry does not have the list, or refuses to send it"
 
 
 class UnconfirmedBlobUnknown(Unconfirmed, BlobUnknown):
     """The response says that the blob does not exist, but a proxy or firewall in front of the upstream possibly sent
     it. So the mirror does not cache the response."""
 
-    default = "the upstream registry does not give out such a blob"
+    default = "the upstream registry does not have the blob, or refuses to send it"
 
 
 @dataclass(frozen=True, slots=True)

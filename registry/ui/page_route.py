@@ -61,7 +61,7 @@ HEADERS: Final = {
     "x-frame-options": "DENY",
 }
 _ERROR_TEXTS: Final = {
-    400: (translatable("This request cannot be read"), translatable("The address of the page has a mistake.")),
+    400: (translatable("This request was refused"), translatable("It is not valid, or does not fit what is stored.")),
     403: (translatable("Not allowed"), translatable("Your account may not see or do this.")),
     404: (
         translatable("Nothing is here"),

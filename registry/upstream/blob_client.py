@@ -110,7 +110,7 @@ class BlobClient:
             if transfer.sink_called:  # a call of the sink may be running
                 await wait_uncancelled(result_future)
             result_future.cancel()
-            raise UpstreamTimeout(f"{loggable_origin(url)} sends next to nothing")
+            raise UpstreamTimeout(f"{loggable_origin(url)} sends almost no bytes")
         except TransferAbandoned:
             raise UpstreamUnavailable("the connection to the upstream was closed by this registry") from None
         except asyncio.CancelledError:

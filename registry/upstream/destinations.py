@@ -170,8 +170,9 @@ class AddressPolicy:
         if not is_logged and len(self._logged_refusals) < MAX_LOGGED_REFUSALS:
             self._logged_refusals.add((host, port))
             log.warning(
-                "upstream %s sends us on to %s:%d, whose address %s is %s: no request is sent there. If you trust this "
-                "destination, add %r to the upstream's redirects; if it is a token service, add its URL to realms",
+                "upstream %s redirects to %s:%d, or names it as its token service, but the address %s is %s: no "
+                "request is sent there. If you trust this destination, add %r to the upstream's redirects; if it is a "
+                "token service, add its URL to realms",
                 self._upstream_name,
                 host,
                 port,
@@ -180,8 +181,8 @@ class AddressPolicy:
                 f"{host}:{port}",
             )
         return UpstreamUnavailable(
-            f"the upstream {self._upstream_name} sends us on to an address that is not public; "
-            "the server's log says which"
+            f"the upstream {self._upstream_name} redirects to an address, or names a token service, that is not "
+            "public; the server's log says which"
         )
 
 

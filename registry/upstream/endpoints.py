@@ -293,8 +293,8 @@ class UpstreamEndpoint:
             self._is_reported_open = True
             self._observer.on_breaker(opened=True)
             log.warning(
-                "the upstream endpoint %s does not respond or has server errors; it is left alone for a moment: it "
-                "gets no requests for %g s",
+                "the upstream endpoint %s does not respond or has server errors; the mirror sends it no requests for "
+                "%g s",
                 self.url,
                 FIRST_OPEN_SECONDS,
             )

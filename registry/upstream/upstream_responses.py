@@ -112,7 +112,7 @@ def error_for_response(
     status, server = response.status, loggable_origin(response.url)
     if response.is_cross_origin and status in (401, 403):
         # The configured login is not sent to another origin, so the refusal is not about that login.
-        return UpstreamUnavailable(f"the upstream sent us on to {server}, which refuses us ({status})")
+        return UpstreamUnavailable(f"the upstream redirects to {server}, which refuses the request ({status})")
     if status in (404, 410):
         return not_found_error if is_from_registry(response) else as_unconfirmed(not_found_error)
     if status == 400 and _error_codes(response.body) & _UNKNOWN_CODES:

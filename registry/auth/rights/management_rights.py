@@ -66,7 +66,7 @@ class ManagementRights:
         self.check_may_see(name)
         if not self.admin and not self.is_logged_in_as_person:
             raise Denied(
-                "log in as a person for this, with a password or at the OpenID provider, to an account that this "
+                "only a person may do this: log in with a password or at the OpenID provider, to an account that this "
                 "registry stores; a token does not suffice"
             )
 

@@ -129,7 +129,7 @@ class AsgiExchange:
         if is_out_of_files:
             body = self._start_error(503, "the registry has no file descriptor left; try again", "UNAVAILABLE")
         else:
-            body = self._start_error(500, "the registry failed; the server's log says how", "UNKNOWN")
+            body = self._start_error(500, "the registry failed; the server's log says why", "UNKNOWN")
         self._write_part(body, more=False)
 
     def _start_error(self, status: int, message: str, code: str) -> bytes:

@@ -266,7 +266,8 @@ class ConnectionLimit:
         self._unlogged_evictions += count
         if now - self._evictions_logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
-                "closed %d silent connections to make room for others: %s; docs/en/network.md says how to raise that",
+                "closed %d silent connections to make room for others: %s; docs/en/network.md says how to raise this "
+                "limit",
                 self._unlogged_evictions,
                 self._limit_text(),
             )
@@ -277,7 +278,7 @@ class ConnectionLimit:
         if now - self._busy_logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
                 "new connections have to wait: all %d open connections have requests in progress, and %s; "
-                "docs/en/network.md says how to raise that",
+                "docs/en/network.md says how to raise this limit",
                 len(self._connections),
                 self._limit_text(),
             )

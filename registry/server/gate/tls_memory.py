@@ -124,8 +124,8 @@ class LargeBufferLimit:
         now = self._clock()
         if now - self._logged_at >= _LOG_INTERVAL_SECONDS:
             log.warning(
-                "closed %d TLS connections to free their buffers: the memory allows %d connections in this process "
-                "that have sent much at once; see docs/en/network.md",
+                "closed %d TLS connections to free their large buffers: this process has memory for at most %d "
+                "connections with such buffers; see docs/en/network.md",
                 self._unlogged_evictions,
                 self._max_count,
             )

@@ -285,7 +285,7 @@ class Worker:
         await visit_in_steps(self._state.connections, lambda connection: connection.abort())
         tasks = set(self._state.tasks)
         if tasks:
-            log.warning("cut %d requests that did not end within %g s", len(tasks), self._options.grace_seconds)
+            log.warning("cut off %d requests that did not end within %g s", len(tasks), self._options.grace_seconds)
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=CANCEL_SECONDS)

@@ -100,7 +100,7 @@ class RetentionWork:
         outcomes = await asyncio.gather(*deletions)
         self._on_deleted("tag", sum(outcomes))
         for (tag, decision), was_deleted in zip(tags_to_delete, outcomes, strict=True):
-            kept_reason = "it is immutable now" if is_immutable(tag.name) else "changed or pulled since it was judged"
+            kept_reason = "it is immutable now" if is_immutable(tag.name) else "changed or pulled during this run"
             context.step(
                 "deleted" if was_deleted else "kept",
                 action="delete" if was_deleted else "keep",

@@ -372,6 +372,6 @@ def _as_registry_error(error: BaseException, *, is_disk_full: bool = False) -> R
         return error
     if is_disk_full:
         return StorageFull()
-    failed = StorageFailed("the registry's metadata failed; the server's log says how")
+    failed = StorageFailed("the registry's metadata failed; the server's log says why")
     failed.__cause__ = error  # the HTTP layer logs the cause
     return failed

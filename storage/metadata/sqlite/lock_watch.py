@@ -67,8 +67,8 @@ class LockWatch:
 
 def holder_of_flock(fd: int) -> str:
     """Returns a text about the process that holds the exclusive `flock` on a file: its pid and command, and whether it
-    is stopped (proc(5), /proc/locks). Returns "another process" if it cannot find the process: /proc/locks does not
-    show the locks of processes in other containers."""
+    is stopped (proc(5), /proc/locks). Says so if it cannot find the process: /proc/locks does not show the locks of
+    processes in other containers."""
     inode = os.fstat(fd).st_ino
     try:
         entries = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
@@ -80,6 +80,6 @@ def holder_of_flock(fd: int) -> str:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
         state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][:1]
     except (OSError, ValueError, LookupError, StopIteration):
-        return "another process"
+        return "a process that cannot be found here, such as one in another container"
     advice = f", which is stopped; continue it with `fg` or `kill -CONT {pid}`" if state == "T" else ""
     return f"process {pid} ({command}){advice}"

@@ -243,7 +243,7 @@ def test_streams_end_when_the_server_stops(tmp_path: Path) -> None:
                 assert [line for line in lines if line] == []
         assert server.stop() == 0
         assert time.monotonic() - started < 25  # `shutdown_grace` is 30 s
-        assert "cut 1 requests" not in server.log_text()
+        assert "cut off 1 requests" not in server.log_text()
 
 
 def test_without_kept_events(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_readers_wait_until_the_upstream_is_back(site: MirrorSite) -> None:
     site.hub.fault(on="blob", match=site.digest_hex, stall_after=MIB)
     readers = [site.get(worker=pid).wait_for_bytes(MIB) for pid in site.server.worker_pids()]
     site.hub.refuse()
-    wait_until(lambda: "it is left alone for a moment" in site.server.log_text(), "the endpoint is not given up")
+    wait_until(lambda: "the mirror sends it no requests" in site.server.log_text(), "the endpoint is not given up")
     site.hub.listen()
     for reader in readers:
         assert reader.wait_for_end().body == site.blob

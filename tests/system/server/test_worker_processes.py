@@ -110,7 +110,7 @@ def test_requests_are_cancelled_after_the_grace_period(start: Start, workers: in
         assert running.wait_for_exit() == 0
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(1) == b""
-    assert "cut 1 requests" in running.errors
+    assert "cut off 1 requests" in running.errors
     assert "Traceback" not in running.errors
 
 

@@ -282,5 +282,5 @@ async def test_refusal_of_a_redirect_target_is_unavailable(registry: StoredRegis
         scripted_server(lambda head: answer(307, location=f"{cdn.url}/x")) as server,
         upstream_source(registry, server.url) as source,
     ):
-        with pytest.raises(UpstreamUnavailable, match="refuses us"):
+        with pytest.raises(UpstreamUnavailable, match="refuses the request"):
             await fetch(source, "sha256:" + "0" * 64)

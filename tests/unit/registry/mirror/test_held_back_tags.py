@@ -152,14 +152,14 @@ async def test_an_older_cached_digest_is_served_instead(site: MirrorSite, worker
     site.clock.now += 3 * DAY
     site.upstream.faults.down = UpstreamUnavailable("it refuses connections")
     assert await served(worker) == first.digest
-    assert f"{second.digest} cannot be had" in str(request.notice)
+    assert f"{second.digest} cannot be fetched" in str(request.notice)
     assert "asking docker.io failed: it refuses connections" in str(request.notice)
     site.upstream.faults.down = None
     third = move_tag(site, b"third")
     del site.upstream.manifests[UPSTREAM_REPO, second.digest]
     await worker.mirror.revalidate(MIRRORED_REPO, TAG, force=True)
     assert await served(worker) == first.digest
-    assert f"{second.digest} cannot be had" in str(request.notice)
+    assert f"{second.digest} cannot be fetched" in str(request.notice)
     assert third.digest in str(request.notice)
 
 

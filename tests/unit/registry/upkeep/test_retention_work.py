@@ -178,7 +178,7 @@ async def test_the_report_says_that_a_tag_has_become_immutable(store: StoredRegi
     run = RetentionRun(store, clock, rule(keep_last=1), retention=RetentionWithNewRules(store.retention, push))
     await run()
     reasons = {step["tag"]: step["reason"] for step in run.steps}
-    assert reasons == {"a": "changed or pulled since it was judged", "v1": "it is immutable now"}
+    assert reasons == {"a": "changed or pulled during this run", "v1": "it is immutable now"}
 
 
 async def test_content_of_an_immutable_tag_is_kept(store: StoredRegistry, clock: Clock) -> None:

@@ -242,7 +242,7 @@ async def test_an_issuers_token_cannot_make_an_api_token(worker: AuthWorker, key
     ):
         authority = management_rights_of(policy.principal(proof))
         authority.check_may_see(CI)
-        with pytest.raises(Denied, match="log in as a person"):
+        with pytest.raises(Denied, match="only a person may do this"):
             authority.check_may_change_credentials(CI)
 
 

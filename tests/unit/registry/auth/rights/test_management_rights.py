@@ -54,7 +54,7 @@ def test_other_accounts_do_not_exist_for_a_caller() -> None:
 )
 def test_only_a_person_makes_credentials(proof: Identity) -> None:
     """A caller with a program's credential, or of an account outside the store, cannot make another credential."""
-    with pytest.raises(Denied, match="log in as a person"):
+    with pytest.raises(Denied, match="only a person may do this"):
         management_rights_of(Principal(proof, TEAM_ADMIN)).check_may_change_credentials(ALICE)
 
 
@@ -87,7 +87,7 @@ def test_a_password_of_the_htpasswd_file_needs_a_browser() -> None:
     rights = management_rights_of(Principal(Identity("alice", stamp="htpasswd"), TEAM_ADMIN))
     with pytest.raises(Denied, match=r"with a browser .* password of an account that this registry stores"):
         rights.check_may_end_sessions(ALICE)
-    with pytest.raises(Denied, match=r"log in as a person .* an account that this registry stores"):
+    with pytest.raises(Denied, match=r"only a person .* an account that this registry stores"):
         rights.check_may_change_credentials(ALICE)
 
 
