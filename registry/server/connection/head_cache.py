@@ -32,7 +32,6 @@ plus the lengths of all headers, where each short header counts as 64 bytes. So 
 headers, and the cache takes about 2 MiB."""
 _MAX_SEEN: Final = 4096
 """Number of parts that arrived once and whose hashes are kept. When there are more, all of these hashes are dropped."""
-_CACHED_METHODS: Final = ("GET", "HEAD")
 _SIMPLE_LINE: Final = re.compile(rb"(GET|HEAD) (/[A-Za-z0-9._~:@/?&=+,;%-]*) HTTP/1\.1")
 """A request line that needs no checks beyond those of `parse_target`. The parser has to check any other line."""
 _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
@@ -98,13 +97,15 @@ class HeadCache:
     def add(self, head: bytes, scope: Scope, size: int) -> None:
         """Adds the block of a head after which the connection stays open and no body follows. `head`: its bytes.
         `scope`: the new scope of its request. `size`: see `RequestHead.size`. Keeps only the hash if the block arrives
-        for the first time. Does nothing if the head is too long, has another method than GET and HEAD, or has a
-        password."""
-        block = head[head.find(b"\r\n") :]
+        for the first time. Does nothing if the head is too long, has an unusual line or another method than GET and
+        HEAD, or has a password."""
+        line_end = head.find(b"\r\n")
+        block = head[line_end:]
         fingerprint = hash(block)
         if not self._was_seen(fingerprint):
             return
-        if max(size, len(head)) > MAX_HEAD_BYTES or scope["method"] not in _CACHED_METHODS:
+        # A target in absolute form has replaced the Host header in the scope, so it is not a simple line.
+        if max(size, len(head)) > MAX_HEAD_BYTES or _SIMPLE_LINE.fullmatch(head, 0, line_end) is None:
             return
         headers: list[Header] = [*scope["headers"]]
         secrets = []

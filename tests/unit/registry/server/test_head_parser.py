@@ -144,6 +144,17 @@ async def test_known_headers_after_another_request_line(context: ConnectionConte
             assert (head.scope, head.size) == (expected.scope, expected.size)
 
 
+async def test_headers_after_a_target_with_a_host(context: ConnectionContext) -> None:
+    """A target in absolute form replaces the Host header of its own request only. The cached headers keep the host that
+    the client has sent."""
+    block = GET[GET.index(b"\r\n") :]
+    for _ in range(3):
+        (head,) = feed(HeadParser(context, RequestCounter()), b"GET http://other/v2/ HTTP/1.1" + block)
+        assert [value for name, value in head.scope["headers"] if name == b"host"] == [b"other"]
+        (head,) = feed(HeadParser(context, RequestCounter()), b"GET /v2/ HTTP/1.1" + block)
+        assert [value for name, value in head.scope["headers"] if name == b"host"] == [b"test"]
+
+
 @pytest.mark.parametrize(
     "line", [b"GET /a#b HTTP/1.1", b"GET /a b HTTP/1.1", b"GET /a HTTP/2.0", b"GET a HTTP/1.1", b"GET /\xff HTTP/1.1"]
 )
