@@ -68,7 +68,7 @@ async def test_other_tasks_run_while_a_purge_reads_many_manifests(store: StoredR
             await asyncio.sleep(0)
             statements_per_turn.append(statements - before)
 
-    store.metadata._shared_reads._db.trace_v2(apsw.SQLITE_TRACE_PROFILE, count_statement)  # type: ignore[attr-defined]
+    store.metadata._cache._shared_reads._db.trace_v2(apsw.SQLITE_TRACE_PROFILE, count_statement)  # type: ignore[attr-defined]
     counting = asyncio.create_task(count_turns())
     result = await purge_image(router, store, ImageReference(REPO, Tag("other")), data=tmp_path, by=BY)
     counting.cancel()
