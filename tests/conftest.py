@@ -39,8 +39,11 @@ it."""
 LONGEST_GROUPS = (
     "tests/system/clients/",
     "tests/system/hostile/",
+    "tests/system/admin/",
+    "tests/system/pages/test_each_page.py",
     "tests/system/events/",
     "tests/system/crash/",
+    "tests/system/pages/",
     "tests/contract/test_model_agreement.py",
     "tests/system/live_change/",
     "tests/system/cli/",

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 
-from registry.app import create_app
-from registry.config import Settings
 from tests.fakes.admin_site import AdminSite
+from tests.fakes.api_document import api_document
 from tests.fakes.plain_client import plain_request
-
-
-def description() -> dict[str, Any]:
-    """Returns the OpenAPI document."""
-    return create_app(Settings()).openapi()
 
 
 def test_the_page_needs_no_internet(site: AdminSite) -> None:
@@ -61,7 +54,7 @@ def test_no_other_files(site: AdminSite, name: str) -> None:
 def test_every_route_is_described() -> None:
     """In the OpenAPI document, each route has a summary, a description, a tag that is described, and its authentication
     schemes."""
-    document = description()
+    document = api_document()
     tags = {tag["name"] for tag in document["tags"]}
     for path, methods in document["paths"].items():
         for method, route in methods.items():
@@ -75,7 +68,7 @@ def test_every_route_is_described() -> None:
 
 def test_bodies_have_examples() -> None:
     """Each model of a request body has examples."""
-    schemas = description()["components"]["schemas"]
+    schemas = api_document()["components"]["schemas"]
     for name in ("NewUser", "NewRobot", "NewGroup", "NewGrant", "NewToken"):
         examples = [part.get("examples") for part in schemas[name]["properties"].values()]
         assert any(examples), name

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from registry.app import create_app
-from registry.config import Settings
 from tests.fakes.admin_site import PASSWORD, AdminSite, code_of
+from tests.fakes.api_document import api_document
 from tests.fakes.plain_client import plain_client
 
 ROUTES_FOR_OTHER_ACCOUNTS = {
@@ -93,7 +92,7 @@ BODIES: dict[tuple[str, str], Any] = {  # a valid body for each route that needs
 
 def routes() -> list[tuple[str, str]]:
     """Returns the method and the path of every route in the OpenAPI document of the API."""
-    paths = create_app(Settings()).openapi()["paths"]
+    paths = api_document()["paths"]
     return sorted(
         (method.upper(), path.removeprefix("/api/v1"))
         for path, methods in paths.items()

@@ -11,9 +11,8 @@ from urllib.parse import quote, urlencode
 import httpx2
 import pytest
 
-from registry.app import create_app
-from registry.config import Settings
 from tests.fakes.admin_site import ADMIN, PASSWORD, AdminSite
+from tests.fakes.api_document import api_document
 from tests.fakes.commands import entrepot_output
 from tests.fakes.plain_client import plain_client
 from tests.fakes.server_process import running_server
@@ -29,7 +28,7 @@ system or a database has, digits that are not ASCII, control characters, and cha
 end of Unicode."""
 EXTREME_VALUES = (10**18, 10**19, 10**30, -(10**20), 1e308, float("inf"))
 """Numbers for fields of bodies."""
-DOCUMENT = create_app(Settings()).openapi()
+DOCUMENT = api_document()
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def test_docker_can_log_in_while_an_attacker_guesses(
     log_in(my_docker, site.address, login)
     token = site.client(login).ask("GET", "/token?service=entrepot").json()["token"]
     with ThreadPoolExecutor(1) as pool:
-        storm = pool.submit(run_login_storm, site.server.port, token, number=0, logins=250)
+        storm = pool.submit(run_login_storm, site.server.port, token, number=0, logins=120)
         logins = 0
         while not storm.done():
             log_in(my_docker, site.address, login)

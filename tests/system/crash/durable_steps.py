@@ -26,7 +26,7 @@ BOOT = "first run of the machine"
 """The boot ID that the tests pass to the store. After a power cut they pass another one."""
 EVERY_STEP = "ENTREPOT_EVERY_STEP"
 """The environment variable with which all steps are tried."""
-STEPS_PER_CHOICE = 4
+STEPS_PER_CHOICE = 8
 """Of this many successive steps of one kind, one is tried."""
 
 

@@ -50,7 +50,7 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_st
 ) -> None:
     """Kills a process at each of the tried durable steps of the workload, which include each kind of step. The content
     that the process has acknowledged is then there, byte for byte. No partial blob is visible, the reported offset of
-    upload sessions is true, and the collector finds all garbage. After every fourth kill, a check of the whole store
+    upload sessions is true, and the collector finds all garbage. After every eighth kill, a check of the whole store
     finds no problem."""
     command = [
         sys.executable,
@@ -70,7 +70,7 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed_at_a_durable_st
                 request_log.note(kind, request)
             data = memory_folder / str(report["number"])
             try:
-                asyncio.run(_check(data, request_log, thorough=kills % 4 == 0))
+                asyncio.run(_check(data, request_log, thorough=kills % 8 == 0))
             except BaseException as error:
                 helper.kill()
                 error.add_note(f"killed {when} step {report['number']}; under way: {request_log.unacknowledged}")

@@ -21,10 +21,13 @@ MAX_KEPT_BYTES = 100 << 20
 released."""
 KILL_ABOVE_BYTES = 2 * MAX_GROWTH_BYTES
 """The growth above which the measurement stops and the server is killed."""
-INTERVAL_SECONDS = 0.05
+INTERVAL_SECONDS = 0.1
 """Time between two measurements."""
-STEADY_MEASUREMENTS = 12
+STEADY_MEASUREMENTS = 6
 """After this number of measurements without a new peak, the memory counts as steady."""
+LONG_STEADY_MEASUREMENTS = 30
+"""After this number of measurements without a new peak, clients that wait for responses leave as well. The workers then
+answer a few requests at a time, and the memory does not grow any more."""
 MAX_SECONDS = 40.0
 """The maximum time for which the clients stay connected, and for which the release of the memory may last."""
 
@@ -73,11 +76,12 @@ class _Client:
             if self._load.reads and not self._load.holds:
                 self.status = attack_requests.read(self._sock, max_kept=64).status
 
-    def done(self, steady: bool) -> bool:
-        """Returns whether the client has its response. A client that gets or reads no response is done when the memory
-        is `steady`."""
-        has_no_response = self._load.holds or not self._load.reads
-        return steady if has_no_response else not self.thread.is_alive()
+    def done(self, measurements_since_peak: int) -> bool:
+        """Returns whether the client has its response, or waits for it in vain: the memory has been steady for a long
+        time. A client that gets or reads no response is done when the memory is steady."""
+        if self._load.holds or not self._load.reads:
+            return measurements_since_peak >= STEADY_MEASUREMENTS
+        return measurements_since_peak >= LONG_STEADY_MEASUREMENTS or not self.thread.is_alive()
 
     def leave(self) -> None:
         """Disconnects."""
@@ -121,9 +125,7 @@ def _watch(pids: Sequence[int], bytes_before: int, running: Sequence[_Client]) -
         now = pss_of(pids)
         measurements_since_peak = 0 if now > peak else measurements_since_peak + 1
         peak = max(peak, now)
-        if peak - bytes_before > KILL_ABOVE_BYTES or all(
-            client.done(measurements_since_peak >= STEADY_MEASUREMENTS) for client in running
-        ):
+        if peak - bytes_before > KILL_ABOVE_BYTES or all(client.done(measurements_since_peak) for client in running):
             break
         threading.Event().wait(INTERVAL_SECONDS)
     return peak

@@ -23,7 +23,7 @@ MAX_STALL_MS = 50.0
 TRIES = 10
 """How often a kind of request above the limit is sent. In some tries, a full garbage collection of Python or a pause of
 the machine may delay a ping."""
-SETTLE_SECONDS = 0.1
+SETTLE_SECONDS = 0.05
 """Seconds for which the pings continue after the last response, because the worker may still work then."""
 
 

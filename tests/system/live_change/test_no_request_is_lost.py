@@ -14,12 +14,12 @@ from tests.fakes.server_process import RegistryServer, running_server
 from tests.system.live_change.live_client import LiveConnection, push
 
 CONNECTIONS = 64
-REQUESTS = 10_000
+REQUESTS = 5_000
 PUSHES = 8
 """The number of clients that push at the same time."""
-RELOADS = 20
-RESTARTS = 3
-PAUSE_SECONDS = 0.1
+RELOADS = 10
+RESTARTS = 2
+PAUSE_SECONDS = 0.2
 """The pause between two requests on a connection, which leaves processor time for the reloads and restarts."""
 
 
@@ -85,7 +85,7 @@ async def run_load(server: RegistryServer, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_no_request_is_lost(tmp_path: Path) -> None:
-    """While the settings are reloaded 20 times and all workers are replaced 3 times, 10,000 requests on 64 persistent
+    """While the settings are reloaded 10 times and all workers are replaced twice, 5,000 requests on 64 persistent
     connections and the pushes of 8 clients all succeed."""
     settings = write_settings(tmp_path, 0)
     with running_server(tmp_path, "--config", str(settings), workers=2) as server:

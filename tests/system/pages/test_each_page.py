@@ -73,7 +73,8 @@ def test_each_page_is_accessible(site: SiteWithAccounts, browser: PageBrowser, k
     another site.
 
     To save time, each rule of axe is checked once for each page: all rules in English, the contrast of the dark colours
-    in English, and the sizes on a phone in Chinese, which has the shortest words.
+    in English, and the sizes on a phone in Chinese, which has the shortest words. Only the admin opens every page in
+    Chinese; others open those that look different for them.
     """
     visitor = VISITORS[kind]
     paths_to_check = {
@@ -83,6 +84,8 @@ def test_each_page_is_accessible(site: SiteWithAccounts, browser: PageBrowser, k
         with browser.tab(site.server.url, language=locale) as tab:
             enter(tab, visitor)
             for path in pages_of(visitor, CLIENTS_WITH_ALL_PARTS):
+                if language != "en" and path not in paths_to_check:
+                    continue
                 tab.open(path)
                 check_page(tab, language, visitor)
                 if path in paths_to_check and language == "en":
@@ -97,8 +100,9 @@ def test_each_page_is_accessible(site: SiteWithAccounts, browser: PageBrowser, k
                 tab.page.set_viewport_size({"width": 1200, "height": 900})
 
 
-@pytest.mark.parametrize("locale", LANGUAGES)
-@pytest.mark.parametrize("kind", VISITORS)
+@pytest.mark.parametrize(
+    ("kind", "locale"), [("admin", "en-US"), ("admin", "zh-CN"), ("member", "zh-CN"), ("nobody", "en-US")]
+)
 def test_each_page_without_javascript(site: SiteWithAccounts, browser: PageBrowser, kind: str, locale: str) -> None:
     """Without JavaScript, a visitor can log in and open each page. The list of repositories has those that the visitor
     may see. Buttons that need a script are hidden."""

@@ -26,7 +26,7 @@ from tests.system.race.busy_clients import BusyClient, Counts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CLIENTS = 16
-SECONDS = float(os.environ.get("ENTREPOT_RACE_SECONDS", "20"))
+SECONDS = float(os.environ.get("ENTREPOT_RACE_SECONDS", "12"))
 """How long the clients work. For a thorough run, set the variable to 120 or more."""
 MIRRORED_IMAGES = 12
 MIRRORED_BYTES = 300_000
