@@ -66,8 +66,8 @@ from storage.upkeep.schedule import cancel_all, run_rounds
 
 DAY_SECONDS = 86400.0
 KEEP_UNUSED_TAGS_SECONDS = 365 * DAY_SECONDS
-"""How long the store keeps the history of a mirrored tag that is no longer cached. The time begins when the mirror last
-saw the tag point at a new digest."""
+"""The store deletes the history of a mirrored tag if the tag is no longer cached, and if the mirror has not seen the
+tag point at a new digest for this time."""
 log = logging.getLogger("storage")
 
 OpenContent = Callable[[Disk, str, Metadata, DigestLocks], AbstractAsyncContextManager[tuple[BlobStore, Partials]]]
@@ -239,16 +239,16 @@ async def open_registry(
                 problem=reserve.disk_full_reason,
                 refusal=reserve.low_disk_reason,
                 free_bytes=reserve.free_bytes,
-                replaced=disk.opened.problem,
+                directory_problem=disk.opened_directory.problem,
             )
         else:
             health = StorageHealth(
-                problem=lambda: DISK_FULL_TEXT, retire=immutable.retire, replaced=disk.opened.problem
+                problem=lambda: DISK_FULL_TEXT, retire=immutable.retire, directory_problem=disk.opened_directory.problem
             )
         collector = Collector(
             *(metadata, blobs, partials, locks, clock, grace, expire, is_full),
             leases=leases,
-            check_directory=disk.opened.check,
+            check_directory=disk.opened_directory.check,
         )
         registry = StoredRegistry(
             metadata,
@@ -355,7 +355,7 @@ def _open_database(
     `may_open_read_only` is True, and raises StorageFull if not."""
     arguments = disk.layout, disk.system, clock, disk.reserve
     try:
-        return SqliteDatabase(*arguments, observer=commit_observer, directory=disk.opened)
+        return SqliteDatabase(*arguments, observer=commit_observer, directory=disk.opened_directory)
     except apsw.FullError:
         if may_open_read_only:
             return SqliteDatabase(*arguments, immutable=ImmutableDatabase(disk.layout))

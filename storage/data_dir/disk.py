@@ -19,12 +19,12 @@ T = TypeVar("T")
 class Disk:
     """Bundles the paths of the data directory (`layout`), the system calls (`system`), a thread pool for blocking calls
     (`threads`), and the disk reserve (`reserve`). The reserve is space that is allocated in advance, so that content
-    can be deleted when the disk is full. `opened` finds out whether another data directory has taken the place of this
-    one."""
+    can be deleted when the disk is full. `opened_directory` finds out whether another data directory has taken the
+    place of this one."""
 
     def __init__(self, layout: Layout, system: System, reserve: Reserve) -> None:
         self.layout = layout
-        self.opened = OpenedDirectory(layout)
+        self.opened_directory = OpenedDirectory(layout)
         self.system = system
         self.reserve = reserve
         self.threads = ThreadPool(THREADS, thread_name_prefix="disk")

@@ -57,14 +57,14 @@ class StorageHealth:
     the full disk had no space for that, the metadata was opened read-only, and `retire` is a function that stops
     reading from it (see `StoredRegistry.retire`). `refusal`: a function that returns a sentence on why a push of a
     number of bytes cannot be stored; None if it can. `free_bytes`: a function that returns the free bytes of the disk;
-    None if they are not known. `replaced`: a function that returns what is wrong if another data directory, or none, is
-    at the path of the opened one; None if nothing is wrong."""
+    None if they are not known. `directory_problem`: a function that returns what is wrong if another data directory, or
+    none, is at the path of the opened one; None if nothing is wrong."""
 
     problem: Callable[[], str | None]
     retire: Callable[[], None] | None = None
     refusal: Callable[[int], str | None] = lambda _: None
     free_bytes: Callable[[], int | None] = lambda: None
-    replaced: Callable[[], str | None] = lambda: None
+    directory_problem: Callable[[], str | None] = lambda: None
 
 
 class StoredRegistry:
@@ -178,7 +178,7 @@ class StoredRegistry:
     def directory_problem(self) -> str | None:
         """Returns what is wrong if another data directory, or none, is at the path of the opened one. All changes are
         refused then. None if nothing is wrong. Blocks. Raises OSError."""
-        return self._health.replaced()
+        return self._health.directory_problem()
 
     @property
     def is_read_only(self) -> bool:

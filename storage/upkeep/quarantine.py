@@ -130,9 +130,10 @@ class Quarantine:
         return await self.take_out(FoundDamage(digest, place, MISSING, None))
 
     async def check_former_place(self, blob: DamagedBlob, on_read: OnRead) -> bool:
-        """Reads the bytes at the former place of a damaged blob. If the bytes there are right, for example because an
-        operator has restored the file, marks the blob as healed. If they are wrong, because a crash has prevented their
-        move to the quarantine, moves them to the quarantine. Returns whether the blob is healed."""
+        """Reads the bytes at the *former place* of a damaged blob: the place that the blob had before it was marked as
+        damaged. If the bytes there are right, for example because an operator has restored the file, marks the blob as
+        healed. If they are wrong, because a crash has prevented their move to the quarantine, moves them to the
+        quarantine. Returns whether the blob is healed."""
         if not blob.former_place:
             return False
         stored = StoredBlob(0, blob.digest, blob.size, blob.former_place)

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 BURST_SECONDS: Final = 1.0
-"""The largest delay that a reader can make up for. After it was slower than the rate, it may read as many bytes without
-a wait as the rate allows in this time."""
+"""The largest delay that a reader can make up for. A reader that was slower than the rate may then read without a wait,
+but at most the bytes that the rate allows in this time."""
 
 PAUSE_SECONDS: Final = 1.0
 """Longest sleep. A longer wait consists of several sleeps."""

@@ -120,7 +120,9 @@ class Scrubber:
         }
 
     async def _recheck_damaged(self) -> None:
-        """Reads the content that is known to be damaged again, and heals it if its bytes now have the right digest."""
+        """Checks once more the content that is already known to be damaged, and heals it if its bytes now have the
+        right digest. The *place* of a blob is the key of its bytes in the blob store. A damaged blob has no place, so
+        its bytes are looked for at its *former place*: the one that it had before it was marked as damaged."""
         after: str | None = None
         has_more = True
         while has_more:
@@ -241,7 +243,9 @@ class Scrubber:
         self._saved_at = now
         await self._damage.save_round(self._round)
         done_bytes = self._round.size + self._read_bytes_of_blob
-        total_bytes = max(self._round.total_bytes, done_bytes)  # blobs may have been healed since the round began
+        # The round's total was counted when the round began, without the blobs that were damaged then. Some of these
+        # may have been healed since, and the round then reads them too.
+        total_bytes = max(self._round.total_bytes, done_bytes)
         await self._context.report(
             done_bytes, total=total_bytes, unit="bytes", message="reading content", save_now=True
         )

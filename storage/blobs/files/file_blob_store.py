@@ -214,7 +214,7 @@ class FileBlobStore:
         def move_to_trash() -> None:
             if not is_readable(path):
                 return
-            self._disk.opened.check()
+            self._disk.opened_directory.check()
             with suppress(FileNotFoundError):
                 try:
                     self._disk.system.rename(path, self._disk.layout.trash / path.name)

@@ -258,7 +258,7 @@ class FilePartialStore:
         def open_pair() -> PartialFilePair | None:
             # If another data directory has taken the place of this one, fails here, and not only when the whole blob
             # has been downloaded.
-            disk.opened.check()
+            disk.opened_directory.check()
             return open_file_pair(disk.system, paths, size, self._boot, disk.reserve)
 
         opening = disk.run(open_pair)

@@ -39,8 +39,9 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """Creates the file of a session in `directory`, which has no file yet. Raises BlobUploadInvalid if another
-        request has taken the session over in the meantime: then `take_over` has created the file."""
+        """Creates the directory and the first file of a session, which has neither until its first bytes are written.
+        Raises BlobUploadInvalid if the directory exists already: since the session began, another request has taken it
+        over, and `take_over` has created the directory and the file."""
         path = directory / "1"
         try:
             system.mkdir(directory)

@@ -67,8 +67,8 @@ def _record_blob_without_place(db: apsw.Connection, problem: Problem, now: float
 
 def _mark_manifest(db: apsw.Connection, problem: Problem, now: float) -> str | None:
     """Marks the manifest as damaged, as scrub (the job that reads all content and checks its digests) does."""
-    if not _stored(db, problem).names_digest or damage_changes.mark_manifest(db, int(problem.key[0]), now) is None:
-        return None  # if the row names no valid digest, no push could heal the manifest
+    if not _stored(db, problem).is_digest_valid or damage_changes.mark_manifest(db, int(problem.key[0]), now) is None:
+        return None  # if the row has no valid digest, no push could heal the manifest
     return "recorded it as damaged: it is not served any more, and the next push stores it again"
 
 
@@ -114,7 +114,7 @@ def _restore_tag(db: apsw.Connection, problem: Problem, now: float) -> str | Non
     tag, reason = str(problem.key[1]), "a repair: what the tag pointed at did not exist"
     moved = NewEvent(EventAction.MOVE, repo, now, UPKEEP_ACTOR, tag, digest, None, media_type, size, reason)
     event_tables.add(db, moved)
-    return f"pointed the tag at {digest}, which its history names last"
+    return f"pointed the tag at {digest}, the newest manifest of its history that still exists"
 
 
 def _count_manifests(db: apsw.Connection, problem: Problem, now: float) -> str:

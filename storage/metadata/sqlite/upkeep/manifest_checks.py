@@ -60,8 +60,9 @@ class StoredManifest:
     is_damaged: bool
 
     @property
-    def names_digest(self) -> bool:
-        """Whether the text in the column `digest` is a valid digest. It need not be the digest of the body."""
+    def is_digest_valid(self) -> bool:
+        """Whether the text in the column `digest` has the form of a digest. It may still be the digest of other bytes
+        than the body."""
         try:
             Digest(self.digest)
         except RegistryError:
@@ -69,9 +70,9 @@ class StoredManifest:
         return True
 
     @property
-    def has_digest(self) -> bool:
+    def is_digest_right(self) -> bool:
         """Whether the text in the column `digest` is the digest of the body."""
-        return self.names_digest and digest_of(self.body, Digest(self.digest).algorithm) == self.digest
+        return self.is_digest_valid and digest_of(self.body, Digest(self.digest).algorithm) == self.digest
 
     @property
     def manifest(self) -> Manifest | None:
@@ -140,7 +141,7 @@ def _findings(db: apsw.Connection, stored: StoredManifest) -> Iterator[tuple[Pro
         return
     if stored.is_damaged:
         return
-    if not stored.has_digest:
+    if not stored.is_digest_right:
         yield ProblemCode.MANIFEST_DIGEST, "the stored manifest has another digest; push it again", ()
         return
     manifest = stored.manifest

@@ -145,16 +145,17 @@ def _check_database(db: apsw.Connection) -> list[Problem]:
 def _damage_texts(db: apsw.Connection) -> list[str]:
     """Returns the damage messages of SQLite, one for each error."""
     texts: list[str] = []
-    # The check uses the list of parts of the full-text index that this connection read last. If another connection has
-    # merged parts since, the check would report them as missing. This call makes the connection read the list again.
+    # Each connection keeps the list of the parts of the full-text index. If another connection has merged parts, the
+    # kept list is outdated, and the check would report the merged parts as missing. This call makes the connection read
+    # the list again.
     index_tables.forget_full_text_structure(db)
     try:
         for (text,) in db.execute(f"PRAGMA quick_check({MAX_DATABASE_ERRORS})"):
             # A line such as "*** in database main ***" is a heading.
             texts += [line for line in str(text).split("\n") if line != "ok" and not line.startswith("***")]
     except (apsw.CorruptError, apsw.SQLError) as error:
-        # The check ends with this error at a damaged page, which an earlier text names, or at a full-text index that
-        # SQLite cannot open.
+        # The check ends with this error in two cases. At a damaged page, `texts` already has a message about the page.
+        # At a full-text index that SQLite cannot open, the error itself names fts5.
         if not texts and "fts5" not in str(error):
             raise
         texts = texts or [str(error)]

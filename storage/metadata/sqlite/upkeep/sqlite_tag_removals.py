@@ -31,9 +31,10 @@ SELECT t.name, r.digest, r.id FROM json_each(?2) j JOIN manifest m ON m.id = j.v
 the digest of such a manifest. "/" is the character after ".", so the range of names contains all tags that continue the
 digest with "."."""
 _MAX_ROUNDS: Final = 3
-"""Largest number of rounds. A round finds the manifests that would be unused, and the referrer tags of these manifests,
-which are removed as well. The next round begins with the manifests of these tags, because a signature can have a
-signature. Referrer tags that further rounds would find are not removed."""
+"""Largest number of rounds. A round begins with manifests that lose a tag. It finds those of them that would be unused,
+and the referrer tags of these, which are removed as well. The next round begins with the manifests that these referrer
+tags point at, such as signatures, because a signature can itself have a signature. Referrer tags that further rounds
+would find are not removed."""
 
 
 class SqliteTagRemovals:
