@@ -91,10 +91,10 @@ async def preview_retention(
     limit: Annotated[int, Query(description="Maximum number of tags", ge=1, le=MAX_PAGE_ROWS)] = 100,
 ) -> RetentionPreviewResponse:
     """Says for each tag of a repository whether the rules in the settings keep it, and why. The totals count the first
-    5000 tags; `entrepot retention preview` counts all. Needs the action admin on the repository."""
+    5000 tags; `entrepot retention preview` counts all. Needs the right `admin` on the repository."""
     repo = RepositoryName(repository)
     if not caller.rights.may_grant(NamePattern(repo)):
-        raise Denied(f"{caller.rights.account_name} may not see this: it needs the action admin on {repo}")
+        raise Denied(f"{caller.rights.account_name} may not see this: it needs the right `admin` on {repo}")
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
     async with preview.slots.slot(caller.visitor):
@@ -115,7 +115,9 @@ class RepositoryPreviewResponse(BaseModel):
     rule: str
     tags_kept: int
     tags_deleted: int
-    complete: bool = Field(description="False: only the first of its tags were judged")
+    complete: bool = Field(
+        description="False: the repository has more than about 5000 tags, and only the first of them were judged"
+    )
 
     @classmethod
     def from_preview(cls, found: RepositoryPreview) -> Self:
@@ -138,7 +140,7 @@ async def preview_repositories(
     limit: Annotated[int, Query(description="Maximum number of repositories", ge=1, le=MAX_PAGE_ROWS)] = 100,
 ) -> models.ListPage[RepositoryPreviewResponse]:
     """Lists the repositories to which a rule in the settings applies, each with the number of tags that the rule would
-    keep and delete. A page of repositories with many tags is shorter."""
+    keep and delete. If the repositories have many tags, a page may have fewer than `limit` repositories."""
     preview = caller.upkeep.retention_preview
     async with preview.slots.slot(caller.visitor):
         page = await preview.repositories(after, limit)

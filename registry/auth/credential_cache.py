@@ -35,8 +35,9 @@ class VerifiedCredential:
     - `identity`: the account, and the limits of the credential.
     - `epoch`: the epoch of the store when the identity was last checked.
     - `until`: when the entry expires, in seconds since 1970. This is not later than the expiry of the identity.
-    - `principal`: the principal of the identity; None until it is first needed. It contains the epoch of its rights,
-      which can differ from `epoch`.
+    - `principal`: the principal of the identity; None until it is first needed. Its rights have an epoch of their own,
+      `principal.epoch`: the epoch at which they were read. They may be read at another time than the identity is
+      checked, so the two epochs can differ.
     """
 
     __slots__ = ("epoch", "identity", "principal", "until")

@@ -94,9 +94,7 @@ class LiveConfiguration:
 
         try:
             check_auth_files(settings)
-            check_insecure_open(
-                settings, bound_to_loopback=self._bound_to_loopback, is_registry_closed=is_closed(settings)
-            )
+            check_insecure_open(settings, bound_to_loopback=self._bound_to_loopback, requires_login=is_closed(settings))
         except (HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
             raise ChangeRefused(str(error)) from None
         except RegistryError as error:  # the store cannot say whether it has accounts

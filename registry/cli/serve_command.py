@@ -127,12 +127,9 @@ def run_server(settings: Settings, flags: Mapping[str, Any], config: Path | None
         addresses = [address_of(sock) for sock in all_sockets]
         if metrics_socket is not None:
             check_metrics_port(addresses[:-1], addresses[-1])
-        # A registry is closed if clients must log in: it has or had accounts, or the settings name another source of
-        # accounts.
-        options, is_registry_closed = prepare(
-            settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None
-        )
-        banner = startup_banner(settings, addresses[0], sockets[0], is_registry_closed=is_registry_closed)
+        # Clients must log in if the registry has or had accounts, or if the settings name another source of accounts.
+        options, requires_login = prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=handover is None)
+        banner = startup_banner(settings, addresses[0], sockets[0], requires_login=requires_login)
         # These objects are created before the workers are forked, so that all workers share them.
         rate_memory = RateLimitMemory()
         run = new_server_run()

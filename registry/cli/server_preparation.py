@@ -27,8 +27,8 @@ log = logging.getLogger("registry")
 def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -> tuple[ListenerOptions, bool]:
     """Prepares the start of the server: makes the process run as the user who owns the data directory, creates the data
     directory if it is missing, and checks the files for TLS and for logins that the settings name. Returns the
-    listener's options and whether the registry is closed. Ends the command with an error message if a check fails.
-    Logs a warning if the state of an unfinished hash cannot be saved: each pushed blob is then hashed twice.
+    listener's options and whether clients must log in. Ends the command with an error message if a check fails. Logs a
+    warning if the state of an unfinished hash cannot be saved: each pushed blob is then hashed twice.
 
     `bound_to_loopback`: see `check_insecure_open`. `may_migrate`: whether the data may be migrated to this version's
     format. False: a running server uses the data, so data of another version is an error."""
@@ -47,13 +47,13 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
         become_owner(settings.data)
         check_auth_files(settings)
         (prepare_data_dir if may_migrate else check_version)(settings.data)
-        is_registry_closed = is_closed(settings)
-        check_insecure_open(settings, bound_to_loopback=bound_to_loopback, is_registry_closed=is_registry_closed)
+        requires_login = is_closed(settings)
+        check_insecure_open(settings, bound_to_loopback=bound_to_loopback, requires_login=requires_login)
     except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
         fail(str(error))
     if not can_save_digests():
         log.warning("each pushed blob is hashed twice: this Python finds no libcrypto.so.3; entrepot doctor says more")
-    return options, is_registry_closed
+    return options, requires_login
 
 
 def is_closed(settings: Settings) -> bool:
@@ -107,14 +107,14 @@ class InsecureOpenError(Exception):
     """The registry would be open and other machines could reach it. The text is one line for people."""
 
 
-def check_insecure_open(settings: Settings, *, bound_to_loopback: bool, is_registry_closed: bool) -> None:
-    """Raises InsecureOpenError if the registry is open and other machines can reach it, unless the setting
+def check_insecure_open(settings: Settings, *, bound_to_loopback: bool, requires_login: bool) -> None:
+    """Raises InsecureOpenError if the registry requires no login and other machines can reach it, unless the setting
     `insecure_open` allows this.
 
     `bound_to_loopback`: whether the socket is bound to a loopback address, which only this machine can reach. But a
     proxy on this machine can pass on the requests of other machines. There is probably one if `trusted_proxies` is set,
     or if `public_url` names another host than this machine."""
-    if is_registry_closed or settings.insecure_open:
+    if requires_login or settings.insecure_open:
         return
     if not bound_to_loopback:
         reason = "this address can be reached from other machines"

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 from registry.config import DOCKER_HUB, Settings
 
 
-def startup_banner(settings: Settings, address: str, listener: socket.socket, *, is_registry_closed: bool) -> str:
+def startup_banner(settings: Settings, address: str, listener: socket.socket, *, requires_login: bool) -> str:
     """Returns the lines with the address, the data directory and the commands to try first, without a newline at the
     end. Other programs parse the first line, so its format must stay the same in all versions.
 
-    `address`: HOST:PORT of the socket `listener`. `is_registry_closed`: whether clients must log in."""
+    `address`: HOST:PORT of the socket `listener`. `requires_login`: whether clients must log in."""
     from registry import __version__
 
     scheme = "http" if settings.tls.certificate is None else "https"
@@ -30,7 +30,7 @@ def startup_banner(settings: Settings, address: str, listener: socket.socket, *,
         lines.append(f"  try       docker pull busybox && docker tag busybox {name} && docker push {name}")
     if settings.upstream:
         lines += _mirror_lines(settings, host)
-    if not is_registry_closed:
+    if not requires_login:
         lines.append("  note      there are no accounts: whoever reaches this address can push and delete")
         lines.append(f"  accounts  {_add_account_command(settings)}")
     lines.append("  stop      Ctrl-C, or SIGTERM to this process")

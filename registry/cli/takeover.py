@@ -59,8 +59,8 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
     # Not computed from the setting `listen`: systemd may have opened the server's socket at another address.
     bound_to_loopback = facts.get("loopback") == "yes"
     metrics = metrics_address(settings)
-    used_addresses = _used_addresses(facts)
-    addresses = used_addresses[:-1] if facts["metrics"] else used_addresses
+    server_addresses = _server_addresses(facts)
+    addresses = server_addresses[:-1] if facts["metrics"] else server_addresses
     with ExitStack() as stack:
         try:
             if settings.listen != facts["listen"]:
@@ -70,15 +70,15 @@ def check_takeover(settings: Settings, facts: dict[str, str]) -> None:
             if metrics is not None:
                 is_kept = metrics == facts["metrics"]
                 check_metrics_port(
-                    addresses, used_addresses[-1] if is_kept else address_of(stack.enter_context(bind(metrics)))
+                    addresses, server_addresses[-1] if is_kept else address_of(stack.enter_context(bind(metrics)))
                 )
         except ListenError as error:
-            _fail_to_listen(error, used_addresses)
+            _fail_to_listen(error, server_addresses)
     prepare(settings, bound_to_loopback=bound_to_loopback, may_migrate=False)
     create_app(settings)
 
 
-def _used_addresses(facts: dict[str, str]) -> list[str]:
+def _server_addresses(facts: dict[str, str]) -> list[str]:
     """Returns the addresses of the running server's sockets. If it has a socket for the metrics, its address is the
     last one. A server of an older version does not report its sockets; then returns the addresses in its settings."""
     if "sockets" in facts:
@@ -86,9 +86,9 @@ def _used_addresses(facts: dict[str, str]) -> list[str]:
     return [facts["listen"], *filter(None, [facts["metrics"]])]
 
 
-def _fail_to_listen(error: ListenError, used_addresses: Sequence[str]) -> NoReturn:
-    """Ends the command with an error message, because the check of a restart could not open a socket. `used_addresses`:
-    the addresses of the running server's sockets.
+def _fail_to_listen(error: ListenError, server_addresses: Sequence[str]) -> NoReturn:
+    """Ends the command with an error message, because the check of a restart could not open a socket.
+    `server_addresses`: the addresses of the running server's sockets.
 
     Two causes disappear only if the server is stopped and started. First, the workers of the running server keep their
     sockets open until the restart is complete. The new version cannot open an address that overlaps with one of theirs,
@@ -97,7 +97,7 @@ def _fail_to_listen(error: ListenError, used_addresses: Sequence[str]) -> NoRetu
     from registry.server.gate.listener import overlaps
 
     new, port = error.used_address, error.forbidden_port
-    for address in used_addresses:
+    for address in server_addresses:
         if (new is not None and overlaps(new, address)) or (port is not None and _port(address) == port):
             fail(
                 f"the running server itself uses port {_port(address)}, so the new address takes effect only at a "

@@ -52,7 +52,7 @@ class PeerStream(httpcore2.AsyncNetworkStream):
         self,
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's signature
     ) -> httpcore2.AsyncNetworkStream:
         return PeerStream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._peer)
 
@@ -62,7 +62,8 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
 def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
     """Returns `stream.get_extra_info(info)`. If uvloop has closed the connection after an error, returns True for
-    `is_readable`, so that the connection pool does not use the connection again, and None for any other `info`.
+    `is_readable`, and None for any other `info`. An idle connection is readable if the server has closed it or has sent
+    bytes that nobody asked for. So the connection pool does not use a readable connection again.
 
     For a connection that uvloop has closed, anyio raises AttributeError or ValueError, because its socket is None or
     has the file descriptor -1. The pool asks all its connections before each request, so without this function one such
@@ -107,7 +108,7 @@ class CheckedBackend(httpcore2.AnyIOBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's signature
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
@@ -168,7 +169,7 @@ class _ProxiedBackend(httpcore2.AnyIOBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore2's signature
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> httpcore2.AsyncNetworkStream:

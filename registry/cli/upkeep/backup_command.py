@@ -46,8 +46,8 @@ def backup(
         bool,
         typer.Option(
             "--verify",
-            help="Also read the blobs that DIR has already, or that are linked and not copied, and compare their "
-            "digests.",
+            help="Also check the digests of the blobs that DIR has already, and of the blobs that become hard links "
+            "or share blocks instead of being copied.",
         ),
     ] = False,
     copy: Annotated[
@@ -56,7 +56,9 @@ def backup(
     new: Annotated[
         bool,
         typer.Option(
-            "--new", help="If the disk of the earlier backups in DIR is not mounted, begin a new directory of backups."
+            "--new",
+            help="If the disk of the earlier backups is not mounted, begin new backups in the directory that is at DIR "
+            "now. Without --new, the command then fails.",
         ),
     ] = False,
     config: ConfigOption = None,
@@ -120,6 +122,6 @@ def _print_result(result: Mapping[str, Any]) -> None:
     if result["missing"]:
         print_line(
             f"entrepot: {plural(len(result['missing']), 'blob')} could not be copied; the backup is complete but for "
-            "these. To take them out of use and fetch again what a mirror can get, run entrepot scrub",
+            "these. To take these blobs out of use, and to fetch again those that a mirror can get, run entrepot scrub",
             err=True,
         )

@@ -230,7 +230,7 @@ class Download:
             async with slot as has_slot:
                 if not has_slot:
                     # Other downloads use all slots, or nothing needs this blob any more.
-                    self._concurrency.note_unavailable(self._loop.time(), available=len(self._connections) - 1)
+                    self._concurrency.reduce_connections(self._loop.time(), available=len(self._connections) - 1)
                     return
                 if self._should_send_request(is_first) and not await self._fetch(is_new_connection):
                     return

@@ -18,9 +18,10 @@ from storage.names import RepositoryName
 from storage.partials import Partials
 
 MAX_CLAIMS: Final = 16
-"""Largest number of fills of one upstream that open a partial blob (the files of a download) at the same time in one
-process. The other fills wait for their turn, and end if their clients leave meanwhile. The process has only this many
-threads that open files, so more fills would only wait for a thread."""
+"""Largest number of fills of one upstream that claim a partial blob at the same time in one process. A *partial blob*
+is the files of one download. To *claim* it means to open these files, as its owner if no other process downloads the
+blob (`Partials.claim`). The other fills wait for their turn, and end if their clients leave meanwhile. The process has
+only this many threads that open files, so more fills would only wait for a thread."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class FillContext:
     `negative_cache`: says which blobs the upstream does not have. `bad_senders`: says which endpoints (base URLs) of
     the upstream sent corrupt bytes for a blob. `to_upstream_name`: returns the name that a repository has at the
     upstream. `pass_through_memory`: the worker's budget for blobs that are sent to clients without being stored.
-    `stall_timeout`: after the upstream has begun to send the blob, the download is retried until it has made no
-    progress for this number of seconds. Before that, it is retried at most once (`RetryPolicy`). `observer`: counts the
-    fills. `claims`: a fill holds one of its `MAX_CLAIMS` permits while it opens its files."""
+    `stall_timeout`: after the upstream has begun to send the blob, a failed request is retried. The download fails
+    after this number of seconds without progress. Before the upstream has begun, the download is retried at most once
+    (`RetryPolicy`). `observer`: counts the fills. `claims`: a fill holds one of its `MAX_CLAIMS` permits while it
+    claims its partial blob."""
 
     upstream: UpstreamClient
     partials: Partials

@@ -3,8 +3,9 @@
 
 A *piece* is the byte range of one request. Pieces that are requested at the same time never overlap. They are requested
 in ascending order, so that readers can follow. If a reader waits for a later byte, the piece with this byte is
-requested next. Each request names both ends of its range. If it named only the start and were cancelled later, the
-bytes that are already on their way would be wasted.
+requested next. Each request names both ends of its range. If a request named only the start, the upstream would send
+all bytes up to the end of the blob. The request would have to be cancelled at the end of its piece, and bytes that are
+already on their way would be wasted.
 
 A *straggler* is a connection that is much slower than the others. When all bytes have been requested, the requests of
 stragglers are cancelled, and the missing bytes of their pieces are requested again over other connections. That would
@@ -187,7 +188,7 @@ class AdaptiveConcurrency:
             if self._windows_without_speedup < WINDOWS_WITHOUT_SPEEDUP:
                 return
             if running <= self._previous_connections:  # the upstream's limit has allowed no further connections
-                self.note_unavailable(now, running)
+                self.reduce_connections(now, running)
                 return
             self.connections = self._previous_connections
             self._pause_growth(now, self._previous_rate)
@@ -199,7 +200,7 @@ class AdaptiveConcurrency:
         else:
             self._pause_growth(now, rate)
 
-    def note_unavailable(self, now: float, available: int) -> None:
+    def reduce_connections(self, now: float, available: int) -> None:
         """Reduces the number of connections to `available`, because other downloads use the rest of the connections
         that the upstream's limit allows."""
         self.connections = max(1, min(self.connections, available))

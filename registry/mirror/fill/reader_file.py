@@ -2,15 +2,15 @@
 
 A *fill* (the download of one blob) writes the bytes into the file of a *partial blob*: a blob whose bytes have not all
 arrived. The blob's first byte is at an *offset* in its file. A client may get its reader, and with it the file, while
-the fill still waits for a connection to the upstream. Before the first byte arrives, the blob's bytes may turn out to
-be in another file:
+the fill still waits for a connection to the upstream. Later, the blob's bytes may turn out to be in another file:
 
 - The partial blob is deleted, and the fill continues with another partial blob.
 - Another fill stores the blob first.
 
-In both cases the reader gets the new file under the same file descriptor, because the code that sends the response may
-have this descriptor already. But a reader that has got bytes of the old file never gets the new one: only the digest of
-the new file is checked, so the bytes of the old file may be wrong.
+In both cases a reader that has got no bytes yet gets the new file. The file descriptor stays the same, because the code
+that sends the response may have it already. A reader that has got bytes of the old file keeps that file, because bytes
+of two files must not be mixed in one response: only the digest of the new file is checked, so the bytes of the old one
+may be wrong.
 """
 
 from __future__ import annotations

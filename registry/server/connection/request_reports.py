@@ -14,8 +14,8 @@ request was cut off. If the body is sent from a file, it calls them when the ker
 return at once and raise nothing.
 
 The server puts an empty dictionary into the scope's extensions, in which the application can note what it knows about
-the request. The server empties the dictionary after the report. Otherwise it might refer to the scope, and the two
-would stay in memory until a garbage collection.
+the request. The server empties the dictionary after the report. Otherwise a note in the dictionary might refer to the
+scope, which refers to the dictionary. Such a cycle would stay in memory until a garbage collection.
 """
 
 from __future__ import annotations

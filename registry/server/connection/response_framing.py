@@ -34,9 +34,11 @@ class ResponseFraming:
                 raise RuntimeError("the response is longer than its content-length")
 
     def frame(self, head: bytes, size: int, *, more: bool) -> tuple[bytes, bytes]:
-        """Returns the bytes to write before and after `size` bytes of the body. The bytes before begin with `head`, the
-        part of the response's head that is not written yet. If the response is chunked, the two also frame a chunk.
-        `more`: whether more of the body follows. If not, the bytes after end the chunked body."""
+        """Returns the bytes to write before `size` bytes of the body, and the bytes to write after them. What comes
+        before begins with `head`, the part of the response's head that is not written yet. If the response is chunked,
+        the size line of a chunk follows, and what comes after begins with the end of that chunk. `more`: whether more
+        of the body follows. If not, what comes after a chunked body also has the chunk of length zero, which ends
+        it."""
         if not self.is_chunked:
             return head, b""
         before, after = (head + b"%x\r\n" % size, b"\r\n") if size else (head, b"")

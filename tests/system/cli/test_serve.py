@@ -98,13 +98,13 @@ async def _add_and_remove(data: Path) -> None:
 def test_when_an_open_registry_is_refused(
     loopback: bool, values: dict[str, object], reachable: bool, requires_login: bool, insecure: bool
 ) -> None:
-    """The start is refused only if the registry requires no login (`is_registry_closed` is false), other machines reach
-    it directly or through a proxy, and `insecure_open` is not set. A registry requires a login if it has or had
-    accounts, or if its settings allow external logins."""
+    """The start is refused only if the registry requires no login, other machines reach it directly or through a proxy,
+    and `insecure_open` is not set. A registry requires a login if it has or had accounts, or if its settings allow
+    external logins."""
     settings = Settings.model_validate({**values, "insecure_open": insecure})
     allowed = not reachable or requires_login or insecure
     with nullcontext() if allowed else pytest.raises(InsecureOpenError, match="there are no accounts: add one"):
-        check_insecure_open(settings, bound_to_loopback=loopback, is_registry_closed=requires_login)
+        check_insecure_open(settings, bound_to_loopback=loopback, requires_login=requires_login)
 
 
 def test_start_behind_a_proxy_without_accounts(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def load(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Settings
 def check_open(settings: Settings) -> None:
     """Raises InsecureOpenError if a registry without accounts that listens on a loopback address does not start with
     these settings."""
-    check_insecure_open(settings, bound_to_loopback=True, is_registry_closed=False)
+    check_insecure_open(settings, bound_to_loopback=True, requires_login=False)
 
 
 def comments(text: str) -> dict[str, str]:

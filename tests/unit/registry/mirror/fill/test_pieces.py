@@ -162,7 +162,7 @@ def test_an_unavailable_connection_is_requested_again_later() -> None:
     concurrency = AdaptiveConcurrency(8, 0.0)
     concurrency.observe(RATE_WINDOW_SECONDS, MIB, 1, is_waiting=False)
     assert concurrency.connections == 2
-    concurrency.note_unavailable(RATE_WINDOW_SECONDS, 1)
+    concurrency.reduce_connections(RATE_WINDOW_SECONDS, 1)
     assert concurrency.connections == 1
     concurrency.observe(2 * RATE_WINDOW_SECONDS, 2 * MIB, 1, is_waiting=False)
     assert concurrency.connections == 1
