@@ -1,6 +1,8 @@
 """The interface through which retention reads and deletes tags and manifests (`Retention`). *Retention* deletes the
 tags and the untagged manifests that no rule in the settings keeps, in hosted repositories (those that are not
-mirrored).
+mirrored). An *orphan* is a manifest that has no tag, that no index of its repository lists, and whose subject, if it
+names one, is not in the repository. An orphan is *unused* if no client has pushed, tagged or pulled it for long enough
+(`UnusedLimits`).
 
 Retention first judges a tag and then deletes it, and a client may push or pull the tag in between. So each deletion
 checks again, in its own transaction, the facts on which the judgement was based.
@@ -47,10 +49,9 @@ class TagFacts:
       the tag at that registry, which may be an estimate. None: a client has set the tag, or has pushed it again since.
     - `subject`: for a tag whose name is a `REFERRER_TAG`, the manifest that it belongs to; None: the repository does
       not have that manifest, or the tag has another name.
-    - `order_time`: None, unless `pushed` was in the future (`storage.future_times`) when the tag was read. This time
-      then takes the place of `pushed` in the order of the tags. It is the time of an earlier change of this or another
-      tag: the last change that is known to have come before the push and whose time is not in the future. 0.0 if there
-      is no such change."""
+    - `order_time`: takes the place of `pushed` in the order of the tags if `pushed` was in the future
+      (`storage.future_times`) when the tag was read; None if it was not. It is the time of the last change of any tag
+      before the clock went ahead; 0.0 if no such change is known."""
 
     name: Tag
     digest: Digest
@@ -75,8 +76,8 @@ class TagPosition:
     `TagFacts.order_time` instead. Otherwise this tag would be the newest until the clock has reached that time. Of
     several tags that were pushed at the same time, the first in the order of names comes first.
 
-    `pushed`, `name`, `order_time`: those of the tag. `future_after`: the limit at the moment when the list was read;
-    times up to this one were not in the future, and all later times were."""
+    `pushed`, `name`, `order_time`: those of the tag. `future_after`: the latest time that was not in the future when
+    the list was read."""
 
     pushed: float
     name: str
@@ -84,10 +85,11 @@ class TagPosition:
     future_after: float = field(default=math.inf, compare=False)
 
     def is_at_or_after(self, tag: TagFacts) -> bool:
-        """Returns whether the tag is at this position or before it."""
-        # Sorts the tag as the list did. `future_after` says whether the list took the tag's `pushed` for a time in the
-        # future. `tag.order_time` does not say that: the tag may have been read later, after the clock was set back, so
-        # it can have an `order_time` although the list sorted the tag by `pushed`.
+        """Returns whether this position is that of the tag, or comes after it in the list. If so, the tag is one of the
+        newest tags down to this position."""
+        # Sorts the tag as the list did: by `order_time` if `pushed` was in the future when the list was read. Whether
+        # the tag has an `order_time` does not show this, because the tag may have been read later than the list, after
+        # the clock was set back.
         order_time = tag.order_time if tag.pushed > self.future_after else None
         return _sort_key(tag.pushed, tag.name, order_time) <= _sort_key(self.pushed, self.name, self.order_time)
 
@@ -98,8 +100,8 @@ def _sort_key(pushed: float, name: str, order_time: float | None) -> tuple[float
 
 @dataclass(frozen=True, slots=True)
 class UnusedLimits:
-    """The conditions for a manifest to count as unused. Times are in seconds since 1970. `pushed`: it has not been
-    pushed since this time. `untagged`: it has had no tag since this time. `pulled`: since this time, no client has
+    """The conditions for an orphan to count as unused. Times are in seconds since 1970. `pushed`: the orphan has not
+    been pushed since this time. `untagged`: it has had no tag since this time. `pulled`: since this time, no client has
     pulled it or a manifest that it lists, and neither it nor a manifest that it lists was imported from another
     registry.
 
@@ -114,8 +116,7 @@ class UnusedLimits:
 
 @dataclass(frozen=True, slots=True)
 class UntaggedManifest:
-    """A manifest that has no tag and that no index of its repository lists. If it has a subject, the subject is not in
-    the repository."""
+    """An orphan: its digest, its key, and the time of its last push."""
 
     digest: Digest
     manifest: ManifestKey
@@ -124,7 +125,7 @@ class UntaggedManifest:
 
 @dataclass(frozen=True, slots=True)
 class UntaggedPage:
-    """Some of the unused manifests of a repository. `next_after`: where the next page begins; None: there is none."""
+    """Some of the unused orphans of a repository. `next_after`: where the next page begins; None: there is none."""
 
     items: Sequence[UntaggedManifest]
     next_after: Digest | None
@@ -158,8 +159,7 @@ class Retention(Protocol):
     A deleted tag can be put back (`storage.tag_history`). A deleted manifest can be put back during the grace period of
     garbage collection, unless the disk was too full to keep it.
 
-    Only manifests that have no tag, that no index lists, and whose subject is not in the repository are deleted. So no
-    manifest that an immutable tag needs is deleted."""
+    Only orphans are deleted. So no manifest that an immutable tag needs is deleted."""
 
     async def recorded_time(self) -> RecordedTime:
         """Returns the periods in which a server recorded pulls."""
@@ -177,8 +177,8 @@ class Retention(Protocol):
     async def untagged(
         self, repo: RepositoryName, limits: UnusedLimits, after: Digest | None, lost_tags: LostTags
     ) -> UntaggedPage:
-        """Returns the untagged manifests that have been unused for long enough. Reads at most `MAX_PAGE_ROWS`
-        manifests, so a page may be empty although there are further pages.
+        """Returns the orphans that are unused by these `limits`. Reads at most `MAX_PAGE_ROWS` manifests, so a page may
+        be empty although there are further pages.
 
         `lost_tags`: for the first page, an empty object; for each further page, the same object and the same `limits`.
         The call adds to it the entries of the tag history that no earlier call has read."""
@@ -195,33 +195,33 @@ class Retention(Protocol):
     async def delete_untagged(
         self, repo: RepositoryName, digest: Digest, limits: UnusedLimits, judged_at: float, by: Actor
     ) -> Sequence[Digest] | None:
-        """Deletes a manifest that `untagged` returned at the time `judged_at`, unless it is used again. Returns the
-        digests of its children and its referrers, which may be unused now. Returns None if it deleted nothing."""
+        """Deletes a manifest that `untagged` returned at the time `judged_at`, if it is still an unused orphan. Returns
+        the digests of its children and its referrers, which may be orphans now. Returns None if it deleted nothing."""
         ...
 
     async def delete_orphans(
         self, repo: RepositoryName, digests: Sequence[Digest], by: Actor, *, unused_since: float | None
     ) -> DeletedOrphans:
-        """Checks the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes the manifests that have no
-        tag, that no index lists, and whose subject is not in the repository.
+        """Checks the manifests `digests`, of which there are at most `MAX_ORPHANS`. Deletes those of them that are
+        orphans.
 
         `unused_since`: manifests that were pushed or pulled after this time, in seconds since 1970, stay, because a
         client may be about to push an index that lists them. The events of the deletions name a rule of retention as
         the reason. None: a client asked for the deletion, so it does not matter when the manifests were used."""
         ...
 
-    async def add_unused(
+    async def add_orphans(
         self,
         repo: RepositoryName,
         roots: Sequence[ManifestKey],
-        without: Collection[Tag],
-        unused: set[ManifestKey],
-        max_unused: float = math.inf,
+        removed_tags: Collection[Tag],
+        orphans: set[ManifestKey],
+        limit: float = math.inf,
     ) -> None:
-        """Finds the manifests that would become unused if the tags `without` and the manifests in `unused` were
-        deleted. Adds to `unused` each of the `roots` that would become unused. Then adds, recursively, the children and
-        referrers of the added manifests that would become unused as well. Stops when `unused` has `max_unused`
-        manifests. There are at most `MAX_PAGE_ROWS` roots. Changes nothing in the store."""
+        """Finds the manifests that would be orphans if `removed_tags` and the manifests in `orphans` were deleted. Adds
+        to `orphans` each of the `roots` that would be one. Then adds, recursively, the children and referrers of the
+        added manifests that would be orphans as well. When they were last used does not matter. Stops when `orphans`
+        has `limit` manifests. There are at most `MAX_PAGE_ROWS` roots. Changes nothing in the store."""
         ...
 
     async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:

@@ -1,9 +1,10 @@
 """Removes several tags of a *hosted* repository, whose content clients push to this registry, and restores removed tags
 (`TagRemover`).
 
-A *plan* lists what a removal would delete. A `RemovedTag` is a tag with its digest: a tag that was removed or restored,
-or that a plan would remove. A *referrer tag* belongs to the manifest whose digest its name contains, such as
-`sha256-….sig`. A manifest is *unused* if it has no tag, no index lists it, and its subject is not in the repository.
+A *plan* lists what a removal would delete. A `RemovedTag` is a tag with its digest. It stands for a tag that a plan
+would remove, for a removed tag, and also for a removed tag that was restored. A *referrer tag* belongs to the manifest
+whose digest its name contains, such as `sha256-….sig`. A manifest is *unused* if it has no tag, no index lists it, and
+its subject is not in the repository. `storage.retention` calls such a manifest an *orphan*.
 """
 
 from __future__ import annotations
@@ -161,13 +162,13 @@ class _Removal:
         while pending:
             batch = [pending.popleft() for _ in range(min(len(pending), MAX_ORPHANS))]
             try:
-                orphans = await self._retention.delete_orphans(self._repo, batch, self._by, unused_since=None)
+                deletion = await self._retention.delete_orphans(self._repo, batch, self._by, unused_since=None)
             except RegistryError as error:
                 self.problem = error.message
                 return
-            self.manifests.update(orphans.deleted)
-            self.is_restorable = self.is_restorable and orphans.is_restorable
-            pending.extend(orphans.dependents)
+            self.manifests.update(deletion.deleted)
+            self.is_restorable = self.is_restorable and deletion.is_restorable
+            pending.extend(deletion.dependents)
 
 
 def _subject(tag: PlannedTag) -> str:

@@ -19,11 +19,11 @@ from storage.retention import MAX_PAGE_ROWS, LostTags, ManifestKey, Retention, U
 
 MAX_JUDGED_TAGS: Final = 5000
 """Approximate largest number of tags that are judged for a page of `RetentionPreview.repositories`, and for the totals
-of one repository (`RetentionPreview.totals`). It is also the largest number of manifests that are read for these totals
-to find those without a tag. Judging 5,000 tags takes about half a second."""
+of one repository (`RetentionPreview.totals`). Judging 5,000 tags takes about half a second. The same number limits a
+second kind of work for these totals: how many manifests are read to find the orphans (`storage.retention`)."""
 MAX_COUNTED_MANIFESTS: Final = 20_000
-"""Approximate largest number of manifests that the totals of one repository count as deleted, including the manifests
-that deleted indexes list. Counting 20,000 takes about a second."""
+"""Approximate largest number of manifests that the totals of one repository count as deleted. They include manifests
+that nothing but deleted indexes lists. Counting 20,000 takes about a second."""
 MAX_PREVIEWS: Final = 2
 """How many previews a process makes at a time."""
 _PREVIEWS: Final = Limits(
@@ -84,9 +84,9 @@ OnLine = Callable[[PreviewLine], None]
 @dataclass(slots=True)
 class _Findings:
     """What one preview has found so far, and its limits. `on_line`: called with each line; None: no lines are needed.
-    `max_judged`: the approximate largest number of tags that are judged, and of manifests that are read to find those
-    without a tag. `freed`: the manifests that would be deleted. `only_untagged`: the manifests that would only lose
-    their tags. `max_manifests`: the largest number of manifests in each of the two sets."""
+    `max_judged`: the approximate largest number of tags that are judged, and of manifests that are read to find the
+    orphans. `freed`: the manifests that would be deleted. `only_untagged`: the manifests that would only lose their
+    tags. `max_manifests`: the largest number of manifests in each of the two sets."""
 
     on_line: OnLine | None
     max_judged: float = math.inf
@@ -196,17 +196,17 @@ class RetentionPreview:
         if limits is not None:
             await self._preview_untagged(repo, rule, limits, findings)
         # Without limits, the rule deletes no untagged manifest, so the manifests only lose their tags.
-        unused = findings.only_untagged if limits is None else findings.freed
+        orphans = findings.only_untagged if limits is None else findings.freed
         for start in range(0, len(roots), MAX_PAGE_ROWS):
-            await self._add_unused(repo, roots[start : start + MAX_PAGE_ROWS], deleted_tags, unused, findings)
+            await self._add_orphans(repo, roots[start : start + MAX_PAGE_ROWS], deleted_tags, orphans, findings)
 
     async def _preview_untagged(
         self, repo: RepositoryName, rule: NumberedRule, limits: UnusedLimits, findings: _Findings
     ) -> None:
-        """Previews the untagged manifests of a repository that have had no push, tag or pull since the times in
-        `limits`."""
+        """Previews the orphans of a repository that the rule deletes: those that have had no push, tag or pull since
+        the times in `limits`."""
         count_before, read_manifests, on_line = len(findings.freed), 0, findings.on_line
-        lost_tags = LostTags()  # the part of the tag history that the calls of `untagged` have read
+        lost_tags = LostTags()  # `untagged` keeps in it which tag history it has read, for its next call
         after: Digest | None = None
         while True:
             page = await self._retention.untagged(repo, limits, after, lost_tags)
@@ -215,7 +215,7 @@ class RetentionPreview:
                 for manifest in page.items:
                     reason = f"no tag, pushed {date_text(manifest.pushed)}"
                     on_line(PreviewLine(repo, None, manifest.digest, False, reason, rule.number, manifest.pushed, None))
-            await self._add_unused(repo, [manifest.manifest for manifest in page.items], (), findings.freed, findings)
+            await self._add_orphans(repo, [manifest.manifest for manifest in page.items], (), findings.freed, findings)
             if page.next_after is None:
                 break
             if read_manifests >= findings.max_judged:
@@ -224,20 +224,19 @@ class RetentionPreview:
             after = page.next_after
         findings.summary.manifests_deleted += len(findings.freed) - count_before
 
-    async def _add_unused(
+    async def _add_orphans(
         self,
         repo: RepositoryName,
         roots: Sequence[ManifestKey],
-        without: Collection[Tag],
-        unused: set[ManifestKey],
+        removed_tags: Collection[Tag],
+        orphans: set[ManifestKey],
         findings: _Findings,
     ) -> None:
-        """Adds to `unused` those of the `roots` that would be unused without the tags `without`, and the manifests that
-        would then be unused as well (see `Retention.add_unused`). A manifest is unused if no tag points at it, no index
-        lists it, and its subject, if it names one, is not in the repository. Stops at the limit of the preview."""
-        if roots and len(unused) < findings.max_manifests:
-            await self._retention.add_unused(repo, roots, without, unused, findings.max_manifests)
-            if len(unused) >= findings.max_manifests:
+        """Adds to `orphans` those of the `roots` that would be orphans without `removed_tags`, and the manifests that
+        would then be orphans as well (see `Retention.add_orphans`). Stops at the limit of the preview."""
+        if roots and len(orphans) < findings.max_manifests:
+            await self._retention.add_orphans(repo, roots, removed_tags, orphans, findings.max_manifests)
+            if len(orphans) >= findings.max_manifests:
                 findings.summary.complete = False
 
     async def _with_sizes(self, findings: _Findings) -> PreviewSummary:

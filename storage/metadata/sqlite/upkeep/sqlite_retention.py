@@ -247,15 +247,15 @@ class SqliteRetention:
             log.warning("the disk is too full to keep deleted manifests of %s; they cannot be put back", repo)
             return await self._writer.run(lambda db: delete(db, False), reserve_use=ReserveUse.ALL)
 
-    async def add_unused(
+    async def add_orphans(
         self,
         repo: RepositoryName,
         roots: Sequence[ManifestKey],
-        without: Collection[Tag],
-        unused: set[ManifestKey],
-        max_unused: float = math.inf,
+        removed_tags: Collection[Tag],
+        orphans: set[ManifestKey],
+        limit: float = math.inf,
     ) -> None:
-        await self._scans.run(lambda db: unused_manifests.add_unused(db, roots, without, unused, max_unused))
+        await self._scans.run(lambda db: unused_manifests.add_unused(db, roots, removed_tags, orphans, limit))
 
     async def freed_bytes(self, manifests: Collection[ManifestKey]) -> int:
         return await self._scans.run(lambda db: unused_manifests.freed_bytes(db, manifests))

@@ -1,9 +1,9 @@
 """Finds manifests that nothing uses, so that retention or a removal of tags can delete them.
 
 A manifest is *used* if it has a tag, if an index of its repository lists it, or if it is a referrer and its subject is
-in the repository. These tags and indexes and this subject are its *users*. Its *dependents* are the manifests that it
-lists (its children), and its referrers. Each function reads with the given connection, and leaves no statement open.
-`manifest` is a row id.
+in the repository. These tags and indexes and this subject are its *users*. A manifest without users is *unused*;
+`storage.retention` calls it an *orphan*. Its *dependents* are the manifests that it lists (its children), and its
+referrers. Each function reads with the given connection, and leaves no statement open. `manifest` is a row id.
 """
 
 from __future__ import annotations

@@ -302,12 +302,12 @@ async def test_manifests_that_are_unused_without_some_tags(store: StoredRegistry
     await push_index(store, [child], "1", "2")
     index = (await tag_facts(store, "1")).manifest
     unused: set[int] = set()
-    await store.retention.add_unused(APP, [index], {Tag("1")}, unused)
+    await store.retention.add_orphans(APP, [index], {Tag("1")}, unused)
     assert unused == set()
-    await store.retention.add_unused(APP, [index], {Tag("1"), Tag("2")}, unused)
+    await store.retention.add_orphans(APP, [index], {Tag("1"), Tag("2")}, unused)
     assert len(unused) == 2
     limited: set[int] = set()
-    await store.retention.add_unused(APP, [index], {Tag("1"), Tag("2")}, limited, 1)
+    await store.retention.add_orphans(APP, [index], {Tag("1"), Tag("2")}, limited, 1)
     assert limited == {index}
     assert await store.retention.freed_bytes(unused) == sum(blob.size for blob in child.blobs)
 
