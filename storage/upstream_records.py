@@ -57,8 +57,8 @@ class UpstreamRecords(Protocol):
         ...
 
     async def is_confirmed(self, repo: RepositoryName, digest: Digest) -> bool:
-        """Returns whether it is recorded that the upstream's repository has the blob, because the blob was downloaded
-        for `repo` or `confirm` was called. Returns False if `repo` does not have the blob in this registry."""
+        """Returns whether it is recorded that the upstream's repository has the blob. A download of the blob for `repo`
+        records this, and so does `confirm`. Returns False if `repo` does not have the blob in this registry."""
         ...
 
     async def confirm(self, repo: RepositoryName, digest: Digest) -> None:
@@ -97,8 +97,8 @@ class UpstreamRecords(Protocol):
         ...
 
     async def allowance(self, upstream: str) -> Allowance | None:
-        """Returns the stored state of a rate limit; None if no state is stored. `upstream`: name of the upstream, or a
-        key for one endpoint and one kind of request if the rate limit is only for these."""
+        """Returns the stored state of a rate limit; None if no state is stored. `upstream`: the name of the upstream.
+        If the rate limit is only for one endpoint and one kind of request, a key for these two instead of the name."""
         ...
 
     async def save_allowance(self, upstream: str, allowance: Allowance) -> None:

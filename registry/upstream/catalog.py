@@ -28,7 +28,7 @@ MAX_PAGE_BYTES: Final = 8 * MIB
 PAGE_TIMEOUT_SECONDS: Final = 300.0
 """Time limit for one page. CNCF Distribution walks through its whole storage for each page."""
 CATALOG_SCOPE: Final = "registry:catalog:*"
-"""The scope of the token that reading the list needs (token specification of Distribution)."""
+"""The list can be read with a token of this scope (token specification of Distribution)."""
 _NO_REPOSITORY: Final = RepositoryName("catalog")
 """The requester limits the concurrent requests for each repository. Requests for the list are counted under this
 name."""
@@ -66,7 +66,7 @@ class CatalogReader:
             with ShareScope() as memory:
                 response = await self._requester.request(
                     *(endpoint, attempt, _NO_REPOSITORY, RequestKind.LIST, "GET", url),
-                    not_found_error=NameUnknown("it has no list of repositories"),
+                    not_found_error=NameUnknown("the registry offers no list of its repositories"),
                     max_bytes=MAX_PAGE_BYTES,
                     accepted_statuses=(405, 501),
                     linked_from=None if previous is None else previous.response,
@@ -74,7 +74,7 @@ class CatalogReader:
                     scope=CATALOG_SCOPE,
                 )
                 if response.status in (405, 501):
-                    raise NameUnknown("it has no list of repositories")
+                    raise NameUnknown("the registry offers no list of its repositories")
                 names = await self._parser.run(len(response.body), partial(_parse, response))
             next_url = None if response.is_cross_origin else next_page_url(response.headers, response.url)
             return CatalogPage(names, next_url, replace(response, body=b""))

@@ -4,9 +4,10 @@ A *span* is a byte range of a blob. An *endpoint* is one of the URLs of an upstr
 a thread, which reads the span from a socket and passes it to a *sink*, an object of the mirror that receives the bytes.
 Any other thread can abandon the transfer, which also interrupts a read that waits for bytes.
 
-`SocketBody` reads the bytes that have arrived into a given buffer. urllib3 cannot do that: its `readinto` waits until
-the buffer is full, and its `read1` allocates memory of the size of the buffer for each TLS record. Therefore
-`SocketBody` reads from the `http.client` response that urllib3's response wraps.
+`SocketBody` waits until bytes have arrived, and copies all that have arrived into a buffer of the caller, as far as
+they fit. urllib3 cannot do that: its `readinto` waits until the buffer is full, and its `read1` allocates memory of the
+size of the buffer for each TLS record. Therefore `SocketBody` reads from the `http.client` response that urllib3's
+response wraps.
 
 `range_header` and `response_span` convert between spans and the headers of range requests (RFC 9110, 14).
 """
@@ -82,7 +83,8 @@ class BlobTransfer:
         self._attempt = attempt
         self._call_on_loop = call_on_loop
         self._socket: Connection | None = None
-        """The socket that `abandon` shuts down; None: there is none, or another transfer may use it."""
+        """The socket that `abandon` shuts down. None: there is nothing to shut down. Either the transfer has no socket,
+        or it does not need its socket any more, so that another transfer may use the socket."""
         self._abandoned = False
         """Whether `abandon` was called."""
         self._lock = threading.Lock()
@@ -237,8 +239,8 @@ class SocketBody:
     def finish(self) -> None:
         """Gives the connection back to the pool if the body was read to its end; closes it if not. Does not wait for
         bytes."""
-        has_ended = self._consume_last_chunk() if self.is_chunked else self._length_is_stated
-        if self._remaining_bytes or not has_ended:
+        is_at_end = self._consume_last_chunk() if self.is_chunked else self._length_is_stated
+        if self._remaining_bytes or not is_at_end:
             self.discard()
             return
         self._raw.close()  # closes only the response, unless the server wants the connection closed
@@ -249,7 +251,7 @@ class SocketBody:
         for the end, because `abandon` could not interrupt that wait: `BlobClient` calls `forget_socket` before
         `finish`."""
         file, sock = self._raw.fp, self._socket
-        if file is None:  # `has_ended` has read the end
+        if file is None:  # the end was read before, by a call of `has_ended`
             return True
         if sock is None:
             return False
