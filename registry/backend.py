@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class Backend(NamedTuple):
     """The store, the mirrors, and the objects that work on them.
 
-    - `store`: the opened store, which is the hosted registry.
+    - `store`: the opened store. It is the hosted registry itself, and the mirrors also cache their content in it.
     - `router`: passes each call to the store or to a mirror.
     - `upkeep`: the objects for the upkeep of the store and the mirrors.
     - `pulls`: records the pulls that this process serves.

@@ -139,7 +139,7 @@ class ServiceFactory:
         gives)."""
         restricted = self._restrict(registry)
         guard = Guarded(restricted)
-        authenticator = OpenAuthenticator(guard, guarded=self._upstreams_needing_grant)
+        authenticator = OpenAuthenticator(guard, guarded_upstreams=self._upstreams_needing_grant)
         return Service(
             self._distribution(guard, authenticator), unchecked_registry=restricted, readiness=Readiness(restricted)
         )

@@ -133,12 +133,12 @@ class HeaderAuthenticator:
 
 class OpenAuthenticator:
     """The authenticator of a registry without a store of accounts. Every request may pull, push and delete, with one
-    exception: no request may use the repositories that are mirrored from a registry in `guarded`. For example, if
-    `ghcr.io` is in `guarded`, no request may use `ghcr.io/app`."""
+    exception: no request may use the repositories that are mirrored from a registry in `guarded_upstreams`. For
+    example, if `ghcr.io` is in `guarded_upstreams`, no request may use `ghcr.io/app`."""
 
-    def __init__(self, guard: Guarded, guarded: Iterable[str] = ()) -> None:
+    def __init__(self, guard: Guarded, guarded_upstreams: Iterable[str] = ()) -> None:
         self._guard = guard
-        self._principal = open_principal(guarded)
+        self._principal = open_principal(guarded_upstreams)
 
     def credential_key(self, headers: Sequence[bytes], address: str) -> bytes:
         """Returns an empty key for all requests, because the response to a request does not depend on the client."""

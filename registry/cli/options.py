@@ -122,6 +122,6 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:  # an operator could not tell what to fix
             raise
-        if error.filename == STDOUT_NAME:  # `CommandLine` ends the command
+        if error.filename == STDOUT_NAME:  # stdout cannot be written: `CommandLine` handles this error
             raise
         fail(f"{error.filename}: {error.strerror}")  # a file that this user may not use, for example

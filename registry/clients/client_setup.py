@@ -21,7 +21,8 @@ from registry.config import Upstream
 from registry.config.mirror_settings import DOCKER_HUB
 
 _CERTS_D = {"folder": "/etc/containerd/certs.d"}
-"""The directory of containerd's hosts.toml files, as the value for the placeholder `{folder}` of a hint."""
+"""The value of the placeholder `{folder}` in a hint: the directory that contains containerd's hosts.toml files. A dict,
+so that it can be passed to `hint` as `**_CERTS_D`."""
 DOCKER_HUB_SERVER = "https://registry-1.docker.io"
 """The registry server of Docker Hub. The host `docker.io` itself serves no registry."""
 
@@ -208,7 +209,7 @@ def buildkit_setup(address: RegistryAddress, hosts: Sequence[MirroredHost]) -> C
     if address.is_plain_http:
         lines += ["", f"[registry.{_quoted(address.host)}]", "  http = true"]
     hints = [hint("a builder with the docker driver does not read this file: it uses docker's own daemon.json")]
-    if address.is_trusted_by_docker:
+    if address.is_trusted_by_docker:  # docker trusts loopback addresses
         hints.append(
             hint(
                 "{host} is a loopback address: a builder in a container reaches it only with --driver-opt network=host",

@@ -174,7 +174,7 @@ class DownloadSettings(SettingsGroup):
         default=4,
         ge=1,
         description="How many images each worker process sends at the same time; others get 429. One account, or one "
-        "address without an account, gets at most half of them",
+        "address without an account, gets at most half of this number",
     )
 
 
@@ -304,27 +304,30 @@ class Settings(BaseSettings):
     oidc: OIDCSettings = OIDCSettings()
     events: EventSettings = EventSettings()
     upstream: list[Upstream] = Field(
-        default=[], description="The registries to mirror, see below. The value of the variable is JSON"
+        default=[], description="The registries to mirror, see below. The value of the environment variable is JSON"
     )
     retention: list[RetentionRule] = Field(
         default=[],
-        description="Which tags of hosted repositories are kept, see below. The value of the variable is JSON",
+        description="Which tags of hosted repositories are kept, see below. The value of the environment "
+        "variable is JSON",
     )
     issuer: list[Issuer] = Field(
         default=[],
-        description="Outside services whose tokens are accepted, see below. The value of the variable is JSON",
+        description="Outside services whose tokens are accepted, see below. The value of the environment "
+        "variable is JSON",
     )
     immutable: list[ImmutableRule] = Field(
         default=[],
-        description="Tags that clients cannot overwrite, see below. The value of the variable is JSON",
+        description="Tags that clients cannot overwrite, see below. The value of the environment variable is JSON",
     )
     quota: list[Quota] = Field(
         default=[],
-        description="Limits of what clients may store under a prefix, see below. The value of the variable is JSON",
+        description="Limits of what clients may store under a prefix, see below. The value of the environment "
+        "variable is JSON",
     )
     webhook: list[Webhook] = Field(
         default=[],
-        description="HTTP endpoints that receive events, see below. The value of the variable is JSON",
+        description="HTTP endpoints that receive events, see below. The value of the environment variable is JSON",
     )
 
     @model_validator(mode="before")
@@ -333,7 +336,7 @@ class Settings(BaseSettings):
         return add_mirror_upstreams(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
-    def _check_upstreams(self) -> Self:
+    def _check_upstreams_and_rules(self) -> Self:
         check_upstreams(self.upstream, self.hosted, self.host_names)
         check_immutable_rules(self.immutable, (upstream.name for upstream in self.upstream))
         check_quotas(self.quota, [upstream.name for upstream in self.upstream])

@@ -19,8 +19,9 @@ ZERO_LENGTH: Final[Header] = (b"content-length", b"0")
 JSON: Final[Header] = (b"content-type", b"application/json")
 OCTET_STREAM: Final[Header] = (b"content-type", BLOB_TYPE.encode())
 IMMUTABLE: Final[Header] = (b"cache-control", b"max-age=31536000, immutable")
-"""The Cache-Control header for content that was requested by its digest. Without `public`, a shared cache does not
-store the response to a request with Authorization (RFC 9111, 3.5). Other clients may have no right to read it."""
+"""The Cache-Control header for content that was requested by its digest. The header leaves out `public` on purpose:
+with `public`, a shared cache could store the response to a request with Authorization (RFC 9111, 3.5), and send it to
+clients that have no right to read the content."""
 REVALIDATE: Final[Header] = (b"cache-control", b"no-cache")
 """The Cache-Control header for content that was requested by a tag, and for lists. A cache may store the response, but
 has to revalidate it before each use."""

@@ -150,7 +150,7 @@ class RemoteImport:
         await self._report.show_progress(repo)
         try:
             digest = await self._source.resolve(repo, tag)
-            await self._writer.import_tag(repo, tag, digest, set_at=partial(listed.set_at, self._store))
+            await self._writer.import_tag(repo, tag, digest, set_at=partial(listed.estimate_time, self._store))
             if await self._writer.has_manifest(repo, digest):  # may be False if the tag was changed here
                 await self._import_referrers(repo, digest, set())
         except _ENDING:

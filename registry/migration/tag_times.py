@@ -51,10 +51,10 @@ class ListedTag:
         for position, tag in enumerate(tags):
             yield cls(repo, tag, listed_at, position, len(tags))
 
-    async def set_at(self, store: StoredRegistry, manifest: Manifest) -> float:
+    async def estimate_time(self, store: StoredRegistry, manifest: Manifest) -> float:
         """Estimates when the tag was set at the old registry: when the image was built, or if that is not known, just
         before the tag was listed. Tags with the same time follow the natural order of their names. `manifest`: what the
-        tag points at; the repository has it."""
+        tag points at. The repository must have this manifest already."""
         built_at = await build_time(store, self.repository, manifest, self.listed_at)
         if built_at is None:
             return self.listed_at - (self.count - self.position) * TAG_STEP_SECONDS
@@ -64,7 +64,7 @@ class ListedTag:
 async def build_time(store: StoredRegistry, repo: RepositoryName, manifest: Manifest, now: float) -> float | None:
     """Returns when an image was built, in seconds since 1970: the time that its config, or else its annotation, states.
     For an index, this is the newest time that the index or one of its manifests states. Returns None if there is no
-    such time between 2001 and `now`. The repository has the image."""
+    such time between 2001 and `now`. `repo` must have the image already."""
     times = []
     pending, seen = [manifest], {manifest.digest}
     while pending:
@@ -105,6 +105,6 @@ async def _config_created(store: StoredRegistry, repo: RepositoryName, config: D
             if reader.descriptor.size > MAX_CONFIG_BYTES:  # the manifest may state a wrong size
                 return None
             document = load_bounded(b"".join([bytes(piece) async for piece in reader]))
-    except (RegistryError, ValueError, RecursionError):  # the order of the tags is no reason to end the import
-        return None
+    except (RegistryError, ValueError, RecursionError):
+        return None  # only the estimate gets worse, so the import goes on
     return document.get("created") if isinstance(document, dict) else None

@@ -101,7 +101,7 @@ class Histogram(Family):
         cells[first + bisect_left(self.bounds, value)] += 1
         cells[first + self.width - 1] += value
 
-    def bucket(self, first: int, value: float) -> int:
+    def bucket_cell(self, first: int, value: float) -> int:
         """Returns the cell of the bucket for `value`, in the series whose first cell is `first`."""
         return first + bisect_left(self.bounds, value)
 

@@ -144,8 +144,8 @@ class Metrics:
 
         Reserves a source for each kind of request that the response cache answers: one for each route, method and
         bucket of the response's size. Such a request has the status 200, takes microseconds and has no body. So it is
-        counted in the first bucket of the durations and of the request sizes. Also makes the byte counters sources.
-        Returns the first of the reserved cells."""
+        counted in the first bucket of the durations and of the request sizes. Also makes each counter of bytes the
+        source of the sum in a histogram of sizes. Returns the first of the reserved cells."""
         first_cell = cell = plan.reserve(len(ROUTES) * len(_CACHED_METHODS) * (len(SIZES) + 1))
         for route in ROUTES:
             request_sizes_cell = self.request_sizes.cell(route)
@@ -168,9 +168,9 @@ class Metrics:
         """Returns the cell that counts requests which the response cache has answered with a body of `size` bytes. The
         cell stands for all series that count such requests."""
         # The cells for a route and method come one after the other, in the order of the buckets of `response_sizes`. So
-        # `bucket` finds the cell for `size` among them.
+        # `bucket_cell` finds the cell for `size` among them.
         position = ROUTES.index(route) * len(_CACHED_METHODS) + _CACHED_METHODS.index(method)
-        return self.response_sizes.bucket(self._first_cached_cell + position * (len(SIZES) + 1), size)
+        return self.response_sizes.bucket_cell(self._first_cached_cell + position * (len(SIZES) + 1), size)
 
     def totals(self) -> list[float]:
         """Returns the total of each cell over all processes."""

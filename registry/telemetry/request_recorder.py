@@ -58,8 +58,8 @@ class CachedAnswer(LoggedAnswer, Protocol):
 
 class RecordedExchange(Protocol):
     """The properties of a request to the distribution API that are recorded (`registry.http.exchange.Exchange`).
-    `kind`: the kind of the resource, such as `manifests`; empty if unknown. `item`: the tag, digest or id of an upload
-    session in the path. `name`: the name of the account."""
+    `kind`: the kind of the resource, such as `manifests`; empty if unknown. `item`: what the path names in the
+    repository: a tag, a digest, or the id of an upload session. `name`: the name of the account."""
 
     kind: str
     repo: Any
@@ -158,9 +158,10 @@ class RequestRecorder:
         cells[request_cell] += 1
         if end.is_complete:
             metrics.seconds.observe(cells, seconds_cell, end.seconds)
-        # Counts only in the buckets: the sums of both histograms are read from the cells with the bytes (`Metrics`).
-        cells[metrics.request_sizes.bucket(request_size_cell, end.received_bytes)] += 1
-        cells[metrics.response_sizes.bucket(response_size_cell, end.sent_bytes)] += 1
+        # Of the two histograms of sizes, counts only in the buckets. Their sums are computed from the cells with the
+        # received and sent bytes (`Metrics`).
+        cells[metrics.request_sizes.bucket_cell(request_size_cell, end.received_bytes)] += 1
+        cells[metrics.response_sizes.bucket_cell(response_size_cell, end.sent_bytes)] += 1
         if end.received_bytes:
             cells[received_cell] += end.received_bytes
         if end.sent_bytes:

@@ -45,7 +45,7 @@ class Telemetry:
             [webhook.name for webhook in settings.webhook],
         )
         self.work = self.metrics.work
-        """Counts calls on the registry, logins, commits of the database, and upkeep."""
+        """Counts the calls of the registry's methods, logins, commits of the database, and upkeep."""
         self.events = self.metrics.events
         """Counts the deliveries of events to webhooks."""
         self.recent_clients = RecentClients(clock) if settings.pages.enabled else None

@@ -48,14 +48,14 @@ async def comparison(request: Request, path: str) -> Response:
     index, `platform` chooses the image in the index. Needs `pull`. Raises Unauthorized, NameUnknown, RequestInvalid."""
     caller, query = caller_of(request), query_of(request)
     name = repository_in(path)
-    stored = await readable_repository(caller, name)
+    stored_name = await readable_repository(caller, name)
     components: PageComponents = request.app.service.pages
     # Raises NameUnknown if there is no such repository. This comes before the redirect, so the error's text has the
-    # name from the path, which the visitor knows. After the redirect it would have the whole name `stored`, such as
-    # `docker.io/library/ubuntu` for `ubuntu`.
+    # name from the path, which the visitor knows. After the redirect it would have the whole name `stored_name`, such
+    # as `docker.io/library/ubuntu` for `ubuntu`.
     await components.content.tags(name, None, 1)
-    if stored != name:
-        return redirect_with_query(request, f"{COMPARISON_PATH}/{path_of(stored, None)}", "tag", "platform")
+    if stored_name != name:
+        return redirect_with_query(request, f"{COMPARISON_PATH}/{path_of(stored_name, None)}", "tag", "platform")
     chosen = [text.strip()[:_MAX_CHARACTERS] for text in query.all("tag") if text.strip()]
     if len(chosen) > 2:
         raise RequestInvalid("choose two tags to compare")
@@ -65,7 +65,7 @@ async def comparison(request: Request, path: str) -> Response:
     if len(chosen) == 2:
         try:
             base, other = (as_reference(text) for text in chosen)
-            found = await caller.browser.compare(caller.request_on(stored), stored, base, other, platform)
+            found = await caller.browser.compare(caller.request_on(stored_name), stored_name, base, other, platform)
         except (DigestInvalid, ManifestUnknown, TagInvalid) as error:
             problem, status = error.message, status_of(error)
     async with page_slot(request):
@@ -74,8 +74,8 @@ async def comparison(request: Request, path: str) -> Response:
             "comparison.html",
             status_code=status,
             section="repositories",
-            name=stored,
-            upstream=components.naming.upstream_of(stored),
+            name=stored_name,
+            upstream=components.naming.upstream_of(stored_name),
             chosen=[*chosen, "", ""][:2],  # the values of the form's two fields
             platform=platform or "",
             found=found,

@@ -62,10 +62,10 @@ async def change_own_account(request: Request) -> Response:
     try:
         return await _change(request, caller, name, form)
     except FORM_ERRORS as error:
-        if isinstance(error, AccountHidden):
+        if isinstance(error, AccountHidden):  # the only one of these errors that is a denial
             audit_denial(request, "page")
         problem = problem_of(error)
-    except _WrongPassword as error:
+    except _PasswordRefused as error:
         problem = error.problem
     async with page_slot(request):
         return await _own_page(request, caller, name, problem)
@@ -77,8 +77,9 @@ async def _logged_in_visitor(request: Request) -> Caller:
     return await require_login(caller_of(request))
 
 
-class _WrongPassword(Exception):
-    """A password in the form is wrong. `problem` says which one."""
+class _PasswordRefused(Exception):
+    """The password was not changed: the old password in the form is wrong, or the two new ones differ. `problem` says
+    which."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -102,16 +103,16 @@ async def _change(request: Request, caller: Caller, name: AccountName, form: Que
 
 async def _change_password(request: Request, caller: Caller, name: AccountName, form: Query) -> Response:
     """Sets the password of the visitor. As this ends all sessions of the account, also starts a new session for this
-    browser. Raises _WrongPassword, AccountInvalid, Denied, TooManyRequests."""
+    browser. Raises _PasswordRefused, AccountInvalid, Denied, TooManyRequests."""
     old, new = form.one("old") or "", form.one("new") or ""
     if not new or new != form.one("again"):
-        raise _WrongPassword(400, translatable("The two new passwords differ."))
+        raise _PasswordRefused(400, translatable("The two new passwords differ."))
     caller.rights.check_may_change_credentials(name)
     try:
         await change_password(caller, name, old, new)
     except Denied:
         audit_denial(request, "page")
-        raise _WrongPassword(403, translatable("The old password is wrong.")) from None
+        raise _PasswordRefused(403, translatable("The old password is wrong.")) from None
     login = request.app.service.access.management.browser_login
     response = redirect(OWN_ACCOUNT_PATH)
     try:
@@ -150,7 +151,7 @@ async def _own_page(
 def _stored(caller: Caller, name: AccountName) -> Account | None:
     """Returns the visitor's account in the store; None if the account is in the htpasswd file instead, or was removed a
     moment ago."""
-    if caller.principal.identity.version is None:
+    if caller.principal.identity.version is None:  # only accounts in the store have a version
         return None
     try:
         return caller.accounts.account(name)

@@ -39,8 +39,9 @@ _PROGRAMS_THAT_PULL: Final = {
     "nas": ("docker",),
     "ci": ("docker", "buildkit"),
 }
-"""For each client, the programs that pull for it (`registry.telemetry.recent_clients.PROGRAMS`). A request from one of
-them shows that the client is set up."""
+"""For each client, by the keys of `PROGRAM_NAMES`: the programs that send its pulls, by the names in
+`registry.telemetry.recent_clients.PROGRAMS`. The two names differ for a client such as k3s, which pulls by means of
+another program. A request from one of these programs shows that the client is set up."""
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -49,8 +50,9 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 async def setup(request: Request) -> Response:
     """Shows how a client is set up. The query can have `client`, a key of `PROGRAM_NAMES`; without it, the page shows
     docker. Shows only the upstreams from which the visitor may pull something. Says whether the client has lately sent
-    a request from the visitor's own network. For an admin, says the same about the network of the IP address `from` in
-    the query. Other visitors may not learn which clients other networks have. Raises NameUnknown, RequestInvalid."""
+    a request from the visitor's own network. An admin can add `from`, an IP address, to the query: the page then says
+    the same about the network of that address. Other visitors may not learn which clients other networks have. Raises
+    NameUnknown, RequestInvalid."""
     client = query_of(request).one("client") or "docker"
     if client not in PROGRAM_SETUPS:
         raise NameUnknown("this client is not known here")
@@ -96,7 +98,9 @@ def _last_seen(request: Request, client: str, address: str) -> datetime | None:
 
 
 def _hosts(settings: Settings, upstreams: list[str]) -> list[MirroredHost]:
-    """Returns the hosts whose images a client can pull through this registry."""
+    """Returns the hosts whose images a client can pull through this registry. Only the images of the default upstream
+    have short names (without a host, such as `ubuntu`), because the registry looks up a name without an upstream
+    there."""
     return [
         replace(host, has_short_names=upstream.default)
         for upstream in settings.upstream

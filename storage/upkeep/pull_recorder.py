@@ -16,6 +16,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from storage.content import Pull
@@ -39,6 +40,15 @@ the *stored name* of the repository (its name in the store), and the name of its
 *hosted*, that is, not mirrored). Raises NameUnknown, NameInvalid."""
 
 
+@dataclass(slots=True)
+class _Count:
+    """The pulls of one manifest that are not stored yet. `last`: when the last of them was, in seconds since 1970.
+    `pulls`: their number."""
+
+    last: float
+    pulls: int
+
+
 class PullRecorder:
     """Counts the pulls that one process serves. Used from one event loop.
 
@@ -51,8 +61,9 @@ class PullRecorder:
         self._locate = locate
         self._clock = clock
         self._capacity = capacity
-        self._counts: dict[Pull, list[float]] = {}
-        """For each manifest: when it was last pulled, and the number of pulls that are not stored yet."""
+        self._counts: dict[Pull, _Count] = {}
+        """The count of each manifest. The key is a `Pull`: only the repository's name and the manifest's digest, so it
+        is the same for all pulls of one manifest."""
         self._is_full = asyncio.Event()
         self._marked_interval = -1.0
         """The last interval in which `mark` recorded that the recorder runs. The intervals of `MARK_SECONDS` are
@@ -62,10 +73,10 @@ class PullRecorder:
         """Counts a pull. Takes less than a microsecond."""
         manifest_count = self._counts.get(pull)
         if manifest_count is not None:
-            manifest_count[0] = self._clock()
-            manifest_count[1] += 1
+            manifest_count.last = self._clock()
+            manifest_count.pulls += 1
         elif len(self._counts) < self._capacity:
-            self._counts[pull] = [self._clock(), 1]
+            self._counts[pull] = _Count(self._clock(), 1)
             if len(self._counts) == self._capacity:
                 self._is_full.set()
 
@@ -101,8 +112,8 @@ class PullRecorder:
             stored_names = {repo: await self._stored_name(repo) for repo in {repo for repo, _ in batch}}
             counts = [(pull, self._counts.pop(pull)) for pull in batch]
             pulls_to_save = [
-                PullCount(name_and_upstream[0], digest, name_and_upstream[1], last_pull, int(pull_count))
-                for (repo, digest), (last_pull, pull_count) in counts
+                PullCount(name_and_upstream[0], digest, name_and_upstream[1], count.last, count.pulls)
+                for (repo, digest), count in counts
                 if (name_and_upstream := stored_names[repo]) is not None
             ]
             try:
@@ -129,11 +140,9 @@ class PullRecorder:
             return None
         return stored, upstream or ""
 
-    def _count_again(self, counts: list[tuple[Pull, list[float]]]) -> None:
+    def _count_again(self, counts: list[tuple[Pull, _Count]]) -> None:
         """Puts back counts that could not be stored."""
-        for pull, (last_pull, pull_count) in counts:
-            newer_count = self._counts.get(pull)
-            if newer_count is None:
-                self._counts[pull] = [last_pull, pull_count]
-            else:
-                newer_count[1] += pull_count
+        for pull, count in counts:
+            newer_count = self._counts.setdefault(pull, count)
+            if newer_count is not count:
+                newer_count.pulls += count.pulls

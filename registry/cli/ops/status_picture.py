@@ -64,7 +64,7 @@ def _workers(status: ServerStatus) -> Table | None:
         return None
     table = new_table("worker", "since", "memory", "connections", "requests", "answered", "state")
     for worker in status.workers:
-        state = "hangs, or cannot write" if worker.hangs else "read-only" if worker.read_only else "ok"
+        state = "hangs, or cannot write to the disk" if worker.hangs else "read-only" if worker.read_only else "ok"
         table.add_row(
             str(worker.pid),
             _time(worker.started),

@@ -106,10 +106,10 @@ class ChunkedFraming:
                 self._chunk_remaining_bytes -= end - offset
                 return end
             pieces.append(data[offset:chunk_end])
-            # This one match handles most chunks. All other cases are left to `_receive_line`, which parses the chunk's
-            # end and the size line one after the other:
-            # - They were not received completely.
-            # - The size line has extensions or 16 digits, or one of the two is malformed.
+            # For most chunks, this one match finds the chunk's end and the next size line. In the following cases,
+            # `_receive_line` parses the chunk's end first, and then the size line:
+            # - The chunk's end or the size line was not received completely, or is malformed.
+            # - The size line has extensions or 16 digits.
             # - The size is 0, which marks the end of the body. Trailers follow, so the match is not used.
             next_chunk = _NEXT_CHUNK.match(data, chunk_end)
             self._chunk_remaining_bytes = int(next_chunk[1], 16) if next_chunk else 0

@@ -183,7 +183,7 @@ class ProcessPartial:
             # Starts to hash from the first byte, because an owner in another process may have overwritten bytes that
             # this process has hashed but not recorded in the state file.
             self._prefix_digest = self._start_digest()
-        self._prefix_digest.notify()
+        self._prefix_digest.start_step_if_ready()
         return True
 
     def _load_progress(self) -> bool:
@@ -327,7 +327,7 @@ class ProcessPartial:
             self.end(PartialStatus.DELETED)  # frees space for other requests
             raise
         self._waiters.notify(self)
-        self._prefix_digest.notify()
+        self._prefix_digest.start_step_if_ready()
 
     def _write(self, offset: int, data: memoryview, parts: list[Extent]) -> None:
         """Writes the `parts` of `data`, and adds them to the stored bytes. `offset`: position of the first byte of
