@@ -352,6 +352,6 @@ async def test_a_replaced_data_directory_keeps_its_blobs(store: StoredRegistry, 
     replace_by_copy(data)
     before = files(data / "blobs")
     clock.now += 3 * HOUR
-    with pytest.raises(StorageFailed, match="was moved away or replaced while in use"):
+    with pytest.raises(StorageFailed, match="was moved away or replaced while the server was running"):
         await store.collector.collect()
     assert files(data / "blobs") == before
