@@ -84,7 +84,7 @@ class VersionedCache(Generic[V]):
             if version != self.version():
                 return
             self._clear(version)
-        size += _text_bytes(key)
+        size += _key_bytes(key)
         if size > self._capacity // MAX_VALUE_DIVISOR or key in self._entries:
             return
         while size > self._free_bytes:
@@ -98,8 +98,9 @@ class VersionedCache(Generic[V]):
         self.last_version, self._free_bytes, self._misses = version, self._capacity, 0
 
 
-def _text_bytes(key: Hashable) -> int:
-    """Returns how many bytes of memory the texts in the key take. A client may have chosen these texts."""
+def _key_bytes(key: Hashable) -> int:
+    """Returns how many bytes of memory the items of a key take that is a tuple, or the text of a key that is none. A
+    client may have chosen the texts in a key."""
     if isinstance(key, tuple):
-        return sum(map(_text_bytes, key))
+        return sum(map(sys.getsizeof, key))
     return sys.getsizeof(key) if isinstance(key, str | bytes) else 0

@@ -21,7 +21,7 @@ import re
 from typing import Any, Final, NamedTuple
 
 from registry.asgi import Header, Scope
-from registry.server.http1.request_head import parse_target, unquoted
+from registry.server.http1.request_head import unquoted
 
 MAX_PARTS: Final = 256
 """Largest number of lines, and of blocks, in the cache. If the cache is full, a new part replaces the part of its kind
@@ -33,7 +33,7 @@ headers, and the cache takes about 2 MiB."""
 _MAX_SEEN: Final = 4096
 """Number of parts that arrived once and whose hashes are kept. When there are more, all of these hashes are dropped."""
 _SIMPLE_LINE: Final = re.compile(rb"(GET|HEAD) (/[A-Za-z0-9._~:@/?&=+,;%-]*) HTTP/1\.1")
-"""A request line that needs no checks beyond those of `parse_target`. The parser has to check any other line."""
+"""A request line of a usual form, which is valid. The parser has to check any other line."""
 _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"cookie"})
 """The headers whose values are not kept."""
 
@@ -129,13 +129,13 @@ class HeadCache:
         if simple is None or len(line) > MAX_HEAD_BYTES:
             return None
         method = simple[1].decode("ascii")
-        target = parse_target(simple[2], method)
+        path, _, query = simple[2].partition(b"?")
         fields = {
             "method": method,
             "http_version": "1.1",
-            "path": unquoted(target.path),
-            "raw_path": target.path,
-            "query_string": target.query,
+            "path": unquoted(path),
+            "raw_path": path,
+            "query_string": query,
         }
         if b"?" not in line and self._was_seen(hash(line)):
             _make_room(self._lines)

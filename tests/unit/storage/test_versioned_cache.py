@@ -147,7 +147,7 @@ def test_answers_requested_once_leave_a_part_of_the_cache_free(cache: VersionedC
     assert cache.should_cache("second")
 
 
-@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: (1, (text.encode(), None))], ids=["text", "nested"])
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: (1, text.encode(), None)], ids=["text", "tuple"])
 def test_the_memory_of_keys_counts(data_version: DataVersion, wrap: Callable[[str], Hashable]) -> None:
     """The cache counts the text of a key, also in a tuple, because clients choose parts of some keys. So many small
     answers under long keys do not exceed the capacity, and an answer under a very long key is not cached."""
