@@ -68,6 +68,11 @@ class AppProcess:
         """Returns the process ids of the workers."""
         return children(self.pid)
 
+    def has_replaced(self, workers: list[int]) -> bool:
+        """Returns whether none of these two workers is left, and two other ones run."""
+        now = set(self.children())  # read once, because it may change between two readings
+        return len(now) == 2 and not now & set(workers)
+
     def connect(self) -> socket.socket:
         """Opens a connection to the server."""
         sock = socket.create_connection(self.address, timeout=TIMEOUT_SECONDS)

@@ -300,7 +300,7 @@ def test_connections_count_once_after_a_renewal_of_workers(start: Start) -> None
         running.wait_for_line("slow")
         os.kill(running.pid, signal.SIGUSR2)
         assert read_response(slow)[2] == b"slow"
-    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(old_workers))
+    wait_for(lambda: running.has_replaced(old_workers))
     served, refused = open_some(running, 8)
     assert (len(served), refused) == (4, 4)
     for sock in served:

@@ -199,8 +199,8 @@ def test_killed_worker(start: Start) -> None:
     old_workers = running.children()
     os.kill(old_workers[0], signal.SIGKILL)
     assert running.get()["size"] == 0
-    wait_for(lambda: len(running.children()) == 2 and running.children() != old_workers)
-    new_worker = next(child for child in running.children() if child not in old_workers)
+    wait_for(lambda: len({*running.children()} - {*old_workers}) == 1)
+    (new_worker,) = {*running.children()} - {*old_workers}
     wait_for(lambda: running.get()["pid"] == new_worker)
     wait_for(lambda: f"the worker {old_workers[0]} was ended by SIGKILL; starting it again" in running.errors)
 
@@ -282,7 +282,7 @@ def test_worker_that_dies_during_its_renewal(start: Start) -> None:
     os.kill(running.pid, signal.SIGUSR2)
     wait_for(lambda: running.children() != old_workers)
     os.kill(old_workers[0], signal.SIGKILL)
-    wait_for(lambda: not set(running.children()) & set(old_workers) and len(running.children()) == 2)
+    wait_for(lambda: running.has_replaced(old_workers))
     os.kill(running.pid, signal.SIGTERM)
     assert running.wait_for_exit() == 0
 
@@ -316,7 +316,7 @@ def test_renewal(start: Start) -> None:
     with begin_slow(running, 0.5) as sock:
         os.kill(running.pid, signal.SIGUSR2)
         assert read_response(sock)[2] == b"slow"
-    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(old_workers))
+    wait_for(lambda: running.has_replaced(old_workers))
     assert running.get()["pid"] in running.children()
     os.kill(running.pid, signal.SIGTERM)
     assert running.wait_for_exit() == 0
@@ -418,7 +418,7 @@ def test_renewal_waits_for_idle_connections(start: Start) -> None:
         assert headers["connection"] == "close"
         assert sock.recv(1) == b""
         sock.close()
-    wait_for(lambda: len(running.children()) == 2 and not set(running.children()) & set(old_workers))
+    wait_for(lambda: running.has_replaced(old_workers))
 
 
 def test_renewal_during_a_response(start: Start) -> None:
