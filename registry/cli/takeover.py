@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from registry.server.gate.listener import ListenError
 
 STOP_AND_START = "stop the server and start it again (systemctl restart entrepot, or docker restart)"
-"""What to do if a changed address cannot take effect at `entrepot restart`."""
+"""The advice in an error text if `entrepot restart` cannot apply a changed address."""
 
 
 def successor(settings: Settings, addresses: Sequence[str], *, bound_to_loopback: bool) -> Successor:

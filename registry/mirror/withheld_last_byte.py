@@ -33,8 +33,8 @@ class UnverifiedBlobReader:
     """The presigned URL from which a client can download the bytes itself. Always None here, because only a complete
     blob has such a URL."""
     is_incomplete = True
-    """Whether the registry is still downloading the blob, so that reading may have to wait. Always True here: the value
-    does not change when the download ends."""
+    """True if the registry is still downloading the blob. Reading may then have to wait. Always True here, even after
+    the download has ended."""
     data: bytes | None = None
     """All bytes of `span`, if they are in memory. Always None here."""
 

@@ -185,7 +185,7 @@ class SocketBody:
         self._response = response
         self._remaining_bytes = length
         self.is_length_unknown = has_unknown_length(response) and response.status == 200
-        """Whether the response states no length. Then only the end of its body shows whether `length` is right."""
+        """True if the response states no length. Only the end of its body then shows whether `length` is right."""
         self._length_is_stated = response.length_remaining == length
         """Whether the response states that its body has `length` bytes. If so, the body ends after these bytes."""
         raw = response._fp

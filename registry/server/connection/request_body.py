@@ -44,7 +44,7 @@ class RequestBody:
         (Continue) response before it sends the body."""
         self._context = context
         self._is_changed = length == 0
-        """Whether pieces or the body's end were received, or the body was closed, since the last `receive`."""
+        """True if `receive` has something new to return: pieces, the body's end, or that the body was closed."""
         self._change_event: asyncio.Event | None = None
         """Set while `_is_changed` is True. Created when `receive` waits for a change for the first time: most requests
         have no body."""

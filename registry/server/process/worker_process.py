@@ -32,8 +32,8 @@ class WorkerProcess:
     commands: socket.socket
     """The supervisor's end of the channel for commands (`registry.server.process.commands`)."""
     is_adopted: bool = False
-    """Whether the supervisor of an old version of the program forked the worker, before an upgrade replaced that
-    version in the same process. If so, the worker has the settings of the old version."""
+    """True if the worker was forked before an upgrade replaced the program in the supervisor's process. The worker then
+    runs the old version, with the old settings."""
     output: bytearray = field(default_factory=bytearray)
     """What the worker has written to its status pipe, without the line "ready"."""
     is_ready: bool = False

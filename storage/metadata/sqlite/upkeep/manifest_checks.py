@@ -61,8 +61,7 @@ class StoredManifest:
 
     @property
     def is_digest_valid(self) -> bool:
-        """Whether the text in the column `digest` has the form of a digest. It may still be the digest of other bytes
-        than the body."""
+        """Whether the column `digest` has a text in the form of a digest. The body may still have another digest."""
         try:
             Digest(self.digest)
         except RegistryError:
