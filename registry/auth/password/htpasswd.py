@@ -9,6 +9,7 @@ the new text for its one line. If the store has an account of the same name,
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hashlib
 import logging
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from registry.auth.password.hashing import BCRYPT_HASH, bcrypt_cost_of
+from registry.printable import is_utf8
 from storage.access import AccountInvalid, AccountName
 
 log = logging.getLogger(__name__)
@@ -253,10 +255,11 @@ def _load(path: Path) -> bytes:
 
 
 def _decode(content: bytes, path: Path) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise HtpasswdError(f"{path} is not UTF-8 text") from None
+    """Returns the file's text. Bytes that are not UTF-8 make only their line invalid, and none in a comment. Raises
+    HtpasswdError for UTF-16, in which some editors save text."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise HtpasswdError(f"{path} is UTF-16 text; save it as UTF-8")
+    return content.decode(errors="surrogateescape")
 
 
 def _unreadable_text(path: Path, error: OSError) -> str:
@@ -320,6 +323,8 @@ def _entries(text: str) -> Iterator[tuple[int, str, str]]:
 def _problem(name: str, password_hash: str) -> str:
     """Returns what is wrong with a line that has this name and this hash. The text ends a sentence that begins with
     "line 7". It is empty if the line is valid."""
+    if not is_utf8(name + password_hash):
+        return "is not UTF-8 text"
     if not password_hash:
         return "is not NAME:HASH"
     try:

@@ -164,14 +164,17 @@ BAD_LINES = [
     (f"alice:{HASH}\nalice:{OTHER}\n", "line 2 has the same name as an earlier line"),
     (f"alice:{HASH}\ncarol:{OTHER.replace('$05$', '$31$')}\n", "line 2 is not bcrypt with a cost of 4 to 16"),
     (f"alice:{HASH}\ncarol:{OTHER}:x\n", "line 2 is not bcrypt"),
+    (f"alice:{HASH}\ncarol:{OTHER}\udcfc\n", "line 2 is not UTF-8 text"),
+    (f"alice:{HASH}\nJ\udcfcrgen:{OTHER}\n", "line 2 is not UTF-8 text"),
 ]
+"""The text of a file, in which U+DCFC stands for the byte FC, and a part of the error."""
 
 
 @pytest.mark.parametrize(("text", "problem"), BAD_LINES, ids=[problem for _, problem in BAD_LINES])
 def test_a_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, problem: str) -> None:
     """At the start, a bad line is an error with one line of text. While the server runs, a bad line is ignored with a
     warning, and the other lines are used. Both texts name the number of the line and show nothing of its content."""
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     file = HtpasswdFile(path)
     with pytest.raises(HtpasswdError) as refused:
         file.check()
@@ -188,9 +191,17 @@ def test_a_bad_line(path: Path, caplog: pytest.LogCaptureFixture, text: str, pro
         assert "nonsense" not in message
 
 
+def test_a_comment_in_another_encoding(path: Path) -> None:
+    """A comment that is not UTF-8 text is skipped, as other comments are."""
+    path.write_bytes(b"# J\xfcrgen's file\n" + f"alice:{HASH}\n".encode())
+    file = HtpasswdFile(path)
+    file.check()
+    assert file.line("alice")
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(None, "cannot be read: no such file"), (b"", "has no line NAME:HASH"), (b"\xff\xfe", "is not UTF-8 text")],
+    [(None, "cannot be read: no such file"), (b"", "has no line NAME:HASH"), (b"\xff\xfea\0", "is UTF-16 text")],
 )
 def test_a_bad_file(path: Path, content: bytes | None, problem: str) -> None:
     """A file that is missing, empty or not text is refused at the start, with an error of one line."""
