@@ -84,14 +84,13 @@ def write_request(
     upload session. `reason`: why the HTTP server below the application has refused the request; empty if that
     server has not refused the request. Call `write_request` only if `log` is enabled for INFO."""
     handler = direct_handler(log)
-    headers: list[Header] = scope["headers"]
-    agent = next((value for name, value in headers if name == b"user-agent"), b"")
-    address, trace = client_address(scope) or "-", trace_id_of(headers) or "-"
+    agent, trace = _agent_and_trace(scope["headers"])
+    address, item = client_address(scope) or "-", item[:_MAX_REFERENCE_CHARACTERS]
     reason = _plain(reason, _MAX_REFERENCE_CHARACTERS).replace('"', "'") if reason else ""
     if handler is not None:
         handler.write_later(
             *("registry.access", _message, scope["method"], raw_path(scope)[:_MAX_PATH_CHARACTERS], status, note),
-            *(sent_bytes, received_bytes, seconds, principal, address, repo, item[:_MAX_REFERENCE_CHARACTERS]),
+            *(sent_bytes, received_bytes, seconds, principal, address, repo, item),
             *(cache_state, request_id, trace, agent[:USER_AGENT_CHARACTERS], reason),
         )
         return
@@ -119,16 +118,20 @@ def write_request(
 def _cached_message(fixed: str, resource: str, address: str, request_id: str, headers: Sequence[Header]) -> str:
     """Returns the text of the line of a response from the response cache. `fixed`, `resource`: the two texts in
     `LoggedAnswer.log_fields`, between which the address stands."""
-    agent, traceparent = b"", b""
-    for header, value in headers:
-        if header == b"user-agent":
-            agent = value
-        elif header == b"traceparent":
-            traceparent = value
-    return (
-        f"{fixed} address={address or '-'} {resource} "
-        f"request={request_id} trace={(traceparent and trace_id_of(headers)) or '-'} agent={_agent(agent)}"
-    )
+    agent, trace = _agent_and_trace(headers)
+    return f"{fixed} address={address or '-'} {resource} request={request_id} trace={trace} agent={_agent(agent)}"
+
+
+def _agent_and_trace(headers: Sequence[Header]) -> tuple[bytes, str]:
+    """Returns the User-Agent of a request, empty if it has none, and the trace id, `-` if it has none. Reads the
+    headers in one loop, because two would take more time in every request."""
+    agent, has_traceparent = b"", False
+    for name, value in headers:
+        if name == b"user-agent":
+            agent = agent or value
+        elif name == b"traceparent":
+            has_traceparent = True
+    return agent, (trace_id_of(headers) or "-") if has_traceparent else "-"
 
 
 def _message(
@@ -163,7 +166,10 @@ def _path(scope: Scope) -> str:
     return raw_path(scope)[:_MAX_PATH_CHARACTERS].decode("ascii", "replace")
 
 
+@lru_cache(1024)
 def _reference(item: str) -> str:
+    """Returns a tag, a digest or the id of an upload session for a log line. `item` has at most
+    `_MAX_REFERENCE_CHARACTERS`, so that the cached texts are short."""
     return _plain(item, _MAX_REFERENCE_CHARACTERS).replace(" ", "?")  # a space would end the field
 
 

@@ -151,12 +151,12 @@ class Metrics:
             request_sizes_cell = self.request_sizes.cell(route)
             response_sizes_cell = self.response_sizes.cell(route)
             for method in _CACHED_METHODS:
+                first_cells = (
+                    *(self.requests.cell(route, method, "200"), self.seconds.cell(route, method)),
+                    *(self.cached_answers.cell(route), request_sizes_cell),
+                )
                 for bucket in range(len(SIZES) + 1):
-                    plan.add_source(
-                        cell,
-                        *(self.requests.cell(route, method, "200"), self.seconds.cell(route, method)),
-                        *(self.cached_answers.cell(route), request_sizes_cell, response_sizes_cell + bucket),
-                    )
+                    plan.add_source(cell, *first_cells, response_sizes_cell + bucket)
                     cell += 1
             # A request adds its bytes only to the two byte counters, not to the sums of the two histograms of sizes. So
             # each counter is the source of the sum in its histogram.

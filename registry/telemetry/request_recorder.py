@@ -160,10 +160,12 @@ class RequestRecorder:
             metrics.seconds.observe(cells, seconds_cell, end.seconds)
         # Of the two histograms of sizes, counts only in the buckets. Their sums are computed from the cells with the
         # received and sent bytes (`Metrics`).
-        cells[metrics.request_sizes.bucket_cell(request_size_cell, end.received_bytes)] += 1
-        cells[metrics.response_sizes.bucket_cell(response_size_cell, end.sent_bytes)] += 1
         if end.received_bytes:
+            cells[metrics.request_sizes.bucket_cell(request_size_cell, end.received_bytes)] += 1
             cells[received_cell] += end.received_bytes
+        else:
+            cells[request_size_cell] += 1  # the first bucket
+        cells[metrics.response_sizes.bucket_cell(response_size_cell, end.sent_bytes)] += 1
         if end.sent_bytes:
             cells[sent_cell] += end.sent_bytes
 
