@@ -99,6 +99,7 @@ async def test_concurrent_workers_use_an_attempt_once(
         await second.use(replace(attempt, state="another"))
 
 
+@pytest.mark.slow
 async def test_invented_codes_are_throttled(data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider) -> None:
     """Codes that the provider refuses count as failed logins of the client's address. After too many, the registry
     sends no more codes from this address to the provider, and other addresses can still log in."""
@@ -116,6 +117,7 @@ async def test_invented_codes_are_throttled(data: Path, clock: AuthClock, fake_p
         assert (await log_in(worker, fake_provider, OTHER_ADDRESS)).name == ALICE
 
 
+@pytest.mark.slow
 async def test_failures_of_the_provider_are_not_counted(
     data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
 ) -> None:
@@ -127,6 +129,7 @@ async def test_failures_of_the_provider_are_not_counted(
         assert isinstance(error.shown_error, UpstreamUnavailable)
 
 
+@pytest.mark.slow
 async def test_keys_that_cannot_be_fetched_are_a_failure_of_the_provider(
     data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
 ) -> None:
@@ -169,6 +172,7 @@ async def test_one_network_cannot_take_all_exchanges(
         await asyncio.gather(*logins, return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_disconnected_client_does_not_stop_the_count(
     data: Path, clock: AuthClock, fake_provider: FakeOpenIDProvider
 ) -> None:
