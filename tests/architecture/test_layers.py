@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import functools
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from tests.architecture.product_code import MODULES, dotted_name, nodes_of
 from tests.fakes.server_process import ROOT
 
 MAX_MODULE_LINES = 400
@@ -17,12 +17,13 @@ SHARED_STORAGE_MODULES = {
     *("storage.jobs", "storage.backups", "storage.upstream_tags"),  # for their errors
     *("storage.versioned_cache", "storage.imports", "storage.tag_history"),
 }
-MODULES = sorted(path for part in ("registry", "storage") for path in (ROOT / part).rglob("*.py"))
+Nodes = Sequence[ast.AST]
+"""The nodes of a module's syntax tree."""
 
 
 def imports(path: Path) -> Iterator[str]:
     """Yields the modules that a file imports, at its top or in functions."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -39,21 +40,16 @@ def test_contracts_of_import_linter_hold() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def offenders(breaks_rule: Callable[[Path, ast.Module], bool], paths: Iterable[Path] = MODULES) -> list[str]:
+def offenders(breaks_rule: Callable[[Path, Nodes], bool], paths: Iterable[Path] = MODULES) -> list[str]:
     """Returns the modules that break a rule."""
-    return [path.relative_to(ROOT).as_posix() for path in paths if breaks_rule(path, tree_of(path))]
-
-
-@functools.cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+    return [path.relative_to(ROOT).as_posix() for path in paths if breaks_rule(path, nodes_of(path))]
 
 
 def test_http_imports_only_shared_modules_of_storage() -> None:
     """`registry/http` imports only SHARED_STORAGE_MODULES of the package `storage`: the interface, types of content,
     errors, and a few others."""
 
-    def imports_more(path: Path, _: ast.Module) -> bool:
+    def imports_more(path: Path, _: Nodes) -> bool:
         return not {name for name in imports(path) if name.partition(".")[0] == "storage"} <= SHARED_STORAGE_MODULES
 
     assert offenders(imports_more, (ROOT / "registry" / "http").rglob("*.py")) == []
@@ -63,8 +59,8 @@ def test_only_what_uvicorn_documents_is_imported() -> None:
     """The product imports only `Config` and `Server` from uvicorn, because these are documented. It imports none of
     uvicorn's modules."""
 
-    def imports_more(_: Path, tree: ast.Module) -> bool:
-        for node in ast.walk(tree):
+    def imports_more(_: Path, nodes: Nodes) -> bool:
+        for node in nodes:
             if isinstance(node, ast.Import) and any(name.name.startswith("uvicorn.") for name in node.names):
                 return True
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "uvicorn":
@@ -85,13 +81,13 @@ def test_print_belongs_to_the_command() -> None:
     """Only the modules of the command line print to stdout. Other modules log, and may print to stderr if the start of
     the server fails."""
 
-    def prints(path: Path, tree: ast.Module) -> bool:
+    def prints(path: Path, nodes: Nodes) -> bool:
         return (ROOT / "registry" / "cli") not in path.parents and any(
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
             and node.func.id == "print"
-            and not any(key.arg == "file" and ast.unparse(key.value) == "sys.stderr" for key in node.keywords)
-            for node in ast.walk(tree)
+            and not any(key.arg == "file" and dotted_name(key.value) == "sys.stderr" for key in node.keywords)
+            for node in nodes
         )
 
     assert offenders(prints) == []
@@ -102,8 +98,8 @@ def test_commands_print_through_one_module() -> None:
     texts of images could otherwise control the terminal of the operator."""
     owners = {ROOT / "registry/cli" / name for name in ("output.py", "printable_console.py")}
 
-    def prints(path: Path, tree: ast.Module) -> bool:
-        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    def prints(path: Path, nodes: Nodes) -> bool:
+        calls = {dotted_name(node.func) for node in nodes if isinstance(node, ast.Call)}
         return not calls.isdisjoint({"typer.echo", "click.echo", "print", "Console", "sys.stdout.write"})
 
     modules = [path for path in MODULES if path.is_relative_to(ROOT / "registry/cli") and path not in owners]
@@ -115,9 +111,9 @@ def test_signals_can_end_every_event_loop() -> None:
     """Commands run their event loops with `registry.cli.interrupts.run_interruptible`, so that a signal ends a command
     even if a task hangs."""
 
-    def runs_loop(path: Path, tree: ast.Module) -> bool:
-        calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-        called = {ast.unparse(called) for called in calls if isinstance(called, ast.Attribute)}
+    def runs_loop(path: Path, nodes: Nodes) -> bool:
+        calls = (node.func for node in nodes if isinstance(node, ast.Call))
+        called = {dotted_name(called) for called in calls}
         may_make_runner = path == ROOT / "registry" / "cli" / "interrupts.py"
         return "asyncio.run" in called or ("asyncio.Runner" in called and not may_make_runner)
 
@@ -136,14 +132,14 @@ def test_cookies_are_read_in_linear_time() -> None:
     3.11, a header of 30 KB with escapes would then block the event loop for seconds. Modules use
     `registry.admin.cookies.cookie_value` instead."""
 
-    def reads_cookies(path: Path, tree: ast.Module) -> bool:
+    def reads_cookies(path: Path, nodes: Nodes) -> bool:
         is_attribute_read = any(
             isinstance(node, ast.Attribute)
             and node.attr in ("cookies", "cookie_parser")
-            and ast.unparse(node.value).rpartition(".")[2].lstrip("_") in ("request", "connection", "requests")
-            for node in ast.walk(tree)
+            and dotted_name(node.value).rpartition(".")[2].lstrip("_") in ("request", "connection", "requests")
+            for node in nodes
         )
-        parameters = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        parameters = {dotted_name(node.func) for node in nodes if isinstance(node, ast.Call)}
         return is_attribute_read or "http.cookies" in imports(path) or bool(parameters & {"Cookie", "fastapi.Cookie"})
 
     assert offenders(reads_cookies) == []

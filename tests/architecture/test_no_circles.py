@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+from tests.architecture.product_code import MODULES, nodes_of
 from tests.fakes.server_process import ROOT
 
 
@@ -16,24 +17,25 @@ def module_name(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
-MODULES = {module_name(path): path for part in ("registry", "storage") for path in (ROOT / part).rglob("*.py")}
+PATHS = {module_name(path): path for path in MODULES}
+"""The path of each module of the product, by the module's name."""
 
 
 def imported_modules(path: Path) -> Iterator[str]:
     """Yields the modules of the product that a file imports: at its top, in functions, and for type annotations
     only."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
-            yield from (name.name for name in node.names if name.name in MODULES)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in MODULES:
+            yield from (name.name for name in node.names if name.name in PATHS)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in PATHS:
             for name in node.names:
                 inner = f"{node.module}.{name.name}"
-                yield inner if inner in MODULES else node.module
+                yield inner if inner in PATHS else node.module
 
 
 def test_imports_have_no_cycles() -> None:
     """The imports have no cycle, so each module can be read, tested and moved without the modules that import it."""
-    graph = {name: {other for other in imported_modules(path) if other != name} for name, path in MODULES.items()}
+    graph = {name: {other for other in imported_modules(path) if other != name} for name, path in PATHS.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -41,7 +43,7 @@ def test_imports_have_no_cycles() -> None:
 
 
 def test_imports_are_read_from_the_files() -> None:
-    """`MODULES` has the modules of the product, and `imported_modules` finds their imports. Otherwise the test of
+    """`PATHS` has the modules of the product, and `imported_modules` finds their imports. Otherwise the test of
     cycles would check nothing."""
-    assert "registry.http.exchange" in set(imported_modules(MODULES["registry.http.blobs"]))
-    assert len(MODULES) > 150
+    assert "registry.http.exchange" in set(imported_modules(PATHS["registry.http.blobs"]))
+    assert len(PATHS) > 150
