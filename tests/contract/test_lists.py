@@ -103,6 +103,7 @@ async def test_a_walk_through_the_tags(registry: Registry, repo: RepositoryName,
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5, len(NAMES) - 1, len(NAMES), len(NAMES) + 1])
+@pytest.mark.slow
 async def test_a_walk_through_the_repositories(registry: Registry, limit: int) -> None:
     """Pages of any size together have every repository once, in byte order."""
     expected = await push_all(registry)
@@ -121,6 +122,7 @@ SETS = [
 
 
 @pytest.mark.parametrize("limit", [1, 3, len(NAMES)])
+@pytest.mark.slow
 async def test_a_walk_through_the_repositories_of_a_set(registry: Registry, limit: int) -> None:
     """A list within a set of names has only the repositories in the set. Its pages are full and in order, and only the
     last page says that no page follows."""

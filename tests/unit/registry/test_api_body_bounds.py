@@ -142,6 +142,7 @@ def marked() -> dict[str, list[int]]:
     ],
     ids=range(11),
 )
+@pytest.mark.slow
 async def test_error_response_is_short_and_releases_the_body(body: str, status: int) -> None:
     """The response to an invalid body is short, and nothing of the body is in memory while the response is sent."""
     answer = await answer_to(body.encode())

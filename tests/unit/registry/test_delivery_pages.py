@@ -51,6 +51,7 @@ async def listed(site: AppInProcess, login: str, query: str, limit: int) -> list
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 9])
+@pytest.mark.slow
 async def test_each_delivery_is_on_one_page(tmp_path: Path, limit: int) -> None:
     """The pages together have each delivery once, newest event first, however many deliveries of an event fit on a
     page. The same is true of the list of dead letters and of the list of one webhook."""
@@ -62,6 +63,7 @@ async def test_each_delivery_is_on_one_page(tmp_path: Path, limit: int) -> None:
 
 
 @pytest.mark.parametrize("after", ["", "3", "3:", ":ci", "x:ci", "-1:ci", "1e3:ci"])
+@pytest.mark.slow
 async def test_a_malformed_cursor_is_refused(tmp_path: Path, after: str) -> None:
     """A cursor that no page of deliveries had is answered with 400."""
     async with site_with_deliveries(tmp_path) as site:

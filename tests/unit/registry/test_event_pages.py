@@ -111,6 +111,7 @@ async def test_the_end_of_the_list_does_not_depend_on_hidden_events(tmp_path: Pa
     assert pages_by_action[0] == pages_by_action[1]
 
 
+@pytest.mark.slow
 async def test_the_cursor_does_not_depend_on_hidden_events(tmp_path: Path) -> None:
     """The account may pull one repository, whose only event is older than many events of another repository. All
     requests of the account have the same `next`, whether or not the hidden events have the action that the request
@@ -150,6 +151,7 @@ async def test_gaps_between_the_numbers_of_events_make_no_empty_pages(tmp_path: 
             assert await repositories_on(site, login, "limit=100&action=delete") == ([], 1)
 
 
+@pytest.mark.slow
 async def test_each_visible_event_is_on_one_page(tmp_path: Path) -> None:
     """The account may see every hundredth event. There are more events than one page reads, and their numbers have
     gaps. Together, the pages have each visible event once, whatever the size of a page is."""

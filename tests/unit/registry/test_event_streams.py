@@ -141,6 +141,7 @@ async def test_an_open_stream_checks_the_credential_again(tmp_path: Path) -> Non
             await stream.identify_again()
 
 
+@pytest.mark.slow
 async def test_no_event_is_sent_after_the_right_to_it_has_ended(tmp_path: Path) -> None:
     """The rights of the client are checked after each look-up that has found events. So the next event after a change
     of rights, however soon, is not sent if the client may not pull from its repository any more."""

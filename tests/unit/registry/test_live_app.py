@@ -76,6 +76,7 @@ def test_applications_share_their_routes(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 async def test_replaced_applications_are_freed(tmp_path: Path) -> None:
     """A replaced application is freed after its last request, so memory does not grow with the number of changes."""
     prepare_data_dir(tmp_path)
@@ -108,6 +109,7 @@ async def wait_until_old_apps_are_closed(live: LiveApp) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_the_first_application_drops_its_caches(tmp_path: Path) -> None:
     """A worker keeps its first application in memory until it ends. When the application is replaced, its distribution
     API with the caches is freed."""

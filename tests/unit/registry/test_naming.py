@@ -80,6 +80,7 @@ NAMES = st.lists(NAME_PARTS, min_size=1, max_size=3).map("/".join).filter(lambda
 
 
 @given(NAMES, st.sampled_from([None, *UPSTREAMS]), st.sampled_from([None, *UPSTREAMS]))
+@pytest.mark.slow
 def test_possible_names_include_all_candidates(name: str, asked_upstream: str | None, default: str | None) -> None:
     """A token grants rights to the requested name and to the names of `possible_names`. A request may also name an
     upstream (`asked_upstream`). Every stored name for which its rights are then checked is among these names."""

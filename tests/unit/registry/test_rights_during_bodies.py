@@ -155,6 +155,7 @@ async def returned_page(browser: httpx2.AsyncClient, path: str, fields: dict[str
     return parse_qs(urlsplit(answer.headers["location"]).query)["next"][0]
 
 
+@pytest.mark.slow
 async def test_a_login_after_a_form_leads_to_a_page(tmp_path: Path) -> None:
     """A visitor whose session has ended when they send a form gets to the login page, and from there to a page that
     exists: the one on which they sent the form if the browser names it, with its query."""

@@ -57,6 +57,7 @@ async def test_a_job_reports_its_steps_progress_and_result(store: StoredRegistry
     assert steps == [{"event": "removed", "blob": "one"}]
 
 
+@pytest.mark.slow
 async def test_a_second_command_is_refused_while_a_job_runs(store: StoredRegistry) -> None:
     """While a command runs a job, a second command of the same kind is refused. The error names the first actor."""
 
@@ -99,6 +100,7 @@ async def test_a_server_runs_queued_jobs(store: StoredRegistry) -> None:
     runner.cancel()
 
 
+@pytest.mark.slow
 async def test_a_job_can_be_stopped(store: StoredRegistry) -> None:
     """A queued job is stopped at once. A running job is stopped when it reports its progress."""
     started = asyncio.Event()

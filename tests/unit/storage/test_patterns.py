@@ -156,6 +156,7 @@ _MATCHING_PATTERNS = st.lists(
 @example({"a"}, {"a"}, None, {"a"}, "")
 @example({"**", "a/b**"}, {"a"}, None, {"a", "a/b", "a/a", "a-b", "a0"}, "a/a")
 @example({"a/**"}, {"b"}, {"*/b"}, {"a/a", "a/b", "b/b"}, "")
+@pytest.mark.slow
 def test_sets_match_by_their_definition(
     patterns: set[str], guarded: set[str], limits: set[str] | None, names: set[str], first: str
 ) -> None:
@@ -261,6 +262,7 @@ _SIMPLE_PATTERN = st.builds(lambda text, end: text + end, st.text("ab/-", max_si
 @example({"a/**"}, NamePattern("a/*/b"), set(), None)
 @example({"**"}, NamePattern("a/*"), {"a"}, None)
 @example({"a*"}, NamePattern("a*/b"), set(), None)
+@pytest.mark.slow
 def test_covering_is_never_wrong(
     patterns: set[str], inner: NamePattern, guarded: set[str], limits: set[str] | None
 ) -> None:

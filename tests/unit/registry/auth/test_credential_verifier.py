@@ -113,6 +113,7 @@ async def test_a_cached_password_does_not_help_in_guessing(worker: AuthWorker) -
     assert await verify(ALICE, PASSWORD, KNOWN_ADDRESS)
 
 
+@pytest.mark.slow
 async def test_cached_logins_end_when_the_account_changes(worker: AuthWorker, data: Path, clock: AuthClock) -> None:
     """When an account gets a new password, is disabled or is removed, its cached logins are no longer valid on any
     worker. Disabling and enabling an account changes its version, which each login's identity contains."""

@@ -38,6 +38,7 @@ def test_a_summary_names_a_limited_number_of_predicates() -> None:
     assert len(summarize(image_with_predicates(MAX_PREDICATES + 50)).predicates) == MAX_PREDICATES
 
 
+@pytest.mark.slow
 async def test_summaries_take_a_limited_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The summaries that were used most recently stay in memory. With the same limit, more small summaries than large
     ones fit."""

@@ -184,6 +184,7 @@ GROWING_TEXTS = {
 
 
 @pytest.mark.parametrize("text", GROWING_TEXTS.values(), ids=GROWING_TEXTS)
+@pytest.mark.slow
 def test_texts_with_very_much_formatting_are_plain(text: str) -> None:
     """If a text has too many elements, or its links are too long together, only the blocks at its beginning are
     formatted. The rest is shown as plain text. So its HTML is not much longer than the text."""
@@ -198,6 +199,7 @@ def test_texts_with_very_much_formatting_are_plain(text: str) -> None:
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.slow
 def test_the_beginning_of_a_complex_text_is_formatted(line_end: str) -> None:
     """If one block of a text takes too much work, or is nested too deeply, the blocks before it are formatted. That
     block and everything after it is shown as plain text."""
@@ -223,6 +225,7 @@ COSTLY_TEXTS = {
 
 
 @pytest.mark.parametrize("text", COSTLY_TEXTS.values(), ids=COSTLY_TEXTS)
+@pytest.mark.slow
 def test_rule_calls_for_a_text_are_limited(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser calls its rules for blocks at most 150,000 times for one text, also if it only checks where a
     paragraph ends."""
@@ -243,6 +246,7 @@ def test_rule_calls_for_a_text_are_limited(text: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("text", ["![" * 3740 + "!" * 50_000, "[" * 3740 + "!" * 60_000, "[x " * 3740 + "!" * 45_000])
+@pytest.mark.slow
 def test_steps_to_find_the_ends_of_links_are_limited(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser takes at most 100,000 steps to find the ends of links, also if a text has many brackets that are never
     closed."""
@@ -275,6 +279,7 @@ LARGE_READMES = {
 
 
 @pytest.mark.parametrize("text", LARGE_READMES.values(), ids=LARGE_READMES)
+@pytest.mark.slow
 def test_a_large_readme_is_formatted(text: str) -> None:
     """A text with as much formatting as a large README is formatted."""
     assert render_markdown(text).is_formatted

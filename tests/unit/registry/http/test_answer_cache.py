@@ -278,6 +278,7 @@ async def test_the_response_to_a_single_request_is_not_cached(site: AnswerCacheS
     await site.cached_answer(TAG)
 
 
+@pytest.mark.slow
 async def test_the_cache_has_a_largest_size(site: AnswerCacheSite) -> None:
     """The bodies of all ready answers together do not exceed the size of the cache. The oldest answers are evicted."""
     digest = (await push_blob(site.service.hosted, APP, b"x" * LARGEST_BODY_BYTES)).digest

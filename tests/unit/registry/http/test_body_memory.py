@@ -106,6 +106,7 @@ async def test_large_body_is_not_copied() -> None:
     assert peak < 1.5 * len(body)
 
 
+@pytest.mark.slow
 async def test_request_that_waits_when_the_time_of_another_ends(registry: MemoryRegistry) -> None:
     """In one turn of the event loop, the time allowance of a request ends, and another request begins to wait for its
     memory. The first one is refused, the second one is stored, and no memory stays counted."""

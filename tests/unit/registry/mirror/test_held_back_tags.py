@@ -57,6 +57,7 @@ async def served(worker: MirrorWorker, tag: Tag = TAG, repo: RepositoryName = MI
     return manifest.digest
 
 
+@pytest.mark.slow
 async def test_a_tag_that_moves_three_times(site: MirrorSite) -> None:
     """At each moment, the newest digest that has held the tag for the cooldown is served. This also holds for a new
     process, and while the upstream is down. If a digest is held back, the notice in the response names this digest and

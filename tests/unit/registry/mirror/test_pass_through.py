@@ -426,6 +426,7 @@ async def test_client_is_not_cut_off_while_the_upstream_pauses(site: Site, other
     assert await waiting == data
 
 
+@pytest.mark.slow
 async def test_client_that_receives_chunks_is_not_cut_off(site: Site) -> None:
     """A reader whose client has just received a chunk counts as fast, however long ago its download began."""
     memory = MemoryBudget(READER_BYTES, "blobs", wait_seconds=0.5, slow_seconds=60)

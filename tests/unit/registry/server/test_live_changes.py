@@ -172,6 +172,7 @@ def test_reload_without_workers(pool: WorkerPool) -> None:
 
 
 @pytest.mark.parametrize("free", range(4))
+@pytest.mark.slow
 def test_a_worker_that_cannot_be_started_leaves_no_open_file(pool: WorkerPool, free: int) -> None:
     """If a worker cannot be started because too many files are open, no file stays open. `free`: the number of files
     that the process may still open. A worker needs four."""

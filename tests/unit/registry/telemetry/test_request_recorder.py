@@ -173,6 +173,7 @@ def test_a_cached_answer(metrics: Metrics, recorder: RequestRecorder, caplog: py
 
 @pytest.mark.parametrize("size", [0, 1, 1024, 1025, 64 * 1024])
 @pytest.mark.parametrize(("kind", "method"), [("ping", "GET"), ("manifests", "HEAD"), ("session", "GET")])
+@pytest.mark.slow
 def test_a_cached_answer_counts_like_other_responses(kind: str, method: str, size: int) -> None:
     """A cached answer is counted in the same series and with the same values as another response. In addition, it
     counts as a cached answer."""

@@ -30,6 +30,7 @@ def in_child(work: Callable[[], None], *, killed: bool = False) -> int:
     return os.waitpid(pid, 0)[1]
 
 
+@pytest.mark.slow
 def test_numbers_of_all_processes_add_up() -> None:
     """The totals include the numbers of all processes: processes that run, have ended or were killed, and processes
     that use the column of an earlier process."""
@@ -88,6 +89,7 @@ def test_long_and_non_ascii_names(name: str) -> None:
     assert SharedNames([name], capacity=1).names() == [name]
 
 
+@pytest.mark.slow
 def test_gauges_of_dead_processes_do_not_count() -> None:
     """The totals of a gauge do not include the values of dead processes, even if another process claims the column of a
     dead process."""
@@ -123,6 +125,7 @@ def test_each_process_sees_all_running_processes() -> None:
         assert [pid for _, pid in cells.processes()] == [os.getpid()]
 
 
+@pytest.mark.slow
 def test_counts_continue_in_a_new_version_of_the_program() -> None:
     """When a new version of the program takes over from the running one, it uses the memory of the old version. The old
     workers count in this memory until they end. Names keep their numbers."""
@@ -141,6 +144,7 @@ def test_counts_continue_in_a_new_version_of_the_program() -> None:
 
 
 @pytest.mark.parametrize(("layout", "workers"), [("another", 2), ("", 1000)], ids=["layout", "number of workers"])
+@pytest.mark.slow
 def test_memory_with_another_layout_is_not_used(layout: str, workers: int, caplog: pytest.LogCaptureFixture) -> None:
     """If the cells in the memory of the old version have another meaning, or if there are too few of them, all counts
     begin at 0. This is logged, and the file of the memory is closed."""

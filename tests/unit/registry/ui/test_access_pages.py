@@ -85,6 +85,7 @@ async def test_forged_forms_change_nothing(tmp_path: Path) -> None:
         assert server.app.accounts.grants() == []
 
 
+@pytest.mark.slow
 async def test_an_account_is_added_changed_and_deleted(tmp_path: Path) -> None:
     """An admin adds an account. The page shows the account's password once. The admin disables and enables the account,
     makes it an admin, changes its password, and deletes it. Changes that are hard to undo need a confirmation."""
@@ -256,6 +257,7 @@ async def test_api_tokens(tmp_path: Path) -> None:
         assert (denied.action, denied.target) == ("page", "/ui/account")
 
 
+@pytest.mark.slow
 async def test_refresh_tokens_do_not_hide_api_tokens(tmp_path: Path) -> None:
     """The pages about an account list the API tokens that people have made before the refresh tokens of clients, of
     which an account can have more than a page shows."""
@@ -354,6 +356,7 @@ async def activity(browser: httpx2.AsyncClient, query: str) -> list[str]:
     return [" ".join(re.sub(r"<[^>]+>", "", part).strip() for part in row) for row in rows]
 
 
+@pytest.mark.slow
 async def test_the_audit_log_is_filtered_and_paged(tmp_path: Path) -> None:
     """The page filters the entries by its query, and has links to further pages. The parameter `repository` filters by
     the target of the action, which can also be a group."""

@@ -94,6 +94,7 @@ async def download_links(server: Site, name: str | None) -> list[str]:
 @pytest.mark.parametrize(
     ("allow", "has_link"), [("nobody", (False, False)), ("accounts", (False, True)), ("everyone", (True, True))]
 )
+@pytest.mark.slow
 async def test_download_links_follow_the_setting(tmp_path: Path, allow: str, has_link: tuple[bool, bool]) -> None:
     """Anonymous visitors and accounts see a download link only if the setting allows it. The link leads to an archive
     of the image."""

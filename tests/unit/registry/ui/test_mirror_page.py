@@ -24,6 +24,7 @@ PATHS = ("/ui/mirror", "/ui/mirror/images", "/ui/mirror/downloads")
 FORMS = ("refresh", "freeze", "unfreeze", "purge", "warm")
 
 
+@pytest.mark.slow
 async def test_the_mirror_pages_are_for_admins(tmp_path: Path) -> None:
     """Only admins see the pages and the link to them, and only admins may send their forms. Forms of another site are
     refused."""

@@ -75,6 +75,7 @@ async def test_admins_see_the_whole_registry(server: Site) -> None:
     assert "Nothing at the moment." in page
 
 
+@pytest.mark.slow
 async def test_the_page_does_not_count_images(server: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page does not count images. Counting many images takes seconds, and the page is updated every five
     seconds."""
@@ -127,6 +128,7 @@ async def test_a_visitor_without_rights(server: Site) -> None:
         assert "There is nothing here that you may see." in (await browser.get("/ui/overview")).text
 
 
+@pytest.mark.slow
 async def test_the_current_part_is_updated(server: Site) -> None:
     """The part of the page about the present is requested again by htmx. A visitor can stop these updates. Without
     htmx, the path of the part redirects to the page."""

@@ -94,6 +94,7 @@ async def test_a_session_that_ended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("headers", [{"sec-fetch-site": "cross-site"}, {"origin": "https://evil.example"}, {}])
 @pytest.mark.parametrize("path", ["/ui/login", "/ui/logout", "/ui/language"])
+@pytest.mark.slow
 async def test_forms_of_other_sites_do_nothing(tmp_path: Path, path: str, headers: dict[str, str]) -> None:
     """A form of another site cannot log a visitor in or out, or change the language."""
     async with site(tmp_path) as server, server.browser() as browser:
@@ -114,6 +115,7 @@ async def test_a_foreign_host_name_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("language", "text"), [("en", "Nothing is here"), ("zh-CN", "页面不存在")])
+@pytest.mark.slow
 async def test_errors_are_pages(tmp_path: Path, language: str, text: str) -> None:
     """Errors with 400, 404 and 500 are pages in the visitor's language. They contain no script from the request, and no
     cause of an internal error."""
@@ -227,6 +229,7 @@ async def test_slow_forms_do_not_delay_pages(tmp_path: Path) -> None:
         ("/ui/description/team/app", "reads"),
     ],
 )
+@pytest.mark.slow
 async def test_pages_that_wait_for_other_requests_keep_nobody_from_pages(tmp_path: Path, path: str, limit: str) -> None:
     """Other requests hold all slots for searches, reads or lists (`limit`), so pages that need such a slot wait. While
     they wait, they hold no slot for rendering, so other pages are still rendered."""
@@ -260,6 +263,7 @@ async def test_pages_that_wait_for_other_requests_keep_nobody_from_pages(tmp_pat
         "/ui/description/team/app",
     ],
 )
+@pytest.mark.slow
 async def test_pages_that_wait_to_be_rendered_keep_nobody_from_reads(tmp_path: Path, path: str) -> None:
     """While pages of some visitors wait for a slot to render, these pages hold no slot to read. So another visitor can
     read."""
@@ -309,6 +313,7 @@ async def test_error_pages_wait_for_a_slot(tmp_path: Path, path: str, headers: d
 
 
 @pytest.mark.parametrize("path", ["/ui/repositories", "/ui/overview"])
+@pytest.mark.slow
 async def test_pages_that_wait_for_a_list_of_repositories_keep_nobody_from_pages(tmp_path: Path, path: str) -> None:
     """A page that waits for a list of repositories holds no slot for pages, so that other pages are rendered
     meanwhile."""

@@ -201,6 +201,7 @@ async def test_tags_are_sorted_and_filtered(tmp_path: Path) -> None:
             assert (await browser.get(f"/ui/repositories/team/app?{wrong_query}")).status_code == 400
 
 
+@pytest.mark.slow
 async def test_a_description_is_shown(tmp_path: Path) -> None:
     """The headings of a description are at a lower level than those of the page. HTML in a description is shown as
     text. A note says that the end of a text with very much formatting is shown as plain text."""
@@ -282,6 +283,7 @@ async def test_a_short_name_redirects_to_the_stored_name(tmp_path: Path) -> None
         assert "not here" in page
 
 
+@pytest.mark.slow
 async def test_large_images_and_indexes(tmp_path: Path) -> None:
     """For an image with 500 layers, the page shows some layers and the number of the others. For an index with 100
     platforms, of which one is stored, the others are marked as not stored."""

@@ -38,6 +38,7 @@ async def stop_running_jobs(server: Site) -> None:
     await work.hand_over()
 
 
+@pytest.mark.slow
 async def test_the_upkeep_pages_are_for_admins(tmp_path: Path) -> None:
     """Only admins see the pages and may start work. Forms of another site are refused."""
     async with site(tmp_path) as server, server.browser() as browser:
@@ -154,6 +155,7 @@ async def test_the_retention_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("query", ["", "?repository=team/app"])
+@pytest.mark.slow
 async def test_waiting_for_a_retention_preview_keeps_nobody_from_pages(tmp_path: Path, query: str) -> None:
     """A page that waits for a preview of retention holds no slot for pages, so that other pages are rendered
     meanwhile."""

@@ -236,6 +236,7 @@ def test_largest_number_of_members(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("compression", [*COMPRESSIONS, "tar"])
 @pytest.mark.parametrize("before", [b"", EMPTY])
+@pytest.mark.slow
 def test_long_names(tmp_path: Path, compression: str, before: bytes) -> None:
     """A name that takes megabytes is refused before it is read. The longest path of a file system can be read."""
     compress = COMPRESSIONS.get(compression, bytes)

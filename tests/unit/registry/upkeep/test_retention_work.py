@@ -363,6 +363,7 @@ async def test_a_preview_of_all_repositories(
     assert await page(APP) == (all_previews[1:], False)
 
 
+@pytest.mark.slow
 async def test_totals_judge_a_limited_number_of_tags(
     store: StoredRegistry, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

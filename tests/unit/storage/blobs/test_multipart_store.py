@@ -118,6 +118,7 @@ def test_fake_bucket_follows_the_rules_of_an_object_store(tmp_path: Path) -> Non
         bucket.read("c")
 
 
+@pytest.mark.slow
 async def test_scrub_quarantines_a_damaged_object(store: StoredRegistry, bucket: Bucket) -> None:
     """A scrub reads all blobs and checks their digests. It moves a damaged object to the quarantine. After that, a push
     of the same blob stores a new object."""
@@ -143,6 +144,7 @@ async def test_scrub_quarantines_a_damaged_object(store: StoredRegistry, bucket:
     assert [listed.key for listed in bucket.list_objects("")] == [place]
 
 
+@pytest.mark.slow
 async def test_a_push_replaces_a_damaged_object(store: StoredRegistry, bucket: Bucket) -> None:
     """A crash may leave a damaged object in its place after the blob was marked as damaged. A push of the same blob
     replaces this object."""

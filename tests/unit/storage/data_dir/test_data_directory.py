@@ -146,6 +146,7 @@ class _Interrupted(System):
         super().sync(fd)
 
 
+@pytest.mark.slow
 def test_interrupted_prepare_is_completed_by_the_next(tmp_path: Path) -> None:
     """If the preparation of a data directory stops after it has created directories and before it has synced them, the
     next preparation syncs them. The test interrupts the preparation at each sync."""
@@ -271,6 +272,7 @@ def _ensure_usable_after(commands: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("case", SPLIT_DIRECTORIES)
+@pytest.mark.slow
 def test_a_data_directory_on_two_file_systems_is_refused(case: str, tmp_path: Path) -> None:
     """If files cannot be moved between the directories of uploads, blobs and deleted blobs, every push would fail. So
     the data directory is refused, with an error that names the two directories."""
@@ -281,6 +283,7 @@ def test_a_data_directory_on_two_file_systems_is_refused(case: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("commands", ["true", "$prepare", f"$prepare && {MOVED_TOGETHER}"])
+@pytest.mark.slow
 def test_a_data_directory_in_which_files_can_be_moved_is_accepted(commands: str, tmp_path: Path) -> None:
     """A data directory is accepted if a file can be moved between all directories in which blobs, and the files that
     become blobs, are. The check leaves no files behind."""

@@ -65,6 +65,7 @@ def allocated_bytes(file: Path) -> int:
     return file.stat().st_blocks * 512
 
 
+@pytest.mark.slow
 def test_the_reserve_is_allocated_when_it_is_created(tmp_path: Path, reserve: Reserve) -> None:
     """A new reserve has its full size, and its blocks are allocated. All changes are allowed, and the disk does not
     count as full."""
@@ -75,6 +76,7 @@ def test_the_reserve_is_allocated_when_it_is_created(tmp_path: Path, reserve: Re
     reserve.require_free_space()
 
 
+@pytest.mark.slow
 def test_a_sparse_reserve_is_allocated(tmp_path: Path, quota: QuotaSystem) -> None:
     """A copied data directory may have a sparse reserve: a file of full size without blocks. `establish` allocates its
     blocks."""
@@ -85,6 +87,7 @@ def test_a_sparse_reserve_is_allocated(tmp_path: Path, quota: QuotaSystem) -> No
     assert allocated_bytes(tmp_path / "reserve") >= RESERVE_BYTES
 
 
+@pytest.mark.slow
 def test_the_reserve_is_released_in_steps_and_restored(tmp_path: Path, reserve: Reserve) -> None:
     """For the first attempt of a change, a small part of the reserve is released. If this is not enough, a larger part
     is released, and finally all of it. After the change, even if it has failed, the reserve has its full size again."""
@@ -105,6 +108,7 @@ def test_the_reserve_is_released_in_steps_and_restored(tmp_path: Path, reserve: 
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.slow
 def test_nothing_is_stored_until_the_reserve_has_its_full_size(code: int, quota: QuotaSystem, reserve: Reserve) -> None:
     """After a change, the reserve is extended as far as there is free space. Until it has its full size, changes that
     store content are refused, small changes may use one half of the reserve, and changes that free space may use the
@@ -130,6 +134,7 @@ def _refuse() -> None:
     raise StorageFull
 
 
+@pytest.mark.slow
 def test_reserve_of_a_killed_process_is_restored(tmp_path: Path, reserve: Reserve) -> None:
     """If a process is killed after it has released the reserve, the file is too short. The next process that calls
     `restore` extends it to its full size."""
@@ -140,6 +145,7 @@ def test_reserve_of_a_killed_process_is_restored(tmp_path: Path, reserve: Reserv
     assert reserve.is_whole
 
 
+@pytest.mark.slow
 def test_only_one_process_uses_the_reserve_at_a_time(tmp_path: Path, reserve: Reserve) -> None:
     """While one process has released the reserve for a change, `restore` in another process returns at once and does
     not extend the file."""
@@ -166,6 +172,7 @@ class FullDiskOutsideReserve(System):
         commit()
 
 
+@pytest.mark.slow
 async def test_records_of_corrupt_bytes_can_be_deleted_on_a_full_disk(tmp_path: Path) -> None:
     """The mirror records which upstream endpoints have sent corrupt bytes. `entrepot mirror refresh` deletes such
     records, and this works on a full disk."""
@@ -179,6 +186,7 @@ async def test_records_of_corrupt_bytes_can_be_deleted_on_a_full_disk(tmp_path: 
         assert not await registry.records.bad_senders("far.test", digest, 60)
 
 
+@pytest.mark.slow
 async def test_deletes_use_the_reserve_and_pushes_do_not(tmp_path: Path) -> None:
     """On a disk without space outside the reserve, a push is refused, but tags and manifests can be deleted. Afterwards
     the reserve has its full size again."""
@@ -248,6 +256,7 @@ def _insert(name: str) -> Callable[[apsw.Connection], object]:
     return lambda db: db.execute("INSERT INTO repository (name, created) VALUES (?, 0)", (name,)).fetchall()
 
 
+@pytest.mark.slow
 async def test_a_refused_change_does_not_touch_the_database(data: Path) -> None:
     """On a full disk, a change that stores content is refused before it touches the database. So a fault of the
     database at this time has no effect. A later change that may use the whole reserve succeeds."""
@@ -260,6 +269,7 @@ async def test_a_refused_change_does_not_touch_the_database(data: Path) -> None:
         assert await outcome_of(writer.run(_insert("b"), reserve_use=ReserveUse.ALL)) == []
 
 
+@pytest.mark.slow
 async def test_the_commit_thread_survives_unexpected_errors(data: Path) -> None:
     """After an unexpected error, all changes of the same transaction get an error. Later changes succeed."""
     system = FaultySystem()
@@ -284,6 +294,7 @@ class FailsAfterCommit(FaultySystem):
         self.unexpected_errors = self.attempts == 2
 
 
+@pytest.mark.slow
 async def test_error_after_the_commit_does_not_fail_the_change(data: Path) -> None:
     """If an error occurs after the commit, when the reserve is extended again, the committed change still succeeds. The
     first change may use the whole reserve, so it gets a second attempt."""
@@ -295,6 +306,7 @@ async def test_error_after_the_commit_does_not_fail_the_change(data: Path) -> No
         assert await outcome_of(writer.run(_insert("b"))) == []
 
 
+@pytest.mark.slow
 async def test_unreadable_version_after_the_commit_does_not_fail_the_change(data: Path) -> None:
     """If the data version of the database (a counter of changes by other processes) cannot be read after the commit,
     the change succeeds and is not made a second time."""
@@ -306,6 +318,7 @@ async def test_unreadable_version_after_the_commit_does_not_fail_the_change(data
         assert await outcome_of(writer.run(_insert("a"))) == []
 
 
+@pytest.mark.slow
 async def test_changes_that_add_rights_leave_half_of_the_reserve(data: Path) -> None:
     """If less than half of the reserve is left, accounts, groups and grants cannot be added. Rights can be removed, and
     a password can be changed, because this may be needed to lock out an attacker."""
@@ -340,6 +353,7 @@ async def test_changes_that_add_rights_leave_half_of_the_reserve(data: Path) -> 
 
 
 @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+@pytest.mark.slow
 def test_a_file_system_without_preallocation_has_no_reserve(
     code: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -117,6 +117,7 @@ async def push_index(store: StoredRegistry) -> Manifest:
     return index
 
 
+@pytest.mark.slow
 async def test_many_tags_are_not_checked_during_a_transaction(store: StoredRegistry) -> None:
     """If very many tags need the manifest, because they point at an index that lists it, they are checked while no
     transaction runs. A transaction checks only the tags that have changed since then."""
@@ -132,6 +133,7 @@ async def test_many_tags_are_not_checked_during_a_transaction(store: StoredRegis
 
 
 @pytest.mark.parametrize("is_tag_of_index", [True, False])
+@pytest.mark.slow
 async def test_immutable_tag_that_is_pushed_during_the_deletion(store: StoredRegistry, is_tag_of_index: bool) -> None:
     """If an immutable tag that needs the manifest is pushed after the check of all tags, the deletion is refused."""
     pushed = await push_index(store) if is_tag_of_index else IMAGE

@@ -203,6 +203,7 @@ async def test_a_token_is_stored_until_it_expires_or_is_refused(
     db.close()
 
 
+@pytest.mark.slow
 async def test_number_of_tokens_is_limited(registry: StoredRegistry, data: Path) -> None:
     """A token service may issue a token for each name that a client requests, and never let it expire. When there are
     too many tokens, those that expire first are deleted, but never the token that was stored last."""
@@ -295,6 +296,7 @@ async def test_which_blobs_are_confirmed_for_a_repository(registry: StoredRegist
     assert not await records.is_confirmed(DEBIAN, digest)
 
 
+@pytest.mark.slow
 async def test_few_of_many_large_manifests_are_read(registry: StoredRegistry, data: Path) -> None:
     """If many large manifests of a repository name a blob, only few of their bodies are read, because the event loop
     waits for these reads."""

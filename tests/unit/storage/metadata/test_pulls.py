@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from storage.composition import open_registry
 from storage.content import Actor, digest_of
 from storage.data_dir.system import boot_id
@@ -86,6 +88,7 @@ asyncio.run(main(sys.argv[1], RepositoryName(sys.argv[2]), Digest(sys.argv[3])))
 """
 
 
+@pytest.mark.slow
 async def test_stored_pulls_survive_sigkill(tmp_path: Path, clock: Clock) -> None:
     """A process stores one pull, counts a second one, and is killed. The stored pull is kept; the second one is
     lost."""

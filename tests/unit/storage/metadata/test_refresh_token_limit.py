@@ -62,6 +62,7 @@ def token_ids(workers: TwoWorkers) -> set[str]:
     return {token.id for token in workers.first.tokens(BOB, None, 2000).items}
 
 
+@pytest.mark.slow
 async def test_the_number_of_refresh_tokens_of_an_account_is_limited(workers: TwoWorkers) -> None:
     """If an account has the largest number of refresh tokens, a further one revokes the token that was used least
     recently, and changes the epoch of rights. API tokens that the user has made stay, whatever their ids and limits

@@ -36,6 +36,7 @@ async def push_images(searched: SearchedStore) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("listed_repositories")
+@pytest.mark.slow
 async def test_a_search_finds_exactly_the_allowed_repositories(searched: SearchedStore) -> None:
     """The rights of a user are a set of names, made of patterns, guarded upstreams and limits. For many random sets,
     each search finds the content of a repository exactly if the repository's name is in the set."""

@@ -130,6 +130,7 @@ async def commit(registry: StoredRegistry, upload: UploadID, digest: Digest) -> 
         await writer.aclose()
 
 
+@pytest.mark.slow
 async def test_an_upload_that_is_closed_by_another_algorithm_becomes_the_right_blob(
     registry: StoredRegistry, gate: ReadGate
 ) -> None:
@@ -209,6 +210,7 @@ async def test_others_push_while_many_sessions_are_hashed(registry: StoredRegist
     await asyncio.gather(*closing, return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_a_small_session_does_not_wait_for_large_ones(
     registry: StoredRegistry, gate: ReadGate, hashed_sessions: HashedSessions
 ) -> None:

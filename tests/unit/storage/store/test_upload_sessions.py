@@ -146,6 +146,7 @@ async def test_a_session_is_unknown_after_an_interrupted_commit(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 1000])
+@pytest.mark.slow
 async def test_small_pieces_take_no_more_memory_than_their_bytes(piece_bytes: int, registry: StoredRegistry) -> None:
     """An upload that arrives in tiny pieces never takes much more memory than its bytes, although each piece is a
     memory view, and although the buffer that it was received into is much larger."""

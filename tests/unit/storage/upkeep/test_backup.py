@@ -262,6 +262,7 @@ async def test_collection_leaves_the_blobs_of_a_running_backup(store: StoredRegi
     await check_image(tmp_path / "new", "v1", manifest.digest)
 
 
+@pytest.mark.slow
 async def test_only_one_backup_at_a_time(store: StoredRegistry, tmp_path: Path) -> None:
     """While a backup runs, a second backup of the same store or to the same directory is refused. The error names who
     runs the first backup."""

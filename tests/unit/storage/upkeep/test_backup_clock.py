@@ -21,6 +21,7 @@ YEAR = 365 * 86_400.0
 
 
 @pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.slow
 async def test_a_new_backup_replaces_backups_from_the_future(store: StoredRegistry, tmp_path: Path, keep: int) -> None:
     """Backups that were made while the clock was ahead count as the oldest ones. `keep` deletes them before others, and
     never deletes the backup that was just made."""

@@ -257,6 +257,7 @@ async def test_the_job_reports_removals_and_totals(store: StoredRegistry, data: 
     assert set(removed[0]) == {"event", "kind", "repository", "item", "bytes", "reason"}
 
 
+@pytest.mark.slow
 async def test_a_second_collection_is_refused_while_one_runs(store: StoredRegistry) -> None:
     """While a garbage collection runs, a second one is refused. The error names the actor and the job of the first."""
     async with store.leases.try_slot(slot_name(GC), count=1):

@@ -56,6 +56,7 @@ async def test_a_blob_without_bytes_is_reported(store: StoredRegistry, tmp_path:
         assert await read_blob(opened, REPO, large.digest) == LARGE
 
 
+@pytest.mark.slow
 async def test_known_damage_does_not_fail_a_backup(store: StoredRegistry, tmp_path: Path) -> None:
     """If a scrub has marked blobs as damaged, a backup succeeds, and names the blobs of which its directory does not
     have the right bytes. A restore from this backup succeeds as well, and marks these blobs as damaged in the restored
@@ -141,6 +142,7 @@ async def test_right_bytes_of_a_damaged_blob_are_restored(
 
 
 @pytest.mark.parametrize("is_readable_again", [True, False])
+@pytest.mark.slow
 async def test_a_failed_read_deletes_no_bytes_of_a_backup(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_readable_again: bool
 ) -> None:

@@ -125,6 +125,7 @@ async def test_scrub_of_many_forbidden_blobs(
 
 @pytest.mark.parametrize("hash_bytes", [False, True])
 @pytest.mark.parametrize("repair", [False, True])
+@pytest.mark.slow
 async def test_a_check_reports_forbidden_blobs(
     store: StoredRegistry, forbidden: ForbiddenFiles, hash_bytes: bool, repair: bool
 ) -> None:

@@ -174,6 +174,7 @@ def blobs_in(target: Path) -> set[str]:
     return {path.name for path in (target / "blobs").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 async def test_blobs_of_an_interrupted_backup_are_removed(store: StoredRegistry, tmp_path: Path) -> None:
     """A backup is killed after it has copied all blobs. A backup with `keep` then copies none of them again, and
     removes those that the registry has deleted in the meantime, although it removes no snapshot. Without `keep`, they

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from storage.composition import open_registry, prepare_data_dir, restore_data_dir
 from storage.jobs import JSON
 from storage.store.stored_registry import StoredRegistry
@@ -24,6 +26,7 @@ def prepare_other_registry(data: Path) -> None:
         db.execute("UPDATE access SET instance = lower(hex(randomblob(16)))")
 
 
+@pytest.mark.slow
 async def test_a_backup_keeps_the_backups_of_another_registry(store: StoredRegistry, tmp_path: Path) -> None:
     """`keep` counts and removes only the backups of the same registry. Those of another one can be restored afterwards,
     and the backup warns about them."""

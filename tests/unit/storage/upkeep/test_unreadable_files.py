@@ -127,6 +127,7 @@ async def unneeded_blob(store: StoredRegistry, layout: Layout) -> Path:
         unneeded_blob,
     ],
 )
+@pytest.mark.slow
 async def test_collection_skips_an_unreadable_file(
     store: StoredRegistry,
     clock: Clock,
@@ -266,6 +267,7 @@ async def test_a_check_reports_an_unreadable_blob(
 
 
 @pytest.mark.parametrize("hash_bytes", [False, True])
+@pytest.mark.slow
 async def test_a_repair_stops_after_many_damaged_blobs(
     store: StoredRegistry, unreadable: UnreadableFiles, hash_bytes: bool
 ) -> None:

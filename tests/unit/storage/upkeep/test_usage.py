@@ -95,6 +95,7 @@ async def collect_later(store: StoredRegistry, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.slow
 async def test_counts_equal_a_recount_after_any_changes(store: StoredRegistry, seed: int) -> None:
     """After random pushes, mounts, changes of tags, deletes and garbage collections, the counts equal a recount."""
     rng = random.Random(seed)
@@ -106,6 +107,7 @@ async def test_counts_equal_a_recount_after_any_changes(store: StoredRegistry, s
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.slow
 async def test_a_changing_store_is_counted_exactly(
     store: StoredRegistry, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

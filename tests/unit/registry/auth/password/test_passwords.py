@@ -56,6 +56,7 @@ def test_bad_passwords_are_refused(bad_password: str) -> None:
 
 
 @pytest.mark.parametrize("right", ["12345678", "x" * 1024, "pass word:with ümlaut", "ключ ключ"])
+@pytest.mark.slow
 def test_accepted_passwords_match_their_hash(right: str) -> None:
     """An accepted password matches its own hash, and no other password does."""
     stored_hash = StoredHash(argon2=hash_password(right))
@@ -165,6 +166,7 @@ def cost_of_wrong_password(library_calls: list[tuple[str, int]], stored_hash: St
     return {name: sum(cost for library, cost in library_calls if library == name) for name in ("argon2", "bcrypt")}
 
 
+@pytest.mark.slow
 def test_a_wrong_password_costs_the_same_for_every_kind_of_account(library_calls: list[tuple[str, int]]) -> None:
     """The check of a wrong password costs the same for an account of the store, for a line of the htpasswd file
     (whatever the cost of its hash), and for an account that does not exist."""
@@ -184,6 +186,7 @@ def test_a_wrong_password_costs_the_same_for_every_kind_of_account(library_calls
         )
 
 
+@pytest.mark.slow
 def test_unknown_accounts_and_wrong_passwords_take_equal_time() -> None:
     """The check for an unknown account and the check of a wrong password take about the same CPU time: the medians
     differ by less than a factor of two."""
@@ -206,6 +209,7 @@ def leases(tmp_path: Path) -> Iterator[FileLeases]:
     opened.close()
 
 
+@pytest.mark.slow
 async def test_all_workers_together_hash_two_passwords_at_a_time(tmp_path: Path, leases: FileLeases) -> None:
     """Two passwords are hashed at a time, and not more, however many callers and worker processes there are."""
     other = FileLeases(tmp_path / "turns", System())

@@ -216,6 +216,7 @@ async def test_the_same_wrong_password_is_counted_once_a_day(worker: AuthWorker)
     assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
 
 
+@pytest.mark.slow
 async def test_a_new_password_is_accepted_at_once(worker: AuthWorker) -> None:
     """If a password was cached as wrong and its account changes, the password is checked again."""
     with pytest.raises(Unauthorized):

@@ -71,6 +71,7 @@ async def test_many_machines_with_one_password(worker: AuthWorker, hashed: list[
     assert hashed == [PASSWORD.encode()]
 
 
+@pytest.mark.slow
 async def test_many_machines_with_one_weakly_hashed_password(
     worker: AuthWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ async def test_many_machines_with_one_weakly_hashed_password(
     assert len(new_hashes) == 1
 
 
+@pytest.mark.slow
 async def test_a_right_password_is_hashed_again_after_an_hour(worker: AuthWorker, hashed: list[bytes]) -> None:
     """A right password is accepted from new addresses without a hashing for one hour after its hashing."""
     await log_in(worker, 1)
@@ -102,6 +104,7 @@ async def test_a_right_password_is_hashed_again_after_an_hour(worker: AuthWorker
     assert len(hashed) == 2
 
 
+@pytest.mark.slow
 async def test_each_wrong_password_is_hashed_and_counted(worker: AuthWorker, hashed: list[bytes]) -> None:
     """While the right password is remembered, each wrong password still costs a hashing for each address, and a counted
     failure. After too many of them, the remembered password is refused at this address as well, and nowhere else."""
@@ -135,6 +138,7 @@ async def test_concurrent_equal_wrong_passwords_are_counted_for_each_address(
     assert await log_in(worker, 100)
 
 
+@pytest.mark.slow
 async def test_a_full_queue_gives_no_free_guesses(worker: AuthWorker, hashed: list[bytes]) -> None:
     """While the queue for hashing is full, a wrong password is refused with 429, not hashed and not counted. The right
     password gets the same answer, even if it is remembered: otherwise a client could guess without any cost. A client
@@ -173,6 +177,7 @@ async def test_a_login_in_a_full_queue_gives_no_free_guesses(worker: AuthWorker)
         await wrong
 
 
+@pytest.mark.slow
 async def test_logins_of_the_same_moment_give_no_free_guesses(worker: AuthWorker, hashed: list[bytes]) -> None:
     """If logins of the same moment fill the queue, each later one of them gets 429, also the one with the remembered
     password. So no guess is refused without a cost while the right one would be accepted."""

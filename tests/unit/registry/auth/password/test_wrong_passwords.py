@@ -48,6 +48,7 @@ def bytes_of_all_files(directory: Path) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["alice", "nobody-here"])
+@pytest.mark.slow
 async def test_a_wrong_password_counts_once_over_all_workers_and_restarts(
     data: Path, clock: AuthClock, hashed: list[bytes], name: str
 ) -> None:
@@ -67,6 +68,7 @@ async def test_a_wrong_password_counts_once_over_all_workers_and_restarts(
         assert failures(later, name) == 1
 
 
+@pytest.mark.slow
 async def test_logins_for_docker_hub_do_not_delay_an_office(data: Path, clock: AuthClock) -> None:
     """The people of an office, behind one address, send their logins for Docker Hub to two workers. They are fewer than
     the failures that an address may have, so the right password is accepted from there."""
@@ -78,6 +80,7 @@ async def test_logins_for_docker_hub_do_not_delay_an_office(data: Path, clock: A
         assert await second.access.credential_verifier.verify_basic(ALICE, PASSWORD, KNOWN_ADDRESS)
 
 
+@pytest.mark.slow
 async def test_what_counts_as_the_same_wrong_password(worker: AuthWorker, data: Path, clock: AuthClock) -> None:
     """Another password, another account and another network count. Addresses of one IPv6 network are one client."""
     async with auth_worker(data, clock) as other:

@@ -293,6 +293,7 @@ async def test_the_cache_of_a_principal_has_a_largest_size(accounts: Accounts, p
     assert len(principal._cached_bits) <= 64
 
 
+@pytest.mark.slow
 async def test_principals_with_the_same_grants_share_their_rights(accounts: Accounts, policy: Policy) -> None:
     """All principals to which the same grants apply share one object with the rights, so many bearer tokens of an
     account take little more memory than one. They share it also if unrelated rights change between them. When no

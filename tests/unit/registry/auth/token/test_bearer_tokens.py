@@ -264,6 +264,7 @@ async def test_an_unsigned_token_is_refused(worker: AuthWorker) -> None:
 
 
 @pytest.mark.full_store
+@pytest.mark.slow
 async def test_a_token_of_another_store_is_refused(worker: AuthWorker, tmp_path: Path, clock: AuthClock) -> None:
     """A token of another registry is refused, even if it names a key of this registry or is signed with it."""
     async with auth_worker(tmp_path / "other", clock) as other_worker:
@@ -352,6 +353,7 @@ async def test_workers_share_the_first_key(worker: AuthWorker, other_worker: Aut
 
 
 @pytest.mark.parametrize("change", ["disabled", "password", "removed", "admin"])
+@pytest.mark.slow
 async def test_changes_of_the_account_end_tokens_on_every_worker(
     worker: AuthWorker, other_worker: AuthWorker, change: str
 ) -> None:

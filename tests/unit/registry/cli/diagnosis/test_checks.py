@@ -269,6 +269,7 @@ async def test_database_findings(tmp_path: Path) -> None:
 
 @pytest.mark.full_store
 @pytest.mark.parametrize("closed", ["", "entrepot.db", "entrepot.db-wal", "entrepot.db-shm"])
+@pytest.mark.slow
 async def test_a_database_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
     """If this user may not use the database, a file of its log or the data directory, the next step is to run the
     command as another user or to give the file away, not to restore a backup."""

@@ -227,6 +227,7 @@ async def test_a_stopped_import_can_be_continued(
         await assert_complete(store, APP, image)
 
 
+@pytest.mark.slow
 async def test_garbage_collection_during_an_import_removes_nothing(tmp_path: Path, old_registry: OldDirectory) -> None:
     """Garbage collection without a grace period runs during the whole import. At the end, every imported image is
     complete."""

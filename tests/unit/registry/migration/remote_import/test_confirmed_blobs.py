@@ -41,6 +41,7 @@ def login_page_replies(manifest: bytes, media_type: str, config: UpstreamBlob) -
 
 
 @pytest.mark.parametrize("names", [["bob/secret", "evil/app"], ["evil/app"]], ids=["together", "afterwards"])
+@pytest.mark.slow
 async def test_known_digest_gives_no_blob_of_another_repository(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, names: list[str]
 ) -> None:

@@ -138,6 +138,7 @@ async def test_a_firewall_that_refuses_the_referrers_api(
 
 @pytest.mark.parametrize("status", [400, 404, 405, 406, 501])
 @pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.slow
 async def test_one_page_in_place_of_a_list_of_referrers(
     store: StoredRegistry,
     old_registry: Hub,
@@ -210,6 +211,7 @@ async def test_a_token_service_that_refuses_anonymous_clients(
     assert (result["tags"], result["problems"], pauses) == (1, len(names), [])
 
 
+@pytest.mark.slow
 async def test_a_broken_repository_does_not_end_the_import(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, pauses: Pauses
 ) -> None:
@@ -263,6 +265,7 @@ async def test_a_broken_referrer_does_not_keep_the_others_out(
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
+@pytest.mark.slow
 async def test_a_refused_login_ends_the_import(
     old_registry: Hub, run_import: ImportRun, monkeypatch: pytest.MonkeyPatch, auth: str
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from storage.names import Tag
 from storage.store.stored_registry import StoredRegistry
 from storage.usage import ScopeDefinition
@@ -67,6 +69,7 @@ async def test_a_missing_foreign_layer_needs_no_room(
     assert (await store.get_manifest(APP, Tag("windows"))).body == image.body
 
 
+@pytest.mark.slow
 async def test_a_blob_fits_by_its_real_size(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:

@@ -189,6 +189,7 @@ async def test_a_token_service_that_knows_only_scopes_of_repositories(run_import
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
+@pytest.mark.slow
 async def test_private_repositories_do_not_end_the_import(run_import: ImportRun, auth: str) -> None:
     """The account may not pull from many repositories in a row, but the login is right: GET `/v2/` accepts it. So the
     repositories are problems, and the import goes on."""

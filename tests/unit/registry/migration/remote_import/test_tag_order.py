@@ -77,6 +77,7 @@ async def test_tags_have_the_time_at_which_their_image_was_built(
 
 
 @pytest.mark.parametrize("created", [None, "2024-05-01T00:00:00Z"])
+@pytest.mark.slow
 async def test_tags_of_the_same_age_are_in_the_natural_order_of_their_names(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, created: object
 ) -> None:

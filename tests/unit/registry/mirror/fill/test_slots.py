@@ -195,6 +195,7 @@ async def test_the_slowest_client_is_cut_off_when_a_request_has_waited_for_long(
 
 @pytest.mark.parametrize("changes", range(6))
 @pytest.mark.parametrize("is_free", [False, True])
+@pytest.mark.slow
 async def test_a_cancelled_wait_for_a_slot_leaves_nothing(worker: Worker, changes: int, is_free: bool) -> None:
     """A fill waits for a slot while its clients leave and come back, and is cancelled after any number of steps of the
     event loop. It leaves no slot, no mark, no place in a queue and no task."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ _EXTENT = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair:
 
 
 @given(st.lists(st.tuples(st.booleans(), _EXTENT), max_size=12), _EXTENT)
+@pytest.mark.slow
 def test_extents_equal_a_set_of_offsets(changes: list[tuple[bool, tuple[int, int]]], within: tuple[int, int]) -> None:
     """After any additions and removals, the extents are in order and no two of them touch. They contain exactly the
     bytes that were added and not removed. `gaps` returns the missing bytes of a range, and `reach` the end of the

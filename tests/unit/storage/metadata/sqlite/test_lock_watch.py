@@ -62,6 +62,7 @@ def test_a_long_wait_names_the_stopped_holder(
     assert f"which is stopped; continue it with `fg` or `kill -CONT {holder.pid}`" in caplog.messages[0]
 
 
+@pytest.mark.slow
 def test_no_warning_after_a_short_wait(lock_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A wait that ends soon is not logged, and neither is the time after it."""
     fd = os.open(lock_file, os.O_RDWR)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 
+import pytest
+
 from storage.metadata.sqlite.lookup_cache import CACHE_BYTES
 from storage.names import RepositoryName, Tag
 from storage.patterns import NamePattern, NameSet
@@ -30,6 +32,7 @@ async def test_long_names_in_requests_use_the_capacity_of_the_cache(registry: St
     assert 100 < len(texts) < CACHE_BYTES // (4 * 20_000)
 
 
+@pytest.mark.slow
 async def test_sets_of_names_use_the_capacity_of_the_cache(registry: StoredRegistry) -> None:
     """A set of names counts with the memory of its patterns. Each login can have a set of its own, which is part of the
     key of a page of repositories. So the cache keeps only a part of many sets, and releases the others."""

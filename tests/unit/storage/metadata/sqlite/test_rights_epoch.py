@@ -99,6 +99,7 @@ async def test_outside_change_right_after_a_commit_is_seen(data: Path, outside_c
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.slow
 async def test_cached_epoch_equals_the_epoch_in_the_database(
     data: Path, outside_connection: apsw.Connection, seed: int
 ) -> None:

@@ -152,6 +152,7 @@ async def test_a_failed_sync_on_a_full_disk(writer: CommitThread, log_syncs: Log
     assert names_without_log(tmp_path / "data", tmp_path / "copy") == set()
 
 
+@pytest.mark.slow
 async def test_a_failed_sync_of_a_checkpoint_is_noticed(
     writer: CommitThread, log_syncs: LogSyncs, tmp_path: Path
 ) -> None:
