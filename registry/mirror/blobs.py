@@ -4,9 +4,9 @@ A *fill* is the download of one blob. It writes the bytes into a file that all r
 the blob's last byte only after the digest was verified (`registry.mirror.withheld_last_byte`). *Prefetching* starts
 fills for blobs that a client will probably request next.
 
-The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). A *private*
-upstream is one whose content cannot be read without a login at the upstream, or without a grant (a permission that an
-administrator of this registry gives).
+The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). An upstream is
+*private* in two cases: this registry has a login at the upstream, or clients need a grant (a permission that an
+administrator of this registry gives) to pull from the upstream through this registry.
 """
 
 from __future__ import annotations
@@ -45,14 +45,17 @@ START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
-"""A blob can have two fills: the *shared* fill, which all repositories use at first, and the *separate* fill
-(`registry.mirror.fill.fill`). Each requests the blob from one repository. A client waits for one of the two. If that
-fill requests the blob from another repository than the client does, the client waits only this long for a response from
-the upstream. Then it waits for the other fill.
+"""Longest time that a client waits for the upstream's response to a fill that requests the blob from another repository
+than the client does. After this time, the client changes to the other fill of the blob.
 
-The time includes the request for a token. It is longer than a working upstream usually takes to respond, so a second
-fill, for which the upstream may send the bytes twice, is rare. It is much shorter than `START_TIMEOUT_SECONDS`, so that
-the other fill has enough time to get a response."""
+A blob can have two fills: the *shared* fill, which all repositories use at first, and the *separate* fill
+(`registry.mirror.fill.fill`). Each fill requests the blob from one repository, and a client waits for one fill at a
+time.
+
+The time includes the request for a token. It is longer than a working upstream usually takes to respond, so clients
+rarely change to the separate fill. That is good, because with two fills the upstream may send the bytes twice. The time
+is much shorter than `START_TIMEOUT_SECONDS`, so that the fill to which the client changes has enough time to get a
+response."""
 
 
 class _NoResponse(Exception):
@@ -92,7 +95,8 @@ class MirroredBlobs:
         set_cache_state("miss", self._upstream_name)
         size, _ = await self._check_entitlement(repo, digest, deadline)
         if self._entitlement.is_private and (stored_in := await self._entitlement.mount(repo, digest, size)):
-            # `mount` has also recorded that `repo` may serve the blob, so the next call does not ask the upstream.
+            # If the store can be changed, `mount` has also recorded that `repo` may serve the blob. Later requests for
+            # the blob then do not ask the upstream.
             with suppress(BlobUnknown):
                 return await self._local.resolve_blob(stored_in, digest)
         return Descriptor(BLOB_TYPE, digest, size, verified=False)
@@ -122,10 +126,10 @@ class MirroredBlobs:
         try:
             return await self._open_missing(repo, digest, size, span, manifests, deadline)
         except BlobSizeWrong:
-            asked_size = await self._entitlement.ask_size(repo, digest, deadline)
-            if asked_size == size:
+            upstream_size = await self._entitlement.ask_size(repo, digest, deadline)
+            if upstream_size == size:
                 raise
-        return await self._open_missing(repo, digest, asked_size, span, manifests, deadline)
+        return await self._open_missing(repo, digest, upstream_size, span, manifests, deadline)
 
     async def _open_missing(
         self,
@@ -140,7 +144,8 @@ class MirroredBlobs:
         another size.
 
         The fill may request the blob from another repository of the upstream. If that request fails, uses the next fill
-        of the blob. If it gets no response, uses the other one of the shared and the separate fill."""
+        of the blob. If that request gets no response, changes from the shared to the separate fill, or back
+        (`SILENCE_SECONDS`)."""
         offsets = span.to_offsets(size) if span else (0, size)
         is_separate = False
         failed_fills = 0
@@ -153,9 +158,10 @@ class MirroredBlobs:
                     asked_repo = fill.repo
                     self._prefetch.on_missing_blob(repo, digest, manifests)
                     if await self._wait_started(fill, repo, deadline):
-                        pulls = self._prefetch.pulls_of(digest)
+                        # While the reader is open, these pulls count as active, so that their prefetching continues.
+                        image_pulls = self._prefetch.pulls_of(digest)
                         return UnverifiedBlobReader(
-                            *(fill, offsets, pulls), lambda: self._open_stored(repo, digest, size, None)
+                            *(fill, offsets, image_pulls), lambda: self._open_stored(repo, digest, size, None)
                         )
             except _NoResponse:
                 is_separate = not is_separate
@@ -167,7 +173,9 @@ class MirroredBlobs:
                 # failures counted, they could use up `MAX_FILL_ATTEMPTS`. Only the deadline limits them.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
-                with suppress(DigestInvalid):  # the client has got no byte, so another upstream URL can serve it
+                # After DigestInvalid, the client has got no byte, so the loop can try again. `_open_unstored` then
+                # prefers another URL of the upstream to the one that sent the wrong bytes.
+                with suppress(DigestInvalid):
                     return await self._open_unstored(repo, digest, size, offsets, deadline)
             except (DigestInvalid, PartialLost):
                 failed_fills += 1  # the client has got no byte of the failed fill, so another fill can serve it

@@ -31,7 +31,7 @@ class Verdict(Enum):
     """Serve the cached copy, and ask the upstream in the background."""
     ASK = auto()
     """Ask the upstream, and then respond."""
-    UNKNOWN = auto()
+    MISSING = auto()
     """Respond that the manifest does not exist, because the upstream said so a short time ago."""
 
 
@@ -66,7 +66,7 @@ class Freshness:
             return Verdict.ASK
         age = self.age(check)
         if not check.found:
-            return Verdict.UNKNOWN if age < self._settings.miss_ttl else Verdict.ASK
+            return Verdict.MISSING if age < self._settings.miss_ttl else Verdict.ASK
         ttl = self.ttl(reference)
         if age < ttl or isinstance(reference, Digest):
             return Verdict.FRESH
@@ -88,7 +88,7 @@ class NegativeCache:
     async def has(self, repo: RepositoryName, digest: Digest) -> bool:
         """Returns whether the upstream said a short time ago that the repository does not have the blob."""
         check = await self._records.last_check(repo, digest, blob=True)
-        return self._freshness.judge(digest, check) is Verdict.UNKNOWN
+        return self._freshness.judge(digest, check) is Verdict.MISSING
 
     async def add(self, repo: RepositoryName, digest: Digest) -> None:
         """Records that the repository does not have the blob. If the record cannot be stored, ignores the error: the

@@ -105,7 +105,7 @@ class MirroredManifests:
             return result
         verdict = self._freshness.judge(reference, await self._records.last_check(repo, reference))
         set_cache_state("stale" if verdict is Verdict.STALE else "hit", self._name)
-        if verdict is Verdict.UNKNOWN:
+        if verdict is Verdict.MISSING:
             raise ManifestUnknown(f"{self._name} does not have this manifest; this answer is cached for a short time")
         if verdict in (Verdict.FRESH, Verdict.STALE):
             with suppress(ManifestUnknown):
@@ -261,7 +261,7 @@ class MirroredManifests:
             cached = await self._find_cached(repo, reference)
             verdict = self._freshness.judge(reference, check)
             checked_meanwhile = check is not None and check.found and called_at < check.at <= self._freshness.now()
-            if verdict is Verdict.UNKNOWN and not force:
+            if verdict is Verdict.MISSING and not force:
                 raise ManifestUnknown(f"{self._name} does not have this manifest")
             is_current = checked_meanwhile or verdict is Verdict.FRESH or isinstance(reference, Digest)
             if cached is not None and is_current and not force:
