@@ -2,10 +2,17 @@
 down or refuses the login (`RequestRetries`).
 
 A request is retried with growing pauses after errors that may be temporary. It *fails* if all its attempts get such
-errors. Failing requests show that the old registry is down, or that one repository is broken there. So they are counted
+errors. Failed requests show that the old registry is down, or that one repository is broken there. So they are counted
 for each repository until a request succeeds or gets an error that is not temporary. The import ends with `SourceDown`
-if `FAILURES_TO_END` repositories fail in a row, or if `FAILURES_TO_END` requests of one repository fail in a row and
-GET `/v2/` fails, too. The next import continues where this one has ended.
+in two cases:
+
+- `FAILURES_TO_END` repositories each have a failed request whose error was not `Unconfirmed` (see below).
+- `FAILURES_TO_END` requests of one repository, or requests of `FAILURES_TO_END` repositories, have failed with any
+  errors, and GET `/v2/` fails, too.
+
+If GET `/v2/` succeeds in the second case, the import continues. Until a request does not fail, the import then retries
+the requests of this repository, or of all repositories, only once. After an import has ended, the next one continues
+where it stopped.
 
 A 404 without an error code of a registry (an `Unconfirmed` error) is possibly the page of a proxy in front of a
 registry that is restarting. Therefore it is retried like a request without a response. It is also possibly the response
@@ -42,11 +49,8 @@ RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0)
 LONGEST_PAUSE_SECONDS: Final = 600.0
 """Longest pause before an attempt, even if the old registry asks for a longer one (Retry-After)."""
 FAILURES_TO_END: Final = 8
-"""The number of failures in a row after which the import ends, in two cases:
-
-- This number of repositories each have a failed request whose error was not `Unconfirmed`.
-- GET `/v2/` fails, too, after this number of repositories, or this number of requests of one repository, have failed
-  with any errors. If GET `/v2/` succeeds, the import continues, and retries further failing requests only once."""
+"""The number of failures in a row, of repositories or of the requests of one repository, after which the import ends
+under the conditions in the module docstring."""
 MAX_REFUSED_REQUESTS: Final = 50
 """After the old registry has refused the login for this number of requests in a row, the import ends if GET `/v2/`
 refuses the login, too. Each refusal can be a failed login, after which a registry may lock the account. But a registry
@@ -64,7 +68,7 @@ class RequestRetries:
         self._failures: Counter[RepositoryName | None] = Counter()
         """The number of failed requests of each repository in a row (see `_clear_failures`). None: requests for the
         list of repositories."""
-        self._down_repositories: set[RepositoryName | None] = set()
+        self._surely_failing: set[RepositoryName | None] = set()
         """The repositories in `_failures` for which a request has failed with another error than `Unconfirmed`."""
         self._refusal_count = 0
         """The number of requests for which the login was refused, since the last request that succeeded or the last
@@ -100,7 +104,7 @@ class RequestRetries:
         """Forgets the failed requests, after a request has succeeded or got an error that is not temporary: the
         failures are no longer in a row."""
         self._failures.clear()
-        self._down_repositories.clear()
+        self._surely_failing.clear()
 
     def _has_many_failures(self, repo: RepositoryName | None) -> bool:
         """Returns whether FAILURES_TO_END requests of this repository, or requests of that number of repositories, have
@@ -112,17 +116,17 @@ class RequestRetries:
         self._failures[repo] += 1
         # The requests for repositories that were deleted, but are still listed, get `Unconfirmed` errors.
         if not isinstance(error, Unconfirmed):
-            self._down_repositories.add(repo)
+            self._surely_failing.add(repo)
         if not self._has_many_failures(repo):
             return
-        if len(self._down_repositories) >= FAILURES_TO_END or not await self._is_up():
+        if len(self._surely_failing) >= FAILURES_TO_END or not await self._is_up():
             raise SourceDown(f"{SourceDown.default} ({error.message})") from None
 
     async def _is_up(self) -> bool:
         """Returns whether GET `/v2/` gets a response that a registry sends. The request has the login. Without it, a
         proxy that asks for the login would hide that the registry behind it is down. If the login is refused, or GET
-        `/v2/` is not found, repeats the request without the login. A response that asks for a login then counts,
-        too."""
+        `/v2/` is not found, repeats the request without the login. In this case, a response that asks for a login also
+        counts as the response of a registry."""
         try:
             await self._client.check_login()
         except (Denied, NameUnknown):
