@@ -73,14 +73,14 @@ class ActivityCounts:
         yield sum(totals[requests.cell("manifests", "PUT", status)] for status in _PUSHED)
         # A series of a counter has one cell, `numbers[0]`.
         lookups = dict.fromkeys(("hits", "misses"), 0.0)
-        for (_, route, cache), numbers in mirror.requests.counted(totals):
+        for (_, route, cache), numbers in mirror.requests.nonzero_series(totals):
             if route in _ROUTES:
                 lookups["hits"] += numbers[0] if cache in _HITS else 0
                 lookups["misses"] += numbers[0] if cache == "miss" else 0
         yield from lookups.values()
-        yield sum(numbers[0] for _, numbers in mirror.fetched_bytes.counted(totals))
+        yield sum(numbers[0] for _, numbers in mirror.fetched_bytes.nonzero_series(totals))
         yield sum(
             numbers[0]
-            for (_, route, cache), numbers in mirror.served_bytes.counted(totals)
+            for (_, route, cache), numbers in mirror.served_bytes.nonzero_series(totals)
             if route in _ROUTES and cache in _HITS
         )

@@ -132,7 +132,7 @@ def _proxy_metrics(metrics: Metrics, totals: Sequence[float]) -> Iterator[Metric
 
 def _counts(family: Family, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], float]]:
     """Yields the label values and the count of each series that is not 0."""
-    for values, cells in family.counted(totals):
+    for values, cells in family.nonzero_series(totals):
         yield values, cells[0]
 
 
@@ -142,7 +142,7 @@ def _histogram(
     """Returns our histogram under another name. Adds up the series for which `translate` returns the same labels, and
     leaves out those for which it returns None."""
     sums: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * family.width)
-    for values, cells in family.counted(totals):
+    for values, cells in family.nonzero_series(totals):
         translated = translate(*values)
         if translated is not None:
             sums[translated] = [total + count for total, count in zip(sums[translated], cells, strict=True)]

@@ -48,16 +48,16 @@ class CellCollector(Collector):
 
 def _metric_of(family: Family, totals: Sequence[float], metrics: Metrics) -> Metric:
     """Returns the metric of a family. `totals`: the totals of all cells."""
-    names = list(family.labels)
-    histogram = HistogramMetricFamily(family.name, family.help_text, labels=names)
+    label_names = list(family.labels)
+    histogram = HistogramMetricFamily(family.name, family.help_text, labels=label_names)
     number_metric = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
-        family.name, family.help_text, labels=names
+        family.name, family.help_text, labels=label_names
     )
     unlabelled: list[tuple[tuple[str, ...], Sequence[float]]] = [
         ((), totals[family.first : family.first + family.width])
     ]
-    for values, cells in family.counted(totals) if names else unlabelled:
-        labels = [*metrics.label_values(family, values).values()]
+    for label_values, cells in family.nonzero_series(totals) if label_names else unlabelled:
+        labels = [*metrics.label_values(family, label_values).values()]
         if isinstance(family, Histogram):
             histogram.add_metric(labels, *cumulative(family, cells))
         else:

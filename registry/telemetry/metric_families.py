@@ -51,7 +51,7 @@ class Family:
         for series_number, values in enumerate(product(*self.labels.values())):
             yield values, self.first + series_number * self.width
 
-    def counted(self, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
+    def nonzero_series(self, totals: Sequence[float]) -> Iterator[tuple[tuple[str, ...], Sequence[float]]]:
         """Yields the label values and the numbers of each series that is not 0. `totals`: the numbers in all cells of
         the plan. This is fast, because most of the possible series are 0."""
         family_totals = totals[self.first : self.first + self.size]

@@ -129,7 +129,7 @@ class OtlpMetrics:
         last value. The column has spare gauges for upstreams and webhooks that may be configured later. Those that
         belong to none yet (`Metrics.is_named`) are left out."""
         if family.kind != "gauge":
-            yield from family.counted(own_numbers)
+            yield from family.nonzero_series(own_numbers)
             return
         for values, first in family.series():
             if self._metrics.is_named(family, values):

@@ -44,12 +44,13 @@ def test_each_series_has_cells_of_its_own() -> None:
     ]
     used_cells = [cell + number for family in families for _, cell in family.series() for number in range(family.width)]
     assert used_cells == list(range(plan.size))
-    # The value of each cell is its index, so the first value of a series tells at which cell it starts. `counted`
-    # leaves out series of zeros: here none, because only cell 0 is 0.
+    # The value of each cell is its index, so the first value of a series tells at which cell it starts. The method
+    # `nonzero_series` leaves out series of zeros: here none, because only cell 0 is 0.
     totals = [float(number) for number in range(plan.size)]
     for family in families:
-        assert [values for values, _ in family.counted(totals)][-1:] == [values for values, _ in family.series()][-1:]
-        assert all(numbers[0] == family.cell(*values) for values, numbers in family.counted(totals))
+        nonzero = [values for values, _ in family.nonzero_series(totals)]
+        assert nonzero[-1:] == [values for values, _ in family.series()][-1:]
+        assert all(numbers[0] == family.cell(*values) for values, numbers in family.nonzero_series(totals))
         assert [(family.cell(*values), values) for values, _ in family.series()] == [
             (first, values) for values, first in family.series()
         ]
