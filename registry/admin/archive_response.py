@@ -113,7 +113,7 @@ class RunningDownloads:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            log.info("a download for %s ends: the client takes it too slowly, and others wait", visitor)
+            log.info("stopped a download for %s: the client receives it too slowly, and others wait", visitor)
         finally:
             self._running.discard(download)
 

@@ -80,7 +80,10 @@ class AnswerMemory:
             except TimeoutError:
                 if not cancellation.expired():
                     raise
-                log.info("a manifest or config for %s ends: the client takes it too slowly, and others wait", visitor)
+                log.info(
+                    "stopped sending a manifest or config to %s: the client receives it too slowly, and others wait",
+                    visitor,
+                )
             finally:
                 self._answers.pop(answer, None)
 

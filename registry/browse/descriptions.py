@@ -111,7 +111,7 @@ def _view(description: Description, rendered: RenderedText) -> DescriptionView:
     return DescriptionView(
         text=description.text,
         html=rendered.html,
-        formatted=rendered.is_formatted,
+        formatted=rendered.is_fully_formatted,
         revision=description.revision,
         changed=utc_time(description.at),
         changed_by=description.actor,

@@ -42,7 +42,7 @@ example, the start and the end of a table cell, and inline elements are the piec
 10 to 20 µs. A table of 600 rows and 6 columns has 12,000 block elements, and a list of 800 links has 7,000 inline
 elements."""
 _ELEMENTS_PER_BRACKET: Final = 4
-"""How many inline elements each `[` counts as. It counts because the parser searches for the end of a link there."""
+"""Each `[` counts as this number of inline elements, because the parser searches for the end of a link there."""
 _MAX_RULE_CALLS: Final = 150_000
 """How many times the parser may try a rule for blocks, such as whether a list begins at a line. A call takes about
 1 µs. The parser makes about 14 calls for each line of a paragraph. For a line that continues nested quotes without a
@@ -76,11 +76,11 @@ _LOWEST_HEADING: Final = 6
 
 
 class RenderedText(NamedTuple):
-    """A rendered description. `is_formatted`: False if it is too long, or takes too much work, so that its end, or all
-    of it, is shown as plain text."""
+    """A rendered description. `is_fully_formatted`: False if its end, or all of it, is shown as plain text, because it
+    is too long or takes too much work."""
 
     html: str
-    is_formatted: bool
+    is_fully_formatted: bool
 
 
 def render_markdown(text: str, top_heading: int = 1) -> RenderedText:
@@ -217,8 +217,8 @@ class _BoundedInlineParser(ParserInline):
 
 
 def _format(markdown: str, top_heading: int) -> tuple[str, int]:
-    """Returns Markdown as HTML, and the number of characters of the Markdown that the HTML shows. If these are not all
-    characters, the HTML has the top-level blocks at the beginning that are within the limits."""
+    """Returns Markdown as HTML, and the number of characters of the Markdown that the HTML shows. If the Markdown
+    exceeds a limit, the HTML shows only the top-level blocks at its beginning that are within the limits."""
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": _MAX_NESTING}).enable(["table", "strikethrough"])
     blocks = parser.block = _BoundedBlockParser(parser.block)
     parser.inline = _BoundedInlineParser(parser.inline)

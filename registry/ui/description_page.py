@@ -125,7 +125,7 @@ async def _form_page(
         text=text,
         revision=revision,
         preview=None if preview is None else description_html(preview.html),
-        is_preview_formatted=preview is None or preview.is_formatted,
+        is_preview_formatted=preview is None or preview.is_fully_formatted,
         theirs=None if theirs is None else description_html(theirs.html),
         are_theirs_formatted=theirs is None or theirs.formatted,
         problem=problem,

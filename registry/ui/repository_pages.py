@@ -46,8 +46,8 @@ _ORDERS: Final = {
 }
 """The names of the orders in which tags can be listed."""
 
-# While a handler of a `WaitingRoute` reads, it holds no slot (the permit to render a page). It acquires one afterwards
-# (`page_slot`).
+# A *slot* is the permit to render a page. A handler of a `WaitingRoute` first reads what the page shows, and holds no
+# slot meanwhile. Then it acquires a slot (`page_slot`) and renders the page.
 router = APIRouter(prefix=REPOSITORIES_PATH, route_class=WaitingRoute, include_in_schema=False)
 
 
@@ -63,8 +63,11 @@ class SortLink:
 
 @router.get("")
 async def repositories(request: Request) -> Response:
-    """Lists repositories. The query can have `in`, the name of an upstream (without it, the hosted repositories are
-    listed), `q`, a prefix of the names to list, and `after`, the cursor of a page."""
+    """Lists repositories. The query can have these parameters:
+
+    - `in`: the name of an upstream. Without this parameter, the hosted repositories are listed.
+    - `q`: a prefix of the names to list.
+    - `after`: the cursor of a page."""
     components, query = _components(request), query_of(request)
     upstreams = visible_upstreams(components, caller_of(request).principal.listable_names)
     upstream = query.one("in") or None
@@ -150,8 +153,8 @@ def _tag_query(text: str, sort: str) -> TagQuery:
 
 
 def _sort_links(tags: TagQuery) -> Iterator[SortLink]:
-    """Yields a link for each order. The link for the current order reverses it. The other links for versions, times
-    and sizes list the largest first."""
+    """Yields a link for each order. The link of the current order reverses the order. Any other link lists the largest
+    versions, times or sizes first, but names in ascending order."""
     for order, text in _ORDERS.items():
         is_current = order is tags.order
         is_descending = not tags.is_descending if is_current else order is not TagOrder.NAME

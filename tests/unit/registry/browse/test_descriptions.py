@@ -36,7 +36,7 @@ async def writer(site: Site) -> None:
 def html_of(text: str) -> str:
     """Returns the HTML of a text, which is short enough to be formatted."""
     rendered = render_markdown(text)
-    assert rendered.is_formatted
+    assert rendered.is_fully_formatted
     return rendered.html
 
 
@@ -158,7 +158,7 @@ def test_the_end_of_a_long_text_is_plain() -> None:
     """Only the first 64 KiB of a text are formatted. The rest is shown as escaped plain text."""
     lines = "*a* " + "word " * 3000 + "\n"
     rendered = render_markdown(lines * 4 + "b\n" + "<script>*c*" * 5000)
-    assert not rendered.is_formatted
+    assert not rendered.is_fully_formatted
     assert rendered.html.startswith("<p><em>a</em>")
     assert rendered.html.endswith("&lt;script&gt;*c*</pre>\n")
     assert "<script" not in rendered.html
@@ -189,7 +189,7 @@ def test_texts_with_very_much_formatting_are_plain(text: str) -> None:
     """If a text has too many elements, or its links are too long together, only the blocks at its beginning are
     formatted. The rest is shown as plain text. So its HTML is not much longer than the text."""
     rendered = render_markdown(text)
-    assert not rendered.is_formatted
+    assert not rendered.is_fully_formatted
     assert rendered.html.count("<") < 40_000
     formatted, _, rest = rendered.html.rpartition("<pre>")
     plain = html.unescape(rest.removesuffix("</pre>\n"))
@@ -210,7 +210,7 @@ def test_the_beginning_of_a_complex_text_is_formatted(line_end: str) -> None:
     for block in ("*a*" * 20_000, quotes, "[" * 10_000, nested_lists, ">" * 21 + "a"):
         rendered = render_markdown(beginning + line_end + block + line_end * 2 + "*after*")
         formatted, _, rest = rendered.html.rpartition("<pre>")
-        assert (rendered.is_formatted, formatted) == (False, html_of(beginning))
+        assert (rendered.is_fully_formatted, formatted) == (False, html_of(beginning))
         plain = html.unescape(rest).removeprefix("[a]: b\n\n")
         assert plain == block.replace(line_end, "\n") + "\n\n*after*</pre>\n"
 
@@ -242,7 +242,7 @@ def test_rule_calls_for_a_text_are_limited(text: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(parser_block, "_rules", [(name, counted(rule), alt) for name, rule, alt in parser_block._rules])
     rendered = render_markdown(text)
     assert 1000 < calls <= 150_000
-    assert html.unescape(rendered.html).endswith(f"{text[-100:]}</pre>\n") or rendered.is_formatted
+    assert html.unescape(rendered.html).endswith(f"{text[-100:]}</pre>\n") or rendered.is_fully_formatted
 
 
 @pytest.mark.parametrize("text", ["![" * 3740 + "!" * 50_000, "[" * 3740 + "!" * 60_000, "[x " * 3740 + "!" * 45_000])
@@ -261,7 +261,7 @@ def test_steps_to_find_the_ends_of_links_are_limited(text: str, monkeypatch: pyt
     monkeypatch.setattr(ParserInline, "skipToken", counted)
     rendered = render_markdown(text)
     assert steps == 100_000
-    assert not rendered.is_formatted
+    assert not rendered.is_fully_formatted
 
 
 ROW = '| image.repository | string | `"registry.example.org"` | see [the values](https://example.org/docs/values) |\n'
@@ -282,7 +282,7 @@ LARGE_READMES = {
 @pytest.mark.slow
 def test_a_large_readme_is_formatted(text: str) -> None:
     """A text with as much formatting as a large README is formatted."""
-    assert render_markdown(text).is_formatted
+    assert render_markdown(text).is_fully_formatted
 
 
 @pytest.mark.usefixtures("writer")
