@@ -47,7 +47,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
         become_owner(settings.data)
         check_auth_files(settings)
         (prepare_data_dir if may_migrate else check_version)(settings.data)
-        requires_login = is_closed(settings)
+        requires_login = clients_must_log_in(settings)
         check_insecure_open(settings, bound_to_loopback=bound_to_loopback, requires_login=requires_login)
     except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
         fail(str(error))
@@ -56,7 +56,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
     return options, requires_login
 
 
-def is_closed(settings: Settings) -> bool:
+def clients_must_log_in(settings: Settings) -> bool:
     """Returns whether clients must log in. The data directory must have been prepared. Raises StorageFailed."""
     from registry.config.auth_settings import has_external_logins
     from storage.composition import has_had_account

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from storage.upkeep.job_runner import OnProgress, Work
 
 T = TypeVar("T")
-_KEYS_IN_STEPS = frozenset({"records", "more", "evicted", "listed_problems"})
+_LEFT_OUT_KEYS = frozenset({"records", "more", "evicted", "listed_problems"})
 """Keys in a job's result that --json leaves out: lists of the job's steps, which the command has printed already, and
 `more`, which says whether such a list is incomplete. Only the management API needs them, because it shows no steps."""
 JsonLinesOption = Annotated[
@@ -72,7 +72,7 @@ def run_as_job(
     opened data directory. With `as_json`, prints each step as a line of JSON; otherwise calls `on_step` for each step
     and shows a bar in a terminal. The other parameters are those of `with_upkeep`."""
 
-    async def work(upkeep: UpkeepComponents) -> JSON:
+    async def run_job(upkeep: UpkeepComponents) -> JSON:
         from storage.upkeep.job_runner import run_in_command
 
         with progress_bar(hidden=as_json) as on_progress:
@@ -87,12 +87,12 @@ def run_as_job(
                 on_progress=on_progress,
             )
 
-    return with_upkeep(config, data, work, create_data_directory=create_data_directory)
+    return with_upkeep(config, data, run_job, create_data_directory=create_data_directory)
 
 
 def print_done(totals: Mapping[str, JSON]) -> None:
-    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out `_KEYS_IN_STEPS`."""
-    print_json_line({"event": "done", **{name: value for name, value in totals.items() if name not in _KEYS_IN_STEPS}})
+    """Prints the last line of a command with --json. `totals`: the result of the work. Leaves out `_LEFT_OUT_KEYS`."""
+    print_json_line({"event": "done", **{name: value for name, value in totals.items() if name not in _LEFT_OUT_KEYS}})
 
 
 def print_json_line(fields: Mapping[str, JSON]) -> None:

@@ -62,7 +62,7 @@ class LiveChanges:
         self._command_numbers = command_numbers()
         self._reloads: list[Reply] = []  # for the requests that wait for the next reload
         self._restarts: list[Reply] = []  # for the requests that wait for the next restart
-        self._wanted_since = 0.0  # when the latest request was made
+        self._last_request_at = 0.0  # when a change was last requested, in seconds of `time.monotonic`
         self._replies: list[Reply] = []  # for the requests that the running change fulfils
         self._is_reload = False  # whether the running change is a reload; if none runs, whether the last one was
         self._reload: Reload | None = None
@@ -73,13 +73,13 @@ class LiveChanges:
 
     def request_reload(self, reply: Reply) -> None:
         """Queues a reload. `reply` is called with the outcome of the reload."""
-        self._wanted_since = time.monotonic()
+        self._last_request_at = time.monotonic()
         self._reloads.append(reply)
 
     def request_restart(self, reply: Reply) -> None:
         """Queues a restart, which replaces all workers. If there is a `successor`, a new version of the program takes
         over first. `reply` is called with the outcome of the restart."""
-        self._wanted_since = time.monotonic()
+        self._last_request_at = time.monotonic()
         self._restarts.append(reply)
 
     def continue_renewal(self, renewal: Renewal, replies: list[Reply]) -> None:
@@ -90,7 +90,7 @@ class LiveChanges:
     # Called by the supervisor
 
     @property
-    def holds_forks(self) -> bool:
+    def forbids_forks(self) -> bool:
         """Whether no worker may be forked now, because a new worker would have the old configuration."""
         return self._reload is not None
 
@@ -106,7 +106,7 @@ class LiveChanges:
         running = (self._reload, self._check, self._renewal)
         times = [change.deadline for change in running if change is not None]
         if (self._reloads or self._restarts) and not times:
-            times.append(self._wanted_since + _READY_SECONDS)
+            times.append(self._last_request_at + _READY_SECONDS)
         return min(times, default=float("inf"))
 
     def on_answer(self, worker: WorkerProcess, answer: Answer) -> None:
@@ -152,7 +152,7 @@ class LiveChanges:
         that are starting, or if it has refused all queued changes because they waited too long."""
         self._is_reload = bool(self._reloads)
         if any(not worker.is_ready for worker in self._pool.serving):
-            if now >= self._wanted_since + _READY_SECONDS:
+            if now >= self._last_request_at + _READY_SECONDS:
                 self._replies, self._reloads, self._restarts = [*self._reloads, *self._restarts], [], []
                 self._end(Outcome(False, f"a worker has been starting for more than {_READY_SECONDS:g} s"))
             return False

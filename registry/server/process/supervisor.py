@@ -137,7 +137,7 @@ class Supervisor:
     def _seconds_to_next_action(self, now: float) -> float | None:
         """Returns for how many seconds the loop may wait for signals and pipes; None: without a limit."""
         times = [worker.kill_at for worker in self._pool.workers.values()]
-        if not self._changes.holds_forks:
+        if not self._changes.forbids_forks:
             times += self._starts_due.values()
         if self._start_succeeded and not self._is_stopping:
             times.append(self._changes.deadline())
@@ -147,7 +147,7 @@ class Supervisor:
 
     def _start_due_workers(self, now: float) -> None:
         """Starts the workers that are due, unless a reload is running."""
-        if self._changes.holds_forks:
+        if self._changes.forbids_forks:
             return
         for index in [index for index, when in self._starts_due.items() if when <= now]:
             del self._starts_due[index]

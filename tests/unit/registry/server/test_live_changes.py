@@ -168,7 +168,7 @@ def test_reload_without_workers(pool: WorkerPool) -> None:
     live.step(time.monotonic())
     assert [outcome.ok for outcome in outcomes] == [True]
     assert source.accepted == 1
-    assert not live.holds_forks
+    assert not live.forbids_forks
 
 
 @pytest.mark.parametrize("free", range(4))
