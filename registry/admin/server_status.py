@@ -154,7 +154,7 @@ class UpstreamStatus(BaseModel):
     name: str
     endpoints: list[EndpointStatus]
     remaining: int | None = Field(
-        description="Number of further requests that the upstream allowed in its last response with a limit"
+        description="How many more requests the upstream allows, according to its last response that stated a number"
     )
     limit: int | None
     remaining_at: datetime | None = Field(description="Time of that response")
@@ -162,8 +162,9 @@ class UpstreamStatus(BaseModel):
 
 
 class ServerStatus(BaseModel):
-    """The current state of the server. `running` is false if no worker reports; the rest comes from the store then.
-    If the store could not be read, what comes from it is empty or not complete, and `store_problem` says why."""
+    """The current state of the server. If no worker reports, `running` is false, and the values that only the workers
+    know are null, empty, 0 or `unknown`. If the store could not be read, the values from the store are empty or not
+    complete, and `store_problem` says why."""
 
     running: bool
     version: str | None
@@ -230,8 +231,9 @@ async def _add_from_store(
     status.jobs = [JobStatus.from_stored(job) for job in await store.jobs.active(limit=MAX_SHOWN_JOBS)]
     if with_cache:
         status.cache = [CachePartResponse.from_part(part) for part in await read_cache_status(settings, store)]
-    status.quotas = [QuotaResponse.from_use(use) for use in await store.usage.scopes() if is_quota(use)]
-    # If the store is read-only, the disk is full and has no space for the connection that counts uploads.
+    scope_uses = await store.usage.scopes()  # a scope is a set of repositories; some scopes belong to a quota
+    status.quotas = [QuotaResponse.from_use(scope_use) for scope_use in scope_uses if is_quota(scope_use)]
+    # If the store is read-only, the disk is full. `_upload_status` needs disk space for a connection to the database.
     if not store.is_read_only:
         status.uploads = await asyncio.to_thread(_upload_status, settings)
 

@@ -54,7 +54,7 @@ class RevocationCheck:
         if identity.version is not None:
             self._check_account(identity)
         if not self.is_stamp_current(identity):
-            raise Unauthorized("the htpasswd line, or the settings, that the login depends on have changed")
+            raise Unauthorized("the login depends on an htpasswd line or on settings that have changed")
         # An account without a version comes from the htpasswd file, so it must have a stamp.
         if identity.version is None and (identity.stamp is None or self._is_stored(identity.name)):
             raise Unauthorized("an account of the same name has replaced the one in the htpasswd file")
@@ -99,7 +99,7 @@ class RevocationCheck:
         assert identity.token is not None
         try:
             token, _ = self._accounts.token(identity.token)
-        except AccountUnknown:
+        except AccountUnknown:  # `Accounts.token` also raises this error if there is no such token
             raise Unauthorized("the API token was revoked, or has expired") from None
         if token.account != identity.name:
             raise Unauthorized("the API token belongs to another account")

@@ -29,8 +29,8 @@ log = logging.getLogger("registry.events")
 
 
 def event_readers(settings: Settings) -> list[EventReader]:
-    """Returns the readers of events that the settings define: the webhooks, and the list of events. Each reader names
-    the events that it wants."""
+    """Returns the *readers* that the settings define, each with the events that it wants. Each webhook is a reader. The
+    list of events, which clients of the management API can read, is a reader with the name `LIST_READER`."""
     readers = [
         EventReader(webhook.name, frozenset(webhook.actions), tuple(webhook.repositories))
         for webhook in settings.webhook
@@ -59,7 +59,7 @@ class EventDelivery:
         clock: Callable[[], float],
         observer: DeliveryObserver | None = None,
     ) -> None:
-        """`version` returns a value that every commit of any process changes. `clock` returns seconds since 1970.
+        """`version` returns a value that changes with every commit of any process. `clock` returns seconds since 1970.
         `observer` receives reports about the deliveries. The object does nothing until `apply` is called."""
         self._outbox = outbox
         self._leases = leases
@@ -72,8 +72,9 @@ class EventDelivery:
 
     async def apply(self, settings: Settings) -> None:
         """Uses these settings from now on: stores which events each reader wants, and restarts the delivery. Does not
-        restart the delivery if no reader wants events and no events are stored. Logs an error of the store. Until a
-        later attempt succeeds, the registry then records the events that the previous settings wanted."""
+        restart the delivery if no reader wants events and no events are stored. If the store raises an error, logs the
+        error, and the delivery task tries again. Until an attempt succeeds, the registry records the events that the
+        previous settings wanted."""
         await self.aclose()
         self._is_configured = False
         has_events = True

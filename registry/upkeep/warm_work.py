@@ -33,7 +33,8 @@ def warm_arguments(references: Sequence[str], platforms: Sequence[str]) -> dict[
     from registry.mirror.warm.targets import ReferencesError, parse_platforms, parse_references
 
     try:
-        images, _ = parse_references(references), parse_platforms(platforms)  # the platforms are only checked here
+        images = parse_references(references)
+        parse_platforms(platforms)  # only checks them, because the job parses them again
     except (ReferencesError, ValueError) as error:
         raise RequestInvalid(str(error)) from None
     if not images:
