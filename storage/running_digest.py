@@ -55,8 +55,9 @@ class _LibcryptoHash(NamedTuple):
 _SIZES = {"sha256": (112, 32), "sha512": (216, 64)}
 """For each algorithm, the size of the C structure and the length of the digest, in bytes."""
 _SYSTEM_LIBRARIES: tuple[str, ...] = ("libcrypto.so.3", "libcrypto.so.1.1")
-"""File names of OpenSSL's libcrypto on a machine. The number guarantees that the structures have the sizes above. A
-name without a number could be another library, and macOS aborts a process that loads its `libcrypto.dylib`."""
+"""File names of OpenSSL's libcrypto on a machine. The version number in each name guarantees that the structures have
+the sizes above. A name without a version number could be another library, and macOS aborts a process that loads its
+`libcrypto.dylib`."""
 
 
 class LibcryptoDigest:
@@ -117,8 +118,9 @@ class HashlibDigest:
 def _library_files() -> list[str | None]:
     """Returns the files that may contain libcrypto's functions, in the order in which to try them. None means the
     running program, because `_hashlib` has no file if OpenSSL is linked statically into Python, as in a Python that uv
-    installs. Such a program may hide the functions. Then the libcrypto of the machine is used. Its version may differ
-    from that of the libcrypto in `hashlib`, because all functions that compute a digest are from one file."""
+    installs. Such a program may hide the functions. Then the libcrypto of the machine is used. It may have another
+    version than the libcrypto in `hashlib`. That does no harm, because all functions that compute a digest are from one
+    file."""
     try:
         import _hashlib
     except ImportError:

@@ -118,6 +118,6 @@ def immutable_type_denied(repo: RepositoryName, digest: Digest, media_type: str,
             {"tag": tag, "media_type": media_type},
         ),
         ImmutableTagDenied(
-            f"an immutable tag of {repo} needs {digest} with another media type; push it with its Content-Type"
+            f"an immutable tag of {repo} needs {digest} with its stored media type; push it with that Content-Type"
         ),
     )

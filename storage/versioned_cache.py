@@ -76,10 +76,10 @@ class VersionedCache(Generic[V]):
         return False
 
     def put(self, key: Hashable, value: V, size: int, version: object) -> None:
-        """Caches `value`. `size`: approximate size in bytes of the value and of the key without its texts. This method
-        adds the size of the texts. `version`: the version that the data had before the value was computed. If the data
-        has changed since then, `get` does not return the value. Does nothing if the value with its key is too large, or
-        if the cache has a value for the key already."""
+        """Caches `value`. `size`: approximate size in bytes of the value and the key together, but without the texts in
+        the key. This method adds the size of these texts. `version`: the version that the data had before the value was
+        computed. If the data has changed since then, `get` does not return the value. Does nothing if the value with
+        its key is too large, or if the cache has a value for the key already."""
         if version != self.last_version:
             if version != self.version():
                 return
@@ -99,8 +99,8 @@ class VersionedCache(Generic[V]):
 
 
 def _key_bytes(key: Hashable) -> int:
-    """Returns how many bytes of memory the items of a key take that is a tuple, or the text of a key that is none. A
-    client may have chosen the texts in a key."""
+    """Returns how many bytes of memory the texts in a key take, because a client may have chosen them. If the key is a
+    tuple, counts all its items. If the key is a text, counts the key itself. Otherwise returns 0."""
     if isinstance(key, tuple):
         return sum(map(sys.getsizeof, key))
     return sys.getsizeof(key) if isinstance(key, str | bytes) else 0

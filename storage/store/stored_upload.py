@@ -2,8 +2,11 @@
 (`StoredRegistry`).
 
 The blob store has the bytes of a session. The metadata store has a *row* about the session's progress. This module
-writes to both, so that another process can resume the session. A session is *owned* by the request that started it or,
-later, by the request that resumed it last. An older request that still writes to the session gets BlobUploadInvalid.
+writes to both, so that another process can resume the session. The field `boot` of the row identifies the boot of the
+machine during which the bytes were written, because a restart of the machine may lose these bytes (`BlobStore.boot`).
+
+A session is *owned* by the request that started it or, later, by the request that resumed it last. An older request
+that still writes to the session gets BlobUploadInvalid.
 """
 
 from __future__ import annotations

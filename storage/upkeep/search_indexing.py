@@ -39,9 +39,10 @@ SLOT: Final = "search index"
 """Name of the slot (a permit that one process at a time can hold) for writing the index."""
 CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
-CHECKS_PER_LOOK_AGAIN: Final = 300
-"""After each such number of checks, the process with the slot reads again the manifests whose labels could not be read
-completely. A process without the slot then tries to get the slot, even if all content is in the index."""
+CHECKS_BETWEEN_REREADS: Final = 300
+"""Each time the process with the slot has made this number of checks, it reads the manifests again whose labels could
+not be read completely. Each time a process without the slot has made this number of checks, it tries to get the slot,
+even if all content is in the index."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
@@ -70,9 +71,9 @@ class SearchIndexer:
         self._metadata = metadata
         self._blobs = blobs
         self._may_read = may_read
-        self._lines_by_config: dict[Digest, Mapping[str, str]] = {}
-        """The labels in the configs of the current batch. The inner mappings give the line `name=value` of each label
-        by its name. Many manifests can have the same config."""
+        self._labels_by_config: dict[Digest, Mapping[str, str]] = {}
+        """The labels in the configs of the current batch, by the digest of the config. The inner mappings give the line
+        `name=value` of each label by its name. They are kept here because many manifests can have the same config."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds. Raises StorageFull,
@@ -86,12 +87,12 @@ class SearchIndexer:
         later call continues."""
         batches = 0
         while self.has_unindexed():
-            are_many_left = await self._index.index_names()
+            may_have_more_names = await self._index.index_names()
             batch = await self._index.unindexed_manifests()
             if batch.end != batch.start:
                 await self._add(batch)
             batches += 1
-            if not (are_many_left or batch.is_full):
+            if not (may_have_more_names or batch.is_full):
                 break
             await asyncio.sleep(PAUSE_SECONDS)
         return batches
@@ -120,7 +121,7 @@ class SearchIndexer:
         await self._index.add_manifests(batch, await self._labels_of_all(batch.manifests))
 
     async def _labels_of_all(self, manifests: Sequence[UnindexedManifest]) -> list[ManifestLabels]:
-        self._lines_by_config.clear()
+        self._labels_by_config.clear()
         labels = []
         for manifest in manifests:
             labels.append(await self.labels_of(manifest))
@@ -146,10 +147,10 @@ class SearchIndexer:
         row = await self._metadata.blob(repo, digest)
         if not await self._may_read(repo, digest):
             raise BlobUnknown
-        if digest not in self._lines_by_config:
+        if digest not in self._labels_by_config:
             config = await self._read(row) if row.size <= MAX_CONFIG_BYTES else b""
-            self._lines_by_config[digest] = await _read_lines(config, "config", "Labels")
-        return self._lines_by_config[digest]
+            self._labels_by_config[digest] = await _read_lines(config, "config", "Labels")
+        return self._labels_by_config[digest]
 
     async def _read(self, row: BlobRow) -> bytes:
         """Returns the bytes of a blob. Raises BytesMissing, also if the file cannot be read, so that one damaged file
@@ -209,21 +210,22 @@ def _first_lines(lines: Mapping[str, str]) -> Mapping[str, str]:
 
 async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
     """Keeps the index up to date until the task is cancelled. Every server process runs this function; the process that
-    holds the slot does the work. The other processes try to get the slot when content is not in the index. Logs an
-    error, and tries again later. If the index is damaged, drops it and builds it again. If it is damaged again before
-    all content is indexed, does not drop it again, because the damage may be in other tables."""
+    holds the slot does the work. The other processes try to get the slot when content is not in the index. If an error
+    occurs, logs the error and tries again later. If the index is damaged, drops it and builds it again. If it is
+    damaged again before all content is indexed, does not drop it again, because the damage may be in other
+    tables."""
     may_rebuild = True
     checks_without_slot = 0
     while True:
         pause = RETRY_SECONDS
         try:
-            if checks_without_slot % CHECKS_PER_LOOK_AGAIN == 0 or _may_have_work(indexer):
+            if checks_without_slot % CHECKS_BETWEEN_REREADS == 0 or _may_have_work(indexer):
                 checks_without_slot = 0
                 async with leases.try_slot(SLOT, count=1) as has_slot:
                     checks = 0
                     while has_slot:
                         await indexer.run()
-                        if checks % CHECKS_PER_LOOK_AGAIN == 0:
+                        if checks % CHECKS_BETWEEN_REREADS == 0:
                             await indexer.read_incomplete_again()
                             may_rebuild = True
                         checks += 1

@@ -57,7 +57,7 @@ def manifest_for_caller(manifest: Manifest) -> Manifest:
 class LookupCache:
     """Runs lookups and caches their results. Used from one event loop.
 
-    `version` returns the data version: a value that every commit of any process changes. `shared_reads` has the
+    `version` returns the data version: a value that changes with every commit of any process. `shared_reads` has the
     connection for short lookups, and `scans` runs long ones. On a full disk, both can belong to an *immutable
     database*: one that SQLite reads without writing any file (`storage.metadata.sqlite.immutable_database`)."""
 

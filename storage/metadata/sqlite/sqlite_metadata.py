@@ -78,7 +78,7 @@ class SqliteMetadata:
     """Implements `storage.metadata.catalog.Metadata`, which says what each method raises. Used from one event loop.
 
     `SqliteDatabase` makes this object, and closes the connections and threads that it uses. `version` returns the data
-    version: a value that every commit of any process changes."""
+    version: a value that changes with every commit of any process."""
 
     def __init__(
         self,
@@ -171,8 +171,8 @@ class SqliteMetadata:
 
     async def start_upload(self, upload: UploadID, repo: RepositoryName, algorithm: str, boot: str, owner: str) -> None:
         """Stores a new upload session. `algorithm`: the hash algorithm of the blob's digest. `boot`: the id of the
-        machine's current boot, because a restart of the machine can lose bytes that were written before. `owner`: name
-        of the actor that may continue the session; empty if every client may."""
+        machine's current boot. It changes when the machine is restarted, which can lose bytes that were written before.
+        `owner`: name of the actor that may continue the session; empty if every client may."""
         now = self._clock()
         await self._writer.run(
             lambda db: blob_changes.start_upload(db, upload, repo, algorithm, boot, owner, now), durable=False

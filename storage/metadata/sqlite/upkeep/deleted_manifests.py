@@ -1,9 +1,9 @@
 """Deleted manifests that can still be put back (table `deleted_manifest`).
 
-A `KeptManifest` is such a manifest with its body. A `DeletedManifest` describes one without its body, in lists.
-Functions that change something run inside a transaction that the caller commits. `repository` is the row id of a
-repository. Times are seconds since 1970. A function with the parameter `before` reads or removes only manifests that
-were deleted at this time or earlier.
+A `KeptManifest` has the body of such a manifest. A `DeletedManifest` is an entry in a list of such manifests, without
+the body. Functions that change something run inside a transaction that the caller commits. `repository` is the row id
+of a repository. Times are seconds since 1970. A function with the parameter `before` reads or removes only manifests
+that were deleted at this time or earlier.
 """
 
 from __future__ import annotations

@@ -7,6 +7,10 @@ tags that exceed a quota. The functions here define the scopes, count the conten
 defined, and find the quota that refused a change. While they count the scope of an upstream, they also add its
 manifests to `cached_manifest`, the table of the candidates for eviction. Each function that changes something runs
 inside a transaction that the caller commits. It changes a bounded number of rows.
+
+A row of `usage_member` says how much of a member is counted. `links_to`: row id of the last blob whose link is counted.
+`tags_to`: name of the last tag that is counted. `manifests_to`: row id of the last manifest that was added to
+`cached_manifest`. NULL in one of these columns: nothing is left to count or to add.
 """
 
 from __future__ import annotations
@@ -23,8 +27,8 @@ from storage.usage import ScopeDefinition, ScopeUse, bytes_refusal, tags_refusal
 _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
-"""Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. One transaction
-counts fewer than twice as many."""
+"""Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. A transaction calls
+`_count_member` until it has counted about this number of rows, so it never counts twice this number."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5
@@ -56,6 +60,8 @@ def configure(db: apsw.Connection, definitions: Sequence[ScopeDefinition]) -> No
                 "UPDATE usage_scope SET name = 'removed ' || id, prefixes = '[]', complete = 0 WHERE id = ?", (scope,)
             )
     for definition in definitions:
+        # `excluded.max_bytes` is a value of the row that SQLite did not insert, because the scope exists already. The
+        # column `excluded` is something else: the prefixes of repositories that do not belong to the scope.
         db.execute(
             "INSERT INTO usage_scope (name, prefixes, excluded, upstream, max_bytes, max_tags) "
             "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET max_bytes = excluded.max_bytes, "
@@ -88,7 +94,6 @@ def count_batch(db: apsw.Connection) -> bool:
     scope_id, prefixes, excluded, upstream, position = scope
     cost = 0
     while cost < BATCH_ROWS:
-        # `links_to`, `tags_to` and `manifests_to`: the last link, tag and manifest that were counted; NULL: all were.
         member: Any = db.execute(
             "SELECT repository, links_to, tags_to, manifests_to FROM usage_member WHERE scope = ? "
             "AND (links_to IS NOT NULL OR tags_to IS NOT NULL OR manifests_to IS NOT NULL) LIMIT 1",
