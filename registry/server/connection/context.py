@@ -102,7 +102,7 @@ class WorkerContext:
     incoming_bodies: IncomingBodies = field(default_factory=IncomingBodies)
     """Counts the request bodies that are being received."""
     large_buffers: LargeBufferLimit = field(init=False)
-    """The TLS connections that may have large buffers."""
+    """Counts the TLS connections that may have large buffers, and closes one of them when there are too many."""
     piece_memory: MemoryBudget = field(default_factory=new_piece_memory)
     """The memory budget for the pieces of files that are sent over TLS."""
     reports: RequestReports = field(init=False)
@@ -140,8 +140,8 @@ class ConnectionContext:
     """The trusted reverse proxies if the peer is one of them; otherwise None."""
 
     @property
-    def limited_address(self) -> str | None:
-        """The client's address, without the port. Limits for one client apply to it. None if the address is unknown, or
+    def address_for_limits(self) -> str | None:
+        """The client's IP address, by which the limits for one client are counted. None if the address is unknown, or
         if the client is a trusted proxy, whose connections serve many clients."""
         return None if self.proxies is not None or self.client is None else self.client[0]
 

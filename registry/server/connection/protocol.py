@@ -334,7 +334,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
         if self._transport.is_closing() and not self._context.is_tls:
             return None
         return self._timeouts.eviction_candidate(
-            self._current_wait(), now, requests_started=self._requests_started, client=self._context.limited_address
+            self._current_wait(), now, requests_started=self._requests_started, client=self._context.address_for_limits
         )
 
     def _on_large_buffers(self) -> None:
@@ -346,7 +346,7 @@ class RegistryProtocol(asyncio.BufferedProtocol):
     def _count_large_buffers(self) -> None:
         if self in self._worker.state.connections:
             is_closing = self._transport.is_closing()
-            self._worker.large_buffers.add(self, self._context.limited_address, is_closing=is_closing)
+            self._worker.large_buffers.add(self, self._context.address_for_limits, is_closing=is_closing)
 
     def _current_wait(self) -> Wait:
         """Returns what the connection is waiting for, its progress, and the timeout."""

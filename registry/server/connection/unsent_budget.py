@@ -23,11 +23,12 @@ RESPONSE_SLICE_BYTES = 256 * 1024
 because the transport keeps it in memory and, over TLS, encrypts it while the worker's other connections wait."""
 PIECES_BUDGET_BYTES = 48 * MIB
 """Size of a worker's budget for the pieces of files that are sent over TLS. A piece has at most 64 KiB. While a client
-receives one, its share has the size of two pieces, 128 KiB, because the rest of the previous piece may still be in the
-transport's buffer for encrypted bytes. Shares of more than 64 KiB may use three quarters of the budget (see
-`MemoryBudget`). So 288 clients get pieces at the same time."""
-_SEARCH_INTERVAL_SECONDS = 0.25
-"""Time between two searches for sent bytes, while a response waits for memory."""
+receives one, it uses 128 KiB of the budget, the size of two pieces, because the rest of the previous piece may still be
+in the transport's buffer for encrypted bytes. Clients that use more than 64 KiB each may together use three quarters of
+the budget (see `MemoryBudget`). So 288 clients can get pieces at the same time: 36 MiB / 128 KiB = 288."""
+_CHECK_INTERVAL_SECONDS = 0.25
+"""While a response waits for memory, the budget checks at this interval whether reserved bytes have been sent
+(`_make_room_for_waiting`)."""
 _WAITING_FACTOR = 2
 """The bodies of all responses that wait for memory may together have this many times the size of the budget. A further
 response is refused at once."""
@@ -50,21 +51,23 @@ def new_piece_memory() -> MemoryBudget:
 
 
 class UnsentBudget:
-    """The budget of one worker process: at most `limit_bytes` over all its connections. A single reservation of more
-    than `limit_bytes` is accepted while nothing else in the budget is unsent.
+    """The budget of one worker process: at most `limit_bytes` over all its connections. The part of the budget that one
+    connection has reserved is its *share* (`UnsentShare`). A single reservation may exceed `limit_bytes` if no other
+    reserved bytes are unsent.
 
     A response that is written in slices reserves the bytes of one slice. It keeps them at least until its last slice is
-    written, even at moments when the transport has nothing to send. Such a moment comes early, because the kernel
-    accepts the first slices of every response at once. If each response released its bytes at that moment, too many
+    written, even if the transport has sent all earlier slices by then. This happens at the start of every response,
+    because the kernel accepts the first slices at once. If a response released its bytes at that time, too many
     responses could begin at once, and their next slices together would exceed the limit.
 
-    If a response does not fit, it waits in the order of arrival, for at most `wait_seconds`. Its body is in memory
-    meanwhile, so the bodies of all that wait may have at most `_WAITING_FACTOR` times `limit_bytes` together.
+    A response that does not fit waits, in the order of arrival, for at most `wait_seconds`. Its body is in memory
+    meanwhile. So the bodies of all responses that wait may together have at most `_WAITING_FACTOR` times `limit_bytes`.
 
-    Nothing tells the budget that the last bytes of a response were sent. It looks at the shares only when the reserved
-    bytes reach the limit, and only until it has found enough bytes that were sent. So the time of a reservation does
-    not depend on the number of connections. It is longest if no client receives: the budget then looks at all shares,
-    but no more shares exist than fit into it (with `limit_bytes` of 32 MiB, 512 shares of 64 KiB)."""
+    The transport does not report that the last bytes of a response were sent, so the budget has to look at the shares.
+    It does so only if a reservation does not fit, and only until it has found enough bytes that were sent. So a
+    reservation usually takes no longer if there are more connections. It takes longest if no client receives, because
+    the budget then looks at all shares. But there are no more shares than fit into the budget: fewer than 512 with
+    `limit_bytes` of 32 MiB, because each share reserves more than 64 KiB."""
 
     def __init__(self, limit_bytes: int, wait_seconds: float, clock: Callable[[], float]) -> None:
         """`clock` is the event loop's, in seconds."""
@@ -78,14 +81,14 @@ class UnsentBudget:
         """The sum of the bytes that the shares have reserved. Some of these bytes may have been sent already."""
         self._waiting: dict[UnsentShare, _Request] = {}  # a queue, in the order of arrival
         self._waiting_bytes = 0  # the size of the bodies of all responses that wait
-        self._timer: asyncio.TimerHandle | None = None  # for the next call of `_search_room`
+        self._timer: asyncio.TimerHandle | None = None  # for the next call of `_make_room_for_waiting`
 
     async def reserve(self, share: UnsentShare, size: int, body_bytes: int) -> bool:
-        """Waits until `size` more bytes fit into the budget. Bytes that `share` reserved earlier count too, until they
-        are sent. Then sets the number of reserved bytes of `share` to `size`, and returns True. Returns False if the
-        bytes do not fit in time, if too many shares wait, or if the connection is lost. `body_bytes`: the memory that
-        the response takes while it waits. If the call is cancelled, the share may have reserved the bytes, so the
-        caller must release it. A share may wait only once at a time."""
+        """Waits until `size` more bytes fit into the budget, sets `share.reserved_bytes` to `size`, and returns True.
+        Returns False if the bytes do not fit in time, if too many shares wait, or if the connection is lost. During the
+        wait, bytes that `share` reserved earlier take room in the budget too, as long as they are not sent.
+        `body_bytes`: the memory that the response takes while it waits. If the call is cancelled, the share may have
+        reserved the bytes, so the caller must call `release`. A share may wait only once at a time."""
         if not self._waiting and self._make_room(size):
             self._grant(share, size)
             return True
@@ -95,7 +98,7 @@ class UnsentBudget:
         self._waiting[share] = request
         self._waiting_bytes += body_bytes
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_SEARCH_INTERVAL_SECONDS, self._search_room)
+            self._timer = asyncio.get_running_loop().call_later(_CHECK_INTERVAL_SECONDS, self._make_room_for_waiting)
         try:
             async with asyncio.timeout(self._wait_seconds):
                 return await request.granted
@@ -114,7 +117,8 @@ class UnsentBudget:
         self._grant_to_waiting()
 
     def close(self, share: UnsentShare) -> None:
-        """Releases the bytes of `share`, and ends its wait without bytes. May be called repeatedly."""
+        """Releases the bytes of `share`. If `share` waits in `reserve`, that call returns False. May be called
+        repeatedly."""
         if share in self._waiting:
             request = self._stop_waiting(share)
             if not request.granted.done():
@@ -150,15 +154,15 @@ class UnsentBudget:
                 request.granted.set_result(True)
             self._stop_waiting(share)
 
-    def _search_room(self) -> None:
-        """Searches for bytes that were sent, for the shares that wait. Is called again every
-        `_SEARCH_INTERVAL_SECONDS` while a share waits."""
+    def _make_room_for_waiting(self) -> None:
+        """Makes room for the shares that wait (`_make_room`), and reserves the bytes of those that fit. Is called again
+        every `_CHECK_INTERVAL_SECONDS` while a share waits."""
         self._timer = None
         if self._waiting:
             self._make_room(sum(request.size for request in self._waiting.values()))
             self._grant_to_waiting()
         if self._waiting:
-            self._timer = asyncio.get_running_loop().call_later(_SEARCH_INTERVAL_SECONDS, self._search_room)
+            self._timer = asyncio.get_running_loop().call_later(_CHECK_INTERVAL_SECONDS, self._make_room_for_waiting)
 
     def _max_reserved_bytes(self, size: int) -> int:
         """Returns how many bytes may be reserved if `size` more bytes are to fit into the budget."""
@@ -245,24 +249,25 @@ class UnsentShare:
             self.release_if_sent()
 
     def release(self) -> None:
-        """Returns the reserved bytes to the budget. May be called repeatedly."""
+        """Gives the reserved bytes back to the budget. May be called repeatedly."""
         self._budget.release(self)
 
     def release_if_sent(self) -> None:
-        """Returns the reserved bytes to the budget if the transport's write buffer is empty."""
+        """Gives the reserved bytes back to the budget if the transport's write buffer is empty."""
         if not self._transport.get_write_buffer_size():
             self.release()
 
     def close(self) -> None:
-        """Called when the connection is lost: returns the reserved bytes to the budget, ends a wait for bytes, and
-        removes the reference to the connection, so that its memory can be freed."""
+        """Called when the connection is lost: gives the reserved bytes back to the budget, makes a waiting `reserve`
+        return False, and removes the reference to the connection, so that its memory can be freed."""
         self._budget.close(self)
         self._connection = None
 
     def has_unsent_bytes(self) -> bool:
-        """Returns whether the response is still being written, or the transport has written bytes in memory. With TLS
-        the transport has a second buffer, of unknown size. So with TLS the result is False only when the client's
-        kernel has acknowledged all bytes."""
+        """Returns whether the response is still being written, or the transport may still hold some of its bytes in
+        memory. Without TLS, these are the bytes in the transport's write buffer. With TLS, the transport has a second
+        buffer, of unknown size. So with TLS the result is False only when the client's kernel has acknowledged all
+        bytes."""
         if self.is_being_written or self._transport.get_write_buffer_size():
             return True
         return self._is_tls and bool(self._unacknowledged())

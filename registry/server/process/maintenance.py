@@ -71,7 +71,7 @@ class Maintenance:
         while True:
             await visit_in_steps(
                 self._state.connections,
-                lambda connection: self._run_step(partial(connection.check_timeouts, self._loop.time())),
+                lambda connection: self._run_action(partial(connection.check_timeouts, self._loop.time())),
             )
             await asyncio.sleep(self._limits.timeout_check_seconds)
 
@@ -84,20 +84,20 @@ class Maintenance:
         while True:
             self._state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
             now = self._loop.time()
-            self._run_step(self._connection_limit.adapt_to_open_files)
-            self._run_step(partial(memory.release_if_due, now))
+            self._run_action(self._connection_limit.adapt_to_open_files)
+            self._run_action(partial(memory.release_if_due, now))
             if now - certificates_checked_at >= self._limits.certificate_check_seconds:
                 certificates_checked_at = now
                 if self._certificates is not None:
-                    self._run_step(self._certificates.refresh)
+                    self._run_action(self._certificates.refresh)
             await asyncio.sleep(self._limits.timeout_check_seconds)
 
-    def _run_step(self, step: Callable[[], None]) -> None:
-        """Calls `step`. If it fails, reports the error to the event loop, which logs each different error once
-        (`LoopErrors`). The other steps and the later rounds must still run: without them, the Date header would stand
+    def _run_action(self, action: Callable[[], None]) -> None:
+        """Calls `action`. If it fails, reports the error to the event loop, which logs each different error once
+        (`LoopErrors`). The other actions and the later rounds must still run: without them, the Date header would stand
         still, and connections would have no timeouts."""
         try:
-            step()
+            action()
         except Exception as error:
-            context = {"message": "a step of the worker's maintenance failed", "exception": error}
+            context = {"message": "an action of the worker's maintenance failed", "exception": error}
             self._loop.call_exception_handler(context)

@@ -39,8 +39,9 @@ _STABLE_SECONDS = 10.0
 _SIGNAL_PIPE_BYTES = 1 << 16
 """At least the capacity of the signal pipe (pipe(7)), so that one read empties the pipe."""
 _STOPPED_WORKER_PAUSE_SECONDS = 0.5
-"""Pause before the restart of a worker that ended with exit code 0, because another process had sent it SIGTERM. If
-SIGTERM was sent to the whole process group, the supervisor receives it in this time, and stops the server."""
+"""Pause before the restart of a worker that ended with exit code 0, although the supervisor had not told it to stop:
+another process has sent it SIGTERM. If SIGTERM was sent to the whole process group, the supervisor receives it during
+this pause, and stops the server."""
 
 
 class Supervisor:
@@ -56,8 +57,8 @@ class Supervisor:
         self, options: WorkerOptions, workers: int, live: LiveOptions, on_ready: Callable[[], None] | None
     ) -> None:
         """`options`: how the workers serve, and the sockets that they listen on; a stop closes these sockets.
-        `workers`: the number of worker processes. `on_ready` is called once, in the supervisor, when all workers accept
-        connections."""
+        `workers`: the number of worker processes. `live`: the options for reloads and restarts of the running server.
+        `on_ready` is called once, in the supervisor, when all workers accept connections."""
         self._options = options
         self._workers = workers
         self._live = live
@@ -80,7 +81,7 @@ class Supervisor:
         # With epoll instead of poll, a forked child would share the parent's set of descriptors.
         self._selector = selectors.PollSelector()
         self._pool = WorkerPool(options, self._selector, self._alive_pipe, self._on_answer, self._on_exit)
-        self._pool.own_files = self._unregistered_files
+        self._pool.unregistered_files = self._unregistered_files
         self._changes = LiveChanges(self, self._pool, live.configuration, live.successor, live.notifier)
         self._control: ControlSocket | None = None
 
@@ -192,7 +193,8 @@ class Supervisor:
         """Decides what to do when a worker has ended. `code` is its exit code, or the negative number of a signal.
 
         - Does nothing if the supervisor has told the worker to stop.
-        - Does nothing if the running restart of the server needs no new process in the worker's place.
+        - Does nothing if a renewal is running and wants no new process in the worker's place, for example because the
+          worker's replacement has been started already.
         - If not all workers have been ready yet, the start of the server has failed: stops the server.
         - In all other cases, plans the restart of the worker.
         """
@@ -332,7 +334,7 @@ class Supervisor:
         successor, control = self._live.successor, self._control
         assert successor is not None
         successor.execute(
-            Handover(
+            Handover(  # `facts`, `counts`: see the class
                 sockets=[sock.fileno() for sock in self._options.sockets],
                 alive_pipe=self._alive_pipe,
                 control=None if control is None else control.listener.fileno(),

@@ -47,7 +47,7 @@ OnExit = Callable[[WorkerProcess, int], None]
 
 class WorkerPool:
     """The workers that run, by pid in `workers`. Files that only the supervisor uses must be registered with
-    `selector`, or be returned by `own_files`: a forked worker closes them."""
+    `selector`, or be returned by `unregistered_files`: a forked worker closes them."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class WorkerPool:
         on_exit: OnExit,
     ) -> None:
         self.workers: dict[int, WorkerProcess] = {}
-        self.own_files: Callable[[], list[int | socket.socket]] = list
+        self.unregistered_files: Callable[[], list[int | socket.socket]] = list
         """A function that returns the files of the supervisor that are not registered with the selector. The supervisor
         sets it."""
         self._options = options
@@ -134,7 +134,7 @@ class WorkerPool:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             registered = [key.fileobj for key in list(self._selector.get_map().values())]
-            for file in [*self.own_files(), *registered, self._alive_pipe_writer]:
+            for file in [*self.unregistered_files(), *registered, self._alive_pipe_writer]:
                 _close(file)
             options = self._options
             if options.listener_options.per_address_limit is not None:
