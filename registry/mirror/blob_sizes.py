@@ -2,7 +2,8 @@
 
 The mirror usually takes the size of a blob from a manifest. But anyone who can push to the upstream's repository can
 push a manifest that states a wrong size. If the mirror trusted that size, it would refuse the right bytes of the blob
-for all clients. So it asks the upstream if the manifests disagree, or if the upstream sends a blob of another size.
+for all clients. So it asks the upstream for the size if several manifests state different sizes, or if the upstream
+sends a blob of another size.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ class BlobSizes:
 
     async def _ask_under_lease(self, repo: RepositoryName, digest: Digest) -> int:
         """Sends the request. A lease lets only one process at a time ask about a blob. If the upstream does not have
-        the blob, caches that answer and raises BlobUnknown. If the answer may not be the upstream's own, does not cache
-        it, and raises the subclass UnconfirmedBlobUnknown."""
+        the blob, caches that answer and raises BlobUnknown. If that answer possibly comes from a proxy or firewall, or
+        only shows that the login failed, does not cache it, and raises the subclass UnconfirmedBlobUnknown."""
         async with self._leases.take(f"blob {repo} {digest}"):
             if await self._negative_cache.has(repo, digest):
                 raise BlobUnknown("the upstream does not have this blob")
@@ -96,6 +97,6 @@ class BlobSizes:
 
 
 def start_timeout_error(digest: Digest) -> UpstreamTimeout:
-    """Returns the error for a client that has waited for the first byte of a blob until the *start timeout* of its
-    request has passed."""
+    """Returns the error for a client whose request has exceeded the *start timeout*: the longest time that a request
+    may wait for the first byte of a blob."""
     return UpstreamTimeout(f"the upstream did not start to send {digest} in time; try again in a moment")

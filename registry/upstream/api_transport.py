@@ -62,8 +62,9 @@ class PeerStream(httpcore2.AsyncNetworkStream):
 
 def _extra_info(stream: httpcore2.AsyncNetworkStream, info: str) -> Any:
     """Returns `stream.get_extra_info(info)`. If uvloop has closed the connection after an error, returns True for
-    `is_readable`, and None for any other `info`. An idle connection is readable if the server has closed it or has sent
-    bytes that nobody asked for. So the connection pool does not use a readable connection again.
+    `is_readable`, and None for any other `info`. The result is True so that the connection pool does not use the
+    connection again: the pool uses no readable connection, because an idle connection is readable only if the server
+    has closed it or has sent bytes that nobody asked for.
 
     For a connection that uvloop has closed, anyio raises AttributeError or ValueError, because its socket is None or
     has the file descriptor -1. The pool asks all its connections before each request, so without this function one such
@@ -193,9 +194,9 @@ class ProxiedTransport(httpx2.AsyncHTTPTransport):
 
 
 def _close_failed_tunnels(pool: Any) -> None:
-    """Makes a connection pool for a proxy close a tunnel to an https server whose TLS handshake fails or is cancelled.
-    httpcore2 leaves such a tunnel in the pool as if it were in use. After `max_connections` of them, all later requests
-    would wait for a free connection for ever."""
+    """Changes a connection pool for a proxy, so that it closes each tunnel to an https server in which the TLS
+    handshake fails or is cancelled. httpcore2 itself would leave such a tunnel in the pool as if it were in use. After
+    `max_connections` of them, all later requests would wait for a free connection for ever."""
     create = pool.create_connection
 
     def create_connection(target: httpcore2.Origin) -> Any:

@@ -16,8 +16,8 @@ LONGEST_OPEN_SECONDS: Final = 60.0
 class Breaker:
     """A circuit breaker. It is *closed* at first, and requests may be sent. After `FAILURES_TO_OPEN` failures in a row,
     it is *open* for some time, and no requests may be sent. Then it is *half-open*: requests may be sent as *trials*.
-    If the trials fail, the breaker is open again, for twice the time. The caller replaces the breaker by a new one when
-    a request succeeds."""
+    If the trials fail, the breaker is open again, for twice the time. An open or half-open breaker is *tripped*. The
+    caller replaces the breaker by a new one when a request succeeds."""
 
     def __init__(self, clock: Callable[[], float], max_trials: int = 1, failures_to_reopen: int = 1) -> None:
         """`clock` returns seconds. `max_trials`: largest number of trials that run at the same time.
@@ -33,23 +33,23 @@ class Breaker:
         self._open_seconds = FIRST_OPEN_SECONDS
         """How long the breaker is open after `_opened_at`."""
         self._running_trials = 0
-        self.has_opened = False
-        """Whether the breaker is open or half-open."""
+        self.is_tripped = False
+        """Whether the breaker is tripped: open or half-open, and not closed."""
 
     @property
     def is_blocking(self) -> bool:
         """Whether a request must not be sent now: the breaker is open, or `max_trials` trials are running."""
-        return self.has_opened and (self.retry_in_seconds > 0 or self._running_trials >= self._max_trials)
+        return self.is_tripped and (self.retry_in_seconds > 0 or self._running_trials >= self._max_trials)
 
     @property
     def is_failing(self) -> bool:
         """Whether the last request failed, but too few have failed in a row to open the breaker."""
-        return self._failures > 0 and not self.has_opened
+        return self._failures > 0 and not self.is_tripped
 
     @property
     def retry_in_seconds(self) -> float:
         """Seconds until the open breaker becomes half-open; 0 or less if the breaker is not open."""
-        if not self.has_opened:
+        if not self.is_tripped:
             return 0.0
         # If the clock was set back, the difference is too large. So the result is at most `_open_seconds`.
         return min(self._opened_at + self._open_seconds - self._clock(), self._open_seconds)
@@ -57,7 +57,7 @@ class Breaker:
     @contextmanager
     def trial(self) -> Iterator[None]:
         """Context manager around a request. The request is a trial if the breaker is half-open."""
-        is_trial = self.has_opened
+        is_trial = self.is_tripped
         self._running_trials += is_trial
         try:
             yield
@@ -67,24 +67,25 @@ class Breaker:
     def on_failure(self, started_at: float) -> None:
         """Counts the failure of a request that started at `started_at`. Opens the breaker after enough failures.
 
-        Requests that run at the same time fail together in one outage, which should count as one failure. Therefore a
-        failure is not counted if its request started before the last counted failure, or before the breaker opened.
-        Failures of concurrent trials are all counted."""
-        counted_since = self._opened_at if self.has_opened else self._failed_at
+        Requests that run at the same time fail together in one outage, which should count as one failure. So while the
+        breaker is closed, a failure is not counted if its request started before the last counted failure. While the
+        breaker is tripped, a failure is not counted if its request started before the breaker opened. So the failures
+        of concurrent trials are all counted."""
+        counted_since = self._opened_at if self.is_tripped else self._failed_at
         # If `counted_since` is later than now, the clock was set back, and the failure is counted.
         if started_at < counted_since <= self._clock():
             return
         self._failures += 1
         self._failed_at = self._clock()
-        if not self.has_opened and self._failures >= FAILURES_TO_OPEN:
+        if not self.is_tripped and self._failures >= FAILURES_TO_OPEN:
             self.open()
-        elif self.has_opened and self._failures >= self._failures_to_reopen:
+        elif self.is_tripped and self._failures >= self._failures_to_reopen:
             self._open_seconds = min(max(self._open_seconds * 2, FIRST_OPEN_SECONDS), LONGEST_OPEN_SECONDS)
             self.open()
 
     def open(self) -> None:
         """Opens the breaker for `_open_seconds` from now on, also if it is open or half-open already."""
-        self.has_opened = True
+        self.is_tripped = True
         self._opened_at = self._clock()
         self._failures = 0
 

@@ -4,9 +4,9 @@ It requests manifests, blobs and lists. An upstream has one or more endpoints (U
 `UpstreamRequester` tries the endpoints one after another. `BlobClient` downloads the bytes of blobs, `ApiClient` sends
 all other requests.
 
-"The errors of a failed upstream request" are UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and
-StorageFailed. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant (UnconfirmedBlobUnknown). It is
-for a response that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
+UpstreamUnavailable, UpstreamTimeout, TooManyRequests, Denied and StorageFailed are the *errors of a failed upstream
+request*. Each "not found" error, such as BlobUnknown, has an *unconfirmed* variant (UnconfirmedBlobUnknown). It is for
+a response that possibly comes from a proxy or firewall in front of the registry, and not from the registry itself.
 
 Content with a digest is the same at all endpoints. For such content, requests are made with `any_endpoint`: if one
 endpoint does not have the content, the next one is tried. For tags, the first endpoint decides.
@@ -94,8 +94,9 @@ class HttpUpstreamClient:
         configured_name: str | None = None,
     ) -> None:
         """See `make_upstream_client` for the parameters. `trust`: decides which certificates of servers are accepted;
-        None: the setting `ca_file` decides. `configured_name`: the name to use in place of `settings.name` to find the
-        login in docker's `config.json`, and to decide which token services are trusted; None: `settings.name`."""
+        None: the setting `ca_file` decides. `configured_name`: the name of the upstream in the configuration, if
+        `settings` was made for one task and has a name of its own. With this name the client finds the login in
+        docker's `config.json`, and decides which token services are trusted. None: `settings.name` is that name."""
         self.name = settings.name
         self.endpoints: Sequence[str] = tuple(dict.fromkeys(settings.endpoints))
         self.connections = settings.connections
@@ -134,9 +135,9 @@ class HttpUpstreamClient:
     async def get_manifest(
         self, repo: RepositoryName, reference: Reference, memory: ShareScope | None = None
     ) -> Manifest:
-        """Returns a manifest after checking its bytes against the digest, if one is known. `memory`: a large body
-        counts against the memory budget until the `with` block of this scope ends; None: only while it is received.
-        Raises ManifestUnknown, and the errors of a failed upstream request."""
+        """Returns a manifest after checking its bytes against the digest, if one is known. The memory budget for large
+        responses counts a large body while it is received. `memory`: a scope; the budget goes on counting the body
+        until the scope's `with` block ends. Raises ManifestUnknown, and the errors of a failed upstream request."""
 
         async def operation(endpoint: UpstreamEndpoint, attempt: EndpointAttempt) -> Manifest:
             response = await self._request_manifest(endpoint, attempt, repo, "GET", reference, memory)
@@ -238,12 +239,15 @@ class HttpUpstreamClient:
         refused: Collection[str] = (),
         expected_size: int | None = None,
     ) -> None:
-        """Passes the bytes of `span` (a byte range of the blob) to `sink`. Tries the endpoints whose URL is in `avoid`
-        after the others, and those in `refused`, whose bytes the sink does not accept, last. Tries no other endpoint
-        after the sink was called. `expected_size`: the size of the whole blob in bytes, for a response that does not
-        state it; None: a response without the size is refused. Raises BlobUnknown, RangesUnsupported (the upstream
-        sends only whole blobs), BlobLengthWrong (`expected_size` is wrong), the errors of a failed upstream request,
-        and what the sink raises. After a cancellation the sink is not called again."""
+        """Passes the bytes of `span` (a byte range of the blob) to `sink`. `avoid` and `refused` are URLs of endpoints.
+        First tries the endpoints in neither, then those in `avoid`, and last those in `refused`. The sink does not
+        accept the bytes of a refused endpoint, and raises an error that says why. So if only refused endpoints have the
+        blob, this method raises that error, and not BlobUnknown. Tries no other endpoint after the sink was called.
+
+        `expected_size`: the size of the whole blob in bytes, for a response that does not state it; None: a response
+        without the size is refused. Raises BlobUnknown, RangesUnsupported (the upstream sends only whole blobs),
+        BlobLengthWrong (`expected_size` is wrong), the errors of a failed upstream request, and what the sink raises.
+        After a cancellation the sink is not called again."""
         range_value = range_header(span)
         range_headers = {"Range": range_value} if range_value else {}
         loop = asyncio.get_running_loop()

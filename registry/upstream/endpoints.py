@@ -147,10 +147,10 @@ class UpstreamEndpoint:
 
     def is_failing_for(self, repo: str) -> bool:
         """Returns whether requests for the repository should go to the other endpoints first: there were failures, and
-        no breaker has opened. Returns False if a breaker is half-open, because an endpoint in last place would get no
-        trial as long as another endpoint works."""
+        no breaker is tripped (open or half-open). An endpoint with a half-open breaker does not go last: in last place,
+        it would get no trial as long as another endpoint works."""
         breakers = self._breakers_for(repo)
-        return any(breaker.is_failing for breaker in breakers) and not any(breaker.has_opened for breaker in breakers)
+        return any(breaker.is_failing for breaker in breakers) and not any(breaker.is_tripped for breaker in breakers)
 
     def retry_in_seconds_for(self, repo: str) -> float:
         """Returns the seconds until requests for the repository may be sent again; 0 or less if they may be sent now,
@@ -173,15 +173,15 @@ class UpstreamEndpoint:
             except UpstreamUnavailable as error:
                 if attempt.counts_as_failure:
                     self._last_error = error.message, self._clock()
-                    opened_before = [breaker for breaker in self._breakers_for(repo) if breaker.has_opened]
+                    tripped_before = [breaker for breaker in self._breakers_for(repo) if breaker.is_tripped]
                     if attempt.has_no_connection:
                         self._connections.on_failure(started_at)
                     else:
                         self._on_repository_failure(repo, started_at, has_server_error=attempt.has_server_error)
-                        if attempt.has_server_error and self._connections.has_opened and self._connections in breakers:
+                        if attempt.has_server_error and self._connections.is_tripped and self._connections in breakers:
                             self._connections = Breaker(self._clock)  # the trial has made a connection
                     self._count_failure(started_at)
-                    if any(b.has_opened and b not in opened_before for b in self._breakers_for(repo)):
+                    if any(b.is_tripped and b not in tripped_before for b in self._breakers_for(repo)):
                         self._report_open()
                 raise
 
@@ -191,7 +191,7 @@ class UpstreamEndpoint:
         breaker: Literal["closed", "open", "half-open"] = "closed"
         wait_seconds = 0.0
         if self._is_reported_open:
-            wait_seconds = min((opened.retry_in_seconds for opened in self._opened_breakers()), default=0.0)
+            wait_seconds = min((tripped.retry_in_seconds for tripped in self._tripped_breakers()), default=0.0)
             breaker = "open" if wait_seconds > 0 else "half-open"
         error, error_at = self._last_error or (None, None)
         return EndpointHealth(
@@ -210,13 +210,14 @@ class UpstreamEndpoint:
             self._observer.on_breaker(opened=False)
         self._observer = UNOBSERVED  # a request that still runs may open or close a breaker
 
-    def _opened_breakers(self) -> list[Breaker]:
-        """Returns the breakers that have opened: if possible, those that stop the requests of all repositories."""
-        if self._connections.has_opened:
+    def _tripped_breakers(self) -> list[Breaker]:
+        """Returns the tripped breakers (open or half-open): if possible, those that stop the requests of all
+        repositories."""
+        if self._connections.is_tripped:
             return [self._connections]
         if self._suspect is not None:
             return [self._suspect.working]
-        return [breaker for breaker in self._failing.values() if breaker.has_opened]
+        return [breaker for breaker in self._failing.values() if breaker.is_tripped]
 
     def _breakers_for(self, repo: str) -> list[Breaker]:
         """Returns the breakers that apply to requests for the repository."""
@@ -232,7 +233,7 @@ class UpstreamEndpoint:
 
     def _on_success(self, repo: str) -> None:
         """Closes the breakers after a response for `repo` has shown that the endpoint works. The breakers of other
-        failing repositories stay if they have opened. Those that have not opened are removed. But if the endpoint was
+        failing repositories stay if they are tripped. Those that are closed are removed. But if the endpoint was
         suspect, they stay too and become half-open: possibly these repositories failed only because the endpoint
         did."""
         if self._is_reported_open:
@@ -244,9 +245,9 @@ class UpstreamEndpoint:
         self._failing.pop(repo, None)
         if self._suspect is not None:
             for breaker in self._failing.values():
-                if not breaker.has_opened:
+                if not breaker.is_tripped:
                     breaker.make_half_open()
-        for name in [name for name, breaker in self._failing.items() if not breaker.has_opened]:
+        for name in [name for name, breaker in self._failing.items() if not breaker.is_tripped]:
             del self._failing[name]
         self._suspect = None
         self._newly_failing.clear()
