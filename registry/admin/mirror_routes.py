@@ -87,9 +87,10 @@ class ImageToRefresh(BodyModel):
 
 class RefreshResponse(BaseModel):
     """What a refresh has found. `new`: the image was not cached. `unchanged`, `changed`: the tag points at the same
-    digest as before, or at another one. `frozen`: the upstream was not asked, because the tag is frozen. For a
-    reference with a digest: `cached`: the manifest is cached, and never changes. `fetched-later`: the digest is that of
-    a blob, which the next pull fetches."""
+    digest as before, or at another one. `frozen`: the upstream was not asked, because the tag is frozen. Only a
+    reference with a digest has the other two outcomes. `cached`: the upstream was not asked, because the manifest with
+    this digest is cached, and cannot change. `fetched-later`: the digest is that of a blob, and the next pull fetches
+    this blob."""
 
     outcome: RefreshOutcome
     digest: str
@@ -99,7 +100,8 @@ class RefreshResponse(BaseModel):
     )
     served: str | None = Field(description="What pulls get while the digest is held back")
     unblocked_blobs: int = Field(
-        description="Number of blobs that were blocked after corrupt bytes and can be requested again now"
+        description="Number of the image's blobs for which an endpoint of the upstream had sent corrupt bytes. This "
+        "registry then avoided the endpoint for these blobs; now it may request them there again"
     )
 
     @classmethod

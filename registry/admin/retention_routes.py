@@ -52,7 +52,9 @@ class RetentionTotals(BaseModel):
     tags_kept: int
     tags_deleted: int
     manifests_deleted: int = Field(description="Manifests that have no tag now and would be deleted")
-    bytes_freed: int = Field(description="Bytes that are freed once all that the rule deletes has been collected")
+    bytes_freed: int = Field(
+        description="Bytes that garbage collection frees after the rule has deleted all these tags and manifests"
+    )
     bytes_left: int = Field(
         description="Bytes that the images of deleted tags still occupy, because the rule has no delete_untagged_after"
     )
@@ -97,6 +99,7 @@ async def preview_retention(
         raise Denied(f"{caller.rights.account_name} may not see this: it needs the right `admin` on {repo}")
     preview = caller.upkeep.retention_preview
     rule = preview.rule_of(repo)
+    # A visitor is an account, or the network of clients without a login. Each visitor runs one preview at a time.
     async with preview.slots.slot(caller.visitor):
         lines = await preview.page(repo, after, limit)
         totals = None if after is not None else await preview.totals(repo)

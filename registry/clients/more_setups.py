@@ -50,19 +50,20 @@ def _docker(address: RegistryAddress, hosts: Sequence[MirroredHost], has_account
         setup, commands = ClientSetup((), tuple(docker_prefix_hints(address, hosts))), []
     if has_accounts:
         commands.append(f"docker login {address.host}")
-    hints = (*setup.hints, *_open_docker_mirror_hints(hosts, has_accounts))
+    hints = (*setup.hints, *_docker_grant_hints(hosts, has_accounts))
     return ClientSetup(setup.files, hints, (*commands, f"docker push {address.host}/team/app"))
 
 
-def _open_docker_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """Returns a hint to let everyone pull the mirrored images of Docker Hub, if docker uses this mirror and there are
-    accounts: docker sends no login to a mirror, and shows no error if the mirror refuses its requests."""
+def _docker_grant_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
+    """Returns a hint to grant everyone the right to pull the mirrored images of Docker Hub, if docker uses this mirror
+    and there are accounts: docker sends no login to a mirror, and shows no error if the mirror refuses its
+    requests."""
     if not has_accounts or not is_docker_mirror(hosts):
         return []
     return [
         hint(
-            "docker sends no login to a mirror, and if the mirror refuses it, it asks Docker Hub itself; let everyone "
-            "pull mirrored images: entrepot grant add '{pattern}' pull everyone",
+            "docker sends no login to a mirror; if the mirror refuses a request, docker pulls from Docker Hub itself; "
+            "to avoid that, let everyone pull mirrored images: entrepot grant add '{pattern}' pull everyone",
             pattern=f"{DOCKER_HUB}/**",
         )
     ]
@@ -71,7 +72,7 @@ def _open_docker_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool)
 def _containerd(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     setup = containerd_setup(address, hosts)
     files = (*setup.files, *_own_hosts_toml(address))
-    hints = [*(setup.hints if files else ()), *_open_mirror_hints(hosts, has_accounts)]
+    hints = [*(setup.hints if files else ()), *_containerd_grant_hints(hosts, has_accounts)]
     if has_accounts:
         hints.append(_ROBOT_HINT)
     return ClientSetup(files, tuple(hints), _pull_secret(address) if has_accounts else ())
@@ -88,9 +89,9 @@ def _own_hosts_toml(address: RegistryAddress) -> list[tuple[str, str]]:
     return [(path, content)]
 
 
-def _open_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
-    """Returns for each upstream a hint to let everyone pull its images, if there are accounts: containerd sends no
-    login to a mirror."""
+def _containerd_grant_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> list[Hint]:
+    """Returns for each upstream a hint to grant everyone the right to pull its images, if there are accounts:
+    containerd sends no login to a mirror."""
     if not has_accounts:
         return []
     return [
@@ -99,6 +100,8 @@ def _open_mirror_hints(hosts: Sequence[MirroredHost], has_accounts: bool) -> lis
             "entrepot grant add '{pattern}' pull everyone",
             pattern=f"{name}/**",
         )
+        # Grants are for repository names, which begin with the upstream's name (`host.name`). Several hosts
+        # (`host.prefix`) can belong to one upstream.
         for name in dict.fromkeys(host.name for host in hosts)
     ]
 
@@ -112,7 +115,7 @@ def _pull_secret(address: RegistryAddress) -> tuple[str, ...]:
 def k3s_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> ClientSetup:
     """Returns k3s's registries.yaml. k3s generates containerd's hosts.toml files from it, so containerd names the
     mirrored host in the query of its requests (`?ns=HOST`)."""
-    names = [host.prefix for host in hosts]
+    names = [host.prefix for host in hosts]  # the hosts in the image names of clients; `host.name` is the upstream's
     if address.is_plain_http:
         names.append(address.host)  # without this entry, containerd uses https for the images of this registry
     lines = ["mirrors:"] if names else []
@@ -137,12 +140,12 @@ def kind_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_acco
     if address.is_trusted_by_docker:  # docker trusts loopback addresses
         hints.append(
             hint(
-                "{host} is a loopback address, which nodes in containers do not reach: use an address of this machine "
-                "in its network",
+                "{host} is a loopback address, which nodes in containers do not reach: use the address that this "
+                "machine has in its network",
                 host=address.host,
             )
         )
-    hints += _open_mirror_hints(hosts, has_accounts)
+    hints += _containerd_grant_hints(hosts, has_accounts)
     if has_accounts:
         hints.append(_ROBOT_HINT)
     if not setup.files:
@@ -179,11 +182,11 @@ def nas_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accou
         hints.insert(1, hint("to mirror Docker Hub: select it there, Edit, Enable registry mirror, with the same URL"))
     if has_accounts:
         hints.append(hint("fill in the user name and, as the password, an API token; a robot's suffices"))
-    hints += _open_docker_mirror_hints(hosts, has_accounts)
+    hints += _docker_grant_hints(hosts, has_accounts)
     hints += docker_prefix_hints(address, hosts)
     if not daemon:
         return ClientSetup((), tuple(hints))
-    hints.append(hint("the file has the same effect as the form; merge this into it"))
+    hints.append(hint("the file has the same effect as the form: fill in the form, or merge these lines into the file"))
     content = json.dumps(daemon, indent=2) + "\n"
     commands = ("synopkg restart ContainerManager",)
     return ClientSetup(((_SYNOLOGY_FILE, content),), tuple(hints), commands)
@@ -198,7 +201,7 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
             settings='privileged = true, volumes = ["/certs/client", "/cache"]',
         ),
     ]
-    hints += _open_docker_mirror_hints(hosts, has_accounts)
+    hints += _docker_grant_hints(hosts, has_accounts)
     hints += docker_prefix_hints(address, hosts)
     if has_accounts and address.is_plain_http:
         hints.append(
@@ -222,7 +225,8 @@ def ci_setup(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accoun
 def _gitlab_job(address: RegistryAddress, hosts: Sequence[MirroredHost], has_accounts: bool) -> str:
     daemon = docker_daemon(address, hosts)
     options = [text for url in daemon.get("registry-mirrors", ()) for text in ("--registry-mirror", url)]
-    # Also for a loopback address, which people have to replace: docker runs in a container here, and cannot reach it.
+    # docker accepts plain HTTP from a loopback address without this option. The job has the option even so: its docker
+    # runs in a container and cannot reach the loopback address, so people have to put another address in its place.
     if address.is_plain_http:
         options += ["--insecure-registry", address.host]
     image = f"{address.host}/team/app:$CI_COMMIT_SHORT_SHA"

@@ -53,7 +53,7 @@ class WorkMetrics:
         self.calls = Histogram(
             plan,
             "entrepot_registry_call_duration_seconds",
-            "Time of calls on the registry, which requests make that the response cache does not answer.",
+            "Time of calls on the registry. A request that the response cache answers makes no call.",
             {"operation": OPERATIONS},
             bounds=CALL_SECONDS,
         )
@@ -61,7 +61,7 @@ class WorkMetrics:
         self.logins = Counter(
             plan,
             "entrepot_logins_total",
-            "Checked credentials. One that was checked before is not checked again for some time.",
+            "Checked credentials. A credential that was checked is not checked again for some time.",
             {"method": LOGIN_METHODS, "outcome": ("ok", "failed", "throttled")},
         )
         self.denials = Counter(
@@ -168,7 +168,7 @@ class EventMetrics:
         self.failed_attempts = Counter(
             plan,
             "entrepot_events_failed_attempts_total",
-            "Attempts to tell a webhook of an event that failed.",
+            "Failed attempts to tell a webhook of an event.",
             {**by_webhook, "outcome": ("refused", "down")},
         )
         self.dead = Counter(plan, "entrepot_events_given_up_total", "Events that have become dead letters.", by_webhook)
@@ -184,7 +184,8 @@ class EventMetrics:
 
     def use(self, cells: SharedCells, webhooks: SharedNames) -> None:
         """Makes the methods count in `cells`, which have the cells of the plan. `webhooks` gives each
-        webhook a number, which is the value of the label `webhook` in place of the name."""
+        webhook a number. In the cells, this number stands for the webhook's name as the value of the label
+        `webhook`."""
         self._cells = cells
         self._webhooks = webhooks
 

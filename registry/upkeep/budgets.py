@@ -33,18 +33,19 @@ def quota_scope(prefix: str) -> str:
 
 def scope_definitions(settings: Settings) -> list[ScopeDefinition]:
     """Returns the scopes: one for each upstream, one for all of them, and one for each quota."""
-    prefixes = tuple(f"{upstream.name}/" for upstream in settings.upstream)
+    upstream_prefixes = tuple(f"{upstream.name}/" for upstream in settings.upstream)
     scopes = [
         ScopeDefinition(upstream_scope(upstream.name), (f"{upstream.name}/",), upstream=upstream.name)
         for upstream in settings.upstream
     ]
-    if prefixes:
-        scopes.append(ScopeDefinition(CACHE_SCOPE, prefixes))
+    if upstream_prefixes:
+        scopes.append(ScopeDefinition(CACHE_SCOPE, upstream_prefixes))
     scopes += [
         ScopeDefinition(
             quota_scope(quota.prefix),
             (quota.prefix,),
-            excluded=() if quota.prefix else prefixes,  # a quota for all repositories does not count mirrored ones
+            # a quota for all repositories does not count mirrored ones
+            excluded=() if quota.prefix else upstream_prefixes,
             max_bytes=quota.max_size,
             max_tags=quota.max_tags,
         )

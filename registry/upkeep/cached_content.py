@@ -35,8 +35,8 @@ MANIFESTS_AT_A_TIME: Final = 20
 class RefreshOutcome(StrEnum):
     """The outcome of a refresh. `NEW`: the image was not cached before. `UNCHANGED`: the tag points at the same digest
     as before. `CHANGED`: the tag points at another digest than before. `FROZEN`: the upstream was not asked, because
-    the tag is frozen. `CACHED`: the manifest of the digest is cached, and never changes. `FETCHED_LATER`: the digest is
-    that of a blob, which the next pull fetches."""
+    the tag is frozen. `CACHED`: the upstream was not asked, because the manifest of the digest is cached, and cannot
+    change. `FETCHED_LATER`: the digest is that of a blob, and the next pull fetches this blob."""
 
     NEW = "new"
     UNCHANGED = "unchanged"

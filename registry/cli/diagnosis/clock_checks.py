@@ -76,7 +76,7 @@ def file_clock_findings(now: float, data: Path) -> list[Finding]:
     if newest is None or newest[0] - now <= _FUTURE_SECONDS:
         return []
     what = f"{newest[1]} was written {_duration(newest[0] - now)} in the future"
-    why = "the clock was set back: times of pulls and pushes, on which retention and eviction decide, are wrong"
+    why = "the clock was set back: recorded times of pulls and pushes, which retention and eviction use, are wrong"
     return [problem(CHECK, what, why, _SET_CLOCK_STEP)]
 
 

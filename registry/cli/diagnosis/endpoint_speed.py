@@ -50,7 +50,7 @@ class EndpointSpeed:
       whole request, including the connection.
     - `manifest`: the time to fetch the manifest of an image. For an index, includes the time to fetch one of the
       manifests in it.
-    - `bytes`: how many bytes of a blob arrived in the time `blob`.
+    - `bytes`: how many bytes of a blob arrived in `blob_seconds`.
     - `proxy`: the URL of the proxy; None: no proxy was used.
     - `error`: why the endpoint does not work; None: it works.
     - `notes`: sentences for the user, such as why something was not measured."""
@@ -61,7 +61,7 @@ class EndpointSpeed:
     first_byte: float | None = None
     manifest: float | None = None
     bytes: int = 0
-    blob: float | None = None
+    blob_seconds: float | None = None
     proxy: str | None = None
     error: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -69,7 +69,7 @@ class EndpointSpeed:
     @property
     def bytes_per_second(self) -> float | None:
         """How many bytes of a blob arrive in a second; None if that was not measured."""
-        return self.bytes / self.blob if self.blob else None
+        return self.bytes / self.blob_seconds if self.blob_seconds else None
 
 
 class _CountingSink:
@@ -161,7 +161,7 @@ async def _measure_content(client: HttpUpstreamClient, repo: RepositoryName, tag
         # speed.
         if sink.started is not None and sink.bytes:
             # At least a microsecond, because `bytes_per_second` would be None for a time of 0.
-            speed.bytes, speed.blob = sink.bytes, max(time.monotonic() - sink.started, 1e-6)
+            speed.bytes, speed.blob_seconds = sink.bytes, max(time.monotonic() - sink.started, 1e-6)
 
 
 async def _image_manifest(client: HttpUpstreamClient, repo: RepositoryName, tag: Reference) -> Manifest:
@@ -200,7 +200,7 @@ def advice(upstream: Upstream, speeds: Sequence[EndpointSpeed]) -> tuple[str, st
     keeps_first = _is_similar(first, best)
     failed = [speed.url for speed in ranked if speed.error is not None]
     if keeps_first and not failed:
-        return f"{first.url} is the fastest or as fast, and is the first already", ""
+        return f"{first.url} is the first already, and no other endpoint is clearly faster", ""
     order = [first, *(speed for speed in working if speed is not first)] if keeps_first else working
     urls = "".join(f'  "{speed.url}",\n' for speed in order)
     what = f"{first.url if keeps_first else best.url} is the fastest"

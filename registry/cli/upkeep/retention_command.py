@@ -62,7 +62,7 @@ def preview(
 )
 def apply(
     confirmed: Annotated[
-        bool, typer.Option("--yes", help="Also run rules with delete_all = true, which keep no tag at all.")
+        bool, typer.Option("--yes", help="Needed if a rule has delete_all = true: such a rule keeps no tag at all.")
     ] = False,
     config: ConfigOption = None,
     data: DataOption = None,
