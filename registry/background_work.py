@@ -42,7 +42,7 @@ from storage.upkeep.job_schedule import queue_jobs
 from storage.upkeep.pull_recorder import PullRecorder
 from storage.upkeep.schedule import cancel_all
 from storage.upkeep.search_indexing import SearchIndexer, keep_indexed
-from storage.upkeep.usage_counting import keep_counted
+from storage.upkeep.usage_counting import count_scopes_with_retries
 
 if TYPE_CHECKING:
     from registry.mirror.mirror import Mirror
@@ -106,7 +106,7 @@ class BackgroundWork:
         self._tasks = [asyncio.create_task(work) for work in (self._runner.run(), *recorders)]
         schedules = [
             *self._job_schedules(),
-            keep_counted(store.usage, store.leases, scope_definitions(settings)),
+            count_scopes_with_retries(store.usage, store.leases, scope_definitions(settings)),
             keep_indexed(search_indexer(settings, store), store.leases),
         ]
         if self._activity is not None:

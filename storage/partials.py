@@ -18,7 +18,8 @@ from storage.names import Digest, RepositoryName
 
 MIN_KEPT_BYTES: Final = 256 * 1024
 """If a failed download has stored at least this many bytes, `discard_if_nearly_empty` keeps the partial blob. It
-deletes most of the smaller ones, because an upstream can name any number of blobs and send almost nothing of them."""
+deletes a smaller one, because an upstream can name any number of blobs and send almost nothing of them. But it keeps a
+smaller one of which some bytes have arrived, while another handle is a waiter (`Partial.has_waiters`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class ExpiredPartial:
 
 
 class Partial(Protocol):
-    """A handle to a partial blob, which consists of a file and a record of the bytes that have arrived.
+    """One handle to a partial blob, not the partial blob itself. All handles to a partial blob share its bytes, which
+    are in a file, and a record of the bytes that have arrived.
 
     Only the owner writes. When the owner is closed or its process dies, the next handle that calls `take_ownership`
     becomes the owner. The new owner continues the download; bytes that have arrived stay. `write_at` blocks and is
@@ -168,8 +170,8 @@ class Partials(Protocol):
         ...
 
     async def downloading(self) -> set[Digest]:
-        """Returns the digests of the blobs that a process is downloading now. Includes partial blobs whose state the
-        disk cannot read, because a process may be downloading them. Raises StorageFailed."""
+        """Returns the digests of the blobs that a process is downloading now. Includes partial blobs whose state
+        cannot be read from the disk, because a process may be downloading them. Raises StorageFailed."""
         ...
 
     async def expire(self, before: float, *, dry_run: bool = False) -> list[ExpiredPartial]:

@@ -52,8 +52,9 @@ async def _count(usage: Usage) -> None:
         log.info("counted what is stored; all limits are in effect")
 
 
-async def keep_counted(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
-    """Does the same as `count_scopes`. Logs an error and tries again later instead of raising it."""
+async def count_scopes_with_retries(usage: Usage, leases: Leases, definitions: Sequence[ScopeDefinition]) -> None:
+    """Does the same as `count_scopes`, but raises no error: logs it, and tries again later until `count_scopes` has
+    succeeded."""
     while True:
         try:
             return await count_scopes(usage, leases, definitions)

@@ -39,9 +39,9 @@ class UploadFile:
 
     @classmethod
     def create(cls, system: System, directory: Path) -> UploadFile:
-        """Creates the directory and the first file of a session, which has neither until its first bytes are written.
-        Raises BlobUploadInvalid if the directory exists already: since the session began, another request has taken it
-        over, and `take_over` has created the directory and the file."""
+        """Creates the directory and the first file of a session. Before its first bytes are written, a session has
+        neither. Raises BlobUploadInvalid if the directory exists already: since the session began, another request has
+        taken it over, and `take_over` has created the directory and the file."""
         path = directory / "1"
         try:
             system.mkdir(directory)
@@ -95,10 +95,10 @@ class UploadFile:
         """Raises BlobUploadInvalid if a newer owner has taken the session over. A caller that does not hold the file's
         lock can still lose the session directly after this call."""
         try:
-            has_own_path = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
+            is_file_at_path = os.path.samestat(os.stat(self.path), os.fstat(self._fd))
         except FileNotFoundError:
-            has_own_path = False
-        if not has_own_path:
+            is_file_at_path = False
+        if not is_file_at_path:
             raise BlobUploadInvalid("a newer request has taken this upload over")
 
     def size(self) -> int:

@@ -172,21 +172,21 @@ class SqliteInventory:
 
     def _with_dependents(self, root: int) -> list[int]:
         """Returns the row ids of the manifests to remove: `root`, its children and referrers, and recursively their
-        children and referrers. Leaves out manifests that have a tag or that a remaining index lists."""
-        # An index can have tens of thousands of children, and many indexes can list the same children. A manifest that
-        # a remaining index lists therefore waits until that index is removed. The next check of the manifest starts at
-        # that index, so the loop reads each entry of an index only a few times.
+        children and referrers. Leaves out manifests that have a tag or that an index outside the result lists."""
+        # An index can have tens of thousands of children, and many indexes can list the same children. So a
+        # manifest waits while it is listed by an index that is not removed yet. Once that index is removed, the check
+        # of the manifest continues at that index. So the loop reads each entry of an index only a few times.
         removed: dict[int, None] = {}  # keeps the order
         waiting: dict[int, list[int]] = {}  # maps an index to the manifests that stay unless the index is removed
         # Maps each found manifest to a row id. All indexes up to this row id that list the manifest are in `removed`.
-        checked_indexes = {root: 0}
+        checked_up_to = {root: 0}
         pending = deque([root])
         while pending:
             manifest = pending.popleft()
             if manifest != root:
-                index = self._next_index(manifest, checked_indexes[manifest])
+                index = self._next_index(manifest, checked_up_to[manifest])
                 while index is not None and index in removed:
-                    checked_indexes[manifest] = index
+                    checked_up_to[manifest] = index
                     index = self._next_index(manifest, index)
                 if index is not None:
                     waiting.setdefault(index, []).append(manifest)
@@ -196,8 +196,8 @@ class SqliteInventory:
             removed[manifest] = None
             pending += waiting.pop(manifest, ())
             for dependent in [*self._column(_CHILDREN, manifest), *self._column(_REFERRERS, manifest)]:
-                if dependent not in checked_indexes:
-                    checked_indexes[dependent] = 0
+                if dependent not in checked_up_to:
+                    checked_up_to[dependent] = 0
                     pending.append(dependent)
         return list(removed)
 

@@ -4,14 +4,15 @@ Short lookups run on the event loop, because they take microseconds. They see al
 may read many rows run in a thread (`ScanThread`). Changes run in another thread (`CommitThread`). Unless they pass
 `durable=False`, changes survive a power cut once the method has returned.
 
-The *reserve* is disk space that was allocated in advance. On a full disk, changes that free space may use all of it
-(`ReserveUse.ALL`).
+The *reserve* is disk space that was allocated in advance. On a full disk, a change that frees space may use the whole
+reserve (`ReserveUse.ALL`).
 
 - A *link* is a row that lets a repository serve a blob.
 - The *collect queue* lists the links and blobs that garbage collection may have to remove.
 - `place` is the key under which the blob store has the bytes of a blob.
 - `by` is the client for which a change is made. The audit log names it.
-- `before` is a time in seconds since 1970.
+- `before` is a time in seconds since 1970. Methods with this parameter leave out what has been queued, used, continued
+  or deleted since then.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ from storage.metadata.sqlite.commit_thread import CommitThread
 from storage.metadata.sqlite.immutable_database import ImmutableDatabase, ImmutableScans
 from storage.metadata.sqlite.lookup_cache import (
     LookupCache,
+    manifest_bytes,
     manifest_for_caller,
-    manifest_memory,
-    page_memory,
-    row_memory,
+    page_bytes,
+    row_bytes,
 )
 from storage.metadata.sqlite.manifest_deletion import ManifestDeletion
 from storage.metadata.sqlite.needing_tags import run_checked
@@ -57,8 +58,8 @@ from storage.patterns import NameSet
 from storage.tag_rules import IsImmutable, nothing_immutable
 
 _MAX_REPOSITORIES_ON_LOOP: Final = 1000
-"""Largest `limit` of a page of repositories that is read on the event loop. Pages with a larger limit, and pages of a
-set that does not contain every name, are read in the thread."""
+"""Largest `limit` of a page of repositories that is read on the event loop. The thread reads pages with a larger limit.
+It also reads all pages of the repositories in a set, unless the set contains every name."""
 _MAX_REFERRERS_ON_LOOP: Final = 100
 """Largest number of referrers that are read for a page on the event loop. A *referrer* of a manifest is a manifest
 whose `subject` field has the digest of that manifest."""
@@ -101,13 +102,15 @@ class SqliteMetadata:
         self._large_manifests: WeakValueDictionary[Digest, Manifest] = WeakValueDictionary()
         """The large manifests that are in use now, so that requests for the same one share its memory."""
         self._needing_tags_lock = asyncio.Lock()
-        """Held while a manifest that many tags need is deleted or gets another media type."""
+        """Held while a manifest that many tags *need* is deleted or gets another media type. A tag needs the manifest
+        that it points at and, if this is an index, also the manifests in the index, directly or through other
+        indexes."""
         self._clock = clock
         self.on_mirrored: Callable[[], None] = lambda: None
         """Called after `adopt_blob`, and after `put_manifest` of a mirrored (`sparse`) manifest."""
 
     async def blob(self, repo: RepositoryName, digest: Digest) -> BlobRow:
-        return self._cache.look_up(row_memory, lookups.blob, repo, digest)
+        return self._cache.look_up(row_bytes, lookups.blob, repo, digest)
 
     async def touch_blob(self, repo: RepositoryName, digest: Digest) -> None:
         """Records that the registry has just told a client that the repository has the blob. Garbage collection then
@@ -195,10 +198,10 @@ class SqliteMetadata:
         )
 
     async def manifest_descriptor(self, repo: RepositoryName, reference: Reference) -> Descriptor:
-        return self._cache.look_up(row_memory, lookups.manifest_descriptor, repo, reference)
+        return self._cache.look_up(row_bytes, lookups.manifest_descriptor, repo, reference)
 
     async def manifest(self, repo: RepositoryName, reference: Reference) -> Manifest:
-        return manifest_for_caller(self._cache.look_up(manifest_memory, self._find_manifest, repo, reference))
+        return manifest_for_caller(self._cache.look_up(manifest_bytes, self._find_manifest, repo, reference))
 
     def _find_manifest(self, db: apsw.Connection, repo: RepositoryName, reference: Reference) -> Manifest:
         return lookups.manifest(db, repo, reference, self._large_manifests)
@@ -260,12 +263,12 @@ class SqliteMetadata:
 
     async def repositories(self, after: str | None, limit: int, within: NameSet) -> Page[RepositoryName]:
         if within.has_every_name and limit <= _MAX_REPOSITORIES_ON_LOOP:
-            return self._cache.look_up(page_memory, lookups.repositories, after, limit, within)
-        memory_of = partial(page_memory, set_bytes=within.memory_bytes)  # the set is a part of the cache's key
-        return await self._cache.scan(memory_of, lookups.repositories, after, limit, within)
+            return self._cache.look_up(page_bytes, lookups.repositories, after, limit, within)
+        bytes_of = partial(page_bytes, name_set_bytes=within.memory_bytes)  # the set is a part of the cache's key
+        return await self._cache.scan(bytes_of, lookups.repositories, after, limit, within)
 
     async def tags(self, repo: RepositoryName, after: str | None, limit: int) -> Page[Tag]:
-        return self._cache.look_up(page_memory, lookups.tags, repo, after, limit)
+        return self._cache.look_up(page_bytes, lookups.tags, repo, after, limit)
 
     async def referrers(
         self, repo: RepositoryName, subject: Digest, artifact_type: str | None, after: str | None, limit: int
@@ -300,7 +303,7 @@ class SqliteMetadata:
 
     async def drop_link(self, entry: QueuedLink, before: float) -> bool:
         """Removes a queued link if no manifest of the repository refers to the blob, and no client has used the blob in
-        the repository after `before`. Returns whether it removed the link."""
+        the repository since the time `before`. Returns whether it removed the link."""
         now = self._clock()
         return await self._writer.run(
             lambda db: blob_changes.drop_link(db, entry, before, now), reserve_use=ReserveUse.ALL

@@ -4,8 +4,8 @@ A *scope* is a set of repositories whose blobs, bytes and tags are counted. Each
 that it limits. The cache of mirrored content has scopes too: one for each upstream, and one for all upstreams together.
 So a wrong count makes a quota refuse pushes too early or too late, or makes the cache evict too much or too little.
 
-A blob counts once in a scope. Each scope also counts the *links* of each blob: in how many of its repositories the blob
-is. A new scope is not complete until the content that was stored before it is counted. Such a scope is not checked.
+A blob counts once in a scope. A scope also counts the *links* of each blob: the repositories in the scope that have the
+blob. A new scope is not complete until the content that was stored before it is counted. Such a scope is not checked.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SELECT (SELECT count(*) FROM usage_blob u WHERE u.scope = s.id),
 
 USAGE_CHECKS: Final = (
     TableCheck(
-        "usage_blob",
-        "blob",
-        ("id",),
-        "''",
-        "t.digest",
-        (
+        area="usage_blob",
+        table="blob",
+        key=("id",),
+        repository="''",
+        item="t.digest",
+        rules=(
             Rule(
                 ProblemCode.USAGE_LINKS,
                 "EXISTS (SELECT 1 FROM usage_scope s WHERE s.complete = 1 AND "
@@ -49,12 +49,12 @@ USAGE_CHECKS: Final = (
         ),
     ),
     TableCheck(
-        "usage_scope",
-        "usage_scope",
-        ("id",),
-        "''",
-        "t.name",
-        (
+        area="usage_scope",
+        table="usage_scope",
+        key=("id",),
+        repository="''",
+        item="t.name",
+        rules=(
             Rule(
                 ProblemCode.USAGE_TOTALS,
                 f"t.complete = 1 AND (t.blobs, t.bytes, t.tags) <> ({_TOTALS}t.id)",
@@ -64,8 +64,7 @@ USAGE_CHECKS: Final = (
     ),
 )
 """The checks in the order in which they should be repaired. Blobs come first, because the totals are sums over the
-blobs. The fields of a `TableCheck` are the name of the check, the table (`t` in the SQL), the columns of its key, SQL
-expressions for the repository and the item that a problem names, and the rules."""
+blobs. In the SQL, `t` is the row that is checked. `repository` is empty, because a problem names none."""
 
 
 def repair(db: apsw.Connection, problem: Problem) -> str | None:
