@@ -14,11 +14,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS ?=
 
-# System tests wait half of their time, so two processes more than there are processors keep most of them busy. Each
-# process takes whole groups of tests (tests/conftest.py), of which there are not enough for more than eight. Unit tests do not wait.
+# System tests wait half of their time, so two processes more than there are processors keep most of them busy. Unit
+# tests wait less: one more suffices. Each process takes whole groups of tests (tests/conftest.py), of which there are
+# not enough for more than eight.
 SEED := $(or $(SEED),$(shell echo $$((RANDOM * 32768 + RANDOM))))
 PROCESSES ?= $(shell n=$$(($$(nproc) + 2)); echo $$((n < 8 ? n : 8)))
-CHECK_PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
+CHECK_PROCESSES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 8 ? n : 8)))
 SIDE_BY_SIDE := --dist=loadscope --no-loadscope-reorder --randomly-seed=$(SEED)
 CHECKED := tests/architecture tests/unit tests/contract
 

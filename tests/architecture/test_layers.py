@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
 from tests.architecture.product_code import MODULES, dotted_name, nodes_of
 from tests.fakes.server_process import ROOT
 
@@ -33,6 +35,7 @@ def imports(path: Path) -> Iterator[str]:
                 yield node.module
 
 
+@pytest.mark.slow  # `make check` runs import-linter itself
 def test_contracts_of_import_linter_hold() -> None:
     """import-linter finds no import that breaks the layers defined in pyproject.toml."""
     linter = Path(sys.executable).with_name("lint-imports")

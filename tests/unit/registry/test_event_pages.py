@@ -167,6 +167,7 @@ async def test_each_visible_event_is_on_one_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [8, 1000])
+@pytest.mark.slow
 async def test_other_requests_run_while_a_page_reads_hidden_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:

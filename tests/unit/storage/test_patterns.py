@@ -285,6 +285,7 @@ def test_covering_of_simple_patterns_is_complete(outer: str, inner: str) -> None
 
 
 @given(_ANY_PATTERN, st.sets(_ANY_PATTERN, max_size=3))
+@pytest.mark.slow
 def test_a_set_covers_its_own_patterns(pattern: NamePattern, others: set[NamePattern]) -> None:
     """A set covers its own patterns, and `**` covers every pattern."""
     assert all(NameSet(frozenset(others)).covers(other) for other in others)

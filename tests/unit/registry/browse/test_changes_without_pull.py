@@ -68,6 +68,7 @@ def test_all_changes_are_tested() -> None:
 
 
 @pytest.mark.parametrize("upstream", UPSTREAMS)
+@pytest.mark.slow
 async def test_the_api_answers_as_for_a_missing_repository(tmp_path: Path, upstream: list[Any]) -> None:
     """Each change gets the same 404, byte for byte, for the repository and for one that does not exist, also if a
     default upstream has more repositories. Nothing is changed."""

@@ -52,6 +52,7 @@ def test_a_duration_is_bounded(tmp_path: Path, name: str, duration: str) -> None
 
 
 @pytest.mark.parametrize("host", ["registry.例子.com", "registry.exa mple.com", 'registry".example.com', "a\\b", "a,b"])
+@pytest.mark.slow
 def test_the_public_host_is_ascii(tmp_path: Path, host: str) -> None:
     """The host of `public_url` has only characters that a URL can have, so an internationalized name needs its ASCII
     form."""

@@ -170,6 +170,7 @@ async def test_a_hanging_request_delays_no_other_repository(
     assert subjects(receiver) == [f"{good}:v{number}" for number in range(3)]
 
 
+@pytest.mark.slow
 async def test_an_endpoint_has_few_requests_at_a_time(
     store: StoredRegistry, receiver: WebhookReceiver, clock: Clock
 ) -> None:

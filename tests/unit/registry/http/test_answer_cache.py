@@ -249,6 +249,7 @@ async def test_nothing_is_cached_if_the_server_does_not_ask_for_cached_answers(s
 # Memory, the access log and the rate limit
 
 
+@pytest.mark.slow
 async def test_a_blob_that_is_sent_in_parts_is_not_collected_in_memory(site: AnswerCacheSite) -> None:
     """Over TLS, a blob is sent in parts. The cache does not collect these parts in memory."""
     size = 32 * MIB

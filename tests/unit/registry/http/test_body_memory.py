@@ -378,6 +378,7 @@ async def test_one_client_cannot_use_up_the_memory_for_forms() -> None:
     assert app.body_memory.forms.used == 0
 
 
+@pytest.mark.slow
 async def test_small_pieces_of_a_form_are_joined() -> None:
     """The application gets a body that arrives byte by byte in a few pieces, because it keeps each piece as an object
     of its own. If the client disconnects, the application gets the message `http.disconnect` instead of the body."""

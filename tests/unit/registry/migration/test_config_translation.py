@@ -273,6 +273,7 @@ def test_malformed_files_are_refused(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "value", ["9" * 5000, "0x" + "f" * 5000, "[" * 900, "2020-13-45", "!!int ''", "a: [", '"\\ud800"']
 )
+@pytest.mark.slow
 def test_variables_that_are_not_yaml_are_text(value: str) -> None:
     """The value of an environment variable that cannot be read as YAML is a text."""
     assert "storage.maintenance.uploadpurging.age" in translate(

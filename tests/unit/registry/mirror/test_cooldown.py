@@ -95,6 +95,7 @@ def test_older_mature_digests_are_alternatives() -> None:
 
 
 @given(moves_strategy, st.floats(min_value=0, max_value=10 * DAY))
+@pytest.mark.slow
 def test_the_newest_mature_digest_is_served(moves: list[tuple[float, int]], seconds_since_last_move: float) -> None:
     """The served digest has held the tag for the cooldown, and no later digest has done so."""
     at, sightings = START, list[Sighting]()
@@ -119,6 +120,7 @@ def test_the_newest_mature_digest_is_served(moves: list[tuple[float, int]], seco
 @pytest.mark.parametrize("serves_new", [True, False])
 @settings(max_examples=12)
 @given(moves=st.lists(st.floats(min_value=0.01, max_value=4 * DAY), min_size=MAX_SIGHTINGS, max_size=3 * MAX_SIGHTINGS))
+@pytest.mark.slow
 def test_pruning_changes_nothing_that_is_served(moves: list[float], serves_new: bool) -> None:
     """The mirror keeps only a limited number of sightings of a tag. If every move of the tag is to a new digest, the
     served digest is the same as if all sightings were kept."""

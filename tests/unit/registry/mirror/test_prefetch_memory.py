@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from registry.mirror.fill.demand import ImagePull
 from registry.mirror.fill.fill import Fill
 from registry.mirror.prefetch import MAX_IMAGE_BLOBS, MAX_REMEMBERED_BLOBS, Prefetcher, PrefetchQueue
@@ -22,6 +24,7 @@ def image_number(number: int) -> Manifest:
     )
 
 
+@pytest.mark.slow
 async def test_memory_for_many_images_with_many_layers() -> None:
     """A client can pull the manifests of many images with many layers. Only the images that were pulled last are
     remembered, so the memory stays small."""

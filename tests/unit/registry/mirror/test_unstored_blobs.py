@@ -36,6 +36,7 @@ async def full_worker(site: MirrorSite) -> AsyncIterator[MirrorWorker]:
 
 
 @pytest.mark.parametrize("can_store_records", [True, False])
+@pytest.mark.slow
 async def test_endpoint_that_sent_corrupt_bytes_is_asked_last(
     site: MirrorSite, full_worker: MirrorWorker, can_store_records: bool
 ) -> None:

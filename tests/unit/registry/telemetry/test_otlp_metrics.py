@@ -27,6 +27,7 @@ def send(metrics: Metrics, collector: Collector) -> dict[str, Any]:
     return {metric.name: metric for metric in received}
 
 
+@pytest.mark.slow
 def test_a_gauge_of_zero_is_sent(collector: Collector) -> None:
     """Gauges that are 0 are sent, so that the collector does not keep an earlier value: for each upstream in the
     settings, and for no other."""

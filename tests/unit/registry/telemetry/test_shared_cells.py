@@ -110,6 +110,7 @@ def test_gauges_of_dead_processes_do_not_count() -> None:
     assert cells.totals() == [3, 0]
 
 
+@pytest.mark.slow
 def test_each_process_sees_all_running_processes() -> None:
     """Each process can list all running processes. The process that lists them keeps its own column."""
     cells = SharedCells(1, columns=3)

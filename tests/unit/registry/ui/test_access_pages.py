@@ -43,6 +43,7 @@ def problem_on_page(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, re.sub(r"<[^>]+>", "", match[1]).strip()
 
 
+@pytest.mark.slow
 async def test_the_pages_are_for_admins_only(tmp_path: Path) -> None:
     """Anonymous visitors are redirected to the login form. Members, who are not admins, get 403, whether or not the
     page exists. These refusals are in the audit log."""
@@ -310,6 +311,7 @@ async def test_sessions_can_be_ended(tmp_path: Path) -> None:
         assert (await admin.get("/ui/account")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_visitors_change_their_own_password(tmp_path: Path) -> None:
     """To change their password, visitors have to enter the old one. After the change, this session continues, and all
     other sessions of the account have ended. The admins' page about an account does not ask for the old password, so
@@ -334,6 +336,7 @@ async def test_visitors_change_their_own_password(tmp_path: Path) -> None:
         assert answer.status_code == 403
 
 
+@pytest.mark.slow
 async def test_visitors_see_their_own_grants(tmp_path: Path) -> None:
     """Members see the grants that apply to them, without links to change these. They do not see the grants of
     others."""
@@ -402,6 +405,7 @@ async def fill_audit_log(server: Site) -> None:
     await server.app.accounts.remove_grant(Grantee.parse("user:alice"), NamePattern("many/0"), by=BY)
 
 
+@pytest.mark.slow
 async def test_the_first_account(tmp_path: Path) -> None:
     """While there are no accounts, only a browser on the registry's own machine may add one. The first account has to
     be a person and becomes an admin."""

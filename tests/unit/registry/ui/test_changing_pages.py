@@ -136,6 +136,7 @@ async def test_buttons_are_shown_to_visitors_with_the_right(
             assert (await server.store.descriptions.description(APP) is not None) == may_push
 
 
+@pytest.mark.slow
 async def test_a_visitor_who_may_not_pull_changes_nothing(tmp_path: Path) -> None:
     """A visitor who may push and delete, but not pull, gets 404 for each form that changes a repository, with the text
     for a repository that does not exist. The page has no digest."""

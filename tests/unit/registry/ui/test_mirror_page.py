@@ -139,6 +139,7 @@ async def test_purge_of_a_repository(tmp_path: Path) -> None:
                 assert (await purge(reference, **fields))[0] == status, reference
 
 
+@pytest.mark.slow
 async def test_an_unavailable_upstream(tmp_path: Path) -> None:
     """If the upstream cannot be reached, the page is still sent, and a refresh shows an error. An invalid reference is
     shown as text."""

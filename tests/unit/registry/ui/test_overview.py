@@ -90,6 +90,7 @@ async def test_the_page_does_not_count_images(server: Site, monkeypatch: pytest.
             assert (await browser.get(path, headers=HTMX)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_other_visitors_see_only_their_own_figures(server: Site) -> None:
     """Visitors who are not admins see how many repositories they may pull. With an account, they also see recent
     changes of these repositories. They see no figures of the whole registry, and no name of a repository that they may

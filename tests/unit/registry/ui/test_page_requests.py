@@ -191,6 +191,7 @@ async def test_a_client_that_leaves_while_it_sends_a_form(tmp_path: Path, caplog
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.slow
 async def test_slow_forms_do_not_delay_pages(tmp_path: Path) -> None:
     """While several forms arrive slowly, other pages are still sent."""
     async with site(tmp_path) as server, server.browser() as browser:

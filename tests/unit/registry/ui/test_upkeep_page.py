@@ -58,6 +58,7 @@ async def test_the_upkeep_pages_are_for_admins(tmp_path: Path) -> None:
         assert (await server.store.jobs.jobs(None, 10)).items == []
 
 
+@pytest.mark.slow
 async def test_each_kind_of_work_is_started(tmp_path: Path) -> None:
     """A form starts a job in the name of the visitor. A job that deletes content needs a confirmation. If a job cannot
     be started, the page says why."""
@@ -117,6 +118,7 @@ async def test_budgets_quotas_and_backups(tmp_path: Path) -> None:
         assert "<script>alert" not in page
 
 
+@pytest.mark.slow
 async def test_the_retention_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page shows the retention rules and the number of tags that they would keep and delete in each repository. For
     one repository, it shows the decision on each tag. It says if the totals of the repository are not complete."""

@@ -147,6 +147,7 @@ def test_damaged_compression(tmp_path: Path, compression: str, at: float) -> Non
     assert message.startswith(str(path))
 
 
+@pytest.mark.slow
 def test_broken_headers(tmp_path: Path) -> None:
     """Headers of an archive that the parser of tar archives cannot read raise ImageFileFailed: a chain of thousands of
     extended headers, a length with thousands of digits, and a sparse file whose map is no list of numbers."""
@@ -315,6 +316,7 @@ def test_file_that_needs_too_much_memory() -> None:
         SourceFile("x.tar", "blob", File()).read()
 
 
+@pytest.mark.slow
 def test_names_in_an_archive_are_printed_without_control_characters(tmp_path: Path) -> None:
     """The error about a name in an archive is one line that cannot control the terminal."""
     path = write_tar(tmp_path / "x.tar", docker_image(Config="\x1b]52;c;cm0=\x07\nc.json"))

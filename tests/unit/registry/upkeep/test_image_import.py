@@ -209,6 +209,7 @@ async def test_referrer_of_a_referrer_without_its_immutable_tag(strict_store: St
         assert (await strict_store.resolve_manifest(APP, digest_of(body))).digest == digest_of(body)
 
 
+@pytest.mark.slow
 async def test_imported_tags_are_in_the_natural_order_of_their_names(store: StoredRegistry, tmp_path: Path) -> None:
     """Of the images in one file, `9` counts as older than `10`. They count as pulled at the time of the import. A
     second import of the same images does not extend this time."""

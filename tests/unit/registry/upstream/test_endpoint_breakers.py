@@ -239,6 +239,7 @@ def test_clock_that_is_set_back_does_not_hide_failures() -> None:
     assert traffic.endpoint.retry_in_seconds_for("name") <= FIRST_OPEN_SECONDS
 
 
+@pytest.mark.slow
 def test_number_of_remembered_repositories_is_limited() -> None:
     """An endpoint remembers a limited number of failing and of working repositories."""
     traffic = Traffic()

@@ -79,6 +79,7 @@ async def test_late_part_of_a_former_owner_is_ignored(store: StoredRegistry, buc
     assert bucket.read(place_of(digest_of(b"first right"))) == b"first right"
 
 
+@pytest.mark.slow
 async def test_a_partial_blob_is_copied_into_the_bucket(store: StoredRegistry, bucket: Bucket, tmp_path: Path) -> None:
     """The bytes of a mirrored blob are written to a local file. When the blob is complete, it is copied into the
     bucket."""

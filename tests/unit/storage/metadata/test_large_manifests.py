@@ -140,6 +140,7 @@ async def test_annotations_that_are_too_large_for_a_list(registry: StoredRegistr
     assert dict(annotations[stored[1].digest] or {}) == {"n": "2"}
 
 
+@pytest.mark.slow
 async def test_long_artifact_types_of_earlier_versions_are_not_listed(tmp_path: Path) -> None:
     """A store of an earlier version may have artifact types of several megabytes. Lists leave out these types, so that
     their size stays limited."""

@@ -64,6 +64,7 @@ async def test_other_changes_do_not_wait_for_the_deletion_of_many_tags(store: St
     assert await all_tags(store) == [TAGS[0], TAGS[-1]]
 
 
+@pytest.mark.slow
 async def test_interrupted_deletion_of_many_tags_can_be_repeated(store: StoredRegistry) -> None:
     """If the deletion is cancelled between two steps, the manifest is still there with fewer tags. Another deletion
     deletes the manifest and its remaining tags."""

@@ -95,6 +95,7 @@ async def test_immutable_tag_that_is_pushed_during_the_check(store: StoredRegist
     assert await stored_type(store) == OCI_INDEX
 
 
+@pytest.mark.slow
 async def test_a_manifest_that_is_deleted_during_the_check_is_stored_again(store: StoredRegistry) -> None:
     """If the manifest is deleted while the tags that need it are checked, the push stores it with the new media
     type."""

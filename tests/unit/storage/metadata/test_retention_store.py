@@ -312,6 +312,7 @@ async def test_manifests_that_are_unused_without_some_tags(store: StoredRegistry
     assert await store.retention.freed_bytes(unused) == sum(blob.size for blob in child.blobs)
 
 
+@pytest.mark.slow
 async def test_content_of_an_earlier_version_may_have_been_pulled(tmp_path: Path) -> None:
     """An earlier version did not record pulls, so the last pull of content from before the migration is unknown.
     Retention treats such content as if it had been pulled just before the migration. This does not affect content that

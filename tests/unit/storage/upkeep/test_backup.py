@@ -220,6 +220,7 @@ async def test_files_on_one_file_system_are_linked(store: StoredRegistry, tmp_pa
     assert stat.S_IMODE((tmp_path / "linked").stat().st_mode) == 0o700
 
 
+@pytest.mark.slow
 async def test_old_snapshots_and_their_blobs_are_deleted(store: StoredRegistry, tmp_path: Path) -> None:
     """With `keep=1`, a backup deletes all older snapshots, and the blobs that only these snapshots need."""
     old = await push_image(store, REPO, "old", "v1")

@@ -36,6 +36,7 @@ async def test_a_new_backup_replaces_backups_from_the_future(store: StoredRegist
 
 
 @pytest.mark.parametrize("future_backups", [1, 2])
+@pytest.mark.slow
 async def test_a_restore_prefers_a_backup_of_the_past(
     store: StoredRegistry, tmp_path: Path, future_backups: int
 ) -> None:

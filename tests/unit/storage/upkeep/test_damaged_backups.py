@@ -106,6 +106,7 @@ async def test_known_damage_does_not_fail_a_backup(store: StoredRegistry, tmp_pa
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])
+@pytest.mark.slow
 async def test_right_bytes_of_a_damaged_blob_are_restored(
     store: StoredRegistry, tmp_path: Path, is_interrupted: bool
 ) -> None:
@@ -170,6 +171,7 @@ async def test_a_failed_read_deletes_no_bytes_of_a_backup(
     assert (result["damaged"], result["present_blobs"], file.read_bytes() == LARGE) == ([], 1, True)
 
 
+@pytest.mark.slow
 async def test_forbidden_files_of_a_backup(
     store: StoredRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +275,7 @@ async def test_verify_replaces_corrupt_bytes_in_a_backup(store: StoredRegistry, 
 
 
 @pytest.mark.parametrize("is_pushed", [True, False], ids=["pushed", "put into its place"])
+@pytest.mark.slow
 async def test_a_link_to_a_damaged_file_is_replaced_after_the_blob_is_healed(
     store: StoredRegistry, tmp_path: Path, is_pushed: bool
 ) -> None:

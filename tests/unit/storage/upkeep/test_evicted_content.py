@@ -84,6 +84,7 @@ async def test_evicted_manifests_are_not_kept_to_be_put_back(cache: Cache) -> No
         assert cache.db.execute(f"SELECT count(*) FROM {table}").get == 0
 
 
+@pytest.mark.slow
 async def test_many_tags_are_evicted_in_several_transactions(cache: Cache) -> None:
     """If the image that `evict_next` has to evict has very many tags, the call deletes only some of them and returns
     True. The next calls delete more, and the last one deletes the rest and the image."""

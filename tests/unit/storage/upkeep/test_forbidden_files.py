@@ -148,6 +148,7 @@ async def test_a_check_reports_forbidden_blobs(
 
 
 @pytest.mark.parametrize("repair", [False, True])
+@pytest.mark.slow
 async def test_a_check_reports_a_forbidden_stray(
     store: StoredRegistry, clock: Clock, forbidden: ForbiddenFiles, repair: bool
 ) -> None:

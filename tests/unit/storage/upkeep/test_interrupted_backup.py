@@ -200,6 +200,7 @@ async def test_blobs_of_an_interrupted_backup_are_removed(store: StoredRegistry,
         await check_image(tmp_path / tag, tag, image.digest)
 
 
+@pytest.mark.slow
 async def test_a_killed_removal_of_a_snapshot_is_completed(store: StoredRegistry, tmp_path: Path) -> None:
     """A backup is killed after it has removed an old snapshot, and before it removes the blobs that only this snapshot
     needs. The next backup with `keep` removes them, although it removes no snapshot."""

@@ -47,6 +47,7 @@ async def test_a_backup_keeps_the_backups_of_another_registry(store: StoredRegis
     await check_image(tmp_path / "new", "v1", image.digest)
 
 
+@pytest.mark.slow
 async def test_a_restore_warns_of_the_backups_of_another_registry(store: StoredRegistry, tmp_path: Path) -> None:
     """A restore without the name of a snapshot takes the newest backup of all registries, and says so. A restore of a
     backup that the operator names does not warn. A restored registry is the same registry: its backups replace those

@@ -254,6 +254,7 @@ async def layer(store: StoredRegistry, unreadable: UnreadableFiles) -> Digest:
 
 
 @pytest.mark.parametrize("hash_bytes", [False, True])
+@pytest.mark.slow
 async def test_a_check_reports_an_unreadable_blob(
     store: StoredRegistry, unreadable: UnreadableFiles, layer: Digest, hash_bytes: bool
 ) -> None:

@@ -191,6 +191,7 @@ async def test_known_and_unknown_accounts_are_delayed_alike(worker: AuthWorker, 
     ]
 
 
+@pytest.mark.slow
 async def test_the_owner_can_log_in_during_an_attack(worker: AuthWorker) -> None:
     """While an account is attacked from many addresses, its owner can log in from a familiar address, and with an API
     token from any address. At any other address, the right password is refused with 429 like a guess."""

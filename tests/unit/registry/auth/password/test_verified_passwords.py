@@ -125,6 +125,7 @@ async def test_each_wrong_password_is_hashed_and_counted(worker: AuthWorker, has
     assert await log_in(worker, 3)
 
 
+@pytest.mark.slow
 async def test_concurrent_equal_wrong_passwords_are_counted_for_each_address(
     worker: AuthWorker, hashed: list[bytes]
 ) -> None:
@@ -153,6 +154,7 @@ async def test_a_full_queue_gives_no_free_guesses(worker: AuthWorker, hashed: li
     assert hashed == [PASSWORD.encode()]
 
 
+@pytest.mark.slow
 async def test_a_login_in_a_full_queue_gives_no_free_guesses(worker: AuthWorker) -> None:
     """While the queue is full, nobody can find out which password another client is logging in with: the same password
     from another address gets 429 like a wrong one."""
@@ -189,6 +191,7 @@ async def test_logins_of_the_same_moment_give_no_free_guesses(worker: AuthWorker
     assert len(hashed) == PLACES
 
 
+@pytest.mark.slow
 async def test_changes_of_the_account_count_at_once(
     worker: AuthWorker, data: Path, clock: AuthClock, hashed: list[bytes]
 ) -> None:
@@ -252,6 +255,7 @@ async def test_changes_of_the_htpasswd_file_count_at_once(data: Path, clock: Aut
         assert await log_in(worker, 3, NEW_PASSWORD, name="carol")
 
 
+@pytest.mark.slow
 async def test_remembered_passwords_are_keyed_hashes(worker: AuthWorker) -> None:
     """What a process remembers of passwords after logins contains no password."""
     await log_in(worker, 1)

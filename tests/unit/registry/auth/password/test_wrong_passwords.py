@@ -97,6 +97,7 @@ async def test_what_counts_as_the_same_wrong_password(worker: AuthWorker, data: 
     assert failures(worker, network="2001:db8::/64") == 1
 
 
+@pytest.mark.slow
 async def test_a_wrong_password_counts_again_after_a_change(worker: AuthWorker) -> None:
     """After the account has got another password, or was disabled or enabled, a wrong password is checked again and
     counts again."""
@@ -134,6 +135,7 @@ async def test_a_right_password_is_accepted_after_a_failed_hashing(
     assert await worker.access.credential_verifier.verify_basic(ALICE, PASSWORD, Actor(address="192.0.2.1"))
 
 
+@pytest.mark.slow
 async def test_the_store_has_only_hashes_of_argon2_digests(
     worker: AuthWorker, data: Path, tmp_path: Path, clock: AuthClock, hashed: list[bytes]
 ) -> None:
@@ -155,6 +157,7 @@ async def test_the_store_has_only_hashes_of_argon2_digests(
     assert WRONG.encode() not in bytes_of_all_files(data)
 
 
+@pytest.mark.slow
 async def test_the_store_is_asked_about_a_limited_number_of_wrong_passwords(
     worker: AuthWorker, data: Path, clock: AuthClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +172,7 @@ async def test_the_store_is_asked_about_a_limited_number_of_wrong_passwords(
     assert failures(worker) == 6  # the third and the fourth password count in both workers, the others once
 
 
+@pytest.mark.slow
 async def test_repeated_hashings_of_wrong_passwords_count(
     worker: AuthWorker, hashed: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

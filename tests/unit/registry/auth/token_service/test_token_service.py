@@ -400,6 +400,7 @@ async def test_a_malformed_form_gets_an_error(
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.slow
 async def test_a_form_may_name_a_charset(worker: AuthWorker, client: httpx2.AsyncClient) -> None:
     """The Content-Type of a form may name a charset, as containerd's does. A password in a form may have any
     characters, and '+' means a space."""

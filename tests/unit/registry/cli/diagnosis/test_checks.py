@@ -222,6 +222,7 @@ async def problems_of_data(settings: Settings) -> list[Finding]:
 
 
 @pytest.mark.full_store
+@pytest.mark.slow
 async def test_data_directory_findings(tmp_path: Path) -> None:
     """A prepared directory has no problem. For a path that is missing, almost full, writable by everyone or not a
     directory, the finding says so. The checks change no file."""

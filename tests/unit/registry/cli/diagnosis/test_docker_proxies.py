@@ -42,6 +42,7 @@ PROXIES = [
 
 
 @pytest.mark.parametrize(("files", "source"), PROXIES, ids=["daemon.json", "drop-in", "environment file"])
+@pytest.mark.slow
 def test_a_proxy_for_the_registry_is_a_warning(tmp_path: Path, files: dict[str, Any], source: str) -> None:
     """If docker uses a proxy for this registry, the finding names the file of the setting, and does not show the
     proxy's password. With the lines in the finding, docker no longer uses the proxy for this registry."""

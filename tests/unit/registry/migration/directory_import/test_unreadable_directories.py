@@ -31,6 +31,7 @@ from tests.unit.registry.migration.directory_import.conftest import APP
         ("_layers/sha256", {"": "its directory _layers/sha256 cannot be read"}),
     ],
 )
+@pytest.mark.slow
 async def test_a_directory_that_cannot_be_listed_is_a_problem(
     store: StoredRegistry,
     old_registry: OldDirectory,

@@ -145,6 +145,7 @@ async def test_the_import_ends_if_the_old_registry_does_not_answer(
     assert (result["present"], result["tags"]) == (imported, 2 * FAILURES_TO_END - imported)
 
 
+@pytest.mark.slow
 async def test_a_list_that_leads_in_a_circle(run_import: ImportRun) -> None:
     """The old registry lists its repositories in pages. If the link to the next page leads back to an earlier page, the
     repositories are imported once, and the import ends with an error."""

@@ -27,6 +27,7 @@ async def imported_referrers(store: StoredRegistry, image: ImageTree) -> list[st
 
 
 @pytest.mark.parametrize("kind", ["tags", "manifest", "blob", "referrers"])
+@pytest.mark.slow
 async def test_the_page_of_a_proxy_is_not_final(
     store: StoredRegistry,
     old_registry: Hub,
@@ -52,6 +53,7 @@ async def test_the_page_of_a_proxy_is_not_final(
     assert await imported_referrers(store, image) == [signature.digest]
 
 
+@pytest.mark.slow
 async def test_referrers_that_a_proxy_hides_are_a_problem(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:
@@ -76,6 +78,7 @@ async def test_referrers_that_a_proxy_hides_are_a_problem(
 
 
 @pytest.mark.parametrize("repositories", [[str(APP), "other"], ["other", str(APP)]])
+@pytest.mark.slow
 async def test_a_repository_without_the_referrers_api(
     store: StoredRegistry,
     old_registry: Hub,
@@ -232,6 +235,7 @@ async def test_a_broken_repository_does_not_end_the_import(
     await assert_complete(store, APP, image)
 
 
+@pytest.mark.slow
 async def test_many_broken_repositories_end_the_import(
     old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:

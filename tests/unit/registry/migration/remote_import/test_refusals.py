@@ -74,6 +74,7 @@ async def test_an_outage_behind_a_login_ends_the_import(run_import: ImportRun) -
     assert len(run_import.reports()) < 2 * FAILURES_TO_END
 
 
+@pytest.mark.slow
 async def test_a_token_service_that_is_down_ends_the_import(
     old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:

@@ -94,6 +94,7 @@ async def test_tags_of_the_same_age_are_in_the_natural_order_of_their_names(
 
 
 @pytest.mark.parametrize("created", ["1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "2999-01-01T00:00:00Z", "x", 7])
+@pytest.mark.slow
 async def test_a_time_that_cannot_be_right_does_not_count(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent, created: object
 ) -> None:
@@ -106,6 +107,7 @@ async def test_a_time_that_cannot_be_right_does_not_count(
     assert started - 1 <= (await tags_of(store))["a"].pushed <= time.time()
 
 
+@pytest.mark.slow
 async def test_a_tag_that_has_moved_is_newer_than_before(
     store: StoredRegistry, old_registry: Hub, run_import: ImportRun, content: UpstreamContent
 ) -> None:

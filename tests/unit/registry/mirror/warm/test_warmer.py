@@ -29,6 +29,7 @@ class NoObserver:
         return
 
 
+@pytest.mark.slow
 async def test_no_image_is_fetched_after_an_unexpected_error(site: MirrorSite, worker: MirrorWorker) -> None:
     """The database cannot be read once, while the first four images are fetched. `warm` raises the error. The images
     that still waited for their turn are not fetched, except perhaps the next one."""

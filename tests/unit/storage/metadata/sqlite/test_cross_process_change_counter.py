@@ -158,6 +158,7 @@ def test_the_version_is_readable_while_other_connections_are_closed(
         assert reading.execute(COUNT_WORDS).get == number
 
 
+@pytest.mark.slow
 def test_the_version_is_readable_with_a_long_log(
     version: DataVersion, reading: apsw.Connection, writing: apsw.Connection
 ) -> None:
