@@ -145,12 +145,13 @@ class BufferedHandler(logging.Handler):
         self._lines: list[str | _LaterLine] = []
         self._size = 0  # approximate number of characters in the buffered lines
         self._text_formatter = LineFormatter()
+        self.writes_text: bool
+        """Whether the lines are text, and not JSON objects."""
         self.setFormatter(self._text_formatter)
 
-    @property
-    def writes_text(self) -> bool:
-        """Whether the lines are text, and not JSON objects."""
-        return self.formatter is self._text_formatter
+    def setFormatter(self, fmt: logging.Formatter | None) -> None:
+        super().setFormatter(fmt)
+        self.writes_text = fmt is self._text_formatter
 
     def write_later(self, name: str, make_message: Callable[..., str], *arguments: Any) -> None:
         """Adds a message of level INFO and of the logger `name` as a line of text, without a log record. The message is

@@ -192,9 +192,10 @@ class DistributionAPI:
         if answer is None:
             return None
         address = scope["client"][0] if scope["client"] else ""
-        key = rate_key(answer.principal_name, answer.is_account, address)
-        if self._rate_limit is not None and self._rate_limit(key):
-            return None  # the limit is reached: the server calls the application, which answers 429
+        if self._rate_limit is not None:
+            key = rate_key(answer.principal_name, answer.is_account, address)
+            if self._rate_limit(key):
+                return None  # the limit is reached: the server calls the application, which answers 429
         request_id = request_id_of(scope["headers"])
         if answer.pull is not None and self._count_pull is not None:
             self._count_pull(answer.pull, answer.principal_name, address, request_id)

@@ -38,15 +38,9 @@ _SECRET_HEADERS: Final = frozenset({b"authorization", b"proxy-authorization", b"
 """The headers whose values are not kept."""
 
 
-class ParsedHead(NamedTuple):
-    """The parts of a head, without parsing all of it."""
-
-    fields: dict[str, Any]
-    """The items of the ASGI scope that depend on the request line. Must not be changed."""
-    headers: list[Header]
-    """A new list of the headers."""
-    size: int
-    """As in `RequestHead.size`."""
+_ParsedLine = tuple[dict[str, Any], int]
+"""The items of the ASGI scope that depend on a request line, which must not be changed, and the length of the request
+target in bytes."""
 
 
 class _CachedBlock(NamedTuple):
@@ -75,24 +69,28 @@ class HeadCache:
         self._blocks: dict[bytes | int, _CachedBlock] = {}
         """The cached blocks by their bytes or, if they have secrets, by the keyed hash of their bytes. The bytes begin
         with the CRLF at the end of the request line."""
-        self._lines: dict[bytes, dict[str, Any]] = {}
-        """The items of the ASGI scope that depend on the request line, by the line."""
+        self._lines: dict[bytes, _ParsedLine] = {}
+        """The cached request lines, by their bytes."""
         self._seen_hashes: set[int] = set()
         """The hashes of parts that arrived once."""
 
-    def find(self, head: bytes) -> ParsedHead | None:
-        """Returns the parts of the head with exactly these bytes (up to and with the empty line). Returns None if the
-        head has to be parsed, because its block is not in the cache or its line is unusual."""
+    def find(self, head: bytes) -> tuple[dict[str, Any], list[Header], int] | None:
+        """Finds the parts of the head with exactly these bytes (up to and with the empty line). Returns the items of
+        the ASGI scope that depend on the request line, which must not be changed; a new list of the headers; and the
+        size of the head, as in `RequestHead.size`. Returns None if the head has to be parsed, because its block is not
+        in the cache or its line is unusual."""
         line_end = head.find(b"\r\n")
         block = head[line_end:]
         cached = self._blocks.get(block) or self._blocks.get(hash(block))
         if cached is None:
             return None
         line = head[:line_end]
-        fields = self._lines.get(line) or self._parse_line(line)
-        if fields is None:
+        parsed_line = self._lines.get(line) or self._parse_line(line)
+        if parsed_line is None:
             return None
-        return ParsedHead(fields, cached.headers_of(block), _target_bytes(fields) + cached.size)
+        fields, target_bytes = parsed_line
+        headers = cached.headers_of(block) if cached.secrets else [*cached.headers]
+        return fields, headers, target_bytes + cached.size
 
     def add(self, head: bytes, scope: Scope, size: int) -> None:
         """Adds the block of a head after which the connection stays open and no body follows. `head`: its bytes.
@@ -105,7 +103,8 @@ class HeadCache:
         if not self._was_seen(fingerprint):
             return
         # A target in absolute form has replaced the Host header in the scope, so it is not a simple line.
-        if max(size, len(head)) > MAX_HEAD_BYTES or _SIMPLE_LINE.fullmatch(head, 0, line_end) is None:
+        simple = _SIMPLE_LINE.fullmatch(head, 0, line_end)
+        if simple is None or max(size, len(head)) > MAX_HEAD_BYTES:
             return
         headers: list[Header] = [*scope["headers"]]
         secrets = []
@@ -119,12 +118,12 @@ class HeadCache:
                 secrets.append((index, start, start + len(value)))
                 headers[index] = name, b""
         _make_room(self._blocks)
-        cached = _CachedBlock(tuple(headers), size - _target_bytes(scope), tuple(secrets))
+        cached = _CachedBlock(tuple(headers), size - len(simple[2]), tuple(secrets))
         self._blocks[fingerprint if secrets else block] = cached
 
-    def _parse_line(self, line: bytes) -> dict[str, Any] | None:
-        """Returns the items of the ASGI scope that depend on the line. Returns None if the parser has to check the
-        line. Caches the result if the line arrives for the second time and has no query."""
+    def _parse_line(self, line: bytes) -> _ParsedLine | None:
+        """Parses a request line. Returns None if the parser has to check the line. Caches the result if the line
+        arrives for the second time and has no query."""
         simple = _SIMPLE_LINE.fullmatch(line)
         if simple is None or len(line) > MAX_HEAD_BYTES:
             return None
@@ -137,10 +136,11 @@ class HeadCache:
             "raw_path": path,
             "query_string": query,
         }
+        parsed = fields, len(simple[2])
         if b"?" not in line and self._was_seen(hash(line)):
             _make_room(self._lines)
-            self._lines[line] = fields
-        return fields
+            self._lines[line] = parsed
+        return parsed
 
     def _was_seen(self, fingerprint: int) -> bool:
         """Returns whether a part with this hash has arrived before, as far as hashes are kept. Keeps the hash."""
@@ -150,12 +150,6 @@ class HeadCache:
             self._seen_hashes.clear()
         self._seen_hashes.add(fingerprint)
         return False
-
-
-def _target_bytes(fields: dict[str, Any] | Scope) -> int:
-    """Returns the length of the request target, from the items of a scope."""
-    query = fields["query_string"]
-    return len(fields["raw_path"]) + (len(query) + 1 if query else 0)
 
 
 def _make_room(parts: dict[Any, Any]) -> None:

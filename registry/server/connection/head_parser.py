@@ -77,11 +77,13 @@ class HeadParser:
         end_offset = find_head_end(self._tail, data, start)
         head_bytes = data if end_offset - start == len(data) else data[start:end_offset]
         is_head_start = not self._tail
-        if is_head_start and (found := self._cache.find(head_bytes)) is not None and found.size <= self._limit:
-            if self._on_start is not None:
-                self._on_start()
-            scope = self._new_scope(found.headers, found.fields)
-            return end_offset, RequestHead(scope, 0, keep_alive=True, expects_continue=False, size=found.size)
+        if is_head_start and (found := self._cache.find(head_bytes)) is not None:
+            fields, headers, size = found
+            if size <= self._limit:
+                if self._on_start is not None:
+                    self._on_start()
+                scope = self._new_scope(headers, fields)
+                return end_offset, RequestHead(scope, 0, keep_alive=True, expects_continue=False, size=size)
         try:
             self._parser.feed_data(head_bytes)
         except httptools.HttpParserUpgrade:
