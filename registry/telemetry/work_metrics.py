@@ -10,7 +10,7 @@ from registry.telemetry.metric_families import CellPlan, Counter, Histogram, Lab
 from registry.telemetry.shared_cells import SharedCells, SharedNames
 from storage.cached_images import EvictedImage
 from storage.jobs import JobState
-from storage.upkeep.removals import Removal, RemovalKind
+from storage.upkeep.collection_report import Removal, RemovalKind
 
 OPERATIONS: Final = (
     *("resolve_blob", "open_blob", "resolve_manifest", "get_manifest", "start_upload", "resume_upload"),

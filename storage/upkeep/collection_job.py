@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from storage.jobs import JSON
+from storage.upkeep.collection_report import Removal, RemovalKind
 from storage.upkeep.collector import Collector
 from storage.upkeep.job_runner import JobContext, Work
-from storage.upkeep.removals import Removal, RemovalKind
 
 GC: Final = "gc"
 """The kind of the job."""

@@ -6,8 +6,8 @@ the repository refers to the blob yet, and when it deletes the last manifest of 
 The collector works through this queue, so its cost depends on the amount of garbage and not on the size of the store.
 
 The blob store deletes bytes in two steps. `remove` makes them unreachable, and `reclaim_space` frees their disk space.
-With files, `FileBlobStore.remove` moves the file to the trash, and `FileBlobStore.reclaim_space` unlinks the files in
-the trash (module `storage.blobs.files.file_blob_store`).
+With files, `remove` moves the file to the trash, and `reclaim_space` unlinks the files in the trash
+(`storage.blobs.files.trash`).
 
 A push stores the bytes first, and then the row. If the process crashes between these steps, it leaves a *stray*: a blob
 in the blob store that has no row. The blob store is divided into *shards*. To find strays, the collector lists the
@@ -29,8 +29,8 @@ from storage.leases import DigestLocks, Leases
 from storage.metadata.catalog import DeletedManifest, Metadata, QueuedLink, StaleUpload
 from storage.names import Digest
 from storage.partials import Partials
+from storage.upkeep.collection_report import CollectionReport, OnRemoval, Removal, RemovalKind
 from storage.upkeep.removal_gate import removal_slot
-from storage.upkeep.removals import CollectionReport, OnRemoval, Removal, RemovalKind
 
 BATCH_SIZE = 500
 """Number of rows that one call reads from the metadata store."""

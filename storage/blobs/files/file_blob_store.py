@@ -1,8 +1,8 @@
 """The blob store that keeps each blob in a file of its own (`FileBlobStore`). Implements the Protocol `BlobStore`.
 
 Garbage collection deletes a blob's file in two steps: `FileBlobStore.remove` moves the file to the trash directory, and
-`FileBlobStore.reclaim_space` unlinks the files in the trash. The *quarantine directory* keeps the files of blobs whose
-bytes are damaged.
+`FileBlobStore.reclaim_space` unlinks the files in the trash (`storage.blobs.files.trash`). The *quarantine directory*
+keeps the files of blobs whose bytes are damaged.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from storage.blobs.files.content_check import FileCheck
 from storage.blobs.files.file_blob_reader import FileBlobReader, SmallBlobReader, truncated_file
 from storage.blobs.files.linked_file import LinkedFile
 from storage.blobs.files.quarantine import QuarantineDirectory, file_version
+from storage.blobs.files.trash import Trash
 from storage.blobs.files.unreadable_files import (
     DAMAGE_ERRNOS,
     FORBIDDEN_ERRNOS,
     describe_forbidden,
-    is_readable,
     skip_unreadable,
     warn_unreadable,
 )
@@ -57,6 +57,7 @@ class FileBlobStore:
         self._disk = disk
         self._opener = CachedOpener(disk.layout.root)
         self._quarantine = QuarantineDirectory(disk.layout, disk.system)
+        self._trash = Trash(disk.layout.trash, disk.system)
         self._buffers = UploadBuffers()
         self._hasher = UploadHasher(disk)
 
@@ -202,9 +203,8 @@ class FileBlobStore:
         return LinkedFile(self._disk, fd, digest, size)
 
     async def remove(self, place: str) -> None:
-        """Deletes a blob by moving its file to the trash directory. A move takes the same short time for files of any
-        size, whereas unlinking a large file takes long. Does nothing if `place` is empty: that is the place of a
-        damaged blob, which has no file. Leaves a file with a damaged inode where it is. Removes nothing and raises
+        """Deletes a blob by moving its file to the trash directory. Does nothing if `place` is empty: that is the place
+        of a damaged blob, which has no file. Leaves a file with a damaged inode where it is. Removes nothing and raises
         DataDirectoryReplaced if another data directory is at the path of the opened one: the blobs there are not those
         of the opened database."""
         if not place:
@@ -212,42 +212,18 @@ class FileBlobStore:
         path = self._disk.layout.path_of(place)
 
         def move_to_trash() -> None:
-            if not is_readable(path):
-                return
             self._disk.opened_directory.check()
-            with suppress(FileNotFoundError):
-                try:
-                    self._disk.system.rename(path, self._disk.layout.trash / path.name)
-                except OSError as error:
-                    if error.errno not in DISK_FULL_ERRNOS:
-                        raise
-                    self._disk.system.unlink(path)  # the full disk has no space for a new name in the trash
+            self._trash.add(path)
 
         await self._disk.run(move_to_trash)
 
     async def reclaim_space(self) -> None:
         """Frees the disk space of deleted blobs: unlinks all files in the trash directory."""
-
-        def empty_trash() -> None:
-            for name in os.listdir(self._disk.layout.trash):
-                path = self._disk.layout.trash / name
-                with suppress(FileNotFoundError):
-                    if is_readable(path):
-                        self._disk.system.unlink(path)
-
-        await self._disk.run(empty_trash)
+        await self._disk.run(self._trash.empty)
 
     async def unreclaimed_size(self) -> int:
         """Returns the total size of the files in the trash directory, in bytes."""
-
-        def add_up() -> int:
-            size = 0
-            for entry in os.scandir(self._disk.layout.trash):
-                with suppress(FileNotFoundError), skip_unreadable(entry.path):  # not found: unlinked meanwhile
-                    size += entry.stat(follow_symlinks=False).st_size
-            return size
-
-        return await self._disk.run(add_up)
+        return await self._disk.run(self._trash.size)
 
     async def stored_sizes(self, places: Sequence[str]) -> list[int | None]:
         """Returns for each place the size of the blob file there; None if there is none; `UNREADABLE` if the file

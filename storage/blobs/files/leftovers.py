@@ -19,7 +19,8 @@ from storage.blobs.files.partial_file_pairs import (
     list_partial_names,
 )
 from storage.blobs.files.partial_state_format import PartialStatus, Progress, read_progress
-from storage.blobs.files.unreadable_files import is_readable, skip_unreadable
+from storage.blobs.files.trash import Trash
+from storage.blobs.files.unreadable_files import skip_unreadable
 from storage.content import PartialSummary
 from storage.data_dir.blocking_calls import as_storage_errors
 from storage.data_dir.layout import Layout
@@ -91,17 +92,9 @@ def free_disk_space(layout: Layout, system: System, boot: str) -> None:
     """Deletes the files of deleted blobs (in the trash directory), and the partial blobs that no process is
     downloading. Called when the registry starts and finds the disk full. `boot`: id of the machine's present boot.
     Raises nothing."""
-    for free_space in (_empty_trash, _delete_partials):
+    for free_space in (Trash(layout.trash, system).empty, lambda: _delete_partials(layout, system, boot)):
         with suppress(RegistryError), as_storage_errors():
-            free_space(layout, system, boot)
-
-
-def _empty_trash(layout: Layout, system: System, _boot: str) -> None:
-    """Unlinks the files in the trash directory."""
-    for file in list(layout.trash.iterdir()):
-        with suppress(FileNotFoundError):
-            if is_readable(file):
-                system.unlink(file)
+            free_space()
 
 
 def _delete_partials(layout: Layout, system: System, boot: str) -> None:

@@ -41,8 +41,8 @@ from storage.errors import (
 from storage.interface import Registry
 from storage.jobs import JobState
 from storage.names import RepositoryName
+from storage.upkeep.collection_report import Removal, RemovalKind
 from storage.upkeep.job_runner import run_in_command
-from storage.upkeep.removals import Removal, RemovalKind
 from storage.upkeep.scrubber import KIND as SCRUB_KIND
 from tests.fakes.registry_content import push_image
 

@@ -20,9 +20,9 @@ from storage.names import Digest, RepositoryName
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep import collector
 from storage.upkeep.collection_job import GC, MAX_RECORDS, collection_work
+from storage.upkeep.collection_report import Removal, RemovalKind
 from storage.upkeep.job_runner import run_in_command
 from storage.upkeep.removal_gate import blob_removals_blocked
-from storage.upkeep.removals import Removal, RemovalKind
 from tests.fakes.registry_content import BY, index_of, push_blob, push_image
 from tests.fakes.second_connection import second_connection
 

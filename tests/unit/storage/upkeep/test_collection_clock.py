@@ -14,7 +14,7 @@ from storage.errors import BlobUnknown
 from storage.metadata.sqlite.upkeep import future_times
 from storage.store.stored_registry import StoredRegistry
 from storage.upkeep import collector
-from storage.upkeep.removals import RemovalKind
+from storage.upkeep.collection_report import RemovalKind
 from tests.fakes.registry_content import BY, push_blob, push_image, read_blob
 from tests.unit.storage.upkeep.test_collection import APP, HOUR, OTHER, Clock, collect_all
 from tests.unit.storage.upkeep.test_collection import clock as clock

@@ -12,7 +12,7 @@ from storage.content import Descriptor
 from storage.errors import ManifestBlobUnknown, ManifestUnknown
 from storage.names import Digest, RepositoryName, Tag
 from storage.store.stored_registry import StoredRegistry
-from storage.upkeep.removals import RemovalKind
+from storage.upkeep.collection_report import RemovalKind
 from storage.upkeep.tag_changes import TagChanges
 from tests.fakes.blob_files import layout_behind
 from tests.fakes.registry_content import BY, index_of, push_image
