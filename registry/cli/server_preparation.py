@@ -1,8 +1,8 @@
 """The preparations of `entrepot serve` before it forks the workers: checks of the files and the settings, and the
 options of the listener.
 
-A registry is *closed* if clients must log in: it has or had accounts, or the settings name another source of accounts,
-such as an htpasswd file. Otherwise it is *open*: anyone who can connect can pull, push and delete.
+Clients must log in if the registry has or had accounts, or if the settings name another source of accounts, such as an
+htpasswd file. Otherwise the registry is *open*: anyone who can connect can pull, push and delete.
 """
 
 from __future__ import annotations

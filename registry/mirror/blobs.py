@@ -5,8 +5,8 @@ the blob's last byte only after the digest was verified (`registry.mirror.withhe
 fills for blobs that a client will probably request next.
 
 The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). An upstream is
-*private* in two cases: this registry has a login at the upstream, or clients need a grant (a permission that an
-administrator of this registry gives) to pull from the upstream through this registry.
+*private* in two cases: this registry has a login at the upstream, or clients need a grant for the upstream by name. A
+*grant* is a permission that an administrator of this registry gives.
 """
 
 from __future__ import annotations

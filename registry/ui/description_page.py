@@ -125,9 +125,9 @@ async def _form_page(
         text=text,
         revision=revision,
         preview=None if preview is None else description_html(preview.html),
-        is_preview_formatted=preview is None or preview.is_fully_formatted,
+        is_preview_fully_formatted=preview is None or preview.is_fully_formatted,
         theirs=None if theirs is None else description_html(theirs.html),
-        are_theirs_formatted=theirs is None or theirs.formatted,
+        are_theirs_fully_formatted=theirs is None or theirs.formatted,
         problem=problem,
         # The browser counts characters, each of which takes at least one byte. So it accepts every allowed text. The
         # limit in bytes is checked when the text is saved or previewed.

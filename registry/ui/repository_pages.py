@@ -136,7 +136,7 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
             is_descending=tag_query.is_descending,
             most_tags=MAX_REMOVED_TAGS,  # how many tags a visitor can select to remove them
             description=description_html(description.html),
-            is_description_formatted=description.formatted,
+            is_description_fully_formatted=description.formatted,
             host=image_host(request),
             now=datetime.now(UTC),
             rights=await visitor_rights(caller, name),

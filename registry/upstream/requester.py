@@ -116,8 +116,7 @@ class UpstreamRequester:
         observer: MirrorObserver,
         configured_name: str | None = None,
     ) -> None:
-        """`clock` returns seconds since 1970. `configured_name`: the name to use in place of `settings.name` when
-        docker's `config.json` is searched for the login."""
+        """`clock` returns seconds since 1970. `configured_name`: see `HttpUpstreamClient`."""
         self._observer = observer
         self.remaining_requests = RemainingRequests(settings.name, records, clock)
         self._backoff = RateLimitBackoff(settings.name, records, clock)

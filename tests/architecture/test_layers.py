@@ -139,7 +139,7 @@ def test_cookies_are_read_in_linear_time() -> None:
         is_attribute_read = any(
             isinstance(node, ast.Attribute)
             and node.attr in ("cookies", "cookie_parser")
-            and dotted_name(node.value).rpartition(".")[2].lstrip("_") in ("request", "connection", "requests")
+            and ast.unparse(node.value).rpartition(".")[2].lstrip("_") in ("request", "connection", "requests")
             for node in nodes
         )
         parameters = {dotted_name(node.func) for node in nodes if isinstance(node, ast.Call)}

@@ -16,8 +16,8 @@ from storage.data_dir.system import DISK_FULL_ERRNOS, System
 
 
 class Trash:
-    """The trash directory of a data directory. The methods block, so they run in a thread. A file with a damaged inode
-    stays where it is."""
+    """The trash directory of a data directory. The methods block the thread that calls them. A file with a damaged
+    inode stays where it is."""
 
     def __init__(self, directory: Path, system: System) -> None:
         self._directory: Final = directory

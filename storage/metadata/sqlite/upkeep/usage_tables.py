@@ -28,7 +28,8 @@ _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
 """Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. A transaction calls
-`_count_member` until it has counted about this number of rows, so it never counts twice this number."""
+`_count_member` until its rows, and `_COUNT_CALL_COST` for each call, add up to this number. So it counts fewer than
+twice this number of rows."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5

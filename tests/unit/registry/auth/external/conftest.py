@@ -67,9 +67,10 @@ async def key_server() -> AsyncIterator[KeySetServer]:
 
 
 @pytest.fixture
-async def worker(
+async def trusting_worker(
     tmp_path: Path, clock: AuthClock, key_server: KeySetServer, key: IssuerKey, rsa_key: IssuerKey
 ) -> AsyncIterator[AuthWorker]:
+    """Yields a worker that trusts the issuer with the keys `key` and `rsa_key`, and has a robot account."""
     key_server.body = key_set(key.jwk(), rsa_key.jwk())
     async with worker_that_trusts(tmp_path, clock, {"jwks_url": key_server.url}) as started:
         yield started

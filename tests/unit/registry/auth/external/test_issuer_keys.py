@@ -18,57 +18,59 @@ from tests.fakes.token_issuer import IssuerKey, KeySetServer, key_set
 
 
 async def test_a_new_key_is_fetched(
-    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, other_key: IssuerKey
+    trusting_worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, other_key: IssuerKey
 ) -> None:
     """An unknown key id makes the registry fetch the key set again, at most once a minute."""
-    verify = worker.access.credential_verifier.verify_bearer
-    assert await verify(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
+    verify = trusting_worker.access.credential_verifier.verify_bearer
+    assert await verify(key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS)
     key_server.body = key_set(other_key.jwk())
-    text = other_key.sign(claims(worker.clock))
+    text = other_key.sign(claims(trusting_worker.clock))
     for _ in range(3):
         with pytest.raises(Unauthorized):
             await verify(text, KNOWN_ADDRESS)
     assert key_server.request_count == 1
-    worker.clock.now += REFRESH_SECONDS
+    trusting_worker.clock.now += REFRESH_SECONDS
     assert await verify(text, KNOWN_ADDRESS)
     assert key_server.request_count == 2
-    await check_refused(worker, key.sign(claims(worker.clock)))  # its key is no longer in the key set
+    await check_refused(trusting_worker, key.sign(claims(trusting_worker.clock)))  # its key is no longer in the key set
 
 
 @pytest.mark.parametrize("key_id", ["one", None])
 async def test_a_key_that_replaces_another_under_its_id_is_fetched(
-    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, key_id: str | None
+    trusting_worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, key_id: str | None
 ) -> None:
     """If an issuer replaces its key by one with the same id, or its tokens name no key, a wrong signature makes the
     registry fetch the key set again, at most once a minute. Then the new key is accepted, and the old one is not."""
-    verify, new_key = worker.access.credential_verifier.verify_bearer, IssuerKey("one")
-    assert await verify(key.sign(claims(worker.clock), kid=key_id), KNOWN_ADDRESS)
+    verify, new_key = trusting_worker.access.credential_verifier.verify_bearer, IssuerKey("one")
+    assert await verify(key.sign(claims(trusting_worker.clock), kid=key_id), KNOWN_ADDRESS)
     key_server.body = key_set(new_key.jwk())
-    text = new_key.sign(claims(worker.clock), kid=key_id)
+    text = new_key.sign(claims(trusting_worker.clock), kid=key_id)
     for _ in range(3):
         with pytest.raises(Unauthorized):
             await verify(text, KNOWN_ADDRESS)
     assert key_server.request_count == 1
-    worker.clock.now += REFRESH_SECONDS
+    trusting_worker.clock.now += REFRESH_SECONDS
     assert await verify(text, KNOWN_ADDRESS)
     assert key_server.request_count == 2
-    await check_refused(worker, key.sign(claims(worker.clock), kid=key_id))
+    await check_refused(trusting_worker, key.sign(claims(trusting_worker.clock), kid=key_id))
 
 
 async def test_known_keys_are_used_during_a_fetch(
-    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, other_key: IssuerKey
+    trusting_worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, other_key: IssuerKey
 ) -> None:
     """During a fetch of keys, tokens with known keys are checked without a wait. All other tokens wait for one shared
     fetch. It continues if one of the waiting callers is cancelled."""
-    verify = worker.access.credential_verifier.verify_bearer
-    assert await verify(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
-    worker.clock.now += REFRESH_SECONDS
+    verify = trusting_worker.access.credential_verifier.verify_bearer
+    assert await verify(key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS)
+    trusting_worker.clock.now += REFRESH_SECONDS
     key_server.body = key_set(key.jwk(), other_key.jwk())
     key_server.open.clear()
     key_server.waiting.clear()
-    waiting = [asyncio.create_task(verify(other_key.sign(claims(worker.clock, n=n)), KNOWN_ADDRESS)) for n in range(5)]
+    waiting = [
+        asyncio.create_task(verify(other_key.sign(claims(trusting_worker.clock, n=n)), KNOWN_ADDRESS)) for n in range(5)
+    ]
     await key_server.waiting.wait()
-    assert await verify(key.sign(claims(worker.clock, n=6)), KNOWN_ADDRESS)
+    assert await verify(key.sign(claims(trusting_worker.clock, n=6)), KNOWN_ADDRESS)
     waiting[0].cancel()
     await asyncio.gather(waiting[0], return_exceptions=True)
     assert not any(task.done() for task in waiting[1:])
@@ -93,34 +95,34 @@ KEY_SERVER_FAULTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", KEY_SERVER_FAULTS)
 @pytest.mark.slow
 async def test_tokens_are_refused_while_keys_cannot_be_fetched(
-    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, name: str
+    trusting_worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, name: str
 ) -> None:
     """Without keys, every token is refused. The fetch is repeated after a pause, and then tokens are accepted."""
     good = key_server.body
     for field, value in KEY_SERVER_FAULTS[name].items():
         setattr(key_server, field, value)
-    text = key.sign(claims(worker.clock))
-    await check_refused(worker, text)
+    text = key.sign(claims(trusting_worker.clock))
+    await check_refused(trusting_worker, text)
     assert key_server.request_count == 1
     key_server.body, key_server.status, key_server.extra = good, 200, ""
-    worker.clock.now += REFRESH_SECONDS if name in ("no keys", "nonsense") else RETRY_SECONDS
-    assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
+    trusting_worker.clock.now += REFRESH_SECONDS if name in ("no keys", "nonsense") else RETRY_SECONDS
+    assert await trusting_worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
 
 
 async def test_known_keys_are_used_while_the_issuer_is_unavailable(
-    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey
+    trusting_worker: AuthWorker, key_server: KeySetServer, key: IssuerKey
 ) -> None:
     """Known keys are fetched again after an hour, in the background. If the fetch fails, the known keys are used for up
     to a day."""
-    verify = worker.access.credential_verifier.verify_bearer
-    assert await verify(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
+    verify = trusting_worker.access.credential_verifier.verify_bearer
+    assert await verify(key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS)
     key_server.status = 503
     key_server.waiting.clear()
-    worker.clock.now += FRESH_SECONDS + 1
-    assert await verify(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
+    trusting_worker.clock.now += FRESH_SECONDS + 1
+    assert await verify(key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS)
     await key_server.waiting.wait()
-    worker.clock.now += STALE_SECONDS
-    await check_refused(worker, key.sign(claims(worker.clock)))
+    trusting_worker.clock.now += STALE_SECONDS
+    await check_refused(trusting_worker, key.sign(claims(trusting_worker.clock)))
 
 
 async def test_keys_are_read_from_a_file(

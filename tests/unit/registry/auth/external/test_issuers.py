@@ -25,23 +25,25 @@ from tests.fakes.token_issuer import AUDIENCE, ISSUER, IssuerKey, KeySetServer, 
 
 
 async def test_a_token_logs_in_as_a_robot(
-    worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, rsa_key: IssuerKey
+    trusting_worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, rsa_key: IssuerKey
 ) -> None:
     """An issuer's token logs in as a bearer token, and as the robot's password. The keys are fetched once, at the first
     token and not when the server starts."""
     assert key_server.request_count == 0
     for each in (key, rsa_key):
-        text = each.sign(claims(worker.clock))
+        text = each.sign(claims(trusting_worker.clock))
         for proof in (
-            await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS),
-            await worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS),
+            await trusting_worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS),
+            await trusting_worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS),
         ):
             assert (proof.name, proof.robot, proof.access) == (CI, True, None)
-            assert proof.version == worker.accounts.account(CI).version
+            assert proof.version == trusting_worker.accounts.account(CI).version
     assert key_server.request_count == 1
     with pytest.raises(Unauthorized):
-        await worker.access.credential_verifier.verify_basic(ALICE, key.sign(claims(worker.clock)), KNOWN_ADDRESS)
-    lines = await worker.audited()
+        await trusting_worker.access.credential_verifier.verify_basic(
+            ALICE, key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS
+        )
+    lines = await trusting_worker.audited()
     assert [(line.actor, line.outcome) for line in lines] == [("anonymous", "failed"), ("ci", "ok")]
 
 
@@ -59,29 +61,33 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", WRONG_CLAIMS)
-async def test_a_token_with_wrong_claims_is_refused(worker: AuthWorker, key: IssuerKey, name: str) -> None:
+async def test_a_token_with_wrong_claims_is_refused(trusting_worker: AuthWorker, key: IssuerKey, name: str) -> None:
     """A token that the issuer signed for another service or another time is refused."""
-    token_claims = claims(worker.clock)
+    token_claims = claims(trusting_worker.clock)
     value: Any
     for claim, value in WRONG_CLAIMS[name].items():
-        token_claims[claim] = worker.clock() + value if isinstance(value, int) else value
-    await check_refused(worker, key.sign({claim: value for claim, value in token_claims.items() if value is not None}))
-    assert await worker.access.credential_verifier.verify_bearer(key.sign(claims(worker.clock)), KNOWN_ADDRESS)
+        token_claims[claim] = trusting_worker.clock() + value if isinstance(value, int) else value
+    await check_refused(
+        trusting_worker, key.sign({claim: value for claim, value in token_claims.items() if value is not None})
+    )
+    assert await trusting_worker.access.credential_verifier.verify_bearer(
+        key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS
+    )
 
 
 async def test_a_token_with_a_wrong_signature_is_refused(
-    worker: AuthWorker, key: IssuerKey, rsa_key: IssuerKey
+    trusting_worker: AuthWorker, key: IssuerKey, rsa_key: IssuerKey
 ) -> None:
     """A token is refused if another key with the same id signed it, if its key id is unknown, if it has no signature,
     or if its header has a key or a key's URL. It is also refused if it is signed with HMAC and the public key as the
     secret."""
-    token_claims = claims(worker.clock)
-    await check_refused(worker, IssuerKey("one").sign(token_claims))
-    await check_refused(worker, IssuerKey("unknown").sign(token_claims))
-    await check_refused(worker, key.sign(token_claims).rpartition(".")[0] + ".")
-    await check_refused(worker, key.sign(token_claims, crit=["exp"]))
+    token_claims = claims(trusting_worker.clock)
+    await check_refused(trusting_worker, IssuerKey("one").sign(token_claims))
+    await check_refused(trusting_worker, IssuerKey("unknown").sign(token_claims))
+    await check_refused(trusting_worker, key.sign(token_claims).rpartition(".")[0] + ".")
+    await check_refused(trusting_worker, key.sign(token_claims, crit=["exp"]))
     stranger = IssuerKey("stranger")
-    await check_refused(worker, stranger.sign(token_claims, jwk=stranger.jwk(), jku="http://203.0.113.9/"))
+    await check_refused(trusting_worker, stranger.sign(token_claims, jwk=stranger.jwk(), jku="http://203.0.113.9/"))
     public = rsa_key.private.public_key()
     forms = (
         (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo),
@@ -90,11 +96,11 @@ async def test_a_token_with_a_wrong_signature_is_refused(
     )
     for form in forms:
         for algorithm in ("HS256", "none", "RS256"):
-            await check_refused(worker, forged(algorithm, "rsa", token_claims, public.public_bytes(*form)))
+            await check_refused(trusting_worker, forged(algorithm, "rsa", token_claims, public.public_bytes(*form)))
     for key_id in (7, None, ["rsa"], "../../dev/null"):
-        await check_refused(worker, forged("RS256", key_id, token_claims, b"x"))
+        await check_refused(trusting_worker, forged("RS256", key_id, token_claims, b"x"))
     for nonsense in (7, None, ["RS256"]):
-        await check_refused(worker, forged(nonsense, "rsa", token_claims, b"x"))
+        await check_refused(trusting_worker, forged(nonsense, "rsa", token_claims, b"x"))
 
 
 def forged(algorithm: object, key_id: object, token_claims: dict[str, Any], secret: bytes) -> str:
@@ -168,14 +174,14 @@ async def test_the_claim_has_to_name_an_enabled_robot(
             await verify(text, KNOWN_ADDRESS)
 
 
-async def test_an_issuers_token_cannot_make_an_api_token(worker: AuthWorker, key: IssuerKey) -> None:
+async def test_an_issuers_token_cannot_make_an_api_token(trusting_worker: AuthWorker, key: IssuerKey) -> None:
     """A client with an issuer's token cannot make an API token for the robot, because the API token would be valid for
     longer."""
-    policy = Policy(worker.accounts, worker.access.revocation_check)
-    text = key.sign(claims(worker.clock))
+    policy = Policy(trusting_worker.accounts, trusting_worker.access.revocation_check)
+    text = key.sign(claims(trusting_worker.clock))
     for proof in (
-        await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS),
-        await worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS),
+        await trusting_worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS),
+        await trusting_worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS),
     ):
         authority = management_rights_of(policy.principal(proof))
         authority.check_may_see(CI)
@@ -243,13 +249,13 @@ async def test_changed_settings_make_bearer_tokens_invalid(
             await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
 
 
-async def test_a_cached_token_expires(worker: AuthWorker, key: IssuerKey) -> None:
+async def test_a_cached_token_expires(trusting_worker: AuthWorker, key: IssuerKey) -> None:
     """A cached token is refused once it has expired."""
-    text = key.sign(claims(worker.clock))
-    assert await worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
-    assert await worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS)
-    worker.clock.now += 611
-    await check_refused(worker, text)
+    text = key.sign(claims(trusting_worker.clock))
+    assert await trusting_worker.access.credential_verifier.verify_bearer(text, KNOWN_ADDRESS)
+    assert await trusting_worker.access.credential_verifier.verify_basic(CI, text, KNOWN_ADDRESS)
+    trusting_worker.clock.now += 611
+    await check_refused(trusting_worker, text)
 
 
 async def test_eddsa_and_a_long_header(tmp_path: Path, clock: AuthClock) -> None:
@@ -264,6 +270,6 @@ async def test_eddsa_and_a_long_header(tmp_path: Path, clock: AuthClock) -> None
         await check_refused(worker, signed_token({"alg": "EdDSA"}, claims(clock), OKPKey.generate_key("Ed25519")))
 
 
-async def test_an_expiry_beyond_the_range_of_floats_is_refused(worker: AuthWorker, key: IssuerKey) -> None:
+async def test_an_expiry_beyond_the_range_of_floats_is_refused(trusting_worker: AuthWorker, key: IssuerKey) -> None:
     """An expiry that is too large for a float is refused like any invalid token."""
-    await check_refused(worker, key.sign({**claims(worker.clock), "exp": 10**400}))
+    await check_refused(trusting_worker, key.sign({**claims(trusting_worker.clock), "exp": 10**400}))
