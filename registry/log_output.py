@@ -146,7 +146,7 @@ class BufferedHandler(logging.Handler):
         self._size = 0  # approximate number of characters in the buffered lines
         self._text_formatter = LineFormatter()
         self.writes_text: bool
-        """Whether the lines are text, and not JSON objects."""
+        """Whether the handler writes lines of text. If not, it writes JSON objects."""
         self.setFormatter(self._text_formatter)
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:

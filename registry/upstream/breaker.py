@@ -34,7 +34,7 @@ class Breaker:
         """How long the breaker is open after `_opened_at`."""
         self._running_trials = 0
         self.is_tripped = False
-        """Whether the breaker is tripped: open or half-open, and not closed."""
+        """Whether the breaker is open or half-open."""
 
     @property
     def is_blocking(self) -> bool:

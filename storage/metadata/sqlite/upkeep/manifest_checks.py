@@ -61,7 +61,7 @@ class StoredManifest:
 
     @property
     def is_digest_valid(self) -> bool:
-        """Whether the column `digest` has a text in the form of a digest. The body may still have another digest."""
+        """Whether the column `digest` has a well-formed digest. The body may have another digest."""
         try:
             Digest(self.digest)
         except RegistryError:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import apsw
 import pytest
 
 from storage.access import AuditQuery
 from storage.composition import open_registry, prepare_data_dir
 from storage.content import Actor, Condition, Manifest
-from storage.data_dir.system import System
 from storage.errors import (
     Denied,
     ManifestBlobUnknown,
@@ -348,45 +345,6 @@ async def test_deletes_of_a_mirror_cannot_be_undone(store: StoredRegistry) -> No
     image = await push_image(store, APP, "first", "v1")
     await store.delete_manifest(APP, image.digest, by=BY, restorable=False)
     assert (await history(store))[1].availability is Availability.GONE
-
-
-class FullDisk(System):
-    """A disk without space for any commit while `is_full` is true."""
-
-    is_full = False
-
-    def commit(self, commit: Callable[[], None], *, durable: bool) -> None:
-        if self.is_full:
-            raise apsw.FullError
-        super().commit(commit, durable=durable)
-
-
-async def test_a_manifest_is_deleted_without_a_copy_on_a_full_disk(tmp_path: Path) -> None:
-    """A delete normally stores a copy of the manifest for a restore. On a full disk, the manifest is deleted without
-    the copy, and a warning is logged."""
-    disk = FullDisk()
-    prepare_data_dir(tmp_path)
-    async with open_registry(tmp_path, system=disk) as store:
-        image = await push_image(store, APP, "first", "v1")
-        logger = logging.getLogger("storage.metadata")
-        messages: list[str] = []
-
-        def free_some_space(record: logging.LogRecord) -> bool:  # so that the delete without a copy succeeds
-            messages.append(record.getMessage())
-            disk.is_full = False
-            return True
-
-        logger.addFilter(free_some_space)
-        try:
-            disk.is_full = True
-            await store.delete_manifest(APP, image.digest, by=BY)
-        finally:
-            logger.removeFilter(free_some_space)
-        assert messages == [
-            f"the disk is too full to keep the deleted manifest {image.digest} of team/app; it cannot be put back"
-        ]
-        assert (await history(store))[1].availability is Availability.GONE
-        assert await all_tags(store, APP) == []
 
 
 async def test_restore_without_a_grace_period(tmp_path: Path, clock: Clock) -> None:

@@ -17,22 +17,30 @@ from tests.fakes.issuer_worker import check_refused, claims, worker_that_trusts
 from tests.fakes.token_issuer import IssuerKey, KeySetServer, key_set
 
 
-async def test_a_new_key_is_fetched(
-    trusting_worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, other_key: IssuerKey
+async def check_new_key_is_fetched(
+    worker: AuthWorker, key_server: KeySetServer, old_key: IssuerKey, new_key: IssuerKey, **header: Any
 ) -> None:
-    """An unknown key id makes the registry fetch the key set again, at most once a minute."""
-    verify = trusting_worker.access.credential_verifier.verify_bearer
-    assert await verify(key.sign(claims(trusting_worker.clock)), KNOWN_ADDRESS)
-    key_server.body = key_set(other_key.jwk())
-    text = other_key.sign(claims(trusting_worker.clock))
+    """Replaces the issuer's key. Checks that the key set is fetched again for a token with the new key, at most once a
+    minute, and that the old key is not accepted after that. `header`: fields for the headers of the tokens."""
+    verify = worker.access.credential_verifier.verify_bearer
+    assert await verify(old_key.sign(claims(worker.clock), **header), KNOWN_ADDRESS)
+    key_server.body = key_set(new_key.jwk())
+    text = new_key.sign(claims(worker.clock), **header)
     for _ in range(3):
         with pytest.raises(Unauthorized):
             await verify(text, KNOWN_ADDRESS)
     assert key_server.request_count == 1
-    trusting_worker.clock.now += REFRESH_SECONDS
+    worker.clock.now += REFRESH_SECONDS
     assert await verify(text, KNOWN_ADDRESS)
     assert key_server.request_count == 2
-    await check_refused(trusting_worker, key.sign(claims(trusting_worker.clock)))  # its key is no longer in the key set
+    await check_refused(worker, old_key.sign(claims(worker.clock), **header))
+
+
+async def test_a_new_key_is_fetched(
+    trusting_worker: AuthWorker, key_server: KeySetServer, key: IssuerKey, other_key: IssuerKey
+) -> None:
+    """An unknown key id makes the registry fetch the key set again, at most once a minute."""
+    await check_new_key_is_fetched(trusting_worker, key_server, key, other_key)
 
 
 @pytest.mark.parametrize("key_id", ["one", None])
@@ -41,18 +49,7 @@ async def test_a_key_that_replaces_another_under_its_id_is_fetched(
 ) -> None:
     """If an issuer replaces its key by one with the same id, or its tokens name no key, a wrong signature makes the
     registry fetch the key set again, at most once a minute. Then the new key is accepted, and the old one is not."""
-    verify, new_key = trusting_worker.access.credential_verifier.verify_bearer, IssuerKey("one")
-    assert await verify(key.sign(claims(trusting_worker.clock), kid=key_id), KNOWN_ADDRESS)
-    key_server.body = key_set(new_key.jwk())
-    text = new_key.sign(claims(trusting_worker.clock), kid=key_id)
-    for _ in range(3):
-        with pytest.raises(Unauthorized):
-            await verify(text, KNOWN_ADDRESS)
-    assert key_server.request_count == 1
-    trusting_worker.clock.now += REFRESH_SECONDS
-    assert await verify(text, KNOWN_ADDRESS)
-    assert key_server.request_count == 2
-    await check_refused(trusting_worker, key.sign(claims(trusting_worker.clock), kid=key_id))
+    await check_new_key_is_fetched(trusting_worker, key_server, key, IssuerKey("one"), kid=key_id)
 
 
 async def test_known_keys_are_used_during_a_fetch(
