@@ -27,7 +27,8 @@ CHECKED := tests/architecture tests/unit tests/contract
 # program that shows it is there. docker.io's dockerd is what counts: some machines have only a docker client. Debian 12
 # has no docker-cli: there, docker is in docker.io. What apt does not know is left out.
 PACKAGES := docker.io:dockerd docker-cli:docker containerd:ctr runc:runc podman:podman buildah:buildah skopeo:skopeo crun:crun \
-	busybox-static:busybox strace:strace docker-registry:docker-registry nginx:nginx openssl:openssl chromium:chromium
+	busybox-static:busybox strace:strace docker-registry:docker-registry nginx:nginx openssl:openssl \
+	chromium-headless-shell:chromium-headless-shell
 # `make test-deploy` needs these as well.
 DEPLOY_PACKAGES := caddy:caddy debootstrap:debootstrap docker-compose:docker-compose prometheus:promtool \
 	systemd:systemd-analyze

@@ -1,4 +1,4 @@
-"""Opens pages of the web UI in a real browser: Debian's Chromium, controlled by Playwright.
+"""Opens pages of the web UI in a real browser: Debian's Chromium without a window, controlled by Playwright.
 
 `PageBrowser.tab` opens a tab and records its console and its requests. When the tab is closed, the test fails if the
 console had an error, or if a request went to another site than the registry.
@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 from axe_playwright_python.base import AXE_SCRIPT  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
-CHROMIUM: Final = "/usr/bin/chromium"
+CHROMIUM: Final = "/usr/bin/chromium-headless-shell"
+"""Chromium's engine as a program that has no window. It needs half of the CPU time of `chromium --headless`."""
 ARGUMENTS: Final = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 TIMEOUT_MS: Final = 60_000
