@@ -39,12 +39,12 @@ class RemovalPlan:
 @dataclass(frozen=True, slots=True)
 class OpenUploads:
     """The upload sessions that are open. `count`: their number. `received`: bytes that have arrived and are recorded.
-    `oldest`: the time of the last progress of the session that has been idle longest, in seconds since 1970; None:
+    `idle_since`: the time of the last progress of the session that has been idle longest, in seconds since 1970; None:
     there is no session."""
 
     count: int
     received: int
-    oldest: float | None
+    idle_since: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +52,11 @@ class StoreFigures:
     """Figures of a whole data directory, for metrics.
 
     `blob_bytes`: total size of all blobs. `uploads`: open upload sessions. `damaged_blobs`, `damaged_manifests`:
-    content that is damaged, and whose right bytes were not stored again yet. `running_jobs`: number of running jobs of
-    each kind. `scopes`: the use of each usage scope, which is a set of repositories (`storage.usage`).
-    `remaining_requests`: how many requests each upstream still allows, if it has reported this within the last hour.
-    `backlogs`: the pending deliveries of events to webhooks; a webhook without deliveries is left out."""
+    numbers of blobs and manifests that are damaged; storing the right bytes again repairs them. `running_jobs`: number
+    of running jobs of each kind. `scopes`: the use of each usage scope, which is a set of repositories
+    (`storage.usage`). `remaining_requests`: how many requests each upstream still allows, if it has reported this
+    within the last hour. `backlogs`: the pending deliveries of events to webhooks; a webhook without deliveries is left
+    out."""
 
     repositories: int
     manifests: int
@@ -97,7 +98,7 @@ class Inventory(Protocol):
         """Returns a plan for the removal of `reference`. Removes nothing itself.
 
         If `reference` is a digest, the plan includes this manifest and all its tags. If `reference` is a tag, the plan
-        includes the tag and its manifest, but only the tag if another tag or an index refers to the manifest. With each
+        includes the tag. It also includes the tag's manifest, unless another tag or an index refers to it. With each
         manifest, the plan includes its referrers and, if it is an index, the manifests that it lists. A referrer or
         listed manifest stays out of the plan if a tag or index that is not removed still refers to it. Raises
         NameUnknown, ManifestUnknown."""

@@ -116,11 +116,12 @@ class HashlibDigest:
 
 
 def _library_files() -> list[str | None]:
-    """Returns the files that may contain libcrypto's functions, in the order in which to try them. None means the
-    running program, because `_hashlib` has no file if OpenSSL is linked statically into Python, as in a Python that uv
-    installs. Such a program may hide the functions. Then the libcrypto of the machine is used. It may have another
-    version than the libcrypto in `hashlib`. That does no harm, because all functions that compute a digest are from one
-    file."""
+    """Returns the files that may contain libcrypto's functions, in the order in which to try them. The first is the
+    file of the module `_hashlib`, which is linked to libcrypto. If libcrypto is linked statically into the Python
+    program, as in a Python that uv installs, `_hashlib` is a part of the program and has no file. The first entry is
+    then None, which means the running program. Such a program may hide the functions. Then the libcrypto of the machine
+    is used. It may have another version than the libcrypto in `hashlib`. That does no harm, because all functions that
+    compute a digest are from one file."""
     try:
         import _hashlib
     except ImportError:

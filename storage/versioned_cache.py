@@ -17,7 +17,7 @@ SETTLED_MISSES: Final = 256
 """After so many calls of `should_cache` for the same version of the data, the data counts as settled: a cached value
 will probably be used before the data changes."""
 MIN_FREE_DIVISOR: Final = 4
-"""While the data is settled, `should_cache` returns True for every key until less than the capacity divided by this
+"""While the data is settled, `should_cache` returns True for every key as long as at least the capacity divided by this
 number is free."""
 V = TypeVar("V")
 
@@ -99,8 +99,9 @@ class VersionedCache(Generic[V]):
 
 
 def _key_bytes(key: Hashable) -> int:
-    """Returns how many bytes of memory the texts in a key take, because a client may have chosen them. If the key is a
-    tuple, counts all its items. If the key is a text, counts the key itself. Otherwise returns 0."""
+    """Returns how many bytes of memory the texts in a key take. These texts can be long, because a client may have
+    chosen them. If the key is a tuple, counts all its items. If the key is a text, counts the key itself. Otherwise
+    returns 0."""
     if isinstance(key, tuple):
         return sum(map(sys.getsizeof, key))
     return sys.getsizeof(key) if isinstance(key, str | bytes) else 0

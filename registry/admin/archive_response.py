@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 from starlette.responses import Response
 
 from registry.asgi import Message, Receive, Scope, Send
-from registry.browse.answer_memory import AnswerMemory
+from registry.browse.answer_memory_limit import AnswerMemoryLimit
 from registry.browse.image_archive import ImageArchive
 from registry.browse.repository_browser import as_current_request, visitor_of
 from registry.log_output import mark_logged
@@ -194,23 +194,23 @@ class ArchiveResponse(Response):
 
 
 class HeldResponse(Response):
-    """Sends a manifest or config. Its bytes are held in memory until the client has received them. `AnswerMemory`
+    """Sends a manifest or config. Its bytes are held in memory until the client has received them. `AnswerMemoryLimit`
     counts these bytes until then, and limits the memory of all such responses."""
 
     media_type = "application/json"
 
     def __init__(
-        self, body: bytes, memory: AnswerMemory, visitor: str, headers: Mapping[str, str] | None = None
+        self, body: bytes, memory_limit: AnswerMemoryLimit, visitor: str, headers: Mapping[str, str] | None = None
     ) -> None:
         """`visitor`: identifies the client (`registry.browse.repository_browser.visitor_of`)."""
         super().__init__(body, headers=headers)
-        self._memory = memory
+        self._memory_limit = memory_limit
         self._visitor = visitor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the response. Raises TooManyRequests if there is too little memory. Raises ResponseCutOff if the client
-        is too slow (`AnswerMemory.hold`)."""
-        async with self._memory.hold(self._visitor, len(self.body)):
+        is too slow (`AnswerMemoryLimit.hold`)."""
+        async with self._memory_limit.hold(self._visitor, len(self.body)):
             await super().__call__(scope, receive, send)
             return
         raise ResponseCutOff

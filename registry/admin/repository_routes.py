@@ -107,7 +107,7 @@ async def read_raw_manifest(caller: AnyCaller, name: PathRepository, reference: 
     stored_name = await readable_repository(caller, name)
     manifest = await caller.browser.raw_manifest(caller.request_on(stored_name), stored_name, reference)
     headers = {"Docker-Content-Digest": manifest.digest}
-    return HeldResponse(manifest.body, caller.browser.answer_memory, caller.visitor, headers)
+    return HeldResponse(manifest.body, caller.browser.answer_memory_limit, caller.visitor, headers)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/config", tags=["repositories"], response_class=Response)
@@ -115,7 +115,7 @@ async def read_raw_config(caller: AnyCaller, name: PathRepository, reference: Pa
     """Returns the config of an image of one platform as it was pushed. Needs `pull` on the repository."""
     stored_name = await readable_repository(caller, name)
     data = await caller.browser.raw_config(caller.request_on(stored_name), stored_name, reference)
-    return HeldResponse(data, caller.browser.answer_memory, caller.visitor)
+    return HeldResponse(data, caller.browser.answer_memory_limit, caller.visitor)
 
 
 @router.get("/repositories/{name:path}/manifests/{reference}/referrers", tags=["repositories"])

@@ -46,7 +46,7 @@ class WorkerStatus(BaseModel):
     loop_delay: float = Field(description="By how many seconds its event loop was late at its last report")
     reported: datetime = Field(description="When it last reported")
     hangs: bool = Field(description="It has not reported for a long time: it hangs, or the disk takes no writes")
-    read_only: bool = Field(description="The full disk had no room to open the store for writing")
+    read_only: bool = Field(description="The store is open read-only: the disk was too full to open it for writing")
 
     @classmethod
     def from_report(cls, report: WorkerReport, now: float) -> Self:
@@ -91,7 +91,7 @@ class UploadStatus(BaseModel):
     open: int
     size: int = Field(description="Bytes that have arrived and are recorded")
     oldest: datetime | None = Field(
-        description="When the upload that has been idle for the longest time last made progress"
+        description="Time of the last progress of the upload that has been idle longest; null: none is open"
     )
 
 
@@ -193,7 +193,8 @@ async def read_server_status(
     settings, store = upkeep.settings, upkeep.store
     problem = store.storage_problem() or store.push_refusal()
     status = await asyncio.to_thread(_status_of_reports, settings, clock(), problem)
-    if store.is_read_only:  # then the status lacks the uploads (`_add_from_store`), and `store_problem` has to say why
+    if store.is_read_only:
+        # `_add_from_store` then adds no `uploads`, and `store_problem` says why.
         status.store_problem = problem
     try:
         await _add_from_store(status, upkeep, clock, with_cache=with_cache)
@@ -290,7 +291,7 @@ def _disk_status(settings: Settings, problem: str | None) -> DiskStatus:
 def _upload_status(settings: Settings) -> UploadStatus:
     with open_inventory(settings.data) as inventory:
         uploads = inventory.open_uploads()
-    return UploadStatus(open=uploads.count, size=uploads.received, oldest=to_datetime_or_none(uploads.oldest))
+    return UploadStatus(open=uploads.count, size=uploads.received, oldest=to_datetime_or_none(uploads.idle_since))
 
 
 def _fills(settings: Settings) -> list[FillStatus]:

@@ -55,7 +55,8 @@ class RevocationCheck:
             self._check_account(identity)
         if not self.is_stamp_current(identity):
             raise Unauthorized("the login depends on an htpasswd line or on settings that have changed")
-        # An account without a version comes from the htpasswd file, so it must have a stamp.
+        # Only an account from the htpasswd file has no version. Its identity must have a stamp. It is not valid any
+        # more if the store now has an account of the same name.
         if identity.version is None and (identity.stamp is None or self._is_stored(identity.name)):
             raise Unauthorized("an account of the same name has replaced the one in the htpasswd file")
         if identity.token is None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
-from registry.browse.answer_memory import AnswerMemory
+from registry.browse.answer_memory_limit import AnswerMemoryLimit
 from registry.browse.comparison import common_platform, compare_images
 from registry.browse.content_reader import MAX_CONFIG_BYTES, ContentReader
 from registry.browse.descriptions import DescriptionPages
@@ -95,8 +95,8 @@ class RepositoryBrowser:
     rendered (`registry.ui.page_route.page_slot`). During that wait, it holds no slot to read, so that other visitors
     can read.
 
-    `answer_memory`: limits the memory for the results of `raw_manifest` and `raw_config`. A route that sends such a
-    result counts its bytes there until it is sent."""
+    `answer_memory_limit`: limits the memory of the results of `raw_manifest` and `raw_config`. A route that sends such
+    a result counts its bytes there until it is sent."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class RepositoryBrowser:
         # The text of TooManyRequests says that there are too many "answers" or "lists".
         self._reads = VisitorLimits(_READS, "answers")
         self._lists = VisitorLimits(_LISTS, "lists")
-        self.answer_memory = AnswerMemory(_ANSWER_BYTES)
+        self.answer_memory_limit = AnswerMemoryLimit(_ANSWER_BYTES)
         listing, upstream_tags = store.tag_listing, store.upstream_tags
         self._reader = ContentReader(registry)
         overviews = OverviewReader(self._reader, listing)

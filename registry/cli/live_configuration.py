@@ -89,14 +89,14 @@ class LiveConfiguration:
         from registry.auth.assembly import check_auth_files
         from registry.auth.external.openid_settings import ProviderInvalid
         from registry.auth.password.htpasswd import HtpasswdError
-        from registry.cli.server_preparation import InsecureOpenError, check_insecure_open, clients_must_log_in
+        from registry.cli.server_preparation import OpenToEveryoneError, check_open_to_everyone, clients_must_log_in
         from storage.errors import RegistryError
 
         try:
             check_auth_files(settings)
             requires_login = clients_must_log_in(settings)
-            check_insecure_open(settings, bound_to_loopback=self._bound_to_loopback, requires_login=requires_login)
-        except (HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
+            check_open_to_everyone(settings, bound_to_loopback=self._bound_to_loopback, requires_login=requires_login)
+        except (HtpasswdError, ProviderInvalid, OpenToEveryoneError) as error:
             raise ChangeRefused(str(error)) from None
         except RegistryError as error:  # the store cannot say whether it has accounts
             raise ChangeRefused(error.message) from None

@@ -30,7 +30,7 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
     listener's options and whether clients must log in. Ends the command with an error message if a check fails. Logs a
     warning if the state of an unfinished hash cannot be saved: each pushed blob is then hashed twice.
 
-    `bound_to_loopback`: see `check_insecure_open`. `may_migrate`: whether the data may be migrated to this version's
+    `bound_to_loopback`: see `check_open_to_everyone`. `may_migrate`: whether the data may be migrated to this version's
     format. False: a running server uses the data, so data of another version is an error."""
     from registry.auth.assembly import check_auth_files
     from registry.auth.external.openid_settings import ProviderInvalid
@@ -48,8 +48,8 @@ def prepare(settings: Settings, *, bound_to_loopback: bool, may_migrate: bool) -
         check_auth_files(settings)
         (prepare_data_dir if may_migrate else check_version)(settings.data)
         requires_login = clients_must_log_in(settings)
-        check_insecure_open(settings, bound_to_loopback=bound_to_loopback, requires_login=requires_login)
-    except (CertificateError, HtpasswdError, ProviderInvalid, InsecureOpenError) as error:
+        check_open_to_everyone(settings, bound_to_loopback=bound_to_loopback, requires_login=requires_login)
+    except (CertificateError, HtpasswdError, ProviderInvalid, OpenToEveryoneError) as error:
         fail(str(error))
     if not can_save_digests():
         log.warning("each pushed blob is hashed twice: this Python finds no libcrypto.so.3; entrepot doctor says more")
@@ -103,12 +103,12 @@ def certificate_files(tls: TLSSettings) -> CertificateFiles | None:
     return CertificateFiles(tls.certificate, tls.key, tls.client_ca, client_auth)
 
 
-class InsecureOpenError(Exception):
+class OpenToEveryoneError(Exception):
     """The registry would be open and other machines could reach it. The text is one line for people."""
 
 
-def check_insecure_open(settings: Settings, *, bound_to_loopback: bool, requires_login: bool) -> None:
-    """Raises InsecureOpenError if the registry requires no login and other machines can reach it, unless the setting
+def check_open_to_everyone(settings: Settings, *, bound_to_loopback: bool, requires_login: bool) -> None:
+    """Raises OpenToEveryoneError if the registry requires no login and other machines can reach it, unless the setting
     `insecure_open` allows this.
 
     `bound_to_loopback`: whether the socket is bound to a loopback address, which only this machine can reach. But a
@@ -124,7 +124,7 @@ def check_insecure_open(settings: Settings, *, bound_to_loopback: bool, requires
         reason = f"other machines reach this registry as {settings.public_url}, which public_url names"
     else:
         return
-    raise InsecureOpenError(
+    raise OpenToEveryoneError(
         f"{reason}, and there are no accounts: add one with `entrepot user add NAME --admin`, or let anyone push and "
         "delete with --insecure-open"
     )

@@ -29,8 +29,9 @@ log = logging.getLogger("registry.events")
 
 
 def event_readers(settings: Settings) -> list[EventReader]:
-    """Returns the *readers* that the settings define, each with the events that it wants. Each webhook is a reader. The
-    list of events, which clients of the management API can read, is a reader with the name `LIST_READER`."""
+    """Returns the *readers* that the settings define, each with the events that it wants. Each webhook is a reader. If
+    the settings keep a list of events for the management API, this list is also a reader, with the name
+    `LIST_READER`."""
     readers = [
         EventReader(webhook.name, frozenset(webhook.actions), tuple(webhook.repositories))
         for webhook in settings.webhook
@@ -55,15 +56,16 @@ class EventDelivery:
         self,
         outbox: Outbox,
         leases: Leases,
-        version: Callable[[], object],
+        store_version: Callable[[], object],
         clock: Callable[[], float],
         observer: DeliveryObserver | None = None,
     ) -> None:
-        """`version` returns a value that changes with every commit of any process. `clock` returns seconds since 1970.
-        `observer` receives reports about the deliveries. The object does nothing until `apply` is called."""
+        """`store_version` returns the version of the stored data, which changes with every commit of any process.
+        `clock` returns seconds since 1970. `observer` receives reports about the deliveries. The object does nothing
+        until `apply` is called."""
         self._outbox = outbox
         self._leases = leases
-        self._version = version
+        self._store_version = store_version
         self._clock = clock
         self._observer = observer or NoObserver()
         self._task: asyncio.Task[None] | None = None
@@ -106,14 +108,15 @@ class EventDelivery:
         self._is_configured = True
 
     async def _run(self, settings: Settings) -> None:
-        """Waits until this process gets the slot, and then delivers events. Ends only when it is cancelled."""
+        """Waits until this process gets the slot, and then delivers events. An error ends only a *round*, which is one
+        pass of the loop. This method ends only when it is cancelled."""
         while True:
             try:
                 async with self._leases.try_slot(DELIVERY_SLOT, count=1) as has_slot:
                     if has_slot:
                         if not self._is_configured:
                             await self._configure(settings)
-                        await _run_all(settings, self._outbox, self._version, self._clock, self._observer)
+                        await _run_all(settings, self._outbox, self._store_version, self._clock, self._observer)
             except Exception as error:
                 log_round_error(log, "the delivery of events stopped with an error", error)
             raise_if_cancelled()  # the error may have replaced the CancelledError
@@ -123,7 +126,7 @@ class EventDelivery:
 async def _run_all(
     settings: Settings,
     outbox: Outbox,
-    version: Callable[[], object],
+    store_version: Callable[[], object],
     clock: Callable[[], float],
     observer: DeliveryObserver,
 ) -> None:
@@ -137,7 +140,7 @@ async def _run_all(
         for webhook in settings.webhook:
             client = WebhookClient(webhook, registry_address(settings))
             stack.push_async_callback(client.aclose)
-            dispatchers.append(WebhookDispatcher(webhook, client, outbox, version, clock, observer, limit))
+            dispatchers.append(WebhookDispatcher(webhook, client, outbox, store_version, clock, observer, limit))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())  # ends before the clients are closed
         for dispatcher in dispatchers:
             tasks.create_task(dispatcher.run())
@@ -147,7 +150,7 @@ async def _run_all(
 async def _keep_tidy(
     settings: Settings, outbox: Outbox, clock: Callable[[], float], observer: DeliveryObserver
 ) -> None:
-    """Keeps the outbox within its limits, until the task is cancelled."""
+    """Keeps the outbox within its limits, until the task is cancelled. An error ends only one round of the loop."""
     events = settings.events
     while True:
         now = clock()

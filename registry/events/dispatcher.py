@@ -100,8 +100,9 @@ class _Outcomes:
 
 class WebhookDispatcher:
     """Delivers events to one webhook. `outbox`: the stored events that may still have to be delivered. `clock` returns
-    the time in seconds since 1970. `version` returns a value that changes with every commit of any process. `observer`
-    receives reports about the attempts. All webhooks share `limit`. Used from one event loop."""
+    the time in seconds since 1970. `version` returns the version of the stored data, which changes with every commit of
+    any process. `observer` receives reports about the attempts. All webhooks share `limit`. Used from one event
+    loop."""
 
     def __init__(
         self,

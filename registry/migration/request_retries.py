@@ -3,20 +3,23 @@ down or refuses the login (`RequestRetries`).
 
 A request is retried with growing pauses after errors that may be temporary. It *fails* if all its attempts get such
 errors. Failed requests show that the old registry is down, or that one repository is broken there. So they are counted
-for each repository until a request succeeds or gets an error that is not temporary. The import ends with `SourceDown`
-in two cases:
+for each repository. When a request succeeds or gets an error that is not temporary, all counts return to 0. There are
+three reasons to suspect that the old registry is down:
 
-- `FAILURES_TO_END` repositories each have a failed request whose error was not `Unconfirmed` (see below).
-- `FAILURES_TO_END` requests of one repository, or requests of `FAILURES_TO_END` repositories, have failed with any
-  errors, and GET `/v2/` fails, too.
+- `FAILURES_TO_END` repositories each have a failed request whose error was not `Unconfirmed` (see below). The import
+  then ends with `SourceDown`.
+- `FAILURES_TO_END` repositories each have a failed request, with any error. The import then ends with `SourceDown` if
+  GET `/v2/` fails, too. Otherwise the import continues, but retries all requests only once.
+- `FAILURES_TO_END` requests of one repository have failed, with any errors. Again, the import ends with `SourceDown` if
+  GET `/v2/` fails, too. Otherwise the import continues, but retries the requests of this repository only once.
 
-If GET `/v2/` succeeds in the second case, the import continues. Until a request does not fail, the import then retries
-the requests of this repository, or of all repositories, only once. After an import has ended, the next one continues
-where it stopped.
+The requests are retried as usual again when the counts have returned to 0. After an import has ended, the next one
+continues where it stopped.
 
-A 404 without an error code of a registry (an `Unconfirmed` error) is possibly the page of a proxy in front of a
-registry that is restarting. Therefore it is retried like a request without a response. It is also possibly the response
-to a request for a deleted repository, so such responses end the import only if GET `/v2/` fails, too.
+An `Unconfirmed` error stands for a response, such as a 404 without an error code of a registry, that possibly comes
+from a proxy in front of a registry that is restarting. Therefore the request is retried like a request without a
+response, unless the error says that a request without a login is refused (`is_refusal`). A 404 is also possibly the
+response to a request for a deleted repository, so `Unconfirmed` errors end the import only if GET `/v2/` fails, too.
 """
 
 from __future__ import annotations
@@ -168,7 +171,7 @@ class RequestRetries:
 def _is_temporary(error: RegistryError) -> bool:
     """Returns whether another attempt after this error may succeed."""
     if isinstance(error, Unconfirmed):
-        return not error.is_refusal
+        return not error.is_refusal  # a request without a login is refused again
     return isinstance(error, UpstreamUnavailable | TooManyRequests | PartialLost) and not isinstance(
         error, UpstreamContentInvalid
     )

@@ -4,9 +4,13 @@ A *fill* is the download of one blob. It writes the bytes into a file that all r
 the blob's last byte only after the digest was verified (`registry.mirror.withheld_last_byte`). *Prefetching* starts
 fills for blobs that a client will probably request next.
 
-The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). An upstream is
-*private* in two cases: this registry has a login at the upstream, or clients need a grant for the upstream by name. A
-*grant* is a permission that an administrator of this registry gives.
+Each fill requests the blob from one repository of the upstream. A blob can have two fills: the *shared* fill, which all
+repositories use at first, and the *separate* fill (`registry.mirror.fill.fill`). A client waits for one of them at a
+time.
+
+The *entitlement* of a repository is its right to serve a cached blob (`registry.mirror.entitlement`). A *grant* is a
+permission that an administrator of this registry gives. An upstream is *private* in two cases: this registry has a
+login at the upstream, or clients need a grant that names the upstream.
 """
 
 from __future__ import annotations
@@ -39,18 +43,15 @@ from storage.errors import (
 from storage.interface import BlobReader, Registry
 from storage.names import Digest, RepositoryName
 
-MAX_FILL_ATTEMPTS: Final = 5
-"""Largest number of fills for one request that get bytes with a wrong digest, or stop before they are complete."""
+MAX_FAILED_FILLS: Final = 5
+"""After this number of failed fills, a request ends with an error. A fill counts as failed if its bytes have a wrong
+digest, or if it stops before the blob is complete. Errors of the upstream do not count (`_open_missing`)."""
 START_TIMEOUT_SECONDS: Final = 25.0
 """Longest time from a client's request to the start of the response. It must be less than the 30 s that containerd
 waits for the headers of a response."""
 SILENCE_SECONDS: Final = 8.0
 """Longest time that a client waits for the upstream's response to a fill that requests the blob from another repository
 than the client does. After this time, the client changes to the other fill of the blob.
-
-A blob can have two fills: the *shared* fill, which all repositories use at first, and the *separate* fill
-(`registry.mirror.fill.fill`). Each fill requests the blob from one repository, and a client waits for one fill at a
-time.
 
 The time includes the request for a token. It is longer than a working upstream usually takes to respond, so clients
 rarely change to the separate fill. That is good, because with two fills the upstream may send the bytes twice. The time
@@ -95,8 +96,9 @@ class MirroredBlobs:
         set_cache_state("miss", self._upstream_name)
         size, _ = await self._check_entitlement(repo, digest, deadline)
         if self._entitlement.is_private and (stored_in := await self._entitlement.mount(repo, digest, size)):
-            # If the store can be changed, `mount` has also recorded that `repo` may serve the blob. Later requests for
-            # the blob then do not ask the upstream.
+            # Usually, `stored_in` is `repo`: `mount` has added the blob to `repo`, and recorded that `repo` may serve
+            # it, so that later requests do not ask the upstream. If the store cannot be changed, `stored_in` is another
+            # repository that has the blob.
             with suppress(BlobUnknown):
                 return await self._local.resolve_blob(stored_in, digest)
         return Descriptor(BLOB_TYPE, digest, size, verified=False)
@@ -149,7 +151,7 @@ class MirroredBlobs:
         offsets = span.to_offsets(size) if span else (0, size)
         is_separate = False
         failed_fills = 0
-        while failed_fills < MAX_FILL_ATTEMPTS:
+        while failed_fills < MAX_FAILED_FILLS:
             if (stored := await self._open_stored(repo, digest, size, span)) is not None:
                 return stored
             asked_repo = repo
@@ -158,7 +160,8 @@ class MirroredBlobs:
                     asked_repo = fill.repo
                     self._prefetch.on_missing_blob(repo, digest, manifests)
                     if await self._wait_started(fill, repo, deadline):
-                        # While the reader is open, these pulls count as active, so that their prefetching continues.
+                        # These are the pulls of images that contain the blob. They count as active while the reader is
+                        # open, so that the prefetching for them continues.
                         image_pulls = self._prefetch.pulls_of(digest)
                         return UnverifiedBlobReader(
                             *(fill, offsets, image_pulls), lambda: self._open_stored(repo, digest, size, None)
@@ -168,9 +171,9 @@ class MirroredBlobs:
             except (BlobUnknown, Denied, TooManyRequests, UpstreamUnavailable):
                 if asked_repo == repo or asyncio.get_running_loop().time() >= deadline:
                     raise
-                # The fill requested the blob from another repository, so its failure does not count in `failed_fills`.
-                # Many such repositories may wait for the blob, and each may start a fill before `repo` does. If their
-                # failures counted, they could use up `MAX_FILL_ATTEMPTS`. Only the deadline limits them.
+                # The fill requested the blob from another repository. Its failure does not count in `failed_fills`:
+                # clients of many other repositories may each start a fill before this request does, and all these fills
+                # may fail. Only the deadline limits them.
             except (StorageFull, DataDirectoryReplaced):
                 failed_fills += 1
                 # After DigestInvalid, the client has got no byte, so the loop can try again. `_open_unstored` then

@@ -54,8 +54,8 @@ class Freshness:
         return self._settings.tag_ttl
 
     def age(self, check: UpstreamCheck) -> float:
-        """Returns the seconds since `check`, a recorded answer of the upstream. If the clock was set back by a second
-        or more after the answer, returns infinity, so that the upstream is asked again."""
+        """Returns the seconds since `check`, a recorded answer of the upstream. If the answer lies a second or more in
+        the future, because the clock was set back, returns infinity: the answer then counts as too old."""
         age = self._clock() - check.at
         return age if age > -1.0 else float("inf")
 

@@ -84,7 +84,7 @@ class WorkerReport(BaseModel):
     max_connections: int | None = Field(description="How many connections it accepts at a time")
     answered: int = Field(description="Responses since the start of the process")
     loop_delay: float = Field(description="By how many seconds the event loop was late for this report")
-    read_only: bool = Field(description="The full disk had no room to open the store for writing")
+    read_only: bool = Field(description="The store is open read-only: the disk was too full to open it for writing")
     endpoints: list[EndpointReport]
 
 

@@ -95,9 +95,9 @@ async def repository(request: Request, path: str) -> Response:
     """Shows the tags of a repository, and its description. If the path has a tag or a digest, shows the image or
     artifact instead (`registry.ui.image_page`). For the list of tags, the query can have `q`, a text that the names of
     the tags contain; `sort`, an order of tags, with `-` in front for the reverse order; and `after`, the cursor of a
-    page. Clients can pull some mirrored content under another name than its stored name, such as `ubuntu`. A request
-    with such a name is redirected to the page of the stored name. Raises Unauthorized, NameUnknown,
-    ManifestUnknown."""
+    page. Some mirrored repositories can be requested by a second name: `ubuntu` can mean the stored name
+    `docker.io/library/ubuntu`. A request with such a name is redirected to the page of the stored name. Raises
+    Unauthorized, NameUnknown, ManifestUnknown."""
     name, reference = parse_path(path)
     stored = await readable_repository(caller_of(request), name)
     if stored != name:
@@ -129,12 +129,12 @@ async def _tags_page(request: Request, name: RepositoryName, description: Descri
             upstream=_components(request).naming.upstream_of(name),
             rows=page.items,
             next_after=page.next,
-            is_sorted=page.order == tag_query.order,
+            has_requested_order=page.order == tag_query.order,
             text=text,
             sort=sort,
             sort_links=list(_sort_links(tag_query)),
             is_descending=tag_query.is_descending,
-            most_tags=MAX_REMOVED_TAGS,  # how many tags a visitor can select to remove them
+            max_chosen_tags=MAX_REMOVED_TAGS,  # one removal may name at most this number
             description=description_html(description.html),
             is_description_fully_formatted=description.formatted,
             host=image_host(request),

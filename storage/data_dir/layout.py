@@ -19,7 +19,7 @@
 A *partial blob* is a blob that is still being downloaded. SOURCE is the name of the upstream registry that sends it. If
 the file name would be too long, SOURCE is `@` and a hash of the upstream's name. The GENERATION of an upload session
 grows by 1 each time another request takes the session over. A *lease* is the exclusive right to do some work; a *slot*
-is one of a limited number of permits.
+is one of a limited number of permits. Processes take turns in holding them, which gives the file `turns` its name.
 
 The whole directory lies on one file system, so that a rename moves a file without copying it.
 """
@@ -83,7 +83,7 @@ class Layout:
 
     @property
     def leases(self) -> Path:
-        """The file in which each lease and each slot is a lock on one byte."""
+        """The file `turns`, in which each lease and each slot is a lock on one byte."""
         return self.locks / "turns"
 
     @property

@@ -191,7 +191,7 @@ async def resume(
     stored before a restart of the machine may be unusable. Raises BlobUploadUnknown, and the errors of the checks."""
     claimed = await blobs.take_over(upload, check_before_take_over)
     try:
-        # The row is read after the takeover, because the old owner could change or delete the row before.
+        # The row is read after the takeover, because until then the old owner can change or delete the row.
         row = await metadata.upload(repo, upload)
         session, saved_bytes = await claimed.resume(row.algorithm, checkpoint_of(row)), row.offset
         if row.boot != blobs.boot:  # the machine was restarted, so bytes that the row counts may be lost

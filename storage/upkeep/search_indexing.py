@@ -40,15 +40,20 @@ SLOT: Final = "search index"
 CHECK_SECONDS: Final = 1.0
 """Seconds between two checks for content that is not in the index."""
 CHECKS_BETWEEN_REREADS: Final = 300
-"""Each time the process with the slot has made this number of checks, it reads the manifests again whose labels could
-not be read completely. Each time a process without the slot has made this number of checks, it tries to get the slot,
-even if all content is in the index."""
+"""The process with the slot reads incomplete manifests again each time it has made this number of checks. A manifest is
+*incomplete* if its labels could not be read completely."""
+CHECKS_BETWEEN_SLOT_ATTEMPTS: Final = 300
+"""A process without the slot tries to get the slot each time it has made this number of checks, even if all content is
+in the index. It also tries whenever content is not in the index."""
 PAUSE_SECONDS: Final = 0.005
 """Seconds between two batches, so that a client's change does not wait for many batches."""
 RETRY_SECONDS: Final = 30.0
 """Seconds until a process tries again after an error."""
 MAX_CONFIG_BYTES: Final = 256 * 1024
 """Labels of a larger image config are not in the index."""
+MAX_INLINE_BYTES: Final = UNCHECKED_BYTES
+"""A JSON document of at most this size is parsed on the event loop, because that takes little time. A larger one is
+parsed in a thread."""
 MayRead = Callable[[RepositoryName, Digest], Awaitable[bool]]
 """Returns whether clients may read a stored blob of a repository. A private upstream may have to confirm that first."""
 log = logging.getLogger("storage.search")
@@ -72,8 +77,9 @@ class SearchIndexer:
         self._blobs = blobs
         self._may_read = may_read
         self._labels_by_config: dict[Digest, Mapping[str, str]] = {}
-        """The labels in the configs of the current batch, by the digest of the config. The inner mappings give the line
-        `name=value` of each label by its name. They are kept here because many manifests can have the same config."""
+        """The labels in the configs of the current batch. The key is the digest of a config. The value maps the name of
+        each label in the config to the line `name=value`. Many manifests can have the same config, so that its labels
+        are needed more than once."""
 
     def has_unindexed(self) -> bool:
         """Returns whether there is content that is not in the index. Takes microseconds. Raises StorageFull,
@@ -167,23 +173,22 @@ class SearchIndexer:
             raise BytesMissing(row.place) from error
 
 
-async def _read_lines(document: bytes, *names: str) -> Mapping[str, str]:
+async def _read_lines(document: bytes, *path: str) -> Mapping[str, str]:
     """Returns the labels in a JSON document, as far as they fit into the index: maps the name of each to its line.
-    `names`: the path to the object with the labels, such as `config`, `Labels`. A large document is read in a
-    thread."""
-    if len(document) <= UNCHECKED_BYTES:
-        return _lines_in(document, *names)
-    return await asyncio.to_thread(_lines_in, document, *names)
+    `path`: the keys that lead to the object with the labels, such as `config`, `Labels`."""
+    if len(document) <= MAX_INLINE_BYTES:
+        return _lines_in(document, *path)
+    return await asyncio.to_thread(_lines_in, document, *path)
 
 
-def _lines_in(document: bytes, *names: str) -> Mapping[str, str]:
+def _lines_in(document: bytes, *path: str) -> Mapping[str, str]:
     """Does what `_read_lines` does, but blocks. Returns no labels if the document cannot be parsed."""
     try:
         value = load_bounded(document) if document else None
     except (ValueError, RecursionError):
         return {}
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
     if not isinstance(value, dict):
         return {}
     return _first_lines({name: _line(name, text) for name, text in value.items() if isinstance(text, str)})
@@ -219,7 +224,7 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
     while True:
         pause = RETRY_SECONDS
         try:
-            if checks_without_slot % CHECKS_BETWEEN_REREADS == 0 or _may_have_work(indexer):
+            if checks_without_slot % CHECKS_BETWEEN_SLOT_ATTEMPTS == 0 or _may_have_work(indexer):
                 checks_without_slot = 0
                 async with leases.try_slot(SLOT, count=1) as has_slot:
                     checks = 0
@@ -245,8 +250,8 @@ async def keep_indexed(indexer: SearchIndexer, leases: Leases) -> None:
 
 
 def _may_have_work(indexer: SearchIndexer) -> bool:
-    """Returns whether content is not in the index. Also returns True if the index cannot be read: only the process that
-    gets the slot may build it again."""
+    """Returns whether content is not in the index. Also returns True if the index cannot be read: the caller then tries
+    to get the slot, and only the process that gets the slot builds a damaged index again."""
     try:
         return indexer.has_unindexed()
     except RegistryError:

@@ -105,20 +105,20 @@ async def _watch(upkeep: UpkeepComponents) -> ServerStatus:
 
     from rich.live import Live
 
-    from registry.cli.ops.status_picture import status_picture
+    from registry.cli.ops.status_text import format_status
 
     if not sys.stdout.isatty():
         fail("--watch needs a terminal; with --json it prints a line every second", USAGE_ERROR)
     before = await _read(upkeep)
-    with Live(status_picture(before), console=plain_console(), screen=True, auto_refresh=False) as live:
+    with Live(format_status(before), console=plain_console(), screen=True, auto_refresh=False) as live:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             now = await _read(upkeep)
-            live.update(status_picture(now, before), refresh=True)
+            live.update(format_status(now, before), refresh=True)
             before = now
 
 
 def _print(server_status: ServerStatus) -> None:
-    from registry.cli.ops.status_picture import status_picture
+    from registry.cli.ops.status_text import format_status
 
-    plain_console().print(status_picture(server_status))
+    plain_console().print(format_status(server_status))

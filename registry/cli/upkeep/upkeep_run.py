@@ -2,8 +2,8 @@
 
 In a terminal, a command shows a bar with its progress. With --json it prints JSON objects on stdout, one in each line:
 one for each step, and at the end one with the totals. The key `event` says which step it is; in the last line it is
-`done`. A command that fails or is interrupted prints no line `done`. A command that completes but has found problems
-prints it.
+`done`. A command that completes prints the line `done`, even if it has found problems. A command that fails or is
+interrupted does not.
 """
 
 from __future__ import annotations

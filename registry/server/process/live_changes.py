@@ -1,7 +1,7 @@
 """`LiveChanges`: the queue of the requested reloads and restarts of a server. A *reload* gives the workers a new
-configuration. A *restart* replaces the workers by new processes; this replacement is a *renewal*. If there is a
-`Successor`, a new version of the program takes over before the renewal. The supervisor (the parent process of the
-workers) runs one such change at a time.
+configuration. A *restart* replaces the workers by new processes; this replacement is a *renewal*. If `LiveChanges` was
+created with a `Successor`, a restart first executes a new version of the program, which then does the renewal. The
+supervisor (the parent process of the workers) runs one such change at a time.
 
 If a change of the same kind is waiting already, a request joins that change. So any number of requests during a reload
 leads to exactly one more reload.
@@ -64,7 +64,7 @@ class LiveChanges:
         self._restarts: list[Reply] = []  # for the requests that wait for the next restart
         self._last_request_at = 0.0  # when a change was last requested, in seconds of `time.monotonic`
         self._replies: list[Reply] = []  # for the requests that the running change fulfils
-        self._is_reload = False  # whether the running change is a reload; if none runs, whether the last one was
+        self._is_reload = False  # whether `_start_next` last chose a reload, even if it still waits or was refused
         self._reload: Reload | None = None
         self._check: SuccessorCheck | None = None
         self._renewal: Renewal | None = None
@@ -77,8 +77,8 @@ class LiveChanges:
         self._reloads.append(reply)
 
     def request_restart(self, reply: Reply) -> None:
-        """Queues a restart, which replaces all workers. If there is a `successor`, a new version of the program takes
-        over first. `reply` is called with the outcome of the restart."""
+        """Queues a restart, which replaces all workers. If this object has a `Successor`, a new version of the program
+        takes over first. `reply` is called with the outcome of the restart."""
         self._last_request_at = time.monotonic()
         self._restarts.append(reply)
 

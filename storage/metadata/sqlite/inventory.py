@@ -131,10 +131,10 @@ class SqliteInventory:
 
     def open_uploads(self) -> OpenUploads:
         """Counts the upload sessions and the bytes that they have received."""
-        count, received, oldest = self._db.execute(
+        count, received, idle_since = self._db.execute(
             "SELECT count(*), coalesce(sum(offset), 0), min(touched) FROM upload"
         ).get
-        return OpenUploads(count, received, oldest)
+        return OpenUploads(count, received, idle_since)
 
     def plan_removal(self, repo: RepositoryName, reference: Reference) -> RemovalPlan:
         """Plans the removal of a tag, or of a manifest by its digest. Changes nothing.

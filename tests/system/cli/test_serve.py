@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from registry import __version__
-from registry.cli.server_preparation import InsecureOpenError, check_insecure_open
+from registry.cli.server_preparation import OpenToEveryoneError, check_open_to_everyone
 from registry.config import Settings
 from storage.access import AccountKind, AccountName
 from storage.composition import open_accounts, prepare_data_dir
@@ -103,8 +103,8 @@ def test_when_an_open_registry_is_refused(
     external logins."""
     settings = Settings.model_validate({**values, "insecure_open": insecure})
     allowed = not reachable or requires_login or insecure
-    with nullcontext() if allowed else pytest.raises(InsecureOpenError, match="there are no accounts: add one"):
-        check_insecure_open(settings, bound_to_loopback=loopback, requires_login=requires_login)
+    with nullcontext() if allowed else pytest.raises(OpenToEveryoneError, match="there are no accounts: add one"):
+        check_open_to_everyone(settings, bound_to_loopback=loopback, requires_login=requires_login)
 
 
 def test_start_behind_a_proxy_without_accounts(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Deleted manifests that can still be put back (table `deleted_manifest`).
 
-A `KeptManifest` has the body of such a manifest. A `DeletedManifest` is an entry in a list of such manifests, without
-the body. Functions that change something run inside a transaction that the caller commits. `repository` is the row id
-of a repository. Times are seconds since 1970. A function with the parameter `before` reads or removes only manifests
-that were deleted at this time or earlier.
+A `DeletedManifestContent` has the body of such a manifest. A `DeletedManifest` is an entry in a list of such manifests,
+without the body. Functions that change something run inside a transaction that the caller commits. `repository` is the
+row id of a repository. Times are seconds since 1970. A function with the parameter `before` reads or removes only
+manifests that were deleted at this time or earlier.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SELECT repository, digest, '', octet_length(body), deleted FROM deleted_manifest
  WHERE repository = ? AND deleted <= ? ORDER BY deleted LIMIT ?"""
 
 
-class KeptManifest(NamedTuple):
+class DeletedManifestContent(NamedTuple):
     """A deleted manifest with its body, and the time at which it was pushed."""
 
     manifest: Manifest
@@ -54,13 +54,13 @@ def forget(db: apsw.Connection, repository: int, digest: Digest) -> None:
     db.execute("DELETE FROM deleted_manifest WHERE repository = ? AND digest = ?", (repository, digest))
 
 
-def find(db: apsw.Connection, repository: int, digest: Digest) -> KeptManifest | None:
+def find(db: apsw.Connection, repository: int, digest: Digest) -> DeletedManifestContent | None:
     """Returns a deleted manifest; None if it is not kept."""
     row: Any = db.execute(
         "SELECT body, media_type, pushed FROM deleted_manifest WHERE repository = ? AND digest = ?",
         (repository, digest),
     ).get
-    return None if row is None else KeptManifest(Manifest(row[0], row[1], digest), row[2])
+    return None if row is None else DeletedManifestContent(Manifest(row[0], row[1], digest), row[2])
 
 
 def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int) -> list[Digest]:
@@ -76,8 +76,8 @@ def referrers(db: apsw.Connection, repository: int, subject: Digest, limit: int)
 def oldest(
     db: apsw.Connection, before: float, limit: int, after: DeletedManifest | None = None
 ) -> list[DeletedManifest]:
-    """Returns at most `limit` manifests that were deleted at `before` or earlier, the oldest first. The list begins
-    after the manifest `after` (None: at its beginning)."""
+    """Returns at most `limit` manifests that were deleted at `before` or earlier, in the order of their deletion.
+    `after`: only manifests that follow this one in that order; None: from the first one on."""
     position = (after.deleted, after.repository, after.digest) if after else (float("-inf"), 0, "")
     return _rows(db, _OLDEST, before, *position, limit)
 

@@ -4,11 +4,13 @@
 A *scope* is such a set of repositories (`storage.usage`). A repository that belongs to a scope is a *member*. A *link*
 is a row that lets a repository serve a blob. Triggers in the migrations keep the counts exact, and refuse blobs and
 tags that exceed a quota. The functions here define the scopes, count the content that was stored before a scope was
-defined, and find the quota that refused a change. While they count the scope of an upstream, they also add its
-manifests to `cached_manifest`, the table of the candidates for eviction. Each function that changes something runs
-inside a transaction that the caller commits. It changes a bounded number of rows.
+defined, and find the quota that refused a change. Each function that changes something runs inside a transaction that
+the caller commits. It changes a bounded number of rows.
 
-A row of `usage_member` says how much of a member is counted. `links_to`: row id of the last blob whose link is counted.
+A scope can consist of all mirrored repositories of one upstream. While the functions count such a scope, they also add
+the manifests of its members to `cached_manifest`, the table of the candidates for eviction.
+
+A row of `usage_member` says up to where a member is counted. `links_to`: row id of the last blob whose link is counted.
 `tags_to`: name of the last tag that is counted. `manifests_to`: row id of the last manifest that was added to
 `cached_manifest`. NULL in one of these columns: nothing is left to count or to add.
 """
@@ -28,8 +30,9 @@ _HIGHEST_INTEGER: Final = 2**63 - 1
 """Largest integer of SQLite."""
 BATCH_ROWS: Final = 500
 """Largest number of rows that one transaction deletes, or that one call of `_count_member` counts. A transaction calls
-`_count_member` until its rows, and `_COUNT_CALL_COST` for each call, add up to this number. So it counts fewer than
-twice this number of rows."""
+`_count_member` until the cost of the calls reaches this number. A call costs `_COUNT_CALL_COST`, plus 1 for each row
+that it counts. So all calls before the last one count fewer rows than this number, and the transaction counts fewer
+than twice this number."""
 _REPOSITORIES_PER_BATCH: Final = 2000
 """Number of repositories whose names one transaction compares with the prefixes of a scope."""
 _COUNT_CALL_COST: Final = 5
@@ -162,18 +165,19 @@ def _count_member(
     manifests_to: int | None,
 ) -> int:
     """Counts the next links or tags of a member, or else adds its next manifests to `cached_manifest`, at most
-    `BATCH_ROWS`. Returns the number of these rows. `links_to`, `tags_to`, `manifests_to`: the last link, tag and
-    manifest that earlier calls counted; None: all were counted."""
+    `BATCH_ROWS`. Returns the number of these rows. `links_to`, `tags_to`: the last link and the last tag that earlier
+    calls counted. `manifests_to`: the last manifest that earlier calls added. None: nothing is left to count or to
+    add."""
     column: str
-    last_counted: int | str | None
+    last_done: int | str | None
     if links_to is not None:
-        column, (last_counted, rows) = "links_to", _count_links(db, scope, repository, links_to)
+        column, (last_done, rows) = "links_to", _count_links(db, scope, repository, links_to)
     elif tags_to is not None:
-        column, (last_counted, rows) = "tags_to", _count_tags(db, scope, repository, tags_to)
+        column, (last_done, rows) = "tags_to", _count_tags(db, scope, repository, tags_to)
     else:
-        column, (last_counted, rows) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
+        column, (last_done, rows) = "manifests_to", _add_manifests(db, upstream, repository, manifests_to or 0)
     db.execute(
-        f"UPDATE usage_member SET {column} = ? WHERE repository = ? AND scope = ?", (last_counted, repository, scope)
+        f"UPDATE usage_member SET {column} = ? WHERE repository = ? AND scope = ?", (last_done, repository, scope)
     )
     return rows
 

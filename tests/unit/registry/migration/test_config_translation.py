@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli.server_preparation import InsecureOpenError, check_insecure_open
+from registry.cli.server_preparation import OpenToEveryoneError, check_open_to_everyone
 from registry.config import Settings
 from registry.config.field_types import MAX_DURATION_SECONDS
 from registry.config.settings_sources import load_settings
@@ -83,9 +83,9 @@ def load(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Settings
 
 
 def check_open(settings: Settings) -> None:
-    """Raises InsecureOpenError if a registry without accounts that listens on a loopback address does not start with
+    """Raises OpenToEveryoneError if a registry without accounts that listens on a loopback address does not start with
     these settings."""
-    check_insecure_open(settings, bound_to_loopback=True, requires_login=False)
+    check_open_to_everyone(settings, bound_to_loopback=True, requires_login=False)
 
 
 def comments(text: str) -> dict[str, str]:
@@ -183,7 +183,7 @@ def test_open_registry_behind_a_proxy_says_what_to_do(
     """The old registry has no logins, and a proxy on its machine passes requests on to it. The server does not start
     with the translated settings. A comment below `public_url` says what to do, and the line that it names helps."""
     text = translate(f"version: 0.1\nhttp: {{{address}host: 'https://registry.example.com'}}", {})
-    with pytest.raises(InsecureOpenError):
+    with pytest.raises(OpenToEveryoneError):
         check_open(load(tmp_path, text, monkeypatch))
     lines = text.splitlines()
     start = lines.index('public_url = "https://registry.example.com"')

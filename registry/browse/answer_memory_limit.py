@@ -1,4 +1,4 @@
-"""`AnswerMemory`: limits the memory of a process for answers that send a manifest or config byte for byte.
+"""`AnswerMemoryLimit`: limits the memory of a process for answers that send a manifest or config byte for byte.
 
 Such an answer stays in memory until its client has received it. A *visitor* is an account or, for clients without a
 login, the network of the client's IP address. Two rules keep one visitor, or a few slow clients, from using up the
@@ -41,9 +41,9 @@ class _HeldAnswer:
     end: Callable[[], None]
 
 
-class AnswerMemory:
-    """The memory of one process: at most `size` bytes for all answers together. As in every `MemoryBudget`, only
-    answers of up to 64 KiB may use the last quarter of it."""
+class AnswerMemoryLimit:
+    """Limits the memory of one process: all answers together have at most `size` bytes. As in every `MemoryBudget`,
+    only answers of up to 64 KiB may use the last quarter of it."""
 
     def __init__(self, size: int) -> None:
         self.size = size

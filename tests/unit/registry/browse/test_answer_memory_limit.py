@@ -9,8 +9,8 @@ import pytest
 
 from registry.admin.archive_response import HeldResponse, ResponseCutOff
 from registry.asgi import Message
-from registry.browse import answer_memory
-from registry.browse.answer_memory import AnswerMemory
+from registry.browse import answer_memory_limit
+from registry.browse.answer_memory_limit import AnswerMemoryLimit
 from registry.log_output import was_logged
 from registry.memory_budget import MIB
 from storage.errors import TooManyRequests
@@ -22,7 +22,7 @@ SCOPE = {"type": "http"}
 class SlowClients:
     """Clients that receive the start of their responses, and no more before `finish` is set."""
 
-    def __init__(self, memory: AnswerMemory) -> None:
+    def __init__(self, memory: AnswerMemoryLimit) -> None:
         self.finish = asyncio.Event()
         self.requests: list[asyncio.Task[None]] = []
         self._memory = memory
@@ -52,7 +52,7 @@ async def never() -> Message:
     raise AssertionError("a response receives nothing")
 
 
-async def ask(memory: AnswerMemory, visitor: str, size: int = MIB) -> None:
+async def ask(memory: AnswerMemoryLimit, visitor: str, size: int = MIB) -> None:
     """Sends a response of `size` bytes to a fast client. Raises TooManyRequests if it is refused."""
 
     async def send(message: Message) -> None:
@@ -64,7 +64,7 @@ async def ask(memory: AnswerMemory, visitor: str, size: int = MIB) -> None:
 async def test_answers_count_until_they_are_sent() -> None:
     """The bytes of an answer count until its client has received them. If too little memory is left, a further answer
     is refused, with a time to wait."""
-    memory = AnswerMemory(16 * MIB)
+    memory = AnswerMemoryLimit(16 * MIB)
     clients = SlowClients(memory)
     for number in range(12):  # the last quarter is for small answers
         await clients.request(f"visitor {number}")
@@ -80,7 +80,7 @@ async def test_answers_count_until_they_are_sent() -> None:
 async def test_one_visitor_gets_a_part_of_the_memory() -> None:
     """The answers of one visitor together get a quarter of the memory. So others get theirs, however slowly one visitor
     receives. A single answer may be larger than this part."""
-    memory = AnswerMemory(16 * MIB)
+    memory = AnswerMemoryLimit(16 * MIB)
     clients = SlowClients(memory)
     for _ in range(4):
         await clients.request("bob")
@@ -100,7 +100,7 @@ async def test_a_slow_answer_ends_when_another_is_refused(
     for the refused one. The next attempt succeeds. If the visitor has used up its own part, only its own answers end.
     Each end is logged in one line, and not once more by the server."""
     caplog.set_level(logging.INFO)
-    memory = AnswerMemory(8 * MIB)
+    memory = AnswerMemoryLimit(8 * MIB)
     clients = SlowClients(memory)
     first = await clients.request("dave", MIB)
     oldest, *others = [await clients.request(name, MIB) for name in ("bob", "bob", "eve", "eve", "fred")]
@@ -108,7 +108,7 @@ async def test_a_slow_answer_ends_when_another_is_refused(
         await ask(memory, visitor)
     await asyncio.sleep(0)
     assert not any(request.done() for request in clients.requests)
-    monkeypatch.setattr(answer_memory, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(answer_memory_limit, "SLOW_SECONDS", 0.0)
     with pytest.raises(TooManyRequests) as refused:
         await ask(memory, visitor)
     assert refused.value.retry_after == 1
@@ -126,7 +126,7 @@ async def test_a_slow_answer_ends_when_another_is_refused(
 async def test_an_answer_that_fails_leaves_no_bytes() -> None:
     """If a response cannot be sent, or is cancelled, its bytes no longer count. A TimeoutError of the connection is not
     taken for the end of a slow answer."""
-    memory = AnswerMemory(8 * MIB)
+    memory = AnswerMemoryLimit(8 * MIB)
 
     async def send(message: Message) -> None:
         raise TimeoutError("the connection timed out")
@@ -145,7 +145,7 @@ async def test_the_api_counts_manifests_and_configs_for_their_account(site: Site
     """A manifest or a config in a response of the API counts for the account that requests it. Another account gets
     its response while the part of the first account is used up."""
     await site.image("v1")
-    memory = site.app.app.service.access.management.browser.answer_memory  # type: ignore[union-attr]
+    memory = site.app.app.service.access.management.browser.answer_memory_limit  # type: ignore[union-attr]
     path = f"{APP}/manifests/v1/{kind}"
     async with memory.hold("account puller", memory.size // 4):
         assert (await site.get(path)).status == 429

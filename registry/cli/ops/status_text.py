@@ -16,7 +16,7 @@ _MAX_ROWS = 10
 """Largest number of rows in the table of downloads, and in the table of jobs."""
 
 
-def status_picture(status: ServerStatus, before: ServerStatus | None = None) -> RenderableType:
+def format_status(status: ServerStatus, before: ServerStatus | None = None) -> RenderableType:
     """Returns the status as text and tables. `before`: an earlier status, from which the rate of requests is computed;
     None: the text shows no rate."""
     parts: list[RenderableType] = [_headline(status, before), Text(_disk_line(status))]
@@ -94,7 +94,8 @@ def _upstreams(status: ServerStatus) -> Table | None:
 
 
 def _endpoint_state(endpoint: EndpointStatus) -> tuple[str, bool]:
-    """Returns the state of an endpoint in words, and whether the endpoint has failed."""
+    """Returns the state of an endpoint in words, and whether the endpoint has failed. In the status, `retry_in` is a
+    number of seconds, and `failing_in` a number of workers."""
     if endpoint.breaker == "open":
         wait = "" if endpoint.retry_in is None else f", tried again in {endpoint.retry_in:.0f} s"
         return f"left alone after failures{wait}", True
