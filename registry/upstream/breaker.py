@@ -70,8 +70,8 @@ class Breaker:
         While the breaker is closed, failures of requests that run at the same time count as one, because one outage
         makes all of them fail. So a failure is not counted if its request started before the last counted failure.
 
-        While the breaker is tripped, each failed trial counts, even if trials run at the same time. Only a failure is
-        not counted whose request started before the breaker opened."""
+        While the breaker is tripped, each failed trial counts, even if trials run at the same time. The only failures
+        that do not count are those of requests that started before the breaker opened."""
         counted_since = self._opened_at if self.is_tripped else self._failed_at
         # If `counted_since` is later than now, the clock was set back, and the failure is counted.
         if started_at < counted_since <= self._clock():

@@ -221,7 +221,7 @@ class SqliteMetadata:
 
         - `condition` does not hold for the first tag.
         - One of the tags is immutable and points at another manifest.
-        - The manifest is stored with another media type, and an immutable tag needs it (see `_needing_tags_lock`).
+        - The manifest is stored already with another media type, and an immutable tag needs it (`_needing_tags_lock`).
         - The repository lacks content that the manifest refers to, and `sparse` is false."""
         now = self._clock()
         put = partial(manifest_and_tag_changes.put_manifest, repo=repo, manifest=manifest, tags=tags, by=by, now=now)
